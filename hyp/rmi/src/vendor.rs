@@ -1,0 +1,66 @@
+//! Undercroft's own calls: vendor-specific hypervisor service range, SMC64
+//! (0xC600_0000 and up). X0 of a result is a packed [`crate::Status`].
+
+/// `VERSION()`: X1 = [`VERSION_1_0`]. Says that this is Undercroft.
+pub const VERSION: u64 = 0xC600_0000;
+/// What [`VERSION`] answers: "UC" above the major and minor number.
+pub const VERSION_1_0: u64 = 0x5543_0001_0000;
+/// `FEATURES()`: X1 = [`crate::feature::VendorFeatures`].
+pub const FEATURES: u64 = 0xC600_0001;
+/// `MEMORY_RANGE(index)`: X1 base, X2 size in bytes, X3 [`RangeKind`] of the
+/// index-th range of RAM that is taken already. `ERROR_INPUT` past the last.
+pub const MEMORY_RANGE: u64 = 0xC600_0002;
+/// `LOG(level, pa, length)`: writes one line of UTF-8 (at most
+/// [`LOG_LINE_MAX`] bytes, no newline, inside one granule of the host's memory)
+/// to the log with EL2's own, under one lock. `level`: 1 error to 5 trace.
+pub const LOG: u64 = 0xC600_0003;
+/// Longest line that [`LOG`] takes, in bytes.
+pub const LOG_LINE_MAX: u64 = 256;
+/// `SET_SPI(rd, intid, level)`: drives the input line of a guest's SPI (32 and
+/// up) to 0 or 1. A vCPU that runs elsewhere takes it at once; for one that
+/// does not run, its last PE is sent the SGI [`KICK_SGI`].
+pub const SET_SPI: u64 = 0xC600_0004;
+/// `REC_PENDING(rec)`: X1 = 1 if the vCPU has an interrupt that would wake it
+/// from WFI, or a timer that has fired.
+pub const REC_PENDING: u64 = 0xC600_0005;
+/// `REC_HISTORY(rec, pa)`: writes the vCPU's last exits, those that EL2 served
+/// too, to the start of a granule of the host's memory: X1 = count, oldest first,
+/// as [`Exit`]. Plain guests only.
+pub const REC_HISTORY: u64 = 0xC600_0006;
+/// `KICK(rec)`: makes the vCPU exit to the host (reason IRQ) if it runs.
+pub const KICK: u64 = 0xC600_0007;
+
+/// The SGI by which EL2 wakes a PE: it tells a host that runs there that a
+/// vCPU it left waiting may have work. The host leaves this SGI enabled.
+pub const KICK_SGI: u32 = 8;
+
+/// What a range of [`MEMORY_RANGE`] is taken by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum RangeKind {
+    /// EL2's image, tables and stacks: absent from the host's stage 2.
+    Hypervisor = 1,
+    /// The host's own image, as EL2 placed it.
+    HostImage = 2,
+}
+
+/// One entry of [`REC_HISTORY`].
+#[derive(
+    Clone, Copy, Debug, Default, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable,
+)]
+#[repr(C)]
+pub struct Exit {
+    /// Physical counter when it happened.
+    pub time: u64,
+    /// ESR_EL2; all ones for an IRQ.
+    pub esr: u64,
+    /// ELR_EL2.
+    pub elr: u64,
+    /// FAR_EL2.
+    pub far: u64,
+    /// Faulting IPA, 0 where the exit has none.
+    pub ipa: u64,
+}
+
+/// Exits that EL2 remembers for each vCPU.
+pub const HISTORY_LEN: usize = 8;
