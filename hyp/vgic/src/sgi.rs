@@ -1,0 +1,62 @@
+//! Software-generated interrupts: `ICC_SGI<n>R_EL1`, which hardware traps.
+
+use crate::intid::{Affinity, bits};
+use crate::signal::Place;
+use crate::{VcpuSet, Vgic};
+
+/// The register by which a guest sends an SGI.
+///
+/// With one Security state `ICC_SGI1R_EL1` sends SGIs of either group, as the
+/// target has them configured; the other two send those of Group 0 alone
+/// (IHI0069, "Forwarding an SGI to a target PE").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SgiRegister {
+    /// `ICC_SGI0R_EL1`
+    Sgi0,
+    /// `ICC_SGI1R_EL1`
+    Sgi1,
+    /// `ICC_ASGI1R_EL1`
+    Asgi1,
+}
+
+/// `IRM`: to all but the sender.
+const IRM: u64 = 1 << 40;
+
+impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
+    /// Sends the SGI that `value` asks for, by the vCPU `from`. Targets that do
+    /// not exist are ignored, as a GIC does.
+    pub fn send_sgi(&mut self, from: usize, register: SgiRegister, value: u64) {
+        let sgi = (value >> 24) as usize & 0xf;
+        if value & IRM != 0 {
+            for vcpu in 0..self.vcpus.count() {
+                if vcpu != from {
+                    self.pend_sgi(vcpu, register, sgi);
+                }
+            }
+            return;
+        }
+        // Aff3, Aff2 and Aff1 name the cluster, RS which 16 of its PEs.
+        let cluster = Affinity::new(
+            (value >> 48) as u8,
+            (value >> 32) as u8,
+            (value >> 16) as u8,
+            (value >> 40) as u8 & 0xf0,
+        );
+        for bit in bits(value as u32 & 0xffff) {
+            let target = Affinity::from_bits(cluster.bits() | bit as u32);
+            if let Some(vcpu) = self.vcpus.find(target) {
+                self.pend_sgi(vcpu, register, sgi);
+            }
+        }
+    }
+
+    fn pend_sgi(&mut self, vcpu: usize, register: SgiRegister, sgi: usize) {
+        let place = Place::Private(vcpu);
+        if let Some(bank) = self.bank(place)
+            && (register == SgiRegister::Sgi1 || !bank.is_group1(sgi))
+        {
+            bank.set_pending(1 << sgi);
+            self.notify(place, 1 << sgi);
+        }
+    }
+}
