@@ -1,1 +1,48 @@
-//! Placeholder.
+//! arm64 translation tables: stage 2 of guests, and EL2's own stage 1.
+//!
+//! See the README for how a hypervisor uses it.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[macro_use]
+#[cfg_attr(not(feature = "mutants"), doc(hidden))]
+pub mod mutants;
+
+mod addr;
+mod attrs;
+mod contiguous;
+mod el2;
+mod errata;
+mod error;
+mod format;
+mod geometry;
+mod granule;
+mod maintenance;
+mod map;
+mod mem;
+mod plan;
+mod rtt;
+mod stage2;
+mod sync;
+mod tree;
+mod unmap;
+
+#[cfg(test)]
+mod testing;
+
+pub use addr::{InputAddress, Ipa, Level, Pa, Va, Vmid};
+pub use attrs::{Access, Age, Attrs, Device, Dirty, Execute, Memory, Share};
+pub use el2::{El2Access, El2Attrs, El2Config, El2Geometry, El2Map, El2Memory, El2Range};
+pub use errata::{ERRATA, Errata, Erratum};
+pub use error::{Budget, Error, Stopped};
+pub use format::{Annotation, Entry};
+pub use geometry::{ConfigError, Features, Geometry, OaForm, Shape, Stage2Config, Start};
+pub use granule::Granule;
+pub use maintenance::{Barrier, CacheOp, Maintenance, Tlbi, TlbiKind};
+pub use mem::TableMem;
+pub use plan::RUNS;
+pub use rtt::{ChangeDestroyed, Fill, Removed, Ripas, Rtt, RttEntry, RttError, RttState};
+pub use stage2::{Caches, Found, Leaves, Map, Stage2};
+pub use sync::Synced;
+pub use tree::{Counting, Over};
+pub use unmap::{Ignore, LeafSink, Partial, RemovedLeaf};

@@ -1,0 +1,119 @@
+//! A map from address ranges to values, with a default for the rest.
+
+use std::collections::BTreeMap;
+
+/// Disjoint half-open ranges with equal neighbours merged.
+#[derive(Clone, Debug, Default)]
+pub struct RangeMap<V> {
+    /// Start → (end, value); the default value is never stored.
+    map: BTreeMap<u64, (u64, V)>,
+}
+
+impl<V: Copy + PartialEq + Default> RangeMap<V> {
+    /// The value at `at`.
+    pub fn get(&self, at: u64) -> V {
+        match self.map.range(..=at).next_back() {
+            Some((_, &(end, value))) if at < end => value,
+            _ => V::default(),
+        }
+    }
+
+    /// Sets `[lo, hi)`.
+    pub fn set(&mut self, lo: u64, hi: u64, value: V) {
+        if lo >= hi {
+            return;
+        }
+        let (mut lo, mut hi) = (lo, hi);
+        // Cut a range that begins before and reaches in.
+        if let Some((&start, &(end, old))) = self.map.range(..lo).next_back()
+            && end > lo
+        {
+            self.map.insert(start, (lo, old));
+            if end > hi {
+                self.map.insert(hi, (end, old));
+            }
+        }
+        // Drop what lies inside, keeping the tail of the last.
+        while let Some((&start, &(end, old))) = self.map.range(lo..hi).next() {
+            self.map.remove(&start);
+            if end > hi {
+                self.map.insert(hi, (end, old));
+            }
+        }
+        if value == V::default() {
+            return;
+        }
+        if let Some((&start, &(end, old))) = self.map.range(..lo).next_back()
+            && end == lo
+            && old == value
+        {
+            self.map.remove(&start);
+            lo = start;
+        }
+        if let Some(&(end, old)) = self.map.get(&hi)
+            && old == value
+        {
+            self.map.remove(&hi);
+            hi = end;
+        }
+        self.map.insert(lo, (hi, value));
+    }
+
+    /// The ranges over `[lo, hi)` that differ from the default, clipped.
+    pub fn iter(&self, lo: u64, hi: u64) -> impl Iterator<Item = (u64, u64, V)> + '_ {
+        let first = self
+            .map
+            .range(..lo)
+            .next_back()
+            .filter(|(_, (end, _))| *end > lo)
+            .map_or(lo, |(&start, _)| start);
+        self.map
+            .range(first..hi.max(first))
+            .map(move |(&start, &(end, value))| (start.max(lo), end.min(hi), value))
+    }
+
+    /// True if all of `[lo, hi)` has `value`.
+    pub fn covers(&self, lo: u64, hi: u64, value: V) -> bool {
+        let mut at = lo;
+        for (start, end, found) in self.iter(lo, hi) {
+            if found != value || start > at {
+                return false;
+            }
+            at = end;
+        }
+        at >= hi
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agrees_with_an_array() {
+        let mut map = RangeMap::default();
+        let mut array = [0u8; 64];
+        let mut seed = 1u64;
+        let mut next = |n: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % n
+        };
+        for _ in 0..20_000 {
+            let (a, b, v) = (next(65), next(65), next(3) as u8);
+            map.set(a, b, v);
+            if a < b {
+                array[a as usize..b as usize].fill(v);
+            }
+            let at = next(64);
+            assert_eq!(map.get(at), array[at as usize]);
+            let (lo, hi) = (next(64), next(64));
+            if lo < hi {
+                let part = &array[lo as usize..hi as usize];
+                let total: u64 = map.iter(lo, hi).map(|(s, e, _)| e - s).sum();
+                let full = part.iter().filter(|x| **x != 0).count() as u64;
+                assert_eq!(total, full);
+                assert_eq!(map.covers(lo, hi, 1), part.iter().all(|x| *x == 1));
+            }
+        }
+    }
+}

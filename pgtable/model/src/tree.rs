@@ -1,0 +1,808 @@
+//! Descriptors of live trees: what each store means, and whether it may be.
+//!
+//! A table page is *linked* once a walker can reach it from an installed root.
+//! Stores to pages that are not linked are free. When a valid entry goes, its
+//! whole subtree is *detached*: walkers may stay inside until the removal is
+//! clean, so its entries stay frozen and its pages may not be freed.
+
+use crate::check::Stored;
+use crate::descriptor::{AF, Attrs, BadDesc, DBM, Desc, Memory, NT};
+use crate::event::How;
+use crate::machine::{Machine, Pending, Table, Verdict};
+use crate::mem::{Owner, Use};
+use crate::shape::{Regime, Shape};
+use crate::unclean::{Progress, Run, Was};
+use crate::violation::Kind;
+
+/// Bits of a leaf that are neither address nor attribute to the TLB.
+const AF_ONLY: u64 = AF;
+
+/// A subtree to visit: table, level, first input address.
+type Visit = (u64, i8, u64);
+
+impl Machine {
+    /// The linked or detached table that holds the word at `pa`.
+    pub(crate) fn table_of(&self, pa: u64) -> Option<Table> {
+        self.sizes.iter().find_map(|&size| {
+            let base = pa & !(size - 1);
+            let table = self.tables.get(&base)?;
+            (pa < base + table.entries * 8).then_some(*table)
+        })
+    }
+
+    pub(crate) fn shape_of(&self, tree: u32) -> Shape {
+        self.trees[tree as usize].shape
+    }
+
+    /// True if no walker can be inside the tree, nor any TLB know of it.
+    pub(crate) fn dead(&self, tree: u32) -> bool {
+        let t = &self.trees[tree as usize];
+        t.installed == 0
+            && t.contexts
+                .iter()
+                .all(|&c| self.contexts[c as usize].cached == 0)
+    }
+
+    /// Forgets a tree that is dead: its pages are plain memory again.
+    pub(crate) fn retire(&mut self, tree: u32) {
+        self.tables.retain(|_, t| t.tree != tree);
+        self.outputs.retain(|&(_, t), _| t != tree);
+        let contexts = self.trees[tree as usize].contexts.clone();
+        for c in contexts {
+            self.contexts[c as usize].unclean.clear();
+        }
+        self.trees[tree as usize].retired = true;
+        for pe in &mut self.pes {
+            // A PE with another tree installed keeps it; this one had none.
+            if pe.stage2.is_some_and(|(t, _)| t == tree) {
+                pe.stage2 = None;
+            }
+        }
+    }
+
+    /// A word was stored: judges it if a walker may read it.
+    pub(crate) fn stored(&mut self, s: Stored) -> Verdict {
+        if self.tables.is_empty() {
+            return Ok(());
+        }
+        let Some(table) = self.table_of(s.pa) else {
+            return Ok(());
+        };
+        if self.dead(table.tree) {
+            self.retire(table.tree);
+            return Ok(());
+        }
+        let shape = self.shape_of(table.tree);
+        if table.tag != 0 {
+            return self.stored_detached(&table, &shape, s);
+        }
+        self.stats.live_stores += 1;
+        let now = self.now;
+        self.pes[usize::from(now)].pending.push(Pending {
+            pa: s.pa,
+            old: s.old,
+            local: false,
+        });
+        let index = (s.pa - table.base) / 8;
+        let ia = table.ia + (index << shape.shift(table.level));
+        self.transition(&table, &shape, ia, s).map_err(|mut v| {
+            v.pa.get_or_insert(s.pa);
+            v.ia.get_or_insert(ia);
+            v.level.get_or_insert(table.level);
+            v
+        })
+    }
+
+    /// A store into a table that was unlinked.
+    fn stored_detached(&mut self, table: &Table, shape: &Shape, s: Stored) -> Verdict {
+        if self.walkers_gone(table) {
+            self.tables.remove(&table.base);
+            return Ok(());
+        }
+        if shape.decode(table.level, s.new) == Desc::Invalid {
+            // Walkers may see it or not; what they had is unclean already. The
+            // table is no longer what it was, though: it cannot be put back.
+            let mut touched = *table;
+            touched.entries = table.entries;
+            self.tables.insert(table.base, touched);
+            return Ok(());
+        }
+        if s.old == s.new {
+            return Ok(());
+        }
+        let index = (s.pa - table.base) / 8;
+        let mut v = self.violation(
+            Kind::FrozenChildWritten,
+            "the table was unlinked, but walkers may still be inside",
+        );
+        v.pa = Some(s.pa);
+        v.ia = Some(table.ia + (index << shape.shift(table.level)));
+        v.level = Some(table.level);
+        Err(v)
+    }
+
+    /// True if no walk-cache entry can lead into a detached table any more.
+    pub(crate) fn walkers_gone(&self, table: &Table) -> bool {
+        let tree = &self.trees[table.tree as usize];
+        !tree.contexts.iter().any(|&c| {
+            self.contexts[c as usize]
+                .unclean
+                .overlapping(table.ia, table.ia + 1)
+                .any(|(class, _, _, _)| class.0 == Was::Table && class.1 < table.level)
+        })
+    }
+
+    fn transition(&mut self, table: &Table, shape: &Shape, ia: u64, s: Stored) -> Verdict {
+        let level = table.level;
+        let (old, new) = (shape.decode(level, s.old), shape.decode(level, s.new));
+        if let (Desc::Leaf(_), true) = (old, shape.hd)
+            && s.old & DBM != 0
+            && !s.how.atomic()
+        {
+            return self.fail(
+                Kind::PlainWriteRace,
+                "hardware may set the dirty state between load and store",
+            );
+        }
+        if let Desc::Bad(why) = new {
+            return self.bad_descriptor(why, s.new);
+        }
+        match (old, new) {
+            (Desc::Invalid | Desc::Bad(_), Desc::Invalid) => Ok(()),
+            (Desc::Invalid | Desc::Bad(_), Desc::Leaf(oa)) => {
+                self.make_leaf(table, shape, ia, oa, s.new)
+            }
+            (Desc::Invalid | Desc::Bad(_), Desc::Table(next)) => {
+                self.make_table(table, shape, ia, next, s.how)
+            }
+            (Desc::Leaf(oa), Desc::Invalid) => {
+                self.break_leaf(table, shape, ia, oa, s.old, 0);
+                Ok(())
+            }
+            (Desc::Table(next), Desc::Invalid) => {
+                self.break_table(table, shape, ia, next, s.old);
+                Ok(())
+            }
+            (Desc::Leaf(from), Desc::Leaf(to)) => self.change_leaf(table, shape, ia, s, from, to),
+            (Desc::Table(from), Desc::Table(to)) => {
+                let controls = shape.table_controls(s.old) ^ shape.table_controls(s.new);
+                if from == to && controls == 0 {
+                    return Ok(());
+                }
+                self.fail(
+                    Kind::ValidToValidNeedsBbm,
+                    "a table descriptor was replaced by another",
+                )
+            }
+            (Desc::Leaf(oa), Desc::Table(next)) => {
+                if !self.cacheable(table.tree, level, ia, s.old, shape) {
+                    self.break_leaf(table, shape, ia, oa, s.old, 0);
+                    return self.make_table(table, shape, ia, next, s.how);
+                }
+                let allowed = self.features.bbm >= 2
+                    || self.features.bbm == 1 && s.old & NT != 0;
+                if allowed && self.maps_alike(table, shape, oa, s.old, next) {
+                    self.make_table(table, shape, ia, next, s.how)?;
+                    self.break_leaf(table, shape, ia, oa, s.old, 0);
+                    return Ok(());
+                }
+                self.fail(
+                    Kind::ValidToValidNeedsBbm,
+                    "a live block was replaced by a table",
+                )
+            }
+            (Desc::Table(next), Desc::Leaf(oa)) => {
+                let allowed = self.features.bbm >= 2
+                    || self.features.bbm == 1 && s.new & NT != 0;
+                if allowed && self.maps_alike(table, shape, oa, s.new, next) {
+                    self.break_table(table, shape, ia, next, s.old);
+                    return self.make_leaf(table, shape, ia, oa, s.new);
+                }
+                self.fail(
+                    Kind::ValidToValidNeedsBbm,
+                    "a live table was replaced by a block",
+                )
+            }
+            (_, Desc::Bad(_)) => Ok(()),
+        }
+    }
+
+    fn bad_descriptor(&self, why: BadDesc, word: u64) -> Verdict {
+        let kind = match why {
+            BadDesc::BlockLevel => Kind::BlockIllegalLevel,
+            BadDesc::AddressSize => Kind::AddressSize,
+        };
+        self.fail(kind, format!("the descriptor is {word:#x}"))
+    }
+
+    /// True if a TLB may hold the leaf, or a looser one that stood there.
+    fn cacheable(&self, tree: u32, level: i8, ia: u64, word: u64, shape: &Shape) -> bool {
+        if word & AF != 0 || shape.ha {
+            return true;
+        }
+        let contexts = &self.trees[tree as usize].contexts;
+        contexts.iter().any(|&c| {
+            self.contexts[c as usize]
+                .unclean
+                .overlapping(ia, ia + shape.span(level))
+                .any(|(class, _, _, _)| class == (Was::Loose, level))
+        })
+    }
+
+    fn leaf_attrs(&self, tree: u32, level: i8, word: u64) -> Attrs {
+        let t = &self.trees[tree as usize];
+        t.shape.attrs(level, word, t.mair)
+    }
+
+    /// A valid leaf changed in place.
+    fn change_leaf(
+        &mut self,
+        table: &Table,
+        shape: &Shape,
+        ia: u64,
+        s: Stored,
+        from: u64,
+        to: u64,
+    ) -> Verdict {
+        if s.old == s.new {
+            return Ok(());
+        }
+        let level = table.level;
+        let old = self.leaf_attrs(table.tree, level, s.old);
+        let new = self.leaf_attrs(table.tree, level, s.new);
+        if !self.cacheable(table.tree, level, ia, s.old, shape) {
+            // No TLB ever held the old one: this is a make.
+            self.break_leaf(table, shape, ia, from, s.old, 0);
+            return self.make_leaf(table, shape, ia, to, s.new);
+        }
+        let same_type = old.memory == new.memory && old.sh == new.sh;
+        if from != to || !same_type {
+            return self.fail(
+                Kind::ValidToValidNeedsBbm,
+                if from != to {
+                    "the output address of a live leaf changed"
+                } else {
+                    "the memory type or shareability of a live leaf changed"
+                },
+            );
+        }
+        if old.contiguous != new.contiguous {
+            if self.features.bbm < 2 {
+                return self.fail(
+                    Kind::ValidToValidNeedsBbm,
+                    "the contiguous hint of a live leaf changed",
+                );
+            }
+            self.break_leaf(table, shape, ia, from, s.old, 0);
+            return self.make_leaf(table, shape, ia, to, s.new);
+        }
+        let gained = new.perms.0 & !old.perms.0;
+        if gained & 12 != 0 {
+            self.check_instructions(shape, to, shape.shift(level))?;
+        }
+        let aged = old.af && !new.af;
+        if !new.perms.covers(old.perms) || aged {
+            let aged = new.perms.covers(old.perms);
+            self.add_runs(table.tree, Was::Loose, level, shape, ia, from, s.old, 0, aged);
+        }
+        Ok(())
+    }
+
+    /// A new leaf where nothing valid stood.
+    fn make_leaf(&mut self, table: &Table, shape: &Shape, ia: u64, oa: u64, word: u64) -> Verdict {
+        let level = table.level;
+        self.check_make_leaf(table.tree, shape, level, ia, oa, word)?;
+        self.leaf_added(table.tree, shape, level, oa, word)
+    }
+
+    /// Nothing unclean may lie under a new leaf, but for the leaf itself
+    /// coming back as it was.
+    fn check_make_leaf(
+        &mut self,
+        tree: u32,
+        shape: &Shape,
+        level: i8,
+        ia: u64,
+        oa: u64,
+        word: u64,
+    ) -> Verdict {
+        let end = ia + shape.span(level);
+        let contexts = self.trees[tree as usize].contexts.len();
+        for i in 0..contexts {
+            let c = self.trees[tree as usize].contexts[i] as usize;
+            if self.contexts[c].unclean.is_empty() {
+                continue;
+            }
+            let attrs = self.leaf_attrs(tree, level, word);
+            let mut back = None;
+            let mut wrong = None;
+            for (class, base, _, run) in self.contexts[c].unclean.overlapping(ia, end) {
+                match class.0 {
+                    Was::Loose => continue,
+                    Was::Leaf => {
+                        let was = self.leaf_attrs(tree, class.1, run.old);
+                        let same = run.oa.wrapping_sub(base) == oa.wrapping_sub(ia)
+                            && was.memory == attrs.memory
+                            && was.sh == attrs.sh;
+                        if same && class.1 == level && was.contiguous == attrs.contiguous {
+                            back = Some(was);
+                            continue;
+                        }
+                        // BBM level 2: two sizes of one translation may live
+                        // side by side until a TLBI.
+                        if same && self.features.bbm >= 2 {
+                            continue;
+                        }
+                    }
+                    // BBM level 2: a table that said the same.
+                    Was::Table if self.features.bbm >= 2 && run.tag == self.next_tag - 1 => {
+                        continue;
+                    }
+                    Was::Table => {}
+                }
+                let v = self.blame(
+                    self.contexts[c].regime,
+                    class,
+                    base.max(ia),
+                    run,
+                    Kind::MakeWhileUnclean,
+                );
+                wrong = Some(v);
+                break;
+            }
+            if let Some(v) = wrong {
+                return Err(v);
+            }
+            if let Some(was) = back {
+                let mut looser = None;
+                self.contexts[c].unclean.remove(
+                    (Was::Leaf, level),
+                    ia,
+                    end,
+                    |_| true,
+                    |base, run| looser = Some((base, run)),
+                );
+                if let Some((base, run)) = looser
+                    && !attrs.perms.covers(was.perms)
+                {
+                    let shift = shape.shift(level);
+                    self.contexts[c]
+                        .unclean
+                        .insert((Was::Loose, level), shift, base, run);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Rules for a leaf that becomes reachable.
+    fn leaf_added(&mut self, tree: u32, shape: &Shape, level: i8, oa: u64, word: u64) -> Verdict {
+        let reserved = shape.misaligned(level, word);
+        if reserved != 0 {
+            return self.fail(
+                Kind::MisalignedOutput,
+                format!("address bits {reserved:#x} of {word:#x} lie below the block's size"),
+            );
+        }
+        let attrs = self.leaf_attrs(tree, level, word);
+        if attrs.memory == Memory::Reserved {
+            return self.fail(Kind::ReservedAttribute, format!("the leaf is {word:#x}"));
+        }
+        let shift = shape.shift(level);
+        let key = (oa | u64::from(shift), tree);
+        *self.outputs.entry(key).or_insert(0) += 1;
+        if shape.regime == Regime::El2 {
+            return Ok(());
+        }
+        let len = 1u64 << shift;
+        let vmids_match = |v: u16| {
+            let t = &self.trees[tree as usize];
+            t.contexts.iter().all(|&c| self.contexts[c as usize].vmid == v)
+        };
+        let mut data = false;
+        let mut wrong = None;
+        for (lo, _, usage) in self.mem.uses(oa, len) {
+            let problem = match usage {
+                Use::Unknown | Use::Data(Owner::Shared) => None,
+                Use::Data(Owner::Vmid(v)) if vmids_match(v) => None,
+                Use::Data(Owner::Vmid(_)) => Some("another VMID's memory"),
+                Use::Data(Owner::Nobody) => Some("memory that has been given up"),
+                Use::Data(Owner::Hypervisor) => Some("the hypervisor's own memory"),
+                Use::Table => Some("a table page"),
+                Use::Free => Some("a page in the table allocator"),
+            };
+            data |= matches!(usage, Use::Data(_));
+            if let Some(what) = problem {
+                wrong = Some((lo, what));
+                break;
+            }
+        }
+        if let Some((lo, what)) = wrong {
+            let detail = format!("the leaf maps {lo:#x}, {what}");
+            return self.fail(Kind::OutputNotOwned, detail);
+        }
+        if !data {
+            return Ok(());
+        }
+        if !shape.fwb && attrs.memory.cacheable() {
+            self.check_clean(oa, len)?;
+        }
+        if attrs.perms.0 & 12 != 0 {
+            self.check_instructions(shape, oa, shift)?;
+        }
+        Ok(())
+    }
+
+    fn check_clean(&self, oa: u64, len: u64) -> Verdict {
+        for (lo, hi, usage) in self.mem.uses(oa, len) {
+            if matches!(usage, Use::Data(_)) && !self.clean_data.covers(lo, hi, true) {
+                return self.fail(
+                    Kind::MissingCmo,
+                    format!("{lo:#x} was not cleaned since it changed hands"),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn check_instructions(&self, shape: &Shape, oa: u64, shift: u8) -> Verdict {
+        if self.features.dic || shape.regime == Regime::El2 {
+            return Ok(());
+        }
+        for (lo, hi, usage) in self.mem.uses(oa, 1 << shift) {
+            if matches!(usage, Use::Data(_)) && !self.clean_insn.covers(lo, hi, true) {
+                return self.fail(
+                    Kind::MissingInstructionInvalidate,
+                    format!("{lo:#x} becomes executable"),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// A leaf is gone from memory; TLBs may hold it.
+    fn break_leaf(&mut self, table: &Table, shape: &Shape, ia: u64, oa: u64, word: u64, tag: u32) {
+        let level = table.level;
+        self.output_removed(table.tree, shape.shift(level), oa);
+        if self.cacheable(table.tree, level, ia, word, shape) {
+            self.add_runs(table.tree, Was::Leaf, level, shape, ia, oa, word, tag, false);
+        }
+    }
+
+    fn output_removed(&mut self, tree: u32, shift: u8, oa: u64) {
+        let key = (oa | u64::from(shift), tree);
+        if let Some(count) = self.outputs.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                self.outputs.remove(&key);
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn add_runs(
+        &mut self,
+        tree: u32,
+        was: Was,
+        level: i8,
+        shape: &Shape,
+        ia: u64,
+        oa: u64,
+        word: u64,
+        tag: u32,
+        aged: bool,
+    ) {
+        let shift = shape.shift(level);
+        let end = ia + (1 << shift);
+        let contiguous = was != Was::Table && self.leaf_attrs(tree, level, word).contiguous;
+        let mut run = Run {
+            entries: 1,
+            old: match was {
+                Was::Table => word,
+                _ => attribute_bits(shape, level, word),
+            },
+            oa,
+            tag,
+            writer: self.now,
+            contiguous,
+            aged,
+            since: self.event,
+            progress: Progress::default(),
+        };
+        for i in 0..self.trees[tree as usize].contexts.len() {
+            let c = self.trees[tree as usize].contexts[i] as usize;
+            let unclean = &mut self.contexts[c].unclean;
+            if !unclean.is_empty() {
+                // One record per entry: the newest state with the oldest rights.
+                unclean.remove((Was::Loose, level), ia, end, |_| true, |_, earlier| {
+                    run.old = earlier.old;
+                    run.since = run.since.min(earlier.since);
+                    run.aged &= earlier.aged;
+                    run.contiguous |= earlier.contiguous;
+                });
+                if was != Was::Loose {
+                    unclean.remove((was, level), ia, end, |_| true, |_, _| {});
+                }
+            }
+            unclean.insert((was, level), shift, ia, run);
+        }
+    }
+
+    /// A table is gone from memory; walkers may be inside.
+    fn break_table(&mut self, table: &Table, shape: &Shape, ia: u64, next: u64, word: u64) {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        self.add_runs(table.tree, Was::Table, table.level, shape, ia, next, word, tag, false);
+        let mut stack: Vec<Visit> = vec![(next, table.level + 1, ia)];
+        let mut words = std::mem::take(&mut self.scratch);
+        while let Some((base, level, first)) = stack.pop() {
+            let Some(t) = self.tables.get_mut(&base) else {
+                continue;
+            };
+            t.tag = tag;
+            let t = *t;
+            words.clear();
+            self.mem.nonzero(base, t.entries, &mut words);
+            for &(index, word) in &words {
+                let at = first + (index << shape.shift(level));
+                match shape.decode(level, word) {
+                    Desc::Leaf(oa) => self.break_leaf(&t, shape, at, oa, word, tag),
+                    Desc::Table(below) => {
+                        self.add_runs(t.tree, Was::Table, level, shape, at, below, word, tag, false);
+                        stack.push((below, level + 1, at));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.scratch = words;
+    }
+
+    /// A table is linked where nothing valid stood.
+    fn make_table(&mut self, table: &Table, shape: &Shape, ia: u64, next: u64, how: How) -> Verdict {
+        let level = table.level;
+        let end = ia + shape.span(level);
+        if let Some(tag) = self.put_back(table.tree, level, ia, next) {
+            return self.relink(table.tree, shape, level, ia, next, tag);
+        }
+        for &c in &self.trees[table.tree as usize].contexts {
+            let context = &self.contexts[c as usize];
+            if context.unclean.is_empty() {
+                continue;
+            }
+            for (class, base, _, run) in context.unclean.overlapping(ia, end) {
+                if class.0 != Was::Loose {
+                    return Err(self.blame(
+                        context.regime,
+                        class,
+                        base.max(ia),
+                        run,
+                        Kind::MakeWhileUnclean,
+                    ));
+                }
+            }
+        }
+        self.adopt(table.tree, next, level + 1, ia, how.releases())
+    }
+
+    /// The tag of the removal that this link undoes, if it undoes one.
+    fn put_back(&self, tree: u32, level: i8, ia: u64, next: u64) -> Option<u32> {
+        let t = self.tables.get(&next)?;
+        if t.tag == 0 || t.tree != tree || t.level != level + 1 || t.ia != ia {
+            return None;
+        }
+        let contexts = &self.trees[tree as usize].contexts;
+        contexts.iter().find_map(|&c| {
+            self.contexts[c as usize]
+                .unclean
+                .overlapping(ia, ia + 1)
+                .find(|(class, _, _, run)| *class == (Was::Table, level) && run.oa == next)
+                .map(|(_, _, _, run)| run.tag)
+        })
+    }
+
+    /// Links a detached subtree again where it was: what TLBs hold is right.
+    fn relink(&mut self, tree: u32, shape: &Shape, level: i8, ia: u64, next: u64, tag: u32) -> Verdict {
+        let end = ia + shape.span(level);
+        for i in 0..self.trees[tree as usize].contexts.len() {
+            let c = self.trees[tree as usize].contexts[i] as usize;
+            let unclean = &mut self.contexts[c].unclean;
+            unclean.remove((Was::Table, level), ia, end, |r| r.tag == tag, |_, _| {});
+        }
+        let mut stack: Vec<Visit> = vec![(next, level + 1, ia)];
+        while let Some((base, level, first)) = stack.pop() {
+            let Some(t) = self.tables.get_mut(&base) else {
+                continue;
+            };
+            t.tag = 0;
+            let t = *t;
+            for i in 0..self.trees[tree as usize].contexts.len() {
+                let c = self.trees[tree as usize].contexts[i] as usize;
+                let unclean = &mut self.contexts[c].unclean;
+                let mut words = Vec::new();
+                self.mem.nonzero(base, t.entries, &mut words);
+                for (index, word) in words {
+                    let at = first + (index << shape.shift(level));
+                    let to = at + shape.span(level);
+                    match shape.decode(level, word) {
+                        Desc::Leaf(oa) => {
+                            unclean.remove((Was::Leaf, level), at, to, |r| r.tag == tag, |_, _| {});
+                            if i == 0 {
+                                let key = (oa | u64::from(shape.shift(level)), tree);
+                                *self.outputs.entry(key).or_insert(0) += 1;
+                            }
+                        }
+                        Desc::Table(below) => {
+                            unclean.remove((Was::Table, level), at, to, |r| r.tag == tag, |_, _| {});
+                            if i == 0 {
+                                stack.push((below, level + 1, at));
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The root becomes walkable.
+    pub(crate) fn adopt_root(&mut self, tree: u32) -> Verdict {
+        let t = &self.trees[tree as usize];
+        let (root, shape) = (t.root, t.shape);
+        let now = self.now;
+        let last = self.mem.last_store_by(root, shape.root_entries() * 8, now);
+        if last > self.pe().completed {
+            let mut v = self.violation(
+                Kind::MissingStoreBarrier,
+                "the root was written and no DSB followed before it was installed",
+            );
+            v.pa = Some(root);
+            return Err(v);
+        }
+        self.adopt(tree, root, shape.start, 0, true)
+    }
+
+    /// Links a table and all below it.
+    fn adopt(&mut self, tree: u32, base: u64, level: i8, ia: u64, released: bool) -> Verdict {
+        let shape = self.shape_of(tree);
+        let mut stack: Vec<Visit> = vec![(base, level, ia)];
+        let mut words = Vec::new();
+        while let Some((base, level, first)) = stack.pop() {
+            let entries = if level == shape.start {
+                shape.root_entries()
+            } else {
+                1 << shape.stride
+            };
+            self.link(tree, base, entries, level, first, released)
+                .map_err(|mut v| {
+                    v.pa = Some(base);
+                    v.ia = Some(first);
+                    v
+                })?;
+            words.clear();
+            self.mem.nonzero(base, entries, &mut words);
+            for &(index, word) in &words {
+                let at = first + (index << shape.shift(level));
+                match shape.decode(level, word) {
+                    Desc::Invalid => {}
+                    Desc::Bad(why) => {
+                        return self.bad_descriptor(why, word).map_err(|mut v| {
+                            v.pa = Some(base + index * 8);
+                            v.ia = Some(at);
+                            v.level = Some(level);
+                            v
+                        });
+                    }
+                    Desc::Leaf(oa) => self.leaf_added(tree, &shape, level, oa, word)?,
+                    Desc::Table(next) => stack.push((next, level + 1, at)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, tree: u32, base: u64, entries: u64, level: i8, ia: u64, released: bool) -> Verdict {
+        let bytes = entries * 8;
+        let earlier = self.tables.get(&base).copied();
+        if let Some(t) = earlier {
+            if t.tag == 0 && !self.dead(t.tree) {
+                return self.fail(
+                    Kind::TableLinkedTwice,
+                    format!("it is linked at {:#x} already", t.ia),
+                );
+            }
+            if self.dead(t.tree) {
+                self.retire(t.tree);
+            } else if !self.walkers_gone(&t) {
+                return self.fail(
+                    Kind::FreeWhileCached,
+                    "the table is used again while walkers of its old place may be inside",
+                );
+            }
+        }
+        let mut wrong = None;
+        for (lo, _, usage) in self.mem.uses(base, bytes) {
+            wrong = match usage {
+                Use::Free => Some((Kind::TableUsedUninitialised, lo, "was freed")),
+                Use::Data(Owner::Hypervisor) | Use::Unknown | Use::Table => None,
+                Use::Data(_) => Some((Kind::OutputNotOwned, lo, "is not the hypervisor's")),
+            };
+            if wrong.is_some() {
+                break;
+            }
+        }
+        if let Some((kind, lo, what)) = wrong {
+            return self.fail(kind, format!("a table in {lo:#x}, which {what}"));
+        }
+        if self.mem.undefined(base, entries) {
+            return self.fail(
+                Kind::TableUsedUninitialised,
+                "some of its entries were never written",
+            );
+        }
+        let now = self.now;
+        if !released && self.mem.last_store_by(base, bytes, now) > self.pe().ordered {
+            return self.fail(
+                Kind::TableUsedUninitialised,
+                "walkers may see the link before the table's contents",
+            );
+        }
+        if !self.sizes.contains(&bytes) {
+            self.sizes.push(bytes);
+        }
+        self.tables.insert(
+            base,
+            Table {
+                base,
+                entries,
+                tree,
+                level,
+                ia,
+                tag: 0,
+            },
+        );
+        Ok(())
+    }
+
+    /// True if the table at `next` maps all that one leaf of `word` maps, to
+    /// the same place with the same attributes (FEAT_BBM level 2's condition).
+    fn maps_alike(&self, table: &Table, shape: &Shape, oa: u64, word: u64, next: u64) -> bool {
+        let want = self.leaf_attrs(table.tree, table.level, word);
+        let mut stack = vec![(next, table.level + 1, oa)];
+        while let Some((base, level, oa)) = stack.pop() {
+            for index in 0..1u64 << shape.stride {
+                let expect = oa + (index << shape.shift(level));
+                let entry = self.mem.load(base + index * 8);
+                match shape.decode(level, entry) {
+                    Desc::Table(below) => stack.push((below, level + 1, expect)),
+                    Desc::Leaf(found) => {
+                        let got = self.leaf_attrs(table.tree, level, entry);
+                        let same = got.memory == want.memory
+                            && got.sh == want.sh
+                            && got.perms == want.perms
+                            && found == expect;
+                        if !same {
+                            return false;
+                        }
+                    }
+                    _ => return false,
+                }
+            }
+        }
+        true
+    }
+}
+
+/// A leaf's word without its output address (and without the access flag,
+/// which no TLB entry remembers).
+fn attribute_bits(shape: &Shape, level: i8, word: u64) -> u64 {
+    let _ = level;
+    let mut bits = word & !(((1u64 << 50) - 1) & !0xfff) & !AF_ONLY;
+    match shape.high {
+        crate::shape::HighAddress::Lpa2 => bits &= !0x300,
+        crate::shape::HighAddress::Lpa => bits &= !0xf000,
+        crate::shape::HighAddress::None => {}
+    }
+    bits | AF
+}

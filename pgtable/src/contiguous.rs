@@ -1,0 +1,131 @@
+//! The contiguous hint: set on a group that qualifies, broken before any
+//! member changes (spec 1.4).
+//!
+//! Either way every member goes through break-before-make, and every
+//! member's address is invalidated: a CPU may ignore the hint and hold each
+//! entry apart.
+
+use crate::error::Error;
+use crate::format::{self, AF, CONTIGUOUS};
+use crate::geometry::Shape;
+use crate::maintenance::Maintenance;
+use crate::mem::TableMem;
+use crate::plan::Pending;
+use crate::sync::{self, Synced};
+use crate::tree::{Core, Slot};
+
+impl<M: TableMem> Core<M> {
+    /// Takes the hint off the group of the leaf at `slot`.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn break_group<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        slot: &mut Slot<M::Table>,
+        ia: u64,
+    ) -> Result<(), Error> {
+        self.change_group(maint, slot, ia, 0)?;
+        slot.raw = self.mem.load(slot.table, slot.index);
+        Ok(())
+    }
+
+    /// Sets the hint on the group of the leaf at `slot` if all its members
+    /// are alike and their output is adjacent and aligned.
+    pub(crate) fn join_group<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        slot: &Slot<M::Table>,
+        ia: u64,
+    ) -> Result<(), Error> {
+        let Some((first, count, _)) = self.group(slot, ia) else {
+            return Err(Error::BlockLevel {
+                level: Shape::level(slot.level),
+            });
+        };
+        let mismatch = Error::Mismatch {
+            level: Shape::level(slot.level),
+        };
+        let step = 1u64 << slot.shift;
+        let head = self.mem.load(slot.table, first);
+        if !format::is_leaf(head, slot.level) {
+            return Err(Error::Missing {
+                level: Shape::level(slot.level),
+            });
+        }
+        let oa = format::leaf_oa(&self.shape, head, slot.level);
+        if oa & ((count as u64) * step - 1) != 0 {
+            return Err(mismatch);
+        }
+        let mut joined = true;
+        for member in 0..count {
+            let raw = self.mem.load(slot.table, first + member);
+            let expected = head.wrapping_add(step * member as u64);
+            if (raw ^ expected) & !(AF | CONTIGUOUS) != 0 {
+                return Err(mismatch);
+            }
+            joined &= raw & CONTIGUOUS != 0;
+        }
+        if joined {
+            return Ok(());
+        }
+        self.change_group(maint, slot, ia, CONTIGUOUS)
+    }
+
+    /// First index, number of members and first address of a slot's group.
+    fn group(&self, slot: &Slot<M::Table>, ia: u64) -> Option<(usize, usize, u64)> {
+        let bits = self
+            .shape
+            .granule()
+            .contiguous_bits(Shape::level(slot.level))?;
+        let count = 1usize << bits;
+        if count > self.shape.entries_at(slot.level) {
+            return None;
+        }
+        let base = ia & !((1u64 << (slot.shift + bits)) - 1);
+        Some((slot.index & !(count - 1), count, base))
+    }
+
+    /// Rewrites all members with `hint` in place of their hint.
+    fn change_group<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        slot: &Slot<M::Table>,
+        ia: u64,
+        hint: u64,
+    ) -> Result<(), Error> {
+        let Some((first, count, base)) = self.group(slot, ia) else {
+            return Err(Error::BlockLevel {
+                level: Shape::level(slot.level),
+            });
+        };
+        let level = slot.level;
+        let mut frozen = 0;
+        while frozen < count {
+            let raw = self.mem.load(slot.table, first + frozen);
+            if !format::is_leaf(raw, level) {
+                break;
+            }
+            // A failed swap is the hardware's access flag or dirty state, or
+            // another CPU: look again.
+            if self
+                .mem
+                .cas(slot.table, first + frozen, raw, format::freeze(raw, level))
+                .is_ok()
+            {
+                frozen += 1;
+            }
+        }
+        let whole = frozen == count;
+        let mut pending = Pending::new();
+        let step = 1u64 << slot.shift;
+        pending.leaves(&self.shape, base, base + step * frozen as u64, level);
+        let _done: Synced = sync::sync(maint, &self.tlb, &pending);
+        for member in 0..frozen {
+            let old = format::thaw(self.mem.load(slot.table, first + member), level);
+            let new = if whole { old & !CONTIGUOUS | hint } else { old };
+            self.mem.store(slot.table, first + member, new);
+        }
+        sync::publish(maint, &self.tlb);
+        if whole { Ok(()) } else { Err(Error::Busy) }
+    }
+}

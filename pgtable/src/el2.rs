@@ -1,0 +1,384 @@
+//! EL2's own stage 1 (nVHE, one VA range): the image's map.
+//!
+//! Registers and descriptors after the Arm ARM: `TCR_EL2`, `TTBR0_EL2` and
+//! `MAIR_EL2` with `HCR_EL2.E2H` = 0; leaf bits AttrIndx \[4:2\], AP\[2\] in
+//! bit 7 (1 = read-only), AP\[1\] in bit 6 (RES1), SH \[9:8\] (address with
+//! DS), AF 10, XN 54.
+
+use crate::addr::{Level, Pa, Va};
+use crate::errata::Errata;
+use crate::error::{Budget, Error, Stopped};
+use crate::format::{self, AF, SH_SHIFT};
+use crate::geometry::{
+    self, ConfigError, Features, OaForm, Shape, baddr, check_root, oa_form, output_bits,
+};
+use crate::granule::Granule;
+use crate::maintenance::Maintenance;
+use crate::map::MapJob;
+use crate::mem::TableMem;
+use crate::plan::Regime;
+use crate::stage2::{Leaves, typed};
+use crate::tree::{Core, Over};
+use crate::unmap::{Ignore, Partial, UnmapJob};
+
+const AP_RES1: u64 = 1 << 6;
+const AP_READ_ONLY: u64 = 1 << 7;
+const UXN_XN: u64 = 1 << 54;
+const ATTR_INDEX_SHIFT: u32 = 2;
+
+/// EL2's translation that somebody asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct El2Config {
+    /// The granule.
+    pub granule: Granule,
+    /// Bits of a VA, 32 to 52. 48 is what every CPU has.
+    pub va_bits: u8,
+    /// `ID_AA64MMFR0_EL1.PARange` in bits.
+    pub pa_bits: u8,
+    /// FEAT_LPA2 for this granule's stage 1, `TCR_EL2.DS` will be set.
+    pub lpa2: bool,
+    /// FEAT_LVA: 52-bit VA with 64K.
+    pub lva: bool,
+    /// The CPU's features; the stage-2 ones are not looked at.
+    pub features: Features,
+    /// Errors of the machine to work around.
+    pub errata: Errata,
+}
+
+impl El2Config {
+    /// No LPA2, no LVA, no features.
+    pub const fn new(granule: Granule, va_bits: u8, pa_bits: u8) -> Self {
+        let features = crate::Stage2Config::new(granule, va_bits, pa_bits).features;
+        Self {
+            granule,
+            va_bits,
+            pa_bits,
+            lpa2: false,
+            lva: false,
+            features,
+            errata: Errata::NONE,
+        }
+    }
+
+    /// Checks the combination once, so that nothing derived from it fails.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn validate(self) -> Result<El2Geometry, ConfigError> {
+        let Self {
+            granule, va_bits, ..
+        } = self;
+        if !(32..=52).contains(&va_bits) {
+            return Err(ConfigError::InputSize { bits: va_bits });
+        }
+        let oa_bits = output_bits(granule, self.pa_bits, self.lpa2)?;
+        let wide = self.lpa2 || (granule == Granule::K64 && self.lva);
+        if va_bits > 48 && !wide {
+            return Err(ConfigError::NeedsLpa { bits: va_bits });
+        }
+        let levels = (va_bits - granule.page_bits()).div_ceil(granule.stride());
+        let start = 4 - levels as i8;
+        let form = oa_form(granule, oa_bits, self.lpa2);
+        let shape = Shape::new(
+            granule,
+            start,
+            va_bits,
+            oa_bits,
+            form,
+            0,
+            self.pa_bits == 52,
+        );
+        Ok(El2Geometry {
+            shape,
+            features: self.features,
+            errata: self.errata,
+        })
+    }
+}
+
+/// An EL2 stage 1 that the architecture has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct El2Geometry {
+    shape: Shape,
+    features: Features,
+    errata: Errata,
+}
+
+impl El2Geometry {
+    /// The tree's arithmetic.
+    #[inline]
+    pub const fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// `TCR_EL2`: T0SZ, write-back inner-shareable walks, granule, PS, DS.
+    pub const fn tcr(&self) -> u64 {
+        let mut tcr = 64 - self.shape.ia_bits() as u64;
+        tcr |= 0b01 << 8; // IRGN0: write-back, read- and write-allocate
+        tcr |= 0b01 << 10; // ORGN0: the same
+        tcr |= 0b11 << 12; // SH0: inner shareable
+        tcr |= self.shape.granule().tg0() << 14;
+        tcr |= geometry::ps_code(self.shape.oa_bits()) << 16;
+        tcr |= 1 << 23; // RES1
+        tcr |= 1 << 31; // RES1
+        tcr |= (matches!(self.shape.oa_form(), OaForm::Lpa2) as u64) << 32;
+        tcr
+    }
+
+    /// `TTBR0_EL2` for a root.
+    ///
+    /// # Errors
+    /// A root that is misaligned or out of range.
+    pub const fn ttbr(&self, root: Pa) -> Result<u64, ConfigError> {
+        match check_root(&self.shape, root) {
+            Err(error) => Err(error),
+            Ok(()) => Ok(baddr(root.get(), self.shape.oa_bits()) | self.features.cnp as u64),
+        }
+    }
+
+    /// `MAIR_EL2`: index 0 Normal write-back, 1 Device-nGnRE, 2 Normal
+    /// non-cacheable, 3 Device-nGnRnE.
+    pub const fn mair(&self) -> u64 {
+        0x00_44_04_ff
+    }
+
+    /// The attribute bits of a leaf.
+    fn encode(&self, attrs: El2Attrs) -> u64 {
+        let mut raw = AF | AP_RES1;
+        raw |= match attrs.memory {
+            El2Memory::Normal => 0,
+            El2Memory::Device => 1,
+            El2Memory::NonCacheable => 2,
+            El2Memory::DeviceStrict => 3,
+        } << ATTR_INDEX_SHIFT;
+        if self.shape.oa_form() != OaForm::Lpa2 {
+            raw |= 0b11 << SH_SHIFT;
+        }
+        raw |= match attrs.access {
+            El2Access::ReadExecute => AP_READ_ONLY,
+            El2Access::Read => AP_READ_ONLY | UXN_XN,
+            El2Access::ReadWrite => UXN_XN,
+        };
+        raw
+    }
+
+    fn decode(&self, raw: u64) -> El2Attrs {
+        El2Attrs {
+            access: match (raw & AP_READ_ONLY != 0, raw & UXN_XN != 0) {
+                (true, false) => El2Access::ReadExecute,
+                (true, true) => El2Access::Read,
+                (false, _) => El2Access::ReadWrite,
+            },
+            memory: match raw >> ATTR_INDEX_SHIFT & 7 {
+                0 => El2Memory::Normal,
+                1 => El2Memory::Device,
+                2 => El2Memory::NonCacheable,
+                _ => El2Memory::DeviceStrict,
+            },
+        }
+    }
+}
+
+/// What EL2 may do there. Writable and executable together does not exist.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum El2Access {
+    /// Code.
+    ReadExecute,
+    /// Constants.
+    Read,
+    /// Data.
+    ReadWrite,
+}
+
+/// Memory types of EL2's own map, indices of [`El2Geometry::mair`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum El2Memory {
+    /// Normal write-back, inner shareable.
+    Normal,
+    /// Device-nGnRE: UARTs and the like.
+    Device,
+    /// Normal non-cacheable.
+    NonCacheable,
+    /// Device-nGnRnE.
+    DeviceStrict,
+}
+
+/// Everything that a leaf of EL2's map says apart from its address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct El2Attrs {
+    /// Loads, stores, fetch.
+    pub access: El2Access,
+    /// Memory type.
+    pub memory: El2Memory,
+}
+
+impl El2Attrs {
+    /// Code.
+    pub const CODE: Self = Self {
+        access: El2Access::ReadExecute,
+        memory: El2Memory::Normal,
+    };
+    /// Constants.
+    pub const RODATA: Self = Self {
+        access: El2Access::Read,
+        memory: El2Memory::Normal,
+    };
+    /// Data.
+    pub const DATA: Self = Self {
+        access: El2Access::ReadWrite,
+        memory: El2Memory::Normal,
+    };
+    /// Device registers.
+    pub const DEVICE: Self = Self {
+        access: El2Access::ReadWrite,
+        memory: El2Memory::Device,
+    };
+}
+
+/// A range to map for EL2.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct El2Range {
+    /// First VA, page-aligned.
+    pub va: Va,
+    /// First PA, page-aligned.
+    pub pa: Pa,
+    /// Bytes, a multiple of the page.
+    pub size: u64,
+}
+
+/// EL2's own tables. One writer at a time: it is EL2's own map.
+#[derive(Clone, Debug)]
+pub struct El2Map<M: TableMem> {
+    core: Core<M>,
+    geometry: El2Geometry,
+    ttbr: u64,
+}
+
+impl<M: TableMem> El2Map<M> {
+    /// Takes charge of a root: one zeroed page.
+    ///
+    /// # Errors
+    /// A root that `TTBR0_EL2` cannot hold.
+    pub fn new(geometry: El2Geometry, root: Pa, mem: M) -> Result<Self, ConfigError> {
+        let ttbr = geometry.ttbr(root)?;
+        let mut core = Core::new(
+            mem,
+            &geometry.shape,
+            root,
+            Regime::El2,
+            &geometry.features,
+            geometry.errata,
+        );
+        // Stage 2's matter.
+        core.fwb = true;
+        Ok(Self {
+            core,
+            geometry,
+            ttbr,
+        })
+    }
+
+    /// The geometry.
+    pub const fn geometry(&self) -> &El2Geometry {
+        &self.geometry
+    }
+
+    /// `TTBR0_EL2` for this tree.
+    pub const fn ttbr(&self) -> u64 {
+        self.ttbr
+    }
+
+    /// Maps a range with the largest leaves (or as told) over nothing.
+    /// Works before EL2's MMU is on, too: the TLBIs then do no harm.
+    ///
+    /// # Errors
+    /// As [`Stage2::map`](crate::Stage2::map).
+    pub fn map<T: Maintenance>(
+        &mut self,
+        maint: &mut T,
+        range: El2Range,
+        attrs: El2Attrs,
+        leaves: Leaves,
+        over: Over,
+    ) -> Result<Va, Stopped<Va>> {
+        let El2Range { va, pa, size } = range;
+        let stop = |why| Stopped { why, next: va };
+        let shape = &self.core.shape;
+        let end = shape.check_ia(va.get(), size).map_err(stop)?;
+        shape.check_oa(pa.get(), size).map_err(stop)?;
+        let (top, exact) = match leaves {
+            Leaves::Largest => (-1, false),
+            Leaves::AtMost(level) => (level.get(), false),
+            Leaves::Exactly(level) => (level.get(), true),
+        };
+        if exact {
+            let level = Shape::level(top);
+            if !shape.leaf_ok(level) || level < shape.start() {
+                return Err(stop(Error::BlockLevel { level }));
+            }
+            if (va.get() | pa.get() | size) & (shape.span(level) - 1) != 0 {
+                return Err(stop(Error::Align));
+            }
+        }
+        let job = MapJob {
+            start: va.get(),
+            end,
+            oa: pa.get(),
+            attrs: self.geometry.encode(attrs),
+            top: top.max(shape.start().get()),
+            exact,
+            over,
+            clean: false,
+            instructions: false,
+            exclusive: true,
+        };
+        typed(
+            self.core
+                .map(maint, &mut Ignore, &job, &mut Budget::unlimited()),
+        )
+    }
+
+    /// Removes what a range maps, splitting blocks at its ends.
+    ///
+    /// # Errors
+    /// `Range`, `Align`; `NoMem` where a block could not be split.
+    pub fn unmap<T: Maintenance>(
+        &mut self,
+        maint: &mut T,
+        va: Va,
+        size: u64,
+    ) -> Result<Va, Stopped<Va>> {
+        let end = self
+            .core
+            .shape
+            .check_ia(va.get(), size)
+            .map_err(|why| Stopped { why, next: va })?;
+        let job = UnmapJob {
+            start: va.get(),
+            end,
+            blank: 0,
+            partial: Partial::Split,
+            clean: false,
+            exclusive: true,
+        };
+        typed(
+            self.core
+                .unmap(maint, &mut Ignore, &job, &mut Budget::unlimited()),
+        )
+    }
+
+    /// Where a VA goes, and what is allowed there.
+    pub fn translate(&self, va: Va) -> Option<(Pa, El2Attrs, Level)> {
+        if va.get() >= self.core.shape.ia_end() {
+            return None;
+        }
+        let slot = self.core.walk_to(va.get(), 3);
+        if !format::is_leaf(slot.raw, slot.level) {
+            return None;
+        }
+        let base = format::leaf_oa(&self.core.shape, slot.raw, slot.level);
+        let pa = base + (va.get() - slot.base(va.get()));
+        let level = Shape::level(slot.level);
+        Some((Pa::new(pa), self.geometry.decode(slot.raw), level))
+    }
+}

@@ -1,0 +1,136 @@
+//! What can go wrong, and how far an operation came.
+
+use crate::addr::Level;
+use core::fmt;
+
+/// Why an operation stopped. One kind for the whole crate, so that a caller
+/// can map it onto its own ABI (an RTT level, a retry, a fault).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Error {
+    /// An address or a range lies outside the input or output space.
+    Range,
+    /// An address or a size is not a multiple of what the level demands.
+    Align,
+    /// [`TableMem::alloc`](crate::TableMem::alloc) had no page to give.
+    NoMem,
+    /// Something stands already where the caller wanted to put an entry.
+    Exists {
+        /// The level of the entry in the way.
+        level: Level,
+    },
+    /// The walk ended before the wanted level, or nothing stands there.
+    Missing {
+        /// The level that the walk reached.
+        level: Level,
+    },
+    /// Another CPU holds this entry frozen. Retry after it is done.
+    Busy,
+    /// Entries differ where they must be alike (fold, contiguous hint).
+    Mismatch {
+        /// The level of the entries compared.
+        level: Level,
+    },
+    /// No leaf may stand at this level in this geometry.
+    BlockLevel {
+        /// The level asked for.
+        level: Level,
+    },
+    /// The range ends inside a block and the policy is to refuse.
+    InsideBlock {
+        /// The level of that block.
+        level: Level,
+    },
+    /// A live table would have to be removed, which needs `&mut` access to
+    /// the tree: the proof that no walker is inside it.
+    NeedsExclusive {
+        /// The level of the entry that points to the table.
+        level: Level,
+    },
+    /// The table still holds counted entries.
+    InUse {
+        /// The level of the table's entries.
+        level: Level,
+    },
+    /// The attributes cannot be encoded in this geometry.
+    Attributes,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Range => f.write_str("address outside the translated space"),
+            Self::Align => f.write_str("address or size not aligned to its level"),
+            Self::NoMem => f.write_str("no page left for a table"),
+            Self::Exists { level } => write!(f, "an entry stands in the way at {level}"),
+            Self::Missing { level } => write!(f, "nothing there: the walk ended at {level}"),
+            Self::Busy => f.write_str("entry being changed by another CPU: retry"),
+            Self::Mismatch { level } => write!(f, "entries at {level} are not alike"),
+            Self::BlockLevel { level } => write!(f, "no leaf may stand at {level}"),
+            Self::InsideBlock { level } => write!(f, "the range ends inside a block at {level}"),
+            Self::NeedsExclusive { level } => {
+                write!(
+                    f,
+                    "a live table at {level} can only go with exclusive access"
+                )
+            }
+            Self::InUse { level } => write!(f, "the table at {level} still has entries"),
+            Self::Attributes => f.write_str("attributes that this CPU cannot encode"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+
+/// An operation on a range that stopped before its end. Everything below
+/// `next` is done and made visible; nothing at or above it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stopped<A> {
+    /// Why.
+    pub why: Error,
+    /// The first address not done: call again from here.
+    pub next: A,
+}
+
+impl<A: fmt::Debug> fmt::Display for Stopped<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (at {:?})", self.why, self.next)
+    }
+}
+
+impl<A: fmt::Debug> core::error::Error for Stopped<A> {}
+
+/// How much work an operation on a range may do before it returns.
+///
+/// The unit is one entry visited or one table made or freed. An operation
+/// always does at least one unit, so a loop that calls it makes progress.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Budget(u64);
+
+impl Budget {
+    /// At most `entries` units of work.
+    pub const fn entries(entries: u64) -> Self {
+        Self(entries)
+    }
+
+    /// No bound: for ranges that the caller bounds itself.
+    pub const fn unlimited() -> Self {
+        Self(u64::MAX)
+    }
+
+    /// What is left.
+    pub const fn left(&self) -> u64 {
+        self.0
+    }
+
+    /// Spends `units`, down to zero.
+    #[inline]
+    pub(crate) fn spend(&mut self, units: u64) {
+        self.0 = self.0.saturating_sub(units);
+    }
+
+    /// True when nothing is left.
+    #[inline]
+    pub(crate) fn is_spent(&self) -> bool {
+        self.0 == 0
+    }
+}

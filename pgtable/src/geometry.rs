@@ -1,0 +1,790 @@
+//! Which tables a regime has: granule, sizes, start level, formats.
+//!
+//! A [`Stage2Config`] is checked once against the architecture's rules and
+//! becomes a [`Geometry`], whose arithmetic cannot fail. [`Shape`] is what
+//! stage 2 and EL2's stage 1 have in common, and all that walkers see.
+
+use crate::addr::{Level, Pa, Vmid};
+use crate::errata::Errata;
+use crate::granule::Granule;
+use core::fmt;
+
+/// How output addresses above bit 47 are kept in a descriptor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OaForm {
+    /// Up to 48 bits, in place.
+    Plain48,
+    /// 64K with FEAT_LPA: OA\[51:48\] in descriptor bits \[15:12\].
+    Lpa64k,
+    /// DS=1 (FEAT_LPA2, 4K and 16K): OA\[49:48\] in place, OA\[51:50\] in
+    /// descriptor bits \[9:8\], where shareability is otherwise.
+    Lpa2,
+}
+
+/// The arithmetic of a tree of tables. Everything is precomputed, so that a
+/// granule chosen at run time costs a walker shifts by a register, no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    granule: Granule,
+    oa_form: OaForm,
+    page_bits: u8,
+    stride: u8,
+    start: i8,
+    ia_bits: u8,
+    oa_bits: u8,
+    /// Bit `l` set: a block may stand at level `l` (bit 3: pages).
+    leaf_levels: u8,
+    root_shift: u8,
+    root_entries: usize,
+    index_mask: usize,
+    /// OA bits kept in place.
+    low_mask: u64,
+    /// OA bits kept elsewhere: `(oa >> high_from) & high_mask << high_to`.
+    high_mask: u64,
+    high_from: u8,
+    high_to: u8,
+}
+
+impl Shape {
+    pub(crate) fn new(
+        granule: Granule,
+        start: i8,
+        ia_bits: u8,
+        oa_bits: u8,
+        oa_form: OaForm,
+        largest: i8,
+        pa_52: bool,
+    ) -> Self {
+        let page_bits = granule.page_bits();
+        let stride = granule.stride();
+        let top_block = match (granule, oa_form) {
+            (Granule::K4, OaForm::Lpa2) => 0,
+            (Granule::K4, _) | (Granule::K16, OaForm::Lpa2) => 1,
+            (Granule::K64, _) if pa_52 => 1,
+            (Granule::K16 | Granule::K64, _) => 2,
+        };
+        let top_block = top_block.max(largest).max(start);
+        let mut leaf_levels = 0u8;
+        let mut level = top_block;
+        while level <= 3 {
+            leaf_levels |= 1 << level;
+            level += 1;
+        }
+        let root_shift = page_bits + stride * (3 - start) as u8;
+        // A root may be smaller than a page, never without an entry.
+        let root_entries = 1usize << ia_bits.saturating_sub(root_shift);
+        let low_top = match oa_form {
+            OaForm::Plain48 | OaForm::Lpa64k => 48,
+            OaForm::Lpa2 => 50,
+        };
+        let (high_mask, high_from, high_to) = match oa_form {
+            OaForm::Plain48 => (0, 48, 0),
+            OaForm::Lpa64k => (0xf, 48, 12),
+            OaForm::Lpa2 => (0x3, 50, 8),
+        };
+        Self {
+            granule,
+            oa_form,
+            page_bits,
+            stride,
+            start,
+            ia_bits,
+            oa_bits,
+            leaf_levels,
+            root_shift,
+            root_entries,
+            index_mask: (1 << stride) - 1,
+            low_mask: (1u64 << low_top) - (1u64 << page_bits),
+            high_mask,
+            high_from,
+            high_to,
+        }
+    }
+
+    /// The granule.
+    #[inline]
+    pub const fn granule(&self) -> Granule {
+        self.granule
+    }
+
+    /// How output addresses are written into descriptors.
+    #[inline]
+    pub const fn oa_form(&self) -> OaForm {
+        self.oa_form
+    }
+
+    /// Bits of an input address: addresses below 2^this are translated.
+    #[inline]
+    pub const fn ia_bits(&self) -> u8 {
+        self.ia_bits
+    }
+
+    /// Bits of an output address.
+    #[inline]
+    pub const fn oa_bits(&self) -> u8 {
+        self.oa_bits
+    }
+
+    /// The level where a walk starts.
+    #[inline]
+    pub const fn start(&self) -> Level {
+        Self::level(self.start)
+    }
+
+    /// Entries of the root, of all its concatenated tables together.
+    #[inline]
+    pub const fn root_entries(&self) -> usize {
+        self.root_entries
+    }
+
+    /// Root tables: 1, or 2 to 16 when concatenated.
+    pub const fn root_tables(&self) -> usize {
+        let tables = self.root_entries >> self.stride;
+        if tables == 0 { 1 } else { tables }
+    }
+
+    /// Bytes of the root, a power of two and at least one page.
+    pub const fn root_bytes(&self) -> u64 {
+        (self.root_tables() as u64) << self.page_bits
+    }
+
+    /// The alignment that the root needs, in bytes: its whole size, so that
+    /// the hardware's masking of `BADDR` removes nothing.
+    pub const fn root_align(&self) -> u64 {
+        self.root_bytes()
+    }
+
+    /// log2 of the bytes that one entry of `level` covers.
+    #[inline]
+    pub const fn span_bits(&self, level: Level) -> u8 {
+        self.shift(level.get())
+    }
+
+    /// Bytes that one entry of `level` covers.
+    #[inline]
+    pub const fn span(&self, level: Level) -> u64 {
+        1 << self.shift(level.get())
+    }
+
+    /// True when a leaf (block or page) may stand at `level`.
+    #[inline]
+    pub const fn leaf_ok(&self, level: Level) -> bool {
+        self.leaf_at(level.get())
+    }
+
+    /// The index of `ia` in a table of `level`; at the start level it counts
+    /// through all concatenated tables.
+    #[inline]
+    pub const fn index(&self, level: Level, ia: u64) -> usize {
+        self.index_at(level.get(), ia & ((1 << self.ia_bits) - 1))
+    }
+
+    /// Entries of a table of `level`.
+    #[inline]
+    pub const fn entries(&self, level: Level) -> usize {
+        self.entries_at(level.get())
+    }
+
+    #[inline]
+    pub(crate) const fn level(level: i8) -> Level {
+        match Level::new(level) {
+            Some(level) => level,
+            None => Level::L3,
+        }
+    }
+
+    #[inline]
+    pub(crate) const fn start_raw(&self) -> i8 {
+        self.start
+    }
+
+    #[inline]
+    pub(crate) const fn stride(&self) -> u8 {
+        self.stride
+    }
+
+    #[inline]
+    pub(crate) const fn page_bits(&self) -> u8 {
+        self.page_bits
+    }
+
+    #[inline]
+    pub(crate) const fn root_shift(&self) -> u8 {
+        self.root_shift
+    }
+
+    #[inline]
+    pub(crate) const fn index_mask(&self) -> usize {
+        self.index_mask
+    }
+
+    #[inline]
+    pub(crate) const fn shift(&self, level: i8) -> u8 {
+        self.page_bits + self.stride * (3 - level) as u8
+    }
+
+    #[inline]
+    pub(crate) const fn leaf_at(&self, level: i8) -> bool {
+        level >= 0 && self.leaf_levels & (1 << level) != 0
+    }
+
+    #[inline]
+    pub(crate) const fn entries_at(&self, level: i8) -> usize {
+        if level == self.start {
+            self.root_entries
+        } else {
+            self.index_mask + 1
+        }
+    }
+
+    /// `ia` must lie inside the space.
+    #[inline]
+    pub(crate) const fn index_at(&self, level: i8, ia: u64) -> usize {
+        let index = (ia >> self.shift(level)) as usize;
+        if level == self.start {
+            index
+        } else {
+            index & self.index_mask
+        }
+    }
+
+    /// One past the last translated input address.
+    #[inline]
+    pub(crate) const fn ia_end(&self) -> u64 {
+        1 << self.ia_bits
+    }
+
+    /// Puts an output address where the descriptor keeps it.
+    #[inline]
+    pub(crate) const fn encode_oa(&self, oa: u64) -> u64 {
+        (oa & self.low_mask) | (((oa >> self.high_from) & self.high_mask) << self.high_to)
+    }
+
+    /// Reads the output address of a descriptor.
+    #[inline]
+    pub(crate) const fn decode_oa(&self, raw: u64) -> u64 {
+        (raw & self.low_mask) | (((raw >> self.high_to) & self.high_mask) << self.high_from)
+    }
+
+    /// The descriptor bits that hold the output address.
+    #[inline]
+    pub(crate) const fn oa_mask(&self) -> u64 {
+        self.low_mask | (self.high_mask << self.high_to)
+    }
+
+    /// How far `oa` may grow while its descriptor grows by the same number:
+    /// up to the address where bits kept elsewhere change.
+    #[inline]
+    pub(crate) const fn linear_left(&self, oa: u64) -> u64 {
+        (1 << self.high_from) - (oa & ((1 << self.high_from) - 1))
+    }
+
+    /// `[start, start + size)` as `(start, end)` when it lies inside the
+    /// input space and keeps to pages.
+    #[inline]
+    pub(crate) fn check_ia(&self, start: u64, size: u64) -> Result<u64, crate::Error> {
+        let end = start.checked_add(size).ok_or(crate::Error::Range)?;
+        if end > self.ia_end() {
+            return Err(crate::Error::Range);
+        }
+        if (start | size) & ((1 << self.page_bits) - 1) != 0 {
+            return Err(crate::Error::Align);
+        }
+        Ok(end)
+    }
+
+    /// As [`check_ia`](Self::check_ia) for output addresses.
+    #[inline]
+    pub(crate) fn check_oa(&self, start: u64, size: u64) -> Result<(), crate::Error> {
+        let end = start.checked_add(size).ok_or(crate::Error::Range)?;
+        if end > 1 << self.oa_bits {
+            return Err(crate::Error::Range);
+        }
+        if start & ((1 << self.page_bits) - 1) != 0 {
+            return Err(crate::Error::Align);
+        }
+        Ok(())
+    }
+
+    /// The largest level, at or below `top`, whose leaf fits at `ia`, `oa`
+    /// and in `left` bytes.
+    #[inline]
+    pub(crate) fn leaf_level(&self, ia: u64, oa: u64, left: u64, top: i8) -> i8 {
+        let mut level = 3;
+        let mut shift = self.page_bits + self.stride;
+        while level > top
+            && self.leaf_at(level - 1)
+            && (ia | oa) & ((1 << shift) - 1) == 0
+            && left >> shift != 0
+        {
+            level -= 1;
+            shift += self.stride;
+        }
+        level
+    }
+}
+
+/// Which start level a configuration takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Start {
+    /// KVM's policy: as few levels as 16 concatenated root tables allow, at
+    /// least two, so that 2 MiB, 32 MiB or 512 MiB blocks remain possible.
+    Concatenate,
+    /// This level, if it is legal for the sizes.
+    At(Level),
+}
+
+/// What the CPUs of the machine can do, as far as tables are concerned.
+///
+/// The default is a CPU of Armv8.0: nothing optional.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Features {
+    /// FEAT_TLBIRANGE: `RIPAS2E1IS` and `RVAE2IS` exist.
+    pub tlb_range: bool,
+    /// FEAT_TTL: level hints in TLBI operands.
+    pub ttl: bool,
+    /// FEAT_S2FWB, and `HCR_EL2.FWB` will be set.
+    pub fwb: bool,
+    /// FEAT_XNX: execute permission apart for EL0 and EL1.
+    pub xnx: bool,
+    /// FEAT_VMID16, `VTCR_EL2.VS` will be set.
+    pub vmid16: bool,
+    /// FEAT_HAFDBS access flag, `VTCR_EL2.HA` will be set.
+    pub hw_access_flag: bool,
+    /// FEAT_HAFDBS dirty state, `VTCR_EL2.HD` will be set. Needs the former.
+    pub hw_dirty: bool,
+    /// FEAT_TTST: small tables, start level 3 with 4K.
+    pub ttst: bool,
+    /// FEAT_TTCNP: all CPUs share tables of one VMID; sets `CnP`.
+    pub cnp: bool,
+    /// `CTR_EL0.DIC`: no instruction cache maintenance is needed.
+    pub dic: bool,
+    /// FEAT_BBM level 2 on CPUs that do not abort: sizes may change without
+    /// a break. Off unless somebody has checked the CPU.
+    pub bbm2: bool,
+}
+
+/// A stage 2 that somebody asks for. [`validate`](Self::validate) says
+/// whether the architecture has it.
+///
+/// ```
+/// use pgtable::{Granule, Stage2Config, Level};
+/// let geometry = Stage2Config::new(Granule::K4, 40, 40).validate().unwrap();
+/// assert_eq!(geometry.start(), Level::L1);
+/// assert_eq!(geometry.root_tables(), 2);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stage2Config {
+    /// The granule.
+    pub granule: Granule,
+    /// Bits of an IPA, 32 to 52.
+    pub ipa_bits: u8,
+    /// `ID_AA64MMFR0_EL1.PARange` in bits: 32, 36, 40, 42, 44, 48 or 52.
+    pub pa_bits: u8,
+    /// FEAT_LPA2 for this granule's stage 2, `VTCR_EL2.DS` will be set.
+    pub lpa2: bool,
+    /// Which start level.
+    pub start: Start,
+    /// The largest block to use; the architecture may allow less.
+    pub largest_block: Level,
+    /// The CPU's features.
+    pub features: Features,
+    /// Errors of the machine to work around.
+    pub errata: Errata,
+}
+
+/// A combination that the architecture does not have: which rule it breaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConfigError {
+    /// Input address bits outside 32..=52.
+    InputSize {
+        /// The bits asked for.
+        bits: u8,
+    },
+    /// A physical size that `PARange` cannot say.
+    PaSize {
+        /// The bits asked for.
+        bits: u8,
+    },
+    /// DS is a matter of 4K and 16K: 64K has 52 bits by FEAT_LPA.
+    Lpa2With64k,
+    /// T0SZ below its minimum: more than 48 bits need DS, or 64K with LPA.
+    NeedsLpa {
+        /// The bits asked for.
+        bits: u8,
+    },
+    /// An IPA may not be larger than the CPU's physical addresses.
+    InputAbovePa {
+        /// The bits asked for.
+        bits: u8,
+        /// The physical bits.
+        pa_bits: u8,
+    },
+    /// The start level does not exist with this granule or without DS.
+    StartLevel {
+        /// The level asked for.
+        level: Level,
+    },
+    /// The size is outside what this start level resolves with at most 16
+    /// concatenated tables (S2InconsistentSL).
+    StartSize {
+        /// The level asked for.
+        level: Level,
+        /// The smallest size it serves.
+        min: u8,
+        /// The largest size it serves.
+        max: u8,
+    },
+    /// This start level faults on a CPU of so few physical address bits.
+    StartNeedsPa {
+        /// The level asked for.
+        level: Level,
+        /// The physical bits it needs.
+        pa_bits: u8,
+    },
+    /// Hardware dirty state without hardware access flag has no effect.
+    DirtyWithoutAccess,
+    /// A VMID above 255 without 16-bit VMIDs.
+    Vmid {
+        /// The identifier.
+        vmid: u16,
+    },
+    /// The root is not aligned to its whole size.
+    RootAlign {
+        /// The alignment in bytes that it needs.
+        align: u64,
+    },
+    /// The root lies outside the output addresses.
+    RootRange,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InputSize { bits } => {
+                write!(f, "{bits}-bit input addresses: 32 to 52 are possible")
+            }
+            Self::PaSize { bits } => write!(
+                f,
+                "{bits}-bit physical addresses: PARange says 32, 36, 40, 42, 44, 48 or 52"
+            ),
+            Self::Lpa2With64k => f.write_str(
+                "DS with a 64K granule: 52 bits come from FEAT_LPA there, leave lpa2 off",
+            ),
+            Self::NeedsLpa { bits } => write!(
+                f,
+                "{bits}-bit input addresses: more than 48 need LPA2, or 64K on a 52-bit CPU"
+            ),
+            Self::InputAbovePa { bits, pa_bits } => write!(
+                f,
+                "{bits}-bit IPA on a CPU of {pa_bits}-bit physical addresses: T0SZ is refused"
+            ),
+            Self::StartLevel { level } => {
+                write!(f, "start at {level}: SL0 has no such code for this granule")
+            }
+            Self::StartSize { level, min, max } => write!(
+                f,
+                "start at {level}: it resolves {min} to {max} bits (S2InconsistentSL)"
+            ),
+            Self::StartNeedsPa { level, pa_bits } => write!(
+                f,
+                "start at {level}: faults on a CPU of less than {pa_bits} physical bits"
+            ),
+            Self::DirtyWithoutAccess => {
+                f.write_str("hardware dirty state (HD) needs the hardware access flag (HA)")
+            }
+            Self::Vmid { vmid } => write!(f, "VMID {vmid}: this CPU has 8-bit VMIDs"),
+            Self::RootAlign { align } => write!(f, "the root must be aligned to {align:#x} bytes"),
+            Self::RootRange => f.write_str("the root lies outside the output addresses"),
+        }
+    }
+}
+
+impl core::error::Error for ConfigError {}
+
+impl Stage2Config {
+    /// KVM's start level, all block sizes, no features, no LPA2.
+    pub const fn new(granule: Granule, ipa_bits: u8, pa_bits: u8) -> Self {
+        Self {
+            granule,
+            ipa_bits,
+            pa_bits,
+            lpa2: false,
+            start: Start::Concatenate,
+            largest_block: Level::L0,
+            features: Features {
+                tlb_range: false,
+                ttl: false,
+                fwb: false,
+                xnx: false,
+                vmid16: false,
+                hw_access_flag: false,
+                hw_dirty: false,
+                ttst: false,
+                cnp: false,
+                dic: false,
+                bbm2: false,
+            },
+            errata: Errata::NONE,
+        }
+    }
+
+    /// Checks the combination once, so that nothing derived from it fails.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn validate(self) -> Result<Geometry, ConfigError> {
+        let Self {
+            granule,
+            ipa_bits,
+            pa_bits,
+            ..
+        } = self;
+        if !(32..=52).contains(&ipa_bits) {
+            return Err(ConfigError::InputSize { bits: ipa_bits });
+        }
+        let oa_bits = output_bits(granule, pa_bits, self.lpa2)?;
+        if ipa_bits > 48 && oa_bits < 52 && !self.lpa2 {
+            return Err(ConfigError::NeedsLpa { bits: ipa_bits });
+        }
+        if ipa_bits > pa_bits {
+            return Err(ConfigError::InputAbovePa {
+                bits: ipa_bits,
+                pa_bits,
+            });
+        }
+        if self.features.hw_dirty && !self.features.hw_access_flag {
+            return Err(ConfigError::DirtyWithoutAccess);
+        }
+        let start = match self.start {
+            Start::At(level) => level.get(),
+            Start::Concatenate => {
+                let levels = ((ipa_bits - 4 - 4) / granule.stride()).max(2);
+                4 - levels as i8
+            }
+        };
+        self.check_start(start)?;
+        let oa_form = oa_form(granule, oa_bits, self.lpa2);
+        let shape = Shape::new(
+            granule,
+            start,
+            ipa_bits,
+            oa_bits,
+            oa_form,
+            self.largest_block.get(),
+            pa_bits == 52,
+        );
+        Ok(Geometry {
+            shape,
+            features: self.features,
+            errata: self.errata,
+        })
+    }
+
+    /// The start level's own rules: spec 1.2.
+    fn check_start(&self, start: i8) -> Result<(), ConfigError> {
+        let level = Shape::level(start);
+        let stride = self.granule.stride();
+        let exists = match (self.granule, start) {
+            (Granule::K4, -1) | (Granule::K16, 0) => self.lpa2,
+            (Granule::K4, 3) => self.features.ttst,
+            (Granule::K4, 0..=2) | (Granule::K16 | Granule::K64, 1..=3) => true,
+            _ => false,
+        };
+        if !exists {
+            return Err(ConfigError::StartLevel { level });
+        }
+        let min = (3 - start) as u8 * stride + self.granule.page_bits() + 1;
+        let max = if start == -1 {
+            52
+        } else {
+            (min + stride + 3).min(52)
+        };
+        if self.ipa_bits < min || self.ipa_bits > max {
+            return Err(ConfigError::StartSize { level, min, max });
+        }
+        let needs = match (self.granule, start) {
+            (Granule::K4, 0) | (Granule::K64, 1) => 44,
+            (Granule::K16, 1) => 42,
+            _ => 0,
+        };
+        if self.pa_bits < needs {
+            return Err(ConfigError::StartNeedsPa {
+                level,
+                pa_bits: needs,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Output bits in force: the CPU's, but 48 at most without a 52-bit form.
+pub(crate) fn output_bits(granule: Granule, pa_bits: u8, lpa2: bool) -> Result<u8, ConfigError> {
+    if !matches!(pa_bits, 32 | 36 | 40 | 42 | 44 | 48 | 52) {
+        return Err(ConfigError::PaSize { bits: pa_bits });
+    }
+    if lpa2 && granule == Granule::K64 {
+        return Err(ConfigError::Lpa2With64k);
+    }
+    Ok(if lpa2 || granule == Granule::K64 {
+        pa_bits
+    } else {
+        pa_bits.min(48)
+    })
+}
+
+pub(crate) fn oa_form(granule: Granule, oa_bits: u8, lpa2: bool) -> OaForm {
+    match (granule, lpa2) {
+        (Granule::K64, _) if oa_bits == 52 => OaForm::Lpa64k,
+        (_, true) => OaForm::Lpa2,
+        _ => OaForm::Plain48,
+    }
+}
+
+/// `PS` of `VTCR_EL2` and `TCR_EL2` for so many output bits.
+pub(crate) const fn ps_code(oa_bits: u8) -> u64 {
+    match oa_bits {
+        0..=35 => 0,
+        36..=39 => 1,
+        40..=41 => 2,
+        42..=43 => 3,
+        44..=47 => 4,
+        48..=51 => 5,
+        _ => 6,
+    }
+}
+
+/// `BADDR` of a translation table base register: bits \[51:48\] of a root
+/// go to \[5:2\] when output addresses have more than 48 bits.
+pub(crate) const fn baddr(root: u64, oa_bits: u8) -> u64 {
+    if oa_bits > 48 {
+        (root & 0x0000_ffff_ffff_ffc0) | (((root >> 48) & 0xf) << 2)
+    } else {
+        root & 0x0000_ffff_ffff_fffe
+    }
+}
+
+/// A stage 2 that the architecture has. Obtained from
+/// [`Stage2Config::validate`] only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Geometry {
+    shape: Shape,
+    features: Features,
+    errata: Errata,
+}
+
+impl Geometry {
+    /// The tree's arithmetic.
+    #[inline]
+    pub const fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// The features it was made for.
+    #[inline]
+    pub const fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// The errata it was made for.
+    #[inline]
+    pub const fn errata(&self) -> Errata {
+        self.errata
+    }
+
+    /// The granule.
+    #[inline]
+    pub const fn granule(&self) -> Granule {
+        self.shape.granule()
+    }
+
+    /// Bits of an IPA.
+    #[inline]
+    pub const fn ipa_bits(&self) -> u8 {
+        self.shape.ia_bits()
+    }
+
+    /// Where a walk starts.
+    #[inline]
+    pub const fn start(&self) -> Level {
+        self.shape.start()
+    }
+
+    /// Root tables: 1 to 16. They are adjacent in memory.
+    #[inline]
+    pub const fn root_tables(&self) -> usize {
+        self.shape.root_tables()
+    }
+
+    /// The root's alignment in bytes: its whole size.
+    #[inline]
+    pub const fn root_align(&self) -> u64 {
+        self.shape.root_align()
+    }
+
+    /// Bytes that one entry of `level` covers.
+    #[inline]
+    pub const fn span(&self, level: Level) -> u64 {
+        self.shape.span(level)
+    }
+
+    /// True when a block or page may stand at `level`.
+    #[inline]
+    pub const fn leaf_ok(&self, level: Level) -> bool {
+        self.shape.leaf_ok(level)
+    }
+
+    /// `VTCR_EL2` for this geometry: spec 1.1 and 1.2.
+    pub const fn vtcr(&self) -> u64 {
+        let shape = &self.shape;
+        let (sl2, sl0) = match (shape.granule, shape.start) {
+            (Granule::K4, -1) => (1, 0),
+            (Granule::K4, 0) => (0, 2),
+            (Granule::K4, 1) => (0, 1),
+            (Granule::K4, 2) => (0, 0),
+            (Granule::K4, _) => (0, 3),
+            (_, start) => (0, 3 - start as u64),
+        };
+        let mut vtcr = 64 - shape.ia_bits as u64;
+        vtcr |= sl0 << 6;
+        vtcr |= 0b01 << 8; // IRGN0: write-back, read- and write-allocate
+        vtcr |= 0b01 << 10; // ORGN0: the same
+        vtcr |= 0b11 << 12; // SH0: inner shareable
+        vtcr |= shape.granule.tg0() << 14;
+        vtcr |= ps_code(shape.oa_bits) << 16;
+        vtcr |= (self.features.vmid16 as u64) << 19;
+        vtcr |= (self.features.hw_access_flag as u64) << 21;
+        vtcr |= (self.features.hw_dirty as u64) << 22;
+        vtcr |= 1 << 31; // RES1
+        vtcr |= (matches!(shape.oa_form, OaForm::Lpa2) as u64) << 32;
+        vtcr |= sl2 << 33;
+        vtcr
+    }
+
+    /// `VTTBR_EL2` for a root and a VMID: spec 1.3.
+    ///
+    /// # Errors
+    /// A root that is misaligned or out of range, a VMID too large.
+    pub const fn vttbr(&self, root: Pa, vmid: Vmid) -> Result<u64, ConfigError> {
+        if vmid.get() > 0xff && !self.features.vmid16 {
+            return Err(ConfigError::Vmid { vmid: vmid.get() });
+        }
+        match check_root(&self.shape, root) {
+            Err(error) => Err(error),
+            Ok(()) => Ok((vmid.get() as u64) << 48
+                | baddr(root.get(), self.shape.oa_bits)
+                | self.features.cnp as u64),
+        }
+    }
+}
+
+pub(crate) const fn check_root(shape: &Shape, root: Pa) -> Result<(), ConfigError> {
+    let align = shape.root_align();
+    if root.get() & (align - 1) != 0 {
+        return Err(ConfigError::RootAlign { align });
+    }
+    match root.get().checked_add(shape.root_bytes()) {
+        Some(end) if end <= 1 << shape.oa_bits => Ok(()),
+        _ => Err(ConfigError::RootRange),
+    }
+}

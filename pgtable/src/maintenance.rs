@@ -1,0 +1,190 @@
+//! The layer below: barriers, TLB and cache maintenance, one instruction a
+//! call. It obeys: it never widens an operation, never skips one, never
+//! chooses.
+
+use core::fmt;
+
+/// A barrier instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Barrier {
+    /// `dsb ishst`: my stores before anybody's later walks.
+    DsbIshst,
+    /// `dsb ish`: my broadcast TLB maintenance is complete everywhere.
+    DsbIsh,
+    /// `dsb nshst`.
+    DsbNshst,
+    /// `dsb nsh`: my local TLB maintenance is complete.
+    DsbNsh,
+    /// `isb`.
+    Isb,
+}
+
+impl Barrier {
+    /// The instruction, as an assembler writes it.
+    pub const fn mnemonic(self) -> &'static str {
+        match self {
+            Self::DsbIshst => "dsb ishst",
+            Self::DsbIsh => "dsb ish",
+            Self::DsbNshst => "dsb nshst",
+            Self::DsbNsh => "dsb nsh",
+            Self::Isb => "isb",
+        }
+    }
+}
+
+/// A TLB maintenance instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum TlbiKind {
+    /// Stage-2 entries of one IPA, current VMID, all CPUs.
+    Ipas2e1is,
+    /// Stage-2 entries of a range of IPAs, current VMID, all CPUs.
+    Ripas2e1is,
+    /// Stage-2 entries of one IPA, current VMID, this CPU.
+    Ipas2e1,
+    /// Stage-1 and combined entries of the current VMID, all CPUs.
+    Vmalle1is,
+    /// Stage-1 and combined entries of the current VMID, this CPU.
+    Vmalle1,
+    /// Everything of the current VMID, both stages, all CPUs.
+    Vmalls12e1is,
+    /// Everything of EL1&0, all VMIDs, all CPUs.
+    Alle1is,
+    /// EL2's entries of one VA, all CPUs.
+    Vae2is,
+    /// EL2's entries of a range of VAs, all CPUs.
+    Rvae2is,
+    /// All of EL2's entries, all CPUs.
+    Alle2is,
+}
+
+impl TlbiKind {
+    /// The operation, as an assembler writes it.
+    pub const fn mnemonic(self) -> &'static str {
+        match self {
+            Self::Ipas2e1is => "ipas2e1is",
+            Self::Ripas2e1is => "ripas2e1is",
+            Self::Ipas2e1 => "ipas2e1",
+            Self::Vmalle1is => "vmalle1is",
+            Self::Vmalle1 => "vmalle1",
+            Self::Vmalls12e1is => "vmalls12e1is",
+            Self::Alle1is => "alle1is",
+            Self::Vae2is => "vae2is",
+            Self::Rvae2is => "rvae2is",
+            Self::Alle2is => "alle2is",
+        }
+    }
+
+    /// True when the instruction takes a register.
+    pub const fn has_operand(self) -> bool {
+        matches!(
+            self,
+            Self::Ipas2e1is | Self::Ripas2e1is | Self::Ipas2e1 | Self::Vae2is | Self::Rvae2is
+        )
+    }
+}
+
+/// One TLBI instruction with its register. Only this crate makes them, so
+/// every one that exists has a valid operand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct Tlbi {
+    kind: TlbiKind,
+    operand: u64,
+}
+
+impl Tlbi {
+    #[inline]
+    pub(crate) const fn new(kind: TlbiKind, operand: u64) -> Self {
+        Self { kind, operand }
+    }
+
+    /// Which instruction.
+    #[inline]
+    pub const fn kind(self) -> TlbiKind {
+        self.kind
+    }
+
+    /// The register's value; 0 for those that take none.
+    #[inline]
+    pub const fn operand(self) -> u64 {
+        self.operand
+    }
+}
+
+impl fmt::Display for Tlbi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.kind.has_operand() {
+            write!(f, "tlbi {}, {:#018x}", self.kind.mnemonic(), self.operand)
+        } else {
+            write!(f, "tlbi {}", self.kind.mnemonic())
+        }
+    }
+}
+
+/// Cache maintenance of a range of physical memory, by lines.
+///
+/// Both end with the barrier that completes them (`dsb ish`, and `isb` for
+/// instructions), issued by the implementation: how many lines there are is
+/// its business.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum CacheOp {
+    /// Clean and invalidate data lines to the point of coherency.
+    CleanInvalidateData {
+        /// The first byte, a multiple of the page.
+        pa: crate::Pa,
+        /// Bytes, a multiple of the page.
+        size: u64,
+    },
+    /// Clean data lines to, and invalidate instruction lines at, the point
+    /// of unification. Doing the whole instruction cache is correct too.
+    SyncInstructions {
+        /// The first byte, a multiple of the page.
+        pa: crate::Pa,
+        /// Bytes, a multiple of the page.
+        size: u64,
+    },
+}
+
+/// What this crate needs of the CPU, one instruction each.
+///
+/// Every call is one instruction on this CPU, in the order of the calls.
+/// Interrupts whose handlers run guests or switch `VTTBR_EL2` are masked by
+/// the caller for the time of any function that takes a `Maintenance`.
+pub trait Maintenance {
+    /// Executes a barrier.
+    fn barrier(&mut self, barrier: Barrier);
+
+    /// Executes a TLBI.
+    fn tlbi(&mut self, op: Tlbi);
+
+    /// Maintains caches for a range.
+    fn cache(&mut self, op: CacheOp);
+
+    /// Reads `VTTBR_EL2`: which VMID TLBIs act on now.
+    fn vttbr(&mut self) -> u64;
+
+    /// Writes `VTTBR_EL2`. No ISB: that comes as a barrier of its own.
+    fn set_vttbr(&mut self, value: u64);
+}
+
+impl<T: Maintenance> Maintenance for &mut T {
+    #[inline]
+    fn barrier(&mut self, barrier: Barrier) {
+        (**self).barrier(barrier);
+    }
+    #[inline]
+    fn tlbi(&mut self, op: Tlbi) {
+        (**self).tlbi(op);
+    }
+    #[inline]
+    fn cache(&mut self, op: CacheOp) {
+        (**self).cache(op);
+    }
+    #[inline]
+    fn vttbr(&mut self) -> u64 {
+        (**self).vttbr()
+    }
+    #[inline]
+    fn set_vttbr(&mut self, value: u64) {
+        (**self).set_vttbr(value);
+    }
+}

@@ -1,0 +1,303 @@
+//! Mapping a range: largest legal leaves, one store a leaf.
+//!
+//! The loop works table by table: it goes down once for each table, then
+//! stores neighbouring entries in a row. What stands in the way of a plain
+//! store is handled out of line.
+
+use crate::addr::Pa;
+use crate::error::{Budget, Error, Stopped};
+use crate::format::{self, AF, CONTIGUOUS};
+use crate::geometry::Shape;
+use crate::maintenance::{CacheOp, Maintenance};
+use crate::mem::TableMem;
+use crate::plan::Pending;
+use crate::sync::{self, Synced};
+use crate::tree::{Changes, Core, Over, Slot};
+use crate::unmap::{LeafSink, RemovedLeaf};
+
+/// A range to map, on raw numbers and checked.
+pub(crate) struct MapJob {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    /// Output address of `start`.
+    pub(crate) oa: u64,
+    /// A leaf's attribute bits.
+    pub(crate) attrs: u64,
+    /// The largest level of leaf to use.
+    pub(crate) top: i8,
+    /// Use `top` only, whatever else fits.
+    pub(crate) exact: bool,
+    pub(crate) over: Over,
+    /// Clean data caches of what is mapped, first.
+    pub(crate) clean: bool,
+    /// Synchronise instruction caches of what is mapped, first.
+    pub(crate) instructions: bool,
+    /// No other walker is in the tree.
+    pub(crate) exclusive: bool,
+}
+
+impl<M: TableMem> Core<M> {
+    pub(crate) fn map<T: Maintenance, S: LeafSink>(
+        &self,
+        maint: &mut T,
+        sink: &mut S,
+        job: &MapJob,
+        budget: &mut Budget,
+    ) -> Result<u64, Stopped<u64>> {
+        let mut changes = Changes::new();
+        let mut ia = job.start;
+        let mut why = None;
+        while ia < job.end {
+            match self.map_run(maint, sink, job, ia, &mut changes, budget) {
+                Ok(next) => ia = next,
+                Err(stopped) => {
+                    ia = stopped.next;
+                    why = Some(stopped.why);
+                    break;
+                }
+            }
+            if budget.is_spent() {
+                break;
+            }
+        }
+        let _done: Synced = self.finish(maint, &changes);
+        match why {
+            None => Ok(ia),
+            Some(why) => Err(Stopped { why, next: ia }),
+        }
+    }
+
+    /// Maps neighbouring entries of one table, from `ia` on.
+    #[inline]
+    fn map_run<T: Maintenance, S: LeafSink>(
+        &self,
+        maint: &mut T,
+        sink: &mut S,
+        job: &MapJob,
+        ia: u64,
+        changes: &mut Changes,
+        budget: &mut Budget,
+    ) -> Result<u64, Stopped<u64>> {
+        let oa = job.oa + (ia - job.start);
+        let left = job.end - ia;
+        let level = if job.exact {
+            job.top
+        } else {
+            self.shape.leaf_level(ia, oa, left, job.top)
+        };
+        let slot = match self.reach(maint, changes, ia, level, job.over) {
+            Ok(slot) => slot,
+            Err(why) => return Err(Stopped { why, next: ia }),
+        };
+        let count = (left >> slot.shift)
+            .min(self.entries_left(&slot) as u64)
+            .min(self.shape.linear_left(oa) >> slot.shift)
+            .min(budget.left().max(1)) as usize;
+        budget.spend(count as u64);
+        if job.clean | job.instructions {
+            let (pa, size) = (Pa::new(oa), (count as u64) << slot.shift);
+            if job.clean {
+                maint.cache(CacheOp::CleanInvalidateData { pa, size });
+            }
+            if job.instructions {
+                maint.cache(CacheOp::SyncInstructions { pa, size });
+            }
+        }
+        let mut raw = job.attrs | format::leaf_type(level) | self.shape.encode_oa(oa);
+        let step = 1u64 << slot.shift;
+        let mut fresh = 0u32;
+        let mut at = 0;
+        let mut why = None;
+        while at < count {
+            if self.mem.cas(slot.table, slot.index + at, 0, raw).is_ok() {
+                fresh += 1;
+                raw = raw.wrapping_add(step);
+                at += 1;
+                continue;
+            }
+            let here = Slot {
+                index: slot.index + at,
+                ..slot
+            };
+            let here_ia = ia + ((at as u64) << slot.shift);
+            match self.occupied(maint, sink, job, &here, here_ia, raw, count - at, changes) {
+                Ok(done) => {
+                    raw = raw.wrapping_add(step * done as u64);
+                    at += done;
+                }
+                Err(error) => {
+                    why = Some(error);
+                    break;
+                }
+            }
+        }
+        if fresh != 0 {
+            changes.stored = true;
+            let each = self.counting.of(raw);
+            if each != 0 {
+                self.mem.add_count(Pa::new(slot.pa), fresh as i32);
+            }
+        }
+        let next = ia + ((at as u64) << slot.shift);
+        match why {
+            None => Ok(next),
+            Some(why) => Err(Stopped { why, next }),
+        }
+    }
+
+    /// An entry that is not empty is to become `raw`. Returns how many of
+    /// the `count` entries from it on are done.
+    #[cold]
+    #[inline(never)]
+    #[allow(clippy::too_many_arguments)]
+    fn occupied<T: Maintenance, S: LeafSink>(
+        &self,
+        maint: &mut T,
+        sink: &mut S,
+        job: &MapJob,
+        slot: &Slot<M::Table>,
+        ia: u64,
+        raw: u64,
+        count: usize,
+        changes: &mut Changes,
+    ) -> Result<usize, Error> {
+        let exists = Error::Exists {
+            level: Shape::level(slot.level),
+        };
+        loop {
+            let old = self.mem.load(slot.table, slot.index);
+            if format::is_frozen(old) {
+                return Err(Error::Busy);
+            }
+            if format::is_annotation(old) {
+                if old != 0 && job.over == Over::Nothing {
+                    return Err(exists);
+                }
+                if self.mem.cas(slot.table, slot.index, old, raw).is_ok() {
+                    changes.stored = true;
+                    let more = self.counting.of(raw) - self.counting.of(old);
+                    if more != 0 {
+                        self.mem.add_count(Pa::new(slot.pa), more);
+                    }
+                    return Ok(1);
+                }
+                continue;
+            }
+            let leaf = format::is_leaf(old, slot.level);
+            if leaf && (old ^ raw) & !(AF | CONTIGUOUS) == 0 {
+                // Mapped so already: another CPU was faster, or the caller
+                // repeats itself. AF may have to be set; that needs no TLBI.
+                if old & AF != 0
+                    || raw & AF == 0
+                    || self.mem.cas(slot.table, slot.index, old, old | AF).is_ok()
+                {
+                    return Ok(1);
+                }
+                continue;
+            }
+            if job.over != Over::Anything {
+                return Err(exists);
+            }
+            if leaf && old & CONTIGUOUS != 0 {
+                let mut slot = *slot;
+                slot.raw = old;
+                self.break_group(maint, &mut slot, ia)?;
+                continue;
+            }
+            if leaf && !self.needs_break(old, raw) {
+                if self.mem.cas(slot.table, slot.index, old, raw).is_ok() {
+                    changes
+                        .pending
+                        .leaves(&self.shape, ia, ia + (1 << slot.shift), slot.level);
+                    return Ok(1);
+                }
+                continue;
+            }
+            if format::is_table(old, slot.level) && !job.exclusive {
+                return Err(Error::NeedsExclusive {
+                    level: Shape::level(slot.level),
+                });
+            }
+            return self.replace(maint, sink, slot, ia, raw, count);
+        }
+    }
+
+    /// Break-before-make of neighbouring leaves and tables (the latter only
+    /// under exclusive access), with one invalidation for all.
+    fn replace<T: Maintenance, S: LeafSink>(
+        &self,
+        maint: &mut T,
+        sink: &mut S,
+        slot: &Slot<M::Table>,
+        ia: u64,
+        raw: u64,
+        count: usize,
+    ) -> Result<usize, Error> {
+        let level = slot.level;
+        let step = 1u64 << slot.shift;
+        let exclusive_table = |old| format::is_table(old, level);
+        let mut pending = Pending::new();
+        let mut tables = 0;
+        let mut broken = 0;
+        let mut new = raw;
+        while broken < count {
+            let index = slot.index + broken;
+            let old = self.mem.load(slot.table, index);
+            let at = ia + ((broken as u64) << slot.shift);
+            let is_table = exclusive_table(old);
+            // The first one's kind was checked by the caller; the run ends
+            // where something else begins.
+            let same = if is_table {
+                broken == 0 || tables > 0
+            } else {
+                tables == 0
+                    && format::is_leaf(old, level)
+                    && old & CONTIGUOUS == 0
+                    && self.needs_break(old, new)
+            };
+            if !same
+                || (mutant!(ReplaceWithoutBreak, true, false)
+                    && self
+                        .mem
+                        .cas(slot.table, index, old, format::freeze(old, level))
+                        .is_err())
+            {
+                break;
+            }
+            if is_table {
+                tables += 1;
+                pending.table(at, at + step, self.shape.page_bits());
+            } else {
+                pending.leaves(&self.shape, at, at + step, level);
+            }
+            broken += 1;
+            new = new.wrapping_add(step);
+        }
+        if broken == 0 {
+            return Err(Error::Busy);
+        }
+        let done = sync::sync(maint, &self.tlb, &pending);
+        let mut new = raw;
+        let mut more = 0;
+        for entry in 0..broken {
+            let index = slot.index + entry;
+            let at = ia + ((entry as u64) << slot.shift);
+            let old = format::thaw(self.mem.load(slot.table, index), level);
+            self.mem.store(slot.table, index, new);
+            more += self.counting.of(new) - self.counting.of(old);
+            if exclusive_table(old) {
+                let table = self.shape.decode_oa(old);
+                let mut unlimited = Budget::unlimited();
+                self.reclaim(table, level + 1, at, sink, &done, &mut unlimited);
+            } else if S::WANTS {
+                sink.leaf(RemovedLeaf::new(&self.shape, at, level, old));
+            }
+            new = new.wrapping_add(step);
+        }
+        if more != 0 {
+            self.mem.add_count(Pa::new(slot.pa), more);
+        }
+        sync::publish(maint, &self.tlb);
+        Ok(broken)
+    }
+}

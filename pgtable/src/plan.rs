@@ -1,0 +1,447 @@
+//! What to invalidate: from changed entries to TLBI instructions.
+//!
+//! [`Pending`] collects what an operation changed. [`Plan`] turns it into
+//! instructions by a rule that is written here and tested:
+//!
+//! 1. Changes are kept as up to [`RUNS`] runs of neighbouring entries. When
+//!    more come, the last run grows to cover the new one (never outside the
+//!    operation's own range). A run knows the smallest entry in it (its
+//!    step) and its level, if all entries are leaves of one level.
+//! 2. A run of one entry is one operation by address. With FEAT_TLBIRANGE a
+//!    longer run is a series of range operations that covers it exactly.
+//!    Without, it is one operation by address per step.
+//! 3. If that makes more than one table's number of entries (512, 2048 or
+//!    8192) of operations together, the whole VMID is invalidated instead.
+//!
+//! Level hints go only with leaves of levels 1 to 3, all of one level, and
+//! need FEAT_TTL: a removed table is never hinted.
+
+use crate::errata::Errata;
+use crate::geometry::{Features, OaForm, Shape};
+use crate::granule::Granule;
+use crate::maintenance::{Tlbi, TlbiKind};
+
+/// How many runs [`Pending`] keeps apart.
+pub const RUNS: usize = 8;
+
+/// "Leaves of several levels, or a table": no hint.
+const NO_LEVEL: i8 = -2;
+
+/// Neighbouring changed entries.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    start: u64,
+    end: u64,
+    /// log2 of the smallest entry's span.
+    step: u8,
+    level: i8,
+}
+
+const NO_RUN: Run = Run {
+    start: 0,
+    end: 0,
+    step: 12,
+    level: NO_LEVEL,
+};
+
+/// Changed entries whose old translations a TLB may still hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    runs: [Run; RUNS],
+    used: usize,
+}
+
+impl Pending {
+    pub(crate) const fn new() -> Self {
+        Self {
+            runs: [NO_RUN; RUNS],
+            used: 0,
+        }
+    }
+
+    #[inline]
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.used == 0
+    }
+
+    /// Notes leaves of `level` that stood in `[start, end)`.
+    #[inline]
+    pub(crate) fn leaves(&mut self, shape: &Shape, start: u64, end: u64, level: i8) {
+        let hint = mutant!(TtlLevelOff, level, if level == 3 { 2 } else { 3 });
+        self.add(Run {
+            start,
+            end,
+            step: shape.shift(level),
+            level: hint,
+        });
+    }
+
+    /// Notes a table whose entries covered `[start, end)`. `step` is log2 of
+    /// the smallest entry that may have stood in it, or of the whole when
+    /// nothing did.
+    #[inline]
+    pub(crate) fn table(&mut self, start: u64, end: u64, step: u8) {
+        let level = mutant!(TableHinted, NO_LEVEL, 3);
+        self.add(Run {
+            start,
+            end,
+            step,
+            level,
+        });
+    }
+
+    fn add(&mut self, new: Run) {
+        if new.start >= new.end {
+            return;
+        }
+        let full = self.used == RUNS;
+        if let Some(last) = self.runs[..self.used].last_mut() {
+            if full || (new.start <= last.end && new.end >= last.start) {
+                // A gap inside the grown run holds nothing that was changed,
+                // but its entries may be of any size.
+                let gap = new.start > last.end || new.end < last.start;
+                last.start = last.start.min(new.start);
+                last.end = mutant!(RunEndLost, last.end.max(new.end), last.end);
+                last.step = last.step.min(new.step);
+                if gap || last.level != new.level {
+                    last.level = NO_LEVEL;
+                }
+                return;
+            }
+        }
+        self.runs[self.used] = new;
+        self.used += 1;
+    }
+
+    fn runs(&self) -> &[Run] {
+        &self.runs[..self.used]
+    }
+}
+
+/// Whose translations: the regime that a tree of tables serves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Regime {
+    /// Stage 2 of the VMID in this `VTTBR_EL2`.
+    Stage2 { vttbr: u64 },
+    /// EL2's own stage 1.
+    El2,
+}
+
+/// What decides the form of TLBI operands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Tlb {
+    pub(crate) regime: Regime,
+    pub(crate) granule: Granule,
+    /// log2 of the unit of a range operation's `BaseADDR`.
+    base_bits: u8,
+    range: bool,
+    ttl: bool,
+    pub(crate) errata: Errata,
+}
+
+impl Tlb {
+    pub(crate) fn new(regime: Regime, shape: &Shape, features: &Features, errata: Errata) -> Self {
+        let lpa2 = shape.oa_form() == OaForm::Lpa2;
+        let base_bits = if lpa2 { 16 } else { shape.page_bits() };
+        Self {
+            regime,
+            granule: shape.granule(),
+            base_bits: mutant!(RangeBaseUnit, base_bits, shape.page_bits()),
+            range: features.tlb_range,
+            ttl: features.ttl,
+            errata,
+        }
+    }
+}
+
+/// What to do about a [`Pending`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Plan {
+    /// The operations that [`for_each`] lists, which cover the changed
+    /// entries exactly.
+    Ranges,
+    /// Everything of the regime (of the VMID, or of EL2).
+    Whole,
+}
+
+/// Applies rule 3.
+pub(crate) fn decide(pending: &Pending, tlb: &Tlb) -> Plan {
+    let most = tlb.granule.entries() as u64;
+    let mut ops = 0u64;
+    for run in pending.runs() {
+        ops = ops.saturating_add(if tlb.range {
+            // At most: alignment, remainder, and the series itself.
+            let pages = (run.end - run.start) >> tlb.granule.page_bits();
+            24 + (pages >> 16)
+        } else {
+            (run.end - run.start) >> run.step
+        });
+    }
+    if ops > most {
+        Plan::Whole
+    } else {
+        Plan::Ranges
+    }
+}
+
+/// Calls `emit` for each operation of [`Plan::Ranges`].
+pub(crate) fn for_each(pending: &Pending, tlb: &Tlb, mut emit: impl FnMut(Tlbi)) {
+    for run in pending.runs() {
+        let size = run.end - run.start;
+        if tlb.range && size >> run.step > 1 {
+            series(run, tlb, &mut emit);
+        } else {
+            let mut at = run.start;
+            while at < run.end {
+                emit(by_address(tlb, at, run.level));
+                at += 1 << run.step;
+            }
+        }
+    }
+}
+
+/// The range operations that cover a run exactly, spec 1.6.
+///
+/// Scales go down, so that a base once aligned for `BaseADDR` stays so: all
+/// but the last operation have lengths of 64 pages or more.
+fn series(run: &Run, tlb: &Tlb, emit: &mut impl FnMut(Tlbi)) {
+    let page = tlb.granule.page_bits();
+    let mut at = run.start;
+    let mut pages = (run.end - run.start) >> page;
+    let mut scale = 3u32;
+    while pages > 0 {
+        if pages == 1 || at & ((1 << tlb.base_bits) - 1) != 0 {
+            emit(by_address(tlb, at, run.level));
+            at += 1 << page;
+            pages -= 1;
+            continue;
+        }
+        let unit = 5 * scale + 1;
+        let mut units = (pages >> unit).min(mutant!(RangeNumMax, 32, 31 + 2));
+        if tlb.errata.has(Errata::QEMU_RANGE_LENGTH) {
+            // Below 4 GiB: the largest multiple of the unit that is.
+            let below = ((1u64 << 32) - 1) >> (unit + u32::from(page));
+            units = units.min(below);
+        }
+        if units == 0 {
+            // One page at least is left for scale 0 to find two of, or for
+            // the operation by address above.
+            scale -= 1;
+            continue;
+        }
+        emit(range(tlb, at, scale, units, run.level));
+        at += units << (unit + u32::from(page));
+        pages -= units << unit;
+    }
+}
+
+/// The level of a hint: 0 says nothing. Level 0 leaves go without.
+fn hint(tlb: &Tlb, level: i8) -> u64 {
+    if tlb.ttl && level >= 1 {
+        level as u64
+    } else {
+        0
+    }
+}
+
+/// `TLBI IPAS2E1IS` or `VAE2IS`: address >> 12 whatever the granule.
+fn by_address(tlb: &Tlb, at: u64, level: i8) -> Tlbi {
+    let kind = match tlb.regime {
+        Regime::Stage2 { .. } => mutant!(WrongRegime, TlbiKind::Ipas2e1is, TlbiKind::Vae2is),
+        Regime::El2 => TlbiKind::Vae2is,
+    };
+    Tlbi::new(kind, address_operand(tlb, at, level))
+}
+
+fn address_operand(tlb: &Tlb, at: u64, level: i8) -> u64 {
+    let width = match tlb.regime {
+        Regime::Stage2 { .. } => 40,
+        Regime::El2 => 44,
+    };
+    let shift = mutant!(AddressByPage, 12, tlb.granule.page_bits());
+    let mut operand = (at >> shift) & ((1 << width) - 1);
+    let level = hint(tlb, level);
+    if level != 0 {
+        let tg = mutant!(TtlByTg0, tlb.granule.tlbi_tg(), tlb.granule.tg0());
+        operand |= (tg << 2 | level) << 44;
+    }
+    operand
+}
+
+/// `TLBI RIPAS2E1IS` or `RVAE2IS` of `units` (1 to 32) units of `scale`.
+fn range(tlb: &Tlb, at: u64, scale: u32, units: u64, level: i8) -> Tlbi {
+    let kind = match tlb.regime {
+        Regime::Stage2 { .. } => mutant!(WrongRangeRegime, TlbiKind::Ripas2e1is, TlbiKind::Rvae2is),
+        Regime::El2 => TlbiKind::Rvae2is,
+    };
+    let tg = mutant!(RangeTgByTg0, tlb.granule.tlbi_tg(), tlb.granule.tg0());
+    let num = mutant!(RangeNumOff, units - 1, units.saturating_sub(2));
+    let operand = tg << 46
+        | u64::from(scale) << 44
+        | num << 39
+        | hint(tlb, level) << 37
+        | ((at >> tlb.base_bits) & ((1 << 37) - 1));
+    Tlbi::new(kind, operand)
+}
+
+/// The operation by address on this CPU alone, for a relaxed leaf.
+pub(crate) fn local(tlb: &Tlb, at: u64, level: i8) -> Tlbi {
+    Tlbi::new(TlbiKind::Ipas2e1, address_operand(tlb, at, level))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Stage2Config;
+    extern crate std;
+    use std::vec::Vec;
+
+    fn tlb(granule: Granule, lpa2: bool, errata: Errata) -> (Shape, Tlb) {
+        let mut config = Stage2Config::new(granule, 48, 52);
+        config.lpa2 = lpa2;
+        config.features.tlb_range = true;
+        config.features.ttl = true;
+        let geometry = config.validate().unwrap();
+        let regime = Regime::Stage2 { vttbr: 0 };
+        (
+            *geometry.shape(),
+            Tlb::new(regime, geometry.shape(), geometry.features(), errata),
+        )
+    }
+
+    fn ops(tlb: &Tlb, pending: &Pending) -> Vec<Tlbi> {
+        let mut ops = Vec::new();
+        for_each(pending, tlb, |op| ops.push(op));
+        ops
+    }
+
+    /// The bytes that an operation covers, decoded from its bits alone.
+    fn covers(op: Tlbi, granule: Granule, lpa2: bool) -> (u64, u64) {
+        let x = op.operand();
+        match op.kind() {
+            TlbiKind::Ipas2e1is => {
+                let at = (x & ((1 << 40) - 1)) << 12;
+                (at, at + granule.page_size())
+            }
+            TlbiKind::Ripas2e1is => {
+                let tg = match granule {
+                    Granule::K4 => 1,
+                    Granule::K16 => 2,
+                    Granule::K64 => 3,
+                };
+                assert_eq!(x >> 46 & 3, tg);
+                assert_eq!(x >> 48, 0);
+                let (scale, num) = (x >> 44 & 3, x >> 39 & 31);
+                let base_bits = if lpa2 {
+                    16
+                } else {
+                    u32::from(granule.page_bits())
+                };
+                let at = (x & ((1 << 37) - 1)) << base_bits;
+                (
+                    at,
+                    at + ((num + 1) << (5 * scale + 1)) * granule.page_size(),
+                )
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_vectors_of_the_facts() {
+        let cases = [
+            (8u64 << 30, false, 0x0000_7f80_0004_0000u64),
+            (8 << 30, true, 0x0000_7f80_0000_4000),
+            (512 << 12, false, 0x0000_5380_0004_0000),
+        ];
+        for (size, lpa2, operand) in cases {
+            let (_, tlb) = tlb(Granule::K4, lpa2, Errata::NONE);
+            let mut pending = Pending::new();
+            pending.table(0x4000_0000, 0x4000_0000 + size, 12);
+            let ops = ops(&tlb, &pending);
+            assert_eq!(ops.len(), 1);
+            assert_eq!(ops[0].operand(), operand);
+        }
+    }
+
+    #[test]
+    fn series_cover_exactly() {
+        let counts = [
+            1u64,
+            2,
+            3,
+            62,
+            63,
+            64,
+            65,
+            511,
+            512,
+            513,
+            4096,
+            (1 << 21) - 1,
+            1 << 21,
+        ];
+        for granule in Granule::ALL {
+            for lpa2 in [false, true] {
+                if lpa2 && granule == Granule::K64 {
+                    continue;
+                }
+                for errata in [Errata::NONE, Errata::QEMU_RANGE_LENGTH] {
+                    let (shape, tlb) = tlb(granule, lpa2, errata);
+                    for pages in counts.into_iter().chain([(1 << 21) + 1]) {
+                        for first in [0u64, 1, 15, 16, 17, 63] {
+                            let page = granule.page_size();
+                            let start = (1 << 30) + first * page;
+                            let end = start + pages * page;
+                            let mut pending = Pending::new();
+                            pending.leaves(&shape, start, end, 3);
+                            let mut at = start;
+                            for op in ops(&tlb, &pending) {
+                                let (from, to) = covers(op, granule, lpa2);
+                                assert_eq!(from, at);
+                                if errata != Errata::NONE {
+                                    assert!(to - from < 1 << 32);
+                                }
+                                at = to;
+                            }
+                            assert_eq!(at, end, "{granule:?} {lpa2} {pages} {first}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn hints_only_for_leaves_of_one_level() {
+        let (shape, tlb) = tlb(Granule::K16, false, Errata::NONE);
+        let mut pending = Pending::new();
+        pending.leaves(&shape, 0x4000_0000, 0x4000_4000, 3);
+        // TTL = TG 2 << 2 | level 3, IPA >> 12 although pages have 16K.
+        assert_eq!(ops(&tlb, &pending)[0].operand(), 0b1011 << 44 | 0x4_0000);
+        pending.table(0x4000_4000, 0x4000_8000, 14);
+        assert!(
+            ops(&tlb, &pending)
+                .iter()
+                .all(|op| op.operand() >> 37 & 3 == 0)
+        );
+    }
+
+    #[test]
+    fn more_runs_than_kept_apart_are_covered() {
+        let (shape, tlb) = tlb(Granule::K4, false, Errata::NONE);
+        let mut pending = Pending::new();
+        let pages: Vec<u64> = (0..20).map(|i| 0x4000_0000 + i * 0x5000).collect();
+        for &at in &pages {
+            pending.leaves(&shape, at, at + 0x1000, 3);
+        }
+        let ops = ops(&tlb, &pending);
+        for &at in &pages {
+            let hit = |op: &Tlbi| {
+                let (from, to) = covers(*op, Granule::K4, false);
+                from <= at && at < to
+            };
+            assert!(ops.iter().any(hit), "{at:#x}");
+        }
+    }
+}

@@ -1,0 +1,713 @@
+//! The public face of stage 2: one guest's tables, or the host's.
+
+use crate::addr::{InputAddress, Ipa, Level, Pa, Vmid};
+use crate::attrs::Attrs;
+use crate::error::{Budget, Error, Stopped};
+use crate::format::{self, Annotation, Entry};
+use crate::geometry::{ConfigError, Geometry};
+use crate::maintenance::Maintenance;
+use crate::map::MapJob;
+use crate::mem::TableMem;
+use crate::plan::Regime;
+use crate::sync::Synced;
+use crate::tree::{Core, Counting, Over};
+use crate::unmap::{Ignore, LeafSink, Partial, UnmapJob};
+
+/// Which leaves a mapping uses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leaves {
+    /// The largest that address, size and geometry allow.
+    Largest,
+    /// The largest, but none above this level.
+    AtMost(Level),
+    /// This level alone; the range must keep to its span.
+    Exactly(Level),
+}
+
+/// Whether caches are maintained where the CPU does not do it.
+///
+/// Without FEAT_S2FWB a guest may read memory past the cache: what was
+/// written through it must be cleaned before. Without `CTR_EL0.DIC` stale
+/// instructions may be fetched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Caches {
+    /// As this CPU needs it.
+    Maintain,
+    /// The caller knows that nothing is stale.
+    Skip,
+}
+
+/// A range to map.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Map {
+    /// First IPA, page-aligned.
+    pub ipa: Ipa,
+    /// First PA, page-aligned.
+    pub pa: Pa,
+    /// Bytes, a multiple of the page.
+    pub size: u64,
+    /// What the leaves say.
+    pub attrs: Attrs,
+    /// Which leaves to use.
+    pub leaves: Leaves,
+    /// What may stand there now.
+    pub over: Over,
+    /// Cache maintenance.
+    pub caches: Caches,
+}
+
+impl Map {
+    /// Largest leaves over empty entries, with cache maintenance.
+    pub const fn new(ipa: Ipa, pa: Pa, size: u64, attrs: Attrs) -> Self {
+        Self {
+            ipa,
+            pa,
+            size,
+            attrs,
+            leaves: Leaves::Largest,
+            over: Over::Nothing,
+            caches: Caches::Maintain,
+        }
+    }
+
+    /// The same with other leaves.
+    pub const fn leaves(self, leaves: Leaves) -> Self {
+        Self { leaves, ..self }
+    }
+
+    /// The same over other entries.
+    pub const fn over(self, over: Over) -> Self {
+        Self { over, ..self }
+    }
+
+    /// The same with other cache maintenance.
+    pub const fn caches(self, caches: Caches) -> Self {
+        Self { caches, ..self }
+    }
+}
+
+/// What a walk for one IPA found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// The level of the entry.
+    pub level: Level,
+    /// The descriptor.
+    pub raw: u64,
+    /// The descriptor, decoded.
+    pub entry: Entry,
+    /// The first IPA that the entry covers.
+    pub base: Ipa,
+}
+
+/// Stage-2 tables that hardware may be walking.
+///
+/// The protocol between CPUs is at the head of the module `tree`: `&self`
+/// operations may run at once, `&mut self` ones remove tables.
+#[derive(Clone, Debug)]
+pub struct Stage2<M: TableMem> {
+    pub(crate) core: Core<M>,
+    pub(crate) geometry: Geometry,
+    vttbr: u64,
+}
+
+impl<M: TableMem> Stage2<M> {
+    /// Takes charge of a root: [`Geometry::root_tables`] adjacent zeroed
+    /// pages at `root`, aligned to [`Geometry::root_align`].
+    ///
+    /// # Errors
+    /// A root or VMID that `VTTBR_EL2` cannot hold.
+    pub fn new(geometry: Geometry, root: Pa, vmid: Vmid, mem: M) -> Result<Self, ConfigError> {
+        let vttbr = geometry.vttbr(root, vmid)?;
+        let core = Core::new(
+            mem,
+            geometry.shape(),
+            root,
+            Regime::Stage2 { vttbr },
+            geometry.features(),
+            geometry.errata(),
+        );
+        Ok(Self {
+            core,
+            geometry,
+            vttbr,
+        })
+    }
+
+    /// The same tree with another rule for its tables' counts. For a tree
+    /// that is still empty.
+    pub fn counting(mut self, counting: Counting) -> Self {
+        self.core.counting = counting;
+        self
+    }
+
+    /// The geometry.
+    pub const fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// `VTTBR_EL2` for this tree.
+    pub const fn vttbr(&self) -> u64 {
+        self.vttbr
+    }
+
+    /// The first root table.
+    pub const fn root(&self) -> Pa {
+        Pa::new(self.core.root)
+    }
+
+    /// The memory that tables live in.
+    pub const fn mem(&self) -> &M {
+        &self.core.mem
+    }
+
+    /// Walks for one IPA and tells what stands there.
+    ///
+    /// # Errors
+    /// `Range` outside the IPA space.
+    pub fn lookup(&self, ipa: Ipa) -> Result<Found, Error> {
+        self.lookup_to(ipa, Level::L3)
+    }
+
+    /// As [`lookup`](Self::lookup), going down to `level` at most.
+    ///
+    /// # Errors
+    /// `Range` outside the IPA space.
+    pub fn lookup_to(&self, ipa: Ipa, level: Level) -> Result<Found, Error> {
+        if ipa.get() >= self.core.shape.ia_end() {
+            return Err(Error::Range);
+        }
+        let slot = self.core.walk_to(ipa.get(), level.get());
+        let level = crate::geometry::Shape::level(slot.level);
+        Ok(Found {
+            level,
+            raw: slot.raw,
+            entry: self.geometry.decode(slot.raw, level),
+            base: Ipa::new(slot.base(ipa.get())),
+        })
+    }
+
+    /// Translates one IPA as hardware would, permissions apart.
+    pub fn translate(&self, ipa: Ipa) -> Option<(Pa, Attrs)> {
+        let found = self.lookup(ipa).ok()?;
+        match found.entry {
+            Entry::Leaf { pa, attrs, .. } => {
+                Some((Pa::new(pa.get() + (ipa.get() - found.base.get())), attrs))
+            }
+            _ => None,
+        }
+    }
+
+    /// Maps a range. Under this shared access a table in the place of a
+    /// block is an error; see [`map_exclusive`](Self::map_exclusive).
+    ///
+    /// Returns the first IPA not mapped: the end, unless the budget ended.
+    ///
+    /// # Errors
+    /// `Range`, `Align`, `Attributes` and `BlockLevel` before anything is
+    /// changed; `Exists`, `Busy`, `NoMem`, `NeedsExclusive` where it stopped.
+    pub fn map<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        map: &Map,
+        budget: &mut Budget,
+    ) -> Result<Ipa, Stopped<Ipa>> {
+        self.map_with(maint, map, &mut Ignore, false, budget)
+    }
+
+    /// As [`map`](Self::map), and with [`Over::Anything`] collapses tables
+    /// into blocks. `sink` is told of leaves that are gone.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map).
+    pub fn map_exclusive<T: Maintenance, S: LeafSink>(
+        &mut self,
+        maint: &mut T,
+        map: &Map,
+        sink: &mut S,
+        budget: &mut Budget,
+    ) -> Result<Ipa, Stopped<Ipa>> {
+        self.map_with(maint, map, sink, true, budget)
+    }
+
+    fn map_with<T: Maintenance, S: LeafSink>(
+        &self,
+        maint: &mut T,
+        map: &Map,
+        sink: &mut S,
+        exclusive: bool,
+        budget: &mut Budget,
+    ) -> Result<Ipa, Stopped<Ipa>> {
+        let job = self
+            .map_job(map, exclusive)
+            .map_err(|why| Stopped { why, next: map.ipa })?;
+        typed(self.core.map(maint, sink, &job, budget))
+    }
+
+    /// All checks of a mapping, before anything is changed.
+    fn map_job(&self, map: &Map, exclusive: bool) -> Result<MapJob, Error> {
+        let shape = &self.core.shape;
+        let end = shape.check_ia(map.ipa.get(), map.size)?;
+        shape.check_oa(map.pa.get(), map.size)?;
+        let attrs = self.geometry.encode_attrs(map.attrs)?;
+        let (top, exact) = match map.leaves {
+            Leaves::Largest => (-1, false),
+            Leaves::AtMost(level) => (level.get(), false),
+            Leaves::Exactly(level) => (level.get(), true),
+        };
+        if exact {
+            let level = Level::new(top).unwrap_or(Level::L3);
+            if !shape.leaf_ok(level) || level < shape.start() {
+                return Err(Error::BlockLevel { level });
+            }
+            if (map.ipa.get() | map.pa.get() | map.size) & (shape.span(level) - 1) != 0 {
+                return Err(Error::Align);
+            }
+        }
+        let features = self.geometry.features();
+        let maintain = map.caches == Caches::Maintain;
+        Ok(MapJob {
+            start: map.ipa.get(),
+            end,
+            oa: map.pa.get(),
+            attrs,
+            top: top.max(shape.start().get()),
+            exact,
+            over: map.over,
+            clean: maintain && !features.fwb && format::is_cacheable(attrs, false),
+            instructions: maintain
+                && !features.dic
+                && format::is_executable(attrs, features.xnx)
+                && format::is_cacheable(attrs, features.fwb),
+            exclusive,
+        })
+    }
+
+    /// Removes what `[ipa, ipa + size)` maps, and the tables that become
+    /// empty. Entries end up empty; annotations go too. `sink` is told of
+    /// each leaf, after every TLB has forgotten it.
+    ///
+    /// Returns the first IPA not done: the end, unless the budget ended. In
+    /// that case call again from there before anything else is done with
+    /// the rest of the range: a large table may be taken apart half.
+    ///
+    /// # Errors
+    /// `Range`, `Align`; `InsideBlock`, `NoMem` (to split) where it stopped.
+    pub fn unmap<T: Maintenance, S: LeafSink>(
+        &mut self,
+        maint: &mut T,
+        ipa: Ipa,
+        size: u64,
+        partial: Partial,
+        sink: &mut S,
+        budget: &mut Budget,
+    ) -> Result<Ipa, Stopped<Ipa>> {
+        self.clear(
+            maint,
+            ipa,
+            size,
+            Annotation::EMPTY,
+            partial,
+            sink,
+            true,
+            budget,
+        )
+    }
+
+    /// As [`unmap`](Self::unmap) beside other CPUs: tables stay.
+    ///
+    /// # Errors
+    /// As [`unmap`](Self::unmap), and `Busy`.
+    pub fn unmap_leaves<T: Maintenance, S: LeafSink>(
+        &self,
+        maint: &mut T,
+        ipa: Ipa,
+        size: u64,
+        partial: Partial,
+        sink: &mut S,
+        budget: &mut Budget,
+    ) -> Result<Ipa, Stopped<Ipa>> {
+        self.clear(
+            maint,
+            ipa,
+            size,
+            Annotation::EMPTY,
+            partial,
+            sink,
+            false,
+            budget,
+        )
+    }
+
+    /// Removes what a range maps and leaves `annotation` there, at the
+    /// largest entries that stand inside the range.
+    ///
+    /// # Errors
+    /// As [`unmap`](Self::unmap).
+    #[allow(clippy::too_many_arguments)]
+    pub fn annotate<T: Maintenance, S: LeafSink>(
+        &mut self,
+        maint: &mut T,
+        ipa: Ipa,
+        size: u64,
+        annotation: Annotation,
+        partial: Partial,
+        sink: &mut S,
+        budget: &mut Budget,
+    ) -> Result<Ipa, Stopped<Ipa>> {
+        self.clear(maint, ipa, size, annotation, partial, sink, true, budget)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn clear<T: Maintenance, S: LeafSink>(
+        &self,
+        maint: &mut T,
+        ipa: Ipa,
+        size: u64,
+        blank: Annotation,
+        partial: Partial,
+        sink: &mut S,
+        exclusive: bool,
+        budget: &mut Budget,
+    ) -> Result<Ipa, Stopped<Ipa>> {
+        let end = self
+            .core
+            .shape
+            .check_ia(ipa.get(), size)
+            .map_err(|why| Stopped { why, next: ipa })?;
+        let job = UnmapJob {
+            start: ipa.get(),
+            end,
+            blank: blank.get(),
+            partial,
+            clean: false,
+            exclusive,
+        };
+        typed(self.core.unmap(maint, sink, &job, budget))
+    }
+
+    /// Invalidates everything of this VMID on all CPUs: before a VMID is
+    /// used again for another tree.
+    pub fn invalidate_all<T: Maintenance>(&self, maint: &mut T) -> Synced {
+        self.core.sync_all(maint)
+    }
+}
+
+/// Gives raw progress its address type.
+pub(crate) fn typed<A: InputAddress>(result: Result<u64, Stopped<u64>>) -> Result<A, Stopped<A>> {
+    match result {
+        Ok(next) => Ok(A::from_raw(next)),
+        Err(Stopped { why, next }) => Err(Stopped {
+            why,
+            next: A::from_raw(next),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Log, Plain};
+    use crate::{Granule, RemovedLeaf, Stage2Config};
+    extern crate std;
+    use std::vec::Vec;
+
+    const GIB: u64 = 1 << 30;
+    const MIB: u64 = 1 << 20;
+
+    fn config(granule: Granule) -> Geometry {
+        let mut config = Stage2Config::new(granule, 40, 48);
+        config.features.tlb_range = true;
+        config.features.ttl = true;
+        config.features.fwb = true;
+        config.features.dic = true;
+        config.validate().unwrap()
+    }
+
+    fn tree(granule: Granule, mem: &Plain) -> (Stage2<&Plain>, Log) {
+        let geometry = config(granule);
+        let root = mem.root(geometry.root_align());
+        let tree = Stage2::new(geometry, root, Vmid::new(5), mem).unwrap();
+        let log = Log {
+            vttbr: tree.vttbr(),
+            ..Log::default()
+        };
+        (tree, log)
+    }
+
+    fn memory(granule: Granule) -> Plain {
+        Plain::new(granule.page_size(), 16 * MIB)
+    }
+
+    #[test]
+    fn largest_leaves_are_used() {
+        let mem = memory(Granule::K4);
+        let (tree, mut log) = tree(Granule::K4, &mem);
+        let map = Map::new(
+            Ipa::new(0x4000_0000),
+            Pa::new(0x8000_0000),
+            GIB + MIB * 4,
+            Attrs::MEMORY,
+        );
+        let next = tree.map(&mut log, &map, &mut Budget::unlimited()).unwrap();
+        assert_eq!(next, Ipa::new(0x8040_0000));
+        assert_eq!(tree.lookup(Ipa::new(0x4123_4567)).unwrap().level, Level::L1);
+        assert_eq!(tree.lookup(Ipa::new(0x8012_3456)).unwrap().level, Level::L2);
+        let (pa, attrs) = tree.translate(Ipa::new(0x8012_3456)).unwrap();
+        assert_eq!(pa, Pa::new(0xc012_3456));
+        assert_eq!(attrs, Attrs::MEMORY);
+        assert_eq!(mem.live.get(), 1);
+        assert_eq!((log.tlbis(), log.barriers()), (0, 1));
+    }
+
+    #[test]
+    fn a_gibibyte_of_pages_goes_with_two_tlbis() {
+        let mem = memory(Granule::K4);
+        let (mut tree, mut log) = tree(Granule::K4, &mem);
+        let map = Map::new(
+            Ipa::new(0x4000_0000),
+            Pa::new(0x8000_0000),
+            GIB,
+            Attrs::MEMORY,
+        )
+        .leaves(Leaves::Exactly(Level::L3));
+        tree.map(&mut log, &map, &mut Budget::unlimited()).unwrap();
+        assert_eq!(mem.live.get(), 513);
+        log.events.clear();
+        let mut gone = 0u64;
+        let mut sink = |leaf: RemovedLeaf| {
+            assert_eq!(leaf.pa().get(), 0x8000_0000 + gone * 4096);
+            gone += 1;
+        };
+        tree.unmap(
+            &mut log,
+            map.ipa,
+            GIB,
+            Partial::Split,
+            &mut sink,
+            &mut Budget::unlimited(),
+        )
+        .unwrap();
+        assert_eq!(gone, 262_144);
+        assert_eq!(mem.live.get(), 0);
+        assert_eq!((log.tlbis(), log.barriers()), (2, 4));
+    }
+
+    #[test]
+    fn a_page_out_of_a_block_leaves_the_rest() {
+        for granule in Granule::ALL {
+            let mem = memory(granule);
+            let (mut tree, mut log) = tree(granule, &mem);
+            let span = tree.geometry().span(Level::L2);
+            let page = granule.page_size();
+            let base = 4 * span;
+            let map = Map::new(Ipa::new(base), Pa::new(8 * span), span, Attrs::MEMORY);
+            tree.map(&mut log, &map, &mut Budget::unlimited()).unwrap();
+            assert_eq!(tree.lookup(Ipa::new(base)).unwrap().level, Level::L2);
+            let hole = Ipa::new(base + 7 * page);
+            let refused = tree.unmap(
+                &mut log,
+                hole,
+                page,
+                Partial::Refuse,
+                &mut Ignore,
+                &mut Budget::unlimited(),
+            );
+            assert_eq!(
+                refused,
+                Err(Stopped {
+                    why: Error::InsideBlock { level: Level::L2 },
+                    next: hole
+                })
+            );
+            tree.unmap(
+                &mut log,
+                hole,
+                page,
+                Partial::Split,
+                &mut Ignore,
+                &mut Budget::unlimited(),
+            )
+            .unwrap();
+            for index in 0..granule.entries() as u64 {
+                let at = Ipa::new(base + index * page);
+                let expected = (index != 7).then(|| Pa::new(8 * span + index * page));
+                assert_eq!(tree.translate(at).map(|(pa, _)| pa), expected);
+            }
+            // Back again, then all of it: no table is left.
+            let map = Map::new(hole, Pa::new(8 * span + 7 * page), page, Attrs::MEMORY);
+            tree.map(&mut log, &map, &mut Budget::unlimited()).unwrap();
+            tree.unmap(
+                &mut log,
+                Ipa::new(base),
+                span,
+                Partial::Split,
+                &mut Ignore,
+                &mut Budget::unlimited(),
+            )
+            .unwrap();
+            assert_eq!(mem.live.get(), 0);
+        }
+    }
+
+    #[test]
+    fn pages_become_a_block_again() {
+        let mem = memory(Granule::K4);
+        let (mut tree, mut log) = tree(Granule::K4, &mem);
+        let block = Map::new(
+            Ipa::new(0x4000_0000),
+            Pa::new(0x8000_0000),
+            4 * MIB,
+            Attrs::MEMORY,
+        );
+        let pages = block.leaves(Leaves::Exactly(Level::L3));
+        tree.map(&mut log, &pages, &mut Budget::unlimited())
+            .unwrap();
+        let shared = tree.map(
+            &mut log,
+            &block.over(Over::Anything),
+            &mut Budget::unlimited(),
+        );
+        assert_eq!(
+            shared.unwrap_err().why,
+            Error::NeedsExclusive { level: Level::L2 }
+        );
+        let mut gone = Vec::new();
+        tree.map_exclusive(
+            &mut log,
+            &block.over(Over::Anything),
+            &mut |leaf: RemovedLeaf| gone.push(leaf.ia()),
+            &mut Budget::unlimited(),
+        )
+        .unwrap();
+        assert_eq!(gone.len(), 1024);
+        assert_eq!(mem.live.get(), 1);
+        assert_eq!(tree.lookup(Ipa::new(0x4000_0000)).unwrap().level, Level::L2);
+    }
+
+    #[test]
+    fn annotations_stay_when_tables_are_made_under_them() {
+        let mem = memory(Granule::K4);
+        let (mut tree, mut log) = tree(Granule::K4, &mem);
+        let owner = Annotation::new(0x1230).unwrap();
+        tree.annotate(
+            &mut log,
+            Ipa::new(0x4000_0000),
+            GIB,
+            owner,
+            Partial::Split,
+            &mut Ignore,
+            &mut Budget::unlimited(),
+        )
+        .unwrap();
+        assert_eq!(mem.live.get(), 0);
+        let map = Map::new(
+            Ipa::new(0x4000_5000),
+            Pa::new(0x9000_0000),
+            4096,
+            Attrs::MEMORY,
+        );
+        let refused = tree
+            .map(&mut log, &map, &mut Budget::unlimited())
+            .unwrap_err();
+        assert_eq!(refused.why, Error::Exists { level: Level::L1 });
+        tree.map(&mut log, &map.over(Over::Invalid), &mut Budget::unlimited())
+            .unwrap();
+        assert_eq!(
+            tree.lookup(Ipa::new(0x4000_4000)).unwrap().entry,
+            Entry::Invalid(owner)
+        );
+        assert!(tree.translate(map.ipa).is_some());
+    }
+
+    #[test]
+    fn no_memory_leaves_what_is_below_next() {
+        let mem = memory(Granule::K4);
+        let (tree, mut log) = tree(Granule::K4, &mem);
+        mem.limit.set(3);
+        let map = Map::new(
+            Ipa::new(0x4000_0000),
+            Pa::new(0x8000_0000),
+            8 * MIB,
+            Attrs::MEMORY,
+        )
+        .leaves(Leaves::Exactly(Level::L3));
+        let stopped = tree
+            .map(&mut log, &map, &mut Budget::unlimited())
+            .unwrap_err();
+        assert_eq!(
+            stopped,
+            Stopped {
+                why: Error::NoMem,
+                next: Ipa::new(0x4040_0000)
+            }
+        );
+        assert!(tree.translate(Ipa::new(0x403f_ffff)).is_some());
+        assert!(tree.translate(Ipa::new(0x4040_0000)).is_none());
+        assert_eq!(log.barriers(), 1);
+    }
+
+    #[test]
+    fn a_budget_bounds_a_teardown_and_it_ends() {
+        let mem = memory(Granule::K4);
+        let (mut tree, mut log) = tree(Granule::K4, &mem);
+        for gib in [1u64, 3, 500] {
+            let map = Map::new(Ipa::new(gib * GIB), Pa::new(0), 64 * MIB, Attrs::MEMORY)
+                .leaves(Leaves::Exactly(Level::L3));
+            tree.map(&mut log, &map, &mut Budget::unlimited()).unwrap();
+        }
+        let end = 1u64 << 40;
+        let mut at = Ipa::new(0);
+        let mut calls = 0;
+        while at.get() < end {
+            let mut budget = Budget::entries(1);
+            at = tree
+                .unmap(
+                    &mut log,
+                    at,
+                    end - at.get(),
+                    Partial::Split,
+                    &mut Ignore,
+                    &mut budget,
+                )
+                .unwrap();
+            calls += 1;
+            assert!(calls < 5000);
+        }
+        assert!(calls > 90);
+        assert_eq!(mem.live.get(), 0);
+    }
+
+    #[test]
+    fn another_vmid_is_made_current_and_put_back() {
+        let mem = memory(Granule::K4);
+        let (mut tree, mut log) = tree(Granule::K4, &mem);
+        let map = Map::new(Ipa::new(0), Pa::new(0), 4096, Attrs::MEMORY);
+        tree.map(&mut log, &map, &mut Budget::unlimited()).unwrap();
+        log.vttbr = 0x0007_0000_1234_0000;
+        log.events.clear();
+        tree.unmap(
+            &mut log,
+            map.ipa,
+            4096,
+            Partial::Split,
+            &mut Ignore,
+            &mut Budget::unlimited(),
+        )
+        .unwrap();
+        use crate::testing::Event::{self, Vttbr};
+        use crate::{Barrier::*, TlbiKind::*};
+        let b = Event::Barrier;
+        let kinds: Vec<Event> = log.events.clone();
+        assert_eq!(kinds[0], b(DsbIsh));
+        assert_eq!(kinds[1], Vttbr(tree.vttbr()));
+        assert_eq!(kinds[2], b(Isb));
+        assert!(matches!(kinds[3], Event::Tlbi(op) if op.kind() == Ipas2e1is));
+        assert_eq!(kinds[4], b(DsbIsh));
+        assert!(matches!(kinds[5], Event::Tlbi(op) if op.kind() == Vmalle1is));
+        assert_eq!(kinds[6], b(DsbIsh));
+        assert_eq!(kinds[7], b(Isb));
+        assert_eq!(kinds[8], Vttbr(0x0007_0000_1234_0000));
+        assert_eq!(kinds[9], b(Isb));
+        assert_eq!(kinds.len(), 10);
+    }
+}

@@ -1,0 +1,154 @@
+//! Plain memory and a counting maintenance, for unit tests.
+
+extern crate std;
+
+use crate::{Barrier, CacheOp, Level, Maintenance, Pa, Synced, TableMem, Tlbi};
+use std::boxed::Box;
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::vec::Vec;
+
+/// Tables in a vector of words, from `BASE` on.
+pub(crate) struct Plain {
+    words: Box<[AtomicU64]>,
+    counts: RefCell<Vec<u32>>,
+    page: u64,
+    next: Cell<u64>,
+    free: RefCell<Vec<u64>>,
+    pub(crate) limit: Cell<usize>,
+    pub(crate) live: Cell<usize>,
+}
+
+pub(crate) const BASE: u64 = 0x1000_0000;
+
+impl Plain {
+    /// Room for `bytes` of tables.
+    pub(crate) fn new(page: u64, bytes: u64) -> Self {
+        Self {
+            words: (0..bytes / 8).map(|_| AtomicU64::new(0)).collect(),
+            counts: RefCell::new(std::vec![0; (bytes / page) as usize]),
+            page,
+            next: Cell::new(BASE),
+            free: RefCell::new(Vec::new()),
+            limit: Cell::new(usize::MAX),
+            live: Cell::new(0),
+        }
+    }
+
+    /// Takes an aligned root.
+    pub(crate) fn root(&self, bytes: u64) -> Pa {
+        let at = self.next.get().next_multiple_of(bytes);
+        self.next.set(at + bytes);
+        Pa::new(at)
+    }
+}
+
+impl TableMem for Plain {
+    type Table = usize;
+
+    fn locate(&self, pa: Pa) -> usize {
+        ((pa.get() - BASE) / 8) as usize
+    }
+
+    fn load(&self, table: usize, index: usize) -> u64 {
+        self.words[table + index].load(Ordering::Acquire)
+    }
+
+    fn store(&self, table: usize, index: usize, value: u64) {
+        self.words[table + index].store(value, Ordering::Release);
+    }
+
+    fn cas(&self, table: usize, index: usize, old: u64, new: u64) -> Result<(), u64> {
+        self.words[table + index]
+            .compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
+            .map(|_| ())
+    }
+
+    fn alloc(&self, _level: Level) -> Option<Pa> {
+        if self.limit.get() == 0 {
+            return None;
+        }
+        self.limit.set(self.limit.get() - 1);
+        self.live.set(self.live.get() + 1);
+        if let Some(at) = self.free.borrow_mut().pop() {
+            return Some(Pa::new(at));
+        }
+        let at = self.next.get().next_multiple_of(self.page);
+        self.next.set(at + self.page);
+        assert!(
+            (at + self.page - BASE) / 8 <= self.words.len() as u64,
+            "test memory used up"
+        );
+        Some(Pa::new(at))
+    }
+
+    fn free(&self, table: Pa, _level: Level, _proof: &Synced) {
+        let at = self.locate(table);
+        for index in 0..(self.page / 8) as usize {
+            self.store(at, index, 0);
+        }
+        self.counts.borrow_mut()[((table.get() - BASE) / self.page) as usize] = 0;
+        self.live.set(self.live.get() - 1);
+        self.free.borrow_mut().push(table.get());
+    }
+
+    fn count(&self, table: Pa) -> u32 {
+        self.counts.borrow()[((table.get() - BASE) / self.page) as usize]
+    }
+
+    fn add_count(&self, table: Pa, by: i32) {
+        let count = &mut self.counts.borrow_mut()[((table.get() - BASE) / self.page) as usize];
+        *count = count.checked_add_signed(by).expect("count below zero");
+    }
+}
+
+/// What was asked of the CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Event {
+    Barrier(Barrier),
+    Tlbi(Tlbi),
+    Cache(CacheOp),
+    Vttbr(u64),
+}
+
+/// Writes down what it is asked to do.
+#[derive(Default)]
+pub(crate) struct Log {
+    pub(crate) vttbr: u64,
+    pub(crate) events: Vec<Event>,
+}
+
+impl Log {
+    pub(crate) fn tlbis(&self) -> usize {
+        self.events
+            .iter()
+            .filter(|event| matches!(event, Event::Tlbi(_)))
+            .count()
+    }
+
+    pub(crate) fn barriers(&self) -> usize {
+        self.events
+            .iter()
+            .filter(|event| matches!(event, Event::Barrier(_)))
+            .count()
+    }
+}
+
+impl Maintenance for Log {
+    fn barrier(&mut self, barrier: Barrier) {
+        self.events.push(Event::Barrier(barrier));
+    }
+    fn tlbi(&mut self, op: Tlbi) {
+        self.events.push(Event::Tlbi(op));
+    }
+    fn cache(&mut self, op: CacheOp) {
+        self.events.push(Event::Cache(op));
+    }
+    fn vttbr(&mut self) -> u64 {
+        self.vttbr
+    }
+    fn set_vttbr(&mut self, value: u64) {
+        self.vttbr = value;
+        self.events.push(Event::Vttbr(value));
+    }
+}

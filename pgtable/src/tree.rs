@@ -1,0 +1,485 @@
+//! The tree and the way down it: what every operation is built on.
+//!
+//! # Concurrency: the protocol
+//!
+//! *Entries are atomic.* Every change of an entry that others may see is a
+//! compare-and-swap of its whole value, so hardware (access flag, dirty
+//! state) and other CPUs never lose an update.
+//!
+//! *Shared and exclusive.* Operations that take `&self` may run on many CPUs
+//! at once in one tree: they map, make tables, age, change permissions,
+//! split blocks and remove leaves, but never remove a table. Operations that
+//! remove tables take `&mut self`: whoever calls them has, by the type, no
+//! other walker in the tree. So a table is freed only when (1) no walker can
+//! be inside it, proven by `&mut`, and (2) the invalidation that covers it
+//! is complete, proven by [`Synced`](crate::Synced). A hypervisor keeps each
+//! tree in a reader-writer lock of its own: a guest's faults wait for a
+//! table's removal in the same guest at most, never for another guest.
+//!
+//! *Frozen entries.* A change that needs several steps (break, invalidate,
+//! make) swaps the entry to its frozen form first. Everybody else who meets
+//! it answers [`Busy`](crate::Error::Busy). Only the CPU that froze it
+//! writes it again: with the new value, or with the old one if it gives up.
+//!
+//! *Making a table.* The page is filled before it is linked, and linked by
+//! compare-and-swap with release. The loser of a race gives its page back
+//! and goes down the winner's table.
+
+use crate::addr::Pa;
+use crate::errata::Errata;
+use crate::error::Error;
+use crate::format::{self, CONTIGUOUS, VALID};
+use crate::geometry::{Features, Shape};
+use crate::maintenance::Maintenance;
+use crate::mem::TableMem;
+use crate::plan::{Pending, Regime, Tlb};
+use crate::sync::{self, Synced};
+
+/// Which entries a table's count counts. Tables and frozen tables always
+/// count; the rest is the choice of whoever uses the count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Counting {
+    /// A valid leaf with any of these bits does not count.
+    uncounted_leaf: u64,
+    /// An annotation with any of these bits counts.
+    counted_annotation: u64,
+}
+
+impl Counting {
+    /// Every entry that is not zero counts. A table that unmapping leaves
+    /// with a count of 0 is removed.
+    pub const NON_ZERO: Self = Self {
+        uncounted_leaf: 0,
+        counted_annotation: u64::MAX,
+    };
+
+    /// RMM's rule: child tables, protected leaves, and invalid entries that
+    /// hold a data granule count; unprotected leaves do not.
+    pub(crate) const fn rtt(unprotected: u64, assigned: u64) -> Self {
+        Self {
+            uncounted_leaf: unprotected,
+            counted_annotation: assigned,
+        }
+    }
+
+    /// True when a count of 0 means that every entry is zero.
+    #[inline]
+    pub(crate) const fn zero_is_empty(self) -> bool {
+        self.counted_annotation == u64::MAX
+    }
+
+    #[inline]
+    pub(crate) const fn of(self, raw: u64) -> i32 {
+        let counts = if raw & VALID != 0 {
+            raw & self.uncounted_leaf == 0
+        } else {
+            raw & self.counted_annotation != 0
+        };
+        counts as i32
+    }
+}
+
+/// A place in the tree: an entry, and what was read there.
+#[derive(Clone, Copy)]
+pub(crate) struct Slot<T> {
+    pub(crate) table: T,
+    /// The table's address.
+    pub(crate) pa: u64,
+    pub(crate) level: i8,
+    /// log2 of the entry's span.
+    pub(crate) shift: u8,
+    pub(crate) index: usize,
+    pub(crate) raw: u64,
+}
+
+impl<T> Slot<T> {
+    /// The first address that the entry for `ia` covers.
+    #[inline]
+    pub(crate) fn base(&self, ia: u64) -> u64 {
+        ia & !((1 << self.shift) - 1)
+    }
+
+    /// One past the last address that the entry for `ia` covers.
+    #[inline]
+    pub(crate) fn end(&self, ia: u64) -> u64 {
+        self.base(ia) + (1 << self.shift)
+    }
+
+    /// True when the entry for `ia` lies inside `[start, end)` whole.
+    #[inline]
+    pub(crate) fn inside(&self, ia: u64, start: u64, end: u64) -> bool {
+        self.base(ia) >= start && self.end(ia) <= end
+    }
+}
+
+/// The slots from the root down to some entry.
+pub(crate) struct Path<T> {
+    slots: [Slot<T>; 5],
+    depth: usize,
+}
+
+impl<T: Copy> Path<T> {
+    #[inline]
+    pub(crate) fn last(&self) -> Slot<T> {
+        self.slots[self.depth]
+    }
+
+    /// The slot that points to the last slot's table, which then is last.
+    #[inline]
+    pub(crate) fn up(&mut self) -> Option<Slot<T>> {
+        if self.depth == 0 {
+            None
+        } else {
+            self.depth -= 1;
+            Some(self.slots[self.depth])
+        }
+    }
+}
+
+/// What an operation changed and has not made visible yet.
+pub(crate) struct Changes {
+    /// New valid entries or tables: a barrier is due.
+    pub(crate) stored: bool,
+    /// Changed valid entries: an invalidation is due.
+    pub(crate) pending: Pending,
+}
+
+impl Changes {
+    pub(crate) const fn new() -> Self {
+        Self {
+            stored: false,
+            pending: Pending::new(),
+        }
+    }
+}
+
+/// A tree of tables of any regime, on raw numbers. The public faces are
+/// [`Stage2`](crate::Stage2) and [`El2Map`](crate::El2Map).
+#[derive(Clone, Debug)]
+pub(crate) struct Core<M> {
+    pub(crate) mem: M,
+    pub(crate) shape: Shape,
+    pub(crate) root: u64,
+    pub(crate) tlb: Tlb,
+    pub(crate) counting: Counting,
+    pub(crate) fwb: bool,
+    pub(crate) dic: bool,
+    pub(crate) xnx: bool,
+    pub(crate) bbm2: bool,
+}
+
+impl<M: TableMem> Core<M> {
+    pub(crate) fn new(
+        mem: M,
+        shape: &Shape,
+        root: Pa,
+        regime: Regime,
+        features: &Features,
+        errata: Errata,
+    ) -> Self {
+        Self {
+            mem,
+            shape: *shape,
+            root: root.get(),
+            tlb: Tlb::new(regime, shape, features, errata),
+            counting: Counting::NON_ZERO,
+            fwb: features.fwb,
+            dic: features.dic,
+            xnx: features.xnx,
+            bbm2: features.bbm2,
+        }
+    }
+
+    /// The slot for `ia` (inside the space) in the root.
+    #[inline(always)]
+    fn root_slot(&self, ia: u64) -> Slot<M::Table> {
+        let table = self.mem.locate(Pa::new(self.root));
+        let index = (ia >> self.shape.root_shift()) as usize;
+        Slot {
+            table,
+            pa: self.root,
+            level: self.shape.start_raw(),
+            shift: self.shape.root_shift(),
+            index,
+            raw: self.mem.load(table, index),
+        }
+    }
+
+    /// The slot for `ia` in the table that `slot` points to.
+    #[inline(always)]
+    pub(crate) fn child(&self, slot: &Slot<M::Table>, ia: u64) -> Slot<M::Table> {
+        let pa = self.shape.decode_oa(slot.raw);
+        let table = self.mem.locate(Pa::new(pa));
+        let shift = slot.shift - self.shape.stride();
+        let index = (ia >> shift) as usize & self.shape.index_mask();
+        Slot {
+            table,
+            pa,
+            level: slot.level + 1,
+            shift,
+            index,
+            raw: self.mem.load(table, index),
+        }
+    }
+
+    /// Walks down for `ia` until `stop`, or until something else than a
+    /// table stands there.
+    #[inline(always)]
+    pub(crate) fn walk_to(&self, ia: u64, stop: i8) -> Slot<M::Table> {
+        let mut slot = self.root_slot(ia);
+        while slot.level < stop && format::is_table(slot.raw, slot.level) {
+            slot = self.child(&slot, ia);
+        }
+        slot
+    }
+
+    /// As [`walk_to`](Self::walk_to), and remembers the way. Tables whose
+    /// span lies in `[start, end)` whole are not entered.
+    #[inline]
+    pub(crate) fn walk_path(&self, ia: u64, start: u64, end: u64) -> Path<M::Table> {
+        let mut slot = self.root_slot(ia);
+        let mut path = Path {
+            slots: [slot; 5],
+            depth: 0,
+        };
+        while format::is_table(slot.raw, slot.level) && !slot.inside(ia, start, end) {
+            slot = self.child(&slot, ia);
+            path.depth += 1;
+            path.slots[path.depth] = slot;
+        }
+        path
+    }
+
+    /// Entries from the slot to the end of its table.
+    #[inline]
+    pub(crate) fn entries_left(&self, slot: &Slot<M::Table>) -> usize {
+        self.shape.entries_at(slot.level) - slot.index
+    }
+
+    /// Walks down for `ia` to `level`, making the tables that are missing.
+    ///
+    /// An annotation on the way is copied into every entry of the table made
+    /// under it, so that it goes on saying what it said. A block on the way
+    /// is split if `split`, and is in the way otherwise.
+    pub(crate) fn reach<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        changes: &mut Changes,
+        ia: u64,
+        level: i8,
+        over: Over,
+    ) -> Result<Slot<M::Table>, Error> {
+        let mut slot = self.root_slot(ia);
+        while slot.level < level {
+            if !format::is_table(slot.raw, slot.level) {
+                self.make_table(maint, changes, &mut slot, ia, over)?;
+            }
+            slot = self.child(&slot, ia);
+        }
+        Ok(slot)
+    }
+
+    /// Makes `slot` point to a table, whoever makes it.
+    #[cold]
+    #[inline(never)]
+    fn make_table<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        changes: &mut Changes,
+        slot: &mut Slot<M::Table>,
+        ia: u64,
+        over: Over,
+    ) -> Result<(), Error> {
+        let child = Shape::level(slot.level + 1);
+        let mut page = None;
+        let done = loop {
+            let raw = slot.raw;
+            if format::is_table(raw, slot.level) {
+                break Ok(());
+            }
+            if format::is_frozen(raw) {
+                break Err(Error::Busy);
+            }
+            let may = if format::is_annotation(raw) {
+                raw == 0 || over != Over::Nothing
+            } else {
+                over == Over::Anything && format::is_leaf(raw, slot.level)
+            };
+            if !may {
+                break Err(Error::Exists {
+                    level: Shape::level(slot.level),
+                });
+            }
+            let Some(pa) = page.or_else(|| self.mem.alloc(child)) else {
+                break Err(Error::NoMem);
+            };
+            page = Some(pa);
+            if format::is_annotation(raw) {
+                self.fill_uniform(pa, raw);
+                match self.link(slot, raw, pa) {
+                    Ok(()) => {
+                        changes.stored = true;
+                        page = None;
+                        break Ok(());
+                    }
+                    Err(now) => {
+                        if raw != 0 {
+                            self.fill_uniform(pa, 0);
+                            self.mem.add_count(pa, -(self.mem.count(pa) as i32));
+                        }
+                        slot.raw = now;
+                    }
+                }
+            } else {
+                match self.split_slot(maint, slot, ia, pa) {
+                    Ok(()) => page = None,
+                    Err(error) => break Err(error),
+                }
+                break Ok(());
+            }
+        };
+        if let Some(pa) = page {
+            self.mem.free(pa, child, &Synced::never_linked());
+        }
+        done
+    }
+
+    /// Fills an unlinked, zeroed table with one annotation.
+    pub(crate) fn fill_uniform(&self, pa: Pa, raw: u64) {
+        let entries = self.shape.index_mask() + 1;
+        if raw != 0 || self.mem.count(pa) != 0 {
+            let table = self.mem.locate(pa);
+            for index in 0..entries {
+                self.mem.store(table, index, raw);
+            }
+            self.mem
+                .add_count(pa, entries as i32 * self.counting.of(raw));
+        }
+    }
+
+    /// Links a filled table over the annotation `old`.
+    pub(crate) fn link(&self, slot: &mut Slot<M::Table>, old: u64, pa: Pa) -> Result<(), u64> {
+        let new = format::table(&self.shape, pa.get());
+        self.mem.cas(slot.table, slot.index, old, new)?;
+        slot.raw = new;
+        let more = 1 - self.counting.of(old);
+        if more != 0 {
+            self.mem.add_count(Pa::new(slot.pa), more);
+        }
+        Ok(())
+    }
+
+    /// Splits the leaf at `slot` into a table at `pa` (zeroed, unlinked)
+    /// whose entries map the same with the same attributes.
+    ///
+    /// Break-before-make, unless FEAT_BBM level 2 is in use.
+    pub(crate) fn split_slot<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        slot: &mut Slot<M::Table>,
+        ia: u64,
+        pa: Pa,
+    ) -> Result<(), Error> {
+        if slot.raw & CONTIGUOUS != 0 {
+            self.break_group(maint, slot, ia)?;
+        }
+        let old = slot.raw;
+        let level = slot.level;
+        let new = format::table(&self.shape, pa.get());
+        let base = slot.base(ia);
+        let mut pending = Pending::new();
+        pending.leaves(&self.shape, base, base + (1 << slot.shift), level);
+        // Filled before the break, so that nothing fails and little is done
+        // while the guest sees a hole. The old entry's AF and dirty state are
+        // those of the moment of the break: filled again if they changed.
+        let counted = self.fill_split(pa, old, level, slot.shift);
+        if self.bbm2 {
+            self.mem
+                .cas(slot.table, slot.index, old, new)
+                .map_err(|_| Error::Busy)?;
+            let _done: Synced = sync::sync(maint, &self.tlb, &pending);
+        } else {
+            let frozen = format::freeze(old, level);
+            if self.mem.cas(slot.table, slot.index, old, frozen).is_err() {
+                self.mem.add_count(pa, -counted);
+                return Err(Error::Busy);
+            }
+            if mutant!(SplitWithoutInvalidate, true, false) {
+                let _done: Synced = sync::sync(maint, &self.tlb, &pending);
+            }
+            self.mem.store(slot.table, slot.index, new);
+            sync::publish(maint, &self.tlb);
+        }
+        slot.raw = new;
+        let more = 1 - self.counting.of(old);
+        if more != 0 {
+            self.mem.add_count(Pa::new(slot.pa), more);
+        }
+        Ok(())
+    }
+
+    /// Fills the table at `pa` with the parts of a leaf of `level`. Returns
+    /// its count.
+    pub(crate) fn fill_split(&self, pa: Pa, old: u64, level: i8, shift: u8) -> i32 {
+        let shape = &self.shape;
+        let entries = shape.index_mask() + 1;
+        let table = self.mem.locate(pa);
+        let child_shift = shift - shape.stride();
+        let attrs = mutant!(
+            SplitDropsSoft,
+            format::leaf_attr_bits(shape, old) & !format::NT,
+            format::leaf_attr_bits(shape, old) & !(format::NT | format::SOFT)
+        );
+        let mut raw = attrs
+            | format::leaf_type(level + 1)
+            | shape.encode_oa(format::leaf_oa(shape, old, level));
+        let step = mutant!(SplitAliases, 1u64 << child_shift, 0);
+        // An entry's span never crosses the address where high bits change:
+        // both are powers of two and the span is the smaller.
+        for index in 0..entries {
+            self.mem.store(table, index, raw);
+            raw = raw.wrapping_add(step);
+        }
+        let counted = entries as i32 * self.counting.of(old);
+        if counted != 0 {
+            self.mem.add_count(pa, counted);
+        }
+        counted
+    }
+
+    /// Makes an operation's changes visible: by one invalidation, or by a
+    /// barrier when only invalid entries became valid.
+    #[inline]
+    pub(crate) fn finish<T: Maintenance>(&self, maint: &mut T, changes: &Changes) -> Synced {
+        if changes.pending.is_empty() {
+            if changes.stored {
+                sync::publish(maint, &self.tlb);
+            }
+            Synced::never_linked()
+        } else {
+            sync::sync(maint, &self.tlb, &changes.pending)
+        }
+    }
+
+    /// True when going from `old` to `new`, both valid leaves of one level,
+    /// demands break-before-make: spec 1.8.
+    #[inline]
+    pub(crate) fn needs_break(&self, old: u64, new: u64) -> bool {
+        let rule = self.shape.oa_mask() | format::MEMATTR | format::SH | CONTIGUOUS;
+        let rule = mutant!(NoBreakForMemAttr, rule, rule & !format::MEMATTR);
+        (old ^ new) & rule != 0
+    }
+}
+
+/// What a mapping may be put in place of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Over {
+    /// Empty entries only.
+    Nothing,
+    /// Invalid entries: annotations are overwritten, and copied into tables
+    /// that have to be made under them.
+    Invalid,
+    /// Anything: other leaves are replaced, blocks above split, and tables
+    /// below collapsed (the last needs exclusive access).
+    Anything,
+}
