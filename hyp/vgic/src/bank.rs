@@ -142,16 +142,12 @@ impl Bank {
     /// list register, and so need somebody to hold them.
     pub(crate) fn set_active(&mut self, mask: u32, to: bool) -> u32 {
         self.edited |= mask & self.held;
-        let fresh = if to {
-            mask & !self.active & !self.held
-        } else {
-            0
-        };
+        let fresh = if to { mask & !self.active } else { 0 };
         for bit in crate::intid::bits(fresh) {
             self.acknowledged[bit] = NOT_ACKNOWLEDGED;
         }
         put(&mut self.active, mask, to);
-        fresh
+        fresh & !self.held
     }
 
     /// `IGROUPR`. Answers what changed.

@@ -39,7 +39,8 @@ pub struct Synced {
     /// Linked PPIs, by INTID, whose level is unknown by now: sample the source
     /// and say so by `set_ppi`, before the next `fill`.
     pub resample: u32,
-    /// Physical PPIs, by INTID, that are still active on behalf of this vCPU.
+    /// Physical PPIs, by INTID, that are still active on this PE: those that
+    /// `fill` asked for, but for what the guest deactivated.
     pub physical_active: u32,
 }
 
@@ -222,20 +223,21 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
 
     /// Folds the list registers back: `lrs` is what the last
     /// [`fill`](Self::fill) gave, with `lr[..used]` and `hcr` as read after the
-    /// exit, `vmcr` is `ICH_VMCR_EL2`. Does nothing if none were lent.
+    /// exit, `vmcr` is `ICH_VMCR_EL2`.
     pub fn sync(&mut self, vcpu: usize, vmcr: u64, lrs: &ListRegisters) -> Synced {
         let Some(redist) = self.vcpus.redistributor(vcpu) else {
             return Synced::default();
         };
         redist.vmcr = vmcr as u32;
         let (held, used) = redist.held();
+        // Those that are kept quiet without a list register.
+        let mut resample = redist.linked;
         if used == 0 {
             return Synced {
-                resample: 0,
+                resample,
                 physical_active: redist.physical_active(),
             };
         }
-        let mut resample = 0;
         // With EOImode 1 the count is none of deactivations: those were trapped.
         if vmcr & vmcr::VEOIM == 0 {
             for _ in 0..hcr::eoi_count(lrs.hcr) {
@@ -320,7 +322,6 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let Some(spi) = spi_index(intid) else {
             let mask = 1 << (intid & 31);
             redist.bank.active &= !mask;
-            redist.linked &= !mask;
             redist.bank.line &= !(mask & redist.hw);
             return mask & redist.hw;
         };
@@ -437,13 +438,13 @@ fn take_back(bank: &mut Bank, bit: usize, value: u64, taken: bool) {
         bank.latch |= bank.lent & mask;
     }
     bank.lent &= !mask;
+    if taken && value & lr::ACTIVE != 0 {
+        bank.acknowledged[bit] = lr::priority(value);
+    }
     if bank.edited & mask != 0 {
         bank.edited &= !mask;
     } else if value & lr::ACTIVE != 0 {
         bank.active |= mask;
-        if taken {
-            bank.acknowledged[bit] = lr::priority(value);
-        }
     } else {
         bank.active &= !mask;
     }

@@ -18,10 +18,10 @@
 //! # One round of a vCPU
 //! ```text
 //! publish "vCPU n runs on PE p", so that a kick finds it
-//! if needs_fill { if holds_interrupts { sync }; fill; write ICH_* }
+//! if needs_fill { if needs_sync { sync* }; fill; write ICH_* }
 //! enter … exit
-//! anything but a look at the state → if holds_interrupts { read ICH_*; sync }
-//!                                   set_ppi for each line in what sync says
+//! before the state is looked at or the vCPU put away: if needs_sync { sync* }
+//! sync* = read ICH_*; sync; set_ppi for each PPI that it says to sample
 //! ```
 //! An exit that does not concern the vGIC and finds `needs_fill` false may enter
 //! again with neither call: the list registers stay where they are. The kick is

@@ -100,7 +100,7 @@ impl Redistributor {
 
     /// True if the list registers, empty or as last filled, no longer say all
     /// there is to say: `fill` before the guest runs (after `sync`, if
-    /// [`holds_interrupts`](Self::holds_interrupts)).
+    /// [`needs_sync`](Self::needs_sync)).
     ///
     /// While this is false the guest may be entered again with the list
     /// registers as they are, without either call.
@@ -109,11 +109,12 @@ impl Redistributor {
         self.dirty != 0
     }
 
-    /// True if list registers were filled and not folded since: there is
-    /// something for `sync` to do.
+    /// True if `sync` has something to do: list registers were filled and not
+    /// folded since, or a linked PPI is kept quiet and its source must be
+    /// sampled.
     #[must_use]
-    pub fn holds_interrupts(&self) -> bool {
-        self.used != 0
+    pub fn needs_sync(&self) -> bool {
+        self.used | self.linked != 0
     }
 
     /// The vCPU takes part in the delivery of SPIs that any PE may take.

@@ -40,12 +40,11 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             .vcpus
             .redistributor(vcpu)
             .ok_or(Error::NoSuchVcpu(vcpu))?;
-        let mut changed = redist.bank.set_line(bit, level);
+        let changed = redist.bank.set_line(bit, level);
         // A linked PPI that is masked needs its physical interrupt active too.
         if changed & redist.hw != 0 {
             redist.dirty = 1;
         }
-        changed |= u32::from(level) << bit & redist.bank.level() & redist.hw;
         self.notify(Place::Private(vcpu), changed);
         Ok(())
     }

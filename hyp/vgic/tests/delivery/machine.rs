@@ -1,0 +1,221 @@
+//! PEs with virtual CPU interfaces, and the hypervisor's part in between: what
+//! `hyp` does around the crate, reduced to its order of calls.
+
+use vgic::{Affinity, Distributor, Frame, ListRegisters, Read, Redistributor, VcpuSet, Vgic, hcr};
+
+use crate::hardware::Interface;
+
+/// The virtual timer, linked to the physical PPI of the same number.
+pub const TIMER: u32 = 27;
+
+struct Set {
+    redists: Vec<Redistributor>,
+    kicked: Vec<bool>,
+}
+
+impl VcpuSet for Set {
+    fn count(&self) -> usize {
+        self.redists.len()
+    }
+
+    fn redistributor(&mut self, vcpu: usize) -> Option<&mut Redistributor> {
+        self.redists.get_mut(vcpu)
+    }
+
+    fn kick(&mut self, vcpu: usize) {
+        self.kicked[vcpu] = true;
+    }
+}
+
+pub struct Machine {
+    dist: Distributor,
+    set: Set,
+    pub cpu: Vec<Interface>,
+    lrs: Vec<ListRegisters>,
+    pub in_guest: Vec<bool>,
+    /// The list registers are the guest's, not yet folded.
+    live: Vec<bool>,
+    /// The output of each PE's timer.
+    pub timer: Vec<bool>,
+    /// Exits for maintenance, kicks and the timer.
+    pub exits: usize,
+}
+
+/// PEs two to a cluster.
+pub fn affinity(pe: usize) -> Affinity {
+    Affinity::new(0, 0, (pe / 2) as u8, (pe % 2) as u8)
+}
+
+impl Machine {
+    pub fn new(pes: usize, list_registers: usize) -> Self {
+        let redist = |pe| {
+            let mut redist = Redistributor::new(affinity(pe));
+            redist.link(TIMER, TIMER).unwrap();
+            redist
+        };
+        Self {
+            dist: Distributor::new(),
+            set: Set {
+                redists: (0..pes).map(redist).collect(),
+                kicked: vec![false; pes],
+            },
+            cpu: vec![Interface::new(list_registers); pes],
+            lrs: vec![ListRegisters::new(list_registers); pes],
+            in_guest: vec![false; pes],
+            live: vec![false; pes],
+            timer: vec![false; pes],
+            exits: 0,
+        }
+    }
+
+    pub fn vgic(&mut self) -> Vgic<'_, impl VcpuSet> {
+        Vgic::new(&mut self.dist, &mut self.set)
+    }
+
+    pub fn enter(&mut self, pe: usize) {
+        if self.set.redists[pe].needs_fill() {
+            self.fold(pe);
+            let vmcr = self.cpu[pe].vmcr;
+            let mut vgic = Vgic::new(&mut self.dist, &mut self.set);
+            vgic.fill(pe, vmcr, &mut self.lrs[pe]);
+            let lrs = &self.lrs[pe];
+            let cpu = &mut self.cpu[pe];
+            cpu.lr.copy_from_slice(&lrs.lr[..lrs.count()]);
+            cpu.hcr = lrs.hcr;
+            cpu.physical_active = lrs.physical_active;
+            self.live[pe] = true;
+        }
+        self.in_guest[pe] = true;
+    }
+
+    /// Stops the guest; what is in list registers stays there.
+    pub fn stop(&mut self, pe: usize) {
+        self.in_guest[pe] = false;
+    }
+
+    /// Stops the guest and takes everything back.
+    pub fn exit(&mut self, pe: usize) {
+        self.stop(pe);
+        self.fold(pe);
+    }
+
+    fn fold(&mut self, pe: usize) {
+        if !self.set.redists[pe].needs_sync() {
+            return;
+        }
+        self.live[pe] = false;
+        let cpu = &mut self.cpu[pe];
+        let lrs = &mut self.lrs[pe];
+        let used = lrs.used();
+        lrs.lr[..used].copy_from_slice(&cpu.lr[..used]);
+        lrs.hcr = cpu.hcr;
+        let mut vgic = Vgic::new(&mut self.dist, &mut self.set);
+        let synced = vgic.sync(pe, cpu.vmcr, lrs);
+        assert_eq!(
+            synced.physical_active, cpu.physical_active,
+            "the physical interrupt is as hardware left it"
+        );
+        assert_eq!(synced.resample & !(1 << TIMER), 0);
+        if synced.resample != 0 {
+            vgic.set_ppi(pe, TIMER, self.timer[pe]).unwrap();
+        }
+    }
+
+    /// The timer's output moves. Without a guest on the PE the hypervisor knows
+    /// it at once, with one only by the interrupt or at the next exit.
+    pub fn set_timer(&mut self, pe: usize, level: bool) {
+        self.timer[pe] = level;
+        if !self.in_guest[pe] {
+            self.vgic().set_ppi(pe, TIMER, level).unwrap();
+        }
+    }
+
+    /// Lets kicks, maintenance and timer interrupts take their course.
+    ///
+    /// Panics if they do not come to an end: that is an interrupt storm.
+    pub fn settle(&mut self) {
+        for _ in 0..8 {
+            let mut quiet = true;
+            for pe in 0..self.cpu.len() {
+                let kicked = core::mem::take(&mut self.set.kicked[pe]);
+                if !self.in_guest[pe] {
+                    // Stopped is not for long: it goes on or is put away.
+                    if kicked {
+                        self.fold(pe);
+                    }
+                    continue;
+                }
+                let timer = self.timer[pe] && self.cpu[pe].physical_active & (1 << TIMER) == 0;
+                if timer {
+                    self.exit(pe);
+                    self.vgic().set_ppi(pe, TIMER, true).unwrap();
+                } else if self.cpu[pe].maintenance() {
+                    self.exit(pe);
+                } else if kicked {
+                    self.stop(pe);
+                } else {
+                    continue;
+                }
+                self.exits += 1;
+                quiet = false;
+                self.enter(pe);
+            }
+            if quiet {
+                return;
+            }
+        }
+        panic!("interrupts to the hypervisor do not end");
+    }
+
+    /// Runs a trapped access of a vCPU.
+    fn trapped<T>(&mut self, pe: usize, access: impl FnOnce(&mut Self) -> T) -> T {
+        let was_in = self.in_guest[pe];
+        self.exit(pe);
+        let answer = access(self);
+        if was_in {
+            self.enter(pe);
+        }
+        answer
+    }
+
+    pub fn write(&mut self, pe: usize, frame: Frame, offset: u64, size: usize, value: u64) {
+        self.trapped(pe, |m| m.vgic().write(pe, frame, offset, size, value));
+        self.settle();
+    }
+
+    /// Reads as a guest does, whose instruction is executed until it is done.
+    pub fn read(&mut self, pe: usize, frame: Frame, offset: u64, size: usize) -> u64 {
+        for _ in 0..4 {
+            let read = self.trapped(pe, |m| m.vgic().read(pe, frame, offset, size));
+            if let Read::Value(value) = read {
+                return value;
+            }
+            self.settle();
+        }
+        panic!("the read does not end");
+    }
+
+    pub fn deactivate(&mut self, pe: usize, intid: u32) {
+        if self.cpu[pe].hcr & hcr::TDIR != 0 {
+            let vmcr = self.cpu[pe].vmcr;
+            self.trapped(pe, |m| m.vgic().deactivate(pe, intid.into(), vmcr));
+        } else {
+            self.cpu[pe].deactivate_by_guest(intid);
+        }
+        self.settle();
+    }
+
+    /// The INTIDs in the list registers of PEs, for those that are lent.
+    pub fn lent(&self, pe: usize) -> Vec<u32> {
+        if !self.live[pe] {
+            return Vec::new();
+        }
+        let valid = |&&value: &&u64| value >> 62 != 0;
+        let used = self.lrs[pe].used();
+        self.cpu[pe].lr[..used]
+            .iter()
+            .filter(valid)
+            .map(|&value| vgic::lr::intid(value))
+            .collect()
+    }
+}
