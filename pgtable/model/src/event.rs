@@ -242,8 +242,7 @@ impl EventKind {
     /// `DSB ISH`.
     pub const DSB_ISH: Self = Self::Barrier(Barrier::Dsb(Domain::Inner, Accesses::All));
     /// `DSB NSHST`.
-    pub const DSB_NSHST: Self =
-        Self::Barrier(Barrier::Dsb(Domain::NonShareable, Accesses::Stores));
+    pub const DSB_NSHST: Self = Self::Barrier(Barrier::Dsb(Domain::NonShareable, Accesses::Stores));
     /// `DSB NSH`.
     pub const DSB_NSH: Self = Self::Barrier(Barrier::Dsb(Domain::NonShareable, Accesses::All));
     /// `ISB`.

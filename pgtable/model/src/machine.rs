@@ -5,7 +5,6 @@
 //! `maintain` follows barriers and TLBIs, `pages` follows ownership, and
 //! `check` answers questions.
 
-use crate::check::Stored;
 use crate::event::{Accesses, Barrier, Domain, Event, EventKind, How, Reg};
 use crate::features::Features;
 use crate::hash::FastMap;
@@ -13,6 +12,7 @@ use crate::mem::{LastStore, Mem};
 use crate::ranges::RangeMap;
 use crate::shape::{Regime, Shape, vmid};
 use crate::spec::Spec;
+use crate::tree::Stored;
 use crate::unclean::{Class, MAX_PES, PeMask, Progress, Run, Unclean, Was, note};
 use crate::violation::{Kind, Violation};
 
@@ -142,6 +142,9 @@ pub struct Machine {
     pub(crate) event: u64,
     pub(crate) now: u8,
     pub(crate) next_tag: u32,
+    /// The removal that the store under judgement makes and replaces at once,
+    /// as FEAT_BBM allows.
+    pub(crate) exempt: u32,
     pub(crate) stats: Stats,
     pub(crate) scratch: Vec<(u64, u64)>,
 }
@@ -177,6 +180,7 @@ impl Machine {
             event: 0,
             now: 0,
             next_tag: 1,
+            exempt: 0,
             stats: Stats::default(),
             scratch: Vec::new(),
         }
@@ -321,7 +325,7 @@ impl Machine {
         let cause = if missing_s2 {
             if p.s2_pending.iter().any(|&m| m != 0) {
                 Some(Kind::MissingDsb)
-            } else if p.s2 != 0 && regime == Regime::Stage2 || p.s2 != 0 {
+            } else if p.s2 != 0 {
                 Some(Kind::LocalOnly)
             } else if tried(note::EARLY) {
                 Some(Kind::TlbiBeforeDsb)
@@ -495,7 +499,13 @@ impl Machine {
         Ok(())
     }
 
-    fn install(&mut self, shape: Shape, ttbr: u64, vmid: u16, mair: u64) -> Result<(u32, u32), Box<Violation>> {
+    fn install(
+        &mut self,
+        shape: Shape,
+        ttbr: u64,
+        vmid: u16,
+        mair: u64,
+    ) -> Result<(u32, u32), Box<Violation>> {
         let (root, low) = shape
             .root(ttbr)
             .map_err(|e| self.violation(Kind::BadSetup, e.rule))?;
@@ -534,7 +544,10 @@ impl Machine {
                 self.trees.len() as u32 - 1
             }
         };
-        let context = self.contexts.iter().position(|c| c.tree == tree && c.vmid == vmid);
+        let context = self
+            .contexts
+            .iter()
+            .position(|c| c.tree == tree && c.vmid == vmid);
         let context = match context {
             Some(i) => i as u32,
             None => {

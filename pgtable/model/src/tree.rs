@@ -5,17 +5,22 @@
 //! whole subtree is *detached*: walkers may stay inside until the removal is
 //! clean, so its entries stay frozen and its pages may not be freed.
 
-use crate::check::Stored;
 use crate::descriptor::{AF, Attrs, BadDesc, DBM, Desc, Memory, NT};
 use crate::event::How;
 use crate::machine::{Machine, Pending, Table, Verdict};
 use crate::mem::{Owner, Use};
-use crate::shape::{Regime, Shape};
+use crate::shape::{HighAddress, Regime, Shape};
 use crate::unclean::{Progress, Run, Was};
 use crate::violation::Kind;
 
-/// Bits of a leaf that are neither address nor attribute to the TLB.
-const AF_ONLY: u64 = AF;
+/// A store that has been made in memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stored {
+    pub pa: u64,
+    pub old: u64,
+    pub new: u64,
+    pub how: How,
+}
 
 /// A subtree to visit: table, level, first input address.
 type Visit = (u64, i8, u64);
@@ -100,11 +105,7 @@ impl Machine {
             return Ok(());
         }
         if shape.decode(table.level, s.new) == Desc::Invalid {
-            // Walkers may see it or not; what they had is unclean already. The
-            // table is no longer what it was, though: it cannot be put back.
-            let mut touched = *table;
-            touched.entries = table.entries;
-            self.tables.insert(table.base, touched);
+            // Walkers may see it or not; what they had is unclean already.
             return Ok(());
         }
         if s.old == s.new {
@@ -179,8 +180,7 @@ impl Machine {
                     self.break_leaf(table, shape, ia, oa, s.old, 0);
                     return self.make_table(table, shape, ia, next, s.how);
                 }
-                let allowed = self.features.bbm >= 2
-                    || self.features.bbm == 1 && s.old & NT != 0;
+                let allowed = self.features.bbm >= 2 || self.features.bbm == 1 && s.old & NT != 0;
                 if allowed && self.maps_alike(table, shape, oa, s.old, next) {
                     self.make_table(table, shape, ia, next, s.how)?;
                     self.break_leaf(table, shape, ia, oa, s.old, 0);
@@ -192,11 +192,13 @@ impl Machine {
                 )
             }
             (Desc::Table(next), Desc::Leaf(oa)) => {
-                let allowed = self.features.bbm >= 2
-                    || self.features.bbm == 1 && s.new & NT != 0;
+                let allowed = self.features.bbm >= 2 || self.features.bbm == 1 && s.new & NT != 0;
                 if allowed && self.maps_alike(table, shape, oa, s.new, next) {
                     self.break_table(table, shape, ia, next, s.old);
-                    return self.make_leaf(table, shape, ia, oa, s.new);
+                    self.exempt = self.next_tag - 1;
+                    let made = self.make_leaf(table, shape, ia, oa, s.new);
+                    self.exempt = 0;
+                    return made;
                 }
                 self.fail(
                     Kind::ValidToValidNeedsBbm,
@@ -283,7 +285,17 @@ impl Machine {
         let aged = old.af && !new.af;
         if !new.perms.covers(old.perms) || aged {
             let aged = new.perms.covers(old.perms);
-            self.add_runs(table.tree, Was::Loose, level, shape, ia, from, s.old, 0, aged);
+            self.add_runs(
+                table.tree,
+                Was::Loose,
+                level,
+                shape,
+                ia,
+                from,
+                s.old,
+                0,
+                aged,
+            );
         }
         Ok(())
     }
@@ -328,17 +340,17 @@ impl Machine {
                             back = Some(was);
                             continue;
                         }
-                        // BBM level 2: two sizes of one translation may live
+                        // BBM level 2: two sizes of one translation may stand
                         // side by side until a TLBI.
                         if same && self.features.bbm >= 2 {
                             continue;
                         }
                     }
                     // BBM level 2: a table that said the same.
-                    Was::Table if self.features.bbm >= 2 && run.tag == self.next_tag - 1 => {
-                        continue;
-                    }
                     Was::Table => {}
+                }
+                if run.tag != 0 && run.tag == self.exempt {
+                    continue;
                 }
                 let v = self.blame(
                     self.contexts[c].regime,
@@ -397,7 +409,9 @@ impl Machine {
         let len = 1u64 << shift;
         let vmids_match = |v: u16| {
             let t = &self.trees[tree as usize];
-            t.contexts.iter().all(|&c| self.contexts[c as usize].vmid == v)
+            t.contexts
+                .iter()
+                .all(|&c| self.contexts[c as usize].vmid == v)
         };
         let mut data = false;
         let mut wrong = None;
@@ -465,7 +479,17 @@ impl Machine {
         let level = table.level;
         self.output_removed(table.tree, shape.shift(level), oa);
         if self.cacheable(table.tree, level, ia, word, shape) {
-            self.add_runs(table.tree, Was::Leaf, level, shape, ia, oa, word, tag, false);
+            self.add_runs(
+                table.tree,
+                Was::Leaf,
+                level,
+                shape,
+                ia,
+                oa,
+                word,
+                tag,
+                false,
+            );
         }
     }
 
@@ -499,7 +523,7 @@ impl Machine {
             entries: 1,
             old: match was {
                 Was::Table => word,
-                _ => attribute_bits(shape, level, word),
+                _ => attribute_bits(shape, word),
             },
             oa,
             tag,
@@ -514,12 +538,18 @@ impl Machine {
             let unclean = &mut self.contexts[c].unclean;
             if !unclean.is_empty() {
                 // One record per entry: the newest state with the oldest rights.
-                unclean.remove((Was::Loose, level), ia, end, |_| true, |_, earlier| {
-                    run.old = earlier.old;
-                    run.since = run.since.min(earlier.since);
-                    run.aged &= earlier.aged;
-                    run.contiguous |= earlier.contiguous;
-                });
+                unclean.remove(
+                    (Was::Loose, level),
+                    ia,
+                    end,
+                    |_| true,
+                    |_, earlier| {
+                        run.old = earlier.old;
+                        run.since = run.since.min(earlier.since);
+                        run.aged &= earlier.aged;
+                        run.contiguous |= earlier.contiguous;
+                    },
+                );
                 if was != Was::Loose {
                     unclean.remove((was, level), ia, end, |_| true, |_, _| {});
                 }
@@ -532,7 +562,17 @@ impl Machine {
     fn break_table(&mut self, table: &Table, shape: &Shape, ia: u64, next: u64, word: u64) {
         let tag = self.next_tag;
         self.next_tag += 1;
-        self.add_runs(table.tree, Was::Table, table.level, shape, ia, next, word, tag, false);
+        self.add_runs(
+            table.tree,
+            Was::Table,
+            table.level,
+            shape,
+            ia,
+            next,
+            word,
+            tag,
+            false,
+        );
         let mut stack: Vec<Visit> = vec![(next, table.level + 1, ia)];
         let mut words = std::mem::take(&mut self.scratch);
         while let Some((base, level, first)) = stack.pop() {
@@ -548,7 +588,17 @@ impl Machine {
                 match shape.decode(level, word) {
                     Desc::Leaf(oa) => self.break_leaf(&t, shape, at, oa, word, tag),
                     Desc::Table(below) => {
-                        self.add_runs(t.tree, Was::Table, level, shape, at, below, word, tag, false);
+                        self.add_runs(
+                            t.tree,
+                            Was::Table,
+                            level,
+                            shape,
+                            at,
+                            below,
+                            word,
+                            tag,
+                            false,
+                        );
                         stack.push((below, level + 1, at));
                     }
                     _ => {}
@@ -559,7 +609,14 @@ impl Machine {
     }
 
     /// A table is linked where nothing valid stood.
-    fn make_table(&mut self, table: &Table, shape: &Shape, ia: u64, next: u64, how: How) -> Verdict {
+    fn make_table(
+        &mut self,
+        table: &Table,
+        shape: &Shape,
+        ia: u64,
+        next: u64,
+        how: How,
+    ) -> Verdict {
         let level = table.level;
         let end = ia + shape.span(level);
         if let Some(tag) = self.put_back(table.tree, level, ia, next) {
@@ -602,7 +659,15 @@ impl Machine {
     }
 
     /// Links a detached subtree again where it was: what TLBs hold is right.
-    fn relink(&mut self, tree: u32, shape: &Shape, level: i8, ia: u64, next: u64, tag: u32) -> Verdict {
+    fn relink(
+        &mut self,
+        tree: u32,
+        shape: &Shape,
+        level: i8,
+        ia: u64,
+        next: u64,
+        tag: u32,
+    ) -> Verdict {
         let end = ia + shape.span(level);
         for i in 0..self.trees[tree as usize].contexts.len() {
             let c = self.trees[tree as usize].contexts[i] as usize;
@@ -633,7 +698,13 @@ impl Machine {
                             }
                         }
                         Desc::Table(below) => {
-                            unclean.remove((Was::Table, level), at, to, |r| r.tag == tag, |_, _| {});
+                            unclean.remove(
+                                (Was::Table, level),
+                                at,
+                                to,
+                                |r| r.tag == tag,
+                                |_, _| {},
+                            );
                             if i == 0 {
                                 stack.push((below, level + 1, at));
                             }
@@ -702,7 +773,15 @@ impl Machine {
         Ok(())
     }
 
-    fn link(&mut self, tree: u32, base: u64, entries: u64, level: i8, ia: u64, released: bool) -> Verdict {
+    fn link(
+        &mut self,
+        tree: u32,
+        base: u64,
+        entries: u64,
+        level: i8,
+        ia: u64,
+        released: bool,
+    ) -> Verdict {
         let bytes = entries * 8;
         let earlier = self.tables.get(&base).copied();
         if let Some(t) = earlier {
@@ -794,15 +873,12 @@ impl Machine {
     }
 }
 
-/// A leaf's word without its output address (and without the access flag,
-/// which no TLB entry remembers).
-fn attribute_bits(shape: &Shape, level: i8, word: u64) -> u64 {
-    let _ = level;
-    let mut bits = word & !(((1u64 << 50) - 1) & !0xfff) & !AF_ONLY;
-    match shape.high {
-        crate::shape::HighAddress::Lpa2 => bits &= !0x300,
-        crate::shape::HighAddress::Lpa => bits &= !0xf000,
-        crate::shape::HighAddress::None => {}
+/// A leaf's word without its output address, and with the access flag, without
+/// which no TLB would have taken it.
+fn attribute_bits(shape: &Shape, word: u64) -> u64 {
+    let mut bits = word & !(((1u64 << 50) - 1) & !0xfff);
+    if shape.high == HighAddress::Lpa2 {
+        bits &= !0x300;
     }
     bits | AF
 }

@@ -1,0 +1,500 @@
+//! Questions: what an access may see, and whether that is what was promised.
+
+use crate::descriptor::{Attrs, CONTIGUOUS, Desc, Perms};
+use crate::event::{Promise, Target};
+use crate::machine::{FaultNote, Machine, Verdict};
+use crate::shape::{Regime, Shape};
+use crate::spec::Spec;
+use crate::tlbi::{Extent, TlbiKind, TlbiOp};
+use crate::unclean::Was;
+use crate::violation::{Kind, Violation};
+use crate::walker::{Above, Outcome, Step, Translation, step, walk};
+
+/// Where a possible outcome comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The newest tables.
+    Walk,
+    /// A walk that does not see some store yet.
+    OldWalk,
+    /// A TLB or walk cache entry that was not invalidated.
+    Tlb,
+}
+
+/// One thing an access may see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Possible {
+    /// Translation or fault.
+    pub outcome: Outcome,
+    /// Where it comes from.
+    pub source: Source,
+}
+
+/// A leaf met while reading a tree's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// First input address.
+    pub ia: u64,
+    /// Level.
+    pub level: i8,
+    /// log2 of the bytes mapped.
+    pub size_log2: u8,
+    /// Output address.
+    pub oa: u64,
+    /// Attributes.
+    pub attrs: Attrs,
+    /// Raw descriptor.
+    pub desc: u64,
+}
+
+impl Machine {
+    fn installed(&self, pe: u8, regime: Regime) -> Option<(u32, u32)> {
+        let pe = self.pes.get(usize::from(pe))?;
+        match regime {
+            Regime::Stage2 => pe.stage2,
+            Regime::El2 => pe.el2,
+        }
+    }
+
+    /// What `pe` may see at `ia` in the tree it has installed: the newest walk
+    /// first, then walks that miss pending stores, then stale TLB entries.
+    /// Empty if no tree is installed.
+    pub fn translate(&self, pe: u8, regime: Regime, ia: u64) -> Vec<Possible> {
+        let Some((tree, context)) = self.installed(pe, regime) else {
+            return Vec::new();
+        };
+        let t = &self.trees[tree as usize];
+        let newest = walk(&t.shape, t.root, t.mair, ia, |pa| self.mem.load(pa));
+        let mut out = vec![Possible {
+            outcome: newest,
+            source: Source::Walk,
+        }];
+        if !t.shape.in_range(ia) {
+            return out;
+        }
+        let start = (t.root, t.shape.start, Above::default());
+        self.walk_all(tree, pe, start, ia, Source::OldWalk, &mut out);
+        let unclean = &self.contexts[context as usize].unclean;
+        let bit = 1 << pe;
+        for (class, base, _, run) in unclean.overlapping(ia, ia + 1) {
+            let p = &run.progress;
+            let combined_gone = p.s1 & bit != 0 || regime == Regime::El2;
+            let gone = p.s2 & bit != 0 && (combined_gone || class.0 == Was::Table);
+            if gone {
+                continue;
+            }
+            if class.0 == Was::Table {
+                let inside = (run.oa, class.1 + 1, Above::default());
+                self.walk_all(tree, pe, inside, ia, Source::Tlb, &mut out);
+                continue;
+            }
+            let size_log2 = t.shape.shift(class.1);
+            let old = Translation {
+                pa: run.oa + (ia - base),
+                level: class.1,
+                size_log2,
+                attrs: t.shape.attrs(class.1, run.old, t.mair),
+                desc: run.old,
+            };
+            push(&mut out, Ok(old), Source::Tlb);
+        }
+        out
+    }
+
+    /// Every walk from a table, with old and new values of pending stores.
+    fn walk_all(
+        &self,
+        tree: u32,
+        pe: u8,
+        from: (u64, i8, Above),
+        ia: u64,
+        source: Source,
+        out: &mut Vec<Possible>,
+    ) {
+        let t = &self.trees[tree as usize];
+        let mut stack = vec![from];
+        while let Some((base, level, above)) = stack.pop() {
+            let pa = base + t.shape.index(level, ia) * 8;
+            for word in self.visible(pe, pa) {
+                match step(&t.shape, t.mair, level, word, ia, above) {
+                    Step::End(outcome) => push(out, outcome, source),
+                    Step::Next(next, above) => stack.push((next, level + 1, above)),
+                }
+            }
+        }
+    }
+
+    /// Values that the walker of `pe` may read at `pa`.
+    pub(crate) fn visible(&self, pe: u8, pa: u64) -> Vec<u64> {
+        let mut words = vec![self.mem.load(pa)];
+        for (i, other) in self.pes.iter().enumerate() {
+            for s in &other.pending {
+                let seen = i == usize::from(pe) && s.local;
+                if s.pa == pa && !seen && !words.contains(&s.old) {
+                    words.push(s.old);
+                }
+            }
+        }
+        words
+    }
+
+    /// Calls `f` with each leaf of the installed tree in `[lo, hi)`, in order.
+    pub fn leaves(&self, pe: u8, regime: Regime, lo: u64, hi: u64, mut f: impl FnMut(Leaf)) {
+        if let Some((tree, _)) = self.installed(pe, regime) {
+            let _ = self.each_leaf(tree, lo, hi, &mut |leaf| {
+                f(leaf);
+                Ok(())
+            });
+        }
+    }
+
+    fn each_leaf(
+        &self,
+        tree: u32,
+        lo: u64,
+        hi: u64,
+        f: &mut impl FnMut(Leaf) -> Verdict,
+    ) -> Verdict {
+        let t = &self.trees[tree as usize];
+        let root = (t.root, t.shape.start, 0, t.shape.root_entries());
+        self.each_leaf_below(tree, root, (lo, hi), f)
+    }
+
+    /// The leaves of one table (base, level, first address, entries) and below.
+    fn each_leaf_below(
+        &self,
+        tree: u32,
+        (base, level, first, entries): (u64, i8, u64, u64),
+        (lo, hi): (u64, u64),
+        f: &mut impl FnMut(Leaf) -> Verdict,
+    ) -> Verdict {
+        let t = &self.trees[tree as usize];
+        let shift = t.shape.shift(level);
+        let from = (lo.saturating_sub(first) >> shift).min(entries);
+        let reach = hi.saturating_sub(first).saturating_add((1 << shift) - 1);
+        let to = (reach >> shift).min(entries);
+        if from >= to {
+            return Ok(());
+        }
+        let mut words = Vec::new();
+        self.mem.nonzero(base + from * 8, to - from, &mut words);
+        for &(index, desc) in &words {
+            let ia = first + ((from + index) << shift);
+            match t.shape.decode(level, desc) {
+                Desc::Leaf(oa) => f(Leaf {
+                    ia,
+                    level,
+                    size_log2: shift,
+                    oa,
+                    attrs: t.shape.attrs(level, desc, t.mair),
+                    desc,
+                })?,
+                Desc::Table(next) => {
+                    let table = (next, level + 1, ia, 1 << t.shape.stride);
+                    self.each_leaf_below(tree, table, (lo, hi), f)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the installed tree with a specification over `[lo, hi)`.
+    ///
+    /// # Errors
+    /// [`Kind::SpecMismatch`] with the first address that differs.
+    pub fn compare(&self, pe: u8, regime: Regime, spec: &Spec, lo: u64, hi: u64) -> Verdict {
+        match self.installed(pe, regime) {
+            Some((tree, _)) => self.compare_tree(tree, spec, lo, hi),
+            None => Ok(()),
+        }
+    }
+
+    fn mismatch(&self, ia: u64, detail: String) -> Box<Violation> {
+        let mut v = self.violation(Kind::SpecMismatch, detail);
+        v.ia = Some(ia);
+        v
+    }
+
+    fn compare_tree(&self, tree: u32, spec: &Spec, lo: u64, hi: u64) -> Verdict {
+        let hi = hi.min(1 << self.shape_of(tree).ia_bits);
+        let mut at = lo;
+        let gap = |from: u64, to: u64| match spec.iter(from, to).next() {
+            Some((ia, _, target)) => Err(self.mismatch(
+                ia,
+                format!("nothing is mapped, {:#x} was promised", target.pa),
+            )),
+            None => Ok(()),
+        };
+        self.each_leaf(tree, lo, hi, &mut |leaf| {
+            let from = leaf.ia.max(lo);
+            let to = (leaf.ia + (1 << leaf.size_log2)).min(hi);
+            gap(at, from)?;
+            at = to;
+            let mut done = from;
+            for (start, end, target) in spec.iter(from, to) {
+                if start != done {
+                    break;
+                }
+                self.compare_leaf(&leaf, start, &target)?;
+                done = end;
+            }
+            if done < to {
+                return Err(self.mismatch(
+                    done,
+                    format!("{:#x} is mapped, nothing was promised", leaf.oa),
+                ));
+            }
+            Ok(())
+        })?;
+        gap(at, hi)
+    }
+
+    fn compare_leaf(&self, leaf: &Leaf, ia: u64, target: &Target) -> Verdict {
+        let pa = leaf.oa + (ia - leaf.ia);
+        if pa != target.pa {
+            let detail = format!("leads to {pa:#x}, {:#x} was promised", target.pa);
+            return Err(self.mismatch(ia, detail));
+        }
+        if let Some(perms) = target.perms
+            && perms != leaf.attrs.perms.0
+        {
+            let found = leaf.attrs.perms.0;
+            let detail = format!("rights {found:#x}, {perms:#x} were promised");
+            return Err(self.mismatch(ia, detail));
+        }
+        if let Some(memory) = target.memory
+            && memory != leaf.attrs.memory
+        {
+            let found = leaf.attrs.memory;
+            return Err(self.mismatch(ia, format!("{found:?}, {memory:?} was promised")));
+        }
+        Ok(())
+    }
+
+    /// A promise about the installed tree.
+    pub(crate) fn promise(&mut self, p: Promise) -> Verdict {
+        let Some((tree, _)) = self.pe().stage2.or(self.pe().el2) else {
+            return self.fail(Kind::BadEvent, "a promise about no installed tree");
+        };
+        let Some(end) = p.ia.checked_add(p.len) else {
+            return self.fail(Kind::BadEvent, "a promise beyond the address space");
+        };
+        let spec = self.trees[tree as usize].spec.get_or_insert_default();
+        spec.set(p.ia, end, p.to);
+        Ok(())
+    }
+
+    /// The PE says its work in `[lo, hi)` is complete.
+    pub(crate) fn quiesce(&mut self, lo: u64, hi: u64) -> Verdict {
+        let now = self.now;
+        let pe = self.pes[usize::from(now)].clone();
+        if pe.unsynced {
+            return self.fail(Kind::MissingIsb, "a control register was written last");
+        }
+        for (tree, context) in [pe.stage2, pe.el2].into_iter().flatten() {
+            for s in &pe.pending {
+                let Some(t) = self.table_of(s.pa).filter(|t| t.tree == tree && t.tag == 0) else {
+                    continue;
+                };
+                let shape = self.shape_of(tree);
+                let ia = t.ia + ((s.pa - t.base) / 8 << shape.shift(t.level));
+                if ia < hi && ia + shape.span(t.level) > lo && self.mem.load(s.pa) != s.old {
+                    let mut v = self.violation(
+                        Kind::MissingStoreBarrier,
+                        "walkers may still see the value before the last store",
+                    );
+                    v.ia = Some(ia);
+                    v.level = Some(t.level);
+                    v.pa = Some(s.pa);
+                    return Err(v);
+                }
+            }
+            let context = &self.contexts[context as usize];
+            for (class, base, _, run) in context.unclean.overlapping(lo, hi) {
+                let mine = run.writer == now;
+                if mine && !(class.0 == Was::Loose && run.aged) {
+                    let ia = base.max(lo);
+                    let shown = Kind::StaleTranslation;
+                    return Err(self.blame(context.regime, class, ia, run, shown));
+                }
+            }
+            self.check_groups(tree, lo, hi)?;
+            if let Some(spec) = &self.trees[tree as usize].spec {
+                self.compare_tree(tree, spec, lo, hi)?;
+            }
+        }
+        if pe.needs_isb {
+            return self.fail(
+                Kind::MissingIsb,
+                "the invalidation is complete, but this PE may run on what it fetched before",
+            );
+        }
+        Ok(())
+    }
+
+    /// Contiguous groups in `[lo, hi)` agree in all members.
+    fn check_groups(&self, tree: u32, lo: u64, hi: u64) -> Verdict {
+        let shape = self.shape_of(tree);
+        if shape.contiguous == [0; 4] || hi.saturating_sub(lo) > 1 << 40 {
+            return Ok(());
+        }
+        let mut checked = u64::MAX;
+        self.each_leaf(tree, lo, hi, &mut |leaf| {
+            if leaf.desc & CONTIGUOUS == 0 {
+                return Ok(());
+            }
+            let log2 = shape.group_log2(leaf.level);
+            let group = 1u64 << (leaf.size_log2 + log2);
+            let start = leaf.ia & !(group - 1);
+            if log2 == 0 || checked == start {
+                return Ok(());
+            }
+            checked = start;
+            self.check_group(tree, &shape, &leaf, start, 1 << log2)
+        })
+    }
+
+    fn check_group(&self, tree: u32, shape: &Shape, leaf: &Leaf, start: u64, n: u64) -> Verdict {
+        let wrong = |what: &str| {
+            let mut v = self.violation(Kind::BadContiguous, what);
+            v.ia = Some(start);
+            v.level = Some(leaf.level);
+            Err(v)
+        };
+        let Some(first) = self.entry_address(tree, leaf.level, start) else {
+            return wrong("its table is gone");
+        };
+        let base = leaf.oa.wrapping_sub(leaf.ia - start);
+        if base & ((n << leaf.size_log2) - 1) != 0 {
+            return wrong("the output address is not aligned to the group");
+        }
+        let t = &self.trees[tree as usize];
+        for i in 0..n {
+            let word = self.mem.load(first + i * 8);
+            match shape.decode(leaf.level, word) {
+                Desc::Leaf(oa) if oa == base + (i << leaf.size_log2) => {
+                    let mut attrs = shape.attrs(leaf.level, word, t.mair);
+                    // The access flag of a group may be set in any member.
+                    attrs.af = leaf.attrs.af;
+                    attrs.software = leaf.attrs.software;
+                    if attrs != leaf.attrs {
+                        return wrong("members differ in attributes");
+                    }
+                }
+                Desc::Leaf(_) => return wrong("output addresses do not follow each other"),
+                _ => return wrong("a member is not a leaf"),
+            }
+        }
+        Ok(())
+    }
+
+    /// A fault was handled and the access is tried again.
+    pub(crate) fn fault(&mut self, ia: u64, access: u8) -> Verdict {
+        let pe = self.now;
+        let Some((tree, _)) = self.pe().stage2 else {
+            return Ok(());
+        };
+        let t = &self.trees[tree as usize];
+        let now = walk(&t.shape, t.root, t.mair, ia, |pa| self.mem.load(pa));
+        let page = ia & !((1 << t.shape.page_bits) - 1);
+        let at = self
+            .faults
+            .iter()
+            .position(|n| n.pe == pe && n.ia == page && n.access == access);
+        let earlier = at.map(|i| self.faults.swap_remove(i));
+        let Ok(translation) = now else {
+            return Ok(());
+        };
+        if translation.allows(Perms(access)).is_err() {
+            return Ok(());
+        }
+        if let Some(n) = earlier
+            && n.desc == translation.desc
+            && n.stage < 4
+        {
+            let mut v = self.violation(
+                Kind::Livelock,
+                "the entry allows the access, the fault came twice, nothing was invalidated",
+            );
+            v.ia = Some(page);
+            return Err(v);
+        }
+        self.faults.push(FaultNote {
+            pe,
+            ia: page,
+            access,
+            desc: translation.desc,
+            stage: 0,
+        });
+        Ok(())
+    }
+
+    /// Follows the invalidation that a handled fault asks for on its own PE.
+    pub(crate) fn note_faults(&mut self, op: TlbiOp, extent: Option<&Extent>, issuer: usize) {
+        for n in self
+            .faults
+            .iter_mut()
+            .filter(|n| usize::from(n.pe) == issuer)
+        {
+            match (op.kind, extent) {
+                (TlbiKind::Vmalls12e1 | TlbiKind::Alle1, _) => n.stage = 3,
+                (TlbiKind::Vmalle1, _) if n.stage == 2 => n.stage = 3,
+                (kind, Some(e)) if kind.regime() == Regime::Stage2 => {
+                    if n.stage == 0 && e.lo <= n.ia && n.ia < e.hi && e.mismatch.is_none() {
+                        n.stage = 1;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(crate) fn complete_faults(&mut self, issuer: usize) -> bool {
+        let mut any = false;
+        for n in self
+            .faults
+            .iter_mut()
+            .filter(|n| usize::from(n.pe) == issuer)
+        {
+            if n.stage == 1 || n.stage == 3 {
+                n.stage += 1;
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Entries of a linked table that are not zero, and those that are valid.
+    pub fn table_counts(&self, base: u64) -> Option<(u64, u64)> {
+        let table = self.tables.get(&base).filter(|t| t.tag == 0)?;
+        let mut words = Vec::new();
+        self.mem.nonzero(base, table.entries, &mut words);
+        let valid = words.iter().filter(|(_, word)| word & 1 == 1).count();
+        Some((words.len() as u64, valid as u64))
+    }
+
+    /// Linked tables, as (base, level, first input address).
+    pub fn linked_tables(&self) -> impl Iterator<Item = (u64, i8, u64)> + '_ {
+        self.tables
+            .values()
+            .filter(|t| t.tag == 0)
+            .map(|t| (t.base, t.level, t.ia))
+    }
+
+    /// Entries that some TLB may hold although memory says otherwise.
+    pub fn unclean_runs(&self) -> usize {
+        self.contexts.iter().map(|c| c.unclean.len()).sum()
+    }
+}
+
+fn push(out: &mut Vec<Possible>, outcome: Outcome, source: Source) {
+    let alike = |p: &Possible| match (&p.outcome, &outcome) {
+        (Ok(a), Ok(b)) => a.pa == b.pa && a.level == b.level && a.attrs == b.attrs,
+        (Err(a), Err(b)) => a == b,
+        _ => false,
+    };
+    if !out.iter().any(alike) {
+        out.push(Possible { outcome, source });
+    }
+}

@@ -1,0 +1,200 @@
+//! Pages that change hands: allocation, freeing, ownership.
+
+use crate::machine::{Machine, Table, Verdict};
+use crate::mem::{LastStore, Owner, Use};
+use crate::shape::Regime;
+use crate::unclean::Was;
+use crate::violation::Kind;
+
+impl Machine {
+    /// Pages were taken for tables.
+    pub(crate) fn alloc(&mut self, pa: u64, len: u64, zeroed: bool) -> Verdict {
+        if len == 0 || len > 1 << 32 || pa % 8 != 0 || pa.checked_add(len).is_none() {
+            return self.fail(Kind::BadEvent, "an allocation of no sensible size");
+        }
+        let taken = self
+            .mem
+            .uses(pa, len)
+            .find(|(_, _, usage)| *usage == Use::Table);
+        if let Some((at, _, _)) = taken {
+            return self.fail(Kind::BadEvent, format!("{at:#x} is allocated already"));
+        }
+        self.check_release(pa, len, Owner::Hypervisor)?;
+        self.mem.set_use(pa, len, Use::Table);
+        self.stats.table_bytes += len;
+        if zeroed {
+            let last = LastStore {
+                pe: self.now,
+                event: self.event,
+            };
+            self.mem.zero(pa, len, last);
+        } else {
+            self.mem.scramble(pa, len);
+        }
+        Ok(())
+    }
+
+    /// Table pages were given back.
+    pub(crate) fn free(&mut self, pa: u64, len: u64) -> Verdict {
+        if len == 0 || len > 1 << 32 || pa.checked_add(len).is_none() {
+            return self.fail(Kind::BadEvent, "a free of no sensible size");
+        }
+        let not_table = self
+            .mem
+            .uses(pa, len)
+            .find(|(_, _, usage)| *usage != Use::Table);
+        match not_table {
+            Some((at, _, Use::Free)) => {
+                return self.fail(Kind::BadEvent, format!("{at:#x} was freed twice"));
+            }
+            Some((at, _, _)) => {
+                return self.fail(Kind::BadEvent, format!("{at:#x} is no table page"));
+            }
+            None => {}
+        }
+        for table in self.tables_in(pa, len) {
+            self.free_table(&table).map_err(|mut v| {
+                v.pa = Some(table.base);
+                v
+            })?;
+        }
+        self.mem.set_use(pa, len, Use::Free);
+        self.stats.table_bytes = self.stats.table_bytes.saturating_sub(len);
+        Ok(())
+    }
+
+    /// Tables that walkers may read and that overlap the range.
+    fn tables_in(&self, pa: u64, len: u64) -> Vec<Table> {
+        let mut found = Vec::new();
+        for &size in &self.sizes {
+            let mut base = pa & !(size - 1);
+            while base < pa + len {
+                if let Some(t) = self.tables.get(&base)
+                    && t.entries * 8 == size
+                {
+                    found.push(*t);
+                }
+                base += size;
+            }
+        }
+        found
+    }
+
+    fn free_table(&mut self, table: &Table) -> Verdict {
+        if self.dead(table.tree) {
+            self.retire(table.tree);
+            return Ok(());
+        }
+        if table.tag == 0 {
+            let root = self.trees[table.tree as usize].root == table.base;
+            return self.fail(
+                Kind::FreeWhileCached,
+                if root {
+                    "the root is installed, or its VMID was not invalidated since"
+                } else {
+                    "the table is still linked"
+                },
+            );
+        }
+        let tree = &self.trees[table.tree as usize];
+        for &c in &tree.contexts {
+            let context = &self.contexts[c as usize];
+            let held = context
+                .unclean
+                .overlapping(table.ia, table.ia + 1)
+                .find(|(class, _, _, _)| class.0 == Was::Table && class.1 < table.level);
+            if let Some((class, base, _, run)) = held {
+                return Err(self.blame(context.regime, class, base, run, Kind::FreeWhileCached));
+            }
+        }
+        self.tables.remove(&table.base);
+        Ok(())
+    }
+
+    /// Memory changes owner.
+    pub(crate) fn own(&mut self, pa: u64, len: u64, owner: Owner) -> Verdict {
+        if len == 0 || pa.checked_add(len).is_none() {
+            return self.fail(Kind::BadEvent, "a change of owner of no memory");
+        }
+        self.check_release(pa, len, owner)?;
+        let table = self
+            .mem
+            .uses(pa, len)
+            .find(|(_, _, usage)| *usage == Use::Table);
+        if let Some((at, _, _)) = table {
+            return self.fail(Kind::BadEvent, format!("{at:#x} is a table page"));
+        }
+        self.mem.set_use(pa, len, Use::Data(owner));
+        self.clean_data.set(pa, pa + len, false);
+        self.clean_insn.set(pa, pa + len, false);
+        Ok(())
+    }
+
+    /// No tree that `owner` does not allow may map the range, nor any TLB.
+    fn check_release(&self, pa: u64, len: u64, owner: Owner) -> Verdict {
+        let end = pa + len;
+        for (i, tree) in self.trees.iter().enumerate() {
+            if tree.retired || tree.shape.regime == Regime::El2 {
+                continue;
+            }
+            let allowed = match owner {
+                Owner::Shared => true,
+                Owner::Vmid(v) => tree
+                    .contexts
+                    .iter()
+                    .all(|&c| self.contexts[c as usize].vmid == v),
+                Owner::Nobody | Owner::Hypervisor => false,
+            };
+            if allowed {
+                continue;
+            }
+            if let Some(oa) = self.mapped_output(i as u32, pa, end) {
+                let mut v = self.violation(
+                    Kind::OutputNotOwned,
+                    "the memory is given away while a leaf maps it",
+                );
+                v.pa = Some(oa);
+                return Err(v);
+            }
+            for &c in &tree.contexts {
+                let context = &self.contexts[c as usize];
+                for (class, base, last, run) in context.unclean.overlapping(0, u64::MAX) {
+                    let bytes = last - base;
+                    if class.0 != Was::Table && run.oa < end && run.oa + bytes > pa {
+                        let ia = base + pa.saturating_sub(run.oa);
+                        let shown = Kind::OutputNotOwned;
+                        return Err(self.blame(context.regime, class, ia, run, shown));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Some output address of a leaf of `tree` in `[pa, end)`.
+    fn mapped_output(&self, tree: u32, pa: u64, end: u64) -> Option<u64> {
+        let shape = self.shape_of(tree);
+        let mut probes = 0u64;
+        for level in 0..=3 {
+            probes = probes.saturating_add((end - pa) / shape.span(level) + 2);
+        }
+        if probes as usize > self.outputs.len() {
+            return self.outputs.keys().find_map(|&(key, t)| {
+                let (oa, shift) = (key & !63, key & 63);
+                (t == tree && oa < end && oa + (1 << shift) > pa).then_some(oa)
+            });
+        }
+        for level in 0..=3 {
+            let span = shape.span(level);
+            let mut oa = pa & !(span - 1);
+            while oa < end {
+                let key = (oa | u64::from(shape.shift(level)), tree);
+                if self.outputs.contains_key(&key) {
+                    return Some(oa);
+                }
+                oa += span;
+            }
+        }
+        None
+    }
+}
