@@ -1,0 +1,3 @@
+//! Device models: what a guest's accesses outside its RAM reach.
+
+pub mod pl011;

@@ -1,0 +1,196 @@
+//! The device tree that a plain guest is given: that of a QEMU virt machine,
+//! less what is not there.
+
+use super::map;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::ops::Range;
+use vm_fdt::{Error, FdtWriter};
+
+/// What the tree tells.
+#[derive(Clone, Debug)]
+pub struct Machine<'a> {
+    /// RAM, IPAs.
+    pub ram: Range<u64>,
+    /// Affinities of the vCPUs.
+    pub mpidrs: &'a [u64],
+    /// Kernel command line.
+    pub cmdline: &'a str,
+    /// Where the initrd is.
+    pub initrd: Option<Range<u64>>,
+}
+
+/// Interrupt specifier: an SPI.
+const SPI: u32 = 0;
+/// Interrupt specifier: a PPI.
+const PPI: u32 = 1;
+/// Interrupt specifier: level, active high.
+const LEVEL_HIGH: u32 = 4;
+
+const GIC: u32 = 1;
+const CLOCK: u32 = 2;
+
+fn strings(list: &[&str]) -> Vec<String> {
+    list.iter().map(|s| String::from(*s)).collect()
+}
+
+/// Writes the tree.
+///
+/// Errors are those of the writer: a string with a zero byte in it.
+pub fn write(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
+    let mut fdt = FdtWriter::new()?;
+    let root = fdt.begin_node("")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_string("compatible", "linux,dummy-virt")?;
+    fdt.property_string("model", "linux,dummy-virt")?;
+    fdt.property_u32("interrupt-parent", GIC)?;
+    fdt.property_null("dma-coherent")?;
+
+    let node = fdt.begin_node("aliases")?;
+    let uart = format!("/pl011@{:x}", map::UART.start);
+    fdt.property_string("serial0", &uart)?;
+    fdt.end_node(node)?;
+
+    let node = fdt.begin_node("chosen")?;
+    fdt.property_string("stdout-path", &uart)?;
+    fdt.property_string("bootargs", machine.cmdline)?;
+    if let Some(initrd) = &machine.initrd {
+        fdt.property_u64("linux,initrd-start", initrd.start)?;
+        fdt.property_u64("linux,initrd-end", initrd.end)?;
+    }
+    fdt.end_node(node)?;
+
+    let node = fdt.begin_node(&format!("memory@{:x}", machine.ram.start))?;
+    fdt.property_string("device_type", "memory")?;
+    let size = machine.ram.end - machine.ram.start;
+    fdt.property_array_u64("reg", &[machine.ram.start, size])?;
+    fdt.end_node(node)?;
+
+    cpus(&mut fdt, machine.mpidrs)?;
+
+    let node = fdt.begin_node("psci")?;
+    let versions = strings(&["arm,psci-1.0", "arm,psci-0.2", "arm,psci"]);
+    fdt.property_string_list("compatible", versions)?;
+    fdt.property_string("method", "hvc")?;
+    // For those who only know PSCI 0.1, which has no fixed numbers.
+    for (name, fid) in [
+        ("cpu_suspend", rmi::fid::PSCI_CPU_SUSPEND_64),
+        ("cpu_off", rmi::fid::PSCI_CPU_OFF),
+        ("cpu_on", rmi::fid::PSCI_CPU_ON_64),
+    ] {
+        fdt.property_u32(name, fid)?;
+    }
+    fdt.end_node(node)?;
+
+    let node = fdt.begin_node("timer")?;
+    let compatible = strings(&["arm,armv8-timer", "arm,armv7-timer"]);
+    fdt.property_string_list("compatible", compatible)?;
+    let interrupts: Vec<u32> = map::TIMER_PPIS
+        .iter()
+        .flat_map(|&ppi| [PPI, ppi, LEVEL_HIGH])
+        .collect();
+    fdt.property_array_u32("interrupts", &interrupts)?;
+    fdt.property_null("always-on")?;
+    fdt.end_node(node)?;
+
+    let node = fdt.begin_node("apb-pclk")?;
+    fdt.property_string("compatible", "fixed-clock")?;
+    fdt.property_u32("#clock-cells", 0)?;
+    fdt.property_u32("clock-frequency", 24_000_000)?;
+    fdt.property_string("clock-output-names", "clk24mhz")?;
+    fdt.property_phandle(CLOCK)?;
+    fdt.end_node(node)?;
+
+    let node = fdt.begin_node(&uart[1..])?;
+    fdt.property_string_list("compatible", strings(&["arm,pl011", "arm,primecell"]))?;
+    registers(&mut fdt, &[map::UART])?;
+    fdt.property_array_u32("interrupts", &[SPI, map::UART_SPI, LEVEL_HIGH])?;
+    fdt.property_array_u32("clocks", &[CLOCK, CLOCK])?;
+    fdt.property_string_list("clock-names", strings(&["uartclk", "apb_pclk"]))?;
+    fdt.end_node(node)?;
+
+    let node = fdt.begin_node(&format!("intc@{:x}", map::GICD.start))?;
+    fdt.property_string("compatible", "arm,gic-v3")?;
+    fdt.property_u32("#interrupt-cells", 3)?;
+    fdt.property_null("interrupt-controller")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_null("ranges")?;
+    fdt.property_u32("#redistributor-regions", 1)?;
+    let frames = machine.mpidrs.len() as u64 * map::GICR_STRIDE;
+    registers(
+        &mut fdt,
+        &[map::GICD, map::GICR.start..map::GICR.start + frames],
+    )?;
+    fdt.property_phandle(GIC)?;
+    fdt.end_node(node)?;
+
+    fdt.end_node(root)?;
+    fdt.finish()
+}
+
+fn registers(fdt: &mut FdtWriter, ranges: &[Range<u64>]) -> Result<(), Error> {
+    let cells: Vec<u64> = ranges
+        .iter()
+        .flat_map(|r| [r.start, r.end - r.start])
+        .collect();
+    fdt.property_array_u64("reg", &cells)
+}
+
+fn cpus(fdt: &mut FdtWriter, mpidrs: &[u64]) -> Result<(), Error> {
+    let cpus = fdt.begin_node("cpus")?;
+    // Two cells only where Aff3 is used.
+    let wide = mpidrs.iter().any(|&mpidr| mpidr >> 32 != 0);
+    fdt.property_u32("#address-cells", if wide { 2 } else { 1 })?;
+    fdt.property_u32("#size-cells", 0)?;
+    for &mpidr in mpidrs {
+        let node = fdt.begin_node(&format!("cpu@{mpidr:x}"))?;
+        fdt.property_string("device_type", "cpu")?;
+        fdt.property_string("compatible", "arm,armv8")?;
+        if wide {
+            fdt.property_u64("reg", mpidr)?;
+        } else {
+            fdt.property_u32("reg", mpidr as u32)?;
+        }
+        fdt.property_string("enable-method", "psci")?;
+        fdt.end_node(node)?;
+    }
+    fdt.end_node(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use crate::platform::Platform;
+
+    /// The host's own parser reads what it writes: one more reader than the
+    /// guests', and a strict one.
+    #[test]
+    fn the_tree_tells_the_machine() {
+        let mpidrs: Vec<u64> = (0..17).map(rmi::params::index_mpidr).collect();
+        let machine = Machine {
+            ram: map::RAM_BASE..map::RAM_BASE + (512 << 20),
+            mpidrs: &mpidrs,
+            cmdline: "console=ttyAMA0",
+            initrd: Some(0x4800_0000..0x4800_1234),
+        };
+        let tree = write(&machine).unwrap();
+        let read = Platform::parse(&tree).unwrap();
+        assert_eq!(read.memory, [machine.ram.clone()]);
+        assert_eq!(read.cpus, mpidrs);
+        assert_eq!(read.cpus[16], 0x100);
+        assert_eq!(read.bootargs, machine.cmdline);
+        assert_eq!(read.initrd, machine.initrd);
+        assert_eq!(read.timer_intid, 30);
+        assert_eq!(read.gic.distributor, map::GICD);
+        assert_eq!(
+            read.gic.redistributors[0],
+            map::GICR.start..map::GICR.start + 17 * map::GICR_STRIDE
+        );
+        let uart = read.console.unwrap();
+        assert_eq!((uart.base, uart.intid), (map::UART.start, Some(33)));
+    }
+}

@@ -1,0 +1,17 @@
+//! A guest: from its configuration to a running realm, and back.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`map`] | the guest's physical address map, that of a QEMU virt machine |
+//! | [`ram`] | its RAM: runs of the host's granules behind consecutive IPAs |
+//! | [`place`] | where kernel, initrd and device tree go |
+//! | [`fdt`] | its device tree |
+//! | [`realm`] | the RMI commands that build a realm and take it apart |
+//! | [`build`] | all of these in order |
+
+pub mod build;
+pub mod fdt;
+pub mod map;
+pub mod place;
+pub mod ram;
+pub mod realm;

@@ -1,0 +1,170 @@
+//! A guest's RAM: runs of the host's memory behind consecutive IPAs.
+
+use crate::arch::insn;
+use crate::image::GuestMemory;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+/// A contiguous part of a guest's RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Where the guest sees it.
+    pub ipa: u64,
+    /// Where it is.
+    pub pa: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// All of a guest's RAM, by IPA from its base without a hole.
+#[derive(Debug)]
+pub struct GuestRam {
+    runs: Vec<Run>,
+    /// What was written since [`clean`](Self::clean), IPAs.
+    written: Vec<Range<u64>>,
+}
+
+impl GuestRam {
+    /// RAM from IPA `base`, made of `runs` of the host's memory in this order.
+    ///
+    /// # Safety
+    /// The runs are mapped read-write at their own addresses and nobody else's
+    /// while this lives.
+    pub unsafe fn new(base: u64, runs: &[Range<u64>]) -> Self {
+        let mut ipa = base;
+        let runs = runs
+            .iter()
+            .map(|range| {
+                let run = Run {
+                    ipa,
+                    pa: range.start,
+                    size: range.end - range.start,
+                };
+                ipa += run.size;
+                run
+            })
+            .collect();
+        Self {
+            runs,
+            written: Vec::new(),
+        }
+    }
+
+    /// Its parts.
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// Calls `f` with the host addresses and sizes behind `ipa..ipa + size`.
+    fn parts(&self, ipa: u64, size: u64, mut f: impl FnMut(u64, u64)) {
+        let end = ipa + size;
+        for run in &self.runs {
+            let from = ipa.max(run.ipa);
+            let to = end.min(run.ipa + run.size);
+            if from < to {
+                f(run.pa + (from - run.ipa), to - from);
+            }
+        }
+    }
+
+    fn note(&mut self, range: Range<u64>) {
+        match self.written.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => self.written.push(range),
+        }
+    }
+
+    /// Cleans what was written to the point of coherency, for a guest that
+    /// starts with its caches off on a machine without FEAT_S2FWB.
+    pub fn clean(&mut self) {
+        for range in core::mem::take(&mut self.written) {
+            self.parts(range.start, range.end - range.start, insn::clean_to_poc);
+        }
+    }
+
+    /// Fills all of it with zeroes, so that its next owner finds nothing.
+    pub fn scrub(&mut self) {
+        let range = self.range();
+        self.zero(range.start, range.end - range.start);
+        self.clean();
+    }
+}
+
+impl GuestMemory for GuestRam {
+    fn range(&self) -> Range<u64> {
+        match (self.runs.first(), self.runs.last()) {
+            (Some(first), Some(last)) => first.ipa..last.ipa + last.size,
+            _ => 0..0,
+        }
+    }
+
+    fn write(&mut self, ipa: u64, bytes: &[u8]) {
+        assert!(
+            self.range().start <= ipa && ipa + bytes.len() as u64 <= self.range().end,
+            "a write outside the guest's RAM"
+        );
+        let mut rest = bytes;
+        self.parts(ipa, bytes.len() as u64, |pa, size| {
+            let (now, later) = rest.split_at(size as usize);
+            rest = later;
+            let to = core::ptr::with_exposed_provenance_mut::<u8>(pa as usize);
+            let lines = now.len() / 64;
+            // SAFETY: `parts` stays inside the runs, which `new`'s caller
+            // answers for; `bytes` is the host's own and elsewhere.
+            unsafe {
+                insn::copy_lines(to, now.as_ptr(), lines);
+                core::ptr::copy_nonoverlapping(
+                    now.as_ptr().add(lines * 64),
+                    to.add(lines * 64),
+                    now.len() % 64,
+                );
+            }
+        });
+        self.note(ipa..ipa + bytes.len() as u64);
+    }
+
+    fn zero(&mut self, ipa: u64, count: u64) {
+        assert!(
+            self.range().start <= ipa && count <= self.range().end - ipa,
+            "a write outside the guest's RAM"
+        );
+        self.parts(ipa, count, |pa, size| {
+            let to = core::ptr::with_exposed_provenance_mut::<u8>(pa as usize);
+            // SAFETY: As for `write`.
+            unsafe { insn::zero_bytes(to, size as usize) };
+        });
+        if count > 0 {
+            self.note(ipa..ipa + count);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::vec;
+
+    #[test]
+    fn writes_cross_from_run_to_run() {
+        let mut first = vec![1u8; 4096];
+        let mut second = vec![1u8; 4096];
+        let range = |v: &mut Vec<u8>| {
+            let start = v.as_mut_ptr().expose_provenance() as u64;
+            start..start + 4096
+        };
+        let runs = [range(&mut first), range(&mut second)];
+        // SAFETY: The vectors live to the end and are not touched before.
+        let mut ram = unsafe { GuestRam::new(0x4000_0000, &runs) };
+        assert_eq!(ram.range(), 0x4000_0000..0x4000_2000);
+        let data: Vec<u8> = (0..200).collect();
+        ram.write(0x4000_0f9c, &data);
+        ram.zero(0x4000_1070, 0x100);
+        ram.clean();
+        assert_eq!(first[0xf9c..], data[..100]);
+        assert_eq!(second[..100], data[100..]);
+        assert_eq!(second[0x6f], 1);
+        assert!(second[0x70..0x170].iter().all(|&b| b == 0));
+        assert_eq!(second[0x170], 1);
+    }
+}

@@ -1,0 +1,504 @@
+//! A realm by RMI: built in the order that RMI 1.0 asks for, taken apart in the
+//! reverse, every granule counted.
+//!
+//! [`Realm`] knows how far it came, so that [`Realm::destroy`] undoes a
+//! half-built one too. What EL2 will not give back is never used again: it is
+//! leaked, and told.
+
+use super::map;
+use crate::granules::Granules;
+use crate::rmi_call::{self, CallError};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use rmi::Status;
+use rmi::feature::VendorFeatures;
+use rmi::params::{RealmFlags, RealmParams, RecFlags, RecParams};
+use rmi::rtt::{DESC_MEMATTR_SHIFT, DESC_READ, DESC_WRITE, MEMATTR_NORMAL_WB};
+use rmi::run::RecRun;
+use spin::Mutex;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+/// Why a realm was not built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RealmError {
+    /// No granules are left for this purpose.
+    NoMemory(&'static str),
+    /// A call failed.
+    Call(&'static str, CallError),
+}
+
+impl fmt::Display for RealmError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMemory(what) => write!(f, "the machine has no RAM left for {what}"),
+            Self::Call(what, error) => write!(f, "{what}: {error}"),
+        }
+    }
+}
+
+/// What a mapping lets the guest do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rights {
+    /// Read only.
+    Read,
+    /// Read and write.
+    ReadWrite,
+}
+
+/// The stage-2 tables' shape: of a granule size and an IPA width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// log2 of the granule.
+    pub granule_shift: u32,
+    /// Bits of the IPA space.
+    pub ipa_bits: u32,
+    /// Level that the walk starts at.
+    pub start_level: i64,
+    /// Concatenated root tables.
+    pub roots: u32,
+}
+
+impl Shape {
+    /// The shape for IPAs below `ipa_end`: concatenating root tables wherever
+    /// the architecture lets it, as KVM does, but never starting below level
+    /// 2, so that blocks can be mapped.
+    pub fn for_ipas(granule_shift: u32, ipa_end: u64) -> Self {
+        let stride = granule_shift - 3;
+        // 64K needs 34 bits for level 2; the others have it at 32.
+        let least = if granule_shift == 16 { 34 } else { 32 };
+        let ipa_bits = (64 - ipa_end.saturating_sub(1).leading_zeros()).max(least);
+        let mut levels = 1;
+        while granule_shift + levels * stride + 4 < ipa_bits {
+            levels += 1;
+        }
+        let covered = granule_shift + levels * stride;
+        Self {
+            granule_shift,
+            ipa_bits,
+            start_level: 4 - i64::from(levels),
+            roots: 1 << ipa_bits.saturating_sub(covered),
+        }
+    }
+
+    /// Bytes that one entry of `level` maps.
+    pub const fn entry_size(&self, level: i64) -> u64 {
+        1 << (self.granule_shift + (3 - level) as u32 * (self.granule_shift - 3))
+    }
+
+    /// Bytes of a granule.
+    pub const fn granule(&self) -> u64 {
+        1 << self.granule_shift
+    }
+}
+
+/// A vCPU's granules.
+#[derive(Debug)]
+struct Rec {
+    granule: u64,
+    aux: Vec<u64>,
+    /// The page of entry and exit, the host's own.
+    run: u64,
+    created: bool,
+}
+
+/// A realm, in the making or whole.
+#[derive(Debug)]
+pub struct Realm {
+    shape: Shape,
+    rd: u64,
+    roots: u64,
+    /// Granules delegated so far: rd and roots.
+    delegated: Vec<u64>,
+    created: bool,
+    /// Mapped entries: IPA and level.
+    mapped: Vec<(u64, i64)>,
+    tables: usize,
+    aux_count: usize,
+    recs: Vec<Rec>,
+}
+
+fn failed(what: &'static str) -> impl Fn(CallError) -> RealmError {
+    move |error| RealmError::Call(what, error)
+}
+
+/// Fills a scratch granule with `value` for the time of `f`, which gets its PA.
+fn with_page<T: IntoBytes + Immutable, R>(
+    granules: &Mutex<Granules>,
+    value: &T,
+    f: impl FnOnce(u64) -> Result<R, RealmError>,
+) -> Result<R, RealmError> {
+    let size = granules.lock().granule();
+    let page = granules
+        .lock()
+        .take(size, size)
+        .ok_or(RealmError::NoMemory("a page of parameters"))?;
+    let bytes = value.as_bytes();
+    // SAFETY: The granule is the host's, mapped at its own address, and no
+    // other reference to it exists. A granule holds at least 4 KiB.
+    unsafe {
+        core::ptr::copy_nonoverlapping(
+            bytes.as_ptr(),
+            core::ptr::with_exposed_provenance_mut(page as usize),
+            bytes.len(),
+        );
+    }
+    let result = f(page);
+    granules.lock().give(page, size);
+    result
+}
+
+impl Realm {
+    /// Creates a plain realm of this shape.
+    ///
+    /// On an error nothing is left behind.
+    pub fn create(
+        granules: &Mutex<Granules>,
+        shape: Shape,
+        features: &VendorFeatures,
+    ) -> Result<Self, RealmError> {
+        let mut realm = Self {
+            shape,
+            rd: 0,
+            roots: 0,
+            delegated: Vec::new(),
+            created: false,
+            mapped: Vec::new(),
+            tables: 0,
+            aux_count: 0,
+            recs: Vec::new(),
+        };
+        match realm.try_create(granules, features) {
+            Ok(()) => Ok(realm),
+            Err(error) => {
+                realm.destroy(granules);
+                Err(error)
+            }
+        }
+    }
+
+    fn try_create(
+        &mut self,
+        granules: &Mutex<Granules>,
+        features: &VendorFeatures,
+    ) -> Result<(), RealmError> {
+        let granule = self.shape.granule();
+        let roots_size = granule * u64::from(self.shape.roots);
+        let lacks = RealmError::NoMemory("a realm's root tables");
+        {
+            let mut granules = granules.lock();
+            self.rd = granules.take(granule, granule).ok_or(lacks.clone())?;
+            // Concatenated tables are aligned to their total size.
+            self.roots = match granules.take(roots_size, roots_size) {
+                Some(roots) => roots,
+                None => {
+                    granules.give(self.rd, granule);
+                    return Err(lacks);
+                }
+            };
+        }
+        let all = (0..u64::from(self.shape.roots)).map(|i| self.roots + i * granule);
+        for pa in [self.rd].into_iter().chain(all) {
+            rmi_call::granule_delegate(pa).map_err(failed("GRANULE_DELEGATE"))?;
+            self.delegated.push(pa);
+        }
+        let mut flags = RealmFlags::NONCONF | RealmFlags::EL2_VGIC;
+        let wide = self.shape.ipa_bits > 48 && features.granule_shift != 16;
+        flags.set(RealmFlags::LPA2, wide);
+        let mut params = RealmParams::new_zeroed();
+        params.flags = flags.bits();
+        params.s2sz = self.shape.ipa_bits as u8;
+        params.vmid = next_vmid();
+        params.num_bps = 1;
+        params.num_wps = 1;
+        params.rtt_base = self.roots;
+        params.rtt_level_start = self.shape.start_level;
+        params.rtt_num_start = self.shape.roots;
+        with_page(granules, &params, |page| {
+            rmi_call::realm_create(self.rd, page).map_err(failed("REALM_CREATE"))
+        })?;
+        self.created = true;
+        let aux = rmi_call::rec_aux_count(self.rd).map_err(failed("REC_AUX_COUNT"))?;
+        self.aux_count = (aux as usize).min(rmi::params::MAX_REC_AUX);
+        Ok(())
+    }
+
+    /// The realm descriptor's PA: what calls name the realm by.
+    pub fn rd(&self) -> u64 {
+        self.rd
+    }
+
+    /// The stage 2's shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Maps `size` bytes of the host's memory at `pa` into the guest at `ipa`,
+    /// with level-2 blocks where both are aligned. All three count in granules.
+    ///
+    /// On an error a part may be mapped; `destroy` knows it.
+    pub fn map(
+        &mut self,
+        granules: &Mutex<Granules>,
+        ipa: u64,
+        pa: u64,
+        size: u64,
+        rights: Rights,
+    ) -> Result<(), RealmError> {
+        let block = self.shape.entry_size(2);
+        let attributes = MEMATTR_NORMAL_WB << DESC_MEMATTR_SHIFT
+            | match rights {
+                Rights::Read => DESC_READ,
+                Rights::ReadWrite => DESC_READ | DESC_WRITE,
+            };
+        let mut done = 0;
+        while done < size {
+            let (ipa, pa) = (ipa + done, pa + done);
+            let aligned = (ipa | pa).is_multiple_of(block) && size - done >= block;
+            let level = if aligned { 2 } else { 3 };
+            self.map_entry(granules, ipa, level, pa | attributes)?;
+            self.mapped.push((ipa, level));
+            done += self.shape.entry_size(level);
+        }
+        Ok(())
+    }
+
+    fn map_entry(
+        &mut self,
+        granules: &Mutex<Granules>,
+        ipa: u64,
+        level: i64,
+        desc: u64,
+    ) -> Result<(), RealmError> {
+        // At most one table is missing at each level between root and entry.
+        for _ in self.shape.start_level..=level {
+            match rmi_call::rtt_map_unprotected(self.rd, ipa, level, desc) {
+                Ok(()) => return Ok(()),
+                Err(CallError::Status(Status::ErrorRtt(reached)))
+                    if i64::from(reached as i8) < level =>
+                {
+                    self.add_table(granules, ipa, i64::from(reached as i8) + 1)?;
+                }
+                Err(error) => return Err(RealmError::Call("RTT_MAP_UNPROTECTED", error)),
+            }
+        }
+        let stuck = CallError::Status(Status::ErrorRtt(level as u8));
+        Err(RealmError::Call("RTT_MAP_UNPROTECTED", stuck))
+    }
+
+    fn add_table(
+        &mut self,
+        granules: &Mutex<Granules>,
+        ipa: u64,
+        level: i64,
+    ) -> Result<(), RealmError> {
+        let base = ipa & !(self.shape.entry_size(level - 1) - 1);
+        let rtt = delegate_one(granules, "a stage-2 table")?;
+        if let Err(error) = rmi_call::rtt_create(self.rd, rtt, base, level) {
+            reclaim(granules, rtt);
+            return Err(RealmError::Call("RTT_CREATE", error));
+        }
+        self.tables += 1;
+        Ok(())
+    }
+
+    /// Adds the next vCPU: it starts at `pc` with X0 = `x0`; the first is the
+    /// one that runs at once.
+    pub fn add_rec(
+        &mut self,
+        granules: &Mutex<Granules>,
+        pc: u64,
+        x0: u64,
+    ) -> Result<(), RealmError> {
+        let index = self.recs.len() as u64;
+        let size = self.shape.granule();
+        let run = granules
+            .lock()
+            .take(size, size)
+            .ok_or(RealmError::NoMemory("a vCPU's run page"))?;
+        // SAFETY: As in `with_page`. The page stays the host's; see `run_page`.
+        unsafe {
+            core::ptr::write_bytes(
+                core::ptr::with_exposed_provenance_mut::<u8>(run as usize),
+                0,
+                size_of::<RecRun>(),
+            );
+        }
+        let granule = match delegate_one(granules, "a vCPU") {
+            Ok(granule) => granule,
+            Err(error) => {
+                granules.lock().give(run, size);
+                return Err(error);
+            }
+        };
+        self.recs.push(Rec {
+            granule,
+            aux: Vec::new(),
+            run,
+            created: false,
+        });
+        let aux_count = self.aux_count;
+        let Some(rec) = self.recs.last_mut() else {
+            return Ok(());
+        };
+        for _ in 0..aux_count {
+            rec.aux.push(delegate_one(granules, "a vCPU")?);
+        }
+        let mut params = RecParams::new_zeroed();
+        if index == 0 {
+            params.flags = RecFlags::RUNNABLE.bits();
+        }
+        params.mpidr = rmi::params::index_mpidr(index);
+        params.pc = pc;
+        params.gprs[0] = x0;
+        params.num_aux = aux_count as u64;
+        params.aux[..aux_count].copy_from_slice(&rec.aux);
+        with_page(granules, &params, |page| {
+            rmi_call::rec_create(self.rd, rec.granule, page).map_err(failed("REC_CREATE"))
+        })?;
+        rec.created = true;
+        Ok(())
+    }
+
+    /// PA of vCPU `index`: what calls name it by.
+    pub fn rec(&self, index: usize) -> u64 {
+        self.recs[index].granule
+    }
+
+    /// The page through which vCPU `index` is entered.
+    pub fn run_page(&self, index: usize) -> *mut RecRun {
+        core::ptr::with_exposed_provenance_mut(self.recs[index].run as usize)
+    }
+
+    /// Lets the realm run.
+    pub fn activate(&mut self) -> Result<(), RealmError> {
+        rmi_call::realm_activate(self.rd).map_err(failed("REALM_ACTIVATE"))
+    }
+
+    /// Takes all of it apart and gives the granules back. None of its vCPUs
+    /// runs. What EL2 keeps is leaked and told in the log.
+    pub fn destroy(mut self, granules: &Mutex<Granules>) {
+        let size = self.shape.granule();
+        for rec in self.recs.drain(..).rev() {
+            granules.lock().give(rec.run, size);
+            if rec.created
+                && let Err(error) = rmi_call::rec_destroy(rec.granule)
+            {
+                leaked("REC_DESTROY", error);
+                continue;
+            }
+            reclaim(granules, rec.granule);
+            for aux in rec.aux {
+                reclaim(granules, aux);
+            }
+        }
+        for (ipa, level) in self.mapped.drain(..) {
+            if let Err(error) = rmi_call::rtt_unmap_unprotected(self.rd, ipa, level).result {
+                leaked("RTT_UNMAP_UNPROTECTED", error);
+            }
+        }
+        if self.tables > 0 {
+            for level in (self.shape.start_level + 1..=3).rev() {
+                self.destroy_tables(granules, level);
+            }
+        }
+        if self.created
+            && let Err(error) = rmi_call::realm_destroy(self.rd)
+        {
+            leaked("REALM_DESTROY", error);
+            return;
+        }
+        // Those that were taken but never delegated are simply the host's.
+        if self.rd != 0 && self.roots != 0 {
+            let all = (0..u64::from(self.shape.roots)).map(|i| self.roots + i * size);
+            for pa in [self.rd].into_iter().chain(all) {
+                if self.delegated.contains(&pa) {
+                    reclaim(granules, pa);
+                } else {
+                    granules.lock().give(pa, size);
+                }
+            }
+        }
+    }
+
+    /// Removes all tables of `level`, by `top` from hole to hole.
+    fn destroy_tables(&mut self, granules: &Mutex<Granules>, level: i64) {
+        let end = 1u64 << self.shape.ipa_bits;
+        let mut ipa = 0;
+        while ipa < end && self.tables > 0 {
+            let walked = rmi_call::rtt_destroy(self.rd, ipa, level);
+            match walked.result {
+                Ok(rtt) => {
+                    self.tables -= 1;
+                    reclaim(granules, rtt);
+                }
+                Err(CallError::Status(Status::ErrorRtt(_))) => {}
+                Err(error) => {
+                    leaked("RTT_DESTROY", error);
+                    return;
+                }
+            }
+            if walked.top <= ipa {
+                leaked(
+                    "RTT_DESTROY",
+                    CallError::Status(Status::ErrorRtt(level as u8)),
+                );
+                return;
+            }
+            ipa = walked.top;
+        }
+    }
+}
+
+/// A VMID that no living realm has: EL2 refuses those that are taken, so the
+/// numbers only need to come round late.
+fn next_vmid() -> u16 {
+    use core::sync::atomic::{AtomicU16, Ordering};
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // 8 bits of VMID are everywhere; 0 is nobody's.
+    1 + NEXT.fetch_add(1, Ordering::Relaxed) % 255
+}
+
+fn delegate_one(granules: &Mutex<Granules>, purpose: &'static str) -> Result<u64, RealmError> {
+    let mut granules = granules.lock();
+    let size = granules.granule();
+    let pa = granules
+        .take(size, size)
+        .ok_or(RealmError::NoMemory(purpose))?;
+    match rmi_call::granule_delegate(pa) {
+        Ok(()) => Ok(pa),
+        Err(error) => {
+            granules.give(pa, size);
+            Err(RealmError::Call("GRANULE_DELEGATE", error))
+        }
+    }
+}
+
+fn reclaim(granules: &Mutex<Granules>, pa: u64) {
+    match rmi_call::granule_undelegate(pa) {
+        Ok(()) => {
+            let mut granules = granules.lock();
+            let size = granules.granule();
+            granules.give(pa, size);
+        }
+        Err(error) => leaked("GRANULE_UNDELEGATE", error),
+    }
+}
+
+fn leaked(call: &str, error: CallError) {
+    log::error!("{call}: {error}; memory is lost until the machine restarts");
+}
+
+/// A sentence about where `ipa` lies in a guest with this RAM.
+pub fn describe(ipa: u64, ram: &core::ops::Range<u64>) -> String {
+    let (name, range, inside) = map::nearest(ipa, ram);
+    let word = if inside { "in" } else { "near" };
+    format!("{word} {name} {:#x}-{:#x}", range.start, range.end)
+}
+
+/// The run page as bytes were a structure: it is one (`zerocopy` checks).
+const _: () = {
+    const fn is_plain<T: FromBytes + IntoBytes + Immutable + KnownLayout>() {}
+    is_plain::<RecRun>();
+};

@@ -1,0 +1,36 @@
+//! The EL1 host: builds guests from a bundle, runs them, models their devices.
+//!
+//! It holds policy only. EL2 owns all memory and does what the host asks for by
+//! RMI ([`rmi_call`]); the host may be wrong, and EL2 will say so.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`platform`] | the machine, as its device tree tells it |
+//! | [`granules`] | the RAM that the host owns |
+//! | [`bundle`] | cpio archive and `guests.toml` |
+//! | [`image`] | kernel formats, streamed into a guest's memory |
+//! | [`guest`] | a guest's map, device tree and realm |
+//! | [`device`] | device models |
+//! | [`rmi_call`] | calls to EL2 |
+//! | [`logger`] | the log |
+//! | [`symbols`], [`syndrome`] | names for addresses, words for ESR |
+//! | [`arch`] | instructions, translation, exceptions |
+//!
+//! The image has these besides: `machine` (the one instance of all), `port`
+//! and `gic` (the machine's devices), `sched` (who runs where), `run` (a vCPU's
+//! exits), `life` (start, stop and reset of guests), `console` and `monitor`.
+#![no_std]
+
+extern crate alloc;
+
+pub mod arch;
+pub mod bundle;
+pub mod device;
+pub mod granules;
+pub mod guest;
+pub mod image;
+pub mod logger;
+pub mod platform;
+pub mod rmi_call;
+pub mod symbols;
+pub mod syndrome;

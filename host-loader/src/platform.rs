@@ -1,0 +1,309 @@
+//! The machine as its device tree tells it.
+//!
+//! Read once at boot; nothing here is a board's constant. A property that is
+//! needed and missing is an error that names it.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::ops::Range;
+use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::standard::{NodeStandard, Status};
+use dtoolkit::{Node, Property};
+
+/// A PL011 of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uart {
+    /// Path of its node.
+    pub path: String,
+    /// PA of its registers, 4 KiB of them.
+    pub base: u64,
+    /// Its interrupt, an INTID; `None` when the tree names none.
+    pub intid: Option<u32>,
+}
+
+/// The GICv3 of the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gic {
+    /// Distributor registers.
+    pub distributor: Range<u64>,
+    /// Redistributor regions.
+    pub redistributors: Vec<Range<u64>>,
+}
+
+/// What the host knows of the machine.
+#[derive(Clone, Debug, Default)]
+pub struct Platform {
+    /// RAM, as the memory nodes have it.
+    pub memory: Vec<Range<u64>>,
+    /// Ranges that are not free: memreserve and reserved-memory.
+    pub reserved: Vec<Range<u64>>,
+    /// The bundle; `None` when the boot loader gave none.
+    pub initrd: Option<Range<u64>>,
+    /// Boot arguments.
+    pub bootargs: String,
+    /// Affinities (MPIDR_EL1 fields) of the CPUs, in the tree's order.
+    pub cpus: Vec<u64>,
+    /// The interrupt controller.
+    pub gic: Gic,
+    /// The guest console: `stdout-path`, else the first PL011.
+    pub console: Option<Uart>,
+    /// The log's UART where it is another than the console.
+    pub log: Option<Uart>,
+    /// INTID of the physical timer of EL1 (CNTP).
+    pub timer_intid: u32,
+}
+
+/// The value of `key=value` in `bootargs`; the last one counts.
+pub fn boot_argument<'a>(bootargs: &'a str, key: &str) -> Option<&'a str> {
+    bootargs
+        .split_ascii_whitespace()
+        .filter_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+        .next_back()
+}
+
+fn error(what: impl core::fmt::Display) -> String {
+    format!("device tree: {what}")
+}
+
+/// The `reg` entries of a node as ranges.
+fn reg(node: FdtNode<'_>) -> Result<Vec<Range<u64>>, String> {
+    let name = node.name().to_string();
+    let mut out = Vec::new();
+    for entry in node
+        .reg()
+        .map_err(|e| error(format_args!("{name}: reg: {e}")))?
+        .into_iter()
+        .flatten()
+    {
+        let start: u64 = entry
+            .address()
+            .map_err(|e| error(format_args!("{name}: reg: {e}")))?;
+        let size: u64 = entry
+            .size()
+            .map_err(|e| error(format_args!("{name}: reg: {e}")))?;
+        let end = start
+            .checked_add(size)
+            .ok_or_else(|| error(format_args!("{name}: reg passes the end of addresses")))?;
+        out.push(start..end);
+    }
+    Ok(out)
+}
+
+fn cells(value: &[u8]) -> impl Iterator<Item = u32> + '_ {
+    value
+        .chunks_exact(4)
+        .map(|c| u32::from_be_bytes([c[0], c[1], c[2], c[3]]))
+}
+
+/// A value of one or two cells.
+fn integer(value: &[u8]) -> Option<u64> {
+    match value.len() {
+        4 | 8 => Some(cells(value).fold(0, |high, low| high << 32 | u64::from(low))),
+        _ => None,
+    }
+}
+
+/// The `index`-th interrupt of a node below a GIC with three cells each.
+fn interrupt(node: FdtNode<'_>, index: usize) -> Option<u32> {
+    let property = node.property("interrupts")?;
+    let mut cells = cells(property.value()).skip(index * 3);
+    let (kind, number) = (cells.next()?, cells.next()?);
+    match kind {
+        0 => Some(number + 32),
+        1 => Some(number + 16),
+        _ => None,
+    }
+}
+
+fn usable(node: &FdtNode<'_>) -> bool {
+    matches!(node.status(), Ok(Status::Okay))
+}
+
+/// Visits all nodes with their paths, depth first, at most 16 deep.
+fn visit<'a>(node: FdtNode<'a>, path: &str, depth: u32, f: &mut impl FnMut(FdtNode<'a>, &str)) {
+    if depth == 16 {
+        return;
+    }
+    for child in node.children() {
+        let path = format!("{path}/{}", child.name());
+        f(child, &path);
+        visit(child, &path, depth + 1, f);
+    }
+}
+
+/// The path that an alias or a path names, without options behind a colon.
+fn resolve(aliases: &[(String, String)], name: &str) -> String {
+    let name = name.split(':').next().unwrap_or(name);
+    if name.starts_with('/') {
+        return name.to_string();
+    }
+    aliases
+        .iter()
+        .find(|(alias, _)| alias == name)
+        .map_or_else(String::new, |(_, path)| path.clone())
+}
+
+impl Platform {
+    /// Reads the device tree.
+    ///
+    /// Errors say which node or property is not as it must be.
+    pub fn parse(dtb: &[u8]) -> Result<Self, String> {
+        let fdt = Fdt::new(dtb).map_err(error)?;
+        let root = fdt.root();
+        let mut platform = Self {
+            // The architecture's recommended PPI, until /timer tells.
+            timer_intid: 30,
+            ..Self::default()
+        };
+        for reservation in fdt.memory_reservations() {
+            let start = reservation.address();
+            platform
+                .reserved
+                .push(start..start.saturating_add(reservation.size()));
+        }
+        let mut aliases = Vec::new();
+        if let Some(node) = root.child("aliases") {
+            for property in node.properties() {
+                if let Ok(path) = property.value_as::<&str>() {
+                    aliases.push((property.name().to_string(), path.to_string()));
+                }
+            }
+        }
+        let mut stdout = None;
+        if let Some(chosen) = root.child("chosen") {
+            let text = |name: &str| -> Result<Option<String>, String> {
+                match chosen.property(name) {
+                    None => Ok(None),
+                    Some(p) => p
+                        .value_as::<&str>()
+                        .map(|s| Some(s.to_string()))
+                        .map_err(|e| error(format_args!("/chosen/{name}: {e}"))),
+                }
+            };
+            platform.bootargs = text("bootargs")?.unwrap_or_default();
+            stdout = text("stdout-path")?.map(|name| resolve(&aliases, &name));
+            let address = |name: &str| -> Result<Option<u64>, String> {
+                match chosen.property(name) {
+                    None => Ok(None),
+                    Some(p) => integer(p.value()).map(Some).ok_or_else(|| {
+                        error(format_args!("/chosen/{name}: expected one or two cells"))
+                    }),
+                }
+            };
+            let (start, end) = (address("linux,initrd-start")?, address("linux,initrd-end")?);
+            if let (Some(start), Some(end)) = (start, end) {
+                if end < start {
+                    return Err(error("/chosen: the initrd ends before it starts"));
+                }
+                platform.initrd = (end > start).then_some(start..end);
+            }
+        }
+        let mut uarts = Vec::new();
+        let mut failed = Ok(());
+        visit(root, "", 0, &mut |node, path| {
+            if !usable(&node) {
+                return;
+            }
+            if let Err(e) = platform.visit_node(node, path, &mut uarts)
+                && failed.is_ok()
+            {
+                failed = Err(e);
+            }
+        });
+        failed?;
+        platform.choose_uarts(&aliases, stdout.as_deref(), uarts);
+        platform.check()
+    }
+
+    fn visit_node(
+        &mut self,
+        node: FdtNode<'_>,
+        path: &str,
+        uarts: &mut Vec<Uart>,
+    ) -> Result<(), String> {
+        let device_type = node
+            .property("device_type")
+            .and_then(|p| p.value_as::<&str>().ok().map(ToString::to_string));
+        match device_type.as_deref() {
+            Some("memory") => self
+                .memory
+                .extend(reg(node)?.into_iter().filter(|r| !r.is_empty())),
+            Some("cpu") => {
+                let id = node
+                    .property("reg")
+                    .and_then(|p| integer(p.value()))
+                    .ok_or_else(|| error(format_args!("{path}: no reg")))?;
+                self.cpus.push(id);
+            }
+            _ => {}
+        }
+        if path.starts_with("/reserved-memory/") {
+            self.reserved.extend(reg(node)?);
+        }
+        if node.is_compatible("arm,gic-v3") {
+            let regions = node
+                .property("#redistributor-regions")
+                .and_then(|p| integer(p.value()))
+                .unwrap_or(1) as usize;
+            let mut ranges = reg(node)?.into_iter();
+            self.gic.distributor = ranges.next().unwrap_or_default();
+            self.gic.redistributors = ranges.take(regions).collect();
+        }
+        if node.is_compatible("arm,pl011")
+            && let Some(range) = reg(node)?.first()
+        {
+            uarts.push(Uart {
+                path: path.to_string(),
+                base: range.start,
+                intid: interrupt(node, 0),
+            });
+        }
+        if node.is_compatible("arm,armv8-timer")
+            && let Some(intid) = interrupt(node, 1)
+        {
+            self.timer_intid = intid;
+        }
+        Ok(())
+    }
+
+    fn choose_uarts(
+        &mut self,
+        aliases: &[(String, String)],
+        stdout: Option<&str>,
+        uarts: Vec<Uart>,
+    ) {
+        let by_path = |path: &str| uarts.iter().find(|u| u.path == path).cloned();
+        self.console = stdout.and_then(by_path).or_else(|| uarts.first().cloned());
+        if boot_argument(&self.bootargs, "undercroft.log") == Some("serial1") {
+            self.log = by_path(&resolve(aliases, "serial1"))
+                .filter(|log| Some(log) != self.console.as_ref());
+        }
+    }
+
+    fn check(self) -> Result<Self, String> {
+        if self.memory.is_empty() {
+            return Err(error("no memory node"));
+        }
+        if self.cpus.is_empty() {
+            return Err(error("no CPU node"));
+        }
+        if self.gic.distributor.is_empty() || self.gic.redistributors.is_empty() {
+            return Err(error("no GICv3 (arm,gic-v3) with its registers"));
+        }
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_boot_argument_counts() {
+        let args = "quiet undercroft.log=serial0 x=1  undercroft.log=serial1";
+        assert_eq!(boot_argument(args, "undercroft.log"), Some("serial1"));
+        assert_eq!(boot_argument(args, "undercroft.l"), None);
+        assert_eq!(boot_argument("", "a"), None);
+    }
+}
