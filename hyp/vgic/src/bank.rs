@@ -18,8 +18,9 @@
 
 use crate::intid::{PRIORITY_MASK, PRIVATE};
 
-/// An acknowledged priority that is none: the interrupt was made active by a
-/// register write. No interrupt is ever acknowledged at 0xff.
+/// An acknowledged priority that is none: no EOI will deactivate the interrupt,
+/// as it was made active by a register write, or the guest has EOImode 1. No
+/// interrupt is ever acknowledged at 0xff.
 pub(crate) const NOT_ACKNOWLEDGED: u8 = 0xff;
 
 /// The interrupt groups that `GICD_CTLR` lets through.
@@ -66,8 +67,8 @@ pub(crate) struct Bank {
     pub(crate) edited: u32,
     /// `IPRIORITYR`.
     pub(crate) priority: [u8; PRIVATE],
-    /// The priority at which an active interrupt was acknowledged, which is what
-    /// its EOI drops, or [`NOT_ACKNOWLEDGED`].
+    /// The priority at which an active interrupt was acknowledged and that its
+    /// EOI drops, or [`NOT_ACKNOWLEDGED`].
     pub(crate) acknowledged: [u8; PRIVATE],
 }
 

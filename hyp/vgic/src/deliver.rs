@@ -5,7 +5,9 @@
 //! always has a list register. While others wait outside, `NPIE` asks for a
 //! refill once no pending one is left inside; as those inside come first, that
 //! is early enough. (`UIE` would come too late for preemption, and with one
-//! list register would never be quiet.) Group enables are the guest's and
+//! list register would never be quiet.) For that an active interrupt may not
+//! become a pending one inside unseen: while there is overflow it is lent as
+//! active alone, and its deactivation comes here. Group enables are the guest's and
 //! change without a trap, so interrupts of disabled groups go last, and the
 //! `VGrp` bits ask for a refill when what was assumed no longer holds.
 //!
@@ -157,15 +159,16 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         }
 
         let (pending_in, active_in) = share(&pending, &active, limit, vmcr);
+        let overflow = pending.total > pending_in;
         for &key in &pending.keys[..pending_in] {
-            let group1 = self.lend(vcpu, intid_of(key), groups, lrs);
+            let group1 = self.lend(vcpu, intid_of(key), groups, !overflow, lrs);
             waiting[usize::from(group1)] -= 1;
         }
         for &key in &active.keys[..active_in] {
-            self.lend(vcpu, intid_of(key), groups, lrs);
+            self.lend(vcpu, intid_of(key), groups, !overflow, lrs);
         }
 
-        if pending.total > pending_in {
+        if overflow {
             lrs.hcr |= hcr::NPIE;
             for group1 in [false, true] {
                 if vmcr::enables(vmcr, group1) {
@@ -184,6 +187,9 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         if count > 1 {
             lrs.hcr |= hcr::TDIR;
         }
+        if let Some(redist) = self.vcpus.redistributor(vcpu) {
+            redist.notices = (lrs.hcr & hcr::MAINTENANCE) as u32;
+        }
         for (word, &mask) in declined.iter().enumerate() {
             for bit in bits(mask) {
                 self.announce_to_all(word * 32 + bit, Some(vcpu));
@@ -191,8 +197,16 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         }
     }
 
-    /// Puts an interrupt into the next list register. Answers if it is Group 1.
-    fn lend(&mut self, vcpu: usize, intid: u32, groups: Groups, lrs: &mut ListRegisters) -> bool {
+    /// Puts an interrupt into the next list register, if active then pending too
+    /// only where `again` allows it. Answers if it is Group 1.
+    fn lend(
+        &mut self,
+        vcpu: usize,
+        intid: u32,
+        groups: Groups,
+        again: bool,
+        lrs: &mut ListRegisters,
+    ) -> bool {
         let Some(redist) = self.vcpus.redistributor(vcpu) else {
             return false;
         };
@@ -200,15 +214,15 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let (value, group1) = match spi_index(intid) {
             Some(spi) => {
                 self.dist.owner[spi] = vcpu as u16;
-                let here = self.dist.routes_to(spi, redist.affinity, redist.is_awake());
+                let again = again && self.dist.routes_to(spi, redist.affinity, redist.is_awake());
                 let bank = &mut self.dist.banks[spi / 32];
-                let value = compose(bank, spi % 32, here, groups, None);
+                let value = compose(bank, spi % 32, again, groups, None);
                 (value, bank.is_group1(spi % 32))
             }
             None => {
                 let bit = intid as usize & 31;
                 let physical = (redist.linked & 1 << bit != 0).then(|| redist.physical_of(bit));
-                let value = compose(&mut redist.bank, bit, true, groups, physical);
+                let value = compose(&mut redist.bank, bit, again, groups, physical);
                 (value, redist.bank.is_group1(bit))
             }
         };
@@ -232,7 +246,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let (held, used) = redist.held();
         // Those that are kept quiet without a list register.
         let mut resample = redist.linked;
-        if used == 0 {
+        if used == 0 && redist.notices == 0 {
             return Synced {
                 resample,
                 physical_active: redist.physical_active(),
@@ -252,6 +266,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             return Synced::default();
         };
         redist.used = 0;
+        redist.notices = 0;
         redist.dirty = 1;
         redist.synced = self.dist.epoch;
         Synced {
@@ -266,10 +281,11 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let Some(redist) = self.vcpus.redistributor(vcpu) else {
             return 0;
         };
+        let split = u64::from(redist.vmcr) & vmcr::VEOIM != 0;
         let taken = redist.filled_pending & 1 << index != 0 && value & lr::PENDING == 0;
         let Some(spi) = spi_index(intid) else {
             let bit = intid as usize & 31;
-            take_back(&mut redist.bank, bit, value, taken);
+            take_back(&mut redist.bank, bit, value, taken, split);
             let mask = 1 << bit & redist.hw;
             if value & lr::HW != 0 && value & (lr::PENDING | lr::ACTIVE) == 0 {
                 redist.linked &= !mask;
@@ -284,7 +300,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let awake = redist.is_awake();
         let bank = &mut self.dist.banks[spi / 32];
         let mask = 1 << (spi % 32);
-        take_back(bank, spi % 32, value, taken);
+        take_back(bank, spi % 32, value, taken, split);
         if bank.active & mask == 0 {
             let waits = bank.deliverable(groups) & mask != 0;
             self.dist.owner[spi] = NOBODY;
@@ -388,9 +404,9 @@ fn disabled_notice(group1: bool) -> u64 {
 }
 
 /// A list register for the interrupt, but for its INTID, and the lending of it.
-/// `here` says if the interrupt, once deactivated, comes to this vCPU again,
-/// `physical` which physical interrupt is active on its behalf.
-fn compose(bank: &mut Bank, bit: usize, here: bool, groups: Groups, physical: Option<u32>) -> u64 {
+/// `again` says if the interrupt, once deactivated, may come to this vCPU at
+/// once, `physical` which physical interrupt is active on its behalf.
+fn compose(bank: &mut Bank, bit: usize, again: bool, groups: Groups, physical: Option<u32>) -> u64 {
     let mask = 1_u32 << bit;
     let ready = bank.ready(groups) & mask != 0;
     let active = bank.active & mask != 0;
@@ -402,7 +418,7 @@ fn compose(bank: &mut Bank, bit: usize, here: bool, groups: Groups, physical: Op
     };
     // Pending and active at once is beyond a list register with HW.
     let hw = physical.filter(|_| !(active && ready && latched));
-    let pending = ready && (!active || here && priority == current && hw.is_none());
+    let pending = ready && (!active || again && priority == current && hw.is_none());
 
     let mut value = u64::from(priority) << lr::PRIORITY_SHIFT;
     if bank.is_group1(bit) {
@@ -430,8 +446,9 @@ fn compose(bank: &mut Bank, bit: usize, here: bool, groups: Groups, physical: Op
 }
 
 /// The state of an interrupt after its list register: `taken` says that it was
-/// lent pending and has been acknowledged since.
-fn take_back(bank: &mut Bank, bit: usize, value: u64, taken: bool) {
+/// lent pending and has been acknowledged since, `split` that the guest has
+/// EOImode 1.
+fn take_back(bank: &mut Bank, bit: usize, value: u64, taken: bool, split: bool) {
     let mask = 1_u32 << bit;
     bank.held &= !mask;
     if value & lr::PENDING != 0 {
@@ -439,7 +456,12 @@ fn take_back(bank: &mut Bank, bit: usize, value: u64, taken: bool) {
     }
     bank.lent &= !mask;
     if taken && value & lr::ACTIVE != 0 {
-        bank.acknowledged[bit] = lr::priority(value);
+        // With EOImode 1 no EOI will deactivate it.
+        bank.acknowledged[bit] = if split {
+            NOT_ACKNOWLEDGED
+        } else {
+            lr::priority(value)
+        };
     }
     if bank.edited & mask != 0 {
         bank.edited &= !mask;

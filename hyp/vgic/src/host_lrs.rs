@@ -47,14 +47,7 @@ impl core::error::Error for BadListRegisters {}
 
 impl Interface {
     /// The bits of `gicv3_hcr` that are the host's.
-    pub const HOST_HCR: u64 = hcr::UIE
-        | hcr::LRENPIE
-        | hcr::NPIE
-        | hcr::VGRP0EIE
-        | hcr::VGRP0DIE
-        | hcr::VGRP1EIE
-        | hcr::VGRP1DIE
-        | hcr::TDIR;
+    pub const HOST_HCR: u64 = hcr::MAINTENANCE | hcr::TDIR;
 
     /// Checks what a host gave to REC_ENTER. List registers that hardware lacks
     /// are not looked at and must not be used.

@@ -117,6 +117,8 @@ pub mod hcr {
     pub const VGRP1EIE: u64 = 1 << 6;
     /// Maintenance while the guest has Group 1 disabled.
     pub const VGRP1DIE: u64 = 1 << 7;
+    /// All of the above that ask for a maintenance interrupt.
+    pub const MAINTENANCE: u64 = UIE | LRENPIE | NPIE | VGRP0EIE | VGRP0DIE | VGRP1EIE | VGRP1DIE;
     /// Trap the guest's `ICC_DIR_EL1`.
     pub const TDIR: u64 = 1 << 14;
 

@@ -30,6 +30,8 @@ pub struct Redistributor {
     /// Of those, a bit for each that was filled pending.
     pub(crate) filled_pending: u32,
     pub(crate) lr: [u16; MAX_LIST_REGISTERS],
+    /// The maintenance interrupts that `fill` asked for in `ICH_HCR_EL2`.
+    pub(crate) notices: u32,
     /// PPIs that stand for a physical interrupt.
     pub(crate) hw: u32,
     /// Of those, the ones whose physical interrupt is active on our behalf.
@@ -64,6 +66,7 @@ impl Redistributor {
             used: 0,
             filled_pending: 0,
             lr: [0; MAX_LIST_REGISTERS],
+            notices: 0,
             hw: 0,
             linked: 0,
             physical: [0; 16],
@@ -110,11 +113,11 @@ impl Redistributor {
     }
 
     /// True if `sync` has something to do: list registers were filled and not
-    /// folded since, or a linked PPI is kept quiet and its source must be
-    /// sampled.
+    /// folded since, a maintenance interrupt was asked for, or a linked PPI is
+    /// kept quiet and its source must be sampled.
     #[must_use]
     pub fn needs_sync(&self) -> bool {
-        self.used | self.linked != 0
+        self.used | self.notices | self.linked != 0
     }
 
     /// The vCPU takes part in the delivery of SPIs that any PE may take.

@@ -109,6 +109,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         };
         let (held, used) = redist.held();
         redist.used = 0;
+        redist.notices = 0;
         for &intid in &held[..used] {
             let intid = u32::from(intid);
             if intid < FIRST_SPI {
