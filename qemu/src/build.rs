@@ -1,0 +1,168 @@
+//! Builds what runs on the machine: the image, and our bare-metal programs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::image::{assemble, flat, header};
+use crate::setup::rust::{self, TARGET};
+use crate::ui;
+use crate::workspace::{Workspace, cargo};
+
+/// The image file and the programs that it was made of.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// `undercroft.img`.
+    pub file: PathBuf,
+    /// `hyp` as an ELF file, for a debugger; `None` for an image that was not
+    /// built here.
+    pub hyp: Option<PathBuf>,
+    /// `host-loader` as an ELF file, likewise.
+    pub host: Option<PathBuf>,
+}
+
+/// Builds `hyp` and `host-loader` and puts the image together.
+///
+/// # Errors
+/// When one of them does not build; cargo has then told why.
+pub fn image(workspace: &Workspace) -> Result<Image> {
+    rust::ensure_target(&workspace.root)?;
+    let built = cargo_build(workspace, &["-p", "hyp", "-p", "host-loader"])?;
+    let elf = |name: &str| {
+        built
+            .iter()
+            .find(|(target, _)| target == name)
+            .map(|(_, file)| file.clone())
+            .with_context(|| format!("cargo built no program `{name}`"))
+    };
+    let (hyp, host) = (elf("hyp")?, elf("host-loader")?);
+    let image =
+        assemble::image(&read(&hyp)?, &read(&host)?).context("cannot put the image together")?;
+    let file = workspace.scratch().join("undercroft.img");
+    if write_if_new(&file, &image)? {
+        ui::note(
+            "Assembled",
+            format_args!("undercroft.img ({})", ui::bytes(image.len() as u64)),
+        );
+    }
+    Ok(Image {
+        file,
+        hyp: Some(hyp),
+        host: Some(host),
+    })
+}
+
+/// Builds the bare-metal program `name` of the crate `tests`, and returns it
+/// in a form that boots as a kernel: an arm64 Image where the program has that
+/// header, else its ELF file.
+///
+/// # Errors
+/// When there is no such program, or it does not build.
+pub fn program(workspace: &Workspace, name: &str) -> Result<PathBuf> {
+    if !workspace.has_bin("tests", name) {
+        bail!("this tree has no bare-metal program `{name}` in `tests`");
+    }
+    rust::ensure_target(&workspace.root)?;
+    let built = cargo_build(workspace, &["-p", "tests", "--bin", name])?;
+    let Some((_, elf)) = built.into_iter().find(|(target, _)| target == name) else {
+        bail!("cargo built no program `{name}`");
+    };
+    let Ok(image) = flat::binary(&read(&elf)?) else {
+        return Ok(elf);
+    };
+    if !header::is_image(&image) {
+        return Ok(elf);
+    }
+    let file = workspace.scratch().join(format!("{name}.img"));
+    write_if_new(&file, &image)?;
+    Ok(file)
+}
+
+/// Builds the plugin that counts instructions, for this machine's QEMU.
+///
+/// # Errors
+/// When it does not build.
+pub fn plugin(workspace: &Workspace) -> Result<PathBuf> {
+    let output = Command::new(cargo())
+        .args(["build", "--release", "-p", "qemu", "--example", "count"])
+        .args(MESSAGES)
+        .current_dir(&workspace.root)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("the plugin that counts instructions does not build");
+    }
+    artifacts(&output.stdout)
+        .find(|artifact| artifact.target.name == "count")
+        .and_then(|artifact| artifact.filenames.into_iter().next())
+        .context("cargo built no plugin")
+}
+
+const MESSAGES: [&str; 1] = ["--message-format=json-render-diagnostics"];
+
+/// Runs cargo for [`TARGET`]; it shows its own progress. Returns the programs
+/// by name.
+fn cargo_build(workspace: &Workspace, what: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    let output = Command::new(cargo())
+        .args(["build", "--release", "--target", TARGET])
+        .args(what)
+        .args(MESSAGES)
+        .current_dir(&workspace.root)
+        // The user's flags would replace those that make images relocatable.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("the build failed; cargo's messages above say where");
+    }
+    Ok(artifacts(&output.stdout)
+        .filter_map(|artifact| Some((artifact.target.name, artifact.executable?)))
+        .collect())
+}
+
+#[derive(Deserialize)]
+struct Artifact {
+    reason: String,
+    target: ArtifactTarget,
+    executable: Option<PathBuf>,
+    #[serde(default)]
+    filenames: Vec<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct ArtifactTarget {
+    name: String,
+}
+
+fn artifacts(messages: &[u8]) -> impl Iterator<Item = Artifact> {
+    messages
+        .split(|b| *b == b'\n')
+        .filter_map(|line| serde_json::from_slice::<Artifact>(line).ok())
+        .filter(|artifact| artifact.reason == "compiler-artifact")
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+/// Writes a file unless it holds just that; it is replaced whole, so that a
+/// machine that boots from it at this moment sees one or the other.
+fn write_if_new(file: &Path, data: &[u8]) -> Result<bool> {
+    if fs::read(file).is_ok_and(|old| old == data) {
+        return Ok(false);
+    }
+    let folder = file.parent().context("a file of ours has a folder")?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut part = tempfile::NamedTempFile::new_in(folder)
+        .with_context(|| format!("cannot write in {}", folder.display()))?;
+    std::io::Write::write_all(&mut part, data)?;
+    part.persist(file)
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(true)
+}

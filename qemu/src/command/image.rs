@@ -1,0 +1,87 @@
+//! `cargo qemu image -o DIR`: the files that any arm64 boot loader needs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::bundle;
+use crate::command::run;
+use crate::run::options::Boot;
+use crate::run::plan::{self, Shell};
+use crate::ui;
+use crate::workspace::Workspace;
+
+/// What to put where.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// The folder to write into; made if it is not there
+    #[arg(long, short, value_name = "DIR")]
+    output: PathBuf,
+
+    #[command(flatten)]
+    boot: Boot,
+}
+
+/// Writes the files.
+///
+/// # Errors
+/// When something cannot be built, fetched or written.
+pub fn image(options: &Options) -> Result<u8> {
+    let workspace = Workspace::find()?;
+    let folder = run::temporary(&workspace)?;
+    let guests = plan::guests(
+        &workspace,
+        &options.boot,
+        &Shell::Interactive,
+        folder.path(),
+    )?;
+    let image = run::image(&workspace, &options.boot)?;
+    let bundle = match &guests.bundle {
+        None => bundle::pack(&guests.list)?,
+        Some(None) => Vec::new(),
+        Some(Some(file)) => {
+            fs::read(file).with_context(|| format!("cannot read {}", file.display()))?
+        }
+    };
+    let bootargs = options.boot.bootargs(false);
+    let memory: u64 = guests.list.iter().map(|guest| guest.memory.as_mib()).sum();
+    let cpus = guests
+        .list
+        .iter()
+        .map(|guest| guest.vcpus)
+        .max()
+        .unwrap_or(1);
+    let fill = |template: &str| {
+        template
+            .replace("@BOOTARGS@", &bootargs)
+            .replace("@MEMORY@", &(memory + 512).to_string())
+            .replace("@CPUS@", &cpus.to_string())
+    };
+    let to = &options.output;
+    fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+    fs::copy(&image.file, to.join("undercroft.img"))
+        .with_context(|| format!("cannot write {}", to.join("undercroft.img").display()))?;
+    write(to, "bundle.cpio", &bundle)?;
+    write(
+        to,
+        "boot.cmd",
+        fill(include_str!("image/boot.cmd")).as_bytes(),
+    )?;
+    write(
+        to,
+        "README.txt",
+        fill(include_str!("image/README.txt")).as_bytes(),
+    )?;
+    ui::note(
+        "Wrote",
+        format_args!("{} (README.txt says how to boot it)", to.display()),
+    );
+    Ok(0)
+}
+
+fn write(folder: &Path, name: &str, data: &[u8]) -> Result<()> {
+    let file = folder.join(name);
+    fs::write(&file, data).with_context(|| format!("cannot write {}", file.display()))
+}

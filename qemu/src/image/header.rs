@@ -1,0 +1,35 @@
+//! The header of an arm64 Image (Linux, Documentation/arch/arm64/booting.rst):
+//! 64 bytes, little-endian, `text_offset` at 8, `image_size` at 16, `flags` at
+//! 24 and the magic `ARM\x64` at 56.
+
+use anyhow::{Result, ensure};
+
+const LEN: usize = 64;
+const TEXT_OFFSET: usize = 8;
+const IMAGE_SIZE: usize = 16;
+const MAGIC_AT: usize = 56;
+const MAGIC: &[u8] = b"ARM\x64";
+
+/// Whether `data` begins with an arm64 Image header.
+pub fn is_image(data: &[u8]) -> bool {
+    data.len() >= LEN && &data[MAGIC_AT..MAGIC_AT + MAGIC.len()] == MAGIC
+}
+
+/// Writes the size that the boot loader must keep free.
+///
+/// # Errors
+/// When there is no header.
+pub fn set_size(image: &mut [u8], size: u64) -> Result<()> {
+    ensure!(
+        is_image(image),
+        "it does not begin with an arm64 Image header"
+    );
+    image[IMAGE_SIZE..IMAGE_SIZE + 8].copy_from_slice(&size.to_le_bytes());
+    Ok(())
+}
+
+/// The offset from a 2 MiB boundary at which the image wants to stand.
+pub fn text_offset(image: &[u8]) -> Option<u64> {
+    let bytes = image.get(TEXT_OFFSET..TEXT_OFFSET + 8)?;
+    is_image(image).then(|| u64::from_le_bytes(bytes.try_into().expect("8 bytes")))
+}

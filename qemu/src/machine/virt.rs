@@ -1,0 +1,196 @@
+//! QEMU's `virt` machine: one that starts at EL2 with a GICv3 and, from QEMU
+//! 9.1, two UARTs. The first UART is the guest's console, the second the log.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::setup::qemu::{Qemu, SECOND_UART};
+use crate::size::Size;
+
+/// The CPU unless another is asked for: everything that QEMU knows, with a
+/// pointer authentication that costs emulation the least.
+pub const DEFAULT_CPU: &str = "max,pauth-impdef=on";
+
+/// Where QEMU's `virt` begins its RAM.
+pub const RAM_BASE: u64 = 0x4000_0000;
+
+/// A machine to start.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The emulator.
+    pub qemu: Qemu,
+    /// QEMU's name of the CPU.
+    pub cpu: String,
+    /// Number of CPUs.
+    pub cpus: u32,
+    /// Amount of RAM.
+    pub ram: Size,
+    /// What QEMU loads and starts; `None` where a firmware among the further
+    /// arguments is started.
+    pub kernel: Option<PathBuf>,
+    /// What QEMU loads beside it.
+    pub initrd: Option<PathBuf>,
+    /// Boot arguments, which QEMU puts into the device tree.
+    pub append: String,
+    /// Whether the CPUs have EL2, and start there.
+    pub el2: bool,
+    /// Whether the log has a UART of its own.
+    pub log_uart: bool,
+    /// The TCP port at which QEMU waits for a debugger.
+    pub gdb: Option<u16>,
+    /// Further arguments of QEMU, as they are.
+    pub extra: Vec<OsString>,
+}
+
+/// Where the ends of the first UART are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// A terminal, with QEMU's monitor behind Ctrl-a.
+    Terminal,
+    /// Standard input and output as they are.
+    Pipes,
+}
+
+/// Where the second UART and QEMU's monitor are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// The log goes to standard error, as a person would start QEMU.
+    Plain,
+    /// Both are sockets that QEMU inherits under these numbers.
+    Sockets {
+        /// The log's.
+        log: i32,
+        /// The monitor's.
+        monitor: i32,
+    },
+}
+
+impl Machine {
+    /// Whether this QEMU can give the log a UART of its own.
+    pub fn can_have_log_uart(qemu: &Qemu) -> bool {
+        qemu.version >= SECOND_UART
+    }
+
+    /// QEMU's arguments.
+    pub fn arguments(&self, console: Console, control: Control) -> Vec<OsString> {
+        let el2 = if self.el2 { "on" } else { "off" };
+        let mut list: Vec<OsString> = Vec::new();
+        let mut add = |parts: &[&str]| list.extend(parts.iter().map(OsString::from));
+        add(&[
+            "-machine",
+            &format!("virt,virtualization={el2},gic-version=3"),
+        ]);
+        add(&["-cpu", &self.cpu, "-smp", &self.cpus.to_string()]);
+        add(&["-m", &self.ram.to_string()]);
+        // Nothing that was not asked for; a reset of the machine is its end.
+        add(&["-nodefaults", "-display", "none", "-no-reboot"]);
+        add(&[
+            "-serial",
+            match console {
+                Console::Terminal => "mon:stdio",
+                Console::Pipes => "stdio",
+            },
+        ]);
+        match control {
+            Control::Plain if self.log_uart => add(&["-serial", "file:/dev/stderr"]),
+            Control::Plain => {}
+            Control::Sockets { log, monitor } => {
+                if self.log_uart {
+                    add(&["-chardev", &format!("socket,id=log,fd={log}")]);
+                    add(&["-serial", "chardev:log"]);
+                }
+                add(&["-chardev", &format!("socket,id=monitor,fd={monitor}")]);
+                add(&["-mon", "chardev=monitor,mode=readline"]);
+            }
+        }
+        if let Some(port) = self.gdb {
+            add(&["-S", "-gdb", &format!("tcp:127.0.0.1:{port}")]);
+        }
+        if !self.append.is_empty() {
+            add(&["-append", &self.append]);
+        }
+        if let Some(kernel) = &self.kernel {
+            list.push("-kernel".into());
+            list.push(kernel.clone().into());
+        }
+        if let Some(initrd) = &self.initrd {
+            list.push("-initrd".into());
+            list.push(initrd.clone().into());
+        }
+        list.extend(self.extra.iter().cloned());
+        list
+    }
+
+    /// The command as a person would type it.
+    pub fn command_line(&self, console: Console) -> String {
+        let mut words = vec![self.qemu.program.display().to_string()];
+        let arguments = self.arguments(console, Control::Plain);
+        words.extend(arguments.iter().map(|a| a.to_string_lossy().into_owned()));
+        let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+        words.join(" ")
+    }
+}
+
+/// Quotes a word for a POSIX shell.
+fn quoted(word: &str) -> String {
+    match shlex::try_quote(word) {
+        Ok(word) => word.into_owned(),
+        // Only a NUL cannot be quoted, and no argument of a process holds one.
+        Err(_) => word.replace('\0', ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::setup::qemu::Version;
+
+    fn machine() -> Machine {
+        Machine {
+            qemu: Qemu {
+                program: "qemu-system-aarch64".into(),
+                version: Version(10, 0),
+            },
+            cpu: "cortex-a72".into(),
+            cpus: 2,
+            ram: Size::mib(768),
+            kernel: Some("undercroft.img".into()),
+            initrd: Some("bundle.cpio".into()),
+            append: "undercroft.granule=4k a b".into(),
+            el2: true,
+            log_uart: true,
+            gdb: None,
+            extra: vec!["-trace".into()],
+        }
+    }
+
+    #[test]
+    fn a_command_line_can_be_typed() {
+        let line = machine().command_line(Console::Terminal);
+        let words = shlex::split(&line).expect("a shell can read it");
+        assert_eq!(words[0], "qemu-system-aarch64");
+        assert!(
+            line.contains("virt,virtualization=on,gic-version=3"),
+            "{line}"
+        );
+        assert!(
+            words.contains(&"undercroft.granule=4k a b".to_string()),
+            "{line}"
+        );
+        assert!(words.windows(2).any(|w| w == ["-serial", "mon:stdio"]));
+        assert!(
+            words
+                .windows(2)
+                .any(|w| w == ["-serial", "file:/dev/stderr"])
+        );
+        assert_eq!(words.last().map(String::as_str), Some("-trace"));
+    }
+
+    #[test]
+    fn an_old_qemu_gets_one_uart() {
+        let mut machine = machine();
+        machine.log_uart = false;
+        let line = machine.command_line(Console::Pipes);
+        assert_eq!(line.matches("-serial").count(), 1, "{line}");
+    }
+}

@@ -1,0 +1,119 @@
+//! Runs a machine to its end, or to a sign on its console, and keeps what it
+//! said: for tests and benchmarks, which look at it afterwards.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::ending::{self, Ending, Said};
+use super::session::{Event, Session};
+use crate::machine::virt::{Console, Machine};
+
+/// A machine whose words are kept.
+#[derive(Debug)]
+pub struct Capture {
+    session: Session,
+    bare: bool,
+    deadline: Instant,
+    limit: Duration,
+    said: Option<Said>,
+    /// All bytes of the console so far.
+    pub console: Vec<u8>,
+    /// All lines of the log, and of QEMU's own, so far.
+    pub log: Vec<String>,
+    /// Where the next search of the console begins.
+    searched: usize,
+}
+
+impl Capture {
+    /// Starts a machine that may run for `limit`.
+    ///
+    /// # Errors
+    /// When QEMU cannot be started.
+    pub fn start(machine: &Machine, limit: Duration, bare: bool) -> Result<Self> {
+        Ok(Self {
+            session: Session::start(machine, Console::Pipes)?,
+            bare,
+            deadline: Instant::now() + limit,
+            limit,
+            said: None,
+            console: Vec::new(),
+            log: Vec::new(),
+            searched: 0,
+        })
+    }
+
+    /// Waits until the console says `sign`, after what was awaited before.
+    ///
+    /// # Errors
+    /// When the machine ends or the time is over without it.
+    pub fn until(&mut self, sign: &str) -> Result<()> {
+        loop {
+            let new = &self.console[self.searched..];
+            if let Some(at) = new.windows(sign.len()).position(|w| w == sign.as_bytes()) {
+                self.searched += at + sign.len();
+                return Ok(());
+            }
+            match self.session.next(Some(self.deadline)) {
+                Some(event) => self.take(event),
+                None if self.session.is_over() => bail!("the machine ended before `{sign}`"),
+                None => bail!("no `{sign}` within {} s", self.limit.as_secs()),
+            }
+        }
+    }
+
+    /// Types on the console.
+    ///
+    /// # Errors
+    /// When the machine is gone.
+    pub fn type_in(&mut self, text: &str) -> Result<()> {
+        self.session.type_in(text)
+    }
+
+    /// Waits for the machine's end.
+    ///
+    /// # Errors
+    /// When the child was lost.
+    pub fn to_the_end(&mut self) -> Result<Ending> {
+        loop {
+            match self.session.next(Some(self.deadline)) {
+                Some(event) => self.take(event),
+                None if self.session.is_over() => {
+                    let status = self.session.wait()?;
+                    return Ok(Ending::of(self.said, status, self.bare));
+                }
+                None => {
+                    self.session.stop()?;
+                    return Ok(Ending::TimedOut(self.session.elapsed()));
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Console(bytes) => self.console.extend(bytes),
+            Event::Log(line) | Event::Qemu(line) => {
+                if let Some(said) = ending::said(&line) {
+                    self.said = Some(said);
+                }
+                self.log.push(line);
+            }
+            Event::Signal(_) | Event::Closed => {}
+        }
+    }
+
+    /// What was said last, for a report.
+    pub fn last_words(&self) -> String {
+        let console = String::from_utf8_lossy(&self.console);
+        let console: Vec<&str> = console.lines().collect();
+        let mut text = String::new();
+        for line in &self.log[self.log.len().saturating_sub(20)..] {
+            text += &format!("{line}\n");
+        }
+        for line in &console[console.len().saturating_sub(20)..] {
+            text += &format!("  | {}\n", line.trim_end());
+        }
+        text
+    }
+}

@@ -1,0 +1,57 @@
+//! The line that starts a debugger on a machine that waits for one.
+
+use super::plan::Guests;
+use crate::build::Image;
+use crate::image::header;
+use crate::machine::virt::{Machine, RAM_BASE};
+use crate::ui;
+
+/// QEMU keeps this much at the base of RAM for itself.
+const QEMU_KEEPS: u64 = 2 << 20;
+
+/// Where a plain guest sees the base of its RAM.
+const GUEST_RAM_BASE: u64 = 0x4000_0000;
+
+/// Prints the debugger's line, with the symbols of both images, and where the
+/// guests are loaded.
+pub fn tell(machine: &Machine, image: &Image, guests: &Guests) {
+    let Some(port) = machine.gdb else { return };
+    let mut line = format!("gdb-multiarch -ex 'target remote 127.0.0.1:{port}'");
+    // QEMU loads an image at its offset from the base of RAM, but not into
+    // the first 2 MiB, where its own few instructions stand.
+    let offset = std::fs::read(&image.file)
+        .ok()
+        .as_deref()
+        .and_then(header::text_offset);
+    let mut address = RAM_BASE + offset.unwrap_or(0);
+    if offset.unwrap_or(0) < 4096 {
+        address += QEMU_KEEPS;
+    }
+    if let Some(hyp) = &image.hyp {
+        line += &format!(" -ex 'add-symbol-file {} -o {address:#x}'", hyp.display());
+    }
+    ui::note(
+        "Waiting",
+        format_args!("for a debugger on port {port}; start it with"),
+    );
+    eprintln!("\n{line}\n");
+    eprintln!("hyp is at {address:#x}.");
+    if let Some(host) = &image.host {
+        eprintln!("host-loader is where the log says `host at ADDRESS`; then, in gdb:");
+        eprintln!("  add-symbol-file {} -o ADDRESS", host.display());
+    }
+    for guest in &guests.list {
+        let head = std::fs::read(&guest.kernel).unwrap_or_default();
+        let offset = header::text_offset(&head).unwrap_or(0);
+        eprintln!(
+            "guest {}: RAM from IPA {GUEST_RAM_BASE:#x}, kernel from {:#x}.",
+            guest.name,
+            GUEST_RAM_BASE
+                + if offset < 4096 {
+                    QEMU_KEEPS + offset
+                } else {
+                    offset
+                }
+        );
+    }
+}

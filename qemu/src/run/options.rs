@@ -1,0 +1,168 @@
+//! The options of `cargo qemu run`, each with a default for a first run.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::config::Mode;
+use crate::machine::virt::DEFAULT_CPU;
+use crate::size::Size;
+
+/// What to boot.
+#[derive(Args, Clone, Debug)]
+pub struct Boot {
+    /// A guest of the catalogue: see `cargo qemu guests`
+    #[arg(long, value_name = "NAME", default_value = "debian13")]
+    #[arg(conflicts_with_all = ["kernel", "guests", "bundle"])]
+    pub guest: String,
+
+    /// A kernel of your own: arm64 Image, gzip, EFI zboot, ELF or raw binary
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["guests", "bundle"])]
+    pub kernel: Option<PathBuf>,
+
+    /// Its initial RAM disk; without, a Linux gets one with a busybox shell
+    /// (`none`: it gets none)
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+
+    /// The kernel's command line, or what is added to a catalogue guest's
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(conflicts_with_all = ["guests", "bundle"])]
+    pub append: Option<String>,
+
+    /// Guests of your own configuration, a guests.toml
+    #[arg(long, value_name = "FILE", conflicts_with = "bundle")]
+    pub guests: Option<PathBuf>,
+
+    /// A bundle made before, as it is (`none`: boot without one)
+    #[arg(long, value_name = "FILE")]
+    pub bundle: Option<PathBuf>,
+
+    /// CPUs of the guest, and of the machine
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub smp: Option<u32>,
+
+    /// Memory of the guest
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    #[arg(conflicts_with_all = ["guests", "bundle"])]
+    pub memory: Size,
+
+    /// Memory of the whole machine, instead of what the guests need
+    #[arg(long, value_name = "SIZE")]
+    pub ram: Option<Size>,
+
+    /// How the guest's memory stands towards the host
+    #[arg(long, value_enum, default_value = "plain")]
+    #[arg(conflicts_with_all = ["guests", "bundle"])]
+    pub mode: Mode,
+
+    /// Granule of Undercroft's own translation tables
+    #[arg(long, value_enum, default_value = "4k")]
+    pub granule: Granule,
+
+    /// How much Undercroft logs
+    #[arg(long, value_enum, value_name = "LEVEL", default_value = "info")]
+    pub log: Level,
+
+    /// An image built before, instead of building one
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+}
+
+/// How to run it.
+#[derive(Args, Clone, Debug)]
+pub struct Run {
+    #[command(flatten)]
+    pub boot: Boot,
+
+    /// The CPU, as QEMU calls it
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_CPU)]
+    pub cpu: String,
+
+    /// Run CMD in the guest's shell instead of leaving you there; its output
+    /// and exit status are ours
+    #[arg(
+        long,
+        value_name = "CMD",
+        allow_hyphen_values = true,
+        conflicts_with = "bundle"
+    )]
+    pub exec: Option<String>,
+
+    /// End the machine after this many seconds (0: never) [default: 300, or
+    /// never at a terminal]
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+
+    /// Wait for a debugger, and print the line that starts one
+    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "1234")]
+    pub gdb: Option<u16>,
+
+    /// Print the QEMU command instead of running it
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Boot the guest on QEMU itself, without Undercroft, to compare
+    #[arg(long, conflicts_with_all = ["guests", "bundle", "image", "gdb"])]
+    pub bare: bool,
+
+    /// Show the guest's boot messages on standard error with --exec, too
+    #[arg(long, short)]
+    pub verbose: bool,
+
+    /// Say nothing but what the guest and Undercroft say
+    #[arg(long, short)]
+    pub quiet: bool,
+
+    /// Passed to QEMU
+    #[arg(last = true, value_name = "QEMU ARGUMENTS")]
+    pub extra: Vec<OsString>,
+}
+
+/// A translation granule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Granule {
+    /// 4 KiB
+    #[value(name = "4k")]
+    K4,
+    /// 16 KiB
+    #[value(name = "16k")]
+    K16,
+    /// 64 KiB
+    #[value(name = "64k")]
+    K64,
+}
+
+/// A level of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// What failed
+    Error,
+    /// And what is odd
+    Warn,
+    /// And what happens
+    Info,
+    /// And how
+    Debug,
+    /// And every step
+    Trace,
+}
+
+impl Boot {
+    /// The boot arguments of the image.
+    pub fn bootargs(&self, log_uart: bool) -> String {
+        let name = |value: Option<clap::builder::PossibleValue>| {
+            value.map_or_else(String::new, |value| value.get_name().to_string())
+        };
+        let mut text = format!(
+            "undercroft.granule={} undercroft.loglevel={}",
+            name(self.granule.to_possible_value()),
+            name(self.log.to_possible_value())
+        );
+        if log_uart {
+            text += " undercroft.log=serial1";
+        }
+        text
+    }
+}

@@ -1,0 +1,396 @@
+//! From options to a machine: which guests, with which files, in how much RAM.
+
+use std::fs;
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::options::{Boot, Run};
+use crate::build::{self, Image};
+use crate::bundle;
+use crate::config::{self, Guest};
+use crate::guests::catalogue::{self, Origin};
+use crate::guests::fetch::Cache;
+use crate::guests::initrd::{self, Task};
+use crate::image::header;
+use crate::machine::virt::Machine;
+use crate::setup::qemu::Qemu;
+use crate::size::Size;
+use crate::ui;
+use crate::workspace::Workspace;
+
+/// RAM beside the guests': for EL2, the host and the tables of both.
+const OVERHEAD: Size = Size::mib(256);
+
+/// The word that asks for no file.
+const NONE: &str = "none";
+
+/// How the user and the guests' console meet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// The user's terminal is the console.
+    Terminal,
+    /// A command's output is taken from between marks.
+    Command {
+        /// The mark.
+        mark: String,
+    },
+    /// Standard input and output are the console.
+    Raw,
+}
+
+/// Guests ready to be packed or booted.
+#[derive(Debug)]
+pub struct Guests {
+    /// The guests; empty where a bundle is taken as it is.
+    pub list: Vec<Guest>,
+    /// A bundle to take as it is: `Some(None)` for none at all.
+    pub bundle: Option<Option<PathBuf>>,
+    /// Where the guests' console goes.
+    pub style: Style,
+}
+
+/// What decides the style of a run.
+#[derive(Clone, Debug)]
+pub enum Shell {
+    /// A terminal is there.
+    Interactive,
+    /// This command is to be run.
+    Command(String),
+    /// Neither a terminal nor a command: the shell reads standard input.
+    Script,
+}
+
+impl Shell {
+    /// What the options and the surroundings ask for.
+    pub fn of(options: &Run) -> Self {
+        match &options.exec {
+            Some(command) => Self::Command(command.clone()),
+            None if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() => {
+                Self::Interactive
+            }
+            None => Self::Script,
+        }
+    }
+}
+
+/// Finds, fetches and builds what `boot` asks for. Files of this run alone go
+/// into `folder`.
+///
+/// # Errors
+/// When something is missing or makes no sense; the message names it.
+pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) -> Result<Guests> {
+    if let Some(bundle) = &boot.bundle {
+        let bundle = (bundle.as_os_str() != NONE).then(|| bundle.clone());
+        if let Some(file) = bundle.as_ref().filter(|file| !file.is_file()) {
+            bail!("--bundle: there is no file {}", file.display());
+        }
+        return Ok(Guests {
+            list: Vec::new(),
+            bundle: Some(bundle),
+            style: as_they_are(shell)?,
+        });
+    }
+    if let Some(file) = &boot.guests {
+        return Ok(Guests {
+            list: config::read(file)?,
+            bundle: None,
+            style: as_they_are(shell)?,
+        });
+    }
+    let wants = Wants::of(workspace, boot, shell)?;
+    let cache = Cache::of(workspace);
+    let (initrd, style) = match wants.initrd {
+        Initrd::None => (None, as_they_are(shell)?),
+        Initrd::Theirs(file) => match shell {
+            Shell::Command(_) => {
+                let (task, style) = task(shell)?;
+                let mut data =
+                    fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+                // Linux unpacks one archive behind the other; later files win.
+                data.resize(data.len().next_multiple_of(4), 0);
+                data.extend(initrd::build(&cache.busybox()?, &wants.name, &task)?);
+                (Some(write(folder, "initrd", &data)?), style)
+            }
+            Shell::Interactive | Shell::Script => (Some(file), as_they_are(shell)?),
+        },
+        Initrd::Ours => {
+            let (task, style) = task(shell)?;
+            let data = initrd::build(&cache.busybox()?, &wants.name, &task)?;
+            (Some(write(folder, "initrd", &data)?), style)
+        }
+    };
+    // Boot messages are of use to a person who watches, not to a command.
+    let quiet = matches!(style, Style::Command { .. }) && wants.ours;
+    let cmdline = [
+        wants.cmdline.as_deref(),
+        quiet.then_some("quiet"),
+        wants.append,
+    ]
+    .into_iter()
+    .flatten()
+    .filter(|text| !text.is_empty())
+    .collect::<Vec<_>>()
+    .join(" ");
+    Ok(Guests {
+        list: vec![Guest {
+            name: wants.name,
+            kernel: wants.kernel,
+            initrd,
+            cmdline: (!cmdline.is_empty()).then_some(cmdline),
+            memory: boot.memory,
+            vcpus: boot.smp.unwrap_or(1),
+            mode: boot.mode,
+            console: None,
+            entry: None,
+        }],
+        bundle: None,
+        style,
+    })
+}
+
+enum Initrd {
+    None,
+    Ours,
+    Theirs(PathBuf),
+}
+
+/// One guest as the options name it.
+struct Wants<'a> {
+    name: String,
+    kernel: PathBuf,
+    initrd: Initrd,
+    cmdline: Option<String>,
+    append: Option<&'a str>,
+    /// Whether the command line is ours to add to.
+    ours: bool,
+}
+
+impl<'a> Wants<'a> {
+    fn of(workspace: &Workspace, boot: &'a Boot, shell: &Shell) -> Result<Self> {
+        let append = boot.append.as_deref();
+        let Some(kernel) = &boot.kernel else {
+            return Self::of_catalogue(workspace, boot, shell);
+        };
+        let mut head = [0; 64];
+        let read = fs::File::open(kernel)
+            .and_then(|mut file| file.read(&mut head))
+            .with_context(|| format!("--kernel: cannot read {}", kernel.display()))?;
+        if read == 0 {
+            bail!("--kernel: {} is empty", kernel.display());
+        }
+        let initrd = match &boot.initrd {
+            Some(file) if file.as_os_str() == NONE => Initrd::None,
+            Some(file) if !file.is_file() => {
+                bail!("--initrd: there is no file {}", file.display())
+            }
+            Some(file) => Initrd::Theirs(file.clone()),
+            None if is_linux(&head) => {
+                ui::note(
+                    "Adding",
+                    "an initial RAM disk with busybox (--initrd none: none)",
+                );
+                Initrd::Ours
+            }
+            None => Initrd::None,
+        };
+        let linux = !matches!(initrd, Initrd::None);
+        Ok(Self {
+            name: "guest".into(),
+            kernel: kernel.clone(),
+            initrd,
+            cmdline: (linux && append.is_none()).then(|| "console=ttyAMA0".to_string()),
+            ours: append.is_none(),
+            append,
+        })
+    }
+
+    fn of_catalogue(workspace: &Workspace, boot: &'a Boot, shell: &Shell) -> Result<Self> {
+        let guest = catalogue::find(&boot.guest)?;
+        if let (Shell::Command(_), false) = (shell, guest.has_shell()) {
+            bail!(
+                "guest `{}` has no shell for --exec: its console is standard \
+                 input and output without a terminal",
+                guest.name
+            );
+        }
+        let kernel = match guest.origin {
+            Origin::Ours { program } => build::program(workspace, program)?,
+            Origin::Linux { .. } | Origin::Firmware { .. } => Cache::of(workspace).kernel(guest)?,
+        };
+        Ok(Self {
+            name: guest.name.into(),
+            kernel,
+            initrd: if guest.has_shell() {
+                Initrd::Ours
+            } else {
+                Initrd::None
+            },
+            cmdline: guest.has_shell().then(|| "console=ttyAMA0".to_string()),
+            append: boot.append.as_deref(),
+            ours: true,
+        })
+    }
+}
+
+/// Whether a file that begins with `head` is surely a Linux, or packed as one.
+fn is_linux(head: &[u8]) -> bool {
+    let mz_image = header::is_image(head) && head.starts_with(b"MZ");
+    let zboot = head.starts_with(b"MZ\0\0zimg");
+    let gzip = head.starts_with(&[0x1f, 0x8b]);
+    mz_image || zboot || gzip
+}
+
+/// The style where the guests have no first process of ours.
+fn as_they_are(shell: &Shell) -> Result<Style> {
+    match shell {
+        Shell::Interactive => Ok(Style::Terminal),
+        Shell::Script => Ok(Style::Raw),
+        Shell::Command(_) => bail!(
+            "--exec needs a guest with a shell: one of the catalogue's Linux \
+             kernels, or --kernel with a Linux"
+        ),
+    }
+}
+
+/// The work of our first process, and the style that goes with it.
+fn task(shell: &Shell) -> Result<(Task, Style)> {
+    let command = match shell {
+        Shell::Interactive => return Ok((Task::Shell, Style::Terminal)),
+        Shell::Command(command) => command.clone(),
+        Shell::Script => {
+            ui::note(
+                "Reading",
+                "the guest's shell script from standard input (no terminal)",
+            );
+            let mut script = String::new();
+            std::io::stdin()
+                .read_to_string(&mut script)
+                .context("cannot read the shell script on standard input")?;
+            script
+        }
+    };
+    let mark = initrd::mark();
+    let style = Style::Command { mark: mark.clone() };
+    Ok((Task::Command { command, mark }, style))
+}
+
+fn write(folder: &Path, name: &str, data: &[u8]) -> Result<PathBuf> {
+    let file = folder.join(name);
+    fs::write(&file, data).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(file)
+}
+
+/// The machine for `guests` under Undercroft, with a bundle in `folder`.
+///
+/// # Errors
+/// When the guests do not fit the machine that the options describe.
+pub fn machine(
+    qemu: Qemu,
+    options: &Run,
+    guests: &Guests,
+    image: &Image,
+    folder: &Path,
+) -> Result<Machine> {
+    let log_uart = Machine::can_have_log_uart(&qemu);
+    let most = guests.list.iter().max_by_key(|guest| guest.vcpus);
+    let cpus = options
+        .boot
+        .smp
+        .unwrap_or_else(|| most.map_or(1, |guest| guest.vcpus));
+    if let Some(guest) = most.filter(|guest| guest.vcpus > cpus) {
+        bail!(
+            "guest `{}` wants {} vCPUs and the machine has {cpus} CPUs: give it \
+             more with --smp",
+            guest.name,
+            guest.vcpus
+        );
+    }
+    let (initrd, packed) = match &guests.bundle {
+        Some(bundle) => {
+            let size = bundle
+                .as_ref()
+                .map_or(Ok(0), |file| file.metadata().map(|m| m.len()))?;
+            (bundle.clone(), size)
+        }
+        None => {
+            let bundle = bundle::pack(&guests.list)?;
+            (
+                Some(write(folder, "bundle.cpio", &bundle)?),
+                bundle.len() as u64,
+            )
+        }
+    };
+    let ram = ram(options, &guests.list, packed)?;
+    Ok(Machine {
+        qemu,
+        cpu: options.cpu.clone(),
+        cpus,
+        ram,
+        kernel: Some(image.file.clone()),
+        initrd,
+        append: options.boot.bootargs(log_uart),
+        el2: true,
+        log_uart,
+        gdb: options.gdb,
+        extra: options.extra.clone(),
+    })
+}
+
+/// As much RAM as the guests need, or what the user says, if they fit.
+fn ram(options: &Run, guests: &[Guest], bundle: u64) -> Result<Size> {
+    let sum: u64 = guests
+        .iter()
+        .try_fold(0u64, |sum, guest| sum.checked_add(guest.memory.bytes()))
+        .context("the guests' memory is more than any machine has")?;
+    if let Some(ram) = options.boot.ram {
+        if let Some(guest) = guests.iter().find(|guest| guest.memory >= ram) {
+            bail!(
+                "guest `{}` wants {} of memory and the machine has {ram}: give \
+                 it less, or the machine more with --ram",
+                guest.name,
+                guest.memory
+            );
+        }
+        if sum >= ram.bytes() {
+            bail!(
+                "the guests want {} MiB of memory together and the machine has {ram}",
+                sum >> 20
+            );
+        }
+        return Ok(ram);
+    }
+    let sum = if guests.is_empty() {
+        options.boot.memory.bytes()
+    } else {
+        sum
+    };
+    // The bundle lies in RAM beside what the guests get of it.
+    let mib = (sum >> 20) + OVERHEAD.as_mib() + 2 * (bundle >> 20);
+    Ok(Size::mib(mib.next_multiple_of(128)))
+}
+
+/// The machine that boots a single guest without Undercroft.
+///
+/// # Errors
+/// When there is no single guest.
+pub fn bare_machine(qemu: Qemu, options: &Run, guests: &Guests) -> Result<Machine> {
+    let [guest] = guests.list.as_slice() else {
+        bail!("--bare boots one guest");
+    };
+    Ok(Machine {
+        qemu,
+        cpu: options.cpu.clone(),
+        cpus: guest.vcpus,
+        ram: guest.memory,
+        kernel: Some(guest.kernel.clone()),
+        initrd: guest.initrd.clone(),
+        append: guest.cmdline.clone().unwrap_or_default(),
+        // As Undercroft shows it: a machine whose CPUs begin at EL1.
+        el2: false,
+        log_uart: false,
+        gdb: None,
+        extra: options.extra.clone(),
+    })
+}

@@ -1,0 +1,322 @@
+//! A machine that runs: QEMU as a child, its console, its log, its end.
+//!
+//! Everything that happens arrives as one stream of [`Event`]s. Readers are
+//! threads that end when QEMU does; QEMU ends when the session is dropped, or
+//! when the runner itself dies.
+
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use command_fds::{CommandFdExt, FdMapping};
+
+use super::one_uart::{Part, Splitter};
+use crate::machine::virt::{Console, Control, Machine};
+
+/// Where QEMU finds the sockets that it inherits.
+const LOG_FD: i32 = 3;
+const MONITOR_FD: i32 = 4;
+
+/// The byte that asks `host-loader` for the last exits of every vCPU: Ctrl-T,
+/// on the log's UART.
+const LAST_EXITS: u8 = 0x14;
+
+/// Something that a machine, or somebody else, did.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Bytes of the guest's console.
+    Console(Vec<u8>),
+    /// A line of the log.
+    Log(String),
+    /// A line of QEMU's own.
+    Qemu(String),
+    /// A signal to the runner.
+    Signal(i32),
+    /// QEMU has closed one of its outputs; there are as many as readers.
+    Closed,
+}
+
+/// A machine that runs.
+pub struct Session {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    log: Option<UnixStream>,
+    monitor: UnixStream,
+    events: Receiver<Event>,
+    sender: Sender<Event>,
+    readers: usize,
+    begun: Instant,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("qemu", &self.child.id())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Starts the machine.
+    ///
+    /// # Errors
+    /// When QEMU cannot be started.
+    pub fn start(machine: &Machine, console: Console) -> Result<Self> {
+        let (log, log_of_qemu) = UnixStream::pair().context("cannot make a socket")?;
+        let (monitor, monitor_of_qemu) = UnixStream::pair().context("cannot make a socket")?;
+        let control = Control::Sockets {
+            log: LOG_FD,
+            monitor: MONITOR_FD,
+        };
+        let mut command = Command::new(&machine.qemu.program);
+        command.args(machine.arguments(console, control));
+        if console == Console::Pipes {
+            command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        }
+        command.stderr(Stdio::piped());
+        command
+            .fd_mappings(vec![
+                FdMapping {
+                    parent_fd: OwnedFd::from(log_of_qemu),
+                    child_fd: LOG_FD,
+                },
+                FdMapping {
+                    parent_fd: OwnedFd::from(monitor_of_qemu),
+                    child_fd: MONITOR_FD,
+                },
+            ])
+            .context("two sockets for one number")?;
+        end_with_us(&mut command);
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot run {}", machine.qemu.program.display()))?;
+        // Our copies of QEMU's ends must close, or its end would go unseen.
+        drop(command);
+
+        let (sender, events) = mpsc::channel();
+        let mut session = Self {
+            stdin: child.stdin.take(),
+            log: None,
+            monitor,
+            events,
+            sender,
+            readers: 0,
+            begun: Instant::now(),
+            child,
+        };
+        if let Some(stdout) = session.child.stdout.take() {
+            let one_uart = !machine.log_uart;
+            session.reader(move |to| read_console(stdout, to, one_uart));
+        }
+        if let Some(stderr) = session.child.stderr.take() {
+            session.reader(move |to| read_lines(stderr, to, Event::Qemu));
+        }
+        if machine.log_uart {
+            session.log = Some(log.try_clone().context("cannot copy a socket")?);
+            session.reader(move |to| read_lines(log, to, Event::Log));
+        }
+        Ok(session)
+    }
+
+    fn reader(&mut self, read: impl FnOnce(&Sender<Event>) + Send + 'static) {
+        self.readers += 1;
+        let to = self.sender.clone();
+        thread::spawn(move || {
+            read(&to);
+            // A session that is gone needs no word of it.
+            let _ = to.send(Event::Closed);
+        });
+    }
+
+    /// Through which others report events, such as signals.
+    pub fn sender(&self) -> Sender<Event> {
+        self.sender.clone()
+    }
+
+    /// How long the machine has run.
+    pub fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// The next event; `None` when there was none until `deadline`, or when
+    /// QEMU has closed everything.
+    pub fn next(&mut self, deadline: Option<Instant>) -> Option<Event> {
+        while self.readers > 0 {
+            let event = match deadline {
+                None => self.events.recv().ok()?,
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    match self.events.recv_timeout(left) {
+                        Ok(event) => event,
+                        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                            return None;
+                        }
+                    }
+                }
+            };
+            match event {
+                Event::Closed => self.readers -= 1,
+                event => return Some(event),
+            }
+        }
+        None
+    }
+
+    /// Whether QEMU has closed everything, and no event will come.
+    pub fn is_over(&self) -> bool {
+        self.readers == 0
+    }
+
+    /// Where bytes for the guest's console go; taken once.
+    pub fn take_input(&mut self) -> Option<ChildStdin> {
+        self.stdin.take()
+    }
+
+    /// Types `text` on the guest's console.
+    ///
+    /// # Errors
+    /// When QEMU is gone.
+    pub fn type_in(&mut self, text: &str) -> Result<()> {
+        let stdin = self
+            .stdin
+            .as_mut()
+            .context("the console's input is elsewhere")?;
+        stdin
+            .write_all(text.as_bytes())
+            .context("the machine is gone")?;
+        stdin.flush().context("the machine is gone")
+    }
+
+    /// Asks `host-loader` for the last exits of every vCPU; they come as lines
+    /// of the log. Returns whether there is a way to ask.
+    pub fn ask_last_exits(&mut self) -> bool {
+        let byte = [LAST_EXITS];
+        match (&mut self.log, &mut self.stdin) {
+            (Some(log), _) => log.write_all(&byte).is_ok(),
+            (None, Some(stdin)) => stdin.write_all(&byte).and_then(|()| stdin.flush()).is_ok(),
+            (None, None) => false,
+        }
+    }
+
+    /// Asks QEMU's monitor for the registers of all CPUs.
+    pub fn registers(&mut self) -> String {
+        self.monitor(b"info registers -a\n")
+    }
+
+    fn monitor(&mut self, command: &[u8]) -> String {
+        let mut text = Vec::new();
+        // A monitor that does not answer is not waited for for long.
+        let patience = Some(Duration::from_millis(500));
+        let asked = self
+            .monitor
+            .set_read_timeout(patience)
+            .and_then(|()| self.monitor.write_all(command));
+        let mut buffer = [0; 4096];
+        while asked.is_ok() && text.len() < 1 << 20 {
+            match self.monitor.read(&mut buffer) {
+                Ok(0) | Err(_) => break,
+                Ok(count) => text.extend(&buffer[..count]),
+            }
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// Ends QEMU if it still runs, and waits for it.
+    ///
+    /// # Errors
+    /// When the child was lost.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        self.child.wait().context("QEMU was lost")
+    }
+
+    /// Waits for QEMU, which has closed its outputs.
+    ///
+    /// # Errors
+    /// When the child was lost.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.child.wait().context("QEMU was lost")
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Errors mean that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Lets QEMU end when the thread that started it dies, whatever way.
+#[cfg(target_os = "linux")]
+fn end_with_us(command: &mut Command) {
+    use rustix::process::{Signal, set_parent_process_death_signal};
+    use std::os::unix::process::CommandExt;
+
+    let hook = || set_parent_process_death_signal(Some(Signal::TERM)).map_err(io::Error::from);
+    // SAFETY: between fork and exec the hook makes one system call; it takes
+    // no lock and allocates nothing.
+    unsafe { command.pre_exec(hook) };
+}
+
+/// Elsewhere, dropping the session must do.
+#[cfg(not(target_os = "linux"))]
+fn end_with_us(_command: &mut Command) {}
+
+fn read_console(mut from: impl Read, to: &Sender<Event>, one_uart: bool) {
+    let mut buffer = [0; 4096];
+    let mut splitter = Splitter::default();
+    let send = |parts: Vec<Part>| {
+        parts.into_iter().all(|part| {
+            to.send(match part {
+                Part::Console(bytes) => Event::Console(bytes),
+                Part::Log(line) => Event::Log(line),
+            })
+            .is_ok()
+        })
+    };
+    loop {
+        let count = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => break,
+        };
+        let alive = if one_uart {
+            send(splitter.feed(&buffer[..count]))
+        } else {
+            to.send(Event::Console(buffer[..count].to_vec())).is_ok()
+        };
+        if !alive {
+            return;
+        }
+    }
+    send(splitter.rest());
+}
+
+/// Reads lines, bounded in length, whatever bytes they hold.
+fn read_lines(from: impl Read, to: &Sender<Event>, event: fn(String) -> Event) {
+    let mut from = BufReader::new(from);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match from.by_ref().take(16 << 10).read_until(b'\n', &mut line) {
+            Ok(0) => return,
+            Ok(_) => {
+                let text = String::from_utf8_lossy(&line).trim_end().to_string();
+                if to.send(event(text)).is_err() {
+                    return;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! What a fresh machine lacks, found out and put there: the Rust target, a
+//! QEMU that is new enough. Each part looks first and acts only when it must.
+
+pub mod apt;
+pub mod qemu;
+pub mod rust;
+pub mod sources;

@@ -1,0 +1,302 @@
+//! Bad input ends with one clear sentence that names the culprit: told by the
+//! runner where it can know, and by the image where a boot loader brings it.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::call::{Call, Called};
+use super::{Case, Context, runner};
+use crate::bundle::CONFIGURATION;
+use crate::newc::Archive;
+
+const GUEST: &str = "[[guest]]\nname = \"a\"\nkernel = \"a/kernel\"\nmemory = \"64M\"\nvcpus = 1\n";
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    let mut cases = told_by_the_runner();
+    cases.extend(told_by_the_image());
+    cases
+}
+
+/// A configuration, and what the error about it must name.
+struct Wrong {
+    name: &'static str,
+    configuration: String,
+    names: &'static [&'static str],
+}
+
+/// Mistakes in `guests.toml` that both the runner and the image must tell. The
+/// image is asked to name file, line and key as well.
+fn wrong_configurations() -> Vec<Wrong> {
+    let wrong = |name, configuration: String, names| Wrong {
+        name,
+        configuration,
+        names,
+    };
+    vec![
+        wrong(
+            "unknown-key",
+            GUEST.replace("vcpus", "cpus"),
+            &[CONFIGURATION, "line 5", "cpus"],
+        ),
+        wrong("not-toml", "[[guest\n".into(), &[CONFIGURATION, "line 1"]),
+        wrong("no-guest", String::new(), &[CONFIGURATION, "guest"]),
+        wrong(
+            "no-vcpus",
+            GUEST.replace("vcpus = 1", "vcpus = 0"),
+            &[CONFIGURATION, "line 5", "vcpus"],
+        ),
+        wrong(
+            "memory-not-a-size",
+            GUEST.replace("64M", "lots"),
+            &[CONFIGURATION, "line 4", "memory"],
+        ),
+        wrong(
+            "missing-kernel",
+            GUEST.replace("a/kernel", "a/nothing"),
+            &[CONFIGURATION, "line 3", "kernel", "a/nothing"],
+        ),
+        wrong(
+            "two-of-a-name",
+            format!("{GUEST}\n{GUEST}"),
+            &[CONFIGURATION, "line 8", "name"],
+        ),
+    ]
+}
+
+fn told_by_the_runner() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for wrong in wrong_configurations() {
+        cases.push(Case::new(
+            format!("bad-input/runner-{}", wrong.name),
+            move |context| {
+                let folder = tempfile::tempdir_in(&context.folder)?;
+                fs::create_dir(folder.path().join("a"))?;
+                fs::write(folder.path().join("a/kernel"), "a kernel")?;
+                let file = folder.path().join(CONFIGURATION);
+                fs::write(&file, &wrong.configuration)?;
+                told(
+                    &Call::bare(context).args(["--guests"]).args([file]).call()?,
+                    wrong.names,
+                )
+            },
+        ));
+    }
+    let simple: [(&str, &[&str], &[&str]); 6] = [
+        (
+            "no-kernel",
+            &["--kernel", "/nonexistent/kernel"],
+            &["--kernel", "/nonexistent/kernel"],
+        ),
+        (
+            "no-guest-of-that-name",
+            &["--guest", "plan9"],
+            &["plan9", "debian13"],
+        ),
+        ("zero-cpus", &["--smp", "0"], &["--smp", "0"]),
+        (
+            "memory",
+            &["--memory", "lots"],
+            &["--memory", "lots", "512M"],
+        ),
+        (
+            "larger-than-ram",
+            &["--memory", "4G", "--ram", "1G"],
+            &["4G", "1G", "debian13"],
+        ),
+        (
+            "no-bundle",
+            &["--bundle", "/nonexistent/b"],
+            &["--bundle", "/nonexistent/b"],
+        ),
+    ];
+    for (name, arguments, names) in simple {
+        cases.push(Case::new(
+            format!("bad-input/runner-{name}"),
+            move |context| {
+                let mut call = Call::bare(context).args(arguments);
+                if name == "larger-than-ram" {
+                    call = Call::run(context)?.args(arguments);
+                }
+                told(&call.call()?, names)
+            },
+        ));
+    }
+    cases.push(Case::new(
+        "bad-input/runner-more-vcpus-than-cpus",
+        |context| {
+            let folder = tempfile::tempdir_in(&context.folder)?;
+            fs::create_dir(folder.path().join("a"))?;
+            fs::write(folder.path().join("a/kernel"), "a kernel")?;
+            let file = folder.path().join(CONFIGURATION);
+            fs::write(&file, GUEST.replace("vcpus = 1", "vcpus = 4"))?;
+            let called = Call::run(context)?
+                .args(["--smp", "2", "--guests"])
+                .args([file])
+                .call()?;
+            told(&called, &["`a`", "4 vCPUs", "2 CPUs"])
+        },
+    ));
+    cases
+}
+
+/// What a boot loader may bring, and what the image must name.
+fn told_by_the_image() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for wrong in wrong_configurations() {
+        cases.push(Case::new(
+            format!("bad-input/image-{}", wrong.name),
+            move |context| {
+                image_tells(
+                    context,
+                    &bundle(&wrong.configuration, b"a kernel")?,
+                    &[],
+                    wrong.names,
+                )
+            },
+        ));
+    }
+    cases.push(Case::new("bad-input/image-no-bundle", |context| {
+        let called = Call::run(context)?.args(["--bundle", "none"]).call()?;
+        told(&called, &["initrd"])
+    }));
+    cases.push(Case::new("bad-input/image-empty-bundle", |context| {
+        image_tells(context, &Archive::new().finish()?, &[], &[CONFIGURATION])
+    }));
+    cases.push(Case::new("bad-input/image-not-a-bundle", |context| {
+        image_tells(context, &[0x5a; 4096], &[], &["cpio"])
+    }));
+    cases.push(Case::new("bad-input/image-truncated-bundle", |context| {
+        let kernel = fs::read(runner::kernel(context)?)?;
+        let whole = bundle(GUEST, &kernel)?;
+        // In the middle of the kernel, and in the middle of its header.
+        image_tells(
+            context,
+            &whole[..whole.len() / 2],
+            &[],
+            &["cpio", "a/kernel"],
+        )?;
+        image_tells(
+            context,
+            &whole[..whole.len() - kernel.len() - 200],
+            &[],
+            &["cpio"],
+        )
+    }));
+    cases.push(Case::new("bad-input/image-corrupt-kernel", |context| {
+        // Each begins as one of the formats, and goes on as none.
+        let mut zboot = vec![0u8; 256];
+        zboot[..8].copy_from_slice(b"MZ\0\0zimg");
+        let elf = [b"\x7fELF\x02\x01\x01".as_slice(), &[0xff; 200]].concat();
+        let gzip = [[0x1f, 0x8b, 8, 0].as_slice(), &[0xee; 400]].concat();
+        for kernel in [zboot, elf, gzip] {
+            image_tells(context, &bundle(GUEST, &kernel)?, &[], &["a", "kernel"])?;
+        }
+        Ok(())
+    }));
+    cases.push(Case::new("bad-input/image-empty-kernel", |context| {
+        image_tells(context, &bundle(GUEST, b"")?, &[], &["a", "kernel"])
+    }));
+    cases.push(Case::new(
+        "bad-input/image-guest-larger-than-ram",
+        |context| {
+            let text = GUEST.replace("64M", "64G");
+            let kernel = fs::read(runner::kernel(context)?)?;
+            image_tells(
+                context,
+                &bundle(&text, &kernel)?,
+                &["--ram", "1G"],
+                &["a", "memory"],
+            )
+        },
+    ));
+    cases.push(Case::new(
+        "bad-input/image-kernel-larger-than-guest",
+        |context| {
+            let text = GUEST.replace("64M", "16M");
+            let kernel = fs::read(runner::kernel(context)?)?;
+            image_tells(context, &bundle(&text, &kernel)?, &[], &["a", "kernel"])
+        },
+    ));
+    cases.push(Case::new("bad-input/image-regions-collide", |context| {
+        // The initial RAM disk leaves no room that the kernel does not need.
+        let text = GUEST
+            .replace("64M", "96M")
+            .replace("memory", "initrd = \"a/initrd\"\nmemory");
+        let kernel = fs::read(runner::kernel(context)?)?;
+        let mut archive = Archive::new();
+        archive.file(CONFIGURATION, text.as_bytes())?;
+        archive.folder("a");
+        archive.file("a/kernel", &kernel)?;
+        archive.file("a/initrd", &vec![0x11; 80 << 20])?;
+        image_tells(
+            context,
+            &archive.finish()?,
+            &["--ram", "1G"],
+            &["a", "initrd"],
+        )
+    }));
+    cases.push(Case::new(
+        "bad-input/image-more-vcpus-than-cpus",
+        |context| {
+            let text = GUEST.replace("vcpus = 1", "vcpus = 3");
+            let kernel = fs::read(runner::kernel(context)?)?;
+            image_tells(
+                context,
+                &bundle(&text, &kernel)?,
+                &["--smp", "2"],
+                &["a", "vcpus"],
+            )
+        },
+    ));
+    cases.push(Case::new("bad-input/image-no-el2", |context| {
+        let folder = tempfile::tempdir_in(&context.folder)?;
+        let file = folder.path().join("bundle.cpio");
+        fs::write(&file, bundle(GUEST, b"a kernel")?)?;
+        let called = Call::run(context)?
+            .args(["--timeout", "60", "--bundle"])
+            .args([&file])
+            .args(["--", "-machine", "virtualization=off"])
+            .call()?;
+        // It cannot know a log's UART yet: the console will do.
+        let all = format!("{}{}", called.stdout, called.stderr);
+        anyhow::ensure!(all.contains("EL2"), "nothing about EL2 in\n{all}");
+        called.failed()?;
+        Ok(())
+    }));
+    cases
+}
+
+fn bundle(configuration: &str, kernel: &[u8]) -> Result<Vec<u8>> {
+    let mut archive = Archive::new();
+    archive.file(CONFIGURATION, configuration.as_bytes())?;
+    archive.folder("a");
+    archive.file("a/kernel", kernel)?;
+    archive.finish()
+}
+
+/// Boots the image with a bundle as it is and asks for an error that names
+/// all of `names`.
+fn image_tells(context: &Context, bundle: &[u8], arguments: &[&str], names: &[&str]) -> Result<()> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let file = folder.path().join("bundle.cpio");
+    fs::write(&file, bundle)?;
+    let called = boot_with(context, &file, arguments)?;
+    told(&called, names)
+}
+
+fn boot_with(context: &Context, bundle: &Path, arguments: &[&str]) -> Result<Called> {
+    let call = Call::run(context)?
+        .args(["--timeout", "100", "--bundle"])
+        .args([bundle]);
+    call.args(arguments).call()
+}
+
+/// Asks for a failure that is not a hang, with one line that names the culprit.
+fn told(called: &Called, names: &[&str]) -> Result<()> {
+    called.clone().failed()?.tells(names)?.calmly()?;
+    anyhow::ensure!(called.code != Some(124), "it hung");
+    Ok(())
+}

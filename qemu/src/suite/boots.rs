@@ -1,0 +1,270 @@
+//! Guests that boot under Undercroft: each kernel, number of CPUs, CPU and
+//! way of starting that the project promises.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::call::Call;
+use super::{Case, Context};
+use crate::bench::boot;
+use crate::bundle;
+use crate::config::{Guest, Mode};
+use crate::guests::catalogue;
+use crate::guests::fetch::Cache;
+use crate::guests::initrd::{self, Task};
+use crate::machine::virt::{DEFAULT_CPU, Machine};
+use crate::run::capture::Capture;
+use crate::run::ending::Ending;
+use crate::size::Size;
+
+/// What each Linux guest is asked.
+const QUESTION: &str = "uname -a; grep -c processor /proc/cpuinfo; dmesg | grep -i psci";
+
+/// How long a machine of a case may run.
+pub const LIMIT: Duration = Duration::from_secs(240);
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (guest, release) in [
+        ("debian12", " 6.1."),
+        ("debian13", " 6.12."),
+        ("debian13-16k", "-16k "),
+    ] {
+        for smp in ["1", "2", "4"] {
+            cases.push(Case::new(
+                format!("boots/{guest}-smp{smp}"),
+                move |context| {
+                    let called = Call::run(context)?
+                        .args(["--guest", guest, "--smp", smp, "--exec", QUESTION])
+                        .call()?
+                        .ended(0)?
+                        .shows(&[
+                            release,
+                            "aarch64",
+                            "psci: PSCIv1.",
+                            "SMC Calling Convention v1.",
+                        ])?;
+                    let processors = called.stdout.lines().nth(1);
+                    ensure!(
+                        processors == Some(smp),
+                        "{processors:?} processors, expected {smp}"
+                    );
+                    called.calmly()?;
+                    Ok(())
+                },
+            ));
+        }
+    }
+    for cpu in ["cortex-a72", "neoverse-n1", "max"] {
+        cases.push(Case::new(format!("boots/debian12-{cpu}"), move |context| {
+            Call::run(context)?
+                .args(["--guest", "debian12", "--cpu", cpu, "--exec", "uname -m"])
+                .call()?
+                .ended(0)?
+                .printed("aarch64\n")?
+                .calmly()?;
+            Ok(())
+        }));
+    }
+    // A CPU that cannot translate with a granule is no CPU for it.
+    for (granule, cpu) in [("16k", "max"), ("64k", "max"), ("64k", "cortex-a72")] {
+        cases.push(Case::new(
+            format!("boots/debian13-granule-{granule}-{cpu}"),
+            move |context| {
+                Call::run(context)?
+                    .args(["--guest", "debian13", "--cpu", cpu, "--granule", granule])
+                    .args(["--exec", "uname -m"])
+                    .call()?
+                    .ended(0)?
+                    .printed("aarch64\n")?;
+                Ok(())
+            },
+        ));
+    }
+    cases.extend([
+        Case::new("boots/exec-status", |context| {
+            Call::run(context)?
+                .args(["--guest", "debian13", "--exec", "echo out; exit 42"])
+                .call()?
+                .ended(42)?
+                .printed("out\n")?;
+            Ok(())
+        }),
+        Case::new("boots/hello", |context| {
+            Call::run(context)?
+                .args(["--guest", "hello"])
+                .call()?
+                .ended(0)?
+                .shows(&["hello"])?
+                .calmly()?;
+            Ok(())
+        }),
+        Case::new("boots/u-boot", |context| {
+            Call::run(context)?
+                .args(["--guest", "u-boot"])
+                .stdin("\nversion\npoweroff\n")
+                .call()?
+                .ended(0)?
+                .shows(&["U-Boot 20", "=> version"])?
+                .calmly()?;
+            Ok(())
+        }),
+        Case::new("boots/console-input", console_input),
+        Case::new("boots/from-u-boot", from_u_boot),
+        Case::new("boots/large-memory", |context| {
+            // More than the first GiB, and RAM across a 4 GiB boundary.
+            Call::run(context)?
+                .args(["--guest", "debian13", "--memory", "5G", "--exec"])
+                .args(["head -1 /proc/meminfo | tr -dc 0-9"])
+                .call()?
+                .ended(0)
+                .and_then(|called| {
+                    let kib: u64 = called
+                        .stdout
+                        .trim()
+                        .parse()
+                        .context("no amount of memory")?;
+                    ensure!(kib > 4_800_000, "the guest has {kib} KiB");
+                    Ok(())
+                })
+        }),
+        Case::new("boots/instructions", |context| {
+            let options = boot::Options::default();
+            let rows = boot::measure(&context.workspace, context.qemu()?, &options)?;
+            let missed: Vec<_> = rows.iter().filter(|row| !row.passes()).collect();
+            if !missed.is_empty() {
+                let rows: String = rows.iter().map(|row| format!("  | {row}\n")).collect();
+                bail!("a gate was missed\n  | {}\n{rows}", boot::HEAD);
+            }
+            Ok(())
+        })
+        .alone(),
+    ]);
+    cases
+}
+
+/// A Linux guest of one CPU with a shell on its console, and its machine.
+///
+/// # Errors
+/// When something cannot be had.
+pub fn machine_with_shell(context: &Context, folder: &Path) -> Result<Machine> {
+    let entry = catalogue::find("debian13")?;
+    let cache = Cache::of(&context.workspace);
+    let initrd = folder.join("initrd");
+    fs::write(
+        &initrd,
+        initrd::build(&cache.busybox()?, "guest", &Task::Shell)?,
+    )?;
+    let guest = Guest {
+        name: "guest".into(),
+        kernel: cache.kernel(entry)?,
+        initrd: Some(initrd),
+        cmdline: Some("console=ttyAMA0 quiet".into()),
+        memory: Size::mib(256),
+        vcpus: 1,
+        mode: Mode::Plain,
+        console: None,
+        entry: None,
+    };
+    let bundle = folder.join("bundle.cpio");
+    fs::write(&bundle, bundle::pack(&[guest])?)?;
+    let qemu = context.qemu()?.clone();
+    let log_uart = Machine::can_have_log_uart(&qemu);
+    let log = if log_uart {
+        " undercroft.log=serial1"
+    } else {
+        ""
+    };
+    Ok(Machine {
+        qemu,
+        cpu: DEFAULT_CPU.into(),
+        cpus: 1,
+        ram: Size::mib(1024),
+        kernel: Some(context.image()?.file.clone()),
+        initrd: Some(bundle),
+        append: format!("undercroft.granule=4k undercroft.loglevel=info{log}"),
+        el2: true,
+        log_uart,
+        gdb: None,
+        extra: Vec::new(),
+    })
+}
+
+/// What is typed arrives, in order, however much it is.
+fn console_input(context: &Context) -> Result<()> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let machine = machine_with_shell(context, folder.path())?;
+    let mut capture = Capture::start(&machine, LIMIT, false)?;
+    let talk = |capture: &mut Capture| -> Result<Ending> {
+        capture.until("# ")?;
+        let text = "0123456789".repeat(20);
+        capture.type_in(&format!(
+            "echo -n {text} | md5sum; echo {text} | wc -c; stty -echo\n"
+        ))?;
+        capture.until("\r\n201")?;
+        capture.until("# ")?;
+        capture.type_in("echo $((6 * 7)); exit\n")?;
+        capture.until("42")?;
+        capture.to_the_end()
+    };
+    ended_well(talk(&mut capture), &capture)
+}
+
+/// The image as U-Boot's `booti` starts it: U-Boot at EL2 from flash, the
+/// image and the bundle where somebody has loaded them.
+fn from_u_boot(context: &Context) -> Result<()> {
+    const IMAGE_AT: &str = "0x48200000";
+    const BUNDLE_AT: &str = "0x50000000";
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let mut machine = machine_with_shell(context, folder.path())?;
+    let image = machine.kernel.take().context("there is an image")?;
+    let bundle = machine.initrd.take().context("there is a bundle")?;
+    let bootargs = std::mem::take(&mut machine.append);
+    let size = bundle.metadata()?.len();
+    let u_boot = Cache::of(&context.workspace).kernel(catalogue::find("u-boot")?)?;
+    let loader =
+        |file: &Path, at: &str| format!("loader,file={},addr={at},force-raw=on", file.display());
+    for argument in [
+        "-bios",
+        &u_boot.display().to_string(),
+        "-device",
+        &loader(&image, IMAGE_AT),
+        "-device",
+        &loader(&bundle, BUNDLE_AT),
+    ] {
+        machine.extra.push(argument.into());
+    }
+    let mut capture = Capture::start(&machine, LIMIT, false)?;
+    let talk = |capture: &mut Capture| -> Result<Ending> {
+        capture.until("autoboot")?;
+        capture.type_in("\n")?;
+        capture.until("=> ")?;
+        capture.type_in(&format!("setenv bootargs {bootargs}\n"))?;
+        capture.until("=> ")?;
+        capture.type_in(&format!(
+            "booti {IMAGE_AT} {BUNDLE_AT}:{size:x} $fdtcontroladdr\n"
+        ))?;
+        capture.until("guest:~# ")?;
+        capture.type_in("exit\n")?;
+        capture.to_the_end()
+    };
+    ended_well(talk(&mut capture), &capture)
+}
+
+/// Asks for an end with every guest powered off.
+///
+/// # Errors
+/// When it was another, or did not come to an end.
+pub fn ended_well(ending: Result<Ending>, capture: &Capture) -> Result<()> {
+    match ending {
+        Ok(Ending::Status(0)) => Ok(()),
+        Ok(ending) => bail!("{ending}\n{}", capture.last_words()),
+        Err(error) => {
+            Err(error.context(format!("the machine said last\n{}", capture.last_words())))
+        }
+    }
+}

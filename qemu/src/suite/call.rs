@@ -1,0 +1,272 @@
+//! Calls a program as a user would, within a time limit, and checks what it
+//! said and how it ended.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Context;
+
+/// How long a call of the runner may take in all, beyond its own `--timeout`.
+pub const LIMIT: Duration = Duration::from_secs(300);
+
+/// The patience that cases give a machine.
+const TIMEOUT: &str = "240";
+
+/// How a call ended.
+#[derive(Clone, Debug)]
+pub struct Called {
+    /// The exit status; `None` for a signal.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+/// A call to make.
+#[derive(Debug)]
+pub struct Call {
+    command: Command,
+    stdin: Vec<u8>,
+    limit: Duration,
+}
+
+impl Call {
+    /// A call of any program.
+    pub fn program(program: impl AsRef<OsStr>, limit: Duration) -> Self {
+        Self {
+            command: Command::new(program),
+            stdin: Vec::new(),
+            limit,
+        }
+    }
+
+    /// `cargo qemu run` with the image under test.
+    ///
+    /// # Errors
+    /// When there is no image.
+    pub fn run(context: &Context) -> Result<Self> {
+        let image = &context.image()?.file;
+        Ok(Self::bare(context).args(["--image"]).args([image]))
+    }
+
+    /// `cargo qemu run` without an image.
+    pub fn bare(context: &Context) -> Self {
+        let mut call = Self::program(&context.runner, LIMIT);
+        call.command.args(["run", "--timeout", TIMEOUT]);
+        call
+    }
+
+    /// More arguments.
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// What it reads on standard input; nothing otherwise.
+    pub fn stdin(mut self, text: &str) -> Self {
+        self.stdin = text.as_bytes().to_vec();
+        self
+    }
+
+    /// A variable of its environment.
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Where it runs.
+    pub fn within(mut self, folder: &Path) -> Self {
+        self.command.current_dir(folder);
+        self
+    }
+
+    /// Makes the call.
+    ///
+    /// # Errors
+    /// When it cannot be made or takes too long.
+    pub fn call(mut self) -> Result<Called> {
+        let begun = Instant::now();
+        let mut child = self
+            .command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run {:?}", self.command.get_program()))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            let text = std::mem::take(&mut self.stdin);
+            // A program that does not read it all is judged by what it says.
+            thread::spawn(move || stdin.write_all(&text));
+        }
+        let stdout = collect(child.stdout.take());
+        let stderr = collect(child.stderr.take());
+        let left = || self.limit.saturating_sub(begun.elapsed());
+        let read = |from: mpsc::Receiver<Vec<u8>>| {
+            let bytes = from.recv_timeout(left()).ok()?;
+            Some(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        let (Some(stdout), Some(stderr)) = (read(stdout), read(stderr)) else {
+            stop(&mut child);
+            bail!("still running after {} s", self.limit.as_secs());
+        };
+        let status = child.wait().context("the program was lost")?;
+        Ok(Called {
+            code: status.code(),
+            stdout,
+            stderr,
+        })
+    }
+}
+
+/// Ends a child the way that lets it end its own children.
+fn stop(child: &mut Child) {
+    let gone = |child: &mut Child| matches!(child.try_wait(), Ok(Some(_)));
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        // An error means that it has just ended.
+        let _ = kill_process(pid, Signal::TERM);
+    }
+    let end = Instant::now() + Duration::from_secs(5);
+    while !gone(child) && Instant::now() < end {
+        thread::sleep(Duration::from_millis(50));
+    }
+    // Errors mean that it has ended.
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn collect(from: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+    let (to, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut from) = from {
+            // What was read before an error counts.
+            let _ = from.read_to_end(&mut bytes);
+        }
+        // Nobody waits any more after the limit.
+        let _ = to.send(bytes);
+    });
+    receiver
+}
+
+impl Called {
+    /// Asks for an exit status.
+    ///
+    /// # Errors
+    /// When it was another; the message has what was said last.
+    pub fn ended(self, code: i32) -> Result<Self> {
+        ensure!(
+            self.code == Some(code),
+            "ended with {}, expected {code}\n{}",
+            self.code
+                .map_or_else(|| "a signal".into(), |code| code.to_string()),
+            self.last_words()
+        );
+        Ok(self)
+    }
+
+    /// Asks for a failure: any exit status but 0, no signal.
+    ///
+    /// # Errors
+    /// When it succeeded.
+    pub fn failed(self) -> Result<Self> {
+        ensure!(
+            self.code.is_some_and(|code| code != 0),
+            "ended with {:?}, expected a failure\n{}",
+            self.code,
+            self.last_words()
+        );
+        Ok(self)
+    }
+
+    /// Asks for standard output, exactly.
+    ///
+    /// # Errors
+    /// When it was another.
+    pub fn printed(self, text: &str) -> Result<Self> {
+        ensure!(
+            self.stdout == text,
+            "printed {:?}, expected {text:?}\n{}",
+            self.stdout,
+            self.last_words()
+        );
+        Ok(self)
+    }
+
+    /// Asks for all of `parts` in standard output, in any case of letters.
+    ///
+    /// # Errors
+    /// When one is missing.
+    pub fn shows(self, parts: &[&str]) -> Result<Self> {
+        has(&self.stdout, parts)
+            .with_context(|| format!("standard output\n{}", self.last_words()))?;
+        Ok(self)
+    }
+
+    /// Asks for all of `parts` in one line of standard error, in any case of
+    /// letters.
+    ///
+    /// # Errors
+    /// When there is no such line.
+    pub fn tells(self, parts: &[&str]) -> Result<Self> {
+        let holds = |line: &str| parts.iter().all(|part| contains(line, part));
+        ensure!(
+            self.stderr.lines().any(holds),
+            "no line of the log or of the errors has all of {parts:?}\n{}",
+            self.last_words()
+        );
+        Ok(self)
+    }
+
+    /// Asks that there is nothing of an internal failure.
+    ///
+    /// # Errors
+    /// When there is.
+    pub fn calmly(self) -> Result<Self> {
+        for sign in [
+            "end: panic",
+            "panicked at",
+            "stack backtrace",
+            "RUST_BACKTRACE",
+        ] {
+            ensure!(
+                !self.stderr.contains(sign),
+                "it said `{sign}`\n{}",
+                self.last_words()
+            );
+        }
+        Ok(self)
+    }
+
+    fn last_words(&self) -> String {
+        let mut text = String::new();
+        for (mark, from) in [('>', &self.stdout), ('|', &self.stderr)] {
+            let lines: Vec<_> = from.lines().collect();
+            for line in &lines[lines.len().saturating_sub(25)..] {
+                // A String takes all that is written.
+                let _ = writeln!(text, "  {mark} {line}");
+            }
+        }
+        text
+    }
+}
+
+fn contains(text: &str, part: &str) -> bool {
+    text.to_lowercase().contains(&part.to_lowercase())
+}
+
+fn has(text: &str, parts: &[&str]) -> Result<()> {
+    for part in parts {
+        ensure!(contains(text, part), "`{part}` is missing");
+    }
+    Ok(())
+}

@@ -1,0 +1,199 @@
+//! Every test of the project, as one list: checks and tests of the crates,
+//! then machines that boot. `cargo qemu test` runs it.
+//!
+//! A case is a function that fails with a reason. Cases of a *lane* run one
+//! after the other (cargo uses all CPUs by itself) or side by side (a machine
+//! of one CPU uses one).
+
+pub mod bad_input;
+pub mod boots;
+pub mod call;
+pub mod native;
+pub mod report;
+pub mod runner;
+pub mod stays_up;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::build::Image;
+use crate::setup::qemu::Qemu;
+use crate::workspace::Workspace;
+
+/// How much is tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Tier {
+    /// What must hold at each change, within 20 minutes
+    Quick,
+    /// And what takes longer
+    Full,
+}
+
+/// What a case may use.
+#[derive(Debug)]
+pub struct Context {
+    /// The project's folders.
+    pub workspace: Workspace,
+    /// This program.
+    pub runner: PathBuf,
+    /// The emulator; absent where only crates are tested.
+    pub qemu: Option<Qemu>,
+    /// The image under test; `Err` says why there is none.
+    pub image: Result<Image, String>,
+    /// Where cases leave what they made, each in a folder of its name.
+    pub folder: PathBuf,
+    /// How much is tested.
+    pub tier: Tier,
+}
+
+impl Context {
+    /// The image under test.
+    ///
+    /// # Errors
+    /// When it could not be built.
+    pub fn image(&self) -> Result<&Image> {
+        self.image
+            .as_ref()
+            .map_err(|why| anyhow::anyhow!("there is no image to boot: {why}"))
+    }
+
+    /// The emulator.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn qemu(&self) -> Result<&Qemu> {
+        self.qemu
+            .as_ref()
+            .ok_or_else(|| anyhow::anyhow!("there is no QEMU"))
+    }
+}
+
+/// How many tests a case was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Those that passed.
+    pub passed: u32,
+    /// Those that failed.
+    pub failed: u32,
+    /// Those that were not run.
+    pub skipped: u32,
+}
+
+impl Counts {
+    /// One that passed.
+    pub const ONE: Self = Self {
+        passed: 1,
+        failed: 0,
+        skipped: 0,
+    };
+
+    /// One that failed.
+    pub const FAILED: Self = Self {
+        passed: 0,
+        failed: 1,
+        skipped: 0,
+    };
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+/// Whether other cases may run beside this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Alone: it uses all CPUs by itself.
+    Alone,
+    /// Beside one other.
+    Shared,
+}
+
+type Body = Box<dyn Fn(&Context) -> Result<Counts> + Send + Sync>;
+
+/// A test.
+pub struct Case {
+    /// Its name, `group/what`.
+    pub name: String,
+    /// From which tier on it runs.
+    pub tier: Tier,
+    /// Whether others may run beside it.
+    pub lane: Lane,
+    body: Body,
+}
+
+impl std::fmt::Debug for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Case")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Case {
+    /// A case of the quick tier that boots machines or calls the runner.
+    pub fn new(
+        name: impl Into<String>,
+        body: impl Fn(&Context) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            tier: Tier::Quick,
+            lane: Lane::Shared,
+            body: Box::new(move |context| body(context).map(|()| Counts::ONE)),
+        }
+    }
+
+    /// A case of the quick tier that cargo runs.
+    pub fn of_cargo(
+        name: impl Into<String>,
+        body: impl Fn(&Context) -> Result<Counts> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            tier: Tier::Quick,
+            lane: Lane::Alone,
+            body: Box::new(body),
+        }
+    }
+
+    /// The same case, alone.
+    pub fn alone(mut self) -> Self {
+        self.lane = Lane::Alone;
+        self
+    }
+
+    /// The same case, in the full tier alone.
+    pub fn full(mut self) -> Self {
+        self.tier = Tier::Full;
+        self
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    /// When it fails; the error is the reason.
+    pub fn run(&self, context: &Context) -> Result<Counts> {
+        (self.body)(context)
+    }
+
+    /// Whether it needs the image and QEMU.
+    pub fn needs_machine(&self) -> bool {
+        !self.name.starts_with("crate/") && !self.name.starts_with("check/")
+    }
+}
+
+/// All cases, in the order in which they are worth knowing.
+pub fn all(workspace: &Workspace) -> Vec<Case> {
+    let mut cases = native::cases(workspace);
+    cases.extend(runner::cases());
+    cases.extend(boots::cases());
+    cases.extend(stays_up::cases());
+    cases.extend(bad_input::cases());
+    cases
+}

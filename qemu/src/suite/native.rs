@@ -1,0 +1,186 @@
+//! Checks and tests that need no machine: format, lints, documentation, and
+//! the tests of each crate on this machine.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Case, Context, Counts, Tier};
+use crate::setup::rust::TARGET;
+use crate::workspace::{Workspace, cargo};
+
+/// Crates whose programs run on the machine, not here.
+const BARE_METAL: [&str; 3] = ["hyp", "host-loader", "tests"];
+
+/// The cases: checks first, then one of each crate.
+pub fn cases(workspace: &Workspace) -> Vec<Case> {
+    let mut cases = vec![
+        check("check/format", |_| vec![vec!["fmt", "--all", "--check"]]),
+        check("check/lints", |workspace| {
+            let mut here = vec!["clippy", "--quiet", "--workspace"];
+            let mut there = vec!["clippy", "--quiet", "--release", "--target", TARGET];
+            for package in BARE_METAL {
+                // Their programs do not build here; their libraries do.
+                here.extend(["--exclude", package]);
+                there.extend(["-p", package]);
+            }
+            here.extend(["--all-targets", "--", "-D", "warnings"]);
+            there.extend(["--", "-D", "warnings"]);
+            let mut all = vec![here, there];
+            for package in BARE_METAL {
+                if workspace.has_lib(package) {
+                    let mut library = vec!["clippy", "--quiet", "-p", package];
+                    library.extend(["--lib", "--tests", "--", "-D", "warnings"]);
+                    all.push(library);
+                }
+            }
+            all
+        }),
+        check("check/documentation", |workspace| {
+            let mut all = Vec::new();
+            let mut here = vec!["doc", "--quiet", "--workspace", "--no-deps"];
+            for package in BARE_METAL {
+                here.extend(["--exclude", package]);
+                if workspace.has_lib(package) {
+                    all.push(vec!["doc", "--quiet", "--no-deps", "-p", package, "--lib"]);
+                }
+            }
+            here.push("--document-private-items");
+            all.push(here);
+            all
+        }),
+    ];
+    for package in workspace.packages() {
+        let package = package.to_string();
+        let (library, programs) = (
+            workspace.has_lib(&package),
+            !BARE_METAL.contains(&&*package),
+        );
+        if !library && !programs {
+            continue;
+        }
+        cases.push(Case::of_cargo(format!("crate/{package}"), move |context| {
+            let mut counts = Counts::default();
+            let mut arguments = vec!["test", "-p", &package, "--no-fail-fast"];
+            if programs {
+                counts += test(context, &arguments)?;
+            } else {
+                arguments.extend(["--lib", "--tests"]);
+                counts += test(context, &arguments)?;
+                counts += test(context, &["test", "-p", &package, "--doc"])?;
+            }
+            Ok(counts)
+        }));
+    }
+    cases
+}
+
+/// A case that passes when all these calls of cargo do.
+fn check(name: &str, calls: fn(&Workspace) -> Vec<Vec<&'static str>>) -> Case {
+    Case::of_cargo(name, move |context| {
+        for arguments in calls(&context.workspace) {
+            let (ok, output) = call(context, &arguments)?;
+            if !ok {
+                bail!("cargo {}\n{}", arguments.join(" "), tail(&output));
+            }
+        }
+        Ok(Counts::ONE)
+    })
+}
+
+/// Runs `cargo test` and adds up what its programs report.
+fn test(context: &Context, arguments: &[&str]) -> Result<Counts> {
+    let (ok, output) = call(context, arguments)?;
+    let counts = count(&output);
+    if !ok {
+        let mut counts = counts;
+        // One that did not even come to a report has failed as well.
+        counts.failed = counts.failed.max(1);
+        bail!(TestsFailed(
+            counts,
+            format!("cargo {}\n{}", arguments.join(" "), tail(&output))
+        ));
+    }
+    Ok(counts)
+}
+
+/// Tests of a crate that failed, with those that passed.
+#[derive(Debug)]
+pub struct TestsFailed(pub Counts, String);
+
+impl std::fmt::Display for TestsFailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.1)
+    }
+}
+
+impl std::error::Error for TestsFailed {}
+
+/// Reads `test result: ok. 12 passed; 0 failed; 1 ignored; …` lines.
+fn count(output: &str) -> Counts {
+    let mut counts = Counts::default();
+    for line in output
+        .lines()
+        .filter_map(|line| line.strip_prefix("test result: "))
+    {
+        let words: Vec<_> = line
+            .split([' ', ';', '.'])
+            .filter(|word| !word.is_empty())
+            .collect();
+        let number = |what: &str| -> u32 {
+            let at = words.iter().position(|word| *word == what);
+            at.and_then(|at| words.get(at.checked_sub(1)?)?.parse().ok())
+                .unwrap_or(0)
+        };
+        counts += Counts {
+            passed: number("passed"),
+            failed: number("failed"),
+            skipped: number("ignored"),
+        };
+    }
+    counts
+}
+
+/// Calls cargo; returns whether it succeeded, and all that it said.
+fn call(context: &Context, arguments: &[&str]) -> Result<(bool, String)> {
+    let mut command = Command::new(cargo());
+    command
+        .args(arguments)
+        .current_dir(&context.workspace.root)
+        .env("RUSTDOCFLAGS", "-D warnings")
+        .env("CARGO_TERM_COLOR", "never")
+        .stdin(Stdio::null());
+    if context.tier == Tier::Full {
+        // Property tests ask it how much they are to do.
+        command.env("UNDERCROFT_TIER", "full");
+    }
+    let output = command.output().context("cannot run cargo")?;
+    let text = [output.stdout, output.stderr].concat();
+    Ok((
+        output.status.success(),
+        String::from_utf8_lossy(&text).into_owned(),
+    ))
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(40)..]
+        .iter()
+        .map(|line| format!("  | {line}\n"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_of_several_programs_are_added_up() {
+        let output = "running 3 tests\ntest result: ok. 12 passed; 0 failed; 1 ignored; \
+                      0 measured; 0 filtered out; finished in 0.02s\n\
+                      test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured\n";
+        let counts = count(output);
+        assert_eq!((counts.passed, counts.failed, counts.skipped), (14, 3, 1));
+        assert_eq!(count("error: could not compile"), Counts::default());
+    }
+}

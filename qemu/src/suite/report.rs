@@ -1,0 +1,131 @@
+//! What `cargo qemu test` says: a line a case, failures in full at the end,
+//! and a closing line with the sums, alone on its line.
+
+use std::io::Write;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::Counts;
+use crate::ui;
+
+/// How a case ended.
+#[derive(Clone, Debug)]
+pub struct Result {
+    /// The case's name.
+    pub name: String,
+    /// How many tests it was.
+    pub counts: Counts,
+    /// How long it took.
+    pub took: Duration,
+    /// Why it failed, if it did.
+    pub why: Option<String>,
+}
+
+/// A result as one JSON object on a line.
+#[derive(Serialize)]
+struct Line<'a> {
+    name: &'a str,
+    status: &'a str,
+    seconds: f64,
+    passed: u32,
+    failed: u32,
+    skipped: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<&'a str>,
+}
+
+/// The sums as one JSON object on the last line.
+#[derive(Serialize)]
+struct Sums {
+    passed: u32,
+    failed: u32,
+    skipped: u32,
+    seconds: f64,
+}
+
+/// Writes results as they come.
+#[derive(Debug)]
+pub struct Report {
+    json: bool,
+    results: Vec<Result>,
+}
+
+impl Report {
+    /// A report for people, or one of JSON lines on standard output.
+    pub fn new(json: bool) -> Self {
+        Self {
+            json,
+            results: Vec::new(),
+        }
+    }
+
+    /// Takes a result and writes its line.
+    pub fn take(&mut self, result: Result) {
+        let status = if result.why.is_some() {
+            "failed"
+        } else if result.counts.passed == 0 && result.counts.skipped > 0 {
+            "skipped"
+        } else {
+            "passed"
+        };
+        if self.json {
+            self.print(&Line {
+                name: &result.name,
+                status,
+                seconds: result.took.as_secs_f64(),
+                passed: result.counts.passed,
+                failed: result.counts.failed,
+                skipped: result.counts.skipped,
+                why: result.why.as_deref(),
+            });
+        } else {
+            let tests = match result.counts.passed + result.counts.failed {
+                0 | 1 => String::new(),
+                tests => format!(", {tests} tests"),
+            };
+            println!(
+                "{status:>12} {} ({}{tests})",
+                result.name,
+                ui::seconds(result.took)
+            );
+        }
+        self.results.push(result);
+    }
+
+    /// Writes the failures and the closing line; returns whether all is well.
+    pub fn close(self, took: Duration) -> bool {
+        let mut sums = Counts::default();
+        for result in &self.results {
+            sums += result.counts;
+        }
+        if self.json {
+            self.print(&Sums {
+                passed: sums.passed,
+                failed: sums.failed,
+                skipped: sums.skipped,
+                seconds: took.as_secs_f64(),
+            });
+            return sums.failed == 0;
+        }
+        for result in &self.results {
+            if let Some(why) = &result.why {
+                println!("\nfailed: {}\n{}", result.name, why.trim_end());
+            }
+        }
+        println!("\nin {}", ui::seconds(took));
+        let skipped = match sums.skipped {
+            0 => String::new(),
+            skipped => format!(", {skipped} skipped"),
+        };
+        println!("{} passed, {} failed{skipped}", sums.passed, sums.failed);
+        sums.failed == 0
+    }
+
+    fn print(&self, line: &impl Serialize) {
+        let mut out = std::io::stdout().lock();
+        // Without a reader there is nobody to tell.
+        let _ = serde_json::to_writer(&mut out, line);
+        let _ = out.write_all(b"\n");
+    }
+}

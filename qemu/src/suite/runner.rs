@@ -1,0 +1,121 @@
+//! The runner itself, with guests that QEMU boots without Undercroft: what
+//! fails here is not the image's fault.
+
+use std::os::unix::fs::PermissionsExt;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::call::Call;
+use super::{Case, Context};
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("runner/exec", |context| {
+            let command = r"printf 'a\r\n\0b'; echo c >&2; exit 7";
+            bare(context)
+                .args(["--exec", command])
+                .call()?
+                .ended(7)?
+                .printed("a\r\n\0bc\n")?;
+            Ok(())
+        }),
+        Case::new("runner/script", |context| {
+            // Neither a terminal nor a command: the shell reads our input.
+            bare(context)
+                .stdin("uname -m\nexit 3\n")
+                .call()?
+                .ended(3)?
+                .printed("aarch64\n")?;
+            Ok(())
+        }),
+        Case::new("runner/own-kernel", |context| {
+            let kernel = kernel(context)?;
+            Call::bare(context)
+                .args([
+                    "--bare",
+                    "--exec",
+                    "cat /proc/cmdline",
+                    "--append",
+                    "one two",
+                    "--kernel",
+                ])
+                .args([kernel])
+                .call()?
+                .ended(0)?
+                .printed("one two\n")?;
+            Ok(())
+        }),
+        Case::new("runner/timeout", |context| {
+            bare(context)
+                .args(["--exec", "echo begun; sleep 1000", "--timeout", "15"])
+                .call()?
+                .ended(124)?
+                .printed("begun\n")?
+                .tells(&["not done after"])?
+                .tells(&["PC="])?;
+            Ok(())
+        }),
+        Case::new("runner/guest-panic", |context| {
+            bare(context)
+                .args(["--exec", "echo c >/proc/sysrq-trigger"])
+                .call()?
+                .ended(125)?
+                .tells(&["guest's kernel panicked"])?;
+            Ok(())
+        }),
+        Case::new("runner/dry-run", |context| {
+            let called = Call::bare(context)
+                .args(["--bare", "--dry-run", "--cpu", "cortex-a72", "--smp", "3"])
+                .args(["--memory", "700M", "--", "-name", "a b"])
+                .call()?
+                .ended(0)?;
+            let words = shlex::split(called.stdout.trim()).context("a shell cannot read it")?;
+            for pair in [
+                ["-cpu", "cortex-a72"],
+                ["-smp", "3"],
+                ["-m", "700M"],
+                ["-name", "a b"],
+            ] {
+                ensure!(
+                    words.windows(2).any(|w| w == pair),
+                    "{pair:?} not in {words:?}"
+                );
+            }
+            Ok(())
+        }),
+        Case::new("runner/u-boot", |context| {
+            Call::bare(context)
+                .args(["--bare", "--guest", "u-boot"])
+                .stdin("\nversion\npoweroff\n")
+                .call()?
+                .ended(0)?
+                .shows(&["U-Boot 20", "=> version"])?;
+            Ok(())
+        }),
+        Case::new("runner/old-qemu", |context| {
+            let folder = tempfile::tempdir_in(&context.folder)?;
+            let program = folder.path().join("qemu");
+            std::fs::write(&program, "#!/bin/sh\necho QEMU emulator version 7.2.0\n")?;
+            std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755))?;
+            Call::bare(context)
+                .args(["--dry-run"])
+                .env("UNDERCROFT_QEMU", &program)
+                .call()?
+                .failed()?
+                .tells(&["error: QEMU 7.2", "too old", "8.2"])?
+                .calmly()?;
+            Ok(())
+        }),
+    ]
+}
+
+fn bare(context: &Context) -> Call {
+    Call::bare(context).args(["--bare", "--guest", "debian13"])
+}
+
+/// Some Linux, as a file of the user's own.
+pub fn kernel(context: &Context) -> Result<std::path::PathBuf> {
+    let guest = crate::guests::catalogue::find("debian13")?;
+    crate::guests::fetch::Cache::of(&context.workspace).kernel(guest)
+}
