@@ -17,10 +17,11 @@
 //!
 //! # One round of a vCPU
 //! ```text
-//! publish "vCPU n runs on PE p", so that a kick finds it
-//! if needs_fill { if needs_sync { sync* }; fill; write ICH_* }
-//! enter … exit
-//! before the state is looked at or the vCPU put away: if needs_sync { sync* }
+//! publish "vCPU n runs on PE p", so that a kick finds it; reload
+//! loop:  if needs_fill { if needs_sync { sync* }; fill; write ICH_* }
+//!        enter … exit
+//!        before a register access or WFI: if needs_sync { sync* }
+//! before it leaves the PE: if needs_sync { sync* }
 //! sync* = read ICH_*; sync; set_ppi for each PPI that it says to sample
 //! ```
 //! An exit that does not concern the vGIC and finds `needs_fill` false may enter

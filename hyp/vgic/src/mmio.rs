@@ -191,7 +191,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
                 _ => 0,
             },
             Frame::Redistributor(target) => {
-                let last = target + 1 == self.vcpus.count();
+                let last = self.vcpus.count().checked_sub(1) == Some(target);
                 let Some(redist) = self.vcpus.redistributor(target) else {
                     return Read::Value(0);
                 };

@@ -120,6 +120,12 @@ impl Redistributor {
         self.used | self.notices | self.linked != 0
     }
 
+    /// Makes [`needs_fill`](Self::needs_fill) true: the vCPU comes to a PE whose
+    /// virtual CPU interface and physical PPIs are another's.
+    pub fn reload(&mut self) {
+        self.dirty = 1;
+    }
+
     /// The vCPU takes part in the delivery of SPIs that any PE may take.
     pub(crate) fn is_awake(&self) -> bool {
         self.waker & PROCESSOR_SLEEP == 0

@@ -135,36 +135,53 @@ impl Machine {
     /// Panics if they do not come to an end: that is an interrupt storm.
     pub fn settle(&mut self) {
         for _ in 0..8 {
-            let mut quiet = true;
-            for pe in 0..self.cpu.len() {
-                let kicked = core::mem::take(&mut self.set.kicked[pe]);
-                if !self.in_guest[pe] {
-                    // Stopped is not for long: it goes on or is put away.
-                    if kicked {
-                        self.fold(pe);
-                    }
-                    continue;
-                }
-                let timer = self.timer[pe] && self.cpu[pe].physical_active & (1 << TIMER) == 0;
-                if timer {
-                    self.exit(pe);
-                    self.vgic().set_ppi(pe, TIMER, true).unwrap();
-                } else if self.cpu[pe].maintenance() {
-                    self.exit(pe);
-                } else if kicked {
-                    self.stop(pe);
-                } else {
-                    continue;
-                }
-                self.exits += 1;
-                quiet = false;
-                self.enter(pe);
-            }
-            if quiet {
+            // Every PE has its turn each time round.
+            let busy = (0..self.cpu.len()).filter(|&pe| self.interrupt(pe)).count();
+            if busy == 0 {
                 return;
             }
         }
         panic!("interrupts to the hypervisor do not end");
+    }
+
+    /// Takes the interrupts to the hypervisor that are there on a PE, kicks only
+    /// if they have arrived. Answers if there was one.
+    pub fn interrupt(&mut self, pe: usize) -> bool {
+        let kicked = core::mem::take(&mut self.set.kicked[pe]);
+        if !self.in_guest[pe] {
+            // Stopped is not for long: it goes on or is put away.
+            if kicked {
+                self.fold(pe);
+            }
+            return false;
+        }
+        self.local_interrupt(pe) || {
+            if kicked {
+                self.stop(pe);
+                self.exits += 1;
+                self.enter(pe);
+            }
+            kicked
+        }
+    }
+
+    /// Takes a maintenance or timer interrupt: those of the PE itself, which
+    /// come at once.
+    pub fn local_interrupt(&mut self, pe: usize) -> bool {
+        if !self.in_guest[pe] {
+            return false;
+        }
+        let timer = self.timer[pe] && self.cpu[pe].physical_active & (1 << TIMER) == 0;
+        if !timer && !self.cpu[pe].maintenance() {
+            return false;
+        }
+        self.exit(pe);
+        if timer {
+            self.vgic().set_ppi(pe, TIMER, true).unwrap();
+        }
+        self.exits += 1;
+        self.enter(pe);
+        true
     }
 
     /// Runs a trapped access of a vCPU.
@@ -180,7 +197,6 @@ impl Machine {
 
     pub fn write(&mut self, pe: usize, frame: Frame, offset: u64, size: usize, value: u64) {
         self.trapped(pe, |m| m.vgic().write(pe, frame, offset, size, value));
-        self.settle();
     }
 
     /// Reads as a guest does, whose instruction is executed until it is done.
@@ -202,7 +218,6 @@ impl Machine {
         } else {
             self.cpu[pe].deactivate_by_guest(intid);
         }
-        self.settle();
     }
 
     /// The INTIDs in the list registers of PEs, for those that are lent.

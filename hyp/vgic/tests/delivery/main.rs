@@ -3,6 +3,7 @@
 #![allow(missing_docs)]
 
 mod hardware;
+mod late;
 mod machine;
 mod spec;
 
@@ -427,8 +428,9 @@ impl World {
                 *vmcr = *vmcr & !(0xff << 24) | u64::from(mask) << 24;
             }
             Op::Split { pe, split } => {
-                // A guest decides before it takes interrupts.
-                if gic.pes[pe].running.is_empty() {
+                // A guest decides before it takes interrupts: an EOImode that
+                // changes under active ones is UNPREDICTABLE.
+                if !gic.irqs_of(pe).any(|irq| irq.active) {
                     gic.pes[pe].split = split;
                     let vmcr = &mut machine.cpu[pe].vmcr;
                     *vmcr = *vmcr & !vmcr::VEOIM | if split { vmcr::VEOIM } else { 0 };
