@@ -185,6 +185,18 @@ impl Shape {
         self.entries_at(level.get())
     }
 
+    /// The shape of a tree that hangs under one entry of `level`, with
+    /// addresses counted from that entry's first.
+    pub(crate) const fn below(&self, level: i8) -> Self {
+        Self {
+            start: level + 1,
+            ia_bits: self.shift(level),
+            root_shift: self.shift(level + 1),
+            root_entries: self.index_mask + 1,
+            ..*self
+        }
+    }
+
     #[inline]
     pub(crate) const fn level(level: i8) -> Level {
         match Level::new(level) {

@@ -255,13 +255,9 @@ impl<M: TableMem> Core<M> {
                     && old & CONTIGUOUS == 0
                     && self.needs_break(old, new)
             };
-            if !same
-                || (mutant!(ReplaceWithoutBreak, true, false)
-                    && self
-                        .mem
-                        .cas(slot.table, index, old, format::freeze(old, level))
-                        .is_err())
-            {
+            let frozen = format::freeze(old, level);
+            let frozen = mutant!(ReplaceWithoutBreak, frozen, old);
+            if !same || self.mem.cas(slot.table, index, old, frozen).is_err() {
                 break;
             }
             if is_table {

@@ -38,8 +38,9 @@ pub trait TableMem {
     /// Takes a zeroed page for a table of `level`, or none.
     fn alloc(&self, level: Level) -> Option<Pa>;
 
-    /// Gets a table's page back, its content left as it was. `proof` says
-    /// that no TLB and no walker knows the table any more.
+    /// Gets a table's page back, with its content and its count as they last
+    /// were: both have to be cleared before it is given out again. `proof`
+    /// says that no TLB and no walker knows the table any more.
     fn free(&self, table: Pa, level: Level, proof: &Synced);
 
     /// The table's count of entries that hold something (see

@@ -76,6 +76,14 @@ mod list {
         NoIsbAtEnd: "no ISB at the end of a sync",
         VttbrNotRestored: "VTTBR not restored",
         NoBarrierAfterMap: "no DSB ISHST after mapping",
+        SplitWithoutInvalidate: "a block split without TLBI between break and make",
+        SplitDropsSoft: "split loses software bits",
+        SplitAliases: "split maps every part to the first",
+        NoBreakForMemAttr: "memory type changed without a break",
+        ReplaceWithoutBreak: "a leaf replaced without a break",
+        WriteProtectKeepsDbm: "write-protect leaves DBM set",
+        RelaxWithoutLocalFlush: "no local TLBI after relaxing",
+        FoldIgnoresSoft: "fold ignores differing software bits",
     }
 
     /// 0: none, else 1 + index.

@@ -95,19 +95,19 @@ impl Pending {
             return;
         }
         let full = self.used == RUNS;
-        if let Some(last) = self.runs[..self.used].last_mut() {
-            if full || (new.start <= last.end && new.end >= last.start) {
-                // A gap inside the grown run holds nothing that was changed,
-                // but its entries may be of any size.
-                let gap = new.start > last.end || new.end < last.start;
-                last.start = last.start.min(new.start);
-                last.end = mutant!(RunEndLost, last.end.max(new.end), last.end);
-                last.step = last.step.min(new.step);
-                if gap || last.level != new.level {
-                    last.level = NO_LEVEL;
-                }
-                return;
+        if let Some(last) = self.runs[..self.used].last_mut()
+            && (full || (new.start <= last.end && new.end >= last.start))
+        {
+            // A gap inside the grown run holds nothing that was changed,
+            // but its entries may be of any size.
+            let gap = new.start > last.end || new.end < last.start;
+            last.start = last.start.min(new.start);
+            last.end = mutant!(RunEndLost, last.end.max(new.end), last.end);
+            last.step = last.step.min(new.step);
+            if gap || last.level != new.level {
+                last.level = NO_LEVEL;
             }
+            return;
         }
         self.runs[self.used] = new;
         self.used += 1;
@@ -142,11 +142,11 @@ pub(crate) struct Tlb {
 impl Tlb {
     pub(crate) fn new(regime: Regime, shape: &Shape, features: &Features, errata: Errata) -> Self {
         let lpa2 = shape.oa_form() == OaForm::Lpa2;
-        let base_bits = if lpa2 { 16 } else { shape.page_bits() };
+        let unit = if lpa2 { 16 } else { shape.page_bits() };
         Self {
             regime,
             granule: shape.granule(),
-            base_bits: mutant!(RangeBaseUnit, base_bits, shape.page_bits()),
+            base_bits: mutant!(RangeBaseUnit, unit, shape.page_bits()),
             range: features.tlb_range,
             ttl: features.ttl,
             errata,

@@ -20,7 +20,7 @@
 use crate::addr::{Ipa, Level, Pa, Vmid};
 use crate::attrs::Attrs;
 use crate::error::Error;
-use crate::format::{self, AF};
+use crate::format;
 use crate::geometry::{ConfigError, Geometry, Shape};
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
@@ -392,7 +392,14 @@ impl<M: TableMem> Rtt<M> {
         let rtt = Pa::new(core.shape.decode_oa(slot.raw));
         let refuse = RttError::Rtt { level, top: ipa };
         let count = core.mem.count(rtt);
-        let (new, valid) = self.uniform(rtt, level).ok_or(refuse)?;
+        let (new, valid) = core.uniform(rtt, level.get()).ok_or(refuse)?;
+        if live(new) {
+            // Blocks at level 1 for protected data, level 2 for the host's.
+            let least = if new & UNPROTECTED != 0 { 2 } else { 1 };
+            if !core.shape.leaf_at(slot.level) || slot.level < least {
+                return Err(refuse);
+            }
+        }
         let step = if valid {
             slot.shift - core.shape.stride()
         } else {
@@ -401,40 +408,6 @@ impl<M: TableMem> Rtt<M> {
         self.replace_table(maint, &slot, ipa, step, new);
         core.mem.add_count(rtt, -(count as i32));
         Ok(rtt)
-    }
-
-    /// The one entry that says what all of a table's entries say, and
-    /// whether they are valid.
-    fn uniform(&self, rtt: Pa, level: Level) -> Option<(u64, bool)> {
-        let core = &self.tree.core;
-        let shape = &core.shape;
-        let table = core.mem.locate(rtt);
-        let first = core.mem.load(table, 0);
-        let valid = format::is_leaf(first, level.get());
-        let has_pa = valid || first & (format::TYPE | HIPAS_ASSIGNED) == HIPAS_ASSIGNED;
-        if format::is_table(first, level.get()) || format::is_frozen(first) {
-            return None;
-        }
-        let step = if has_pa { shape.span(level) } else { 0 };
-        let above = level.get() - 1;
-        if has_pa {
-            // Blocks at level 1 for protected data, level 2 for the host's.
-            let least = if first & UNPROTECTED != 0 { 2 } else { 1 };
-            let aligned = shape.decode_oa(first) & ((1 << shape.shift(above)) - 1) == 0;
-            if !aligned || !shape.leaf_at(above) || above < least {
-                return None;
-            }
-        }
-        for index in 1..=shape.index_mask() {
-            let raw = core.mem.load(table, index);
-            let expected = first.wrapping_add(step * index as u64);
-            let ignored = if valid { AF } else { 0 };
-            if (raw ^ expected) & !ignored != 0 {
-                return None;
-            }
-        }
-        let kind = if valid { format::leaf_type(above) } else { 0 };
-        Some((first & !format::TYPE | kind, valid))
     }
 
     /// RTT_READ_ENTRY: what stands at `ipa`, going down to `level`.
@@ -843,13 +816,13 @@ impl<M: TableMem> Rtt<M> {
     /// # Errors
     /// `InUse` while [`is_live`](Self::is_live).
     pub fn retire<T: Maintenance, S: LeafSink>(
-        self,
+        &mut self,
         maint: &mut T,
         sink: &mut S,
-    ) -> Result<(), (Self, Error)> {
+    ) -> Result<(), Error> {
         if self.is_live() {
             let level = self.tree.core.shape.start();
-            return Err((self, Error::InUse { level }));
+            return Err(Error::InUse { level });
         }
         let core = &self.tree.core;
         let table = core.mem.locate(self.tree.root());

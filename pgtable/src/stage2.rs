@@ -244,7 +244,7 @@ impl<M: TableMem> Stage2<M> {
     }
 
     /// All checks of a mapping, before anything is changed.
-    fn map_job(&self, map: &Map, exclusive: bool) -> Result<MapJob, Error> {
+    pub(crate) fn map_job(&self, map: &Map, exclusive: bool) -> Result<MapJob, Error> {
         let shape = &self.core.shape;
         let end = shape.check_ia(map.ipa.get(), map.size)?;
         shape.check_oa(map.pa.get(), map.size)?;

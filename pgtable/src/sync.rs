@@ -31,22 +31,26 @@ use crate::plan::{self, Pending, Plan, Regime, Tlb};
 #[derive(Debug)]
 #[must_use]
 pub struct Synced {
-    _private: (),
+    /// The gather that was synced, 0 if it was none.
+    serial: u64,
 }
 
 impl Synced {
     const fn new() -> Self {
-        Self { _private: () }
+        Self { serial: 0 }
+    }
+
+    /// The proof for a gather's leaves.
+    pub(crate) const fn of(self, serial: u64) -> Self {
+        Self { serial }
+    }
+
+    pub(crate) const fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// For a table that no walk ever reached: nothing to invalidate.
     pub(crate) const fn never_linked() -> Self {
-        Self::new()
-    }
-
-    /// For tables that no CPU can walk: the caller of a public function
-    /// vouches for it there.
-    pub(crate) const fn not_live() -> Self {
         Self::new()
     }
 }

@@ -68,6 +68,12 @@ impl Counting {
         self.counted_annotation == u64::MAX
     }
 
+    /// True for an annotation that holds an output address.
+    #[inline]
+    pub(crate) const fn annotation_has_oa(self, raw: u64) -> bool {
+        !self.zero_is_empty() && raw & self.counted_annotation != 0
+    }
+
     #[inline]
     pub(crate) const fn of(self, raw: u64) -> i32 {
         let counts = if raw & VALID != 0 {

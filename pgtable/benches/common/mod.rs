@@ -1,0 +1,388 @@
+//! Tables in plain memory and the workloads of the comparison.
+
+use pgtable::{
+    Attrs, Barrier, Budget, CacheOp, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level,
+    Maintenance, Map, Over, Pa, Partial, Stage2, Stage2Config, Synced, TableMem, Tlbi, Vmid,
+};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+pub const GIB: u64 = 1 << 30;
+const BASE: u64 = 1 << 32;
+
+/// A bump allocator of zeroed tables; what comes back is not used again, so
+/// that zeroing is no part of what is measured.
+pub struct Plain {
+    words: &'static [AtomicU64],
+    counts: Vec<AtomicU32>,
+    page_bits: u32,
+    next: Cell<u64>,
+    pub tables: Cell<u64>,
+    pub freed: Cell<u64>,
+    pub stores: Cell<u64>,
+}
+
+impl Plain {
+    pub fn new(granule: Granule, pages: u64) -> Self {
+        let page_bits = u32::from(granule.page_bits());
+        let words = (pages << page_bits) / 8;
+        let words: Box<[AtomicU64]> = (0..words).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            words: Box::leak(words),
+            counts: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            page_bits,
+            next: Cell::new(BASE),
+            tables: Cell::new(0),
+            freed: Cell::new(0),
+            stores: Cell::new(0),
+        }
+    }
+
+    pub fn root(&self, bytes: u64) -> Pa {
+        let at = self.next.get().next_multiple_of(bytes);
+        self.next.set(at + bytes);
+        Pa::new(at)
+    }
+}
+
+/// The same memory, every store counted.
+pub struct Counted<'a>(pub &'a Plain);
+
+/// A table's first word. Valid as long as the memory, which is leaked.
+#[derive(Clone, Copy)]
+pub struct Words(*const AtomicU64);
+
+impl Words {
+    #[inline(always)]
+    fn at(self, index: usize) -> &'static AtomicU64 {
+        // SAFETY: a table comes from `locate` with the address of a page
+        // that `alloc` or `root` gave, and pgtable keeps to its entries; the
+        // memory is leaked, so it outlives everything.
+        unsafe { &*self.0.add(index) }
+    }
+}
+
+impl TableMem for Plain {
+    type Table = Words;
+    #[inline(always)]
+    fn locate(&self, pa: Pa) -> Words {
+        Words(
+            self.words
+                .as_ptr()
+                .wrapping_add(((pa.get() - BASE) / 8) as usize),
+        )
+    }
+    #[inline(always)]
+    fn load(&self, table: Words, index: usize) -> u64 {
+        table.at(index).load(Ordering::Acquire)
+    }
+    #[inline(always)]
+    fn store(&self, table: Words, index: usize, value: u64) {
+        table.at(index).store(value, Ordering::Release);
+    }
+    #[inline(always)]
+    fn cas(&self, table: Words, index: usize, old: u64, new: u64) -> Result<(), u64> {
+        table
+            .at(index)
+            .compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
+            .map(drop)
+    }
+    fn alloc(&self, _: Level) -> Option<Pa> {
+        let at = self.next.get();
+        if (at - BASE) / 8 >= self.words.len() as u64 {
+            return None;
+        }
+        self.next.set(at + (1 << self.page_bits));
+        self.tables.set(self.tables.get() + 1);
+        Some(Pa::new(at))
+    }
+    fn free(&self, _: Pa, _: Level, _: &Synced) {
+        self.freed.set(self.freed.get() + 1);
+    }
+    #[inline(always)]
+    fn count(&self, table: Pa) -> u32 {
+        self.counts[((table.get() - BASE) >> self.page_bits) as usize].load(Ordering::Relaxed)
+    }
+    #[inline(always)]
+    fn add_count(&self, table: Pa, by: i32) {
+        let count = &self.counts[((table.get() - BASE) >> self.page_bits) as usize];
+        count.fetch_add(by as u32, Ordering::Relaxed);
+    }
+}
+
+impl TableMem for Counted<'_> {
+    type Table = Words;
+    fn locate(&self, pa: Pa) -> Words {
+        self.0.locate(pa)
+    }
+    fn load(&self, table: Words, index: usize) -> u64 {
+        self.0.load(table, index)
+    }
+    fn store(&self, table: Words, index: usize, value: u64) {
+        self.0.stores.set(self.0.stores.get() + 1);
+        self.0.store(table, index, value);
+    }
+    fn cas(&self, table: Words, index: usize, old: u64, new: u64) -> Result<(), u64> {
+        self.0.cas(table, index, old, new)?;
+        self.0.stores.set(self.0.stores.get() + 1);
+        Ok(())
+    }
+    fn alloc(&self, level: Level) -> Option<Pa> {
+        self.0.alloc(level)
+    }
+    fn free(&self, table: Pa, level: Level, proof: &Synced) {
+        self.0.free(table, level, proof);
+    }
+    fn count(&self, table: Pa) -> u32 {
+        self.0.count(table)
+    }
+    fn add_count(&self, table: Pa, by: i32) {
+        self.0.add_count(table, by);
+    }
+}
+
+/// A CPU that only counts.
+#[derive(Default, Clone, Copy)]
+pub struct Cpu {
+    pub vttbr: u64,
+    pub tlbis: u64,
+    pub barriers: u64,
+}
+
+impl Maintenance for Cpu {
+    #[inline(always)]
+    fn barrier(&mut self, _: Barrier) {
+        self.barriers += 1;
+    }
+    #[inline(always)]
+    fn tlbi(&mut self, _: Tlbi) {
+        self.tlbis += 1;
+    }
+    fn cache(&mut self, _: CacheOp) {}
+    #[inline(always)]
+    fn vttbr(&mut self) -> u64 {
+        self.vttbr
+    }
+    fn set_vttbr(&mut self, value: u64) {
+        self.vttbr = value;
+    }
+}
+
+/// A format to measure.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Format {
+    pub name: &'static str,
+    pub granule: Granule,
+    pub lpa2: bool,
+}
+
+pub const FORMATS: [Format; 4] = [
+    Format {
+        name: "4k",
+        granule: Granule::K4,
+        lpa2: false,
+    },
+    Format {
+        name: "4k-lpa2",
+        granule: Granule::K4,
+        lpa2: true,
+    },
+    Format {
+        name: "16k",
+        granule: Granule::K16,
+        lpa2: false,
+    },
+    Format {
+        name: "64k",
+        granule: Granule::K64,
+        lpa2: false,
+    },
+];
+
+impl Format {
+    pub fn geometry(self) -> Geometry {
+        let mut config = Stage2Config::new(self.granule, 48, if self.lpa2 { 52 } else { 48 });
+        config.lpa2 = self.lpa2;
+        config.features.tlb_range = true;
+        config.features.ttl = true;
+        config.features.fwb = true;
+        config.features.dic = true;
+        config.features.hw_access_flag = true;
+        config.validate().expect("legal")
+    }
+
+    /// Bytes that one table of pages covers: 2 MiB, 32 MiB, 512 MiB.
+    pub fn block(self) -> u64 {
+        self.geometry().span(Level::L2)
+    }
+
+    /// How much the page workloads cover: 1 GiB, or 16 blocks.
+    pub fn area(self) -> u64 {
+        GIB.max(16 * self.block())
+    }
+}
+
+/// The workloads, in the order of the table.
+pub const WORKLOADS: [(&str, &str, u64); 10] = [
+    ("fault", "page", 250),
+    ("sparse-fault", "call", 500),
+    ("map-pages", "page", 30),
+    ("map-blocks", "block", 60),
+    ("unmap", "page", 25),
+    ("write-protect", "page", 20),
+    ("clear-af", "page", 15),
+    ("split", "page", 30),
+    ("destroy", "page", 5),
+    ("collapse", "block", 1500),
+];
+
+/// A workload prepared: a tree, and what stands in it.
+pub struct Prepared<M: TableMem> {
+    pub tree: Stage2<M>,
+    pub cpu: Cpu,
+    pub format: Format,
+}
+
+pub const START: u64 = 1 << 40;
+
+fn all<T, E: std::fmt::Debug>(result: Result<T, E>) -> T {
+    result.expect("the workload fits")
+}
+
+impl<M: TableMem> Prepared<M> {
+    /// Builds what `workload` starts from.
+    pub fn new(format: Format, root: Pa, mem: M, workload: &str) -> Self {
+        let tree = all(Stage2::new(format.geometry(), root, Vmid::new(7), mem));
+        let cpu = Cpu {
+            vttbr: tree.vttbr(),
+            ..Cpu::default()
+        };
+        let mut prepared = Self { tree, cpu, format };
+        let area = format.area();
+        match workload {
+            // One page in each table, and none where the faults come.
+            "fault" => {
+                let block = format.block();
+                for at in (0..area).step_by(block as usize) {
+                    prepared.page(START + at);
+                }
+            }
+            "map-pages" | "map-blocks" | "sparse-fault" => (),
+            "split" => {
+                let map = Map::new(Ipa::new(START), Pa::new(START), area, Attrs::MEMORY);
+                all(prepared
+                    .tree
+                    .map(&mut prepared.cpu, &map, &mut Budget::unlimited()));
+            }
+            _ => prepared.map_pages(),
+        }
+        prepared.cpu.tlbis = 0;
+        prepared.cpu.barriers = 0;
+        prepared
+    }
+
+    #[inline(always)]
+    fn page(&mut self, at: u64) {
+        let page = self.format.granule.page_size();
+        let map = Map::new(Ipa::new(at), Pa::new(at), page, Attrs::MEMORY)
+            .leaves(Leaves::Exactly(Level::L3));
+        all(self.tree.map(&mut self.cpu, &map, &mut Budget::unlimited()));
+    }
+
+    fn map_pages(&mut self) {
+        let map = Map::new(
+            Ipa::new(START),
+            Pa::new(START),
+            self.format.area(),
+            Attrs::MEMORY,
+        )
+        .leaves(Leaves::Exactly(Level::L3));
+        all(self.tree.map(&mut self.cpu, &map, &mut Budget::unlimited()));
+    }
+
+    /// Runs it. Returns how many units it did.
+    #[inline(never)]
+    pub fn measured(&mut self, workload: &str) -> u64 {
+        let (format, area) = (self.format, self.format.area());
+        let page = format.granule.page_size();
+        let pages = area / page;
+        let start = Ipa::new(START);
+        let (tree, cpu) = (&mut self.tree, &mut self.cpu);
+        let mut budget = Budget::unlimited();
+        match workload {
+            "fault" => {
+                let block = format.block();
+                let mut done = 0;
+                for table in (0..area).step_by(block as usize) {
+                    for at in (page..block).step_by(page as usize) {
+                        self.page(START + table + at);
+                        done += 1;
+                    }
+                }
+                done
+            }
+            "sparse-fault" => {
+                let calls = 512;
+                for call in 0..calls {
+                    self.page(START + call * format.block());
+                }
+                calls
+            }
+            "map-pages" => {
+                self.map_pages();
+                pages
+            }
+            "map-blocks" => {
+                let block = if format.granule == Granule::K4 {
+                    GIB
+                } else {
+                    format.block()
+                };
+                let size = 256 * block;
+                let map = Map::new(start, Pa::new(START), size, Attrs::MEMORY)
+                    .leaves(Leaves::AtMost(Level::L1));
+                all(tree.map(cpu, &map, &mut budget));
+                256
+            }
+            "unmap" => {
+                all(tree.unmap(cpu, start, area, Partial::Split, &mut Ignore, &mut budget));
+                pages
+            }
+            "write-protect" => {
+                all(tree.write_protect(cpu, start, area, Flush::Now, &mut budget));
+                pages
+            }
+            "clear-af" => {
+                all(tree.clear_young(cpu, start, area, Flush::Now, &mut budget));
+                pages
+            }
+            "split" => {
+                let mem = tree.mem();
+                let take = |level| mem.alloc(level);
+                all(tree.split(cpu, start, area, Level::L3, take, &mut budget));
+                pages
+            }
+            "destroy" => {
+                let proof = tree.invalidate_all(cpu);
+                let _ = tree.teardown(&proof, Ipa::new(0), &mut Ignore, &mut budget);
+                pages
+            }
+            "collapse" => {
+                let block = format.block();
+                for at in (0..area).step_by(block as usize) {
+                    let map = Map::new(
+                        Ipa::new(START + at),
+                        Pa::new(START + at),
+                        block,
+                        Attrs::MEMORY,
+                    )
+                    .leaves(Leaves::Exactly(Level::L2))
+                    .over(Over::Anything);
+                    all(tree.map_exclusive(cpu, &map, &mut Ignore, &mut budget));
+                }
+                area / block
+            }
+            other => panic!("no workload {other}"),
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! One entry held frozen while something outside is done about it.
+
+use crate::addr::{Ipa, Level, Pa};
+use crate::attrs::Attrs;
+use crate::error::Error;
+use crate::format::{self, Annotation, Entry, VALID};
+use crate::geometry::Shape;
+use crate::maintenance::Maintenance;
+use crate::mem::TableMem;
+use crate::plan::Pending;
+use crate::stage2::Stage2;
+use crate::sync;
+use crate::tree::Slot;
+
+/// An entry that this CPU alone may change. Everybody else, on other CPUs,
+/// is told [`Error::Busy`] and comes again; the guest faults.
+///
+/// For changes that have a part elsewhere which may fail (an IOMMU's tables,
+/// a firmware call): [`commit`](Self::commit) after it succeeded; dropped,
+/// the entry is what it was.
+#[must_use = "dropped, it puts the old entry back"]
+pub struct Frozen<'t, M: TableMem> {
+    tree: &'t Stage2<M>,
+    slot: Slot<M::Table>,
+    ipa: u64,
+}
+
+/// What a frozen entry becomes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Nothing, with an annotation.
+    Invalid(Annotation),
+    /// A leaf of the entry's level.
+    Leaf(Pa, Attrs),
+}
+
+impl<M: TableMem> Stage2<M> {
+    /// Freezes the leaf or the invalid entry of `level` at `ipa`.
+    ///
+    /// # Errors
+    /// `Range`; `Missing` if the walk ends above `level`; `Exists` for a
+    /// table, an annotation with bits that freezing would lose, or a member
+    /// of a contiguous group; `Busy`.
+    pub fn freeze(&self, ipa: Ipa, level: Level) -> Result<Frozen<'_, M>, Error> {
+        let core = &self.core;
+        if ipa.get() >= core.shape.ia_end() {
+            return Err(Error::Range);
+        }
+        let slot = core.walk_to(ipa.get(), level.get());
+        if slot.level != level.get() {
+            return Err(Error::Missing {
+                level: Shape::level(slot.level),
+            });
+        }
+        let raw = slot.raw;
+        if format::is_frozen(raw) {
+            return Err(Error::Busy);
+        }
+        let leaf = format::is_leaf(raw, level.get()) && raw & format::CONTIGUOUS == 0;
+        // Bit 63 tells tables; bit 0 of an annotation is put back as it is.
+        let empty = format::is_annotation(raw) && raw & format::FROZEN_TABLE == 0;
+        if !leaf && !empty {
+            return Err(Error::Exists { level });
+        }
+        let frozen = raw & !format::TYPE | format::TYPE_FROZEN;
+        core.mem
+            .cas(slot.table, slot.index, raw, frozen)
+            .map_err(|_| Error::Busy)?;
+        Ok(Frozen {
+            tree: self,
+            slot,
+            ipa: slot.base(ipa.get()),
+        })
+    }
+}
+
+impl<M: TableMem> Frozen<'_, M> {
+    /// What stood there.
+    pub fn old(&self) -> Entry {
+        self.tree
+            .geometry
+            .decode(self.slot.raw, Shape::level(self.slot.level))
+    }
+
+    /// Gives the entry its new value; if it was a leaf, after every TLB has
+    /// forgotten that.
+    ///
+    /// # Errors
+    /// As [`Geometry::encode_leaf`](crate::Geometry::encode_leaf): the old
+    /// entry is put back.
+    pub fn commit<T: Maintenance>(self, maint: &mut T, change: Change) -> Result<(), Error> {
+        let core = &self.tree.core;
+        let slot = self.slot;
+        let new = match change {
+            Change::Invalid(annotation) => annotation.get(),
+            Change::Leaf(pa, attrs) => {
+                self.tree
+                    .geometry
+                    .encode_leaf(pa, attrs, Shape::level(slot.level))?
+            }
+        };
+        if slot.raw & VALID != 0 {
+            let mut pending = Pending::new();
+            let end = self.ipa + (1 << slot.shift);
+            pending.leaves(&core.shape, self.ipa, end, slot.level);
+            let _done = sync::sync(maint, &core.tlb, &pending);
+        }
+        core.mem.store(slot.table, slot.index, new);
+        let more = core.counting.of(new) - core.counting.of(slot.raw);
+        if more != 0 {
+            core.mem.add_count(Pa::new(slot.pa), more);
+        }
+        if new & VALID != 0 {
+            sync::publish(maint, &core.tlb);
+        }
+        core::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl<M: TableMem> Drop for Frozen<'_, M> {
+    fn drop(&mut self) {
+        // Nothing was invalidated: TLBs that hold the old leaf hold what is
+        // true again. That the walk sees it late costs a fault at most.
+        self.tree
+            .core
+            .mem
+            .store(self.slot.table, self.slot.index, self.slot.raw);
+    }
+}

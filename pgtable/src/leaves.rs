@@ -1,0 +1,262 @@
+//! Changing leaves in place: the loop under protect, age and dirty tracking.
+//!
+//! A change never moves a leaf nor changes its size or memory type, so it
+//! needs no break (spec 1.8). What it takes away is not gone until a TLB
+//! forgets it: such leaves are noted in a [`Gather`], which is flushed at
+//! once or later.
+
+use crate::addr::{Ipa, Pa};
+use crate::error::{Budget, Error, Stopped};
+use crate::format::{self, CONTIGUOUS};
+use crate::geometry::Shape;
+use crate::maintenance::Maintenance;
+use crate::mem::TableMem;
+use crate::plan::Pending;
+use crate::stage2::{Stage2, typed};
+use crate::sync::{self, Synced};
+use crate::tree::{Changes, Core, Over};
+use crate::unmap::{Partial, RemovedLeaf};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Changes of leaves that some TLB may not know of yet.
+///
+/// Leaves may be gathered and flushed later, together; tables never. Until
+/// [`sync`](crate::Stage2::sync) returns, guests may go on using what was
+/// removed or restricted.
+#[derive(Debug)]
+#[must_use = "until it is synced, TLBs go on using what was taken away"]
+pub struct Gather {
+    pub(crate) pending: Pending,
+    serial: u64,
+}
+
+impl Gather {
+    /// With nothing in it.
+    pub fn new() -> Self {
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
+        Self {
+            pending: Pending::new(),
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// True when there is nothing to invalidate.
+    pub const fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    pub(crate) const fn serial(&self) -> u64 {
+        self.serial
+    }
+}
+
+impl Default for Gather {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A change of leaves in a range, on raw numbers and checked.
+pub(crate) struct ChangeJob {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) partial: Partial,
+    /// Groups under a contiguous hint are broken before a member changes.
+    pub(crate) break_groups: bool,
+}
+
+impl<M: TableMem> Core<M> {
+    /// Gives every leaf in the range the value that `change` says, by
+    /// compare-and-swap. `changed` is told of each that changed, and says
+    /// whether TLBs have to forget the old one.
+    pub(crate) fn change_leaves<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        pending: &mut Pending,
+        job: &ChangeJob,
+        budget: &mut Budget,
+        change: impl Fn(u64) -> u64,
+        mut changed: impl FnMut(&mut T, u64, i8, u64, u64) -> bool,
+    ) -> Result<u64, Stopped<u64>> {
+        let mut ia = job.start;
+        while ia < job.end {
+            let mut slot = self.walk_to(ia, 3);
+            let level = slot.level;
+            let mut at = slot.base(ia);
+            let step = 1u64 << slot.shift;
+            let inside = at >= job.start && at + step <= job.end;
+            let mut count = if inside {
+                ((job.end - at) >> slot.shift)
+                    .min(self.entries_left(&slot) as u64)
+                    .min(budget.left().max(1)) as usize
+            } else {
+                1
+            };
+            if !inside && format::is_leaf(slot.raw, level) {
+                let next = at.max(ia);
+                match job.partial {
+                    Partial::DropWhole => (),
+                    Partial::Refuse => {
+                        let why = Error::InsideBlock {
+                            level: Shape::level(level),
+                        };
+                        return Err(Stopped { why, next });
+                    }
+                    Partial::Split => {
+                        let mut changes = Changes::new();
+                        let split = self.reach(maint, &mut changes, ia, level + 1, Over::Anything);
+                        if let Err(why) = split {
+                            return Err(Stopped { why, next });
+                        }
+                        continue;
+                    }
+                }
+            }
+            let leaf = format::leaf_type(level);
+            let mut more = 0;
+            let mut run = at;
+            let mut run_end = at;
+            let mut busy = false;
+            budget.spend(count as u64);
+            let mut index = slot.index;
+            while count > 0 {
+                let raw = self.mem.load(slot.table, index);
+                if raw & format::TYPE != leaf || (job.break_groups && raw & CONTIGUOUS != 0) {
+                    if format::is_table(raw, level) {
+                        break;
+                    }
+                    if format::is_frozen(raw) {
+                        busy = true;
+                        break;
+                    }
+                    if format::is_leaf(raw, level) && change(raw) != raw {
+                        slot.index = index;
+                        slot.raw = raw;
+                        if self.break_group(maint, &mut slot, at).is_err() {
+                            busy = true;
+                            break;
+                        }
+                        continue;
+                    }
+                } else {
+                    let new = change(raw);
+                    if new != raw {
+                        if self.mem.cas(slot.table, index, raw, new).is_err() {
+                            // Hardware, or another CPU: look again.
+                            continue;
+                        }
+                        if new & format::VALID == 0 {
+                            more += self.counting.of(new) - self.counting.of(raw);
+                        }
+                        if changed(maint, at, level, raw, new) {
+                            if at != run_end {
+                                pending.leaves(&self.shape, run, run_end, level);
+                                run = at;
+                            }
+                            run_end = at + step;
+                        }
+                    }
+                }
+                at += step;
+                index += 1;
+                count -= 1;
+            }
+            pending.leaves(&self.shape, run, run_end, level);
+            if more != 0 {
+                self.mem.add_count(Pa::new(slot.pa), more);
+            }
+            ia = at.max(ia);
+            if busy {
+                return Err(Stopped {
+                    why: Error::Busy,
+                    next: ia.min(job.end),
+                });
+            }
+            if budget.is_spent() {
+                break;
+            }
+        }
+        Ok(ia.min(job.end))
+    }
+
+    /// Flushes what was gathered.
+    pub(crate) fn flush<T: Maintenance>(&self, maint: &mut T, gather: Gather) -> Synced {
+        sync::sync(maint, &self.tlb, &gather.pending).of(gather.serial())
+    }
+}
+
+/// A leaf that was taken out of the tree, and not yet out of every TLB.
+#[derive(Debug)]
+#[must_use = "its memory is released after the gather is synced"]
+pub struct HeldLeaf {
+    leaf: RemovedLeaf,
+    serial: u64,
+}
+
+impl HeldLeaf {
+    /// The first input address.
+    pub const fn ia(&self) -> u64 {
+        self.leaf.ia()
+    }
+
+    /// The leaf, whose output address may now go to another owner.
+    ///
+    /// # Errors
+    /// Itself, when `proof` is not that of the gather it was noted in.
+    pub fn release(self, proof: &Synced) -> Result<RemovedLeaf, Self> {
+        if proof.serial() == self.serial {
+            Ok(self.leaf)
+        } else {
+            Err(self)
+        }
+    }
+}
+
+impl<M: TableMem> Stage2<M> {
+    /// Removes the leaves of a range now and invalidates them when `gather`
+    /// is synced, together with more. Tables and annotations stay. `sink`
+    /// gets each leaf closed: only the gather's proof opens it.
+    ///
+    /// # Errors
+    /// `Range`, `Align` at once; `InsideBlock`, `NoMem` (to split), `Busy`
+    /// where it stopped.
+    #[allow(clippy::too_many_arguments)]
+    pub fn unmap_later<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        ipa: Ipa,
+        size: u64,
+        partial: Partial,
+        gather: &mut Gather,
+        budget: &mut Budget,
+        mut sink: impl FnMut(HeldLeaf),
+    ) -> Result<Ipa, Stopped<Ipa>> {
+        let core = &self.core;
+        let end = core
+            .shape
+            .check_ia(ipa.get(), size)
+            .map_err(|why| Stopped { why, next: ipa })?;
+        let job = ChangeJob {
+            start: ipa.get(),
+            end,
+            partial,
+            break_groups: true,
+        };
+        let serial = gather.serial;
+        let result = core.change_leaves(
+            maint,
+            &mut gather.pending,
+            &job,
+            budget,
+            |_| 0,
+            |_, at, level, old, _| {
+                sink(HeldLeaf {
+                    leaf: RemovedLeaf::new(&core.shape, at, level, old),
+                    serial,
+                });
+                true
+            },
+        );
+        typed(result)
+    }
+}

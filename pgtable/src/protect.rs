@@ -1,0 +1,385 @@
+//! Permissions: restricted for a range, relaxed for one fault.
+
+use crate::addr::{Ipa, Pa};
+use crate::attrs::{Access, Age, Attrs, Dirty, Execute};
+use crate::error::{Budget, Error, Stopped};
+use crate::format::{self, AF, DBM, S2AP_READ, S2AP_WRITE, XN};
+use crate::leaves::{ChangeJob, Gather};
+use crate::maintenance::{CacheOp, Maintenance};
+use crate::mem::TableMem;
+use crate::plan::Pending;
+use crate::stage2::{Stage2, typed};
+use crate::sync::{self, Synced};
+use crate::unmap::Partial;
+
+/// When the invalidation of changed leaves happens.
+#[derive(Debug)]
+pub enum Flush<'a> {
+    /// Before the operation returns.
+    Now,
+    /// When the caller syncs the gather.
+    Later(&'a mut Gather),
+}
+
+/// What a leaf shall allow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Permissions {
+    /// Loads and stores.
+    pub access: Access,
+    /// Instruction fetch.
+    pub execute: Execute,
+}
+
+impl<M: TableMem> Stage2<M> {
+    /// Gives all leaves of a range these permissions. Memory type, address
+    /// and everything else stay. Dirty tracking (DBM) ends where the range
+    /// becomes read-only, or writes would go on.
+    ///
+    /// # Errors
+    /// `Range`, `Align`, `Attributes` at once; `InsideBlock`, `NoMem` (to
+    /// split), `Busy` where it stopped.
+    #[allow(clippy::too_many_arguments)]
+    pub fn protect<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        ipa: Ipa,
+        size: u64,
+        permissions: Permissions,
+        partial: Partial,
+        flush: Flush<'_>,
+        budget: &mut Budget,
+    ) -> Result<Ipa, Stopped<Ipa>> {
+        let attrs = Attrs {
+            access: permissions.access,
+            execute: permissions.execute,
+            ..Attrs::MEMORY
+        };
+        let bits = self
+            .geometry
+            .encode_attrs(attrs)
+            .map_err(|why| Stopped { why, next: ipa })?
+            & (S2AP_READ | S2AP_WRITE | XN);
+        let keeps_dbm = bits & S2AP_WRITE != 0;
+        let clear = S2AP_READ | S2AP_WRITE | XN | if keeps_dbm { 0 } else { DBM };
+        self.change(maint, ipa, size, partial, flush, budget, move |raw| {
+            raw & !clear | bits
+        })
+    }
+
+    /// Takes the right to write from all leaves of a range; blocks that it
+    /// covers in part lose it whole. For dirty logging by faults.
+    ///
+    /// # Errors
+    /// `Range`, `Align` at once; `Busy` where it stopped.
+    pub fn write_protect<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        ipa: Ipa,
+        size: u64,
+        flush: Flush<'_>,
+        budget: &mut Budget,
+    ) -> Result<Ipa, Stopped<Ipa>> {
+        let clear = mutant!(WriteProtectKeepsDbm, S2AP_WRITE | DBM, S2AP_WRITE);
+        let partial = Partial::DropWhole;
+        self.change(maint, ipa, size, partial, flush, budget, move |raw| {
+            raw & !clear
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn change<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        ipa: Ipa,
+        size: u64,
+        partial: Partial,
+        flush: Flush<'_>,
+        budget: &mut Budget,
+        change: impl Fn(u64) -> u64,
+    ) -> Result<Ipa, Stopped<Ipa>> {
+        let core = &self.core;
+        let end = core
+            .shape
+            .check_ia(ipa.get(), size)
+            .map_err(|why| Stopped { why, next: ipa })?;
+        let job = ChangeJob {
+            start: ipa.get(),
+            end,
+            partial,
+            break_groups: true,
+        };
+        let features = self.geometry.features();
+        let instructions = !features.dic;
+        let changed = |maint: &mut T, _at, level, old: u64, new: u64| {
+            if instructions && gains_execute(old, new, core.xnx) {
+                let pa = Pa::new(format::leaf_oa(&core.shape, new, level));
+                maint.cache(CacheOp::SyncInstructions {
+                    pa,
+                    size: 1 << core.shape.shift(level),
+                });
+            }
+            true
+        };
+        let mut now = Pending::new();
+        let (pending, at_once) = match flush {
+            Flush::Now => (&mut now, true),
+            Flush::Later(gather) => (&mut gather.pending, false),
+        };
+        let result = core.change_leaves(maint, pending, &job, budget, change, changed);
+        if at_once {
+            let _done: Synced = sync::sync(maint, &core.tlb, &now);
+        }
+        typed(result)
+    }
+
+    /// Adds permissions to the leaf of one IPA after a permission fault, and
+    /// sets its access flag. Also when it has them already: this CPU's TLB
+    /// may still hold the entry that faulted, and is rid of it here. Other
+    /// CPUs that hold it fault once and come here themselves.
+    ///
+    /// # Errors
+    /// `Range`; `Missing` where no leaf stands; `Busy`; `Attributes`.
+    pub fn relax<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        ipa: Ipa,
+        permissions: Permissions,
+    ) -> Result<(), Error> {
+        let core = &self.core;
+        if ipa.get() >= core.shape.ia_end() {
+            return Err(Error::Range);
+        }
+        let more = Attrs {
+            access: permissions.access,
+            age: Age::Young,
+            ..Attrs::MEMORY
+        };
+        let add = self.geometry.encode_attrs(more)? & (S2AP_READ | S2AP_WRITE | AF);
+        loop {
+            let mut slot = core.walk_to(ipa.get(), 3);
+            if format::is_frozen(slot.raw) {
+                return Err(Error::Busy);
+            }
+            if !format::is_leaf(slot.raw, slot.level) {
+                return Err(Error::Missing {
+                    level: crate::geometry::Shape::level(slot.level),
+                });
+            }
+            let now = self.geometry.decode_attrs(slot.raw).execute;
+            let execute = Attrs {
+                execute: union(now, permissions.execute),
+                ..Attrs::MEMORY
+            };
+            let new = slot.raw & !XN | add | (self.geometry.encode_attrs(execute)? & XN);
+            if new != slot.raw {
+                if slot.raw & format::CONTIGUOUS != 0 && (new ^ slot.raw) & !AF != 0 {
+                    core.break_group(maint, &mut slot, ipa.get())?;
+                    continue;
+                }
+                if !core.dic && gains_execute(slot.raw, new, core.xnx) {
+                    let pa = Pa::new(format::leaf_oa(&core.shape, new, slot.level));
+                    let size = 1 << slot.shift;
+                    maint.cache(CacheOp::SyncInstructions { pa, size });
+                }
+                if core.mem.cas(slot.table, slot.index, slot.raw, new).is_err() {
+                    continue;
+                }
+            }
+            if mutant!(RelaxWithoutLocalFlush, true, false) {
+                sync::sync_local(maint, &core.tlb, slot.base(ipa.get()), slot.level);
+            }
+            return Ok(());
+        }
+    }
+
+    /// Flushes what was gathered, on all CPUs, and waits for it.
+    pub fn sync<T: Maintenance>(&self, maint: &mut T, gather: Gather) -> Synced {
+        self.core.flush(maint, gather)
+    }
+
+    /// Counts the leaves of a range whose access flag is set.
+    ///
+    /// # Errors
+    /// `Range`, `Align` at once; `Busy` where it stopped.
+    pub fn count_young<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        ipa: Ipa,
+        size: u64,
+        budget: &mut Budget,
+    ) -> Result<(Ipa, u64), Stopped<Ipa>> {
+        let young = core::cell::Cell::new(0u64);
+        let count = |raw: u64| {
+            young.set(young.get() + u64::from(raw & AF != 0));
+            raw
+        };
+        let whole = Partial::DropWhole;
+        let next = self.change(maint, ipa, size, whole, Flush::Now, budget, count)?;
+        Ok((next, young.get()))
+    }
+
+    /// Clears the access flag of all leaves of a range and counts those that
+    /// had it. TLBs may go on using a leaf without setting the flag again
+    /// until the gather is synced; a caller that only wants a statistic may
+    /// sync rarely.
+    ///
+    /// # Errors
+    /// `Range`, `Align` at once; `Busy` where it stopped.
+    pub fn clear_young<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        ipa: Ipa,
+        size: u64,
+        flush: Flush<'_>,
+        budget: &mut Budget,
+    ) -> Result<(Ipa, u64), Stopped<Ipa>> {
+        let core = &self.core;
+        let end = core
+            .shape
+            .check_ia(ipa.get(), size)
+            .map_err(|why| Stopped { why, next: ipa })?;
+        let job = ChangeJob {
+            start: ipa.get(),
+            end,
+            partial: Partial::DropWhole,
+            break_groups: false,
+        };
+        let mut now = Pending::new();
+        let (pending, at_once) = match flush {
+            Flush::Now => (&mut now, true),
+            Flush::Later(gather) => (&mut gather.pending, false),
+        };
+        let mut young = 0u64;
+        let result = core.change_leaves(
+            maint,
+            pending,
+            &job,
+            budget,
+            |raw| raw & !AF,
+            |_, _, _, _, _| {
+                young += 1;
+                true
+            },
+        );
+        if at_once {
+            let _done: Synced = sync::sync(maint, &core.tlb, &now);
+        }
+        typed(result).map(|next| (next, young))
+    }
+
+    /// Sets the access flag of the leaf of one IPA after an access flag
+    /// fault. AF=0 entries are in no TLB: nothing to invalidate.
+    ///
+    /// # Errors
+    /// `Range`; `Missing` where no leaf stands; `Busy`.
+    pub fn mark_young<T: Maintenance>(&self, maint: &mut T, ipa: Ipa) -> Result<(), Error> {
+        let core = &self.core;
+        if ipa.get() >= core.shape.ia_end() {
+            return Err(Error::Range);
+        }
+        loop {
+            let slot = core.walk_to(ipa.get(), 3);
+            if format::is_frozen(slot.raw) {
+                return Err(Error::Busy);
+            }
+            if !format::is_leaf(slot.raw, slot.level) {
+                return Err(Error::Missing {
+                    level: crate::geometry::Shape::level(slot.level),
+                });
+            }
+            let new = slot.raw | AF;
+            if new == slot.raw || core.mem.cas(slot.table, slot.index, slot.raw, new).is_ok() {
+                sync::publish(maint, &core.tlb);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Starts or restarts dirty tracking by hardware in a range: writable
+    /// leaves become read-only with DBM, so that a write sets S2AP\[1\]
+    /// again. `dirty` is told of leaves that had DBM and were written: their
+    /// IPA and size. With `Flush::Later` a write that goes through a stale
+    /// TLB entry is in no log until the sync.
+    ///
+    /// # Errors
+    /// `Attributes` without FEAT_HAFDBS dirty state; else as
+    /// [`write_protect`](Self::write_protect).
+    pub fn harvest_dirty<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        ipa: Ipa,
+        size: u64,
+        flush: Flush<'_>,
+        budget: &mut Budget,
+        mut dirty: impl FnMut(Ipa, u64),
+    ) -> Result<Ipa, Stopped<Ipa>> {
+        let core = &self.core;
+        let stop = |why| Stopped { why, next: ipa };
+        if !self.geometry.features().hw_dirty {
+            return Err(stop(Error::Attributes));
+        }
+        let end = core.shape.check_ia(ipa.get(), size).map_err(stop)?;
+        let job = ChangeJob {
+            start: ipa.get(),
+            end,
+            partial: Partial::DropWhole,
+            break_groups: true,
+        };
+        let mut now = Pending::new();
+        let (pending, at_once) = match flush {
+            Flush::Now => (&mut now, true),
+            Flush::Later(gather) => (&mut gather.pending, false),
+        };
+        let result = core.change_leaves(
+            maint,
+            pending,
+            &job,
+            budget,
+            |raw| {
+                if raw & S2AP_WRITE != 0 {
+                    raw & !S2AP_WRITE | DBM
+                } else {
+                    raw
+                }
+            },
+            |_, at, level, old, _| {
+                if old & DBM != 0 {
+                    dirty(Ipa::new(at), 1 << core.shape.shift(level));
+                }
+                true
+            },
+        );
+        if at_once {
+            let _done: Synced = sync::sync(maint, &core.tlb, &now);
+        }
+        typed(result)
+    }
+}
+
+/// True when `new` may be fetched from where `old` could not.
+fn gains_execute(old: u64, new: u64, xnx: bool) -> bool {
+    let who = |raw: u64| match ((raw & XN) >> format::XN_SHIFT, xnx) {
+        (0b00, _) | (0b01, false) => 0b11,
+        (0b01, true) => 0b01,
+        (0b11, true) => 0b10,
+        _ => 0,
+    };
+    who(new) & !who(old) != 0
+}
+
+/// Fetch allowed by either.
+const fn union(one: Execute, other: Execute) -> Execute {
+    match (one, other) {
+        (Execute::Never, any) | (any, Execute::Never) => any,
+        (Execute::El0, Execute::El0) => Execute::El0,
+        (Execute::El1, Execute::El1) => Execute::El1,
+        _ => Execute::All,
+    }
+}
+
+impl Attrs {
+    /// True when hardware marked the leaf written since the last harvest.
+    pub fn is_dirty(&self) -> bool {
+        self.dirty == Dirty::Track && matches!(self.access, Access::Write | Access::ReadWrite)
+    }
+}

@@ -1,0 +1,250 @@
+//! Splitting blocks ahead of need, from pages that the caller gives.
+//!
+//! A block is broken once, however deep it is split: its whole subtree is
+//! built before. Neighbouring blocks of one table are broken together, with
+//! one invalidation.
+
+use crate::addr::{Ipa, Level, Pa};
+use crate::error::{Budget, Error, Stopped};
+use crate::format::{self, CONTIGUOUS};
+use crate::geometry::Shape;
+use crate::maintenance::Maintenance;
+use crate::mem::TableMem;
+use crate::plan::Pending;
+use crate::stage2::{Stage2, typed};
+use crate::sync::{self, Synced};
+use crate::tree::{Core, Slot};
+
+impl<M: TableMem> Stage2<M> {
+    /// Splits all blocks of a range into leaves of level `to`. What they map,
+    /// and how, stays. `pages` gives zeroed pages for tables of a level.
+    ///
+    /// Blocks that the range covers in part are split as far as the range
+    /// goes. Returns the first IPA not done.
+    ///
+    /// # Errors
+    /// `Range`, `Align`, `BlockLevel` at once; `NoMem` when `pages` has no
+    /// more (what was built is in use, `next` says how far); `Busy`.
+    pub fn split<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        ipa: Ipa,
+        size: u64,
+        to: Level,
+        pages: impl FnMut(Level) -> Option<Pa>,
+        budget: &mut Budget,
+    ) -> Result<Ipa, Stopped<Ipa>> {
+        let shape = &self.core.shape;
+        let stop = |why| Stopped { why, next: ipa };
+        let end = shape.check_ia(ipa.get(), size).map_err(stop)?;
+        if !shape.leaf_ok(to) {
+            return Err(stop(Error::BlockLevel { level: to }));
+        }
+        let mut work = Work {
+            start: ipa.get(),
+            end,
+            to: to.get(),
+            pages,
+            budget,
+        };
+        typed(self.core.split_range(maint, &mut work))
+    }
+}
+
+struct Work<'a, P> {
+    start: u64,
+    end: u64,
+    to: i8,
+    pages: P,
+    budget: &'a mut Budget,
+}
+
+impl<M: TableMem> Core<M> {
+    fn split_range<T: Maintenance, P: FnMut(Level) -> Option<Pa>>(
+        &self,
+        maint: &mut T,
+        work: &mut Work<'_, P>,
+    ) -> Result<u64, Stopped<u64>> {
+        let mut ia = work.start;
+        while ia < work.end {
+            let mut slot = self.walk_to(ia, work.to);
+            let stop = |why| Err(Stopped { why, next: ia });
+            if format::is_frozen(slot.raw) {
+                return stop(Error::Busy);
+            }
+            if slot.level < work.to && format::is_leaf(slot.raw, slot.level) {
+                if slot.raw & CONTIGUOUS != 0 {
+                    if let Err(why) = self.break_group(maint, &mut slot, ia) {
+                        return stop(why);
+                    }
+                }
+                match self.split_run(maint, &slot, ia, work) {
+                    Ok(next) => ia = next,
+                    Err(stopped) => return Err(stopped),
+                }
+            } else {
+                // Fine enough already: all of this table is, at level `to`.
+                let wide = if slot.level == work.to && slot.level > self.shape.start_raw() {
+                    slot.shift + self.shape.stride()
+                } else {
+                    slot.shift
+                };
+                ia = (ia & !((1 << wide) - 1)) + (1 << wide);
+                work.budget.spend(1);
+            }
+            if work.budget.is_spent() {
+                break;
+            }
+        }
+        Ok(ia.min(work.end))
+    }
+
+    /// Splits neighbouring blocks of one table. Returns how far it came.
+    fn split_run<T: Maintenance, P: FnMut(Level) -> Option<Pa>>(
+        &self,
+        maint: &mut T,
+        slot: &Slot<M::Table>,
+        ia: u64,
+        work: &mut Work<'_, P>,
+    ) -> Result<u64, Stopped<u64>> {
+        let level = slot.level;
+        let step = 1u64 << slot.shift;
+        let mut pending = Pending::new();
+        let mut at = slot.base(ia);
+        let mut broken = 0;
+        let mut next = ia;
+        let mut why = None;
+        for index in slot.index..slot.index + self.entries_left(slot) {
+            if at >= work.end || (broken > 0 && work.budget.is_spent()) {
+                break;
+            }
+            let old = self.mem.load(slot.table, index);
+            if !format::is_leaf(old, level) || old & CONTIGUOUS != 0 {
+                break;
+            }
+            let child = Shape::level(level + 1);
+            let Some(pa) = (work.pages)(child) else {
+                why = Some(Error::NoMem);
+                break;
+            };
+            let built = self.build(pa, old, slot, at, work);
+            // Frozen as the table that it becomes: nothing fails from here.
+            let new = format::table(&self.shape, pa.get());
+            if self
+                .mem
+                .cas(slot.table, index, old, format::freeze(new, level))
+                .is_err()
+            {
+                // Hardware or another CPU was here. What was built goes back.
+                let mut unlimited = Budget::unlimited();
+                let never = Synced::never_linked();
+                let sink = &mut crate::unmap::Ignore;
+                self.reclaim(pa.get(), level + 1, at, sink, &never, &mut unlimited);
+                if broken == 0 {
+                    why = Some(Error::Busy);
+                }
+                break;
+            }
+            pending.leaves(&self.shape, at, at + step, level);
+            let more = 1 - self.counting.of(old);
+            if more != 0 {
+                self.mem.add_count(Pa::new(slot.pa), more);
+            }
+            broken += 1;
+            match built {
+                Built::Whole => next = at + step,
+                Built::UpTo(end) => {
+                    next = end.max(ia);
+                    why = Some(Error::NoMem);
+                    break;
+                }
+                Built::Budget(end) => {
+                    next = end.max(ia);
+                    break;
+                }
+                Built::OneLevel => break,
+            }
+            at += step;
+        }
+        if broken > 0 {
+            if mutant!(SplitWithoutInvalidate, true, false) {
+                let _done: Synced = sync::sync(maint, &self.tlb, &pending);
+            }
+            for index in slot.index..slot.index + broken {
+                let frozen = self.mem.load(slot.table, index);
+                self.mem
+                    .store(slot.table, index, format::thaw(frozen, level));
+            }
+            sync::publish(maint, &self.tlb);
+        }
+        match why {
+            None => Ok(next),
+            Some(why) => Err(Stopped { why, next }),
+        }
+    }
+
+    /// Builds the subtree of a block in the page `pa`, unlinked.
+    fn build<P: FnMut(Level) -> Option<Pa>>(
+        &self,
+        pa: Pa,
+        old: u64,
+        slot: &Slot<M::Table>,
+        at: u64,
+        work: &mut Work<'_, P>,
+    ) -> Built {
+        self.fill_split(pa, old, slot.level, slot.shift);
+        work.budget.spend(1 + self.shape.index_mask() as u64);
+        let covered = at >= work.start && at + (1 << slot.shift) <= work.end;
+        if slot.level + 1 >= work.to {
+            return Built::Whole;
+        }
+        if !covered {
+            // One level now; the caller comes again for the parts inside.
+            return Built::OneLevel;
+        }
+        let table = self.mem.locate(pa);
+        let shift = slot.shift - self.shape.stride();
+        for index in 0..=self.shape.index_mask() {
+            let child_at = at + ((index as u64) << shift);
+            if work.budget.is_spent() {
+                return Built::Budget(child_at);
+            }
+            let Some(page) = (work.pages)(Shape::level(slot.level + 2)) else {
+                return Built::UpTo(child_at);
+            };
+            let raw = self.mem.load(table, index);
+            let child = Slot {
+                table,
+                pa: pa.get(),
+                level: slot.level + 1,
+                shift,
+                index,
+                raw,
+            };
+            let built = self.build(page, raw, &child, child_at, work);
+            self.mem
+                .store(table, index, format::table(&self.shape, page.get()));
+            let more = 1 - self.counting.of(raw);
+            if more != 0 {
+                self.mem.add_count(pa, more);
+            }
+            if built != Built::Whole {
+                return built;
+            }
+        }
+        Built::Whole
+    }
+}
+
+/// How much of a block's subtree was built.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Built {
+    /// All of it.
+    Whole,
+    /// One level of it, as the range covers only a part.
+    OneLevel,
+    /// Up to here, where the pages ended.
+    UpTo(u64),
+    /// Up to here, where the budget ended.
+    Budget(u64),
+}

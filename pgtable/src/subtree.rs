@@ -1,0 +1,187 @@
+//! A subtree built aside and linked by one store.
+//!
+//! Nobody walks it while it is built: no barrier, no TLBI, no swap that can
+//! fail. For populating much at once, or for replacing a block by other
+//! mappings with one break.
+
+use crate::addr::{Ipa, Level, Pa};
+use crate::error::{Budget, Error, Stopped};
+use crate::format;
+use crate::geometry::Shape;
+use crate::maintenance::{Barrier, CacheOp, Maintenance, Tlbi};
+use crate::mem::TableMem;
+use crate::plan::Pending;
+use crate::stage2::{Map, Stage2, typed};
+use crate::sync::{self, Synced};
+use crate::tree::{Changes, Core, Over};
+use crate::unmap::Ignore;
+
+/// Tables for the span of one entry, not linked.
+#[must_use = "link it or discard it: its pages are taken"]
+#[derive(Debug)]
+pub struct Subtree<'t, M: TableMem> {
+    tree: &'t Stage2<M>,
+    core: Core<&'t M>,
+    base: u64,
+    /// The level of the entry that it will stand at.
+    level: i8,
+}
+
+/// A CPU that does cache maintenance only.
+struct CachesOnly<'a, T>(&'a mut T);
+
+impl<T: Maintenance> Maintenance for CachesOnly<'_, T> {
+    fn barrier(&mut self, _: Barrier) {}
+    fn tlbi(&mut self, _: Tlbi) {}
+    fn cache(&mut self, op: CacheOp) {
+        self.0.cache(op);
+    }
+    fn vttbr(&mut self) -> u64 {
+        self.0.vttbr()
+    }
+    fn set_vttbr(&mut self, _: u64) {}
+}
+
+impl<M: TableMem> Stage2<M> {
+    /// Starts a subtree for the entry of `level` at `ipa`: an empty table.
+    ///
+    /// # Errors
+    /// `Range`; `Align`; `BlockLevel` at level 3, or above the root; `NoMem`.
+    pub fn subtree(&self, ipa: Ipa, level: Level) -> Result<Subtree<'_, M>, Error> {
+        let shape = &self.core.shape;
+        if ipa.get() >= shape.ia_end() {
+            return Err(Error::Range);
+        }
+        if level == Level::L3 || level < shape.start() {
+            return Err(Error::BlockLevel { level });
+        }
+        if ipa.get() & (shape.span(level) - 1) != 0 {
+            return Err(Error::Align);
+        }
+        let below = Shape::level(level.get() + 1);
+        let root = self.core.mem.alloc(below).ok_or(Error::NoMem)?;
+        let core = Core {
+            mem: &self.core.mem,
+            shape: shape.below(level.get()),
+            root: root.get(),
+            tlb: self.core.tlb,
+            counting: self.core.counting,
+            fwb: self.core.fwb,
+            dic: self.core.dic,
+            xnx: self.core.xnx,
+            bbm2: self.core.bbm2,
+        };
+        Ok(Subtree {
+            tree: self,
+            core,
+            base: ipa.get(),
+            level: level.get(),
+        })
+    }
+}
+
+impl<M: TableMem> Subtree<'_, M> {
+    /// Maps a range of IPAs in the subtree's span.
+    ///
+    /// # Errors
+    /// As [`Stage2::map`]; `Range` outside the span.
+    pub fn map<T: Maintenance>(
+        &mut self,
+        maint: &mut T,
+        map: &Map,
+        budget: &mut Budget,
+    ) -> Result<Ipa, Stopped<Ipa>> {
+        let stop = |why| Stopped { why, next: map.ipa };
+        let mut job = self.tree.map_job(map, true).map_err(stop)?;
+        let end = self.base + (1 << self.tree.core.shape.shift(self.level));
+        if job.start < self.base || job.end > end {
+            return Err(stop(Error::Range));
+        }
+        if job.top <= self.level {
+            if job.exact {
+                return Err(stop(Error::BlockLevel {
+                    level: Shape::level(job.top),
+                }));
+            }
+            job.top = self.level + 1;
+        }
+        job.start -= self.base;
+        job.end -= self.base;
+        let mut maint = CachesOnly(maint);
+        let done = self.core.map(&mut maint, &mut Ignore, &job, budget);
+        let up = |at: u64| at + self.base;
+        typed(match done {
+            Ok(at) => Ok(up(at)),
+            Err(Stopped { why, next }) => Err(Stopped {
+                why,
+                next: up(next),
+            }),
+        })
+    }
+
+    /// Links the subtree over what stands at its place: nothing, an
+    /// annotation, or a leaf, as `over` allows. A leaf is broken first.
+    ///
+    /// # Errors
+    /// With the subtree: `Exists`, `Busy`, `NoMem` for tables above it.
+    pub fn link<T: Maintenance>(self, maint: &mut T, over: Over) -> Result<(), (Self, Error)> {
+        match self.try_link(maint, over) {
+            Ok(()) => Ok(()),
+            Err(error) => Err((self, error)),
+        }
+    }
+
+    fn try_link<T: Maintenance>(&self, maint: &mut T, over: Over) -> Result<(), Error> {
+        let core = &self.tree.core;
+        let mut changes = Changes::new();
+        let reached = core.reach(maint, &mut changes, self.base, self.level, over);
+        let _done: Synced = core.finish(maint, &changes);
+        let slot = reached?;
+        let exists = Error::Exists {
+            level: Shape::level(self.level),
+        };
+        let old = slot.raw;
+        let new = format::table(&core.shape, self.core.root);
+        if format::is_frozen(old) {
+            return Err(Error::Busy);
+        }
+        if format::is_annotation(old) {
+            if old != 0 && over == Over::Nothing {
+                return Err(exists);
+            }
+            core.mem
+                .cas(slot.table, slot.index, old, new)
+                .map_err(|_| Error::Busy)?;
+        } else {
+            let leaf = format::is_leaf(old, slot.level) && old & format::CONTIGUOUS == 0;
+            if over != Over::Anything || !leaf {
+                return Err(exists);
+            }
+            let frozen = format::freeze(old, slot.level);
+            core.mem
+                .cas(slot.table, slot.index, old, frozen)
+                .map_err(|_| Error::Busy)?;
+            let mut pending = Pending::new();
+            let end = self.base + (1 << slot.shift);
+            pending.leaves(&core.shape, self.base, end, slot.level);
+            let _done: Synced = sync::sync(maint, &core.tlb, &pending);
+            core.mem.store(slot.table, slot.index, new);
+        }
+        sync::publish(maint, &core.tlb);
+        let more = 1 - core.counting.of(old);
+        if more != 0 {
+            core.mem.add_count(Pa::new(slot.pa), more);
+        }
+        Ok(())
+    }
+
+    /// Frees the subtree's tables.
+    pub fn discard(self) {
+        let never = Synced::never_linked();
+        let mut unlimited = Budget::unlimited();
+        let (root, level) = (self.core.root, self.level + 1);
+        self.tree
+            .core
+            .reclaim(root, level, self.base, &mut Ignore, &never, &mut unlimited);
+    }
+}
