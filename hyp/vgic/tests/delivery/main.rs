@@ -494,12 +494,14 @@ impl World {
                         "PE {pe} is not signalled {signalled:?}"
                     ),
                 }
-            } else if machine.lent(pe).is_empty() && !signalled.must.is_empty() {
+            } else if machine.lent(pe).is_empty() {
                 let vmcr = machine.cpu[pe].vmcr;
+                let pending = machine.vgic().pending(pe, vmcr);
                 assert!(
-                    machine.vgic().pending(pe, vmcr),
+                    pending || signalled.must.is_empty(),
                     "PE {pe} sleeps over {signalled:?}"
                 );
+                assert!(!pending || gic.wakes(pe), "PE {pe} wakes for nothing");
             }
         }
     }

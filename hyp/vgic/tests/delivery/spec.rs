@@ -144,6 +144,12 @@ impl Gic {
             && self.pes[pe].enables[group]
     }
 
+    /// What ends its WFI, if nothing runs.
+    pub fn wakes(&self, pe: usize) -> bool {
+        self.irqs_of(pe)
+            .any(|irq| self.waits_for(pe, irq) && irq.priority < self.pes[pe].mask)
+    }
+
     /// What the PE would be signalled now.
     pub fn signalled(&self, pe: usize) -> Signalled {
         let bar = self.running_priority(pe).min(self.pes[pe].mask);
