@@ -298,7 +298,7 @@ impl Machine {
                     continue;
                 };
                 let shape = self.shape_of(tree);
-                let ia = t.ia + ((s.pa - t.base) / 8 << shape.shift(t.level));
+                let ia = t.ia + (((s.pa - t.base) / 8) << shape.shift(t.level));
                 if ia < hi && ia + shape.span(t.level) > lo && self.mem.load(s.pa) != s.old {
                     let mut v = self.violation(
                         Kind::MissingStoreBarrier,
@@ -440,10 +440,13 @@ impl Machine {
             match (op.kind, extent) {
                 (TlbiKind::Vmalls12e1 | TlbiKind::Alle1, _) => n.stage = 3,
                 (TlbiKind::Vmalle1, _) if n.stage == 2 => n.stage = 3,
-                (kind, Some(e)) if kind.regime() == Regime::Stage2 => {
-                    if n.stage == 0 && e.lo <= n.ia && n.ia < e.hi && e.mismatch.is_none() {
-                        n.stage = 1;
-                    }
+                (kind, Some(e))
+                    if kind.regime() == Regime::Stage2
+                        && n.stage == 0
+                        && (e.lo..e.hi).contains(&n.ia)
+                        && e.mismatch.is_none() =>
+                {
+                    n.stage = 1;
                 }
                 _ => {}
             }

@@ -323,10 +323,10 @@ impl Machine {
         let tried = |bit: u16| p.notes & bit != 0;
         let missing_s2 = p.s2 != self.all;
         let cause = if missing_s2 {
-            if p.s2_pending.iter().any(|&m| m != 0) {
-                Some(Kind::MissingDsb)
-            } else if p.s2 != 0 {
+            if p.s2 != 0 {
                 Some(Kind::LocalOnly)
+            } else if p.s2_pending.iter().any(|&m| m != 0) {
+                Some(Kind::MissingDsb)
             } else if tried(note::EARLY) {
                 Some(Kind::TlbiBeforeDsb)
             } else if tried(note::ISB) {
@@ -345,10 +345,10 @@ impl Machine {
                 None
             }
         } else if class.0 != Was::Table && regime == Regime::Stage2 && p.s1 != self.all {
-            if p.s1_pending.iter().any(|&m| m != 0) {
-                Some(Kind::MissingDsb)
-            } else if p.s1 != 0 {
+            if p.s1 != 0 {
                 Some(Kind::LocalOnly)
+            } else if p.s1_pending.iter().any(|&m| m != 0) {
+                Some(Kind::MissingDsb)
             } else if tried(note::REGIME) {
                 Some(Kind::WrongVmid)
             } else if tried(note::S1_EARLY) {
@@ -380,7 +380,7 @@ impl Machine {
     }
 
     fn store(&mut self, pa: u64, value: u64, how: How) -> Verdict {
-        if pa % 8 != 0 {
+        if !pa.is_multiple_of(8) {
             return self.fail(Kind::BadEvent, "a store that is not aligned to 8 bytes");
         }
         let last = LastStore {
@@ -398,7 +398,7 @@ impl Machine {
     }
 
     fn zero(&mut self, pa: u64, len: u64) -> Verdict {
-        if pa % 8 != 0 || len % 8 != 0 || len > 1 << 40 {
+        if !pa.is_multiple_of(8) || !len.is_multiple_of(8) || len > 1 << 40 {
             return self.fail(Kind::BadEvent, "a range of zeros that is not words");
         }
         // Live words go through the automaton one by one.

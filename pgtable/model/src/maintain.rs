@@ -181,12 +181,11 @@ impl Machine {
                 .collect()
         };
         let grouped = self.contexts[i].unclean.has_contiguous();
-        let plain = |run: &crate::unclean::Run| {
-            !(grouped && run.contiguous) && (behind.is_empty() || run.tag == 0)
+        let plain = |class: (Was, i8), run: &crate::unclean::Run| {
+            let direct = class.0 == Was::Table || behind.is_empty() || run.tag == 0;
+            direct && !run.contiguous
         };
-        self.contexts[i]
-            .unclean
-            .touch(lo, hi, |_, run| plain(run), issue);
+        self.contexts[i].unclean.touch(lo, hi, plain, issue);
         if !behind.is_empty() {
             let mut at = lo;
             let mut sorted = behind.clone();
@@ -196,7 +195,7 @@ impl Machine {
                     self.contexts[i].unclean.touch(
                         at,
                         base.min(hi),
-                        |_, run| run.tag != 0 && !run.contiguous,
+                        |class, run| class.0 != Was::Table && run.tag != 0 && !run.contiguous,
                         issue,
                     );
                 }
@@ -366,6 +365,7 @@ impl Machine {
     pub(crate) fn dsb(&mut self, wide: bool, accesses: Accesses) {
         let issuer = usize::from(self.now);
         let own: PeMask = 1 << issuer;
+        let wide = wide || self.all == own;
         let reach = if wide { self.all } else { own };
         let event = self.event;
         let stores = accesses != Accesses::Loads;

@@ -9,7 +9,7 @@ use crate::violation::Kind;
 impl Machine {
     /// Pages were taken for tables.
     pub(crate) fn alloc(&mut self, pa: u64, len: u64, zeroed: bool) -> Verdict {
-        if len == 0 || len > 1 << 32 || pa % 8 != 0 || pa.checked_add(len).is_none() {
+        if len == 0 || len > 1 << 32 || !pa.is_multiple_of(8) || pa.checked_add(len).is_none() {
             return self.fail(Kind::BadEvent, "an allocation of no sensible size");
         }
         let taken = self

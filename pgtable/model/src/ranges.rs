@@ -70,6 +70,7 @@ impl<V: Copy + PartialEq + Default> RangeMap<V> {
         self.map
             .range(first..hi.max(first))
             .map(move |(&start, &(end, value))| (start.max(lo), end.min(hi), value))
+            .filter(|(from, to, _)| from < to)
     }
 
     /// True if all of `[lo, hi)` has `value`.

@@ -63,6 +63,7 @@ impl Spec {
                 let from = start.max(lo);
                 (from, end.min(hi), offset(target, from - start))
             })
+            .filter(|(from, to, _)| from < to)
     }
 
     /// Applies `f` to every target in `[lo, hi)` (a change of rights, say).

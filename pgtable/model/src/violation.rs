@@ -88,6 +88,49 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 39] = [
+        Self::ValidToValidNeedsBbm,
+        Self::MakeWhileUnclean,
+        Self::TlbiBeforeDsb,
+        Self::WrongVmid,
+        Self::TtlMismatch,
+        Self::TgMismatch,
+        Self::RangeOverrun,
+        Self::MissingStage1,
+        Self::Stage1BeforeStage2,
+        Self::MissingDsb,
+        Self::LocalOnly,
+        Self::LastLevelForTable,
+        Self::ContiguousAlive,
+        Self::MissingRepeat,
+        Self::StaleTranslation,
+        Self::ConflictingSizes,
+        Self::FreeWhileCached,
+        Self::TableUsedUninitialised,
+        Self::PlainWriteRace,
+        Self::BlockIllegalLevel,
+        Self::AddressSize,
+        Self::MisalignedOutput,
+        Self::ReservedAttribute,
+        Self::UnalignedRoot,
+        Self::OutputNotOwned,
+        Self::MissingCmo,
+        Self::MissingInstructionInvalidate,
+        Self::MissingIsb,
+        Self::MissingStoreBarrier,
+        Self::BadSetup,
+        Self::UndefinedTlbi,
+        Self::ReservedOperand,
+        Self::VmidReused,
+        Self::FrozenChildWritten,
+        Self::TableLinkedTwice,
+        Self::BadContiguous,
+        Self::Livelock,
+        Self::SpecMismatch,
+        Self::BadEvent,
+    ];
+
     /// One sentence that says what to do.
     pub const fn explain(self) -> &'static str {
         match self {
