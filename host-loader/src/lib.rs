@@ -34,3 +34,20 @@ pub mod platform;
 pub mod rmi_call;
 pub mod symbols;
 pub mod syndrome;
+
+#[cfg(target_os = "none")]
+pub mod console;
+#[cfg(target_os = "none")]
+pub mod gic;
+#[cfg(target_os = "none")]
+pub mod life;
+#[cfg(target_os = "none")]
+pub mod machine;
+#[cfg(target_os = "none")]
+pub mod monitor;
+#[cfg(target_os = "none")]
+pub mod port;
+#[cfg(target_os = "none")]
+pub mod run;
+#[cfg(target_os = "none")]
+pub mod sched;

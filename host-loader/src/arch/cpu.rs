@@ -4,7 +4,7 @@ use super::insn;
 use super::mmu;
 use crate::rmi_call;
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 core::arch::global_asm!(
     include_str!("entry.s"),
@@ -22,8 +22,8 @@ pub struct CpuLocal {
     exception_stack: AtomicU64,
     /// Index of this CPU among those of the device tree.
     index: AtomicU64,
-    /// An exception is being reported.
-    pub in_exception: AtomicBool,
+    /// Exceptions and panics so far: the first is reported.
+    pub faults: AtomicU32,
 }
 
 impl CpuLocal {
@@ -31,7 +31,7 @@ impl CpuLocal {
         Self {
             exception_stack: AtomicU64::new(exception_stack),
             index: AtomicU64::new(index),
-            in_exception: AtomicBool::new(false),
+            faults: AtomicU32::new(0),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! `end: panic` and SYSTEM_OFF.
 //!
 //! The report takes no lock and no heap, so that it works from anywhere. A
-//! second fault while one is reported ends the machine without more words.
+//! fault while one is reported cuts the report short.
 
 use super::{cpu, insn, mmu};
 use crate::symbols;
@@ -22,8 +22,10 @@ pub struct Frame {
 }
 
 fn begin() {
-    if cpu::local().in_exception.swap(true, Ordering::Relaxed) {
-        rmi_call::machine_off();
+    match cpu::local().faults.fetch_add(1, Ordering::Relaxed) {
+        0 => {}
+        1 => end(),
+        _ => rmi_call::machine_off(),
     }
     if REPORTING.swap(true, Ordering::Relaxed) {
         loop {

@@ -162,6 +162,9 @@ write_register!(
     /// Compare value of the physical timer, `CNTP_CVAL_EL0`.
     set_cntp_cval, "cntp_cval_el0");
 write_register!(
+    /// CPU interface control, `ICC_CTLR_EL1`: 0 has EOI deactivate too.
+    set_icc_ctlr, "icc_ctlr_el1");
+write_register!(
     /// Control of the physical timer, `CNTP_CTL_EL0`: 0 enable, 1 mask.
     set_cntp_ctl, "cntp_ctl_el0");
 

@@ -113,8 +113,7 @@ pub fn image_layout() -> ImageLayout {
             unsafe extern "C" {
                 static $name: u8;
             }
-            // SAFETY: The linker script defines it; only its address is taken.
-            (unsafe { &raw const $name }).expose_provenance() as u64
+            (&raw const $name).expose_provenance() as u64
         }};
     }
     let guard = |start: u64| start..start + 4096;

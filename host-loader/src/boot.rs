@@ -1,0 +1,378 @@
+//! The boot, top to bottom.
+
+extern crate alloc;
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use buddy_system_allocator::LockedHeap;
+use core::cell::UnsafeCell;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use host_loader::arch::{cpu, insn, mmu};
+use host_loader::bundle::{Bundle, CONFIG};
+use host_loader::gic::Controller;
+use host_loader::granules::Granules;
+use host_loader::machine::{self, Cpu, Machine};
+use host_loader::platform::{Platform, Uart};
+use host_loader::port::Port;
+use host_loader::{life, logger, rmi_call, sched, symbols};
+use rmi::feature::{Feature0, VendorFeatures};
+use rmi::vendor::RangeKind;
+use spin::Mutex;
+
+/// The heap; orders up to 2^32 bytes.
+#[global_allocator]
+static HEAP: LockedHeap<33> = LockedHeap::empty();
+
+/// What the heap starts with, before the machine's RAM is mapped: enough for
+/// the device tree's facts and for page tables.
+const EARLY_HEAP: usize = 256 << 10;
+
+#[repr(C, align(4096))]
+struct EarlyHeap(UnsafeCell<[u8; EARLY_HEAP]>);
+
+// SAFETY: Only the heap uses it, which locks.
+unsafe impl Sync for EarlyHeap {}
+
+static EARLY: EarlyHeap = EarlyHeap(UnsafeCell::new([0; EARLY_HEAP]));
+
+/// The most that the heap takes of the machine's RAM, and the part at most.
+const HEAP_BYTES: u64 = 32 << 20;
+const HEAP_PART: u64 = 8;
+
+/// Stacks of a CPU: to run on, and for exceptions; a page is left out below
+/// each.
+const STACK: u64 = 64 << 10;
+const EXCEPTION_STACK: u64 = 16 << 10;
+const GUARD: u64 = 4 << 10;
+
+/// The end of addresses that the host's stage 1 maps.
+const MAPPED_END: u64 = 1 << 48;
+
+/// entry.s comes here on the boot CPU, with the early map on.
+#[unsafe(no_mangle)]
+extern "C" fn host_main(dtb: u64) -> ! {
+    logger::init();
+    // SAFETY: The memory is the heap's alone, from here on.
+    unsafe {
+        HEAP.lock()
+            .init(EARLY.0.get().expose_provenance(), EARLY_HEAP)
+    };
+    match boot(dtb) {
+        Ok(machine) => sched::run_loop(machine),
+        Err(sentence) => {
+            log::error!("{sentence}");
+            life::end(2)
+        }
+    }
+}
+
+/// Everything up to the run loop. The error is one sentence for the user.
+fn boot(dtb: u64) -> Result<&'static Machine, String> {
+    let tree = device_tree(dtb)?;
+    let platform = Platform::parse(tree)?;
+    logger::set_level(&platform.bootargs);
+    let (rmi, features) = el2()?;
+    let granule = 1u64 << features.granule_shift;
+
+    let taken = taken_ranges(dtb, tree, &platform);
+    let mut granules = Granules::new(granule, &clipped(&platform.memory), &taken);
+    let cpus = cpus(&platform, &mut granules)?;
+    let heap = heap_range(&mut granules)?;
+    map_everything(&platform, &cpus)?;
+    // SAFETY: The range is mapped now and was taken for the heap.
+    unsafe {
+        HEAP.lock()
+            .add_to_heap(heap.start as usize, heap.end as usize)
+    };
+    let blank = blank_granule(&mut granules)?;
+
+    let me = insn::mpidr() & 0xff_00ff_ffff;
+    let index = platform.cpus.iter().position(|&mpidr| mpidr == me);
+    cpu::set_index(index.ok_or_else(|| format!("device tree: no CPU with MPIDR {me:#x}"))?);
+    // SAFETY: The registers are mapped as Device, and this is their driver.
+    let mut gic = unsafe { Controller::new(&platform.gic) }?;
+    let console = port(platform.console.as_ref(), &mut gic, me)?;
+    let log = port(platform.log.as_ref(), &mut gic, me)?;
+
+    let bundle = bundle(&platform)?;
+    for guest in &bundle.guests {
+        if guest.vcpus.value > cpus.len() {
+            return Err(format!(
+                "{CONFIG}:{}: guest \"{}\": vcpus = {}: the machine has {} CPUs",
+                guest.vcpus.line,
+                guest.name,
+                guest.vcpus.value,
+                cpus.len()
+            ));
+        }
+    }
+    log::info!(
+        "host: {} CPUs, {} MiB of RAM free, granule {} KiB, {} guests",
+        cpus.len(),
+        granules.free_bytes() >> 20,
+        granule >> 10,
+        bundle.guests.len()
+    );
+    let machine = machine::install(Machine {
+        live: AtomicUsize::new(bundle.guests.len()),
+        platform,
+        features,
+        rmi,
+        granules: Mutex::new(granules),
+        bundle,
+        blank,
+        cpus,
+        gic: Mutex::new(gic),
+        console: Mutex::new(console),
+        log: Mutex::new(log),
+        console_guest: Mutex::new(None),
+        faulted: AtomicBool::new(false),
+        reports: AtomicU32::new(0),
+    });
+    machine.gic.lock().start_cpu(&sched::private(machine))?;
+    if let Some(port) = machine.log.lock().as_mut() {
+        port.set_receiving(true);
+    }
+    start_guests(machine)?;
+    Ok(machine)
+}
+
+/// The device tree's bytes.
+fn device_tree(dtb: u64) -> Result<&'static [u8], String> {
+    let at = core::ptr::with_exposed_provenance::<u8>(dtb as usize);
+    // SAFETY: The early map covers the tree's first 2 MiB block and the next;
+    // nobody writes there.
+    let header = unsafe { core::slice::from_raw_parts(at, 8) };
+    let size = u32::from_be_bytes([header[4], header[5], header[6], header[7]]) as usize;
+    if header[..4] != [0xd0, 0x0d, 0xfe, 0xed] || size > 2 << 20 {
+        return Err(format!("no device tree of at most 2 MiB at {dtb:#x}"));
+    }
+    // SAFETY: As above; the map covers `size` bytes, at most 2 MiB.
+    Ok(unsafe { core::slice::from_raw_parts(at, size) })
+}
+
+/// Checks that this is Undercroft with what plain guests need.
+fn el2() -> Result<(Feature0, VendorFeatures), String> {
+    let other = |e| format!("no Undercroft at EL2: {e}");
+    if rmi_call::vendor_version().map_err(other)? >> 16 != rmi::vendor::VERSION_1_0 >> 16 {
+        return Err("EL2 is of another major version than this host".to_string());
+    }
+    rmi_call::version().map_err(|e| format!("RMI_VERSION: {e}"))?;
+    let rmi = rmi_call::features().map_err(|e| format!("RMI_FEATURES: {e}"))?;
+    let features = rmi_call::vendor_features().map_err(other)?;
+    if !features.nonconf || !features.el2_vgic {
+        return Err("EL2 does not serve plain guests with its own vGIC".to_string());
+    }
+    if !matches!(features.granule_shift, 12 | 14 | 16) {
+        return Err(format!(
+            "EL2 counts in granules of 2^{}",
+            features.granule_shift
+        ));
+    }
+    Ok((rmi, features))
+}
+
+fn clipped(memory: &[Range<u64>]) -> Vec<Range<u64>> {
+    memory
+        .iter()
+        .map(|r| r.start.min(MAPPED_END)..r.end.min(MAPPED_END))
+        .collect()
+}
+
+/// What of the RAM is not free: EL2's and the host's images and tables, what
+/// the device tree reserves, itself and the initrd.
+fn taken_ranges(dtb: u64, tree: &[u8], platform: &Platform) -> Vec<Range<u64>> {
+    let mut taken: Vec<Range<u64>> = (0..)
+        .map_while(rmi_call::memory_range)
+        .map(|(base, size, _)| base..base + size)
+        .collect();
+    let image = mmu::image_layout();
+    taken.push(image.text.start..image.data.end);
+    taken.push(dtb..dtb + tree.len() as u64);
+    taken.extend(platform.initrd.clone());
+    taken.extend(platform.reserved.iter().cloned());
+    taken
+}
+
+/// The CPUs with stacks for all but this one.
+fn cpus(platform: &Platform, granules: &mut Granules) -> Result<Vec<Cpu>, String> {
+    let me = insn::mpidr() & 0xff_00ff_ffff;
+    let mut cpus = Vec::new();
+    for &mpidr in &platform.cpus {
+        let mut stack = |size: u64| -> Result<u64, String> {
+            if mpidr == me {
+                return Ok(0);
+            }
+            let bytes = GUARD + size;
+            let start = granules
+                .take(bytes, GUARD)
+                .ok_or("the machine has no RAM left for the CPUs' stacks")?;
+            Ok(start + bytes)
+        };
+        cpus.push(Cpu {
+            mpidr,
+            stacks: (stack(STACK)?, stack(EXCEPTION_STACK)?),
+            inbox: Mutex::new(Vec::new()),
+            started: AtomicBool::new(mpidr == me),
+        });
+    }
+    Ok(cpus)
+}
+
+fn heap_range(granules: &mut Granules) -> Result<Range<u64>, String> {
+    let bytes = (granules.free_bytes() / HEAP_PART).min(HEAP_BYTES);
+    let start = granules
+        .take(bytes, GUARD)
+        .ok_or("the machine has no RAM left for the host's heap")?;
+    // Whole granules were taken; all of them are of use.
+    Ok(start..start + bytes.next_multiple_of(granules.granule()))
+}
+
+/// A granule of ones.
+fn blank_granule(granules: &mut Granules) -> Result<u64, String> {
+    let size = granules.granule();
+    let blank = granules
+        .take(size, size)
+        .ok_or("the machine has no RAM left")?;
+    // SAFETY: The granule was free and is mapped.
+    unsafe {
+        core::ptr::write_bytes(
+            core::ptr::with_exposed_provenance_mut::<u8>(blank as usize),
+            0xff,
+            size as usize,
+        );
+    }
+    insn::clean_to_poc(blank, size);
+    Ok(blank)
+}
+
+/// Makes the host's final stage 1: all RAM but EL2's, without the pages below
+/// stacks, and the devices that the host drives.
+fn map_everything(platform: &Platform, cpus: &[Cpu]) -> Result<(), String> {
+    let image = mmu::image_layout();
+    let mut holes = Vec::new();
+    let mut appendix = None;
+    for (base, size, kind) in (0..).map_while(rmi_call::memory_range) {
+        if kind == RangeKind::Hypervisor as u64 {
+            holes.push(base..base + size);
+        } else if (base..base + size).contains(&image.text.start) {
+            appendix = Some(image.data.end..base + size);
+        }
+    }
+    holes.push(image.text.start..image.data.end);
+    for cpu in cpus {
+        for (top, size) in [(cpu.stacks.0, STACK), (cpu.stacks.1, EXCEPTION_STACK)] {
+            if top != 0 {
+                holes.push(top - size - GUARD..top - size);
+            }
+        }
+    }
+    // The host's stage 1 counts in 4 KiB, whatever EL2 counts in.
+    let ram = Granules::new(GUARD, &clipped(&platform.memory), &holes);
+    let mut devices = platform.gic.redistributors.clone();
+    devices.push(platform.gic.distributor.clone());
+    for uart in [&platform.console, &platform.log].into_iter().flatten() {
+        devices.push(uart.base..uart.base + 0x1000);
+    }
+    mmu::activate(&mmu::FinalMap {
+        ram: ram.ranges().to_vec(),
+        devices,
+    })
+    .map_err(|e| format!("the host's stage 1: {e:?}"))?;
+    if let Some(range) = clipped(&platform.memory)
+        .iter()
+        .find(|r| r.contains(&image.text.start))
+    {
+        logger::set_readable(range.start, range.end);
+    }
+    if let Some(range) = appendix.filter(|r| r.start < r.end) {
+        // SAFETY: EL2 says that its copy of the image reaches that far; it is
+        // mapped and nobody writes there.
+        symbols::install(unsafe {
+            core::slice::from_raw_parts(
+                core::ptr::with_exposed_provenance(range.start as usize),
+                (range.end - range.start) as usize,
+            )
+        });
+    }
+    Ok(())
+}
+
+/// A driver for this UART, its interrupt routed to the CPU `mpidr`.
+fn port(uart: Option<&Uart>, gic: &mut Controller, mpidr: u64) -> Result<Option<Port>, String> {
+    let Some(uart) = uart else {
+        return Ok(None);
+    };
+    if let Some(intid) = uart.intid {
+        gic.route(intid, mpidr)?;
+    }
+    // SAFETY: The registers are mapped as Device; each UART has one port.
+    Ok(unsafe { Port::new(uart.base) })
+}
+
+fn bundle(platform: &Platform) -> Result<Bundle<'static>, String> {
+    let initrd = platform.initrd.clone().ok_or(
+        "no initrd: the boot loader passed no bundle; give it one \
+         (QEMU: -initrd bundle.cpio)",
+    )?;
+    let inside = platform
+        .memory
+        .iter()
+        .any(|r| r.start <= initrd.start && initrd.end <= r.end.min(MAPPED_END));
+    if !inside {
+        return Err(format!(
+            "the initrd at {:#x} to {:#x} is not in RAM",
+            initrd.start, initrd.end
+        ));
+    }
+    // SAFETY: It is in mapped RAM, and taken: nobody writes there.
+    let bytes = unsafe {
+        core::slice::from_raw_parts(
+            core::ptr::with_exposed_provenance(initrd.start as usize),
+            (initrd.end - initrd.start) as usize,
+        )
+    };
+    Bundle::parse(bytes)
+}
+
+/// Builds all guests, spreads their vCPUs over the CPUs, and starts those.
+fn start_guests(machine: &'static Machine) -> Result<(), String> {
+    let memories = life::allocate_all(machine)?;
+    let mut guests = Vec::new();
+    let mut first = cpu::index();
+    let count = machine.cpus.len();
+    for (index, memory) in memories.into_iter().enumerate() {
+        let vcpus = machine.bundle.guests[index].vcpus.value;
+        let cpus: Vec<usize> = (0..vcpus).map(|i| (first + i) % count).collect();
+        first = (first + vcpus) % count;
+        let guest = life::create(machine, index, memory, &cpus).map_err(|(error, _)| error)?;
+        guests.push(guest);
+    }
+    for guest in &guests {
+        for vcpu in &guest.vcpus {
+            start_cpu(machine, vcpu.cpu)?;
+        }
+    }
+    for guest in &guests {
+        life::start(machine, guest);
+        log::info!("guest {}: started", guest.name);
+    }
+    Ok(())
+}
+
+fn start_cpu(machine: &'static Machine, index: usize) -> Result<(), String> {
+    let cpu = &machine.cpus[index];
+    if cpu.started.swap(true, Ordering::AcqRel) {
+        return Ok(());
+    }
+    cpu::start(
+        index,
+        cpu.mpidr,
+        cpu.stacks.0,
+        cpu.stacks.1,
+        sched::secondary,
+    )
+    .map_err(|code| format!("CPU {index}: PSCI CPU_ON answers {code}"))
+}

@@ -1,0 +1,227 @@
+//! A guest's life: built, run, stopped, and perhaps built again.
+//!
+//! Stopping is a request that every CPU which holds one of the guest's vCPUs
+//! answers by leaving ([`leave`]); the last to leave takes the guest apart and,
+//! after a reset, builds it anew. So nobody waits for anybody, and a realm is
+//! destroyed only when none of its vCPUs can be entered.
+
+use crate::console::Console;
+use crate::guest::build::{self, Memory, Resources};
+use crate::guest::realm::Realm;
+use crate::image::GuestMemory;
+use crate::machine::{self, Machine};
+use crate::{logger, rmi_call};
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use rmi::run::RecRun;
+use spin::Mutex;
+
+/// Why a guest stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stop {
+    /// It asked to be powered off.
+    Off = 1,
+    /// It asked to be reset.
+    Reset = 2,
+    /// It did what it may not, or EL2 would not run it.
+    Fault = 3,
+}
+
+/// A vCPU, as others than its CPU may see it.
+pub struct Vcpu {
+    /// Its REC's PA.
+    pub rec: u64,
+    /// Its run page; only the CPU that holds the vCPU touches it.
+    pub run: *mut RecRun,
+    /// How often it was asked to start.
+    pub starts: AtomicU32,
+    /// The CPU that it runs on.
+    pub cpu: usize,
+}
+
+/// A guest that runs.
+pub struct Guest {
+    /// Its place in the configuration.
+    pub config: usize,
+    /// How messages call it.
+    pub name: String,
+    /// The realm descriptor's PA.
+    pub rd: u64,
+    /// Its RAM, IPAs.
+    pub ram: Range<u64>,
+    /// Its vCPUs.
+    pub vcpus: Vec<Vcpu>,
+    /// Its UART, and where that leads.
+    pub console: Mutex<Console>,
+    stop: AtomicU8,
+    attached: AtomicUsize,
+    parts: Mutex<Option<(Realm, Memory)>>,
+}
+
+// SAFETY: The one field that is not Send and Sync by itself is `Vcpu::run`, and
+// only the CPU that holds the vCPU follows it, in `run`.
+unsafe impl Send for Guest {}
+// SAFETY: As above.
+unsafe impl Sync for Guest {}
+
+impl Guest {
+    /// It is about to stop: do not enter it again.
+    #[inline]
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire) != 0
+    }
+
+    /// Asks all CPUs to leave. The first reason counts, except that a fault
+    /// outweighs a wish.
+    pub fn stop(&self, why: Stop) {
+        self.stop.fetch_max(why as u8, Ordering::AcqRel);
+        let machine = machine::get();
+        for vcpu in &self.vcpus {
+            machine.wake(vcpu.cpu);
+        }
+    }
+}
+
+fn resources(machine: &Machine) -> Resources<'_> {
+    Resources {
+        granules: &machine.granules,
+        features: machine.features,
+        rmi: machine.rmi,
+        bundle: &machine.bundle,
+        blank: machine.blank,
+    }
+}
+
+/// Takes the RAM of all guests, so that one that finds too little is told
+/// before any runs.
+pub fn allocate_all(machine: &Machine) -> Result<Vec<Memory>, String> {
+    machine
+        .bundle
+        .guests
+        .iter()
+        .map(|config| build::allocate(config, &resources(machine)))
+        .collect()
+}
+
+/// Builds guest `config` in `memory`. Its vCPUs run on `cpus`.
+///
+/// The error comes with the memory.
+pub fn create(
+    machine: &Machine,
+    config: usize,
+    mut memory: Memory,
+    cpus: &[usize],
+) -> Result<Arc<Guest>, (String, Memory)> {
+    let settings = &machine.bundle.guests[config];
+    let realm = match build::build(settings, &resources(machine), &mut memory) {
+        Ok(realm) => realm,
+        Err(error) => return Err((error, memory)),
+    };
+    let vcpus = cpus
+        .iter()
+        .enumerate()
+        .map(|(index, &cpu)| Vcpu {
+            rec: realm.rec(index),
+            run: realm.run_page(index),
+            starts: AtomicU32::new(u32::from(index == 0)),
+            cpu,
+        })
+        .collect();
+    Ok(Arc::new(Guest {
+        config,
+        name: settings.name.clone(),
+        rd: realm.rd(),
+        ram: memory.ram.range(),
+        vcpus,
+        console: Mutex::new(Console::new(settings.console)),
+        stop: AtomicU8::new(0),
+        attached: AtomicUsize::new(cpus.len()),
+        parts: Mutex::new(Some((realm, memory))),
+    }))
+}
+
+/// Hands the guest's vCPUs to their CPUs.
+pub fn start(machine: &Machine, guest: &Arc<Guest>) {
+    if machine.bundle.guests[guest.config].console {
+        *machine.console_guest.lock() = Some(guest.clone());
+        crate::console::listen(machine);
+    }
+    for (index, vcpu) in guest.vcpus.iter().enumerate() {
+        machine.cpus[vcpu.cpu]
+            .inbox
+            .lock()
+            .push((guest.clone(), index));
+    }
+    for vcpu in &guest.vcpus {
+        machine.wake(vcpu.cpu);
+    }
+}
+
+/// A CPU lets go of one vCPU of a stopping guest.
+pub fn leave(guest: Arc<Guest>) {
+    if guest.attached.fetch_sub(1, Ordering::AcqRel) == 1 {
+        finish(guest);
+    }
+}
+
+/// Takes the guest apart; nobody runs it any more.
+fn finish(guest: Arc<Guest>) {
+    let machine = machine::get();
+    guest.console.lock().flush(&guest.name);
+    {
+        let mut owner = machine.console_guest.lock();
+        if owner.as_ref().is_some_and(|o| Arc::ptr_eq(o, &guest)) {
+            *owner = None;
+        }
+    }
+    let Some((realm, memory)) = guest.parts.lock().take() else {
+        return;
+    };
+    realm.destroy(&machine.granules);
+    log::debug!(
+        "guest {}: taken apart; {} KiB of RAM free",
+        guest.name,
+        machine.granules.lock().free_bytes() >> 10
+    );
+    let why = guest.stop.load(Ordering::Acquire);
+    if why == Stop::Reset as u8 {
+        log::info!("guest {}: reset", guest.name);
+        let cpus: Vec<usize> = guest.vcpus.iter().map(|v| v.cpu).collect();
+        match create(machine, guest.config, memory, &cpus) {
+            Ok(again) => start(machine, &again),
+            Err((error, memory)) => {
+                log::error!("{error}");
+                machine.faulted.store(true, Ordering::Relaxed);
+                end_of(machine, memory);
+            }
+        }
+        return;
+    }
+    if why == Stop::Fault as u8 {
+        machine.faulted.store(true, Ordering::Relaxed);
+        log::error!("guest {}: stopped", guest.name);
+    } else {
+        log::info!("guest {}: powered off", guest.name);
+    }
+    end_of(machine, memory);
+}
+
+/// A guest is gone for good; the last one ends the machine.
+fn end_of(machine: &Machine, memory: Memory) {
+    if machine.live.fetch_sub(1, Ordering::AcqRel) == 1 {
+        end(u64::from(machine.faulted.load(Ordering::Relaxed)));
+    }
+    build::release(memory, &machine.granules);
+}
+
+/// Ends the machine: 0 when every guest powered itself off, 1 when one was
+/// stopped, 2 when what the boot loader passed was wrong.
+pub fn end(status: u64) -> ! {
+    // Whatever the log level: the runner waits for this line.
+    logger::raw(logger::INFO, format_args!("end: status {status}"));
+    rmi_call::machine_off();
+}

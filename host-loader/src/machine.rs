@@ -1,0 +1,88 @@
+//! The one instance of everything that CPUs share.
+//!
+//! Lock order, outer to inner: a guest's UART, then a port. [`Machine::granules`],
+//! the GIC and a CPU's inbox are innermost: nothing is locked while they are held.
+
+use crate::bundle::Bundle;
+use crate::gic::{self, Controller};
+use crate::granules::Granules;
+use crate::life::Guest;
+use crate::platform::Platform;
+use crate::port::Port;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+use rmi::feature::{Feature0, VendorFeatures};
+use rmi::vendor::KICK_SGI;
+use spin::{Mutex, Once};
+
+/// A vCPU that joins a CPU: its guest and its index there.
+pub type Arrival = (Arc<Guest>, usize);
+
+/// A CPU of the machine.
+pub struct Cpu {
+    /// Its affinity.
+    pub mpidr: u64,
+    /// Top of the stack it runs on, and of that for exceptions; 0 for the
+    /// boot CPU, which has its own.
+    pub stacks: (u64, u64),
+    /// vCPUs that shall run here and have not been taken up.
+    pub inbox: Mutex<Vec<Arrival>>,
+    /// It was started.
+    pub started: AtomicBool,
+}
+
+/// All that CPUs share.
+pub struct Machine {
+    /// The machine's device tree.
+    pub platform: Platform,
+    /// What EL2 can.
+    pub features: VendorFeatures,
+    /// What RMI offers.
+    pub rmi: Feature0,
+    /// Free RAM.
+    pub granules: Mutex<Granules>,
+    /// Guests' files.
+    pub bundle: Bundle<'static>,
+    /// A granule of ones; see [`crate::guest::build::Resources`].
+    pub blank: u64,
+    /// The CPUs, in the device tree's order.
+    pub cpus: Vec<Cpu>,
+    /// The interrupt controller.
+    pub gic: Mutex<Controller>,
+    /// The first UART: the console guest's.
+    pub console: Mutex<Option<Port>>,
+    /// The log's UART, when it is another: the monitor listens there.
+    pub log: Mutex<Option<Port>>,
+    /// The guest that owns the console now.
+    pub console_guest: Mutex<Option<Arc<Guest>>>,
+    /// Guests that have not ended for good.
+    pub live: AtomicUsize,
+    /// A guest was stopped by a fault.
+    pub faulted: AtomicBool,
+    /// Requests for a report of all vCPUs so far.
+    pub reports: AtomicU32,
+}
+
+static MACHINE: Once<Machine> = Once::new();
+
+/// Installs the machine, once.
+pub fn install(machine: Machine) -> &'static Machine {
+    MACHINE.call_once(|| machine)
+}
+
+/// The machine. Only called by what runs after [`install`].
+#[inline]
+pub fn get() -> &'static Machine {
+    MACHINE.wait()
+}
+
+impl Machine {
+    /// Makes CPU `index` look at its inbox, its guests and the reports, unless
+    /// it is the caller's own.
+    pub fn wake(&self, index: usize) {
+        if index != crate::arch::cpu::index() {
+            gic::send(KICK_SGI, self.cpus[index].mpidr);
+        }
+    }
+}

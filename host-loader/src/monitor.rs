@@ -1,0 +1,74 @@
+//! Questions to a running machine, over the log's UART: Ctrl-T asks where every
+//! vCPU is.
+//!
+//! Each CPU answers for its own vCPUs, when a kick has brought it out of its
+//! guest: so no CPU looks at another's.
+
+use crate::guest::realm::describe;
+use crate::machine::Machine;
+use crate::rmi_call;
+use crate::sched::Slot;
+use crate::syndrome::Esr;
+use core::sync::atomic::Ordering;
+use rmi::vendor::{Exit, HISTORY_LEN};
+
+/// The byte that asks: Ctrl-T.
+const ASK: u8 = 0x14;
+
+/// The log's UART has received something.
+pub fn input(machine: &Machine) {
+    let mut asked = false;
+    if let Some(port) = machine.log.lock().as_mut() {
+        while let Some(byte) = port.get() {
+            asked |= byte == ASK;
+        }
+    }
+    if asked {
+        machine.reports.fetch_add(1, Ordering::AcqRel);
+        for (index, cpu) in machine.cpus.iter().enumerate() {
+            if cpu.started.load(Ordering::Acquire) {
+                machine.wake(index);
+            }
+        }
+    }
+}
+
+/// Logs the last exits of this CPU's vCPUs.
+pub fn report(machine: &Machine, slots: &[Slot]) {
+    let size = machine.granules.lock().granule();
+    let Some(page) = machine.granules.lock().take(size, size) else {
+        log::error!("last exits: no RAM left to read them into");
+        return;
+    };
+    log::info!("last exits on CPU {}:", crate::arch::cpu::index());
+    for slot in slots {
+        let vcpu = &slot.guest.vcpus[slot.index];
+        let who = (&slot.guest.name, slot.index);
+        match rmi_call::rec_history(vcpu.rec, page) {
+            Ok(count) => {
+                let exits: *const [Exit; HISTORY_LEN] =
+                    core::ptr::with_exposed_provenance(page as usize);
+                // SAFETY: The granule is the host's and EL2 has filled it; any
+                // bytes are exits.
+                let exits = unsafe { &*exits };
+                for exit in &exits[..(count as usize).min(HISTORY_LEN)] {
+                    log::info!(
+                        "vcpu {}/{}: {} elr={:#x} far={:#x} ipa={:#x} {}",
+                        who.0,
+                        who.1,
+                        Esr(exit.esr),
+                        exit.elr,
+                        exit.far,
+                        exit.ipa,
+                        describe(exit.ipa, &slot.guest.ram)
+                    );
+                }
+                if count == 0 {
+                    log::info!("vcpu {}/{}: has not run", who.0, who.1);
+                }
+            }
+            Err(error) => log::info!("vcpu {}/{}: {error}", who.0, who.1),
+        }
+    }
+    machine.granules.lock().give(page, size);
+}

@@ -1,0 +1,228 @@
+//! A vCPU's exits: entered until it needs more than its device models.
+
+use crate::guest::map;
+use crate::guest::realm::describe;
+use crate::life::{Guest, Stop};
+use crate::machine::Machine;
+use crate::rmi_call::{self, CallError};
+use crate::syndrome::{Esr, class};
+use rmi::Status;
+use rmi::params::mpidr_index;
+use rmi::psci;
+use rmi::run::{EnterFlags, ExitReason, RecExit};
+
+/// What became of a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// An interrupt of the machine wants the host; the vCPU goes on after it.
+    Interrupted,
+    /// It waits for an interrupt of its own, at the latest until this value of
+    /// the physical counter.
+    Waits(Option<u64>),
+    /// It is off until somebody starts it.
+    Off,
+    /// Its guest is stopping.
+    Stopping,
+}
+
+/// Runs vCPU `index` of `guest`; `pending` are flags that its last exit asked
+/// for and that no entry has taken yet.
+pub fn run(
+    machine: &Machine,
+    guest: &Guest,
+    index: usize,
+    trap_wfi: bool,
+    pending: &mut EnterFlags,
+) -> Outcome {
+    let vcpu = &guest.vcpus[index];
+    let always = if trap_wfi {
+        EnterFlags::TRAP_WFI
+    } else {
+        EnterFlags::empty()
+    };
+    let page = vcpu.run.expose_provenance() as u64;
+    loop {
+        // SAFETY: The page is the host's own memory, this CPU holds the vCPU, and
+        // EL2 touches the page only inside the call.
+        unsafe { (*vcpu.run).enter.flags = (always | *pending).bits() };
+        match rmi_call::rec_enter(vcpu.rec, page) {
+            Ok(()) => *pending = EnterFlags::empty(),
+            Err(CallError::Status(Status::ErrorRec)) => return Outcome::Off,
+            // Another vCPU has asked EL2 for the end, and its CPU is about to
+            // tell.
+            Err(CallError::Status(Status::ErrorRealm(1))) => return Outcome::Interrupted,
+            Err(error) => {
+                log::error!("guest {}: vCPU {index}: REC_ENTER: {error}", guest.name);
+                guest.stop(Stop::Fault);
+                return Outcome::Stopping;
+            }
+        }
+        // SAFETY: As above; the reference ends before the next entry.
+        let exit = unsafe { &(*vcpu.run).exit };
+        match ExitReason::from_raw(exit.exit_reason) {
+            Some(ExitReason::Sync) => match sync(machine, guest, exit) {
+                Sync::Mmio(value) => {
+                    // SAFETY: As above.
+                    unsafe { (*vcpu.run).enter.gprs[0] = value };
+                    *pending = EnterFlags::EMUL_MMIO;
+                }
+                Sync::Wait => return Outcome::Waits(deadline(exit)),
+                Sync::Fault => {
+                    fault(guest, index, exit);
+                    return Outcome::Stopping;
+                }
+            },
+            Some(ExitReason::Irq | ExitReason::Fiq) => return Outcome::Interrupted,
+            Some(ExitReason::Psci) => match psci_call(guest, index, exit) {
+                None => {}
+                Some(outcome) => return outcome,
+            },
+            Some(ExitReason::SError) => {
+                log::error!("guest {}: vCPU {index}: SError", guest.name);
+                fault(guest, index, exit);
+                return Outcome::Stopping;
+            }
+            Some(ExitReason::RipasChange | ExitReason::HostCall) | None => {
+                log::error!(
+                    "guest {}: vCPU {index}: exit {} is nothing a plain guest does",
+                    guest.name,
+                    exit.exit_reason
+                );
+                guest.stop(Stop::Fault);
+                return Outcome::Stopping;
+            }
+        }
+    }
+}
+
+/// When a waiting vCPU's timers fire next, in ticks of the physical counter.
+fn deadline(exit: &RecExit) -> Option<u64> {
+    // CNTx_CTL: 0 enable, 1 mask.
+    let armed = |ctl: u64, cval: u64| (ctl & 3 == 1).then_some(cval);
+    [
+        armed(exit.cntv_ctl, exit.cntv_cval),
+        armed(exit.cntp_ctl, exit.cntp_cval),
+    ]
+    .into_iter()
+    .flatten()
+    .min()
+}
+
+enum Sync {
+    /// An emulated access: what a read gives.
+    Mmio(u64),
+    /// WFI.
+    Wait,
+    /// Nothing the host serves.
+    Fault,
+}
+
+fn ipa(exit: &RecExit) -> u64 {
+    // HPFAR_EL2.FIPA: IPA[51:12] in bits 43:4.
+    (exit.hpfar >> 4 & 0xff_ffff_ffff) << 12 | exit.far & 0xfff
+}
+
+#[inline]
+fn sync(machine: &Machine, guest: &Guest, exit: &RecExit) -> Sync {
+    let esr = Esr(exit.esr);
+    if esr.class() == class::WFX {
+        return Sync::Wait;
+    }
+    let Some(access) = esr.access() else {
+        return Sync::Fault;
+    };
+    let ipa = ipa(exit);
+    if map::UART.contains(&ipa) {
+        let offset = ipa - map::UART.start;
+        let mut console = guest.console.lock();
+        if access.write {
+            console.write(guest, machine, offset, access.cut(exit.gprs[0]));
+            return Sync::Mmio(0);
+        }
+        let value = console.read(guest, machine, offset);
+        return Sync::Mmio(access.extend(value));
+    }
+    if map::FLASH.contains(&ipa) {
+        // Erased, and not to be written.
+        return Sync::Mmio(if access.write {
+            0
+        } else {
+            access.extend(u64::MAX)
+        });
+    }
+    Sync::Fault
+}
+
+/// Reports what the guest did and stops it.
+fn fault(guest: &Guest, index: usize, exit: &RecExit) {
+    let ipa = ipa(exit);
+    log::error!(
+        "guest {}: vCPU {index} accessed IPA {ipa:#x}, {}",
+        guest.name,
+        describe(ipa, &guest.ram)
+    );
+    log::error!(
+        "guest {}: vCPU {index} at elr={:#x} far={:#x}: {} (esr={:#x})",
+        guest.name,
+        exit.elr,
+        exit.far,
+        Esr(exit.esr),
+        exit.esr
+    );
+    guest.stop(Stop::Fault);
+}
+
+/// Serves a PSCI call: what became of the vCPU, or `None` to go on.
+fn psci_call(guest: &Guest, index: usize, exit: &RecExit) -> Option<Outcome> {
+    use rmi::fid::{
+        PSCI_AFFINITY_INFO_32, PSCI_AFFINITY_INFO_64, PSCI_CPU_OFF, PSCI_CPU_ON_32, PSCI_CPU_ON_64,
+        PSCI_CPU_SUSPEND_32, PSCI_CPU_SUSPEND_64, PSCI_SYSTEM_OFF, PSCI_SYSTEM_RESET,
+    };
+    let fid = exit.gprs[0] as u32;
+    match fid {
+        PSCI_CPU_ON_32 | PSCI_CPU_ON_64 | PSCI_AFFINITY_INFO_32 | PSCI_AFFINITY_INFO_64 => {
+            let target = mpidr_index(exit.gprs[1])
+                .and_then(|i| usize::try_from(i).ok())
+                .filter(|&i| i < guest.vcpus.len());
+            let Some(target) = target else {
+                // EL2 answers such calls itself.
+                log::error!(
+                    "guest {}: vCPU {index}: PSCI {fid:#x} for MPIDR {:#x}, which is no vCPU",
+                    guest.name,
+                    exit.gprs[1]
+                );
+                guest.stop(Stop::Fault);
+                return Some(Outcome::Stopping);
+            };
+            let calling = guest.vcpus[index].rec;
+            let vcpu = &guest.vcpus[target];
+            if let Err(error) = rmi_call::psci_complete(calling, vcpu.rec, psci::SUCCESS) {
+                log::error!("guest {}: PSCI_COMPLETE: {error}", guest.name);
+                guest.stop(Stop::Fault);
+                return Some(Outcome::Stopping);
+            }
+            if matches!(fid, PSCI_CPU_ON_32 | PSCI_CPU_ON_64) {
+                crate::sched::start(vcpu);
+            }
+            None
+        }
+        PSCI_CPU_OFF => Some(Outcome::Off),
+        PSCI_CPU_SUSPEND_32 | PSCI_CPU_SUSPEND_64 => Some(Outcome::Waits(deadline(exit))),
+        PSCI_SYSTEM_OFF => {
+            guest.stop(Stop::Off);
+            Some(Outcome::Stopping)
+        }
+        PSCI_SYSTEM_RESET => {
+            guest.stop(Stop::Reset);
+            Some(Outcome::Stopping)
+        }
+        _ => {
+            log::error!(
+                "guest {}: vCPU {index}: PSCI call {fid:#x} is not the host's",
+                guest.name
+            );
+            guest.stop(Stop::Fault);
+            Some(Outcome::Stopping)
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Who runs where: each vCPU stays on its CPU, each CPU takes its vCPUs in turn.
+//!
+//! A CPU with one vCPU lets it wait for interrupts in hardware. A CPU with
+//! several traps WFI, gives each a slice by the physical timer, and sleeps only
+//! when none can run; then the timer is set to the first of their deadlines.
+//!
+//! No wake-up is lost: interrupts are masked and acknowledged only at the head
+//! of the loop, so what arrives between looking and sleeping is still pending,
+//! and ends the sleep. A vCPU that is off is tried again when its `starts` have
+//! moved since before the entry that found it off.
+
+use crate::arch::{cpu, insn};
+use crate::life::{self, Guest, Vcpu};
+use crate::machine::{self, Machine};
+use crate::run::{self, Outcome};
+use crate::{console, gic, monitor, rmi_call};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+use rmi::run::EnterFlags;
+
+/// Slices in a second.
+const SLICES: u64 = 200;
+
+/// A vCPU on this CPU.
+pub struct Slot {
+    /// Its guest.
+    pub guest: Arc<Guest>,
+    /// Its index there.
+    pub index: usize,
+    pending: EnterFlags,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It can be entered.
+    Ready,
+    /// It waits for an interrupt, or for this time.
+    Waits(Option<u64>),
+    /// It is off; `starts` were these before it was found so.
+    Off(u32),
+}
+
+impl Slot {
+    fn vcpu(&self) -> &Vcpu {
+        &self.guest.vcpus[self.index]
+    }
+
+    /// Whether it can be entered now.
+    fn ready(&mut self, now: u64) -> bool {
+        let ready = match self.state {
+            State::Ready => true,
+            State::Off(seen) => self.vcpu().starts.load(Ordering::Acquire) != seen,
+            State::Waits(deadline) => {
+                deadline.is_some_and(|at| at <= now)
+                    // An error shows at the next entry.
+                    || rmi_call::rec_pending(self.vcpu().rec).unwrap_or(true)
+            }
+        };
+        if ready {
+            self.state = State::Ready;
+        }
+        ready
+    }
+}
+
+/// Has a vCPU that was off looked at by its CPU.
+pub fn start(vcpu: &Vcpu) {
+    vcpu.starts.fetch_add(1, Ordering::AcqRel);
+    machine::get().wake(vcpu.cpu);
+}
+
+/// A further CPU's way here.
+pub fn secondary() -> ! {
+    let machine = machine::get();
+    let started = machine.gic.lock().start_cpu(&private(machine));
+    if let Err(error) = started {
+        panic!("CPU {}: {error}", cpu::index());
+    }
+    log::debug!("CPU {} runs", cpu::index());
+    run_loop(machine)
+}
+
+/// The private interrupts that every CPU takes.
+pub fn private(machine: &Machine) -> [u32; 2] {
+    [rmi::vendor::KICK_SGI, machine.platform.timer_intid]
+}
+
+/// Runs this CPU's vCPUs until the machine ends.
+pub fn run_loop(machine: &'static Machine) -> ! {
+    let me = &machine.cpus[cpu::index()];
+    let mut slots: Vec<Slot> = Vec::new();
+    let mut turn = 0;
+    let mut reported = machine.reports.load(Ordering::Acquire);
+    let slice = insn::cntfrq() / SLICES;
+    loop {
+        gic::take_all(|intid| interrupt(machine, intid));
+        for (guest, index) in me.inbox.lock().drain(..) {
+            // Only vCPU 0 starts by itself; the others are asked for.
+            let state = if index == 0 {
+                State::Ready
+            } else {
+                State::Off(0)
+            };
+            slots.push(Slot {
+                guest,
+                index,
+                pending: EnterFlags::empty(),
+                state,
+            });
+        }
+        let reports = machine.reports.load(Ordering::Acquire);
+        if reports != reported {
+            reported = reports;
+            monitor::report(machine, &slots);
+        }
+        if let Some(gone) = slots.iter().position(|slot| slot.guest.stopping()) {
+            let slot = slots.remove(gone);
+            life::leave(slot.guest);
+            continue;
+        }
+        let now = insn::cntpct();
+        let count = slots.len();
+        let mut next = None;
+        let mut ready = 0;
+        for i in 0..count {
+            let at = (turn + i) % count;
+            if slots[at].ready(now) {
+                next = next.or(Some(at));
+                ready += 1;
+            }
+        }
+        let deadline = slots
+            .iter()
+            .filter_map(|slot| match slot.state {
+                State::Waits(deadline) => deadline,
+                _ => None,
+            })
+            .min();
+        let Some(at) = next else {
+            set_timer(deadline);
+            insn::dsb_sy();
+            insn::wfi();
+            continue;
+        };
+        set_timer(if ready > 1 {
+            Some(deadline.unwrap_or(u64::MAX).min(now + slice))
+        } else {
+            deadline
+        });
+        let slot = &mut slots[at];
+        let starts = slot.vcpu().starts.load(Ordering::Acquire);
+        let outcome = run::run(
+            machine,
+            &slot.guest,
+            slot.index,
+            count > 1,
+            &mut slot.pending,
+        );
+        match outcome {
+            Outcome::Interrupted | Outcome::Stopping => {}
+            Outcome::Waits(deadline) => slot.state = State::Waits(deadline),
+            Outcome::Off => slot.state = State::Off(starts),
+        }
+        turn = (at + 1) % count;
+    }
+}
+
+/// Sets this CPU's physical timer to a value of the counter, or stops it.
+fn set_timer(at: Option<u64>) {
+    match at {
+        Some(at) => {
+            insn::set_cntp_cval(at);
+            insn::set_cntp_ctl(1);
+        }
+        None => insn::set_cntp_ctl(0),
+    }
+    insn::isb();
+}
+
+/// Serves an interrupt of the machine, so that its line drops.
+fn interrupt(machine: &Machine, intid: u32) {
+    let of = |uart: &Option<crate::platform::Uart>| uart.as_ref().and_then(|u| u.intid);
+    if intid == machine.platform.timer_intid {
+        set_timer(None);
+    } else if Some(intid) == of(&machine.platform.console) {
+        console::input(machine);
+    } else if Some(intid) == of(&machine.platform.log) {
+        monitor::input(machine);
+    }
+    // The kick has done its work by arriving.
+}
