@@ -1,29 +1,34 @@
 //! What a mapping allows, in words; `format` turns it into bits.
+//!
+//! The numbers of the variants are the fields' codes, so that turning them
+//! into bits takes a shift each.
 
 /// Data access that stage 2 allows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
 pub enum Access {
     /// None: every access faults.
-    None,
+    None = 0b00,
     /// Loads.
-    Read,
+    Read = 0b01,
     /// Stores, no loads.
-    Write,
+    Write = 0b10,
     /// Both.
-    ReadWrite,
+    ReadWrite = 0b11,
 }
 
 /// Instruction fetch that stage 2 allows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
 pub enum Execute {
     /// At EL1 and EL0.
-    All,
+    All = 0b00,
     /// At EL0 only. Needs FEAT_XNX.
-    El0,
-    /// At EL1 only. Needs FEAT_XNX.
-    El1,
+    El0 = 0b01,
     /// Nowhere.
-    Never,
+    Never = 0b10,
+    /// At EL1 only. Needs FEAT_XNX.
+    El1 = 0b11,
 }
 
 /// The four kinds of Device memory, strictest first.
@@ -56,31 +61,34 @@ pub enum Memory {
 /// Shareability. Ignored by descriptors of DS=1, where `VTCR_EL2.SH0`
 /// (inner) holds for all.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
 pub enum Share {
     /// This CPU only.
-    Non,
+    Non = 0b00,
     /// The outer domain.
-    Outer,
+    Outer = 0b10,
     /// All CPUs that run guests. What memory should be.
-    Inner,
+    Inner = 0b11,
 }
 
 /// The access flag of a new leaf.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
 pub enum Age {
-    /// AF=1: the first access does not fault.
-    Young,
     /// AF=0: the first access sets AF, or faults without FEAT_HAFDBS.
-    Old,
+    Old = 0,
+    /// AF=1: the first access does not fault.
+    Young = 1,
 }
 
 /// Whether hardware may turn a read-only leaf writable (DBM).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
 pub enum Dirty {
     /// Writes to a read-only leaf fault.
-    Fault,
+    Fault = 0,
     /// DBM=1: with `VTCR_EL2.HD` a write sets S2AP\[1\] instead of faulting.
-    Track,
+    Track = 1,
 }
 
 /// Everything that a stage-2 leaf says apart from its address.

@@ -17,7 +17,7 @@ use crate::maintenance::Maintenance;
 use crate::map::MapJob;
 use crate::mem::TableMem;
 use crate::plan::Regime;
-use crate::stage2::{Leaves, typed};
+use crate::stage2::{Caches, Leaves, typed};
 use crate::tree::{Core, Over};
 use crate::unmap::{Ignore, Partial, UnmapJob};
 
@@ -270,7 +270,7 @@ impl<M: TableMem> El2Map<M> {
             geometry.errata,
         );
         // Stage 2's matter.
-        core.fwb = true;
+        core.caches_matter = false;
         Ok(Self {
             core,
             geometry,
@@ -328,8 +328,7 @@ impl<M: TableMem> El2Map<M> {
             top: top.max(shape.start().get()),
             exact,
             over,
-            clean: false,
-            instructions: false,
+            caches: Caches::Skip,
             exclusive: true,
         };
         typed(

@@ -25,13 +25,16 @@ pub(crate) const TYPE_BLOCK: u64 = 0b01;
 pub(crate) const TYPE_FROZEN: u64 = 0b10;
 pub(crate) const FROZEN_TABLE: u64 = 1 << 63;
 
-pub(crate) const S2AP_READ: u64 = 1 << 6;
-pub(crate) const S2AP_WRITE: u64 = 1 << 7;
+const S2AP_SHIFT: u32 = 6;
+pub(crate) const S2AP_READ: u64 = 1 << S2AP_SHIFT;
+pub(crate) const S2AP_WRITE: u64 = 1 << (S2AP_SHIFT + 1);
 pub(crate) const SH_SHIFT: u32 = 8;
 pub(crate) const SH: u64 = 0b11 << SH_SHIFT;
-pub(crate) const AF: u64 = 1 << 10;
+const AF_SHIFT: u32 = 10;
+pub(crate) const AF: u64 = 1 << AF_SHIFT;
 pub(crate) const NT: u64 = 1 << 16;
-pub(crate) const DBM: u64 = 1 << 51;
+const DBM_SHIFT: u32 = 51;
+pub(crate) const DBM: u64 = 1 << DBM_SHIFT;
 pub(crate) const CONTIGUOUS: u64 = 1 << 52;
 pub(crate) const XN_SHIFT: u32 = 53;
 pub(crate) const XN: u64 = 0b11 << XN_SHIFT;
@@ -187,37 +190,20 @@ impl Geometry {
     }
 
     /// The attribute bits of a leaf: everything but type and address.
+    #[inline]
     pub(crate) fn encode_attrs(&self, attrs: Attrs) -> Result<u64, Error> {
         let features = self.features();
-        let mut raw = memattr(attrs.memory, features) << MEMATTR_SHIFT;
-        raw |= match attrs.access {
-            Access::None => 0,
-            Access::Read => S2AP_READ,
-            Access::Write => S2AP_WRITE,
-            Access::ReadWrite => S2AP_READ | S2AP_WRITE,
-        };
-        if self.shape().oa_form() != OaForm::Lpa2 {
-            raw |= match attrs.share {
-                Share::Non => 0,
-                Share::Outer => 0b10,
-                Share::Inner => 0b11,
-            } << SH_SHIFT;
+        let execute = attrs.execute as u64;
+        if execute & 0b01 != 0 && !features.xnx {
+            return Err(Error::Attributes);
         }
-        if attrs.age == Age::Young {
-            raw |= AF;
-        }
-        if attrs.dirty == Dirty::Track {
-            raw |= DBM;
-        }
-        raw |= match attrs.execute {
-            Execute::All => 0b00,
-            Execute::Never => 0b10,
-            Execute::El0 if features.xnx => 0b01,
-            Execute::El1 if features.xnx => 0b11,
-            Execute::El0 | Execute::El1 => return Err(Error::Attributes),
-        } << XN_SHIFT;
-        raw |= ((attrs.soft & 0xf) as u64) << SOFT_SHIFT;
-        Ok(raw)
+        Ok(memattr(attrs.memory, features.fwb) << MEMATTR_SHIFT
+            | (attrs.access as u64) << S2AP_SHIFT
+            | (attrs.share as u64) << SH_SHIFT & !self.shape().oa_mask()
+            | (attrs.age as u64) << AF_SHIFT
+            | (attrs.dirty as u64) << DBM_SHIFT
+            | execute << XN_SHIFT
+            | ((attrs.soft & 0xf) as u64) << SOFT_SHIFT)
     }
 
     /// Reads the attribute bits of a leaf. Bits that no encoder writes are
@@ -272,14 +258,14 @@ pub(crate) const fn leaf_attr_bits(shape: &Shape, raw: u64) -> u64 {
 }
 
 /// `MemAttr[3:0]`: spec 1.5, with and without `HCR_EL2.FWB`.
-const fn memattr(memory: Memory, features: &Features) -> u64 {
-    match (memory, features.fwb) {
-        (Memory::Normal, true) => 0b0110,
-        (Memory::NormalNonCacheable, true) => 0b0101,
-        (Memory::FromStage1, true) => 0b0111,
-        (Memory::Normal | Memory::FromStage1, false) => 0b1111,
-        (Memory::NormalNonCacheable, false) => 0b0101,
-        (Memory::Device(device), _) => device as u64,
+#[inline]
+const fn memattr(memory: Memory, fwb: bool) -> u64 {
+    match memory {
+        Memory::Normal if fwb => 0b0110,
+        Memory::FromStage1 if fwb => 0b0111,
+        Memory::Normal | Memory::FromStage1 => 0b1111,
+        Memory::NormalNonCacheable => 0b0101,
+        Memory::Device(device) => device as u64,
     }
 }
 

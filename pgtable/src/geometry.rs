@@ -39,10 +39,11 @@ pub struct Shape {
     index_mask: usize,
     /// OA bits kept in place.
     low_mask: u64,
-    /// OA bits kept elsewhere: `(oa >> high_from) & high_mask << high_to`.
-    high_mask: u64,
+    /// Where a descriptor keeps the other OA bits, and how far up they go.
+    high_field: u64,
+    high_shift: u8,
+    /// log2 of the address where those bits begin.
     high_from: u8,
-    high_to: u8,
 }
 
 impl Shape {
@@ -77,10 +78,10 @@ impl Shape {
             OaForm::Plain48 | OaForm::Lpa64k => 48,
             OaForm::Lpa2 => 50,
         };
-        let (high_mask, high_from, high_to) = match oa_form {
+        let (high_field, high_from, high_shift) = match oa_form {
             OaForm::Plain48 => (0, 48, 0),
-            OaForm::Lpa64k => (0xf, 48, 12),
-            OaForm::Lpa2 => (0x3, 50, 8),
+            OaForm::Lpa64k => (0xf << 12, 48, 48 - 12),
+            OaForm::Lpa2 => (0x3 << 8, 50, 50 - 8),
         };
         Self {
             granule,
@@ -95,9 +96,9 @@ impl Shape {
             root_entries,
             index_mask: (1 << stride) - 1,
             low_mask: (1u64 << low_top) - (1u64 << page_bits),
-            high_mask,
+            high_field,
+            high_shift,
             high_from,
-            high_to,
         }
     }
 
@@ -163,7 +164,7 @@ impl Shape {
     /// Bytes that one entry of `level` covers.
     #[inline]
     pub const fn span(&self, level: Level) -> u64 {
-        1 << self.shift(level.get())
+        bytes(self.shift(level.get()))
     }
 
     /// True when a leaf (block or page) may stand at `level`.
@@ -232,12 +233,14 @@ impl Shape {
 
     #[inline]
     pub(crate) const fn shift(&self, level: i8) -> u8 {
-        self.page_bits + self.stride * (3 - level) as u8
+        // No overflow: 16 + 13 * 4 at most.
+        self.page_bits
+            .wrapping_add(self.stride.wrapping_mul(3i8.wrapping_sub(level) as u8))
     }
 
     #[inline]
     pub(crate) const fn leaf_at(&self, level: i8) -> bool {
-        level >= 0 && self.leaf_levels & (1 << level) != 0
+        level >= 0 && self.leaf_levels.wrapping_shr(level as u32) & 1 != 0
     }
 
     #[inline]
@@ -252,7 +255,7 @@ impl Shape {
     /// `ia` must lie inside the space.
     #[inline]
     pub(crate) const fn index_at(&self, level: i8, ia: u64) -> usize {
-        let index = (ia >> self.shift(level)) as usize;
+        let index = ia.wrapping_shr(self.shift(level) as u32) as usize;
         if level == self.start {
             index
         } else {
@@ -263,43 +266,46 @@ impl Shape {
     /// One past the last translated input address.
     #[inline]
     pub(crate) const fn ia_end(&self) -> u64 {
-        1 << self.ia_bits
+        bytes(self.ia_bits)
     }
 
     /// Puts an output address where the descriptor keeps it.
     #[inline]
     pub(crate) const fn encode_oa(&self, oa: u64) -> u64 {
-        (oa & self.low_mask) | (((oa >> self.high_from) & self.high_mask) << self.high_to)
+        (oa & self.low_mask) | (oa.wrapping_shr(self.high_shift as u32) & self.high_field)
     }
 
     /// Reads the output address of a descriptor.
     #[inline]
     pub(crate) const fn decode_oa(&self, raw: u64) -> u64 {
-        (raw & self.low_mask) | (((raw >> self.high_to) & self.high_mask) << self.high_from)
+        (raw & self.low_mask) | (raw & self.high_field).wrapping_shl(self.high_shift as u32)
     }
 
     /// The descriptor bits that hold the output address.
     #[inline]
     pub(crate) const fn oa_mask(&self) -> u64 {
-        self.low_mask | (self.high_mask << self.high_to)
+        self.low_mask | self.high_field
     }
 
     /// How far `oa` may grow while its descriptor grows by the same number:
     /// up to the address where bits kept elsewhere change.
     #[inline]
     pub(crate) const fn linear_left(&self, oa: u64) -> u64 {
-        (1 << self.high_from) - (oa & ((1 << self.high_from) - 1))
+        let from = bytes(self.high_from);
+        from - (oa & (from - 1))
     }
 
     /// `[start, start + size)` as `(start, end)` when it lies inside the
     /// input space and keeps to pages.
     #[inline]
     pub(crate) fn check_ia(&self, start: u64, size: u64) -> Result<u64, crate::Error> {
-        let end = start.checked_add(size).ok_or(crate::Error::Range)?;
-        if end > self.ia_end() {
+        // A sum that wraps is below one of its parts, and both are checked.
+        let end = start.wrapping_add(size);
+        let limit = self.ia_end();
+        if (start > limit) | (size > limit) | (end > limit) {
             return Err(crate::Error::Range);
         }
-        if (start | size) & ((1 << self.page_bits) - 1) != 0 {
+        if (start | size) & self.page_mask() != 0 {
             return Err(crate::Error::Align);
         }
         Ok(end)
@@ -308,14 +314,21 @@ impl Shape {
     /// As [`check_ia`](Self::check_ia) for output addresses.
     #[inline]
     pub(crate) fn check_oa(&self, start: u64, size: u64) -> Result<(), crate::Error> {
-        let end = start.checked_add(size).ok_or(crate::Error::Range)?;
-        if end > 1 << self.oa_bits {
+        let end = start.wrapping_add(size);
+        let limit = bytes(self.oa_bits);
+        if (start > limit) | (size > limit) | (end > limit) {
             return Err(crate::Error::Range);
         }
-        if start & ((1 << self.page_bits) - 1) != 0 {
+        if start & self.page_mask() != 0 {
             return Err(crate::Error::Align);
         }
         Ok(())
+    }
+
+    /// The bits of an address below a page.
+    #[inline]
+    pub(crate) const fn page_mask(&self) -> u64 {
+        bytes(self.page_bits) - 1
     }
 
     /// The largest level, at or below `top`, whose leaf fits at `ia`, `oa`
@@ -323,17 +336,24 @@ impl Shape {
     #[inline]
     pub(crate) fn leaf_level(&self, ia: u64, oa: u64, left: u64, top: i8) -> i8 {
         let mut level = 3;
-        let mut shift = self.page_bits + self.stride;
+        let mut shift = self.page_bits.wrapping_add(self.stride);
         while level > top
             && self.leaf_at(level - 1)
-            && (ia | oa) & ((1 << shift) - 1) == 0
-            && left >> shift != 0
+            && (ia | oa) & bytes(shift).wrapping_sub(1) == 0
+            && left >= bytes(shift)
         {
             level -= 1;
-            shift += self.stride;
+            shift = shift.wrapping_add(self.stride);
         }
         level
     }
+}
+
+/// 2^`bits`, for bits below 64 as all of a [`Shape`] are: without the check
+/// that a shift by a variable brings along.
+#[inline]
+pub(crate) const fn bytes(bits: u8) -> u64 {
+    1u64.wrapping_shl(bits as u32)
 }
 
 /// Which start level a configuration takes.

@@ -14,7 +14,7 @@ use crate::mem::TableMem;
 use crate::plan::Pending;
 use crate::stage2::{Stage2, typed};
 use crate::sync::{self, Synced};
-use crate::tree::{Changes, Core, Over};
+use crate::tree::{Changes, Core, Over, Slot};
 use crate::unmap::{Partial, RemovedLeaf};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -63,29 +63,37 @@ pub(crate) struct ChangeJob {
     pub(crate) partial: Partial,
     /// Groups under a contiguous hint are broken before a member changes.
     pub(crate) break_groups: bool,
+    /// Leaves with all these bits are known to change.
+    pub(crate) sure: u64,
+    /// How many leaves were changed.
+    pub(crate) count: u64,
 }
 
 impl<M: TableMem> Core<M> {
     /// Gives every leaf in the range the value that `change` says, by
-    /// compare-and-swap. `changed` is told of each that changed, and says
-    /// whether TLBs have to forget the old one.
-    pub(crate) fn change_leaves<T: Maintenance>(
+    /// compare-and-swap, and notes it for invalidation. `changed` is told of
+    /// each that changed.
+    ///
+    /// `REMOVES`: all become invalid, so the tables' counts change. `SURE`:
+    /// leaves with the job's `sure` bits are not compared before the swap.
+    #[inline]
+    pub(crate) fn change_leaves<const REMOVES: bool, const SURE: bool, T: Maintenance>(
         &self,
         maint: &mut T,
         pending: &mut Pending,
-        job: &ChangeJob,
+        job: &mut ChangeJob,
         budget: &mut Budget,
         change: impl Fn(u64) -> u64,
-        mut changed: impl FnMut(&mut T, u64, i8, u64, u64) -> bool,
+        mut changed: impl FnMut(&mut T, u64, i8, u64, u64),
     ) -> Result<u64, Stopped<u64>> {
         let mut ia = job.start;
         while ia < job.end {
-            let mut slot = self.walk_to(ia, 3);
+            let slot = self.walk_to(ia, 3);
             let level = slot.level;
             let mut at = slot.base(ia);
             let step = 1u64 << slot.shift;
             let inside = at >= job.start && at + step <= job.end;
-            let mut count = if inside {
+            let count = if inside {
                 ((job.end - at) >> slot.shift)
                     .min(self.entries_left(&slot) as u64)
                     .min(budget.left().max(1)) as usize
@@ -112,65 +120,69 @@ impl<M: TableMem> Core<M> {
                     }
                 }
             }
-            let leaf = format::leaf_type(level);
+            // An entry that is no such leaf is handled out of line.
+            let group = if job.break_groups { CONTIGUOUS } else { 0 };
+            let plain = format::TYPE | group | job.sure;
+            let leaf = format::leaf_type(level) | job.sure;
+            let base = at;
+            let shift = u32::from(slot.shift);
+            let first = slot.index;
+            let table = slot.table;
+            let address =
+                |index: usize| base.wrapping_add((index.wrapping_sub(first) as u64) << shift);
             let mut more = 0;
-            let mut run = at;
-            let mut run_end = at;
-            let mut busy = false;
+            let mut why = None;
             budget.spend(count as u64);
-            let mut index = slot.index;
-            while count > 0 {
-                let raw = self.mem.load(slot.table, index);
-                if raw & format::TYPE != leaf || (job.break_groups && raw & CONTIGUOUS != 0) {
-                    if format::is_table(raw, level) {
-                        break;
-                    }
-                    if format::is_frozen(raw) {
-                        busy = true;
-                        break;
-                    }
-                    if format::is_leaf(raw, level) && change(raw) != raw {
-                        slot.index = index;
-                        slot.raw = raw;
-                        if self.break_group(maint, &mut slot, at).is_err() {
-                            busy = true;
-                            break;
-                        }
-                        continue;
-                    }
-                } else {
+            // Leaves changed in a row, from this one on, are noted together.
+            let mut run = first;
+            let mut index = first;
+            let last = first + count;
+            while index < last {
+                let raw = self.mem.load(table, index);
+                if (raw ^ leaf) & plain == 0 {
                     let new = change(raw);
-                    if new != raw {
-                        if self.mem.cas(slot.table, index, raw, new).is_err() {
+                    if SURE || new != raw {
+                        if self.mem.cas(table, index, raw, new).is_err() {
                             // Hardware, or another CPU: look again.
                             continue;
                         }
-                        if new & format::VALID == 0 {
+                        if REMOVES {
                             more += self.counting.of(new) - self.counting.of(raw);
                         }
-                        if changed(maint, at, level, raw, new) {
-                            if at != run_end {
-                                pending.leaves(&self.shape, run, run_end, level);
-                                run = at;
-                            }
-                            run_end = at + step;
-                        }
+                        changed(maint, address(index), level, raw, new);
+                        index += 1;
+                        continue;
                     }
+                } else if format::is_table(raw, level) {
+                    break;
+                } else if format::is_frozen(raw) {
+                    why = Some(Error::Busy);
+                    break;
+                } else if format::is_leaf(raw, level) && change(raw) != raw {
+                    let mut member = Slot { index, raw, ..slot };
+                    let broken = self.break_group(maint, &mut member, address(index));
+                    if broken.is_ok() {
+                        continue;
+                    }
+                    why = broken.err();
+                    break;
                 }
-                at += step;
+                // Unchanged: the run ends before it.
+                pending.leaves(&self.shape, address(run), address(index), level);
+                job.count += (index - run) as u64;
                 index += 1;
-                count -= 1;
+                run = index;
             }
-            pending.leaves(&self.shape, run, run_end, level);
+            job.count += (index - run) as u64;
+            pending.leaves(&self.shape, address(run), address(index), level);
+            at = address(index);
             if more != 0 {
                 self.mem.add_count(Pa::new(slot.pa), more);
             }
             ia = at.max(ia);
-            if busy {
-                return Err(Stopped {
-                    why: Error::Busy,
-                    next: ia.min(job.end),
-                });
+            if let Some(why) = why {
+                let next = ia.min(job.end);
+                return Err(Stopped { why, next });
             }
             if budget.is_spent() {
                 break;
@@ -236,17 +248,19 @@ impl<M: TableMem> Stage2<M> {
             .shape
             .check_ia(ipa.get(), size)
             .map_err(|why| Stopped { why, next: ipa })?;
-        let job = ChangeJob {
+        let mut job = ChangeJob {
             start: ipa.get(),
             end,
             partial,
             break_groups: true,
+            sure: 0,
+            count: 0,
         };
         let serial = gather.serial;
-        let result = core.change_leaves(
+        let result = core.change_leaves::<true, true, T>(
             maint,
             &mut gather.pending,
-            &job,
+            &mut job,
             budget,
             |_| 0,
             |_, at, level, old, _| {
@@ -254,7 +268,6 @@ impl<M: TableMem> Stage2<M> {
                     leaf: RemovedLeaf::new(&core.shape, at, level, old),
                     serial,
                 });
-                true
             },
         );
         typed(result)

@@ -7,10 +7,11 @@
 use crate::addr::Pa;
 use crate::error::{Budget, Error, Stopped};
 use crate::format::{self, AF, CONTIGUOUS};
-use crate::geometry::Shape;
+use crate::geometry::{Shape, bytes};
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
 use crate::plan::Pending;
+use crate::stage2::Caches;
 use crate::sync::{self, Synced};
 use crate::tree::{Changes, Core, Over, Slot};
 use crate::unmap::{LeafSink, RemovedLeaf};
@@ -28,10 +29,8 @@ pub(crate) struct MapJob {
     /// Use `top` only, whatever else fits.
     pub(crate) exact: bool,
     pub(crate) over: Over,
-    /// Clean data caches of what is mapped, first.
-    pub(crate) clean: bool,
-    /// Synchronise instruction caches of what is mapped, first.
-    pub(crate) instructions: bool,
+    /// Caches of what is mapped, before.
+    pub(crate) caches: Caches,
     /// No other walker is in the tree.
     pub(crate) exclusive: bool,
 }
@@ -67,6 +66,73 @@ impl<M: TableMem> Core<M> {
         }
     }
 
+    /// A fault's mapping: one leaf of the one level asked for, over nothing.
+    /// Returns false for what is not so simple or not right, with nothing
+    /// lost: the general way then does it, or says what is wrong.
+    ///
+    /// This is what a guest's first touch of a page costs, so it is short.
+    #[inline(never)]
+    pub(crate) fn map_one<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        ia: u64,
+        oa: u64,
+        attrs: u64,
+        level: i8,
+        caches: Caches,
+    ) -> bool {
+        let shape = &self.shape;
+        let size = bytes(shape.shift(level));
+        // Aligned and inside the space is all that there is to check: no
+        // such leaf can reach beyond the end.
+        if (ia | oa) & (size - 1) != 0
+            || ia >= shape.ia_end()
+            || oa >= bytes(shape.oa_bits())
+            || !shape.leaf_at(level)
+            || level < shape.start_raw()
+        {
+            return false;
+        }
+        let mut slot = self.walk_to(ia, level);
+        while slot.level < level {
+            if slot.raw != 0 || !self.make_empty_table(&mut slot) {
+                // Tables that were made are linked: visible, if not to all.
+                sync::publish(maint, &self.tlb);
+                return false;
+            }
+            slot = self.child(&slot, ia);
+        }
+        if self.caches_matter && caches == Caches::Maintain {
+            self.maintain(maint, attrs, Pa::new(oa), size);
+        }
+        let raw = attrs | format::leaf_type(level) | shape.encode_oa(oa);
+        if self.mem.cas(slot.table, slot.index, 0, raw).is_err() {
+            sync::publish(maint, &self.tlb);
+            return false;
+        }
+        let more = self.counting.of(raw);
+        if more != 0 {
+            self.mem.add_count(Pa::new(slot.pa), more);
+        }
+        sync::publish(maint, &self.tlb);
+        true
+    }
+
+    /// Cache maintenance of what is about to be mapped, as this CPU needs.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn maintain<T: Maintenance>(&self, maint: &mut T, attrs: u64, pa: Pa, size: u64) {
+        if !self.fwb && format::is_cacheable(attrs, false) {
+            maint.cache(CacheOp::CleanInvalidateData { pa, size });
+        }
+        if !self.dic
+            && format::is_executable(attrs, self.xnx)
+            && format::is_cacheable(attrs, self.fwb)
+        {
+            maint.cache(CacheOp::SyncInstructions { pa, size });
+        }
+    }
+
     /// Maps neighbouring entries of one table, from `ia` on.
     #[inline]
     fn map_run<T: Maintenance, S: LeafSink>(
@@ -94,14 +160,8 @@ impl<M: TableMem> Core<M> {
             .min(self.shape.linear_left(oa) >> slot.shift)
             .min(budget.left().max(1)) as usize;
         budget.spend(count as u64);
-        if job.clean | job.instructions {
-            let (pa, size) = (Pa::new(oa), (count as u64) << slot.shift);
-            if job.clean {
-                maint.cache(CacheOp::CleanInvalidateData { pa, size });
-            }
-            if job.instructions {
-                maint.cache(CacheOp::SyncInstructions { pa, size });
-            }
+        if self.caches_matter && job.caches == Caches::Maintain {
+            self.maintain(maint, job.attrs, Pa::new(oa), (count as u64) << slot.shift);
         }
         let mut raw = job.attrs | format::leaf_type(level) | self.shape.encode_oa(oa);
         let step = 1u64 << slot.shift;
@@ -133,8 +193,7 @@ impl<M: TableMem> Core<M> {
         }
         if fresh != 0 {
             changes.stored = true;
-            let each = self.counting.of(raw);
-            if each != 0 {
+            if self.counting.of(job.attrs | format::VALID) != 0 {
                 self.mem.add_count(Pa::new(slot.pa), fresh as i32);
             }
         }
@@ -207,7 +266,7 @@ impl<M: TableMem> Core<M> {
             if leaf && !self.needs_break(old, raw) {
                 if self.mem.cas(slot.table, slot.index, old, raw).is_ok() {
                     changes
-                        .pending
+                        .pending()
                         .leaves(&self.shape, ia, ia + (1 << slot.shift), slot.level);
                     return Ok(1);
                 }

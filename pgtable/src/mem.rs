@@ -53,35 +53,35 @@ pub trait TableMem {
 
 impl<M: TableMem> TableMem for &M {
     type Table = M::Table;
-    #[inline]
+    #[inline(always)]
     fn locate(&self, pa: Pa) -> M::Table {
         (**self).locate(pa)
     }
-    #[inline]
+    #[inline(always)]
     fn load(&self, table: M::Table, index: usize) -> u64 {
         (**self).load(table, index)
     }
-    #[inline]
+    #[inline(always)]
     fn store(&self, table: M::Table, index: usize, value: u64) {
         (**self).store(table, index, value);
     }
-    #[inline]
+    #[inline(always)]
     fn cas(&self, table: M::Table, index: usize, old: u64, new: u64) -> Result<(), u64> {
         (**self).cas(table, index, old, new)
     }
-    #[inline]
+    #[inline(always)]
     fn alloc(&self, level: Level) -> Option<Pa> {
         (**self).alloc(level)
     }
-    #[inline]
+    #[inline(always)]
     fn free(&self, table: Pa, level: Level, proof: &Synced) {
         (**self).free(table, level, proof);
     }
-    #[inline]
+    #[inline(always)]
     fn count(&self, table: Pa) -> u32 {
         (**self).count(table)
     }
-    #[inline]
+    #[inline(always)]
     fn add_count(&self, table: Pa, by: i32) {
         (**self).add_count(table, by);
     }

@@ -170,9 +170,11 @@ pub(crate) fn decide(pending: &Pending, tlb: &Tlb) -> Plan {
     let mut ops = 0u64;
     for run in pending.runs() {
         ops = ops.saturating_add(if tlb.range {
-            // At most: alignment, remainder, and the series itself.
+            // At most: alignment, remainder, and 2^21 pages an operation, or
+            // 2^16 where lengths have to stay below 4 GiB.
             let pages = (run.end - run.start) >> tlb.granule.page_bits();
-            24 + (pages >> 16)
+            let short = tlb.errata.has(Errata::QEMU_RANGE_LENGTH);
+            24 + (pages >> if short { 16 } else { 21 })
         } else {
             (run.end - run.start) >> run.step
         });

@@ -30,6 +30,24 @@ pub struct Permissions {
     pub execute: Execute,
 }
 
+/// How leaves are changed.
+#[derive(Clone, Copy)]
+struct How {
+    partial: Partial,
+    break_groups: bool,
+    sure: u64,
+}
+
+impl How {
+    const fn new(partial: Partial) -> Self {
+        Self {
+            partial,
+            break_groups: true,
+            sure: 0,
+        }
+    }
+}
+
 impl<M: TableMem> Stage2<M> {
     /// Gives all leaves of a range these permissions. Memory type, address
     /// and everything else stay. Dirty tracking (DBM) ends where the range
@@ -61,9 +79,19 @@ impl<M: TableMem> Stage2<M> {
             & (S2AP_READ | S2AP_WRITE | XN);
         let keeps_dbm = bits & S2AP_WRITE != 0;
         let clear = S2AP_READ | S2AP_WRITE | XN | if keeps_dbm { 0 } else { DBM };
-        self.change(maint, ipa, size, partial, flush, budget, move |raw| {
-            raw & !clear | bits
-        })
+        let core = &self.core;
+        let instructions = !core.dic;
+        let changed = |maint: &mut T, _: u64, level, old, new| {
+            if instructions && gains_execute(old, new, core.xnx) {
+                let pa = Pa::new(format::leaf_oa(&core.shape, new, level));
+                let size = 1 << core.shape.shift(level);
+                maint.cache(CacheOp::SyncInstructions { pa, size });
+            }
+        };
+        let how = How::new(partial);
+        let change = |raw| raw & !clear | bits;
+        self.change::<false, T>(maint, ipa, size, how, flush, budget, change, changed)
+            .map(|(next, _)| next)
     }
 
     /// Takes the right to write from all leaves of a range; blocks that it
@@ -80,56 +108,51 @@ impl<M: TableMem> Stage2<M> {
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
         let clear = mutant!(WriteProtectKeepsDbm, S2AP_WRITE | DBM, S2AP_WRITE);
-        let partial = Partial::DropWhole;
-        self.change(maint, ipa, size, partial, flush, budget, move |raw| {
-            raw & !clear
-        })
+        let how = How::new(Partial::DropWhole);
+        let change = |raw| raw & !clear;
+        let nothing = |_: &mut T, _, _, _, _| ();
+        self.change::<false, T>(maint, ipa, size, how, flush, budget, change, nothing)
+            .map(|(next, _)| next)
     }
 
+    /// Changes leaves of a range and flushes as told.
     #[allow(clippy::too_many_arguments)]
-    fn change<T: Maintenance>(
+    #[inline]
+    fn change<const SURE: bool, T: Maintenance>(
         &self,
         maint: &mut T,
         ipa: Ipa,
         size: u64,
-        partial: Partial,
+        how: How,
         flush: Flush<'_>,
         budget: &mut Budget,
         change: impl Fn(u64) -> u64,
-    ) -> Result<Ipa, Stopped<Ipa>> {
+        changed: impl FnMut(&mut T, u64, i8, u64, u64),
+    ) -> Result<(Ipa, u64), Stopped<Ipa>> {
         let core = &self.core;
         let end = core
             .shape
             .check_ia(ipa.get(), size)
             .map_err(|why| Stopped { why, next: ipa })?;
-        let job = ChangeJob {
+        let mut job = ChangeJob {
             start: ipa.get(),
             end,
-            partial,
-            break_groups: true,
-        };
-        let features = self.geometry.features();
-        let instructions = !features.dic;
-        let changed = |maint: &mut T, _at, level, old: u64, new: u64| {
-            if instructions && gains_execute(old, new, core.xnx) {
-                let pa = Pa::new(format::leaf_oa(&core.shape, new, level));
-                maint.cache(CacheOp::SyncInstructions {
-                    pa,
-                    size: 1 << core.shape.shift(level),
-                });
-            }
-            true
+            partial: how.partial,
+            break_groups: how.break_groups,
+            sure: how.sure,
+            count: 0,
         };
         let mut now = Pending::new();
         let (pending, at_once) = match flush {
             Flush::Now => (&mut now, true),
             Flush::Later(gather) => (&mut gather.pending, false),
         };
-        let result = core.change_leaves(maint, pending, &job, budget, change, changed);
+        let result =
+            core.change_leaves::<false, SURE, T>(maint, pending, &mut job, budget, change, changed);
         if at_once {
             let _done: Synced = sync::sync(maint, &core.tlb, &now);
         }
-        typed(result)
+        typed(result).map(|next| (next, job.count))
     }
 
     /// Adds permissions to the leaf of one IPA after a permission fault, and
@@ -213,8 +236,13 @@ impl<M: TableMem> Stage2<M> {
             young.set(young.get() + u64::from(raw & AF != 0));
             raw
         };
-        let whole = Partial::DropWhole;
-        let next = self.change(maint, ipa, size, whole, Flush::Now, budget, count)?;
+        let how = How {
+            break_groups: false,
+            ..How::new(Partial::DropWhole)
+        };
+        let nothing = |_: &mut T, _, _, _, _| ();
+        let (next, _) =
+            self.change::<false, T>(maint, ipa, size, how, Flush::Now, budget, count, nothing)?;
         Ok((next, young.get()))
     }
 
@@ -233,38 +261,14 @@ impl<M: TableMem> Stage2<M> {
         flush: Flush<'_>,
         budget: &mut Budget,
     ) -> Result<(Ipa, u64), Stopped<Ipa>> {
-        let core = &self.core;
-        let end = core
-            .shape
-            .check_ia(ipa.get(), size)
-            .map_err(|why| Stopped { why, next: ipa })?;
-        let job = ChangeJob {
-            start: ipa.get(),
-            end,
-            partial: Partial::DropWhole,
+        let how = How {
             break_groups: false,
+            sure: AF,
+            ..How::new(Partial::DropWhole)
         };
-        let mut now = Pending::new();
-        let (pending, at_once) = match flush {
-            Flush::Now => (&mut now, true),
-            Flush::Later(gather) => (&mut gather.pending, false),
-        };
-        let mut young = 0u64;
-        let result = core.change_leaves(
-            maint,
-            pending,
-            &job,
-            budget,
-            |raw| raw & !AF,
-            |_, _, _, _, _| {
-                young += 1;
-                true
-            },
-        );
-        if at_once {
-            let _done: Synced = sync::sync(maint, &core.tlb, &now);
-        }
-        typed(result).map(|next| (next, young))
+        let old = |raw| raw & !AF;
+        let nothing = |_: &mut T, _, _, _, _| ();
+        self.change::<true, T>(maint, ipa, size, how, flush, budget, old, nothing)
     }
 
     /// Sets the access flag of the leaf of one IPA after an access flag
@@ -313,46 +317,28 @@ impl<M: TableMem> Stage2<M> {
         budget: &mut Budget,
         mut dirty: impl FnMut(Ipa, u64),
     ) -> Result<Ipa, Stopped<Ipa>> {
-        let core = &self.core;
-        let stop = |why| Stopped { why, next: ipa };
         if !self.geometry.features().hw_dirty {
-            return Err(stop(Error::Attributes));
+            return Err(Stopped {
+                why: Error::Attributes,
+                next: ipa,
+            });
         }
-        let end = core.shape.check_ia(ipa.get(), size).map_err(stop)?;
-        let job = ChangeJob {
-            start: ipa.get(),
-            end,
-            partial: Partial::DropWhole,
-            break_groups: true,
+        let shape = &self.core.shape;
+        let how = How::new(Partial::DropWhole);
+        let clean = |raw| {
+            if raw & S2AP_WRITE != 0 {
+                raw & !S2AP_WRITE | DBM
+            } else {
+                raw
+            }
         };
-        let mut now = Pending::new();
-        let (pending, at_once) = match flush {
-            Flush::Now => (&mut now, true),
-            Flush::Later(gather) => (&mut gather.pending, false),
+        let note = |_: &mut T, at, level, old, _| {
+            if old & DBM != 0 {
+                dirty(Ipa::new(at), 1 << shape.shift(level));
+            }
         };
-        let result = core.change_leaves(
-            maint,
-            pending,
-            &job,
-            budget,
-            |raw| {
-                if raw & S2AP_WRITE != 0 {
-                    raw & !S2AP_WRITE | DBM
-                } else {
-                    raw
-                }
-            },
-            |_, at, level, old, _| {
-                if old & DBM != 0 {
-                    dirty(Ipa::new(at), 1 << core.shape.shift(level));
-                }
-                true
-            },
-        );
-        if at_once {
-            let _done: Synced = sync::sync(maint, &core.tlb, &now);
-        }
-        typed(result)
+        self.change::<false, T>(maint, ipa, size, how, flush, budget, clean, note)
+            .map(|(next, _)| next)
     }
 }
 

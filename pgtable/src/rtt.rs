@@ -22,7 +22,7 @@ use crate::attrs::Attrs;
 use crate::error::Error;
 use crate::format;
 use crate::geometry::{ConfigError, Geometry, Shape};
-use crate::maintenance::{CacheOp, Maintenance};
+use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
 use crate::stage2::Stage2;
@@ -497,27 +497,13 @@ impl<M: TableMem> Rtt<M> {
         let ripas = if fill == Fill::Known { Ripas::Ram } else { was };
         let slot = core.walk_to(ipa.get(), 3);
         if ripas == Ripas::Ram {
-            self.maintain(maint, data, page, self.data);
+            core.maintain(maint, self.data, data, page);
         }
         let new = self.assigned(data.get(), ripas, 3);
         core.mem.store(slot.table, slot.index, new);
         core.mem.add_count(Pa::new(slot.pa), 1);
         sync::publish(maint, &core.tlb);
         Ok(())
-    }
-
-    /// Caches, before memory becomes reachable.
-    fn maintain<T: Maintenance>(&self, maint: &mut T, pa: Pa, size: u64, attrs: u64) {
-        let core = &self.tree.core;
-        if !core.fwb && format::is_cacheable(attrs, false) {
-            maint.cache(CacheOp::CleanInvalidateData { pa, size });
-        }
-        if !core.dic
-            && format::is_executable(attrs, core.xnx)
-            && format::is_cacheable(attrs, core.fwb)
-        {
-            maint.cache(CacheOp::SyncInstructions { pa, size });
-        }
     }
 
     fn assigned(&self, pa: u64, ripas: Ripas, level: i8) -> u64 {
@@ -609,7 +595,7 @@ impl<M: TableMem> Rtt<M> {
         let free = (0..count.min(core.entries_left(&slot)))
             .take_while(|entry| core.mem.load(slot.table, slot.index + entry) == UNPROTECTED)
             .count();
-        self.maintain(maint, pa, free as u64 * span, attrs);
+        core.maintain(maint, attrs, pa, free as u64 * span);
         for entry in 0..free {
             let oa = core.shape.encode_oa(pa.get() + entry as u64 * span);
             let raw = oa | attrs | UNPROTECTED | format::leaf_type(slot.level);

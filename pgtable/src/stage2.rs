@@ -3,7 +3,7 @@
 use crate::addr::{InputAddress, Ipa, Level, Pa, Vmid};
 use crate::attrs::Attrs;
 use crate::error::{Budget, Error, Stopped};
-use crate::format::{self, Annotation, Entry};
+use crate::format::{Annotation, Entry};
 use crate::geometry::{ConfigError, Geometry};
 use crate::maintenance::Maintenance;
 use crate::map::MapJob;
@@ -205,12 +205,30 @@ impl<M: TableMem> Stage2<M> {
     /// # Errors
     /// `Range`, `Align`, `Attributes` and `BlockLevel` before anything is
     /// changed; `Exists`, `Busy`, `NoMem`, `NeedsExclusive` where it stopped.
+    #[inline(always)]
     pub fn map<T: Maintenance>(
         &self,
         maint: &mut T,
         map: &Map,
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
+        // One leaf is what a fault maps. The attributes are encoded here, in
+        // the caller, where they mostly are a constant.
+        if let Leaves::Exactly(level) = map.leaves
+            && map.size == self.core.shape.span(level)
+            && let Ok(attrs) = self.geometry.encode_attrs(map.attrs)
+            && self.core.map_one(
+                maint,
+                map.ipa.get(),
+                map.pa.get(),
+                attrs,
+                level.get(),
+                map.caches,
+            )
+        {
+            budget.spend(1);
+            return Ok(Ipa::new(map.ipa.get().wrapping_add(map.size)));
+        }
         self.map_with(maint, map, &mut Ignore, false, budget)
     }
 
@@ -244,6 +262,7 @@ impl<M: TableMem> Stage2<M> {
     }
 
     /// All checks of a mapping, before anything is changed.
+    #[inline]
     pub(crate) fn map_job(&self, map: &Map, exclusive: bool) -> Result<MapJob, Error> {
         let shape = &self.core.shape;
         let end = shape.check_ia(map.ipa.get(), map.size)?;
@@ -263,8 +282,6 @@ impl<M: TableMem> Stage2<M> {
                 return Err(Error::Align);
             }
         }
-        let features = self.geometry.features();
-        let maintain = map.caches == Caches::Maintain;
         Ok(MapJob {
             start: map.ipa.get(),
             end,
@@ -273,11 +290,7 @@ impl<M: TableMem> Stage2<M> {
             top: top.max(shape.start().get()),
             exact,
             over: map.over,
-            clean: maintain && !features.fwb && format::is_cacheable(attrs, false),
-            instructions: maintain
-                && !features.dic
-                && format::is_executable(attrs, features.xnx)
-                && format::is_cacheable(attrs, features.fwb),
+            caches: map.caches,
             exclusive,
         })
     }

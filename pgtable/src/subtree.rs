@@ -66,6 +66,7 @@ impl<M: TableMem> Stage2<M> {
             root: root.get(),
             tlb: self.core.tlb,
             counting: self.core.counting,
+            caches_matter: self.core.caches_matter,
             fwb: self.core.fwb,
             dic: self.core.dic,
             xnx: self.core.xnx,

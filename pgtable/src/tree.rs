@@ -29,7 +29,7 @@ use crate::addr::Pa;
 use crate::errata::Errata;
 use crate::error::Error;
 use crate::format::{self, CONTIGUOUS, VALID};
-use crate::geometry::{Features, Shape};
+use crate::geometry::{Features, Shape, bytes};
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::{Pending, Regime, Tlb};
@@ -102,13 +102,13 @@ impl<T> Slot<T> {
     /// The first address that the entry for `ia` covers.
     #[inline]
     pub(crate) fn base(&self, ia: u64) -> u64 {
-        ia & !((1 << self.shift) - 1)
+        ia & !bytes(self.shift).wrapping_sub(1)
     }
 
     /// One past the last address that the entry for `ia` covers.
     #[inline]
     pub(crate) fn end(&self, ia: u64) -> u64 {
-        self.base(ia) + (1 << self.shift)
+        self.base(ia).wrapping_add(bytes(self.shift))
     }
 
     /// True when the entry for `ia` lies inside `[start, end)` whole.
@@ -147,15 +147,28 @@ pub(crate) struct Changes {
     /// New valid entries or tables: a barrier is due.
     pub(crate) stored: bool,
     /// Changed valid entries: an invalidation is due.
-    pub(crate) pending: Pending,
+    pending: Option<Pending>,
 }
 
 impl Changes {
     pub(crate) const fn new() -> Self {
         Self {
             stored: false,
-            pending: Pending::new(),
+            pending: None,
         }
+    }
+
+    /// Changes that are all noted in `pending`.
+    pub(crate) const fn of(stored: bool, pending: Pending) -> Self {
+        Self {
+            stored,
+            pending: Some(pending),
+        }
+    }
+
+    /// Where changed valid entries are noted.
+    pub(crate) fn pending(&mut self) -> &mut Pending {
+        self.pending.get_or_insert_with(Pending::new)
     }
 }
 
@@ -168,6 +181,8 @@ pub(crate) struct Core<M> {
     pub(crate) root: u64,
     pub(crate) tlb: Tlb,
     pub(crate) counting: Counting,
+    /// Without FEAT_S2FWB or `CTR_EL0.DIC` mapping takes cache maintenance.
+    pub(crate) caches_matter: bool,
     pub(crate) fwb: bool,
     pub(crate) dic: bool,
     pub(crate) xnx: bool,
@@ -189,6 +204,7 @@ impl<M: TableMem> Core<M> {
             root: root.get(),
             tlb: Tlb::new(regime, shape, features, errata),
             counting: Counting::NON_ZERO,
+            caches_matter: !(features.fwb && features.dic),
             fwb: features.fwb,
             dic: features.dic,
             xnx: features.xnx,
@@ -200,7 +216,7 @@ impl<M: TableMem> Core<M> {
     #[inline(always)]
     fn root_slot(&self, ia: u64) -> Slot<M::Table> {
         let table = self.mem.locate(Pa::new(self.root));
-        let index = (ia >> self.shape.root_shift()) as usize;
+        let index = ia.wrapping_shr(u32::from(self.shape.root_shift())) as usize;
         Slot {
             table,
             pa: self.root,
@@ -216,12 +232,12 @@ impl<M: TableMem> Core<M> {
     pub(crate) fn child(&self, slot: &Slot<M::Table>, ia: u64) -> Slot<M::Table> {
         let pa = self.shape.decode_oa(slot.raw);
         let table = self.mem.locate(Pa::new(pa));
-        let shift = slot.shift - self.shape.stride();
-        let index = (ia >> shift) as usize & self.shape.index_mask();
+        let shift = slot.shift.wrapping_sub(self.shape.stride());
+        let index = ia.wrapping_shr(u32::from(shift)) as usize & self.shape.index_mask();
         Slot {
             table,
             pa,
-            level: slot.level + 1,
+            level: slot.level.wrapping_add(1),
             shift,
             index,
             raw: self.mem.load(table, index),
@@ -233,7 +249,8 @@ impl<M: TableMem> Core<M> {
     #[inline(always)]
     pub(crate) fn walk_to(&self, ia: u64, stop: i8) -> Slot<M::Table> {
         let mut slot = self.root_slot(ia);
-        while slot.level < stop && format::is_table(slot.raw, slot.level) {
+        // `stop` is 3 at most, so what is above it may be a table.
+        while slot.level < stop && slot.raw & format::TYPE == format::TYPE_TABLE {
             slot = self.child(&slot, ia);
         }
         slot
@@ -267,6 +284,7 @@ impl<M: TableMem> Core<M> {
     /// An annotation on the way is copied into every entry of the table made
     /// under it, so that it goes on saying what it said. A block on the way
     /// is split if `split`, and is in the way otherwise.
+    #[inline(always)]
     pub(crate) fn reach<T: Maintenance>(
         &self,
         maint: &mut T,
@@ -275,7 +293,7 @@ impl<M: TableMem> Core<M> {
         level: i8,
         over: Over,
     ) -> Result<Slot<M::Table>, Error> {
-        let mut slot = self.root_slot(ia);
+        let mut slot = self.walk_to(ia, level);
         while slot.level < level {
             if !format::is_table(slot.raw, slot.level) {
                 self.make_table(maint, changes, &mut slot, ia, over)?;
@@ -283,6 +301,21 @@ impl<M: TableMem> Core<M> {
             slot = self.child(&slot, ia);
         }
         Ok(slot)
+    }
+
+    /// Makes the empty entry at `slot` point to an empty table. False when
+    /// there is no page, or another CPU was faster.
+    #[inline]
+    pub(crate) fn make_empty_table(&self, slot: &mut Slot<M::Table>) -> bool {
+        let child = Shape::level(slot.level.wrapping_add(1));
+        let Some(page) = self.mem.alloc(child) else {
+            return false;
+        };
+        let linked = self.link(slot, 0, page).is_ok();
+        if !linked {
+            self.mem.free(page, child, &Synced::never_linked());
+        }
+        linked
     }
 
     /// Makes `slot` point to a table, whoever makes it.
@@ -457,13 +490,14 @@ impl<M: TableMem> Core<M> {
     /// barrier when only invalid entries became valid.
     #[inline]
     pub(crate) fn finish<T: Maintenance>(&self, maint: &mut T, changes: &Changes) -> Synced {
-        if changes.pending.is_empty() {
-            if changes.stored {
-                sync::publish(maint, &self.tlb);
+        match &changes.pending {
+            Some(pending) if !pending.is_empty() => sync::sync(maint, &self.tlb, pending),
+            _ => {
+                if changes.stored {
+                    sync::publish(maint, &self.tlb);
+                }
+                Synced::never_linked()
             }
-            Synced::never_linked()
-        } else {
-            sync::sync(maint, &self.tlb, &changes.pending)
         }
     }
 

@@ -161,10 +161,7 @@ impl<M: TableMem> Core<M> {
                 break;
             }
         }
-        let changes = Changes {
-            stored: broken.stored,
-            pending: broken.pending,
-        };
+        let changes = Changes::of(broken.stored, broken.pending);
         let done = self.finish(maint, &changes);
         if broken.frozen {
             let end = broken.to.max(ia);
@@ -247,6 +244,11 @@ impl<M: TableMem> Core<M> {
                     more += change;
                     at = next;
                 }
+                Ok(Other::Removed(change)) => {
+                    more += change;
+                    first_removed.get_or_insert(at);
+                    at = next;
+                }
                 Ok(Other::Enter) => break,
                 Err(why) => {
                     result = Err(why);
@@ -263,7 +265,7 @@ impl<M: TableMem> Core<M> {
             self.cut_empty(
                 &mut path,
                 ia,
-                first_removed.map(|first| (first, run_end)),
+                first_removed.map(|first| (first, at)),
                 broken,
             );
         }
@@ -324,7 +326,7 @@ impl<M: TableMem> Core<M> {
                 };
                 broken.pending.table(at, at + step, smallest);
                 broken.frozen = true;
-                return Ok(Other::Done(of_blank - 1));
+                return Ok(Other::Removed(of_blank - 1));
             }
             let mut here = Slot { raw, ..slot };
             if format::is_annotation(raw) {
@@ -353,7 +355,7 @@ impl<M: TableMem> Core<M> {
                 broken.pending.leaves(&self.shape, at, at + step, level);
                 broken.from = broken.from.min(at);
                 broken.frozen |= visit;
-                return Ok(Other::Done(of_blank - self.counting.of(raw)));
+                return Ok(Other::Removed(of_blank - self.counting.of(raw)));
             } else if job.partial == Partial::Refuse {
                 return Err(Error::InsideBlock {
                     level: Shape::level(level),
@@ -397,7 +399,9 @@ impl<M: TableMem> Core<M> {
             match removed {
                 // What was removed is being invalidated by address; without
                 // a level hint that takes the tables above along.
-                Some((start, end)) => broken.pending.table(start, end, slot.shift),
+                Some((start, end)) => {
+                    broken.pending.table(start, end, self.shape.page_bits());
+                }
                 None => {
                     let base = parent.base(ia);
                     broken
@@ -565,6 +569,8 @@ impl<M: TableMem> Core<M> {
 enum Other {
     /// The entry is dealt with; the table's count changes by this.
     Done(i32),
+    /// As `Done`, and something valid stood there.
+    Removed(i32),
     /// A table stands there that has to be entered.
     Enter,
 }

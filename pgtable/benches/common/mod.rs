@@ -69,7 +69,7 @@ impl TableMem for Plain {
         Words(
             self.words
                 .as_ptr()
-                .wrapping_add(((pa.get() - BASE) / 8) as usize),
+                .wrapping_byte_add(pa.get().wrapping_sub(BASE) as usize),
         )
     }
     #[inline(always)]
@@ -105,7 +105,8 @@ impl TableMem for Plain {
     }
     #[inline(always)]
     fn add_count(&self, table: Pa, by: i32) {
-        let count = &self.counts[((table.get() - BASE) >> self.page_bits) as usize];
+        let index = table.get().wrapping_sub(BASE).wrapping_shr(self.page_bits);
+        let count = &self.counts[index as usize];
         count.fetch_add(by as u32, Ordering::Relaxed);
     }
 }
@@ -152,11 +153,11 @@ pub struct Cpu {
 impl Maintenance for Cpu {
     #[inline(always)]
     fn barrier(&mut self, _: Barrier) {
-        self.barriers += 1;
+        self.barriers = self.barriers.wrapping_add(1);
     }
     #[inline(always)]
     fn tlbi(&mut self, _: Tlbi) {
-        self.tlbis += 1;
+        self.tlbis = self.tlbis.wrapping_add(1);
     }
     fn cache(&mut self, _: CacheOp) {}
     #[inline(always)]
@@ -322,9 +323,9 @@ impl<M: TableMem> Prepared<M> {
                 done
             }
             "sparse-fault" => {
-                let calls = 512;
+                let (calls, block) = (512, format.block());
                 for call in 0..calls {
-                    self.page(START + call * format.block());
+                    self.page(START + call * block);
                 }
                 calls
             }
