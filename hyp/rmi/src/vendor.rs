@@ -30,6 +30,11 @@ pub const REC_HISTORY: u64 = 0xC600_0006;
 /// `KICK(rec)`: makes the vCPU exit to the host (reason IRQ) if it runs.
 pub const KICK: u64 = 0xC600_0007;
 
+/// Where EL2's vGIC puts the distributor in a guest's IPA space: QEMU virt's map.
+pub const GICD_IPA: u64 = 0x0800_0000;
+/// Where it puts the redistributors, 128 KiB for each vCPU.
+pub const GICR_IPA: u64 = 0x080A_0000;
+
 /// The SGI by which EL2 wakes a PE: it tells a host that runs there that a
 /// vCPU it left waiting may have work. The host leaves this SGI enabled.
 pub const KICK_SGI: u32 = 8;

@@ -28,8 +28,7 @@
 //! these: if the source is still high, the physical interrupt fires again.
 
 use crate::bank::{Bank, Groups, NOT_ACKNOWLEDGED};
-use crate::distributor::NOBODY;
-use crate::intid::{FIRST_SPI, SPI_WORDS, bits};
+use crate::intid::{FIRST_SPI, bits};
 use crate::list_registers::{ListRegisters, MAX_LIST_REGISTERS, hcr, lr};
 use crate::signal::spi_index;
 use crate::{VcpuSet, Vgic, vmcr};
@@ -107,7 +106,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             return;
         };
         redist.dirty = 0;
-        redist.vmcr = vmcr as u32;
+        let less = redist.learn(vmcr);
         redist.entries = redist.entries.wrapping_add(1);
         redist.filled_pending = 0;
         redist.linked = redist.hw & (redist.bank.line | redist.linked & redist.bank.active);
@@ -119,7 +118,6 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let mut waiting = [0_usize; 2];
         // Groups that, if the guest enables them, give it more to take.
         let mut on_enable = 0;
-        let mut declined = [0_u32; SPI_WORDS];
 
         let bank = &redist.bank;
         let mut offer = |bank: &Bank, bit: usize, intid: usize| {
@@ -143,9 +141,6 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
                 let group1 = bank.is_group1(bit);
                 if self.dist.routed_to_any(spi) && !vmcr::enables(vmcr, group1) {
                     on_enable |= enabled_notice(group1);
-                    if usize::from(self.dist.owner[spi]) == vcpu {
-                        declined[word] |= 1 << bit;
-                    }
                     continue;
                 }
                 offer(bank, bit, spi + FIRST_SPI as usize);
@@ -190,10 +185,8 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         if let Some(redist) = self.vcpus.redistributor(vcpu) {
             redist.notices = (lrs.hcr & hcr::MAINTENANCE) as u32;
         }
-        for (word, &mask) in declined.iter().enumerate() {
-            for bit in bits(mask) {
-                self.announce_to_all(word * 32 + bit, Some(vcpu));
-            }
+        if less {
+            self.find_others();
         }
     }
 
@@ -238,18 +231,26 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
     /// Folds the list registers back: `lrs` is what the last
     /// [`fill`](Self::fill) gave, with `lr[..used]` and `hcr` as read after the
     /// exit, `vmcr` is `ICH_VMCR_EL2`.
+    ///
+    /// Besides where [`Redistributor::needs_sync`](crate::Redistributor::needs_sync)
+    /// asks for it, call it whenever the vCPU leaves the PE: it also learns which
+    /// groups the guest has enabled.
     pub fn sync(&mut self, vcpu: usize, vmcr: u64, lrs: &ListRegisters) -> Synced {
         let Some(redist) = self.vcpus.redistributor(vcpu) else {
             return Synced::default();
         };
-        redist.vmcr = vmcr as u32;
+        let less = redist.learn(vmcr);
         let (held, used) = redist.held();
         // Those that are kept quiet without a list register.
         let mut resample = redist.linked;
         if used == 0 && redist.notices == 0 {
+            let physical_active = redist.physical_active();
+            if less {
+                self.find_others();
+            }
             return Synced {
                 resample,
-                physical_active: redist.physical_active(),
+                physical_active,
             };
         }
         // With EOImode 1 the count is none of deactivations: those were trapped.
@@ -269,9 +270,13 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         redist.notices = 0;
         redist.dirty = 1;
         redist.synced = self.dist.epoch;
+        let physical_active = redist.physical_active();
+        if less {
+            self.find_others();
+        }
         Synced {
             resample,
-            physical_active: redist.physical_active(),
+            physical_active,
         }
     }
 
@@ -303,7 +308,6 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         take_back(bank, spi % 32, value, taken, split);
         if bank.active & mask == 0 {
             let waits = bank.deliverable(groups) & mask != 0;
-            self.dist.owner[spi] = NOBODY;
             if waits && !self.dist.routes_to(spi, affinity, awake) {
                 self.announce(spi);
             }
@@ -344,7 +348,6 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let mask = 1 << (spi % 32);
         let bank = &mut self.dist.banks[spi / 32];
         bank.active &= !mask;
-        self.dist.owner[spi] = NOBODY;
         if bank.deliverable(groups) & mask != 0 {
             self.announce(spi);
         }

@@ -3,9 +3,6 @@
 use crate::bank::{Bank, Groups};
 use crate::intid::{Affinity, SPI_WORDS, SPIS};
 
-/// No vCPU: nobody holds the SPI.
-pub(crate) const NOBODY: u16 = u16::MAX;
-
 /// `GICD_CTLR.EnableGrp0` and `EnableGrp1`, the bits a guest may change.
 pub(crate) const CTLR_ENABLES: u32 = 0b11;
 
@@ -23,8 +20,7 @@ pub struct Distributor {
     /// `GICD_IROUTER<n>.Interrupt_Routing_Mode`.
     pub(crate) any: [u32; SPI_WORDS],
     /// Held or active: the vCPU whose list register has it, or which must give
-    /// it one. Otherwise, for an SPI that any PE may take: the vCPU that was
-    /// last told of it.
+    /// it one. Otherwise of no meaning.
     pub(crate) owner: [u16; SPIS],
     /// The enable bits of `GICD_CTLR`.
     pub(crate) ctlr: u32,
@@ -43,7 +39,7 @@ impl Distributor {
             banks: [const { Bank::new(0, 0) }; SPI_WORDS],
             route: [0; SPIS],
             any: [0; SPI_WORDS],
-            owner: [NOBODY; SPIS],
+            owner: [0; SPIS],
             ctlr: 0,
             epoch: 0,
         }

@@ -21,7 +21,7 @@
 //! loop:  if needs_fill { if needs_sync { sync* }; fill; write ICH_* }
 //!        enter … exit
 //!        before a register access or WFI: if needs_sync { sync* }
-//! before it leaves the PE: if needs_sync { sync* }
+//! before it leaves the PE: sync*
 //! sync* = read ICH_*; sync; set_ppi for each PPI that it says to sample
 //! ```
 //! An exit that does not concern the vGIC and finds `needs_fill` false may enter

@@ -3,7 +3,7 @@
 
 use crate::bank::Bank;
 use crate::intid::{Affinity, Error, FIRST_PPI};
-use crate::list_registers::MAX_LIST_REGISTERS;
+use crate::list_registers::{MAX_LIST_REGISTERS, vmcr};
 
 /// SGIs are edge-triggered, and enabled from the start: whether they are is
 /// IMPLEMENTATION DEFINED, and a guest that forgets to enable them works on KVM.
@@ -129,6 +129,13 @@ impl Redistributor {
     /// The vCPU takes part in the delivery of SPIs that any PE may take.
     pub(crate) fn is_awake(&self) -> bool {
         self.waker & PROCESSOR_SLEEP == 0
+    }
+
+    /// Takes note of `ICH_VMCR_EL2`. Answers if the guest has fewer groups
+    /// enabled than was known.
+    pub(crate) fn learn(&mut self, vmcr: u64) -> bool {
+        let before = core::mem::replace(&mut self.vmcr, vmcr as u32);
+        u64::from(before & !self.vmcr) & (vmcr::VENG0 | vmcr::VENG1) != 0
     }
 
     /// The physical INTID of a linked PPI, by bit.

@@ -1,9 +1,9 @@
 //! Inputs, deactivation and reset, and who must hear of a change.
 
 use crate::bank::Bank;
-use crate::distributor::{CTLR_ENABLES, Distributor, NOBODY};
+use crate::distributor::{CTLR_ENABLES, Distributor};
 use crate::intid::{Affinity, Error, FIRST_SPI, SPI_WORDS, SPIS, bits};
-use crate::redistributor::{PROCESSOR_SLEEP, SGIS, ppi_bit};
+use crate::redistributor::{PROCESSOR_SLEEP, Redistributor, SGIS, ppi_bit};
 use crate::{VcpuSet, Vgic, vmcr};
 
 /// Where a bank is.
@@ -115,20 +115,16 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             if intid < FIRST_SPI {
                 release(&mut redist.bank, intid as usize);
             } else if let Some(spi) = spi_index(intid) {
-                let bank = &mut self.dist.banks[spi / 32];
-                release(bank, spi % 32);
-                if bank.active & 1 << (spi % 32) == 0 {
-                    self.dist.owner[spi] = NOBODY;
-                }
+                release(&mut self.dist.banks[spi / 32], spi % 32);
             }
         }
     }
 
-    /// Tells other vCPUs of all SPIs that wait for any of them: the one that was
-    /// told of them is no longer there for it.
+    /// Tells of all SPIs that wait for any vCPU anew: one that may have been told
+    /// is no longer there for them.
     pub(crate) fn find_others(&mut self) {
         for word in 0..SPI_WORDS {
-            self.notify(Place::Shared(word), u32::MAX);
+            self.notify(Place::Shared(word), self.dist.any[word]);
         }
     }
 
@@ -147,23 +143,18 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let Some(bank) = self.bank(place) else { return };
         let fresh = bank.set_active(mask, to);
         if let Place::Shared(word) = place {
-            let bank = &self.dist.banks[word];
-            for bit in bits(mask & !bank.held) {
+            for bit in bits(fresh) {
                 let spi = word * 32 + bit;
-                if !to {
-                    self.dist.owner[spi] = NOBODY;
-                } else if fresh & 1 << bit != 0 {
-                    // Somebody must hold it. A GIC has the state in the
-                    // distributor; here it is with the vCPU it is routed to.
-                    let target = if self.dist.routed_to_any(spi) {
-                        None
-                    } else {
-                        self.vcpus.find(Affinity::from_bits(self.dist.route[spi]))
-                    };
-                    let owner = target.unwrap_or(writer);
-                    self.dist.owner[spi] = owner as u16;
-                    self.mark(owner);
-                }
+                // Somebody must hold it. A GIC has the state in the
+                // distributor; here it is with the vCPU it is routed to.
+                let target = if self.dist.routed_to_any(spi) {
+                    None
+                } else {
+                    self.vcpus.find(Affinity::from_bits(self.dist.route[spi]))
+                };
+                let owner = target.unwrap_or(writer);
+                self.dist.owner[spi] = owner as u16;
+                self.mark(owner);
             }
         } else if let Place::Private(vcpu) = place
             && fresh != 0
@@ -216,31 +207,32 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
     }
 
     /// Chooses one of those that take part and, as far as is known, have the
-    /// group enabled. If it turns out not to, `fill` calls on all others.
+    /// group enabled; if it turns out not to, `find_others` comes here again. If
+    /// there is none, tells all that take part, so that they hear of an enable.
     fn announce_to_one(&mut self, spi: usize) {
         let group1 = self.dist.banks[spi / 32].is_group1(spi % 32);
-        let chosen = (0..self.vcpus.count()).find(|&vcpu| {
-            self.vcpus.redistributor(vcpu).is_some_and(|redist| {
-                redist.is_awake() && vmcr::enables(redist.vmcr.into(), group1)
-            })
-        });
-        match chosen {
-            Some(vcpu) => {
-                self.dist.owner[spi] = vcpu as u16;
-                self.mark(vcpu);
-            }
-            None => self.announce_to_all(spi, None),
+        let chosen = self.first_taker(0, |redist| vmcr::enables(redist.vmcr.into(), group1));
+        if let Some(vcpu) = chosen {
+            return self.mark(vcpu);
+        }
+        let mut from = 0;
+        while let Some(vcpu) = self.first_taker(from, |_| true) {
+            self.mark(vcpu);
+            from = vcpu + 1;
         }
     }
 
-    /// Tells all that take part of an SPI that the chosen one, `but`, declined.
-    pub(crate) fn announce_to_all(&mut self, spi: usize, but: Option<usize>) {
-        self.dist.owner[spi] = NOBODY;
-        for vcpu in 0..self.vcpus.count() {
-            if Some(vcpu) != but && self.vcpus.redistributor(vcpu).is_some_and(|r| r.is_awake()) {
-                self.mark(vcpu);
-            }
-        }
+    /// The first vCPU from `from` on that is awake and as `suits` asks.
+    fn first_taker(
+        &mut self,
+        from: usize,
+        suits: impl Fn(&Redistributor) -> bool,
+    ) -> Option<usize> {
+        (from..self.vcpus.count()).find(|&vcpu| {
+            self.vcpus
+                .redistributor(vcpu)
+                .is_some_and(|redist| redist.is_awake() && suits(redist))
+        })
     }
 
     /// Makes a vCPU look again.

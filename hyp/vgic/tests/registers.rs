@@ -465,6 +465,50 @@ fn state_in_a_running_list_register_is_fetched_before_it_is_read() {
 }
 
 #[test]
+fn a_question_from_long_ago_is_not_this_one() {
+    let mut guest = Guest::with_spi(2, 50, 1);
+    guest.vgic().set_spi(50, true).unwrap();
+    let lrs = guest.fill(1, 4);
+    assert_eq!(guest.vgic().read(0, GICD, 0x304, 4), Read::Again);
+    // The reader went on to something else and comes back to it by chance.
+    let _ = guest.fill(0, 4);
+    let _ = guest.fill(0, 4);
+    let _ = guest.vgic().sync(1, ALL_ON, &lrs);
+    let _ = guest.fill(1, 4);
+    assert_eq!(guest.vgic().read(0, GICD, 0x304, 4), Read::Again);
+}
+
+#[test]
+fn the_end_of_a_linked_ppi_outside_the_list_registers_ends_both() {
+    let mut guest = Guest::new(1);
+    guest.set.redists[0].link(27, 27).unwrap();
+    guest.write(GICD, 0, 4, 3);
+    guest.write(Frame::Sgi(0), 0x100, 4, 1 << 27);
+    guest.write(Frame::Sgi(0), 0x418, 4, 0x8000_0000);
+    guest.vgic().set_ppi(0, 27, true).unwrap();
+    let mut lrs = guest.fill(0, 1);
+    lrs.lr[0] ^= lr::PENDING | lr::ACTIVE;
+    let _ = guest.vgic().sync(0, ALL_ON, &lrs);
+    guest.vgic().set_ppi(0, 27, true).unwrap();
+    // An SGI of higher priority needs the one list register.
+    guest.write(Frame::Sgi(0), 0x200, 4, 1);
+    let mut lrs = guest.fill(0, 1);
+    assert_eq!(lrs.lr[0], lr::PENDING);
+    assert_eq!(lrs.hcr, hcr::EN | hcr::LRENPIE | hcr::TDIR);
+    assert_eq!(lrs.physical_active, 1 << 27);
+    lrs.lr[0] = 0;
+    lrs.hcr |= 1 << 27;
+    let synced = guest.vgic().sync(0, ALL_ON, &lrs);
+    assert_eq!(
+        (synced.resample, synced.physical_active),
+        (1 << 27, 1 << 27)
+    );
+    assert_eq!(guest.read(Frame::Sgi(0), 0x300, 4), 0);
+    let lrs = guest.fill(0, 1);
+    assert_eq!((lrs.used(), lrs.physical_active), (0, 0));
+}
+
+#[test]
 fn one_of_n_goes_to_one_that_is_awake_and_enabled() {
     let mut guest = Guest::with_spi(4, 50, 0);
     guest.write(GICD, 0x6000 + 8 * 50, 8, 1 << 31);

@@ -184,6 +184,7 @@ impl World {
                 self.machine
                     .write(pe, Frame::Distributor, offset, 1, priority.into());
             }
+            Op::Mask { pe, .. } | Op::Group { pe, .. } if !self.machine.in_guest[pe] => {}
             Op::Mask { pe, mask } => {
                 let vmcr = &mut self.machine.cpu[pe].vmcr;
                 *vmcr = *vmcr & !(0xff << 24) | u64::from(mask) << 24;
@@ -193,7 +194,7 @@ impl World {
                 *vmcr = *vmcr & !vmcr::VENG1 | if on { vmcr::VENG1 } else { 0 };
             }
             Op::Stop(pe) => self.machine.stop(pe),
-            Op::Put(pe) => self.machine.exit(pe),
+            Op::Put(pe) => self.machine.put(pe),
             Op::Enter(pe) => self.machine.enter(pe),
             Op::Kick(pe) => {
                 self.machine.interrupt(pe);

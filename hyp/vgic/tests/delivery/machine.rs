@@ -74,7 +74,7 @@ impl Machine {
 
     pub fn enter(&mut self, pe: usize) {
         if self.set.redists[pe].needs_fill() {
-            self.fold(pe);
+            self.exit(pe);
             let vmcr = self.cpu[pe].vmcr;
             let mut vgic = Vgic::new(&mut self.dist, &mut self.set);
             vgic.fill(pe, vmcr, &mut self.lrs[pe]);
@@ -93,16 +93,21 @@ impl Machine {
         self.in_guest[pe] = false;
     }
 
-    /// Stops the guest and takes everything back.
-    pub fn exit(&mut self, pe: usize) {
+    /// Stops the guest and takes everything back, as an access needs it.
+    fn exit(&mut self, pe: usize) {
+        self.stop(pe);
+        if self.set.redists[pe].needs_sync() {
+            self.fold(pe);
+        }
+    }
+
+    /// Stops the guest and leaves the PE.
+    pub fn put(&mut self, pe: usize) {
         self.stop(pe);
         self.fold(pe);
     }
 
     fn fold(&mut self, pe: usize) {
-        if !self.set.redists[pe].needs_sync() {
-            return;
-        }
         self.live[pe] = false;
         let cpu = &mut self.cpu[pe];
         let lrs = &mut self.lrs[pe];

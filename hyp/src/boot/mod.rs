@@ -1,0 +1,262 @@
+//! From what the boot loader left to a machine that can run a host.
+
+pub mod appendix;
+pub mod tree;
+
+use pgtable::{Granule, Start};
+
+use crate::System;
+use crate::cpu::features::{Features, GranuleSupport};
+use crate::cpu::gic;
+use crate::cpu::pe::{self, Pe, Stacks};
+use crate::memory::granule::Granules;
+use crate::memory::host::{self, HostMemory};
+use crate::memory::pool::Pool;
+use crate::memory::region::{Region, Regions};
+use crate::memory::stage1::{self, Image};
+use crate::memory::{granule, phys};
+use crate::vmid::Vmids;
+use appendix::{Appendix, ImageHeader};
+use tree::Machine;
+
+/// Why the image cannot run here; the text tells a person what to do.
+pub type BootError = &'static str;
+
+/// Where the host's image must begin: the arm64 boot protocol's alignment.
+const HOST_ALIGN: u64 = 2 << 20;
+
+/// EL2's working memory and the host's place in RAM.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// The granule of every table.
+    pub granule: Granule,
+    /// EL2's own granule: the same, if EL2's stage 1 has it.
+    pub el2_granule: Granule,
+    /// All of EL2's working memory.
+    pub own: Region,
+    el2_tables: Region,
+    stacks: Stacks,
+    pes: Region,
+    granules: Region,
+    host_tables: Region,
+    /// Where the host's image goes.
+    pub host_image: Region,
+}
+
+/// The granule that the command line asks for, or 4K, or what the CPU has.
+fn choose_granule(
+    features: &Features,
+    asked: Option<Granule>,
+) -> Result<(Granule, Granule), BootError> {
+    let has = |granule| features.stage2(granule) != GranuleSupport::No;
+    let granule = match asked {
+        Some(granule) if has(granule) => granule,
+        Some(Granule::K4) => return Err("undercroft.granule=4k: this CPU has no 4K stage 2"),
+        Some(Granule::K16) => {
+            return Err(
+                "undercroft.granule=16k: this CPU has no 16K stage 2 (try --granule 4k or 64k)",
+            );
+        }
+        Some(Granule::K64) => {
+            return Err("undercroft.granule=64k: this CPU has no 64K stage 2 (try --granule 4k)");
+        }
+        None => Granule::ALL
+            .into_iter()
+            .find(|g| has(*g))
+            .ok_or("this CPU has no stage 2")?,
+    };
+    let own = |granule| features.stage1(granule) != GranuleSupport::No;
+    let el2 = if own(granule) {
+        Some(granule)
+    } else {
+        Granule::ALL.into_iter().find(|g| own(*g))
+    };
+    Ok((granule, el2.ok_or("this CPU has no translation at EL2")?))
+}
+
+fn host_geometry(features: &Features, granule: Granule) -> Result<pgtable::Geometry, BootError> {
+    let lpa2 = features.stage2(granule) == GranuleSupport::Lpa2 && features.pa_bits > 48;
+    let bits = crate::max_ipa_bits(features, granule);
+    host::geometry(features, granule, bits, lpa2, Start::Concatenate)
+        .map_err(|_| "this CPU has no stage 2 as wide as its physical addresses")
+}
+
+impl Layout {
+    /// Places everything that EL2 needs in RAM, clear of what is there already.
+    ///
+    /// # Errors
+    /// Too little RAM, or a CPU without what was asked for.
+    pub fn plan(
+        machine: &Machine,
+        features: &Features,
+        image: &Image,
+        appendix: &Appendix<'_>,
+    ) -> Result<Self, BootError> {
+        let (granule, el2_granule) = choose_granule(features, machine.settings.granule)?;
+        // The larger of both granules suits either's tables.
+        let align = granule.page_size().max(el2_granule.page_size());
+        let geometry = host_geometry(features, granule)?;
+        let pes = machine.pes.len();
+
+        let mut taken = machine.reserved.clone();
+        for region in [Some(image.region()), Some(machine.dtb), machine.initrd]
+            .into_iter()
+            .flatten()
+        {
+            taken
+                .insert(region.grow_to(align))
+                .map_err(|()| "the device tree reserves too many ranges of memory")?;
+        }
+
+        let sizes = [
+            Pool::bytes_for(
+                stage1::pool_pages(&machine.ram, pes),
+                el2_granule.page_size(),
+            ),
+            Stacks::stride(el2_granule.page_size()) * pes as u64,
+            size_of::<[Pe; tree::MAX_PES]>() as u64,
+            Granules::bytes_for(&machine.ram, u32::from(granule.page_bits())),
+            Pool::bytes_for(
+                HostMemory::pool_pages(&machine.ram, &geometry),
+                granule.page_size(),
+            ),
+        ]
+        .map(|size| size.next_multiple_of(align));
+        let own = machine
+            .ram
+            .place(sizes.iter().sum(), align, &taken)
+            .ok_or("too little RAM for EL2's own tables (QEMU: give it more with -m)")?;
+        taken
+            .insert(own)
+            .map_err(|()| "the device tree reserves too many ranges of memory")?;
+        let mut at = own.base();
+        let mut part = |size: u64| {
+            at += size;
+            Region::new(at - size, size).unwrap_or(Region::EMPTY)
+        };
+        let [el2_tables, stacks, pe_list, granules, host_tables] = sizes.map(&mut part);
+
+        let header = ImageHeader::read(appendix.host)
+            .ok_or("the host's image behind this one is no arm64 Image: build with cargo qemu")?;
+        let size = header
+            .image_size
+            .max(appendix.host.len() as u64)
+            .next_multiple_of(align);
+        let host_image = machine
+            .ram
+            .place(size, HOST_ALIGN, &taken)
+            .ok_or("too little RAM for the host's image (QEMU: give it more with -m)")?;
+        Ok(Self {
+            granule,
+            el2_granule,
+            own,
+            el2_tables,
+            stacks: Stacks::new(stacks, el2_granule.page_size()),
+            pes: pe_list,
+            granules,
+            host_tables,
+            host_image,
+        })
+    }
+
+    /// Builds EL2's stage 1 and the list of PEs; `primary` and `secondary` are
+    /// where they begin in Rust. Returns the boot PE.
+    ///
+    /// # Errors
+    /// A machine that the tables cannot cover, or without redistributors.
+    pub fn build_pes(
+        &self,
+        machine: &Machine,
+        features: &Features,
+        image: &Image,
+        [primary, secondary]: [u64; 2],
+    ) -> Result<&'static Pe, BootError> {
+        let geometry = stage1::geometry(features, self.el2_granule)
+            .map_err(|_| "this CPU cannot map its physical addresses at EL2 with this granule")?;
+        let tables = pool(&EL2_TABLES, self.el2_tables, self.el2_granule);
+        let regime = stage1::build(features, geometry, machine, image, &self.stacks, tables)?;
+        let boot = crate::mrs!("mpidr_el1") & pe::MPIDR_AFFINITY;
+        let list = phys::pointer(self.pes.base()).cast::<Pe>();
+        for (index, &mpidr) in machine.pes.iter().enumerate() {
+            let gicr = gic::find_redistributor(&machine.gicr, mpidr)
+                .ok_or("a CPU of the device tree has no redistributor in the GIC")?;
+            let entry = if mpidr == boot { primary } else { secondary };
+            // SAFETY: the region is EL2's and holds MAX_PES of them.
+            unsafe {
+                list.add(index)
+                    .write(Pe::new(index, mpidr, gicr, &self.stacks, regime, entry))
+            };
+        }
+        // SAFETY: so many were just written, and nobody takes them away.
+        let list = unsafe { core::slice::from_raw_parts(list, machine.pes.len()) };
+        pe::set_all(list, self.stacks);
+        pe::find(boot).ok_or("the device tree does not name the CPU that it boots on")
+    }
+
+    /// Parts that were written before the caches were on.
+    pub fn written_early(&self) -> [Region; 2] {
+        [self.el2_tables, self.pes]
+    }
+
+    /// Builds what all PEs share, and puts the host into its place.
+    ///
+    /// # Errors
+    /// RAM beyond the tables' reach.
+    pub fn build_system(
+        &self,
+        machine: Machine,
+        features: Features,
+        image: &Image,
+        appendix: &Appendix<'_>,
+    ) -> Result<System, BootError> {
+        let shift = u32::from(self.granule.page_bits());
+        // SAFETY: that part of EL2's working memory is the table's.
+        let granules = unsafe { Granules::new(&machine.ram, shift, self.granules.base()) };
+        let own = [image.region().grow_to(1 << shift), self.own];
+        let mut taken = Regions::new();
+        for region in own {
+            granules.claim(region);
+            taken.insert(region).map_err(|()| "too many ranges")?;
+        }
+        let geometry = host_geometry(&features, self.granule)?;
+        let tables = pool(&HOST_TABLES, self.host_tables, self.granule);
+        let host = HostMemory::new(&features, geometry, &machine.ram, &taken, tables)?;
+
+        let to = phys::pointer(self.host_image.base());
+        // SAFETY: that RAM was placed clear of everything, the image with it.
+        unsafe {
+            core::ptr::copy_nonoverlapping(appendix.host.as_ptr(), to, appendix.host.len());
+            let rest = self.host_image.size() as usize - appendix.host.len();
+            core::ptr::write_bytes(to.add(appendix.host.len()), 0, rest);
+        }
+        // The host begins with its caches off, and fetches what was just written.
+        crate::cpu::instr::clean_invalidate(
+            self.host_image.base(),
+            self.host_image.size(),
+            features.dcache_line,
+        );
+        Ok(System {
+            machine,
+            features,
+            granule: self.granule,
+            granules,
+            host,
+            own,
+            host_image: self.host_image,
+            vmids: Vmids::new(),
+        })
+    }
+}
+
+static EL2_TABLES: spin::Once<Pool> = spin::Once::new();
+static HOST_TABLES: spin::Once<Pool> = spin::Once::new();
+
+fn pool(place: &'static spin::Once<Pool>, region: Region, granule: Granule) -> &'static Pool {
+    // SAFETY: the layout gave this region to this pool alone.
+    place.call_once(|| unsafe { Pool::new(region, granule.page_size()) })
+}
+
+/// Bytes of the granule table for the log.
+pub fn table_bytes(machine: &Machine, layout: &Layout) -> u64 {
+    granule::Granules::bytes_for(&machine.ram, u32::from(layout.granule.page_bits()))
+}

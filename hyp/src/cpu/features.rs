@@ -1,0 +1,226 @@
+//! What the CPU has, read once, typed, and printed.
+//!
+//! Field positions are those of the ID registers in DDI0487, D24.2.
+
+use core::fmt;
+
+use crate::mrs;
+use pgtable::Granule;
+
+/// How one stage translates with one granule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GranuleSupport {
+    /// Not at all.
+    #[default]
+    No,
+    /// Up to 48 bits (64K: 52 bits, if the CPU has FEAT_LPA).
+    Yes,
+    /// 52 bits: FEAT_LPA2.
+    Lpa2,
+}
+
+/// What the CPU has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Features {
+    /// Physical address bits, ID_AA64MMFR0_EL1.PARange.
+    pub pa_bits: u8,
+    /// 4K, 16K and 64K at EL2's stage 1.
+    pub stage1: [GranuleSupport; 3],
+    /// 4K, 16K and 64K at stage 2.
+    pub stage2: [GranuleSupport; 3],
+    /// VMIDs of 16 bits, else 8.
+    pub vmid16: bool,
+    /// FEAT_TLBIRANGE.
+    pub tlbi_range: bool,
+    /// FEAT_TTL.
+    pub ttl: bool,
+    /// FEAT_S2FWB.
+    pub fwb: bool,
+    /// FEAT_XNX.
+    pub xnx: bool,
+    /// FEAT_HAFDBS: 1 access flag, 2 dirty state too.
+    pub hafdbs: u8,
+    /// FEAT_BBM level.
+    pub bbm: u8,
+    /// FEAT_TTST: small translation tables.
+    pub ttst: bool,
+    /// FEAT_LVA: 52-bit virtual addresses with 64K.
+    pub lva: bool,
+    /// CTR_EL0.DIC: instruction caches need no maintenance.
+    pub dic: bool,
+    /// Pointer authentication in any form.
+    pub pauth: bool,
+    /// FEAT_SVE.
+    pub sve: bool,
+    /// FEAT_SME.
+    pub sme: bool,
+    /// FEAT_HCX: HCRX_EL2 is there.
+    pub hcx: bool,
+    /// FEAT_FGT level: 1 fine-grained traps, 2 with FEAT_FGT2.
+    pub fgt: u8,
+    /// FEAT_ECV level.
+    pub ecv: u8,
+    /// FEAT_RNG.
+    pub rng: bool,
+    /// HCR_EL2.E2H can be 0 (not so without FEAT_E2H0).
+    pub e2h0: bool,
+    /// The GIC's system registers.
+    pub gic_sysregs: bool,
+    /// FEAT_MPAM: EL2 must let EL1 at its registers or trap them.
+    pub mpam: bool,
+    /// Smallest data cache line in bytes.
+    pub dcache_line: u64,
+    /// MIDR_EL1.
+    pub midr: u64,
+}
+
+fn field(register: u64, shift: u32) -> u8 {
+    (register >> shift & 0xf) as u8
+}
+
+impl Features {
+    /// Reads the ID registers of this CPU.
+    pub fn read() -> Self {
+        let mmfr0 = mrs!("id_aa64mmfr0_el1");
+        let mmfr1 = mrs!("id_aa64mmfr1_el1");
+        let mmfr2 = mrs!("S3_0_C0_C7_2");
+        let mmfr4 = mrs!("S3_0_C0_C7_4");
+        let isar0 = mrs!("id_aa64isar0_el1");
+        let isar1 = mrs!("id_aa64isar1_el1");
+        let isar2 = mrs!("S3_0_C0_C6_2");
+        let pfr0 = mrs!("id_aa64pfr0_el1");
+        let pfr1 = mrs!("id_aa64pfr1_el1");
+        let (stage1, stage2) = granules(mmfr0);
+        Self {
+            pa_bits: [32, 36, 40, 42, 44, 48, 52, 56]
+                .get(usize::from(field(mmfr0, 0)))
+                .copied()
+                .unwrap_or(48)
+                .min(52),
+            stage1,
+            stage2,
+            vmid16: field(mmfr1, 4) == 2,
+            tlbi_range: field(isar0, 56) >= 2,
+            ttl: field(mmfr2, 48) >= 1,
+            fwb: field(mmfr2, 40) >= 1,
+            xnx: field(mmfr1, 28) >= 1,
+            hafdbs: field(mmfr1, 0),
+            bbm: field(mmfr2, 52),
+            ttst: field(mmfr2, 28) >= 1,
+            lva: field(mmfr2, 16) >= 1,
+            dic: mrs!("ctr_el0") >> 29 & 1 != 0,
+            pauth: isar1 & 0xff00_0ff0 != 0 || isar2 & 0xff00 != 0,
+            sve: field(pfr0, 32) >= 1,
+            sme: field(pfr1, 24) >= 1,
+            hcx: field(mmfr1, 40) >= 1,
+            fgt: field(mmfr0, 56),
+            ecv: field(mmfr0, 60),
+            rng: field(isar0, 60) >= 1,
+            e2h0: field(mmfr4, 24) == 0,
+            gic_sysregs: field(pfr0, 24) >= 1,
+            mpam: field(pfr0, 40) >= 1 || field(pfr1, 16) >= 1,
+            dcache_line: 4 << (mrs!("ctr_el0") >> 16 & 0xf),
+            midr: mrs!("midr_el1"),
+        }
+    }
+
+    /// Stage 2 of this granule.
+    pub fn stage2(&self, granule: Granule) -> GranuleSupport {
+        self.stage2[index(granule)]
+    }
+
+    /// EL2's stage 1 with this granule.
+    pub fn stage1(&self, granule: Granule) -> GranuleSupport {
+        self.stage1[index(granule)]
+    }
+}
+
+fn index(granule: Granule) -> usize {
+    match granule {
+        Granule::K4 => 0,
+        Granule::K16 => 1,
+        Granule::K64 => 2,
+    }
+}
+
+/// The granules of stage 1 and stage 2, from ID_AA64MMFR0_EL1: TGran4 \[31:28\],
+/// TGran64 \[27:24\], TGran16 \[23:20\], and the stage-2 fields \[43:32\], where 0
+/// means "as stage 1".
+fn granules(mmfr0: u64) -> ([GranuleSupport; 3], [GranuleSupport; 3]) {
+    use GranuleSupport::{Lpa2, No, Yes};
+    let stage1 = [
+        match field(mmfr0, 28) {
+            0 => Yes,
+            0xf => No,
+            _ => Lpa2,
+        },
+        match field(mmfr0, 20) {
+            0 => No,
+            1 => Yes,
+            _ => Lpa2,
+        },
+        if field(mmfr0, 24) == 0 { Yes } else { No },
+    ];
+    let mut stage2 = stage1;
+    for (granule, shift) in [(0, 40), (1, 32), (2, 36)] {
+        stage2[granule] = match field(mmfr0, shift) {
+            0 => stage1[granule],
+            1 => No,
+            2 => Yes,
+            _ => Lpa2,
+        };
+    }
+    (stage1, stage2)
+}
+
+impl fmt::Display for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "midr={:#010x} pa={}", self.midr, self.pa_bits)?;
+        for (name, support) in ["4k", "16k", "64k"].iter().zip(self.stage2) {
+            match support {
+                GranuleSupport::No => {}
+                GranuleSupport::Yes => write!(f, " {name}")?,
+                GranuleSupport::Lpa2 => write!(f, " {name}+lpa2")?,
+            }
+        }
+        write!(f, " vmid={}", if self.vmid16 { 16 } else { 8 })?;
+        for (name, there) in [
+            ("tlbirange", self.tlbi_range),
+            ("ttl", self.ttl),
+            ("fwb", self.fwb),
+            ("xnx", self.xnx),
+            ("pauth", self.pauth),
+            ("sve", self.sve),
+            ("sme", self.sme),
+            ("fgt", self.fgt > 0),
+            ("ecv", self.ecv > 0),
+        ] {
+            if there {
+                write!(f, " {name}")?;
+            }
+        }
+        write!(f, " hafdbs={} bbm={}", self.hafdbs, self.bbm)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::GranuleSupport::{Lpa2, No, Yes};
+    use super::*;
+
+    #[test]
+    fn granules_of_known_cpus() {
+        // Cortex-A72: 4K and 64K; stage 2 as stage 1.
+        assert_eq!(granules(0x0000_1124), ([Yes, No, Yes], [Yes, No, Yes]));
+        // Neoverse N2: 16K too, stage-2 fields 2.
+        assert_eq!(
+            granules(0x222_0010_1125),
+            ([Yes, Yes, Yes], [Yes, Yes, Yes])
+        );
+        // All with LPA2, as QEMU's max: TGran4=1, TGran16=2, stage 2: 3, 3, 2.
+        assert_eq!(
+            granules(0x323_1020_0006),
+            ([Lpa2, Lpa2, Yes], [Lpa2, Lpa2, Yes])
+        );
+    }
+}

@@ -1,0 +1,346 @@
+//! The physical GIC as EL2 uses it.
+//!
+//! The host owns the distributor, the redistributors and, while it runs, the
+//! CPU interface. While a guest runs, EL2 takes the interrupts (HCR_EL2.IMO):
+//! it acknowledges those that are its own, and leaves every other pending for
+//! the host. Encodings: IHI0069, 12.1.10.
+
+use arrayvec::ArrayVec;
+
+use super::instr;
+use crate::boot::tree::{Machine, Ppis};
+use crate::memory::region::Region;
+use crate::{mrs, msr};
+use rmi::vendor::KICK_SGI;
+
+/// INTIDs from here on are special: nothing is pending for us.
+pub const SPECIAL: u32 = 1020;
+
+/// Offsets in a redistributor (IHI0069, 12.11).
+mod gicr {
+    pub const TYPER: u64 = 0x8;
+    pub const WAKER: u64 = 0x14;
+    pub const SGI_BASE: u64 = 0x1_0000;
+    pub const IGROUPR0: u64 = SGI_BASE + 0x80;
+    pub const ISENABLER0: u64 = SGI_BASE + 0x100;
+    pub const ISACTIVER0: u64 = SGI_BASE + 0x300;
+    pub const ICACTIVER0: u64 = SGI_BASE + 0x380;
+    pub const IPRIORITYR: u64 = SGI_BASE + 0x400;
+}
+
+fn read32(address: u64) -> u32 {
+    // SAFETY: a register of a redistributor that boot found in the device tree
+    // and mapped as Device memory.
+    unsafe { (address as *const u32).read_volatile() }
+}
+
+fn write32(address: u64, value: u32) {
+    // SAFETY: as `read32`; the registers written hold enables and priorities.
+    unsafe { (address as *mut u32).write_volatile(value) }
+}
+
+/// The redistributor of the PE with this affinity: its RD_base.
+pub fn find_redistributor(regions: &ArrayVec<Region, 8>, mpidr: u64) -> Option<u64> {
+    let affinity = (mpidr & 0xff_ffff) | (mpidr >> 8 & 0xff00_0000);
+    for region in regions {
+        let mut frame = region.base();
+        while frame + 0x2_0000 <= region.end() {
+            let low = read32(frame + gicr::TYPER);
+            let high = read32(frame + gicr::TYPER + 4);
+            if u64::from(high) == affinity {
+                return Some(frame);
+            }
+            if low >> 4 & 1 != 0 {
+                break; // Last of this region
+            }
+            // VLPIS: two more frames of 64 KiB.
+            frame += if low >> 1 & 1 != 0 {
+                0x4_0000
+            } else {
+                0x2_0000
+            };
+        }
+    }
+    None
+}
+
+/// What a PE knows of its GIC.
+#[derive(Clone, Copy, Debug)]
+pub struct Gic {
+    gicd: u64,
+    rd_base: u64,
+    ppi: Ppis,
+    /// List registers, ICH_VTR_EL2.ListRegs + 1.
+    pub list_registers: usize,
+    /// Words of active priorities, from ICH_VTR_EL2.PREbits: 1, 2 or 4.
+    active_words: usize,
+}
+
+/// The virtual CPU interface of a vCPU while it does not run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VirtualInterface {
+    /// ICH_VMCR_EL2.
+    pub vmcr: u64,
+    ap0r: [u64; 4],
+    ap1r: [u64; 4],
+}
+
+/// What the host's CPU interface had before EL2 borrowed it for a guest.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostInterface {
+    pmr: u64,
+    ctlr: u64,
+    igrpen1: u64,
+}
+
+/// Active priority words for a count of preemption bits.
+const fn active_words(vtr: u64) -> usize {
+    match (vtr >> 26 & 7) + 1 {
+        7 => 4,
+        6 => 2,
+        _ => 1,
+    }
+}
+
+impl Gic {
+    /// Sets up this PE's side: system register access at EL2 and EL1.
+    pub fn init(machine: &Machine, rd_base: u64) -> Self {
+        msr!("S3_4_C12_C9_5", 0xf); // ICC_SRE_EL2: SRE, DFB, DIB, Enable
+        instr::isb();
+        msr!("S3_0_C12_C12_5", 0x7); // ICC_SRE_EL1: the same for EL1
+        msr!("S3_4_C12_C11_0", 0); // ICH_HCR_EL2: no virtual interrupts yet
+        instr::isb();
+        let vtr = mrs!("S3_4_C12_C11_1");
+        Self {
+            gicd: machine.gicd.base(),
+            rd_base,
+            ppi: machine.ppi,
+            list_registers: (vtr & 0x1f) as usize + 1,
+            active_words: active_words(vtr),
+        }
+    }
+
+    /// Makes EL2's own interrupts deliverable on this PE: enabled, group 1, with
+    /// a priority above the usual. Done before each PE's first guest, because
+    /// the host sets up the redistributor first and may have cleared them.
+    pub fn enable_own(&self) {
+        let mut waker = read32(self.rd_base + gicr::WAKER);
+        if waker & 2 != 0 {
+            waker &= !2;
+            write32(self.rd_base + gicr::WAKER, waker);
+        }
+        let own = [
+            self.ppi.maintenance,
+            self.ppi.virtual_timer,
+            self.ppi.hyp_timer,
+            KICK_SGI,
+        ];
+        let bits = own.iter().fold(0, |bits, intid| bits | 1 << intid);
+        let group = read32(self.rd_base + gicr::IGROUPR0);
+        write32(self.rd_base + gicr::IGROUPR0, group | bits);
+        for intid in own {
+            let word = self.rd_base + gicr::IPRIORITYR + u64::from(intid & !3);
+            let shift = (intid & 3) * 8;
+            write32(word, read32(word) & !(0xff << shift) | 0x80 << shift);
+        }
+        write32(self.rd_base + gicr::ISENABLER0, bits);
+    }
+
+    /// Sets or clears the active state of the virtual timer's PPI: while active
+    /// it is not signalled again.
+    pub fn set_timer_active(&self, active: bool) {
+        let register = if active {
+            gicr::ISACTIVER0
+        } else {
+            gicr::ICACTIVER0
+        };
+        write32(self.rd_base + register, 1 << self.ppi.virtual_timer);
+    }
+
+    /// Sets the pending state of an interrupt below 1020.
+    fn make_pending(&self, intid: u32) {
+        let (base, word) = if intid < 32 {
+            (self.rd_base + gicr::SGI_BASE, 0)
+        } else {
+            (self.gicd, u64::from(intid / 32))
+        };
+        write32(base + 0x200 + word * 4, 1 << (intid % 32));
+    }
+
+    /// Borrows the CPU interface from the host: every priority passes, group 1
+    /// is on, and EOI only drops priority, so that the virtual timer's interrupt
+    /// stays active until the guest deactivates it.
+    pub fn borrow(&self, host: &mut HostInterface) {
+        host.pmr = mrs!("S3_0_C4_C6_0");
+        host.ctlr = mrs!("S3_0_C12_C12_4");
+        host.igrpen1 = mrs!("S3_0_C12_C12_7");
+        msr!("S3_0_C4_C6_0", 0xff);
+        msr!("S3_0_C12_C12_4", host.ctlr | 1 << 1);
+        msr!("S3_0_C12_C12_7", 1);
+        // Without Enable, EL1's access to ICC_SRE_EL1 traps: it is shared.
+        msr!("S3_4_C12_C9_5", 0x7);
+    }
+
+    /// Gives it back.
+    pub fn give_back(&self, host: &HostInterface) {
+        msr!("S3_0_C4_C6_0", host.pmr);
+        msr!("S3_0_C12_C12_4", host.ctlr);
+        msr!("S3_0_C12_C12_7", host.igrpen1);
+        msr!("S3_4_C12_C9_5", 0xf);
+    }
+
+    /// Loads a vCPU's virtual interface, all but the list registers.
+    pub fn load(&self, interface: &VirtualInterface) {
+        msr!("S3_4_C12_C11_7", interface.vmcr);
+        let (a0, a1) = (&interface.ap0r, &interface.ap1r);
+        msr!("S3_4_C12_C8_0", a0[0]);
+        msr!("S3_4_C12_C9_0", a1[0]);
+        if self.active_words > 1 {
+            msr!("S3_4_C12_C8_1", a0[1]);
+            msr!("S3_4_C12_C9_1", a1[1]);
+        }
+        if self.active_words > 2 {
+            msr!("S3_4_C12_C8_2", a0[2]);
+            msr!("S3_4_C12_C9_2", a1[2]);
+            msr!("S3_4_C12_C8_3", a0[3]);
+            msr!("S3_4_C12_C9_3", a1[3]);
+        }
+    }
+
+    /// Saves what [`Self::load`] loads, and turns the virtual interface off.
+    pub fn save(&self, interface: &mut VirtualInterface) {
+        msr!("S3_4_C12_C11_0", 0);
+        interface.vmcr = mrs!("S3_4_C12_C11_7");
+        interface.ap0r[0] = mrs!("S3_4_C12_C8_0");
+        interface.ap1r[0] = mrs!("S3_4_C12_C9_0");
+        if self.active_words > 1 {
+            interface.ap0r[1] = mrs!("S3_4_C12_C8_1");
+            interface.ap1r[1] = mrs!("S3_4_C12_C9_1");
+        }
+        if self.active_words > 2 {
+            interface.ap0r[2] = mrs!("S3_4_C12_C8_2");
+            interface.ap1r[2] = mrs!("S3_4_C12_C9_2");
+            interface.ap0r[3] = mrs!("S3_4_C12_C8_3");
+            interface.ap1r[3] = mrs!("S3_4_C12_C9_3");
+        }
+    }
+
+    /// What is pending, of EL2's own interrupts, acknowledged; or that it is for
+    /// the host, or nothing.
+    pub fn take(&self) -> Taken {
+        let pending = (mrs!("S3_0_C12_C12_2") & 0xff_ffff) as u32;
+        if pending >= SPECIAL && pending < 8192 {
+            return Taken::Nothing;
+        }
+        let taken = match pending {
+            p if p == self.ppi.virtual_timer => Taken::VirtualTimer,
+            p if p == self.ppi.hyp_timer => Taken::HypTimer,
+            p if p == self.ppi.maintenance => Taken::Maintenance,
+            KICK_SGI => Taken::Kick,
+            _ => return Taken::Host,
+        };
+        let intid = mrs!("S3_0_C12_C12_0"); // ICC_IAR1_EL1
+        instr::dsb_sy();
+        if intid & 0xff_ffff != u64::from(pending) {
+            // A higher priority came between: it goes back to pending.
+            let intid = intid & 0xff_ffff;
+            if intid < u64::from(SPECIAL) {
+                msr!("S3_0_C12_C12_1", intid);
+                msr!("S3_0_C12_C11_1", intid);
+                self.make_pending(intid as u32);
+            }
+            return Taken::Host;
+        }
+        msr!("S3_0_C12_C12_1", intid); // ICC_EOIR1_EL1: drop priority
+        if taken != Taken::VirtualTimer {
+            msr!("S3_0_C12_C11_1", intid); // ICC_DIR_EL1
+        }
+        instr::isb();
+        taken
+    }
+}
+
+/// What [`Gic::take`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// The guest's virtual timer: active now, for the guest to deactivate.
+    VirtualTimer,
+    /// CNTHP, which stands in for the guest's physical timer.
+    HypTimer,
+    /// A list register wants attention.
+    Maintenance,
+    /// Another PE wants this one's.
+    Kick,
+    /// An interrupt of the host's, left pending.
+    Host,
+    /// Nothing any more.
+    Nothing,
+}
+
+/// Sends the kick SGI to the PE with this affinity.
+pub fn send_kick(mpidr: u64) {
+    let target = 1u64 << (mpidr & 0xf);
+    let range = mpidr >> 4 & 0xf;
+    let value = (mpidr >> 32 & 0xff) << 48
+        | range << 44
+        | (mpidr >> 16 & 0xff) << 32
+        | u64::from(KICK_SGI) << 24
+        | (mpidr >> 8 & 0xff) << 16
+        | target;
+    instr::dsb_ishst();
+    msr!("S3_0_C12_C11_5", value); // ICC_SGI1R_EL1
+    instr::isb();
+}
+
+macro_rules! list_registers {
+    ($($n:literal = $name:literal),*) => {
+        /// Reads the first `n` list registers.
+        pub fn read_lrs(n: usize, lrs: &mut [u64; 16]) {
+            $(if n > $n { lrs[$n] = mrs!($name); })*
+        }
+
+        /// Writes the first `n` list registers.
+        pub fn write_lrs(n: usize, lrs: &[u64; 16]) {
+            $(if n > $n { msr!($name, lrs[$n]); })*
+        }
+    };
+}
+
+list_registers!(
+    0 = "S3_4_C12_C12_0",
+    1 = "S3_4_C12_C12_1",
+    2 = "S3_4_C12_C12_2",
+    3 = "S3_4_C12_C12_3",
+    4 = "S3_4_C12_C12_4",
+    5 = "S3_4_C12_C12_5",
+    6 = "S3_4_C12_C12_6",
+    7 = "S3_4_C12_C12_7",
+    8 = "S3_4_C12_C13_0",
+    9 = "S3_4_C12_C13_1",
+    10 = "S3_4_C12_C13_2",
+    11 = "S3_4_C12_C13_3",
+    12 = "S3_4_C12_C13_4",
+    13 = "S3_4_C12_C13_5",
+    14 = "S3_4_C12_C13_6",
+    15 = "S3_4_C12_C13_7"
+);
+
+/// Writes ICH_HCR_EL2.
+pub fn write_hcr(value: u64) {
+    msr!("S3_4_C12_C11_0", value);
+}
+
+/// Reads ICH_HCR_EL2: EOIcount is in \[31:27\].
+pub fn read_hcr() -> u64 {
+    mrs!("S3_4_C12_C11_0")
+}
+
+/// Reads ICH_MISR_EL2.
+pub fn read_misr() -> u64 {
+    mrs!("S3_4_C12_C11_2")
+}
+
+/// Reads ICH_VMCR_EL2.
+pub fn read_vmcr() -> u64 {
+    mrs!("S3_4_C12_C11_7")
+}

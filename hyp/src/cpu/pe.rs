@@ -1,0 +1,275 @@
+//! The PEs: what EL2 keeps for each, where their stacks are, how one reaches
+//! another.
+//!
+//! A `Pe` is shared: other PEs read it to start or to interrupt this one. What a
+//! PE alone touches is on its own stack ([`crate::cpu::Cpu`]).
+
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use spin::Once;
+
+use crate::cpu::gic;
+use crate::memory::region::Region;
+use crate::mrs;
+
+/// Bytes of each PE's stack.
+pub const STACK: u64 = 32 << 10;
+
+/// MPIDR_EL1 without its flags: Aff3 \[39:32\], Aff2–Aff0 \[23:0\].
+pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
+
+/// EL2's own translation regime, loaded by asm.S.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Regime {
+    /// TTBR0_EL2.
+    pub ttbr0: u64,
+    /// TCR_EL2.
+    pub tcr: u64,
+    /// MAIR_EL2.
+    pub mair: u64,
+    /// SCTLR_EL2.
+    pub sctlr: u64,
+}
+
+/// Whether a PE runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Power {
+    /// Off, or never started.
+    Off = 0,
+    /// `CPU_ON` was called for it.
+    Starting = 1,
+    /// Runs.
+    On = 2,
+}
+
+/// One PE. The first words are asm.S's.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Pe {
+    stack_top: u64,
+    emergency_top: u64,
+    regime: Regime,
+    entry: u64,
+    /// Place in the list of PEs.
+    pub index: usize,
+    /// MPIDR_EL1, affinity fields.
+    pub mpidr: u64,
+    /// Its redistributor's RD_base.
+    pub gicr: u64,
+    power: AtomicU8,
+    start_pc: AtomicU64,
+    start_context: AtomicU64,
+}
+
+static PES: Once<&'static [Pe]> = Once::new();
+static STACKS: Once<Stacks> = Once::new();
+
+/// Where the stacks are: for each PE a guard, the stack, a guard, and the
+/// emergency stack, each a multiple of EL2's granule.
+#[derive(Clone, Copy, Debug)]
+pub struct Stacks {
+    /// All of them.
+    pub region: Region,
+    granule: u64,
+}
+
+impl Stacks {
+    /// Bytes that one PE's stacks and guards take.
+    pub fn stride(granule: u64) -> u64 {
+        granule + Self::stack(granule) + granule + granule
+    }
+
+    fn stack(granule: u64) -> u64 {
+        STACK.next_multiple_of(granule)
+    }
+
+    /// The stacks in `region`.
+    pub fn new(region: Region, granule: u64) -> Self {
+        Self { region, granule }
+    }
+
+    /// The parts that are mapped, for the PE `index`: stack, emergency stack.
+    pub fn mapped(&self, index: usize) -> [Region; 2] {
+        let base = self.region.base() + index as u64 * Self::stride(self.granule);
+        let stack = Self::stack(self.granule);
+        [
+            (base + self.granule, stack),
+            (base + 2 * self.granule + stack, self.granule),
+        ]
+        .map(|(base, size)| Region::new(base, size).unwrap_or(Region::EMPTY))
+    }
+
+    fn is_mapped(&self, address: u64) -> bool {
+        let count = self.region.size() / Self::stride(self.granule);
+        (0..count as usize).any(|pe| self.mapped(pe).iter().any(|r| r.contains(address)))
+    }
+}
+
+impl Pe {
+    /// A PE that is off.
+    pub fn new(
+        index: usize,
+        mpidr: u64,
+        gicr: u64,
+        stacks: &Stacks,
+        regime: Regime,
+        entry: u64,
+    ) -> Self {
+        let [stack, emergency] = stacks.mapped(index);
+        Self {
+            stack_top: stack.end(),
+            emergency_top: emergency.end(),
+            regime,
+            entry,
+            index,
+            mpidr,
+            gicr,
+            power: AtomicU8::new(Power::Off as u8),
+            start_pc: AtomicU64::new(0),
+            start_context: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether it runs.
+    pub fn power(&self) -> Power {
+        match self.power.load(Ordering::Acquire) {
+            0 => Power::Off,
+            1 => Power::Starting,
+            _ => Power::On,
+        }
+    }
+
+    /// Claims the right to start it, for the host to begin at `pc` with
+    /// `context` in X0.
+    ///
+    /// # Errors
+    /// What it is, when it is not off.
+    pub fn claim_start(&self, pc: u64, context: u64) -> Result<(), Power> {
+        self.power
+            .compare_exchange(
+                Power::Off as u8,
+                Power::Starting as u8,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            )
+            .map_err(|_| self.power())?;
+        self.start_pc.store(pc, Ordering::Release);
+        self.start_context.store(context, Ordering::Release);
+        Ok(())
+    }
+
+    /// Sets the state: a PE its own, or the one that claimed the start and saw
+    /// the firmware refuse.
+    pub fn set_power(&self, power: Power) {
+        self.power.store(power as u8, Ordering::Release);
+    }
+
+    /// Where the host begins on it: program counter and X0.
+    pub fn start(&self) -> (u64, u64) {
+        (
+            self.start_pc.load(Ordering::Acquire),
+            self.start_context.load(Ordering::Acquire),
+        )
+    }
+}
+
+/// Makes the list known, once, before any other PE is started.
+pub fn set_all(pes: &'static [Pe], stacks: Stacks) {
+    PES.call_once(|| pes);
+    STACKS.call_once(|| stacks);
+}
+
+/// All PEs.
+pub fn all() -> &'static [Pe] {
+    PES.get().copied().unwrap_or(&[])
+}
+
+/// The PE with this affinity.
+pub fn find(mpidr: u64) -> Option<&'static Pe> {
+    all().iter().find(|pe| pe.mpidr == mpidr & MPIDR_AFFINITY)
+}
+
+/// Sends the kick SGI to every other PE that runs.
+pub fn interrupt_others() {
+    let me = mrs!("mpidr_el1") & MPIDR_AFFINITY;
+    for pe in all()
+        .iter()
+        .filter(|pe| pe.mpidr != me && pe.power() == Power::On)
+    {
+        gic::send_kick(pe.mpidr);
+    }
+}
+
+/// True when 16 bytes at `address` lie in a stack of EL2's.
+pub fn is_stack(address: u64) -> bool {
+    #[cfg(target_os = "none")]
+    {
+        unsafe extern "C" {
+            static __boot_stack_bottom: u8;
+            static __boot_stack_top: u8;
+        }
+        let boot = &raw const __boot_stack_bottom as u64..&raw const __boot_stack_top as u64 - 15;
+        if boot.contains(&address) {
+            return true;
+        }
+    }
+    STACKS
+        .get()
+        .is_some_and(|s| s.is_mapped(address) && s.is_mapped(address + 15))
+}
+
+/// True when the address is in a guard page of a stack.
+pub fn is_guard_page(address: u64) -> bool {
+    STACKS
+        .get()
+        .is_some_and(|s| s.region.contains(address) && !s.is_mapped(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::mem::offset_of;
+
+    #[test]
+    fn layout_is_that_of_the_assembly() {
+        assert_eq!(offset_of!(Pe, stack_top), 0);
+        assert_eq!(offset_of!(Pe, emergency_top), 8);
+        assert_eq!(offset_of!(Pe, regime), 16);
+        assert_eq!(offset_of!(Pe, entry), 48);
+    }
+
+    #[test]
+    fn stacks_have_guards_below() {
+        for granule in [0x1000, 0x4000, 0x1_0000] {
+            let size = 2 * Stacks::stride(granule);
+            let s = Stacks::new(Region::new(0x10_0000, size).unwrap(), granule);
+            for pe in 0..2 {
+                for r in s.mapped(pe) {
+                    assert!(
+                        !s.is_mapped(r.base() - 1)
+                            && s.is_mapped(r.base())
+                            && s.is_mapped(r.end() - 1)
+                    );
+                    assert_eq!(r.base() % granule, 0);
+                }
+            }
+            assert!(!s.is_mapped(s.region.end()));
+        }
+    }
+
+    #[test]
+    fn a_pe_is_started_once() {
+        let s = Stacks::new(
+            Region::new(0x10_0000, Stacks::stride(0x1000)).unwrap(),
+            0x1000,
+        );
+        let pe = Pe::new(0, 0, 0, &s, Regime::default(), 0);
+        assert_eq!(pe.claim_start(0x80000, 7), Ok(()));
+        assert_eq!(pe.claim_start(0x90000, 8), Err(Power::Starting));
+        assert_eq!(pe.start(), (0x80000, 7));
+        pe.set_power(Power::On);
+        assert_eq!(pe.claim_start(0x90000, 8), Err(Power::On));
+    }
+}

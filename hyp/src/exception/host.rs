@@ -1,0 +1,107 @@
+//! The host's turn: it runs until it traps, the trap is served, it runs again.
+
+use log::{debug, warn};
+
+use super::inject;
+use super::report::stop_if_dying;
+use super::syndrome::{Class, Syndrome};
+use crate::cpu::Cpu;
+use crate::cpu::context::{Exception, enter};
+use crate::guest::idregs;
+use crate::guest::sysreg::{self, Sysreg};
+use crate::memory::host::Refused;
+use crate::{mrs, psci, rmi as rmi_calls};
+
+/// Runs the host on this PE for ever.
+pub fn run(cpu: &mut Cpu) -> ! {
+    loop {
+        let exception = enter(&mut cpu.host.gprs);
+        stop_if_dying();
+        match exception {
+            Exception::Sync => synchronous(cpu),
+            // Neither is routed to EL2 while the host runs.
+            Exception::Irq | Exception::Fiq | Exception::SError => {
+                panic!("{exception:?} from the host at {:#x}", cpu.host.gprs.pc)
+            }
+        }
+    }
+}
+
+fn synchronous(cpu: &mut Cpu) {
+    let esr = Syndrome(mrs!("esr_el2"));
+    match esr.class() {
+        // An SMC trapped by TSC leaves the PC at itself; HVC does not.
+        Class::SMC => {
+            cpu.host.gprs.step();
+            call(cpu);
+        }
+        Class::HVC => call(cpu),
+        Class::DATA_ABORT_LOWER | Class::INST_ABORT_LOWER => abort(cpu, esr),
+        Class::SYSREG => system_register(cpu, esr),
+        Class::FP => cpu.fp_to_host(),
+        class => {
+            debug!(
+                "host: {} at {:#x}: undefined",
+                class.words(),
+                cpu.host.gprs.pc
+            );
+            inject::undefined(&mut cpu.host.gprs);
+        }
+    }
+}
+
+/// RMI, our own calls, or PSCI: function in X0.
+fn call(cpu: &mut Cpu) {
+    let x = &cpu.host.gprs.x;
+    let function = x[0];
+    if let Some(answer) = psci::relay(function, [x[1], x[2], x[3]]) {
+        cpu.host.gprs.x[0] = answer;
+        return;
+    }
+    let args = [x[1], x[2], x[3], x[4], x[5]];
+    let answer = rmi_calls::serve(cpu, function, args);
+    cpu.host.gprs.x[..answer.len()].copy_from_slice(&answer);
+}
+
+/// The host touched what its stage 2 does not map: a device for the first time,
+/// or memory that is not its own.
+fn abort(cpu: &mut Cpu, esr: Syndrome) {
+    let ipa = faulting_ipa();
+    let system = cpu.system;
+    if esr.fault().is_translation() {
+        match system.host.map_device(ipa, &system.machine.ram) {
+            Ok(()) => return,
+            Err(Refused::NoTables) => warn!("host: no tables left to map a device at {ipa:#x}"),
+            Err(Refused::NotDevice) => {}
+        }
+    }
+    debug!(
+        "host: {} of {ipa:#x} at {:#x}: external abort",
+        if esr.is_write() { "write" } else { "read" },
+        cpu.host.gprs.pc
+    );
+    inject::external_abort(&mut cpu.host.gprs, esr, mrs!("far_el2"));
+}
+
+/// The IPA of a stage-2 fault that HPFAR_EL2 holds (not a permission fault).
+pub fn faulting_ipa() -> u64 {
+    (mrs!("hpfar_el2") & 0xfff_ffff_fff0) << 8 | mrs!("far_el2") & 0xfff
+}
+
+fn system_register(cpu: &mut Cpu, esr: Syndrome) {
+    let register = Sysreg::of(esr);
+    let (rt, read) = (esr.sysreg_rt(), esr.sysreg_is_read());
+    let gprs = &mut cpu.host.gprs;
+    if register.is_id() && read {
+        gprs.set(rt, idregs::view(register, idregs::of_cpu(register), 52));
+    } else if register.is_debug() {
+        if read {
+            gprs.set(rt, if register == sysreg::OSLSR_EL1 { 8 } else { 0 });
+        }
+    } else {
+        debug!("host: access to {register} at {:#x}: undefined", gprs.pc);
+        inject::undefined(gprs);
+        return;
+    }
+    gprs.step();
+}

@@ -1,0 +1,140 @@
+//! Exceptions that EL2 makes a lower level take, at that level's own vectors.
+//!
+//! The level's EL1 registers are the CPU's at that moment (it has just come
+//! from there). Rules: DDI0487, AArch64.TakeException.
+
+use super::syndrome::{Class, Fault, Syndrome};
+use crate::cpu::context::{El1, Gprs};
+use crate::{mrs, msr};
+
+/// PSTATE.PAN.
+const PAN: u64 = 1 << 22;
+/// SCTLR_EL1.SPAN: PAN is left alone when set.
+const SPAN: u64 = 1 << 23;
+/// SCTLR_EL1.DSSBS: value of PSTATE.SSBS.
+const DSSBS: u64 = 1 << 44;
+const IL: u64 = 1 << 25;
+
+/// Makes the instruction at `gprs.pc` undefined.
+pub fn undefined(gprs: &mut Gprs) {
+    let mut el1 = Registers::live();
+    take(gprs, &mut el1, u64::from(Class::UNKNOWN.0) << 26 | IL);
+    el1.commit();
+}
+
+/// Answers an access with a synchronous external abort, at the address that the
+/// level itself used.
+pub fn external_abort(gprs: &mut Gprs, cause: Syndrome, far: u64) {
+    let mut el1 = Registers::live();
+    take_abort(gprs, &mut el1, cause, far);
+    msr!("far_el1", el1.far);
+    el1.commit();
+}
+
+/// The same for a vCPU that is not loaded.
+pub fn external_abort_saved(gprs: &mut Gprs, saved: &mut El1, cause: Syndrome, far: u64) {
+    let mut el1 = Registers {
+        sctlr: saved.sctlr,
+        vbar: saved.vbar,
+        ..Registers::default()
+    };
+    take_abort(gprs, &mut el1, cause, far);
+    (saved.esr, saved.elr, saved.spsr, saved.far) = (el1.esr, el1.elr, el1.spsr, el1.far);
+}
+
+/// The EL1 registers that taking an exception reads and writes.
+#[derive(Default)]
+struct Registers {
+    sctlr: u64,
+    vbar: u64,
+    esr: u64,
+    elr: u64,
+    spsr: u64,
+    far: u64,
+}
+
+impl Registers {
+    /// Those of the level that has just left the CPU.
+    fn live() -> Self {
+        Self {
+            sctlr: mrs!("sctlr_el1"),
+            vbar: mrs!("vbar_el1"),
+            ..Self::default()
+        }
+    }
+
+    fn commit(&self) {
+        msr!("esr_el1", self.esr);
+        msr!("elr_el1", self.elr);
+        msr!("spsr_el1", self.spsr);
+    }
+}
+
+fn take_abort(gprs: &mut Gprs, el1: &mut Registers, cause: Syndrome, far: u64) {
+    let from_el0 = gprs.pstate & 0b1100 == 0;
+    let class = match (cause.class(), from_el0) {
+        (Class::INST_ABORT_LOWER, true) => Class::INST_ABORT_LOWER,
+        (Class::INST_ABORT_LOWER, false) => Class::INST_ABORT,
+        (_, true) => Class::DATA_ABORT_LOWER,
+        (_, false) => Class::DATA_ABORT,
+    };
+    // WnR, CM and S1PTW are told; the access's own syndrome is not, as on
+    // hardware for an abort taken to EL1.
+    let keep = cause.0 & (1 << 6 | 1 << 7 | 1 << 8 | 1 << 10);
+    el1.far = far;
+    take(
+        gprs,
+        el1,
+        u64::from(class.0) << 26 | IL | keep | u64::from(Fault::EXTERNAL.0),
+    );
+}
+
+/// Enters EL1's vector with this syndrome.
+fn take(gprs: &mut Gprs, el1: &mut Registers, esr: u64) {
+    el1.esr = esr;
+    el1.elr = gprs.pc;
+    el1.spsr = gprs.pstate;
+    let (offset, pstate) = target(gprs.pstate, el1.sctlr);
+    gprs.pc = (el1.vbar & !0x7ff) + offset;
+    gprs.pstate = pstate;
+}
+
+/// Offset of the synchronous vector and the new PSTATE.
+fn target(pstate: u64, sctlr: u64) -> (u64, u64) {
+    let offset = match pstate & 0x1f {
+        m if m & 0x10 != 0 => 0x600, // AArch32
+        0b0000 => 0x400,             // EL0
+        0b0100 => 0x000,             // EL1t
+        _ => 0x200,                  // EL1h
+    };
+    // EL1h, DAIF set; N, Z, C, V, DIT and PAN stay.
+    let mut new = 0x3c5 | pstate & (0xf000_0000 | 1 << 24 | PAN);
+    if sctlr & SPAN == 0 {
+        new |= PAN;
+    }
+    if sctlr & DSSBS != 0 {
+        new |= 1 << 12;
+    }
+    (offset, new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_by_origin() {
+        assert_eq!(target(0x3c5, SPAN), (0x200, 0x3c5));
+        assert_eq!(target(0x3c4, SPAN).0, 0x000);
+        assert_eq!(target(0x000, SPAN).0, 0x400);
+        assert_eq!(target(0x010, SPAN).0, 0x600);
+    }
+
+    #[test]
+    fn pan_follows_span() {
+        assert_eq!(target(0x5, 0).1 & PAN, PAN);
+        assert_eq!(target(0x5, SPAN).1 & PAN, 0);
+        assert_eq!(target(0x5 | PAN, SPAN).1 & PAN, PAN);
+        assert_eq!(target(0x8000_0005, SPAN).1 >> 28, 8);
+    }
+}

@@ -1,0 +1,7 @@
+//! Exceptions: the host's traps, injection into lower levels, and EL2's own.
+
+pub mod host;
+pub mod inject;
+pub mod report;
+pub mod symbols;
+pub mod syndrome;

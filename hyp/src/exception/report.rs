@@ -1,0 +1,180 @@
+//! EL2's own death: registers, syndrome in words, backtrace, and the end of the
+//! machine.
+
+use core::fmt::Write;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::symbols::Symbols;
+#[cfg(target_os = "none")]
+use super::syndrome::Syndrome;
+use crate::boot::appendix::{Appendix, Header};
+use crate::cpu::instr;
+use crate::log::Sink;
+use crate::mrs;
+
+/// Set by the first CPU that dies; the others stop at their next entry to EL2.
+static DYING: AtomicBool = AtomicBool::new(false);
+/// Start and end of the image in memory, its appendix included.
+static IMAGE: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// Registers at an exception that EL2 took from itself; asm.S builds it.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Frame {
+    x: [u64; 31],
+    sp: u64,
+    pc: u64,
+    kind: u64,
+}
+
+/// Remembers where the image is, for names in backtraces.
+pub fn set_image(base: u64, flat_end: u64) {
+    IMAGE[0].store(base, Ordering::Relaxed);
+    IMAGE[1].store(flat_end, Ordering::Relaxed);
+}
+
+/// Stops this CPU for good if another has reported EL2's death.
+#[inline]
+pub fn stop_if_dying() {
+    if DYING.load(Ordering::Relaxed) {
+        halt();
+    }
+}
+
+fn halt() -> ! {
+    loop {
+        instr::wfe();
+    }
+}
+
+/// Takes the console for the one report; a second death, of any CPU, stops here.
+fn begin() -> &'static mut Sink {
+    if DYING.swap(true, Ordering::AcqRel) {
+        halt();
+    }
+    crate::cpu::pe::interrupt_others();
+    crate::log::seize()
+}
+
+/// Ends the machine. Without the host's `end: status` line it counts as failed.
+fn end(sink: &mut Sink) -> ! {
+    let _ = writeln!(sink, "end: panic");
+    crate::psci::system_off();
+    halt()
+}
+
+/// Reports a Rust panic.
+pub fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    let sink = begin();
+    let _ = writeln!(sink, "\n*** EL2 panic: {}", info.message());
+    if let Some(at) = info.location() {
+        let _ = writeln!(sink, "    at {at}");
+    }
+    let frame: u64;
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: reads a register.
+    unsafe {
+        core::arch::asm!("mov {}, x29", out(reg) frame, options(nomem, nostack));
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    {
+        frame = 0;
+    }
+    where_am_i(sink);
+    backtrace(sink, None, frame);
+    end(sink)
+}
+
+/// Reports an exception that EL2 took from itself.
+#[cfg(target_os = "none")]
+#[unsafe(no_mangle)]
+extern "C" fn el2_exception(frame: &Frame) -> ! {
+    let sink = begin();
+    let kind = ["synchronous", "IRQ", "FIQ", "SError"][(frame.kind & 3) as usize];
+    let _ = writeln!(sink, "\n*** EL2 exception: {kind}");
+    let _ = writeln!(sink, "    esr {}", Syndrome(mrs!("esr_el2")));
+    let far = mrs!("far_el2");
+    let _ = writeln!(sink, "    far {far:#018x} hpfar {:#x}", mrs!("hpfar_el2"));
+    if crate::cpu::pe::is_guard_page(far) {
+        let _ = writeln!(
+            sink,
+            "    this is a stack's guard page: the stack overflowed"
+        );
+    }
+    let _ = writeln!(
+        sink,
+        "    pc  {:#018x} sp  {:#018x} spsr {:#x}",
+        frame.pc,
+        frame.sp,
+        mrs!("spsr_el2")
+    );
+    for (n, pair) in frame.x.chunks(2).enumerate() {
+        let _ = write!(sink, "    x{:<2} {:#018x}", n * 2, pair[0]);
+        if let Some(odd) = pair.get(1) {
+            let _ = write!(sink, " x{:<2} {odd:#018x}", n * 2 + 1);
+        }
+        let _ = writeln!(sink);
+    }
+    where_am_i(sink);
+    backtrace(sink, Some(frame.pc), frame.x[29]);
+    end(sink)
+}
+
+fn where_am_i(sink: &mut Sink) {
+    let _ = writeln!(
+        sink,
+        "    cpu mpidr {:#x}, image at {:#x}, hcr {:#x}, vttbr {:#x}",
+        mrs!("mpidr_el1") & 0xff_00ff_ffff,
+        IMAGE[0].load(Ordering::Relaxed),
+        mrs!("hcr_el2"),
+        mrs!("vttbr_el2"),
+    );
+}
+
+/// Follows the frame records from `fp`, at most 32 of them.
+fn backtrace(sink: &mut Sink, pc: Option<u64>, mut fp: u64) {
+    let [base, flat_end] = [&IMAGE[0], &IMAGE[1]].map(|w| w.load(Ordering::Relaxed));
+    let symbols = symbols(flat_end);
+    let mut print = |n: usize, pc: u64| {
+        let offset = pc.wrapping_sub(base);
+        let _ = match symbols.find(offset) {
+            Some((name, inside)) => writeln!(sink, "    #{n:<2} {offset:#010x} {name}+{inside:#x}"),
+            None => writeln!(sink, "    #{n:<2} {offset:#010x}"),
+        };
+    };
+    let mut n = 0;
+    if let Some(pc) = pc {
+        print(n, pc);
+        n += 1;
+    }
+    while n < 32 && fp % 16 == 0 && crate::cpu::pe::is_stack(fp) {
+        // SAFETY: the frame record at `fp` is 16 bytes inside a stack of EL2's.
+        let [next, lr] = unsafe { (fp as *const [u64; 2]).read() };
+        if lr == 0 {
+            break;
+        }
+        // The call is the instruction before the return address.
+        print(n, lr.wrapping_sub(4));
+        n += 1;
+        if next <= fp {
+            break;
+        }
+        fp = next;
+    }
+}
+
+fn symbols(flat_end: u64) -> Symbols<'static> {
+    if flat_end == 0 {
+        return Symbols::NONE;
+    }
+    // SAFETY: the image's end is mapped, read-only data of EL2's: boot has read
+    // the header there before it told us of it.
+    let header = unsafe { core::slice::from_raw_parts(flat_end as *const u8, 64) };
+    let Some(header) = Header::read(header) else {
+        return Symbols::NONE;
+    };
+    // SAFETY: as above, for the length that boot checked and mapped.
+    let all =
+        unsafe { core::slice::from_raw_parts(flat_end as *const u8, header.total_len as usize) };
+    Appendix::split(all).map_or(Symbols::NONE, |a| Symbols::new(a.symbols))
+}

@@ -1,0 +1,230 @@
+//! ESR_ELx, in fields and in words (DDI0487, D24.2.40).
+
+use core::fmt;
+
+/// Exception class, ESR_ELx.EC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Class(pub u8);
+
+macro_rules! classes {
+    ($($(#[$doc:meta])* $name:ident = $value:literal, $words:literal;)*) => {
+        impl Class {
+            $($(#[$doc])* pub const $name: Self = Self($value);)*
+
+            /// The class in words.
+            pub const fn words(self) -> &'static str {
+                match self.0 {
+                    $($value => $words,)*
+                    _ => "unknown class",
+                }
+            }
+        }
+    };
+}
+
+classes! {
+    /// Unknown reason: an undefined instruction.
+    UNKNOWN = 0x00, "undefined instruction";
+    /// WFI, WFE and kin.
+    WFX = 0x01, "WFI or WFE";
+    /// FP or SIMD while trapped.
+    FP = 0x07, "FP/SIMD access";
+    /// PSTATE.IL.
+    ILLEGAL_STATE = 0x0e, "illegal execution state";
+    /// HVC of AArch64.
+    HVC = 0x16, "HVC";
+    /// SMC of AArch64.
+    SMC = 0x17, "SMC";
+    /// MSR, MRS or SYS.
+    SYSREG = 0x18, "system register access";
+    /// SVE while trapped.
+    SVE = 0x19, "SVE access";
+    /// SME while trapped.
+    SME = 0x1d, "SME access";
+    /// Instruction abort of a lower level.
+    INST_ABORT_LOWER = 0x20, "instruction abort of a lower level";
+    /// Instruction abort of the same level.
+    INST_ABORT = 0x21, "instruction abort";
+    /// PC not aligned.
+    PC_ALIGNMENT = 0x22, "PC alignment fault";
+    /// Data abort of a lower level.
+    DATA_ABORT_LOWER = 0x24, "data abort of a lower level";
+    /// Data abort of the same level.
+    DATA_ABORT = 0x25, "data abort";
+    /// SP not aligned.
+    SP_ALIGNMENT = 0x26, "SP alignment fault";
+    /// System error.
+    SERROR = 0x2f, "SError";
+    /// BRK.
+    BRK = 0x3c, "BRK instruction";
+}
+
+/// A syndrome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Syndrome(pub u64);
+
+impl Syndrome {
+    /// The class.
+    pub const fn class(self) -> Class {
+        Class((self.0 >> 26 & 0x3f) as u8)
+    }
+
+    /// The fault status code of an abort, IFSC or DFSC.
+    pub const fn fault(self) -> Fault {
+        Fault((self.0 & 0x3f) as u8)
+    }
+
+    /// Data abort: the access can be emulated from the syndrome (ISV).
+    pub const fn has_access(self) -> bool {
+        self.0 >> 24 & 1 != 0
+    }
+
+    /// Data abort: it was a write (WnR). A cache maintenance instruction (CM)
+    /// counts as none.
+    pub const fn is_write(self) -> bool {
+        self.0 >> 6 & 1 != 0 && self.0 >> 8 & 1 == 0
+    }
+
+    /// Abort: it struck a stage-1 walk (S1PTW).
+    pub const fn on_walk(self) -> bool {
+        self.0 >> 7 & 1 != 0
+    }
+
+    /// Abort: FAR is not valid (FnV).
+    pub const fn far_not_valid(self) -> bool {
+        self.0 >> 10 & 1 != 0
+    }
+
+    /// Data abort with ISV: bytes of the access.
+    pub const fn size(self) -> u32 {
+        1 << (self.0 >> 22 & 0b11)
+    }
+
+    /// Data abort with ISV: the register named (SRT).
+    pub const fn register(self) -> u32 {
+        (self.0 >> 16 & 0x1f) as u32
+    }
+
+    /// Data abort with ISV: what is loaded into the register for `value` read:
+    /// sign extension (SSE) and register width (SF).
+    pub const fn extend(self, value: u64) -> u64 {
+        let bits = self.size() * 8;
+        let value = if bits == 64 {
+            value
+        } else {
+            value & ((1 << bits) - 1)
+        };
+        if self.0 >> 21 & 1 != 0 && bits < 64 {
+            let extended = ((value << (64 - bits)) as i64 >> (64 - bits)) as u64;
+            return if self.0 >> 15 & 1 != 0 {
+                extended
+            } else {
+                extended & 0xffff_ffff
+            };
+        }
+        value
+    }
+
+    /// System register access: the encoding, see [`crate::guest::sysreg`].
+    pub const fn sysreg(self) -> u32 {
+        (self.0 & 0x3f_fc1e) as u32
+    }
+
+    /// System register access: it is a read.
+    pub const fn sysreg_is_read(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    /// System register access: the general register named.
+    pub const fn sysreg_rt(self) -> u32 {
+        (self.0 >> 5 & 0x1f) as u32
+    }
+}
+
+/// Fault status code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault(pub u8);
+
+impl Fault {
+    /// Synchronous external abort.
+    pub const EXTERNAL: Self = Self(0x10);
+
+    /// The kind in words.
+    pub const fn words(self) -> &'static str {
+        match self.0 {
+            0x00..=0x03 => "address size fault",
+            0x04..=0x07 | 0x2b => "translation fault",
+            0x08..=0x0b => "access flag fault",
+            0x0c..=0x0f => "permission fault",
+            0x10 => "synchronous external abort",
+            0x13..=0x17 => "external abort on a table walk",
+            0x18 => "parity error",
+            0x21 => "alignment fault",
+            0x30 => "TLB conflict",
+            0x31 => "unsupported atomic update",
+            0x35 => "unsupported exclusive or atomic access",
+            _ => "fault",
+        }
+    }
+
+    /// A translation fault, at any level.
+    pub const fn is_translation(self) -> bool {
+        matches!(self.0, 0x04..=0x07 | 0x2b)
+    }
+}
+
+impl fmt::Display for Syndrome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let class = self.class();
+        write!(f, "{:#010x} ({}", self.0, class.words())?;
+        if matches!(
+            class,
+            Class::INST_ABORT
+                | Class::INST_ABORT_LOWER
+                | Class::DATA_ABORT
+                | Class::DATA_ABORT_LOWER
+        ) {
+            let fault = self.fault();
+            write!(f, ", {}", fault.words())?;
+            if fault.0 < 0x10 {
+                write!(f, ", level {}", fault.0 & 3)?;
+            }
+            if matches!(class, Class::DATA_ABORT | Class::DATA_ABORT_LOWER) {
+                f.write_str(if self.is_write() { ", write" } else { ", read" })?;
+            }
+        }
+        f.write_str(")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn words_say_what_happened() {
+        let s = Syndrome(0x9600_0046);
+        assert_eq!(
+            s.to_string(),
+            "0x96000046 (data abort, translation fault, level 2, write)"
+        );
+        assert_eq!(Syndrome(0x5a00_0000).class(), Class::HVC);
+    }
+
+    #[test]
+    fn loads_extend_as_the_instruction_says() {
+        // ldrsb x: SAS 0, SSE 1, SF 1; ldrsh w: SAS 1, SSE 1, SF 0; ldr w: SAS 2.
+        assert_eq!(
+            Syndrome(1 << 24 | 1 << 21 | 1 << 15).extend(0x80),
+            0xffff_ffff_ffff_ff80
+        );
+        assert_eq!(
+            Syndrome(1 << 24 | 1 << 22 | 1 << 21).extend(0x8000),
+            0xffff_8000
+        );
+        assert_eq!(Syndrome(1 << 24 | 2 << 22).extend(u64::MAX), 0xffff_ffff);
+        assert_eq!(Syndrome(1 << 24 | 3 << 22).extend(u64::MAX), u64::MAX);
+    }
+}

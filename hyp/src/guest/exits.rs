@@ -1,0 +1,332 @@
+//! A guest's synchronous exceptions: what EL2 serves, and what is the host's.
+
+use log::warn;
+use rmi::run::ExitReason;
+use rmi::{fid, psci as codes};
+use vgic::{Frame, Read, SgiRegister};
+
+use super::idregs;
+use super::interrupts::Interrupts;
+use super::psci::{self, Answer, Entropy};
+use super::run::Record;
+use super::sysreg::{self, Sysreg};
+use crate::exception::host::faulting_ipa;
+use crate::exception::inject;
+use crate::exception::syndrome::{Class, Syndrome};
+use crate::realm::State;
+use crate::rec::{Pending, Run};
+use crate::{mrs, msr};
+
+/// What follows an exception.
+#[derive(Debug)]
+pub enum Next {
+    /// The guest goes on.
+    Enter,
+    /// The host is needed.
+    Exit(Record),
+}
+
+/// Where a plain guest finds its interrupt controller: QEMU virt's map, which
+/// the host's device tree for it names too.
+mod map {
+    pub use rmi::vendor::{GICD_IPA, GICR_IPA};
+}
+
+/// Serves a synchronous exception of the guest.
+pub fn synchronous(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run, esr: Syndrome) -> Next {
+    match esr.class() {
+        Class::DATA_ABORT_LOWER => data_abort(guest, run, esr),
+        Class::INST_ABORT_LOWER => abort_exit(run, esr, fault_ipa(esr)),
+        Class::SYSREG => system_register(guest, run, esr),
+        Class::HVC => call(guest, run),
+        Class::SMC => {
+            run.gprs.step();
+            call(guest, run)
+        }
+        Class::WFX => wait(guest, run, esr),
+        Class::FP => {
+            let Run { fp, fp_pe, .. } = run;
+            guest.cpu.fp_to_guest(pa, fp, fp_pe);
+            Next::Enter
+        }
+        // Hidden features, and what no guest of ours should do.
+        class => {
+            if guest.cpu.logged.first(0x8000_0000 | u32::from(class.0)) {
+                warn!(
+                    "guest vmid {}: {} at {:#x}: undefined",
+                    guest.realm.vmid, esr, run.gprs.pc
+                );
+            }
+            inject::undefined(&mut run.gprs);
+            Next::Enter
+        }
+    }
+}
+
+/// The IPA that an abort struck. HPFAR_EL2 is not written for permission faults
+/// on the access itself: those are looked up as the guest would.
+fn fault_ipa(esr: Syndrome) -> u64 {
+    let permission = matches!(esr.fault().0, 0x0c..=0x0f) && !esr.on_walk();
+    if !permission {
+        return faulting_ipa();
+    }
+    let far = mrs!("far_el2");
+    let par = crate::cpu::translate_stage1(far);
+    if par & 1 != 0 {
+        // The guest changed its own tables meanwhile: it will fault again.
+        return faulting_ipa();
+    }
+    par & 0x000f_ffff_ffff_f000 | far & 0xfff
+}
+
+fn data_abort(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Next {
+    let ipa = fault_ipa(esr);
+    if esr.has_access()
+        && esr.fault().is_translation()
+        && let Some((frame, offset)) = gic_frame(guest, ipa)
+    {
+        return gic_access(guest, run, esr, frame, offset);
+    }
+    abort_exit(run, esr, ipa)
+}
+
+fn gic_frame(guest: &Interrupts<'_>, ipa: u64) -> Option<(Frame, u64)> {
+    if let Some(offset) = ipa.checked_sub(map::GICD_IPA)
+        && offset < vgic::DISTRIBUTOR_SIZE
+    {
+        return Some((Frame::Distributor, offset));
+    }
+    let offset = ipa.checked_sub(map::GICR_IPA)?;
+    let vcpus = guest
+        .realm
+        .created
+        .load(core::sync::atomic::Ordering::Relaxed);
+    (offset < vcpus * vgic::REDISTRIBUTOR_SIZE).then(|| Frame::of_redistributors(offset))
+}
+
+fn gic_access(
+    guest: &mut Interrupts<'_>,
+    run: &mut Run,
+    esr: Syndrome,
+    frame: Frame,
+    offset: u64,
+) -> Next {
+    guest.fold(run);
+    let (vcpu, size) = (guest.rec.index, esr.size() as usize);
+    if esr.is_write() {
+        let value = run.gprs.get(esr.register());
+        guest.vgic(|v| v.write(vcpu, frame, offset, size, value));
+    } else {
+        match guest.vgic(|v| v.read(vcpu, frame, offset, size)) {
+            Read::Value(value) => run.gprs.set(esr.register(), esr.extend(value)),
+            // Other vCPUs were kicked and will have answered when the guest
+            // executes the instruction again.
+            Read::Again => return Next::Enter,
+        }
+    }
+    run.gprs.step();
+    Next::Enter
+}
+
+/// An abort that only the host can answer: by emulation, by mapping, or by
+/// stopping the guest.
+fn abort_exit(run: &mut Run, esr: Syndrome, ipa: u64) -> Next {
+    let far = mrs!("far_el2");
+    let emulatable = esr.class() == Class::DATA_ABORT_LOWER && esr.has_access();
+    run.pending = if emulatable {
+        Pending::Mmio(esr, far)
+    } else {
+        Pending::Abort(esr, far)
+    };
+    let mut record = Record {
+        esr: esr.0,
+        far,
+        hpfar: ipa >> 12 << 4,
+        ..Record::new(ExitReason::Sync)
+    };
+    if emulatable && esr.is_write() {
+        record.gprs[0] = run.gprs.get(esr.register());
+    }
+    Next::Exit(record)
+}
+
+/// WFI or WFE that the host had trapped.
+fn wait(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Next {
+    run.gprs.step();
+    guest.fold(run);
+    let wfe = esr.0 & 1 != 0;
+    if !wfe && guest.deliverable() {
+        return Next::Enter;
+    }
+    Next::Exit(Record {
+        esr: esr.0,
+        ..Record::new(ExitReason::Sync)
+    })
+}
+
+struct CpuEntropy(bool);
+
+impl Entropy for CpuEntropy {
+    fn random(&mut self) -> Option<u64> {
+        crate::cpu::instr::random()
+    }
+    fn available(&self) -> bool {
+        self.0
+    }
+}
+
+/// HVC or SMC. The PC is past it already.
+fn call(guest: &mut Interrupts<'_>, run: &mut Run) -> Next {
+    let x = [run.gprs.x[0], run.gprs.x[1], run.gprs.x[2], run.gprs.x[3]];
+    let mut entropy = CpuEntropy(guest.cpu.system.features.rng);
+    let answer = psci::call(&x, &mut entropy);
+    let returned = |run: &mut Run, value: u64| {
+        run.gprs.x[0] = value;
+        Next::Enter
+    };
+    let exit = || {
+        Next::Exit(Record {
+            gprs: x,
+            ..Record::new(ExitReason::Psci)
+        })
+    };
+    match answer {
+        Answer::Return(value) => returned(run, value),
+        Answer::Random(values) => {
+            run.gprs.x[..4].copy_from_slice(&values);
+            Next::Enter
+        }
+        Answer::CpuOn {
+            target,
+            entry,
+            context,
+        } => {
+            if known(guest, target).is_none() {
+                return returned(run, codes::INVALID_PARAMETERS as u64);
+            }
+            if entry >> guest.realm.ipa_bits != 0 || entry & 3 != 0 {
+                return returned(run, codes::INVALID_ADDRESS as u64);
+            }
+            run.pending = Pending::CpuOn(target, entry, context);
+            exit()
+        }
+        Answer::AffinityInfo { target } => {
+            if known(guest, target).is_none() {
+                return returned(run, codes::INVALID_PARAMETERS as u64);
+            }
+            run.pending = Pending::AffinityInfo(target);
+            exit()
+        }
+        Answer::CpuOff => exit(),
+        Answer::Suspend => {
+            run.gprs.x[0] = codes::SUCCESS as u64;
+            exit()
+        }
+        Answer::SystemEnd => {
+            guest.realm.set_state(State::SystemOff);
+            exit()
+        }
+    }
+}
+
+fn known(guest: &Interrupts<'_>, mpidr: u64) -> Option<usize> {
+    let index = rmi::params::mpidr_index(mpidr)? as usize;
+    guest.realm.rec(index).map(|_| index)
+}
+
+/// True when an exit record is that of a `CPU_OFF`.
+pub fn is_cpu_off(record: &Record) -> bool {
+    record.reason == ExitReason::Psci as u64 && record.gprs[0] as u32 == fid::PSCI_CPU_OFF
+}
+
+fn system_register(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Next {
+    let register = Sysreg::of(esr);
+    let rt = esr.sysreg_rt();
+    let done = if esr.sysreg_is_read() {
+        match read(guest, run, register) {
+            Some(value) => {
+                run.gprs.set(rt, value);
+                true
+            }
+            None => false,
+        }
+    } else {
+        let value = run.gprs.get(rt);
+        write(guest, run, register, value)
+    };
+    if done {
+        run.gprs.step();
+    } else {
+        if guest.cpu.logged.first(esr.sysreg()) {
+            let what = if esr.sysreg_is_read() {
+                "read"
+            } else {
+                "write"
+            };
+            warn!(
+                "guest vmid {}: {what} of {register} at {:#x}: undefined",
+                guest.realm.vmid, run.gprs.pc
+            );
+        }
+        inject::undefined(&mut run.gprs);
+    }
+    Next::Enter
+}
+
+/// A trapped MRS: `None` for a register that the guest does not have.
+fn read(guest: &Interrupts<'_>, run: &Run, register: Sysreg) -> Option<u64> {
+    Some(match register {
+        r if r.is_id() => idregs::view(r, idregs::of_cpu(r), guest.realm.ipa_bits),
+        sysreg::ACTLR_EL1 => 0,
+        sysreg::ICC_SRE_EL1 => 7,
+        sysreg::CNTP_CTL_EL0 => run.ptimer.read_ctl(mrs!("cntpct_el0")),
+        sysreg::CNTP_CVAL_EL0 => run.ptimer.cval,
+        sysreg::CNTP_TVAL_EL0 => run.ptimer.cval.wrapping_sub(mrs!("cntpct_el0")) & 0xffff_ffff,
+        sysreg::MDSCR_EL1 => mrs!("mdscr_el1"),
+        sysreg::OSLSR_EL1 => 8,
+        r if r.is_debug() => 0,
+        _ => return None,
+    })
+}
+
+/// MDSCR_EL1 bits that a guest may set: single step, which needs nothing but
+/// PSTATE, and access of EL0 to the (empty) debug channel.
+const MDSCR_SS: u64 = 1;
+const MDSCR_TDCC: u64 = 1 << 12;
+
+/// A trapped MSR: false for a register that the guest does not have.
+fn write(guest: &mut Interrupts<'_>, run: &mut Run, register: Sysreg, value: u64) -> bool {
+    match register {
+        sysreg::ICC_SGI1R_EL1 => send_sgi(guest, SgiRegister::Sgi1, value),
+        sysreg::ICC_SGI0R_EL1 => send_sgi(guest, SgiRegister::Sgi0, value),
+        sysreg::ICC_ASGI1R_EL1 => send_sgi(guest, SgiRegister::Asgi1, value),
+        sysreg::ICC_DIR_EL1 => {
+            guest.fold(run);
+            let (vcpu, vmcr) = (guest.rec.index, crate::cpu::gic::read_vmcr());
+            guest.vgic(|v| v.deactivate(vcpu, value, vmcr));
+        }
+        sysreg::CNTP_CTL_EL0 => {
+            run.ptimer.ctl = value & 0b11;
+            guest.physical_timer(run);
+        }
+        sysreg::CNTP_CVAL_EL0 => {
+            run.ptimer.cval = value;
+            guest.physical_timer(run);
+        }
+        sysreg::CNTP_TVAL_EL0 => {
+            let ticks = value as u32 as i32 as i64 as u64;
+            run.ptimer.cval = mrs!("cntpct_el0").wrapping_add(ticks);
+            guest.physical_timer(run);
+        }
+        sysreg::MDSCR_EL1 => msr!("mdscr_el1", value & (MDSCR_SS | MDSCR_TDCC)),
+        sysreg::ACTLR_EL1 | sysreg::ICC_SRE_EL1 => {}
+        r if r.is_debug() => {}
+        _ => return false,
+    }
+    true
+}
+
+fn send_sgi(guest: &mut Interrupts<'_>, register: SgiRegister, value: u64) {
+    let from = guest.rec.index;
+    guest.vgic(|v| v.send_sgi(from, register, value));
+}

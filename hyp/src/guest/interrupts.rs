@@ -1,0 +1,141 @@
+//! A running vCPU's interrupts: list registers in and out, timers, kicks.
+//!
+//! The list registers stay loaded over exits that do not concern them; whoever
+//! looks at the vGIC's state folds them back first ([`fold`]).
+
+use crate::cpu::Cpu;
+use crate::cpu::gic::{self, Taken};
+use crate::realm::Realm;
+use crate::rec::{Rec, Run};
+use crate::{mrs, msr};
+use vgic::Vgic;
+
+/// INTIDs that a guest's device tree names for its timers (QEMU virt's).
+pub mod intid {
+    /// Virtual timer.
+    pub const VIRTUAL_TIMER: u32 = 27;
+    /// Physical timer.
+    pub const PHYSICAL_TIMER: u32 = 30;
+}
+
+/// A vCPU on this PE with everything its interrupts take.
+pub struct Interrupts<'a> {
+    /// The PE.
+    pub cpu: &'a mut Cpu,
+    /// The guest.
+    pub realm: &'a Realm,
+    /// The vCPU.
+    pub rec: &'a Rec,
+}
+
+impl Interrupts<'_> {
+    /// Calls the vGIC under its lock.
+    pub fn vgic<R>(&mut self, f: impl FnOnce(&mut Vgic<'_, crate::realm::Vcpus<'_>>) -> R) -> R {
+        let mut dist = self.realm.vgic.lock();
+        let mut vcpus = self.realm.vcpus(&mut dist, Some(self.rec.index));
+        f(&mut Vgic::new(&mut dist, &mut vcpus))
+    }
+
+    fn redistributor<R>(&self, f: impl FnOnce(&vgic::Redistributor) -> R) -> R {
+        let _dist = self.realm.vgic.lock();
+        // SAFETY: the realm's `vgic` lock, which guards it, is held.
+        f(unsafe { &*self.rec.redistributor.get() })
+    }
+
+    /// Before each entry: the list registers say all there is to say.
+    pub fn prepare(&mut self, run: &mut Run) {
+        let (fill, sync) = self.redistributor(|r| (r.needs_fill(), r.needs_sync()));
+        if !fill && run.lrs_loaded {
+            return;
+        }
+        if sync {
+            self.fold(run);
+        }
+        let (vcpu, vmcr) = (self.rec.index, gic::read_vmcr());
+        let lrs = &mut run.lrs;
+        self.vgic(|v| v.fill(vcpu, vmcr, lrs));
+        self.set_timer_active(run.lrs.physical_active);
+        gic::write_lrs(self.cpu.gic.list_registers, &run.lrs.lr);
+        gic::write_hcr(run.lrs.hcr);
+        run.lrs_loaded = true;
+    }
+
+    /// Reads the list registers back into the vGIC's state, when they hold
+    /// anything.
+    pub fn fold(&mut self, run: &mut Run) {
+        if !self.redistributor(vgic::Redistributor::needs_sync) {
+            return;
+        }
+        let (vcpu, vmcr) = (self.rec.index, gic::read_vmcr());
+        gic::read_lrs(self.cpu.gic.list_registers, &mut run.lrs.lr);
+        run.lrs.hcr = gic::read_hcr();
+        let timer = self.timer_level();
+        let physical = self.cpu.system.machine.ppi.virtual_timer;
+        let lrs = &run.lrs;
+        let synced = self.vgic(|v| {
+            let synced = v.sync(vcpu, vmcr, lrs);
+            if synced.resample & 1 << intid::VIRTUAL_TIMER != 0 {
+                // The INTID is a PPI and the vCPU exists.
+                let _ = v.set_ppi(vcpu, intid::VIRTUAL_TIMER, timer);
+            }
+            synced
+        });
+        self.cpu.timer_active = synced.physical_active & 1 << physical != 0;
+        run.lrs_loaded = false;
+    }
+
+    /// The level of the virtual timer's output now.
+    fn timer_level(&self) -> bool {
+        mrs!("cntv_ctl_el0") & 0b111 == 0b101
+    }
+
+    fn set_timer_active(&mut self, mask: u32) {
+        let active = mask & 1 << self.cpu.system.machine.ppi.virtual_timer != 0;
+        if active != self.cpu.timer_active {
+            self.cpu.gic.set_timer_active(active);
+            self.cpu.timer_active = active;
+        }
+    }
+
+    /// A physical IRQ ended the guest's turn. True when it is the host's.
+    pub fn physical(&mut self, run: &mut Run) -> bool {
+        match self.cpu.gic.take() {
+            Taken::Host => return true,
+            Taken::Nothing | Taken::Kick => {}
+            Taken::VirtualTimer => {
+                self.cpu.timer_active = true;
+                let (vcpu, level) = (self.rec.index, self.timer_level());
+                let _ = self.vgic(|v| v.set_ppi(vcpu, intid::VIRTUAL_TIMER, level));
+                if !level {
+                    // Fell again before it was looked at: nobody will deactivate it.
+                    self.set_timer_active(0);
+                }
+            }
+            Taken::HypTimer => self.physical_timer(run),
+            Taken::Maintenance => self.fold(run),
+        }
+        false
+    }
+
+    /// The guest's physical timer changed, or fired: moves its line and sets
+    /// CNTHP for the next time.
+    pub fn physical_timer(&mut self, run: &Run) {
+        let now = mrs!("cntpct_el0");
+        let level = run.ptimer.level(now);
+        let vcpu = self.rec.index;
+        let _ = self.vgic(|v| v.set_ppi(vcpu, intid::PHYSICAL_TIMER, level));
+        match run.ptimer.deadline() {
+            Some(deadline) if !level => {
+                msr!("cnthp_cval_el2", deadline);
+                msr!("cnthp_ctl_el2", 1);
+            }
+            _ => msr!("cnthp_ctl_el2", 0),
+        }
+    }
+
+    /// True when the vCPU need not wait in WFI. Its list registers are folded.
+    pub fn deliverable(&mut self) -> bool {
+        let (vcpu, vmcr) = (self.rec.index, gic::read_vmcr());
+        self.timer_level() || self.vgic(|v| v.pending(vcpu, vmcr))
+    }
+}

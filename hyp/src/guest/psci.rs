@@ -1,0 +1,213 @@
+//! PSCI 1.1 and SMCCC 1.2 towards guests, by HVC and by SMC.
+//!
+//! EL2 answers what it can; what needs a decision of the host's (which vCPU runs
+//! when, the end of the guest) becomes an exit, as in RMI.
+
+use rmi::{fid, psci};
+
+/// What becomes of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// X0 of the answer.
+    Return(u64),
+    /// X0–X3 of the answer, TRNG.
+    Random([u64; 4]),
+    /// `CPU_ON(target, entry, context)`.
+    CpuOn {
+        /// MPIDR of the vCPU to start.
+        target: u64,
+        /// Where it begins, IPA.
+        entry: u64,
+        /// Its X0.
+        context: u64,
+    },
+    /// `AFFINITY_INFO(target, 0)`.
+    AffinityInfo {
+        /// MPIDR asked about.
+        target: u64,
+    },
+    /// `CPU_OFF`.
+    CpuOff,
+    /// `CPU_SUSPEND`: a standby, as WFI.
+    Suspend,
+    /// `SYSTEM_OFF` or `SYSTEM_RESET`: the host reads which from the exit.
+    SystemEnd,
+}
+
+/// Who answers: random numbers are there only where the CPU has them.
+pub trait Entropy {
+    /// 64 random bits, or none at the moment.
+    fn random(&mut self) -> Option<u64>;
+    /// True when there ever are any.
+    fn available(&self) -> bool;
+}
+
+/// Serves a guest's call: function in `x[0]`, arguments in `x[1..4]`.
+pub fn call(x: &[u64; 4], entropy: &mut impl Entropy) -> Answer {
+    // A 32-bit call counts the low halves only (SMCCC 1.2, 3.1).
+    let function = x[0] as u32;
+    let narrow = function & 1 << 30 == 0;
+    let arg = |n: usize| if narrow { x[n] & 0xffff_ffff } else { x[n] };
+    match function {
+        fid::SMCCC_VERSION => Answer::Return(psci::SMCCC_VERSION_1_2),
+        fid::SMCCC_ARCH_FEATURES => Answer::Return(arch_features(arg(1) as u32) as u64),
+        fid::PSCI_VERSION => Answer::Return(psci::VERSION_1_1),
+        fid::PSCI_FEATURES => Answer::Return(psci_features(arg(1) as u32) as u64),
+        fid::PSCI_CPU_ON_32 | fid::PSCI_CPU_ON_64 => Answer::CpuOn {
+            target: arg(1),
+            entry: arg(2),
+            context: arg(3),
+        },
+        fid::PSCI_AFFINITY_INFO_32 | fid::PSCI_AFFINITY_INFO_64 => {
+            if arg(2) == 0 {
+                Answer::AffinityInfo { target: arg(1) }
+            } else {
+                // Levels above 0 are optional, and Linux asks for none.
+                Answer::Return(psci::INVALID_PARAMETERS as u64)
+            }
+        }
+        fid::PSCI_CPU_OFF => Answer::CpuOff,
+        fid::PSCI_CPU_SUSPEND_32 | fid::PSCI_CPU_SUSPEND_64 => Answer::Suspend,
+        fid::PSCI_SYSTEM_OFF | fid::PSCI_SYSTEM_RESET => Answer::SystemEnd,
+        fid::PSCI_MIGRATE_INFO_TYPE => Answer::Return(psci::MIGRATE_NOT_REQUIRED as u64),
+        fid::TRNG_VERSION if entropy.available() => Answer::Return(0x1_0000),
+        fid::TRNG_FEATURES if entropy.available() => Answer::Return(match arg(1) as u32 {
+            fid::TRNG_VERSION
+            | fid::TRNG_FEATURES
+            | fid::TRNG_GET_UUID
+            | fid::TRNG_RND_32
+            | fid::TRNG_RND_64 => 0,
+            _ => rmi::NOT_SUPPORTED,
+        }),
+        // "Undercroft TRNG1", as four words.
+        fid::TRNG_GET_UUID if entropy.available() => {
+            Answer::Random([0x6465_6e55, 0x6f72_6372, 0x5420_7466, 0x3147_4e52])
+        }
+        fid::TRNG_RND_32 | fid::TRNG_RND_64 if entropy.available() => {
+            random(arg(1), narrow, entropy)
+        }
+        _ => Answer::Return(rmi::NOT_SUPPORTED),
+    }
+}
+
+fn arch_features(function: u32) -> i64 {
+    match function {
+        fid::SMCCC_VERSION | fid::SMCCC_ARCH_FEATURES => psci::SUCCESS,
+        // No workaround is offered: -1 also says that none is known to be needed
+        // beyond what the ID registers tell.
+        _ => psci::NOT_SUPPORTED,
+    }
+}
+
+fn psci_features(function: u32) -> i64 {
+    match function {
+        fid::SMCCC_VERSION
+        | fid::PSCI_VERSION
+        | fid::PSCI_CPU_SUSPEND_32
+        | fid::PSCI_CPU_SUSPEND_64
+        | fid::PSCI_CPU_OFF
+        | fid::PSCI_CPU_ON_32
+        | fid::PSCI_CPU_ON_64
+        | fid::PSCI_AFFINITY_INFO_32
+        | fid::PSCI_AFFINITY_INFO_64
+        | fid::PSCI_MIGRATE_INFO_TYPE
+        | fid::PSCI_SYSTEM_OFF
+        | fid::PSCI_SYSTEM_RESET
+        | fid::PSCI_FEATURES => psci::SUCCESS,
+        _ => psci::NOT_SUPPORTED,
+    }
+}
+
+/// `TRNG_RND(bits)` (DEN0098, 2.4): at most 192 bits (96 in the 32-bit call),
+/// the most significant register first, bits above the number asked for clear.
+fn random(bits: u64, narrow: bool, entropy: &mut impl Entropy) -> Answer {
+    const INVALID_PARAMETERS: i64 = -2;
+    const NO_ENTROPY: i64 = -3;
+    let width: u64 = if narrow { 32 } else { 64 };
+    if bits == 0 || bits > 3 * width {
+        return Answer::Return(INVALID_PARAMETERS as u64);
+    }
+    let mut out = [0u64; 4];
+    let mut left = bits;
+    for register in (1..=3).rev() {
+        if left == 0 {
+            break;
+        }
+        let take = left.min(width);
+        let Some(word) = entropy.random() else {
+            return Answer::Return(NO_ENTROPY as u64);
+        };
+        out[register] = if take == 64 {
+            word
+        } else {
+            word & ((1 << take) - 1)
+        };
+        left -= take;
+    }
+    Answer::Random(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Ones(bool);
+    impl Entropy for Ones {
+        fn random(&mut self) -> Option<u64> {
+            Some(u64::MAX)
+        }
+        fn available(&self) -> bool {
+            self.0
+        }
+    }
+
+    fn ask(x: [u64; 4]) -> Answer {
+        call(&x, &mut Ones(true))
+    }
+
+    #[test]
+    fn every_function_that_features_names_is_served() {
+        for function in (0x8400_0000u64..0x8400_0020).chain(0xC400_0000..0xC400_0020) {
+            let told = ask([u64::from(fid::PSCI_FEATURES), function, 0, 0]) == Answer::Return(0);
+            let served = ask([function, u64::from(fid::PSCI_VERSION), 0, 0])
+                != Answer::Return(rmi::NOT_SUPPORTED);
+            assert_eq!(told, served, "{function:#x}");
+        }
+    }
+
+    #[test]
+    fn narrow_calls_count_low_halves() {
+        let on = ask([
+            u64::from(fid::PSCI_CPU_ON_32),
+            1 << 32 | 1,
+            0x4000_0000,
+            7 << 32,
+        ]);
+        assert_eq!(
+            on,
+            Answer::CpuOn {
+                target: 1,
+                entry: 0x4000_0000,
+                context: 0
+            }
+        );
+    }
+
+    #[test]
+    fn random_bits_fill_from_the_least_significant_register() {
+        let rnd = |bits| ask([u64::from(fid::TRNG_RND_64), bits, 0, 0]);
+        assert_eq!(rnd(1), Answer::Random([0, 0, 0, 1]));
+        assert_eq!(rnd(65), Answer::Random([0, 0, 1, u64::MAX]));
+        assert_eq!(rnd(192), Answer::Random([0, u64::MAX, u64::MAX, u64::MAX]));
+        assert_eq!(rnd(193), Answer::Return(-2i64 as u64));
+        assert_eq!(rnd(0), Answer::Return(-2i64 as u64));
+        assert_eq!(
+            ask([u64::from(fid::TRNG_RND_32), 33, 0, 0]),
+            Answer::Random([0, 0, 1, 0xffff_ffff])
+        );
+        assert_eq!(
+            call(&[u64::from(fid::TRNG_VERSION), 0, 0, 0], &mut Ones(false)),
+            Answer::Return(rmi::NOT_SUPPORTED)
+        );
+    }
+}

@@ -1,0 +1,183 @@
+//! `REC_ENTER`: a vCPU runs on this PE until the host is needed.
+//!
+//! enter → exception → served here? → enter again; else → exit record, host.
+
+use rmi::run::{EnterFlags, ExitReason};
+use rmi::vendor::Exit;
+
+use super::exits::{self, Next};
+use super::interrupts::Interrupts;
+use crate::cpu::context::{Exception, enter};
+use crate::cpu::{Cpu, GuestState, SavedState, hcr};
+use crate::exception::report::stop_if_dying;
+use crate::exception::syndrome::Syndrome;
+use crate::mrs;
+use crate::realm::Realm;
+use crate::rec::{Pending, Rec, Run};
+use core::sync::atomic::Ordering;
+
+/// What the host asks of an entry, copied once from its page.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Flags.
+    pub flags: EnterFlags,
+    /// `gprs[0]`: the value of a read.
+    pub value: u64,
+}
+
+/// What the host is told of an exit. Fields that an exit does not use are 0.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Record {
+    /// `exit_reason`.
+    pub reason: u64,
+    /// `esr`.
+    pub esr: u64,
+    /// `far`.
+    pub far: u64,
+    /// `hpfar`.
+    pub hpfar: u64,
+    /// `gprs[0..4]`.
+    pub gprs: [u64; 4],
+    /// `elr`, `spsr`.
+    pub pc: [u64; 2],
+    /// `cntp_ctl`, `cntp_cval`, `cntv_ctl`, `cntv_cval`.
+    pub timers: [u64; 4],
+}
+
+impl Record {
+    /// An exit for this reason.
+    pub fn new(reason: ExitReason) -> Self {
+        Self {
+            reason: reason as u64,
+            ..Self::default()
+        }
+    }
+}
+
+/// Runs the vCPU in the REC granule at `pa`, which this PE holds. The checks of
+/// `REC_ENTER` are done.
+pub fn run(
+    cpu: &mut Cpu,
+    realm: &Realm,
+    rec: &Rec,
+    pa: u64,
+    run: &mut Run,
+    entry: &Entry,
+) -> Record {
+    finish_previous_exit(run, entry);
+    // Published before the vCPU's interrupts are looked at, so that a kick that
+    // comes after the look finds this PE.
+    rec.pe.store(cpu.pe.index as u32, Ordering::SeqCst);
+    let mut trap = 0;
+    if entry.flags.contains(EnterFlags::TRAP_WFI) {
+        trap |= hcr::TWI;
+    }
+    if entry.flags.contains(EnterFlags::TRAP_WFE) {
+        trap |= hcr::TWE;
+    }
+    cpu.switch_to_guest(
+        &GuestState {
+            rec: pa,
+            el1: &run.el1,
+            vtimer: run.vtimer,
+            interface: &run.interface,
+            fp_pe: run.fp_pe,
+            vmpidr: run.vmpidr,
+            vttbr: realm.vttbr,
+            vtcr: realm.vtcr,
+            other_vcpu_ran_here: realm.runs_on(cpu.pe.index, rec.index),
+        },
+        trap,
+    );
+    let mut guest = Interrupts { cpu, realm, rec };
+    if run.ptimer.ctl != 0 {
+        guest.physical_timer(run);
+    }
+    let mut record = turns(&mut guest, pa, run);
+    guest.fold(run);
+    run.lrs_loaded = false;
+    let now = mrs!("cntpct_el0");
+    cpu.switch_to_host(SavedState {
+        rec: pa,
+        el1: &mut run.el1,
+        vtimer: &mut run.vtimer,
+        interface: &mut run.interface,
+        fp: &mut run.fp,
+        fp_pe: &run.fp_pe,
+    });
+    record.pc = [run.gprs.pc, run.gprs.pstate];
+    record.timers = [
+        run.ptimer.read_ctl(now),
+        run.ptimer.cval,
+        run.vtimer.ctl,
+        run.vtimer.cval,
+    ];
+    record
+}
+
+/// Enters the guest until an exit needs the host.
+fn turns(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run) -> Record {
+    loop {
+        if guest.rec.exit_requested.swap(false, Ordering::Acquire) {
+            return Record::new(ExitReason::Irq);
+        }
+        guest.prepare(run);
+        let exception = enter(&mut run.gprs);
+        stop_if_dying();
+        let esr = Syndrome(mrs!("esr_el2"));
+        note(run, exception, esr);
+        let next = match exception {
+            Exception::Sync => exits::synchronous(guest, pa, run, esr),
+            Exception::Irq => {
+                if guest.physical(run) {
+                    Next::Exit(Record::new(ExitReason::Irq))
+                } else {
+                    Next::Enter
+                }
+            }
+            Exception::Fiq => Next::Exit(Record::new(ExitReason::Fiq)),
+            Exception::SError => Next::Exit(Record {
+                esr: esr.0,
+                ..Record::new(ExitReason::SError)
+            }),
+        };
+        if let Next::Exit(record) = next {
+            return record;
+        }
+    }
+}
+
+#[inline]
+fn note(run: &mut Run, exception: Exception, esr: Syndrome) {
+    let sync = exception == Exception::Sync;
+    let abort = matches!(esr.class().0, 0x20 | 0x24);
+    run.note(Exit {
+        time: mrs!("cntpct_el0"),
+        esr: if sync { esr.0 } else { u64::MAX },
+        elr: run.gprs.pc,
+        far: if sync && abort { mrs!("far_el2") } else { 0 },
+        ipa: if sync && abort {
+            crate::exception::host::faulting_ipa()
+        } else {
+            0
+        },
+    });
+}
+
+/// Completes what the previous exit left open, as the host answers it.
+fn finish_previous_exit(run: &mut Run, entry: &Entry) {
+    match core::mem::replace(&mut run.pending, Pending::Nothing) {
+        Pending::Mmio(esr, _) if entry.flags.contains(EnterFlags::EMUL_MMIO) => {
+            if !esr.is_write() {
+                run.gprs.set(esr.register(), esr.extend(entry.value));
+            }
+            run.gprs.step();
+        }
+        Pending::Mmio(esr, far) | Pending::Abort(esr, far)
+            if entry.flags.contains(EnterFlags::INJECT_SEA) =>
+        {
+            run.inject_external_abort(esr, far);
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,240 @@
+//! The EL2 image. A boot, from the top:
+//!
+//! `asm.S` relocates and calls [`primary_start`] with the MMU off; that finds the
+//! machine and builds EL2's own map; `asm.S` switches to it and calls
+//! [`primary_main`], which takes charge of memory and begins the host. Every
+//! other PE comes by [`secondary_main`] when the host turns it on.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+mod image {
+    use core::arch::global_asm;
+
+    use hyp::boot::appendix::{Appendix, Header};
+    use hyp::boot::tree::{self, Machine};
+    use hyp::boot::{BootError, Layout};
+    use hyp::cpu::features::Features;
+    use hyp::cpu::pe::{Pe, Power};
+    use hyp::cpu::{Cpu, instr};
+    use hyp::exception::{host, report};
+    use hyp::memory::region::Region;
+    use hyp::memory::stage1::Image;
+    use hyp::{mrs, psci};
+    use log::{error, info};
+    use spin::Once;
+
+    global_asm!(include_str!("asm.S"));
+
+    unsafe extern "C" {
+        static __text_end: u8;
+        static __rodata_end: u8;
+        static __image_end: u8;
+        fn secondary_entry(pe: &'static Pe) -> !;
+    }
+
+    /// What the part with the MMU off hands to the part with it on.
+    struct Found {
+        machine: Machine,
+        features: Features,
+        image: Image,
+        appendix: Appendix<'static>,
+        layout: Layout,
+    }
+
+    static FOUND: Once<spin::Mutex<Option<Found>>> = Once::new();
+
+    /// The boot PE, MMU off: finds the machine, builds EL2's own map.
+    #[unsafe(no_mangle)]
+    extern "C" fn primary_start(dtb: u64, base: u64) -> ! {
+        // SAFETY: x0 as the boot protocol has it.
+        let tree = unsafe { tree::bytes(dtb) };
+        let machine = match tree.and_then(|data| Machine::read(dtb, data)) {
+            Ok(machine) => machine,
+            Err(_) => halt(), // no tree, no console to say it on
+        };
+        // SAFETY: the device tree calls it a PL011, and EL2 maps it at its own
+        // address.
+        unsafe { hyp::log::start(machine.uart.map(|uart| uart.base())) };
+        log::set_max_level(machine.settings.level);
+        let level = mrs!("CurrentEL") >> 2 & 3;
+        if level != 2 {
+            error!("entered at EL{level}: Undercroft needs EL2 (QEMU: -M virt,virtualization=on)");
+            stop(&machine);
+        }
+        info!("Undercroft {} at {base:#x}", env!("CARGO_PKG_VERSION"));
+        let pe = match prepare(machine, base) {
+            Ok(pe) => pe,
+            Err((machine, why)) => {
+                error!("{why}");
+                stop(&machine);
+            }
+        };
+        // SAFETY: asm.S loads the map just built, in which this code stands at
+        // its own address, and goes on at `primary_main` on this PE's stack.
+        unsafe { secondary_entry(pe) }
+    }
+
+    fn prepare(machine: Machine, base: u64) -> Result<&'static Pe, (Machine, BootError)> {
+        let features = Features::read();
+        info!("cpu: {features}");
+        let prepared = machine
+            .check()
+            .and_then(|()| supported(&features))
+            .and_then(|()| {
+                let flat_end = &raw const __image_end as u64;
+                report::set_image(base, flat_end);
+                let (image, appendix) = find_image(base, flat_end)?;
+                let layout = Layout::plan(&machine, &features, &image, &appendix)?;
+                let entries = [
+                    primary_main as *const () as u64,
+                    secondary_main as *const () as u64,
+                ];
+                let pe = layout.build_pes(&machine, &features, &image, entries)?;
+                Ok((image, appendix, layout, pe))
+            });
+        let (image, appendix, layout, pe) = match prepared {
+            Ok(prepared) => prepared,
+            Err(why) => return Err((machine, why)),
+        };
+        let early = layout.written_early();
+        let line = features.dcache_line;
+        let data = image.data;
+        FOUND.call_once(|| {
+            spin::Mutex::new(Some(Found {
+                machine,
+                features,
+                image,
+                appendix,
+                layout,
+            }))
+        });
+        // What was written past the caches must not be hidden by what they held.
+        for region in early.into_iter().chain([data]) {
+            for at in (region.base()..region.end()).step_by(line as usize) {
+                instr::dc_ivac(at);
+            }
+        }
+        instr::dsb_sy();
+        Ok(pe)
+    }
+
+    fn supported(features: &Features) -> Result<(), BootError> {
+        if !features.e2h0 {
+            return Err("this CPU has no EL2 without VHE (FEAT_E2H0): not supported yet");
+        }
+        if !features.gic_sysregs {
+            return Err("this CPU has no GICv3 system registers (QEMU: -M virt,gic-version=3)");
+        }
+        Ok(())
+    }
+
+    /// The image's parts, and the appendix that the runner put behind it.
+    fn find_image(base: u64, flat_end: u64) -> Result<(Image, Appendix<'static>), BootError> {
+        const NONE: BootError = "nothing behind the image: build with `cargo qemu image`";
+        // SAFETY: the boot loader put the whole file into RAM, which goes on
+        // behind the image's end.
+        let header = unsafe { core::slice::from_raw_parts(flat_end as *const u8, 64) };
+        let length = Header::read(header).ok_or(NONE)?.total_len;
+        // SAFETY: as above, for the length that the runner wrote.
+        let bytes = unsafe { core::slice::from_raw_parts(flat_end as *const u8, length as usize) };
+        let appendix =
+            Appendix::split(bytes).ok_or("the image's appendix is damaged: build it again")?;
+        let text_end = &raw const __text_end as u64;
+        let rodata_end = &raw const __rodata_end as u64;
+        let part = |from: u64, to: u64| Region::new(from, to - from).unwrap_or(Region::EMPTY);
+        let image = Image {
+            text: part(base, text_end),
+            rodata: [
+                part(text_end, rodata_end),
+                part(flat_end, flat_end + length),
+            ],
+            data: part(rodata_end, flat_end),
+        };
+        Ok((image, appendix))
+    }
+
+    /// The boot PE, MMU on: takes charge of memory, begins the host.
+    extern "C" fn primary_main(pe: &'static Pe) -> ! {
+        let found = FOUND.get().and_then(|found| found.lock().take());
+        let found = found.expect("primary_start leaves what it found");
+        hyp::log::share();
+        let dtb = found.machine.dtb.base();
+        let pes = found.machine.pes.len();
+        let Found {
+            machine,
+            features,
+            image,
+            appendix,
+            layout,
+        } = found;
+        let system = match layout.build_system(machine, features, &image, &appendix) {
+            Ok(system) => hyp::set_system(system),
+            Err(why) => refuse(why),
+        };
+        for region in system.machine.ram.iter() {
+            info!("ram {region}");
+        }
+        info!(
+            "image {}, own memory {}, {} granules of {} KiB, {pes} cpus",
+            image.region(),
+            layout.own,
+            system
+                .machine
+                .ram
+                .iter()
+                .map(|r| r.size() >> system.granules.shift())
+                .sum::<u64>(),
+            system.granules.size() >> 10,
+        );
+        info!("host at {:#x}", system.host_image.base());
+        let mut cpu = Cpu::new(pe, system);
+        pe.set_power(Power::On);
+        cpu.begin_host(system.host_image.base(), dtb);
+        host::run(&mut cpu)
+    }
+
+    /// Any other PE, when the host turned it on.
+    extern "C" fn secondary_main(pe: &'static Pe) -> ! {
+        let mut cpu = Cpu::new(pe, hyp::system());
+        pe.set_power(Power::On);
+        let (pc, context) = pe.start();
+        cpu.begin_host(pc, context);
+        host::run(&mut cpu)
+    }
+
+    /// Says why this machine will not do, and turns it off.
+    fn refuse(why: BootError) -> ! {
+        error!("{why}");
+        hyp::log::line("hyp ", log::Level::Error, format_args!("end: status 2"));
+        psci::system_off();
+        halt()
+    }
+
+    /// The same before there is anything but a device tree.
+    fn stop(machine: &Machine) -> ! {
+        hyp::log::line("hyp ", log::Level::Error, format_args!("end: status 2"));
+        if machine.psci_by_hvc {
+            instr::hvc(u64::from(rmi::fid::PSCI_SYSTEM_OFF));
+        } else if mrs!("CurrentEL") >> 2 & 3 == 2 {
+            psci::system_off();
+        }
+        halt()
+    }
+
+    fn halt() -> ! {
+        loop {
+            instr::wfe();
+        }
+    }
+
+    #[panic_handler]
+    fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+        report::panic(info)
+    }
+}
+
+/// On the development machine there is nothing to run.
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("hyp is the EL2 image; `cargo qemu run` builds it and boots it.");
+}

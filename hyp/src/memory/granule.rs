@@ -1,0 +1,373 @@
+//! Who owns each granule of RAM.
+//!
+//! One 32-bit word a granule: state, lock and reference count.
+//!
+//! Lock protocol. A granule's lock guards its state and what lies in it. Locks
+//! are taken in the order RD, REC, RTT, DATA, and among equals by address; a
+//! granule is locked *expecting a state*, so that an argument named twice is
+//! refused (its state cannot be both) instead of waited for. State and lock
+//! change in one store ([`Locked::become_`]). The count changes without the
+//! lock, but is 0 → n only under it: whoever holds the lock and reads 0 knows
+//! that nobody else has come to depend on the granule.
+//!
+//! What the count counts: of an RD its RECs; of a REC whether it runs; of an RTT
+//! its live entries; of the host's memory (NS) the unprotected mappings of it.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use super::region::{Region, Regions};
+
+/// What a granule is (DEN0137 1.0, A2.2.2, and EL2's own).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// The host's.
+    Ns = 0,
+    /// Given to EL2, all zero, no use yet.
+    Delegated = 1,
+    /// A realm descriptor.
+    Rd = 2,
+    /// A realm execution context: a vCPU.
+    Rec = 3,
+    /// Auxiliary to a REC.
+    RecAux = 4,
+    /// A realm's memory.
+    Data = 5,
+    /// A realm translation table.
+    Rtt = 6,
+    /// EL2's own, for ever.
+    Hyp = 7,
+}
+
+const STATE: u32 = 0xf;
+const LOCK: u32 = 1 << 4;
+const COUNT_SHIFT: u32 = 5;
+const COUNT_ONE: u32 = 1 << COUNT_SHIFT;
+/// Largest count.
+pub const COUNT_MAX: u32 = u32::MAX >> COUNT_SHIFT;
+
+/// One granule's word.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Granule(AtomicU32);
+
+impl Granule {
+    fn state_of(word: u32) -> State {
+        match word & STATE {
+            0 => State::Ns,
+            1 => State::Delegated,
+            2 => State::Rd,
+            3 => State::Rec,
+            4 => State::RecAux,
+            5 => State::Data,
+            6 => State::Rtt,
+            _ => State::Hyp,
+        }
+    }
+
+    /// The state at this moment; only the lock makes it stay.
+    pub fn state(&self) -> State {
+        Self::state_of(self.0.load(Ordering::Acquire))
+    }
+
+    /// The count at this moment.
+    pub fn count(&self) -> u32 {
+        self.0.load(Ordering::Acquire) >> COUNT_SHIFT
+    }
+
+    /// Locks the granule if it is in `state`; `None` when it is not.
+    pub fn lock(&self, state: State) -> Option<Locked<'_>> {
+        loop {
+            let word = self.0.load(Ordering::Relaxed);
+            if Self::state_of(word) != state {
+                return None;
+            }
+            if word & LOCK == 0
+                && self
+                    .0
+                    .compare_exchange_weak(word, word | LOCK, Ordering::Acquire, Ordering::Relaxed)
+                    .is_ok()
+            {
+                return Some(Locked(self));
+            }
+            core::hint::spin_loop();
+        }
+    }
+
+    /// Adds a reference if the granule is in `state` and not locked for a change
+    /// of it; `None` when it is in another state or the count is full.
+    pub fn pin(&self, state: State) -> Option<Pin<'_>> {
+        loop {
+            let word = self.0.load(Ordering::Relaxed);
+            if Self::state_of(word) != state || word >> COUNT_SHIFT == COUNT_MAX {
+                return None;
+            }
+            if word & LOCK == 0
+                && self
+                    .0
+                    .compare_exchange_weak(
+                        word,
+                        word + COUNT_ONE,
+                        Ordering::Acquire,
+                        Ordering::Relaxed,
+                    )
+                    .is_ok()
+            {
+                return Some(Pin(self));
+            }
+            core::hint::spin_loop();
+        }
+    }
+
+    /// Adds one to the count of a granule whose state the caller keeps in place.
+    pub fn get(&self) {
+        let word = self.0.fetch_add(COUNT_ONE, Ordering::AcqRel);
+        assert!(word >> COUNT_SHIFT < COUNT_MAX, "granule count overflow");
+    }
+
+    /// Takes one from the count.
+    pub fn put(&self) {
+        let word = self.0.fetch_sub(COUNT_ONE, Ordering::AcqRel);
+        assert!(word >> COUNT_SHIFT > 0, "granule count underflow");
+    }
+
+    /// Changes the count by a signed number, under the same rules.
+    pub fn add(&self, by: i32) {
+        let old = self
+            .0
+            .fetch_add((by as u32) << COUNT_SHIFT, Ordering::AcqRel);
+        let new = i64::from(old >> COUNT_SHIFT) + i64::from(by);
+        assert!(
+            (0..=i64::from(COUNT_MAX)).contains(&new),
+            "granule count {new}"
+        );
+    }
+}
+
+/// A granule that this CPU has locked; dropping it unlocks.
+#[derive(Debug)]
+#[must_use]
+pub struct Locked<'a>(&'a Granule);
+
+impl<'a> Locked<'a> {
+    /// The granule.
+    pub fn granule(&self) -> &'a Granule {
+        self.0
+    }
+
+    /// The count.
+    pub fn count(&self) -> u32 {
+        self.0.count()
+    }
+
+    /// Unlocks it in another state.
+    pub fn become_(self, state: State) {
+        let granule = self.0;
+        core::mem::forget(self);
+        let change = |word: u32| Some(word & !(STATE | LOCK) | state as u32);
+        let _ = granule
+            .0
+            .fetch_update(Ordering::Release, Ordering::Relaxed, change);
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_and(!LOCK, Ordering::Release);
+    }
+}
+
+/// A reference that keeps a granule in its state; dropping it lets go.
+#[derive(Debug)]
+#[must_use]
+pub struct Pin<'a>(&'a Granule);
+
+impl Pin<'_> {
+    /// Keeps the reference beyond this value's life: whoever ends the use calls
+    /// [`Granule::put`].
+    pub fn keep(self) {
+        core::mem::forget(self);
+    }
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        self.0.put();
+    }
+}
+
+/// A range of RAM and where its words begin.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    region: Region,
+    first: usize,
+}
+
+/// The table over all RAM.
+#[derive(Debug)]
+pub struct Granules {
+    words: &'static [Granule],
+    ranges: arrayvec::ArrayVec<Range, { super::region::MAX_REGIONS }>,
+    shift: u32,
+}
+
+impl Granules {
+    /// Bytes that the words for `ram` need.
+    pub fn bytes_for(ram: &Regions, shift: u32) -> u64 {
+        ram.iter()
+            .map(|r| r.shrink_to(1 << shift).size() >> shift)
+            .sum::<u64>()
+            * 4
+    }
+
+    /// The table for `ram`, its words in `words`: all are the host's at first.
+    ///
+    /// # Safety
+    /// `words` is [`Self::bytes_for`] bytes of mapped RAM that are the table's
+    /// for ever.
+    pub unsafe fn new(ram: &Regions, shift: u32, words: u64) -> Self {
+        let mut ranges = arrayvec::ArrayVec::new();
+        let mut count = 0;
+        for region in ram
+            .iter()
+            .map(|r| r.shrink_to(1 << shift))
+            .filter(|r| !r.is_empty())
+        {
+            ranges.push(Range {
+                region,
+                first: count,
+            });
+            count += (region.size() >> shift) as usize;
+        }
+        // SAFETY: the caller's promise; zero is a free granule of the host's.
+        let words = unsafe {
+            super::phys::zero(words, count as u64 * 4);
+            core::slice::from_raw_parts(super::phys::pointer(words).cast::<Granule>(), count)
+        };
+        Self {
+            words,
+            ranges,
+            shift,
+        }
+    }
+
+    /// log2 of a granule's bytes.
+    pub fn shift(&self) -> u32 {
+        self.shift
+    }
+
+    /// Bytes of a granule.
+    pub fn size(&self) -> u64 {
+        1 << self.shift
+    }
+
+    /// The granule at `pa`: `None` when `pa` is not aligned or not RAM.
+    pub fn get(&self, pa: u64) -> Option<&Granule> {
+        if pa & (self.size() - 1) != 0 {
+            return None;
+        }
+        let range = self.ranges.iter().find(|r| r.region.contains(pa))?;
+        self.words
+            .get(range.first + ((pa - range.region.base()) >> self.shift) as usize)
+    }
+
+    /// True when any granule between the two addresses is RAM.
+    pub fn any_in(&self, region: &Region) -> bool {
+        self.ranges.iter().any(|r| r.region.overlaps(region))
+    }
+
+    /// Takes `region` for EL2, before there is a host.
+    pub fn claim(&self, region: Region) {
+        let mut pa = region.base() & !(self.size() - 1);
+        while pa < region.end() {
+            if let Some(granule) = self.get(pa) {
+                granule.0.store(State::Hyp as u32, Ordering::Relaxed);
+            }
+            pa += self.size();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::vec::Vec;
+
+    fn table(ram: &[(u64, u64)]) -> Granules {
+        let mut regions = Regions::new();
+        for &(base, size) in ram {
+            regions.insert(Region::new(base, size).unwrap()).unwrap();
+        }
+        super::super::phys::fake::install(0x1_0000, 0x1_0000);
+        // SAFETY: the fake memory is this test's.
+        unsafe { Granules::new(&regions, 12, 0x1_0000) }
+    }
+
+    #[test]
+    fn only_aligned_ram_has_granules() {
+        let g = table(&[(0x4000_0800, 0x2800), (0x8000_0000, 0x1000)]);
+        assert!(g.get(0x4000_0000).is_none());
+        assert!(g.get(0x4000_1000).is_some());
+        assert!(g.get(0x4000_1800).is_none());
+        assert!(g.get(0x4000_2000).is_some());
+        assert!(g.get(0x4000_3000).is_none());
+        assert!(g.get(0x8000_0000).is_some());
+        assert!(g.get(0x8000_1000).is_none());
+        assert!(g.get(u64::MAX & !0xfff).is_none());
+    }
+
+    #[test]
+    fn locks_expect_a_state() {
+        let g = table(&[(0x4000_0000, 0x2000)]);
+        let granule = g.get(0x4000_0000).unwrap();
+        assert!(granule.lock(State::Delegated).is_none());
+        granule.lock(State::Ns).unwrap().become_(State::Delegated);
+        let locked = granule.lock(State::Delegated).unwrap();
+        assert!(
+            granule.lock(State::Rd).is_none(),
+            "named twice: refused, not waited for"
+        );
+        drop(locked);
+        assert_eq!(granule.state(), State::Delegated);
+    }
+
+    #[test]
+    fn counts_survive_state_changes_and_pins_let_go() {
+        let g = table(&[(0x4000_0000, 0x2000)]);
+        let granule = g.get(0x4000_1000).unwrap();
+        {
+            let _a = granule.pin(State::Ns).unwrap();
+            granule.pin(State::Ns).unwrap().keep();
+            assert_eq!(granule.count(), 2);
+        }
+        granule.lock(State::Ns).unwrap().become_(State::Rtt);
+        assert_eq!((granule.state(), granule.count()), (State::Rtt, 1));
+        granule.put();
+        assert!(granule.pin(State::Ns).is_none());
+    }
+
+    #[test]
+    fn contended_locks_exclude() {
+        let granule = Granule(AtomicU32::new(0));
+        let mut total = 0u64;
+        let shared = &raw mut total as usize;
+        std::thread::scope(|s| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| {
+                    s.spawn(|| {
+                        for _ in 0..10_000 {
+                            let _locked = granule.lock(State::Ns).unwrap();
+                            // SAFETY: the granule's lock guards the number.
+                            unsafe { *(shared as *mut u64) += 1 };
+                        }
+                    })
+                })
+                .collect();
+            for t in threads {
+                t.join().unwrap();
+            }
+        });
+        assert_eq!(total, 40_000);
+    }
+}

@@ -1,0 +1,9 @@
+//! Memory: who owns each granule, EL2's own map, the host's stage 2.
+
+pub mod granule;
+pub mod host;
+pub mod maintenance;
+pub mod phys;
+pub mod pool;
+pub mod region;
+pub mod stage1;

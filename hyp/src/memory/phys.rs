@@ -1,0 +1,83 @@
+//! Physical memory as EL2 reaches it: every pointer into RAM is made here.
+//!
+//! EL2's stage 1 maps RAM at its own address. On the development machine,
+//! physical memory is a buffer of the test's, one for each thread.
+
+/// The pointer to a physical address.
+#[cfg(target_os = "none")]
+#[inline(always)]
+pub fn pointer(pa: u64) -> *mut u8 {
+    pa as *mut u8
+}
+
+/// The pointer to a physical address of this test's memory.
+#[cfg(not(target_os = "none"))]
+pub fn pointer(pa: u64) -> *mut u8 {
+    fake::pointer(pa)
+}
+
+/// Fills `len` bytes at `pa` with zeros.
+///
+/// # Safety
+/// The range is RAM that nobody reads or writes meanwhile, or that only a lower
+/// level touches.
+#[inline]
+pub unsafe fn zero(pa: u64, len: u64) {
+    // SAFETY: the caller's promise; the range is mapped, as all RAM is.
+    unsafe { core::ptr::write_bytes(pointer(pa), 0, len as usize) }
+}
+
+/// A value in RAM, read once, as the lower level that owns it left it.
+///
+/// # Safety
+/// `pa` is aligned for `T` and `size_of::<T>()` bytes from it are RAM.
+#[inline]
+pub unsafe fn read<T: zerocopy::FromBytes>(pa: u64) -> T {
+    // SAFETY: the caller's promise; any bytes are a `T`.
+    unsafe { pointer(pa).cast::<T>().read_volatile() }
+}
+
+/// Writes a value to RAM that a lower level owns.
+///
+/// # Safety
+/// `pa` is aligned for `T`, and `size_of::<T>()` bytes from it are RAM that EL2
+/// keeps nothing in.
+#[inline]
+pub unsafe fn write<T: zerocopy::IntoBytes>(pa: u64, value: T) {
+    // SAFETY: the caller's promise.
+    unsafe { pointer(pa).cast::<T>().write_volatile(value) }
+}
+
+/// Physical memory of a test.
+#[cfg(not(target_os = "none"))]
+pub mod fake {
+    extern crate std;
+    use std::cell::Cell;
+
+    std::thread_local! {
+        static MEMORY: Cell<(u64, usize, usize)> = const { Cell::new((0, 0, 0)) };
+    }
+
+    /// Gives this thread `len` bytes of zeroed memory at physical address
+    /// `base`, aligned to 64 KiB, until the thread ends (the buffer is leaked).
+    pub fn install(base: u64, len: usize) {
+        let layout = std::alloc::Layout::from_size_align(len, 0x1_0000).expect("a size that fits");
+        // SAFETY: the layout is not empty.
+        let memory = unsafe { std::alloc::alloc_zeroed(layout) };
+        assert!(!memory.is_null(), "out of memory");
+        MEMORY.set((base, memory as usize, len));
+    }
+
+    /// Where `pa` is.
+    ///
+    /// # Panics
+    /// When it is not in this test's memory: on hardware EL2 would have died.
+    pub fn pointer(pa: u64) -> *mut u8 {
+        let (base, memory, len) = MEMORY.get();
+        assert!(
+            pa >= base && ((pa - base) as usize) < len,
+            "{pa:#x} is no memory"
+        );
+        (memory + (pa - base) as usize) as *mut u8
+    }
+}

@@ -1,0 +1,203 @@
+//! Pages for EL2's own tables, from memory that boot set aside.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use pgtable::{Level, Pa, Synced, TableMem};
+use spin::mutex::SpinMutex;
+
+use super::phys;
+use super::region::Region;
+
+/// Reads and writes of table entries, shared by every kind of table memory.
+macro_rules! entries_in_ram {
+    () => {
+        type Table = *const core::sync::atomic::AtomicU64;
+
+        #[inline(always)]
+        fn locate(&self, pa: pgtable::Pa) -> Self::Table {
+            $crate::memory::phys::pointer(pa.get()).cast()
+        }
+
+        #[inline(always)]
+        fn load(&self, table: Self::Table, index: usize) -> u64 {
+            // SAFETY: pgtable stays inside the tables it was given, which are
+            // EL2's for as long as they are linked, and mapped, as all RAM is.
+            unsafe { (*table.add(index)).load(core::sync::atomic::Ordering::Acquire) }
+        }
+
+        #[inline(always)]
+        fn store(&self, table: Self::Table, index: usize, value: u64) {
+            // SAFETY: as `load`.
+            unsafe { (*table.add(index)).store(value, core::sync::atomic::Ordering::Release) }
+        }
+
+        #[inline(always)]
+        fn cas(&self, table: Self::Table, index: usize, old: u64, new: u64) -> Result<(), u64> {
+            use core::sync::atomic::Ordering::{AcqRel, Acquire};
+            // SAFETY: as `load`.
+            unsafe {
+                (*table.add(index))
+                    .compare_exchange(old, new, AcqRel, Acquire)
+                    .map(|_| ())
+            }
+        }
+    };
+}
+pub(crate) use entries_in_ram;
+
+/// A pool of granules: those never used yet, and a list of those given back,
+/// linked through their first word.
+#[derive(Debug)]
+pub struct Pool {
+    state: SpinMutex<Free>,
+    counts: Counts,
+    granule: u64,
+}
+
+#[derive(Debug)]
+struct Free {
+    fresh: Region,
+    returned: u64,
+    left: u64,
+}
+
+/// One count for each page of the pool.
+#[derive(Debug)]
+struct Counts {
+    words: u64,
+    base: u64,
+    shift: u32,
+}
+
+impl Pool {
+    /// Bytes that a pool of `pages` granules takes, counts included.
+    pub fn bytes_for(pages: u64, granule: u64) -> u64 {
+        pages * granule + (pages * 8).next_multiple_of(granule)
+    }
+
+    /// A pool in `region`.
+    ///
+    /// # Safety
+    /// The region is mapped RAM, aligned to the granule, and the pool's for ever.
+    pub unsafe fn new(region: Region, granule: u64) -> Self {
+        let pages = region.size() / granule;
+        // As many pages as leave room for their counts.
+        let pages = pages - (pages * 8).div_ceil(granule);
+        let words = region.base() + pages * granule;
+        // SAFETY: the caller's promise.
+        unsafe { phys::zero(words, pages * 8) };
+        Self {
+            state: SpinMutex::new(Free {
+                fresh: Region::new(region.base(), pages * granule).unwrap_or(Region::EMPTY),
+                returned: 0,
+                left: pages,
+            }),
+            counts: Counts {
+                words,
+                base: region.base(),
+                shift: granule.trailing_zeros(),
+            },
+            granule,
+        }
+    }
+
+    /// Pages left.
+    pub fn left(&self) -> u64 {
+        self.state.lock().left
+    }
+
+    /// Takes `pages` adjacent fresh pages at a multiple of their size together
+    /// (a power of two), zeroed: for roots, at boot.
+    pub fn take_root(&self, pages: u64) -> Option<Pa> {
+        let mut free = self.state.lock();
+        let size = pages * self.granule;
+        let base = free.fresh.base().checked_next_multiple_of(size)?;
+        let end = base.checked_add(size)?;
+        if end > free.fresh.end() {
+            return None;
+        }
+        free.left -= (end - free.fresh.base()) / self.granule;
+        free.fresh = Region::new(end, free.fresh.end() - end)?;
+        // SAFETY: fresh pages of the pool are nobody's.
+        unsafe { phys::zero(base, size) };
+        Some(Pa::new(base))
+    }
+
+    fn count_of(&self, pa: Pa) -> &AtomicU64 {
+        let page = (pa.get() - self.counts.base) >> self.counts.shift;
+        // SAFETY: `pa` is a page of this pool (pgtable got it here), and the
+        // words behind the pages are the pool's.
+        unsafe { &*phys::pointer(self.counts.words + page * 8).cast::<AtomicU64>() }
+    }
+}
+
+impl TableMem for &Pool {
+    entries_in_ram!();
+
+    fn alloc(&self, _level: Level) -> Option<Pa> {
+        let mut free = self.state.lock();
+        let page = if free.returned != 0 {
+            let page = free.returned;
+            // SAFETY: a returned page is the pool's and holds the link.
+            free.returned = unsafe { phys::read::<u64>(page) };
+            page
+        } else {
+            let page = free.fresh.base();
+            free.fresh = Region::new(
+                page + self.granule,
+                free.fresh.size().checked_sub(self.granule)?,
+            )?;
+            page
+        };
+        free.left -= 1;
+        drop(free);
+        // SAFETY: the page has just become ours alone.
+        unsafe { phys::zero(page, self.granule) };
+        self.count_of(Pa::new(page)).store(0, Ordering::Relaxed);
+        Some(Pa::new(page))
+    }
+
+    fn free(&self, table: Pa, _level: Level, _proof: &Synced) {
+        let mut free = self.state.lock();
+        // SAFETY: the proof says that no walker knows the table any more.
+        unsafe { phys::write(table.get(), free.returned) };
+        free.returned = table.get();
+        free.left += 1;
+    }
+
+    fn count(&self, table: Pa) -> u32 {
+        self.count_of(table).load(Ordering::Relaxed) as u32
+    }
+
+    fn add_count(&self, table: Pa, by: i32) {
+        self.count_of(table)
+            .fetch_add(by as i64 as u64, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_zeroed_counted_and_finite() {
+        phys::fake::install(0x10_0000, 0x10_0000);
+        let region = Region::new(0x10_0000, 0x8000).unwrap();
+        // SAFETY: the fake memory is this test's.
+        let pool = &unsafe { Pool::new(region, 0x1000) };
+        let root = pool.take_root(2).unwrap();
+        assert_eq!(root.get() % 0x2000, 0);
+        let mut pages = arrayvec::ArrayVec::<Pa, 8>::new();
+        while let Some(page) = pool.alloc(Level::L3) {
+            let table = pool.locate(page);
+            assert_eq!(pool.load(table, 511), 0);
+            pool.store(table, 511, 7);
+            pages.push(page);
+        }
+        assert_eq!(pages.len(), 5, "8 pages less the counts and the root");
+        assert_eq!(pool.left(), 0);
+        pool.add_count(pages[0], 5);
+        pool.add_count(pages[0], -2);
+        assert_eq!(pool.count(pages[0]), 3);
+    }
+}

@@ -1,0 +1,155 @@
+//! EL2's own map: what it needs, each part with just the rights it needs, at its
+//! own address.
+//!
+//! Code is executable and read-only; constants are read-only; data, stacks and
+//! the rest of RAM are writable and never executable; each stack has an unmapped
+//! guard below. Of devices, the log's UART and the GIC.
+
+use pgtable::{El2Attrs, El2Config, El2Geometry, El2Map, El2Range, Errata, Leaves, Over, Pa, Va};
+
+use super::maintenance;
+use super::pool::Pool;
+use super::region::{Region, Regions};
+use crate::boot::tree::Machine;
+use crate::cpu::features::{Features, GranuleSupport};
+use crate::cpu::pe::{Regime, Stacks};
+
+/// The parts of the image, by rights.
+#[derive(Clone, Copy, Debug)]
+pub struct Image {
+    /// Instructions.
+    pub text: Region,
+    /// Constants, relocations, and the appendix behind the image.
+    pub rodata: [Region; 2],
+    /// Everything writable.
+    pub data: Region,
+}
+
+impl Image {
+    /// All of it.
+    pub fn region(&self) -> Region {
+        let end = self.rodata[1].end().max(self.data.end());
+        Region::new(self.text.base(), end - self.text.base()).unwrap_or(self.text)
+    }
+}
+
+/// SCTLR_EL2: RES1, and I, SA, C, A, M; WXN, so that what is writable is never
+/// executable whatever its descriptor says.
+pub const SCTLR: u64 = 0x30c5_0830 | 1 << 19 | 1 << 12 | 1 << 3 | 1 << 2 | 1 << 1 | 1;
+
+/// EL2's stage 1 with this granule on this CPU: an identity map needs as many VA
+/// bits as there are PA bits.
+///
+/// # Errors
+/// What the architecture does not have.
+pub fn geometry(
+    features: &Features,
+    granule: pgtable::Granule,
+) -> Result<El2Geometry, pgtable::ConfigError> {
+    let lpa2 = features.stage1(granule) == GranuleSupport::Lpa2;
+    let wide = lpa2 || granule == pgtable::Granule::K64;
+    let bits = if wide {
+        features.pa_bits
+    } else {
+        features.pa_bits.min(48)
+    };
+    let mut config = El2Config::new(granule, bits.max(32), features.pa_bits);
+    config.lpa2 = lpa2;
+    config.lva = features.lva;
+    config.features.tlb_range = features.tlbi_range;
+    config.features.ttl = features.ttl;
+    config.errata = Errata::QEMU_RANGE_LENGTH;
+    if bits > 48 && !lpa2 && !features.lva {
+        config.va_bits = 48;
+    }
+    config.validate()
+}
+
+/// Table pages that the map takes at most: for each part the tables of both its
+/// ends, at every level.
+pub fn pool_pages(ram: &Regions, pes: usize) -> u64 {
+    let parts = ram.iter().count() as u64 + 2 * pes as u64 + 16;
+    4 + 8 * parts
+}
+
+/// Builds the map and returns what asm.S loads.
+///
+/// # Errors
+/// In words.
+pub fn build(
+    features: &Features,
+    geometry: El2Geometry,
+    machine: &Machine,
+    image: &Image,
+    stacks: &Stacks,
+    pool: &'static Pool,
+) -> Result<Regime, &'static str> {
+    let root = pool
+        .take_root(1)
+        .ok_or("the pool of EL2's tables is too small")?;
+    let mut map = El2Map::new(geometry, root, pool)
+        .map_err(|_| "EL2's root table lies beyond the CPU's reach")?;
+    let granule = geometry.shape().granule().page_size();
+    let mut pe = maintenance::Pe::el2(features.dcache_line);
+    let mut add = |region: Region, attrs: El2Attrs| {
+        let region = region.grow_to(granule);
+        if region.is_empty() {
+            return Ok(());
+        }
+        let range = El2Range {
+            va: Va::new(region.base()),
+            pa: Pa::new(region.base()),
+            size: region.size(),
+        };
+        map.map(&mut pe, range, attrs, Leaves::Largest, Over::Nothing)
+            .map(|_| ())
+            .map_err(|_| "EL2 cannot map what the device tree names: two parts overlap, or lie beyond the CPU's address range")
+    };
+
+    add(image.text, El2Attrs::CODE)?;
+    for part in image.rodata {
+        add(part, El2Attrs::RODATA)?;
+    }
+    add(image.data, El2Attrs::DATA)?;
+
+    // RAM, less the image and the stacks' region; of that, what is no guard.
+    let mut cut = Regions::new();
+    for region in [image.region(), stacks.region] {
+        cut.insert(region.grow_to(granule))
+            .map_err(|()| "too many ranges")?;
+    }
+    for region in machine.ram.iter() {
+        let (mut at, end) = (region.base(), region.end());
+        for hole in cut.iter().filter(|h| h.overlaps(region)) {
+            add(
+                Region::new(at, hole.base().saturating_sub(at)).unwrap_or(Region::EMPTY),
+                El2Attrs::DATA,
+            )?;
+            at = hole.end();
+        }
+        add(
+            Region::new(at, end.saturating_sub(at)).unwrap_or(Region::EMPTY),
+            El2Attrs::DATA,
+        )?;
+    }
+    for pe in 0..machine.pes.len() {
+        for stack in stacks.mapped(pe) {
+            add(stack, El2Attrs::DATA)?;
+        }
+    }
+
+    if let Some(uart) = machine.uart {
+        add(uart, El2Attrs::DEVICE)?;
+    }
+    add(machine.gicd, El2Attrs::DEVICE)?;
+    for region in &machine.gicr {
+        add(*region, El2Attrs::DEVICE)?;
+    }
+
+    Ok(Regime {
+        ttbr0: map.ttbr(),
+        tcr: geometry.tcr(),
+        mair: geometry.mair(),
+        sctlr: SCTLR,
+    })
+}

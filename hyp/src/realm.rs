@@ -1,0 +1,211 @@
+//! A realm: what lies in its descriptor's granule (RD).
+//!
+//! Lock protocol. The RD granule's own lock guards creation and destruction of
+//! the realm and of its RECs. While a REC exists the RD stays (its count), so a
+//! running REC reaches its realm without that lock; what it shares with others
+//! is behind two locks here: `rtt`, the tables, and `vgic`, the interrupts of all
+//! vCPUs. Neither is held while the other is taken, nor while a guest runs.
+
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use pgtable::{Level, Pa, Rtt, Synced, TableMem};
+use rmi::params::RealmFlags;
+use spin::mutex::SpinMutex;
+use vgic::{Affinity, Distributor, Redistributor, VcpuSet};
+
+use crate::boot::tree::MAX_PES;
+use crate::cpu::{gic, pe};
+use crate::memory::phys;
+use crate::memory::pool::entries_in_ram;
+use crate::rec::Rec;
+use crate::system;
+
+/// RECs of one realm, a power of two (feature register 0, MAX_RECS_ORDER).
+pub const MAX_RECS: usize = 64;
+
+/// The life of a realm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Being built.
+    New = 0,
+    /// Runs.
+    Active = 1,
+    /// Called SYSTEM_OFF or SYSTEM_RESET.
+    SystemOff = 2,
+}
+
+/// The descriptor.
+#[derive(Debug)]
+pub struct Realm {
+    state: AtomicU8,
+    /// What it was created with.
+    pub flags: RealmFlags,
+    /// Width of its IPA space.
+    pub ipa_bits: u8,
+    /// Its tag in TLBs.
+    pub vmid: u16,
+    /// `VTTBR_EL2` while one of its RECs runs.
+    pub vttbr: u64,
+    /// `VTCR_EL2`.
+    pub vtcr: u64,
+    /// The root's first granule and how many there are.
+    pub root: (u64, u64),
+    /// Its tables; `None` once they are retired.
+    pub rtt: SpinMutex<Option<Rtt<RttMem>>>,
+    /// Its interrupts: those of the distributor here, a vCPU's in its REC.
+    pub vgic: SpinMutex<Distributor>,
+    /// PAs of its RECs by index, 0 for none.
+    recs: [AtomicU64; MAX_RECS],
+    /// RECs ever created: the next index.
+    pub created: AtomicU64,
+    /// By PE: 1 + index of the REC that last ran there, 0 for none.
+    last_on_pe: [AtomicU8; MAX_PES],
+}
+
+const _: () = assert!(size_of::<Realm>() <= 4096);
+
+impl Realm {
+    /// A realm in state NEW.
+    pub fn new(flags: RealmFlags, vmid: u16, root: (u64, u64), rtt: Rtt<RttMem>) -> Self {
+        let geometry = *rtt.tree().geometry();
+        Self {
+            state: AtomicU8::new(State::New as u8),
+            flags,
+            ipa_bits: geometry.ipa_bits(),
+            vmid,
+            vttbr: rtt.tree().vttbr(),
+            vtcr: geometry.vtcr(),
+            root,
+            rtt: SpinMutex::new(Some(rtt)),
+            vgic: SpinMutex::new(Distributor::new()),
+            recs: [const { AtomicU64::new(0) }; MAX_RECS],
+            created: AtomicU64::new(0),
+            last_on_pe: [const { AtomicU8::new(0) }; MAX_PES],
+        }
+    }
+
+    /// The realm in the RD granule at `pa`.
+    ///
+    /// # Safety
+    /// The granule is an RD and stays one for `'a`: its lock is held, or a REC
+    /// of it exists.
+    pub unsafe fn at<'a>(pa: u64) -> &'a Self {
+        // SAFETY: an RD granule holds a `Realm`; what changes in it is atomic or
+        // behind a lock.
+        unsafe { &*phys::pointer(pa).cast::<Self>() }
+    }
+
+    /// Its state.
+    pub fn state(&self) -> State {
+        match self.state.load(Ordering::Acquire) {
+            0 => State::New,
+            1 => State::Active,
+            _ => State::SystemOff,
+        }
+    }
+
+    /// Changes its state.
+    pub fn set_state(&self, state: State) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// PA of the REC with this index.
+    pub fn rec(&self, index: usize) -> Option<u64> {
+        let pa = self.recs.get(index)?.load(Ordering::Acquire);
+        (pa != 0).then_some(pa)
+    }
+
+    /// Enters or removes (0) a REC. Under the RD's lock and, for a realm with
+    /// EL2's vGIC, its `vgic` lock.
+    pub fn set_rec(&self, index: usize, pa: u64) {
+        self.recs[index].store(pa, Ordering::Release);
+    }
+
+    /// Notes that the REC runs on this PE; true when another of this realm ran
+    /// there before, whose stage-1 entries have the same tags.
+    pub fn runs_on(&self, pe: usize, index: usize) -> bool {
+        let me = index as u8 + 1;
+        self.last_on_pe[pe].swap(me, Ordering::Relaxed) != me
+    }
+
+    /// The vCPUs, for a call of the vGIC, whose lock the caller holds. `me`: the
+    /// vCPU that makes the call, which needs no kick.
+    pub fn vcpus<'a>(&'a self, _lock: &mut Distributor, me: Option<usize>) -> Vcpus<'a> {
+        Vcpus { realm: self, me }
+    }
+}
+
+/// The vCPUs of a realm while its `vgic` lock is held.
+#[derive(Debug)]
+pub struct Vcpus<'a> {
+    realm: &'a Realm,
+    me: Option<usize>,
+}
+
+impl VcpuSet for Vcpus<'_> {
+    fn count(&self) -> usize {
+        self.realm.created.load(Ordering::Acquire) as usize
+    }
+
+    fn redistributor(&mut self, vcpu: usize) -> Option<&mut Redistributor> {
+        let rec = self.realm.rec(vcpu)?;
+        // SAFETY: a REC that the realm lists exists; it is unlisted under the
+        // `vgic` lock, which the caller holds, before it goes. That lock also
+        // guards the redistributor in it.
+        unsafe { Some(&mut *Rec::at(rec).redistributor.get()) }
+    }
+
+    fn find(&mut self, affinity: Affinity) -> Option<usize> {
+        let index = rmi::params::mpidr_index(affinity.to_mpidr())? as usize;
+        (index < self.count() && self.realm.rec(index).is_some()).then_some(index)
+    }
+
+    fn kick(&mut self, vcpu: usize) {
+        if self.me == Some(vcpu) {
+            return;
+        }
+        if let Some(rec) = self.realm.rec(vcpu) {
+            // SAFETY: as `redistributor`; the PE's number is atomic.
+            kick(unsafe { Rec::at(rec) });
+        }
+    }
+}
+
+/// Interrupts the PE where the REC runs or last ran, unless that is this one.
+pub fn kick(rec: &Rec) {
+    let me = crate::mrs!("mpidr_el1") & pe::MPIDR_AFFINITY;
+    if let Some(pe) = pe::all().get(rec.pe.load(Ordering::SeqCst) as usize)
+        && pe.mpidr != me
+    {
+        gic::send_kick(pe.mpidr);
+    }
+}
+
+/// Memory of a realm's tables: granules that the host gave, one RTT command at a
+/// time; the count is the granule's.
+#[derive(Clone, Copy, Debug)]
+pub struct RttMem;
+
+impl TableMem for RttMem {
+    entries_in_ram!();
+
+    fn alloc(&self, _level: Level) -> Option<Pa> {
+        None
+    }
+
+    fn free(&self, _table: Pa, _level: Level, _proof: &Synced) {}
+
+    fn count(&self, table: Pa) -> u32 {
+        system()
+            .granules
+            .get(table.get())
+            .map_or(0, crate::memory::granule::Granule::count)
+    }
+
+    fn add_count(&self, table: Pa, by: i32) {
+        if let Some(granule) = system().granules.get(table.get()) {
+            granule.add(by);
+        }
+    }
+}

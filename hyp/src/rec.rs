@@ -1,0 +1,213 @@
+//! A REC: one vCPU, in a granule of its own.
+//!
+//! Who may touch what: `run` belongs to the PE that holds the REC (its granule's
+//! count is 1 from `REC_ENTER` until it returns) or, while the count is 0, to
+//! whoever holds the granule's lock. The redistributor is guarded by the realm's
+//! `vgic` lock. The rest is atomic or never changes.
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use rmi::vendor::{Exit, HISTORY_LEN};
+use vgic::{Affinity, ListRegisters, Redistributor};
+
+use crate::cpu::context::{El1, FpState, Gprs, VirtualTimer};
+use crate::cpu::gic::VirtualInterface;
+use crate::exception::inject;
+use crate::exception::syndrome::Syndrome;
+use crate::memory::phys;
+
+/// The number of no PE.
+pub const NO_PE: u32 = u32::MAX;
+
+/// One vCPU.
+#[derive(Debug)]
+pub struct Rec {
+    /// PA of its realm's RD.
+    pub rd: u64,
+    /// Its index in the realm.
+    pub index: usize,
+    /// May be entered: on, in PSCI's terms.
+    runnable: AtomicBool,
+    /// The host wants it back: it exits as soon as it can.
+    pub exit_requested: AtomicBool,
+    /// PE where it runs or last ran.
+    pub pe: AtomicU32,
+    /// SGIs, PPIs and what the list registers hold.
+    pub redistributor: UnsafeCell<Redistributor>,
+    /// Registers and all that only its runner needs.
+    pub run: UnsafeCell<Run>,
+}
+
+const _: () = assert!(size_of::<Rec>() <= 4096);
+
+/// What only the PE that runs a REC touches.
+#[derive(Debug)]
+pub struct Run {
+    /// General registers.
+    pub gprs: Gprs,
+    /// EL1's system registers.
+    pub el1: El1,
+    /// FP/SIMD registers, when no PE holds them.
+    pub fp: FpState,
+    /// PE that last loaded `fp`.
+    pub fp_pe: u32,
+    /// The virtual timer.
+    pub vtimer: VirtualTimer,
+    /// The physical timer, which EL2 plays with CNTHP.
+    pub ptimer: PhysicalTimer,
+    /// The virtual CPU interface.
+    pub interface: VirtualInterface,
+    /// The list registers, as last filled.
+    pub lrs: ListRegisters,
+    /// The CPU's list registers hold them.
+    pub lrs_loaded: bool,
+    /// What the last exit waits for.
+    pub pending: Pending,
+    /// Its own address of the MPIDR, with RES1.
+    pub vmpidr: u64,
+    /// The last exits.
+    pub history: [Exit; HISTORY_LEN],
+    /// Exits ever, modulo 2^64.
+    pub exits: u64,
+}
+
+/// The physical timer of a vCPU: CNTP_CTL_EL0 (ENABLE, IMASK) and CNTP_CVAL_EL0.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PhysicalTimer {
+    /// ENABLE and IMASK.
+    pub ctl: u64,
+    /// Compare value, ticks of the physical counter.
+    pub cval: u64,
+}
+
+impl PhysicalTimer {
+    /// CNTP_CTL_EL0 as the guest reads it: ISTATUS too.
+    pub fn read_ctl(&self, now: u64) -> u64 {
+        let met = self.ctl & 1 != 0 && now >= self.cval;
+        self.ctl & 0b11 | u64::from(met) << 2
+    }
+
+    /// The level of its interrupt.
+    pub fn level(&self, now: u64) -> bool {
+        self.read_ctl(now) & 0b111 == 0b101
+    }
+
+    /// When CNTHP must fire: `None` when it need not.
+    pub fn deadline(&self) -> Option<u64> {
+        (self.ctl & 0b11 == 1).then_some(self.cval)
+    }
+}
+
+/// What the next `REC_ENTER` or `PSCI_COMPLETE` finishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pending {
+    /// Nothing.
+    Nothing,
+    /// An MMIO access: its syndrome and address.
+    Mmio(Syndrome, u64),
+    /// An abort that the host may answer with an SEA: its address.
+    Abort(Syndrome, u64),
+    /// `CPU_ON`: target, entry, context.
+    CpuOn(u64, u64, u64),
+    /// `AFFINITY_INFO`: target.
+    AffinityInfo(u64),
+}
+
+impl Rec {
+    /// A vCPU out of reset.
+    pub fn new(rd: u64, index: usize, mpidr: u64, list_registers: usize) -> Self {
+        Self {
+            rd,
+            index,
+            runnable: AtomicBool::new(false),
+            exit_requested: AtomicBool::new(false),
+            pe: AtomicU32::new(NO_PE),
+            redistributor: UnsafeCell::new(Redistributor::new(Affinity::from_mpidr(mpidr))),
+            run: UnsafeCell::new(Run {
+                gprs: Gprs::reset(0),
+                el1: El1::reset(),
+                fp: FpState::ZERO,
+                fp_pe: NO_PE,
+                vtimer: VirtualTimer::default(),
+                ptimer: PhysicalTimer::default(),
+                interface: VirtualInterface::default(),
+                lrs: ListRegisters::new(list_registers),
+                lrs_loaded: false,
+                pending: Pending::Nothing,
+                vmpidr: 1 << 31 | mpidr,
+                history: [Exit::default(); HISTORY_LEN],
+                exits: 0,
+            }),
+        }
+    }
+
+    /// The REC in the granule at `pa`.
+    ///
+    /// # Safety
+    /// The granule is a REC and stays one for `'a`: its lock is held, it is
+    /// counted, or its realm lists it and the realm's `vgic` lock is held.
+    pub unsafe fn at<'a>(pa: u64) -> &'a Self {
+        // SAFETY: a REC granule holds a `Rec`.
+        unsafe { &*phys::pointer(pa).cast::<Self>() }
+    }
+
+    /// May be entered.
+    pub fn runnable(&self) -> bool {
+        self.runnable.load(Ordering::Acquire)
+    }
+
+    /// Turns it on or off.
+    pub fn set_runnable(&self, runnable: bool) {
+        self.runnable.store(runnable, Ordering::Release);
+    }
+}
+
+impl Run {
+    /// Out of reset, for a `CPU_ON`: begins at `pc` with `context` in X0.
+    pub fn reset(&mut self, pc: u64, context: u64) {
+        self.gprs = Gprs::reset(pc);
+        self.gprs.x[0] = context;
+        self.el1 = El1::reset();
+        self.fp = FpState::ZERO;
+        self.fp_pe = NO_PE;
+        self.vtimer = VirtualTimer::default();
+        self.ptimer = PhysicalTimer::default();
+        self.interface = VirtualInterface::default();
+        self.lrs = ListRegisters::new(self.lrs.count());
+        self.lrs_loaded = false;
+        self.pending = Pending::Nothing;
+    }
+
+    /// Answers the last exit's access with a synchronous external abort. The
+    /// vCPU's EL1 registers are in memory, not in the CPU.
+    pub fn inject_external_abort(&mut self, cause: Syndrome, far: u64) {
+        inject::external_abort_saved(&mut self.gprs, &mut self.el1, cause, far);
+    }
+
+    /// Remembers an exit.
+    #[inline]
+    pub fn note(&mut self, exit: Exit) {
+        self.history[(self.exits % HISTORY_LEN as u64) as usize] = exit;
+        self.exits = self.exits.wrapping_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_physical_timer_follows_the_manual() {
+        let mut t = PhysicalTimer { ctl: 1, cval: 100 };
+        assert_eq!((t.read_ctl(99), t.read_ctl(100)), (1, 5));
+        assert!(t.level(100) && !t.level(99));
+        assert_eq!(t.deadline(), Some(100));
+        t.ctl = 3;
+        assert_eq!(t.read_ctl(100), 7);
+        assert!(!t.level(100));
+        assert_eq!(t.deadline(), None);
+        t.ctl = 0;
+        assert_eq!(t.read_ctl(100), 0);
+    }
+}

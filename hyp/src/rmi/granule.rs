@@ -1,0 +1,40 @@
+//! `GRANULE_DELEGATE` and `GRANULE_UNDELEGATE`: memory changes owner.
+//!
+//! Without RME it is EL2 that keeps the host out: the granule leaves the host's
+//! stage 2 and every TLB before it is scrubbed, and comes back only when it is
+//! all zero again.
+
+use ::rmi::Status;
+
+use super::{NONE, Outcome};
+use crate::System;
+use crate::memory::granule::State;
+use crate::memory::phys;
+
+/// Takes the granule at `pa` from the host.
+pub fn delegate(system: &System, pa: u64) -> Outcome {
+    let granule = system.granules.get(pa).ok_or(Status::ErrorInput)?;
+    let locked = granule.lock(State::Ns).ok_or(Status::ErrorInput)?;
+    if locked.count() != 0 {
+        return Err(Status::ErrorInput); // some guest has it mapped
+    }
+    let size = system.granules.size();
+    system.host.take(pa, size).map_err(|_| Status::ErrorInput)?;
+    // SAFETY: the host cannot reach it any more, nobody else ever could.
+    unsafe { phys::zero(pa, size) };
+    locked.become_(State::Delegated);
+    Ok(NONE)
+}
+
+/// Gives the granule at `pa` back to the host. It is all zero: whatever it was
+/// used for since, the command that ended that use scrubbed it.
+pub fn undelegate(system: &System, pa: u64) -> Outcome {
+    let granule = system.granules.get(pa).ok_or(Status::ErrorInput)?;
+    let locked = granule.lock(State::Delegated).ok_or(Status::ErrorInput)?;
+    system
+        .host
+        .give(pa, system.granules.size())
+        .map_err(|_| Status::ErrorInput)?;
+    locked.become_(State::Ns);
+    Ok(NONE)
+}

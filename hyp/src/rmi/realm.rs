@@ -1,0 +1,149 @@
+//! `REALM_CREATE`, `REALM_ACTIVATE`, `REALM_DESTROY`.
+
+use ::rmi::Status;
+use ::rmi::params::{RealmFlags, RealmParams};
+use arrayvec::ArrayVec;
+use pgtable::{Ipa, Level, Pa, RemovedLeaf, Rtt, Start, Vmid};
+
+use super::{NONE, Outcome};
+use crate::System;
+use crate::cpu::features::GranuleSupport;
+use crate::memory::granule::{Locked, State};
+use crate::memory::{host, maintenance, phys};
+use crate::realm::{self, Realm, RttMem};
+
+/// Most root granules: 16 concatenated tables.
+const MAX_ROOTS: usize = 16;
+
+/// Reads one structure from a granule of the host's: copied once, and the
+/// granule stays the host's for the time of the copy.
+pub fn copy_from_host<T: zerocopy::FromBytes>(system: &System, pa: u64) -> Result<T, Status> {
+    let granule = system.granules.get(pa).ok_or(Status::ErrorInput)?;
+    let _pin = granule.pin(State::Ns).ok_or(Status::ErrorInput)?;
+    // SAFETY: RAM of the host's, a granule from `pa`, which is aligned to one.
+    Ok(unsafe { phys::read(pa) })
+}
+
+/// Builds a realm from its parameters, in state NEW.
+pub fn create(system: &System, rd: u64, params: u64) -> Outcome {
+    let params: RealmParams = copy_from_host(system, params)?;
+    let flags = RealmFlags::from_bits(params.flags).ok_or(Status::ErrorInput)?;
+    // Plain guests only, for now; SVE and PMU are hidden from all.
+    if !flags.contains(RealmFlags::NONCONF | RealmFlags::EL2_VGIC)
+        || flags.intersects(RealmFlags::SVE | RealmFlags::PMU)
+    {
+        return Err(Status::ErrorInput);
+    }
+    let lpa2 = flags.contains(RealmFlags::LPA2);
+    if lpa2 && system.features.stage2(system.granule) != GranuleSupport::Lpa2 {
+        return Err(Status::ErrorInput);
+    }
+    let level = i8::try_from(params.rtt_level_start)
+        .ok()
+        .and_then(Level::new)
+        .ok_or(Status::ErrorInput)?;
+    let geometry = host::geometry(
+        &system.features,
+        system.granule,
+        params.s2sz,
+        lpa2,
+        Start::At(level),
+    )
+    .map_err(|_| Status::ErrorInput)?;
+    let roots = params.rtt_num_start as usize;
+    if roots != geometry.root_tables() || params.rtt_base % geometry.root_align() != 0 {
+        return Err(Status::ErrorInput);
+    }
+    if params.vmid == host::HOST_VMID || (!system.features.vmid16 && params.vmid > 0xff) {
+        return Err(Status::ErrorInput);
+    }
+
+    let rd_lock = lock(system, rd, State::Delegated)?;
+    let mut root_locks = ArrayVec::<Locked<'_>, MAX_ROOTS>::new();
+    for n in 0..roots as u64 {
+        let root = params.rtt_base.checked_add(n * system.granules.size());
+        let root = root.ok_or(Status::ErrorInput)?;
+        // The RD is locked, so it is told apart by its address.
+        if root == rd {
+            return Err(Status::ErrorInput);
+        }
+        root_locks.push(lock(system, root, State::Delegated)?);
+    }
+    if !system.vmids.claim(params.vmid) {
+        return Err(Status::ErrorInput);
+    }
+    let root = Pa::new(params.rtt_base);
+    let Ok(rtt) = Rtt::new(geometry, root, Vmid::new(params.vmid), RttMem, Ipa::new(0)) else {
+        system.vmids.release(params.vmid);
+        return Err(Status::ErrorInput);
+    };
+    let realm = Realm::new(flags, params.vmid, (params.rtt_base, roots as u64), rtt);
+    // SAFETY: a locked, delegated granule is EL2's, aligned, and large enough.
+    unsafe { phys::pointer(rd).cast::<Realm>().write(realm) };
+    for root in root_locks {
+        root.become_(State::Rtt);
+    }
+    rd_lock.become_(State::Rd);
+    Ok(NONE)
+}
+
+/// Lets the realm run.
+pub fn activate(system: &System, rd: u64) -> Outcome {
+    let _lock = lock(system, rd, State::Rd)?;
+    // SAFETY: the RD's lock is held.
+    let realm = unsafe { Realm::at(rd) };
+    if realm.state() != realm::State::New {
+        return Err(Status::ErrorRealm(0));
+    }
+    realm.set_state(realm::State::Active);
+    Ok(NONE)
+}
+
+/// Ends a realm that has no REC and no table below its root: RD and root go back
+/// to DELEGATED, the VMID is free.
+pub fn destroy(system: &System, rd: u64) -> Outcome {
+    let rd_lock = lock(system, rd, State::Rd)?;
+    // SAFETY: the RD's lock is held.
+    let realm = unsafe { Realm::at(rd) };
+    if rd_lock.count() != 0 {
+        return Err(Status::ErrorRealm(0));
+    }
+    let mut rtt = realm.rtt.lock();
+    let Some(tables) = rtt.as_mut() else {
+        return Err(Status::ErrorRealm(0));
+    };
+    if tables.is_live() {
+        return Err(Status::ErrorRealm(0));
+    }
+    let mut pe = maintenance::Pe::new(realm.vtcr, system.features.dcache_line);
+    let mut unmapped =
+        |leaf: RemovedLeaf| super::rtt::put_host_memory(system, leaf.pa().get(), leaf.size());
+    tables
+        .retire(&mut pe, &mut unmapped)
+        .map_err(|_| Status::ErrorRealm(0))?;
+    *rtt = None;
+    drop(rtt);
+    let (base, count) = realm.root;
+    system.vmids.release(realm.vmid);
+    let size = system.granules.size();
+    for root in (0..count).map(|n| base + n * size) {
+        if let Some(lock) = system.granules.get(root).and_then(|g| g.lock(State::Rtt)) {
+            // SAFETY: no walker and no TLB knows the root any more.
+            unsafe { phys::zero(root, size) };
+            lock.become_(State::Delegated);
+        }
+    }
+    // SAFETY: nobody else has the RD: its lock is held and its count is 0.
+    unsafe { phys::zero(rd, size) };
+    rd_lock.become_(State::Delegated);
+    Ok(NONE)
+}
+
+/// Locks a granule that must be in `state`.
+pub fn lock(system: &System, pa: u64, state: State) -> Result<Locked<'_>, Status> {
+    system
+        .granules
+        .get(pa)
+        .and_then(|g| g.lock(state))
+        .ok_or(Status::ErrorInput)
+}

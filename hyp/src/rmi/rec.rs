@@ -1,0 +1,246 @@
+//! `REC_CREATE`, `REC_DESTROY`, `REC_ENTER`, `PSCI_COMPLETE`, `REC_AUX_COUNT`.
+
+use core::sync::atomic::Ordering;
+
+use ::rmi::params::{RecFlags, RecParams, mpidr_index};
+use ::rmi::run::{EnterFlags, RecRun};
+use ::rmi::{Status, psci};
+use vgic::Vgic;
+
+use super::realm::{copy_from_host, lock};
+use super::{NONE, Outcome};
+use crate::System;
+use crate::cpu::Cpu;
+use crate::guest::exits;
+use crate::guest::interrupts::intid;
+use crate::guest::run::{self, Entry, Record};
+use crate::memory::granule::State;
+use crate::memory::phys;
+use crate::realm::{self, MAX_RECS, Realm};
+use crate::rec::{Pending, Rec};
+
+/// A REC fits in its granule: it needs no other.
+pub fn aux_count(system: &System, rd: u64) -> Outcome {
+    let _lock = lock(system, rd, State::Rd)?;
+    Ok(NONE)
+}
+
+/// Makes a vCPU of a realm in state NEW.
+pub fn create(system: &System, list_registers: usize, rd: u64, rec: u64, params: u64) -> Outcome {
+    let params: RecParams = copy_from_host(system, params)?;
+    let flags = RecFlags::from_bits(params.flags).ok_or(Status::ErrorInput)?;
+    let index = mpidr_index(params.mpidr).ok_or(Status::ErrorInput)?;
+    if params.num_aux != 0 {
+        return Err(Status::ErrorInput);
+    }
+    let rd_lock = lock(system, rd, State::Rd)?;
+    let rec_lock = lock(system, rec, State::Delegated)?;
+    // SAFETY: the RD's lock is held.
+    let realm = unsafe { Realm::at(rd) };
+    if realm.state() != realm::State::New {
+        return Err(Status::ErrorRealm(0));
+    }
+    if index != realm.created.load(Ordering::Acquire) || index as usize >= MAX_RECS {
+        return Err(Status::ErrorInput);
+    }
+    let mut vcpu = Rec::new(rd, index as usize, params.mpidr, list_registers);
+    let gprs = &mut vcpu.run.get_mut().gprs;
+    gprs.pc = params.pc;
+    gprs.x[..8].copy_from_slice(&params.gprs);
+    vcpu.set_runnable(flags.contains(RecFlags::RUNNABLE));
+    // A PPI of the guest's stands for one of the machine's: both are PPIs.
+    let _ = vcpu
+        .redistributor
+        .get_mut()
+        .link(intid::VIRTUAL_TIMER, system.machine.ppi.virtual_timer);
+    // SAFETY: a locked, delegated granule is EL2's, aligned, and large enough.
+    unsafe { phys::pointer(rec).cast::<Rec>().write(vcpu) };
+    rec_lock.become_(State::Rec);
+    {
+        let _vgic = realm.vgic.lock();
+        realm.set_rec(index as usize, rec);
+        realm.created.store(index + 1, Ordering::Release);
+    }
+    rd_lock.granule().get();
+    Ok(NONE)
+}
+
+/// Ends a vCPU that does not run.
+pub fn destroy(system: &System, rec: u64) -> Outcome {
+    let rec_lock = lock(system, rec, State::Rec)?;
+    if rec_lock.count() != 0 {
+        return Err(Status::ErrorRec);
+    }
+    // SAFETY: the REC's lock is held.
+    let vcpu = unsafe { Rec::at(rec) };
+    let (rd, index) = (vcpu.rd, vcpu.index);
+    // SAFETY: this REC counts in its RD, so the RD is there.
+    let realm = unsafe { Realm::at(rd) };
+    {
+        let _vgic = realm.vgic.lock();
+        realm.set_rec(index, 0);
+    }
+    // SAFETY: nobody else has it: its lock is held, its count is 0, and the
+    // realm does not list it any more.
+    unsafe { phys::zero(rec, system.granules.size()) };
+    rec_lock.become_(State::Delegated);
+    if let Some(rd) = system.granules.get(rd) {
+        rd.put();
+    }
+    Ok(NONE)
+}
+
+/// Runs a vCPU on this PE until the host is needed.
+pub fn enter(cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
+    let system = cpu.system;
+    let page_granule = system.granules.get(page).ok_or(Status::ErrorInput)?;
+    let _page = page_granule.pin(State::Ns).ok_or(Status::ErrorInput)?;
+    let granule = system.granules.get(rec).ok_or(Status::ErrorInput)?;
+    let rec_lock = granule.lock(State::Rec).ok_or(Status::ErrorInput)?;
+    if rec_lock.count() != 0 {
+        return Err(Status::ErrorRec);
+    }
+    let enter = core::mem::offset_of!(RecRun, enter) as u64;
+    let gprs = core::mem::offset_of!(::rmi::run::RecEnter, gprs) as u64;
+    // SAFETY: the page is the host's RAM, pinned as such. Copied once.
+    let (flags, value) = unsafe { (phys::read(page + enter), phys::read(page + enter + gprs)) };
+    // SAFETY: the REC's lock is held, and then its count.
+    let vcpu = unsafe { Rec::at(rec) };
+    // SAFETY: it counts in its RD.
+    let realm = unsafe { Realm::at(vcpu.rd) };
+    match realm.state() {
+        realm::State::New => return Err(Status::ErrorRealm(0)),
+        realm::State::SystemOff => return Err(Status::ErrorRealm(1)),
+        realm::State::Active => {}
+    }
+    if !vcpu.runnable() {
+        return Err(Status::ErrorRec);
+    }
+    // SAFETY: the lock is held and nobody runs it.
+    let state = unsafe { &mut *vcpu.run.get() };
+    let flags = EnterFlags::from_bits(flags).ok_or(Status::ErrorInput)?;
+    match state.pending {
+        Pending::CpuOn(..) | Pending::AffinityInfo(_) => return Err(Status::ErrorRec),
+        Pending::Mmio(..) => {}
+        Pending::Abort(..) if flags.contains(EnterFlags::EMUL_MMIO) => {
+            return Err(Status::ErrorRec);
+        }
+        Pending::Nothing if flags.intersects(EnterFlags::EMUL_MMIO | EnterFlags::INJECT_SEA) => {
+            return Err(Status::ErrorRec);
+        }
+        Pending::Abort(..) | Pending::Nothing => {}
+    }
+    granule.get();
+    drop(rec_lock);
+
+    let record = run::run(cpu, realm, vcpu, rec, state, &Entry { flags, value });
+
+    // SAFETY: the page is still pinned as the host's.
+    unsafe { write_exit(page, &record) };
+    if exits::is_cpu_off(&record) {
+        vcpu.set_runnable(false);
+    }
+    granule.put();
+    Ok(NONE)
+}
+
+/// Writes an exit record into the run page.
+///
+/// # Safety
+/// The page is RAM of the host's.
+unsafe fn write_exit(page: u64, record: &Record) {
+    use ::rmi::run::RecExit;
+    use core::mem::offset_of;
+    let exit = page + offset_of!(RecRun, exit) as u64;
+    let mut gprs = [0u64; 31];
+    gprs[..4].copy_from_slice(&record.gprs);
+    // SAFETY: the caller's promise; every offset is inside the page and aligned.
+    unsafe {
+        let put = |offset: usize, value: u64| phys::write(exit + offset as u64, value);
+        put(offset_of!(RecExit, exit_reason), record.reason);
+        put(offset_of!(RecExit, esr), record.esr);
+        put(offset_of!(RecExit, far), record.far);
+        put(offset_of!(RecExit, hpfar), record.hpfar);
+        put(offset_of!(RecExit, cntp_ctl), record.timers[0]);
+        put(offset_of!(RecExit, cntp_cval), record.timers[1]);
+        put(offset_of!(RecExit, cntv_ctl), record.timers[2]);
+        put(offset_of!(RecExit, cntv_cval), record.timers[3]);
+        put(offset_of!(RecExit, elr), record.pc[0]);
+        put(offset_of!(RecExit, spsr), record.pc[1]);
+        for field in [
+            offset_of!(RecExit, gicv3_hcr),
+            offset_of!(RecExit, gicv3_misr),
+            offset_of!(RecExit, gicv3_vmcr),
+            offset_of!(RecExit, ripas_base),
+            offset_of!(RecExit, ripas_top),
+            offset_of!(RecExit, pmu_ovf_status),
+        ] {
+            put(field, 0);
+        }
+        phys::write(exit + offset_of!(RecExit, gprs) as u64, gprs);
+    }
+}
+
+/// Answers the PSCI call that `calling` waits for, about `target`.
+pub fn psci_complete(system: &System, calling: u64, target: u64, status: u64) -> Outcome {
+    let status = status as i64;
+    if calling == target || !matches!(status, psci::SUCCESS | psci::DENIED) {
+        return Err(Status::ErrorInput);
+    }
+    // By address, as the granules' lock order has it.
+    let (low, high) = (calling.min(target), calling.max(target));
+    let low_lock = lock(system, low, State::Rec)?;
+    let high_lock = lock(system, high, State::Rec)?;
+    let (caller_lock, target_lock) = if low == calling {
+        (&low_lock, &high_lock)
+    } else {
+        (&high_lock, &low_lock)
+    };
+    // SAFETY: both RECs' locks are held.
+    let (caller, other) = unsafe { (Rec::at(calling), Rec::at(target)) };
+    if caller_lock.count() != 0 || caller.rd != other.rd {
+        return Err(Status::ErrorInput);
+    }
+    // SAFETY: locked and not running.
+    let state = unsafe { &mut *caller.run.get() };
+    let other_index = |mpidr: u64| mpidr_index(mpidr) == Some(other.index as u64);
+    let answer = match state.pending {
+        Pending::CpuOn(mpidr, entry, context) if other_index(mpidr) => {
+            if other.runnable() {
+                psci::ALREADY_ON
+            } else if target_lock.count() != 0 {
+                // On its way out of CPU_OFF on another PE.
+                psci::ON_PENDING
+            } else if status == psci::SUCCESS {
+                start(other, entry, context);
+                psci::SUCCESS
+            } else {
+                status
+            }
+        }
+        Pending::AffinityInfo(mpidr) if other_index(mpidr) && status == psci::SUCCESS => {
+            if other.runnable() {
+                psci::AFFINITY_ON
+            } else {
+                psci::AFFINITY_OFF
+            }
+        }
+        _ => return Err(Status::ErrorInput),
+    };
+    state.pending = Pending::Nothing;
+    state.gprs.x[0] = answer as u64;
+    Ok(NONE)
+}
+
+/// Turns a vCPU on. Its granule is locked and it does not run.
+fn start(vcpu: &Rec, entry: u64, context: u64) {
+    // SAFETY: as the caller says.
+    unsafe { &mut *vcpu.run.get() }.reset(entry, context);
+    // SAFETY: the REC counts in its RD.
+    let realm = unsafe { Realm::at(vcpu.rd) };
+    let mut dist = realm.vgic.lock();
+    let mut vcpus = realm.vcpus(&mut dist, Some(vcpu.index));
+    Vgic::new(&mut dist, &mut vcpus).reset_vcpu(vcpu.index);
+    drop(dist);
+    vcpu.set_runnable(true);
+}

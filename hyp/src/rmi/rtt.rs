@@ -1,0 +1,264 @@
+//! The RTT commands of a plain guest: tables, and the host's memory in them.
+//!
+//! Every granule of the host's that a guest maps is counted while it is mapped,
+//! and that count blocks its delegation.
+
+use ::rmi::Status;
+use ::rmi::rtt::{self as abi, EntryState};
+use pgtable::{Access, Attrs, Execute, Ipa, Level, Memory, Pa, RemovedLeaf, RttError, RttState};
+
+use super::realm::lock;
+use super::{NONE, Outcome};
+use crate::System;
+use crate::memory::granule::State;
+use crate::memory::{maintenance, phys};
+use crate::realm::{Realm, RttMem};
+
+/// Outcome of the commands that tell `top` in failure too.
+type Topped = Result<[u64; 4], (Status, [u64; 4])>;
+
+/// Calls `f` with the realm's tables, under the RD's lock no longer than to find
+/// them: the realm cannot go while its `rtt` lock is held.
+fn with_rtt<R>(
+    system: &System,
+    rd: u64,
+    f: impl FnOnce(&Realm, &mut pgtable::Rtt<RttMem>, &mut maintenance::Pe) -> R,
+) -> Result<R, Status> {
+    let rd_lock = lock(system, rd, State::Rd)?;
+    // SAFETY: the RD's lock is held until its `rtt` lock is, and REALM_DESTROY
+    // takes that too.
+    let realm = unsafe { Realm::at(rd) };
+    let mut rtt = realm.rtt.lock();
+    drop(rd_lock);
+    let tables = rtt.as_mut().ok_or(Status::ErrorInput)?;
+    let mut pe = maintenance::Pe::new(realm.vtcr, system.features.dcache_line);
+    Ok(f(realm, tables, &mut pe))
+}
+
+fn level(raw: u64) -> Result<Level, Status> {
+    i8::try_from(raw as i64)
+        .ok()
+        .and_then(Level::new)
+        .ok_or(Status::ErrorInput)
+}
+
+fn status(error: RttError) -> Status {
+    topped(error).0
+}
+
+/// The status and `top` of a failure.
+fn topped(error: RttError) -> (Status, u64) {
+    match error {
+        RttError::Input => (Status::ErrorInput, 0),
+        RttError::Rtt { level, top } => (Status::ErrorRtt(level.get() as u8), top.get()),
+    }
+}
+
+/// Puts the delegated granule `rtt` into the realm as a table of `at`.
+pub fn create(system: &System, rd: u64, rtt: u64, ipa: u64, at: u64) -> Outcome {
+    let at = level(at)?;
+    let table = lock(system, rtt, State::Delegated)?;
+    let created = with_rtt(system, rd, |_, tables, pe| {
+        tables.create(pe, Ipa::new(ipa), at, Pa::new(rtt))
+    })?;
+    match created {
+        Ok(()) => {
+            table.become_(State::Rtt);
+            Ok(NONE)
+        }
+        Err(error) => Err(status(error)),
+    }
+}
+
+/// Takes the table of `at` at `ipa` out of the realm.
+pub fn destroy(system: &System, rd: u64, ipa: u64, at: u64) -> Topped {
+    let input = |status| (status, NONE);
+    let at = level(at).map_err(input)?;
+    let removed = with_rtt(system, rd, |_, tables, pe| {
+        let mut unmapped =
+            |leaf: RemovedLeaf| put_host_memory(system, leaf.pa().get(), leaf.size());
+        let removed = tables.destroy(pe, Ipa::new(ipa), at, &mut unmapped);
+        if let Ok(removed) = &removed {
+            scrub_table(system, removed.pa.get());
+        }
+        removed
+    });
+    match removed.map_err(input)? {
+        Ok(removed) => Ok([removed.pa.get(), removed.top.get(), 0, 0]),
+        Err(error) => {
+            let (status, top) = topped(error);
+            Err((status, [0, top, 0, 0]))
+        }
+    }
+}
+
+/// Makes one entry of a table of alike entries.
+pub fn fold(system: &System, rd: u64, ipa: u64, at: u64) -> Outcome {
+    let at = level(at)?;
+    let folded = with_rtt(system, rd, |_, tables, pe| {
+        let folded = tables.fold(pe, Ipa::new(ipa), at);
+        if let Ok(table) = folded {
+            scrub_table(system, table.get());
+        }
+        folded
+    })?;
+    folded.map(|table| [table.get(), 0, 0, 0]).map_err(status)
+}
+
+/// A table that left its tree becomes a delegated granule again.
+fn scrub_table(system: &System, pa: u64) {
+    if let Some(table) = system.granules.get(pa).and_then(|g| g.lock(State::Rtt)) {
+        // SAFETY: the tree has let go of it, and no walker knows it.
+        unsafe { phys::zero(pa, system.granules.size()) };
+        table.become_(State::Delegated);
+    }
+}
+
+/// Tells what stands at `ipa`, down to `at`.
+pub fn read_entry(system: &System, rd: u64, ipa: u64, at: u64) -> Outcome {
+    let at = level(at)?;
+    let read = with_rtt(system, rd, |_, tables, _| tables.read(Ipa::new(ipa), at))?;
+    let entry = read.map_err(status)?;
+    let (state, descriptor, ripas) = match entry.state {
+        RttState::Unassigned(ripas) => (EntryState::Unassigned, 0, ripas as u64),
+        RttState::Assigned { ripas, pa } => (EntryState::Assigned, pa.get(), ripas as u64),
+        RttState::UnassignedNs => (EntryState::Unassigned, 0, 0),
+        RttState::AssignedNs { pa, attrs } => (EntryState::Assigned, describe(pa, attrs), 0),
+        RttState::Table(pa) => (EntryState::Table, pa.get(), 0),
+    };
+    Ok([
+        entry.level.get() as i64 as u64,
+        state as u64,
+        descriptor,
+        ripas,
+    ])
+}
+
+/// The descriptor of `RTT_MAP_UNPROTECTED` that makes this mapping.
+fn describe(pa: Pa, attrs: Attrs) -> u64 {
+    let memory = match attrs.memory {
+        Memory::Normal => abi::MEMATTR_NORMAL_WB,
+        Memory::NormalNonCacheable => abi::MEMATTR_NORMAL_NC,
+        Memory::FromStage1 => abi::MEMATTR_PASSTHROUGH,
+        Memory::Device(device) => device as u64,
+    };
+    let access = match attrs.access {
+        Access::None => 0,
+        Access::Read => abi::DESC_READ,
+        Access::Write => abi::DESC_WRITE,
+        Access::ReadWrite => abi::DESC_READ | abi::DESC_WRITE,
+    };
+    pa.get() | memory << abi::DESC_MEMATTR_SHIFT | access
+}
+
+/// The mapping that a host's descriptor asks for: `None` when it has other bits
+/// than address, memory type and access, or a reserved memory type.
+fn parse(descriptor: u64) -> Option<(u64, Attrs)> {
+    let known = abi::DESC_OA
+        | abi::DESC_MEMATTR_MASK << abi::DESC_MEMATTR_SHIFT
+        | abi::DESC_READ
+        | abi::DESC_WRITE;
+    if descriptor & !known != 0 {
+        return None;
+    }
+    let memory = match descriptor >> abi::DESC_MEMATTR_SHIFT & abi::DESC_MEMATTR_MASK {
+        abi::MEMATTR_NORMAL_WB => Memory::Normal,
+        abi::MEMATTR_NORMAL_NC => Memory::NormalNonCacheable,
+        abi::MEMATTR_PASSTHROUGH => Memory::FromStage1,
+        0 => Memory::Device(pgtable::Device::NGnRnE),
+        1 => Memory::Device(pgtable::Device::NGnRE),
+        2 => Memory::Device(pgtable::Device::NGRE),
+        3 => Memory::Device(pgtable::Device::GRE),
+        _ => return None,
+    };
+    let access = match (
+        descriptor & abi::DESC_READ != 0,
+        descriptor & abi::DESC_WRITE != 0,
+    ) {
+        (false, false) => Access::None,
+        (true, false) => Access::Read,
+        (false, true) => Access::Write,
+        (true, true) => Access::ReadWrite,
+    };
+    // A plain guest executes what it can read: only confidential realms have
+    // unprotected memory that is never executable.
+    let execute = match memory {
+        Memory::Device(_) => Execute::Never,
+        _ => Execute::All,
+    };
+    Some((
+        descriptor & abi::DESC_OA,
+        Attrs::MEMORY.memory(memory).access(access).execute(execute),
+    ))
+}
+
+/// Maps the host's memory at `ipa` by one entry of `at`.
+pub fn map_unprotected(system: &System, rd: u64, ipa: u64, at: u64, descriptor: u64) -> Outcome {
+    let at = level(at)?;
+    let (pa, attrs) = parse(descriptor).ok_or(Status::ErrorInput)?;
+    let mapped = with_rtt(system, rd, |_, tables, pe| {
+        let geometry = *tables.tree().geometry();
+        if !geometry.leaf_ok(at) || pa % geometry.span(at) != 0 {
+            return Err(RttError::Input);
+        }
+        let size = geometry.span(at);
+        if !get_host_memory(system, pa, size) {
+            return Err(RttError::Input);
+        }
+        let mapped = tables.map_unprotected(pe, Ipa::new(ipa), at, Pa::new(pa), attrs, 1);
+        if mapped.is_err() {
+            put_host_memory(system, pa, size);
+        }
+        mapped
+    })?;
+    mapped.map(|_| NONE).map_err(status)
+}
+
+/// Counts a mapping of each granule of `[pa, pa + size)`: false, and nothing
+/// counted, unless all are the host's RAM.
+fn get_host_memory(system: &System, pa: u64, size: u64) -> bool {
+    let step = system.granules.size();
+    let mut at = pa;
+    while at < pa + size {
+        match system.granules.get(at).and_then(|g| g.pin(State::Ns)) {
+            Some(pin) => pin.keep(),
+            None => {
+                put_host_memory(system, pa, at - pa);
+                return false;
+            }
+        }
+        at += step;
+    }
+    true
+}
+
+/// Takes the counts of [`get_host_memory`] back.
+pub fn put_host_memory(system: &System, pa: u64, size: u64) {
+    let step = system.granules.size();
+    for at in (pa..pa + size).step_by(step as usize) {
+        if let Some(granule) = system.granules.get(at) {
+            granule.put();
+        }
+    }
+}
+
+/// Unmaps one entry of `at`.
+pub fn unmap_unprotected(system: &System, rd: u64, ipa: u64, at: u64) -> Topped {
+    let input = |status| (status, NONE);
+    let at = level(at).map_err(input)?;
+    let removed = with_rtt(system, rd, |_, tables, pe| {
+        let size = tables.tree().geometry().span(at);
+        let removed = tables.unmap_unprotected(pe, Ipa::new(ipa), at);
+        if let Ok(removed) = &removed {
+            put_host_memory(system, removed.pa.get(), size);
+        }
+        removed
+    });
+    match removed.map_err(input)? {
+        Ok(removed) => Ok([removed.top.get(), 0, 0, 0]),
+        Err(error) => {
+            let (status, top) = topped(error);
+            Err((status, [top, 0, 0, 0]))
+        }
+    }
+}

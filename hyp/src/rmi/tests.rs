@@ -1,0 +1,463 @@
+//! The handlers against a fake machine: RAM in a buffer, no CPU behind.
+//!
+//! A plain guest's life from first to last, the order of refusals, and random
+//! hostile hosts: whatever they call, nothing panics, and what they gave away
+//! comes back whole.
+
+extern crate std;
+
+use std::boxed::Box;
+use std::vec::Vec;
+
+use ::rmi::params::{RealmFlags, RealmParams, RecFlags, RecParams, index_mpidr};
+use ::rmi::{NOT_SUPPORTED, Status, fid, rtt, vendor};
+use arrayvec::ArrayVec;
+use log::LevelFilter;
+use pgtable::{Granule, Start};
+use proptest::prelude::*;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::{Answer, serve};
+use crate::System;
+use crate::boot::tree::{Machine, Ppis, Settings};
+use crate::cpu::Cpu;
+use crate::cpu::features::{Features, GranuleSupport};
+use crate::cpu::pe::{Pe, Regime, Stacks};
+use crate::memory::granule::{Granules, State};
+use crate::memory::host::{self, HostMemory};
+use crate::memory::phys;
+use crate::memory::pool::Pool;
+use crate::memory::region::{Region, Regions};
+use crate::vmid::Vmids;
+
+const RAM: u64 = 0x4000_0000;
+/// The host's RAM; EL2's own memory lies behind it.
+const HOST_SIZE: u64 = 16 << 20;
+
+fn machine(ram: Regions) -> Machine {
+    Machine {
+        ram,
+        reserved: Regions::new(),
+        initrd: None,
+        dtb: Region::EMPTY,
+        uart: None,
+        gicd: Region::EMPTY,
+        gicr: ArrayVec::new(),
+        ppi: Ppis {
+            maintenance: 25,
+            virtual_timer: 27,
+            hyp_timer: 26,
+        },
+        pes: ArrayVec::from_iter([0]),
+        psci_by_hvc: false,
+        settings: Settings {
+            level: LevelFilter::Off,
+            granule: None,
+            log_on_serial1: false,
+        },
+    }
+}
+
+/// A machine with this granule, ready for a host's calls.
+fn fake(granule: Granule) -> Cpu {
+    let features = Features {
+        pa_bits: 40,
+        stage1: [GranuleSupport::Yes; 3],
+        stage2: [GranuleSupport::Yes; 3],
+        vmid16: true,
+        dcache_line: 64,
+        ..Features::default()
+    };
+    let size = granule.page_size();
+    let shift = u32::from(granule.page_bits());
+    let mut ram = Regions::new();
+    ram.insert(Region::new(RAM, HOST_SIZE).unwrap()).unwrap();
+    let geometry = host::geometry(&features, granule, 40, false, Start::Concatenate).unwrap();
+    let pool_size = Pool::bytes_for(HostMemory::pool_pages(&ram, &geometry), size);
+    let words = Granules::bytes_for(&ram, shift).next_multiple_of(size);
+    phys::fake::install(RAM, (HOST_SIZE + pool_size + words) as usize);
+    // SAFETY: the fake memory behind the host's is for these.
+    let (pool, granules) = unsafe {
+        (
+            Pool::new(Region::new(RAM + HOST_SIZE, pool_size).unwrap(), size),
+            Granules::new(&ram, shift, RAM + HOST_SIZE + pool_size),
+        )
+    };
+    let pool = Box::leak(Box::new(pool));
+    let host = HostMemory::new(&features, geometry, &ram, &Regions::new(), pool).unwrap();
+    let system = crate::set_system(System {
+        machine: machine(ram),
+        features,
+        granule,
+        granules,
+        host,
+        own: [Region::EMPTY; 2],
+        host_image: Region::EMPTY,
+        vmids: Vmids::new(),
+    });
+    let stacks = Stacks::new(Region::new(0, Stacks::stride(0x1000)).unwrap(), 0x1000);
+    let pe = Box::leak(Box::new(Pe::new(0, 0, 0, &stacks, Regime::default(), 0)));
+    Cpu::new(pe, system)
+}
+
+struct Host {
+    cpu: Cpu,
+    size: u64,
+}
+
+impl Host {
+    fn new(granule: Granule) -> Self {
+        Self {
+            cpu: fake(granule),
+            size: granule.page_size(),
+        }
+    }
+
+    fn call(&mut self, function: u64, args: &[u64]) -> Answer {
+        let mut all = [0; 5];
+        all[..args.len()].copy_from_slice(args);
+        serve(&mut self.cpu, function, all)
+    }
+
+    fn status(&mut self, function: u64, args: &[u64]) -> Status {
+        Status::unpack(self.call(function, args)[0]).expect("a status")
+    }
+
+    #[track_caller]
+    fn ok(&mut self, function: u64, args: &[u64]) -> Answer {
+        let answer = self.call(function, args);
+        assert_eq!(answer[0], 0, "{function:#x} {args:x?}");
+        answer
+    }
+
+    fn page(&self, n: u64) -> u64 {
+        RAM + n * self.size
+    }
+
+    fn state(&self, n: u64) -> State {
+        self.cpu.system.granules.get(self.page(n)).unwrap().state()
+    }
+
+    fn write<T: IntoBytes>(&self, n: u64, value: T) {
+        // SAFETY: the page is the fake host's.
+        unsafe { phys::write(self.page(n), value) }
+    }
+
+    fn realm_params(&self, vmid: u16, root: u64) -> RealmParams {
+        let geometry = self.geometry();
+        let mut p = RealmParams::new_zeroed();
+        p.flags = (RealmFlags::NONCONF | RealmFlags::EL2_VGIC).bits();
+        p.s2sz = 40;
+        p.vmid = vmid;
+        p.rtt_base = self.page(root);
+        p.rtt_level_start = i64::from(geometry.start().get());
+        p.rtt_num_start = geometry.root_tables() as u32;
+        p
+    }
+
+    fn geometry(&self) -> pgtable::Geometry {
+        host::geometry(
+            &self.cpu.system.features,
+            self.cpu.system.granule,
+            40,
+            false,
+            Start::Concatenate,
+        )
+        .unwrap()
+    }
+
+    /// RD at page 1, roots from 16 on (aligned for 16 of them), params at 2.
+    fn realm(&mut self) {
+        self.ok(fid::RMI_GRANULE_DELEGATE, &[self.page(1)]);
+        let roots = self.geometry().root_tables() as u64;
+        for n in 0..roots {
+            self.ok(fid::RMI_GRANULE_DELEGATE, &[self.page(16 + n)]);
+        }
+        self.write(2, self.realm_params(1, 16));
+        self.ok(fid::RMI_REALM_CREATE, &[self.page(1), self.page(2)]);
+    }
+
+    fn rec(&mut self, index: u64, page: u64) {
+        let mut p = RecParams::new_zeroed();
+        p.flags = RecFlags::RUNNABLE.bits();
+        p.mpidr = index_mpidr(index);
+        self.write(2, p);
+        self.ok(fid::RMI_GRANULE_DELEGATE, &[self.page(page)]);
+        self.ok(
+            fid::RMI_REC_CREATE,
+            &[self.page(1), self.page(page), self.page(2)],
+        );
+    }
+}
+
+const DESC: u64 =
+    rtt::MEMATTR_NORMAL_WB << rtt::DESC_MEMATTR_SHIFT | rtt::DESC_READ | rtt::DESC_WRITE;
+
+#[test]
+fn a_plain_guest_from_first_to_last() {
+    for granule in Granule::ALL {
+        let mut h = Host::new(granule);
+        h.realm();
+        let rd = h.page(1);
+        let g = h.geometry();
+        // Tables down to level 3 at IPA 1 GiB, then one page.
+        let mut tables = Vec::new();
+        for level in g.start().get() + 1..=3 {
+            let page = 40 + level as u64;
+            h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(page)]);
+            h.ok(fid::RMI_RTT_CREATE, &[rd, h.page(page), RAM, level as u64]);
+            assert_eq!(h.state(page), State::Rtt);
+            tables.push((level, page));
+        }
+        h.ok(
+            fid::RMI_RTT_MAP_UNPROTECTED,
+            &[rd, RAM, 3, h.page(50) | DESC],
+        );
+        let entry = h.ok(fid::RMI_RTT_READ_ENTRY, &[rd, RAM, 3]);
+        assert_eq!(entry[1..4], [3, 1, h.page(50) | DESC]);
+
+        // Mapped memory cannot be given away; unmapped it can.
+        assert_eq!(
+            h.status(fid::RMI_GRANULE_DELEGATE, &[h.page(50)]),
+            Status::ErrorInput
+        );
+        h.ok(fid::RMI_RTT_UNMAP_UNPROTECTED, &[rd, RAM, 3]);
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(50)]);
+        h.ok(fid::RMI_GRANULE_UNDELEGATE, &[h.page(50)]);
+        h.ok(
+            fid::RMI_RTT_MAP_UNPROTECTED,
+            &[rd, RAM, 3, h.page(50) | DESC],
+        );
+
+        h.rec(0, 60);
+        h.rec(1, 61);
+        h.ok(fid::RMI_REALM_ACTIVATE, &[rd]);
+        assert_eq!(
+            h.status(fid::RMI_REALM_DESTROY, &[rd]),
+            Status::ErrorRealm(0),
+            "has RECs"
+        );
+        h.ok(fid::RMI_REC_DESTROY, &[h.page(60)]);
+        h.ok(fid::RMI_REC_DESTROY, &[h.page(61)]);
+        if !tables.is_empty() {
+            assert_eq!(
+                h.status(fid::RMI_REALM_DESTROY, &[rd]),
+                Status::ErrorRealm(0),
+                "has tables"
+            );
+        }
+        for &(level, page) in tables.iter().rev() {
+            let gone = h.ok(fid::RMI_RTT_DESTROY, &[rd, RAM, level as u64]);
+            assert_eq!(gone[1], h.page(page));
+            assert!(gone[2] > RAM, "top is past it");
+            h.ok(fid::RMI_GRANULE_UNDELEGATE, &[h.page(page)]);
+        }
+        h.ok(fid::RMI_REALM_DESTROY, &[rd]);
+        for page in [1, 16, 60, 61] {
+            assert_eq!(h.state(page), State::Delegated);
+            h.ok(fid::RMI_GRANULE_UNDELEGATE, &[h.page(page)]);
+        }
+        let count = h.cpu.system.granules.get(h.page(50)).unwrap().count();
+        assert_eq!(
+            count, 0,
+            "destroying the leaf table let go of what it mapped"
+        );
+    }
+}
+
+#[test]
+fn what_comes_back_is_zero() {
+    let mut h = Host::new(Granule::K4);
+    h.write(5, [0xffu8; 4096]);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(5)]);
+    h.ok(fid::RMI_GRANULE_UNDELEGATE, &[h.page(5)]);
+    // SAFETY: the fake host's page.
+    let bytes: [u8; 4096] = unsafe { phys::read(h.page(5)) };
+    assert_eq!(bytes, [0; 4096]);
+}
+
+#[test]
+fn arguments_named_twice_are_refused() {
+    let mut h = Host::new(Granule::K4);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(16)]);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(17)]);
+    h.write(2, h.realm_params(1, 16));
+    let create = |h: &mut Host, rd, params| h.status(fid::RMI_REALM_CREATE, &[rd, params]);
+    let (a, b, params) = (h.page(16), h.page(17), h.page(2));
+    assert_eq!(
+        create(&mut h, a, params),
+        Status::ErrorInput,
+        "rd is a root"
+    );
+    assert_eq!(
+        create(&mut h, b, params),
+        Status::ErrorInput,
+        "rd is the other root"
+    );
+    assert_eq!(create(&mut h, params, params), Status::ErrorInput);
+    assert_eq!(
+        (h.state(16), h.state(17)),
+        (State::Delegated, State::Delegated)
+    );
+}
+
+#[test]
+fn realms_do_not_share_a_vmid() {
+    let mut h = Host::new(Granule::K4);
+    h.realm();
+    for page in [3, 32, 33] {
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(page)]);
+    }
+    h.write(2, h.realm_params(1, 32));
+    assert_eq!(
+        h.status(fid::RMI_REALM_CREATE, &[h.page(3), h.page(2)]),
+        Status::ErrorInput
+    );
+    h.write(2, h.realm_params(0, 32));
+    assert_eq!(
+        h.status(fid::RMI_REALM_CREATE, &[h.page(3), h.page(2)]),
+        Status::ErrorInput,
+        "the host's"
+    );
+    h.write(2, h.realm_params(2, 32));
+    h.ok(fid::RMI_REALM_CREATE, &[h.page(3), h.page(2)]);
+}
+
+#[test]
+fn recs_come_in_order_and_only_while_new() {
+    let mut h = Host::new(Granule::K4);
+    h.realm();
+    let mut p = RecParams::new_zeroed();
+    p.mpidr = index_mpidr(1);
+    h.write(2, p);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(60)]);
+    let args = [h.page(1), h.page(60), h.page(2)];
+    assert_eq!(h.status(fid::RMI_REC_CREATE, &args), Status::ErrorInput);
+    h.rec(0, 61);
+    h.write(2, p);
+    h.ok(fid::RMI_REC_CREATE, &args);
+    assert_eq!(
+        h.status(fid::RMI_REC_ENTER, &[h.page(61), h.page(3)]),
+        Status::ErrorRealm(0),
+        "NEW"
+    );
+    h.ok(fid::RMI_REALM_ACTIVATE, &[h.page(1)]);
+    assert_eq!(
+        h.status(fid::RMI_REALM_ACTIVATE, &[h.page(1)]),
+        Status::ErrorRealm(0)
+    );
+    assert_eq!(
+        h.status(fid::RMI_REC_ENTER, &[h.page(60), h.page(3)]),
+        Status::ErrorRec,
+        "off"
+    );
+    assert_eq!(
+        h.status(fid::RMI_REC_ENTER, &[h.page(61), h.page(61)]),
+        Status::ErrorInput
+    );
+    p.mpidr = index_mpidr(2);
+    h.write(2, p);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(62)]);
+    let args = [h.page(1), h.page(62), h.page(2)];
+    assert_eq!(
+        h.status(fid::RMI_REC_CREATE, &args),
+        Status::ErrorRealm(0),
+        "not NEW"
+    );
+}
+
+#[test]
+fn what_is_not_there_says_so() {
+    let mut h = Host::new(Granule::K4);
+    for function in [
+        fid::RMI_DATA_CREATE,
+        fid::RMI_RTT_INIT_RIPAS,
+        0xC400_0156,
+        0xC600_00ff,
+        0,
+    ] {
+        assert_eq!(h.call(function, &[])[0], NOT_SUPPORTED, "{function:#x}");
+    }
+    assert_eq!(
+        h.call(fid::RMI_VERSION, &[0x1_0000])[..3],
+        [0, 0x1_0000, 0x1_0000]
+    );
+    assert_eq!(
+        h.call(fid::RMI_VERSION, &[0x2_0000])[..3],
+        [1, 0x1_0000, 0x1_0000]
+    );
+    assert_eq!(h.ok(fid::RMI_FEATURES, &[1])[1], 0);
+    assert_eq!(h.ok(vendor::VERSION, &[])[1], vendor::VERSION_1_0);
+    assert_eq!(h.status(vendor::MEMORY_RANGE, &[3]), Status::ErrorInput);
+    assert_eq!(
+        h.status(vendor::LOG, &[3, RAM + 4000, 200]),
+        Status::ErrorInput,
+        "over the granule's end"
+    );
+    assert_eq!(
+        h.status(vendor::LOG, &[3, u64::MAX, 256]),
+        Status::ErrorInput
+    );
+}
+
+/// Small numbers name pages, levels and IPAs that meet often enough.
+fn argument() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        8 => (0u64..24).prop_map(|n| RAM + n * 0x1000),
+        3 => 0u64..5,
+        2 => (0u64..4).prop_map(|n| n << 30),
+        2 => (0u64..6).prop_map(|n| (RAM + n * 0x1000) | DESC),
+        1 => any::<u64>(),
+    ]
+}
+
+fn call() -> impl Strategy<Value = (u64, [u64; 5])> {
+    let functions: Vec<u64> = (fid::RMI_VERSION..=fid::RMI_RTT_SET_RIPAS)
+        .filter(|f| *f != fid::RMI_REC_ENTER)
+        .chain([fid::RMI_GRANULE_DELEGATE; 12])
+        .chain(
+            [
+                fid::RMI_RTT_CREATE,
+                fid::RMI_REALM_CREATE,
+                fid::RMI_REC_CREATE,
+            ]
+            .repeat(4),
+        )
+        .chain(vendor::VERSION..=vendor::KICK)
+        .collect();
+    (
+        prop::sample::select(functions),
+        prop::array::uniform5(argument()),
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    /// No sequence of calls panics, and no granule that the host has back keeps
+    /// a count or anything of EL2's.
+    #[test]
+    fn a_hostile_host_gets_nowhere(calls in prop::collection::vec(call(), 1..200)) {
+        let mut h = Host::new(Granule::K4);
+        // Something to attack: a realm with a REC, params pages lying about.
+        h.realm();
+        h.rec(0, 20);
+        h.write(3, h.realm_params(2, 4));
+        let mut p = RecParams::new_zeroed();
+        p.mpidr = 1;
+        h.write(2, p);
+        for (function, args) in calls {
+            let answer = h.call(function, &args);
+            prop_assert!(answer[0] == NOT_SUPPORTED || Status::unpack(answer[0]).is_some());
+        }
+        for n in 0..HOST_SIZE / 0x1000 {
+            let granule = h.cpu.system.granules.get(h.page(n)).unwrap();
+            if granule.state() == State::Delegated {
+                // SAFETY: the fake machine's memory.
+                let bytes: [u8; 4096] = unsafe { phys::read(h.page(n)) };
+                prop_assert!(bytes.iter().all(|&b| b == 0), "page {n} is delegated and not zero");
+                prop_assert_eq!(granule.count(), 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The vendor calls (`rmi::vendor`).
+
+use core::sync::atomic::Ordering;
+
+use ::rmi::Status;
+use ::rmi::feature::VendorFeatures;
+use ::rmi::vendor::{Exit, HISTORY_LEN, LOG_LINE_MAX, RangeKind};
+use log::Level;
+use vgic::Vgic;
+
+use super::realm::lock;
+use super::{NONE, Outcome};
+use crate::System;
+use crate::memory::granule::State;
+use crate::memory::phys;
+use crate::mrs;
+use crate::realm::{self, Realm};
+use crate::rec::Rec;
+
+/// What the host can count on.
+pub fn features(system: &System) -> VendorFeatures {
+    VendorFeatures {
+        granule_shift: system.granules.shift() as u8,
+        pa_bits: system.features.pa_bits,
+        fwb: system.features.fwb,
+        nonconf: true,
+        el2_vgic: true,
+        confidential: false,
+    }
+}
+
+/// The ranges of RAM that were taken before the host began.
+pub fn memory_range(system: &System, index: u64) -> Outcome {
+    let hyp = system.own.iter().map(|r| (*r, RangeKind::Hypervisor));
+    let all = hyp.chain(core::iter::once((system.host_image, RangeKind::HostImage)));
+    let (region, kind) = usize::try_from(index)
+        .ok()
+        .and_then(|index| all.clone().nth(index))
+        .ok_or(Status::ErrorInput)?;
+    Ok([region.base(), region.size(), kind as u64, 0])
+}
+
+/// One line of the host's, into the log.
+pub fn log(system: &System, level: u64, pa: u64, length: u64) -> Outcome {
+    let level = match level {
+        1 => Level::Error,
+        2 => Level::Warn,
+        3 => Level::Info,
+        4 => Level::Debug,
+        5 => Level::Trace,
+        _ => return Err(Status::ErrorInput),
+    };
+    let granule = pa & !(system.granules.size() - 1);
+    if length > LOG_LINE_MAX || pa - granule + length > system.granules.size() {
+        return Err(Status::ErrorInput);
+    }
+    let mut line = [0u8; LOG_LINE_MAX as usize];
+    let line = &mut line[..length as usize];
+    {
+        let page = system.granules.get(granule).ok_or(Status::ErrorInput)?;
+        let _pin = page.pin(State::Ns).ok_or(Status::ErrorInput)?;
+        for (n, byte) in line.iter_mut().enumerate() {
+            // SAFETY: inside a granule of the host's, pinned as such.
+            *byte = unsafe { phys::read(pa + n as u64) };
+        }
+    }
+    let text = core::str::from_utf8(line).map_err(|_| Status::ErrorInput)?;
+    if text.chars().any(char::is_control) {
+        return Err(Status::ErrorInput);
+    }
+    if level <= log::max_level() {
+        crate::log::line("host", level, format_args!("{text}"));
+    }
+    Ok(NONE)
+}
+
+/// Drives a line of a guest's interrupt controller.
+pub fn set_spi(system: &System, rd: u64, spi: u64, level: u64) -> Outcome {
+    let _lock = lock(system, rd, State::Rd)?;
+    // SAFETY: the RD's lock is held.
+    let realm = unsafe { Realm::at(rd) };
+    let spi = u32::try_from(spi).map_err(|_| Status::ErrorInput)?;
+    if level > 1 {
+        return Err(Status::ErrorInput);
+    }
+    let mut dist = realm.vgic.lock();
+    let mut vcpus = realm.vcpus(&mut dist, None);
+    Vgic::new(&mut dist, &mut vcpus)
+        .set_spi(spi, level == 1)
+        .map_err(|_| Status::ErrorInput)?;
+    Ok(NONE)
+}
+
+/// Whether a vCPU that waits in the host would be woken.
+pub fn rec_pending(system: &System, rec: u64) -> Outcome {
+    let rec_lock = lock(system, rec, State::Rec)?;
+    if rec_lock.count() != 0 {
+        return Err(Status::ErrorRec);
+    }
+    // SAFETY: the REC's lock is held, and it does not run.
+    let (vcpu, run) = unsafe { (Rec::at(rec), &mut *Rec::at(rec).run.get()) };
+    // SAFETY: it counts in its RD.
+    let realm = unsafe { Realm::at(vcpu.rd) };
+    let now = mrs!("cntpct_el0");
+    let timer = run.vtimer.ctl & 0b11 == 1 && now >= run.vtimer.cval;
+    let pending = timer || run.ptimer.level(now) || {
+        let mut dist = realm.vgic.lock();
+        let mut vcpus = realm.vcpus(&mut dist, Some(vcpu.index));
+        Vgic::new(&mut dist, &mut vcpus).pending(vcpu.index, run.interface.vmcr)
+    };
+    Ok([u64::from(pending), 0, 0, 0])
+}
+
+/// The last exits of a vCPU that does not run, oldest first.
+pub fn rec_history(system: &System, rec: u64, pa: u64) -> Outcome {
+    let page = system.granules.get(pa).ok_or(Status::ErrorInput)?;
+    let _pin = page.pin(State::Ns).ok_or(Status::ErrorInput)?;
+    let rec_lock = lock(system, rec, State::Rec)?;
+    if rec_lock.count() != 0 {
+        return Err(Status::ErrorRec);
+    }
+    // SAFETY: the REC's lock is held, and it does not run.
+    let run = unsafe { &*Rec::at(rec).run.get() };
+    let count = run.exits.min(HISTORY_LEN as u64);
+    for n in 0..count {
+        let exit: Exit = run.history[((run.exits - count + n) % HISTORY_LEN as u64) as usize];
+        // SAFETY: inside the pinned granule of the host's.
+        unsafe { phys::write(pa + n * size_of::<Exit>() as u64, exit) };
+    }
+    Ok([count, 0, 0, 0])
+}
+
+/// Has a vCPU come back to the host.
+pub fn kick(system: &System, rec: u64) -> Outcome {
+    let granule = system.granules.get(rec).ok_or(Status::ErrorInput)?;
+    let _lock = granule.lock(State::Rec).ok_or(Status::ErrorInput)?;
+    // SAFETY: the REC's lock is held.
+    let vcpu = unsafe { Rec::at(rec) };
+    vcpu.exit_requested.store(true, Ordering::Release);
+    realm::kick(vcpu);
+    Ok(NONE)
+}
