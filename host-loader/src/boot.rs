@@ -43,7 +43,7 @@ const HEAP_PART: u64 = 8;
 
 /// Stacks of a CPU: to run on, and for exceptions; a page is left out below
 /// each.
-const STACK: u64 = 64 << 10;
+const STACK: u64 = 128 << 10;
 const EXCEPTION_STACK: u64 = 16 << 10;
 const GUARD: u64 = 4 << 10;
 
@@ -57,8 +57,8 @@ extern "C" fn host_main(dtb: u64) -> ! {
     // SAFETY: The memory is the heap's alone, from here on.
     unsafe {
         HEAP.lock()
-            .init(EARLY.0.get().expose_provenance(), EARLY_HEAP)
-    };
+            .init(EARLY.0.get().expose_provenance(), EARLY_HEAP);
+    }
     match boot(dtb) {
         Ok(machine) => sched::run_loop(machine),
         Err(sentence) => {
@@ -84,8 +84,8 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
     // SAFETY: The range is mapped now and was taken for the heap.
     unsafe {
         HEAP.lock()
-            .add_to_heap(heap.start as usize, heap.end as usize)
-    };
+            .add_to_heap(heap.start as usize, heap.end as usize);
+    }
     let blank = blank_granule(&mut granules)?;
 
     let me = insn::mpidr() & 0xff_00ff_ffff;

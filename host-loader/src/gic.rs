@@ -19,6 +19,10 @@ use arm_gic::{IntId, InterruptGroup, Trigger};
 use core::ptr::NonNull;
 use safe_mmio::UniqueMmioPointer;
 
+/// The SGI by which one CPU of the host calls another. EL2 takes
+/// [`rmi::vendor::KICK_SGI`] itself while a guest runs, and hands this one on.
+pub const CALL_SGI: u32 = 1;
+
 /// Priority of all the host's interrupts: the middle of the non-secure range.
 const PRIORITY: u8 = 0xa0;
 

@@ -158,13 +158,13 @@ mod tests {
 
     #[test]
     fn what_is_taken_is_rounded_outwards_and_memory_inwards() {
-        let granules = Granules::new(0x1000, &[0x1800..0x9800], &[0x4fff..0x5001, 0..0]);
+        let granules = Granules::new(0x1000, &[0x1800..0x9800, 0..0], &[0x4fff..0x5001, 0..0]);
         assert_eq!(granules.ranges(), [0x2000..0x4000, 0x6000..0x9000]);
     }
 
     #[test]
     fn big_blocks_come_first() {
-        let mut granules = Granules::new(0x1000, &[0x1000..0x20_0000 * 3 + 0x5000], &[]);
+        let mut granules = Granules::new(0x1000, &[0x1000..0x20_0000 * 3 + 0x5000, 0..0], &[]);
         let runs = granules
             .take_scattered(0x20_0000 * 2 + 0x3000, &[0x20_0000])
             .unwrap();
@@ -178,7 +178,7 @@ mod tests {
         fn runs_are_disjoint_aligned_and_all_come_back(
             requests in prop::collection::vec((1u64..40, 0u32..4, any::<bool>()), 1..60),
         ) {
-            let whole = Granules::new(16, &[48..1024, 2000..4096], &[3000..3010]);
+            let whole = Granules::new(16, &[48..1024, 2000..4096], &[3000..3010, 0..0]);
             let mut granules = whole.clone();
             let mut taken: Vec<(u64, u64)> = Vec::new();
             let mut bytes = BTreeSet::new();

@@ -13,7 +13,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 use rmi::feature::{Feature0, VendorFeatures};
-use rmi::vendor::KICK_SGI;
 use spin::{Mutex, Once};
 
 /// A vCPU that joins a CPU: its guest and its index there.
@@ -82,7 +81,7 @@ impl Machine {
     /// it is the caller's own.
     pub fn wake(&self, index: usize) {
         if index != crate::arch::cpu::index() {
-            gic::send(KICK_SGI, self.cpus[index].mpidr);
+            gic::send(gic::CALL_SGI, self.cpus[index].mpidr);
         }
     }
 }

@@ -156,8 +156,12 @@ fn sync(machine: &Machine, guest: &Guest, exit: &RecExit) -> Sync {
 /// Reports what the guest did and stops it.
 fn fault(guest: &Guest, index: usize, exit: &RecExit) {
     let ipa = ipa(exit);
+    let did = match Esr(exit.esr).class() {
+        class::INSTRUCTION_ABORT_LOWER => "fetched from",
+        _ => "accessed",
+    };
     log::error!(
-        "guest {}: vCPU {index} accessed IPA {ipa:#x}, {}",
+        "guest {}: vCPU {index} {did} IPA {ipa:#x}, {}",
         guest.name,
         describe(ipa, &guest.ram)
     );

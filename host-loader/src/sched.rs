@@ -83,8 +83,12 @@ pub fn secondary() -> ! {
 }
 
 /// The private interrupts that every CPU takes.
-pub fn private(machine: &Machine) -> [u32; 2] {
-    [rmi::vendor::KICK_SGI, machine.platform.timer_intid]
+pub fn private(machine: &Machine) -> [u32; 3] {
+    [
+        rmi::vendor::KICK_SGI,
+        gic::CALL_SGI,
+        machine.platform.timer_intid,
+    ]
 }
 
 /// Runs this CPU's vCPUs until the machine ends.
@@ -189,5 +193,5 @@ fn interrupt(machine: &Machine, intid: u32) {
     } else if Some(intid) == of(&machine.platform.log) {
         monitor::input(machine);
     }
-    // The kick has done its work by arriving.
+    // A kick or a call has done its work by arriving.
 }

@@ -138,6 +138,7 @@ impl fmt::Display for Esr {
                 write!(f, ", {way}, {}", fault(self.status()))?;
                 if self.class() == class::DATA_ABORT_LOWER {
                     match self.access() {
+                        Some(Access { size: 1, .. }) => f.write_str(", 1 byte")?,
                         Some(access) => write!(f, ", {} bytes", access.size)?,
                         None => f.write_str(", no syndrome")?,
                     }
@@ -184,7 +185,7 @@ mod tests {
         assert!(access.write && access.size == 1 && !access.wide);
         assert_eq!(
             format!("{esr}"),
-            "data abort, write, translation fault, 1 bytes"
+            "data abort, write, translation fault, 1 byte"
         );
         assert_eq!(Esr(0x24 << 26 | 6).access(), None);
         assert_eq!(Esr(0x20 << 26 | 1 << 24).access(), None);

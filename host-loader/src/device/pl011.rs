@@ -314,14 +314,15 @@ mod tests {
             let mut sent = std::collections::VecDeque::new();
             let mut line = false;
             for (step, offset, value) in steps {
-                match step {
-                    0 => if uart.receive(value as u8) { sent.push_back(value as u8); },
-                    1 => if !sent.is_empty() {
-                        prop_assert_eq!(uart.read(DR), u32::from(sent.pop_front().unwrap()));
-                    },
-                    2 if offset & !3 != DR => { uart.read(offset); }
-                    3 if offset & !3 != LCR_H && offset != DR => { uart.write(offset, value); }
-                    _ => {}
+                let value_byte = value as u8;
+                if step == 0 && uart.receive(value_byte) {
+                    sent.push_back(value_byte);
+                } else if step == 1 && let Some(first) = sent.pop_front() {
+                    prop_assert_eq!(uart.read(DR), u32::from(first));
+                } else if step == 2 && offset & !3 != DR {
+                    uart.read(offset);
+                } else if step == 3 && offset & !3 != LCR_H && offset != DR {
+                    uart.write(offset, value);
                 }
                 if let Some(level) = uart.line_change() {
                     prop_assert_ne!(level, line);

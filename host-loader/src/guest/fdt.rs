@@ -179,7 +179,7 @@ mod tests {
         };
         let tree = write(&machine).unwrap();
         let read = Platform::parse(&tree).unwrap();
-        assert_eq!(read.memory, [machine.ram.clone()]);
+        assert_eq!(read.memory, core::slice::from_ref(&machine.ram));
         assert_eq!(read.cpus, mpidrs);
         assert_eq!(read.cpus[16], 0x100);
         assert_eq!(read.bootargs, machine.cmdline);

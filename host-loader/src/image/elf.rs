@@ -29,7 +29,7 @@ pub fn load(stream: &mut Stream<'_>, memory: &mut impl GuestMemory) -> Result<Pl
     let (segments, entry, range) = layout(stream.head(HEAD)?, memory)?;
     let mut at = 0u64;
     loop {
-        let chunk = stream.next()?;
+        let chunk = stream.chunk()?;
         if chunk.is_empty() {
             break;
         }

@@ -157,7 +157,7 @@ fn copy(
 ) -> Result<u64, ImageError> {
     let mut size = 0;
     loop {
-        let chunk = stream.next()?;
+        let chunk = stream.chunk()?;
         if chunk.is_empty() {
             return Ok(size);
         }
@@ -220,7 +220,7 @@ pub(crate) mod tests {
 
     /// An Image of `size` bytes that wants `image_size` in memory.
     pub(crate) fn image(size: usize, image_size: u64) -> Vec<u8> {
-        let mut out: Vec<u8> = (0..size).map(|i| (i * 7 >> 3) as u8).collect();
+        let mut out: Vec<u8> = (0..size).map(|i| ((i * 7) >> 3) as u8).collect();
         out[..8].fill(0x1f);
         out[8..16].copy_from_slice(&0u64.to_le_bytes());
         out[16..24].copy_from_slice(&image_size.to_le_bytes());

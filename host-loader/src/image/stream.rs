@@ -1,6 +1,6 @@
 //! The plain bytes of a file, whether it is packed or not, in chunks.
 //!
-//! [`Stream::next`] gives the next chunk; an empty one is the end, and only a
+//! [`Stream::chunk`] gives the next chunk; an empty one is the end, and only a
 //! file that was whole and whose checksums agree comes to its end.
 
 use super::ImageError;
@@ -31,7 +31,7 @@ pub struct Stream<'a> {
     source: Source<'a>,
     /// Bytes seen by `head` and not yet taken.
     head: Vec<u8>,
-    chunk: Vec<u8>,
+    buffer: Vec<u8>,
 }
 
 impl<'a> Stream<'a> {
@@ -60,7 +60,7 @@ impl<'a> Stream<'a> {
         Self {
             source,
             head: Vec::new(),
-            chunk: Vec::new(),
+            buffer: Vec::new(),
         }
     }
 
@@ -71,7 +71,7 @@ impl<'a> Stream<'a> {
             return Ok(rest.get(..want).unwrap_or(rest));
         }
         while self.head.len() < want {
-            let chunk = Self::fetch(&mut self.source, &mut self.chunk)?;
+            let chunk = Self::fetch(&mut self.source, &mut self.buffer)?;
             if chunk.is_empty() {
                 break;
             }
@@ -81,12 +81,12 @@ impl<'a> Stream<'a> {
     }
 
     /// The next chunk; empty at the end.
-    pub fn next(&mut self) -> Result<&[u8], ImageError> {
+    pub fn chunk(&mut self) -> Result<&[u8], ImageError> {
         if !self.head.is_empty() {
-            self.chunk = core::mem::take(&mut self.head);
-            return Ok(&self.chunk);
+            self.buffer = core::mem::take(&mut self.head);
+            return Ok(&self.buffer);
         }
-        Self::fetch(&mut self.source, &mut self.chunk)
+        Self::fetch(&mut self.source, &mut self.buffer)
     }
 
     fn fetch<'b>(
@@ -95,7 +95,7 @@ impl<'a> Stream<'a> {
     ) -> Result<&'b [u8], ImageError> {
         match source {
             Source::Plain(rest) => Ok(core::mem::take(rest)),
-            Source::Gzip(gzip) => gzip.next(),
+            Source::Gzip(gzip) => gzip.chunk(),
             Source::Zstd(zstd) => {
                 chunk.resize(CHUNK, 0);
                 let size = zstd.read(chunk)?;
@@ -150,7 +150,7 @@ impl<'a> Gzip<'a> {
         })
     }
 
-    fn next(&mut self) -> Result<&[u8], ImageError> {
+    fn chunk(&mut self) -> Result<&[u8], ImageError> {
         while !self.done {
             if self.at == CHUNK {
                 self.at = 0;

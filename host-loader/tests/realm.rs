@@ -1,0 +1,514 @@
+//! Guests built and taken apart against a fake EL2 that keeps RMI's books.
+//!
+//! The fake knows who owns each granule and which tables stand where, and
+//! refuses what RMI 1.0 refuses. So a wrong order, a wrong alignment, a granule
+//! used twice or one forgotten shows here, for every granule size, and also when
+//! any one call fails.
+
+use host_loader::arch::insn::fake;
+use host_loader::bundle::Bundle;
+use host_loader::granules::Granules;
+use host_loader::guest::build::{self, Resources};
+use host_loader::guest::realm::Shape;
+use rmi::feature::{Feature0, VendorFeatures};
+use rmi::params::{RealmFlags, RealmParams, RecFlags, RecParams};
+use rmi::{Status, fid};
+use spin::Mutex;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use zerocopy::FromBytes;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Delegated,
+    Rd,
+    Root,
+    Rtt,
+    Rec,
+    Aux,
+}
+
+#[derive(Default)]
+struct El2 {
+    granule_shift: u32,
+    memory: std::ops::Range<u64>,
+    owners: BTreeMap<u64, Owner>,
+    realm: Option<RealmState>,
+    calls: usize,
+    fail_at: Option<usize>,
+    errors: usize,
+}
+
+struct RealmState {
+    rd: u64,
+    ipa_bits: u32,
+    start: i64,
+    active: bool,
+    roots: Vec<u64>,
+    /// Tables below the roots: (level, base IPA) to granule.
+    tables: BTreeMap<(i64, u64), u64>,
+    /// Mapped entries: (level, IPA) to output address.
+    mapped: BTreeMap<(i64, u64), u64>,
+    recs: BTreeMap<u64, Vec<u64>>,
+}
+
+const AUX: u64 = 3;
+
+impl El2 {
+    fn size(&self, level: i64) -> u64 {
+        1 << (self.granule_shift + (3 - level) as u32 * (self.granule_shift - 3))
+    }
+
+    fn is(&self, pa: u64, owner: Owner) -> bool {
+        self.owners.get(&pa) == Some(&owner)
+    }
+
+    fn take(&mut self, pa: u64, owner: Owner) -> bool {
+        let ok = self.is(pa, Owner::Delegated);
+        if ok {
+            self.owners.insert(pa, owner);
+        }
+        ok
+    }
+
+    /// A structure in a page that must be the host's.
+    fn read<T: FromBytes>(&self, pa: u64) -> Option<T> {
+        if !pa.is_multiple_of(1 << self.granule_shift)
+            || !self.memory.contains(&pa)
+            || self.owners.contains_key(&pa)
+        {
+            return None;
+        }
+        // SAFETY: The page lies in the test's arena, which lives to the end.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(std::ptr::with_exposed_provenance(pa as usize), 4096)
+        };
+        T::read_from_bytes(bytes).ok()
+    }
+
+    /// The level at which a walk towards `level` ends.
+    fn reach(realm: &RealmState, size: impl Fn(i64) -> u64, ipa: u64, level: i64) -> i64 {
+        let mut at = realm.start;
+        while at < level && realm.tables.contains_key(&(at + 1, ipa & !(size(at) - 1))) {
+            at += 1;
+        }
+        at
+    }
+
+    fn call(&mut self, a: [u64; 6]) -> [u64; 5] {
+        self.calls += 1;
+        if self.fail_at == Some(self.calls) {
+            return [Status::ErrorInput.pack(), 0, 0, 0, 0];
+        }
+        let mut out = [0; 4];
+        let status = self.serve(a, &mut out);
+        if status != Status::Success && !matches!(status, Status::ErrorRtt(_)) {
+            self.errors += 1;
+        }
+        [status.pack(), out[0], out[1], out[2], out[3]]
+    }
+
+    fn serve(&mut self, [f, a1, a2, a3, a4, _]: [u64; 6], out: &mut [u64; 4]) -> Status {
+        const BAD: Status = Status::ErrorInput;
+        let granule = 1u64 << self.granule_shift;
+        match f {
+            fid::RMI_GRANULE_DELEGATE => {
+                let mapped = self.realm.as_ref().is_some_and(|r| {
+                    r.mapped
+                        .iter()
+                        .any(|(&(l, _), &pa)| pa <= a1 && a1 < pa + self.size(l))
+                });
+                if !a1.is_multiple_of(granule)
+                    || !self.memory.contains(&a1)
+                    || self.owners.contains_key(&a1)
+                    || mapped
+                {
+                    return BAD;
+                }
+                self.owners.insert(a1, Owner::Delegated);
+            }
+            fid::RMI_GRANULE_UNDELEGATE => {
+                if !self.is(a1, Owner::Delegated) {
+                    return BAD;
+                }
+                self.owners.remove(&a1);
+            }
+            fid::RMI_REALM_CREATE => return self.realm_create(a1, a2),
+            fid::RMI_REC_AUX_COUNT => out[0] = AUX,
+            fid::RMI_REALM_ACTIVATE => match &mut self.realm {
+                Some(realm) if !realm.active => realm.active = true,
+                _ => return BAD,
+            },
+            fid::RMI_RTT_CREATE => {
+                let level = a4 as i64;
+                let (up, ok) = (self.size(level - 1), self.is(a2, Owner::Delegated));
+                let size =
+                    |l| 1u64 << (self.granule_shift + (3 - l) as u32 * (self.granule_shift - 3));
+                let Some(realm) = self.realm.as_mut().filter(|r| r.rd == a1) else {
+                    return BAD;
+                };
+                if !ok || !a3.is_multiple_of(up) || level <= realm.start || level > 3 {
+                    return BAD;
+                }
+                let reached = Self::reach(realm, size, a3, level - 1);
+                if reached < level - 1 || realm.tables.contains_key(&(level, a3)) {
+                    return Status::ErrorRtt(reached as u8);
+                }
+                realm.tables.insert((level, a3), a2);
+                self.take(a2, Owner::Rtt);
+            }
+            fid::RMI_RTT_MAP_UNPROTECTED => {
+                let level = a3 as i64;
+                let size = self.size(level);
+                let sizes =
+                    |l| 1u64 << (self.granule_shift + (3 - l) as u32 * (self.granule_shift - 3));
+                let pa = a4 & rmi::rtt::DESC_OA & !(size - 1);
+                let owned = (pa..pa + size)
+                    .step_by(granule as usize)
+                    .any(|g| self.owners.contains_key(&g) || !self.memory.contains(&g));
+                let Some(realm) = self.realm.as_mut().filter(|r| r.rd == a1) else {
+                    return BAD;
+                };
+                let rest = a4 & !pa;
+                let known = 7 << 2 | rmi::rtt::DESC_READ | rmi::rtt::DESC_WRITE;
+                if !matches!(level, 2 | 3)
+                    || !a2.is_multiple_of(size)
+                    || owned
+                    || rest & !known != 0
+                    || a2 + size > 1 << realm.ipa_bits
+                {
+                    return BAD;
+                }
+                let reached = Self::reach(realm, sizes, a2, level);
+                if reached != level || realm.mapped.contains_key(&(level, a2)) {
+                    return Status::ErrorRtt(reached as u8);
+                }
+                realm.mapped.insert((level, a2), pa);
+            }
+            fid::RMI_RTT_UNMAP_UNPROTECTED => {
+                let Some(realm) = self.realm.as_mut() else {
+                    return BAD;
+                };
+                if realm.mapped.remove(&(a3 as i64, a2)).is_none() {
+                    return Status::ErrorRtt(realm.start as u8);
+                }
+                out[0] = a2 + self.size(a3 as i64);
+            }
+            fid::RMI_RTT_DESTROY => return self.rtt_destroy(a2, a3 as i64, out),
+            fid::RMI_REC_CREATE => return self.rec_create(a1, a2, a3),
+            fid::RMI_REC_DESTROY => {
+                let Some(aux) = self.realm.as_mut().and_then(|r| r.recs.remove(&a1)) else {
+                    return BAD;
+                };
+                for pa in aux.into_iter().chain([a1]) {
+                    self.owners.insert(pa, Owner::Delegated);
+                }
+            }
+            fid::RMI_REALM_DESTROY => {
+                let Some(realm) = self
+                    .realm
+                    .take_if(|r| r.recs.is_empty() && r.tables.is_empty())
+                else {
+                    return Status::ErrorRealm(0);
+                };
+                // But when it was an unmapping that was made to fail.
+                let left = !realm.mapped.is_empty() && self.fail_at.is_none();
+                assert!(!left, "mappings outlive the realm");
+                for pa in realm.roots.into_iter().chain([realm.rd]) {
+                    self.owners.insert(pa, Owner::Delegated);
+                }
+            }
+            rmi::vendor::LOG => {}
+            other => panic!("call {other:#x}"),
+        }
+        Status::Success
+    }
+
+    fn realm_create(&mut self, rd: u64, page: u64) -> Status {
+        let Some(params) = self.read::<RealmParams>(page) else {
+            return Status::ErrorInput;
+        };
+        let shape = Shape {
+            granule_shift: self.granule_shift,
+            ipa_bits: params.s2sz.into(),
+            start_level: params.rtt_level_start,
+            roots: params.rtt_num_start,
+        };
+        // What the architecture lets the root cover (Arm ARM D8.2.2).
+        let covered =
+            self.granule_shift + (4 - shape.start_level) as u32 * (self.granule_shift - 3);
+        let roots_size = u64::from(shape.roots) << self.granule_shift;
+        let roots: Vec<u64> = (0..u64::from(shape.roots))
+            .map(|i| params.rtt_base + (i << self.granule_shift))
+            .collect();
+        if params.flags != (RealmFlags::NONCONF | RealmFlags::EL2_VGIC).bits()
+            || self.realm.is_some()
+            || params.vmid == 0
+            || shape.roots > 16
+            || u32::from(params.s2sz) > covered + shape.roots.ilog2()
+            || (shape.roots > 1 && u32::from(params.s2sz) != covered + shape.roots.ilog2())
+            || !params.rtt_base.is_multiple_of(roots_size)
+            || !self.is(rd, Owner::Delegated)
+            || roots
+                .iter()
+                .any(|&pa| pa == rd || !self.is(pa, Owner::Delegated))
+        {
+            return Status::ErrorInput;
+        }
+        self.take(rd, Owner::Rd);
+        for &pa in &roots {
+            self.take(pa, Owner::Root);
+        }
+        self.realm = Some(RealmState {
+            rd,
+            ipa_bits: shape.ipa_bits,
+            start: shape.start_level,
+            active: false,
+            roots,
+            tables: BTreeMap::new(),
+            mapped: BTreeMap::new(),
+            recs: BTreeMap::new(),
+        });
+        Status::Success
+    }
+
+    fn rec_create(&mut self, rd: u64, rec: u64, page: u64) -> Status {
+        let Some(params) = self.read::<RecParams>(page) else {
+            return Status::ErrorInput;
+        };
+        let aux = params.aux[..params.num_aux.min(16) as usize].to_vec();
+        let all: BTreeSet<u64> = aux.iter().copied().chain([rec]).collect();
+        let Some(realm) = self.realm.as_ref().filter(|r| r.rd == rd && !r.active) else {
+            return Status::ErrorRealm(0);
+        };
+        let index = realm.recs.len() as u64;
+        let runs = params.flags == RecFlags::RUNNABLE.bits();
+        if params.num_aux != AUX
+            || all.len() as u64 != AUX + 1
+            || all.iter().any(|&pa| !self.is(pa, Owner::Delegated))
+            || rmi::params::mpidr_index(params.mpidr) != Some(index)
+            || runs != (index == 0)
+        {
+            return Status::ErrorInput;
+        }
+        for &pa in &aux {
+            self.take(pa, Owner::Aux);
+        }
+        self.take(rec, Owner::Rec);
+        if let Some(realm) = &mut self.realm {
+            realm.recs.insert(rec, aux);
+        }
+        Status::Success
+    }
+
+    fn rtt_destroy(&mut self, ipa: u64, level: i64, out: &mut [u64; 4]) -> Status {
+        let up = self.size(level - 1);
+        let size = |l| 1u64 << (self.granule_shift + (3 - l) as u32 * (self.granule_shift - 3));
+        let Some(realm) = self.realm.as_mut() else {
+            return Status::ErrorInput;
+        };
+        if level <= realm.start
+            || level > 3
+            || !ipa.is_multiple_of(up)
+            || ipa >= 1 << realm.ipa_bits
+        {
+            return Status::ErrorInput;
+        }
+        let reached = Self::reach(realm, size, ipa, level - 1);
+        // `top`: the next live entry of the table that the walk ended in, or
+        // its end (rmi.md 1.4).
+        let entry = size(reached);
+        let table_end = if reached == realm.start {
+            1 << realm.ipa_bits
+        } else {
+            (ipa & !(size(reached - 1) - 1)) + size(reached - 1)
+        };
+        let mut top = (ipa & !(entry - 1)) + entry;
+        while top < table_end && !realm.tables.contains_key(&(reached + 1, top)) {
+            top += entry;
+        }
+        if reached < level - 1 || !realm.tables.contains_key(&(level, ipa)) {
+            out[1] = top;
+            return Status::ErrorRtt(reached as u8);
+        }
+        let child = realm
+            .tables
+            .keys()
+            .any(|&(l, base)| l == level + 1 && base >= ipa && base < ipa + up);
+        if child {
+            out[1] = ipa;
+            return Status::ErrorRtt(level as u8);
+        }
+        let rtt = realm.tables.remove(&(level, ipa)).unwrap_or_default();
+        out[0] = rtt;
+        out[1] = top;
+        self.owners.insert(rtt, Owner::Delegated);
+        Status::Success
+    }
+}
+
+/// Memory for granules, at real addresses.
+struct Arena {
+    _bytes: Vec<u8>,
+    range: std::ops::Range<u64>,
+}
+
+fn arena() -> Arena {
+    let mut bytes = vec![0u8; 24 << 20];
+    let start = (bytes.as_mut_ptr().expose_provenance() as u64).next_multiple_of(2 << 20);
+    let end = bytes.as_ptr() as u64 + bytes.len() as u64;
+    Arena {
+        _bytes: bytes,
+        range: start..end & !0xffff,
+    }
+}
+
+fn cpio(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (name, data) in files.iter().chain([&("TRAILER!!!", &[][..])]) {
+        out.extend(b"070701");
+        let size = data.len();
+        for value in [
+            1,
+            0o100_644,
+            0,
+            0,
+            1,
+            0,
+            size,
+            0,
+            0,
+            0,
+            0,
+            name.len() + 1,
+            0,
+        ] {
+            out.extend(format!("{value:08x}").bytes());
+        }
+        out.extend(name.bytes());
+        out.resize((out.len() + 1).next_multiple_of(4), 0);
+        out.extend(*data);
+        out.resize(out.len().next_multiple_of(4), 0);
+    }
+    out
+}
+
+/// Builds and takes apart one guest: calls made, and what went wrong in it.
+fn round(granule_shift: u32, arena: &Arena, fail_at: Option<usize>) -> (usize, Option<String>) {
+    let el2 = Rc::new(RefCell::new(El2 {
+        granule_shift,
+        memory: arena.range.clone(),
+        fail_at,
+        ..El2::default()
+    }));
+    let served = el2.clone();
+    fake::set(Box::new(move |a| served.borrow_mut().call(a)));
+
+    let toml = "[[guest]]\nname = \"g\"\nkernel = \"k\"\nmemory = \"6M\"\nvcpus = 3\n";
+    let bytes = cpio(&[("guests.toml", toml.as_bytes()), ("k", &[0x1f; 5000])]);
+    let bundle = Bundle::parse(&bytes).unwrap();
+    let granule = 1u64 << granule_shift;
+    let mut free = Granules::new(granule, std::slice::from_ref(&arena.range), &[]);
+    let blank = free.take(granule, granule).unwrap();
+    let granules = Mutex::new(free);
+    let before = granules.lock().free_bytes();
+    let resources = Resources {
+        granules: &granules,
+        features: VendorFeatures {
+            granule_shift: granule_shift as u8,
+            pa_bits: 48,
+            nonconf: true,
+            el2_vgic: true,
+            ..VendorFeatures::default()
+        },
+        rmi: Feature0 {
+            s2sz: 48,
+            ..Feature0::default()
+        },
+        bundle: &bundle,
+        blank,
+    };
+    let config = &bundle.guests[0];
+    let mut memory = build::allocate(config, &resources).unwrap();
+    let built = build::build(config, &resources, &mut memory);
+    let error = match built {
+        Ok(realm) => {
+            {
+                let el2 = el2.borrow();
+                let state = el2.realm.as_ref().unwrap();
+                assert!(state.active);
+                assert_eq!(state.recs.len(), 3);
+                let ram: u64 = state
+                    .mapped
+                    .keys()
+                    .filter(|(_, ipa)| *ipa >= 0x4000_0000)
+                    .map(|&(level, _)| el2.size(level))
+                    .sum();
+                assert_eq!(ram, 6 << 20);
+            }
+            realm.destroy(&granules);
+            None
+        }
+        Err(error) => Some(error),
+    };
+    build::release(memory, &granules);
+    let el2 = el2.borrow();
+    if fail_at.is_none() {
+        assert_eq!(el2.errors, 0, "a call was refused");
+    }
+    // A call that fails while things are taken apart may leak, and only that.
+    let leaked: u64 = el2.owners.len() as u64 * granule;
+    assert_eq!(granules.lock().free_bytes() + leaked, before);
+    if error.is_some() || fail_at.is_none() {
+        assert_eq!(leaked, 0, "{error:?}: {:?}", el2.owners);
+        assert!(el2.realm.is_none());
+    }
+    (el2.calls, error)
+}
+
+#[test]
+fn every_granule_comes_back_for_every_granule_size() {
+    let arena = arena();
+    for granule_shift in [12, 14, 16] {
+        for _ in 0..10 {
+            let (_, error) = round(granule_shift, &arena, None);
+            assert_eq!(error, None);
+        }
+    }
+}
+
+#[test]
+fn whichever_call_fails_nothing_is_left_behind() {
+    let arena = arena();
+    for granule_shift in [12, 14, 16] {
+        let (calls, _) = round(granule_shift, &arena, None);
+        for fail_at in 1..=calls {
+            let (_, error) = round(granule_shift, &arena, Some(fail_at));
+            if let Some(error) = error {
+                assert!(error.starts_with("guests.toml:3: guest \"g\""), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn shapes_are_those_that_kvm_would_choose() {
+    let shape = |shift, end| {
+        let s = Shape::for_ipas(shift, end);
+        (s.ipa_bits, s.start_level, s.roots)
+    };
+    const G: u64 = 1 << 30;
+    assert_eq!(shape(12, 2 * G), (32, 2, 4));
+    assert_eq!(shape(12, 16 * G), (34, 2, 16));
+    assert_eq!(shape(12, 17 * G), (35, 1, 1));
+    assert_eq!(shape(12, 1 << 40), (40, 1, 2));
+    assert_eq!(shape(12, 1 << 44), (44, 0, 1));
+    assert_eq!(shape(12, 1 << 48), (48, 0, 1));
+    assert_eq!(shape(14, 2 * G), (32, 2, 1));
+    assert_eq!(shape(14, 1 << 40), (40, 2, 16));
+    assert_eq!(shape(14, 1 << 48), (48, 1, 2));
+    assert_eq!(shape(16, 2 * G), (34, 2, 1));
+    assert_eq!(shape(16, 1 << 44), (44, 2, 4));
+    assert_eq!(shape(16, 1 << 48), (48, 1, 1));
+}
