@@ -288,29 +288,29 @@ impl Machine {
     /// The PE says its work in `[lo, hi)` is complete.
     pub(crate) fn quiesce(&mut self, lo: u64, hi: u64) -> Verdict {
         let now = self.now;
-        let pe = self.pes[usize::from(now)].clone();
+        let pe = &self.pes[usize::from(now)];
         if pe.unsynced {
             return self.fail(Kind::MissingIsb, "a control register was written last");
         }
-        for (tree, context) in [pe.stage2, pe.el2].into_iter().flatten() {
-            for s in &pe.pending {
-                let Some(t) = self.table_of(s.pa).filter(|t| t.tree == tree && t.tag == 0) else {
-                    continue;
-                };
-                let shape = self.shape_of(tree);
-                let ia = t.ia + (((s.pa - t.base) / 8) << shape.shift(t.level));
-                if ia < hi && ia + shape.span(t.level) > lo && self.mem.load(s.pa) != s.old {
-                    let mut v = self.violation(
-                        Kind::MissingStoreBarrier,
-                        "walkers may still see the value before the last store",
-                    );
-                    v.ia = Some(ia);
-                    v.level = Some(t.level);
-                    v.pa = Some(s.pa);
-                    return Err(v);
-                }
+        for s in &pe.pending {
+            let Some(t) = self.table_of(s.pa).filter(|t| t.tag == 0) else {
+                continue;
+            };
+            let shape = self.shape_of(t.tree);
+            let ia = t.ia + (((s.pa - t.base) / 8) << shape.shift(t.level));
+            if ia < hi && ia + shape.span(t.level) > lo && self.mem.load(s.pa) != s.old {
+                let mut v = self.violation(
+                    Kind::MissingStoreBarrier,
+                    "walkers may still see the value before the last store",
+                );
+                v.ia = Some(ia);
+                v.level = Some(t.level);
+                v.pa = Some(s.pa);
+                return Err(v);
             }
-            let context = &self.contexts[context as usize];
+        }
+        // Whatever tree it worked on: it need not be the one installed here.
+        for context in &self.contexts {
             for (class, base, _, run) in context.unclean.overlapping(lo, hi) {
                 let mine = run.writer == now;
                 if mine && !(class.0 == Was::Loose && run.aged) {
@@ -319,9 +319,16 @@ impl Machine {
                     return Err(self.blame(context.regime, class, ia, run, shown));
                 }
             }
-            self.check_groups(tree, lo, hi)?;
-            if let Some(spec) = &self.trees[tree as usize].spec {
-                self.compare_tree(tree, spec, lo, hi)?;
+        }
+        for (i, tree) in self.trees.iter().enumerate() {
+            if tree.retired {
+                continue;
+            }
+            if tree.contiguous {
+                self.check_groups(i as u32, lo, hi)?;
+            }
+            if let Some(spec) = &tree.spec {
+                self.compare_tree(i as u32, spec, lo, hi)?;
             }
         }
         if pe.needs_isb {
@@ -336,9 +343,6 @@ impl Machine {
     /// Contiguous groups in `[lo, hi)` agree in all members.
     fn check_groups(&self, tree: u32, lo: u64, hi: u64) -> Verdict {
         let shape = self.shape_of(tree);
-        if shape.contiguous == [0; 4] || hi.saturating_sub(lo) > 1 << 40 {
-            return Ok(());
-        }
         let mut checked = u64::MAX;
         self.each_leaf(tree, lo, hi, &mut |leaf| {
             if leaf.desc & CONTIGUOUS == 0 {

@@ -43,6 +43,7 @@
 mod check;
 mod descriptor;
 mod event;
+mod exact;
 mod features;
 mod hash;
 mod machine;
@@ -64,6 +65,7 @@ pub use descriptor::{
     AF, Attrs, BadDesc, CONTIGUOUS, Cache, DBM, Desc, Memory, NT, Perms, mair_memory,
 };
 pub use event::{Accesses, Barrier, Domain, Event, EventKind, How, Promise, Reg, Target};
+pub use exact::{Exact, Verdicts};
 pub use features::{Errata, Features};
 pub use machine::{Machine, Stats, Verdict};
 pub use mem::{Mem, Owner, Use};

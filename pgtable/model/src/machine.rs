@@ -65,6 +65,8 @@ pub(crate) struct Tree {
     /// PEs that have it installed now.
     pub installed: PeMask,
     pub retired: bool,
+    /// A leaf with the contiguous hint was seen.
+    pub contiguous: bool,
     pub spec: Option<Spec>,
 }
 
@@ -539,6 +541,7 @@ impl Machine {
                     contexts: Vec::new(),
                     installed: 0,
                     retired: false,
+                    contiguous: false,
                     spec: None,
                 });
                 self.trees.len() as u32 - 1
@@ -566,7 +569,9 @@ impl Machine {
         };
         let bit = 1 << self.now;
         self.trees[tree as usize].installed |= bit;
-        self.contexts[context as usize].cached |= bit;
+        let c = &mut self.contexts[context as usize];
+        c.cached |= bit;
+        c.flush.iter_mut().for_each(|mask| *mask &= !bit);
         if known.is_none() {
             self.adopt_root(tree)?;
         }

@@ -51,6 +51,15 @@ impl Machine {
         }
     }
 
+    /// PEs that have the context installed.
+    fn installed_on(&self, context: usize) -> PeMask {
+        self.pes.iter().enumerate().fold(0, |mask, (n, pe)| {
+            let mut here = [pe.stage2, pe.el2].into_iter().flatten();
+            let any = here.any(|(_, c)| c as usize == context);
+            mask | PeMask::from(any) << n
+        })
+    }
+
     /// A TLBI instruction was issued.
     pub(crate) fn tlbi(&mut self, op: TlbiOp, xt: u64) -> Verdict {
         self.stats.tlbis += 1;
@@ -95,7 +104,9 @@ impl Machine {
             let unsure = ambiguous.is_some_and(|old| context.vmid == old || mine)
                 && op.kind != TlbiKind::Alle1;
             if mine && !unsure && extent.is_none() && op.kind != TlbiKind::Vmalle1 {
-                self.contexts[i].flush[issuer] |= targets;
+                // A PE that runs on it now may take new entries at once.
+                let installed = self.installed_on(i);
+                self.contexts[i].flush[issuer] |= targets & !installed;
             }
             if self.contexts[i].unclean.is_empty() {
                 continue;
@@ -391,12 +402,7 @@ impl Machine {
                 let gone = context.flush[issuer] & reach;
                 context.flush[issuer] &= !reach;
                 completed |= gone != 0;
-                let installed = self.pes.iter().enumerate().fold(0, |m, (n, pe)| {
-                    let here = [pe.stage2, pe.el2].into_iter().flatten();
-                    let here = here.map(|(_, c)| c).any(|c| c as usize == i);
-                    m | PeMask::from(here) << n
-                });
-                context.cached &= !(gone & !installed);
+                context.cached &= !gone;
             }
             if context.unclean.is_empty() {
                 continue;

@@ -19,6 +19,7 @@ impl Machine {
         if let Some((at, _, _)) = taken {
             return self.fail(Kind::BadEvent, format!("{at:#x} is allocated already"));
         }
+        self.leave_tables(pa, len)?;
         self.check_release(pa, len, Owner::Hypervisor)?;
         self.mem.set_use(pa, len, Use::Table);
         self.stats.table_bytes += len;
@@ -52,12 +53,7 @@ impl Machine {
             }
             None => {}
         }
-        for table in self.tables_in(pa, len) {
-            self.free_table(&table).map_err(|mut v| {
-                v.pa = Some(table.base);
-                v
-            })?;
-        }
+        self.leave_tables(pa, len)?;
         self.mem.set_use(pa, len, Use::Free);
         self.stats.table_bytes = self.stats.table_bytes.saturating_sub(len);
         Ok(())
@@ -65,6 +61,10 @@ impl Machine {
 
     /// Tables that walkers may read and that overlap the range.
     fn tables_in(&self, pa: u64, len: u64) -> Vec<Table> {
+        if (self.tables.len() as u64) < len / 4096 {
+            let inside = |t: &&Table| t.base < pa + len && t.base + t.entries * 8 > pa;
+            return self.tables.values().filter(inside).copied().collect();
+        }
         let mut found = Vec::new();
         for &size in &self.sizes {
             let mut base = pa & !(size - 1);
@@ -78,6 +78,18 @@ impl Machine {
             }
         }
         found
+    }
+
+    /// No walker may be inside a table in the range, which becomes something
+    /// else.
+    fn leave_tables(&mut self, pa: u64, len: u64) -> Verdict {
+        for table in self.tables_in(pa, len) {
+            self.free_table(&table).map_err(|mut v| {
+                v.pa = Some(table.base);
+                v
+            })?;
+        }
+        Ok(())
     }
 
     fn free_table(&mut self, table: &Table) -> Verdict {
@@ -124,6 +136,7 @@ impl Machine {
         if let Some((at, _, _)) = table {
             return self.fail(Kind::BadEvent, format!("{at:#x} is a table page"));
         }
+        self.leave_tables(pa, len)?;
         self.mem.set_use(pa, len, Use::Data(owner));
         self.clean_data.set(pa, pa + len, false);
         self.clean_insn.set(pa, pa + len, false);

@@ -78,16 +78,22 @@ impl Machine {
             return Ok(());
         }
         let shape = self.shape_of(table.tree);
+        if table.tag != 0 && self.walkers_gone(&table) {
+            self.tables.remove(&table.base);
+            return Ok(());
+        }
+        if s.old != s.new {
+            let now = self.now;
+            self.pes[usize::from(now)].pending.push(Pending {
+                pa: s.pa,
+                old: s.old,
+                local: false,
+            });
+        }
         if table.tag != 0 {
             return self.stored_detached(&table, &shape, s);
         }
         self.stats.live_stores += 1;
-        let now = self.now;
-        self.pes[usize::from(now)].pending.push(Pending {
-            pa: s.pa,
-            old: s.old,
-            local: false,
-        });
         let index = (s.pa - table.base) / 8;
         let ia = table.ia + (index << shape.shift(table.level));
         self.transition(&table, &shape, ia, s).map_err(|mut v| {
@@ -99,11 +105,7 @@ impl Machine {
     }
 
     /// A store into a table that was unlinked.
-    fn stored_detached(&mut self, table: &Table, shape: &Shape, s: Stored) -> Verdict {
-        if self.walkers_gone(table) {
-            self.tables.remove(&table.base);
-            return Ok(());
-        }
+    fn stored_detached(&self, table: &Table, shape: &Shape, s: Stored) -> Verdict {
         if shape.decode(table.level, s.new) == Desc::Invalid {
             // Walkers may see it or not; what they had is unclean already.
             return Ok(());
@@ -374,9 +376,11 @@ impl Machine {
                     |_| true,
                     |base, run| looser = Some((base, run)),
                 );
-                if let Some((base, run)) = looser
-                    && !attrs.perms.covers(was.perms)
+                let covered = attrs.perms.covers(was.perms);
+                if let Some((base, mut run)) = looser
+                    && !(covered && attrs.af)
                 {
+                    run.aged = covered;
                     let shift = shape.shift(level);
                     self.contexts[c]
                         .unclean
@@ -400,6 +404,7 @@ impl Machine {
         if attrs.memory == Memory::Reserved {
             return self.fail(Kind::ReservedAttribute, format!("the leaf is {word:#x}"));
         }
+        self.trees[tree as usize].contiguous |= attrs.contiguous;
         let shift = shape.shift(level);
         let key = (oa | u64::from(shift), tree);
         *self.outputs.entry(key).or_insert(0) += 1;
@@ -713,6 +718,20 @@ impl Machine {
                     }
                 }
             }
+        }
+        // Entries that were cleared meanwhile are gone like any other: from the
+        // store that this PE completes next.
+        let writer = self.now;
+        for i in 0..self.trees[tree as usize].contexts.len() {
+            let c = self.trees[tree as usize].contexts[i] as usize;
+            self.contexts[c].unclean.retain(|_, run| {
+                if run.tag == tag {
+                    run.progress = Progress::default();
+                    run.writer = writer;
+                    run.tag = 0;
+                }
+                true
+            });
         }
         Ok(())
     }
