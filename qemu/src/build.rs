@@ -115,6 +115,7 @@ fn cargo_build(workspace: &Workspace, what: &[&str]) -> Result<Vec<(String, Path
         // The user's flags would replace those that make images relocatable.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("CARGO_FUTURE_INCOMPAT_REPORT_FREQUENCY", "never")
         .stderr(Stdio::inherit())
         .output()
         .context("cannot run cargo")?;

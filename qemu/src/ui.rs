@@ -97,14 +97,6 @@ impl Step {
         }
     }
 
-    /// Prints `text` above the bar, for instance a compiler's warning.
-    pub fn above(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| eprint!("{text}")),
-            None => eprint!("{text}"),
-        }
-    }
-
     /// Ends the step with one line that says what there is now.
     pub fn done(mut self, verb: &str, text: impl Display) {
         let bar = self.bar.take();
@@ -120,11 +112,6 @@ impl Step {
         } else if bar.is_some() {
             line(verb, text);
         }
-    }
-
-    /// Ends the step without a word: there was nothing to do.
-    pub fn nothing(self) {
-        drop(self);
     }
 }
 

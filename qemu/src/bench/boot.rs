@@ -241,7 +241,7 @@ fn count(machine: &Machine, plugin: &Path, folder: &Path, bare: bool) -> Result<
         .extra
         .extend(["-icount", "shift=0,sleep=off", "-plugin", &plugin].map(std::ffi::OsString::from));
     let mut capture = Capture::start(&machine, LIMIT, bare)?;
-    let ending = capture.to_the_end()?;
+    let ending = capture.finish()?;
     let count = fs::read_to_string(&out)
         .ok()
         .and_then(|text| text.trim().parse().ok());

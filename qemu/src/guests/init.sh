@@ -18,15 +18,20 @@ tty=/dev/ttyAMA0
 [ -c $tty ] || tty=/dev/console
 
 # `poweroff`, `reboot` and `halt` ask the first process by these signals.
-trap '/bin/busybox poweroff -f' USR2
-trap '/bin/busybox reboot -f' TERM
-trap '/bin/busybox halt -f' USR1
+# Then the kernel has no last word on a console that may be a command's.
+end() {
+    echo 0 >/proc/sys/kernel/printk
+    /bin/busybox "$1" -f
+}
+trap 'end poweroff' USR2
+trap 'end reboot' TERM
+trap 'end halt' USR1
 
 if [ -f /undercroft/command ]; then
     # From here on the kernel is silent unless it dies. `stty` waits until
     # what was said before has left, so that no line of it cuts the mark; then
     # bytes pass unchanged.
-    echo 0 >/proc/sys/kernel/printk || dmesg -n 1
+    dmesg -n 1
     exec <$tty >$tty 2>&1
     stty -opost -echo
     printf '\n%s begin\n' "$(cat /undercroft/mark)"
@@ -41,4 +46,4 @@ else
     wait $!
     stty sane <$tty
 fi
-/bin/busybox poweroff -f
+end poweroff

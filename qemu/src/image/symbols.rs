@@ -50,7 +50,7 @@ fn functions(elf: &[u8]) -> Result<Vec<Symbol>> {
         if address >= end || name.is_empty() || name.starts_with('$') || name.starts_with(".L") {
             continue;
         }
-        if !(function || label) || !symbol.is_definition() && !label {
+        if !function && !label {
             continue;
         }
         let entry = (function, symbol.size(), format!("{:#}", demangle(name)));

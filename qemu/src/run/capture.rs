@@ -74,7 +74,7 @@ impl Capture {
     ///
     /// # Errors
     /// When the child was lost.
-    pub fn to_the_end(&mut self) -> Result<Ending> {
+    pub fn finish(&mut self) -> Result<Ending> {
         loop {
             match self.session.next(Some(self.deadline)) {
                 Some(event) => self.take(event),

@@ -103,8 +103,12 @@ pub fn message(line: &str) -> Option<&str> {
     known.then(|| text.trim())
 }
 
-/// The last word that a line of the log holds, if it does.
+/// The last word that a line of the log holds, if it does. The report of a
+/// panic is written without the log's help, so its last line is bare.
 pub fn said(line: &str) -> Option<Said> {
+    if line.trim() == "end: panic" {
+        return Some(Said::Panic);
+    }
     let end = message(line)?.strip_prefix("end: ")?;
     if end.starts_with("panic") {
         return Some(Said::Panic);

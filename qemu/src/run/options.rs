@@ -92,7 +92,7 @@ pub struct Run {
 
     /// End the machine after this many seconds (0: never) [default: 300, or
     /// never at a terminal]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", overrides_with = "timeout")]
     pub timeout: Option<u64>,
 
     /// Wait for a debugger, and print the line that starts one

@@ -49,6 +49,8 @@ pub struct Guests {
     pub bundle: Option<Option<PathBuf>>,
     /// Where the guests' console goes.
     pub style: Style,
+    /// The only guest is a firmware, which QEMU itself boots from flash.
+    pub firmware: bool,
 }
 
 /// What decides the style of a run.
@@ -90,6 +92,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             list: Vec::new(),
             bundle: Some(bundle),
             style: as_they_are(shell)?,
+            firmware: false,
         });
     }
     if let Some(file) = &boot.guests {
@@ -97,6 +100,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             list: config::read(file)?,
             bundle: None,
             style: as_they_are(shell)?,
+            firmware: false,
         });
     }
     let wants = Wants::of(workspace, boot, shell)?;
@@ -147,6 +151,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
         }],
         bundle: None,
         style,
+        firmware: wants.firmware,
     })
 }
 
@@ -165,6 +170,7 @@ struct Wants<'a> {
     append: Option<&'a str>,
     /// Whether the command line is ours to add to.
     ours: bool,
+    firmware: bool,
 }
 
 impl<'a> Wants<'a> {
@@ -202,6 +208,7 @@ impl<'a> Wants<'a> {
             initrd,
             cmdline: (linux && append.is_none()).then(|| "console=ttyAMA0".to_string()),
             ours: append.is_none(),
+            firmware: false,
             append,
         })
     }
@@ -230,6 +237,7 @@ impl<'a> Wants<'a> {
             cmdline: guest.has_shell().then(|| "console=ttyAMA0".to_string()),
             append: boot.append.as_deref(),
             ours: true,
+            firmware: matches!(guest.origin, Origin::Firmware { .. }),
         })
     }
 }
@@ -379,18 +387,22 @@ pub fn bare_machine(qemu: Qemu, options: &Run, guests: &Guests) -> Result<Machin
     let [guest] = guests.list.as_slice() else {
         bail!("--bare boots one guest");
     };
+    let mut extra = options.extra.clone();
+    if guests.firmware {
+        extra.extend(["-bios".into(), guest.kernel.clone().into()]);
+    }
     Ok(Machine {
         qemu,
         cpu: options.cpu.clone(),
         cpus: guest.vcpus,
         ram: guest.memory,
-        kernel: Some(guest.kernel.clone()),
+        kernel: (!guests.firmware).then(|| guest.kernel.clone()),
         initrd: guest.initrd.clone(),
         append: guest.cmdline.clone().unwrap_or_default(),
         // As Undercroft shows it: a machine whose CPUs begin at EL1.
         el2: false,
         log_uart: false,
         gdb: None,
-        extra: options.extra.clone(),
+        extra,
     })
 }

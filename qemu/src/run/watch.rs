@@ -16,9 +16,10 @@ use super::plan::Style;
 use super::session::{Event, Session};
 use crate::machine::virt::{Console, Machine};
 
-/// How long a machine may take to end after its guest's kernel gave up, and
-/// after its command was done.
-const LAST_WORDS: Duration = Duration::from_secs(20);
+/// How long a machine may take to end after its command was done, and after
+/// its guest's kernel gave up.
+const POWER_OFF: Duration = Duration::from_secs(30);
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// How long the answer to "last exits" is awaited, and the pause that ends it.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -80,7 +81,7 @@ pub fn run(machine: &Machine, manner: &Manner) -> Result<Outcome> {
     {
         thread::spawn(move || forward(input));
     }
-    Watch::new(manner).to_the_end(&mut session)
+    Watch::new(manner).until_end(&mut session)
 }
 
 /// One watch over one machine.
@@ -113,7 +114,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn to_the_end(mut self, session: &mut Session) -> Result<Outcome> {
+    fn until_end(mut self, session: &mut Session) -> Result<Outcome> {
         let begun = Instant::now();
         let mut deadline = self.manner.timeout.map(|timeout| begun + timeout);
         let mut hurried = false;
@@ -144,7 +145,12 @@ impl<'a> Watch<'a> {
             }
             if !hurried && (self.guest_panic || self.command().is_some()) {
                 hurried = true;
-                let soon = Instant::now() + LAST_WORDS;
+                let patience = if self.guest_panic {
+                    LAST_WORDS
+                } else {
+                    POWER_OFF
+                };
+                let soon = Instant::now() + patience;
                 deadline = Some(deadline.map_or(soon, |deadline| deadline.min(soon)));
             }
         };

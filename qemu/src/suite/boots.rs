@@ -26,6 +26,23 @@ const QUESTION: &str = "uname -a; grep -c processor /proc/cpuinfo; dmesg | grep 
 /// How long a machine of a case may run.
 pub const LIMIT: Duration = Duration::from_secs(240);
 
+/// Every granule with CPUs of each kind that can translate with it.
+const EVERY_GRANULE: [(&str, &str); 13] = [
+    ("4k", "cortex-a53"),
+    ("4k", "cortex-a72"),
+    ("4k", "cortex-a76"),
+    ("4k", "neoverse-n1"),
+    ("4k", "neoverse-n2"),
+    ("4k", "neoverse-v1"),
+    ("4k", "max,lpa2=off"),
+    ("16k", "cortex-a76"),
+    ("16k", "neoverse-n2"),
+    ("16k", "max"),
+    ("64k", "cortex-a53"),
+    ("64k", "neoverse-n1"),
+    ("64k", "max,lpa2=off"),
+];
+
 /// The cases.
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -85,6 +102,26 @@ pub fn cases() -> Vec<Case> {
             },
         ));
     }
+    for guest in ["debian12", "debian13", "debian13-16k"] {
+        for (granule, cpu) in EVERY_GRANULE {
+            let name = format!("boots/all-{guest}-{granule}-{cpu}");
+            let body = move |context: &Context| {
+                Call::run(context)?
+                    .args(["--guest", guest, "--cpu", cpu, "--granule", granule])
+                    .args(["--smp", "4", "--exec", "nproc"])
+                    .call()?
+                    .ended(0)?
+                    .printed("4\n")?
+                    .calmly()?;
+                Ok(())
+            };
+            // These kernels need 16K stage 1, which these CPUs do not have.
+            let cannot = guest == "debian13-16k" && ["cortex-a53", "cortex-a72"].contains(&cpu);
+            if !cannot {
+                cases.push(Case::new(name, body).full());
+            }
+        }
+    }
     cases.extend([
         Case::new("boots/exec-status", |context| {
             Call::run(context)?
@@ -104,14 +141,10 @@ pub fn cases() -> Vec<Case> {
             Ok(())
         }),
         Case::new("boots/u-boot", |context| {
-            Call::run(context)?
-                .args(["--guest", "u-boot"])
-                .stdin("\nversion\npoweroff\n")
-                .call()?
-                .ended(0)?
-                .shows(&["U-Boot 20", "=> version"])?
-                .calmly()?;
-            Ok(())
+            let folder = tempfile::tempdir_in(&context.folder)?;
+            let guest = guest(context, "u-boot")?;
+            let machine = machine(context, folder.path(), guest)?;
+            talk_to_u_boot(Capture::start(&machine, LIMIT, false)?)
         }),
         Case::new("boots/console-input", console_input),
         Case::new("boots/from-u-boot", from_u_boot),
@@ -147,29 +180,57 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-/// A Linux guest of one CPU with a shell on its console, and its machine.
-///
-/// # Errors
-/// When something cannot be had.
-pub fn machine_with_shell(context: &Context, folder: &Path) -> Result<Machine> {
-    let entry = catalogue::find("debian13")?;
-    let cache = Cache::of(&context.workspace);
-    let initrd = folder.join("initrd");
-    fs::write(
-        &initrd,
-        initrd::build(&cache.busybox()?, "guest", &Task::Shell)?,
-    )?;
-    let guest = Guest {
+/// A guest of the catalogue with one CPU and nothing but its kernel.
+fn guest(context: &Context, name: &str) -> Result<Guest> {
+    Ok(Guest {
         name: "guest".into(),
-        kernel: cache.kernel(entry)?,
-        initrd: Some(initrd),
-        cmdline: Some("console=ttyAMA0 quiet".into()),
+        kernel: Cache::of(&context.workspace).kernel(catalogue::find(name)?)?,
+        initrd: None,
+        cmdline: None,
         memory: Size::mib(256),
         vcpus: 1,
         mode: Mode::Plain,
         console: None,
         entry: None,
+    })
+}
+
+/// The machine for a Linux guest of one CPU, with a shell on its console.
+///
+/// # Errors
+/// When something cannot be had.
+pub fn machine_with_shell(context: &Context, folder: &Path) -> Result<Machine> {
+    let busybox = Cache::of(&context.workspace).busybox()?;
+    let initrd = folder.join("initrd");
+    fs::write(&initrd, initrd::build(&busybox, "guest", &Task::Shell)?)?;
+    let guest = Guest {
+        initrd: Some(initrd),
+        cmdline: Some("console=ttyAMA0 quiet".into()),
+        ..guest(context, "debian13")?
     };
+    machine(context, folder, guest)
+}
+
+/// Talks with a U-Boot that is the machine's guest, or the machine's own.
+///
+/// # Errors
+/// When it does not come to its prompt, or not to an end.
+pub fn talk_to_u_boot(mut capture: Capture) -> Result<()> {
+    let talk = |capture: &mut Capture| -> Result<Ending> {
+        capture.until("autoboot")?;
+        capture.type_in("\n")?;
+        capture.until("=> ")?;
+        capture.type_in("version\n")?;
+        capture.until("U-Boot 20")?;
+        capture.until("=> ")?;
+        capture.type_in("poweroff\n")?;
+        capture.finish()
+    };
+    ended_well(talk(&mut capture), &capture)
+}
+
+/// The machine for one guest, with its bundle in `folder`.
+fn machine(context: &Context, folder: &Path, guest: Guest) -> Result<Machine> {
     let bundle = folder.join("bundle.cpio");
     fs::write(&bundle, bundle::pack(&[guest])?)?;
     let qemu = context.qemu()?.clone();
@@ -209,7 +270,7 @@ fn console_input(context: &Context) -> Result<()> {
         capture.until("# ")?;
         capture.type_in("echo $((6 * 7)); exit\n")?;
         capture.until("42")?;
-        capture.to_the_end()
+        capture.finish()
     };
     ended_well(talk(&mut capture), &capture)
 }
@@ -250,7 +311,7 @@ fn from_u_boot(context: &Context) -> Result<()> {
         ))?;
         capture.until("guest:~# ")?;
         capture.type_in("exit\n")?;
-        capture.to_the_end()
+        capture.finish()
     };
     ended_well(talk(&mut capture), &capture)
 }

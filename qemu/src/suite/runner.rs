@@ -5,8 +5,14 @@ use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::boots::{LIMIT, talk_to_u_boot};
 use super::call::Call;
 use super::{Case, Context};
+use crate::guests::catalogue;
+use crate::guests::fetch::Cache;
+use crate::machine::virt::{DEFAULT_CPU, Machine};
+use crate::run::capture::Capture;
+use crate::size::Size;
 
 /// The cases.
 pub fn cases() -> Vec<Case> {
@@ -85,13 +91,22 @@ pub fn cases() -> Vec<Case> {
             Ok(())
         }),
         Case::new("runner/u-boot", |context| {
-            Call::bare(context)
-                .args(["--bare", "--guest", "u-boot"])
-                .stdin("\nversion\npoweroff\n")
-                .call()?
-                .ended(0)?
-                .shows(&["U-Boot 20", "=> version"])?;
-            Ok(())
+            let mut machine = Machine {
+                qemu: context.qemu()?.clone(),
+                cpu: DEFAULT_CPU.into(),
+                cpus: 1,
+                ram: Size::mib(256),
+                kernel: None,
+                initrd: None,
+                append: String::new(),
+                el2: false,
+                log_uart: false,
+                gdb: None,
+                extra: vec!["-bios".into()],
+            };
+            let file = Cache::of(&context.workspace).kernel(catalogue::find("u-boot")?)?;
+            machine.extra.push(file.into());
+            talk_to_u_boot(Capture::start(&machine, LIMIT, true)?)
         }),
         Case::new("runner/old-qemu", |context| {
             let folder = tempfile::tempdir_in(&context.folder)?;
@@ -116,6 +131,5 @@ fn bare(context: &Context) -> Call {
 
 /// Some Linux, as a file of the user's own.
 pub fn kernel(context: &Context) -> Result<std::path::PathBuf> {
-    let guest = crate::guests::catalogue::find("debian13")?;
-    crate::guests::fetch::Cache::of(&context.workspace).kernel(guest)
+    Cache::of(&context.workspace).kernel(catalogue::find("debian13")?)
 }

@@ -64,7 +64,7 @@ fn ten_resets(context: &Context) -> Result<()> {
         }
         capture.until("guest:~# ")?;
         capture.type_in("poweroff -f\n")?;
-        capture.to_the_end()
+        capture.finish()
     };
     ended_well(talk(&mut capture), &capture)
 }
