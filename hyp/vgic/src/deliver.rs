@@ -135,15 +135,11 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         for (word, bank) in self.dist.banks.iter().enumerate() {
             for bit in bits(bank.deliverable(groups)) {
                 let spi = word * 32 + bit;
-                if !self.dist.routes_to(spi, redist.affinity, redist.is_awake()) {
-                    continue;
+                if self.dist.is_taken_by(spi, redist) {
+                    offer(bank, bit, spi + FIRST_SPI as usize);
+                } else if self.dist.routes_to(spi, redist) {
+                    on_enable |= enabled_notice(bank.is_group1(bit));
                 }
-                let group1 = bank.is_group1(bit);
-                if self.dist.routed_to_any(spi) && !vmcr::enables(vmcr, group1) {
-                    on_enable |= enabled_notice(group1);
-                    continue;
-                }
-                offer(bank, bit, spi + FIRST_SPI as usize);
             }
             for bit in bits(bank.active & !bank.held) {
                 let spi = word * 32 + bit;
@@ -207,7 +203,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let (value, group1) = match spi_index(intid) {
             Some(spi) => {
                 self.dist.owner[spi] = vcpu as u16;
-                let again = again && self.dist.routes_to(spi, redist.affinity, redist.is_awake());
+                let again = again && self.dist.routes_to(spi, redist);
                 let bank = &mut self.dist.banks[spi / 32];
                 let value = compose(bank, spi % 32, again, groups, None);
                 (value, bank.is_group1(spi % 32))
@@ -301,16 +297,11 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             }
             return mask;
         };
-        let affinity = redist.affinity;
-        let awake = redist.is_awake();
         let bank = &mut self.dist.banks[spi / 32];
-        let mask = 1 << (spi % 32);
         take_back(bank, spi % 32, value, taken, split);
-        if bank.active & mask == 0 {
-            let waits = bank.deliverable(groups) & mask != 0;
-            if waits && !self.dist.routes_to(spi, affinity, awake) {
-                self.announce(spi);
-            }
+        let waits = bank.deliverable(groups) & 1 << (spi % 32) != 0;
+        if waits && !self.dist.is_taken_by(spi, redist) {
+            self.announce(spi);
         }
         0
     }
@@ -372,12 +363,8 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             return true;
         }
         self.dist.banks.iter().enumerate().any(|(word, bank)| {
-            bits(bank.deliverable(groups)).any(|bit| {
-                passes(bank, bit)
-                    && self
-                        .dist
-                        .routes_to(word * 32 + bit, redist.affinity, redist.is_awake())
-            })
+            bits(bank.deliverable(groups))
+                .any(|bit| passes(bank, bit) && self.dist.routes_to(word * 32 + bit, redist))
         })
     }
 }

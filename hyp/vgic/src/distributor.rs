@@ -1,7 +1,9 @@
 //! The distributor's state: one per guest, its SPIs and `GICD_CTLR`.
 
 use crate::bank::{Bank, Groups};
-use crate::intid::{Affinity, SPI_WORDS, SPIS};
+use crate::intid::{SPI_WORDS, SPIS};
+use crate::redistributor::Redistributor;
+use crate::vmcr;
 
 /// `GICD_CTLR.EnableGrp0` and `EnableGrp1`, the bits a guest may change.
 pub(crate) const CTLR_ENABLES: u32 = 0b11;
@@ -56,14 +58,22 @@ impl Distributor {
         self.any[spi / 32] & (1 << (spi % 32)) != 0
     }
 
-    /// True if the SPI's route is this vCPU's affinity, or it is for any PE and
-    /// this one takes part.
-    pub(crate) fn routes_to(&self, spi: usize, affinity: Affinity, takes_part: bool) -> bool {
+    /// True if the SPI goes to this vCPU: its route is the vCPU's affinity, or it
+    /// is for any PE and this one takes part.
+    pub(crate) fn routes_to(&self, spi: usize, redist: &Redistributor) -> bool {
         if self.routed_to_any(spi) {
-            takes_part
+            redist.is_awake()
         } else {
-            self.route[spi] == affinity.bits()
+            self.route[spi] == redist.affinity.bits()
         }
+    }
+
+    /// True if the SPI goes to this vCPU and, if that is for it to take or leave,
+    /// the vCPU has the group enabled.
+    pub(crate) fn is_taken_by(&self, spi: usize, redist: &Redistributor) -> bool {
+        let group1 = self.banks[spi / 32].is_group1(spi % 32);
+        self.routes_to(spi, redist)
+            && (!self.routed_to_any(spi) || vmcr::enables(redist.vmcr.into(), group1))
     }
 }
 
