@@ -456,8 +456,7 @@ impl World {
 
     /// The registers of an interrupt say what the specification says.
     fn compare(&mut self, pe: usize, intid: u32) {
-        let Self { pes, machine, gic } = self;
-        let pes = *pes;
+        let Self { machine, gic, .. } = self;
         let irq = gic.irq(pe, intid).clone();
         for (register, expected) in [
             (0x080, irq.group1),
