@@ -19,7 +19,7 @@ mod image {
     use hyp::exception::{host, report};
     use hyp::memory::region::Region;
     use hyp::memory::stage1::Image;
-    use hyp::{mrs, psci};
+    use hyp::{System, mrs, psci};
     use log::{error, info};
     use spin::Once;
 
@@ -155,18 +155,22 @@ mod image {
 
     /// The boot PE, MMU on: takes charge of memory, begins the host.
     extern "C" fn primary_main(pe: &'static Pe) -> ! {
+        hyp::log::share();
+        let system = take_charge();
+        let mut cpu = Cpu::new(pe, system);
+        pe.set_power(Power::On);
+        cpu.begin_host(system.host_image.base(), system.machine.dtb.base());
+        host::run(&mut cpu)
+    }
+
+    /// Builds what all PEs share. A frame of its own: what it moves about is
+    /// large, and the host's turn never ends.
+    #[inline(never)]
+    fn take_charge() -> &'static System {
         let found = FOUND.get().and_then(|found| found.lock().take());
         let found = found.expect("primary_start leaves what it found");
-        hyp::log::share();
-        let dtb = found.machine.dtb.base();
         let pes = found.machine.pes.len();
-        let Found {
-            machine,
-            features,
-            image,
-            appendix,
-            layout,
-        } = found;
+        let Found { machine, features, image, appendix, layout } = found;
         let system = match layout.build_system(machine, features, &image, &appendix) {
             Ok(system) => hyp::set_system(system),
             Err(why) => refuse(why),
@@ -174,23 +178,14 @@ mod image {
         for region in system.machine.ram.iter() {
             info!("ram {region}");
         }
+        info!("image {}, own memory {}", image.region(), layout.own);
         info!(
-            "image {}, own memory {}, {} granules of {} KiB, {pes} cpus",
-            image.region(),
-            layout.own,
-            system
-                .machine
-                .ram
-                .iter()
-                .map(|r| r.size() >> system.granules.shift())
-                .sum::<u64>(),
+            "{} granules of {} KiB, {pes} cpus",
+            system.machine.ram.iter().map(|r| r.size() >> system.granules.shift()).sum::<u64>(),
             system.granules.size() >> 10,
         );
         info!("host at {:#x}", system.host_image.base());
-        let mut cpu = Cpu::new(pe, system);
-        pe.set_power(Power::On);
-        cpu.begin_host(system.host_image.base(), dtb);
-        host::run(&mut cpu)
+        system
     }
 
     /// Any other PE, when the host turned it on.

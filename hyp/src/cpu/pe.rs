@@ -13,7 +13,7 @@ use crate::memory::region::Region;
 use crate::mrs;
 
 /// Bytes of each PE's stack.
-pub const STACK: u64 = 32 << 10;
+pub const STACK: u64 = 64 << 10;
 
 /// MPIDR_EL1 without its flags: Aff3 \[39:32\], Aff2–Aff0 \[23:0\].
 pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
