@@ -6,14 +6,18 @@ use super::stream::Stream;
 use super::{GuestMemory, HEAD, ImageError, Kind, Placed, check};
 use alloc::vec::Vec;
 use core::ops::Range;
-use object::Endianness;
-use object::elf::{EM_AARCH64, ET_DYN, ET_EXEC, FileHeader64, PT_LOAD};
-use object::read::elf::{FileHeader, ProgramHeader};
+use elf::abi::{EM_AARCH64, ET_DYN, ET_EXEC, PT_LOAD};
+use elf::endian::{AnyEndian, EndianParse};
+use elf::file::{Class, FileHeader, parse_ident};
+use elf::segment::{ProgramHeader, SegmentTable};
 
 /// It starts as an ELF file.
 pub fn is(head: &[u8]) -> bool {
     head.starts_with(b"\x7fELF")
 }
+
+/// Bytes of a program header, `e_phentsize`.
+const PROGRAM_HEADER: usize = 56;
 
 struct Segment {
     /// Bytes of the file.
@@ -64,40 +68,61 @@ type Layout = (Vec<Segment>, u64, Range<u64>);
 
 fn layout(head: &[u8], memory: &impl GuestMemory) -> Result<Layout, ImageError> {
     let corrupt = |_| ImageError::Corrupt("ELF header");
-    let header = FileHeader64::<Endianness>::parse(head)
-        .map_err(|_| ImageError::Unsupported("an ELF file that is not 64 bits wide"))?;
-    let endian = header.endian().map_err(corrupt)?;
-    if endian != Endianness::Little {
+    let cut = ImageError::Corrupt("ELF headers are cut off");
+    let ident = parse_ident::<AnyEndian>(head).map_err(corrupt)?;
+    let (endian, class) = (ident.0, ident.1);
+    if class != Class::ELF64 {
+        return Err(ImageError::Unsupported(
+            "an ELF file that is not 64 bits wide",
+        ));
+    }
+    if !endian.is_little() {
         return Err(ImageError::Unsupported("a big-endian ELF file"));
     }
-    if header.e_machine(endian) != EM_AARCH64 {
+    let tail = head.get(16..).ok_or(cut.clone())?;
+    let header = FileHeader::parse_tail(ident, tail).map_err(corrupt)?;
+    if header.e_machine != EM_AARCH64 {
         return Err(ImageError::Unsupported("an ELF file that is not for arm64"));
     }
-    if !matches!(header.e_type(endian), ET_EXEC | ET_DYN) {
+    if !matches!(header.e_type, ET_EXEC | ET_DYN) {
         return Err(ImageError::Unsupported(
             "an ELF file that is not executable",
         ));
     }
-    let headers = header.program_headers(endian, head).map_err(corrupt)?;
+    if usize::from(header.e_phentsize) != PROGRAM_HEADER {
+        return Err(ImageError::Corrupt("ELF header"));
+    }
+    let table = usize::try_from(header.e_phoff)
+        .ok()
+        .and_then(|at| {
+            let end = at.checked_add(usize::from(header.e_phnum) * PROGRAM_HEADER)?;
+            head.get(at..end)
+        })
+        .ok_or(cut)?;
     let mut segments: Vec<Segment> = Vec::new();
     let mut entry = None;
     let mut range: Option<Range<u64>> = None;
-    for header_of in headers {
-        if header_of.p_type(endian) != PT_LOAD || header_of.p_memsz(endian) == 0 {
+    for segment in SegmentTable::new(endian, class, table).iter() {
+        let ProgramHeader {
+            p_type,
+            p_offset: start,
+            p_vaddr,
+            p_paddr,
+            p_filesz: file_size,
+            p_memsz: size,
+            ..
+        } = segment;
+        if p_type != PT_LOAD || size == 0 {
             continue;
         }
-        let (file_size, size) = (header_of.p_filesz(endian), header_of.p_memsz(endian));
         let zeroes = size
             .checked_sub(file_size)
             .ok_or(ImageError::Corrupt("an ELF segment bigger than its memory"))?;
-        let start = header_of.p_offset(endian);
         let end = start
             .checked_add(file_size)
             .ok_or(ImageError::Corrupt("an ELF segment past the file"))?;
-        let place = check(memory, header_of.p_paddr(endian), size)?;
-        let inside = header
-            .e_entry(endian)
-            .wrapping_sub(header_of.p_vaddr(endian));
+        let place = check(memory, p_paddr, size)?;
+        let inside = header.e_entry.wrapping_sub(p_vaddr);
         if inside < size {
             entry = Some(place.start + inside);
         }
