@@ -172,8 +172,14 @@ impl Machine {
             for &c in &tree.contexts {
                 let context = &self.contexts[c as usize];
                 for (class, base, last, run) in context.unclean.overlapping(0, u64::MAX) {
-                    let bytes = last - base;
-                    if class.0 != Was::Table && run.oa < end && run.oa + bytes > pa {
+                    let mut bytes = last - base;
+                    let mut oa = run.oa;
+                    if run.contiguous {
+                        let group = tree.shape.span(class.1) << tree.shape.group_log2(class.1);
+                        bytes = (oa + bytes).next_multiple_of(group) - (oa & !(group - 1));
+                        oa &= !(group - 1);
+                    }
+                    if class.0 != Was::Table && oa < end && oa + bytes > pa {
                         let ia = base + pa.saturating_sub(run.oa);
                         let shown = Kind::OutputNotOwned;
                         return Err(self.blame(context.regime, class, ia, run, shown));
@@ -191,7 +197,9 @@ impl Machine {
         for level in 0..=3 {
             probes = probes.saturating_add((end - pa) / shape.span(level) + 2);
         }
-        if probes as usize > self.outputs.len() {
+        // Groups have sizes of their own.
+        let grouped = self.trees[tree as usize].contiguous;
+        if grouped || probes as usize > self.outputs.len() {
             return self.outputs.keys().find_map(|&(key, t)| {
                 let (oa, shift) = (key & !63, key & 63);
                 (t == tree && oa < end && oa + (1 << shift) > pa).then_some(oa)

@@ -5,7 +5,7 @@
 //! whole subtree is *detached*: walkers may stay inside until the removal is
 //! clean, so its entries stay frozen and its pages may not be freed.
 
-use crate::descriptor::{AF, Attrs, BadDesc, DBM, Desc, Memory, NT};
+use crate::descriptor::{AF, Attrs, BadDesc, CONTIGUOUS, DBM, Desc, Memory, NT};
 use crate::event::How;
 use crate::machine::{Machine, Pending, Table, Verdict};
 use crate::mem::{Owner, Use};
@@ -306,7 +306,10 @@ impl Machine {
     fn make_leaf(&mut self, table: &Table, shape: &Shape, ia: u64, oa: u64, word: u64) -> Verdict {
         let level = table.level;
         self.check_make_leaf(table.tree, shape, level, ia, oa, word)?;
-        self.leaf_added(table.tree, shape, level, oa, word)
+        self.trees[table.tree as usize].contiguous |=
+            self.leaf_attrs(table.tree, level, word).contiguous;
+        self.check_neighbours(table, shape, ia, oa, word)?;
+        self.leaf_added(table.tree, shape, (level, ia), oa, word)
     }
 
     /// Nothing unclean may lie under a new leaf, but for the leaf itself
@@ -328,6 +331,9 @@ impl Machine {
                 continue;
             }
             let attrs = self.leaf_attrs(tree, level, word);
+            if attrs.contiguous || self.contexts[c].unclean.has_contiguous() {
+                self.check_make_group(c, shape, level, ia, oa, &attrs)?;
+            }
             let mut back = None;
             let mut wrong = None;
             for (class, base, _, run) in self.contexts[c].unclean.overlapping(ia, end) {
@@ -391,8 +397,146 @@ impl Machine {
         Ok(())
     }
 
+    /// A TLB may hold the entry of a whole contiguous group after one member
+    /// was seen, and with it addresses of members that were never valid.
+    fn check_make_group(
+        &self,
+        context: usize,
+        shape: &Shape,
+        level: i8,
+        ia: u64,
+        oa: u64,
+        attrs: &Attrs,
+    ) -> Verdict {
+        let c = &self.contexts[context];
+        let follows = |at: i8, base: u64, run: &Run| {
+            let was = self.leaf_attrs(c.tree, at, run.old);
+            at == level
+                && attrs.contiguous
+                && run.oa.wrapping_sub(base) == oa.wrapping_sub(ia)
+                && was.memory == attrs.memory
+                && was.sh == attrs.sh
+        };
+        if attrs.contiguous {
+            // The new entry may answer for the whole group at once.
+            let low = (shape.span(level) << shape.group_log2(level)) - 1;
+            for (class, base, _, run) in c.unclean.overlapping(ia & !low, (ia | low) + 1) {
+                let other = base >= ia + shape.span(level) || base < ia;
+                let fine =
+                    class.0 == Was::Loose || class.0 == Was::Leaf && follows(class.1, base, run);
+                if other && !fine {
+                    return Err(self.blame(c.regime, class, base, run, Kind::MakeWhileUnclean));
+                }
+            }
+        }
+        for at in 0..=3 {
+            let log2 = shape.group_log2(at);
+            if log2 == 0 {
+                continue;
+            }
+            let low = (shape.span(at) << log2) - 1;
+            let end = (ia + shape.span(level) - 1 | low) + 1;
+            for (class, base, _, run) in c.unclean.overlapping(ia & !low, end) {
+                if class != (Was::Leaf, at) || !run.contiguous {
+                    continue;
+                }
+                let same = follows(at, base, run);
+                if !same {
+                    return Err(self.blame(c.regime, class, base, run, Kind::MakeWhileUnclean));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// No entry of a contiguous group, live or stale, may cover a new table.
+    fn check_table_in_group(&self, table: &Table, shape: &Shape, ia: u64) -> Verdict {
+        let level = table.level;
+        if !self.trees[table.tree as usize].contiguous {
+            return Ok(());
+        }
+        for &c in &self.trees[table.tree as usize].contexts {
+            let context = &self.contexts[c as usize];
+            for at in (0..=3).filter(|&at| shape.group_log2(at) != 0) {
+                let low = (shape.span(at) << shape.group_log2(at)) - 1;
+                let last = (ia + shape.span(level) - 1) | low;
+                for (class, base, _, run) in context.unclean.overlapping(ia & !low, last + 1) {
+                    if class == (Was::Leaf, at) && run.contiguous {
+                        let shown = Kind::MakeWhileUnclean;
+                        return Err(self.blame(context.regime, class, base, run, shown));
+                    }
+                }
+            }
+        }
+        let members = 1 << shape.group_log2(level);
+        let first = ((ia - table.ia) >> shape.shift(level)) & !(members - 1);
+        for other in first..(first + members).min(table.entries) {
+            let word = self.mem.load(table.base + other * 8);
+            let leaf = matches!(shape.decode(level, word), Desc::Leaf(_));
+            if leaf && self.leaf_attrs(table.tree, level, word).contiguous {
+                return self.fail(
+                    Kind::BadContiguous,
+                    "a table in the midst of a contiguous group",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Valid members of one contiguous group agree, at any time, in all but
+    /// rights: a TLB may take any of them for the whole group.
+    fn check_neighbours(
+        &self,
+        table: &Table,
+        shape: &Shape,
+        ia: u64,
+        oa: u64,
+        word: u64,
+    ) -> Verdict {
+        let level = table.level;
+        let log2 = shape.group_log2(level);
+        if log2 == 0 || !self.trees[table.tree as usize].contiguous {
+            return Ok(());
+        }
+        let mine = self.leaf_attrs(table.tree, level, word);
+        let index = (ia - table.ia) >> shape.shift(level);
+        let first = index & !((1 << log2) - 1);
+        for other in first..first + (1 << log2) {
+            if other == index || other >= table.entries {
+                continue;
+            }
+            let theirs = self.mem.load(table.base + other * 8);
+            let agree = match shape.decode(level, theirs) {
+                Desc::Leaf(at) => {
+                    let a = self.leaf_attrs(table.tree, level, theirs);
+                    let follows = at.wrapping_sub(other << shape.shift(level))
+                        == oa.wrapping_sub(index << shape.shift(level));
+                    let alike = a.memory == mine.memory && a.sh == mine.sh;
+                    !(a.contiguous || mine.contiguous)
+                        || a.contiguous && mine.contiguous && follows && alike
+                }
+                Desc::Table(_) => !mine.contiguous,
+                _ => true,
+            };
+            if !agree {
+                return self.fail(
+                    Kind::BadContiguous,
+                    format!("the leaf {word:#x} and its neighbour {theirs:#x} do not agree"),
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Rules for a leaf that becomes reachable.
-    fn leaf_added(&mut self, tree: u32, shape: &Shape, level: i8, oa: u64, word: u64) -> Verdict {
+    fn leaf_added(
+        &mut self,
+        tree: u32,
+        shape: &Shape,
+        (level, ia): (i8, u64),
+        oa: u64,
+        word: u64,
+    ) -> Verdict {
         let reserved = shape.misaligned(level, word);
         if reserved != 0 {
             return self.fail(
@@ -405,13 +549,22 @@ impl Machine {
             return self.fail(Kind::ReservedAttribute, format!("the leaf is {word:#x}"));
         }
         self.trees[tree as usize].contiguous |= attrs.contiguous;
-        let shift = shape.shift(level);
-        let key = (oa | u64::from(shift), tree);
-        *self.outputs.entry(key).or_insert(0) += 1;
+        let page = oa;
+        let (oa, shift) = output_extent(shape, level, oa, word);
+        let len = 1u64 << shift;
+        if attrs.contiguous && page - oa != ia & (len - 1) {
+            return self.fail(
+                Kind::BadContiguous,
+                "its output address is not where its place in the group asks for",
+            );
+        }
+        *self
+            .outputs
+            .entry((oa | u64::from(shift), tree))
+            .or_insert(0) += 1;
         if shape.regime == Regime::El2 {
             return Ok(());
         }
-        let len = 1u64 << shift;
         let vmids_match = |v: u16| {
             let t = &self.trees[tree as usize];
             t.contexts
@@ -482,7 +635,7 @@ impl Machine {
     /// A leaf is gone from memory; TLBs may hold it.
     fn break_leaf(&mut self, table: &Table, shape: &Shape, ia: u64, oa: u64, word: u64, tag: u32) {
         let level = table.level;
-        self.output_removed(table.tree, shape.shift(level), oa);
+        self.output_removed(table.tree, shape, level, oa, word);
         if self.cacheable(table.tree, level, ia, word, shape) {
             self.add_runs(
                 table.tree,
@@ -498,7 +651,8 @@ impl Machine {
         }
     }
 
-    fn output_removed(&mut self, tree: u32, shift: u8, oa: u64) {
+    fn output_removed(&mut self, tree: u32, shape: &Shape, level: i8, oa: u64, word: u64) {
+        let (oa, shift) = output_extent(shape, level, oa, word);
         let key = (oa | u64::from(shift), tree);
         if let Some(count) = self.outputs.get_mut(&key) {
             *count -= 1;
@@ -644,6 +798,7 @@ impl Machine {
                 }
             }
         }
+        self.check_table_in_group(table, shape, ia)?;
         self.adopt(table.tree, next, level + 1, ia, how.releases())
     }
 
@@ -698,7 +853,8 @@ impl Machine {
                         Desc::Leaf(oa) => {
                             unclean.remove((Was::Leaf, level), at, to, |r| r.tag == tag, |_, _| {});
                             if i == 0 {
-                                let key = (oa | u64::from(shape.shift(level)), tree);
+                                let (oa, shift) = output_extent(shape, level, oa, word);
+                                let key = (oa | u64::from(shift), tree);
                                 *self.outputs.entry(key).or_insert(0) += 1;
                             }
                         }
@@ -784,7 +940,11 @@ impl Machine {
                             v
                         });
                     }
-                    Desc::Leaf(oa) => self.leaf_added(tree, &shape, level, oa, word)?,
+                    Desc::Leaf(oa) => {
+                        self.leaf_added(tree, &shape, (level, at), oa, word)?;
+                        let table = self.tables[&base];
+                        self.check_neighbours(&table, &shape, at, oa, word)?;
+                    }
                     Desc::Table(next) => stack.push((next, level + 1, at)),
                 }
             }
@@ -890,6 +1050,17 @@ impl Machine {
         }
         true
     }
+}
+
+/// The memory that a leaf opens, as (address, log2 size): with the contiguous
+/// hint, all of its group's.
+fn output_extent(shape: &Shape, level: i8, oa: u64, word: u64) -> (u64, u8) {
+    let shift = shape.shift(level);
+    if word & CONTIGUOUS == 0 {
+        return (oa, shift);
+    }
+    let shift = shift + shape.group_log2(level);
+    (oa & !((1 << shift) - 1), shift)
 }
 
 /// A leaf's word without its output address, and with the access flag, without

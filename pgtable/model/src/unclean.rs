@@ -175,6 +175,8 @@ impl Runs {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Unclean {
     classes: Vec<Runs>,
+    /// A member of a contiguous group was added since all was clean.
+    contiguous: bool,
     scratch: Vec<u64>,
 }
 
@@ -183,10 +185,9 @@ impl Unclean {
         self.classes.iter().all(|r| r.map.is_empty())
     }
 
+    /// True if members of contiguous groups may be among the runs.
     pub(crate) fn has_contiguous(&self) -> bool {
-        self.classes
-            .iter()
-            .any(|r| r.map.values().any(|run| run.contiguous))
+        self.contiguous
     }
 
     fn class(&mut self, class: Class, shift: u8) -> &mut Runs {
@@ -204,6 +205,7 @@ impl Unclean {
 
     /// Adds an entry (`run.entries` of them) at `base`.
     pub(crate) fn insert(&mut self, class: Class, shift: u8, base: u64, run: Run) {
+        self.contiguous |= run.contiguous;
         self.class(class, shift).insert(base, run);
     }
 
@@ -273,6 +275,7 @@ impl Unclean {
             let class = runs.class;
             runs.map.retain(|_, run| keep(class, run));
         }
+        self.contiguous &= !self.is_empty();
     }
 
     /// Takes what lies in `[lo, hi)` out of one class, part by part.
@@ -306,6 +309,7 @@ impl Unclean {
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.classes.clear();
+        self.contiguous = false;
     }
 
     /// Number of runs.
