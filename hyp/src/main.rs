@@ -170,7 +170,13 @@ mod image {
         let found = FOUND.get().and_then(|found| found.lock().take());
         let found = found.expect("primary_start leaves what it found");
         let pes = found.machine.pes.len();
-        let Found { machine, features, image, appendix, layout } = found;
+        let Found {
+            machine,
+            features,
+            image,
+            appendix,
+            layout,
+        } = found;
         let system = match layout.build_system(machine, features, &image, &appendix) {
             Ok(system) => hyp::set_system(system),
             Err(why) => refuse(why),
@@ -181,7 +187,12 @@ mod image {
         info!("image {}, own memory {}", image.region(), layout.own);
         info!(
             "{} granules of {} KiB, {pes} cpus",
-            system.machine.ram.iter().map(|r| r.size() >> system.granules.shift()).sum::<u64>(),
+            system
+                .machine
+                .ram
+                .iter()
+                .map(|r| r.size() >> system.granules.shift())
+                .sum::<u64>(),
             system.granules.size() >> 10,
         );
         info!("host at {:#x}", system.host_image.base());

@@ -103,13 +103,14 @@ impl Interrupts<'_> {
             Taken::Host => return true,
             Taken::Nothing | Taken::Kick => {}
             Taken::VirtualTimer => {
+                // Folded first: the vGIC still takes the last one for pending
+                // that the guest has long deactivated, and would see no change.
+                self.fold(run);
                 self.cpu.timer_active = true;
                 let (vcpu, level) = (self.rec.index, self.timer_level());
                 let _ = self.vgic(|v| v.set_ppi(vcpu, intid::VIRTUAL_TIMER, level));
-                if !level {
-                    // Fell again before it was looked at: nobody will deactivate it.
-                    self.set_timer_active(0);
-                }
+                // If the level fell meanwhile, filling clears the active state.
+                run.lrs_loaded = false;
             }
             Taken::HypTimer => self.physical_timer(run),
             Taken::Maintenance => self.fold(run),
