@@ -40,7 +40,12 @@ use crate::run::ending::FAILED;
 /// `cargo qemu run` is the place to start: it builds everything, gets QEMU and
 /// a Debian kernel, boots it as a guest and leaves you at its shell.
 #[derive(Parser)]
-#[command(name = "cargo qemu", bin_name = "cargo qemu", version)]
+#[command(
+    name = "cargo qemu",
+    bin_name = "cargo qemu",
+    version,
+    max_term_width = 80
+)]
 struct Cli {
     #[command(subcommand)]
     command: Action,

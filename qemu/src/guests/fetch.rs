@@ -142,8 +142,9 @@ impl Cache {
         }
         let Some(mirror) = sources::mirror() else {
             bail!(
-                "this machine's apt knows no archive of Debian and has no keys \
-                 for it: install the package debian-archive-keyring"
+                "this machine's apt knows no archive of Debian: name one in {}, \
+                 and install Debian's keys, debian-archive-keyring",
+                sources::VARIABLE
             );
         };
         let mirror = mirror.with_suites(&[release]);

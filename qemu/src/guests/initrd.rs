@@ -1,4 +1,4 @@
-//! The initial RAM disk of a Linux guest: busybox, our `/init`, and what this
+//! The initial RAM disk of a Linux guest: busybox, our first programs, and what this
 //! run asks of it. Built anew for each run, in memory.
 
 use std::collections::hash_map::RandomState;
@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use crate::newc::Archive;
 
 const INIT: &[u8] = include_bytes!("init.sh");
+const SESSION: &[u8] = include_bytes!("session.sh");
 
 /// What the first process does.
 #[derive(Clone, Debug)]
@@ -50,6 +51,7 @@ pub fn build(busybox: &Path, name: &str, task: &Task) -> Result<Vec<u8>> {
     archive.device("dev/ttyAMA0", 204, 64);
     archive.program("bin/busybox", &busybox)?;
     archive.program("init", INIT)?;
+    archive.program("undercroft/session", SESSION)?;
     archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")?;
     archive.file("etc/profile", b"PS1='\\h:\\w\\$ '\n")?;
     archive.file("undercroft/name", name.as_bytes())?;

@@ -1,5 +1,5 @@
-//! Finds a command's output between the marks that the guest's first process
-//! (`guests/init.sh`) puts on the console around it.
+//! Finds a command's output between the marks that the guest's session
+//! (`guests/session.sh`) puts on the console around it.
 
 /// The console of a guest that runs one command.
 ///

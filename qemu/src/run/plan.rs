@@ -69,6 +69,8 @@ impl Shell {
     pub fn of(options: &Run) -> Self {
         match &options.exec {
             Some(command) => Self::Command(command.clone()),
+            // Whoever takes the printed command will be at a terminal.
+            None if options.dry_run => Self::Interactive,
             None if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() => {
                 Self::Interactive
             }

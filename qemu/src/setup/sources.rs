@@ -5,6 +5,7 @@
 //! files, see sources.list(5). What cannot be understood is left out: another
 //! stanza may do.
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -20,8 +21,8 @@ const RELEASES: [&str; 8] = [
     "unstable",
 ];
 
-/// The archive where no source of the machine names one.
-const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
+/// Names an archive of Debian for machines whose own sources name none.
+pub const VARIABLE: &str = "UNDERCROFT_DEBIAN_MIRROR";
 
 /// The keys of Debian's archive, by the package of the same name.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -100,15 +101,16 @@ pub fn of_machine() -> Vec<Source> {
 }
 
 /// The archive that whole releases of Debian come from: the machine's own
-/// mirror, or Debian's where the machine names none but has Debian's keys.
+/// mirror, or the one that [`VARIABLE`] names.
 pub fn mirror() -> Option<Source> {
     let own = of_machine().into_iter().find(Source::is_release);
     own.or_else(|| {
-        Path::new(KEYRING).is_file().then(|| Source {
-            uri: DEFAULT_MIRROR.into(),
+        let uri = env::var(VARIABLE).ok().filter(|uri| !uri.is_empty())?;
+        Some(Source {
+            uri,
             suites: Vec::new(),
             components: vec!["main".into()],
-            signed_by: Some(KEYRING.into()),
+            signed_by: Path::new(KEYRING).is_file().then(|| KEYRING.into()),
         })
     })
 }
