@@ -30,7 +30,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
 
     /// Moves the input of a PPI of a vCPU, as [`set_spi`](Self::set_spi) does.
     /// For a linked PPI this is the level of the physical interrupt's source as
-    /// just sampled.
+    /// just sampled, because `sync` asked or the physical interrupt came.
     ///
     /// # Errors
     /// [`Error::NoSuchInterrupt`] if `intid` is no PPI, [`Error::NoSuchVcpu`].
@@ -41,8 +41,9 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             .redistributor(vcpu)
             .ok_or(Error::NoSuchVcpu(vcpu))?;
         let changed = redist.bank.set_line(bit, level);
-        // A linked PPI that is masked needs its physical interrupt active too.
-        if changed & redist.hw != 0 {
+        // A linked PPI that is masked needs its physical interrupt active too;
+        // and one that is high still is high again, if hardware ended it.
+        if (changed | redist.bank.line & 1 << bit) & redist.hw != 0 {
             redist.dirty = 1;
         }
         self.notify(Place::Private(vcpu), changed);

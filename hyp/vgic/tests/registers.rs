@@ -479,6 +479,73 @@ fn a_question_from_long_ago_is_not_this_one() {
 }
 
 #[test]
+fn the_timer_that_fires_again_is_seen_before_the_list_registers_are_folded() {
+    let mut guest = Guest::new(1);
+    guest.set.redists[0].link(27, 27).unwrap();
+    guest.write(GICD, 0, 4, 3);
+    guest.write(Frame::Sgi(0), 0x100, 4, 1 << 27);
+    guest.vgic().set_ppi(0, 27, true).unwrap();
+    let mut lrs = guest.fill(0, 4);
+    lrs.lr[0] ^= lr::PENDING | lr::ACTIVE;
+    let _ = guest.vgic().sync(0, ALL_ON, &lrs);
+    guest.vgic().set_ppi(0, 27, true).unwrap();
+    let mut lrs = guest.fill(0, 4);
+    // The guest ended it, and its source has been low and is high again.
+    lrs.lr[0] &= !lr::ACTIVE;
+    assert!(!guest.set.redists[0].needs_fill());
+    guest.vgic().set_ppi(0, 27, true).unwrap();
+    assert!(guest.set.redists[0].needs_fill());
+    let synced = guest.vgic().sync(0, ALL_ON, &lrs);
+    assert_eq!(synced.resample, 1 << 27);
+    guest.vgic().set_ppi(0, 27, true).unwrap();
+    assert_eq!(
+        guest.fill(0, 4).lr[0] & (lr::PENDING | lr::ACTIVE),
+        lr::PENDING
+    );
+}
+
+#[test]
+fn with_overflow_an_active_interrupt_is_not_pending_behind_the_back() {
+    let mut guest = Guest::new(1);
+    guest.write(GICD, 0, 4, 3);
+    let sgi = Frame::Sgi(0);
+    // SGI 0 before 1 before 2; 2 is acknowledged and pends again.
+    guest.write(sgi, 0x400, 4, 0x0060_4020);
+    guest.write(sgi, 0x200, 4, 1 << 2);
+    let mut lrs = guest.fill(0, 2);
+    lrs.lr[0] ^= lr::PENDING | lr::ACTIVE;
+    let _ = guest.vgic().sync(0, ALL_ON, &lrs);
+    guest.write(sgi, 0x200, 4, 1 << 2);
+    let lrs = guest.fill(0, 2);
+    assert_eq!(lrs.lr[0] >> 62, 3, "alone it is both");
+    let _ = guest.vgic().sync(0, ALL_ON, &lrs);
+    guest.write(sgi, 0x200, 4, 3);
+    let lrs = guest.fill(0, 2);
+    assert_eq!(lrs.lr[0], lr::PENDING | 0x20 << lr::PRIORITY_SHIFT);
+    assert_eq!(
+        lrs.lr[1],
+        lr::ACTIVE | lr::EOI | 0x60 << lr::PRIORITY_SHIFT | 2
+    );
+    assert_eq!(
+        lrs.hcr & hcr::MAINTENANCE,
+        hcr::NPIE | hcr::VGRP0DIE | hcr::VGRP1DIE
+    );
+}
+
+#[test]
+fn whoever_is_given_an_active_interrupt_looks() {
+    let mut guest = Guest::with_spi(2, 50, 1);
+    let _ = (guest.fill(0, 4), guest.fill(1, 4));
+    guest.write(Frame::Sgi(0), 0x300, 4, 1 << 20);
+    assert_eq!(guest.kicked(), [0]);
+    assert!(guest.set.redists[0].needs_fill());
+    assert_eq!(guest.fill(0, 4).lr[0], lr::ACTIVE | 20);
+    guest.write(GICD, 0x304, 4, 1 << 18);
+    assert_eq!(guest.kicked(), [1]);
+    assert_eq!(guest.fill(1, 4).lr[0], lr::ACTIVE | lr::GROUP1 | 50);
+}
+
+#[test]
 fn the_end_of_a_linked_ppi_outside_the_list_registers_ends_both() {
     let mut guest = Guest::new(1);
     guest.set.redists[0].link(27, 27).unwrap();
@@ -530,6 +597,67 @@ fn one_of_n_goes_to_one_that_is_awake_and_enabled() {
     assert_eq!(guest.fill(0, 4).used(), 0, "asleep");
     assert_eq!(guest.fill(3, 4).used(), 1);
     assert_eq!(guest.fill(2, 4).used(), 0, "taken");
+}
+
+/// SPI 50 for any of `vcpus`, all of them awake and with these VMCRs last seen.
+fn with_any_spi(vmcrs: &[u64]) -> Guest {
+    let mut guest = Guest::with_spi(vmcrs.len() as u8, 50, 0);
+    guest.write(GICD, 0x6000 + 8 * 50, 8, 1 << 31);
+    let mut lrs = ListRegisters::new(4);
+    for (n, &vmcr) in vmcrs.iter().enumerate() {
+        guest.write(Frame::Redistributor(n), 0x14, 4, 0);
+        guest.vgic().fill(n, vmcr, &mut lrs);
+    }
+    guest.kicked();
+    guest
+}
+
+#[test]
+fn a_vcpu_that_loses_the_group_passes_one_of_n_on() {
+    const OFF: u64 = ALL_ON & !vmcr::VENG1;
+    // With nothing in its list registers, and with something else there.
+    for busy in [false, true] {
+        let mut guest = with_any_spi(&[ALL_ON, ALL_ON]);
+        if busy {
+            guest.write(Frame::Sgi(0), 0x200, 4, 1);
+        }
+        let lrs = guest.fill(0, 4);
+        guest.vgic().set_spi(50, true).unwrap();
+        assert_eq!(guest.kicked(), [0]);
+        let _ = guest.vgic().sync(0, OFF, &lrs);
+        assert_eq!(guest.kicked(), [1], "{busy}");
+        assert_eq!(guest.fill(1, 4).used(), 1);
+    }
+}
+
+#[test]
+fn one_of_n_waits_for_the_first_to_enable_the_group() {
+    const OFF: u64 = ALL_ON & !vmcr::VENG1;
+    let mut guest = with_any_spi(&[OFF, OFF]);
+    guest.vgic().set_spi(50, true).unwrap();
+    assert_eq!(guest.kicked(), [0, 1]);
+    let mut lrs = ListRegisters::new(4);
+    for n in 0..2 {
+        guest.vgic().fill(n, OFF, &mut lrs);
+        assert_eq!((lrs.used(), lrs.hcr & hcr::MAINTENANCE), (0, hcr::VGRP1EIE));
+        assert!(guest.set.redists[n].needs_sync());
+    }
+    let _ = guest.vgic().sync(1, ALL_ON, &lrs);
+    assert!(guest.set.redists[1].needs_fill());
+    assert_eq!(guest.fill(1, 4).used(), 1);
+}
+
+#[test]
+fn a_vcpu_that_wakes_looks_for_one_of_n() {
+    let mut guest = Guest::with_spi(1, 50, 0);
+    guest.write(GICD, 0x6000 + 8 * 50, 8, 1 << 31);
+    guest.vgic().set_spi(50, true).unwrap();
+    assert!(guest.kicked().is_empty());
+    assert_eq!(guest.fill(0, 4).used(), 0);
+    guest.write(Frame::Redistributor(0), 0x14, 4, 0);
+    assert_eq!(guest.kicked(), [0]);
+    assert!(guest.set.redists[0].needs_fill());
+    assert_eq!(guest.fill(0, 4).used(), 1);
 }
 
 #[test]
