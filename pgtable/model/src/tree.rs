@@ -413,6 +413,7 @@ impl Machine {
             let was = self.leaf_attrs(c.tree, at, run.old);
             at == level
                 && attrs.contiguous
+                && (was.contiguous || self.features.bbm >= 2)
                 && run.oa.wrapping_sub(base) == oa.wrapping_sub(ia)
                 && was.memory == attrs.memory
                 && was.sh == attrs.sh
@@ -435,7 +436,7 @@ impl Machine {
                 continue;
             }
             let low = (shape.span(at) << log2) - 1;
-            let end = (ia + shape.span(level) - 1 | low) + 1;
+            let end = ((ia + shape.span(level) - 1) | low) + 1;
             for (class, base, _, run) in c.unclean.overlapping(ia & !low, end) {
                 if class != (Was::Leaf, at) || !run.contiguous {
                     continue;
@@ -547,6 +548,9 @@ impl Machine {
         let attrs = self.leaf_attrs(tree, level, word);
         if attrs.memory == Memory::Reserved {
             return self.fail(Kind::ReservedAttribute, format!("the leaf is {word:#x}"));
+        }
+        if attrs.memory.cacheable() && attrs.sh == 0 && self.all != 1 {
+            return self.fail(Kind::NotShareable, format!("the leaf is {word:#x}"));
         }
         self.trees[tree as usize].contiguous |= attrs.contiguous;
         let page = oa;
@@ -828,6 +832,7 @@ impl Machine {
         next: u64,
         tag: u32,
     ) -> Verdict {
+        let mair = self.trees[tree as usize].mair;
         let end = ia + shape.span(level);
         for i in 0..self.trees[tree as usize].contexts.len() {
             let c = self.trees[tree as usize].contexts[i] as usize;
@@ -851,7 +856,31 @@ impl Machine {
                     let to = at + shape.span(level);
                     match shape.decode(level, word) {
                         Desc::Leaf(oa) => {
-                            unclean.remove((Was::Leaf, level), at, to, |r| r.tag == tag, |_, _| {});
+                            // What a TLB holds is right again, unless it is the
+                            // looser leaf that stood there earlier.
+                            let now = shape.attrs(level, word, mair);
+                            let mut looser = None;
+                            unclean.remove(
+                                (Was::Leaf, level),
+                                at,
+                                to,
+                                |r| r.tag == tag,
+                                |_, run| {
+                                    let was = shape.attrs(level, run.old, mair);
+                                    let covered = now.perms.covers(was.perms);
+                                    if !covered || !now.af {
+                                        looser = Some(Run {
+                                            aged: covered,
+                                            tag: 0,
+                                            ..run
+                                        });
+                                    }
+                                },
+                            );
+                            if let Some(run) = looser {
+                                let shift = shape.shift(level);
+                                unclean.insert((Was::Loose, level), shift, at, run);
+                            }
                             if i == 0 {
                                 let (oa, shift) = output_extent(shape, level, oa, word);
                                 let key = (oa | u64::from(shift), tree);

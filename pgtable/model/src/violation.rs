@@ -53,6 +53,8 @@ pub enum Kind {
     MisalignedOutput,
     /// A reserved memory attribute.
     ReservedAttribute,
+    /// Normal memory mapped non-shareable where several PEs run.
+    NotShareable,
     /// A root that is not aligned to its size.
     UnalignedRoot,
     /// A mapping of memory that this tree may not map.
@@ -89,7 +91,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 40] = [
         Self::ValidToValidNeedsBbm,
         Self::MakeWhileUnclean,
         Self::TlbiBeforeDsb,
@@ -113,6 +115,7 @@ impl Kind {
         Self::AddressSize,
         Self::MisalignedOutput,
         Self::ReservedAttribute,
+        Self::NotShareable,
         Self::UnalignedRoot,
         Self::OutputNotOwned,
         Self::MissingCmo,
@@ -181,6 +184,7 @@ impl Kind {
             Self::AddressSize => "the address exceeds the output size of the regime",
             Self::MisalignedOutput => "a block's output address is a multiple of its size",
             Self::ReservedAttribute => "this MemAttr encoding is reserved",
+            Self::NotShareable => "PEs do not see each other's caches: map it inner shareable",
             Self::UnalignedRoot => "hardware ignores the low bits: align the root to its size",
             Self::OutputNotOwned => "check ownership before mapping, and unmap before releasing",
             Self::MissingCmo => "without FWB, clean to the point of coherency before mapping",
