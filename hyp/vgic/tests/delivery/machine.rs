@@ -180,9 +180,12 @@ impl Machine {
         if !timer && !self.cpu[pe].maintenance() {
             return false;
         }
-        self.exit(pe);
+        self.stop(pe);
         if timer {
+            // As its IRQ comes, with the list registers where they are.
             self.vgic().set_ppi(pe, TIMER, true).unwrap();
+        } else {
+            self.exit(pe);
         }
         self.exits += 1;
         self.enter(pe);
