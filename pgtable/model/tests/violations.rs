@@ -825,3 +825,20 @@ fn every_rule_explains_itself() {
         assert!(kind.explain().len() > 20, "{kind:?}");
     }
 }
+
+/// The example of the README is a trace, and right.
+#[test]
+fn the_readme_shows_a_right_trace() {
+    let readme = include_str!("../README.md");
+    let start = readme.rfind("```\nmmu-trace 1").unwrap() + 4;
+    let end = start + readme[start..].find("```").unwrap();
+    let text = &readme[start..end];
+    assert_eq!(trace::judge(text).unwrap().violation, None);
+    // Without its invalidation it is not.
+    let lazy: String = text
+        .lines()
+        .filter(|l| !l.contains("tlbi"))
+        .map(|l| format!("{l}\n"))
+        .collect();
+    assert!(trace::judge(&lazy).unwrap().violation.is_some());
+}
