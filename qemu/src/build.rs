@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::image::{assemble, flat, header};
@@ -22,6 +22,26 @@ pub struct Image {
     pub hyp: Option<PathBuf>,
     /// `host-loader` as an ELF file, likewise.
     pub host: Option<PathBuf>,
+}
+
+/// The image in `file`, or one that is built.
+///
+/// # Errors
+/// When there is no such file, and as for [`image`].
+pub fn image_or(workspace: &Workspace, file: Option<&Path>) -> Result<Image> {
+    let Some(file) = file else {
+        return image(workspace);
+    };
+    ensure!(
+        file.is_file(),
+        "--image: there is no file {}",
+        file.display()
+    );
+    Ok(Image {
+        file: file.to_path_buf(),
+        hyp: None,
+        host: None,
+    })
 }
 
 /// Builds `hyp` and `host-loader` and puts the image together.

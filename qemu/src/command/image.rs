@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 
+use crate::build;
 use crate::bundle;
 use crate::command::run;
 use crate::run::options::Boot;
@@ -37,7 +38,7 @@ pub fn image(options: &Options) -> Result<u8> {
         &Shell::Interactive,
         folder.path(),
     )?;
-    let image = run::image(&workspace, &options.boot)?;
+    let image = build::image_or(&workspace, options.boot.image.as_deref())?;
     let bundle = match &guests.bundle {
         None => bundle::pack(&guests.list)?,
         Some(None) => Vec::new(),

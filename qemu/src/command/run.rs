@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::build::{self, Image};
 use crate::machine::virt::{Console, Machine};
 use crate::run::gdb;
-use crate::run::options::{Boot, Run};
+use crate::run::options::Run;
 use crate::run::plan::{self, Guests, Shell, Style};
 use crate::run::watch::{self, Manner};
 use crate::setup::qemu::{self, Qemu};
@@ -72,26 +72,9 @@ fn prepare(
         let machine = plan::bare_machine(qemu, options, &guests)?;
         return Ok((machine, guests, None));
     }
-    let image = image(workspace, &options.boot)?;
+    let image = build::image_or(workspace, options.boot.image.as_deref())?;
     let machine = plan::machine(qemu, options, &guests, &image, folder)?;
     Ok((machine, guests, Some(image)))
-}
-
-/// The image that the options name, or one that is built.
-pub fn image(workspace: &Workspace, boot: &Boot) -> Result<Image> {
-    let Some(file) = &boot.image else {
-        return build::image(workspace);
-    };
-    anyhow::ensure!(
-        file.is_file(),
-        "--image: there is no file {}",
-        file.display()
-    );
-    Ok(Image {
-        file: file.clone(),
-        hyp: None,
-        host: None,
-    })
 }
 
 fn console(guests: &Guests) -> Console {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::Instant;
@@ -40,6 +41,10 @@ pub struct Options {
     /// Print JSON: an object a line for each case, the sums on the last line
     #[arg(long)]
     json: bool,
+
+    /// An image built before, instead of building one
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
 
     /// List the cases instead of running them
     #[arg(long)]
@@ -98,7 +103,8 @@ fn prepare(workspace: Workspace, options: &Options, machines: bool) -> Result<Co
             .filter(|guest| !matches!(guest.origin, crate::guests::catalogue::Origin::Ours { .. }))
             .collect();
         guests::fetch(&workspace, &fetched)?;
-        image = build::image(&workspace).map_err(|error| format!("{error:#}"));
+        image = build::image_or(&workspace, options.image.as_deref())
+            .map_err(|error| format!("{error:#}"));
         if let Err(why) = &image {
             ui::warn(format_args!("no image: {why}"));
         }

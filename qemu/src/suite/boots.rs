@@ -166,7 +166,10 @@ pub fn cases() -> Vec<Case> {
                 })
         }),
         Case::new("boots/instructions", |context| {
-            let options = boot::Options::default();
+            let options = boot::Options {
+                image: Some(context.image()?.file.clone()),
+                ..boot::Options::default()
+            };
             let rows = boot::measure(&context.workspace, context.qemu()?, &options)?;
             let missed: Vec<_> = rows.iter().filter(|row| !row.passes()).collect();
             if !missed.is_empty() {
@@ -174,8 +177,7 @@ pub fn cases() -> Vec<Case> {
                 bail!("a gate was missed\n  | {}\n{rows}", boot::HEAD);
             }
             Ok(())
-        })
-        .alone(),
+        }),
     ]);
     cases
 }

@@ -162,12 +162,6 @@ impl Case {
         }
     }
 
-    /// The same case, alone.
-    pub fn alone(mut self) -> Self {
-        self.lane = Lane::Alone;
-        self
-    }
-
     /// The same case, in the full tier alone.
     pub fn full(mut self) -> Self {
         self.tier = Tier::Full;
