@@ -222,17 +222,18 @@ impl Machine {
             }
         }
         if grouped {
-            self.tlbi_groups(i, lo, hi, issue);
+            self.tlbi_groups(i, (lo, hi), &behind, issue);
         }
     }
 
     /// Members of contiguous groups: a TLB may remake the entry of the whole
-    /// group from any member that is still valid.
+    /// group from any member that is still valid. `behind` are the spans of
+    /// removed tables that stay in walk caches, as above.
     fn tlbi_groups(
         &mut self,
         i: usize,
-        lo: u64,
-        hi: u64,
+        (lo, hi): (u64, u64),
+        behind: &[(u64, u64)],
         issue: impl Fn((Was, i8), &mut Progress) + Copy,
     ) {
         let tree = self.contexts[i].tree;
@@ -241,25 +242,29 @@ impl Machine {
             .unclean
             .overlapping(lo, hi)
             .filter(|(_, _, _, run)| run.contiguous)
-            .map(|(class, base, end, _)| (class, base.max(lo), end.min(hi)))
+            .map(|(class, base, end, run)| (class, base.max(lo), end.min(hi), run.tag))
             .collect();
-        for (class, from, to) in runs {
+        for (class, from, to, tag) in runs {
             let span = shape.span(class.1);
             let group = span << shape.group_log2(class.1);
             let mut at = from & !(group - 1);
             while at < to {
-                let alive = self.group_alive(tree, class, at, group);
+                let refills = tag != 0 && behind.iter().any(|&(a, b)| a < at + group && b > at);
+                let miss = if refills {
+                    note::REFILL
+                } else if self.group_alive(tree, class, at, group) {
+                    note::GROUP
+                } else {
+                    0
+                };
                 let (a, b) = (at.max(from), (at + group).min(to));
                 self.contexts[i].unclean.touch(
                     a,
                     b,
-                    |c, run| c == class && run.contiguous,
-                    |c, p| {
-                        if alive {
-                            p.notes |= note::GROUP;
-                        } else {
-                            issue(c, p);
-                        }
+                    |c, run| c == class && run.contiguous && run.tag == tag,
+                    |c, p| match miss {
+                        0 => issue(c, p),
+                        why => p.notes |= why,
                     },
                 );
                 at += group;
@@ -342,7 +347,7 @@ impl Machine {
             _ => issue_both(p, issuer, targets),
         };
         if grouped && kind != TlbiKind::Vmalle1 {
-            self.tlbi_groups(i, 0, u64::MAX >> 1, issue);
+            self.tlbi_groups(i, (0, u64::MAX >> 1), &[], issue);
         }
         self.contexts[i].unclean.retain(|class, run| {
             if !(grouped && run.contiguous && kind != TlbiKind::Vmalle1) {
