@@ -2,7 +2,8 @@
 //!
 //! A CPU with one vCPU lets it wait for interrupts in hardware. A CPU with
 //! several traps WFI, gives each a slice by the physical timer, and sleeps only
-//! when none can run; then the timer is set to the first of their deadlines.
+//! when none can run; then the timer is set to the first of their deadlines, and
+//! EL2's kick tells of interrupts that come before.
 //!
 //! No wake-up is lost: interrupts are masked and acknowledged only at the head
 //! of the loop, so what arrives between looking and sleeping is still pending,
@@ -127,12 +128,10 @@ pub fn run_loop(machine: &'static Machine) -> ! {
         let now = insn::cntpct();
         let count = slots.len();
         let mut next = None;
-        let mut ready = 0;
         for i in 0..count {
             let at = (turn + i) % count;
             if slots[at].ready(now) {
                 next = next.or(Some(at));
-                ready += 1;
             }
         }
         let deadline = slots
@@ -148,11 +147,9 @@ pub fn run_loop(machine: &'static Machine) -> ! {
             insn::wfi();
             continue;
         };
-        set_timer(if ready > 1 {
-            Some(deadline.unwrap_or(u64::MAX).min(now + slice))
-        } else {
-            deadline
-        });
+        // A kick for a vCPU that waits here reaches EL2, not the host, while
+        // another runs: the slice bounds how long it goes unseen.
+        set_timer((count > 1).then(|| deadline.unwrap_or(u64::MAX).min(now + slice)));
         let slot = &mut slots[at];
         let starts = slot.vcpu().starts.load(Ordering::Acquire);
         let outcome = run::run(

@@ -41,7 +41,8 @@ fn refuse(config: &GuestConfig, line: usize, what: impl core::fmt::Display) -> S
     format!("{CONFIG}:{line}: guest \"{}\": {what}", config.name)
 }
 
-/// Takes a guest's RAM from the host's.
+/// Takes a guest's RAM from the host's, before any guest has run: it comes as
+/// the firmware left it.
 ///
 /// The error says how much there is.
 pub fn allocate(config: &GuestConfig, resources: &Resources<'_>) -> Result<Memory, String> {
@@ -67,9 +68,10 @@ pub fn allocate(config: &GuestConfig, resources: &Resources<'_>) -> Result<Memor
     Ok(Memory { ram, runs })
 }
 
-/// Gives a guest's RAM back, scrubbed: the next owner is somebody else.
-pub fn release(mut memory: Memory, granules: &Mutex<Granules>) {
-    memory.ram.scrub();
+/// Gives a guest's RAM back, with what the guest left in it. Nobody sees that:
+/// all guests' RAM is taken before the first one runs ([`allocate`]), and what
+/// is taken later goes to EL2, which scrubs it, or is the host's own.
+pub fn release(memory: Memory, granules: &Mutex<Granules>) {
     let mut granules = granules.lock();
     for run in memory.runs {
         granules.give(run.start, run.end - run.start);

@@ -81,13 +81,6 @@ impl GuestRam {
             self.parts(range.start, range.end - range.start, insn::clean_to_poc);
         }
     }
-
-    /// Fills all of it with zeroes, so that its next owner finds nothing.
-    pub fn scrub(&mut self) {
-        let range = self.range();
-        self.zero(range.start, range.end - range.start);
-        self.clean();
-    }
 }
 
 impl GuestMemory for GuestRam {
