@@ -16,8 +16,8 @@ use crate::tree::Slot;
 /// is told [`Error::Busy`] and comes again; the guest faults.
 ///
 /// For changes that have a part elsewhere which may fail (an IOMMU's tables,
-/// a firmware call): [`commit`](Self::commit) after it succeeded; dropped,
-/// the entry is what it was.
+/// a firmware call): [`commit`](Self::commit) after it succeeded, else
+/// [`rollback`](Self::rollback), which dropping does too, without a barrier.
 #[must_use = "dropped, it puts the old entry back"]
 pub struct Frozen<'t, M: TableMem> {
     tree: &'t Stage2<M>,
@@ -105,6 +105,11 @@ impl<M: TableMem> Frozen<'_, M> {
             pending.leaves(&core.shape, self.ipa, end, slot.level);
             let _done = sync::sync(maint, &core.tlb, &pending);
         }
+        if new & VALID != 0 && core.caches_matter {
+            let size = 1 << slot.shift;
+            let pa = Pa::new(format::leaf_oa(&core.shape, new, slot.level));
+            core.maintain(maint, new, pa, size);
+        }
         core.mem.store(slot.table, slot.index, new);
         let more = core.counting.of(new) - core.counting.of(slot.raw);
         if more != 0 {
@@ -118,10 +123,19 @@ impl<M: TableMem> Frozen<'_, M> {
     }
 }
 
+impl<M: TableMem> Frozen<'_, M> {
+    /// Puts the old entry back and makes that visible to walkers.
+    pub fn rollback<T: Maintenance>(self, maint: &mut T) {
+        let core = &self.tree.core;
+        drop(self);
+        sync::publish(maint, &core.tlb);
+    }
+}
+
 impl<M: TableMem> Drop for Frozen<'_, M> {
     fn drop(&mut self) {
         // Nothing was invalidated: TLBs that hold the old leaf hold what is
-        // true again. That the walk sees it late costs a fault at most.
+        // true again. A walker that sees it late takes a fault at most.
         self.tree
             .core
             .mem

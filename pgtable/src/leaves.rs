@@ -71,8 +71,9 @@ pub(crate) struct ChangeJob {
 
 impl<M: TableMem> Core<M> {
     /// Gives every leaf in the range the value that `change` says, by
-    /// compare-and-swap, and notes it for invalidation. `changed` is told of
-    /// each that changed.
+    /// compare-and-swap, and notes it for invalidation. `before` is called
+    /// before each change (and again when it has to be tried again), `changed`
+    /// after it.
     ///
     /// `REMOVES`: all become invalid, so the tables' counts change. `SURE`:
     /// leaves with the job's `sure` bits are not compared before the swap.
@@ -84,7 +85,8 @@ impl<M: TableMem> Core<M> {
         job: &mut ChangeJob,
         budget: &mut Budget,
         change: impl Fn(u64) -> u64,
-        mut changed: impl FnMut(&mut T, u64, i8, u64, u64),
+        mut before: impl FnMut(&mut T, i8, u64, u64),
+        mut changed: impl FnMut(u64, i8, u64),
     ) -> Result<u64, Stopped<u64>> {
         let mut ia = job.start;
         while ia < job.end {
@@ -142,6 +144,7 @@ impl<M: TableMem> Core<M> {
                 if (raw ^ leaf) & plain == 0 {
                     let new = change(raw);
                     if SURE || new != raw {
+                        before(maint, level, raw, new);
                         if self.mem.cas(table, index, raw, new).is_err() {
                             // Hardware, or another CPU: look again.
                             continue;
@@ -149,7 +152,7 @@ impl<M: TableMem> Core<M> {
                         if REMOVES {
                             more += self.counting.of(new) - self.counting.of(raw);
                         }
-                        changed(maint, address(index), level, raw, new);
+                        changed(address(index), level, raw);
                         index += 1;
                         continue;
                     }
@@ -263,7 +266,8 @@ impl<M: TableMem> Stage2<M> {
             &mut job,
             budget,
             |_| 0,
-            |_, at, level, old, _| {
+            |_, _, _, _| (),
+            |at, level, old| {
                 sink(HeldLeaf {
                     leaf: RemovedLeaf::new(&core.shape, at, level, old),
                     serial,

@@ -125,10 +125,7 @@ impl<M: TableMem> Core<M> {
         if !self.fwb && format::is_cacheable(attrs, false) {
             maint.cache(CacheOp::CleanInvalidateData { pa, size });
         }
-        if !self.dic
-            && format::is_executable(attrs, self.xnx)
-            && format::is_cacheable(attrs, self.fwb)
-        {
+        if !self.dic && format::is_executable(attrs, self.xnx) {
             maint.cache(CacheOp::SyncInstructions { pa, size });
         }
     }
@@ -246,10 +243,11 @@ impl<M: TableMem> Core<M> {
             if leaf && (old ^ raw) & !(AF | CONTIGUOUS) == 0 {
                 // Mapped so already: another CPU was faster, or the caller
                 // repeats itself. AF may have to be set; that needs no TLBI.
-                if old & AF != 0
-                    || raw & AF == 0
-                    || self.mem.cas(slot.table, slot.index, old, old | AF).is_ok()
-                {
+                if old & AF != 0 || raw & AF == 0 {
+                    return Ok(1);
+                }
+                if self.mem.cas(slot.table, slot.index, old, old | AF).is_ok() {
+                    changes.stored = true;
                     return Ok(1);
                 }
                 continue;

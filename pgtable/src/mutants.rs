@@ -83,6 +83,7 @@ mod list {
         ReplaceWithoutBreak: "a leaf replaced without a break",
         WriteProtectKeepsDbm: "write-protect leaves DBM set",
         RelaxWithoutLocalFlush: "no local TLBI after relaxing",
+        TeardownUncut: "teardown leaves the root linked",
         FoldIgnoresSoft: "fold ignores differing software bits",
     }
 

@@ -81,7 +81,7 @@ impl<M: TableMem> Stage2<M> {
         let clear = S2AP_READ | S2AP_WRITE | XN | if keeps_dbm { 0 } else { DBM };
         let core = &self.core;
         let instructions = !core.dic;
-        let changed = |maint: &mut T, _: u64, level, old, new| {
+        let before = |maint: &mut T, level, old, new| {
             if instructions && gains_execute(old, new, core.xnx) {
                 let pa = Pa::new(format::leaf_oa(&core.shape, new, level));
                 let size = 1 << core.shape.shift(level);
@@ -90,7 +90,8 @@ impl<M: TableMem> Stage2<M> {
         };
         let how = How::new(partial);
         let change = |raw| raw & !clear | bits;
-        self.change::<false, T>(maint, ipa, size, how, flush, budget, change, changed)
+        let told = |_, _, _| ();
+        self.change::<false, T>(maint, ipa, size, how, flush, budget, change, before, told)
             .map(|(next, _)| next)
     }
 
@@ -110,8 +111,8 @@ impl<M: TableMem> Stage2<M> {
         let clear = mutant!(WriteProtectKeepsDbm, S2AP_WRITE | DBM, S2AP_WRITE);
         let how = How::new(Partial::DropWhole);
         let change = |raw| raw & !clear;
-        let nothing = |_: &mut T, _, _, _, _| ();
-        self.change::<false, T>(maint, ipa, size, how, flush, budget, change, nothing)
+        let (before, told) = (|_: &mut T, _, _, _| (), |_, _, _| ());
+        self.change::<false, T>(maint, ipa, size, how, flush, budget, change, before, told)
             .map(|(next, _)| next)
     }
 
@@ -127,7 +128,8 @@ impl<M: TableMem> Stage2<M> {
         flush: Flush<'_>,
         budget: &mut Budget,
         change: impl Fn(u64) -> u64,
-        changed: impl FnMut(&mut T, u64, i8, u64, u64),
+        before: impl FnMut(&mut T, i8, u64, u64),
+        changed: impl FnMut(u64, i8, u64),
     ) -> Result<(Ipa, u64), Stopped<Ipa>> {
         let core = &self.core;
         let end = core
@@ -147,8 +149,9 @@ impl<M: TableMem> Stage2<M> {
             Flush::Now => (&mut now, true),
             Flush::Later(gather) => (&mut gather.pending, false),
         };
-        let result =
-            core.change_leaves::<false, SURE, T>(maint, pending, &mut job, budget, change, changed);
+        let result = core.change_leaves::<false, SURE, T>(
+            maint, pending, &mut job, budget, change, before, changed,
+        );
         if at_once {
             let _done: Synced = sync::sync(maint, &core.tlb, &now);
         }
@@ -178,6 +181,8 @@ impl<M: TableMem> Stage2<M> {
             ..Attrs::MEMORY
         };
         let add = self.geometry.encode_attrs(more)? & (S2AP_READ | S2AP_WRITE | AF);
+        // What this CPU holds may be smaller than the leaf, where it faulted.
+        let page = ipa.get() & !core.shape.page_mask();
         loop {
             let mut slot = core.walk_to(ipa.get(), 3);
             if format::is_frozen(slot.raw) {
@@ -209,7 +214,7 @@ impl<M: TableMem> Stage2<M> {
                 }
             }
             if mutant!(RelaxWithoutLocalFlush, true, false) {
-                sync::sync_local(maint, &core.tlb, slot.base(ipa.get()), slot.level);
+                sync::sync_local(maint, &core.tlb, page, slot.level);
             }
             return Ok(());
         }
@@ -240,9 +245,18 @@ impl<M: TableMem> Stage2<M> {
             break_groups: false,
             ..How::new(Partial::DropWhole)
         };
-        let nothing = |_: &mut T, _, _, _, _| ();
-        let (next, _) =
-            self.change::<false, T>(maint, ipa, size, how, Flush::Now, budget, count, nothing)?;
+        let (before, told) = (|_: &mut T, _, _, _| (), |_, _, _| ());
+        let (next, _) = self.change::<false, T>(
+            maint,
+            ipa,
+            size,
+            how,
+            Flush::Now,
+            budget,
+            count,
+            before,
+            told,
+        )?;
         Ok((next, young.get()))
     }
 
@@ -267,8 +281,8 @@ impl<M: TableMem> Stage2<M> {
             ..How::new(Partial::DropWhole)
         };
         let old = |raw| raw & !AF;
-        let nothing = |_: &mut T, _, _, _, _| ();
-        self.change::<true, T>(maint, ipa, size, how, flush, budget, old, nothing)
+        let (before, told) = (|_: &mut T, _, _, _| (), |_, _, _| ());
+        self.change::<true, T>(maint, ipa, size, how, flush, budget, old, before, told)
     }
 
     /// Sets the access flag of the leaf of one IPA after an access flag
@@ -332,13 +346,23 @@ impl<M: TableMem> Stage2<M> {
                 raw
             }
         };
-        let note = |_: &mut T, at, level, old, _| {
+        let told = |at, level, old| {
             if old & DBM != 0 {
                 dirty(Ipa::new(at), 1 << shape.shift(level));
             }
         };
-        self.change::<false, T>(maint, ipa, size, how, flush, budget, clean, note)
-            .map(|(next, _)| next)
+        self.change::<false, T>(
+            maint,
+            ipa,
+            size,
+            how,
+            flush,
+            budget,
+            clean,
+            |_, _, _, _| (),
+            told,
+        )
+        .map(|(next, _)| next)
     }
 }
 

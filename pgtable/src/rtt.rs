@@ -537,7 +537,7 @@ impl<M: TableMem> Rtt<M> {
             Ripas::Empty => Ripas::Empty,
             Ripas::Ram | Ripas::Destroyed => Ripas::Destroyed,
         };
-        core.mem.store(slot.table, slot.index, blank.bits());
+        let _ = core.exchange(slot.table, slot.index, blank.bits());
         core.mem.add_count(Pa::new(slot.pa), -1);
         if ripas == Ripas::Ram {
             self.forget(maint, &slot, ipa.get());
@@ -626,7 +626,7 @@ impl<M: TableMem> Rtt<M> {
             RttState::AssignedNs { pa, .. } if slot.level == level.get() => pa,
             _ => return Err(self.fault(&slot, ipa.get())),
         };
-        core.mem.store(slot.table, slot.index, UNPROTECTED);
+        let _ = core.exchange(slot.table, slot.index, UNPROTECTED);
         self.forget(maint, &slot, ipa.get());
         Ok(Removed {
             pa,
@@ -747,7 +747,7 @@ impl<M: TableMem> Rtt<M> {
                     break;
                 };
                 if new != old {
-                    core.mem.store(slot.table, index, new);
+                    let _ = core.exchange(slot.table, index, new);
                 }
                 changed(slot.level, at, at + span, (old, new));
                 at += span;
@@ -822,7 +822,12 @@ impl<M: TableMem> Rtt<M> {
                 }
             }
         };
-        leaves(&mut |index, raw| core.mem.store(table, index, format::freeze(raw, level)));
+        let freeze = |index, mut raw| {
+            while let Err(now) = core.mem.cas(table, index, raw, format::freeze(raw, level)) {
+                raw = now;
+            }
+        };
+        leaves(&mut |index, raw| freeze(index, raw));
         let _done = core.sync_all(maint);
         leaves(&mut |index, raw| {
             let at = (index as u64) << core.shape.root_shift();

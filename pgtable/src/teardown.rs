@@ -1,26 +1,30 @@
-//! The end of a tree that no CPU walks any more.
+//! The end of a tree, whole.
 
 use crate::addr::{Ipa, Pa};
 use crate::error::Budget;
-use crate::format::{self, FROZEN_TABLE};
+use crate::format::{self, FROZEN_TABLE, TYPE};
+use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::stage2::Stage2;
 use crate::sync::Synced;
 use crate::unmap::{LeafSink, RemovedLeaf};
 
 impl<M: TableMem> Stage2<M> {
-    /// Frees all tables under the root and tells `sink` of all leaves,
-    /// without a store or a TLBI for each: for a tree whose VMID no CPU has
-    /// loaded, and loads again, after `proof` of
-    /// [`invalidate_all`](Self::invalidate_all). To empty a live tree, use
-    /// [`unmap`](Self::unmap) on all of it.
+    /// Takes everything out of the tree, live or not: the root's entries
+    /// first, then one invalidation of the whole VMID, then table by table
+    /// without a store or a TLBI for what is in them. `sink` is told of all
+    /// leaves.
     ///
-    /// Work is in proportion to the tables that exist. Returns the first
-    /// IPA not done: call again until it is the end of the space. The root
-    /// then holds nothing, and its pages are the caller's.
-    pub fn teardown<S: LeafSink>(
+    /// Work is in proportion to the tables that exist. Returns the first IPA
+    /// not done: call again from there until it is the end of the space.
+    /// The root then is empty, no TLB knows the VMID, and the root's pages
+    /// and the VMID are free as soon as no CPU has them loaded.
+    ///
+    /// The way over the root comes first because this CPU's walker may use
+    /// the tables until the moment it has another `VTTBR_EL2`.
+    pub fn teardown<T: Maintenance, S: LeafSink>(
         &mut self,
-        proof: &Synced,
+        maint: &mut T,
         from: Ipa,
         sink: &mut S,
         budget: &mut Budget,
@@ -30,6 +34,27 @@ impl<M: TableMem> Stage2<M> {
         let root = core.mem.locate(self.root());
         let level = shape.start().get();
         let first = (from.get().min(shape.ia_end()) >> shape.root_shift()) as usize;
+        let mut cut = false;
+        if first == 0 {
+            for index in 0..shape.root_entries() {
+                let mut raw = core.mem.load(root, index);
+                while format::is_table(raw, level) || format::is_leaf(raw, level) {
+                    cut = true;
+                    let frozen = mutant!(TeardownUncut, format::freeze(raw, level), raw);
+                    match core.mem.cas(root, index, raw, frozen) {
+                        Ok(()) => break,
+                        // Hardware marked it accessed or dirty.
+                        Err(now) => raw = now,
+                    }
+                }
+            }
+        }
+        let proof = if cut {
+            core.sync_all(maint)
+        } else {
+            // Every entry was cut and synced by an earlier call, or is empty.
+            Synced::never_linked()
+        };
         let mut gone = 0;
         let mut index = first;
         while index < shape.root_entries() {
@@ -37,18 +62,21 @@ impl<M: TableMem> Stage2<M> {
             let raw = core.mem.load(root, index);
             budget.spend(1);
             if raw != 0 {
-                let table = format::is_table(raw, level)
-                    || (format::is_frozen(raw) && raw & FROZEN_TABLE != 0);
-                if table {
-                    let pa = shape.decode_oa(raw);
-                    if !core.reclaim(pa, level + 1, at, sink, proof, budget) {
-                        break;
+                let mut counted = core.counting.of(raw);
+                if raw & TYPE != 0 {
+                    let old = format::thaw(raw, level);
+                    if raw & FROZEN_TABLE != 0 {
+                        let pa = shape.decode_oa(raw);
+                        if !core.reclaim(pa, level + 1, at, sink, &proof, budget) {
+                            break;
+                        }
+                    } else if S::WANTS {
+                        sink.leaf(RemovedLeaf::new(shape, at, level, old));
                     }
-                } else if S::WANTS && format::is_leaf(raw, level) {
-                    sink.leaf(RemovedLeaf::new(shape, at, level, raw));
+                    counted = core.counting.of(old);
                 }
                 core.mem.store(root, index, 0);
-                gone += core.counting.of(raw | u64::from(table));
+                gone += counted;
             }
             index += 1;
             if budget.is_spent() {

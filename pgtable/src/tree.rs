@@ -273,6 +273,16 @@ impl<M: TableMem> Core<M> {
         path
     }
 
+    /// Writes a live entry whatever it is, and returns what it was: hardware
+    /// may mark a leaf accessed or dirty until that moment.
+    pub(crate) fn exchange(&self, table: M::Table, index: usize, new: u64) -> u64 {
+        let mut old = self.mem.load(table, index);
+        while let Err(now) = self.mem.cas(table, index, old, new) {
+            old = now;
+        }
+        old
+    }
+
     /// Entries from the slot to the end of its table.
     #[inline]
     pub(crate) fn entries_left(&self, slot: &Slot<M::Table>) -> usize {

@@ -364,8 +364,9 @@ impl<M: TableMem> Core<M> {
             // A block or an annotation that the range covers in part.
             let mut changes = Changes::new();
             let ia = at.max(job.start);
-            self.reach(maint, &mut changes, ia, level + 1, Over::Anything)?;
+            let reached = self.reach(maint, &mut changes, ia, level + 1, Over::Anything);
             broken.stored |= changes.stored;
+            reached?;
             return Ok(Other::Enter);
         }
     }
@@ -512,23 +513,18 @@ impl<M: TableMem> Core<M> {
                 let was_table = format::is_table(raw, level)
                     || (format::is_frozen(raw) && raw & FROZEN_TABLE != 0);
                 if was_table {
-                    if progress && budget.is_spent() {
+                    let child = self.shape.decode_oa(raw);
+                    let stop = (progress && budget.is_spent())
+                        || !self.reclaim(child, level + 1, at, sink, done, budget);
+                    if stop {
+                        // What is done must not be met again.
+                        (0..index).for_each(|before| self.mem.store(table, before, 0));
                         return false;
                     }
                     progress = true;
-                    let child = self.shape.decode_oa(raw);
-                    if !self.reclaim(child, level + 1, at, sink, done, budget) {
-                        return false;
-                    }
-                    self.mem.store(table, index, 0);
                 } else if S::WANTS && raw & format::TYPE != 0 {
-                    sink.leaf(RemovedLeaf::new(
-                        &self.shape,
-                        at,
-                        level,
-                        self.leaf_of(raw, level),
-                    ));
-                    self.mem.store(table, index, 0);
+                    let old = self.leaf_of(raw, level);
+                    sink.leaf(RemovedLeaf::new(&self.shape, at, level, old));
                 }
                 at += 1 << shift;
             }

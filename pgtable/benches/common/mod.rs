@@ -364,8 +364,7 @@ impl<M: TableMem> Prepared<M> {
                 pages
             }
             "destroy" => {
-                let proof = tree.invalidate_all(cpu);
-                let _ = tree.teardown(&proof, Ipa::new(0), &mut Ignore, &mut budget);
+                let _ = tree.teardown(cpu, Ipa::new(0), &mut Ignore, &mut budget);
                 pages
             }
             "collapse" => {
