@@ -8,7 +8,9 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use arm_pl011_uart::{PL011Registers, Uart, UniqueMmioPointer};
+use arm_pl011_uart::{
+    DataBits, LineConfig, PL011Registers, Parity, StopBits, Uart, UniqueMmioPointer,
+};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
@@ -16,6 +18,16 @@ use crate::mrs;
 
 /// Bytes that the ring keeps.
 const RING: usize = 32 << 10;
+
+/// UARTCR: UARTEN and TXE.
+const UART_ENABLED: u32 = 1 | 1 << 8;
+/// What a UART is set to that nobody has set up: 115200 8N1, from the 24 MHz
+/// that Arm's platforms have.
+const LINE: LineConfig = LineConfig {
+    data_bits: DataBits::Bits8,
+    parity: Parity::None,
+    stop_bits: StopBits::One,
+};
 
 /// Where lines go.
 pub struct Sink {
@@ -58,8 +70,17 @@ impl Log for Facade {
 /// mapped at this address.
 pub unsafe fn start(uart: Option<u64>) {
     let registers = uart.and_then(|pa| core::ptr::NonNull::new(pa as *mut PL011Registers));
-    // SAFETY: the caller's promise.
-    let uart = registers.map(|r| Uart::new(unsafe { UniqueMmioPointer::new(r) }));
+    let uart = registers.map(|r| {
+        // SAFETY: the caller's promise; UARTCR is at 0x30 (DDI0183, 3.3.8).
+        let control = unsafe { r.cast::<u32>().add(0x30 / 4).read_volatile() };
+        // SAFETY: the caller's promise.
+        let mut uart = Uart::new(unsafe { UniqueMmioPointer::new(r) });
+        if control & UART_ENABLED != UART_ENABLED {
+            // The firmware has left it off, so its line settings say nothing.
+            let _ = uart.enable(LINE, 115_200, 24_000_000);
+        }
+        uart
+    });
     with_sink(|sink| sink.uart = uart);
     let _ = log::set_logger(&Facade);
     log::set_max_level(LevelFilter::Info);

@@ -56,17 +56,18 @@ mod image {
         // address.
         unsafe { hyp::log::start(machine.uart.map(|uart| uart.base())) };
         log::set_max_level(machine.settings.level);
+        let by_hvc = machine.psci_by_hvc;
         let level = mrs!("CurrentEL") >> 2 & 3;
         if level != 2 {
             error!("entered at EL{level}: Undercroft needs EL2 (QEMU: -M virt,virtualization=on)");
-            stop(&machine);
+            stop(by_hvc);
         }
         info!("Undercroft {} at {base:#x}", env!("CARGO_PKG_VERSION"));
         let pe = match prepare(machine, base) {
             Ok(pe) => pe,
-            Err((machine, why)) => {
+            Err(why) => {
                 error!("{why}");
-                stop(&machine);
+                stop(by_hvc);
             }
         };
         // SAFETY: asm.S loads the map just built, in which this code stands at
@@ -74,28 +75,20 @@ mod image {
         unsafe { secondary_entry(pe) }
     }
 
-    fn prepare(machine: Machine, base: u64) -> Result<&'static Pe, (Machine, BootError)> {
+    fn prepare(machine: Machine, base: u64) -> Result<&'static Pe, BootError> {
         let features = Features::read();
         info!("cpu: {features}");
-        let prepared = machine
-            .check()
-            .and_then(|()| supported(&features))
-            .and_then(|()| {
-                let flat_end = &raw const __image_end as u64;
-                report::set_image(base, flat_end);
-                let (image, appendix) = find_image(base, flat_end)?;
-                let layout = Layout::plan(&machine, &features, &image, &appendix)?;
-                let entries = [
-                    primary_main as *const () as u64,
-                    secondary_main as *const () as u64,
-                ];
-                let pe = layout.build_pes(&machine, &features, &image, entries)?;
-                Ok((image, appendix, layout, pe))
-            });
-        let (image, appendix, layout, pe) = match prepared {
-            Ok(prepared) => prepared,
-            Err(why) => return Err((machine, why)),
-        };
+        machine.check()?;
+        supported(&features)?;
+        let flat_end = &raw const __image_end as u64;
+        report::set_image(base, flat_end);
+        let (image, appendix) = find_image(base, flat_end)?;
+        let layout = Layout::plan(&machine, &features, &image, &appendix)?;
+        let entries = [
+            primary_main as *const () as u64,
+            secondary_main as *const () as u64,
+        ];
+        let pe = layout.build_pes(&machine, &features, &image, entries)?;
         let early = layout.written_early();
         let line = features.dcache_line;
         let data = image.data;
@@ -157,6 +150,9 @@ mod image {
     extern "C" fn primary_main(pe: &'static Pe) -> ! {
         hyp::log::share();
         let system = take_charge();
+        if let Some(crash) = system.machine.settings.crash {
+            report::crash(crash);
+        }
         let mut cpu = Cpu::new(pe, system);
         pe.set_power(Power::On);
         cpu.begin_host(system.host_image.base(), system.machine.dtb.base());
@@ -217,9 +213,9 @@ mod image {
     }
 
     /// The same before there is anything but a device tree.
-    fn stop(machine: &Machine) -> ! {
+    fn stop(psci_by_hvc: bool) -> ! {
         hyp::log::line("hyp ", log::Level::Error, format_args!("end: status 2"));
-        if machine.psci_by_hvc {
+        if psci_by_hvc {
             instr::hvc(u64::from(rmi::fid::PSCI_SYSTEM_OFF));
         } else if mrs!("CurrentEL") >> 2 & 3 == 2 {
             psci::system_off();

@@ -41,7 +41,7 @@ pub fn relay(function: u64, args: [u64; 3]) -> Option<u64> {
             instr::smc(u64::from(function), [0; 3]) as i64
         }
         fid::PSCI_FEATURES => features(args[0]),
-        0x8400_0000..=0x8400_001f | 0xC400_0000..=0xC400_001f => psci::NOT_SUPPORTED,
+        0x8400_0000..=0x8400_001f | 0xc400_0000..=0xc400_001f => psci::NOT_SUPPORTED,
         _ => return None,
     };
     Some(answer as u64)

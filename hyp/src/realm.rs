@@ -93,7 +93,7 @@ impl Realm {
     pub unsafe fn at<'a>(pa: u64) -> &'a Self {
         // SAFETY: an RD granule holds a `Realm`; what changes in it is atomic or
         // behind a lock.
-        unsafe { &*phys::pointer(pa).cast::<Self>() }
+        unsafe { &*phys::pointer::<Self>(pa) }
     }
 
     /// Its state.

@@ -149,7 +149,7 @@ impl Rec {
     /// counted, or its realm lists it and the realm's `vgic` lock is held.
     pub unsafe fn at<'a>(pa: u64) -> &'a Self {
         // SAFETY: a REC granule holds a `Rec`.
-        unsafe { &*phys::pointer(pa).cast::<Self>() }
+        unsafe { &*phys::pointer::<Self>(pa) }
     }
 
     /// May be entered.

@@ -105,7 +105,7 @@ impl Layout {
         {
             taken
                 .insert(region.grow_to(align))
-                .map_err(|()| "the device tree reserves too many ranges of memory")?;
+                .map_err(|_| "the device tree reserves too many ranges of memory")?;
         }
 
         let sizes = [
@@ -128,7 +128,7 @@ impl Layout {
             .ok_or("too little RAM for EL2's own tables (QEMU: give it more with -m)")?;
         taken
             .insert(own)
-            .map_err(|()| "the device tree reserves too many ranges of memory")?;
+            .map_err(|_| "the device tree reserves too many ranges of memory")?;
         let mut at = own.base();
         let mut part = |size: u64| {
             at += size;
@@ -176,16 +176,14 @@ impl Layout {
         let tables = pool(&EL2_TABLES, self.el2_tables, self.el2_granule);
         let regime = stage1::build(features, geometry, machine, image, &self.stacks, tables)?;
         let boot = crate::mrs!("mpidr_el1") & pe::MPIDR_AFFINITY;
-        let list = phys::pointer(self.pes.base()).cast::<Pe>();
+        let list = phys::pointer::<Pe>(self.pes.base());
         for (index, &mpidr) in machine.pes.iter().enumerate() {
             let gicr = gic::find_redistributor(&machine.gicr, mpidr)
                 .ok_or("a CPU of the device tree has no redistributor in the GIC")?;
             let entry = if mpidr == boot { primary } else { secondary };
+            let place = list.wrapping_add(index);
             // SAFETY: the region is EL2's and holds MAX_PES of them.
-            unsafe {
-                list.add(index)
-                    .write(Pe::new(index, mpidr, gicr, &self.stacks, regime, entry))
-            };
+            unsafe { place.write(Pe::new(index, mpidr, gicr, &self.stacks, regime, entry)) };
         }
         // SAFETY: so many were just written, and nobody takes them away.
         let list = unsafe { core::slice::from_raw_parts(list, machine.pes.len()) };
@@ -216,13 +214,13 @@ impl Layout {
         let mut taken = Regions::new();
         for region in own {
             granules.claim(region);
-            taken.insert(region).map_err(|()| "too many ranges")?;
+            taken.insert(region).map_err(|_| "too many ranges")?;
         }
         let geometry = host_geometry(&features, self.granule)?;
         let tables = pool(&HOST_TABLES, self.host_tables, self.granule);
         let host = HostMemory::new(&features, geometry, &machine.ram, &taken, tables)?;
 
-        let to = phys::pointer(self.host_image.base());
+        let to = phys::pointer::<u8>(self.host_image.base());
         // SAFETY: that RAM was placed clear of everything, the image with it.
         unsafe {
             core::ptr::copy_nonoverlapping(appendix.host.as_ptr(), to, appendix.host.len());

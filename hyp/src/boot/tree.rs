@@ -10,7 +10,7 @@ use dtoolkit::{Node, Property};
 use log::LevelFilter;
 use pgtable::Granule;
 
-use crate::memory::region::{Region, Regions};
+use crate::memory::region::{Full, Region, Regions};
 
 /// PEs that one image drives.
 pub const MAX_PES: usize = 128;
@@ -62,6 +62,19 @@ pub struct Settings {
     pub granule: Option<Granule>,
     /// `undercroft.log=serial1`: the log has the second UART to itself.
     pub log_on_serial1: bool,
+    /// `undercroft.crash=`: EL2 dies on purpose, so that its report is tested.
+    pub crash: Option<Crash>,
+}
+
+/// How to die.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// `panic`: a Rust panic.
+    Panic,
+    /// `abort`: a write to EL2's own code.
+    Abort,
+    /// `stack`: recursion without end.
+    Stack,
 }
 
 /// Why a machine cannot be run on; the text tells a person what to do.
@@ -74,6 +87,10 @@ const MAX_TREE: usize = 2 << 20;
 type Bus = ArrayVec<(u64, u64, u64), 16>;
 
 /// A node's place: how its `reg` becomes a CPU address.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is no heap, and one lives a node's visit"
+)]
 #[derive(Clone)]
 enum Place {
     Identity,
@@ -210,7 +227,7 @@ impl Machine {
         }
         machine
             .read_reserved(fdt)
-            .map_err(|()| "the device tree reserves too many ranges of memory")?;
+            .map_err(|_| "the device tree reserves too many ranges of memory")?;
         (machine.ppi.virtual_timer, machine.ppi.hyp_timer) = timer.unwrap_or((0, 0));
         Ok(machine)
     }
@@ -239,7 +256,7 @@ impl Machine {
     }
 
     /// Both ways to reserve: the tree's header and /reserved-memory.
-    fn read_reserved(&mut self, fdt: Fdt<'_>) -> Result<(), ()> {
+    fn read_reserved(&mut self, fdt: Fdt<'_>) -> Result<(), Full> {
         for reservation in fdt.memory_reservations() {
             if let Some(region) = Region::new(reservation.address(), reservation.size()) {
                 self.reserved.insert(region)?;
@@ -274,7 +291,7 @@ impl Machine {
                 };
                 self.ram
                     .insert(region)
-                    .map_err(|()| "the device tree has too many ranges of RAM")?;
+                    .map_err(|_| "the device tree has too many ranges of RAM")?;
             }
         } else if name == "cpu"
             && node
@@ -388,6 +405,7 @@ impl Settings {
             level: LevelFilter::Info,
             granule: None,
             log_on_serial1: false,
+            crash: None,
         };
         for word in bootargs.split_ascii_whitespace() {
             let Some((key, value)) = word
@@ -401,6 +419,9 @@ impl Settings {
                 ("granule", "4k") => settings.granule = Some(Granule::K4),
                 ("granule", "16k") => settings.granule = Some(Granule::K16),
                 ("granule", "64k") => settings.granule = Some(Granule::K64),
+                ("crash", "panic") => settings.crash = Some(Crash::Panic),
+                ("crash", "abort") => settings.crash = Some(Crash::Abort),
+                ("crash", "stack") => settings.crash = Some(Crash::Stack),
                 ("log", "serial1") => settings.log_on_serial1 = true,
                 _ => {}
             }
@@ -418,7 +439,7 @@ impl Settings {
 /// `pa`, if it is 8-byte aligned and not null, is readable RAM: the boot
 /// protocol's promise for x0. Nobody writes to it while EL2 reads it.
 pub unsafe fn bytes<'a>(pa: u64) -> Result<&'a [u8], TreeError> {
-    if pa == 0 || pa % 8 != 0 {
+    if pa == 0 || !pa.is_multiple_of(8) {
         return Err("x0 holds no device tree (it must be 8-byte aligned)");
     }
     let header = pa as *const u32;

@@ -229,7 +229,7 @@ impl Gic {
     /// the host, or nothing.
     pub fn take(&self) -> Taken {
         let pending = (mrs!("S3_0_C12_C12_2") & 0xff_ffff) as u32;
-        if pending >= SPECIAL && pending < 8192 {
+        if (SPECIAL..8192).contains(&pending) {
             return Taken::Nothing;
         }
         let taken = match pending {

@@ -147,7 +147,7 @@ fn backtrace(sink: &mut Sink, pc: Option<u64>, mut fp: u64) {
         print(n, pc);
         n += 1;
     }
-    while n < 32 && fp % 16 == 0 && crate::cpu::pe::is_stack(fp) {
+    while n < 32 && fp.is_multiple_of(16) && crate::cpu::pe::is_stack(fp) {
         // SAFETY: the frame record at `fp` is 16 bytes inside a stack of EL2's.
         let [next, lr] = unsafe { (fp as *const [u64; 2]).read() };
         if lr == 0 {
@@ -177,4 +177,29 @@ fn symbols(flat_end: u64) -> Symbols<'static> {
     let all =
         unsafe { core::slice::from_raw_parts(flat_end as *const u8, header.total_len as usize) };
     Appendix::split(all).map_or(Symbols::NONE, |a| Symbols::new(a.symbols))
+}
+
+/// Dies as the command line asks, so that a test sees the report.
+#[cfg(target_os = "none")]
+pub fn crash(how: crate::boot::tree::Crash) {
+    use crate::boot::tree::Crash;
+    /// Each turn takes a kilobyte of stack.
+    #[expect(unconditional_recursion, reason = "it is to overflow")]
+    #[inline(never)]
+    fn deeper(depth: u64) -> u64 {
+        let mut block = [depth; 128];
+        core::hint::black_box(&mut block);
+        deeper(depth + 1) + block[(depth % 128) as usize]
+    }
+    match how {
+        Crash::Panic => panic!("undercroft.crash=panic"),
+        Crash::Abort => {
+            let code = IMAGE[0].load(Ordering::Relaxed) as *mut u32;
+            // SAFETY: none: EL2's own map refuses the store, which is the test.
+            unsafe { code.write_volatile(0) }
+        }
+        Crash::Stack => {
+            core::hint::black_box(deeper(0));
+        }
+    }
 }

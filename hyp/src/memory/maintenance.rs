@@ -63,10 +63,18 @@ impl Maintenance for Pe {
     fn cache(&mut self, op: CacheOp) {
         match op {
             CacheOp::CleanInvalidateData { pa, size } => {
-                instr::clean_invalidate(super::phys::pointer(pa.get()) as u64, size, self.line);
+                instr::clean_invalidate(
+                    super::phys::pointer::<u8>(pa.get()) as u64,
+                    size,
+                    self.line,
+                );
             }
             CacheOp::SyncInstructions { pa, size } => {
-                instr::clean_invalidate(super::phys::pointer(pa.get()) as u64, size, self.line);
+                instr::clean_invalidate(
+                    super::phys::pointer::<u8>(pa.get()) as u64,
+                    size,
+                    self.line,
+                );
                 instr::ic_ialluis();
                 instr::dsb_ish();
                 instr::isb();

@@ -6,14 +6,14 @@
 /// The pointer to a physical address.
 #[cfg(target_os = "none")]
 #[inline(always)]
-pub fn pointer(pa: u64) -> *mut u8 {
-    pa as *mut u8
+pub fn pointer<T>(pa: u64) -> *mut T {
+    pa as *mut T
 }
 
 /// The pointer to a physical address of this test's memory.
 #[cfg(not(target_os = "none"))]
-pub fn pointer(pa: u64) -> *mut u8 {
-    fake::pointer(pa)
+pub fn pointer<T>(pa: u64) -> *mut T {
+    fake::pointer(pa) as *mut T
 }
 
 /// Fills `len` bytes at `pa` with zeros.
@@ -24,7 +24,7 @@ pub fn pointer(pa: u64) -> *mut u8 {
 #[inline]
 pub unsafe fn zero(pa: u64, len: u64) {
     // SAFETY: the caller's promise; the range is mapped, as all RAM is.
-    unsafe { core::ptr::write_bytes(pointer(pa), 0, len as usize) }
+    unsafe { core::ptr::write_bytes(pointer::<u8>(pa), 0, len as usize) }
 }
 
 /// A value in RAM, read once, as the lower level that owns it left it.
@@ -34,7 +34,7 @@ pub unsafe fn zero(pa: u64, len: u64) {
 #[inline]
 pub unsafe fn read<T: zerocopy::FromBytes>(pa: u64) -> T {
     // SAFETY: the caller's promise; any bytes are a `T`.
-    unsafe { pointer(pa).cast::<T>().read_volatile() }
+    unsafe { pointer::<T>(pa).read_volatile() }
 }
 
 /// Writes a value to RAM that a lower level owns.
@@ -45,7 +45,7 @@ pub unsafe fn read<T: zerocopy::FromBytes>(pa: u64) -> T {
 #[inline]
 pub unsafe fn write<T: zerocopy::IntoBytes>(pa: u64, value: T) {
     // SAFETY: the caller's promise.
-    unsafe { pointer(pa).cast::<T>().write_volatile(value) }
+    unsafe { pointer::<T>(pa).write_volatile(value) }
 }
 
 /// Physical memory of a test.
@@ -72,12 +72,12 @@ pub mod fake {
     ///
     /// # Panics
     /// When it is not in this test's memory: on hardware EL2 would have died.
-    pub fn pointer(pa: u64) -> *mut u8 {
+    pub fn pointer(pa: u64) -> usize {
         let (base, memory, len) = MEMORY.get();
         assert!(
             pa >= base && ((pa - base) as usize) < len,
             "{pa:#x} is no memory"
         );
-        (memory + (pa - base) as usize) as *mut u8
+        memory + (pa - base) as usize
     }
 }

@@ -8,38 +8,57 @@ use spin::mutex::SpinMutex;
 use super::phys;
 use super::region::Region;
 
+/// A table in RAM, located.
+#[derive(Clone, Copy, Debug)]
+pub struct Table(*const AtomicU64);
+
+impl Table {
+    /// The table at `pa`.
+    #[inline(always)]
+    pub fn at(pa: Pa) -> Self {
+        Self(phys::pointer(pa.get()))
+    }
+
+    /// Its entry `index`.
+    #[inline(always)]
+    pub fn entry(&self, index: usize) -> &AtomicU64 {
+        // SAFETY: pgtable stays inside the tables that it was given, which are
+        // EL2's for as long as they are linked, and mapped, as all RAM is.
+        unsafe { &*self.0.add(index) }
+    }
+}
+
 /// Reads and writes of table entries, shared by every kind of table memory.
 macro_rules! entries_in_ram {
     () => {
-        type Table = *const core::sync::atomic::AtomicU64;
+        type Table = $crate::memory::pool::Table;
 
         #[inline(always)]
         fn locate(&self, pa: pgtable::Pa) -> Self::Table {
-            $crate::memory::phys::pointer(pa.get()).cast()
+            $crate::memory::pool::Table::at(pa)
         }
 
         #[inline(always)]
         fn load(&self, table: Self::Table, index: usize) -> u64 {
-            // SAFETY: pgtable stays inside the tables it was given, which are
-            // EL2's for as long as they are linked, and mapped, as all RAM is.
-            unsafe { (*table.add(index)).load(core::sync::atomic::Ordering::Acquire) }
+            table
+                .entry(index)
+                .load(core::sync::atomic::Ordering::Acquire)
         }
 
         #[inline(always)]
         fn store(&self, table: Self::Table, index: usize, value: u64) {
-            // SAFETY: as `load`.
-            unsafe { (*table.add(index)).store(value, core::sync::atomic::Ordering::Release) }
+            table
+                .entry(index)
+                .store(value, core::sync::atomic::Ordering::Release);
         }
 
         #[inline(always)]
         fn cas(&self, table: Self::Table, index: usize, old: u64, new: u64) -> Result<(), u64> {
             use core::sync::atomic::Ordering::{AcqRel, Acquire};
-            // SAFETY: as `load`.
-            unsafe {
-                (*table.add(index))
-                    .compare_exchange(old, new, AcqRel, Acquire)
-                    .map(|_| ())
-            }
+            let swapped = table
+                .entry(index)
+                .compare_exchange(old, new, AcqRel, Acquire);
+            swapped.map(|_| ())
         }
     };
 }
@@ -127,7 +146,7 @@ impl Pool {
         let page = (pa.get() - self.counts.base) >> self.counts.shift;
         // SAFETY: `pa` is a page of this pool (pgtable got it here), and the
         // words behind the pages are the pool's.
-        unsafe { &*phys::pointer(self.counts.words + page * 8).cast::<AtomicU64>() }
+        unsafe { &*phys::pointer::<AtomicU64>(self.counts.words + page * 8) }
     }
 }
 

@@ -100,6 +100,10 @@ impl fmt::Display for Region {
     }
 }
 
+/// A set of ranges has no room for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
 /// Most ranges that a set holds.
 pub const MAX_REGIONS: usize = 64;
 
@@ -116,8 +120,8 @@ impl Regions {
     /// Adds a range.
     ///
     /// # Errors
-    /// When the set is full.
-    pub fn insert(&mut self, region: Region) -> Result<(), ()> {
+    /// [`Full`].
+    pub fn insert(&mut self, region: Region) -> Result<(), Full> {
         if region.is_empty() {
             return Ok(());
         }
@@ -138,7 +142,7 @@ impl Regions {
             .iter()
             .position(|r| r.base > joined.base)
             .unwrap_or(self.0.len());
-        self.0.try_insert(at, joined).map_err(|_| ())
+        self.0.try_insert(at, joined).map_err(|_| Full)
     }
 
     /// The ranges, lowest first.

@@ -116,7 +116,7 @@ pub fn build(
     let mut cut = Regions::new();
     for region in [image.region(), stacks.region] {
         cut.insert(region.grow_to(granule))
-            .map_err(|()| "too many ranges")?;
+            .map_err(|_| "too many ranges")?;
     }
     for region in machine.ram.iter() {
         let (mut at, end) = (region.base(), region.end());

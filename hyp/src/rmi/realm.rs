@@ -51,7 +51,7 @@ pub fn create(system: &System, rd: u64, params: u64) -> Outcome {
     )
     .map_err(|_| Status::ErrorInput)?;
     let roots = params.rtt_num_start as usize;
-    if roots != geometry.root_tables() || params.rtt_base % geometry.root_align() != 0 {
+    if roots != geometry.root_tables() || !params.rtt_base.is_multiple_of(geometry.root_align()) {
         return Err(Status::ErrorInput);
     }
     if params.vmid == host::HOST_VMID || (!system.features.vmid16 && params.vmid > 0xff) {
@@ -79,7 +79,7 @@ pub fn create(system: &System, rd: u64, params: u64) -> Outcome {
     };
     let realm = Realm::new(flags, params.vmid, (params.rtt_base, roots as u64), rtt);
     // SAFETY: a locked, delegated granule is EL2's, aligned, and large enough.
-    unsafe { phys::pointer(rd).cast::<Realm>().write(realm) };
+    unsafe { phys::pointer::<Realm>(rd).write(realm) };
     for root in root_locks {
         root.become_(State::Rtt);
     }

@@ -54,7 +54,7 @@ pub fn create(system: &System, list_registers: usize, rd: u64, rec: u64, params:
         .get_mut()
         .link(intid::VIRTUAL_TIMER, system.machine.ppi.virtual_timer);
     // SAFETY: a locked, delegated granule is EL2's, aligned, and large enough.
-    unsafe { phys::pointer(rec).cast::<Rec>().write(vcpu) };
+    unsafe { phys::pointer::<Rec>(rec).write(vcpu) };
     rec_lock.become_(State::Rec);
     {
         let _vgic = realm.vgic.lock();

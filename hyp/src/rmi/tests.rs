@@ -54,6 +54,7 @@ fn machine(ram: Regions) -> Machine {
             level: LevelFilter::Off,
             granule: None,
             log_on_serial1: false,
+            crash: None,
         },
     }
 }
@@ -372,8 +373,8 @@ fn what_is_not_there_says_so() {
     for function in [
         fid::RMI_DATA_CREATE,
         fid::RMI_RTT_INIT_RIPAS,
-        0xC400_0156,
-        0xC600_00ff,
+        0xc400_0156,
+        0xc600_00ff,
         0,
     ] {
         assert_eq!(h.call(function, &[])[0], NOT_SUPPORTED, "{function:#x}");

@@ -505,6 +505,27 @@ fn the_timer_that_fires_again_is_seen_before_the_list_registers_are_folded() {
 }
 
 #[test]
+fn a_linked_ppi_that_software_pends_while_active_is_delivered_again() {
+    let mut guest = Guest::new(1);
+    guest.set.redists[0].link(27, 27).unwrap();
+    guest.write(GICD, 0, 4, 3);
+    guest.write(Frame::Sgi(0), 0x100, 4, 1 << 27);
+    guest.vgic().set_ppi(0, 27, true).unwrap();
+    let mut lrs = guest.fill(0, 4);
+    lrs.lr[0] ^= lr::PENDING | lr::ACTIVE;
+    let _ = guest.vgic().sync(0, ALL_ON, &lrs);
+    guest.write(Frame::Sgi(0), 0x200, 4, 1 << 27);
+    // Beyond HW = 1; its end comes to EL2, which then ends the physical one.
+    let mut lrs = guest.fill(0, 4);
+    assert_eq!(lrs.lr[0], lr::PENDING | lr::ACTIVE | lr::EOI | 27);
+    assert_eq!(lrs.physical_active, 1 << 27);
+    lrs.lr[0] = lr::EOI | 27;
+    let _ = guest.vgic().sync(0, ALL_ON, &lrs);
+    let lrs = guest.fill(0, 4);
+    assert_eq!((lrs.used(), lrs.physical_active), (0, 0));
+}
+
+#[test]
 fn with_overflow_an_active_interrupt_is_not_pending_behind_the_back() {
     let mut guest = Guest::new(1);
     guest.write(GICD, 0, 4, 3);
