@@ -16,6 +16,8 @@ pub fn is(head: &[u8]) -> bool {
     head.starts_with(b"\x7fELF")
 }
 
+/// Bytes of a 64-bit file header.
+const FILE_HEADER: usize = 64;
 /// Bytes of a program header, `e_phentsize`.
 const PROGRAM_HEADER: usize = 56;
 
@@ -69,6 +71,10 @@ type Layout = (Vec<Segment>, u64, Range<u64>);
 fn layout(head: &[u8], memory: &impl GuestMemory) -> Result<Layout, ImageError> {
     let corrupt = |_| ImageError::Corrupt("ELF header");
     let cut = ImageError::Corrupt("ELF headers are cut off");
+    // The parser indexes the first bytes without asking.
+    if head.len() < FILE_HEADER {
+        return Err(cut);
+    }
     let ident = parse_ident::<AnyEndian>(head).map_err(corrupt)?;
     let (endian, class) = (ident.0, ident.1);
     if class != Class::ELF64 {
@@ -79,8 +85,7 @@ fn layout(head: &[u8], memory: &impl GuestMemory) -> Result<Layout, ImageError> 
     if !endian.is_little() {
         return Err(ImageError::Unsupported("a big-endian ELF file"));
     }
-    let tail = head.get(16..).ok_or(cut.clone())?;
-    let header = FileHeader::parse_tail(ident, tail).map_err(corrupt)?;
+    let header = FileHeader::parse_tail(ident, &head[16..]).map_err(corrupt)?;
     if header.e_machine != EM_AARCH64 {
         return Err(ImageError::Unsupported("an ELF file that is not for arm64"));
     }
@@ -236,6 +241,10 @@ pub(crate) mod tests {
             )),
             ImageError::Corrupt("two ELF segments collide")
         );
+        for short in [4, 5, 15, 16, 40, 63, 100] {
+            let cut = fail(&good[..short]);
+            assert!(matches!(cut, ImageError::Corrupt(_)), "{short}: {cut}");
+        }
         let mut other = good;
         other[18] = 62;
         assert!(matches!(fail(&other), ImageError::Unsupported(_)));
