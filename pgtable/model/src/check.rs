@@ -2,7 +2,7 @@
 
 use crate::descriptor::{Attrs, CONTIGUOUS, Desc, Perms};
 use crate::event::{Promise, Target};
-use crate::machine::{FaultNote, Machine, Verdict};
+use crate::machine::{El2Change, FaultNote, Machine, Verdict};
 use crate::shape::{Regime, Shape};
 use crate::spec::Spec;
 use crate::tlbi::{Extent, TlbiKind, TlbiOp};
@@ -330,6 +330,12 @@ impl Machine {
             if let Some(spec) = &tree.spec {
                 self.compare_tree(i as u32, spec, lo, hi)?;
             }
+        }
+        if pe.el2_change == El2Change::Visible {
+            return self.fail(
+                Kind::MissingIsb,
+                "EL2's own tables changed: an ISB goes between the DSB and their use",
+            );
         }
         if pe.needs_isb {
             return self.fail(

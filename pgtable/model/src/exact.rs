@@ -174,6 +174,9 @@ impl Exact {
     }
 
     fn issue(&mut self, pe: u8, op: TlbiOp, xt: u64) -> Verdict {
+        if op.kind.is_stage1_address() {
+            return Ok(());
+        }
         let m = &self.machine;
         let regs = &m.pes[usize::from(pe)];
         let el2 = op.kind.regime() == Regime::El2;

@@ -25,6 +25,17 @@ pub(crate) struct Pending {
     pub local: bool,
 }
 
+/// A change to the tables that a PE's own EL2 runs on, until it may rely on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum El2Change {
+    #[default]
+    None,
+    /// Stored.
+    Stored,
+    /// Completed by a DSB; an ISB is due.
+    Visible,
+}
+
 /// One PE.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pe {
@@ -53,6 +64,7 @@ pub(crate) struct Pe {
     pub completed: u64,
     /// A TLBI was completed and no ISB followed.
     pub needs_isb: bool,
+    pub el2_change: El2Change,
 }
 
 /// A tree of tables, from the first time a PE installed it.
@@ -81,6 +93,8 @@ pub(crate) struct Context {
     pub cached: PeMask,
     /// A whole-context TLBI is under way, per issuer: the PEs it reaches.
     pub flush: [PeMask; MAX_PES],
+    /// Another tree had this VMID when this one was installed.
+    pub clash: bool,
 }
 
 /// A table that walkers may read.
@@ -445,6 +459,9 @@ impl Machine {
                 pe.old_vttbr = None;
                 pe.unsynced = false;
                 pe.needs_isb = false;
+                if pe.el2_change == El2Change::Visible {
+                    pe.el2_change = El2Change::None;
+                }
             }
             Barrier::Dmb(_, Accesses::Loads) => {}
             Barrier::Dmb(..) => {
@@ -561,6 +578,7 @@ impl Machine {
                     unclean: Unclean::default(),
                     cached: 0,
                     flush: [0; MAX_PES],
+                    clash: false,
                 });
                 let i = self.contexts.len() as u32 - 1;
                 self.trees[tree as usize].contexts.push(i);
@@ -575,21 +593,50 @@ impl Machine {
         if known.is_none() {
             self.adopt_root(tree)?;
         }
-        let reused = self.contexts.iter().enumerate().any(|(i, c)| {
-            i as u32 != context
-                && c.regime == shape.regime
-                && c.vmid == vmid
-                && c.cached != 0
-                && !self.trees[c.tree as usize].retired
-                && self.trees[c.tree as usize].root != root
-        });
-        if reused {
-            return Err(self.violation(
-                Kind::VmidReused,
-                format!("VMID {vmid} still tags entries of another tree"),
-            ));
+        if self.clashes(context) {
+            self.contexts[context as usize].clash = true;
+            if !self.root_is_empty(tree) {
+                return Err(self.reused(vmid));
+            }
         }
         Ok((tree, context))
+    }
+}
+
+impl Machine {
+    /// True if TLBs may hold entries of another tree under the same VMID.
+    pub(crate) fn clashes(&self, context: u32) -> bool {
+        let mine = &self.contexts[context as usize];
+        self.contexts.iter().any(|c| {
+            c.tree != mine.tree
+                && c.regime == mine.regime
+                && c.vmid == mine.vmid
+                && !self.trees[c.tree as usize].retired
+                && c.cached != 0
+                && !(c.unclean.is_empty() && self.root_is_empty(c.tree))
+        })
+    }
+
+    /// A tree whose VMID another tree had gets its first entries.
+    pub(crate) fn check_clash(&mut self, tree: u32) -> Verdict {
+        for i in 0..self.trees[tree as usize].contexts.len() {
+            let c = self.trees[tree as usize].contexts[i];
+            if !self.contexts[c as usize].clash {
+                continue;
+            }
+            if self.clashes(c) {
+                return Err(self.reused(self.contexts[c as usize].vmid));
+            }
+            self.contexts[c as usize].clash = false;
+        }
+        Ok(())
+    }
+
+    fn reused(&self, vmid: u16) -> Box<Violation> {
+        self.violation(
+            Kind::VmidReused,
+            format!("VMID {vmid} still tags entries of another tree"),
+        )
     }
 }
 

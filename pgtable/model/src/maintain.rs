@@ -1,7 +1,7 @@
 //! Barriers and TLB invalidation: how unclean entries become clean.
 
 use crate::event::Accesses;
-use crate::machine::{Machine, Verdict};
+use crate::machine::{El2Change, Machine, Verdict};
 use crate::shape::{Regime, Shape, vmid};
 use crate::tlbi::{BadOp, Extent, Reach, TlbiKind, TlbiOp, decode};
 use crate::unclean::{MAX_PES, PeMask, Progress, Was, note};
@@ -66,6 +66,9 @@ impl Machine {
         let targets = self.targets(op);
         let issuer = usize::from(self.now);
         self.issue_late(issuer, targets);
+        if op.kind.is_stage1_address() {
+            return Ok(());
+        }
         let pe = &self.pes[issuer];
         let regime = op.kind.regime();
         let (shape, vmid_now, ambiguous) = match regime {
@@ -388,7 +391,12 @@ impl Machine {
         if stores {
             let pe = &mut self.pes[issuer];
             pe.ordered = event;
-            pe.completed = event;
+            if wide {
+                pe.completed = event;
+            }
+            if pe.el2_change == El2Change::Stored {
+                pe.el2_change = El2Change::Visible;
+            }
             if wide {
                 pe.pending.clear();
             } else {

@@ -93,7 +93,7 @@ impl Machine {
     }
 
     fn free_table(&mut self, table: &Table) -> Verdict {
-        if self.dead(table.tree) {
+        if self.may_go(table.tree) {
             self.retire(table.tree);
             return Ok(());
         }

@@ -36,6 +36,11 @@ pub enum TlbiKind {
     Vmalls12e1,
     /// Both stages of every VMID.
     Alle1,
+    /// Stage 1 of the current VMID by virtual address. What it leaves is not
+    /// known to a judge of stage 2, so it cleans nothing; errata ask for it.
+    Vae1,
+    /// The same, last level.
+    Vale1,
     /// EL2 stage 1 by address.
     Vae2,
     /// EL2 stage 1 by address, last level.
@@ -57,7 +62,7 @@ pub struct TlbiOp {
     pub reach: Reach,
 }
 
-const NAMES: [(&str, TlbiKind); 12] = [
+const NAMES: [(&str, TlbiKind); 14] = [
     ("ipas2e1", TlbiKind::Ipas2e1),
     ("ipas2le1", TlbiKind::Ipas2le1),
     ("ripas2e1", TlbiKind::Ripas2e1),
@@ -65,6 +70,8 @@ const NAMES: [(&str, TlbiKind); 12] = [
     ("vmalle1", TlbiKind::Vmalle1),
     ("vmalls12e1", TlbiKind::Vmalls12e1),
     ("alle1", TlbiKind::Alle1),
+    ("vae1", TlbiKind::Vae1),
+    ("vale1", TlbiKind::Vale1),
     ("vae2", TlbiKind::Vae2),
     ("vale2", TlbiKind::Vale2),
     ("rvae2", TlbiKind::Rvae2),
@@ -95,6 +102,11 @@ impl TlbiKind {
             self,
             Self::Vmalle1 | Self::Vmalls12e1 | Self::Alle1 | Self::Alle2
         )
+    }
+
+    /// True for stage 1 of EL1&0 by address.
+    pub const fn is_stage1_address(self) -> bool {
+        matches!(self, Self::Vae1 | Self::Vale1)
     }
 
     /// Regime whose entries it names.

@@ -7,7 +7,7 @@
 
 use crate::descriptor::{AF, Attrs, BadDesc, CONTIGUOUS, DBM, Desc, Memory, NT};
 use crate::event::How;
-use crate::machine::{Machine, Pending, Table, Verdict};
+use crate::machine::{El2Change, Machine, Pending, Table, Verdict};
 use crate::mem::{Owner, Use};
 use crate::shape::{HighAddress, Regime, Shape};
 use crate::unclean::{Progress, Run, Was};
@@ -20,6 +20,15 @@ pub(crate) struct Stored {
     pub old: u64,
     pub new: u64,
     pub how: How,
+}
+
+/// How a table becomes reachable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// A store to the entry above, which releases earlier stores or not.
+    Store { released: bool },
+    /// A write of the base register, which orders nothing.
+    Register,
 }
 
 /// A subtree to visit: table, level, first input address.
@@ -46,6 +55,23 @@ impl Machine {
             && t.contexts
                 .iter()
                 .all(|&c| self.contexts[c as usize].cached == 0)
+    }
+
+    /// True if the root holds no valid descriptor.
+    pub(crate) fn root_is_empty(&self, tree: u32) -> bool {
+        let t = &self.trees[tree as usize];
+        let mut words = Vec::new();
+        self.mem.nonzero(t.root, t.shape.root_entries(), &mut words);
+        words.iter().all(|(_, word)| word & 1 == 0)
+    }
+
+    /// True if the tree may go: no PE has it, and nothing of it is cached since
+    /// it was invalidated or has nothing in it.
+    pub(crate) fn may_go(&self, tree: u32) -> bool {
+        let t = &self.trees[tree as usize];
+        let clean = |&c: &u32| self.contexts[c as usize].unclean.is_empty();
+        self.dead(tree)
+            || t.installed == 0 && t.contexts.iter().all(clean) && self.root_is_empty(tree)
     }
 
     /// Forgets a tree that is dead: its pages are plain memory again.
@@ -94,6 +120,9 @@ impl Machine {
             return self.stored_detached(&table, &shape, s);
         }
         self.stats.live_stores += 1;
+        if shape.regime == Regime::El2 && s.old != s.new {
+            self.pe().el2_change = El2Change::Stored;
+        }
         let index = (s.pa - table.base) / 8;
         let ia = table.ia + (index << shape.shift(table.level));
         self.transition(&table, &shape, ia, s).map_err(|mut v| {
@@ -305,6 +334,7 @@ impl Machine {
     /// A new leaf where nothing valid stood.
     fn make_leaf(&mut self, table: &Table, shape: &Shape, ia: u64, oa: u64, word: u64) -> Verdict {
         let level = table.level;
+        self.check_clash(table.tree)?;
         self.check_make_leaf(table.tree, shape, level, ia, oa, word)?;
         self.trees[table.tree as usize].contiguous |=
             self.leaf_attrs(table.tree, level, word).contiguous;
@@ -802,8 +832,12 @@ impl Machine {
                 }
             }
         }
+        self.check_clash(table.tree)?;
         self.check_table_in_group(table, shape, ia)?;
-        self.adopt(table.tree, next, level + 1, ia, how.releases())
+        let by = By::Store {
+            released: how.releases(),
+        };
+        self.adopt(table.tree, next, level + 1, ia, by)
     }
 
     /// The tag of the removal that this link undoes, if it undoes one.
@@ -925,21 +959,11 @@ impl Machine {
     pub(crate) fn adopt_root(&mut self, tree: u32) -> Verdict {
         let t = &self.trees[tree as usize];
         let (root, shape) = (t.root, t.shape);
-        let now = self.now;
-        let last = self.mem.last_store_by(root, shape.root_entries() * 8, now);
-        if last > self.pe().completed {
-            let mut v = self.violation(
-                Kind::MissingStoreBarrier,
-                "the root was written and no DSB followed before it was installed",
-            );
-            v.pa = Some(root);
-            return Err(v);
-        }
-        self.adopt(tree, root, shape.start, 0, true)
+        self.adopt(tree, root, shape.start, 0, By::Register)
     }
 
     /// Links a table and all below it.
-    fn adopt(&mut self, tree: u32, base: u64, level: i8, ia: u64, released: bool) -> Verdict {
+    fn adopt(&mut self, tree: u32, base: u64, level: i8, ia: u64, by: By) -> Verdict {
         let shape = self.shape_of(tree);
         let mut stack: Vec<Visit> = vec![(base, level, ia)];
         let mut words = Vec::new();
@@ -949,7 +973,7 @@ impl Machine {
             } else {
                 1 << shape.stride
             };
-            self.link(tree, base, entries, level, first, released)
+            self.link(tree, base, entries, level, first, by)
                 .map_err(|mut v| {
                     v.pa = Some(base);
                     v.ia = Some(first);
@@ -981,15 +1005,48 @@ impl Machine {
         Ok(())
     }
 
-    fn link(
-        &mut self,
-        tree: u32,
-        base: u64,
-        entries: u64,
-        level: i8,
-        ia: u64,
-        released: bool,
-    ) -> Verdict {
+    /// Walkers that see the link must see the table's contents.
+    fn check_contents_visible(&self, base: u64, bytes: u64, by: By) -> Verdict {
+        let now = self.now;
+        let pe = &self.pes[usize::from(now)];
+        let last = self.mem.last_store_by(base, bytes, now);
+        match by {
+            By::Store { released: true } => {}
+            By::Store { released: false } if last > pe.ordered => {
+                return self.fail(
+                    Kind::TableUsedUninitialised,
+                    "walkers may see the link before the table's contents",
+                );
+            }
+            By::Register if last > pe.completed => {
+                return self.fail(
+                    Kind::MissingStoreBarrier,
+                    "a table was written and no DSB followed before the root was installed",
+                );
+            }
+            _ => {}
+        }
+        // What other PEs stored there must be complete; so must this PE's own
+        // stores, where no store orders them.
+        for (i, pe) in self.pes.iter().enumerate() {
+            if i == usize::from(now) && by != By::Register {
+                continue;
+            }
+            let old = pe
+                .pending
+                .iter()
+                .find(|s| (base..base + bytes).contains(&s.pa) && self.mem.load(s.pa) != s.old);
+            if let Some(s) = old {
+                return self.fail(
+                    Kind::MissingStoreBarrier,
+                    format!("PE {i} stored to {:#x} and no DSB followed", s.pa),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, tree: u32, base: u64, entries: u64, level: i8, ia: u64, by: By) -> Verdict {
         let bytes = entries * 8;
         let earlier = self.tables.get(&base).copied();
         if let Some(t) = earlier {
@@ -1028,13 +1085,7 @@ impl Machine {
                 "some of its entries were never written",
             );
         }
-        let now = self.now;
-        if !released && self.mem.last_store_by(base, bytes, now) > self.pe().ordered {
-            return self.fail(
-                Kind::TableUsedUninitialised,
-                "walkers may see the link before the table's contents",
-            );
-        }
+        self.check_contents_visible(base, bytes, by)?;
         if !self.sizes.contains(&bytes) {
             self.sizes.push(bytes);
         }
