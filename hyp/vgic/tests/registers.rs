@@ -669,6 +669,17 @@ fn one_of_n_waits_for_the_first_to_enable_the_group() {
 }
 
 #[test]
+fn a_vcpu_that_falls_asleep_passes_one_of_n_on() {
+    let mut guest = with_any_spi(&[ALL_ON, ALL_ON]);
+    guest.vgic().set_spi(50, true).unwrap();
+    assert_eq!(guest.kicked(), [0]);
+    guest.write(Frame::Redistributor(0), 0x14, 4, 2);
+    assert!(guest.kicked().contains(&1));
+    assert_eq!(guest.fill(0, 4).used(), 0);
+    assert_eq!(guest.fill(1, 4).used(), 1);
+}
+
+#[test]
 fn a_vcpu_that_wakes_looks_for_one_of_n() {
     let mut guest = Guest::with_spi(1, 50, 0);
     guest.write(GICD, 0x6000 + 8 * 50, 8, 1 << 31);
