@@ -21,6 +21,7 @@ use crate::violation::{Kind, Violation};
 pub(crate) struct Pending {
     pub pa: u64,
     pub old: u64,
+    pub event: u64,
     /// The PE's own walker sees the new value.
     pub local: bool,
 }

@@ -1,7 +1,7 @@
 //! Barriers and TLB invalidation: how unclean entries become clean.
 
 use crate::event::Accesses;
-use crate::machine::{El2Change, Machine, Verdict};
+use crate::machine::{El2Change, Machine, Pending, Verdict};
 use crate::shape::{Regime, Shape, vmid};
 use crate::tlbi::{BadOp, Extent, Reach, TlbiKind, TlbiOp, decode};
 use crate::unclean::{MAX_PES, PeMask, Progress, Was, note};
@@ -380,6 +380,17 @@ impl Machine {
         }
     }
 
+    /// Once a store is complete nobody sees what stood there before it, even if
+    /// another PE's earlier store to the same word never was completed itself.
+    fn supersede(&mut self, issuer: usize, done: &[Pending]) {
+        for (i, pe) in self.pes.iter_mut().enumerate() {
+            if i != issuer && !pe.pending.is_empty() {
+                pe.pending
+                    .retain(|s| !done.iter().any(|d| d.pa == s.pa && d.event > s.event));
+            }
+        }
+    }
+
     /// A DSB: `wide` reaches the inner shareable domain at least.
     pub(crate) fn dsb(&mut self, wide: bool, accesses: Accesses) {
         let issuer = usize::from(self.now);
@@ -398,7 +409,10 @@ impl Machine {
                 pe.el2_change = El2Change::Visible;
             }
             if wide {
-                pe.pending.clear();
+                let mut done = std::mem::take(&mut pe.pending);
+                self.supersede(issuer, &done);
+                done.clear();
+                self.pes[issuer].pending = done;
             } else {
                 for s in &mut pe.pending {
                     s.local = true;

@@ -113,6 +113,7 @@ impl Machine {
             self.pes[usize::from(now)].pending.push(Pending {
                 pa: s.pa,
                 old: s.old,
+                event: self.event,
                 local: false,
             });
         }
