@@ -1,0 +1,25 @@
+//! Link arguments of the bare-metal programs; natively there are none.
+
+use std::env;
+use std::path::Path;
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    if env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("none") {
+        return;
+    }
+    let root = env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
+    let script = Path::new(&root).join("image.ld");
+    println!("cargo::rerun-if-changed={}", script.display());
+    println!("cargo::rustc-link-arg-bins=-T{}", script.display());
+    for argument in [
+        "-pie",
+        "--no-dynamic-linker",
+        // The loader at our entry applies R_AARCH64_RELATIVE and nothing else.
+        "-znotext",
+        "-Bsymbolic",
+        "--no-apply-dynamic-relocs",
+    ] {
+        println!("cargo::rustc-link-arg-bins={argument}");
+    }
+}

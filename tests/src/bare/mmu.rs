@@ -1,0 +1,67 @@
+//! Stage 1 at EL1: identity, 39 bits, one table of 1 GiB blocks. A block that
+//! holds RAM is Normal, every other one Device; all may be executed, so that
+//! what stops a program is stage 2 alone.
+
+use core::arch::asm;
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::asm::{clean, dsb};
+use super::machine::Machine;
+
+#[repr(C, align(4096))]
+struct Table(UnsafeCell<[u64; 512]>);
+
+// SAFETY: Written by the boot CPU alone, before the MMU is on.
+unsafe impl Sync for Table {}
+
+static TABLE: Table = Table(UnsafeCell::new([0; 512]));
+
+/// TTBR0, TCR, MAIR and SCTLR of EL1, for CPUs that come later.
+pub static REGISTERS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+
+/// Attr0 Device-nGnRE, Attr1 Normal write-back.
+const MAIR: u64 = 0xff_04;
+/// T0SZ 25; write-back, inner shareable walks; no TTBR1; 48 bits of output.
+const TCR: u64 = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 5 << 32;
+/// RES1 bits of ARMv8.0, and M, C, I, SA.
+const SCTLR: u64 = 0x30d0_0800 | 1 << 12 | 1 << 3 | 1 << 2 | 1;
+/// A block with AF, inner shareable; AttrIndx in \[4:2\].
+const BLOCK: u64 = 1 | 1 << 10 | 3 << 8;
+
+/// Turns the MMU on, on the boot CPU.
+pub fn start(machine: &Machine) {
+    let table = TABLE.0.get().cast::<u64>();
+    for n in 0..512u64 {
+        let gib = n << 30..(n + 1) << 30;
+        let normal = machine
+            .ram
+            .iter()
+            .any(|range| range.start < gib.end && gib.start < range.end);
+        // SAFETY: `n` is inside the table, which nobody reads yet.
+        unsafe {
+            table
+                .add(n as usize)
+                .write(gib.start | BLOCK | u64::from(normal) << 2)
+        };
+    }
+    // The output range is what the CPU has: a table of 39 bits needs no more.
+    let range = crate::mrs!("id_aa64mmfr0_el1") & 7;
+    let tcr = TCR & !(7 << 32) | range.min(5) << 32;
+    let values = [table.expose_provenance() as u64, tcr, MAIR, SCTLR];
+    for (register, value) in REGISTERS.iter().zip(values) {
+        register.store(value, Ordering::Relaxed);
+    }
+    clean(machine.image.start, machine.image.end);
+    dsb();
+    // SAFETY: The table maps everything at its own address, as it was.
+    unsafe {
+        asm!(
+            "ic iallu", "tlbi vmalle1", "dsb nsh", "isb",
+            "msr ttbr0_el1, {0}", "msr tcr_el1, {1}", "msr mair_el1, {2}", "isb",
+            "msr sctlr_el1, {3}", "isb",
+            in(reg) values[0], in(reg) values[1], in(reg) values[2], in(reg) values[3],
+            options(nostack),
+        );
+    }
+}
