@@ -197,7 +197,17 @@ mod image {
 
     /// Any other PE, when the host turned it on.
     extern "C" fn secondary_main(pe: &'static Pe) -> ! {
-        let mut cpu = Cpu::new(pe, hyp::system());
+        let system = hyp::system();
+        let features = Features::read();
+        if !features.covers(&system.features) {
+            error!(
+                "cpu {:#x} stays off: it lacks what the boot cpu has: {features}",
+                pe.mpidr
+            );
+            psci::refuse_start(pe);
+            halt()
+        }
+        let mut cpu = Cpu::new(pe, system);
         pe.set_power(Power::On);
         let (pc, context) = pe.start();
         cpu.begin_host(pc, context);

@@ -102,6 +102,12 @@ fn start(pe: &'static pe::Pe) -> u64 {
     }
 }
 
+/// Turns this PE off again that was started and will not do.
+pub fn refuse_start(pe: &pe::Pe) {
+    pe.set_power(Power::Off);
+    instr::smc(u64::from(fid::PSCI_CPU_OFF), [0; 3]);
+}
+
 /// Does not come back, unless the firmware denies it.
 fn cpu_off() -> i64 {
     let me = pe::find(crate::mrs!("mpidr_el1"));

@@ -124,6 +124,37 @@ impl Features {
         }
     }
 
+    /// True when a PE that has `self` can do all that `boot`, the features that
+    /// the tables were built for, ask of it.
+    pub fn covers(&self, boot: &Self) -> bool {
+        let same = |f: &Self| {
+            (
+                f.stage1,
+                f.stage2,
+                f.vmid16,
+                f.fwb,
+                f.pauth,
+                f.e2h0,
+                f.gic_sysregs,
+                f.dcache_line,
+            )
+        };
+        let least = |f: &Self| {
+            [
+                f.pa_bits,
+                f.tlbi_range.into(),
+                f.ttl.into(),
+                f.xnx.into(),
+                f.ttst.into(),
+            ]
+        };
+        same(self) == same(boot)
+            && least(self)
+                .iter()
+                .zip(least(boot))
+                .all(|(mine, boot)| *mine >= boot)
+    }
+
     /// Stage 2 of this granule.
     pub fn stage2(&self, granule: Granule) -> GranuleSupport {
         self.stage2[index(granule)]
@@ -207,6 +238,25 @@ impl fmt::Display for Features {
 mod tests {
     use super::GranuleSupport::{Lpa2, No, Yes};
     use super::*;
+
+    #[test]
+    fn a_pe_covers_what_it_has_all_of() {
+        let boot = Features {
+            pa_bits: 44,
+            ..Features::default()
+        };
+        assert!(boot.covers(&boot));
+        let more = Features {
+            pa_bits: 48,
+            tlbi_range: true,
+            ..boot
+        };
+        assert!(more.covers(&boot) && !boot.covers(&more));
+        assert!(
+            !Features { fwb: true, ..boot }.covers(&boot),
+            "another encoding"
+        );
+    }
 
     #[test]
     fn granules_of_known_cpus() {

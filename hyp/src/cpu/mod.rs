@@ -122,6 +122,16 @@ impl Cpu {
             msr!("S3_4_C3_C1_4", 0); // HDFGRTR_EL2
             msr!("S3_4_C3_C1_5", 0); // HDFGWTR_EL2
         }
+        if features.fgt > 1 {
+            msr!("S3_4_C3_C1_0", 0); // HDFGRTR2_EL2
+            msr!("S3_4_C3_C1_1", 0); // HDFGWTR2_EL2
+            msr!("S3_4_C3_C1_2", 0); // HFGRTR2_EL2
+            msr!("S3_4_C3_C1_3", 0); // HFGWTR2_EL2
+            msr!("S3_4_C3_C1_7", 0); // HFGITR2_EL2
+        }
+        if features.mpam {
+            msr!("S3_4_C10_C5_0", 0b11 << 48); // MPAM2_EL2: trap EL1's registers
+        }
         instr::isb();
         Self {
             pe,

@@ -78,14 +78,19 @@ fn take_abort(gprs: &mut Gprs, el1: &mut Registers, cause: Syndrome, far: u64) {
         (_, true) => Class::DATA_ABORT_LOWER,
         (_, false) => Class::DATA_ABORT,
     };
-    // WnR, CM and S1PTW are told; the access's own syndrome is not, as on
-    // hardware for an abort taken to EL1.
-    let keep = cause.0 & (1 << 6 | 1 << 7 | 1 << 8 | 1 << 10);
+    // WnR, CM and FnV are told; the access's own syndrome is not, as on hardware
+    // for an abort taken to EL1. That a walk was struck is in the fault code.
+    let keep = cause.0 & (1 << 6 | 1 << 8 | 1 << 10);
+    let fault = if cause.on_walk() {
+        Fault::EXTERNAL_ON_WALK
+    } else {
+        Fault::EXTERNAL
+    };
     el1.far = far;
     take(
         gprs,
         el1,
-        u64::from(class.0) << 26 | IL | keep | u64::from(Fault::EXTERNAL.0),
+        u64::from(class.0) << 26 | IL | keep | u64::from(fault.0),
     );
 }
 

@@ -85,6 +85,11 @@ impl Syndrome {
         self.0 >> 6 & 1 != 0 && self.0 >> 8 & 1 == 0
     }
 
+    /// Data abort: of a cache maintenance instruction (CM).
+    pub const fn is_cache_maintenance(self) -> bool {
+        self.0 >> 8 & 1 != 0
+    }
+
     /// Abort: it struck a stage-1 walk (S1PTW).
     pub const fn on_walk(self) -> bool {
         self.0 >> 7 & 1 != 0
@@ -148,6 +153,8 @@ pub struct Fault(pub u8);
 impl Fault {
     /// Synchronous external abort.
     pub const EXTERNAL: Self = Self(0x10);
+    /// Synchronous external abort on a walk, level 3.
+    pub const EXTERNAL_ON_WALK: Self = Self(0x17);
 
     /// The kind in words.
     pub const fn words(self) -> &'static str {

@@ -87,6 +87,11 @@ fn data_abort(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Next 
     {
         return gic_access(guest, run, esr, frame, offset);
     }
+    if esr.is_cache_maintenance() && esr.fault().is_translation() && !esr.on_walk() {
+        // By address, of what is not memory: there is nothing to maintain.
+        run.gprs.step();
+        return Next::Enter;
+    }
     abort_exit(run, esr, ipa)
 }
 
@@ -207,12 +212,18 @@ fn call(guest: &mut Interrupts<'_>, run: &mut Run) -> Next {
             if entry >> guest.realm.ipa_bits != 0 || entry & 3 != 0 {
                 return returned(run, codes::INVALID_ADDRESS as u64);
             }
+            if known(guest, target) == Some(guest.rec.index) {
+                return returned(run, codes::ALREADY_ON as u64);
+            }
             run.pending = Pending::CpuOn(target, entry, context);
             exit()
         }
         Answer::AffinityInfo { target } => {
             if known(guest, target).is_none() {
                 return returned(run, codes::INVALID_PARAMETERS as u64);
+            }
+            if known(guest, target) == Some(guest.rec.index) {
+                return returned(run, codes::AFFINITY_ON as u64);
             }
             run.pending = Pending::AffinityInfo(target);
             exit()

@@ -26,6 +26,8 @@ pub struct Interrupts<'a> {
     pub realm: &'a Realm,
     /// The vCPU.
     pub rec: &'a Rec,
+    /// The host runs other vCPUs on this PE: a kick may be for one of those.
+    pub shared: bool,
 }
 
 impl Interrupts<'_> {
@@ -101,7 +103,8 @@ impl Interrupts<'_> {
     pub fn physical(&mut self, run: &mut Run) -> bool {
         match self.cpu.gic.take() {
             Taken::Host => return true,
-            Taken::Nothing | Taken::Kick => {}
+            Taken::Kick => return self.shared,
+            Taken::Nothing => {}
             Taken::VirtualTimer => {
                 // Folded first: the vGIC still takes the last one for pending
                 // that the guest has long deactivated, and would see no change.

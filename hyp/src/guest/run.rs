@@ -89,7 +89,13 @@ pub fn run(
         },
         trap,
     );
-    let mut guest = Interrupts { cpu, realm, rec };
+    let shared = entry.flags.contains(EnterFlags::TRAP_WFI);
+    let mut guest = Interrupts {
+        cpu,
+        realm,
+        rec,
+        shared,
+    };
     if run.ptimer.ctl != 0 {
         guest.physical_timer(run);
     }

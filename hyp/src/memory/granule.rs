@@ -3,7 +3,8 @@
 //! One 32-bit word a granule: state, lock and reference count.
 //!
 //! Lock protocol. A granule's lock guards its state and what lies in it. Locks
-//! are taken in the order RD, REC, RTT, DATA, and among equals by address; a
+//! are taken in the order RD, REC, the realm's own locks, then DELEGATED, RTT and
+//! DATA, and among equals by address; a
 //! granule is locked *expecting a state*, so that an argument named twice is
 //! refused (its state cannot be both) instead of waited for. State and lock
 //! change in one store ([`Locked::become_`]). The count changes without the

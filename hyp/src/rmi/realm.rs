@@ -58,17 +58,25 @@ pub fn create(system: &System, rd: u64, params: u64) -> Outcome {
         return Err(Status::ErrorInput);
     }
 
-    let rd_lock = lock(system, rd, State::Delegated)?;
+    let end = (roots as u64)
+        .checked_mul(system.granules.size())
+        .and_then(|size| params.rtt_base.checked_add(size))
+        .ok_or(Status::ErrorInput)?;
+    if (params.rtt_base..end).contains(&rd) {
+        return Err(Status::ErrorInput);
+    }
+    // By address: all are of one state.
+    let low = (rd < params.rtt_base)
+        .then(|| lock(system, rd, State::Delegated))
+        .transpose()?;
     let mut root_locks = ArrayVec::<Locked<'_>, MAX_ROOTS>::new();
-    for n in 0..roots as u64 {
-        let root = params.rtt_base.checked_add(n * system.granules.size());
-        let root = root.ok_or(Status::ErrorInput)?;
-        // The RD is locked, so it is told apart by its address.
-        if root == rd {
-            return Err(Status::ErrorInput);
-        }
+    for root in (params.rtt_base..end).step_by(system.granules.size() as usize) {
         root_locks.push(lock(system, root, State::Delegated)?);
     }
+    let rd_lock = match low {
+        Some(low) => low,
+        None => lock(system, rd, State::Delegated)?,
+    };
     if !system.vmids.claim(params.vmid) {
         return Err(Status::ErrorInput);
     }

@@ -57,17 +57,15 @@ fn topped(error: RttError) -> (Status, u64) {
 /// Puts the delegated granule `rtt` into the realm as a table of `at`.
 pub fn create(system: &System, rd: u64, rtt: u64, ipa: u64, at: u64) -> Outcome {
     let at = level(at)?;
-    let table = lock(system, rtt, State::Delegated)?;
-    let created = with_rtt(system, rd, |_, tables, pe| {
-        tables.create(pe, Ipa::new(ipa), at, Pa::new(rtt))
-    })?;
-    match created {
-        Ok(()) => {
-            table.become_(State::Rtt);
-            Ok(NONE)
-        }
-        Err(error) => Err(status(error)),
-    }
+    with_rtt(system, rd, |_, tables, pe| {
+        // After the realm's locks, as every command has it.
+        let table = lock(system, rtt, State::Delegated)?;
+        tables
+            .create(pe, Ipa::new(ipa), at, Pa::new(rtt))
+            .map_err(status)?;
+        table.become_(State::Rtt);
+        Ok(NONE)
+    })?
 }
 
 /// Takes the table of `at` at `ipa` out of the realm.

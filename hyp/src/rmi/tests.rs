@@ -32,7 +32,7 @@ use crate::vmid::Vmids;
 
 const RAM: u64 = 0x4000_0000;
 /// The host's RAM; EL2's own memory lies behind it.
-const HOST_SIZE: u64 = 16 << 20;
+const HOST_SIZE: u64 = 8 << 20;
 
 fn machine(ram: Regions) -> Machine {
     Machine {
@@ -433,7 +433,7 @@ fn call() -> impl Strategy<Value = (u64, [u64; 5])> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     /// No sequence of calls panics, and no granule that the host has back keeps
     /// a count or anything of EL2's.
