@@ -9,6 +9,7 @@ use crate::machine::Machine;
 use crate::rmi_call;
 use crate::sched::Slot;
 use crate::syndrome::Esr;
+use alloc::string::String;
 use core::sync::atomic::Ordering;
 use rmi::vendor::{Exit, HISTORY_LEN};
 
@@ -52,6 +53,11 @@ pub fn report(machine: &Machine, slots: &[Slot]) {
                 // bytes are exits.
                 let exits = unsafe { &*exits };
                 for exit in &exits[..(count as usize).min(HISTORY_LEN)] {
+                    // Exits that are no aborts have no IPA.
+                    let region = match exit.ipa {
+                        0 => String::new(),
+                        ipa => describe(ipa, &slot.guest.ram),
+                    };
                     log::info!(
                         "vcpu {}/{}: {} elr={:#x} far={:#x} ipa={:#x} {}",
                         who.0,
@@ -60,7 +66,7 @@ pub fn report(machine: &Machine, slots: &[Slot]) {
                         exit.elr,
                         exit.far,
                         exit.ipa,
-                        describe(exit.ipa, &slot.guest.ram)
+                        region
                     );
                 }
                 if count == 0 {

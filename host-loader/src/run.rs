@@ -160,19 +160,11 @@ fn fault(guest: &Guest, index: usize, exit: &RecExit) {
         class::INSTRUCTION_ABORT_LOWER => "fetched from",
         _ => "accessed",
     };
-    log::error!(
-        "guest {}: vCPU {index} {did} IPA {ipa:#x}, {}",
-        guest.name,
-        describe(ipa, &guest.ram)
-    );
-    log::error!(
-        "guest {}: vCPU {index} at elr={:#x} far={:#x}: {} (esr={:#x})",
-        guest.name,
-        exit.elr,
-        exit.far,
-        Esr(exit.esr),
-        exit.esr
-    );
+    log::error!("guest {}: vCPU {index} {did} IPA {ipa:#x}", guest.name);
+    log::error!("  {}", describe(ipa, &guest.ram));
+    log::error!("  elr={:#x} far={:#x}", exit.elr, exit.far);
+    log::error!("  {}", Esr(exit.esr));
+    log::error!("  esr={:#x} spsr={:#x}", exit.esr, exit.spsr);
     guest.stop(Stop::Fault);
 }
 
