@@ -128,7 +128,7 @@ pub fn read(file: &Path) -> Result<Vec<Guest>> {
 fn parse(text: &str, file: &str, folder: &Path) -> Result<Vec<Guest>> {
     let at = |span: Range<usize>| {
         let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
-        format!("{file}, line {line}")
+        format!("{file}:{line}")
     };
     let read: File = match toml::from_str(text) {
         Ok(read) => read,
@@ -247,36 +247,33 @@ mod tests {
         for (text, expected) in [
             (
                 GOOD.replace("vcpus = 2", "vcpus = 0"),
-                &["line 5", "`vcpus`", "1 or more"][..],
+                &[":5:", "`vcpus`", "1 or more"][..],
             ),
             (
                 GOOD.replace("vcpus", "cpus"),
-                &["line 5", "`cpus`", "expected one of"],
+                &[":5:", "`cpus`", "expected one of"],
             ),
             (
                 GOOD.replace("\"512M\"", "\"lots\""),
-                &["line 4", "`lots`", "\"512M\""],
+                &[":4:", "`lots`", "\"512M\""],
             ),
             (
                 GOOD.replace("Cargo.toml", "none"),
-                &["line 3", "`kernel`", "no file"],
+                &[":3:", "`kernel`", "no file"],
             ),
             (
                 GOOD.replace("\"a\"", "\"../a\""),
-                &["line 2", "`name`", "expected"],
+                &[":2:", "`name`", "expected"],
             ),
             (
                 GOOD.replace("vcpus = 2", "mode = \"odd\""),
-                &["line 5", "odd", "plain"],
+                &[":5:", "odd", "plain"],
             ),
-            (GOOD.replace("vcpus = 2\n", ""), &["line 1", "vcpus"]),
-            (twice, &["line 8", "`name`", "differ"]),
-            (
-                "guest = []\n".into(),
-                &["line 1", "`guest`", "at least one"],
-            ),
+            (GOOD.replace("vcpus = 2\n", ""), &[":1:", "vcpus"]),
+            (twice, &[":8:", "`name`", "differ"]),
+            ("guest = []\n".into(), &[":1:", "`guest`", "at least one"]),
             (String::new(), &["guest"]),
-            ("[[guest]\n".into(), &["line 1"]),
+            ("[[guest]\n".into(), &[":1:"]),
         ] {
             let error = format!("{:#}", read_text(&text).expect_err(&text));
             assert!(error.starts_with("guests.toml"), "{error}");

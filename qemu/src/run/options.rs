@@ -99,6 +99,10 @@ pub struct Run {
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "1234")]
     pub gdb: Option<u16>,
 
+    /// Keep the log on the guest's console, as QEMU before 9.1 must
+    #[arg(long)]
+    pub one_uart: bool,
+
     /// Print the QEMU command instead of running it
     #[arg(long)]
     pub dry_run: bool,

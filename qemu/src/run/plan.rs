@@ -303,7 +303,7 @@ pub fn machine(
     image: &Image,
     folder: &Path,
 ) -> Result<Machine> {
-    let log_uart = Machine::can_have_log_uart(&qemu);
+    let log_uart = Machine::can_have_log_uart(&qemu) && !options.one_uart;
     let most = guests.list.iter().max_by_key(|guest| guest.vcpus);
     let cpus = options
         .boot

@@ -2,6 +2,7 @@
 //! way of starting that the project promises.
 
 use std::fs;
+use std::ops::Add;
 use std::path::Path;
 use std::time::Duration;
 
@@ -129,6 +130,43 @@ pub fn cases() -> Vec<Case> {
                 .call()?
                 .ended(42)?
                 .printed("out\n")?;
+            Ok(())
+        }),
+        Case::new("boots/one-uart", |context| {
+            Call::run(context)?
+                .args(["--one-uart", "--log", "debug", "--guest", "debian13"])
+                .args(["--exec", "seq 1000; printf '[ 1.0] x'"])
+                .call()?
+                .ended(0)?
+                .printed(
+                    &(1..=1000)
+                        .map(|i| format!("{i}\n"))
+                        .collect::<String>()
+                        .add("[ 1.0] x"),
+                )?
+                .tells(&["host", "end: status 0"])?;
+            Ok(())
+        }),
+        Case::new("boots/image-folder", |context| {
+            // What `cargo qemu image` leaves boots as its README.txt says.
+            let folder = tempfile::tempdir_in(&context.folder)?;
+            Call::program(&context.runner, LIMIT)
+                .args(["image", "--guest", "hello", "--image"])
+                .args([&context.image()?.file])
+                .args(["-o"])
+                .args([folder.path()])
+                .call()?
+                .ended(0)?;
+            let text = fs::read_to_string(folder.path().join("README.txt"))?;
+            let command = text
+                .find("qemu-system")
+                .context("no command in README.txt")?;
+            Call::program("sh", LIMIT)
+                .args(["-c", &text[command..]])
+                .within(folder.path())
+                .call()?
+                .ended(0)?
+                .shows(&["hello", "end: status 0"])?;
             Ok(())
         }),
         Case::new("boots/hello", |context| {

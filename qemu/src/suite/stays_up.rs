@@ -45,7 +45,9 @@ pub fn cases() -> Vec<Case> {
                 ])
                 .call()?
                 .ended(124)?
-                .tells(&["last exit", "ELR", "FAR", "IPA"])?
+                .tells(&["last exits"])?
+                // Reason, registers and the nearest region, of each vCPU.
+                .tells(&["debian13/0", "ELR", "FAR", "IPA", "near"])?
                 .calmly()?;
             Ok(())
         }),
