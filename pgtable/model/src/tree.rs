@@ -108,7 +108,8 @@ impl Machine {
             self.tables.remove(&table.base);
             return Ok(());
         }
-        if s.old != s.new {
+        // One invalid value for another is no matter of walkers.
+        if s.old != s.new && (s.old | s.new) & 1 == 1 {
             let now = self.now;
             self.pes[usize::from(now)].pending.push(Pending {
                 pa: s.pa,

@@ -333,6 +333,8 @@ fn stores_must_be_seen() {
         Kind::MissingStoreBarrier,
         &format!("0 st 0x80011010 0x400027db\n0 dmb ish\n{QUIESCE}"),
     );
+    // An annotation of an invalid entry is no walker's business.
+    good(&format!("0 st 0x80011010 0x1230\n{QUIESCE}"));
     // Elsewhere in the address space it does not matter.
     good("0 st 0x80011010 0x400027db\n0 quiesce 0x40000000 0x80000000\n");
 }
