@@ -158,7 +158,7 @@ impl Machine {
             if kicked {
                 self.fold(pe);
             }
-            return false;
+            return kicked;
         }
         self.local_interrupt(pe) || {
             if kicked {

@@ -614,6 +614,30 @@ fn run(list_registers: usize, (pes, ops): &(usize, Vec<Op>)) {
     world.drain();
 }
 
+/// Who gives an SPI up while stopped tells the one it now goes to.
+#[test]
+fn a_stopped_pe_hands_over() {
+    let ops = [
+        Op::Route {
+            pe: 0,
+            spi: 65,
+            route: Route::To(2),
+        },
+        Op::Line {
+            pe: 0,
+            intid: 65,
+            level: true,
+        },
+        Op::Stop { pe: 2 },
+        Op::Route {
+            pe: 0,
+            spi: 65,
+            route: Route::To(0),
+        },
+    ];
+    run(16, &(PES, ops.to_vec()));
+}
+
 /// A machine of one PE or several, and what is done to it.
 fn plan() -> impl Strategy<Value = (usize, Vec<Op>)> {
     prop_oneof![1 => Just(1), 3 => Just(PES)]
