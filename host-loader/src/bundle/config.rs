@@ -129,11 +129,13 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<GuestConfig>, String> {
     for (index, table) in file.guest.into_iter().enumerate() {
         let wants = table.console.as_ref().map(|c| *c.as_ref());
         let line = table.console.as_ref().map_or(0, |c| reader.line(c));
+        let name_line = reader.line(&table.name);
         let guest = reader.guest(table)?;
         if let Some(other) = guests.iter().find(|g| g.name == guest.name) {
             return Err(format!(
-                "{CONFIG}:{}: two guests are called \"{}\"; expected a name of its own each",
-                guest.kernel.line, other.name
+                "{CONFIG}:{name_line}: name = \"{}\": two guests are called so; \
+                 expected a name of its own for each",
+                other.name
             ));
         }
         if wants == Some(true) {
@@ -342,7 +344,8 @@ mod tests {
         assert!(error("").contains("[[guest]]"));
         assert!(error("[[guest]]\nname=\"a\"\n").contains("kernel"));
         assert!(error("[[guest]]\nname=\"a b\"\nkernel=\"k\"\n").contains("guests.toml:2"));
-        assert!(error(&format!("{MINIMAL}{MINIMAL}")).contains("two guests are called"));
+        let twice = error(&format!("{MINIMAL}{MINIMAL}"));
+        assert!(twice.starts_with("guests.toml:5: name"), "{twice}");
         assert!(parse(b"a\n\xff").unwrap_err().contains("guests.toml:2"));
     }
 

@@ -6,6 +6,8 @@
 //! Archives may follow each other, with zeroes between, as boot loaders and
 //! build tools join them; a later file of the same name wins.
 
+use alloc::borrow::ToOwned;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -13,7 +15,7 @@ const HEADER: usize = 110;
 const TRAILER: &str = "TRAILER!!!";
 
 /// Why an archive is none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CpioError {
     /// It holds nothing at all.
     Empty,
@@ -21,8 +23,10 @@ pub enum CpioError {
     Magic(usize),
     /// A header field that is no hexadecimal number.
     Number(usize),
-    /// It ends inside the member whose header is at this offset.
+    /// It ends inside the header or the name at this offset.
     Truncated(usize),
+    /// It ends inside this file, whose header is at this offset.
+    TruncatedFile(usize, String),
     /// It ends at this offset, without the trailer.
     NoTrailer(usize),
     /// A member's name is not UTF-8 or not ended by a zero byte.
@@ -41,6 +45,10 @@ impl fmt::Display for CpioError {
             Self::Truncated(at) => write!(
                 f,
                 "the cpio archive is cut off inside the member at byte {at}"
+            ),
+            Self::TruncatedFile(at, name) => write!(
+                f,
+                "the cpio archive is cut off inside {name}, the member at byte {at}"
             ),
             Self::NoTrailer(at) => write!(
                 f,
@@ -110,6 +118,7 @@ impl<'a> Archive<'a> {
                 .and_then(|name| core::str::from_utf8(name).ok())
                 .ok_or(CpioError::Name(at))?;
             let data_at = name_end.next_multiple_of(4);
+            let truncated = || CpioError::TruncatedFile(at, trim(name).to_owned());
             let data_end = data_at.checked_add(size).ok_or_else(truncated)?;
             if name == TRAILER {
                 members = 0;
