@@ -53,14 +53,17 @@ impl<M: TableMem> Core<M> {
             });
         }
         let oa = format::leaf_oa(&self.shape, head, slot.level);
-        if oa & ((count as u64) * step - 1) != 0 {
+        let whole = mutant!(JoinUnaligned, (count as u64) * step - 1, step - 1);
+        if oa & whole != 0 {
             return Err(mismatch);
         }
         let mut joined = true;
         for member in 0..count {
             let raw = self.mem.load(slot.table, first + member);
             let expected = head.wrapping_add(step * member as u64);
-            if (raw ^ expected) & !(AF | CONTIGUOUS) != 0 {
+            let alike = AF | CONTIGUOUS;
+            let alike = mutant!(JoinIgnoresPermissions, alike, alike | format::S2AP_WRITE);
+            if (raw ^ expected) & !alike != 0 {
                 return Err(mismatch);
             }
             joined &= raw & CONTIGUOUS != 0;
@@ -115,14 +118,16 @@ impl<M: TableMem> Core<M> {
                 frozen += 1;
             }
         }
-        let whole = frozen == count;
+        let whole = mutant!(GroupBrokenInPart, frozen == count, true);
         let mut pending = Pending::new();
         let step = 1u64 << slot.shift;
-        pending.leaves(&self.shape, base, base + step * frozen as u64, level);
+        let members = mutant!(GroupInvalidatedOnce, frozen, frozen.min(1));
+        pending.leaves(&self.shape, base, base + step * members as u64, level);
         let _done: Synced = sync::sync(maint, &self.tlb, &pending);
         for member in 0..frozen {
             let old = format::thaw(self.mem.load(slot.table, first + member), level);
-            let new = if whole { old & !CONTIGUOUS | hint } else { old };
+            let bare = mutant!(GroupHintStays, old & !CONTIGUOUS, old);
+            let new = if whole { bare | hint } else { old };
             self.mem.store(slot.table, first + member, new);
         }
         sync::publish(maint, &self.tlb);

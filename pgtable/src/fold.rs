@@ -4,7 +4,7 @@
 use crate::addr::{Ipa, Level, Pa};
 use crate::error::Error;
 use crate::format::{self, AF, CONTIGUOUS};
-use crate::geometry::Shape;
+use crate::geometry::{Shape, bytes};
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
@@ -42,7 +42,11 @@ impl<M: TableMem> Stage2<M> {
             level: Shape::level(below),
         };
         let (_, valid) = core.uniform(table, below).ok_or(mismatch)?;
-        if valid && !core.shape.leaf_at(slot.level) {
+        if mutant!(
+            FoldIllegalBlock,
+            valid && !core.shape.leaf_at(slot.level),
+            false
+        ) {
             return Err(Error::BlockLevel { level });
         }
         let frozen = format::freeze(slot.raw, slot.level);
@@ -57,7 +61,11 @@ impl<M: TableMem> Stage2<M> {
         };
         let mut pending = Pending::new();
         pending.table(base, base + (1 << slot.shift), step);
-        let done = sync::sync(maint, &core.tlb, &pending);
+        let done = if mutant!(FoldWithoutInvalidate, true, false) {
+            sync::sync(maint, &core.tlb, &pending)
+        } else {
+            sync::Synced::never_linked()
+        };
         // Hardware may have marked a page dirty until now. The table is as
         // it was then: put it back rather than lose the mark.
         let Some((new, _)) = core.uniform(table, below) else {
@@ -124,12 +132,9 @@ impl<M: TableMem> Core<M> {
             return None;
         }
         let has_pa = valid || self.counting.annotation_has_oa(first);
-        let step = if has_pa {
-            1u64 << shape.shift(level)
-        } else {
-            0
-        };
-        let span = 1u64 << shape.shift(level - 1);
+        let step = if has_pa { bytes(shape.shift(level)) } else { 0 };
+        let step = mutant!(FoldAliases, step, 0);
+        let span = 1u64 << mutant!(FoldUnaligned, shape.shift(level - 1), shape.shift(level));
         if has_pa && shape.decode_oa(first) & (span - 1) & !((1 << shape.shift(level)) - 1) != 0 {
             return None;
         }

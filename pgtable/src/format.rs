@@ -198,11 +198,16 @@ impl Geometry {
             return Err(Error::Attributes);
         }
         Ok(memattr(attrs.memory, features.fwb) << MEMATTR_SHIFT
-            | (attrs.access as u64) << S2AP_SHIFT
-            | (attrs.share as u64) << SH_SHIFT & !self.shape().oa_mask()
+            | mutant!(
+                S2apSwapped,
+                attrs.access as u64,
+                (attrs.access as u64 * 5 >> 1) & 3
+            ) << S2AP_SHIFT
+            | (attrs.share as u64) << SH_SHIFT
+                & !mutant!(ShareOverAddress, self.shape().oa_mask(), 0)
             | (attrs.age as u64) << AF_SHIFT
             | (attrs.dirty as u64) << DBM_SHIFT
-            | execute << XN_SHIFT
+            | mutant!(XnInverted, execute, execute ^ 0b10) << XN_SHIFT
             | ((attrs.soft & 0xf) as u64) << SOFT_SHIFT)
     }
 
@@ -259,9 +264,9 @@ pub(crate) const fn leaf_attr_bits(shape: &Shape, raw: u64) -> u64 {
 
 /// `MemAttr[3:0]`: spec 1.5, with and without `HCR_EL2.FWB`.
 #[inline]
-const fn memattr(memory: Memory, fwb: bool) -> u64 {
+fn memattr(memory: Memory, fwb: bool) -> u64 {
     match memory {
-        Memory::Normal if fwb => 0b0110,
+        Memory::Normal if mutant!(FwbForgotten, fwb, false) => 0b0110,
         Memory::FromStage1 if fwb => 0b0111,
         Memory::Normal | Memory::FromStage1 => 0b1111,
         Memory::NormalNonCacheable => 0b0101,

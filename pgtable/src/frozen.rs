@@ -99,13 +99,13 @@ impl<M: TableMem> Frozen<'_, M> {
                     .encode_leaf(pa, attrs, Shape::level(slot.level))?
             }
         };
-        if slot.raw & VALID != 0 {
+        if mutant!(CommitWithoutInvalidate, slot.raw & VALID != 0, false) {
             let mut pending = Pending::new();
             let end = self.ipa + (1 << slot.shift);
             pending.leaves(&core.shape, self.ipa, end, slot.level);
             let _done = sync::sync(maint, &core.tlb, &pending);
         }
-        if new & VALID != 0 && core.caches_matter {
+        if mutant!(CommitNoCaches, new & VALID != 0, false) && core.caches_matter {
             let size = 1 << slot.shift;
             let pa = Pa::new(format::leaf_oa(&core.shape, new, slot.level));
             core.maintain(maint, new, pa, size);
@@ -136,9 +136,8 @@ impl<M: TableMem> Drop for Frozen<'_, M> {
     fn drop(&mut self) {
         // Nothing was invalidated: TLBs that hold the old leaf hold what is
         // true again. A walker that sees it late takes a fault at most.
-        self.tree
-            .core
-            .mem
-            .store(self.slot.table, self.slot.index, self.slot.raw);
+        let old = mutant!(RollbackLosesEntry, self.slot.raw, 0);
+        let mem = &self.tree.core.mem;
+        mem.store(self.slot.table, self.slot.index, old);
     }
 }

@@ -102,6 +102,25 @@ impl Shape {
         }
     }
 
+    /// A small stage-2 shape for searches that visit every tree: 4K pages,
+    /// 2^`stride` entries a table, `levels` (2 to 4) levels, blocks at levels
+    /// 1 and 2. No CPU has it.
+    #[cfg(any(test, feature = "toy"))]
+    pub(crate) fn toy(stride: u8, levels: u8) -> Self {
+        let start = 4 - levels as i8;
+        let real = Self::new(Granule::K4, 1, 48, 48, OaForm::Plain48, 1, false);
+        Self {
+            stride,
+            start,
+            ia_bits: 12 + stride * levels,
+            leaf_levels: real.leaf_levels & !((1 << start.max(0)) - 1),
+            root_shift: 12 + stride * (levels - 1),
+            root_entries: 1 << stride,
+            index_mask: (1 << stride) - 1,
+            ..real
+        }
+    }
+
     /// The granule.
     #[inline]
     pub const fn granule(&self) -> Granule {
@@ -338,8 +357,8 @@ impl Shape {
         let mut level = 3;
         let mut shift = self.page_bits.wrapping_add(self.stride);
         while level > top
-            && self.leaf_at(level - 1)
-            && (ia | oa) & bytes(shift).wrapping_sub(1) == 0
+            && mutant!(BlockWhereNone, self.leaf_at(level - 1), level > 0)
+            && mutant!(BlockMisaligned, ia | oa, ia) & bytes(shift).wrapping_sub(1) == 0
             && left >= bytes(shift)
         {
             level -= 1;
@@ -706,6 +725,17 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// Tables of 2^`stride` entries, for searches that visit every tree. Its
+    /// registers mean nothing to a CPU.
+    #[cfg(any(test, feature = "toy"))]
+    pub fn toy(stride: u8, levels: u8, features: Features) -> Self {
+        Self {
+            shape: Shape::toy(stride, levels),
+            features,
+            errata: Errata::NONE,
+        }
+    }
+
     /// The tree's arithmetic.
     #[inline]
     pub const fn shape(&self) -> &Shape {

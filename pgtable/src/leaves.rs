@@ -123,7 +123,11 @@ impl<M: TableMem> Core<M> {
                 }
             }
             // An entry that is no such leaf is handled out of line.
-            let group = if job.break_groups { CONTIGUOUS } else { 0 };
+            let group = if mutant!(GroupMemberChanged, job.break_groups, false) {
+                CONTIGUOUS
+            } else {
+                0
+            };
             let plain = format::TYPE | group | job.sure;
             let leaf = format::leaf_type(level) | job.sure;
             let base = at;
@@ -149,7 +153,7 @@ impl<M: TableMem> Core<M> {
                             // Hardware, or another CPU: look again.
                             continue;
                         }
-                        if REMOVES {
+                        if mutant!(RemovedLeafCounts, REMOVES, false) {
                             more += self.counting.of(new) - self.counting.of(raw);
                         }
                         changed(address(index), level, raw);
@@ -171,7 +175,9 @@ impl<M: TableMem> Core<M> {
                     break;
                 }
                 // Unchanged: the run ends before it.
-                pending.leaves(&self.shape, address(run), address(index), level);
+                if mutant!(RunLostAtGap, true, false) {
+                    pending.leaves(&self.shape, address(run), address(index), level);
+                }
                 job.count += (index - run) as u64;
                 index += 1;
                 run = index;
@@ -219,7 +225,11 @@ impl HeldLeaf {
     /// # Errors
     /// Itself, when `proof` is not that of the gather it was noted in.
     pub fn release(self, proof: &Synced) -> Result<RemovedLeaf, Self> {
-        if proof.serial() == self.serial {
+        if mutant!(
+            ProofUnchecked,
+            proof.serial() == self.serial,
+            proof.serial() != self.serial
+        ) {
             Ok(self.leaf)
         } else {
             Err(self)

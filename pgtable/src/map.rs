@@ -112,7 +112,8 @@ impl<M: TableMem> Core<M> {
         }
         let more = self.counting.of(raw);
         if more != 0 {
-            self.mem.add_count(Pa::new(slot.pa), more);
+            self.mem
+                .add_count(Pa::new(slot.pa), mutant!(FaultUncounted, more, 0));
         }
         sync::publish(maint, &self.tlb);
         true
@@ -122,10 +123,10 @@ impl<M: TableMem> Core<M> {
     #[cold]
     #[inline(never)]
     pub(crate) fn maintain<T: Maintenance>(&self, maint: &mut T, attrs: u64, pa: Pa, size: u64) {
-        if !self.fwb && format::is_cacheable(attrs, false) {
+        if mutant!(NoCleanBeforeMap, !self.fwb, false) && format::is_cacheable(attrs, false) {
             maint.cache(CacheOp::CleanInvalidateData { pa, size });
         }
-        if !self.dic && format::is_executable(attrs, self.xnx) {
+        if mutant!(NoInstructionSync, !self.dic, false) && format::is_executable(attrs, self.xnx) {
             maint.cache(CacheOp::SyncInstructions { pa, size });
         }
     }
@@ -191,6 +192,7 @@ impl<M: TableMem> Core<M> {
         if fresh != 0 {
             changes.stored = true;
             if self.counting.of(job.attrs | format::VALID) != 0 {
+                let fresh = mutant!(MapCountsOneMore, fresh, fresh + 1);
                 self.mem.add_count(Pa::new(slot.pa), fresh as i32);
             }
         }
@@ -226,7 +228,7 @@ impl<M: TableMem> Core<M> {
                 return Err(Error::Busy);
             }
             if format::is_annotation(old) {
-                if old != 0 && job.over == Over::Nothing {
+                if old != 0 && mutant!(MapOverAnnotation, job.over == Over::Nothing, false) {
                     return Err(exists);
                 }
                 if self.mem.cas(slot.table, slot.index, old, raw).is_ok() {
@@ -252,7 +254,7 @@ impl<M: TableMem> Core<M> {
                 }
                 continue;
             }
-            if job.over != Over::Anything {
+            if mutant!(MapOverLeaf, job.over != Over::Anything, false) {
                 return Err(exists);
             }
             if leaf && old & CONTIGUOUS != 0 {
@@ -263,6 +265,9 @@ impl<M: TableMem> Core<M> {
             }
             if leaf && !self.needs_break(old, raw) {
                 if self.mem.cas(slot.table, slot.index, old, raw).is_ok() {
+                    if mutant!(RemapWithoutInvalidate, false, true) {
+                        return Ok(1);
+                    }
                     changes
                         .pending()
                         .leaves(&self.shape, ia, ia + (1 << slot.shift), slot.level);
@@ -329,14 +334,20 @@ impl<M: TableMem> Core<M> {
         if broken == 0 {
             return Err(Error::Busy);
         }
-        let done = sync::sync(maint, &self.tlb, &pending);
+        let done = if mutant!(ReplaceWithoutInvalidate, true, false) {
+            sync::sync(maint, &self.tlb, &pending)
+        } else {
+            Synced::never_linked()
+        };
         let mut new = raw;
         let mut more = 0;
         for entry in 0..broken {
             let index = slot.index + entry;
             let at = ia + ((entry as u64) << slot.shift);
             let old = format::thaw(self.mem.load(slot.table, index), level);
-            self.mem.store(slot.table, index, new);
+            if mutant!(CollapseLosesBlock, true, false) {
+                self.mem.store(slot.table, index, new);
+            }
             more += self.counting.of(new) - self.counting.of(old);
             if exclusive_table(old) {
                 let table = self.shape.decode_oa(old);

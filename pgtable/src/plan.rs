@@ -104,7 +104,7 @@ impl Pending {
             last.start = last.start.min(new.start);
             last.end = mutant!(RunEndLost, last.end.max(new.end), last.end);
             last.step = last.step.min(new.step);
-            if gap || last.level != new.level {
+            if mutant!(MixedLevelsHinted, gap || last.level != new.level, false) {
                 last.level = NO_LEVEL;
             }
             return;
@@ -196,7 +196,7 @@ pub(crate) fn for_each(pending: &Pending, tlb: &Tlb, mut emit: impl FnMut(Tlbi))
             let mut at = run.start;
             while at < run.end {
                 emit(by_address(tlb, at, run.level));
-                at += 1 << run.step;
+                at += 1 << mutant!(StepTooLong, run.step, run.step + 1);
             }
         }
     }
@@ -212,7 +212,8 @@ fn series(run: &Run, tlb: &Tlb, emit: &mut impl FnMut(Tlbi)) {
     let mut pages = (run.end - run.start) >> page;
     let mut scale = 3u32;
     while pages > 0 {
-        if pages == 1 || at & ((1 << tlb.base_bits) - 1) != 0 {
+        let unaligned = at & ((1 << tlb.base_bits) - 1) != 0;
+        if pages == 1 || mutant!(RangeBaseUnaligned, unaligned, false) {
             emit(by_address(tlb, at, run.level));
             at += 1 << page;
             pages -= 1;
@@ -220,7 +221,11 @@ fn series(run: &Run, tlb: &Tlb, emit: &mut impl FnMut(Tlbi)) {
         }
         let unit = 5 * scale + 1;
         let mut units = (pages >> unit).min(mutant!(RangeNumMax, 32, 31 + 2));
-        if tlb.errata.has(Errata::QEMU_RANGE_LENGTH) {
+        if mutant!(
+            QemuErratumIgnored,
+            tlb.errata.has(Errata::QEMU_RANGE_LENGTH),
+            false
+        ) {
             // Below 4 GiB: the largest multiple of the unit that is.
             let below = ((1u64 << 32) - 1) >> (unit + u32::from(page));
             units = units.min(below);

@@ -82,13 +82,16 @@ impl<M: TableMem> Stage2<M> {
         let core = &self.core;
         let instructions = !core.dic;
         let before = |maint: &mut T, level, old, new| {
-            if instructions && gains_execute(old, new, core.xnx) {
+            if mutant!(ProtectNoInstructionSync, instructions, false)
+                && gains_execute(old, new, core.xnx)
+            {
                 let pa = Pa::new(format::leaf_oa(&core.shape, new, level));
                 let size = 1 << core.shape.shift(level);
                 maint.cache(CacheOp::SyncInstructions { pa, size });
             }
         };
         let how = How::new(partial);
+        let clear = mutant!(ProtectOnlyAdds, clear, 0);
         let change = |raw| raw & !clear | bits;
         let told = |_, _, _| ();
         self.change::<false, T>(maint, ipa, size, how, flush, budget, change, before, told)
@@ -152,7 +155,7 @@ impl<M: TableMem> Stage2<M> {
         let result = core.change_leaves::<false, SURE, T>(
             maint, pending, &mut job, budget, change, before, changed,
         );
-        if at_once {
+        if mutant!(ProtectWithoutInvalidate, at_once, false) {
             let _done: Synced = sync::sync(maint, &core.tlb, &now);
         }
         typed(result).map(|next| (next, job.count))
@@ -341,13 +344,13 @@ impl<M: TableMem> Stage2<M> {
         let how = How::new(Partial::DropWhole);
         let clean = |raw| {
             if raw & S2AP_WRITE != 0 {
-                raw & !S2AP_WRITE | DBM
+                mutant!(HarvestLeavesWritable, raw & !S2AP_WRITE, raw) | DBM
             } else {
                 raw
             }
         };
         let told = |at, level, old| {
-            if old & DBM != 0 {
+            if mutant!(CleanToldDirty, old & DBM != 0, true) {
                 dirty(Ipa::new(at), 1 << shape.shift(level));
             }
         };

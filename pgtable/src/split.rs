@@ -146,7 +146,7 @@ impl<M: TableMem> Core<M> {
                 break;
             }
             pending.leaves(&self.shape, at, at + step, level);
-            let more = 1 - self.counting.of(old);
+            let more = mutant!(EagerSplitCounts, 1 - self.counting.of(old), 1);
             if more != 0 {
                 self.mem.add_count(Pa::new(slot.pa), more);
             }

@@ -159,6 +159,7 @@ impl<M: TableMem> Subtree<'_, M> {
                 return Err(exists);
             }
             let frozen = format::freeze(old, slot.level);
+            let frozen = mutant!(SubtreeOverLiveLeaf, frozen, old);
             core.mem
                 .cas(slot.table, slot.index, old, frozen)
                 .map_err(|_| Error::Busy)?;
@@ -169,7 +170,7 @@ impl<M: TableMem> Subtree<'_, M> {
             core.mem.store(slot.table, slot.index, new);
         }
         sync::publish(maint, &core.tlb);
-        let more = 1 - core.counting.of(old);
+        let more = mutant!(SubtreeUncounted, 1 - core.counting.of(old), 0);
         if more != 0 {
             core.mem.add_count(Pa::new(slot.pa), more);
         }

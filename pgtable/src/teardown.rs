@@ -57,7 +57,13 @@ impl<M: TableMem> Stage2<M> {
         };
         let mut gone = 0;
         let mut index = first;
-        while index < shape.root_entries() {
+        while index
+            < mutant!(
+                TeardownSkipsLast,
+                shape.root_entries(),
+                shape.root_entries() - 1
+            )
+        {
             let at = (index as u64) << shape.root_shift();
             let raw = core.mem.load(root, index);
             budget.spend(1);

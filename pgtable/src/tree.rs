@@ -346,7 +346,7 @@ impl<M: TableMem> Core<M> {
             if format::is_table(raw, slot.level) {
                 break Ok(());
             }
-            if format::is_frozen(raw) {
+            if mutant!(FrozenOverwritten, format::is_frozen(raw), false) {
                 break Err(Error::Busy);
             }
             let may = if format::is_annotation(raw) {
@@ -364,7 +364,7 @@ impl<M: TableMem> Core<M> {
             };
             page = Some(pa);
             if format::is_annotation(raw) {
-                self.fill_uniform(pa, raw);
+                self.fill_uniform(pa, mutant!(AnnotationLost, raw, 0));
                 match self.link(slot, raw, pa) {
                     Ok(()) => {
                         changes.stored = true;
@@ -387,7 +387,7 @@ impl<M: TableMem> Core<M> {
                 break Ok(());
             }
         };
-        if let Some(pa) = page {
+        if let Some(pa) = mutant!(LostRaceLeaks, page, None) {
             self.mem.free(pa, child, &Synced::never_linked());
         }
         done
@@ -411,7 +411,7 @@ impl<M: TableMem> Core<M> {
         let new = format::table(&self.shape, pa.get());
         self.mem.cas(slot.table, slot.index, old, new)?;
         slot.raw = new;
-        let more = 1 - self.counting.of(old);
+        let more = mutant!(LinkUncounted, 1 - self.counting.of(old), 0);
         if more != 0 {
             self.mem.add_count(Pa::new(slot.pa), more);
         }
@@ -490,6 +490,7 @@ impl<M: TableMem> Core<M> {
             raw = raw.wrapping_add(step);
         }
         let counted = entries as i32 * self.counting.of(old);
+        let counted = mutant!(SplitUncounted, counted, 0);
         if counted != 0 {
             self.mem.add_count(pa, counted);
         }
@@ -501,7 +502,13 @@ impl<M: TableMem> Core<M> {
     #[inline]
     pub(crate) fn finish<T: Maintenance>(&self, maint: &mut T, changes: &Changes) -> Synced {
         match &changes.pending {
-            Some(pending) if !pending.is_empty() => sync::sync(maint, &self.tlb, pending),
+            Some(pending) if !pending.is_empty() => {
+                if mutant!(UnmapWithoutInvalidate, true, false) {
+                    sync::sync(maint, &self.tlb, pending)
+                } else {
+                    Synced::never_linked()
+                }
+            }
             _ => {
                 if changes.stored {
                     sync::publish(maint, &self.tlb);

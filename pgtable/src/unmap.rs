@@ -46,7 +46,11 @@ impl RemovedLeaf {
         Self {
             ia,
             level: Shape::level(level),
-            pa: Pa::new(format::leaf_oa(shape, raw, level)),
+            pa: Pa::new(mutant!(
+                LeafToldWrong,
+                format::leaf_oa(shape, raw, level),
+                shape.decode_oa(raw) & !0xffff
+            )),
             raw,
             size: 1 << shape.shift(level),
         }
@@ -157,7 +161,8 @@ impl<M: TableMem> Core<M> {
                     break;
                 }
             }
-            if budget.is_spent() {
+            // A table that was only entered or made is no address done.
+            if budget.is_spent() && ia > job.start {
                 break;
             }
         }
@@ -318,13 +323,18 @@ impl<M: TableMem> Core<M> {
                 }
                 let empty = level == 2
                     && self.counting.zero_is_empty()
-                    && self.mem.count(Pa::new(self.shape.decode_oa(raw))) == 0;
+                    && mutant!(
+                        TableTakenForEmpty,
+                        self.mem.count(Pa::new(self.shape.decode_oa(raw))) == 0,
+                        true
+                    );
                 let smallest = if empty {
                     slot.shift
                 } else {
                     self.shape.page_bits()
                 };
-                broken.pending.table(at, at + step, smallest);
+                let span = mutant!(TableSpanStartOnly, step, self.shape.page_mask() + 1);
+                broken.pending.table(at, at + span, smallest);
                 broken.frozen = true;
                 return Ok(Other::Removed(of_blank - 1));
             }
@@ -343,7 +353,13 @@ impl<M: TableMem> Core<M> {
             } else if raw & CONTIGUOUS != 0 {
                 self.break_group(maint, &mut here, at)?;
                 continue;
-            } else if covered || job.partial == Partial::DropWhole {
+            } else if covered
+                || mutant!(
+                    SplitDropsWhole,
+                    job.partial == Partial::DropWhole,
+                    job.partial != Partial::Refuse
+                )
+            {
                 let new = if visit {
                     format::freeze(raw, level)
                 } else {
@@ -353,7 +369,7 @@ impl<M: TableMem> Core<M> {
                     continue;
                 }
                 broken.pending.leaves(&self.shape, at, at + step, level);
-                broken.from = broken.from.min(at);
+                broken.from = mutant!(DroppedBlockForgotten, broken.from.min(at), broken.from);
                 broken.frozen |= visit;
                 return Ok(Other::Removed(of_blank - self.counting.of(raw)));
             } else if job.partial == Partial::Refuse {
@@ -382,7 +398,8 @@ impl<M: TableMem> Core<M> {
     ) {
         let mut slot = path.last();
         loop {
-            if self.mem.count(Pa::new(slot.pa)) != 0 {
+            let left = self.mem.count(Pa::new(slot.pa));
+            if left > mutant!(CutWithOneLeft, 0, 1) {
                 return;
             }
             let Some(parent) = path.up() else {
@@ -401,7 +418,9 @@ impl<M: TableMem> Core<M> {
                 // What was removed is being invalidated by address; without
                 // a level hint that takes the tables above along.
                 Some((start, end)) => {
-                    broken.pending.table(start, end, self.shape.page_bits());
+                    if mutant!(CutTableHinted, true, false) {
+                        broken.pending.table(start, end, self.shape.page_bits());
+                    }
                 }
                 None => {
                     let base = parent.base(ia);
@@ -548,7 +567,9 @@ impl<M: TableMem> Core<M> {
         } else {
             budget.spend(1);
         }
-        self.mem.free(Pa::new(pa), Shape::level(level), done);
+        if mutant!(TableLeaked, true, false) {
+            self.mem.free(Pa::new(pa), Shape::level(level), done);
+        }
         true
     }
 

@@ -345,6 +345,7 @@ impl<'j> Run<'j> {
         let mut cpu = Cpu(judge);
         let current = pgtable::Maintenance::vttbr(&mut cpu);
         if current != it.tree.vttbr() {
+            judge.settle_invalid();
             judge.write(Reg::Vttbr, it.tree.vttbr());
             judge.event(EventKind::ISB);
         }
@@ -461,6 +462,7 @@ impl<'j> Run<'j> {
             0 => Budget::entries(1 + (c >> 6 & 63)),
             _ => Budget::unlimited(),
         };
+        let installed = pgtable::Maintenance::vttbr(&mut cpu);
         // What the operation may have touched besides its range.
         let (low, high) = self.whole(guest, start, end);
         match kind % 24 {
@@ -713,6 +715,10 @@ impl<'j> Run<'j> {
             }
         }
         judge.limit.set(u64::MAX);
+        let now = pgtable::Maintenance::vttbr(&mut cpu);
+        if now != installed && !matches!(kind % 24, 14 | 23) {
+            self.complain("another VTTBR is installed after the operation");
+        }
         if judge.is_broken() {
             return;
         }

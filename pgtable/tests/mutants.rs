@@ -1,0 +1,79 @@
+//! Would the tests notice? Each deliberate fault of `pgtable` is switched on
+//! in turn, and the state machine must fail.
+//!
+//! `cargo test -p pgtable --features mutants --test mutants -- --nocapture`
+//! prints the table.
+
+#![cfg(feature = "mutants")]
+
+mod judge;
+
+use judge::driver::{Case, case, geometries, run};
+use pgtable::Granule;
+use pgtable::mutants::{Mutant, switch};
+
+/// Which runs are likely to notice, to keep the table quick: all of them are
+/// tried before a mutant is said to survive.
+const RUNS: u64 = 3000;
+
+fn tried(seed: u64) -> (Case, Vec<judge::driver::Op>) {
+    let all = geometries();
+    let mut numbers = judge::driver::Seeded::new(seed);
+    let mut case = case(&all, numbers.number() >> 8);
+    // Small pages make quick runs.
+    if case.config.granule == Granule::K64 && seed % 4 != 0 {
+        case = judge::driver::case(&all, numbers.number() >> 8);
+    }
+    let ops = (0..40).map(|_| numbers.op()).collect();
+    (case, ops)
+}
+
+#[test]
+fn every_mutant_is_killed() {
+    // Without a fault nothing is found.
+    for seed in 0..RUNS / 10 {
+        let (case, ops) = tried(seed);
+        if let Err(what) = run(&case, &ops) {
+            panic!("seed {seed}, no mutant: {what}");
+        }
+    }
+    let mut survivors = Vec::new();
+    println!("{:<26} {:>6}  killed by", "mutant", "runs");
+    for &mutant in Mutant::ALL {
+        let mut killed = None;
+        for seed in 0..RUNS {
+            let (case, ops) = tried(seed);
+            switch(Some(mutant));
+            // Arithmetic that a fault sends out of bounds is a kill, too.
+            let hook = std::panic::take_hook();
+            std::panic::set_hook(Box::new(|_| ()));
+            let outcome = std::panic::catch_unwind(|| run(&case, &ops));
+            std::panic::set_hook(hook);
+            switch(None);
+            let what = match outcome {
+                Ok(Ok(())) => continue,
+                Ok(Err(what)) => what,
+                Err(_) => "a panic".into(),
+            };
+            killed = Some((seed + 1, what));
+            break;
+        }
+        match killed {
+            Some((runs, what)) => {
+                let what = what.split(": ").skip(1).collect::<Vec<_>>().join(": ");
+                let line = what.lines().next().unwrap_or_default();
+                println!("{:<26} {runs:>6}  {line:.60}", format!("{mutant:?}"));
+            }
+            None => {
+                println!(
+                    "{:<26} {RUNS:>6}  SURVIVES: {}",
+                    format!("{mutant:?}"),
+                    mutant.what()
+                );
+                survivors.push(mutant);
+            }
+        }
+    }
+    println!("{} mutants, {} survive", Mutant::ALL.len(), survivors.len());
+    assert!(survivors.is_empty(), "{survivors:?}");
+}
