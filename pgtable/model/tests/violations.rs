@@ -618,15 +618,21 @@ fn roots_and_registers() {
         Kind::MissingStoreBarrier,
         "0 alloc 0x80102000 8192 zeroed\n0 msr vttbr_el2 0x2000080102000\n0 isb",
     );
-    // The same VMID for another tree.
+    // The same VMID for another tree: an empty one may stand in (to invalidate
+    // by VMID without refills), but nothing may be mapped in it.
     let again = "0 alloc 0x80102000 8192 zeroed\n0 dsb ishst\n1 msr vttbr_el2 0\n1 isb\n";
+    let other = "0 msr vttbr_el2 0x1000080102000\n0 isb\n";
+    let map = "0 st 0x80102000 0x400007d9\n";
+    good(&format!("{again}{other}"));
+    bad(Kind::VmidReused, &format!("{again}{other}{map}"));
     bad(
         Kind::VmidReused,
-        &format!("{again}0 msr vttbr_el2 0x1000080102000\n0 isb\n"),
+        &format!("{again}{map}0 dsb ishst\n{other}"),
     );
     let clean = "0 msr vttbr_el2 0\n0 isb\n0 tlbi alle1is\n0 dsb ish\n0 isb\n";
+    good(&format!("{again}{clean}{other}{map}"));
     good(&format!(
-        "{again}{clean}0 msr vttbr_el2 0x1000080102000\n0 isb\n"
+        "{again}{other}0 tlbi vmalls12e1is\n0 dsb ish\n0 isb\n{map}"
     ));
     // Level 0 with a 40-bit PA.
     let small = HEADER.replace("max", "4k pa=40 fwb");
