@@ -65,3 +65,49 @@ pub fn start(machine: &Machine) {
         );
     }
 }
+
+/// Maps the 1 GiB at VA `slot << 30` to the 1 GiB at `pa`, with what else is in
+/// `extra`; returns the VA. For this CPU and those that start later.
+pub fn map_gib(slot: u64, pa: u64, normal: bool, extra: u64) -> u64 {
+    let slot = slot & 511;
+    let block = pa & !((1 << 30) - 1) | BLOCK | u64::from(normal) << 2 | extra;
+    // SAFETY: Inside the table; break before make, and only programs that
+    // change an alias no other CPU uses call this.
+    unsafe {
+        let entry = TABLE.0.get().cast::<u64>().add(slot as usize);
+        entry.write_volatile(0);
+        asm!(
+            "dsb ishst",
+            "tlbi vmalle1is",
+            "dsb ish",
+            "isb",
+            options(nostack)
+        );
+        entry.write_volatile(block);
+        asm!("dsb ishst", "isb", options(nostack));
+    }
+    slot << 30
+}
+
+/// Block attribute: EL0 may read and write (and EL1 not execute).
+pub const EL0: u64 = 1 << 6;
+
+/// Makes the 1 GiB at VA `slot << 30` a table at `pa`; returns the VA.
+pub fn map_table(slot: u64, pa: u64) -> u64 {
+    let va = map_gib(slot, 0, false, 0);
+    // SAFETY: As for a block.
+    unsafe {
+        let entry = TABLE.0.get().cast::<u64>().add((slot & 511) as usize);
+        entry.write_volatile(0);
+        asm!(
+            "dsb ishst",
+            "tlbi vmalle1is",
+            "dsb ish",
+            "isb",
+            options(nostack)
+        );
+        entry.write_volatile(pa | 0b11);
+        asm!("dsb ishst", "isb", options(nostack));
+    }
+    va
+}
