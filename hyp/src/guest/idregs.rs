@@ -137,15 +137,16 @@ const AARCH32_HIDDEN: &[(Sysreg, u64, &str)] = &[
     ),
 ];
 
-/// The code of ID_AA64MMFR0_EL1.PARange for the widest range within `bits`.
+/// The code of ID_AA64MMFR0_EL1.PARange for the narrowest range that holds an
+/// IPA space of `bits`: a guest that is told of less cannot reach all it has.
 const fn pa_range(bits: u8) -> u64 {
     match bits {
-        0..36 => 0,
-        36..40 => 1,
-        40..42 => 2,
-        42..44 => 3,
-        44..48 => 4,
-        48..52 => 5,
+        0..=32 => 0,
+        33..=36 => 1,
+        37..=40 => 2,
+        41..=42 => 3,
+        43..=44 => 4,
+        45..=48 => 5,
         _ => 6,
     }
 }
@@ -218,9 +219,11 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_sees_no_more_address_bits_than_its_ipa_space_has() {
+    fn the_guest_sees_as_many_address_bits_as_its_ipa_space_needs() {
+        assert_eq!(view(MMFR0, 6, 32) & 0xf, 0);
+        // 5 GiB of RAM from 1 GiB on: 33 bits, which no PARange names.
+        assert_eq!(view(MMFR0, 6, 33) & 0xf, 1);
         assert_eq!(view(MMFR0, 6, 40) & 0xf, 2);
-        assert_eq!(view(MMFR0, 6, 39) & 0xf, 1);
         assert_eq!(view(MMFR0, 2, 52) & 0xf, 2);
         assert_eq!(view(MMFR0, 6, 52) & 0xf, 6);
     }
