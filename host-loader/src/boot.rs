@@ -5,7 +5,6 @@ extern crate alloc;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use buddy_system_allocator::LockedHeap;
 use core::cell::UnsafeCell;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -16,14 +15,10 @@ use host_loader::granules::Granules;
 use host_loader::machine::{self, Cpu, Machine};
 use host_loader::platform::{Platform, Uart};
 use host_loader::port::Port;
-use host_loader::{life, logger, rmi_call, sched, symbols};
+use host_loader::{heap, life, logger, rmi_call, sched, symbols};
 use rmi::feature::{Feature0, VendorFeatures};
 use rmi::vendor::RangeKind;
 use spin::Mutex;
-
-/// The heap; orders up to 2^32 bytes.
-#[global_allocator]
-static HEAP: LockedHeap<33> = LockedHeap::empty();
 
 /// What the heap starts with, before the machine's RAM is mapped: enough for
 /// the device tree's facts and for page tables.
@@ -37,8 +32,9 @@ unsafe impl Sync for EarlyHeap {}
 
 static EARLY: EarlyHeap = EarlyHeap(UnsafeCell::new([0; EARLY_HEAP]));
 
-/// The most that the heap takes of the machine's RAM, and the part at most.
-const HEAP_BYTES: u64 = 32 << 20;
+/// What the heap takes of the machine's RAM at once, and the part at most; it
+/// grows by itself.
+const HEAP_BYTES: u64 = 16 << 20;
 const HEAP_PART: u64 = 8;
 
 /// Stacks of a CPU: to run on, and for exceptions; a page is left out below
@@ -54,11 +50,9 @@ const MAPPED_END: u64 = 1 << 48;
 #[unsafe(no_mangle)]
 extern "C" fn host_main(dtb: u64) -> ! {
     logger::init();
+    let early = EARLY.0.get().expose_provenance() as u64;
     // SAFETY: The memory is the heap's alone, from here on.
-    unsafe {
-        HEAP.lock()
-            .init(EARLY.0.get().expose_provenance(), EARLY_HEAP);
-    }
+    unsafe { heap::add(early..early + EARLY_HEAP as u64) };
     match boot(dtb) {
         Ok(machine) => sched::run_loop(machine),
         Err(sentence) => {
@@ -79,13 +73,10 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
     let taken = taken_ranges(dtb, tree, &platform);
     let mut granules = Granules::new(granule, &clipped(&platform.memory), &taken);
     let cpus = cpus(&platform, &mut granules)?;
-    let heap = heap_range(&mut granules)?;
+    let more = heap_range(&mut granules)?;
     map_everything(&platform, &cpus)?;
     // SAFETY: The range is mapped now and was taken for the heap.
-    unsafe {
-        HEAP.lock()
-            .add_to_heap(heap.start as usize, heap.end as usize);
-    }
+    unsafe { heap::add(more) };
     let blank = blank_granule(&mut granules)?;
 
     let me = insn::mpidr() & 0xff_00ff_ffff;
@@ -100,7 +91,8 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
     for guest in &bundle.guests {
         if guest.vcpus.value > cpus.len() {
             return Err(format!(
-                "{CONFIG}:{}: guest \"{}\": vcpus = {}: the machine has {} CPUs",
+                "{CONFIG}:{}: guest \"{}\": vcpus = {}: expected at most {}, \
+                 as many as the machine has CPUs",
                 guest.vcpus.line,
                 guest.name,
                 guest.vcpus.value,
@@ -262,6 +254,7 @@ fn map_everything(platform: &Platform, cpus: &[Cpu]) -> Result<(), String> {
         }
     }
     holes.push(image.text.start..image.data.end);
+    holes.extend(platform.no_map.iter().cloned());
     for cpu in cpus {
         for (top, size) in [(cpu.stacks.0, STACK), (cpu.stacks.1, EXCEPTION_STACK)] {
             if top != 0 {

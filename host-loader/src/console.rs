@@ -10,6 +10,7 @@ use crate::machine::Machine;
 use crate::port::Port;
 use crate::rmi_call;
 use alloc::string::String;
+use alloc::vec::Vec;
 use rmi::vendor::LOG_LINE_MAX;
 
 /// A guest's line in the log is cut here; the name and a word go before it.
@@ -20,7 +21,7 @@ pub struct Console {
     /// The model.
     pub uart: Pl011,
     owner: bool,
-    line: String,
+    line: Vec<u8>,
 }
 
 impl Console {
@@ -29,7 +30,7 @@ impl Console {
         Self {
             uart: Pl011::new(),
             owner,
-            line: String::new(),
+            line: Vec::new(),
         }
     }
 
@@ -46,7 +47,7 @@ impl Console {
             b'\n' => self.flush(&guest.name),
             b'\r' => {}
             _ => {
-                self.line.push(char::from(byte));
+                self.line.push(byte);
                 if self.line.len() >= LINE {
                     self.flush(&guest.name);
                 }
@@ -57,7 +58,7 @@ impl Console {
     /// Logs what the guest wrote of a line.
     pub fn flush(&mut self, name: &str) {
         if !self.line.is_empty() {
-            log::info!("guest {name}: {}", self.line);
+            log::info!("guest {name}: {}", String::from_utf8_lossy(&self.line));
             self.line.clear();
         }
     }

@@ -16,9 +16,10 @@
 //! | [`symbols`], [`syndrome`] | names for addresses, words for ESR |
 //! | [`arch`] | instructions, translation, exceptions |
 //!
-//! The image has these besides: `machine` (the one instance of all), `port`
-//! and `gic` (the machine's devices), `sched` (who runs where), `run` (a vCPU's
-//! exits), `life` (start, stop and reset of guests), `console` and `monitor`.
+//! The image has these besides: `machine` (the one instance of all), `heap`,
+//! `port` and `gic` (the machine's devices), `sched` (who runs where), `run` (a
+//! vCPU's exits), `life` (start, stop and reset of guests), `console` and
+//! `monitor`.
 #![no_std]
 
 extern crate alloc;
@@ -39,6 +40,8 @@ pub mod syndrome;
 pub mod console;
 #[cfg(target_os = "none")]
 pub mod gic;
+#[cfg(target_os = "none")]
+pub mod heap;
 #[cfg(target_os = "none")]
 pub mod life;
 #[cfg(target_os = "none")]

@@ -76,6 +76,11 @@ pub fn get() -> &'static Machine {
     MACHINE.wait()
 }
 
+/// The machine, once there is one.
+pub fn try_get() -> Option<&'static Machine> {
+    MACHINE.get()
+}
+
 impl Machine {
     /// Makes CPU `index` look at its inbox, its guests and the reports, unless
     /// it is the caller's own.

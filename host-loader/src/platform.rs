@@ -38,6 +38,8 @@ pub struct Platform {
     pub memory: Vec<Range<u64>>,
     /// Ranges that are not free: memreserve and reserved-memory.
     pub reserved: Vec<Range<u64>>,
+    /// Those of them that nobody may even map.
+    pub no_map: Vec<Range<u64>>,
     /// The bundle; `None` when the boot loader gave none.
     pub initrd: Option<Range<u64>>,
     /// Boot arguments.
@@ -239,7 +241,11 @@ impl Platform {
             _ => {}
         }
         if path.starts_with("/reserved-memory/") {
-            self.reserved.extend(reg(node)?);
+            let ranges = reg(node)?;
+            if node.property("no-map").is_some() {
+                self.no_map.extend(ranges.iter().cloned());
+            }
+            self.reserved.extend(ranges);
         }
         if node.is_compatible("arm,gic-v3") {
             let regions = node

@@ -53,12 +53,12 @@ pub extern "C" fn exception_handler(vector: u64, frame: &Frame) -> ! {
     line(format_args!("  {}", syndrome::Esr(esr)));
     line(format_args!("  elr {elr:#018x}  spsr {:#x}", insn::spsr()));
     line(format_args!("  far {:#018x}  esr  {esr:#x}", insn::far()));
-    for (i, pair) in frame.x.chunks(3).enumerate() {
+    for (i, pair) in frame.x.chunks(2).enumerate() {
         let mut text = logger::Line::new();
         for (j, x) in pair.iter().enumerate() {
-            let _ = write!(text, " x{:<2} {x:016x}", i * 3 + j);
+            let _ = write!(text, " x{:<2} {x:016x}", i * 2 + j);
         }
-        if i == 10 {
+        if i == 15 {
             let _ = write!(text, " sp  {:016x}", frame.sp);
         }
         line(format_args!(" {}", text.as_str()));

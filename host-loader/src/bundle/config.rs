@@ -84,6 +84,9 @@ struct Table {
 /// granule covers.
 pub const MEMORY_UNIT: u64 = 2 << 20;
 
+/// The most that the file may be long: it is read as a whole.
+const MAX_LENGTH: usize = 256 << 10;
+
 /// Reads a size: decimal digits, then K, M, G or T (of 1024) or nothing.
 pub fn size(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
@@ -105,6 +108,12 @@ pub fn size(text: &str) -> Option<u64> {
 ///
 /// Errors are one sentence: `guests.toml:LINE: …`.
 pub fn parse(bytes: &[u8]) -> Result<Vec<GuestConfig>, String> {
+    if bytes.len() > MAX_LENGTH {
+        return Err(format!(
+            "{CONFIG}:1: the file is {} bytes long; expected at most {MAX_LENGTH}",
+            bytes.len()
+        ));
+    }
     let text = core::str::from_utf8(bytes).map_err(|e| {
         let line = 1 + count_lines(&bytes[..e.valid_up_to()]);
         format!("{CONFIG}:{line}: not UTF-8 text")

@@ -34,6 +34,9 @@ pub enum ImageError {
     Corrupt(&'static str),
     /// It is of a kind that cannot run here; what exactly.
     Unsupported(&'static str),
+    /// Unpacking it takes this many bytes of the host's memory, which are not
+    /// there.
+    NoMemory(u64),
     /// It needs this IPA range, which is not all inside RAM.
     DoesNotFit(Range<u64>),
 }
@@ -43,6 +46,12 @@ impl fmt::Display for ImageError {
         match self {
             Self::Corrupt(what) => write!(f, "the file is corrupt: {what}"),
             Self::Unsupported(what) => write!(f, "the file cannot be run: {what}"),
+            Self::NoMemory(bytes) => write!(
+                f,
+                "unpacking it takes {} MiB of memory beside the guests'; \
+                 give the machine more",
+                bytes >> 20
+            ),
             Self::DoesNotFit(range) => write!(
                 f,
                 "it needs {:#x} to {:#x}, which is not all inside the guest's RAM; \

@@ -16,8 +16,8 @@ use ruzstd::io::Read;
 /// Bytes of a chunk; deflate looks back 32 KiB in it.
 const CHUNK: usize = 64 << 10;
 
-/// The most that a zstd frame may want to look back: what Linux's own
-/// decompressor takes for kernels is far below.
+/// The most that a zstd frame may look back: what `zstd -22 --ultra` makes, with
+/// which kernels are packed.
 const ZSTD_WINDOW: u64 = 128 << 20;
 
 enum Source<'a> {
@@ -200,12 +200,45 @@ impl<'a> Gzip<'a> {
     }
 }
 
+/// What a zstd frame looks back (RFC 8878, 3.1.1.1).
+fn zstd_window(file: &[u8]) -> Option<u64> {
+    let descriptor = *file.get(4)?;
+    if descriptor & 1 << 5 == 0 {
+        let byte = *file.get(5)?;
+        let base = 1u64 << (10 + (byte >> 3));
+        return Some(base + base / 8 * u64::from(byte & 7));
+    }
+    // A single segment: its content's size, behind the dictionary's number.
+    let at = 5 + [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let (size, bias) = match descriptor >> 6 {
+        0 => (1, 0),
+        1 => (2, 256),
+        2 => (4, 0),
+        _ => (8, 0),
+    };
+    let field = file.get(at..at + size)?;
+    let value = (field.iter().rev()).fold(0u64, |value, &byte| value << 8 | u64::from(byte));
+    value.checked_add(bias)
+}
+
 struct Zstd<'a> {
     decoder: StreamingDecoder<&'a [u8], ruzstd::decoding::FrameDecoder>,
 }
 
 impl<'a> Zstd<'a> {
     fn new(file: &'a [u8]) -> Result<Self, ImageError> {
+        let window = zstd_window(file).ok_or(ImageError::Corrupt("zstd header"))?;
+        if window > ZSTD_WINDOW {
+            return Err(ImageError::Unsupported("a zstd window above 128 MiB"));
+        }
+        // The decoder's buffer grows by doubling, a little above the window; so
+        // the allocator's blocks for its last two sizes must be there.
+        let (mut last, mut before): (Vec<u8>, Vec<u8>) = (Vec::new(), Vec::new());
+        let size = window.next_power_of_two() as usize;
+        last.try_reserve_exact(2 * size)
+            .and_then(|()| before.try_reserve_exact(size))
+            .map_err(|_| ImageError::NoMemory(3 * size as u64))?;
+        drop((last, before));
         let mut decoder = ruzstd::decoding::FrameDecoder::new();
         decoder.set_max_window_size(ZSTD_WINDOW);
         let decoder = StreamingDecoder::new_with_decoder(file, decoder)
