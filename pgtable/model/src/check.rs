@@ -3,6 +3,7 @@
 use crate::descriptor::{Attrs, CONTIGUOUS, Desc, Perms};
 use crate::event::{Promise, Target};
 use crate::machine::{El2Change, FaultNote, Machine, Verdict};
+use crate::mem::Use;
 use crate::shape::{Regime, Shape};
 use crate::spec::Spec;
 use crate::tlbi::{Extent, TlbiKind, TlbiOp};
@@ -476,6 +477,64 @@ impl Machine {
             }
         }
         any
+    }
+
+    /// Compares everything that an access at `ia` may see, from the tables as
+    /// they are and from what TLBs may hold, with the specification.
+    ///
+    /// # Errors
+    /// [`Kind::SpecMismatch`] if the newest tables differ,
+    /// [`Kind::StaleTranslation`] if anything else may be seen.
+    pub fn expect(&self, pe: u8, regime: Regime, spec: &Spec, ia: u64) -> Verdict {
+        let want = spec.get(ia);
+        for possible in self.translate(pe, regime, ia) {
+            let right = match (possible.outcome, want) {
+                (Ok(t), Some(want)) => {
+                    t.pa == want.pa
+                        && want.perms.is_none_or(|p| p == t.attrs.perms.0)
+                        && want.memory.is_none_or(|m| m == t.attrs.memory)
+                }
+                (Err(_), None) => true,
+                _ => false,
+            };
+            if !right {
+                let kind = match possible.source {
+                    Source::Walk => Kind::SpecMismatch,
+                    Source::OldWalk | Source::Tlb => Kind::StaleTranslation,
+                };
+                let found = match possible.outcome {
+                    Ok(t) => format!("{:#x} with rights {:#x}", t.pa, t.attrs.perms.0),
+                    Err(fault) => format!("{fault:?}"),
+                };
+                let mut v = self.violation(kind, format!("{found} may be seen, not {want:x?}"));
+                v.pe = pe;
+                v.ia = Some(ia);
+                return Err(v);
+            }
+        }
+        Ok(())
+    }
+
+    /// Pages of `page` bytes that are allocated, but hold no linked table: what
+    /// a library that keeps none in reserve has leaked.
+    pub fn unlinked_pages(&self, page: u64) -> Vec<u64> {
+        let mut used: Vec<u64> = self
+            .tables
+            .values()
+            .filter(|t| t.tag == 0)
+            .flat_map(|t| {
+                let pages = (t.base & (page - 1))
+                    .saturating_add(t.entries * 8)
+                    .div_ceil(page);
+                (0..pages).map(move |n| (t.base & !(page - 1)) + n * page)
+            })
+            .collect();
+        used.sort_unstable();
+        let allocated = self.mem.all_uses().filter(|u| u.2 == Use::Table);
+        allocated
+            .flat_map(|(lo, hi, _)| (lo..hi).step_by(page as usize))
+            .filter(|pa| used.binary_search(pa).is_err())
+            .collect()
     }
 
     /// Entries of a linked table that are not zero, and those that are valid.

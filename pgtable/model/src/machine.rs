@@ -98,6 +98,9 @@ pub(crate) struct Context {
     pub clash: bool,
 }
 
+/// The tree of a context whose tree is gone.
+pub(crate) const NO_TREE: u32 = u32::MAX;
+
 /// A table that walkers may read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Table {
@@ -483,7 +486,8 @@ impl Machine {
             return Ok(());
         }
         self.pe().unsettled = false;
-        let pe = self.pes[usize::from(self.now)].clone();
+        let pe = &self.pes[usize::from(self.now)];
+        let (vtcr, vttbr, ttbr0, mair) = (pe.vtcr, pe.vttbr, pe.ttbr0, pe.mair);
         let stage2 = match self.toy {
             Some(shape) => Some(Ok(shape)),
             None if pe.vtcr == 0 => None,
@@ -499,20 +503,20 @@ impl Machine {
         if let Some(shape) = stage2 {
             let shape = shape.map_err(|e| self.violation(Kind::BadSetup, e.rule))?;
             self.pe().shape = Some(shape);
-            if pe.vttbr & 0xffff_ffff_fffe != 0 {
+            if vttbr & 0xffff_ffff_fffe != 0 {
                 let vmid = match self.toy {
-                    Some(_) => (pe.vttbr >> 48) as u16,
-                    None => vmid(pe.vttbr, pe.vtcr, &self.features),
+                    Some(_) => (vttbr >> 48) as u16,
+                    None => vmid(vttbr, vtcr, &self.features),
                 };
-                let at = self.install(shape, pe.vttbr, vmid, 0)?;
+                let at = self.install(shape, vttbr, vmid, 0)?;
                 self.pe().stage2 = Some(at);
             }
         }
         if let Some(shape) = el2 {
             let shape = shape.map_err(|e| self.violation(Kind::BadSetup, e.rule))?;
             self.pe().el2_shape = Some(shape);
-            if pe.ttbr0 & 0xffff_ffff_fffe != 0 {
-                let at = self.install(shape, pe.ttbr0, 0, pe.mair)?;
+            if ttbr0 & 0xffff_ffff_fffe != 0 {
+                let at = self.install(shape, ttbr0, 0, mair)?;
                 self.pe().el2 = Some(at);
             }
         }
@@ -537,10 +541,18 @@ impl Machine {
             v.pa = Some(root | low);
             return Err(v);
         }
-        let known = self
+        let mut known = self
             .trees
             .iter()
             .position(|t| !t.retired && t.root == root && t.shape.regime == shape.regime);
+        // The same root for something new, after the old was let go.
+        if let Some(i) = known
+            && (self.trees[i].shape != shape || self.trees[i].mair != mair)
+            && self.may_go(i as u32)
+        {
+            self.retire(i as u32);
+            known = None;
+        }
         let tree = match known {
             Some(i) => {
                 if self.trees[i].shape != shape || self.trees[i].mair != mair {
@@ -552,7 +564,7 @@ impl Machine {
                 i as u32
             }
             None => {
-                self.trees.push(Tree {
+                let tree = Tree {
                     shape,
                     root,
                     mair,
@@ -561,8 +573,9 @@ impl Machine {
                     retired: false,
                     contiguous: false,
                     spec: None,
-                });
-                self.trees.len() as u32 - 1
+                };
+                let slot = self.trees.iter().position(|t| t.retired);
+                place(&mut self.trees, slot, tree)
             }
         };
         let context = self
@@ -572,7 +585,7 @@ impl Machine {
         let context = match context {
             Some(i) => i as u32,
             None => {
-                self.contexts.push(Context {
+                let context = Context {
                     tree,
                     vmid,
                     regime: shape.regime,
@@ -580,8 +593,9 @@ impl Machine {
                     cached: 0,
                     flush: [0; MAX_PES],
                     clash: false,
-                });
-                let i = self.contexts.len() as u32 - 1;
+                };
+                let slot = self.contexts.iter().position(|c| c.tree == NO_TREE);
+                let i = place(&mut self.contexts, slot, context);
                 self.trees[tree as usize].contexts.push(i);
                 i
             }
@@ -610,9 +624,9 @@ impl Machine {
         let mine = &self.contexts[context as usize];
         self.contexts.iter().any(|c| {
             c.tree != mine.tree
+                && c.tree != NO_TREE
                 && c.regime == mine.regime
                 && c.vmid == mine.vmid
-                && !self.trees[c.tree as usize].retired
                 && c.cached != 0
                 && !(c.unclean.is_empty() && self.root_is_empty(c.tree))
         })
@@ -638,6 +652,20 @@ impl Machine {
             Kind::VmidReused,
             format!("VMID {vmid} still tags entries of another tree"),
         )
+    }
+}
+
+/// Puts `item` into a slot that is free, or at the end.
+fn place<T>(list: &mut Vec<T>, slot: Option<usize>, item: T) -> u32 {
+    match slot {
+        Some(i) => {
+            list[i] = item;
+            i as u32
+        }
+        None => {
+            list.push(item);
+            list.len() as u32 - 1
+        }
     }
 }
 

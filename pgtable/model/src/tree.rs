@@ -7,7 +7,7 @@
 
 use crate::descriptor::{AF, Attrs, BadDesc, CONTIGUOUS, DBM, Desc, Memory, NT};
 use crate::event::How;
-use crate::machine::{El2Change, Machine, Pending, Table, Verdict};
+use crate::machine::{El2Change, Machine, NO_TREE, Pending, Table, Verdict};
 use crate::mem::{Owner, Use};
 use crate::shape::{HighAddress, Regime, Shape};
 use crate::unclean::{Progress, Run, Was};
@@ -78,17 +78,14 @@ impl Machine {
     pub(crate) fn retire(&mut self, tree: u32) {
         self.tables.retain(|_, t| t.tree != tree);
         self.outputs.retain(|&(_, t), _| t != tree);
-        let contexts = self.trees[tree as usize].contexts.clone();
-        for c in contexts {
-            self.contexts[c as usize].unclean.clear();
+        for c in std::mem::take(&mut self.trees[tree as usize].contexts) {
+            let context = &mut self.contexts[c as usize];
+            context.unclean.clear();
+            context.tree = NO_TREE;
+            context.cached = 0;
+            context.flush = Default::default();
         }
         self.trees[tree as usize].retired = true;
-        for pe in &mut self.pes {
-            // A PE with another tree installed keeps it; this one had none.
-            if pe.stage2.is_some_and(|(t, _)| t == tree) {
-                pe.stage2 = None;
-            }
-        }
     }
 
     /// A word was stored: judges it if a walker may read it.
