@@ -24,7 +24,7 @@ fn tried(seed: u64) -> (Case, Vec<judge::driver::Op>) {
     if case.config.granule == Granule::K64 && seed % 4 != 0 {
         case = judge::driver::case(&all, numbers.number() >> 8);
     }
-    let ops = (0..40).map(|_| numbers.op()).collect();
+    let ops = numbers.sequence(40);
     (case, ops)
 }
 

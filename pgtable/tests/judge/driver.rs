@@ -1162,6 +1162,21 @@ impl Seeded {
         mixed ^ mixed >> 31
     }
 
+    /// Operations: of all kinds everywhere, or every other time of a few
+    /// kinds in one place, so that they meet.
+    pub fn sequence(&mut self, length: usize) -> Vec<Op> {
+        let focus = self.number();
+        let mut ops: Vec<Op> = (0..length).map(|_| self.op()).collect();
+        if focus & 1 == 1 {
+            let kinds = [0, 3, focus >> 8 & 31, focus >> 13 & 31, focus >> 18 & 31];
+            for op in &mut ops {
+                op[0] = op[0] / 24 * 24 % (1 << 60) + kinds[(op[0] >> 40) as usize % 5] % 24;
+                op[1] = op[1] & !0x1f | focus >> 3 & 0x1f;
+            }
+        }
+        ops
+    }
+
     pub fn op(&mut self) -> Op {
         [self.number(), self.number(), self.number(), self.number()]
     }
@@ -1174,7 +1189,7 @@ impl Seeded {
 pub fn seeded(geometries: &[Stage2Config], seed: u64, length: usize) -> Result<(), String> {
     let mut numbers = Seeded::new(seed);
     let case = case(geometries, numbers.number() >> 8);
-    let mut ops: Vec<Op> = (0..length).map(|_| numbers.op()).collect();
+    let mut ops = numbers.sequence(length);
     let Err(mut what) = run(&case, &ops) else {
         return Ok(());
     };

@@ -27,6 +27,7 @@ pub struct Judge {
     page: u64,
     /// Pages that `alloc` still gives.
     pub limit: Cell<u64>,
+    events: Cell<u64>,
     /// Entries that a CPU stored and walkers care about, and no DSB since.
     unseen: RefCell<Vec<(u8, u64)>>,
     /// The first broken rule.
@@ -47,6 +48,7 @@ impl Judge {
             next: Cell::new(TABLES),
             page,
             limit: Cell::new(u64::MAX),
+            events: Cell::new(0),
             unseen: RefCell::default(),
             broken: RefCell::default(),
             trace: RefCell::default(),
@@ -55,6 +57,13 @@ impl Judge {
 
     /// Tells the model.
     pub fn event(&self, kind: EventKind) {
+        // A fault may have made a loop endless.
+        self.events.set(self.events.get() + 1);
+        let most = if self.is_broken() { 20_000 } else { 5_000_000 };
+        assert!(
+            self.events.get() < most || self.trace.borrow().is_some(),
+            "no end"
+        );
         let event = Event {
             pe: self.pe.get(),
             kind,
@@ -89,6 +98,9 @@ impl Judge {
 
     /// Remembers the first complaint.
     pub fn complain(&self, what: String) {
+        if self.broken.borrow().is_none() {
+            self.events.set(0);
+        }
         self.broken.borrow_mut().get_or_insert(what);
     }
 
@@ -107,6 +119,23 @@ impl Judge {
         });
         self.event(EventKind::DSB_ISHST);
         Pa::new(at)
+    }
+
+    /// A page that an operation gave back whole, as `free` does.
+    pub fn give_back(&self, page: Pa) {
+        self.take_back(page.get());
+    }
+
+    fn take_back(&self, pa: u64) {
+        if !self.taken.borrow_mut().remove(&pa) {
+            self.complain(format!("table {pa:#x} freed twice"));
+        }
+        self.unseen
+            .borrow_mut()
+            .retain(|&(_, at)| at & !(self.page - 1) != pa);
+        self.event(EventKind::Free { pa, len: self.page });
+        self.counts.borrow_mut().remove(&pa);
+        self.free.borrow_mut().push(pa);
     }
 
     /// Pages out for tables.
@@ -184,16 +213,7 @@ impl TableMem for Judge {
     }
 
     fn free(&self, table: Pa, _: Level, _: &Synced) {
-        let pa = table.get();
-        if !self.taken.borrow_mut().remove(&pa) {
-            self.complain(format!("table {pa:#x} freed twice"));
-        }
-        self.unseen
-            .borrow_mut()
-            .retain(|&(_, at)| at & !(self.page - 1) != pa);
-        self.event(EventKind::Free { pa, len: self.page });
-        self.counts.borrow_mut().remove(&pa);
-        self.free.borrow_mut().push(pa);
+        self.take_back(table.get());
     }
 
     fn count(&self, table: Pa) -> u32 {

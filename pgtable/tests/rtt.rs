@@ -1,0 +1,718 @@
+//! The RTT operations against a plain reference of RMM's rules, and against
+//! the model: results, levels and `top` must agree exactly.
+
+mod judge;
+
+use judge::driver::Seeded;
+use judge::{Cpu, Judge, own};
+use mmu_model::{EventKind, Machine, Owner, Reg};
+use pgtable::{
+    Attrs, ChangeDestroyed, Features, Fill, Geometry, Granule, Ipa, Level, Pa, RemovedLeaf, Ripas,
+    Rtt, RttError, RttState, Stage2Config, TableMem, Vmid,
+};
+use std::collections::HashMap;
+
+/// An RTT entry, after the facts (rmi.md 1.3), not after `pgtable`.
+#[derive(Clone, Debug, PartialEq)]
+enum Node {
+    Unassigned(Ripas),
+    Assigned(Ripas, u64),
+    UnassignedNs,
+    AssignedNs(u64),
+    Table(Table),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Table {
+    pa: u64,
+    /// Entries that are not `rest`.
+    held: HashMap<usize, Node>,
+    rest: Box<Node>,
+    entries: usize,
+}
+
+impl Node {
+    fn live(&self) -> bool {
+        matches!(
+            self,
+            Self::Assigned(..) | Self::AssignedNs(_) | Self::Table(_)
+        )
+    }
+    fn counted(&self) -> bool {
+        matches!(self, Self::Assigned(..) | Self::Table(_))
+    }
+}
+
+impl Table {
+    fn get(&self, index: usize) -> &Node {
+        self.held.get(&index).unwrap_or(&self.rest)
+    }
+    fn count(&self) -> usize {
+        (0..self.entries)
+            .filter(|&index| self.get(index).counted())
+            .count()
+    }
+}
+
+struct Reference {
+    root: Table,
+    geometry: Geometry,
+    protected_end: u64,
+}
+
+type Reply<T> = Result<T, RttError>;
+
+impl Reference {
+    fn start(&self) -> i8 {
+        self.geometry.start().get()
+    }
+
+    fn span(&self, level: i8) -> u64 {
+        self.geometry.span(Level::new(level).unwrap())
+    }
+
+    fn index(&self, level: i8, ipa: u64) -> usize {
+        self.geometry.shape().index(Level::new(level).unwrap(), ipa)
+    }
+
+    /// The table that a walk to `level` ends in, and its level.
+    fn walk(&mut self, ipa: u64, level: i8) -> (&mut Table, i8) {
+        let mut at = self.start();
+        let mut index = self.index(at, ipa);
+        let geometry = self.geometry;
+        let mut table = &mut self.root;
+        while at < level && matches!(table.get(index), Node::Table(_)) {
+            at += 1;
+            let Some(Node::Table(next)) = table.held.get_mut(&index) else {
+                unreachable!()
+            };
+            table = next;
+            index = geometry.shape().index(Level::new(at).unwrap(), ipa);
+        }
+        (table, at)
+    }
+
+    fn node(&mut self, ipa: u64, level: i8) -> (Node, i8) {
+        let (table, at) = self.walk(ipa, level);
+        let table = table.clone();
+        (table.get(self.index(at, ipa)).clone(), at)
+    }
+
+    fn put(&mut self, ipa: u64, level: i8, node: Node) {
+        let index = self.index(level, ipa);
+        let (table, at) = self.walk(ipa, level);
+        assert_eq!(at, level);
+        table.held.insert(index, node);
+    }
+
+    /// RMM's skip over entries that are not live.
+    fn top(&mut self, ipa: u64, level: i8) -> u64 {
+        let (table, at) = self.walk(ipa, level);
+        let table = table.clone();
+        let index = self.index(at, ipa);
+        if table.get(index).live() {
+            return ipa;
+        }
+        let entries = self.geometry.granule().entries();
+        let span = self.span(at);
+        let mut next = ipa & !(span - 1);
+        let end = ((index / entries + 1) * entries).min(table.entries);
+        for other in index + 1..end {
+            next += span;
+            if table.get(other).live() {
+                return next;
+            }
+        }
+        next + span
+    }
+
+    fn fault<T>(&mut self, ipa: u64, level: i8, at: i8) -> Reply<T> {
+        let top = Ipa::new(self.top(ipa, level));
+        Err(RttError::Rtt {
+            level: Level::new(at).unwrap(),
+            top,
+        })
+    }
+
+    fn valid(&self, ipa: u64, aligned: i8) -> bool {
+        ipa < 1 << self.geometry.ipa_bits() && ipa % self.span(aligned) == 0
+    }
+
+    fn create(&mut self, ipa: u64, level: i8, rtt: u64) -> Reply<()> {
+        if level <= self.start() || level > 3 || !self.valid(ipa, level - 1) {
+            return Err(RttError::Input);
+        }
+        let (node, at) = self.node(ipa, level - 1);
+        if at < level - 1 || matches!(node, Node::Table(_)) {
+            return self.fault(ipa, level - 1, at);
+        }
+        let entries = self.geometry.granule().entries();
+        let step = self.span(level);
+        let mut held = HashMap::new();
+        let part = |index: usize| match &node {
+            Node::Assigned(ripas, pa) => Node::Assigned(*ripas, pa + index as u64 * step),
+            Node::AssignedNs(pa) => Node::AssignedNs(pa + index as u64 * step),
+            other => other.clone(),
+        };
+        if node.live() {
+            held = (0..entries).map(|index| (index, part(index))).collect();
+        }
+        let table = Table {
+            pa: rtt,
+            held,
+            rest: Box::new(node.clone()),
+            entries,
+        };
+        self.put(ipa, level - 1, Node::Table(table));
+        Ok(())
+    }
+
+    fn destroy(&mut self, ipa: u64, level: i8) -> Reply<(u64, u64)> {
+        if level <= self.start() || level > 3 || !self.valid(ipa, level - 1) {
+            return Err(RttError::Input);
+        }
+        let (node, at) = self.node(ipa, level - 1);
+        let Node::Table(table) = node else {
+            return self.fault(ipa, level - 1, at);
+        };
+        if table.count() != 0 {
+            let level = Level::new(level).unwrap();
+            return Err(RttError::Rtt {
+                level,
+                top: Ipa::new(ipa),
+            });
+        }
+        let blank = if ipa < self.protected_end {
+            Node::Unassigned(Ripas::Destroyed)
+        } else {
+            Node::UnassignedNs
+        };
+        self.put(ipa, level - 1, blank);
+        Ok((table.pa, self.top(ipa, level - 1)))
+    }
+
+    fn fold(&mut self, ipa: u64, level: i8) -> Reply<u64> {
+        if level <= self.start() || level > 3 || !self.valid(ipa, level - 1) {
+            return Err(RttError::Input);
+        }
+        let (node, at) = self.node(ipa, level - 1);
+        let Node::Table(table) = node else {
+            return self.fault(ipa, level - 1, at);
+        };
+        let refuse = Err(RttError::Rtt {
+            level: Level::new(level).unwrap(),
+            top: Ipa::new(ipa),
+        });
+        let first = table.get(0).clone();
+        let step = self.span(level);
+        let leaf_ok =
+            |least: i8| level > least && self.geometry.leaf_ok(Level::new(level - 1).unwrap());
+        for index in 0..table.entries {
+            let fits = match (&first, table.get(index)) {
+                (Node::Assigned(ripas, pa), Node::Assigned(other, to)) => {
+                    leaf_ok(1)
+                        && ripas == other
+                        && pa % self.span(level - 1) == 0
+                        && *to == pa + index as u64 * step
+                }
+                (Node::AssignedNs(pa), Node::AssignedNs(to)) => {
+                    leaf_ok(2) && pa % self.span(level - 1) == 0 && *to == pa + index as u64 * step
+                }
+                (Node::Table(_), _) => false,
+                (one, other) => !one.live() && one == other,
+            };
+            if !fits {
+                return refuse;
+            }
+        }
+        self.put(ipa, level - 1, first);
+        Ok(table.pa)
+    }
+
+    fn data_create(&mut self, ipa: u64, pa: u64, fill: Fill) -> Reply<()> {
+        if !self.valid(ipa, 3) || ipa >= self.protected_end {
+            return Err(RttError::Input);
+        }
+        let (node, at) = self.node(ipa, 3);
+        let Node::Unassigned(was) = node else {
+            return self.fault(ipa, 3, at);
+        };
+        if at != 3 {
+            return self.fault(ipa, 3, at);
+        }
+        let ripas = if fill == Fill::Known { Ripas::Ram } else { was };
+        self.put(ipa, 3, Node::Assigned(ripas, pa));
+        Ok(())
+    }
+
+    fn data_destroy(&mut self, ipa: u64) -> Reply<(u64, u64)> {
+        if !self.valid(ipa, 3) || ipa >= self.protected_end {
+            return Err(RttError::Input);
+        }
+        let (node, at) = self.node(ipa, 3);
+        let Node::Assigned(ripas, pa) = node else {
+            return self.fault(ipa, 3, at);
+        };
+        if at != 3 {
+            return self.fault(ipa, 3, at);
+        }
+        let left = if ripas == Ripas::Empty {
+            Ripas::Empty
+        } else {
+            Ripas::Destroyed
+        };
+        self.put(ipa, 3, Node::Unassigned(left));
+        Ok((pa, self.top(ipa, 3)))
+    }
+
+    fn map(&mut self, ipa: u64, level: i8, pa: u64) -> Reply<()> {
+        let usable = self.geometry.leaf_ok(Level::new(level).unwrap());
+        if !self.valid(ipa, level) || ipa < self.protected_end || level < 2 || !usable {
+            return Err(RttError::Input);
+        }
+        let (node, at) = self.node(ipa, level);
+        if at != level || node != Node::UnassignedNs {
+            return self.fault(ipa, level, at);
+        }
+        self.put(ipa, level, Node::AssignedNs(pa));
+        Ok(())
+    }
+
+    fn unmap(&mut self, ipa: u64, level: i8) -> Reply<(u64, u64)> {
+        let usable = self.geometry.leaf_ok(Level::new(level).unwrap());
+        if !self.valid(ipa, level) || ipa < self.protected_end || level < 2 || !usable {
+            return Err(RttError::Input);
+        }
+        let (node, at) = self.node(ipa, level);
+        let Node::AssignedNs(pa) = node else {
+            return self.fault(ipa, level, at);
+        };
+        if at != level {
+            return self.fault(ipa, level, at);
+        }
+        self.put(ipa, level, Node::UnassignedNs);
+        Ok((pa, self.top(ipa, level)))
+    }
+
+    fn ripas_run(
+        &mut self,
+        base: u64,
+        top: u64,
+        change: impl Fn(&Node) -> Option<Node>,
+    ) -> Reply<u64> {
+        let page = self.geometry.granule().page_size();
+        if !self.valid(base, 3) || base >= top || top > self.protected_end || top % page != 0 {
+            return Err(RttError::Input);
+        }
+        let (_, at) = self.walk(base, 3);
+        let span = self.span(at);
+        let entries = self.geometry.granule().entries();
+        let mut here = base;
+        let mut index = self.index(at, base);
+        while here % span == 0 && here + span <= top {
+            let (node, _) = self.node(here, at);
+            let Some(new) = change(&node) else { break };
+            self.put(here, at, new);
+            here += span;
+            index += 1;
+            if index % entries == 0
+                || index == self.geometry.shape().root_entries() && at == self.start()
+            {
+                break;
+            }
+        }
+        if here == base {
+            self.fault(base, 3, at)
+        } else {
+            Ok(here)
+        }
+    }
+
+    fn init_ripas(&mut self, base: u64, top: u64) -> Reply<u64> {
+        self.ripas_run(base, top, |node| match node {
+            Node::Unassigned(Ripas::Empty | Ripas::Ram) => Some(Node::Unassigned(Ripas::Ram)),
+            _ => None,
+        })
+    }
+
+    fn set_ripas(&mut self, base: u64, top: u64, to: Ripas, how: ChangeDestroyed) -> Reply<u64> {
+        self.ripas_run(base, top, |node| match node {
+            Node::Unassigned(Ripas::Destroyed) | Node::Assigned(Ripas::Destroyed, _)
+                if how == ChangeDestroyed::No =>
+            {
+                None
+            }
+            Node::Unassigned(_) => Some(Node::Unassigned(to)),
+            Node::Assigned(_, pa) => Some(Node::Assigned(to, *pa)),
+            _ => None,
+        })
+    }
+}
+
+struct Realm<'j> {
+    judge: &'j Judge,
+    rtt: Rtt<&'j Judge>,
+    reference: Reference,
+    memory: u64,
+    /// How often each operation succeeded.
+    done: HashMap<&'static str, u64>,
+}
+
+impl Realm<'_> {
+    fn same<T: PartialEq + std::fmt::Debug>(
+        &mut self,
+        what: &'static str,
+        got: Reply<T>,
+        want: Reply<T>,
+    ) {
+        if got.is_ok() {
+            *self.done.entry(what).or_insert(0) += 1;
+        }
+        if got != want {
+            self.judge
+                .complain(format!("{what}: {got:x?}, reference {want:x?}"));
+        }
+    }
+
+    /// An IPA that meets tables: few bits differ from a few places.
+    fn ipa(&self, numbers: &mut Seeded) -> u64 {
+        let geometry = &self.reference.geometry;
+        let n = numbers.number();
+        let half = 1u64 << (geometry.ipa_bits() - 1);
+        let page = geometry.granule().page_size();
+        let span = geometry.span(Level::L2);
+        let place = [0, half - span * 2, half, 2 * half - 2 * span][(n & 3) as usize];
+        let offset = match n >> 2 & 7 {
+            0..=3 => (n >> 5 & 3) * page,
+            4 => span - page,
+            5 => span + (n >> 5 & 3) * page,
+            6 => span,
+            _ => 0,
+        };
+        let odd = if n >> 8 & 31 == 31 { 8 } else { 0 };
+        place + offset + odd
+    }
+
+    fn step(&mut self, numbers: &mut Seeded) {
+        let judge = self.judge;
+        let kind = numbers.number();
+        judge.pe.set((kind >> 16 & 1) as u8);
+        let mut cpu = Cpu(judge);
+        let ipa = self.ipa(numbers);
+        let geometry = self.reference.geometry;
+        let start = geometry.start().get();
+        let level = start + (numbers.number() % (4 - start) as u64) as i8;
+        let typed = Level::new(level).unwrap();
+        let table_ipa = if kind >> 20 & 7 == 0 || level == start {
+            ipa
+        } else {
+            ipa & !(self.reference.span(level - 1) - 1)
+        };
+        let at = Ipa::new(ipa);
+        match kind % 16 {
+            0..=3 => {
+                // Down to a random depth, as a host does.
+                let page = judge.alloc(Level::L3).unwrap();
+                let got = self.rtt.create(&mut cpu, Ipa::new(table_ipa), typed, page);
+                let want = self.reference.create(table_ipa, level, page.get());
+                if got.is_err() {
+                    give_back(judge, page);
+                }
+                self.same("create", got, want);
+            }
+            4 | 5 => {
+                let mut gone = Vec::new();
+                let mut sink = |leaf: RemovedLeaf| gone.push((leaf.pa().get(), leaf.size()));
+                let got = self
+                    .rtt
+                    .destroy(&mut cpu, Ipa::new(table_ipa), typed, &mut sink);
+                let want = self.reference.destroy(table_ipa, level);
+                if let Ok(removed) = got {
+                    give_back(judge, removed.pa);
+                }
+                let got = got.map(|removed| (removed.pa.get(), removed.top.get()));
+                self.same("destroy", got, want);
+            }
+            6 => {
+                let got = self.rtt.fold(&mut cpu, Ipa::new(table_ipa), typed);
+                let want = self.reference.fold(table_ipa, level);
+                if let Ok(page) = got {
+                    give_back(judge, page);
+                }
+                self.same("fold", got.map(Pa::get), want);
+            }
+            7 | 8 => {
+                // Mostly one page after another, so that folds succeed.
+                let page = geometry.granule().page_size();
+                let fill = if kind >> 24 & 3 == 0 {
+                    Fill::Unknown
+                } else {
+                    Fill::Known
+                };
+                let many = if kind >> 26 & 3 == 0 {
+                    geometry.granule().entries().min(2048)
+                } else {
+                    1
+                };
+                let ipa = if many > 1 {
+                    ipa & !(self.reference.span(2) - 1)
+                } else {
+                    ipa
+                };
+                for index in 0..many as u64 {
+                    let to = self.memory + (ipa & 0xff_ffff) + index * page;
+                    own(judge, to & !(page - 1), page, Owner::Vmid(7));
+                    let got = self.rtt.data_create(
+                        &mut cpu,
+                        Ipa::new(ipa + index * page),
+                        Pa::new(to & !(page - 1)),
+                        fill,
+                    );
+                    let want =
+                        self.reference
+                            .data_create(ipa + index * page, to & !(page - 1), fill);
+                    let stop = got.is_err();
+                    self.same("data_create", got, want);
+                    if stop {
+                        break;
+                    }
+                }
+            }
+            9 => {
+                let got = self.rtt.data_destroy(&mut cpu, at);
+                let want = self.reference.data_destroy(ipa);
+                let got = got.map(|removed| (removed.pa.get(), removed.top.get()));
+                self.same("data_destroy", got, want);
+            }
+            10 | 11 => {
+                let span = self.reference.span(level);
+                let to = (self.memory + (64 << 30) + (ipa & 0xffff_ffff)) & !(span - 1);
+                own(judge, to, span, Owner::Shared);
+                let got =
+                    self.rtt
+                        .map_unprotected(&mut cpu, at, typed, Pa::new(to), Attrs::MEMORY, 1);
+                let want = self.reference.map(ipa, level, to);
+                self.same("map_unprotected", got.map(|_| ()), want);
+            }
+            12 => {
+                let got = self.rtt.unmap_unprotected(&mut cpu, at, typed);
+                let want = self.reference.unmap(ipa, level);
+                let got = got.map(|removed| (removed.pa.get(), removed.top.get()));
+                self.same("unmap_unprotected", got, want);
+            }
+            13 => {
+                let end = self.ipa(numbers);
+                let mut told = 0;
+                let got = self
+                    .rtt
+                    .init_ripas(at, Ipa::new(end), |from, to| told += to.get() - from.get())
+                    .map(Ipa::get);
+                if let Ok(top) = got
+                    && told != top - ipa
+                {
+                    judge.complain(format!("measured {told:#x} of {:#x}", top - ipa));
+                }
+                let want = self.reference.init_ripas(ipa, end);
+                self.same("init_ripas", got, want);
+            }
+            14 => {
+                let end = self.ipa(numbers);
+                let to = if kind >> 24 & 1 == 0 {
+                    Ripas::Ram
+                } else {
+                    Ripas::Empty
+                };
+                let how = if kind >> 25 & 1 == 0 {
+                    ChangeDestroyed::No
+                } else {
+                    ChangeDestroyed::Yes
+                };
+                let got = self
+                    .rtt
+                    .set_ripas(&mut cpu, at, Ipa::new(end), to, how)
+                    .map(Ipa::get);
+                let want = self.reference.set_ripas(ipa, end, to, how);
+                self.same("set_ripas", got, want);
+            }
+            _ => {
+                let got = self
+                    .rtt
+                    .read(at, typed)
+                    .map(|entry| (entry.level.get(), entry.state));
+                let want = if self.reference.valid(ipa, level) {
+                    let (node, reached) = self.reference.node(ipa, level);
+                    let state = match node {
+                        Node::Unassigned(ripas) => RttState::Unassigned(ripas),
+                        Node::Assigned(ripas, pa) => RttState::Assigned {
+                            ripas,
+                            pa: Pa::new(pa),
+                        },
+                        Node::UnassignedNs => RttState::UnassignedNs,
+                        Node::AssignedNs(pa) => {
+                            let attrs = Attrs::MEMORY.soft(1);
+                            RttState::AssignedNs {
+                                pa: Pa::new(pa),
+                                attrs,
+                            }
+                        }
+                        Node::Table(table) => RttState::Table(Pa::new(table.pa)),
+                    };
+                    Ok((reached, state))
+                } else {
+                    Err(RttError::Input)
+                };
+                self.same("read", got, want);
+            }
+        }
+        // Quiet everywhere: no TLB may know better.
+        if kind >> 28 & 3 == 0 {
+            judge.settle_invalid();
+            judge.event(EventKind::Quiesce {
+                lo: 0,
+                hi: 1 << geometry.ipa_bits(),
+            });
+        }
+    }
+
+    fn check(&self) {
+        let mut tables = vec![&self.reference.root];
+        while let Some(table) = tables.pop() {
+            let count = self.judge.count(Pa::new(table.pa)) as usize;
+            if count != table.count() {
+                let want = table.count();
+                self.judge
+                    .complain(format!("{:#x} counts {count}, reference {want}", table.pa));
+            }
+            for node in table.held.values() {
+                if let Node::Table(below) = node {
+                    tables.push(below);
+                }
+            }
+        }
+    }
+}
+
+/// A page that the operations gave back: its count is 0, its content stays.
+fn give_back(judge: &Judge, page: Pa) {
+    if judge.count(page) != 0 {
+        judge.complain(format!("{page} came back counting {}", judge.count(page)));
+    }
+    judge.give_back(page);
+}
+
+fn run(seed: u64, length: usize, done: &mut HashMap<&'static str, u64>) -> Result<(), String> {
+    let mut numbers = Seeded::new(seed);
+    let number = numbers.number();
+    let granule = Granule::ALL[(number % 8 / 3) as usize];
+    let ipa_bits = 33 + (number >> 8 & 7) as u8;
+    let mut config = Stage2Config::new(granule, ipa_bits, 48);
+    config.features = Features {
+        tlb_range: number >> 16 & 1 == 0,
+        ttl: number >> 17 & 1 == 0,
+        fwb: true,
+        dic: true,
+        xnx: true,
+        hw_access_flag: number >> 18 & 1 == 0,
+        ..Features::default()
+    };
+    let geometry = config.validate().map_err(|error| error.to_string())?;
+    let model = mmu_model::Features {
+        pa_bits: 48,
+        lpa2: false,
+        tlbirange: config.features.tlb_range,
+        ttl: config.features.ttl,
+        hafdbs: u8::from(config.features.hw_access_flag),
+        bbm: 0,
+        ..mmu_model::Features::max()
+    };
+    let judge = Judge::new(Machine::new(model, 2), 2, granule.page_size());
+    let root = judge.root(geometry.root_align());
+    let protected_end = if number >> 19 & 3 == 0 {
+        0
+    } else {
+        1u64 << (ipa_bits - 1)
+    };
+    let entries = geometry.shape().root_entries();
+    let split = (protected_end >> geometry.shape().span_bits(geometry.start())) as usize;
+    let realm = Rtt::new(
+        geometry,
+        root,
+        Vmid::new(7),
+        &judge,
+        Ipa::new(protected_end),
+    )
+    .map_err(|error| error.to_string())?;
+    for pe in 0..2 {
+        judge.pe.set(pe);
+        judge.event(EventKind::DSB_ISHST);
+        judge.write(Reg::Vtcr, geometry.vtcr());
+        judge.write(Reg::Vttbr, realm.tree().vttbr());
+        judge.event(EventKind::ISB);
+    }
+    let held = (0..split)
+        .map(|index| (index, Node::Unassigned(Ripas::Empty)))
+        .collect();
+    let root = Table {
+        pa: root.get(),
+        held,
+        rest: Box::new(Node::UnassignedNs),
+        entries,
+    };
+    let reference = Reference {
+        root,
+        geometry,
+        protected_end,
+    };
+    let mut it = Realm {
+        judge: &judge,
+        rtt: realm,
+        reference,
+        memory: 0x20_0000_0000,
+        done: HashMap::new(),
+    };
+    for step in 0..length {
+        it.step(&mut numbers);
+        if step % 16 == 15 {
+            it.check();
+        }
+        if let Some(what) = judge.broken.borrow().as_ref() {
+            return Err(format!(
+                "seed {seed}, step {step}, {granule:?} {ipa_bits} bits: {what}"
+            ));
+        }
+    }
+    for (what, times) in it.done {
+        *done.entry(what).or_insert(0) += times;
+    }
+    Ok(())
+}
+
+#[test]
+fn rtt_operations_agree_with_the_reference() {
+    let runs = std::env::var("PGTABLE_RTT_RUNS")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let mut done = HashMap::new();
+    for seed in 0..runs.unwrap_or(150) {
+        if let Err(what) = run(seed, 120, &mut done) {
+            panic!("{what}");
+        }
+    }
+    // Each operation was not only refused.
+    println!("{done:?}");
+    for what in [
+        "create",
+        "destroy",
+        "fold",
+        "data_create",
+        "data_destroy",
+        "map_unprotected",
+        "unmap_unprotected",
+        "init_ripas",
+        "set_ripas",
+        "read",
+    ] {
+        let times = done.get(what).copied().unwrap_or(0);
+        assert!(times >= 5, "{what} succeeded {times} times only");
+    }
+}
