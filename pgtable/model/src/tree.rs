@@ -133,9 +133,27 @@ impl Machine {
     }
 
     /// A store into a table that was unlinked.
-    fn stored_detached(&self, table: &Table, shape: &Shape, s: Stored) -> Verdict {
+    fn stored_detached(&mut self, table: &Table, shape: &Shape, s: Stored) -> Verdict {
         if shape.decode(table.level, s.new) == Desc::Invalid {
-            // Walkers may see it or not; what they had is unclean already.
+            // Walkers may see it or not; what they had is unclean already. Were
+            // the table put back, it is this store that must be complete.
+            let level = table.level;
+            let ia = table.ia + (((s.pa - table.base) / 8) << shape.shift(level));
+            let end = ia + shape.span(level);
+            let writer = self.now;
+            for i in 0..self.trees[table.tree as usize].contexts.len() {
+                let c = self.trees[table.tree as usize].contexts[i] as usize;
+                let unclean = &mut self.contexts[c].unclean;
+                for was in [Was::Leaf, Was::Table] {
+                    let mut cleared = None;
+                    let tagged = |r: &Run| r.tag == table.tag;
+                    unclean.remove((was, level), ia, end, tagged, |_, run| cleared = Some(run));
+                    if let Some(run) = cleared {
+                        let run = Run { writer, ..run };
+                        unclean.insert((was, level), shape.shift(level), ia, run);
+                    }
+                }
+            }
             return Ok(());
         }
         if s.old == s.new {
@@ -937,15 +955,12 @@ impl Machine {
                 }
             }
         }
-        // Entries that were cleared meanwhile are gone like any other: from the
-        // store that this PE completes next.
-        let writer = self.now;
+        // Entries that were cleared meanwhile are gone like any other.
         for i in 0..self.trees[tree as usize].contexts.len() {
             let c = self.trees[tree as usize].contexts[i] as usize;
             self.contexts[c].unclean.retain(|_, run| {
                 if run.tag == tag {
                     run.progress = Progress::default();
-                    run.writer = writer;
                     run.tag = 0;
                 }
                 true
@@ -1085,6 +1100,11 @@ impl Machine {
             );
         }
         self.check_contents_visible(base, bytes, by)?;
+        // Who reaches it now reaches it by the link, which comes after them.
+        let now = usize::from(self.now);
+        self.pes[now]
+            .pending
+            .retain(|s| !(base..base + bytes).contains(&s.pa));
         if !self.sizes.contains(&bytes) {
             self.sizes.push(bytes);
         }
