@@ -201,7 +201,15 @@ fn proposal(rng: &mut Rng, machine: &Machine, writers: u64) -> Event {
         },
         _ => EventKind::Write {
             reg: Reg::Vttbr,
-            value: rng.of(&[1 << 48 | ROOT, 1 << 48 | ROOT, 2 << 48 | OTHER_ROOT, 0]),
+            value: rng.of(&[
+                1 << 48 | ROOT,
+                1 << 48 | ROOT,
+                1 << 48 | ROOT,
+                2 << 48 | OTHER_ROOT,
+                2 << 48 | OTHER_ROOT,
+                1 << 48 | OTHER_ROOT,
+                0,
+            ]),
         },
     };
     Event { pe, kind }
