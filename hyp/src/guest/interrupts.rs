@@ -65,9 +65,14 @@ impl Interrupts<'_> {
     /// Reads the list registers back into the vGIC's state, when they hold
     /// anything.
     pub fn fold(&mut self, run: &mut Run) {
-        if !self.redistributor(vgic::Redistributor::needs_sync) {
-            return;
+        if self.redistributor(vgic::Redistributor::needs_sync) {
+            self.leave(run);
         }
+    }
+
+    /// The same whatever they hold: when the vCPU leaves the PE, the vGIC learns
+    /// its priority mask and group enables too.
+    pub fn leave(&mut self, run: &mut Run) {
         let (vcpu, vmcr) = (self.rec.index, gic::read_vmcr());
         gic::read_lrs(self.cpu.gic.list_registers, &mut run.lrs.lr);
         run.lrs.hcr = gic::read_hcr();
@@ -140,6 +145,10 @@ impl Interrupts<'_> {
     /// True when the vCPU need not wait in WFI. Its list registers are folded.
     pub fn deliverable(&mut self) -> bool {
         let (vcpu, vmcr) = (self.rec.index, gic::read_vmcr());
-        self.timer_level() || self.vgic(|v| v.pending(vcpu, vmcr))
+        let timer = self.timer_level();
+        self.vgic(|v| {
+            let _ = v.set_ppi(vcpu, intid::VIRTUAL_TIMER, timer);
+            v.pending(vcpu, vmcr)
+        })
     }
 }

@@ -100,8 +100,7 @@ pub fn run(
         guest.physical_timer(run);
     }
     let mut record = turns(&mut guest, pa, run);
-    guest.fold(run);
-    run.lrs_loaded = false;
+    guest.leave(run);
     let now = mrs!("cntpct_el0");
     cpu.switch_to_host(SavedState {
         rec: pa,

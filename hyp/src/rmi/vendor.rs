@@ -11,6 +11,7 @@ use vgic::Vgic;
 use super::realm::lock;
 use super::{NONE, Outcome};
 use crate::System;
+use crate::guest::interrupts::intid;
 use crate::memory::granule::State;
 use crate::memory::phys;
 use crate::mrs;
@@ -102,12 +103,16 @@ pub fn rec_pending(system: &System, rec: u64) -> Outcome {
     // SAFETY: it counts in its RD.
     let realm = unsafe { Realm::at(vcpu.rd) };
     let now = mrs!("cntpct_el0");
-    let timer = run.vtimer.ctl & 0b11 == 1 && now >= run.vtimer.cval;
-    let pending = timer || run.ptimer.level(now) || {
-        let mut dist = realm.vgic.lock();
-        let mut vcpus = realm.vcpus(&mut dist, Some(vcpu.index));
-        Vgic::new(&mut dist, &mut vcpus).pending(vcpu.index, run.interface.vmcr)
-    };
+    let vtimer = run.vtimer.ctl & 0b11 == 1 && now >= run.vtimer.cval;
+    let ptimer = run.ptimer.level(now);
+    let mut dist = realm.vgic.lock();
+    let mut vcpus = realm.vcpus(&mut dist, Some(vcpu.index));
+    let mut vgic = Vgic::new(&mut dist, &mut vcpus);
+    // The PPIs and the vCPU exist.
+    let _ = vgic.set_ppi(vcpu.index, intid::VIRTUAL_TIMER, vtimer);
+    let _ = vgic.set_ppi(vcpu.index, intid::PHYSICAL_TIMER, ptimer);
+    let pending = vgic.pending(vcpu.index, run.interface.vmcr);
+    drop(dist);
     Ok([u64::from(pending), 0, 0, 0])
 }
 
