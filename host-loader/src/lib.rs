@@ -11,6 +11,7 @@
 //! | [`image`] | kernel formats, streamed into a guest's memory |
 //! | [`guest`] | a guest's map, device tree and realm |
 //! | [`device`] | device models |
+//! | [`turns`] | whose turn it is on a CPU |
 //! | [`rmi_call`] | calls to EL2 |
 //! | [`logger`] | the log |
 //! | [`symbols`], [`syndrome`] | names for addresses, words for ESR |
@@ -35,6 +36,7 @@ pub mod platform;
 pub mod rmi_call;
 pub mod symbols;
 pub mod syndrome;
+pub mod turns;
 
 #[cfg(target_os = "none")]
 pub mod console;

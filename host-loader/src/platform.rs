@@ -106,14 +106,14 @@ fn integer(value: &[u8]) -> Option<u64> {
     }
 }
 
-/// The `index`-th interrupt of a node below a GIC with three cells each.
-fn interrupt(node: FdtNode<'_>, index: usize) -> Option<u32> {
+/// The `index`-th interrupt of a node below a GIC with `width` cells each.
+fn interrupt(node: FdtNode<'_>, index: usize, width: usize) -> Option<u32> {
     let property = node.property("interrupts")?;
-    let mut cells = cells(property.value()).skip(index * 3);
+    let mut cells = cells(property.value()).skip(index * width);
     let (kind, number) = (cells.next()?, cells.next()?);
     match kind {
-        0 => Some(number + 32),
-        1 => Some(number + 16),
+        0 => number.checked_add(32),
+        1 => number.checked_add(16),
         _ => None,
     }
 }
@@ -201,13 +201,21 @@ impl Platform {
                 platform.initrd = (end > start).then_some(start..end);
             }
         }
+        // The GIC says how many cells an interrupt takes: three, or four.
+        let mut width = 3;
+        visit(root, "", 0, &mut |node, _| {
+            if node.is_compatible("arm,gic-v3") {
+                let cells = node.property("#interrupt-cells");
+                width = cells.and_then(|p| integer(p.value())).unwrap_or(3) as usize;
+            }
+        });
         let mut uarts = Vec::new();
         let mut failed = Ok(());
         visit(root, "", 0, &mut |node, path| {
             if !usable(&node) {
                 return;
             }
-            if let Err(e) = platform.visit_node(node, path, &mut uarts)
+            if let Err(e) = platform.visit_node(node, path, width, &mut uarts)
                 && failed.is_ok()
             {
                 failed = Err(e);
@@ -222,6 +230,7 @@ impl Platform {
         &mut self,
         node: FdtNode<'_>,
         path: &str,
+        width: usize,
         uarts: &mut Vec<Uart>,
     ) -> Result<(), String> {
         let device_type = node
@@ -262,11 +271,11 @@ impl Platform {
             uarts.push(Uart {
                 path: path.to_string(),
                 base: range.start,
-                intid: interrupt(node, 0),
+                intid: interrupt(node, 0, width),
             });
         }
         if node.is_compatible("arm,armv8-timer")
-            && let Some(intid) = interrupt(node, 1)
+            && let Some(intid) = interrupt(node, 1, width)
         {
             self.timer_intid = intid;
         }

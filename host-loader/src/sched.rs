@@ -14,6 +14,7 @@ use crate::arch::{cpu, insn};
 use crate::life::{self, Guest, Vcpu};
 use crate::machine::{self, Machine};
 use crate::run::{self, Outcome};
+use crate::turns::{self, Candidate, State};
 use crate::{console, gic, monitor, rmi_call};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -33,36 +34,24 @@ pub struct Slot {
     state: State,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// It can be entered.
-    Ready,
-    /// It waits for an interrupt, or for this time.
-    Waits(Option<u64>),
-    /// It is off; `starts` were these before it was found so.
-    Off(u32),
-}
-
 impl Slot {
     fn vcpu(&self) -> &Vcpu {
         &self.guest.vcpus[self.index]
     }
+}
 
-    /// Whether it can be entered now.
-    fn ready(&mut self, now: u64) -> bool {
-        let ready = match self.state {
-            State::Ready => true,
-            State::Off(seen) => self.vcpu().starts.load(Ordering::Acquire) != seen,
-            State::Waits(deadline) => {
-                deadline.is_some_and(|at| at <= now)
-                    // An error shows at the next entry.
-                    || rmi_call::rec_pending(self.vcpu().rec).unwrap_or(true)
-            }
-        };
-        if ready {
-            self.state = State::Ready;
-        }
-        ready
+impl Candidate for Slot {
+    fn state(&mut self) -> &mut State {
+        &mut self.state
+    }
+
+    fn starts(&self) -> u32 {
+        self.vcpu().starts.load(Ordering::Acquire)
+    }
+
+    fn pending(&self) -> bool {
+        // An error shows at the next entry.
+        rmi_call::rec_pending(self.vcpu().rec).unwrap_or(true)
     }
 }
 
@@ -125,46 +114,23 @@ pub fn run_loop(machine: &'static Machine) -> ! {
             life::leave(slot.guest);
             continue;
         }
-        let now = insn::cntpct();
-        let count = slots.len();
-        let mut next = None;
-        for i in 0..count {
-            let at = (turn + i) % count;
-            if slots[at].ready(now) {
-                next = next.or(Some(at));
-            }
-        }
-        let deadline = slots
-            .iter()
-            .filter_map(|slot| match slot.state {
-                State::Waits(deadline) => deadline,
-                _ => None,
-            })
-            .min();
-        let Some(at) = next else {
-            set_timer(deadline);
+        let choice = turns::choose(&mut slots, turn, insn::cntpct(), slice);
+        set_timer(choice.timer);
+        let Some(at) = choice.run else {
             insn::dsb_sy();
             insn::wfi();
             continue;
         };
-        // A kick for a vCPU that waits here reaches EL2, not the host, while
-        // another runs: the slice bounds how long it goes unseen.
-        set_timer((count > 1).then(|| deadline.unwrap_or(u64::MAX).min(now + slice)));
+        let shared = slots.len() > 1;
         let slot = &mut slots[at];
-        let starts = slot.vcpu().starts.load(Ordering::Acquire);
-        let outcome = run::run(
-            machine,
-            &slot.guest,
-            slot.index,
-            count > 1,
-            &mut slot.pending,
-        );
+        let starts = slot.starts();
+        let outcome = run::run(machine, &slot.guest, slot.index, shared, &mut slot.pending);
         match outcome {
             Outcome::Interrupted | Outcome::Stopping => {}
             Outcome::Waits(deadline) => slot.state = State::Waits(deadline),
             Outcome::Off => slot.state = State::Off(starts),
         }
-        turn = (at + 1) % count;
+        turn = (at + 1) % slots.len();
     }
 }
 

@@ -1,0 +1,145 @@
+//! Device trees of machines, and of damaged ones.
+
+use host_loader::platform::Platform;
+use proptest::prelude::*;
+use vm_fdt::FdtWriter;
+
+/// A machine with what boot loaders and boards put into a tree: four-cell
+/// interrupts, a CPU that is off limits, memory that may not be mapped, a
+/// console by alias with options, a log on serial1.
+fn tree(log: &str) -> Vec<u8> {
+    let write = || -> Result<Vec<u8>, vm_fdt::Error> {
+        let mut fdt =
+            FdtWriter::new_with_mem_reserv(&[vm_fdt::FdtReserveEntry::new(0x8800_0000, 0x2000)?])?;
+        let root = fdt.begin_node("")?;
+        fdt.property_u32("#address-cells", 2)?;
+        fdt.property_u32("#size-cells", 2)?;
+        let node = fdt.begin_node("aliases")?;
+        fdt.property_string("serial0", "/soc/uart@9000000")?;
+        fdt.property_string("serial1", "/soc/uart@9040000")?;
+        fdt.end_node(node)?;
+        let node = fdt.begin_node("chosen")?;
+        fdt.property_string("stdout-path", "serial0:115200n8")?;
+        fdt.property_string("bootargs", &format!("quiet undercroft.log={log}"))?;
+        fdt.property_u32("linux,initrd-start", 0x9000_0000)?;
+        fdt.property_u64("linux,initrd-end", 0x9000_1000)?;
+        fdt.end_node(node)?;
+        for (base, size) in [
+            (0x8000_0000u64, 0x4000_0000u64),
+            (0x8_8000_0000, 0x1000_0000),
+        ] {
+            let node = fdt.begin_node(&format!("memory@{base:x}"))?;
+            fdt.property_string("device_type", "memory")?;
+            fdt.property_array_u64("reg", &[base, size])?;
+            fdt.end_node(node)?;
+        }
+        let reserved = fdt.begin_node("reserved-memory")?;
+        fdt.property_u32("#address-cells", 2)?;
+        fdt.property_u32("#size-cells", 2)?;
+        fdt.property_null("ranges")?;
+        let node = fdt.begin_node("secure@a0000000")?;
+        fdt.property_array_u64("reg", &[0xa000_0000, 0x10_0000])?;
+        fdt.property_null("no-map")?;
+        fdt.end_node(node)?;
+        let node = fdt.begin_node("log@a1000000")?;
+        fdt.property_array_u64("reg", &[0xa100_0000, 0x1000])?;
+        fdt.end_node(node)?;
+        fdt.end_node(reserved)?;
+        let cpus = fdt.begin_node("cpus")?;
+        fdt.property_u32("#address-cells", 2)?;
+        fdt.property_u32("#size-cells", 0)?;
+        for (mpidr, status) in [(0u64, "okay"), (0x100, "disabled"), (0x1_0000_0200, "okay")] {
+            let node = fdt.begin_node(&format!("cpu@{mpidr:x}"))?;
+            fdt.property_string("device_type", "cpu")?;
+            fdt.property_string("status", status)?;
+            fdt.property_u64("reg", mpidr)?;
+            fdt.end_node(node)?;
+        }
+        fdt.end_node(cpus)?;
+        let node = fdt.begin_node("timer")?;
+        fdt.property_string("compatible", "arm,armv8-timer")?;
+        fdt.property_array_u32("interrupts", &[1, 13, 4, 0, 1, 12, 4, 0, 1, 11, 4, 0])?;
+        fdt.end_node(node)?;
+        let soc = fdt.begin_node("soc")?;
+        fdt.property_u32("#address-cells", 1)?;
+        fdt.property_u32("#size-cells", 1)?;
+        fdt.property_null("ranges")?;
+        for (base, spi) in [(0x904_0000u32, 8u32), (0x900_0000, 1)] {
+            let node = fdt.begin_node(&format!("uart@{base:x}"))?;
+            fdt.property_string("compatible", "arm,pl011")?;
+            fdt.property_array_u32("reg", &[base, 0x1000])?;
+            fdt.property_array_u32("interrupts", &[0, spi, 4, 0])?;
+            fdt.end_node(node)?;
+        }
+        let node = fdt.begin_node("gic@8000000")?;
+        fdt.property_string("compatible", "arm,gic-v3")?;
+        fdt.property_u32("#interrupt-cells", 4)?;
+        fdt.property_u32("#redistributor-regions", 2)?;
+        fdt.property_array_u32(
+            "reg",
+            &[
+                0x800_0000, 0x1_0000, 0x80a_0000, 0x2_0000, 0x80e_0000, 0x2_0000, 0x1000, 0x1000,
+            ],
+        )?;
+        fdt.end_node(node)?;
+        fdt.end_node(soc)?;
+        fdt.end_node(root)?;
+        fdt.finish()
+    };
+    write().unwrap()
+}
+
+#[test]
+fn a_board_is_read_as_it_is() {
+    let platform = Platform::parse(&tree("serial1")).unwrap();
+    assert_eq!(
+        platform.memory,
+        [0x8000_0000..0xc000_0000, 0x8_8000_0000..0x8_9000_0000]
+    );
+    assert_eq!(
+        platform.reserved,
+        [
+            0x8800_0000..0x8800_2000,
+            0xa000_0000..0xa010_0000,
+            0xa100_0000..0xa100_1000
+        ]
+    );
+    assert_eq!(platform.no_map, vec![0xa000_0000..0xa010_0000; 1]);
+    assert_eq!(platform.cpus, [0, 0x1_0000_0200]);
+    assert_eq!(platform.initrd, Some(0x9000_0000..0x9000_1000));
+    assert_eq!(platform.timer_intid, 28);
+    assert_eq!(platform.gic.distributor, 0x800_0000..0x801_0000);
+    assert_eq!(
+        platform.gic.redistributors,
+        [0x80a_0000..0x80c_0000, 0x80e_0000..0x810_0000]
+    );
+    let console = platform.console.unwrap();
+    assert_eq!((console.base, console.intid), (0x900_0000, Some(33)));
+    let log = platform.log.unwrap();
+    assert_eq!((log.base, log.intid), (0x904_0000, Some(40)));
+}
+
+#[test]
+fn without_the_word_the_log_has_no_uart_of_its_own() {
+    assert_eq!(Platform::parse(&tree("serial0")).unwrap().log, None);
+}
+
+proptest! {
+    #[test]
+    fn damage_is_a_sentence_or_a_platform(
+        flips in prop::collection::vec((0usize..4096, any::<u8>()), 1..8),
+        cut in prop::option::of(0usize..4096),
+    ) {
+        let mut bytes = tree("serial1");
+        for (at, byte) in flips {
+            let n = bytes.len();
+            bytes[at % n] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut);
+        }
+        if let Err(sentence) = Platform::parse(&bytes) {
+            prop_assert!(sentence.starts_with("device tree:"), "{}", sentence);
+        }
+    }
+}
