@@ -61,8 +61,12 @@ impl<M: TableMem> Core<M> {
         for member in 0..count {
             let raw = self.mem.load(slot.table, first + member);
             let expected = head.wrapping_add(step * member as u64);
-            let alike = AF | CONTIGUOUS;
-            let alike = mutant!(JoinIgnoresPermissions, alike, alike | format::S2AP_WRITE);
+            let alike = AF
+                | mutant!(
+                    JoinIgnoresPermissions,
+                    CONTIGUOUS,
+                    CONTIGUOUS | format::S2AP_WRITE
+                );
             if (raw ^ expected) & !alike != 0 {
                 return Err(mismatch);
             }

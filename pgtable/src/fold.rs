@@ -132,8 +132,12 @@ impl<M: TableMem> Core<M> {
             return None;
         }
         let has_pa = valid || self.counting.annotation_has_oa(first);
-        let step = if has_pa { bytes(shape.shift(level)) } else { 0 };
-        let step = mutant!(FoldAliases, step, 0);
+        let adjacent = mutant!(FoldAliases, has_pa, false);
+        let step = if adjacent {
+            bytes(shape.shift(level))
+        } else {
+            0
+        };
         let span = 1u64 << mutant!(FoldUnaligned, shape.shift(level - 1), shape.shift(level));
         if has_pa && shape.decode_oa(first) & (span - 1) & !((1 << shape.shift(level)) - 1) != 0 {
             return None;

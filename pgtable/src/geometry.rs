@@ -230,14 +230,24 @@ impl Shape {
         self.start
     }
 
+    // The feature `fixed-4k` is there to measure what the choice of a granule
+    // at run time costs; nothing else uses it.
     #[inline]
     pub(crate) const fn stride(&self) -> u8 {
-        self.stride
+        if cfg!(feature = "fixed-4k") {
+            9
+        } else {
+            self.stride
+        }
     }
 
     #[inline]
     pub(crate) const fn page_bits(&self) -> u8 {
-        self.page_bits
+        if cfg!(feature = "fixed-4k") {
+            12
+        } else {
+            self.page_bits
+        }
     }
 
     #[inline]
@@ -247,14 +257,18 @@ impl Shape {
 
     #[inline]
     pub(crate) const fn index_mask(&self) -> usize {
-        self.index_mask
+        if cfg!(feature = "fixed-4k") {
+            511
+        } else {
+            self.index_mask
+        }
     }
 
     #[inline]
     pub(crate) const fn shift(&self, level: i8) -> u8 {
         // No overflow: 16 + 13 * 4 at most.
-        self.page_bits
-            .wrapping_add(self.stride.wrapping_mul(3i8.wrapping_sub(level) as u8))
+        self.page_bits()
+            .wrapping_add(self.stride().wrapping_mul(3i8.wrapping_sub(level) as u8))
     }
 
     #[inline]
@@ -267,7 +281,7 @@ impl Shape {
         if level == self.start {
             self.root_entries
         } else {
-            self.index_mask + 1
+            self.index_mask() + 1
         }
     }
 
@@ -278,7 +292,7 @@ impl Shape {
         if level == self.start {
             index
         } else {
-            index & self.index_mask
+            index & self.index_mask()
         }
     }
 
@@ -347,7 +361,7 @@ impl Shape {
     /// The bits of an address below a page.
     #[inline]
     pub(crate) const fn page_mask(&self) -> u64 {
-        bytes(self.page_bits) - 1
+        bytes(self.page_bits()) - 1
     }
 
     /// The largest level, at or below `top`, whose leaf fits at `ia`, `oa`
@@ -355,14 +369,14 @@ impl Shape {
     #[inline]
     pub(crate) fn leaf_level(&self, ia: u64, oa: u64, left: u64, top: i8) -> i8 {
         let mut level = 3;
-        let mut shift = self.page_bits.wrapping_add(self.stride);
+        let mut shift = self.page_bits().wrapping_add(self.stride());
         while level > top
             && mutant!(BlockWhereNone, self.leaf_at(level - 1), level > 0)
             && mutant!(BlockMisaligned, ia | oa, ia) & bytes(shift).wrapping_sub(1) == 0
             && left >= bytes(shift)
         {
             level -= 1;
-            shift = shift.wrapping_add(self.stride);
+            shift = shift.wrapping_add(self.stride());
         }
         level
     }

@@ -77,6 +77,7 @@ impl<M: TableMem> Core<M> {
     ///
     /// `REMOVES`: all become invalid, so the tables' counts change. `SURE`:
     /// leaves with the job's `sure` bits are not compared before the swap.
+    #[allow(clippy::too_many_arguments)]
     #[inline]
     pub(crate) fn change_leaves<const REMOVES: bool, const SURE: bool, T: Maintenance>(
         &self,

@@ -317,8 +317,7 @@ impl<M: TableMem> Core<M> {
                     && old & CONTIGUOUS == 0
                     && self.needs_break(old, new)
             };
-            let frozen = format::freeze(old, level);
-            let frozen = mutant!(ReplaceWithoutBreak, frozen, old);
+            let frozen = mutant!(ReplaceWithoutBreak, format::freeze(old, level), old);
             if !same || self.mem.cas(slot.table, index, old, frozen).is_err() {
                 break;
             }

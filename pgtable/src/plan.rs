@@ -21,7 +21,8 @@ use crate::geometry::{Features, OaForm, Shape};
 use crate::granule::Granule;
 use crate::maintenance::{Tlbi, TlbiKind};
 
-/// How many runs [`Pending`] keeps apart.
+/// How many runs of changed entries an operation keeps apart before it covers
+/// two by one.
 pub const RUNS: usize = 8;
 
 /// "Leaves of several levels, or a table": no hint.

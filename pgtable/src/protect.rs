@@ -91,8 +91,7 @@ impl<M: TableMem> Stage2<M> {
             }
         };
         let how = How::new(partial);
-        let clear = mutant!(ProtectOnlyAdds, clear, 0);
-        let change = |raw| raw & !clear | bits;
+        let change = |raw| raw & !mutant!(ProtectOnlyAdds, clear, 0) | bits;
         let told = |_, _, _| ();
         self.change::<false, T>(maint, ipa, size, how, flush, budget, change, before, told)
             .map(|(next, _)| next)

@@ -73,10 +73,10 @@ impl<M: TableMem> Core<M> {
                 return stop(Error::Busy);
             }
             if slot.level < work.to && format::is_leaf(slot.raw, slot.level) {
-                if slot.raw & CONTIGUOUS != 0 {
-                    if let Err(why) = self.break_group(maint, &mut slot, ia) {
-                        return stop(why);
-                    }
+                if slot.raw & CONTIGUOUS != 0
+                    && let Err(why) = self.break_group(maint, &mut slot, ia)
+                {
+                    return stop(why);
                 }
                 match self.split_run(maint, &slot, ia, work) {
                     Ok(next) => ia = next,

@@ -125,6 +125,8 @@ impl<M: TableMem> Subtree<'_, M> {
     ///
     /// # Errors
     /// With the subtree: `Exists`, `Busy`, `NoMem` for tables above it.
+    // The subtree comes back so that it can be used or discarded.
+    #[allow(clippy::result_large_err)]
     pub fn link<T: Maintenance>(self, maint: &mut T, over: Over) -> Result<(), (Self, Error)> {
         match self.try_link(maint, over) {
             Ok(()) => Ok(()),
@@ -158,8 +160,7 @@ impl<M: TableMem> Subtree<'_, M> {
             if over != Over::Anything || !leaf {
                 return Err(exists);
             }
-            let frozen = format::freeze(old, slot.level);
-            let frozen = mutant!(SubtreeOverLiveLeaf, frozen, old);
+            let frozen = mutant!(SubtreeOverLiveLeaf, format::freeze(old, slot.level), old);
             core.mem
                 .cas(slot.table, slot.index, old, frozen)
                 .map_err(|_| Error::Busy)?;

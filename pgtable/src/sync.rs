@@ -144,7 +144,8 @@ fn stage2<T: Maintenance>(maint: &mut T, tlb: &Tlb, vttbr: u64, invalidate: impl
             Barrier::DsbNsh
         ));
     }
-    if tlb.errata.has(Errata::TLBI_SYNC_REPEAT) && mutant!(NoErratumRepeat, true, false) {
+    let repeat = tlb.errata.has(Errata::TLBI_SYNC_REPEAT);
+    if mutant!(NoErratumRepeat, repeat, false) {
         maint.tlbi(Tlbi::new(TlbiKind::Vmalle1is, 0));
         maint.barrier(Barrier::DsbIsh);
     }

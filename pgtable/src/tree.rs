@@ -489,8 +489,7 @@ impl<M: TableMem> Core<M> {
             self.mem.store(table, index, raw);
             raw = raw.wrapping_add(step);
         }
-        let counted = entries as i32 * self.counting.of(old);
-        let counted = mutant!(SplitUncounted, counted, 0);
+        let counted = mutant!(SplitUncounted, entries as i32, 0) * self.counting.of(old);
         if counted != 0 {
             self.mem.add_count(pa, counted);
         }
@@ -522,8 +521,10 @@ impl<M: TableMem> Core<M> {
     /// demands break-before-make: spec 1.8.
     #[inline]
     pub(crate) fn needs_break(&self, old: u64, new: u64) -> bool {
-        let rule = self.shape.oa_mask() | format::MEMATTR | format::SH | CONTIGUOUS;
-        let rule = mutant!(NoBreakForMemAttr, rule, rule & !format::MEMATTR);
+        let rule = self.shape.oa_mask()
+            | mutant!(NoBreakForMemAttr, format::MEMATTR, 0)
+            | format::SH
+            | CONTIGUOUS;
         (old ^ new) & rule != 0
     }
 }

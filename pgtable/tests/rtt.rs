@@ -135,7 +135,7 @@ impl Reference {
     }
 
     fn valid(&self, ipa: u64, aligned: i8) -> bool {
-        ipa < 1 << self.geometry.ipa_bits() && ipa % self.span(aligned) == 0
+        ipa < 1 << self.geometry.ipa_bits() && ipa.is_multiple_of(self.span(aligned))
     }
 
     fn create(&mut self, ipa: u64, level: i8, rtt: u64) -> Reply<()> {
@@ -301,7 +301,11 @@ impl Reference {
         change: impl Fn(&Node) -> Option<Node>,
     ) -> Reply<u64> {
         let page = self.geometry.granule().page_size();
-        if !self.valid(base, 3) || base >= top || top > self.protected_end || top % page != 0 {
+        if !self.valid(base, 3)
+            || base >= top
+            || top > self.protected_end
+            || !top.is_multiple_of(page)
+        {
             return Err(RttError::Input);
         }
         let (_, at) = self.walk(base, 3);
@@ -309,13 +313,13 @@ impl Reference {
         let entries = self.geometry.granule().entries();
         let mut here = base;
         let mut index = self.index(at, base);
-        while here % span == 0 && here + span <= top {
+        while here.is_multiple_of(span) && here + span <= top {
             let (node, _) = self.node(here, at);
             let Some(new) = change(&node) else { break };
             self.put(here, at, new);
             here += span;
             index += 1;
-            if index % entries == 0
+            if index.is_multiple_of(entries)
                 || index == self.geometry.shape().root_entries() && at == self.start()
             {
                 break;

@@ -1,5 +1,8 @@
 //! Tables in plain memory and the workloads of the comparison.
 
+// Each benchmark uses its part.
+#![allow(dead_code)]
+
 use pgtable::{
     Attrs, Barrier, Budget, CacheOp, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level,
     Maintenance, Map, Over, Pa, Partial, Stage2, Stage2Config, Synced, TableMem, Tlbi, Vmid,
