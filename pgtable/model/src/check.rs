@@ -321,6 +321,13 @@ impl Machine {
                 }
             }
         }
+        for pe in &self.pes {
+            for (_, context) in [pe.stage2, pe.el2].into_iter().flatten() {
+                if self.contexts[context as usize].clash && self.clashes(context) {
+                    return Err(self.reused(self.contexts[context as usize].vmid));
+                }
+            }
+        }
         for (i, tree) in self.trees.iter().enumerate() {
             if tree.retired {
                 continue;

@@ -610,7 +610,8 @@ impl Machine {
         }
         if self.clashes(context) {
             self.contexts[context as usize].clash = true;
-            if !self.root_is_empty(tree) {
+            let clean = self.contexts[context as usize].unclean.is_empty();
+            if !clean || !self.root_is_empty(tree) {
                 return Err(self.reused(vmid));
             }
         }
@@ -647,7 +648,7 @@ impl Machine {
         Ok(())
     }
 
-    fn reused(&self, vmid: u16) -> Box<Violation> {
+    pub(crate) fn reused(&self, vmid: u16) -> Box<Violation> {
         self.violation(
             Kind::VmidReused,
             format!("VMID {vmid} still tags entries of another tree"),

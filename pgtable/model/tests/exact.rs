@@ -357,7 +357,7 @@ fn the_same_with_contiguous_pairs() {
         ..Shape::toy(6, 2, 3)
     };
     let tally = search(shape, features(0), 1, seeds(50));
-    report(&tally, &[Kind::BadContiguous, Kind::ContiguousAlive]);
+    report(&tally, &[Kind::BadContiguous, Kind::MakeWhileUnclean]);
 }
 
 #[test]
