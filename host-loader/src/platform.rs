@@ -122,15 +122,91 @@ fn usable(node: &FdtNode<'_>) -> bool {
     matches!(node.status(), Ok(Status::Okay))
 }
 
-/// Visits all nodes with their paths, depth first, at most 16 deep.
-fn visit<'a>(node: FdtNode<'a>, path: &str, depth: u32, f: &mut impl FnMut(FdtNode<'a>, &str)) {
-    if depth == 16 {
+/// How addresses below a bus become addresses above it: its `ranges`.
+enum Bus {
+    /// The same addresses.
+    Identity,
+    /// Windows: start below, start above, bytes.
+    Windows(Vec<(u64, u64, u64)>),
+    /// What is below cannot be addressed from above.
+    Opaque,
+}
+
+impl Bus {
+    fn of(node: FdtNode<'_>) -> Self {
+        let Ok(Some(ranges)) = node.ranges() else {
+            return Self::Opaque;
+        };
+        let mut any = false;
+        let windows = ranges
+            .inspect(|_| any = true)
+            // Those with wider addresses, as PCI's, are no registers of ours.
+            .filter_map(|r| {
+                let below = r.child_bus_address().ok()?;
+                let above = r.parent_bus_address().ok()?;
+                Some((below, above, r.length().ok()?))
+            })
+            .collect();
+        if any {
+            Self::Windows(windows)
+        } else {
+            Self::Identity
+        }
+    }
+
+    fn raise(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        match self {
+            Self::Identity => Some(range.clone()),
+            Self::Opaque => None,
+            Self::Windows(windows) => windows.iter().find_map(|&(below, above, bytes)| {
+                let from = range.start.checked_sub(below)?;
+                let to = range.end.checked_sub(below)?;
+                (to <= bytes).then_some(above.checked_add(from)?..above.checked_add(to)?)
+            }),
+        }
+    }
+}
+
+/// A node with all that is above it.
+struct Place<'a, 'b> {
+    node: FdtNode<'a>,
+    path: &'b str,
+    /// The buses above it, outermost first.
+    buses: &'b [Bus],
+}
+
+impl Place<'_, '_> {
+    /// Its registers as the CPU addresses them. What the buses above do not
+    /// pass is left out.
+    fn registers(&self) -> Result<Vec<Range<u64>>, String> {
+        let raise = |range| {
+            let buses = self.buses.iter().rev();
+            buses.fold(Some(range), |range, bus| bus.raise(&range?))
+        };
+        Ok(reg(self.node)?.into_iter().filter_map(raise).collect())
+    }
+}
+
+/// Visits all nodes below `node`, depth first, at most 16 deep.
+fn visit<'a>(
+    node: FdtNode<'a>,
+    path: &str,
+    buses: &mut Vec<Bus>,
+    f: &mut impl FnMut(&Place<'a, '_>),
+) {
+    if buses.len() == 16 {
         return;
     }
     for child in node.children() {
         let path = format!("{path}/{}", child.name());
-        f(child, &path);
-        visit(child, &path, depth + 1, f);
+        f(&Place {
+            node: child,
+            path: &path,
+            buses,
+        });
+        buses.push(Bus::of(child));
+        visit(child, &path, buses, f);
+        buses.pop();
     }
 }
 
@@ -203,7 +279,8 @@ impl Platform {
         }
         // The GIC says how many cells an interrupt takes: three, or four.
         let mut width = 3;
-        visit(root, "", 0, &mut |node, _| {
+        visit(root, "", &mut Vec::new(), &mut |place| {
+            let node = place.node;
             if node.is_compatible("arm,gic-v3") {
                 let cells = node.property("#interrupt-cells");
                 width = cells.and_then(|p| integer(p.value())).unwrap_or(3) as usize;
@@ -211,11 +288,11 @@ impl Platform {
         });
         let mut uarts = Vec::new();
         let mut failed = Ok(());
-        visit(root, "", 0, &mut |node, path| {
-            if !usable(&node) {
+        visit(root, "", &mut Vec::new(), &mut |place| {
+            if !usable(&place.node) {
                 return;
             }
-            if let Err(e) = platform.visit_node(node, path, width, &mut uarts)
+            if let Err(e) = platform.visit_node(place, width, &mut uarts)
                 && failed.is_ok()
             {
                 failed = Err(e);
@@ -228,18 +305,18 @@ impl Platform {
 
     fn visit_node(
         &mut self,
-        node: FdtNode<'_>,
-        path: &str,
+        place: &Place<'_, '_>,
         width: usize,
         uarts: &mut Vec<Uart>,
     ) -> Result<(), String> {
+        let (node, path) = (place.node, place.path);
         let device_type = node
             .property("device_type")
             .and_then(|p| p.value_as::<&str>().ok().map(ToString::to_string));
         match device_type.as_deref() {
             Some("memory") => self
                 .memory
-                .extend(reg(node)?.into_iter().filter(|r| !r.is_empty())),
+                .extend(place.registers()?.into_iter().filter(|r| !r.is_empty())),
             Some("cpu") => {
                 let id = node
                     .property("reg")
@@ -250,7 +327,7 @@ impl Platform {
             _ => {}
         }
         if path.starts_with("/reserved-memory/") {
-            let ranges = reg(node)?;
+            let ranges = place.registers()?;
             if node.property("no-map").is_some() {
                 self.no_map.extend(ranges.iter().cloned());
             }
@@ -261,12 +338,12 @@ impl Platform {
                 .property("#redistributor-regions")
                 .and_then(|p| integer(p.value()))
                 .unwrap_or(1) as usize;
-            let mut ranges = reg(node)?.into_iter();
+            let mut ranges = place.registers()?.into_iter();
             self.gic.distributor = ranges.next().unwrap_or_default();
             self.gic.redistributors = ranges.take(regions).collect();
         }
         if node.is_compatible("arm,pl011")
-            && let Some(range) = reg(node)?.first()
+            && let Some(range) = place.registers()?.first()
         {
             uarts.push(Uart {
                 path: path.to_string(),

@@ -63,8 +63,12 @@ fn tree(log: &str) -> Vec<u8> {
         let soc = fdt.begin_node("soc")?;
         fdt.property_u32("#address-cells", 1)?;
         fdt.property_u32("#size-cells", 1)?;
-        fdt.property_null("ranges")?;
-        for (base, spi) in [(0x904_0000u32, 8u32), (0x900_0000, 1)] {
+        // Two windows, the second for what no driver here may find.
+        fdt.property_array_u32(
+            "ranges",
+            &[0x800_0000, 0, 0x1800_0000, 0x200_0000, 0, 1, 0, 0x1000],
+        )?;
+        for (base, spi) in [(0x904_0000u32, 8u32), (0x900_0000, 1), (0xc00_0000, 2)] {
             let node = fdt.begin_node(&format!("uart@{base:x}"))?;
             fdt.property_string("compatible", "arm,pl011")?;
             fdt.property_array_u32("reg", &[base, 0x1000])?;
@@ -108,15 +112,15 @@ fn a_board_is_read_as_it_is() {
     assert_eq!(platform.cpus, [0, 0x1_0000_0200]);
     assert_eq!(platform.initrd, Some(0x9000_0000..0x9000_1000));
     assert_eq!(platform.timer_intid, 28);
-    assert_eq!(platform.gic.distributor, 0x800_0000..0x801_0000);
+    assert_eq!(platform.gic.distributor, 0x1800_0000..0x1801_0000);
     assert_eq!(
         platform.gic.redistributors,
-        [0x80a_0000..0x80c_0000, 0x80e_0000..0x810_0000]
+        [0x180a_0000..0x180c_0000, 0x180e_0000..0x1810_0000]
     );
     let console = platform.console.unwrap();
-    assert_eq!((console.base, console.intid), (0x900_0000, Some(33)));
+    assert_eq!((console.base, console.intid), (0x1900_0000, Some(33)));
     let log = platform.log.unwrap();
-    assert_eq!((log.base, log.intid), (0x904_0000, Some(40)));
+    assert_eq!((log.base, log.intid), (0x1904_0000, Some(40)));
 }
 
 #[test]
