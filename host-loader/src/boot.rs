@@ -101,10 +101,9 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
         }
     }
     log::info!(
-        "host: {} CPUs, {} MiB of RAM free, granule {} KiB, {} guests",
-        cpus.len(),
+        "{} MiB of RAM free, CPUs: {}, guests: {}",
         granules.free_bytes() >> 20,
-        granule >> 10,
+        cpus.len(),
         bundle.guests.len()
     );
     let machine = machine::install(Machine {

@@ -180,8 +180,8 @@ impl Place<'_, '_> {
     /// pass is left out.
     fn registers(&self) -> Result<Vec<Range<u64>>, String> {
         let raise = |range| {
-            let buses = self.buses.iter().rev();
-            buses.fold(Some(range), |range, bus| bus.raise(&range?))
+            let mut buses = self.buses.iter().rev();
+            buses.try_fold(range, |range, bus| bus.raise(&range))
         };
         Ok(reg(self.node)?.into_iter().filter_map(raise).collect())
     }

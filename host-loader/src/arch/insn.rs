@@ -1,6 +1,6 @@
 //! One function per instruction or register, natively a plain substitute.
 //!
-//! Natively [`smc`] calls a function that a test sets with [`fake::set`]; the
+//! Natively [`smc`] calls a function that a test sets with `fake::set`; the
 //! counter stands still and barriers do nothing.
 
 /// The results of an [`smc`], X0 to X4.
