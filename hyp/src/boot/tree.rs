@@ -454,27 +454,4 @@ pub unsafe fn bytes<'a>(pa: u64) -> Result<&'a [u8], TreeError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn settings_are_read_and_strangers_ignored() {
-        let s = Settings::parse(
-            "quiet undercroft.loglevel=debug undercroft.granule=16k undercroft.log=serial1 undercroft.x=y",
-        );
-        assert_eq!(s.level, LevelFilter::Debug);
-        assert_eq!(s.granule, Some(Granule::K16));
-        assert!(s.log_on_serial1);
-        assert_eq!(Settings::parse("undercroft.granule=2k").granule, None);
-    }
-
-    #[test]
-    fn places_translate_through_buses() {
-        let mut bus = Bus::new();
-        bus.push((0, 0x4000_0000, 0x1000));
-        let place = Place::Mapped(bus);
-        assert_eq!(place.translate(0x10), Some(0x4000_0010));
-        assert_eq!(place.translate(0x1000), None);
-        assert_eq!(Place::Unmapped.translate(0), None);
-    }
-}
+mod tests;

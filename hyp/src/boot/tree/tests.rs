@@ -1,0 +1,260 @@
+//! Device trees of machines that differ where machines do, and damaged ones.
+
+extern crate std;
+
+use std::vec::Vec;
+
+use proptest::prelude::*;
+use vm_fdt::{FdtReserveEntry, FdtWriter};
+
+use super::*;
+
+/// How a board says what it has.
+#[derive(Clone, Copy)]
+struct Board {
+    /// Devices stand under /soc, whose addresses begin at 0.
+    soc: bool,
+    /// Cells of an interrupt.
+    interrupt_cells: usize,
+    /// Cells of a CPU's `reg`.
+    cpu_cells: u32,
+    /// Cells of /chosen's initrd addresses.
+    initrd_cells: usize,
+    bootargs: &'static str,
+}
+
+const VIRT: Board = Board {
+    soc: false,
+    interrupt_cells: 3,
+    cpu_cells: 1,
+    initrd_cells: 2,
+    bootargs: "undercroft.log=serial1",
+};
+
+const BASE: u64 = 0x10_0000_0000;
+
+impl Board {
+    fn tree(self) -> Vec<u8> {
+        self.build().expect("vm-fdt takes what is well-formed")
+    }
+
+    fn build(self) -> Result<Vec<u8>, vm_fdt::Error> {
+        let reserve = FdtReserveEntry::new(0x4010_0000, 0x1000)?;
+        let mut w = FdtWriter::new_with_mem_reserv(&[reserve])?;
+        let base = if self.soc { 0 } else { 0x800_0000 };
+        let interrupts = |list: &[(u32, u32)]| -> Vec<u32> {
+            let cells = |&(kind, number)| {
+                let mut cells = std::vec![kind, number, 4];
+                cells.resize(self.interrupt_cells, 0);
+                cells
+            };
+            list.iter().flat_map(cells).collect()
+        };
+        let root = w.begin_node("")?;
+        w.property_u32("#address-cells", 2)?;
+        w.property_u32("#size-cells", 2)?;
+
+        let node = w.begin_node("aliases")?;
+        let path = |name| {
+            if self.soc {
+                std::format!("/soc/{name}")
+            } else {
+                std::format!("/{name}")
+            }
+        };
+        w.property_string("serial0", &path("pl011@1000000"))?;
+        w.property_string("serial1", &path("pl011@1040000"))?;
+        w.end_node(node)?;
+
+        let node = w.begin_node("chosen")?;
+        w.property_string("bootargs", self.bootargs)?;
+        w.property_string("stdout-path", "serial0:115200n8")?;
+        for (name, value) in [
+            ("linux,initrd-start", 0x4400_0000u64),
+            ("linux,initrd-end", 0x4500_0000),
+        ] {
+            if self.initrd_cells == 2 {
+                w.property_u64(name, value)?;
+            } else {
+                w.property_u32(name, value as u32)?;
+            }
+        }
+        w.end_node(node)?;
+
+        // Two nodes, out of order, and one that is switched off.
+        for (at, status) in [
+            (0x8_0000_0000u64, "okay"),
+            (0x4000_0000, "okay"),
+            (0x9_0000_0000, "disabled"),
+        ] {
+            let node = w.begin_node(&std::format!("memory@{at:x}"))?;
+            w.property_string("device_type", "memory")?;
+            w.property_string("status", status)?;
+            w.property_array_u64("reg", &[at, 0x1000_0000])?;
+            w.end_node(node)?;
+        }
+
+        let node = w.begin_node("reserved-memory")?;
+        w.property_u32("#address-cells", 2)?;
+        w.property_u32("#size-cells", 2)?;
+        w.property_null("ranges")?;
+        let child = w.begin_node("firmware@40200000")?;
+        w.property_array_u64("reg", &[0x4020_0000, 0x2000])?;
+        w.end_node(child)?;
+        w.end_node(node)?;
+
+        let node = w.begin_node("cpus")?;
+        w.property_u32("#address-cells", self.cpu_cells)?;
+        w.property_u32("#size-cells", 0)?;
+        for mpidr in [0u32, 1, 0x100] {
+            let cpu = w.begin_node(&std::format!("cpu@{mpidr:x}"))?;
+            w.property_string("device_type", "cpu")?;
+            if self.cpu_cells == 2 {
+                w.property_u64("reg", u64::from(mpidr))?;
+            } else {
+                w.property_u32("reg", mpidr)?;
+            }
+            w.end_node(cpu)?;
+        }
+        w.end_node(node)?;
+
+        let node = w.begin_node("psci")?;
+        w.property_string("method", "smc")?;
+        w.end_node(node)?;
+        let node = w.begin_node("timer")?;
+        w.property_string("compatible", "arm,armv8-timer")?;
+        let list = [(1, 13), (1, 14), (1, 11), (1, 10)];
+        w.property_array_u32("interrupts", &interrupts(&list))?;
+        w.end_node(node)?;
+
+        let soc = if self.soc {
+            let soc = w.begin_node("soc")?;
+            w.property_u32("#address-cells", 2)?;
+            w.property_u32("#size-cells", 2)?;
+            w.property_array_u64("ranges", &[0, BASE, 0x1000_0000])?;
+            Some(soc)
+        } else {
+            None
+        };
+        let node = w.begin_node("intc")?;
+        w.property_string("compatible", "arm,gic-v3")?;
+        w.property_array_u64("reg", &[base, 0x1_0000, base + 0xa_0000, 0xf6_0000])?;
+        w.property_array_u32("interrupts", &interrupts(&[(1, 9)]))?;
+        w.end_node(node)?;
+        for offset in [0x100_0000, 0x104_0000u64] {
+            let node = w.begin_node(&std::format!("pl011@{offset:x}"))?;
+            w.property_string_list(
+                "compatible",
+                std::vec!["arm,pl011".into(), "arm,primecell".into()],
+            )?;
+            w.property_array_u64("reg", &[base + offset, 0x1000])?;
+            w.end_node(node)?;
+        }
+        if let Some(soc) = soc {
+            w.end_node(soc)?;
+        }
+        w.end_node(root)?;
+        w.finish()
+    }
+}
+
+fn read(board: Board) -> Machine {
+    let machine = Machine::read(0x4800_0000, &board.tree()).unwrap();
+    machine.check().unwrap();
+    machine
+}
+
+fn bases(regions: &Regions) -> Vec<u64> {
+    regions.iter().map(Region::base).collect()
+}
+
+#[test]
+fn boards_that_say_it_differently_are_understood_alike() {
+    for board in [
+        VIRT,
+        Board { soc: true, ..VIRT },
+        Board {
+            interrupt_cells: 4,
+            ..VIRT
+        },
+        Board {
+            cpu_cells: 2,
+            initrd_cells: 1,
+            ..VIRT
+        },
+    ] {
+        let m = read(board);
+        let base = if board.soc { BASE } else { 0x800_0000 };
+        assert_eq!(
+            bases(&m.ram),
+            [0x4000_0000, 0x8_0000_0000],
+            "the disabled node is none"
+        );
+        assert_eq!(bases(&m.reserved), [0x4010_0000, 0x4020_0000]);
+        assert_eq!(m.initrd, Region::new(0x4400_0000, 0x100_0000));
+        assert_eq!(m.pes[..], [0, 1, 0x100]);
+        assert_eq!(m.gicd.base(), base);
+        assert_eq!(
+            m.gicr[..],
+            [Region::new(base + 0xa_0000, 0xf6_0000).unwrap()]
+        );
+        assert_eq!(m.uart.map(|u| u.base()), Some(base + 0x104_0000));
+        assert_eq!(
+            m.ppi,
+            Ppis {
+                maintenance: 25,
+                virtual_timer: 27,
+                hyp_timer: 26
+            }
+        );
+        assert!(!m.psci_by_hvc);
+    }
+}
+
+#[test]
+fn without_a_word_for_it_the_log_is_on_stdout() {
+    let m = read(Board {
+        bootargs: "quiet",
+        ..VIRT
+    });
+    assert_eq!(m.uart.map(|u| u.base()), Some(0x900_0000));
+}
+
+#[test]
+fn settings_are_read_and_strangers_ignored() {
+    let s = Settings::parse(
+        "quiet undercroft.loglevel=debug undercroft.granule=16k undercroft.log=serial1 undercroft.x=y",
+    );
+    assert_eq!(s.level, LevelFilter::Debug);
+    assert_eq!(s.granule, Some(Granule::K16));
+    assert!(s.log_on_serial1);
+    assert_eq!(Settings::parse("undercroft.granule=2k").granule, None);
+}
+
+#[test]
+fn places_translate_through_buses() {
+    let mut bus = Bus::new();
+    bus.push((0, 0x4000_0000, 0x1000));
+    let place = Place::Mapped(bus);
+    assert_eq!(place.translate(0x10), Some(0x4000_0010));
+    assert_eq!(place.translate(0x1000), None);
+    assert_eq!(Place::Unmapped.translate(0), None);
+}
+
+proptest! {
+    /// A damaged tree is refused or misread, never a panic.
+    #[test]
+    fn damage_is_survived(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..24), cut in any::<prop::sample::Index>(), cuts in any::<bool>()) {
+        let mut tree = VIRT.tree();
+        for (index, byte) in changes {
+            let at = index.index(tree.len());
+            tree[at] = byte;
+        }
+        if cuts {
+            tree.truncate(cut.index(tree.len()));
+        }
+        if let Ok(machine) = Machine::read(0x4800_0000, &tree) {
+            let _ = machine.check();
+        }
+    }
+}
