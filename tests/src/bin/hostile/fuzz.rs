@@ -1,0 +1,259 @@
+//! Random calls from all CPUs at once, on memory that they share, then all of
+//! that memory must come back.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use rmi::{fid, vendor};
+use tests::bare::console::Console;
+use tests::bare::{cpu, gic, machine};
+use tests::msr;
+use tests::random::Random;
+use tests::suite::Suite;
+
+use crate::calls::{self, SUCCESS, call, granule, memory_ranges, status};
+use crate::granules::{at, fill, own, read, undelegate, write};
+use crate::realm::{IPA_BITS, normal, start_level, write_params, write_rec};
+
+/// Granules that all calls fight over; others are parameter and run pages.
+const SHARED: u64 = 32;
+const FIRST: u64 = 256;
+/// Parameters of realms, of vCPUs, and run pages, before the shared ones.
+const PAGES: u64 = 8;
+
+/// Every function but those that end the machine or a CPU.
+const FUNCTIONS: [u64; 27] = [
+    fid::RMI_VERSION,
+    fid::RMI_GRANULE_DELEGATE,
+    fid::RMI_GRANULE_UNDELEGATE,
+    fid::RMI_DATA_CREATE,
+    fid::RMI_DATA_CREATE_UNKNOWN,
+    fid::RMI_DATA_DESTROY,
+    fid::RMI_REALM_ACTIVATE,
+    fid::RMI_REALM_CREATE,
+    fid::RMI_REALM_DESTROY,
+    fid::RMI_REC_CREATE,
+    fid::RMI_REC_DESTROY,
+    fid::RMI_REC_ENTER,
+    fid::RMI_RTT_CREATE,
+    fid::RMI_RTT_DESTROY,
+    fid::RMI_RTT_MAP_UNPROTECTED,
+    fid::RMI_RTT_READ_ENTRY,
+    fid::RMI_RTT_UNMAP_UNPROTECTED,
+    fid::RMI_PSCI_COMPLETE,
+    fid::RMI_FEATURES,
+    fid::RMI_RTT_FOLD,
+    fid::RMI_REC_AUX_COUNT,
+    fid::RMI_RTT_INIT_RIPAS,
+    fid::RMI_RTT_SET_RIPAS,
+    vendor::MEMORY_RANGE,
+    vendor::SET_SPI,
+    vendor::REC_PENDING,
+    vendor::KICK,
+];
+
+static SEED: AtomicU64 = AtomicU64::new(0);
+static CALLS: AtomicU64 = AtomicU64::new(0);
+static SUCCEEDED: AtomicU64 = AtomicU64::new(0);
+static STRANGE: AtomicU64 = AtomicU64::new(0);
+static ENTERED: AtomicU64 = AtomicU64::new(0);
+
+fn shared(random: &mut Random) -> u64 {
+    at(FIRST + random.below(SHARED))
+}
+
+fn page(n: u64) -> u64 {
+    at(FIRST - PAGES + n)
+}
+
+/// IPAs that collide often.
+fn ipa(random: &mut Random) -> u64 {
+    let base = [0, 0x4000_0000, 0x8000_0000][random.below(3) as usize];
+    base + random.below(4) * granule() * if random.below(2) == 0 { 1 } else { 512 }
+}
+
+/// Any value but an address in this program: what EL2 does with that at this
+/// host's own wish would be the end of the host.
+fn any(random: &mut Random) -> u64 {
+    let value = value(random);
+    let image = &machine::get().image;
+    if (image.start & !0xffff..image.end).contains(&value) {
+        0
+    } else {
+        value
+    }
+}
+
+fn value(random: &mut Random) -> u64 {
+    match random.below(16) {
+        0..6 => shared(random),
+        6 => page(random.below(PAGES)),
+        7 => random.below(8),
+        8 => ipa(random),
+        9 => random.next(),
+        10 => u64::MAX - random.below(4),
+        11 => machine::get().uart,
+        12 => memory_ranges()
+            .nth(random.below(2) as usize)
+            .map_or(0, |range| range.0),
+        13 => normal(shared(random)),
+        14 => 1 << random.below(64),
+        _ => shared(random) + random.below(granule()),
+    }
+}
+
+/// A granule of a part of those that are shared, most of the time: so that some
+/// are realms and some are vCPUs for a while.
+fn role(random: &mut Random, from: u64, count: u64) -> u64 {
+    if random.below(8) == 0 {
+        shared(random)
+    } else {
+        at(FIRST + from + random.below(count))
+    }
+}
+
+/// A call that may well succeed.
+fn sensible(random: &mut Random) -> (u64, [u64; 5]) {
+    let rd = role(random, 8, 3);
+    let rec = role(random, 11, 3);
+    let level = (start_level() + random.below(4) as i64) as u64;
+    let (one, two) = (shared(random), shared(random));
+    let place = ipa(random);
+    match random.below(16) {
+        0..4 => (fid::RMI_GRANULE_DELEGATE, [one, 0, 0, 0, 0]),
+        4 if random.below(4) == 0 => (fid::RMI_GRANULE_UNDELEGATE, [one, 0, 0, 0, 0]),
+        5 => (fid::RMI_REALM_CREATE, [rd, page(random.below(4)), 0, 0, 0]),
+        6 => (
+            fid::RMI_REC_CREATE,
+            [rd, rec, page(4 + random.below(2)), 0, 0],
+        ),
+        7 if random.below(2) == 0 => (fid::RMI_REALM_ACTIVATE, [rd, 0, 0, 0, 0]),
+        4 | 8 => (
+            fid::RMI_REC_ENTER,
+            [rec, page(6 + random.below(2)), 0, 0, 0],
+        ),
+        9 | 10 => (fid::RMI_RTT_CREATE, [rd, one, place, level, 0]),
+        11 => (fid::RMI_RTT_DESTROY, [rd, place, level, 0, 0]),
+        12 => (
+            fid::RMI_RTT_MAP_UNPROTECTED,
+            [rd, place, level, normal(two), 0],
+        ),
+        13 => (fid::RMI_RTT_UNMAP_UNPROTECTED, [rd, place, level, 0, 0]),
+        14 if random.below(4) == 0 => (fid::RMI_REC_DESTROY, [rec, 0, 0, 0, 0]),
+        15 => (fid::RMI_REALM_DESTROY, [rd, 0, 0, 0, 0]),
+        _ => (fid::RMI_PSCI_COMPLETE, [rec, role(random, 11, 3), 0, 0, 0]),
+    }
+}
+
+fn run() {
+    // An interrupt that is always pending: no vCPU runs for long.
+    gic::start_cpu();
+    gic::enable(30, 0x80);
+    msr!("cntp_cval_el0", 0);
+    msr!("cntp_ctl_el0", 1);
+    let mut random = Random::new(SEED.load(Ordering::Relaxed) ^ (cpu::index() as u64) << 32);
+    for _ in 0..CALLS.load(Ordering::Relaxed) {
+        let (function, arguments) = if random.below(4) != 0 {
+            sensible(&mut random)
+        } else {
+            let function = FUNCTIONS[random.below(FUNCTIONS.len() as u64) as usize];
+            (function, [0; 5].map(|_: u64| any(&mut random)))
+        };
+        let x0 = call(function, arguments)[0];
+        match rmi::Status::unpack(x0) {
+            Some(rmi::Status::Success) => {
+                SUCCEEDED.fetch_add(1, Ordering::Relaxed);
+                if function == fid::RMI_REC_ENTER {
+                    ENTERED.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Some(_) => {}
+            None if x0 == rmi::NOT_SUPPORTED => {}
+            None => {
+                STRANGE.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        // A touch of what may be anybody's.
+        if random.below(8) == 0 {
+            let _ = write(shared(&mut random), 0xd500_3fff);
+            let _ = read(shared(&mut random));
+        }
+    }
+    msr!("cntp_ctl_el0", 0);
+    gic::disable(30);
+}
+
+/// The checks.
+pub fn checks(suite: &mut Suite<Console>, seed: u64, count: u64) {
+    let end = at(FIRST + SHARED);
+    if end > own().1 {
+        suite.check("fuzz/memory", false, "too little RAM");
+        return;
+    }
+    SEED.store(seed, Ordering::Relaxed);
+    CALLS.store(count, Ordering::Relaxed);
+    for n in 0..4 {
+        write_params(page(n), at(FIRST + 2 * n), 20 + n as u16);
+    }
+    for n in 0..2 {
+        write_rec(page(4 + n), n, true, 0x4000_0000, 0);
+        fill(page(6 + n), 0);
+    }
+    gic::start_distributor();
+    let all = cpu::together(run, run);
+    suite.check("fuzz/all-came-back", all, "a CPU did not");
+    let succeeded = SUCCEEDED.load(Ordering::Relaxed);
+    suite.check("fuzz/some-succeeded", succeeded > count / 100, succeeded);
+    let entered = ENTERED.load(Ordering::Relaxed);
+    tests::println!("fuzz: {succeeded} calls succeeded, {entered} of them entered a vCPU");
+    suite.equal("fuzz/strange-answers", STRANGE.load(Ordering::Relaxed), 0);
+    calls::still_there(suite, "fuzz/rmi-version");
+    clean_up(suite);
+}
+
+/// Ends whatever stands, from the outside in, and takes all memory back.
+fn clean_up(suite: &mut Suite<Console>) {
+    let all = || (0..SHARED).map(|n| at(FIRST + n));
+    for pa in all() {
+        status(fid::RMI_REC_DESTROY, pa, 0, 0);
+    }
+    for rd in all() {
+        if call(fid::RMI_REC_AUX_COUNT, [rd, 0, 0, 0, 0])[0] != SUCCESS {
+            continue;
+        }
+        for level in (start_level()..=3).rev() {
+            walk(rd, level, fid::RMI_RTT_UNMAP_UNPROTECTED, 1);
+        }
+        for level in (start_level() + 1..=3).rev() {
+            walk(rd, level, fid::RMI_RTT_DESTROY, 2);
+        }
+        let destroyed = status(fid::RMI_REALM_DESTROY, rd, 0, 0);
+        suite.equal("fuzz/realm-destroy", destroyed, SUCCESS);
+    }
+    let (mut lost, mut dirty) = (0, 0);
+    for pa in all() {
+        let was_theirs = undelegate(pa) == SUCCESS;
+        match read(pa) {
+            Ok(word) => dirty += u64::from(was_theirs && word != 0),
+            Err(_) => lost += 1,
+        }
+    }
+    suite.equal("fuzz/lost-granules", lost, 0);
+    suite.equal("fuzz/dirty-granules", dirty, 0);
+}
+
+/// Goes through a realm's IPA space by `top`; `at` is its place in the answer.
+fn walk(rd: u64, level: i64, function: u64, place: usize) {
+    let mut ipa = 0;
+    let mut steps = 0;
+    while ipa >> IPA_BITS == 0 && steps < 100_000 {
+        let answer = call(function, [rd, ipa, level as u64, 0, 0]);
+        let top = answer[place];
+        // Live, and not to be ended at this level: one entry on.
+        ipa = if top > ipa {
+            top
+        } else {
+            ipa + crate::realm::span(if place == 1 { level } else { level - 1 })
+        };
+        steps += 1;
+    }
+}

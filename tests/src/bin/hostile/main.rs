@@ -1,0 +1,58 @@
+//! An EL1 host in the place of host-loader, with nothing good in mind: it calls
+//! every function with every kind of argument, touches what is not its own, and
+//! does it from all CPUs at once. EL2 must refuse, survive, and stay right.
+//!
+//! It is also a correct small host: it builds a plain guest by RMI and compares
+//! every exit and every status with the specification (DEN0137 1.0).
+//!
+//! `seed=N` and `calls=N` of the command line choose the random part.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+mod calls;
+#[cfg(target_os = "none")]
+mod fuzz;
+#[cfg(target_os = "none")]
+mod granules;
+#[cfg(target_os = "none")]
+mod guest;
+#[cfg(target_os = "none")]
+mod realm;
+
+tests::program!(image::main, 1);
+
+#[cfg(target_os = "none")]
+mod image {
+    use tests::bare::console::Console;
+    use tests::bare::machine;
+    use tests::println;
+    use tests::suite::Suite;
+
+    use crate::calls;
+
+    pub fn main() {
+        let machine = machine::get();
+        let number = |key: &str| machine.argument(key).and_then(|value| value.parse().ok());
+        let (seed, count) = (
+            number("seed").unwrap_or(1),
+            number("calls").unwrap_or(20_000),
+        );
+        println!(
+            "hostile: {} cpus, seed {seed}, {count} calls each",
+            machine.cpus
+        );
+        let mut suite = Suite::new(Console);
+        calls::identity(&mut suite);
+        crate::granules::checks(&mut suite);
+        crate::realm::checks(&mut suite);
+        crate::guest::checks(&mut suite);
+        crate::fuzz::checks(&mut suite, seed, count);
+        calls::still_there(&mut suite, "end/rmi-version");
+        let line = if suite.finish() {
+            "end: status 0"
+        } else {
+            "end: status 1"
+        };
+        calls::log(3, line);
+    }
+}
