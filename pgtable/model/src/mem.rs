@@ -195,9 +195,9 @@ impl Mem {
         latest
     }
 
-    /// What `[pa, pa + len)` is used for, range by range.
+    /// What `[pa, pa + len)` is used for, range by range, the last first.
     pub fn uses(&self, pa: u64, len: u64) -> impl Iterator<Item = (u64, u64, Use)> + '_ {
-        self.uses.iter(pa, pa.saturating_add(len))
+        self.uses.iter_rev(pa, pa.saturating_add(len))
     }
 
     /// What the page at `pa` is used for.

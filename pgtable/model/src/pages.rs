@@ -192,25 +192,28 @@ impl Machine {
 
     /// Some output address of a leaf of `tree` in `[pa, end)`.
     fn mapped_output(&self, tree: u32, pa: u64, end: u64) -> Option<u64> {
-        let shape = self.shape_of(tree);
-        let mut probes = 0u64;
-        for level in 0..=3 {
-            probes = probes.saturating_add((end - pa) / shape.span(level) + 2);
-        }
-        // Groups have sizes of their own.
-        let grouped = self.trees[tree as usize].contiguous;
-        if grouped || probes as usize > self.outputs.len() {
-            return self.outputs.keys().find_map(|&(key, t)| {
+        let t = &self.trees[tree as usize];
+        let shape = t.shape;
+        // Leaves have a size per level, and groups have another.
+        let single = (0..=3).map(|level| shape.shift(level));
+        let groups = (1..=3)
+            .filter(|&level| t.contiguous && shape.group_log2(level) != 0)
+            .map(|level| shape.shift(level) + shape.group_log2(level));
+        let shifts = single.chain(groups);
+        let probes = shifts.clone().fold(0u64, |sum, shift| {
+            sum.saturating_add(((end - pa) >> shift) + 2)
+        });
+        if probes > self.outputs.len() as u64 {
+            return self.outputs.keys().find_map(|&(key, of)| {
                 let (oa, shift) = (key & !63, key & 63);
-                (t == tree && oa < end && oa + (1 << shift) > pa).then_some(oa)
+                (of == tree && oa < end && oa + (1 << shift) > pa).then_some(oa)
             });
         }
-        for level in 0..=3 {
-            let span = shape.span(level);
+        for shift in shifts {
+            let span = 1u64 << shift;
             let mut oa = pa & !(span - 1);
             while oa < end {
-                let key = (oa | u64::from(shape.shift(level)), tree);
-                if self.outputs.contains_key(&key) {
+                if self.outputs.contains_key(&(oa | u64::from(shift), tree)) {
                     return Some(oa);
                 }
                 oa += span;

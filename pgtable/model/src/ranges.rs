@@ -73,16 +73,26 @@ impl<V: Copy + PartialEq + Default> RangeMap<V> {
             .filter(|(from, to, _)| from < to)
     }
 
-    /// True if all of `[lo, hi)` has `value`.
+    /// As [`iter`](Self::iter), from the last range to the first: one search.
+    pub fn iter_rev(&self, lo: u64, hi: u64) -> impl Iterator<Item = (u64, u64, V)> + '_ {
+        self.map
+            .range(..hi)
+            .rev()
+            .take_while(move |(_, (end, _))| *end > lo)
+            .map(move |(&start, &(end, value))| (start.max(lo), end.min(hi), value))
+            .filter(|(from, to, _)| from < to)
+    }
+
+    /// True if all of `[lo, hi)` has `value`, which is not the default.
     pub fn covers(&self, lo: u64, hi: u64, value: V) -> bool {
-        let mut at = lo;
-        for (start, end, found) in self.iter(lo, hi) {
-            if found != value || start > at {
+        let mut at = hi;
+        for (start, end, found) in self.iter_rev(lo, hi) {
+            if found != value || end < at {
                 return false;
             }
-            at = end;
+            at = start;
         }
-        at >= hi
+        at <= lo
     }
 }
 
@@ -113,6 +123,8 @@ mod tests {
                 let total: u64 = map.iter(lo, hi).map(|(s, e, _)| e - s).sum();
                 let full = part.iter().filter(|x| **x != 0).count() as u64;
                 assert_eq!(total, full);
+                let reversed: u64 = map.iter_rev(lo, hi).map(|(s, e, _)| e - s).sum();
+                assert_eq!(reversed, full);
                 assert_eq!(map.covers(lo, hi, 1), part.iter().all(|x| *x == 1));
             }
         }
