@@ -11,10 +11,15 @@
 //! lock, but is 0 → n only under it: whoever holds the lock and reads 0 knows
 //! that nobody else has come to depend on the granule.
 //!
+//! *Spans*: memory that a guest maps by a block (level 2) is not counted granule
+//! by granule, which would make one call's work as long as a block has granules.
+//! Each span of a block's size has one word: how many blocks map it, and how many
+//! of its granules are not the host's. One of the two is always 0.
+//!
 //! What the count counts: of an RD its RECs; of a REC whether it runs; of an RTT
 //! its live entries; of the host's memory (NS) the unprotected mappings of it.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::region::{Region, Regions};
 
@@ -202,12 +207,38 @@ impl Drop for Pin<'_> {
 struct Range {
     region: Region,
     first: usize,
+    first_span: usize,
+}
+
+/// The word of a span: blocks that map it \[63:32\], granules in it that are not
+/// the host's, or no RAM, \[31:0\].
+#[derive(Debug)]
+#[repr(transparent)]
+struct Span(AtomicU64);
+
+const SPAN_BLOCK: u64 = 1 << 32;
+const SPAN_FOREIGN: u64 = SPAN_BLOCK - 1;
+
+impl Span {
+    /// Changes the word, unless `refuse` says no.
+    fn change(&self, refuse: impl Fn(u64) -> bool, by: u64) -> bool {
+        let step = |word: u64| (!refuse(word)).then(|| word.wrapping_add(by));
+        self.0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, step)
+            .is_ok()
+    }
+}
+
+/// log2 of a level-2 block's bytes, for a granule's.
+const fn span_shift(shift: u32) -> u32 {
+    2 * shift - 3
 }
 
 /// The table over all RAM.
 #[derive(Debug)]
 pub struct Granules {
     words: &'static [Granule],
+    spans: &'static [Span],
     ranges: arrayvec::ArrayVec<Range, { super::region::MAX_REGIONS }>,
     shift: u32,
 }
@@ -215,41 +246,61 @@ pub struct Granules {
 impl Granules {
     /// Bytes that the words for `ram` need.
     pub fn bytes_for(ram: &Regions, shift: u32) -> u64 {
-        ram.iter()
-            .map(|r| r.shrink_to(1 << shift).size() >> shift)
-            .sum::<u64>()
-            * 4
+        let (granules, spans) = Self::lay_out(ram, shift, &mut |_| {});
+        8 * spans as u64 + 4 * granules as u64
+    }
+
+    /// Tells `range` each range of RAM with its words' places: how many granules
+    /// and spans there are.
+    fn lay_out(ram: &Regions, shift: u32, range: &mut impl FnMut(Range)) -> (usize, usize) {
+        let (mut granules, mut spans) = (0, 0);
+        let whole = ram.iter().map(|r| r.shrink_to(1 << shift));
+        for region in whole.filter(|r| !r.is_empty()) {
+            range(Range {
+                region,
+                first: granules,
+                first_span: spans,
+            });
+            granules += (region.size() >> shift) as usize;
+            spans += (region.grow_to(1 << span_shift(shift)).size() >> span_shift(shift)) as usize;
+        }
+        (granules, spans)
     }
 
     /// The table for `ram`, its words in `words`: all are the host's at first.
     ///
     /// # Safety
-    /// `words` is [`Self::bytes_for`] bytes of mapped RAM that are the table's
-    /// for ever.
+    /// `words` is [`Self::bytes_for`] bytes of mapped RAM, aligned to 8, that are
+    /// the table's for ever.
     pub unsafe fn new(ram: &Regions, shift: u32, words: u64) -> Self {
-        let mut ranges = arrayvec::ArrayVec::new();
-        let mut count = 0;
-        for region in ram
-            .iter()
-            .map(|r| r.shrink_to(1 << shift))
-            .filter(|r| !r.is_empty())
-        {
-            ranges.push(Range {
-                region,
-                first: count,
-            });
-            count += (region.size() >> shift) as usize;
-        }
-        // SAFETY: the caller's promise; zero is a free granule of the host's.
-        let words = unsafe {
-            super::phys::zero(words, count as u64 * 4);
-            core::slice::from_raw_parts(super::phys::pointer::<Granule>(words), count)
+        let mut ranges = arrayvec::ArrayVec::<Range, { super::region::MAX_REGIONS }>::new();
+        let (granules, spans) = Self::lay_out(ram, shift, &mut |range| ranges.push(range));
+        let after = words + 8 * spans as u64;
+        // SAFETY: the caller's promise; zero is a free granule of the host's, and
+        // a span of such that no block maps.
+        let (spans, words) = unsafe {
+            super::phys::zero(words, 8 * spans as u64 + 4 * granules as u64);
+            (
+                core::slice::from_raw_parts(super::phys::pointer::<Span>(words), spans),
+                core::slice::from_raw_parts(super::phys::pointer::<Granule>(after), granules),
+            )
         };
-        Self {
+        let table = Self {
             words,
+            spans,
             ranges,
             shift,
+        };
+        for range in &table.ranges {
+            // What of the first and the last span is no RAM.
+            let whole = range.region.grow_to(1 << span_shift(shift));
+            let before = (range.region.base() - whole.base()) >> shift;
+            let behind = (whole.end() - range.region.end()) >> shift;
+            let last = ((whole.size() >> span_shift(shift)) as usize).saturating_sub(1);
+            table.spans[range.first_span].change(|_| false, before);
+            table.spans[range.first_span + last].change(|_| false, behind);
         }
+        table
     }
 
     /// log2 of a granule's bytes.
@@ -272,6 +323,52 @@ impl Granules {
             .get(range.first + ((pa - range.region.base()) >> self.shift) as usize)
     }
 
+    /// The span that `pa` is in.
+    fn span(&self, pa: u64) -> Option<&Span> {
+        let range = self.ranges.iter().find(|r| r.region.contains(pa))?;
+        let base = range.region.base() & !((1 << span_shift(self.shift)) - 1);
+        let index = (pa - base) >> span_shift(self.shift);
+        self.spans.get(range.first_span + index as usize)
+    }
+
+    /// Bytes of a span: of a level-2 block.
+    pub fn span_size(&self) -> u64 {
+        1 << span_shift(self.shift)
+    }
+
+    /// Counts a block that maps the span at `pa`: false unless all of it is RAM of
+    /// the host's.
+    pub fn get_block(&self, pa: u64) -> bool {
+        let full = |word: u64| word & SPAN_FOREIGN != 0 || word >> 32 == u64::from(u32::MAX);
+        pa.is_multiple_of(self.span_size())
+            && self
+                .span(pa)
+                .is_some_and(|span| span.change(full, SPAN_BLOCK))
+    }
+
+    /// Takes back what [`Self::get_block`] counted.
+    pub fn put_block(&self, pa: u64) {
+        let done = self
+            .span(pa)
+            .is_some_and(|span| span.change(|word| word >> 32 == 0, SPAN_BLOCK.wrapping_neg()));
+        assert!(done, "block count underflow");
+    }
+
+    /// The granule at `pa`, which is RAM, stops being the host's: false while a
+    /// block maps it.
+    pub fn leave_host(&self, pa: u64) -> bool {
+        self.span(pa)
+            .is_some_and(|span| span.change(|word| word >> 32 != 0, 1))
+    }
+
+    /// The granule at `pa` is the host's again.
+    pub fn return_to_host(&self, pa: u64) {
+        let done = self
+            .span(pa)
+            .is_some_and(|span| span.change(|word| word & SPAN_FOREIGN == 0, 1u64.wrapping_neg()));
+        assert!(done, "foreign granule count underflow");
+    }
+
     /// True when any granule between the two addresses is RAM.
     pub fn any_in(&self, region: &Region) -> bool {
         self.ranges.iter().any(|r| r.region.overlaps(region))
@@ -283,6 +380,7 @@ impl Granules {
         while pa < region.end() {
             if let Some(granule) = self.get(pa) {
                 granule.0.store(State::Hyp as u32, Ordering::Relaxed);
+                self.leave_host(pa);
             }
             pa += self.size();
         }
@@ -346,6 +444,29 @@ mod tests {
         assert_eq!((granule.state(), granule.count()), (State::Rtt, 1));
         granule.put();
         assert!(granule.pin(State::Ns).is_none());
+    }
+
+    #[test]
+    fn a_span_is_mapped_by_blocks_or_has_foreign_granules() {
+        // 3 MiB from 1 MiB on, in spans of 2 MiB: half a span, then a whole one.
+        let g = table(&[(0x4010_0000, 0x30_0000)]);
+        assert!(!g.get_block(0x4000_0000), "half of it is no RAM");
+        assert!(!g.get_block(0x4020_1000), "not aligned");
+        assert!(g.get_block(0x4020_0000) && g.get_block(0x4020_0000));
+        assert!(!g.leave_host(0x4020_5000), "a guest maps it");
+        assert!(
+            g.leave_host(0x4010_0000),
+            "its neighbour span is another matter"
+        );
+        g.put_block(0x4020_0000);
+        assert!(!g.leave_host(0x4020_5000));
+        g.put_block(0x4020_0000);
+        assert!(g.leave_host(0x4020_5000) && g.leave_host(0x403f_f000));
+        assert!(!g.get_block(0x4020_0000));
+        g.return_to_host(0x4020_5000);
+        g.return_to_host(0x403f_f000);
+        assert!(g.get_block(0x4020_0000));
+        assert!(!g.get_block(0x4040_0000), "no RAM at all");
     }
 
     #[test]

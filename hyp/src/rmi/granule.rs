@@ -18,8 +18,14 @@ pub fn delegate(system: &System, pa: u64) -> Outcome {
     if locked.count() != 0 {
         return Err(Status::ErrorInput); // some guest has it mapped
     }
+    if !system.granules.leave_host(pa) {
+        return Err(Status::ErrorInput); // by a block
+    }
     let size = system.granules.size();
-    system.host.take(pa, size).map_err(|_| Status::ErrorInput)?;
+    if system.host.take(pa, size).is_err() {
+        system.granules.return_to_host(pa);
+        return Err(Status::ErrorInput);
+    }
     // SAFETY: the host cannot reach it any more, nobody else ever could.
     unsafe { phys::zero(pa, size) };
     locked.become_(State::Delegated);
@@ -36,5 +42,6 @@ pub fn undelegate(system: &System, pa: u64) -> Outcome {
         .give(pa, system.granules.size())
         .map_err(|_| Status::ErrorInput)?;
     locked.become_(State::Ns);
+    system.granules.return_to_host(pa);
     Ok(NONE)
 }

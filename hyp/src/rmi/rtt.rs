@@ -1,7 +1,7 @@
 //! The RTT commands of a plain guest: tables, and the host's memory in them.
 //!
-//! Every granule of the host's that a guest maps is counted while it is mapped,
-//! and that count blocks its delegation.
+//! Memory of the host's that a guest maps is counted while it is mapped, by page
+//! or by block, and that count blocks its delegation.
 
 use ::rmi::Status;
 use ::rmi::rtt::{self as abi, EntryState};
@@ -60,9 +60,21 @@ pub fn create(system: &System, rd: u64, rtt: u64, ipa: u64, at: u64) -> Outcome 
     with_rtt(system, rd, |_, tables, pe| {
         // After the realm's locks, as every command has it.
         let table = lock(system, rtt, State::Delegated)?;
-        tables
-            .create(pe, Ipa::new(ipa), at, Pa::new(rtt))
-            .map_err(status)?;
+        // A block of the host's memory becomes pages of it: counted as such.
+        let block = (at == Level::L3)
+            .then(|| mapped_at(tables, ipa, Level::L2))
+            .flatten();
+        if block.is_some_and(|block| !get_pages(system, block)) {
+            return Err(Status::ErrorInput);
+        }
+        let created = tables.create(pe, Ipa::new(ipa), at, Pa::new(rtt));
+        if let Some(block) = block {
+            match created {
+                Ok(()) => system.granules.put_block(block),
+                Err(_) => put_pages(system, block, block + system.granules.span_size()),
+            }
+        }
+        created.map_err(status)?;
         table.become_(State::Rtt);
         Ok(NONE)
     })?
@@ -94,9 +106,20 @@ pub fn destroy(system: &System, rd: u64, ipa: u64, at: u64) -> Topped {
 pub fn fold(system: &System, rd: u64, ipa: u64, at: u64) -> Outcome {
     let at = level(at)?;
     let folded = with_rtt(system, rd, |_, tables, pe| {
+        // Pages of the host's memory become a block of it: counted as such.
+        let size = system.granules.span_size();
+        let first = (at == Level::L3)
+            .then(|| mapped_at(tables, ipa, Level::L3))
+            .flatten();
+        let block = first.filter(|first| system.granules.get_block(*first));
         let folded = tables.fold(pe, Ipa::new(ipa), at);
         if let Ok(table) = folded {
             scrub_table(system, table.get());
+        }
+        match (folded, block) {
+            (Ok(_), Some(block)) => put_pages(system, block, block + size),
+            (Err(_), Some(block)) => system.granules.put_block(block),
+            (_, None) => {}
         }
         folded
     })?;
@@ -212,31 +235,59 @@ pub fn map_unprotected(system: &System, rd: u64, ipa: u64, at: u64, descriptor: 
     mapped.map(|_| NONE).map_err(status)
 }
 
-/// Counts a mapping of each granule of `[pa, pa + size)`: false, and nothing
-/// counted, unless all are the host's RAM.
+/// Counts a mapping of `[pa, pa + size)`, a page or a block: false, and nothing
+/// counted, unless all of it is the host's RAM.
 fn get_host_memory(system: &System, pa: u64, size: u64) -> bool {
-    let step = system.granules.size();
-    let mut at = pa;
-    while at < pa + size {
-        match system.granules.get(at).and_then(|g| g.pin(State::Ns)) {
-            Some(pin) => pin.keep(),
-            None => {
-                put_host_memory(system, pa, at - pa);
-                return false;
-            }
+    if size == system.granules.span_size() {
+        return system.granules.get_block(pa);
+    }
+    let granule = system.granules.get(pa);
+    match granule.and_then(|granule| granule.pin(State::Ns)) {
+        Some(pin) if size == system.granules.size() => {
+            pin.keep();
+            true
         }
-        at += step;
+        _ => false,
+    }
+}
+
+/// Takes the count of [`get_host_memory`] back.
+pub fn put_host_memory(system: &System, pa: u64, size: u64) {
+    if size == system.granules.span_size() {
+        system.granules.put_block(pa);
+    } else if let Some(granule) = system.granules.get(pa) {
+        granule.put();
+    }
+}
+
+/// Counts each page of a block's memory, before the block becomes a table.
+fn get_pages(system: &System, block: u64) -> bool {
+    let (size, step) = (system.granules.span_size(), system.granules.size());
+    for page in (block..block + size).step_by(step as usize) {
+        if !get_host_memory(system, page, step) {
+            put_pages(system, block, page);
+            return false;
+        }
     }
     true
 }
 
-/// Takes the counts of [`get_host_memory`] back.
-pub fn put_host_memory(system: &System, pa: u64, size: u64) {
+/// Takes the counts of the pages in `[from, to)` back.
+fn put_pages(system: &System, from: u64, to: u64) {
     let step = system.granules.size();
-    for at in (pa..pa + size).step_by(step as usize) {
-        if let Some(granule) = system.granules.get(at) {
-            granule.put();
-        }
+    for page in (from..to).step_by(step as usize) {
+        put_host_memory(system, page, step);
+    }
+}
+
+/// The host's memory that one entry of `at` maps at `ipa`.
+fn mapped_at(tables: &pgtable::Rtt<RttMem>, ipa: u64, at: Level) -> Option<u64> {
+    match tables.read(Ipa::new(ipa), at) {
+        Ok(entry) if entry.level == at => match entry.state {
+            RttState::AssignedNs { pa, .. } => Some(pa.get()),
+            _ => None,
+        },
+        _ => None,
     }
 }
 

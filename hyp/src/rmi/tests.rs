@@ -267,6 +267,52 @@ fn a_plain_guest_from_first_to_last() {
 }
 
 #[test]
+fn blocks_and_pages_of_them_are_counted_alike() {
+    let mut h = Host::new(Granule::K4);
+    h.realm();
+    let rd = h.page(1);
+    for (level, page) in [(2, 42), (3, 43)] {
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(page)]);
+        if level == 2 {
+            h.ok(fid::RMI_RTT_CREATE, &[rd, h.page(page), RAM, level]);
+        }
+    }
+    let block = RAM + 0x20_0000;
+    let inside = block + 0x5000;
+    let give = |h: &mut Host| h.status(fid::RMI_GRANULE_DELEGATE, &[inside]);
+    h.ok(fid::RMI_RTT_MAP_UNPROTECTED, &[rd, RAM, 2, block | DESC]);
+    assert_eq!(give(&mut h), Status::ErrorInput, "in a block");
+    // Unfolded: pages now.
+    h.ok(fid::RMI_RTT_CREATE, &[rd, h.page(43), RAM, 3]);
+    assert_eq!(give(&mut h), Status::ErrorInput, "in a page");
+    h.ok(fid::RMI_RTT_UNMAP_UNPROTECTED, &[rd, RAM + 0x5000, 3]);
+    assert_eq!(give(&mut h), Status::Success);
+    assert_eq!(
+        h.status(
+            fid::RMI_RTT_MAP_UNPROTECTED,
+            &[rd, RAM + 0x40_0000, 2, block | DESC]
+        ),
+        Status::ErrorInput,
+        "a granule of it is not the host's"
+    );
+    h.ok(fid::RMI_GRANULE_UNDELEGATE, &[inside]);
+    h.ok(
+        fid::RMI_RTT_MAP_UNPROTECTED,
+        &[rd, RAM + 0x5000, 3, inside | DESC],
+    );
+    // Folded: a block again.
+    let table = h.ok(fid::RMI_RTT_FOLD, &[rd, RAM, 3]);
+    assert_eq!(table[1], h.page(43));
+    assert_eq!(give(&mut h), Status::ErrorInput);
+    h.ok(fid::RMI_RTT_UNMAP_UNPROTECTED, &[rd, RAM, 2]);
+    assert_eq!(give(&mut h), Status::Success);
+    let granules = &h.cpu.system.granules;
+    for page in (block..block + 0x20_0000).step_by(0x1000) {
+        assert_eq!(granules.get(page).unwrap().count(), 0);
+    }
+}
+
+#[test]
 fn what_comes_back_is_zero() {
     let mut h = Host::new(Granule::K4);
     h.write(5, [0xffu8; 4096]);
