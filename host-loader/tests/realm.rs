@@ -424,6 +424,7 @@ fn round(granule_shift: u32, arena: &Arena, fail_at: Option<usize>) -> (usize, O
         },
         rmi: Feature0 {
             s2sz: 48,
+            max_recs_order: 2,
             ..Feature0::default()
         },
         bundle: &bundle,
@@ -489,6 +490,44 @@ fn whichever_call_fails_nothing_is_left_behind() {
                 assert!(error.starts_with("guests.toml:3: guest \"g\""), "{error}");
             }
         }
+    }
+}
+
+#[test]
+fn a_guest_that_asks_for_too_much_is_told_what_there_is() {
+    let arena = arena();
+    fake::set(Box::new(|_| [0; 5]));
+    for (text, parts) in [
+        ("memory = \"1G\"", ["guests.toml:4", "memory", "MiB left"]),
+        ("memory = \"4T\"", ["guests.toml:4", "memory", "MiB left"]),
+        ("memory = \"512T\"", ["guests.toml:4", "memory", "48"]),
+        ("vcpus = 5", ["guests.toml:4", "vcpus", "at most 4"]),
+    ] {
+        let toml = format!("[[guest]]\nname = \"g\"\nkernel = \"k\"\n{text}\n");
+        let bytes = cpio(&[("guests.toml", toml.as_bytes()), ("k", &[1; 64])]);
+        let bundle = Bundle::parse(&bytes).unwrap();
+        let free = Granules::new(4096, std::slice::from_ref(&arena.range), &[]);
+        let before = free.free_bytes();
+        let granules = Mutex::new(free);
+        let resources = Resources {
+            granules: &granules,
+            features: VendorFeatures {
+                granule_shift: 12,
+                ..VendorFeatures::default()
+            },
+            rmi: Feature0 {
+                s2sz: 48,
+                max_recs_order: 2,
+                ..Feature0::default()
+            },
+            bundle: &bundle,
+            blank: 0,
+        };
+        let sentence = build::allocate(&bundle.guests[0], &resources).unwrap_err();
+        for part in parts {
+            assert!(sentence.contains(part), "{sentence}");
+        }
+        assert_eq!(granules.lock().free_bytes(), before);
     }
 }
 

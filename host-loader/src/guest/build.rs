@@ -20,6 +20,8 @@ use spin::Mutex;
 pub struct Memory {
     /// Its RAM.
     pub ram: GuestRam,
+    /// A guest has run in it.
+    used: bool,
     runs: Vec<Range<u64>>,
 }
 
@@ -46,6 +48,17 @@ fn refuse(config: &GuestConfig, line: usize, what: impl core::fmt::Display) -> S
 ///
 /// The error says how much there is.
 pub fn allocate(config: &GuestConfig, resources: &Resources<'_>) -> Result<Memory, String> {
+    let limit = vcpu_limit(resources);
+    if config.vcpus.value as u64 > limit {
+        return Err(refuse(
+            config,
+            config.vcpus.line,
+            format_args!(
+                "vcpus = {}: expected at most {limit}, as many as its GIC serves",
+                config.vcpus.value
+            ),
+        ));
+    }
     let size = config.memory.value;
     let line = config.memory.line;
     let shape = shape(config, resources)?;
@@ -65,7 +78,11 @@ pub fn allocate(config: &GuestConfig, resources: &Resources<'_>) -> Result<Memor
         })?;
     // SAFETY: The granules were free: mapped, and nobody else's from here on.
     let ram = unsafe { GuestRam::new(map::RAM_BASE, &runs) };
-    Ok(Memory { ram, runs })
+    Ok(Memory {
+        ram,
+        used: false,
+        runs,
+    })
 }
 
 /// Gives a guest's RAM back, with what the guest left in it. Nobody sees that:
@@ -76,6 +93,13 @@ pub fn release(memory: Memory, granules: &Mutex<Granules>) {
     for run in memory.runs {
         granules.give(run.start, run.end - run.start);
     }
+}
+
+/// The most vCPUs that a guest has: what its map has redistributors for, and
+/// what EL2 has indices for.
+fn vcpu_limit(resources: &Resources<'_>) -> u64 {
+    let frames = (map::GICR.end - map::GICR.start) / map::GICR_STRIDE;
+    frames.min(1 << resources.rmi.max_recs_order)
 }
 
 fn shape(config: &GuestConfig, resources: &Resources<'_>) -> Result<Shape, String> {
@@ -107,8 +131,13 @@ pub fn build(
 ) -> Result<Realm, String> {
     let loaded = load(config, resources, &mut memory.ram)?;
     if !resources.features.fwb {
-        memory.ram.clean();
+        if memory.used {
+            memory.ram.clean_all();
+        } else {
+            memory.ram.clean();
+        }
     }
+    memory.used = true;
     let granules = resources.granules;
     let shape = shape(config, resources)?;
     let sentence = |e| refuse(config, config.kernel.line, e);

@@ -83,6 +83,18 @@ impl GuestRam {
     }
 }
 
+impl GuestRam {
+    /// Cleans all of it, as [`clean`](Self::clean) does what was written: for a
+    /// guest that starts again where it, or an earlier life of it, left dirty
+    /// lines that could be written back over what it writes uncached.
+    pub fn clean_all(&mut self) {
+        self.written.clear();
+        for run in &self.runs {
+            insn::clean_to_poc(run.pa, run.size);
+        }
+    }
+}
+
 impl GuestMemory for GuestRam {
     fn range(&self) -> Range<u64> {
         match (self.runs.first(), self.runs.last()) {
