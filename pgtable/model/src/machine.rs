@@ -169,6 +169,9 @@ pub struct Machine {
     pub(crate) scratch: Vec<(u64, u64)>,
 }
 
+/// Largest range of table memory that one event may speak of, in bytes.
+pub(crate) const LARGEST: u64 = 1 << 28;
+
 /// The result of judging an event.
 pub type Verdict = Result<(), Box<Violation>>;
 
@@ -418,7 +421,11 @@ impl Machine {
     }
 
     fn zero(&mut self, pa: u64, len: u64) -> Verdict {
-        if !pa.is_multiple_of(8) || !len.is_multiple_of(8) || len > 1 << 40 {
+        if !pa.is_multiple_of(8)
+            || !len.is_multiple_of(8)
+            || len > LARGEST
+            || pa.checked_add(len).is_none()
+        {
             return self.fail(Kind::BadEvent, "a range of zeros that is not words");
         }
         // Live words go through the automaton one by one.

@@ -1,6 +1,6 @@
 //! Pages that change hands: allocation, freeing, ownership.
 
-use crate::machine::{Machine, Table, Verdict};
+use crate::machine::{LARGEST, Machine, Table, Verdict};
 use crate::mem::{LastStore, Owner, Use};
 use crate::shape::Regime;
 use crate::unclean::Was;
@@ -9,7 +9,7 @@ use crate::violation::Kind;
 impl Machine {
     /// Pages were taken for tables.
     pub(crate) fn alloc(&mut self, pa: u64, len: u64, zeroed: bool) -> Verdict {
-        if len == 0 || len > 1 << 32 || !pa.is_multiple_of(8) || pa.checked_add(len).is_none() {
+        if len == 0 || len > LARGEST || !pa.is_multiple_of(8) || pa.checked_add(len).is_none() {
             return self.fail(Kind::BadEvent, "an allocation of no sensible size");
         }
         let taken = self
@@ -37,7 +37,7 @@ impl Machine {
 
     /// Table pages were given back.
     pub(crate) fn free(&mut self, pa: u64, len: u64) -> Verdict {
-        if len == 0 || len > 1 << 32 || pa.checked_add(len).is_none() {
+        if len == 0 || len > LARGEST || pa.checked_add(len).is_none() {
             return self.fail(Kind::BadEvent, "a free of no sensible size");
         }
         let not_table = self

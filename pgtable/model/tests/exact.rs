@@ -379,3 +379,27 @@ fn the_same_with_break_before_make_level_2() {
         &[Kind::ValidToValidNeedsBbm, Kind::MakeWhileUnclean],
     );
 }
+
+/// A block and the page in its place, both in one TLB: the exact TLB says which
+/// of the two conflicts it is.
+#[test]
+fn two_sizes_of_one_address() {
+    let mut exact = setup(Shape::toy(6, 2, 3), features(0));
+    let page = TABLES + 64;
+    let stores = [
+        (page, DATA << 6 | 0x7db),
+        (TABLES, page << 6 | 3),
+        (ROOT, DATA << 6 | 0x7d9),
+        (ROOT, 0),
+        (ROOT, TABLES << 6 | 3),
+    ];
+    let mut last = None;
+    for (pa, value) in stores {
+        let how = How::Release;
+        let kind = EventKind::Store { pa, value, how };
+        last = Some(exact.on(Event { pe: 0, kind }));
+    }
+    let v = last.unwrap();
+    assert_eq!(v.automaton.unwrap_err().kind, Kind::MakeWhileUnclean);
+    assert_eq!(v.exact.unwrap_err().kind, Kind::ConflictingSizes);
+}

@@ -225,3 +225,108 @@ fn lines_that_are_no_trace() {
     assert_eq!(trace::parse("").unwrap_err().line, 1);
     assert_eq!(error("toy 6 6 3").line, 2);
 }
+
+/// Whatever a trace says, it is judged or refused: nothing in it ends the
+/// judge.
+#[test]
+fn hostile_traces_are_judged_or_refused() {
+    let mut seed = 7u64;
+    let mut next = move || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        seed >> 33
+    };
+    let base = format!("{HEADER}{TREE}{FLUSH_PAGE_0}{QUIESCE}");
+    let lines: Vec<&str> = base.lines().collect();
+    let words = [
+        "0",
+        "1",
+        "-1",
+        "0xffffffffffffffff",
+        "0xfffffffffffffff8",
+        "0x8000000000000000",
+        "4096",
+        "0x80011000",
+        "0x80000000",
+        "0x80010003",
+        "0x80011003",
+        "0x7d9",
+        "st",
+        "stlr",
+        "alloc",
+        "free",
+        "own",
+        "zero",
+        "tlbi",
+        "ripas2e1is",
+        "vae2is",
+        "alle1",
+        "dsb",
+        "ish",
+        "msr",
+        "vtcr_el2",
+        "vttbr_el2",
+        "ttbr0_el2",
+        "tcr_el2",
+        "hcr_el2",
+        "0x80053558",
+        "0x180053598",
+        "shared",
+        "vmid:1",
+        "zeroed",
+        "dirty",
+        "quiesce",
+        "spec",
+        "fault",
+        "rwxu",
+        "window",
+        "0xfffffffffffff003",
+        "0x7ffffffffffff7ff",
+        "268435456",
+    ];
+    let (mut judged, mut refused, mut broken) = (0, 0, 0);
+    for _ in 0..4000 {
+        let mut text = String::new();
+        for line in &lines {
+            let mut line: Vec<&str> = line.split(' ').collect();
+            if next() % 8 == 0 {
+                let at = next() as usize % line.len();
+                line[at] = words[next() as usize % words.len()];
+            }
+            text += &line.join(" ");
+            text.push('\n');
+            if next() % 8 == 0 && text.len() > HEADER.len() {
+                let pick = |n: u64| words[n as usize % words.len()];
+                text += &format!(
+                    "0 {} {} {} {}\n",
+                    pick(next()),
+                    pick(next()),
+                    pick(next()),
+                    pick(next())
+                );
+            }
+        }
+        // Lines that do not parse are left out, so that the rest is judged.
+        loop {
+            match trace::judge(&text) {
+                Ok(j) => {
+                    judged += 1;
+                    broken += u32::from(j.violation.is_some());
+                    break;
+                }
+                Err(e) => {
+                    refused += 1;
+                    let keep = text.lines().enumerate().filter(|(i, _)| i + 1 != e.line);
+                    let shorter: String = keep.map(|(_, l)| format!("{l}\n")).collect();
+                    if shorter.len() == text.len() || e.line == 1 {
+                        break;
+                    }
+                    text = shorter;
+                }
+            }
+        }
+    }
+    assert!(
+        judged > 1000 && refused > 1000 && broken > 500,
+        "{judged} {refused} {broken}"
+    );
+}

@@ -850,3 +850,39 @@ fn the_readme_shows_a_right_trace() {
         .collect();
     assert!(trace::judge(&lazy).unwrap().violation.is_some());
 }
+
+#[test]
+fn level_1_break_before_make_wants_nt() {
+    let one = HEADER.replace("bbm=0", "bbm=1");
+    let fill: String = (0..512u64)
+        .map(|i| {
+            format!(
+                "0 st {:#x} {:#x}\n",
+                0x8001_2000 + i * 8,
+                0x4020_07db + (i << 12)
+            )
+        })
+        .collect();
+    let table = format!("0 alloc 0x80012000 4096 zeroed\n{fill}");
+    let split = "0 stlr 0x80010008 0x80012003\n0 dsb ishst\n";
+    let flush = "0 tlbi vmalls12e1is\n0 dsb ish\n0 isb\n";
+    bad_on(&one, Kind::ValidToValidNeedsBbm, &format!("{table}{split}"));
+    let nt = "0 st 0x80010008 0x402107d9\n0 dsb ishst\n";
+    good_on(&one, &format!("{table}{nt}{split}{flush}{QUIESCE}"));
+}
+
+/// Each rule is broken by some trace in these tests.
+#[test]
+fn every_rule_has_its_trace() {
+    let tests = [
+        include_str!("violations.rs"),
+        include_str!("elsewhere.rs"),
+        include_str!("el2.rs"),
+        include_str!("exact.rs"),
+        include_str!("questions.rs"),
+    ]
+    .concat();
+    for kind in Kind::ALL {
+        assert!(tests.contains(&format!("Kind::{kind:?}")), "{kind:?}");
+    }
+}
