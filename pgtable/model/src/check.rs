@@ -1,12 +1,11 @@
 //! Questions: what an access may see, and whether that is what was promised.
 
-use crate::descriptor::{Attrs, CONTIGUOUS, Desc, Perms};
+use crate::descriptor::{Attrs, Desc};
 use crate::event::{Promise, Target};
-use crate::machine::{El2Change, FaultNote, Machine, Verdict};
+use crate::machine::{El2Change, Machine, Verdict};
 use crate::mem::Use;
-use crate::shape::{Regime, Shape};
+use crate::shape::Regime;
 use crate::spec::Spec;
-use crate::tlbi::{Extent, TlbiKind, TlbiOp};
 use crate::unclean::Was;
 use crate::violation::{Kind, Violation};
 use crate::walker::{Above, Outcome, Step, Translation, step, walk};
@@ -149,7 +148,7 @@ impl Machine {
         }
     }
 
-    fn each_leaf(
+    pub(crate) fn each_leaf(
         &self,
         tree: u32,
         lo: u64,
@@ -352,138 +351,6 @@ impl Machine {
             );
         }
         Ok(())
-    }
-
-    /// Contiguous groups in `[lo, hi)` agree in all members.
-    fn check_groups(&self, tree: u32, lo: u64, hi: u64) -> Verdict {
-        let shape = self.shape_of(tree);
-        let mut checked = u64::MAX;
-        self.each_leaf(tree, lo, hi, &mut |leaf| {
-            if leaf.desc & CONTIGUOUS == 0 {
-                return Ok(());
-            }
-            let log2 = shape.group_log2(leaf.level);
-            let group = 1u64 << (leaf.size_log2 + log2);
-            let start = leaf.ia & !(group - 1);
-            if log2 == 0 || checked == start {
-                return Ok(());
-            }
-            checked = start;
-            self.check_group(tree, &shape, &leaf, start, 1 << log2)
-        })
-    }
-
-    fn check_group(&self, tree: u32, shape: &Shape, leaf: &Leaf, start: u64, n: u64) -> Verdict {
-        let wrong = |what: &str| {
-            let mut v = self.violation(Kind::BadContiguous, what);
-            v.ia = Some(start);
-            v.level = Some(leaf.level);
-            Err(v)
-        };
-        let Some(first) = self.entry_address(tree, leaf.level, start) else {
-            return wrong("its table is gone");
-        };
-        let base = leaf.oa.wrapping_sub(leaf.ia - start);
-        if base & ((n << leaf.size_log2) - 1) != 0 {
-            return wrong("the output address is not aligned to the group");
-        }
-        let t = &self.trees[tree as usize];
-        for i in 0..n {
-            let word = self.mem.load(first + i * 8);
-            match shape.decode(leaf.level, word) {
-                Desc::Leaf(oa) if oa == base + (i << leaf.size_log2) => {
-                    let mut attrs = shape.attrs(leaf.level, word, t.mair);
-                    // The access flag of a group may be set in any member.
-                    attrs.af = leaf.attrs.af;
-                    attrs.software = leaf.attrs.software;
-                    if attrs != leaf.attrs {
-                        return wrong("members differ in attributes");
-                    }
-                }
-                Desc::Leaf(_) => return wrong("output addresses do not follow each other"),
-                _ => return wrong("a member is not a leaf"),
-            }
-        }
-        Ok(())
-    }
-
-    /// A fault was handled and the access is tried again.
-    pub(crate) fn fault(&mut self, ia: u64, access: u8) -> Verdict {
-        let pe = self.now;
-        let Some((tree, _)) = self.pe().stage2 else {
-            return Ok(());
-        };
-        let t = &self.trees[tree as usize];
-        let now = walk(&t.shape, t.root, t.mair, ia, |pa| self.mem.load(pa));
-        let page = ia & !((1 << t.shape.page_bits) - 1);
-        let at = self
-            .faults
-            .iter()
-            .position(|n| n.pe == pe && n.ia == page && n.access == access);
-        let earlier = at.map(|i| self.faults.swap_remove(i));
-        let Ok(translation) = now else {
-            return Ok(());
-        };
-        if translation.allows(Perms(access)).is_err() {
-            return Ok(());
-        }
-        if let Some(n) = earlier
-            && n.desc == translation.desc
-            && n.stage < 4
-        {
-            let mut v = self.violation(
-                Kind::Livelock,
-                "the entry allows the access, the fault came twice, nothing was invalidated",
-            );
-            v.ia = Some(page);
-            return Err(v);
-        }
-        self.faults.push(FaultNote {
-            pe,
-            ia: page,
-            access,
-            desc: translation.desc,
-            stage: 0,
-        });
-        Ok(())
-    }
-
-    /// Follows the invalidation that a handled fault asks for on its own PE.
-    pub(crate) fn note_faults(&mut self, op: TlbiOp, extent: Option<&Extent>, issuer: usize) {
-        for n in self
-            .faults
-            .iter_mut()
-            .filter(|n| usize::from(n.pe) == issuer)
-        {
-            match (op.kind, extent) {
-                (TlbiKind::Vmalls12e1 | TlbiKind::Alle1, _) => n.stage = 3,
-                (TlbiKind::Vmalle1, _) if n.stage == 2 => n.stage = 3,
-                (kind, Some(e))
-                    if kind.regime() == Regime::Stage2
-                        && n.stage == 0
-                        && (e.lo..e.hi).contains(&n.ia)
-                        && e.mismatch.is_none() =>
-                {
-                    n.stage = 1;
-                }
-                _ => {}
-            }
-        }
-    }
-
-    pub(crate) fn complete_faults(&mut self, issuer: usize) -> bool {
-        let mut any = false;
-        for n in self
-            .faults
-            .iter_mut()
-            .filter(|n| usize::from(n.pe) == issuer)
-        {
-            if n.stage == 1 || n.stage == 3 {
-                n.stage += 1;
-                any = true;
-            }
-        }
-        any
     }
 
     /// Compares everything that an access at `ia` may see, from the tables as

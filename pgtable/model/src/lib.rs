@@ -40,12 +40,18 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod blame;
 mod check;
 mod descriptor;
 mod event;
 mod exact;
+mod fault;
 mod features;
+mod group;
 mod hash;
+mod install;
+mod leaf;
+mod link;
 mod machine;
 mod maintain;
 mod mem;
