@@ -1,0 +1,70 @@
+//! `pgtable` on a real MMU: at EL2, without Undercroft, this builds stage-2
+//! tables of every format that the CPU has (granule, LPA2, start level,
+//! concatenation, IPA size), and checks with `AT S12E1R` and with loads, stores
+//! and fetches from EL1 that they translate as they should and fault as they
+//! should. One line for each configuration, then `N passed, N failed`.
+//!
+//! `high=0x…` on the command line names RAM that the device tree does not, for
+//! output addresses above 48 bits: 64 KiB of it are used.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+mod erratum;
+#[cfg(target_os = "none")]
+mod format;
+#[cfg(target_os = "none")]
+mod memory;
+#[cfg(target_os = "none")]
+mod world;
+
+tests::program!(image::main, 2);
+
+#[cfg(target_os = "none")]
+mod image {
+    use pgtable::{Granule, Level, Stage2Config, Start};
+    use tests::bare::console::Console;
+    use tests::bare::machine;
+    use tests::println;
+    use tests::suite::Suite;
+
+    use crate::{erratum, format, world};
+
+    pub fn main() {
+        let cpu = world::Cpu::read();
+        let high = machine::get()
+            .argument("high")
+            .and_then(|value| u64::from_str_radix(value.trim_start_matches("0x"), 16).ok());
+        println!("el2-tables: {cpu:?}, high {high:x?}");
+        world::start();
+        let mut suite = Suite::new(Console);
+        let mut formats = 0;
+        for granule in [Granule::K4, Granule::K16, Granule::K64] {
+            for lpa2 in [false, true] {
+                if !cpu.has(granule, lpa2) {
+                    continue;
+                }
+                for start in -1..=3 {
+                    for ipa_bits in 32..=52 {
+                        let Some(level) = Level::new(start) else {
+                            continue;
+                        };
+                        let config = Stage2Config {
+                            lpa2,
+                            start: Start::At(level),
+                            features: cpu.features,
+                            errata: erratum::errata(),
+                            ..Stage2Config::new(granule, ipa_bits, cpu.pa_bits)
+                        };
+                        if let Ok(geometry) = config.validate() {
+                            format::check(&mut suite, &cpu, geometry, high);
+                            formats += 1;
+                        }
+                    }
+                }
+            }
+        }
+        suite.check("formats", formats > 20, formats);
+        erratum::checks(&mut suite, &cpu);
+        suite.finish();
+    }
+}
