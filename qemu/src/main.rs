@@ -11,11 +11,12 @@
 //! | [`run`] | a machine that runs, to its end |
 //! | [`bench`] | what a boot costs |
 //! | [`suite`] | every test of the project |
-//! | [`ui`], [`size`] | what the user sees and writes |
+//! | [`child`], [`ui`], [`size`] | small things that the others share |
 
 mod bench;
 mod build;
 mod bundle;
+mod child;
 mod command;
 mod config;
 mod guests;

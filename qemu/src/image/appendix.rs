@@ -45,6 +45,13 @@ pub fn append(image: &mut Vec<u8>, payload: &[u8], symbols: &[u8]) {
     image[start..start + header.len()].copy_from_slice(&header);
 }
 
+/// The length of the payload in an image file, if it has an appendix.
+pub fn payload_len(image: &[u8]) -> Option<u64> {
+    let header = image.chunks(UNIT).find(|unit| unit.starts_with(MAGIC))?;
+    let length = header.get(24..32)?;
+    Some(u64::from_le_bytes(length.try_into().expect("8 bytes")))
+}
+
 fn pad(image: &mut Vec<u8>, unit: usize) {
     image.resize(image.len().next_multiple_of(unit), 0);
 }
@@ -67,6 +74,7 @@ mod tests {
         assert_eq!(&header[word(2)..][..word(3)], b"symbols");
         assert_eq!([word(0) % PAGE, word(2) % PAGE], [0, 0]);
         assert_eq!(word(4), UNIT);
+        assert_eq!(payload_len(&image), Some(7));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::plan::Guests;
 use crate::build::Image;
-use crate::image::header;
+use crate::image::{appendix, header};
 use crate::machine::virt::{Machine, RAM_BASE};
 use crate::ui;
 
@@ -30,15 +30,26 @@ pub fn tell(machine: &Machine, image: &Image, guests: &Guests) {
     if let Some(hyp) = &image.hyp {
         line += &format!(" -ex 'add-symbol-file {} -o {address:#x}'", hyp.display());
     }
+    // hyp puts the host at the lowest place that is free, which is below hyp
+    // itself unless the host has outgrown it.
+    let data = std::fs::read(&image.file).unwrap_or_default();
+    let fits = appendix::payload_len(&data).is_some_and(|len| RAM_BASE + len <= address);
+    if let Some(host) = image.host.as_ref().filter(|_| fits) {
+        line += &format!(" -ex 'add-symbol-file {} -o {RAM_BASE:#x}'", host.display());
+    }
     ui::note(
         "Waiting",
         format_args!("for a debugger on port {port}; start it with"),
     );
     eprintln!("\n{line}\n");
-    eprintln!("hyp is at {address:#x}.");
-    if let Some(host) = &image.host {
-        eprintln!("host-loader is where the log says `host at ADDRESS`; then, in gdb:");
-        eprintln!("  add-symbol-file {} -o ADDRESS", host.display());
+    eprintln!("hyp is at {address:#x}; break there with `hbreak *{address:#x}`.");
+    match &image.host {
+        Some(_) if fits => eprintln!("host-loader is at {RAM_BASE:#x}, as the log will confirm."),
+        Some(host) => {
+            eprintln!("host-loader is where the log says `host at ADDRESS`; then, in gdb:");
+            eprintln!("  add-symbol-file {} -o ADDRESS", host.display());
+        }
+        None => {}
     }
     for guest in &guests.list {
         let head = std::fs::read(&guest.kernel).unwrap_or_default();

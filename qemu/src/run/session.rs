@@ -17,6 +17,7 @@ use anyhow::{Context, Result};
 use command_fds::{CommandFdExt, FdMapping};
 
 use super::one_uart::{Part, Splitter};
+use crate::child::end_with_us;
 use crate::machine::virt::{Console, Control, Machine};
 
 /// Where QEMU finds the sockets that it inherits.
@@ -253,22 +254,6 @@ impl Drop for Session {
         let _ = self.child.wait();
     }
 }
-
-/// Lets QEMU end when the thread that started it dies, whatever way.
-#[cfg(target_os = "linux")]
-fn end_with_us(command: &mut Command) {
-    use rustix::process::{Signal, set_parent_process_death_signal};
-    use std::os::unix::process::CommandExt;
-
-    let hook = || set_parent_process_death_signal(Some(Signal::TERM)).map_err(io::Error::from);
-    // SAFETY: between fork and exec the hook makes one system call; it takes
-    // no lock and allocates nothing.
-    unsafe { command.pre_exec(hook) };
-}
-
-/// Elsewhere, dropping the session must do.
-#[cfg(not(target_os = "linux"))]
-fn end_with_us(_command: &mut Command) {}
 
 fn read_console(mut from: impl Read, to: &Sender<Event>, one_uart: bool) {
     let mut buffer = [0; 4096];

@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -11,9 +12,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::Context;
+use crate::child::end_with_us;
 
 /// How long a call of the runner may take in all, beyond its own `--timeout`.
 pub const LIMIT: Duration = Duration::from_secs(300);
@@ -96,8 +98,10 @@ impl Call {
     /// When it cannot be made or takes too long.
     pub fn call(mut self) -> Result<Called> {
         let begun = Instant::now();
+        end_with_us(&mut self.command);
         let mut child = self
             .command
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -111,36 +115,53 @@ impl Call {
         let stdout = collect(child.stdout.take());
         let stderr = collect(child.stderr.take());
         let left = || self.limit.saturating_sub(begun.elapsed());
-        let read = |from: mpsc::Receiver<Vec<u8>>| {
+        let read = |from: &mpsc::Receiver<Vec<u8>>| {
             let bytes = from.recv_timeout(left()).ok()?;
             Some(String::from_utf8_lossy(&bytes).into_owned())
         };
-        let (Some(stdout), Some(stderr)) = (read(stdout), read(stderr)) else {
+        let (Some(out), Some(err)) = (read(&stdout), read(&stderr)) else {
             stop(&mut child);
-            bail!("still running after {} s", self.limit.as_secs());
+            let said = |from: &mpsc::Receiver<Vec<u8>>| {
+                let bytes = from
+                    .recv_timeout(Duration::from_secs(2))
+                    .unwrap_or_default();
+                String::from_utf8_lossy(&bytes).into_owned()
+            };
+            let called = Called {
+                code: None,
+                stdout: said(&stdout),
+                stderr: said(&stderr),
+            };
+            bail!(
+                "still running after {} s\n{}",
+                self.limit.as_secs(),
+                called.last_words()
+            );
         };
         let status = child.wait().context("the program was lost")?;
         Ok(Called {
             code: status.code(),
-            stdout,
-            stderr,
+            stdout: out,
+            stderr: err,
         })
     }
 }
 
-/// Ends a child the way that lets it end its own children.
+/// Ends a child and its own children, first in the way that lets them clean up.
 fn stop(child: &mut Child) {
     let gone = |child: &mut Child| matches!(child.try_wait(), Ok(Some(_)));
-    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        // An error means that it has just ended.
-        let _ = kill_process(pid, Signal::TERM);
-    }
+    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let signal = |signal| {
+        // An error means that all of them have ended.
+        group.map(|group| kill_process_group(group, signal))
+    };
+    signal(Signal::TERM);
     let end = Instant::now() + Duration::from_secs(5);
     while !gone(child) && Instant::now() < end {
         thread::sleep(Duration::from_millis(50));
     }
-    // Errors mean that it has ended.
-    let _ = child.kill();
+    signal(Signal::KILL);
+    // Nothing can be done where even that fails.
     let _ = child.wait();
 }
 

@@ -1,16 +1,21 @@
 //! Checks and tests that need no machine: format, lints, documentation, and
 //! the tests of each crate on this machine.
 
-use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::call::Call;
 use super::{Case, Context, Counts, Tier};
 use crate::setup::rust::TARGET;
 use crate::workspace::{Workspace, cargo};
 
 /// Crates whose programs run on the machine, not here.
 const BARE_METAL: [&str; 3] = ["hyp", "host-loader", "tests"];
+
+/// How long one call of cargo may take, building included.
+const LIMIT: Duration = Duration::from_secs(15 * 60);
+const LIMIT_OF_FULL: Duration = Duration::from_secs(6 * 3600);
 
 /// The cases: checks first, then one of each crate.
 pub fn cases(workspace: &Workspace) -> Vec<Case> {
@@ -143,23 +148,23 @@ fn count(output: &str) -> Counts {
 
 /// Calls cargo; returns whether it succeeded, and all that it said.
 fn call(context: &Context, arguments: &[&str]) -> Result<(bool, String)> {
-    let mut command = Command::new(cargo());
-    command
+    let limit = match context.tier {
+        Tier::Quick => LIMIT,
+        Tier::Full => LIMIT_OF_FULL,
+    };
+    let mut call = Call::program(cargo(), limit)
         .args(arguments)
-        .current_dir(&context.workspace.root)
+        .within(&context.workspace.root)
         .env("RUSTDOCFLAGS", "-D warnings")
-        .env("CARGO_TERM_COLOR", "never")
-        .stdin(Stdio::null());
+        .env("CARGO_TERM_COLOR", "never");
     if context.tier == Tier::Full {
         // Property tests ask it how much they are to do.
-        command.env("UNDERCROFT_TIER", "full");
+        call = call.env("UNDERCROFT_TIER", "full");
     }
-    let output = command.output().context("cannot run cargo")?;
-    let text = [output.stdout, output.stderr].concat();
-    Ok((
-        output.status.success(),
-        String::from_utf8_lossy(&text).into_owned(),
-    ))
+    let called = call
+        .call()
+        .with_context(|| format!("cargo {}", arguments.join(" ")))?;
+    Ok((called.code == Some(0), called.stdout + &called.stderr))
 }
 
 fn tail(text: &str) -> String {
