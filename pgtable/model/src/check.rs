@@ -93,7 +93,10 @@ impl Machine {
                 pa: run.oa + (ia - base),
                 level: class.1,
                 size_log2,
-                attrs: t.shape.attrs(class.1, run.old, t.mair),
+                attrs: Attrs {
+                    perms: run.perms,
+                    ..t.shape.attrs(class.1, run.old, t.mair)
+                },
                 desc: run.old,
             };
             push(&mut out, Ok(old), Source::Tlb);

@@ -4,8 +4,8 @@ use crate::descriptor::{AF, Attrs, CONTIGUOUS, Desc, Memory};
 use crate::machine::{Machine, Table, Verdict};
 use crate::mem::{Owner, Use};
 use crate::shape::{Regime, Shape};
-use crate::tree::Stored;
-use crate::unclean::Was;
+use crate::tree::{Gone, Stored};
+use crate::unclean::{Run, Was};
 use crate::violation::Kind;
 
 impl Machine {
@@ -58,17 +58,27 @@ impl Machine {
         let aged = old.af && !new.af;
         if !new.perms.covers(old.perms) || aged {
             let aged = new.perms.covers(old.perms);
-            self.add_runs(
-                table.tree,
-                Was::Loose,
+            let gone = Gone {
+                was: Was::Loose,
                 level,
-                shape,
                 ia,
-                from,
-                s.old,
-                0,
+                oa: from,
+                word: s.old,
+                tag: 0,
                 aged,
-            );
+            };
+            self.add_runs(table.tree, shape, gone);
+        } else if new.af {
+            // Back to all that a TLB may still give: nothing is stale.
+            let end = ia + shape.span(level);
+            for i in 0..self.trees[table.tree as usize].contexts.len() {
+                let c = self.trees[table.tree as usize].contexts[i] as usize;
+                let unclean = &mut self.contexts[c].unclean;
+                if !unclean.is_empty() {
+                    let covered = |run: &Run| new.perms.covers(run.perms);
+                    unclean.remove((Was::Loose, level), ia, end, covered, |_, _| {});
+                }
+            }
         }
         Ok(())
     }
@@ -113,7 +123,7 @@ impl Machine {
             if attrs.contiguous || self.contexts[c].unclean.has_contiguous() {
                 self.check_make_group(c, shape, level, ia, oa, &attrs)?;
             }
-            let mut back = None;
+            let mut back = false;
             let mut wrong = None;
             for (class, base, _, run) in self.contexts[c].unclean.overlapping(ia, end) {
                 match class.0 {
@@ -124,7 +134,7 @@ impl Machine {
                             && was.memory == attrs.memory
                             && was.sh == attrs.sh;
                         if same && class.1 == level && was.contiguous == attrs.contiguous {
-                            back = Some(was);
+                            back = true;
                             continue;
                         }
                         // BBM level 2: two sizes of one translation may stand
@@ -152,7 +162,7 @@ impl Machine {
             if let Some(v) = wrong {
                 return Err(v);
             }
-            if let Some(was) = back {
+            if back {
                 let mut looser = None;
                 self.contexts[c].unclean.remove(
                     (Was::Leaf, level),
@@ -161,15 +171,14 @@ impl Machine {
                     |_| true,
                     |base, run| looser = Some((base, run)),
                 );
-                let covered = attrs.perms.covers(was.perms);
-                if let Some((base, mut run)) = looser
-                    && !(covered && attrs.af)
-                {
-                    run.aged = covered;
-                    let shift = shape.shift(level);
-                    self.contexts[c]
-                        .unclean
-                        .insert((Was::Loose, level), shift, base, run);
+                if let Some((base, mut run)) = looser {
+                    run.aged = attrs.perms.covers(run.perms);
+                    if !(run.aged && attrs.af) {
+                        let shift = shape.shift(level);
+                        self.contexts[c]
+                            .unclean
+                            .insert((Was::Loose, level), shift, base, run);
+                    }
                 }
             }
         }
@@ -296,17 +305,16 @@ impl Machine {
         let level = table.level;
         self.output_removed(table.tree, shape, level, oa, word);
         if self.cacheable(table.tree, level, ia, word, shape) {
-            self.add_runs(
-                table.tree,
-                Was::Leaf,
+            let gone = Gone {
+                was: Was::Leaf,
                 level,
-                shape,
                 ia,
                 oa,
                 word,
                 tag,
-                false,
-            );
+                aged: false,
+            };
+            self.add_runs(table.tree, shape, gone);
         }
     }
 

@@ -119,8 +119,7 @@ impl Machine {
                                 to,
                                 |r| r.tag == tag,
                                 |_, run| {
-                                    let was = shape.attrs(level, run.old, mair);
-                                    let covered = now.perms.covers(was.perms);
+                                    let covered = now.perms.covers(run.perms);
                                     if !covered || !now.af {
                                         looser = Some(Run {
                                             aged: covered,

@@ -21,6 +21,22 @@ pub(crate) struct Stored {
     pub how: How,
 }
 
+/// An entry that was valid, or allowed more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gone {
+    pub was: Was,
+    pub level: i8,
+    pub ia: u64,
+    /// Output address, or the table's.
+    pub oa: u64,
+    /// The descriptor that stood there.
+    pub word: u64,
+    /// The removal it belongs to, 0 if it stands alone.
+    pub tag: u32,
+    /// Only the access flag went.
+    pub aged: bool,
+}
+
 /// A subtree to visit: table, level, first input address.
 pub(crate) type Visit = (u64, i8, u64);
 
@@ -261,22 +277,20 @@ impl Machine {
         self.fail(kind, format!("the descriptor is {word:#x}"))
     }
 
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) fn add_runs(
-        &mut self,
-        tree: u32,
-        was: Was,
-        level: i8,
-        shape: &Shape,
-        ia: u64,
-        oa: u64,
-        word: u64,
-        tag: u32,
-        aged: bool,
-    ) {
+    /// Records what TLBs may hold of an entry that is gone, or allows less.
+    pub(crate) fn add_runs(&mut self, tree: u32, shape: &Shape, gone: Gone) {
+        let Gone {
+            was,
+            level,
+            ia,
+            oa,
+            word,
+            tag,
+            aged,
+        } = gone;
         let shift = shape.shift(level);
         let end = ia + (1 << shift);
-        let contiguous = was != Was::Table && self.leaf_attrs(tree, level, word).contiguous;
+        let attrs = self.leaf_attrs(tree, level, word);
         let mut run = Run {
             entries: 1,
             old: match was {
@@ -284,9 +298,10 @@ impl Machine {
                 _ => attribute_bits(shape, word),
             },
             oa,
+            perms: attrs.perms,
             tag,
             writer: self.now,
-            contiguous,
+            contiguous: was != Was::Table && attrs.contiguous,
             aged,
             since: self.event,
             progress: Progress::default(),
@@ -295,14 +310,14 @@ impl Machine {
             let c = self.trees[tree as usize].contexts[i] as usize;
             let unclean = &mut self.contexts[c].unclean;
             if !unclean.is_empty() {
-                // One record per entry: the newest state with the oldest rights.
+                // One record per entry: the newest state with all rights it had.
                 unclean.remove(
                     (Was::Loose, level),
                     ia,
                     end,
                     |_| true,
                     |_, earlier| {
-                        run.old = earlier.old;
+                        run.perms = run.perms | earlier.perms;
                         run.since = run.since.min(earlier.since);
                         run.aged &= earlier.aged;
                         run.contiguous |= earlier.contiguous;
@@ -327,17 +342,16 @@ impl Machine {
     ) {
         let tag = self.next_tag;
         self.next_tag += 1;
-        self.add_runs(
-            table.tree,
-            Was::Table,
-            table.level,
-            shape,
+        let gone = Gone {
+            was: Was::Table,
+            level: table.level,
             ia,
-            next,
+            oa: next,
             word,
             tag,
-            false,
-        );
+            aged: false,
+        };
+        self.add_runs(table.tree, shape, gone);
         let mut stack: Vec<Visit> = vec![(next, table.level + 1, ia)];
         let mut words = std::mem::take(&mut self.scratch);
         while let Some((base, level, first)) = stack.pop() {
@@ -353,17 +367,16 @@ impl Machine {
                 match shape.decode(level, word) {
                     Desc::Leaf(oa) => self.break_leaf(&t, shape, at, oa, word, tag),
                     Desc::Table(below) => {
-                        self.add_runs(
-                            t.tree,
-                            Was::Table,
+                        let gone = Gone {
+                            was: Was::Table,
                             level,
-                            shape,
-                            at,
-                            below,
+                            ia: at,
+                            oa: below,
                             word,
                             tag,
-                            false,
-                        );
+                            aged: false,
+                        };
+                        self.add_runs(t.tree, shape, gone);
                         stack.push((below, level + 1, at));
                     }
                     _ => {}

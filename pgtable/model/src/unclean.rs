@@ -16,6 +16,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::descriptor::Perms;
+
 /// Most PEs a machine may have.
 pub const MAX_PES: usize = 8;
 
@@ -72,6 +74,8 @@ pub(crate) struct Run {
     pub old: u64,
     /// Output address of the first entry, or the table's.
     pub oa: u64,
+    /// All rights that a TLB may still give (leaves).
+    pub perms: Perms,
     /// The removal that this belongs to, 0 if it stands alone.
     pub tag: u32,
     /// The PE that wrote.
@@ -105,6 +109,7 @@ impl Runs {
         base + bytes == at
             && a.progress == b.progress
             && a.old == b.old
+            && a.perms == b.perms
             && a.tag == b.tag
             && a.writer == b.writer
             && a.aged == b.aged

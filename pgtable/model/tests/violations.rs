@@ -310,6 +310,15 @@ fn rights_taken_away() {
     good(&format!(
         "{read_only}0 st 0x80011000 0x400007db\n0 dsb ishst\n{QUIESCE}"
     ));
+    // Taken and given back is nothing; but rights lost in turn add up.
+    let full = "0 st 0x80011000 0x400007db\n0 dsb ishst\n";
+    good(&format!("{protect}{full}{QUIESCE}"));
+    let other = "0 st 0x80011000 0x400000400007db\n"; // XN instead of RO
+    bad(
+        Kind::StaleTranslation,
+        &format!("{protect}{other}0 dsb ishst\n{QUIESCE}"),
+    );
+    good(&format!("{protect}{other}{full}{QUIESCE}"));
     // An access flag taken away may be noticed late.
     good(&format!(
         "0 st 0x80011000 0x400003db\n0 dsb ishst\n{QUIESCE}"
