@@ -122,7 +122,7 @@ impl<M: TableMem> Core<M> {
                 frozen += 1;
             }
         }
-        let whole = mutant!(GroupBrokenInPart, frozen == count, true);
+        let whole = frozen == count;
         let mut pending = Pending::new();
         let step = 1u64 << slot.shift;
         let members = mutant!(GroupInvalidatedOnce, frozen, frozen.min(1));

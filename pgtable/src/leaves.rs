@@ -240,7 +240,8 @@ impl HeldLeaf {
 
 impl<M: TableMem> Stage2<M> {
     /// Removes the leaves of a range now and invalidates them when `gather`
-    /// is synced, together with more. Tables and annotations stay. `sink`
+    /// is synced, together with more. Tables and annotations stay, caches
+    /// are not maintained. `sink`
     /// gets each leaf closed: only the gather's proof opens it.
     ///
     /// # Errors

@@ -1,6 +1,4 @@
-//! arm64 translation tables: stage 2 of guests, and EL2's own stage 1.
-//!
-//! See the README for how a hypervisor uses it.
+#![doc = include_str!("../README.md")]
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -297,7 +297,9 @@ impl<M: TableMem> Stage2<M> {
 
     /// Removes what `[ipa, ipa + size)` maps, and the tables that become
     /// empty. Entries end up empty; annotations go too. `sink` is told of
-    /// each leaf, after every TLB has forgotten it.
+    /// each leaf, after every TLB has forgotten it (and, without
+    /// FEAT_S2FWB, after its cache lines are cleaned and invalidated: the
+    /// guest may have written past the cache).
     ///
     /// Returns the first IPA not done: the end, unless the budget ended. In
     /// that case call again from there before anything else is done with
@@ -392,7 +394,7 @@ impl<M: TableMem> Stage2<M> {
             end,
             blank: blank.get(),
             partial,
-            clean: false,
+            clean: !self.core.fwb,
             exclusive,
         };
         typed(self.core.unmap(maint, sink, &job, budget))
@@ -722,5 +724,43 @@ mod tests {
         assert_eq!(kinds[8], Vttbr(0x0007_0000_1234_0000));
         assert_eq!(kinds[9], b(Isb));
         assert_eq!(kinds.len(), 10);
+    }
+
+    #[test]
+    fn without_fwb_lines_are_cleaned_before_and_after() {
+        use crate::CacheOp::{self, CleanInvalidateData};
+        let mem = memory(Granule::K4);
+        let geometry = Stage2Config::new(Granule::K4, 40, 48).validate().unwrap();
+        let root = mem.root(geometry.root_align());
+        let mut tree = Stage2::new(geometry, root, Vmid::new(5), &mem).unwrap();
+        let mut log = Log {
+            vttbr: tree.vttbr(),
+            ..Log::default()
+        };
+        let (pa, size) = (Pa::new(0x8000_0000), 3 * 4096);
+        let map = Map::new(Ipa::new(0x4000_0000), pa, size, Attrs::MEMORY);
+        tree.map(&mut log, &map, &mut Budget::unlimited()).unwrap();
+        use crate::testing::Event;
+        let caches: Vec<Event> = log.events.drain(..).collect();
+        assert_eq!(
+            caches[..2],
+            [
+                Event::Cache(CleanInvalidateData { pa, size }),
+                Event::Cache(CacheOp::SyncInstructions { pa, size }),
+            ]
+        );
+        let all = &mut Budget::unlimited();
+        tree.unmap(&mut log, map.ipa, size, Partial::Split, &mut Ignore, all)
+            .unwrap();
+        let tlbi = log
+            .events
+            .iter()
+            .rposition(|event| matches!(event, Event::Tlbi(_)))
+            .unwrap();
+        let cleaned: Vec<usize> = (0..log.events.len())
+            .filter(|&at| matches!(log.events[at], Event::Cache(CleanInvalidateData { .. })))
+            .collect();
+        assert_eq!(cleaned.len(), 3);
+        assert!(cleaned.iter().all(|&at| at > tlbi));
     }
 }

@@ -322,7 +322,7 @@ impl<M: TableMem> Core<M> {
             return false;
         };
         let linked = self.link(slot, 0, page).is_ok();
-        if !linked {
+        if mutant!(LostFaultLeaks, !linked, false) {
             self.mem.free(page, child, &Synced::never_linked());
         }
         linked

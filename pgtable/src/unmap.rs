@@ -129,8 +129,7 @@ struct Broken {
     /// Some entries are frozen: step 3 has work.
     frozen: bool,
     stored: bool,
-    /// A dropped block began before, or ended after, the range.
-    from: u64,
+    /// How far entries were frozen: a dropped block may end after the range.
     to: u64,
 }
 
@@ -146,7 +145,6 @@ impl<M: TableMem> Core<M> {
             pending: Pending::new(),
             frozen: false,
             stored: false,
-            from: job.start,
             to: job.start,
         };
         let visit = S::WANTS || job.clean;
@@ -170,7 +168,7 @@ impl<M: TableMem> Core<M> {
         let done = self.finish(maint, &changes);
         if broken.frozen {
             let end = broken.to.max(ia);
-            let stopped = self.release_range(maint, sink, job, broken.from, end, &done, budget);
+            let stopped = self.release_range(maint, sink, job, job.start, end, &done, budget);
             if let Some(at) = stopped {
                 return Ok(at.max(job.start).min(job.end));
             }
@@ -369,7 +367,6 @@ impl<M: TableMem> Core<M> {
                     continue;
                 }
                 broken.pending.leaves(&self.shape, at, at + step, level);
-                broken.from = mutant!(DroppedBlockForgotten, broken.from.min(at), broken.from);
                 broken.frozen |= visit;
                 return Ok(Other::Removed(of_blank - self.counting.of(raw)));
             } else if job.partial == Partial::Refuse {
@@ -430,7 +427,6 @@ impl<M: TableMem> Core<M> {
                 }
             }
             broken.frozen = true;
-            broken.from = broken.from.min(parent.base(ia));
             broken.to = broken.to.max(parent.end(ia));
             slot = parent;
         }
@@ -465,9 +461,9 @@ impl<M: TableMem> Core<M> {
                         let table = self.shape.decode_oa(raw);
                         let gone = if job.clean {
                             let mut sink = Cleaning {
+                                core: self,
                                 maint,
                                 sink,
-                                fwb: self.fwb,
                             };
                             self.reclaim(table, level + 1, at, &mut sink, done, budget)
                         } else {
@@ -484,15 +480,9 @@ impl<M: TableMem> Core<M> {
                         let leaf =
                             RemovedLeaf::new(&self.shape, at, level, format::thaw(raw, level));
                         if job.clean {
-                            Cleaning {
-                                maint,
-                                sink,
-                                fwb: self.fwb,
-                            }
-                            .leaf(leaf);
-                        } else {
-                            sink.leaf(leaf);
+                            self.clean_removed(maint, &leaf);
                         }
+                        sink.leaf(leaf);
                         self.mem.store(slot.table, index, job.blank);
                     }
                 } else if format::is_table(raw, level) {
@@ -593,27 +583,31 @@ enum Other {
 }
 
 /// Cleans the cache lines of leaves, then passes them on.
-struct Cleaning<'a, T, S> {
+struct Cleaning<'a, M, T, S> {
+    core: &'a Core<M>,
     maint: &'a mut T,
     sink: &'a mut S,
-    fwb: bool,
 }
 
-impl<T: Maintenance, S: LeafSink> LeafSink for Cleaning<'_, T, S> {
+impl<M: TableMem, T: Maintenance, S: LeafSink> LeafSink for Cleaning<'_, M, T, S> {
     fn leaf(&mut self, leaf: RemovedLeaf) {
-        if format::is_cacheable(leaf.raw, self.fwb) {
-            self.maint.cache(CacheOp::CleanInvalidateData {
-                pa: leaf.pa,
-                size: leaf.size,
-            });
-        }
-        if S::WANTS {
-            self.sink.leaf(leaf);
-        }
+        self.core.clean_removed(self.maint, &leaf);
+        self.sink.leaf(leaf);
     }
 }
 
 impl<M: TableMem> Core<M> {
+    /// Without FEAT_S2FWB, cleans and invalidates the lines of a leaf that is
+    /// gone: its guest may have written past the cache.
+    pub(crate) fn clean_removed<T: Maintenance>(&self, maint: &mut T, leaf: &RemovedLeaf) {
+        if !self.fwb && format::is_cacheable(leaf.raw, false) {
+            maint.cache(CacheOp::CleanInvalidateData {
+                pa: leaf.pa,
+                size: leaf.size,
+            });
+        }
+    }
+
     /// Invalidates the whole regime (VMID, or EL2) and waits for it.
     pub(crate) fn sync_all<T: Maintenance>(&self, maint: &mut T) -> Synced {
         sync::sync_vmid(maint, &self.tlb)

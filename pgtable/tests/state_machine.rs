@@ -62,3 +62,10 @@ fn every_geometry_takes_the_same_operations() {
         }
     }
 }
+
+#[test]
+fn what_chance_seldom_meets() {
+    if let Err(what) = judge::directed::all() {
+        panic!("{what}");
+    }
+}

@@ -104,12 +104,14 @@ impl<M: TableMem> Rtt<M> {
             UNPROTECTED
         };
         self.replace_table(maint, &slot, ipa, step, blank);
-        if leaves && S::WANTS {
+        if leaves && (S::WANTS || !core.fwb) {
             for index in 0..entries {
                 let raw = core.mem.load(table, index);
                 if leaf(raw) {
                     let at = ipa.get() + ((index as u64) << (slot.shift - core.shape.stride()));
-                    sink.leaf(RemovedLeaf::new(&core.shape, at, level.get(), raw));
+                    let removed = RemovedLeaf::new(&core.shape, at, level.get(), raw);
+                    core.clean_removed(maint, &removed);
+                    sink.leaf(removed);
                 }
             }
         }

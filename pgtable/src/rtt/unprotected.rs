@@ -7,6 +7,7 @@ use crate::format;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::sync;
+use crate::unmap::RemovedLeaf;
 
 impl<M: TableMem> Rtt<M> {
     /// RTT_MAP_UNPROTECTED for up to `count` neighbouring entries of one
@@ -80,6 +81,8 @@ impl<M: TableMem> Rtt<M> {
         };
         let _ = core.exchange(slot.table, slot.index, UNPROTECTED);
         self.forget(maint, &slot, ipa.get());
+        let leaf = RemovedLeaf::new(&core.shape, ipa.get(), slot.level, slot.raw);
+        core.clean_removed(maint, &leaf);
         Ok(Removed {
             pa,
             top: self.top(&slot, ipa.get()),

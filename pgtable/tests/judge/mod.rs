@@ -3,6 +3,7 @@
 
 #![allow(dead_code)]
 
+pub mod directed;
 pub mod driver;
 pub mod shadow;
 
