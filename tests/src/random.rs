@@ -11,7 +11,7 @@ impl Random {
     }
 
     /// 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -20,7 +20,7 @@ impl Random {
 
     /// A number below `end`; 0 when `end` is 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        if end == 0 { 0 } else { self.next() % end }
+        if end == 0 { 0 } else { self.word() % end }
     }
 }
 
@@ -32,7 +32,7 @@ mod tests {
     fn a_seed_repeats_and_seeds_differ() {
         let first = |seed| {
             let mut random = Random::new(seed);
-            [0; 4].map(|_| random.next())
+            [0; 4].map(|_| random.word())
         };
         assert_eq!(first(7), first(7));
         assert_ne!(first(7), first(8));

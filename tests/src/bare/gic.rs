@@ -97,9 +97,9 @@ pub fn get(offset: u64, intid: u32) -> bool {
 pub fn put(offset: u64, intid: u32) {
     let (own, at, mask) = bit(offset, intid);
     if own {
-        set_r(at, mask)
+        set_r(at, mask);
     } else {
-        set_d(at, mask)
+        set_d(at, mask);
     }
 }
 

@@ -42,7 +42,7 @@ pub fn start(machine: &Machine) {
         unsafe {
             table
                 .add(n as usize)
-                .write(gib.start | BLOCK | u64::from(normal) << 2)
+                .write(gib.start | BLOCK | u64::from(normal) << 2);
         };
     }
     // The output range is what the CPU has: a table of 39 bits needs no more.

@@ -6,7 +6,7 @@
 //! | `read-above`, `write-above` | touches the first byte above its RAM |
 //! | `exec-above` | jumps there |
 //! | `read-hole` | reads where QEMU's virt machine has a device, and it has none |
-//! | `beyond` | reads far above its RAM, at 60 GiB |
+//! | `beyond` | reads far above its RAM, below 4 GiB |
 //! | `ldp-uart` | loads a pair from the UART: nothing that can be emulated |
 //! | `walk-above` | has the MMU walk tables that are not there |
 //! | `odd-gic` | reads the distributor unaligned, through Normal memory |
@@ -26,11 +26,11 @@ mod image {
 
     /// A virtio transport of QEMU's virt machine.
     const HOLE: u64 = 0x0a00_0000;
-    const BEYOND: u64 = 0xf_0000_0000;
+    const BEYOND: u64 = 0xf000_0000;
     /// Virtual gibibytes that nothing else uses.
     const ALIAS: u64 = 511;
     /// Where there is no table to walk.
-    const NO_TABLE: u64 = 0xe_0000_0000;
+    const NO_TABLE: u64 = 0xe000_0000;
 
     pub fn main() {
         let machine = machine::get();
@@ -67,7 +67,7 @@ mod image {
                 }
                 _ => {
                     println!("FAIL trespass: do={what} is none of those it knows");
-                    return 0;
+                    0
                 }
             }
         });

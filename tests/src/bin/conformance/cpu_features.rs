@@ -178,7 +178,7 @@ static WRONG: AtomicU64 = AtomicU64::new(0);
 
 fn keep() {
     for round in 0..20 {
-        let wrong = kept(round << 8 | cpu::index() as u64 + 1);
+        let wrong = kept((round << 8) + cpu::index() as u64 + 1);
         WRONG.fetch_add(wrong, Ordering::Relaxed);
     }
 }

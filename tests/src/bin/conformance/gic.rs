@@ -667,7 +667,7 @@ pub fn other_cpus(suite: &mut Suite<Console>) {
     // An SGI for a CPU that is off does not wait for it after the next start.
     suite.check(
         "gic/off-and-on",
-        cpu::together(|| gic::start_cpu(), || {}),
+        cpu::together(gic::start_cpu, || {}),
         "did not",
     );
 }

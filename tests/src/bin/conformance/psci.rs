@@ -17,7 +17,7 @@ const INVALID_ADDRESS: i64 = -9;
 const UNKNOWN: [(&str, u64); 9] = [
     ("zero", 0),
     ("psci-32", 0x8400_001f),
-    ("psci-64", 0xC400_001f),
+    ("psci-64", 0xc400_001f),
     ("system-off-64", 0xC400_0008),
     ("rmi-version", 0xC400_0150),
     ("rsi-version", 0xC400_0190),

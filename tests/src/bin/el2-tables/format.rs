@@ -47,9 +47,14 @@ pub fn check(suite: &mut Suite<Console>, cpu: &Cpu, geometry: Geometry, high: Op
         ""
     };
     // A name always fits.
+    let with = if *geometry.features() == cpu.features {
+        ""
+    } else {
+        "/v8.0"
+    };
     let _ = write!(
         name,
-        "{granule}{form}/ipa{}/start{}/x{}",
+        "{granule}{form}/ipa{}/start{}/x{}{with}",
         geometry.ipa_bits(),
         geometry.start().get(),
         geometry.root_tables()

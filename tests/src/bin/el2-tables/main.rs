@@ -38,33 +38,40 @@ mod image {
         world::start();
         let mut suite = Suite::new(Console);
         let mut formats = 0;
-        for granule in [Granule::K4, Granule::K16, Granule::K64] {
-            for lpa2 in [false, true] {
-                if !cpu.has(granule, lpa2) {
-                    continue;
-                }
-                for start in -1..=3 {
-                    for ipa_bits in 32..=52 {
-                        let Some(level) = Level::new(start) else {
-                            continue;
-                        };
-                        let config = Stage2Config {
-                            lpa2,
-                            start: Start::At(level),
-                            features: cpu.features,
-                            errata: erratum::errata(),
-                            ..Stage2Config::new(granule, ipa_bits, cpu.pa_bits)
-                        };
-                        if let Ok(geometry) = config.validate() {
-                            format::check(&mut suite, &cpu, geometry, high);
-                            formats += 1;
-                        }
-                    }
+        let oldest = Stage2Config::new(Granule::K4, 40, 40).features;
+        // All that the CPU has, and as if it were of ARMv8.0.
+        for features in [cpu.features, oldest] {
+            for config in configurations(&cpu) {
+                let config = Stage2Config {
+                    features,
+                    errata: erratum::errata(),
+                    ..config
+                };
+                if let Ok(geometry) = config.validate() {
+                    format::check(&mut suite, &cpu, geometry, high);
+                    formats += 1;
                 }
             }
         }
         suite.check("formats", formats > 20, formats);
         erratum::checks(&mut suite, &cpu);
         suite.finish();
+    }
+
+    /// Every granule, start level and size of IPA space; `validate` says which of
+    /// them the architecture has.
+    fn configurations(cpu: &world::Cpu) -> impl Iterator<Item = Stage2Config> {
+        let granules = [Granule::K4, Granule::K16, Granule::K64].into_iter();
+        let forms = granules.flat_map(|granule| [(granule, false), (granule, true)]);
+        let forms = forms.filter(|&(granule, lpa2)| cpu.has(granule, lpa2));
+        let starts =
+            forms.flat_map(|form| (-1..=3).filter_map(Level::new).map(move |at| (form, at)));
+        starts.flat_map(move |((granule, lpa2), level)| {
+            (32..=52).map(move |ipa_bits| Stage2Config {
+                lpa2,
+                start: Start::At(level),
+                ..Stage2Config::new(granule, ipa_bits, cpu.pa_bits)
+            })
+        })
     }
 }

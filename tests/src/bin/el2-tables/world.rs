@@ -113,7 +113,7 @@ pub fn load(geometry: &Geometry, vttbr: u64) {
             "dsb ish",
             "isb",
             options(nostack)
-        )
+        );
     };
 }
 
@@ -265,7 +265,10 @@ pub struct Fault {
 /// The kind of fault, without its level: translation 1, access flag 2,
 /// permission 3.
 pub fn kind(fault: Fault) -> u64 {
-    fault.status >> 2
+    match fault.status {
+        0x2b => 1, // translation, level -1
+        status => status >> 2,
+    }
 }
 
 fn run(offset: u64, x0: u64, x1: u64) -> Result<u64, Fault> {

@@ -149,7 +149,7 @@ pub fn identity(suite: &mut Suite<Console>) {
         fid::RSI_VERSION,
         fid::RSI_LAST,
         0xC400_01B0,
-        0xC600_00ff,
+        0xc600_00ff,
         0x8400_0150,
         u64::MAX,
         1 << 32 | fid::RMI_VERSION,

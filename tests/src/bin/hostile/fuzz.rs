@@ -89,7 +89,7 @@ fn value(random: &mut Random) -> u64 {
         6 => page(random.below(PAGES)),
         7 => random.below(8),
         8 => ipa(random),
-        9 => random.next(),
+        9 => random.word(),
         10 => u64::MAX - random.below(4),
         11 => machine::get().uart,
         12 => memory_ranges()

@@ -144,7 +144,7 @@ fn nothing(suite: &mut Suite<Console>) {
         pa | 1 << 52,
         pa | 1 << 63,
         u64::MAX,
-        u64::MAX & !(granule() - 1),
+        !(granule() - 1),
     ] {
         suite.equal("delegate/no-memory", delegate(bad), INPUT);
         suite.equal("undelegate/no-memory", undelegate(bad), INPUT);

@@ -384,7 +384,7 @@ fn running(suite: &mut Suite<Console>) -> Exit {
         delegate(at(spare));
         let made = table(rd, at(spare), DEVICE & !(span(level - 1) - 1), level);
         if made == SUCCESS {
-            spare += 1
+            spare += 1;
         } else {
             undelegate(at(spare));
         }
