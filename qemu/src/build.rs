@@ -1,6 +1,7 @@
 //! Builds what runs on the machine: the image, and our bare-metal programs.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -180,7 +181,9 @@ fn write_if_new(file: &Path, data: &[u8]) -> Result<bool> {
     }
     let folder = file.parent().context("a file of ours has a folder")?;
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let mut part = tempfile::NamedTempFile::new_in(folder)
+    let mut part = tempfile::Builder::new()
+        .permissions(PermissionsExt::from_mode(0o644))
+        .tempfile_in(folder)
         .with_context(|| format!("cannot write in {}", folder.display()))?;
     std::io::Write::write_all(&mut part, data)?;
     part.persist(file)

@@ -55,6 +55,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Action {
     /// Boot a guest and stay at its shell, or run one command in it
+    #[command(after_help = RUN_HELP)]
     Run(Box<run::options::Run>),
     /// Write the files that any arm64 boot loader needs
     Image(Box<command::image::Options>),
@@ -65,6 +66,17 @@ enum Action {
     /// Measure
     Bench(command::bench::Options),
 }
+
+/// What the options alone do not say.
+const RUN_HELP: &str = "\
+At a terminal the guest's console is yours; Ctrl-a x leaves, Ctrl-a h shows
+more. Without one, and without --exec, the guest's shell reads standard input
+as its script; a guest without our shell, such as u-boot, has standard input
+and output as its console.
+
+The guest's output is on standard output, Undercroft's log on standard error.
+Exit status: CMD's own, or the machine's; 124 when the time was over, 125 when
+Undercroft, QEMU or the guest's kernel failed.";
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {

@@ -6,7 +6,8 @@ use crate::image::{appendix, header};
 use crate::machine::virt::{Machine, RAM_BASE};
 use crate::ui;
 
-/// QEMU keeps this much at the base of RAM for itself.
+/// QEMU keeps this much at the base of RAM for itself, and so does the host
+/// for a guest's Image.
 const QEMU_KEEPS: u64 = 2 << 20;
 
 /// Where a plain guest sees the base of its RAM.
@@ -53,16 +54,13 @@ pub fn tell(machine: &Machine, image: &Image, guests: &Guests) {
     }
     for guest in &guests.list {
         let head = std::fs::read(&guest.kernel).unwrap_or_default();
-        let offset = header::text_offset(&head).unwrap_or(0);
+        let kernel = header::text_offset(&head).map_or_else(
+            || "its kernel's place is its format's to say".into(),
+            |offset| format!("kernel at {:#x}", GUEST_RAM_BASE + QEMU_KEEPS + offset),
+        );
         eprintln!(
-            "guest {}: RAM from IPA {GUEST_RAM_BASE:#x}, kernel from {:#x}.",
-            guest.name,
-            GUEST_RAM_BASE
-                + if offset < 4096 {
-                    QEMU_KEEPS + offset
-                } else {
-                    offset
-                }
+            "guest {}: RAM from IPA {GUEST_RAM_BASE:#x}, {kernel}.",
+            guest.name
         );
     }
 }
