@@ -9,7 +9,7 @@
 //! | [`guests`], [`config`], [`bundle`], [`newc`] | guests, and how they are packed |
 //! | [`machine`] | a machine as a command |
 //! | [`run`] | a machine that runs, to its end |
-//! | [`bench`] | what a boot costs |
+//! | [`mod@bench`] | what a boot costs |
 //! | [`suite`] | every test of the project |
 //! | [`child`], [`ui`], [`size`] | small things that the others share |
 
