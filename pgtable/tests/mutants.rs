@@ -2,7 +2,7 @@
 //! in turn, and the state machine must fail.
 //!
 //! `cargo test -p pgtable --features mutants --test mutants -- --nocapture`
-//! prints the table.
+//! prints the table; `PGTABLE_MUTANT=Name` tries one.
 
 #![cfg(feature = "mutants")]
 
@@ -40,7 +40,14 @@ fn every_mutant_is_killed() {
     }
     let mut survivors = Vec::new();
     println!("{:<26} {:>6}  killed by", "mutant", "runs");
+    let only = std::env::var("PGTABLE_MUTANT").ok();
     for &mutant in Mutant::ALL {
+        if only
+            .as_ref()
+            .is_some_and(|only| *only != format!("{mutant:?}"))
+        {
+            continue;
+        }
         let mut killed = None;
         for seed in 0..=RUNS {
             switch(Some(mutant));

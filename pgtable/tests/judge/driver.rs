@@ -1083,7 +1083,12 @@ impl<'j> Run<'j> {
             } else {
                 let it = &mut self.guests[guest];
                 let mut at = Ipa::new(0);
+                let mut calls = 0;
                 while at.get() < whole && !judge.is_broken() {
+                    calls += 1;
+                    if calls > 5000 {
+                        judge.complain("teardown does not end".into());
+                    }
                     let mut budget = Budget::entries(700);
                     at = it
                         .tree

@@ -58,6 +58,10 @@ impl Judge {
 
     /// Tells the model.
     pub fn event(&self, kind: EventKind) {
+        // While a panic unwinds, guards put entries back: no second panic.
+        if std::thread::panicking() {
+            return;
+        }
         // A fault may have made a loop endless.
         self.events.set(self.events.get() + 1);
         let most = if self.is_broken() { 20_000 } else { 5_000_000 };
