@@ -1,9 +1,9 @@
 //! The EL2 image. A boot, from the top:
 //!
-//! `asm.S` relocates and calls [`primary_start`] with the MMU off; that finds the
+//! `asm.S` relocates and calls `primary_start` with the MMU off; that finds the
 //! machine and builds EL2's own map; `asm.S` switches to it and calls
-//! [`primary_main`], which takes charge of memory and begins the host. Every
-//! other PE comes by [`secondary_main`] when the host turns it on.
+//! `primary_main`, which takes charge of memory and begins the host. Every
+//! other PE comes by `secondary_main` when the host turns it on.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]

@@ -1,7 +1,7 @@
 //! A running vCPU's interrupts: list registers in and out, timers, kicks.
 //!
 //! The list registers stay loaded over exits that do not concern them; whoever
-//! looks at the vGIC's state folds them back first ([`fold`]).
+//! looks at the vGIC's state folds them back first ([`Interrupts::fold`]).
 
 use crate::cpu::Cpu;
 use crate::cpu::gic::{self, Taken};
