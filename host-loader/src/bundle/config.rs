@@ -121,8 +121,12 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<GuestConfig>, String> {
     let file: File = toml::from_str(text).map_err(|e| {
         let start = e.span().map_or(0, |span| span.start.min(text.len()));
         let line = 1 + count_lines(&bytes[..start]);
-        let source = text.lines().nth(line - 1).unwrap_or("").trim();
-        let message = e.message().trim_end().replace('\n', ", ");
+        let plain = |text: &str| -> String {
+            let clean = |c: char| if c.is_control() { ' ' } else { c };
+            text.trim().chars().map(clean).collect()
+        };
+        let source = plain(text.lines().nth(line - 1).unwrap_or(""));
+        let message = plain(&e.message().trim_end().replace('\n', ", "));
         if source.is_empty() {
             format!("{CONFIG}:{line}: {message}")
         } else {
@@ -142,7 +146,7 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<GuestConfig>, String> {
         let guest = reader.guest(table)?;
         if let Some(other) = guests.iter().find(|g| g.name == guest.name) {
             return Err(format!(
-                "{CONFIG}:{name_line}: name = \"{}\": two guests are called so; \
+                "{CONFIG}:{name_line}: name = {:?}: two guests are called so; \
                  expected a name of its own for each",
                 other.name
             ));

@@ -29,7 +29,7 @@ pub enum CpioError {
     TruncatedFile(usize, String),
     /// It ends at this offset, without the trailer.
     NoTrailer(usize),
-    /// A member's name is not UTF-8 or not ended by a zero byte.
+    /// A member's name is not plain UTF-8 text ended by a zero byte.
     Name(usize),
 }
 
@@ -56,7 +56,7 @@ impl fmt::Display for CpioError {
             ),
             Self::Name(at) => write!(
                 f,
-                "the member at byte {at} of the cpio archive has no UTF-8 name"
+                "the member at byte {at} of the cpio archive has no plain UTF-8 name"
             ),
         }
     }
@@ -116,6 +116,7 @@ impl<'a> Archive<'a> {
             let name = name
                 .strip_suffix(b"\0")
                 .and_then(|name| core::str::from_utf8(name).ok())
+                .filter(|name| !name.contains(char::is_control))
                 .ok_or(CpioError::Name(at))?;
             let data_at = name_end.next_multiple_of(4);
             let truncated = || CpioError::TruncatedFile(at, trim(name).to_owned());
@@ -206,6 +207,14 @@ pub(crate) mod tests {
         assert_eq!(Archive::parse(&bytes), Err(CpioError::Number(0)));
         bytes[20] = b'+';
         assert_eq!(Archive::parse(&bytes), Err(CpioError::Number(0)));
+    }
+
+    #[test]
+    fn a_name_that_would_break_a_message_is_none() {
+        assert_eq!(
+            Archive::parse(&archive(&[("a\nb", b"c")])),
+            Err(CpioError::Name(0))
+        );
     }
 
     #[test]

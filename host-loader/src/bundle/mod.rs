@@ -39,13 +39,13 @@ impl<'a> Bundle<'a> {
             {
                 let bytes = archive.file(&file.value).ok_or_else(|| {
                     format!(
-                        "{CONFIG}:{}: guest \"{}\": {} = \"{}\": the bundle holds no such file",
+                        "{CONFIG}:{}: guest \"{}\": {} = {:?}: the bundle holds no such file",
                         file.line, guest.name, file.key, file.value,
                     )
                 })?;
                 if bytes.is_empty() {
                     return Err(format!(
-                        "{CONFIG}:{}: guest \"{}\": {} = \"{}\": the file is empty",
+                        "{CONFIG}:{}: guest \"{}\": {} = {:?}: the file is empty",
                         file.line, guest.name, file.key, file.value,
                     ));
                 }

@@ -196,7 +196,7 @@ fn load(
         refuse(
             config,
             kernel.line,
-            format_args!("kernel = \"{}\": {e}", kernel.value),
+            format_args!("kernel = {:?}: {e}", kernel.value),
         )
     })?;
     if placed.kind != image::Kind::Raw
@@ -206,7 +206,7 @@ fn load(
             config,
             at.line,
             format_args!(
-                "{} is for raw binaries; \"{}\" says itself where it goes",
+                "{} is for raw binaries; {:?} says itself where it goes",
                 at.key, kernel.value
             ),
         ));
