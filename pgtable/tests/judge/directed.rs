@@ -113,6 +113,21 @@ fn folds_what_is_adjacent() -> Result<(), String> {
         folded,
         Err(Error::Mismatch { level: Level::L3 }),
     );
+    // Adjacent, but one page says something else.
+    for page in 0..512 {
+        let at = 2 * block + page * 4096;
+        let attrs = Attrs::MEMORY.soft(u8::from(page == 77));
+        let map = Map::new(Ipa::new(at), Pa::new(0x4000_0000 + at), 4096, attrs)
+            .leaves(Leaves::Exactly(Level::L3));
+        let _ = tree.map(&mut cpu, &map, &mut Budget::unlimited());
+    }
+    let folded = tree.fold(&mut cpu, Ipa::new(2 * block), Level::L2);
+    expect(
+        &judge,
+        "unlike",
+        folded,
+        Err(Error::Mismatch { level: Level::L3 }),
+    );
     verdict(&judge)
 }
 
