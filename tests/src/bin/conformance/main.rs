@@ -17,6 +17,8 @@ mod memory;
 #[cfg(target_os = "none")]
 mod psci;
 #[cfg(target_os = "none")]
+mod step;
+#[cfg(target_os = "none")]
 mod timer;
 
 tests::program!(image::main, 1);
@@ -44,10 +46,12 @@ mod image {
         crate::timer::checks(&mut suite);
         crate::gic::checks(&mut suite);
         crate::memory::checks(&mut suite, bare);
+        crate::step::checks(&mut suite);
         crate::cpu_features::checks(&mut suite, bare);
         if cpu::count() > 1 {
             crate::psci::other_cpus(&mut suite, bare);
             crate::gic::other_cpus(&mut suite);
+            crate::timer::other_cpus(&mut suite);
             crate::memory::other_cpus(&mut suite);
             crate::cpu_features::other_cpus(&mut suite);
         }

@@ -5,7 +5,6 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use tests::bare::console::Console;
 use tests::bare::{cpu, exception, gic, machine, mmu};
-use tests::mrs;
 use tests::suite::Suite;
 
 macro_rules! load {
@@ -101,22 +100,6 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
         let harmless = odd.is_ok_and(|value| value == 0) || odd.is_err();
         suite.check("mmio/unaligned-gic", harmless, format_args!("{odd:x?}"));
     }
-    single_step(suite, bare);
-}
-
-/// EL0's code for single steps: a load that is emulated, then the end.
-fn single_step(suite: &mut Suite<Console>, bare: bool) {
-    if bare {
-        return;
-    }
-    suite.check("step/mdscr", step_registers(), "MDSCR_EL1.SS does not keep");
-}
-
-fn step_registers() -> bool {
-    tests::msr!("mdscr_el1", 1u64);
-    let set = mrs!("mdscr_el1") & 1 == 1;
-    tests::msr!("mdscr_el1", 0u64);
-    set && mrs!("mdscr_el1") & 1 == 0
 }
 
 const ROUNDS: u64 = 20_000;

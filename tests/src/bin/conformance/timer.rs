@@ -289,21 +289,59 @@ fn one(suite: &mut Suite<Console>, timer: Timer) {
 fn both(suite: &mut Suite<Console>) {
     irq::forget();
     irq::on_each(again);
-    let intids = [Virtual.intid(), Physical.intid()];
-    for timer in [Virtual, Physical] {
+    let all = both_here();
+    suite.check(
+        "timers/both-1000",
+        all,
+        format_args!(
+            "{} and {}",
+            irq::taken(Virtual.intid()),
+            irq::taken(Physical.intid())
+        ),
+    );
+    irq::on_each(irq::nothing);
+}
+
+/// Both timers of this CPU, 1000 times each.
+fn both_here() -> bool {
+    let timers = [Virtual, Physical];
+    for timer in timers {
         gic::enable(timer.intid(), 0x80);
         timer.set_tval(ticks(20));
         timer.set_ctl(ENABLE);
     }
-    let all = cpu::within(10, || intids.iter().all(|&intid| irq::taken(intid) >= MANY));
-    suite.check(
-        "timers/both-1000",
-        all,
-        format_args!("{} and {}", irq::taken(intids[0]), irq::taken(intids[1])),
-    );
-    irq::on_each(irq::nothing);
-    for timer in [Virtual, Physical] {
+    let all = cpu::within(20, || {
+        timers.iter().all(|timer| irq::taken(timer.intid()) >= MANY)
+    });
+    for timer in timers {
         timer.set_ctl(0);
         gic::disable(timer.intid());
     }
+    all
+}
+
+static WHOLE: AtomicU64 = AtomicU64::new(0);
+
+fn job() {
+    gic::start_cpu();
+    asm::irq_on();
+    WHOLE.fetch_add(u64::from(both_here()), Ordering::AcqRel);
+    asm::irq_off();
+}
+
+/// Both timers of every CPU at once: each has its own.
+pub fn other_cpus(suite: &mut Suite<Console>) {
+    irq::forget();
+    irq::on_each(again);
+    WHOLE.store(0, Ordering::Release);
+    let together = cpu::together(job, || {
+        WHOLE.fetch_add(u64::from(both_here()), Ordering::AcqRel);
+    });
+    irq::on_each(irq::nothing);
+    let whole = WHOLE.load(Ordering::Acquire);
+    suite.check(
+        "timers/all-cpus-1000",
+        together && whole == cpu::count() as u64,
+        whole,
+    );
 }
