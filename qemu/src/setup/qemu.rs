@@ -65,6 +65,17 @@ pub fn ensure(scratch: &Path) -> Result<Qemu> {
     if let Some(qemu) = &found
         && qemu.version >= OLDEST
     {
+        if !apt::available() {
+            ui::note(
+                "Using",
+                format_args!(
+                    "QEMU {} in {}; there is no apt, so guests are those of \
+                     --kernel and --initrd",
+                    qemu.version,
+                    qemu.program.display()
+                ),
+            );
+        }
         return Ok(qemu.clone());
     }
     let lack = match &found {

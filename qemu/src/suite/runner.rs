@@ -1,7 +1,7 @@
 //! The runner itself, with guests that QEMU boots without Undercroft: what
 //! fails here is not the image's fault.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -13,6 +13,7 @@ use crate::guests::fetch::Cache;
 use crate::machine::virt::{DEFAULT_CPU, Machine};
 use crate::run::capture::Capture;
 use crate::size::Size;
+use crate::workspace::in_path;
 
 /// The cases.
 pub fn cases() -> Vec<Case> {
@@ -107,6 +108,39 @@ pub fn cases() -> Vec<Case> {
             let file = Cache::of(&context.workspace).kernel(catalogue::find("u-boot")?)?;
             machine.extra.push(file.into());
             talk_to_u_boot(Capture::start(&machine, LIMIT, true)?)
+        }),
+        Case::new("runner/no-apt", |context| {
+            // Another distribution: programs are there, apt is not.
+            let folder = tempfile::tempdir_in(&context.folder)?;
+            let programs = folder.path().join("bin");
+            std::fs::create_dir(&programs)?;
+            for program in ["cargo", "rustc", "qemu-system-aarch64"] {
+                let real = in_path(program).with_context(|| format!("{program} is not in PATH"))?;
+                symlink(real, programs.join(program))?;
+            }
+            let call = || {
+                Call::bare(context)
+                    .args(["--bare", "--exec", "uname -m"])
+                    .env("PATH", &programs)
+                    .env("UNDERCROFT_GUESTS", folder.path().join("guests"))
+            };
+            let called = call().call()?.failed()?.calmly()?;
+            called
+                .tells(&["no apt", "QEMU"])?
+                .tells(&["error", "no apt", "--kernel", "--initrd"])?;
+            // With files of one's own it works.
+            let busybox = Cache::of(&context.workspace).busybox()?;
+            let cached = folder.path().join("guests/busybox");
+            std::fs::create_dir_all(&cached)?;
+            std::fs::copy(busybox, cached.join("busybox"))?;
+            let kernel = kernel(context)?;
+            call()
+                .args(["--kernel"])
+                .args([kernel])
+                .call()?
+                .ended(0)?
+                .printed("aarch64\n")?;
+            Ok(())
         }),
         Case::new("runner/old-qemu", |context| {
             let folder = tempfile::tempdir_in(&context.folder)?;
