@@ -88,11 +88,14 @@ impl Judge {
     /// Before the model is asked whether all is visible: stores that put one
     /// invalid value in another's place are no matter of walkers, but the
     /// model would ask for their barrier. It gets it if nothing else is due.
-    pub fn settle_invalid(&self) {
+    /// Returns whether it was.
+    pub fn settle_invalid(&self) -> bool {
         let pe = self.pe.get();
-        if self.unseen.borrow().iter().all(|&(by, _)| by != pe) {
+        let only = self.unseen.borrow().iter().all(|&(by, _)| by != pe);
+        if only {
             self.event(EventKind::DSB_ISHST);
         }
+        only
     }
 
     fn note_store(&self, pa: u64, old: u64, new: u64) {
