@@ -13,6 +13,7 @@ pub mod machine;
 pub mod mmu;
 pub mod pl011;
 pub mod psci;
+pub mod sweep;
 
 use core::arch::global_asm;
 use core::cell::UnsafeCell;

@@ -5,7 +5,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use tests::bare::console::Console;
-use tests::bare::{asm as instr, cpu, exception, gic, psci};
+use tests::bare::{asm as instr, cpu, exception, gic, psci, sweep};
 use tests::suite::Suite;
 use tests::{mrs, msr};
 
@@ -72,6 +72,18 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
     undefined!("hypervisor-timer", "mrs {}, cnthp_ctl_el2", out(reg) _);
     undefined!("cntvoff", "msr cntvoff_el2, {}", in(reg) 0u64);
     msr!("cpacr_el1", 0);
+
+    // All there is, with nothing but undefined instructions to be seen.
+    instr::irq_off();
+    msr!("cpacr_el1", 3 << 20 | 3 << 16 | 3 << 24);
+    for (name, met) in [
+        ("sweep/registers", sweep::registers()),
+        ("sweep/maintenance", sweep::maintenance()),
+    ] {
+        let right = met.other == 0 && met.undefined > 1000 && met.done > 50;
+        suite.check(name, right, format_args!("{met:x?}"));
+    }
+    instr::irq_on();
 
     // Debug: there, and dead.
     let dead = exception::probe(|| {

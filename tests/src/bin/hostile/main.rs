@@ -11,6 +11,8 @@
 #[cfg(target_os = "none")]
 mod calls;
 #[cfg(target_os = "none")]
+mod cpus;
+#[cfg(target_os = "none")]
 mod fuzz;
 #[cfg(target_os = "none")]
 mod granules;
@@ -47,6 +49,7 @@ mod image {
         crate::realm::checks(&mut suite);
         crate::guest::checks(&mut suite);
         crate::fuzz::checks(&mut suite, seed, count);
+        crate::cpus::checks(&mut suite);
         calls::still_there(&mut suite, "end/rmi-version");
         let line = if suite.finish() {
             "end: status 0"
