@@ -20,6 +20,9 @@ use crate::child::end_with_us;
 /// How long a call of the runner may take in all, beyond its own `--timeout`.
 pub const LIMIT: Duration = Duration::from_secs(300);
 
+/// How long a program may take to end after it was asked to.
+const CLEAN_UP: Duration = Duration::from_secs(5);
+
 /// The patience that cases give a machine.
 const TIMEOUT: &str = "240";
 
@@ -120,11 +123,10 @@ impl Call {
             Some(String::from_utf8_lossy(&bytes).into_owned())
         };
         let (Some(out), Some(err)) = (read(&stdout), read(&stderr)) else {
-            stop(&mut child);
+            // What it still says shows that it has cleaned up behind itself.
+            signal_all(&child, Signal::TERM);
             let said = |from: &mpsc::Receiver<Vec<u8>>| {
-                let bytes = from
-                    .recv_timeout(Duration::from_secs(2))
-                    .unwrap_or_default();
+                let bytes = from.recv_timeout(CLEAN_UP).unwrap_or_default();
                 String::from_utf8_lossy(&bytes).into_owned()
             };
             let called = Called {
@@ -132,6 +134,8 @@ impl Call {
                 stdout: said(&stdout),
                 stderr: said(&stderr),
             };
+            signal_all(&child, Signal::KILL);
+            child.wait().context("the program was lost")?;
             bail!(
                 "still running after {} s\n{}",
                 self.limit.as_secs(),
@@ -147,22 +151,13 @@ impl Call {
     }
 }
 
-/// Ends a child and its own children, first in the way that lets them clean up.
-fn stop(child: &mut Child) {
-    let gone = |child: &mut Child| matches!(child.try_wait(), Ok(Some(_)));
+/// Sends a signal to a child and to its own children.
+fn signal_all(child: &Child, signal: Signal) {
     let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let signal = |signal| {
+    if let Some(group) = group {
         // An error means that all of them have ended.
-        group.map(|group| kill_process_group(group, signal))
-    };
-    signal(Signal::TERM);
-    let end = Instant::now() + Duration::from_secs(5);
-    while !gone(child) && Instant::now() < end {
-        thread::sleep(Duration::from_millis(50));
+        let _ = kill_process_group(group, signal);
     }
-    signal(Signal::KILL);
-    // Nothing can be done where even that fails.
-    let _ = child.wait();
 }
 
 fn collect(from: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
@@ -290,4 +285,53 @@ fn has(text: &str, parts: &[&str]) -> Result<()> {
         ensure!(contains(text, part), "`{part}` is missing");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_takes_too_long_ends_with_what_it_said() {
+        let begun = Instant::now();
+        let call = Call::program("sh", Duration::from_secs(1));
+        let error = call
+            .args(["-c", "echo begun; sleep 1000 & wait"])
+            .call()
+            .expect_err("hangs");
+        let text = error.to_string();
+        assert!(text.contains("still running after 1 s"), "{text}");
+        assert!(begun.elapsed() < Duration::from_secs(100));
+    }
+
+    #[test]
+    fn what_was_said_is_checked() {
+        let call = |script: &str| {
+            let call = Call::program("sh", Duration::from_secs(60)).args(["-c", script]);
+            call.stdin("in").call().expect("runs")
+        };
+        let called = call("cat; echo Error: file.toml:3: key >&2; exit 3");
+        called
+            .clone()
+            .ended(3)
+            .expect("status")
+            .printed("in")
+            .expect("output");
+        called
+            .clone()
+            .tells(&["error", "file.toml:3:", "key"])
+            .expect("one line has all");
+        assert!(called.clone().ended(0).is_err());
+        assert!(called.clone().printed("out").is_err());
+        assert!(called.tells(&["error", "other"]).is_err());
+        assert!(
+            call("kill -9 $$").failed().is_err(),
+            "a signal is no answer"
+        );
+        assert!(
+            call("echo thread panicked at x >&2; exit 1")
+                .calmly()
+                .is_err()
+        );
+    }
 }
