@@ -18,12 +18,15 @@ pub fn system_off() {
 /// is none of those.
 pub fn relay(function: u64, args: [u64; 3]) -> Option<u64> {
     let function = u32::try_from(function).ok()?;
+    // A 32-bit call counts the low halves only (SMCCC 1.2, 3.1).
+    let narrow = function & 1 << 30 == 0;
+    let args = args.map(|arg| if narrow { arg & 0xffff_ffff } else { arg });
     let answer = match function {
         fid::SMCCC_VERSION => psci::SMCCC_VERSION_1_2 as i64,
         fid::PSCI_VERSION => psci::VERSION_1_1 as i64,
         fid::PSCI_CPU_ON_32 | fid::PSCI_CPU_ON_64 => cpu_on(args),
         fid::PSCI_AFFINITY_INFO_32 | fid::PSCI_AFFINITY_INFO_64 => {
-            match pe::find(args[0]).map(pe::Pe::power) {
+            match pe::at(args[0]).filter(|_| args[1] == 0).map(pe::Pe::power) {
                 None => psci::INVALID_PARAMETERS,
                 Some(Power::Off) => psci::AFFINITY_OFF,
                 Some(Power::Starting) => 2, // ON_PENDING
@@ -67,7 +70,7 @@ fn features(function: u64) -> i64 {
 }
 
 fn cpu_on([target, entry, context]: [u64; 3]) -> i64 {
-    let Some(pe) = pe::find(target) else {
+    let Some(pe) = pe::at(target) else {
         return psci::INVALID_PARAMETERS;
     };
     match pe.claim_start(entry, context) {

@@ -186,9 +186,14 @@ pub fn all() -> &'static [Pe] {
     PES.get().copied().unwrap_or(&[])
 }
 
-/// The PE with this affinity.
+/// The PE that this MPIDR_EL1 is of.
 pub fn find(mpidr: u64) -> Option<&'static Pe> {
-    all().iter().find(|pe| pe.mpidr == mpidr & MPIDR_AFFINITY)
+    at(mpidr & MPIDR_AFFINITY)
+}
+
+/// The PE at this affinity, as a PSCI caller names it: other bits must be zero.
+pub fn at(affinity: u64) -> Option<&'static Pe> {
+    all().iter().find(|pe| pe.mpidr == affinity)
 }
 
 /// Sends the kick SGI to every other PE that runs.
