@@ -32,7 +32,8 @@ impl Met {
     fn note(&mut self, instruction: u32, result: Result<u64, Caught>) {
         match result {
             Ok(_) => self.done += 1,
-            Err(caught) if caught.is_undefined() => self.undefined += 1,
+            // FEAT_IDST tells the register of an undefined access to ID space.
+            Err(caught) if matches!(caught.class(), 0 | 0x18) => self.undefined += 1,
             Err(caught) => {
                 self.other += 1;
                 self.last = (instruction, caught.esr);

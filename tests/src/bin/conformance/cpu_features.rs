@@ -80,7 +80,7 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
         ("sweep/registers", sweep::registers()),
         ("sweep/maintenance", sweep::maintenance()),
     ] {
-        let right = met.other == 0 && met.undefined > 1000 && met.done > 50;
+        let right = met.other == 0 && met.undefined > 1000 && met.done > 20;
         suite.check(name, right, format_args!("{met:x?}"));
     }
     instr::irq_on();
