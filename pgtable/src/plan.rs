@@ -373,6 +373,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too long there")]
     fn series_cover_exactly() {
         let counts = [
             1u64,

@@ -454,6 +454,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too long there")]
     fn largest_leaves_are_used() {
         let mem = memory(Granule::K4);
         let (tree, mut log) = tree(Granule::K4, &mem);
@@ -475,6 +476,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too long there")]
     fn a_gibibyte_of_pages_goes_with_two_tlbis() {
         let mem = memory(Granule::K4);
         let (mut tree, mut log) = tree(Granule::K4, &mem);
@@ -508,6 +510,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too long there")]
     fn a_page_out_of_a_block_leaves_the_rest() {
         for granule in Granule::ALL {
             let mem = memory(granule);
@@ -565,6 +568,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too long there")]
     fn pages_become_a_block_again() {
         let mem = memory(Granule::K4);
         let (mut tree, mut log) = tree(Granule::K4, &mem);
@@ -662,6 +666,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too long there")]
     fn a_budget_bounds_a_teardown_and_it_ends() {
         let mem = memory(Granule::K4);
         let (mut tree, mut log) = tree(Granule::K4, &mem);

@@ -142,6 +142,7 @@ impl Rtt<&Plain> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too long there")]
 fn unfolding_keeps_what_a_block_said_and_folding_puts_it_back() {
     let bench = Bench::new(Granule::K4);
     let (mut rtt, mut log) = bench.rtt(1 << 39);
