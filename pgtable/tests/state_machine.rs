@@ -1,8 +1,9 @@
 //! All operations, over the whole matrix of formats and features, against the
 //! model and a shadow.
 //!
-//! `PGTABLE_OPS` sets how many operations the bulk run does (default 200,000
-//! under `cargo test`); `PGTABLE_SEED` where its seeds begin, to resume.
+//! `PGTABLE_OPS` sets how many operations the bulk run does (default 50,000
+//! under `cargo test`); `PGTABLE_SEED` where its seeds begin, to resume;
+//! `PGTABLE_TRACE` a file for the events of the last run, for other judges.
 
 mod judge;
 
@@ -17,7 +18,7 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn operations_keep_the_rules(which: u64, ops: Vec<[u64; 4]>) {
@@ -31,7 +32,7 @@ proptest! {
 #[test]
 fn many_operations_keep_the_rules() {
     let geometries = geometries();
-    let total = number("PGTABLE_OPS", 200_000);
+    let total = number("PGTABLE_OPS", 50_000);
     let first = number("PGTABLE_SEED", 1);
     let length = 50;
     let runs = total.div_ceil(length);

@@ -90,31 +90,28 @@ struct Run<'j> {
     guests: Vec<Guest<'j>>,
 }
 
-fn machine(case: &Case) -> Machine {
+fn features(case: &Case) -> mmu_model::Features {
     let config = &case.config;
     let features = &config.features;
-    Machine::new(
-        mmu_model::Features {
-            pa_bits: config.pa_bits,
-            granules: [true; 3],
-            lpa2: config.lpa2,
-            lva: config.pa_bits == 52,
-            ttst: features.ttst,
-            ttl: features.ttl,
-            tlbirange: features.tlb_range,
-            xnx: features.xnx,
-            fwb: features.fwb,
-            bbm: case.bbm,
-            vmid16: features.vmid16,
-            hafdbs: u8::from(features.hw_access_flag) + u8::from(features.hw_dirty),
-            dic: features.dic,
-            errata: mmu_model::Errata {
-                range_len_32: config.errata.has(Errata::QEMU_RANGE_LENGTH),
-                repeat_tlbi: config.errata.has(Errata::TLBI_SYNC_REPEAT),
-            },
+    mmu_model::Features {
+        pa_bits: config.pa_bits,
+        granules: [true; 3],
+        lpa2: config.lpa2,
+        lva: config.pa_bits == 52,
+        ttst: features.ttst,
+        ttl: features.ttl,
+        tlbirange: features.tlb_range,
+        xnx: features.xnx,
+        fwb: features.fwb,
+        bbm: case.bbm,
+        vmid16: features.vmid16,
+        hafdbs: u8::from(features.hw_access_flag) + u8::from(features.hw_dirty),
+        dic: features.dic,
+        errata: mmu_model::Errata {
+            range_len_32: config.errata.has(Errata::QEMU_RANGE_LENGTH),
+            repeat_tlbi: config.errata.has(Errata::TLBI_SYNC_REPEAT),
         },
-        PES,
-    )
+    }
 }
 
 /// Runs operations on two guests and three CPUs.
@@ -127,15 +124,42 @@ pub fn run(case: &Case, ops: &[Op]) -> Result<(), String> {
         .validate()
         .map_err(|error: ConfigError| error.to_string())?;
     let page = geometry.granule().page_size();
-    let judge = Judge::new(machine(case), PES, page);
+    let judge = Judge::new(Machine::new(features(case), PES), PES, page);
+    let trace = std::env::var_os("PGTABLE_TRACE");
+    if trace.is_some() {
+        *judge.trace.borrow_mut() = Some(Vec::new());
+    }
+    let done = run_on(&judge, geometry, ops);
+    if let Some(path) = trace {
+        write_trace(&judge, case, path.as_ref()).map_err(|error| error.to_string())?;
+    }
+    done
+}
+
+/// Writes the run's events for other judges: the format is in the model's
+/// README.
+fn write_trace(judge: &Judge, case: &Case, path: &std::path::Path) -> std::io::Result<()> {
+    let header = mmu_model::trace::Header {
+        features: features(case),
+        pes: PES,
+        toy: None,
+    };
+    let mut writer = mmu_model::trace::Writer::new(Vec::new(), &header)?;
+    for event in judge.trace.borrow().iter().flatten() {
+        writer.event(event)?;
+    }
+    std::fs::write(path, writer.finish()?)
+}
+
+fn run_on(judge: &Judge, geometry: Geometry, ops: &[Op]) -> Result<(), String> {
     let mut run = Run {
-        judge: &judge,
+        judge,
         geometry,
         guests: Vec::new(),
     };
     for vmid in [5u16, 9] {
         let root = judge.root(geometry.root_align());
-        let tree = Stage2::new(geometry, root, Vmid::new(vmid), &judge)
+        let tree = Stage2::new(geometry, root, Vmid::new(vmid), judge)
             .map_err(|error| error.to_string())?;
         run.guests.push(Guest {
             tree,
