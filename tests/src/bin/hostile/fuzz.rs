@@ -116,11 +116,13 @@ fn sensible(random: &mut Random) -> (u64, [u64; 5]) {
     let rd = role(random, 8, 3);
     let rec = role(random, 11, 3);
     let level = (start_level() + random.below(4) as i64) as u64;
-    let (one, two) = (shared(random), shared(random));
+    // Roots at 0, realms at 8, vCPUs at 11, tables at 14, the host's at 24.
+    let any = role(random, 0, 24);
+    let (one, two) = (role(random, 14, 10), role(random, 24, 8));
     let place = ipa(random);
     match random.below(16) {
-        0..4 => (fid::RMI_GRANULE_DELEGATE, [one, 0, 0, 0, 0]),
-        4 if random.below(4) == 0 => (fid::RMI_GRANULE_UNDELEGATE, [one, 0, 0, 0, 0]),
+        0..4 => (fid::RMI_GRANULE_DELEGATE, [any, 0, 0, 0, 0]),
+        4 if random.below(4) == 0 => (fid::RMI_GRANULE_UNDELEGATE, [any, 0, 0, 0, 0]),
         5 => (fid::RMI_REALM_CREATE, [rd, page(random.below(4)), 0, 0, 0]),
         6 => (
             fid::RMI_REC_CREATE,
@@ -151,7 +153,14 @@ fn run() {
     msr!("cntp_cval_el0", 0);
     msr!("cntp_ctl_el0", 1);
     let mut random = Random::new(SEED.load(Ordering::Relaxed) ^ (cpu::index() as u64) << 32);
-    for _ in 0..CALLS.load(Ordering::Relaxed) {
+    for n in 0..CALLS.load(Ordering::Relaxed) {
+        // Now and then all from the beginning, whatever the others do meanwhile.
+        if n % 500 == 499 {
+            take_apart(|_| ());
+            for n in 0..24 {
+                undelegate(at(FIRST + n));
+            }
+        }
         let (function, arguments) = if random.below(4) != 0 {
             sensible(&mut random)
         } else {
@@ -210,8 +219,9 @@ pub fn checks(suite: &mut Suite<Console>, seed: u64, count: u64) {
     clean_up(suite);
 }
 
-/// Ends whatever stands, from the outside in, and takes all memory back.
-fn clean_up(suite: &mut Suite<Console>) {
+/// Ends whatever stands, from the outside in; `destroyed` is told each answer of
+/// `REALM_DESTROY`.
+fn take_apart(mut destroyed: impl FnMut(u64)) {
     let all = || (0..SHARED).map(|n| at(FIRST + n));
     for pa in all() {
         status(fid::RMI_REC_DESTROY, pa, 0, 0);
@@ -226,9 +236,16 @@ fn clean_up(suite: &mut Suite<Console>) {
         for level in (start_level() + 1..=3).rev() {
             walk(rd, level, fid::RMI_RTT_DESTROY, 2);
         }
-        let destroyed = status(fid::RMI_REALM_DESTROY, rd, 0, 0);
-        suite.equal("fuzz/realm-destroy", destroyed, SUCCESS);
+        destroyed(status(fid::RMI_REALM_DESTROY, rd, 0, 0));
     }
+}
+
+/// Takes all memory back, now that the others are off.
+fn clean_up(suite: &mut Suite<Console>) {
+    take_apart(|answer| {
+        suite.equal("fuzz/realm-destroy", answer, SUCCESS);
+    });
+    let all = || (0..SHARED).map(|n| at(FIRST + n));
     let (mut lost, mut dirty) = (0, 0);
     for pa in all() {
         let was_theirs = undelegate(pa) == SUCCESS;
