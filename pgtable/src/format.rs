@@ -201,7 +201,7 @@ impl Geometry {
             | mutant!(
                 S2apSwapped,
                 attrs.access as u64,
-                (attrs.access as u64 * 5 >> 1) & 3
+                ((attrs.access as u64 * 5) >> 1) & 3
             ) << S2AP_SHIFT
             | (attrs.share as u64) << SH_SHIFT
                 & !mutant!(ShareOverAddress, self.shape().oa_mask(), 0)

@@ -101,7 +101,7 @@ fn run(granule: Granule, va_bits: u8, range: bool) -> Result<(), String> {
     }
     quiet(&judge, top)?;
     for (range, attrs) in &all {
-        let middle = range.size / 2 & !7;
+        let middle = (range.size / 2) & !7;
         let (pa, got, _) = map
             .translate(Va::new(range.va.get() + middle))
             .ok_or("unmapped")?;

@@ -124,9 +124,17 @@ fn small_tree(levels: u8) -> (Stage2<Handle>, Handle) {
 }
 
 fn explore(test: impl Fn() + Sync + Send + 'static) {
+    let runs = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counter = runs.clone();
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(test);
+    builder.preemption_bound = Some(4);
+    builder.check(move || {
+        counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        test();
+    });
+    let runs = runs.load(std::sync::atomic::Ordering::Relaxed);
+    println!("{runs} interleavings");
+    assert!(runs > 10, "{runs} interleavings only");
 }
 
 /// Retries what another CPU is busy with.
