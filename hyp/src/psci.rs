@@ -25,14 +25,7 @@ pub fn relay(function: u64, args: [u64; 3]) -> Option<u64> {
         fid::SMCCC_VERSION => psci::SMCCC_VERSION_1_2 as i64,
         fid::PSCI_VERSION => psci::VERSION_1_1 as i64,
         fid::PSCI_CPU_ON_32 | fid::PSCI_CPU_ON_64 => cpu_on(args),
-        fid::PSCI_AFFINITY_INFO_32 | fid::PSCI_AFFINITY_INFO_64 => {
-            match pe::at(args[0]).filter(|_| args[1] == 0).map(pe::Pe::power) {
-                None => psci::INVALID_PARAMETERS,
-                Some(Power::Off) => psci::AFFINITY_OFF,
-                Some(Power::Starting) => 2, // ON_PENDING
-                Some(Power::On) => psci::AFFINITY_ON,
-            }
-        }
+        fid::PSCI_AFFINITY_INFO_32 | fid::PSCI_AFFINITY_INFO_64 => affinity_info(args[0], args[1]),
         // Standby only: EL2 keeps its state, and any interrupt ends the wait.
         fid::PSCI_CPU_SUSPEND_32 | fid::PSCI_CPU_SUSPEND_64 => {
             instr::wfi();
@@ -48,6 +41,24 @@ pub fn relay(function: u64, args: [u64; 3]) -> Option<u64> {
         _ => return None,
     };
     Some(answer as u64)
+}
+
+fn affinity_info(target: u64, level: u64) -> i64 {
+    let pe = pe::at(target).filter(|_| level == 0);
+    match pe.map(pe::Pe::power) {
+        None => psci::INVALID_PARAMETERS,
+        Some(Power::Starting) => psci::AFFINITY_ON_PENDING,
+        Some(Power::On) => psci::AFFINITY_ON,
+        // On its way out of CPU_OFF it is off for the firmware only when it has
+        // got there: from then on a CPU_ON works.
+        Some(Power::Off) => {
+            let function = u64::from(fid::PSCI_AFFINITY_INFO_64);
+            match instr::smc(function, [target, 0, 0]) as i64 {
+                state @ (psci::AFFINITY_ON | psci::AFFINITY_ON_PENDING) => state,
+                _ => psci::AFFINITY_OFF,
+            }
+        }
+    }
 }
 
 fn features(function: u64) -> i64 {

@@ -83,14 +83,7 @@ pub fn image(workspace: &Workspace) -> Result<Image> {
 /// # Errors
 /// When there is no such program, or it does not build.
 pub fn program(workspace: &Workspace, name: &str) -> Result<PathBuf> {
-    if !workspace.has_bin("tests", name) {
-        bail!("this tree has no bare-metal program `{name}` in `tests`");
-    }
-    rust::ensure_target(&workspace.root)?;
-    let built = cargo_build(workspace, &["-p", "tests", "--bin", name])?;
-    let Some((_, elf)) = built.into_iter().find(|(target, _)| target == name) else {
-        bail!("cargo built no program `{name}`");
-    };
+    let elf = elf(workspace, name)?;
     let Ok(image) = flat::binary(&read(&elf)?) else {
         return Ok(elf);
     };
@@ -100,6 +93,21 @@ pub fn program(workspace: &Workspace, name: &str) -> Result<PathBuf> {
     let file = workspace.scratch().join(format!("{name}.img"));
     write_if_new(&file, &image)?;
     Ok(file)
+}
+
+/// Builds the bare-metal program `name` of the crate `tests`, as an ELF file.
+///
+/// # Errors
+/// When there is no such program, or it does not build.
+pub fn elf(workspace: &Workspace, name: &str) -> Result<PathBuf> {
+    if !workspace.has_bin("tests", name) {
+        bail!("this tree has no bare-metal program `{name}` in `tests`");
+    }
+    rust::ensure_target(&workspace.root)?;
+    let built = cargo_build(workspace, &["-p", "tests", "--bin", name])?;
+    let elf = built.into_iter().find(|(target, _)| target == name);
+    elf.map(|(_, file)| file)
+        .with_context(|| format!("cargo built no program `{name}`"))
 }
 
 /// Builds the plugin that counts instructions, for this machine's QEMU.

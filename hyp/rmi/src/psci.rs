@@ -21,6 +21,8 @@ pub const INVALID_ADDRESS: i64 = -9;
 pub const AFFINITY_ON: i64 = 0;
 /// `AFFINITY_INFO`: all are off.
 pub const AFFINITY_OFF: i64 = 1;
+/// `AFFINITY_INFO`: a `CPU_ON` is under way.
+pub const AFFINITY_ON_PENDING: i64 = 2;
 
 /// The PSCI version that guests are told: 1.1.
 pub const VERSION_1_1: u64 = 0x1_0001;

@@ -9,6 +9,7 @@ pub mod bad_input;
 pub mod boots;
 pub mod call;
 pub mod native;
+pub mod on_target;
 pub mod report;
 pub mod runner;
 pub mod stays_up;
@@ -188,6 +189,7 @@ pub fn all(workspace: &Workspace) -> Vec<Case> {
     cases.extend(runner::cases());
     cases.extend(boots::cases());
     cases.extend(stays_up::cases());
+    cases.extend(on_target::cases());
     cases.extend(bad_input::cases());
     cases
 }

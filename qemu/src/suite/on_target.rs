@@ -1,0 +1,194 @@
+//! The programs of crate `tests`: guests that check what they may expect,
+//! trespass or reset, hosts that are hostile, and tables that a real MMU walks.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::boots::LIMIT;
+use super::call::{Call, Called};
+use super::{Case, Context};
+use crate::build;
+use crate::image::assemble;
+
+/// What `trespass` can be told to do that must stop it.
+const TRESPASSES: [&str; 7] = [
+    "read-above",
+    "write-above",
+    "exec-above",
+    "read-hole",
+    "beyond",
+    "ldp-uart",
+    "walk-above",
+];
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    let mut cases = vec![
+        Case::new("tests/hello", |context| {
+            Call::run(context)?
+                .args(["--guest", "hello", "--smp", "4"])
+                .call()?
+                .ended(0)?
+                .shows(&["hello from EL1, 4 vcpus"])?
+                .shows(&["hello from vcpu 3"])?;
+            Ok(())
+        }),
+        Case::new("tests/reset", |context| {
+            let called = guest(context, "reset", &["--smp", "2"])?.ended(0)?;
+            without_failures(called.shows(&["10 resets"])?)
+        }),
+        Case::new("tests/trespass-odd-gic", |context| {
+            guest(context, "trespass", &["--append", "do=odd-gic"])?
+                .ended(0)?
+                .shows(&["went on"])?;
+            Ok(())
+        }),
+        Case::new("tests/conformance-bare", |context| {
+            let program = build::program(&context.workspace, "conformance")?;
+            let called = Call::bare(context)
+                .args(["--bare", "--initrd", "none", "--append", "bare", "--kernel"])
+                .args([program])
+                .call()?;
+            all_passed(called)
+        }),
+        Case::new("tests/el2-tables-high", |context| {
+            tables(
+                context,
+                &[
+                    "-cpu",
+                    "max",
+                    "-m",
+                    "1G,slots=4,maxmem=1P",
+                    "-object",
+                    "memory-backend-ram,id=hi,size=1G",
+                    "-device",
+                    "virtio-mem-pci,memdev=hi,memaddr=0x1000000000000,requested-size=1G",
+                    "-append",
+                    "high=0x1000000000000",
+                ],
+            )
+        }),
+    ];
+    for what in TRESPASSES {
+        cases.push(Case::new(
+            format!("tests/trespass-{what}"),
+            move |context| {
+                let called = guest(context, "trespass", &["--append", &format!("do={what}")])?;
+                let called = called.failed()?.tells(&["guest", "IPA"])?;
+                ensure!(!called.stdout.contains("went on"), "it went on");
+                Ok(())
+            },
+        ));
+    }
+    for (name, options) in [
+        ("smp1", ["--smp", "1", "--cpu", "max", "--granule", "4k"]),
+        ("smp2", ["--smp", "2", "--cpu", "max", "--granule", "4k"]),
+        ("smp4", ["--smp", "4", "--cpu", "max", "--granule", "4k"]),
+        (
+            "a72",
+            ["--smp", "4", "--cpu", "cortex-a72", "--granule", "4k"],
+        ),
+        (
+            "n1",
+            ["--smp", "4", "--cpu", "neoverse-n1", "--granule", "4k"],
+        ),
+        ("16k", ["--smp", "2", "--cpu", "max", "--granule", "16k"]),
+        ("64k", ["--smp", "2", "--cpu", "max", "--granule", "64k"]),
+    ] {
+        cases.push(Case::new(
+            format!("tests/conformance-{name}"),
+            move |context| all_passed(guest(context, "conformance", &options)?),
+        ));
+    }
+    for smp in ["1", "4"] {
+        cases.push(Case::new(
+            format!("tests/hostile-smp{smp}"),
+            move |context| hostile(context, &["--smp", smp], "calls=5000 seed=1"),
+        ));
+    }
+    for (seed, granule) in (1..=20).zip(["4k", "16k", "64k"].into_iter().cycle()) {
+        let body = move |context: &Context| {
+            let append = format!("calls=40000 seed={seed}");
+            hostile(context, &["--smp", "4", "--granule", granule], &append)
+        };
+        cases.push(Case::new(format!("tests/hostile-seed{seed}-{granule}"), body).full());
+    }
+    for cpu in [
+        "max",
+        "max,lpa2=off",
+        "cortex-a72",
+        "neoverse-n1",
+        "neoverse-n2",
+    ] {
+        cases.push(Case::new(
+            format!("tests/el2-tables-{cpu}"),
+            move |context| tables(context, &["-cpu", cpu, "-m", "512M"]),
+        ));
+    }
+    cases
+}
+
+/// Runs a program as the one guest.
+fn guest(context: &Context, program: &str, options: &[&str]) -> Result<Called> {
+    let kernel = build::program(&context.workspace, program)?;
+    Call::run(context)?
+        .args(["--initrd", "none", "--kernel"])
+        .args([kernel])
+        .args(options)
+        .call()
+}
+
+/// `hostile` in the place of host-loader.
+fn hostile(context: &Context, options: &[&str], append: &str) -> Result<()> {
+    let hyp = context.image()?.hyp.as_ref();
+    let hyp = hyp.context("a hostile host needs an image that was built here")?;
+    let host = build::elf(&context.workspace, "hostile")?;
+    let image = assemble::image(&fs::read(hyp)?, &fs::read(host)?)?;
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let file = folder.path().join("hostile.img");
+    fs::write(&file, image)?;
+    let called = Call::bare(context)
+        .args(["--bundle", "none", "--append", append, "--image"])
+        .args([&file])
+        .args(options)
+        .call()?
+        .tells(&["end: status 0"])?;
+    all_passed(called)
+}
+
+/// `el2-tables` at EL2 of QEMU itself.
+fn tables(context: &Context, options: &[&str]) -> Result<()> {
+    let program: PathBuf = build::program(&context.workspace, "el2-tables")?;
+    let called = Call::program(&context.qemu()?.program, LIMIT)
+        .args(["-machine", "virt,virtualization=on,gic-version=3"])
+        .args([
+            "-nodefaults",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-nic",
+            "none",
+        ])
+        .args(["-serial", "stdio", "-kernel"])
+        .args([program])
+        .args(options)
+        .call()?;
+    all_passed(called)
+}
+
+/// A program that counts its checks ended well, and none of them failed.
+fn all_passed(called: Called) -> Result<()> {
+    without_failures(called.ended(0)?.shows(&[" passed, 0 failed"])?)
+}
+
+fn without_failures(called: Called) -> Result<()> {
+    let failed: Vec<_> = called
+        .stdout
+        .lines()
+        .filter(|l| l.starts_with("FAIL"))
+        .collect();
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
