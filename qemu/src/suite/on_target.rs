@@ -105,13 +105,12 @@ pub fn cases() -> Vec<Case> {
     for smp in ["1", "4"] {
         cases.push(Case::new(
             format!("tests/hostile-smp{smp}"),
-            move |context| hostile(context, &["--smp", smp], "calls=5000 seed=1"),
+            move |context| hostile(context, smp, "4k", "calls=5000 seed=1"),
         ));
     }
     for (seed, granule) in (1..=20).zip(["4k", "16k", "64k"].into_iter().cycle()) {
         let body = move |context: &Context| {
-            let append = format!("calls=40000 seed={seed}");
-            hostile(context, &["--smp", "4", "--granule", granule], &append)
+            hostile(context, "4", granule, &format!("calls=40000 seed={seed}"))
         };
         cases.push(Case::new(format!("tests/hostile-seed{seed}-{granule}"), body).full());
     }
@@ -140,8 +139,9 @@ fn guest(context: &Context, program: &str, options: &[&str]) -> Result<Called> {
         .call()
 }
 
-/// `hostile` in the place of host-loader.
-fn hostile(context: &Context, options: &[&str], append: &str) -> Result<()> {
+/// `hostile` in the place of host-loader. It has no bundle, so its words go to
+/// QEMU itself, where the last `-append` counts.
+fn hostile(context: &Context, smp: &str, granule: &str, words: &str) -> Result<()> {
     let hyp = context.image()?.hyp.as_ref();
     let hyp = hyp.context("a hostile host needs an image that was built here")?;
     let host = build::elf(&context.workspace, "hostile")?;
@@ -149,10 +149,13 @@ fn hostile(context: &Context, options: &[&str], append: &str) -> Result<()> {
     let folder = tempfile::tempdir_in(&context.folder)?;
     let file = folder.path().join("hostile.img");
     fs::write(&file, image)?;
+    let append = format!(
+        "undercroft.granule={granule} undercroft.loglevel=info undercroft.log=serial1 {words}"
+    );
     let called = Call::bare(context)
-        .args(["--bundle", "none", "--append", append, "--image"])
+        .args(["--bundle", "none", "--smp", smp, "--image"])
         .args([&file])
-        .args(options)
+        .args(["--", "-append", &append])
         .call()?
         .tells(&["end: status 0"])?;
     all_passed(called)
