@@ -1,5 +1,6 @@
 //! The programs of crate `tests`: guests that check what they may expect,
 //! trespass or reset, hosts that are hostile, and tables that a real MMU walks.
+//! And EL2's own death, on request.
 
 use std::fs;
 use std::path::PathBuf;
@@ -100,6 +101,36 @@ pub fn cases() -> Vec<Case> {
         cases.push(Case::new(
             format!("tests/conformance-{name}"),
             move |context| all_passed(guest(context, "conformance", &options)?),
+        ));
+    }
+    for (how, words, frame) in [
+        (
+            "panic",
+            ["*** EL2 panic", "undercroft.crash=panic"],
+            "primary_main",
+        ),
+        ("abort", ["permission fault", "write"], "primary_main"),
+        (
+            "stack",
+            ["guard page", "the stack overflowed"],
+            "crash::deeper",
+        ),
+    ] {
+        // EL2 dies as it is told to, and says all that there is to say.
+        cases.push(Case::new(
+            format!("tests/el2-dies-of-{how}"),
+            move |context| {
+                let append = format!("undercroft.log=serial1 undercroft.crash={how}");
+                Call::run(context)?
+                    .args(["--bundle", "none", "--", "-append", &append])
+                    .call()?
+                    .failed()?
+                    .tells(&words)?
+                    .tells(&["#0"])?
+                    .tells(&[frame])?
+                    .tells(&["end: panic"])?;
+                Ok(())
+            },
         ));
     }
     for smp in ["1", "4"] {
