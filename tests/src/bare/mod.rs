@@ -1,6 +1,6 @@
 //! A program's life: entry, the machine it finds, its end.
 //!
-//! `entry.s` relocates and calls [`boot`] with the MMU off on the boot CPU's
+//! `entry.s` relocates and calls `boot` with the MMU off on the boot CPU's
 //! stack. Other CPUs come through [`cpu::start`]. Nothing is shared before the
 //! MMU is on; after that, state that CPUs share is atomic.
 
