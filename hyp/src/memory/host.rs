@@ -249,6 +249,8 @@ mod tests {
     fn host(granule: Granule) -> (HostMemory, Regions) {
         let features = Features {
             pa_bits: 40,
+            // Without it what leaves is cleaned, and here is no RAM to clean.
+            fwb: true,
             ..Features::default()
         };
         let geometry = geometry(&features, granule, 40, false, Start::Concatenate).unwrap();
