@@ -11,10 +11,10 @@ use crate::cpu::gic;
 use crate::cpu::pe::{self, Pe, Stacks};
 use crate::memory::granule::Granules;
 use crate::memory::host::{self, HostMemory};
+use crate::memory::phys;
 use crate::memory::pool::Pool;
 use crate::memory::region::{Region, Regions};
 use crate::memory::stage1::{self, Image};
-use crate::memory::{granule, phys};
 use crate::vmid::Vmids;
 use appendix::{Appendix, ImageHeader};
 use tree::Machine;
@@ -252,9 +252,4 @@ static HOST_TABLES: spin::Once<Pool> = spin::Once::new();
 fn pool(place: &'static spin::Once<Pool>, region: Region, granule: Granule) -> &'static Pool {
     // SAFETY: the layout gave this region to this pool alone.
     place.call_once(|| unsafe { Pool::new(region, granule.page_size()) })
-}
-
-/// Bytes of the granule table for the log.
-pub fn table_bytes(machine: &Machine, layout: &Layout) -> u64 {
-    granule::Granules::bytes_for(&machine.ram, u32::from(layout.granule.page_bits()))
 }

@@ -369,11 +369,6 @@ impl Granules {
         assert!(done, "foreign granule count underflow");
     }
 
-    /// True when any granule between the two addresses is RAM.
-    pub fn any_in(&self, region: &Region) -> bool {
-        self.ranges.iter().any(|r| r.region.overlaps(region))
-    }
-
     /// Takes `region` for EL2, before there is a host.
     pub fn claim(&self, region: Region) {
         let mut pa = region.base() & !(self.size() - 1);
