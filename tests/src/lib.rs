@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`suite`] | checks, one line each, and their sum |
 //! | [`random`] | numbers that a seed repeats |
+//! | [`ranges`] | what a range of addresses should be, without a heap |
 //! | `bare` | entry, exceptions, console, CPUs, GIC: the image's alone |
 //!
 //! A program that is built for the development machine says what it is, no more.
@@ -18,6 +19,7 @@
 #[cfg(target_os = "none")]
 pub mod bare;
 pub mod random;
+pub mod ranges;
 pub mod suite;
 
 /// Makes a `fn()` the program's start; it returns to power the machine off.

@@ -74,8 +74,9 @@ set_vectors:
     ret
 
 /*
- * A further CPU at EL1, by PSCI CPU_ON. x0 = its index; what it loads into the
- * MMU's registers was written by the boot CPU: ttbr0, tcr, mair, sctlr.
+ * A further CPU, by PSCI CPU_ON, at the level of the first. x0 = its index; what
+ * it loads into the MMU's registers of that level was written by the boot CPU:
+ * ttbr0, tcr, mair, sctlr.
  */
     .global secondary_entry
 secondary_entry:
@@ -87,6 +88,9 @@ secondary_entry:
     add     x1, x1, :lo12:{registers}
     ldp     x2, x3, [x1]
     ldp     x4, x5, [x1, #16]
+    mrs     x6, CurrentEL
+    cmp     x6, #8
+    b.eq    1f
     ic      iallu
     tlbi    vmalle1
     dsb     nsh
@@ -97,7 +101,18 @@ secondary_entry:
     isb
     msr     sctlr_el1, x5
     isb
-    adrp    x1, {stacks}
+    b       2f
+1:  ic      iallu
+    tlbi    alle2
+    dsb     nsh
+    isb
+    msr     ttbr0_el2, x2
+    msr     tcr_el2, x3
+    msr     mair_el2, x4
+    isb
+    msr     sctlr_el2, x5
+    isb
+2:  adrp    x1, {stacks}
     add     x1, x1, :lo12:{stacks}
     mov     x2, #{stack}
     madd    x1, x19, x2, x1

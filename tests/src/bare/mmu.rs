@@ -17,7 +17,7 @@ unsafe impl Sync for Table {}
 
 static TABLE: Table = Table(UnsafeCell::new([0; 512]));
 
-/// TTBR0, TCR, MAIR and SCTLR of EL1, for CPUs that come later.
+/// TTBR0, TCR, MAIR and SCTLR of the program's level, for CPUs that come later.
 pub static REGISTERS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 
 /// Attr0 Device-nGnRE, Attr1 Normal write-back.
