@@ -11,8 +11,10 @@ use tests::bare::console::Console;
 use tests::suite::Suite;
 use tests::{msr, println};
 
+use crate::cpu::Cpu;
+use crate::guest::{self, Stage1};
+use crate::instructions::{Instructions, translate};
 use crate::memory::Pool;
-use crate::world::{self, Cpu, Instructions, translate};
 
 /// What is worked around in all other checks.
 pub fn errata() -> Errata {
@@ -63,7 +65,7 @@ fn stale(cpu: &Cpu, errata: Errata) -> Option<bool> {
     let mut tree = Stage2::new(geometry, Pa::new(root), Vmid::new(9), &pool).ok()?;
     let maint = &mut Instructions;
     let budget = &mut Budget::unlimited();
-    world::load(&geometry, tree.vttbr());
+    guest::load(&geometry, tree.vttbr(), Stage1::Own);
     // RAM at its own address, and four times over in the range.
     let ram = root & !(GIB - 1);
     let places = [ram, RANGE, RANGE + GIB, RANGE + 2 * GIB, RANGE + 3 * GIB];
@@ -93,7 +95,7 @@ fn stale(cpu: &Cpu, errata: Errata) -> Option<bool> {
     );
     let after = translate(root);
     msr!("sctlr_el1", 0x30d0_0800u64);
-    world::load(&geometry, tree.vttbr());
+    guest::load(&geometry, tree.vttbr(), Stage1::Own);
     if before != Ok(root) || gone.is_err() {
         return None;
     }

@@ -1,8 +1,6 @@
 //! One configuration: mapped, protected, split, folded, collapsed and unmapped,
 //! and after each step what the CPU makes of it.
 
-use core::fmt::Write;
-
 use pgtable::{
     Access, Age, Attrs, Budget, Caches, Execute, Flush, Geometry, Granule, Ignore, Ipa, Leaves,
     Level, Map, Over, Pa, Partial, Permissions, Stage2, Vmid,
@@ -11,71 +9,39 @@ use tests::bare::asm::{read64, write32, write64};
 use tests::bare::console::Console;
 use tests::suite::Suite;
 
+use crate::cpu::{Cpu, name};
+use crate::formats::is_lpa2;
+use crate::guest::{self, Kind, Stage1, fetch, met, read, write};
+use crate::instructions::{Instructions, translate};
 use crate::memory::Pool;
-use crate::world::{self, Cpu, Instructions, fetch, kind, read, translate, write};
-
-const TRANSLATION: u64 = 1;
-const ACCESS_FLAG: u64 = 2;
-const PERMISSION: u64 = 3;
-
-/// A configuration's name.
-struct Name([u8; 64], usize);
-
-impl Write for Name {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        for byte in text.bytes() {
-            if let Some(free) = self.0.get_mut(self.1) {
-                *free = byte;
-                self.1 += 1;
-            }
-        }
-        Ok(())
-    }
-}
+use crate::text::Name;
 
 /// Checks a configuration: one line.
 pub fn check(suite: &mut Suite<Console>, cpu: &Cpu, geometry: Geometry, high: Option<u64>) {
-    let mut name = Name([0; 64], 0);
-    let granule = match geometry.granule() {
-        Granule::K4 => "4k",
-        Granule::K16 => "16k",
-        Granule::K64 => "64k",
-    };
-    let form = if geometry.vtcr() >> 32 & 1 != 0 {
-        "-lpa2"
-    } else {
-        ""
-    };
-    // A name always fits.
+    let form = if is_lpa2(&geometry) { "-lpa2" } else { "" };
     let with = if *geometry.features() == cpu.features {
         ""
     } else {
         "/v8.0"
     };
-    let _ = write!(
-        name,
-        "{granule}{form}/ipa{}/start{}/x{}{with}",
+    let title = Name::new(format_args!(
+        "{}{form}/ipa{}/start{}/x{}{with}",
+        name(geometry.granule()),
         geometry.ipa_bits(),
         geometry.start().get(),
         geometry.root_tables()
-    );
-    let name = core::str::from_utf8(&name.0[..name.1]).unwrap_or("?");
+    ));
     let result = steps(cpu, geometry, high);
     suite.check(
-        name,
+        title.text(),
         result.is_ok(),
-        format_args!("{}", result.err().unwrap_or("")),
+        result.err().unwrap_or_default(),
     );
 }
 
 /// Goes on when it holds, else says which step failed.
 fn hold(right: bool, step: &'static str) -> Result<(), &'static str> {
     if right { Ok(()) } else { Err(step) }
-}
-
-fn is(result: Result<u64, world::Fault>, fault: u64, ipa: u64) -> bool {
-    // HPFAR_EL2 is not written for permission faults.
-    result.is_err_and(|seen| kind(seen) == fault && (fault == PERMISSION || seen.ipa == ipa))
 }
 
 fn steps(cpu: &Cpu, geometry: Geometry, high: Option<u64>) -> Result<(), &'static str> {
@@ -87,8 +53,8 @@ fn steps(cpu: &Cpu, geometry: Geometry, high: Option<u64>) -> Result<(), &'stati
         return Err("new");
     };
     let maint = &mut Instructions;
-    world::load(&geometry, tree.vttbr());
-    let code = world::code();
+    guest::load(&geometry, tree.vttbr(), Stage1::Off);
+    let code = guest::code();
     let map = |tree: &Stage2<&Pool>, maint: &mut Instructions, map: Map| {
         tree.map(maint, &map, &mut Budget::unlimited()).is_ok()
     };
@@ -99,7 +65,7 @@ fn steps(cpu: &Cpu, geometry: Geometry, high: Option<u64>) -> Result<(), &'stati
     // that is as high as there is.
     let frames = pool.block(2 * page.max(64 << 10));
     // Output above 48 bits: all of them with LPA2, or with 64K on such a CPU.
-    let out52 = geometry.vtcr() >> 32 & 1 != 0 || geometry.granule() == Granule::K64;
+    let out52 = is_lpa2(&geometry) || geometry.granule() == Granule::K64;
     let frame = match high {
         Some(high) if cpu.pa_bits == 52 && (high >> 48 == 0 || out52) => high,
         _ => frames,
@@ -108,6 +74,7 @@ fn steps(cpu: &Cpu, geometry: Geometry, high: Option<u64>) -> Result<(), &'stati
     for ipa in [end - page, end / 2 + 5 * page] {
         page_at(&mut tree, &pool, ipa, frame, page)?;
     }
+    each_root_table(&mut tree, &pool)?;
     hold(
         translate(end).is_err() || end >> 52 != 0,
         "nothing beyond the space",
@@ -134,6 +101,44 @@ fn steps(cpu: &Cpu, geometry: Geometry, high: Option<u64>) -> Result<(), &'stati
     hold(pool.live() == 0, "teardown frees all tables")
 }
 
+/// A page under each of the root's tables, all in other frames: each table is
+/// where the walk looks for it.
+fn each_root_table(tree: &mut Stage2<&Pool>, pool: &Pool) -> Result<(), &'static str> {
+    let geometry = *tree.geometry();
+    let (page, tables) = (
+        geometry.granule().page_size(),
+        geometry.root_tables() as u64,
+    );
+    let each = (1u64 << geometry.ipa_bits()) / tables;
+    let frames = pool.block((tables * page).next_power_of_two());
+    let place = |table: u64| (table * each + each / 2 + 3 * page, frames + table * page);
+    for (ipa, frame) in (0..tables).map(place) {
+        let map = Map::new(Ipa::new(ipa), Pa::new(frame), page, Attrs::MEMORY);
+        let mapped = tree.map(&mut Instructions, &map, &mut Budget::unlimited());
+        hold(mapped.is_ok(), "root table: map")?;
+        // SAFETY: The frame.
+        unsafe { write64(frame, frame) };
+    }
+    for (ipa, frame) in (0..tables).map(place) {
+        hold(translate(ipa) == Ok(frame), "root table: AT")?;
+        hold(read(ipa) == Ok(frame), "root table: load")?;
+        let gone = tree.unmap(
+            &mut Instructions,
+            Ipa::new(ipa),
+            page,
+            Partial::Refuse,
+            &mut Ignore,
+            &mut Budget::unlimited(),
+        );
+        hold(gone.is_ok(), "root table: unmap")?;
+        hold(
+            met(read(ipa), Kind::Translation, ipa),
+            "root table: load after",
+        )?;
+    }
+    Ok(())
+}
+
 /// A page: every access, before and after each change.
 fn page_at(
     tree: &mut Stage2<&Pool>,
@@ -152,7 +157,10 @@ fn page_at(
         write64(frame + page - 8, 0x1122_3344_5566_7788);
     }
     hold(translate(ipa).is_err(), "page: AT before")?;
-    hold(is(read(last), TRANSLATION, last), "page: load before")?;
+    hold(
+        met(read(last), Kind::Translation, last),
+        "page: load before",
+    )?;
     let map = Map::new(Ipa::new(ipa), Pa::new(frame), page, Attrs::MEMORY);
     hold(tree.map(maint, &map, budget).is_ok(), "page: map")?;
     hold(translate(last) == Ok(frame + page - 8), "page: AT")?;
@@ -177,15 +185,18 @@ fn page_at(
     };
     hold(protect(tree, Access::Read, Execute::Never), "page: protect")?;
     hold(read(last) == Ok(0x99), "page: load, read-only")?;
-    let store = write(last, 1).map(|()| 0);
-    hold(is(store, PERMISSION, last), "page: store, read-only")?;
-    hold(is(fetch(ipa), PERMISSION, ipa), "page: fetch, never")?;
+    let store = write(last, 1);
+    hold(met(store, Kind::Permission, last), "page: store, read-only")?;
+    hold(met(fetch(ipa), Kind::Permission, ipa), "page: fetch, never")?;
     if tree.geometry().features().xnx {
         hold(
             protect(tree, Access::ReadWrite, Execute::El0),
             "page: protect, EL0",
         )?;
-        hold(is(fetch(ipa), PERMISSION, ipa), "page: fetch, EL0 only")?;
+        hold(
+            met(fetch(ipa), Kind::Permission, ipa),
+            "page: fetch, EL0 only",
+        )?;
         hold(
             protect(tree, Access::ReadWrite, Execute::El1),
             "page: protect, EL1",
@@ -196,7 +207,10 @@ fn page_at(
         protect(tree, Access::Write, Execute::Never),
         "page: protect, write-only",
     )?;
-    hold(is(read(last), PERMISSION, last), "page: load, write-only")?;
+    hold(
+        met(read(last), Kind::Permission, last),
+        "page: load, write-only",
+    )?;
     hold(write(last, 0x55).is_ok(), "page: store, write-only")?;
     hold(
         protect(tree, Access::ReadWrite, Execute::All),
@@ -211,7 +225,7 @@ fn page_at(
     unsafe { write64(other + page - 8, 0xabcd) };
     let replace = Map::new(Ipa::new(ipa), Pa::new(other), page, old).over(Over::Anything);
     hold(tree.map(maint, &replace, budget).is_ok(), "page: replace")?;
-    hold(is(read(last), ACCESS_FLAG, last), "page: access flag")?;
+    hold(met(read(last), Kind::AccessFlag, last), "page: access flag")?;
     hold(
         tree.mark_young(maint, Ipa::new(ipa)).is_ok(),
         "page: mark young",
@@ -229,7 +243,7 @@ fn page_at(
     );
     hold(gone.is_ok(), "page: unmap")?;
     hold(translate(last).is_err(), "page: AT after")?;
-    hold(is(read(last), TRANSLATION, last), "page: load after")?;
+    hold(met(read(last), Kind::Translation, last), "page: load after")?;
     hold(pool.live() <= live, "page: tables")
 }
 
@@ -339,7 +353,7 @@ fn block_at(
     hold(part.is_ok(), "block: protect a page")?;
     // Not by AT: QEMU 10.0 ends itself over an AT that stage 2 does not permit.
     hold(
-        is(read(ipa), PERMISSION, ipa) && right(page),
+        met(read(ipa), Kind::Permission, ipa) && right(page),
         "block: protected page",
     )?;
     let whole = block.over(Over::Anything);

@@ -9,69 +9,59 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+mod cpu;
+#[cfg(target_os = "none")]
 mod erratum;
 #[cfg(target_os = "none")]
 mod format;
 #[cfg(target_os = "none")]
+mod formats;
+#[cfg(target_os = "none")]
+mod guest;
+#[cfg(target_os = "none")]
+mod instructions;
+#[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
-mod world;
+mod stage1;
+#[cfg(target_os = "none")]
+mod text;
 
 tests::program!(image::main, 2);
 
 #[cfg(target_os = "none")]
 mod image {
-    use pgtable::{Granule, Level, Stage2Config, Start};
+    use pgtable::{Granule, Stage2Config};
     use tests::bare::console::Console;
     use tests::bare::machine;
     use tests::println;
     use tests::suite::Suite;
 
-    use crate::{erratum, format, world};
+    use crate::cpu::Cpu;
+    use crate::{erratum, format, formats, guest, memory, stage1};
 
     pub fn main() {
-        let cpu = world::Cpu::read();
+        let cpu = Cpu::read();
         let high = machine::get()
             .argument("high")
             .and_then(|value| u64::from_str_radix(value.trim_start_matches("0x"), 16).ok());
+        if let Some(high) = high {
+            memory::know_high(high);
+        }
         println!("el2-tables: {cpu:?}, high {high:x?}");
-        world::start();
         let mut suite = Suite::new(Console);
-        let mut formats = 0;
+        stage1::checks(&mut suite, &cpu);
+        let high = stage1::stay(&cpu, high);
+        guest::start();
+        formats::checks(&mut suite, &cpu);
         let oldest = Stage2Config::new(Granule::K4, 40, 40).features;
         // All that the CPU has, and as if it were of ARMv8.0.
         for features in [cpu.features, oldest] {
-            for config in configurations(&cpu) {
-                let config = Stage2Config {
-                    features,
-                    errata: erratum::errata(),
-                    ..config
-                };
-                if let Ok(geometry) = config.validate() {
-                    format::check(&mut suite, &cpu, geometry, high);
-                    formats += 1;
-                }
+            for geometry in formats::geometries(&cpu, features) {
+                format::check(&mut suite, &cpu, geometry, high);
             }
         }
-        suite.check("formats", formats > 20, formats);
         erratum::checks(&mut suite, &cpu);
         suite.finish();
-    }
-
-    /// Every granule, start level and size of IPA space; `validate` says which of
-    /// them the architecture has.
-    fn configurations(cpu: &world::Cpu) -> impl Iterator<Item = Stage2Config> {
-        let granules = [Granule::K4, Granule::K16, Granule::K64].into_iter();
-        let forms = granules.flat_map(|granule| [(granule, false), (granule, true)]);
-        let forms = forms.filter(|&(granule, lpa2)| cpu.has(granule, lpa2));
-        let starts =
-            forms.flat_map(|form| (-1..=3).filter_map(Level::new).map(move |at| (form, at)));
-        starts.flat_map(move |((granule, lpa2), level)| {
-            (32..=52).map(move |ipa_bits| Stage2Config {
-                lpa2,
-                start: Start::At(level),
-                ..Stage2Config::new(granule, ipa_bits, cpu.pa_bits)
-            })
-        })
     }
 }

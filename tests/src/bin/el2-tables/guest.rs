@@ -1,0 +1,215 @@
+//! EL1, entered on any CPU for one access at a time: what a guest sees through
+//! the stage 2 that is installed there.
+//!
+//! Stage 1 is off and its accesses are cacheable (`HCR_EL2.DC`), as EL2's are.
+
+use core::arch::{asm, global_asm};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use pgtable::Geometry;
+use tests::bare::exception::{self, Frame};
+use tests::bare::{MAX_CPUS, cpu};
+use tests::{mrs, msr};
+
+/// HCR_EL2: stage 2 on; stage 1 off; EL1 is AArch64; FEAT_S2FWB.
+const HCR_VM: u64 = 1;
+const HCR_DC: u64 = 1 << 12;
+const HCR_RW: u64 = 1 << 31;
+const HCR_FWB: u64 = 1 << 46;
+
+/// EL1's stage 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage1 {
+    /// Off: a VA is an IPA.
+    Off,
+    /// As SCTLR_EL1 says.
+    Own,
+}
+
+/// Gets EL1 ready on this CPU: its MMU off, little-endian.
+pub fn start() {
+    exception::on_sync(lower);
+    msr!("hcr_el2", HCR_RW);
+    msr!("cptr_el2", 0x33ff);
+    msr!("sctlr_el1", 0x30d0_0800u64);
+    msr!("vbar_el1", 0);
+    code_at(code());
+}
+
+/// Loads a tree into this CPU's registers, and forgets all earlier ones.
+pub fn load(geometry: &Geometry, vttbr: u64, stage1: Stage1) {
+    let fwb = if geometry.features().fwb { HCR_FWB } else { 0 };
+    let off = if stage1 == Stage1::Off { HCR_DC } else { 0 };
+    msr!("hcr_el2", HCR_RW | HCR_VM | fwb | off);
+    msr!("vtcr_el2", geometry.vtcr());
+    msr!("vttbr_el2", vttbr);
+    // SAFETY: Drops what TLBs know of EL1 and EL0.
+    unsafe {
+        asm!(
+            "dsb ish",
+            "tlbi alle1is",
+            "dsb ish",
+            "isb",
+            options(nostack)
+        );
+    };
+}
+
+/// Installs another tree of the same geometry.
+pub fn switch(vttbr: u64) {
+    if mrs!("vttbr_el2") != vttbr {
+        msr!("vttbr_el2", vttbr);
+    }
+}
+
+global_asm!(
+    ".balign 65536",
+    ".global el1_code",
+    "el1_code:",
+    "ldr x0, [x0]",
+    "hvc #1",
+    "str x1, [x0]",
+    "hvc #1",
+    "blr x0",
+    "hvc #1",
+    ".balign 65536",
+    // x0, x1 = EL1's; x2 = where it begins. Callee-saved registers stay on the
+    // stack while EL1 runs; the exception comes back to `el1_back`.
+    ".global el1_enter",
+    "el1_enter:",
+    "stp x29, x30, [sp, #-96]!",
+    "stp x19, x20, [sp, #16]",
+    "stp x21, x22, [sp, #32]",
+    "stp x23, x24, [sp, #48]",
+    "stp x25, x26, [sp, #64]",
+    "stp x27, x28, [sp, #80]",
+    "msr elr_el2, x2",
+    "mov x2, #0x3c5",
+    "msr spsr_el2, x2",
+    "isb",
+    "eret",
+    ".global el1_back",
+    "el1_back:",
+    "ldp x27, x28, [sp, #80]",
+    "ldp x25, x26, [sp, #64]",
+    "ldp x23, x24, [sp, #48]",
+    "ldp x21, x22, [sp, #32]",
+    "ldp x19, x20, [sp, #16]",
+    "ldp x29, x30, [sp], #96",
+    "ret",
+);
+
+unsafe extern "C" {
+    static el1_code: u8;
+    static el1_back: u8;
+    fn el1_enter(x0: u64, x1: u64, at: u64) -> u64;
+}
+
+/// EL1's code, in memory: it fills one granule of any size.
+pub fn code() -> u64 {
+    (&raw const el1_code).addr() as u64
+}
+
+/// Where EL1 finds its code on this CPU from now on, as an IPA.
+pub fn code_at(ipa: u64) {
+    PES[cpu::index()].code.store(ipa, Ordering::Relaxed);
+}
+
+/// A CPU's own: where EL1's code is, and the exception that ended its turn.
+struct Pe {
+    code: AtomicU64,
+    esr: AtomicU64,
+    far: AtomicU64,
+    hpfar: AtomicU64,
+}
+
+static PES: [Pe; MAX_CPUS] = [const {
+    Pe {
+        code: AtomicU64::new(0),
+        esr: AtomicU64::new(0),
+        far: AtomicU64::new(0),
+        hpfar: AtomicU64::new(0),
+    }
+}; MAX_CPUS];
+
+fn lower(frame: &mut Frame) -> bool {
+    // From EL1 only: SPSR says where it came from.
+    if frame.spsr & 0xf > 5 {
+        return false;
+    }
+    let pe = &PES[cpu::index()];
+    pe.esr.store(frame.esr, Ordering::Relaxed);
+    pe.far.store(frame.far, Ordering::Relaxed);
+    pe.hpfar.store(mrs!("hpfar_el2"), Ordering::Relaxed);
+    frame.elr = (&raw const el1_back).addr() as u64;
+    frame.spsr = 0x3c9;
+    true
+}
+
+/// The kind of a stage-2 fault, without its level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing is mapped.
+    Translation,
+    /// The access flag is clear.
+    AccessFlag,
+    /// The access is not allowed.
+    Permission,
+    /// Something else: the fault status.
+    Other(u8),
+}
+
+/// Why an access at EL1 came to EL2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Exception class: 0x20 for a fetch, 0x24 for data.
+    pub class: u8,
+    /// What kind.
+    pub kind: Kind,
+    /// The IPA; not written for permission faults.
+    pub ipa: u64,
+}
+
+fn run(offset: u64, x0: u64, x1: u64) -> Result<u64, Fault> {
+    let pe = &PES[cpu::index()];
+    let at = pe.code.load(Ordering::Relaxed) + offset;
+    // SAFETY: EL1 does one access to memory that is the check's, or faults, and
+    // comes back.
+    let value = unsafe { el1_enter(x0, x1, at) };
+    let [esr, far, hpfar] = [&pe.esr, &pe.far, &pe.hpfar].map(|word| word.load(Ordering::Relaxed));
+    if esr >> 26 == 0x16 {
+        return Ok(value);
+    }
+    let status = (esr & 0x3f) as u8;
+    Err(Fault {
+        class: (esr >> 26 & 0x3f) as u8,
+        kind: match status {
+            // Translation, levels 0 to 3 and -1.
+            0x04..=0x07 | 0x2b => Kind::Translation,
+            0x08..=0x0b => Kind::AccessFlag,
+            0x0c..=0x0f => Kind::Permission,
+            other => Kind::Other(other),
+        },
+        ipa: (hpfar & 0xfff_ffff_fff0) << 8 | far & 0xfff,
+    })
+}
+
+/// EL1 loads.
+pub fn read(ipa: u64) -> Result<u64, Fault> {
+    run(0, ipa, 0)
+}
+
+/// EL1 stores.
+pub fn write(ipa: u64, value: u64) -> Result<(), Fault> {
+    run(8, ipa, value).map(drop)
+}
+
+/// EL1 calls; what the function leaves in X0.
+pub fn fetch(ipa: u64) -> Result<u64, Fault> {
+    run(16, ipa, 0)
+}
+
+/// Whether an access met this kind of fault, at this IPA.
+pub fn met<T>(result: Result<T, Fault>, kind: Kind, ipa: u64) -> bool {
+    result.is_err_and(|fault| fault.kind == kind && (kind == Kind::Permission || fault.ipa == ipa))
+}
