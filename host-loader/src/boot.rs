@@ -8,14 +8,14 @@ use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use host_loader::arch::{cpu, insn, mmu};
+use host_loader::arch::{cpu, exception, insn, mmu};
 use host_loader::bundle::{Bundle, CONFIG};
 use host_loader::gic::Controller;
 use host_loader::granules::Granules;
 use host_loader::machine::{self, Cpu, Machine};
 use host_loader::platform::{Platform, Uart};
 use host_loader::port::Port;
-use host_loader::{heap, life, logger, rmi_call, sched, symbols};
+use host_loader::{heap, life, logger, rmi_call, sched};
 use rmi::feature::{Feature0, VendorFeatures};
 use rmi::vendor::RangeKind;
 use spin::Mutex;
@@ -282,7 +282,7 @@ fn map_everything(platform: &Platform, cpus: &[Cpu]) -> Result<(), String> {
     if let Some(range) = appendix.filter(|r| r.start < r.end) {
         // SAFETY: EL2 says that its copy of the image reaches that far; it is
         // mapped and nobody writes there.
-        symbols::install(unsafe {
+        exception::set_appendix(unsafe {
             core::slice::from_raw_parts(
                 core::ptr::with_exposed_provenance(range.start as usize),
                 (range.end - range.start) as usize,

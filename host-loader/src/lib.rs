@@ -14,7 +14,6 @@
 //! | [`turns`] | whose turn it is on a CPU |
 //! | [`rmi_call`] | calls to EL2 |
 //! | [`logger`] | the log |
-//! | [`symbols`], [`syndrome`] | names for addresses, words for ESR |
 //! | [`arch`] | instructions, translation, exceptions |
 //!
 //! The image has these besides: `machine` (the one instance of all), `heap`,
@@ -34,8 +33,6 @@ pub mod image;
 pub mod logger;
 pub mod platform;
 pub mod rmi_call;
-pub mod symbols;
-pub mod syndrome;
 pub mod turns;
 
 #[cfg(target_os = "none")]

@@ -8,9 +8,10 @@ use crate::guest::realm::describe;
 use crate::machine::Machine;
 use crate::rmi_call;
 use crate::sched::Slot;
-use crate::syndrome::Esr;
+use alloc::format;
 use alloc::string::String;
 use core::sync::atomic::Ordering;
+use rmi::syndrome::Syndrome;
 use rmi::vendor::{Exit, HISTORY_LEN};
 
 /// The byte that asks: Ctrl-T.
@@ -58,11 +59,15 @@ pub fn report(machine: &Machine, slots: &[Slot]) {
                         0 => String::new(),
                         ipa => describe(ipa, &slot.guest.ram),
                     };
+                    let reason = match exit.esr {
+                        Exit::INTERRUPT => String::from("interrupt"),
+                        esr => format!("{}", Syndrome(esr)),
+                    };
                     log::info!(
                         "vcpu {}/{}: {} elr={:#x} far={:#x} ipa={:#x} {}",
                         who.0,
                         who.1,
-                        Esr(exit.esr),
+                        reason,
                         exit.elr,
                         exit.far,
                         exit.ipa,

@@ -5,11 +5,11 @@ use crate::guest::realm::describe;
 use crate::life::{Guest, Stop};
 use crate::machine::Machine;
 use crate::rmi_call::{self, CallError};
-use crate::syndrome::{Esr, class};
 use rmi::Status;
 use rmi::params::mpidr_index;
 use rmi::psci;
 use rmi::run::{EnterFlags, ExitReason, RecExit};
+use rmi::syndrome::{Class, Syndrome};
 
 /// What became of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,30 +124,30 @@ fn ipa(exit: &RecExit) -> u64 {
 
 #[inline]
 fn sync(machine: &Machine, guest: &Guest, exit: &RecExit) -> Sync {
-    let esr = Esr(exit.esr);
-    if esr.class() == class::WFX {
+    let esr = Syndrome(exit.esr);
+    if esr.class() == Class::WFX {
         return Sync::Wait;
     }
-    let Some(access) = esr.access() else {
+    if !esr.is_emulatable() {
         return Sync::Fault;
-    };
+    }
     let ipa = ipa(exit);
     if map::UART.contains(&ipa) {
         let offset = ipa - map::UART.start;
         let mut console = guest.console.lock();
-        if access.write {
-            console.write(guest, machine, offset, access.cut(exit.gprs[0]));
+        if esr.is_write() {
+            console.write(guest, machine, offset, esr.cut(exit.gprs[0]));
             return Sync::Mmio(0);
         }
         let value = console.read(guest, machine, offset);
-        return Sync::Mmio(access.extend(value));
+        return Sync::Mmio(esr.extend(value));
     }
     if map::FLASH.contains(&ipa) {
         // Erased, and not to be written.
-        return Sync::Mmio(if access.write {
+        return Sync::Mmio(if esr.is_write() {
             0
         } else {
-            access.extend(u64::MAX)
+            esr.extend(u64::MAX)
         });
     }
     Sync::Fault
@@ -156,14 +156,14 @@ fn sync(machine: &Machine, guest: &Guest, exit: &RecExit) -> Sync {
 /// Reports what the guest did and stops it.
 fn fault(guest: &Guest, index: usize, exit: &RecExit) {
     let ipa = ipa(exit);
-    let did = match Esr(exit.esr).class() {
-        class::INSTRUCTION_ABORT_LOWER => "fetched from",
+    let did = match Syndrome(exit.esr).class() {
+        Class::INST_ABORT_LOWER => "fetched from",
         _ => "accessed",
     };
     log::error!("guest {}: vCPU {index} {did} IPA {ipa:#x}", guest.name);
     log::error!("  {}", describe(ipa, &guest.ram));
     log::error!("  elr={:#x} far={:#x}", exit.elr, exit.far);
-    log::error!("  {}", Esr(exit.esr));
+    log::error!("  {}", Syndrome(exit.esr));
     log::error!("  esr={:#x} spsr={:#x}", exit.esr, exit.spsr);
     guest.stop(Stop::Fault);
 }

@@ -4,7 +4,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`boot`] | device tree, layout of EL2's memory, the appendix |
+//! | [`boot`] | device tree, layout of EL2's memory, the host's image |
 //! | [`cpu`] | features, registers of lower levels, traps, the physical GIC |
 //! | [`memory`] | granule ownership, EL2's own map, the host's stage 2 |
 //! | [`exception`] | the host's traps, injection, reports of EL2's own death |

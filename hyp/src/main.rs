@@ -10,7 +10,7 @@
 mod image {
     use core::arch::global_asm;
 
-    use hyp::boot::appendix::{Appendix, Header};
+    use appendix::{Appendix, Header};
     use hyp::boot::tree::{self, Machine};
     use hyp::boot::{BootError, Layout};
     use hyp::cpu::features::Features;
@@ -126,8 +126,8 @@ mod image {
         const NONE: BootError = "nothing behind the image: build with `cargo qemu image`";
         // SAFETY: the boot loader put the whole file into RAM, which goes on
         // behind the image's end.
-        let header = unsafe { core::slice::from_raw_parts(flat_end as *const u8, 64) };
-        let length = Header::read(header).ok_or(NONE)?.total_len;
+        let header = unsafe { core::slice::from_raw_parts(flat_end as *const u8, Header::LEN) };
+        let length = Header::read(header).ok_or(NONE)?.total_len();
         // SAFETY: as above, for the length that the runner wrote.
         let bytes = unsafe { core::slice::from_raw_parts(flat_end as *const u8, length as usize) };
         let appendix =

@@ -14,8 +14,8 @@ use vgic::{Affinity, ListRegisters, Redistributor};
 use crate::cpu::context::{El1, FpState, Gprs, VirtualTimer};
 use crate::cpu::gic::VirtualInterface;
 use crate::exception::inject;
-use crate::exception::syndrome::Syndrome;
 use crate::memory::phys;
+use ::rmi::syndrome::Syndrome;
 
 /// The number of no PE.
 pub const NO_PE: u32 = u32::MAX;

@@ -5,14 +5,25 @@
 //! fault while one is reported cuts the report short.
 
 use super::{cpu, insn, mmu};
-use crate::symbols;
-use crate::{logger, rmi_call, syndrome};
+use crate::{logger, rmi_call};
+use appendix::{Appendix, Symbols};
 use core::fmt::Write;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
+use rmi::syndrome::Syndrome;
+use spin::Once;
 
 /// The first fault reports; a CPU that comes second waits for the end.
 static REPORTING: AtomicBool = AtomicBool::new(false);
+/// Names for the image's functions.
+static SYMBOLS: Once<Symbols<'static>> = Once::new();
+
+/// Takes the names that the runner put behind the image, if it did.
+pub fn set_appendix(bytes: &'static [u8]) {
+    if let Some(appendix) = Appendix::split(bytes) {
+        SYMBOLS.call_once(|| appendix.symbols);
+    }
+}
 
 /// What entry.s saves: X0 to X30 and SP.
 #[repr(C)]
@@ -50,7 +61,7 @@ pub extern "C" fn exception_handler(vector: u64, frame: &Frame) -> ! {
         "PANIC: unexpected {kind} on CPU {}",
         cpu::index()
     ));
-    line(format_args!("  {}", syndrome::Esr(esr)));
+    line(format_args!("  {}", Syndrome(esr)));
     line(format_args!("  elr {elr:#018x}  spsr {:#x}", insn::spsr()));
     line(format_args!("  far {:#018x}  esr  {esr:#x}", insn::far()));
     for (i, pair) in frame.x.chunks(2).enumerate() {
@@ -94,10 +105,10 @@ fn backtrace(pc: u64, fp: u64) {
     let text: Range<u64> = image.text.clone();
     let print = |at: u64| {
         let offset = at.wrapping_sub(text.start);
-        match symbols::lookup(offset) {
-            Some((name, from)) => logger::raw(
+        match SYMBOLS.get().and_then(|symbols| symbols.find(offset)) {
+            Some((name, inside)) => logger::raw(
                 logger::ERROR,
-                format_args!("  {at:#014x} {name}+{:#x}", offset - from),
+                format_args!("  {at:#014x} {name}+{inside:#x}"),
             ),
             None => logger::raw(
                 logger::ERROR,

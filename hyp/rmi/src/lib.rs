@@ -17,6 +17,7 @@
 //! | [`params`] | what `REALM_CREATE` and `REC_CREATE` read |
 //! | [`run`] | the page that `REC_ENTER` reads and writes |
 //! | [`rtt`] | descriptors, states and RIPAS values of the RTT commands |
+//! | [`syndrome`] | ESR_ELx, which exit records carry |
 //! | [`psci`] | return codes and states of PSCI 1.1 |
 //! | [`vendor`] | Undercroft's own calls, 0xC600_0000 and up |
 #![no_std]
@@ -29,6 +30,7 @@ pub mod psci;
 pub mod rtt;
 pub mod run;
 pub mod status;
+pub mod syndrome;
 pub mod vendor;
 
 pub use status::{NOT_SUPPORTED, Status};

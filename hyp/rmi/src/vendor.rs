@@ -57,7 +57,7 @@ pub enum RangeKind {
 pub struct Exit {
     /// Physical counter when it happened.
     pub time: u64,
-    /// ESR_EL2; all ones for an IRQ.
+    /// ESR_EL2; [`Self::INTERRUPT`] for an IRQ.
     pub esr: u64,
     /// ELR_EL2.
     pub elr: u64,
@@ -65,6 +65,11 @@ pub struct Exit {
     pub far: u64,
     /// Faulting IPA, 0 where the exit has none.
     pub ipa: u64,
+}
+
+impl Exit {
+    /// In the place of a syndrome: the exit was an interrupt's.
+    pub const INTERRUPT: u64 = u64::MAX;
 }
 
 /// Exits that EL2 remembers for each vCPU.

@@ -1,6 +1,6 @@
 //! From what the boot loader left to a machine that can run a host.
 
-pub mod appendix;
+pub mod image;
 pub mod tree;
 
 use pgtable::{Granule, Start};
@@ -16,7 +16,8 @@ use crate::memory::pool::Pool;
 use crate::memory::region::{Region, Regions};
 use crate::memory::stage1::{self, Image};
 use crate::vmid::Vmids;
-use appendix::{Appendix, ImageHeader};
+use appendix::Appendix;
+use image::ImageHeader;
 use tree::Machine;
 
 /// Why the image cannot run here; the text tells a person what to do.
@@ -136,11 +137,11 @@ impl Layout {
         };
         let [el2_tables, stacks, pe_list, granules, host_tables] = sizes.map(&mut part);
 
-        let header = ImageHeader::read(appendix.host)
+        let header = ImageHeader::read(appendix.payload)
             .ok_or("the host's image behind this one is no arm64 Image: build with cargo qemu")?;
         let size = header
             .image_size
-            .max(appendix.host.len() as u64)
+            .max(appendix.payload.len() as u64)
             .next_multiple_of(align);
         let host_image = machine
             .ram
@@ -223,9 +224,9 @@ impl Layout {
         let to = phys::pointer::<u8>(self.host_image.base());
         // SAFETY: that RAM was placed clear of everything, the image with it.
         unsafe {
-            core::ptr::copy_nonoverlapping(appendix.host.as_ptr(), to, appendix.host.len());
-            let rest = self.host_image.size() as usize - appendix.host.len();
-            core::ptr::write_bytes(to.add(appendix.host.len()), 0, rest);
+            core::ptr::copy_nonoverlapping(appendix.payload.as_ptr(), to, appendix.payload.len());
+            let rest = self.host_image.size() as usize - appendix.payload.len();
+            core::ptr::write_bytes(to.add(appendix.payload.len()), 0, rest);
         }
         // The host begins with its caches off, and fetches what was just written.
         crate::cpu::instr::clean_invalidate(

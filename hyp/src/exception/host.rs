@@ -4,13 +4,13 @@ use log::{debug, warn};
 
 use super::inject;
 use super::report::stop_if_dying;
-use super::syndrome::{Class, Syndrome};
 use crate::cpu::Cpu;
 use crate::cpu::context::{Exception, enter};
 use crate::guest::idregs;
 use crate::guest::sysreg::{self, Sysreg};
 use crate::memory::host::Refused;
 use crate::{mrs, psci, rmi as rmi_calls};
+use ::rmi::syndrome::{Class, Syndrome};
 
 /// Runs the host on this PE for ever.
 pub fn run(cpu: &mut Cpu) -> ! {

@@ -3,9 +3,9 @@
 //! The level's EL1 registers are the CPU's at that moment (it has just come
 //! from there). Rules: DDI0487, AArch64.TakeException.
 
-use super::syndrome::{Class, Fault, Syndrome};
 use crate::cpu::context::{El1, Gprs};
 use crate::{mrs, msr};
+use ::rmi::syndrome::{Class, Fault, Syndrome};
 
 /// PSTATE.PAN.
 const PAN: u64 = 1 << 22;

@@ -3,5 +3,3 @@
 pub mod host;
 pub mod inject;
 pub mod report;
-pub mod symbols;
-pub mod syndrome;

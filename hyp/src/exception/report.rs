@@ -4,13 +4,12 @@
 use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::symbols::Symbols;
-#[cfg(target_os = "none")]
-use super::syndrome::Syndrome;
-use crate::boot::appendix::{Appendix, Header};
 use crate::cpu::instr;
 use crate::log::Sink;
 use crate::mrs;
+#[cfg(target_os = "none")]
+use ::rmi::syndrome::Syndrome;
+use appendix::{Appendix, Header, Symbols};
 
 /// Set by the first CPU that dies; the others stop at their next entry to EL2.
 static DYING: AtomicBool = AtomicBool::new(false);
@@ -92,7 +91,8 @@ extern "C" fn el2_exception(frame: &Frame) -> ! {
     let sink = begin();
     let kind = ["synchronous", "IRQ", "FIQ", "SError"][(frame.kind & 3) as usize];
     let _ = writeln!(sink, "\n*** EL2 exception: {kind}");
-    let _ = writeln!(sink, "    esr {}", Syndrome(mrs!("esr_el2")));
+    let esr = mrs!("esr_el2");
+    let _ = writeln!(sink, "    esr {esr:#010x} ({})", Syndrome(esr));
     let far = mrs!("far_el2");
     let _ = writeln!(sink, "    far {far:#018x} hpfar {:#x}", mrs!("hpfar_el2"));
     if crate::cpu::pe::is_guard_page(far) {
@@ -169,14 +169,14 @@ fn symbols(flat_end: u64) -> Symbols<'static> {
     }
     // SAFETY: the image's end is mapped, read-only data of EL2's: boot has read
     // the header there before it told us of it.
-    let header = unsafe { core::slice::from_raw_parts(flat_end as *const u8, 64) };
+    let header = unsafe { core::slice::from_raw_parts(flat_end as *const u8, Header::LEN) };
     let Some(header) = Header::read(header) else {
         return Symbols::NONE;
     };
     // SAFETY: as above, for the length that boot checked and mapped.
     let all =
-        unsafe { core::slice::from_raw_parts(flat_end as *const u8, header.total_len as usize) };
-    Appendix::split(all).map_or(Symbols::NONE, |a| Symbols::new(a.symbols))
+        unsafe { core::slice::from_raw_parts(flat_end as *const u8, header.total_len() as usize) };
+    Appendix::split(all).map_or(Symbols::NONE, |appendix| appendix.symbols)
 }
 
 /// Dies as the command line asks, so that a test sees the report.

@@ -12,10 +12,10 @@ use super::run::Record;
 use super::sysreg::{self, Sysreg};
 use crate::exception::host::faulting_ipa;
 use crate::exception::inject;
-use crate::exception::syndrome::{Class, Syndrome};
 use crate::realm::State;
 use crate::rec::{Pending, Run};
 use crate::{mrs, msr};
+use ::rmi::syndrome::{Class, Syndrome};
 
 /// What follows an exception.
 #[derive(Debug)]
@@ -137,7 +137,7 @@ fn gic_access(
 /// stopping the guest.
 fn abort_exit(run: &mut Run, esr: Syndrome, ipa: u64) -> Next {
     let far = mrs!("far_el2");
-    let emulatable = esr.class() == Class::DATA_ABORT_LOWER && esr.has_access();
+    let emulatable = esr.is_emulatable();
     run.pending = if emulatable {
         Pending::Mmio(esr, far)
     } else {

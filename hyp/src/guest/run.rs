@@ -10,10 +10,10 @@ use super::interrupts::Interrupts;
 use crate::cpu::context::{Exception, enter};
 use crate::cpu::{Cpu, GuestState, SavedState, hcr};
 use crate::exception::report::stop_if_dying;
-use crate::exception::syndrome::Syndrome;
 use crate::mrs;
 use crate::realm::Realm;
 use crate::rec::{Pending, Rec, Run};
+use ::rmi::syndrome::Syndrome;
 use core::sync::atomic::Ordering;
 
 /// What the host asks of an entry, copied once from its page.
@@ -158,7 +158,7 @@ fn note(run: &mut Run, exception: Exception, esr: Syndrome) {
     let abort = matches!(esr.class().0, 0x20 | 0x24);
     run.note(Exit {
         time: mrs!("cntpct_el0"),
-        esr: if sync { esr.0 } else { u64::MAX },
+        esr: if sync { esr.0 } else { Exit::INTERRUPT },
         elr: run.gprs.pc,
         far: if sync && abort { mrs!("far_el2") } else { 0 },
         ipa: if sync && abort {

@@ -3,6 +3,7 @@
 //! ISS of EC 0x18 (DDI0487, D24.2.40): Op0 \[21:20\], Op2 \[19:17\], Op1 \[16:14\],
 //! CRn \[13:10\], CRm \[4:1\].
 
+use ::rmi::syndrome::Syndrome;
 use core::fmt;
 
 /// A register's encoding in the syndrome's bits.
@@ -16,7 +17,7 @@ pub const fn sysreg(op0: u32, op1: u32, crn: u32, crm: u32, op2: u32) -> Sysreg 
 
 impl Sysreg {
     /// The encoding in a syndrome.
-    pub const fn of(esr: super::super::exception::syndrome::Syndrome) -> Self {
+    pub const fn of(esr: Syndrome) -> Self {
         Self(esr.sysreg())
     }
 
@@ -99,7 +100,6 @@ pub const CNTP_CVAL_EL0: Sysreg = sysreg(3, 3, 14, 2, 2);
 mod tests {
     extern crate std;
     use super::*;
-    use crate::exception::syndrome::Syndrome;
     use std::string::ToString;
 
     #[test]

@@ -1,18 +1,13 @@
-//! The table of symbols that the images name functions by in a backtrace.
-//!
-//! Little-endian: magic `UCSYMTAB`, `u32` version 1, `u32` count, then per
-//! function `u64` address as linked, `u32` size in bytes, `u32` offset of its
-//! name from the first name; sorted by address; then the names, UTF-8, each
-//! ended by a NUL.
+//! The table of symbols that the images name functions by in a backtrace:
+//! crate [`appendix`] says how it is laid out.
 
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context, Result};
+use appendix::{Record, SymbolHeader};
 use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 use rustc_demangle::demangle;
-
-const MAGIC: &[u8; 8] = b"UCSYMTAB";
-const VERSION: u32 = 1;
+use zerocopy::IntoBytes;
 
 /// A function: where it begins and how long it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,10 +78,7 @@ fn functions(elf: &[u8]) -> Result<Vec<Symbol>> {
 }
 
 fn encode(symbols: &[Symbol]) -> Vec<u8> {
-    let mut table = Vec::new();
-    table.extend(MAGIC);
-    table.extend(VERSION.to_le_bytes());
-    table.extend((symbols.len() as u32).to_le_bytes());
+    let mut table = SymbolHeader::new(symbols.len() as u32).as_bytes().to_vec();
     let mut names: Vec<u8> = Vec::new();
     let mut known: HashMap<&str, u32> = HashMap::new();
     for symbol in symbols {
@@ -96,9 +88,7 @@ fn encode(symbols: &[Symbol]) -> Vec<u8> {
             names.push(0);
             offset
         });
-        table.extend(symbol.address.to_le_bytes());
-        table.extend(symbol.size.to_le_bytes());
-        table.extend(offset.to_le_bytes());
+        table.extend(Record::new(symbol.address, symbol.size, offset).as_bytes());
     }
     table.extend(names);
     table
@@ -116,12 +106,12 @@ mod tests {
             name: name.into(),
         };
         let table = encode(&[symbol(0, "a"), symbol(8, "bc"), symbol(16, "a")]);
-        assert_eq!(&table[..8], MAGIC);
-        assert_eq!(table[8..16], [1, 0, 0, 0, 3, 0, 0, 0]);
-        let record = |i: usize| &table[16 + 16 * i..][..16];
-        assert_eq!(record(1), [8, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 2, 0, 0, 0]);
-        assert_eq!(record(2)[12..], [0, 0, 0, 0], "one name stands once");
-        assert_eq!(&table[64..], b"a\0bc\0");
+        let read = appendix::Symbols::new(&table);
+        assert_eq!(read.find(7), Some(("a", 7)));
+        assert_eq!(read.find(8), Some(("bc", 0)));
+        assert_eq!(read.find(17), Some(("a", 1)));
+        assert_eq!(read.find(24), None);
+        assert_eq!(&table[64..], b"a\0bc\0", "one name stands once");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! ESR_ELx, in fields and in words (DDI0487, D24.2.40).
+//! ESR_ELx, in fields and in words (DDI0487, D24.2.40): EL2 acts on it, and
+//! the host reads it from the exit record.
 
 use core::fmt;
 
@@ -11,11 +12,11 @@ macro_rules! classes {
         impl Class {
             $($(#[$doc])* pub const $name: Self = Self($value);)*
 
-            /// The class in words.
+            /// The class in words; empty for one without a name here.
             pub const fn words(self) -> &'static str {
                 match self.0 {
                     $($value => $words,)*
-                    _ => "unknown class",
+                    _ => "",
                 }
             }
         }
@@ -24,13 +25,19 @@ macro_rules! classes {
 
 classes! {
     /// Unknown reason: an undefined instruction.
-    UNKNOWN = 0x00, "undefined instruction";
+    UNKNOWN = 0x00, "unknown reason or undefined instruction";
     /// WFI, WFE and kin.
     WFX = 0x01, "WFI or WFE";
+    /// MCR or MRC, coprocessor 15, of AArch32.
+    CP15 = 0x03, "AArch32 coprocessor access";
+    /// MCR or MRC, coprocessor 14, of AArch32.
+    CP14 = 0x05, "AArch32 coprocessor access";
     /// FP or SIMD while trapped.
     FP = 0x07, "FP/SIMD access";
     /// PSTATE.IL.
     ILLEGAL_STATE = 0x0e, "illegal execution state";
+    /// SVC of AArch64.
+    SVC = 0x15, "SVC";
     /// HVC of AArch64.
     HVC = 0x16, "HVC";
     /// SMC of AArch64.
@@ -53,8 +60,22 @@ classes! {
     DATA_ABORT = 0x25, "data abort";
     /// SP not aligned.
     SP_ALIGNMENT = 0x26, "SP alignment fault";
+    /// A trapped floating-point exception of AArch64.
+    FP_EXCEPTION = 0x2c, "floating-point exception";
     /// System error.
     SERROR = 0x2f, "SError";
+    /// Breakpoint of a lower level.
+    BREAKPOINT_LOWER = 0x30, "breakpoint of a lower level";
+    /// Breakpoint of the same level.
+    BREAKPOINT = 0x31, "breakpoint";
+    /// Software step of a lower level.
+    STEP_LOWER = 0x32, "software step of a lower level";
+    /// Software step of the same level.
+    STEP = 0x33, "software step";
+    /// Watchpoint of a lower level.
+    WATCHPOINT_LOWER = 0x34, "watchpoint of a lower level";
+    /// Watchpoint of the same level.
+    WATCHPOINT = 0x35, "watchpoint";
     /// BRK.
     BRK = 0x3c, "BRK instruction";
 }
@@ -77,6 +98,12 @@ impl Syndrome {
     /// Data abort: the access can be emulated from the syndrome (ISV).
     pub const fn has_access(self) -> bool {
         self.0 >> 24 & 1 != 0
+    }
+
+    /// A data abort of a lower level that can be emulated from its syndrome: no
+    /// pair, no writeback, no cache maintenance, no table walk.
+    pub const fn is_emulatable(self) -> bool {
+        self.class().0 == Class::DATA_ABORT_LOWER.0 && self.has_access()
     }
 
     /// Data abort: it was a write (WnR). A cache maintenance instruction (CM)
@@ -130,7 +157,13 @@ impl Syndrome {
         value
     }
 
-    /// System register access: the encoding, see [`crate::guest::sysreg`].
+    /// Data abort with ISV: what a store puts on the bus of the register's
+    /// `value`.
+    pub const fn cut(self, value: u64) -> u64 {
+        value & (u64::MAX >> (64 - 8 * self.size()))
+    }
+
+    /// System register access: the encoding, Op0 to CRm where `MSR` has them.
     pub const fn sysreg(self) -> u32 {
         (self.0 & 0x3f_fc1e) as u32
     }
@@ -160,13 +193,16 @@ impl Fault {
     pub const fn words(self) -> &'static str {
         match self.0 {
             0x00..=0x03 => "address size fault",
-            0x04..=0x07 | 0x2b => "translation fault",
+            0x04..=0x07 | 0x2a | 0x2b => "translation fault",
             0x08..=0x0b => "access flag fault",
             0x0c..=0x0f => "permission fault",
             0x10 => "synchronous external abort",
+            0x11 => "tag check fault",
             0x13..=0x17 => "external abort on a table walk",
             0x18 => "parity error",
+            0x1b..=0x1f => "parity error on a table walk",
             0x21 => "alignment fault",
+            0x28 | 0x29 | 0x2c..=0x2f => "granule protection or address size fault",
             0x30 => "TLB conflict",
             0x31 => "unsupported atomic update",
             0x35 => "unsupported exclusive or atomic access",
@@ -183,24 +219,29 @@ impl Fault {
 impl fmt::Display for Syndrome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let class = self.class();
-        write!(f, "{:#010x} ({}", self.0, class.words())?;
-        if matches!(
-            class,
-            Class::INST_ABORT
-                | Class::INST_ABORT_LOWER
-                | Class::DATA_ABORT
-                | Class::DATA_ABORT_LOWER
-        ) {
+        if class.words().is_empty() {
+            return write!(f, "exception class {:#x}", class.0);
+        }
+        f.write_str(class.words())?;
+        let data = matches!(class, Class::DATA_ABORT | Class::DATA_ABORT_LOWER);
+        if data || matches!(class, Class::INST_ABORT | Class::INST_ABORT_LOWER) {
             let fault = self.fault();
             write!(f, ", {}", fault.words())?;
             if fault.0 < 0x10 {
                 write!(f, ", level {}", fault.0 & 3)?;
             }
-            if matches!(class, Class::DATA_ABORT | Class::DATA_ABORT_LOWER) {
-                f.write_str(if self.is_write() { ", write" } else { ", read" })?;
+        }
+        if data {
+            f.write_str(if self.is_write() { ", write" } else { ", read" })?;
+        }
+        if class == Class::DATA_ABORT_LOWER {
+            match (self.has_access(), self.size()) {
+                (false, _) => f.write_str(", no syndrome of the access")?,
+                (true, 1) => f.write_str(", 1 byte")?,
+                (true, size) => write!(f, ", {size} bytes")?,
             }
         }
-        f.write_str(")")
+        Ok(())
     }
 }
 
@@ -212,12 +253,38 @@ mod tests {
 
     #[test]
     fn words_say_what_happened() {
-        let s = Syndrome(0x9600_0046);
-        assert_eq!(
-            s.to_string(),
-            "0x96000046 (data abort, translation fault, level 2, write)"
-        );
-        assert_eq!(Syndrome(0x5a00_0000).class(), Class::HVC);
+        for (esr, words) in [
+            (0x9600_0046, "data abort, translation fault, level 2, write"),
+            (
+                // ISV, SAS 0, SRT 3, WnR, translation fault at level 2.
+                0x24 << 26 | 1 << 25 | 1 << 24 | 3 << 16 | 1 << 6 | 6,
+                "data abort of a lower level, translation fault, level 2, write, 1 byte",
+            ),
+            (
+                0x24 << 26 | 0x10,
+                "data abort of a lower level, synchronous external abort, read, \
+                 no syndrome of the access",
+            ),
+            (0x5a00_0000, "HVC"),
+            (0x3f << 26, "exception class 0x3f"),
+        ] {
+            assert_eq!(Syndrome(esr).to_string(), words);
+        }
+    }
+
+    #[test]
+    fn only_a_lower_levels_data_abort_with_its_access_is_emulatable() {
+        let isv = 1 << 24;
+        assert!(Syndrome(0x24 << 26 | isv).is_emulatable());
+        assert!(!Syndrome(0x24 << 26).is_emulatable());
+        assert!(!Syndrome(0x20 << 26 | isv).is_emulatable());
+        assert!(!Syndrome(0x25 << 26 | isv).is_emulatable());
+    }
+
+    #[test]
+    fn stores_are_cut_to_the_access() {
+        assert_eq!(Syndrome(1 << 22).cut(0x1234_5678), 0x5678);
+        assert_eq!(Syndrome(3 << 22).cut(u64::MAX), u64::MAX);
     }
 
     #[test]
