@@ -18,7 +18,7 @@ use crate::run::ending::FAILED;
 use crate::setup::qemu;
 use crate::suite::native::TestsFailed;
 use crate::suite::report::{self, Report};
-use crate::suite::{self, Case, Context, Counts, Lane, Tier};
+use crate::suite::{self, Case, Context, Counts, Lane, Outcome, Tier};
 use crate::ui;
 use crate::workspace::Workspace;
 
@@ -147,18 +147,19 @@ fn one(case: &Case, context: &Context) -> report::Result {
     let begun = Instant::now();
     let outcome = catch_unwind(AssertUnwindSafe(|| case.run(context)))
         .unwrap_or_else(|_| Err(anyhow::anyhow!("the test itself failed: see above")));
-    let (counts, why) = match outcome {
-        Ok(counts) => (counts, None),
+    let (outcome, why) = match outcome {
+        Ok(outcome) => (outcome, None),
         Err(error) => {
             let counts = error
                 .downcast_ref::<TestsFailed>()
                 .map_or(Counts::FAILED, |f| f.0);
-            (counts, Some(format!("{error:#}")))
+            (Outcome::from(counts), Some(format!("{error:#}")))
         }
     };
     report::Result {
         name: case.name.clone(),
-        counts,
+        counts: outcome.counts,
+        says: outcome.says,
         took: begun.elapsed(),
         why,
     }

@@ -2,14 +2,14 @@
 
 use std::env;
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::{apt, sources};
-use crate::ui::{self, Step};
+use super::apt;
+use super::package::{self, From};
+use crate::ui;
 use crate::workspace::in_path;
 
 /// The program that plays the machine.
@@ -89,7 +89,8 @@ pub fn ensure(scratch: &Path) -> Result<Qemu> {
         );
     }
     ui::note("Need", &lack);
-    install(scratch).with_context(|| {
+    // Debian 12's own QEMU is 7.2.
+    package::install(scratch, "qemu-system-arm", From::Backports).with_context(|| {
         format!("{lack}: install qemu-system-arm {OLDEST} or newer, or name one in {VARIABLE}")
     })?;
     let Some(program) = in_path(PROGRAM) else {
@@ -104,66 +105,6 @@ pub fn ensure(scratch: &Path) -> Result<Qemu> {
         );
     }
     Ok(qemu)
-}
-
-/// Installs `qemu-system-arm` from the machine's own mirror. Debian 12's own
-/// QEMU is 7.2, so there it comes from backports.
-fn install(scratch: &Path) -> Result<()> {
-    apt::ask_for_root("QEMU")?;
-    let step = Step::new("Installing", "QEMU (qemu-system-arm)");
-    let codename = codename();
-    let mut from = sources::of_machine();
-    let release = (codename.as_deref() == Some("bookworm")).then_some("bookworm-backports");
-    if let (Some(release), Some(mirror)) = (release, sources::mirror()) {
-        from.push(mirror.with_suites(&[release]));
-    }
-    if from.is_empty() {
-        // Not Debian: its own apt knows best.
-        let update = ["-qq", "update"];
-        let install = [
-            "-qq",
-            "install",
-            "-y",
-            "--no-install-recommends",
-            "qemu-system-arm",
-        ];
-        for arguments in [&update[..], &install[..]] {
-            as_root("apt-get", arguments)?;
-        }
-    } else {
-        let apt = apt::Apt::native(&scratch.join("apt-machine"), &from)?;
-        apt.update(true, &step)?;
-        apt.install(release, &["qemu-system-arm"], &step)?;
-    }
-    step.done("Installed", "QEMU (qemu-system-arm)");
-    Ok(())
-}
-
-fn as_root(program: &str, arguments: &[&str]) -> Result<()> {
-    let mut command = if rustix::process::geteuid().is_root() {
-        Command::new(program)
-    } else {
-        let mut sudo = Command::new("sudo");
-        sudo.arg(program);
-        sudo
-    };
-    let output = command
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .output()
-        .with_context(|| format!("cannot run {program}"))?;
-    if !output.status.success() {
-        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
-}
-
-/// Debian's name for the release that this machine runs.
-fn codename() -> Option<String> {
-    let text = fs::read_to_string("/etc/os-release").ok()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
-        .map(|name| name.trim_matches('"').to_string())
 }
 
 /// Asks a QEMU for its version.

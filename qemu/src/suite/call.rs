@@ -42,6 +42,7 @@ pub struct Called {
 pub struct Call {
     command: Command,
     stdin: Vec<u8>,
+    stderr_shown: bool,
     limit: Duration,
 }
 
@@ -51,6 +52,7 @@ impl Call {
         Self {
             command: Command::new(program),
             stdin: Vec::new(),
+            stderr_shown: false,
             limit,
         }
     }
@@ -95,6 +97,12 @@ impl Call {
         self
     }
 
+    /// Whoever waits for it sees its standard error at once.
+    pub fn stderr_shown(mut self) -> Self {
+        self.stderr_shown = true;
+        self
+    }
+
     /// Makes the call.
     ///
     /// # Errors
@@ -107,7 +115,11 @@ impl Call {
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(if self.stderr_shown {
+                Stdio::inherit()
+            } else {
+                Stdio::piped()
+            })
             .spawn()
             .with_context(|| format!("cannot run {:?}", self.command.get_program()))?;
         if let Some(mut stdin) = child.stdin.take() {

@@ -10,6 +10,7 @@ pub mod boots;
 pub mod call;
 pub mod native;
 pub mod on_target;
+pub mod proof;
 pub mod report;
 pub mod runner;
 pub mod stays_up;
@@ -115,7 +116,35 @@ pub enum Lane {
     Shared,
 }
 
-type Body = Box<dyn Fn(&Context) -> Result<Counts> + Send + Sync>;
+/// How a case ended that did not fail.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// How many tests it was.
+    pub counts: Counts,
+    /// What it found out, for people: a table, or why it was skipped.
+    pub says: Option<String>,
+}
+
+impl Outcome {
+    /// A case that could not be run here, and why.
+    pub fn skipped(why: impl Into<String>) -> Self {
+        Self {
+            counts: Counts {
+                skipped: 1,
+                ..Counts::default()
+            },
+            says: Some(why.into()),
+        }
+    }
+}
+
+impl From<Counts> for Outcome {
+    fn from(counts: Counts) -> Self {
+        Self { counts, says: None }
+    }
+}
+
+type Body = Box<dyn Fn(&Context) -> Result<Outcome> + Send + Sync>;
 
 /// A test.
 pub struct Case {
@@ -146,20 +175,20 @@ impl Case {
             name: name.into(),
             tier: Tier::Quick,
             lane: Lane::Shared,
-            body: Box::new(move |context| body(context).map(|()| Counts::ONE)),
+            body: Box::new(move |context| body(context).map(|()| Counts::ONE.into())),
         }
     }
 
     /// A case of the quick tier that cargo runs.
-    pub fn of_cargo(
+    pub fn of_cargo<O: Into<Outcome>>(
         name: impl Into<String>,
-        body: impl Fn(&Context) -> Result<Counts> + Send + Sync + 'static,
+        body: impl Fn(&Context) -> Result<O> + Send + Sync + 'static,
     ) -> Self {
         Self {
             name: name.into(),
             tier: Tier::Quick,
             lane: Lane::Alone,
-            body: Box::new(body),
+            body: Box::new(move |context| body(context).map(Into::into)),
         }
     }
 
@@ -173,19 +202,22 @@ impl Case {
     ///
     /// # Errors
     /// When it fails; the error is the reason.
-    pub fn run(&self, context: &Context) -> Result<Counts> {
+    pub fn run(&self, context: &Context) -> Result<Outcome> {
         (self.body)(context)
     }
 
     /// Whether it needs the image and QEMU.
     pub fn needs_machine(&self) -> bool {
-        !self.name.starts_with("crate/") && !self.name.starts_with("check/")
+        !["check/", "crate/", "proof/", "fuzz/"]
+            .iter()
+            .any(|group| self.name.starts_with(group))
     }
 }
 
 /// All cases, in the order in which they are worth knowing.
 pub fn all(workspace: &Workspace) -> Vec<Case> {
     let mut cases = native::cases(workspace);
+    cases.extend(proof::cases());
     cases.extend(runner::cases());
     cases.extend(boots::cases());
     cases.extend(stays_up::cases());

@@ -18,6 +18,8 @@ pub struct Result {
     pub counts: Counts,
     /// How long it took.
     pub took: Duration,
+    /// What it found out, or why it was skipped.
+    pub says: Option<String>,
     /// Why it failed, if it did.
     pub why: Option<String>,
 }
@@ -31,6 +33,8 @@ struct Line<'a> {
     passed: u32,
     failed: u32,
     skipped: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    says: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'a str>,
 }
@@ -77,6 +81,7 @@ impl Report {
                 passed: result.counts.passed,
                 failed: result.counts.failed,
                 skipped: result.counts.skipped,
+                says: result.says.as_deref(),
                 why: result.why.as_deref(),
             });
         } else {
@@ -89,6 +94,9 @@ impl Report {
                 result.name,
                 ui::seconds(result.took)
             );
+            for line in result.says.iter().flat_map(|says| says.lines()) {
+                println!("{:>12} {line}", "");
+            }
         }
         self.results.push(result);
     }

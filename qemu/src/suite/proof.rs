@@ -1,0 +1,118 @@
+//! The longer proofs of the table library: a run of the state machine against
+//! the model, deliberate faults, instruction counts; and in the full tier what
+//! needs a nightly toolchain.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+
+use super::call::{Call, Called};
+use super::{Case, Context, Counts, Outcome, Tier};
+use crate::setup::valgrind;
+use crate::workspace::cargo;
+
+/// Building included.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// Of the full tier's run: a slow machine's night.
+const LIMIT_OF_FULL: Duration = Duration::from_secs(12 * 3600);
+
+/// Operations on tables, each judged, at each change.
+const OPERATIONS: &str = "1000000";
+/// And in the full tier.
+const OPERATIONS_OF_FULL: &str = "100000000";
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::of_cargo("proof/operations", operations),
+        Case::of_cargo("proof/mutants", mutants),
+        Case::of_cargo("proof/speed", speed),
+    ]
+}
+
+/// All operations of the library in random order, against the model.
+/// `PGTABLE_SEED` says where to resume.
+fn operations(context: &Context) -> Result<Outcome> {
+    let (operations, limit) = match context.tier {
+        Tier::Quick => (OPERATIONS, LIMIT),
+        Tier::Full => (OPERATIONS_OF_FULL, LIMIT_OF_FULL),
+    };
+    let mut call = cargo_call(context, limit)
+        .args(["test", "--release", "-p", "pgtable"])
+        .args(["--test", "state_machine", "--", "--nocapture"])
+        .args(["many_operations_keep_the_rules"])
+        .env("PGTABLE_OPS", operations);
+    if context.tier == Tier::Full {
+        // It says how far it is.
+        call = call.stderr_shown();
+    }
+    let called = passed(call.call()?)?;
+    Ok(says(&called, "operations"))
+}
+
+/// Faults switched on one by one: each must be noticed.
+fn mutants(context: &Context) -> Result<Outcome> {
+    let called = cargo_call(context, LIMIT)
+        .args(["test", "-p", "pgtable", "--features", "mutants"])
+        .args(["--test", "mutants", "--", "--nocapture"])
+        .call()?;
+    let called = passed(called)?;
+    let table: Vec<_> = called
+        .stdout
+        .lines()
+        .skip_while(|line| !line.starts_with("mutant "))
+        .take_while(|line| !line.starts_with("test "))
+        .collect();
+    ensure!(
+        table.len() >= 60,
+        "only {} lines of a table\n{}",
+        table.len(),
+        called.stdout
+    );
+    Ok(Outcome {
+        counts: Counts::ONE,
+        says: Some(table.join("\n")),
+    })
+}
+
+/// Instructions, stores, TLBIs and barriers of each workload, against goals.
+fn speed(context: &Context) -> Result<Outcome> {
+    if let Err(why) = valgrind::ensure(&context.workspace.scratch())? {
+        return Ok(Outcome::skipped(why));
+    }
+    let called = cargo_call(context, LIMIT)
+        .args(["bench", "-p", "pgtable", "--bench", "instructions"])
+        .args(["--", "--all"])
+        .call()?;
+    if called.code != Some(0) {
+        bail!("{}{}", called.stdout, called.stderr);
+    }
+    Ok(Outcome {
+        counts: Counts::ONE,
+        says: Some(called.stdout),
+    })
+}
+
+fn cargo_call(context: &Context, limit: Duration) -> Call {
+    Call::program(cargo(), limit)
+        .within(&context.workspace.root)
+        .env("CARGO_TERM_COLOR", "never")
+}
+
+/// Asks that cargo's tests passed, and that there was one.
+fn passed(called: Called) -> Result<Called> {
+    called.ended(0)?.shows(&["test result: ok. 1 passed"])
+}
+
+/// The lines of standard output that have `word`.
+fn says(called: &Called, word: &str) -> Outcome {
+    let lines: Vec<_> = called
+        .stdout
+        .lines()
+        .filter(|line| line.contains(word) && !line.starts_with("test "))
+        .collect();
+    Outcome {
+        counts: Counts::ONE,
+        says: (!lines.is_empty()).then(|| lines.join("\n")),
+    }
+}
