@@ -48,9 +48,12 @@ impl Table {
         self.held.get(&index).unwrap_or(&self.rest)
     }
     fn count(&self) -> usize {
-        (0..self.entries)
-            .filter(|&index| self.get(index).counted())
-            .count()
+        let others = if self.rest.counted() {
+            self.entries - self.held.len()
+        } else {
+            0
+        };
+        others + self.held.values().filter(|node| node.counted()).count()
     }
 }
 
@@ -76,39 +79,40 @@ impl Reference {
     }
 
     /// The table that a walk to `level` ends in, and its level.
-    fn walk(&mut self, ipa: u64, level: i8) -> (&mut Table, i8) {
+    fn walk(&self, ipa: u64, level: i8) -> (&Table, i8) {
         let mut at = self.start();
-        let mut index = self.index(at, ipa);
-        let geometry = self.geometry;
-        let mut table = &mut self.root;
-        while at < level && matches!(table.get(index), Node::Table(_)) {
+        let mut table = &self.root;
+        while at < level
+            && let Node::Table(next) = table.get(self.index(at, ipa))
+        {
             at += 1;
-            let Some(Node::Table(next)) = table.held.get_mut(&index) else {
-                unreachable!()
-            };
             table = next;
-            index = geometry.shape().index(Level::new(at).unwrap(), ipa);
         }
         (table, at)
     }
 
-    fn node(&mut self, ipa: u64, level: i8) -> (Node, i8) {
+    fn node(&self, ipa: u64, level: i8) -> (&Node, i8) {
         let (table, at) = self.walk(ipa, level);
-        let table = table.clone();
-        (table.get(self.index(at, ipa)).clone(), at)
+        (table.get(self.index(at, ipa)), at)
     }
 
+    /// Puts `node` into the table of `level`.
     fn put(&mut self, ipa: u64, level: i8, node: Node) {
-        let index = self.index(level, ipa);
-        let (table, at) = self.walk(ipa, level);
-        assert_eq!(at, level);
-        table.held.insert(index, node);
+        let shape = *self.geometry.shape();
+        let index = |at: i8| shape.index(Level::new(at).unwrap(), ipa);
+        let mut table = &mut self.root;
+        for at in self.geometry.start().get()..level {
+            let Some(Node::Table(next)) = table.held.get_mut(&index(at)) else {
+                panic!("no table of level {} at {ipa:#x}", at + 1);
+            };
+            table = next;
+        }
+        table.held.insert(index(level), node);
     }
 
     /// RMM's skip over entries that are not live.
-    fn top(&mut self, ipa: u64, level: i8) -> u64 {
+    fn top(&self, ipa: u64, level: i8) -> u64 {
         let (table, at) = self.walk(ipa, level);
-        let table = table.clone();
         let index = self.index(at, ipa);
         if table.get(index).live() {
             return ipa;
@@ -126,7 +130,7 @@ impl Reference {
         next + span
     }
 
-    fn fault<T>(&mut self, ipa: u64, level: i8, at: i8) -> Reply<T> {
+    fn fault<T>(&self, ipa: u64, level: i8, at: i8) -> Reply<T> {
         let top = Ipa::new(self.top(ipa, level));
         Err(RttError::Rtt {
             level: Level::new(at).unwrap(),
@@ -146,6 +150,7 @@ impl Reference {
         if at < level - 1 || matches!(node, Node::Table(_)) {
             return self.fault(ipa, level - 1, at);
         }
+        let node = node.clone();
         let entries = self.geometry.granule().entries();
         let step = self.span(level);
         let mut held = HashMap::new();
@@ -160,7 +165,7 @@ impl Reference {
         let table = Table {
             pa: rtt,
             held,
-            rest: Box::new(node.clone()),
+            rest: Box::new(node),
             entries,
         };
         self.put(ipa, level - 1, Node::Table(table));
@@ -175,6 +180,7 @@ impl Reference {
         let Node::Table(table) = node else {
             return self.fault(ipa, level - 1, at);
         };
+        let pa = table.pa;
         if table.count() != 0 {
             let level = Level::new(level).unwrap();
             return Err(RttError::Rtt {
@@ -188,7 +194,7 @@ impl Reference {
             Node::UnassignedNs
         };
         self.put(ipa, level - 1, blank);
-        Ok((table.pa, self.top(ipa, level - 1)))
+        Ok((pa, self.top(ipa, level - 1)))
     }
 
     fn fold(&mut self, ipa: u64, level: i8) -> Reply<u64> {
@@ -225,8 +231,9 @@ impl Reference {
                 return refuse;
             }
         }
+        let pa = table.pa;
         self.put(ipa, level - 1, first);
-        Ok(table.pa)
+        Ok(pa)
     }
 
     fn data_create(&mut self, ipa: u64, pa: u64, fill: Fill) -> Reply<()> {
@@ -234,7 +241,7 @@ impl Reference {
             return Err(RttError::Input);
         }
         let (node, at) = self.node(ipa, 3);
-        let Node::Unassigned(was) = node else {
+        let &Node::Unassigned(was) = node else {
             return self.fault(ipa, 3, at);
         };
         if at != 3 {
@@ -250,7 +257,7 @@ impl Reference {
             return Err(RttError::Input);
         }
         let (node, at) = self.node(ipa, 3);
-        let Node::Assigned(ripas, pa) = node else {
+        let &Node::Assigned(ripas, pa) = node else {
             return self.fault(ipa, 3, at);
         };
         if at != 3 {
@@ -271,7 +278,7 @@ impl Reference {
             return Err(RttError::Input);
         }
         let (node, at) = self.node(ipa, level);
-        if at != level || node != Node::UnassignedNs {
+        if at != level || *node != Node::UnassignedNs {
             return self.fault(ipa, level, at);
         }
         self.put(ipa, level, Node::AssignedNs(pa));
@@ -284,7 +291,7 @@ impl Reference {
             return Err(RttError::Input);
         }
         let (node, at) = self.node(ipa, level);
-        let Node::AssignedNs(pa) = node else {
+        let &Node::AssignedNs(pa) = node else {
             return self.fault(ipa, level, at);
         };
         if at != level {
@@ -315,7 +322,7 @@ impl Reference {
         let mut index = self.index(at, base);
         while here.is_multiple_of(span) && here + span <= top {
             let (node, _) = self.node(here, at);
-            let Some(new) = change(&node) else { break };
+            let Some(new) = change(node) else { break };
             self.put(here, at, new);
             here += span;
             index += 1;
@@ -545,7 +552,7 @@ impl Realm<'_> {
                     .map(|entry| (entry.level.get(), entry.state));
                 let want = if self.reference.valid(ipa, level) {
                     let (node, reached) = self.reference.node(ipa, level);
-                    let state = match node {
+                    let state = match *node {
                         Node::Unassigned(ripas) => RttState::Unassigned(ripas),
                         Node::Assigned(ripas, pa) => RttState::Assigned {
                             ripas,
@@ -559,7 +566,7 @@ impl Realm<'_> {
                                 attrs,
                             }
                         }
-                        Node::Table(table) => RttState::Table(Pa::new(table.pa)),
+                        Node::Table(ref table) => RttState::Table(Pa::new(table.pa)),
                     };
                     Ok((reached, state))
                 } else {

@@ -1,0 +1,862 @@
+//! What operations do to the machine, to the instruction: each store, barrier,
+//! TLBI and cache operation in its order, and nothing more.
+//!
+//! The model judges whether enough is done; these tests also say that it is
+//! not too much: a leaf broken without need is a fault for the guest.
+
+mod plain;
+
+use pgtable::{
+    Access, Annotation, Attrs, Barrier, Budget, CacheOp, Caches, Change, Device, Dirty, Entry,
+    Errata, Error, Execute, Features, Flush, Gather, Geometry, Granule, Ignore, Ipa, Leaves, Level,
+    Map, Memory, Over, Pa, Partial, Permissions, RUNS, RemovedLeaf, Share, Stage2, Stage2Config,
+    TlbiKind, Vmid,
+};
+use plain::{Cpu, Did, Plain};
+
+const PAGE: u64 = 4096;
+const MIB2: u64 = 2 << 20;
+const GIB: u64 = 1 << 30;
+
+fn all() -> Budget {
+    Budget::unlimited()
+}
+
+const MODERN: Features = Features {
+    tlb_range: true,
+    ttl: true,
+    fwb: true,
+    xnx: true,
+    dic: true,
+    hw_access_flag: true,
+    hw_dirty: true,
+    vmid16: false,
+    ttst: false,
+    cnp: false,
+    bbm2: false,
+};
+
+fn geometry(features: Features) -> Geometry {
+    let mut config = Stage2Config::new(Granule::K4, 40, 48);
+    config.features = features;
+    config.validate().expect("legal")
+}
+
+fn tree(mem: &Plain, features: Features) -> (Stage2<&Plain>, Cpu<'_>) {
+    let geometry = geometry(features);
+    let root = mem.root(geometry.root_align());
+    let tree = Stage2::new(geometry, root, Vmid::new(3), mem).expect("a root");
+    let cpu = mem.cpu(tree.vttbr());
+    (tree, cpu)
+}
+
+fn pages(ipa: u64, pa: u64, count: u64) -> Map {
+    Map::new(Ipa::new(ipa), Pa::new(pa), count * PAGE, Attrs::MEMORY)
+        .leaves(Leaves::Exactly(Level::L3))
+}
+
+/// What was done, in a short form.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    /// An empty entry became a leaf or a table.
+    Make,
+    /// A valid entry became another without a break.
+    Change,
+    /// A valid entry became invalid or frozen.
+    Break,
+    /// An invalid entry, other than an empty one, was written: `true` if it
+    /// is valid now.
+    Settle(bool),
+    Bar(Barrier),
+    Tlb(TlbiKind),
+    Cache(CacheOp),
+    Vttbr(u64),
+    Alloc,
+    Free,
+}
+
+use Step::{Alloc, Bar, Break, Free, Make, Settle, Tlb, Vttbr};
+
+fn steps(mem: &Plain) -> Vec<Step> {
+    let step = |did: &Did| match *did {
+        Did::Write { old, new, .. } if old == new => None,
+        Did::Write { old: 0, new, .. } if new & 1 == 1 => Some(Make),
+        Did::Write { old, new, .. } => Some(match (old & 1 == 1, new & 1 == 1) {
+            (true, true) => Step::Change,
+            (true, false) => Break,
+            (false, valid) => Settle(valid),
+        }),
+        Did::Barrier(barrier) => Some(Bar(barrier)),
+        Did::Tlbi(op) => Some(Tlb(op.kind())),
+        Did::Cache(op) => Some(Step::Cache(op)),
+        Did::Vttbr(value) => Some(Vttbr(value)),
+        Did::Alloc { .. } => Some(Alloc),
+        Did::Free { .. } => Some(Free),
+        Did::Load { .. } | Did::Lost { .. } => None,
+    };
+    mem.changes().iter().filter_map(step).collect()
+}
+
+const STORED: Step = Bar(Barrier::DsbIshst);
+const DONE: Step = Bar(Barrier::DsbIsh);
+const ISB: Step = Bar(Barrier::Isb);
+const ONE: Step = Tlb(TlbiKind::Ipas2e1is);
+const RANGE: Step = Tlb(TlbiKind::Ripas2e1is);
+const STAGE1: Step = Tlb(TlbiKind::Vmalle1is);
+
+/// The frame of a sync around one TLBI.
+fn sync(op: Step) -> [Step; 6] {
+    [STORED, op, DONE, STAGE1, DONE, ISB]
+}
+
+#[test]
+fn a_fault_costs_one_store_and_one_barrier() {
+    let mem = Plain::new(PAGE);
+    let (tree, mut cpu) = tree(&mem, MODERN);
+    let mut fault = |page: u64| {
+        let done = tree.map(&mut cpu, &pages(page * PAGE, GIB, 1), &mut all());
+        assert_eq!(done, Ok(Ipa::new((page + 1) * PAGE)));
+        steps(&mem)
+    };
+    assert_eq!(fault(0), [Alloc, Make, Alloc, Make, Make, STORED]);
+    assert_eq!(fault(1), [Make, STORED]);
+    assert_eq!(fault(512), [Alloc, Make, Make, STORED]);
+    // Another CPU was faster: nothing is changed.
+    assert_eq!(fault(1), [STORED]);
+}
+
+#[test]
+fn what_is_mapped_so_already_stays() {
+    let mem = Plain::new(PAGE);
+    let (tree, mut cpu) = tree(&mem, MODERN);
+    let old = pages(0, GIB, 4);
+    let mut map = |map: Map| {
+        tree.map(&mut cpu, &map, &mut all()).expect("mapped");
+        steps(&mem)
+    };
+    map(old);
+    for over in [Over::Nothing, Over::Invalid, Over::Anything] {
+        assert_eq!(map(old.over(over)), []);
+        // What has its access flag keeps it.
+        let attrs = Attrs::MEMORY.age(pgtable::Age::Old);
+        assert_eq!(map(Map { attrs, ..old }.over(over)), []);
+    }
+    // The flag set anew takes no TLBI: AF=0 entries are in none.
+    let attrs = Attrs::MEMORY.age(pgtable::Age::Old);
+    let aged = Map {
+        attrs,
+        ..pages(MIB2, GIB, 2)
+    };
+    map(aged);
+    let young = pages(MIB2, GIB, 2);
+    assert_eq!(map(young), [Step::Change, Step::Change, STORED]);
+    assert_eq!(map(young), []);
+}
+
+#[test]
+fn what_needs_a_break_and_what_does_not() {
+    let memory = Attrs::MEMORY;
+    let soft = memory.soft(5);
+    // Beside one another: permissions, software bits, dirty tracking.
+    for attrs in [
+        memory.access(Access::Read),
+        memory.access(Access::None),
+        memory.execute(Execute::Never),
+        memory.execute(Execute::El0),
+        memory.dirty(Dirty::Track),
+        soft,
+        soft.access(Access::Write).execute(Execute::El1),
+    ] {
+        let mem = Plain::new(PAGE);
+        let (tree, mut cpu) = tree(&mem, MODERN);
+        let old = pages(0, GIB, 2);
+        tree.map(&mut cpu, &old, &mut all()).expect("mapped");
+        mem.forget();
+        let new = Map { attrs, ..old }.over(Over::Anything);
+        tree.map(&mut cpu, &new, &mut all()).expect("mapped");
+        let changed = [Step::Change, Step::Change].into_iter().chain(sync(RANGE));
+        assert_eq!(steps(&mem), changed.collect::<Vec<_>>(), "{attrs:?}");
+        assert_eq!(
+            tree.translate(Ipa::new(PAGE)),
+            Some((Pa::new(GIB + PAGE), attrs))
+        );
+    }
+    // Address, memory type and shareability.
+    for (pa, attrs) in [
+        (2 * GIB, memory),
+        (GIB + PAGE, memory),
+        (GIB, memory.memory(Memory::NormalNonCacheable)),
+        (GIB, memory.memory(Memory::Device(Device::NGnRnE))),
+        (GIB, memory.memory(Memory::FromStage1)),
+        (
+            GIB,
+            Attrs {
+                share: Share::Outer,
+                ..memory
+            },
+        ),
+        (
+            GIB,
+            Attrs {
+                share: Share::Non,
+                ..memory
+            },
+        ),
+    ] {
+        let mem = Plain::new(PAGE);
+        let (tree, mut cpu) = tree(&mem, MODERN);
+        let old = pages(0, GIB, 2);
+        tree.map(&mut cpu, &old, &mut all()).expect("mapped");
+        mem.forget();
+        let new = Map {
+            attrs,
+            ..pages(0, pa, 2)
+        }
+        .over(Over::Anything);
+        tree.map(&mut cpu, &new, &mut all()).expect("mapped");
+        let mut broken = vec![Break, Break];
+        broken.extend(sync(RANGE));
+        broken.extend([Settle(true), Settle(true), STORED]);
+        assert_eq!(steps(&mem), broken, "{pa:#x} {attrs:?}");
+        let page = tree.translate(Ipa::new(PAGE));
+        assert_eq!(page, Some((Pa::new(pa + PAGE), attrs)));
+    }
+}
+
+/// Replaced leaves and collapsed tables, several at once: one invalidation,
+/// each leaf told with its own addresses, each table back.
+#[test]
+fn neighbours_are_replaced_together() {
+    let mem = Plain::new(PAGE);
+    let (mut tree, mut cpu) = tree(&mem, MODERN);
+    // Two blocks, three tables (two pages, none, one page), a block, nothing.
+    let block = |index: u64, count: u64, pa: u64| {
+        let (ipa, pa) = (Ipa::new(index * MIB2), Pa::new(pa));
+        Map::new(ipa, pa, count * MIB2, Attrs::MEMORY)
+    };
+    let gone = 64 * GIB;
+    for map in [
+        block(0, 2, gone),
+        pages(2 * MIB2, gone + 2 * MIB2, 2),
+        pages(3 * MIB2 + 7 * PAGE, gone + 3 * MIB2, 1),
+        pages(4 * MIB2 + 511 * PAGE, gone + 4 * MIB2, 1),
+        block(5, 1, gone + 5 * MIB2),
+    ] {
+        tree.map(&mut cpu, &map, &mut all()).expect("mapped");
+    }
+    let middle = Ipa::new(3 * MIB2);
+    tree.unmap_leaves(
+        &mut cpu,
+        middle,
+        MIB2,
+        Partial::Refuse,
+        &mut Ignore,
+        &mut all(),
+    )
+    .expect("unmapped");
+    let before = mem.live();
+    mem.forget();
+    let mut told = Vec::new();
+    let new = block(0, 7, GIB).over(Over::Anything);
+    let mut sink = |leaf: RemovedLeaf| {
+        told.push((leaf.ia(), leaf.level(), leaf.pa().get(), leaf.size()));
+    };
+    let done = tree.map_exclusive(&mut cpu, &new, &mut sink, &mut all());
+    assert_eq!(done, Ok(Ipa::new(7 * MIB2)));
+    let large = |index: u64| (index * MIB2, Level::L2, gone + index * MIB2, MIB2);
+    let small = |ipa: u64, pa: u64| (ipa, Level::L3, gone + pa, PAGE);
+    assert_eq!(
+        told,
+        [
+            large(0),
+            large(1),
+            small(2 * MIB2, 2 * MIB2),
+            small(2 * MIB2 + PAGE, 2 * MIB2 + PAGE),
+            small(4 * MIB2 + 511 * PAGE, 4 * MIB2),
+            large(5),
+        ]
+    );
+    let mut want = vec![Break, Break];
+    want.extend(sync(RANGE));
+    want.extend([Settle(true), Settle(true), STORED]);
+    want.extend([Break, Break, Break]);
+    want.extend(sync(RANGE));
+    for _ in 0..3 {
+        want.extend([Settle(true), Free]);
+    }
+    want.push(STORED);
+    want.push(Break);
+    want.extend(sync(ONE));
+    want.extend([Settle(true), STORED]);
+    want.extend([Make, STORED]);
+    assert_eq!(steps(&mem), want);
+    assert_eq!(mem.live(), before - 3);
+    for index in 0..7 {
+        let at = index * MIB2 + 5 * PAGE;
+        let found = tree.lookup(Ipa::new(at)).expect("inside");
+        assert_eq!(found.level, Level::L2);
+        let to = Pa::new(GIB + at);
+        assert_eq!(tree.translate(Ipa::new(at)), Some((to, Attrs::MEMORY)));
+    }
+}
+
+/// What memory a mapping cleans, and whose instructions it synchronises.
+#[test]
+fn caches_are_maintained_where_this_cpu_needs_it() {
+    let clean = |pa, size| {
+        Step::Cache(CacheOp::CleanInvalidateData {
+            pa: Pa::new(pa),
+            size,
+        })
+    };
+    let fetch = |pa, size| {
+        Step::Cache(CacheOp::SyncInstructions {
+            pa: Pa::new(pa),
+            size,
+        })
+    };
+    for bits in 0..8u8 {
+        let features = Features {
+            fwb: bits & 1 != 0,
+            dic: bits & 2 != 0,
+            xnx: bits & 4 != 0,
+            ..MODERN
+        };
+        let mut executes = vec![Execute::All, Execute::Never];
+        if features.xnx {
+            executes.extend([Execute::El0, Execute::El1]);
+        }
+        for execute in executes {
+            for memory in [
+                Memory::Normal,
+                Memory::FromStage1,
+                Memory::NormalNonCacheable,
+                Memory::Device(Device::GRE),
+            ] {
+                let cached = matches!(memory, Memory::Normal | Memory::FromStage1);
+                let cleans = !features.fwb && cached;
+                let fetches = !features.dic && execute != Execute::Never;
+                let attrs = Attrs::MEMORY.memory(memory).execute(execute);
+                let what = format!("{features:?} {attrs:?}");
+                let mem = Plain::new(PAGE);
+                let (mut tree, mut cpu) = tree(&mem, features);
+                let cache = |mem: &Plain| {
+                    let mut steps = steps(mem);
+                    steps.retain(|step| matches!(step, Step::Cache(_)));
+                    steps
+                };
+                let due = |pa, size| {
+                    let mut due = Vec::new();
+                    due.extend(cleans.then(|| clean(pa, size)));
+                    due.extend(fetches.then(|| fetch(pa, size)));
+                    due
+                };
+                // One page as a fault maps it, three in a row, a block.
+                for (ipa, pa, size, leaves) in [
+                    (0, GIB, PAGE, Leaves::Exactly(Level::L3)),
+                    (PAGE, 2 * GIB, 3 * PAGE, Leaves::Largest),
+                    (MIB2, 3 * GIB, MIB2, Leaves::Largest),
+                ] {
+                    let map = Map::new(Ipa::new(ipa), Pa::new(pa), size, attrs).leaves(leaves);
+                    tree.map(&mut cpu, &map, &mut all()).expect("mapped");
+                    assert_eq!(cache(&mem), due(pa, size), "{what}");
+                    let skip = Map {
+                        ipa: Ipa::new(4 * GIB + ipa),
+                        ..map
+                    }
+                    .caches(Caches::Skip);
+                    tree.map(&mut cpu, &skip, &mut all()).expect("mapped");
+                    assert_eq!(cache(&mem), [], "{what}");
+                }
+                // A frozen entry that becomes a leaf.
+                let frozen = tree.freeze(Ipa::new(6 * PAGE), Level::L3).expect("empty");
+                let to = Pa::new(5 * GIB);
+                frozen
+                    .commit(&mut cpu, Change::Leaf(to, attrs))
+                    .expect("committed");
+                assert_eq!(cache(&mem), due(5 * GIB, PAGE), "{what}");
+                // A flush of parts of it.
+                let flushed =
+                    tree.flush_caches(&mut cpu, Ipa::new(2 * PAGE), MIB2 + 3 * PAGE, &mut all());
+                assert_eq!(flushed, Ok(Ipa::new(MIB2 + 5 * PAGE)));
+                let mut want = Vec::new();
+                if cleans {
+                    want = vec![
+                        clean(2 * GIB + PAGE, PAGE),
+                        clean(2 * GIB + 2 * PAGE, PAGE),
+                        clean(5 * GIB, PAGE),
+                        clean(3 * GIB, 5 * PAGE),
+                    ];
+                }
+                assert_eq!(steps(&mem), want, "{what}");
+                // Gone: what the guest wrote past the cache must be found.
+                let mut told = Vec::new();
+                let mut sink = |leaf: RemovedLeaf| told.push(leaf.pa().get());
+                let ipa = Ipa::new(MIB2);
+                tree.unmap(&mut cpu, ipa, MIB2, Partial::Refuse, &mut sink, &mut all())
+                    .expect("unmapped");
+                let want = cleans.then(|| clean(3 * GIB, MIB2));
+                assert_eq!(cache(&mem), Vec::from_iter(want), "{what}");
+                assert_eq!(told, [3 * GIB]);
+            }
+        }
+    }
+}
+
+/// Fetch allowed anew takes the instruction cache along, in both ways to it.
+#[test]
+fn execute_that_is_gained_synchronises_instructions() {
+    let kinds = [Execute::Never, Execute::El0, Execute::El1, Execute::All];
+    let gains = |old: Execute, new: Execute| {
+        let who = |execute| match execute {
+            Execute::Never => 0,
+            Execute::El0 => 1,
+            Execute::El1 => 2,
+            Execute::All => 3,
+        };
+        who(new) & !who(old) != 0
+    };
+    for xnx in [false, true] {
+        let features = Features {
+            dic: false,
+            xnx,
+            ..MODERN
+        };
+        for old in kinds {
+            for new in kinds {
+                if !xnx && [old, new].iter().any(|kind| *kind as u8 & 1 == 1) {
+                    continue;
+                }
+                let mem = Plain::new(PAGE);
+                let (tree, mut cpu) = tree(&mem, features);
+                let map = Map {
+                    attrs: Attrs::MEMORY.execute(old).access(Access::Read),
+                    ..pages(0, GIB, 3)
+                };
+                tree.map(&mut cpu, &map, &mut all()).expect("mapped");
+                mem.forget();
+                let permissions = Permissions {
+                    access: Access::ReadWrite,
+                    execute: new,
+                };
+                let sync = |page: u64| {
+                    Step::Cache(CacheOp::SyncInstructions {
+                        pa: Pa::new(GIB + page * PAGE),
+                        size: PAGE,
+                    })
+                };
+                let cache = |mem: &Plain| {
+                    let mut steps = steps(mem);
+                    steps.retain(|step| matches!(step, Step::Cache(_)));
+                    steps
+                };
+                tree.relax(&mut cpu, Ipa::new(2 * PAGE + 8), permissions)
+                    .expect("mapped");
+                let relaxed = tree.translate(Ipa::new(2 * PAGE)).expect("mapped").1;
+                let both = if gains(old, new) && gains(new, old) {
+                    Execute::All
+                } else if gains(old, new) {
+                    new
+                } else {
+                    old
+                };
+                assert_eq!(relaxed.execute, both, "{old:?} and {new:?}");
+                assert_eq!(relaxed.access, Access::ReadWrite);
+                let want = gains(old, new).then(|| sync(2));
+                assert_eq!(cache(&mem), Vec::from_iter(want), "{old:?} {new:?}");
+                let (ipa, refuse) = (Ipa::new(0), Partial::Refuse);
+                let now = Flush::Now;
+                tree.protect(
+                    &mut cpu,
+                    ipa,
+                    2 * PAGE,
+                    permissions,
+                    refuse,
+                    now,
+                    &mut all(),
+                )
+                .expect("mapped");
+                let mut want = Vec::new();
+                if gains(old, new) {
+                    want = vec![sync(0), sync(1)];
+                }
+                assert_eq!(cache(&mem), want, "{old:?} {new:?}");
+                let protected = tree.translate(Ipa::new(PAGE)).expect("mapped").1;
+                assert_eq!(protected.execute, new);
+            }
+        }
+    }
+}
+
+/// The frame of an invalidation when the CPU has another VMID loaded, or the
+/// same VMID in another tree's register value.
+#[test]
+fn the_vmid_is_switched_only_where_it_differs() {
+    let local = [
+        Tlb(TlbiKind::Ipas2e1),
+        Bar(Barrier::DsbNsh),
+        Tlb(TlbiKind::Vmalle1),
+        Bar(Barrier::DsbNsh),
+        ISB,
+    ];
+    let mem = Plain::new(PAGE);
+    let (mut tree, mut cpu) = tree(&mem, MODERN);
+    let own = tree.vttbr();
+    let permissions = Permissions {
+        access: Access::ReadWrite,
+        execute: Execute::All,
+    };
+    tree.map(&mut cpu, &pages(0, GIB, 8), &mut all())
+        .expect("mapped");
+    for (page, loaded, foreign) in [
+        (0, own, false),
+        (1, own ^ 0x1_0000, false),
+        (2, own ^ 1, false),
+        (3, own ^ (1 << 48), true),
+        (4, own ^ (1 << 55), true),
+        (5, 0, true),
+    ] {
+        cpu.vttbr = loaded;
+        mem.forget();
+        tree.relax(&mut cpu, Ipa::new(page * PAGE), permissions)
+            .expect("mapped");
+        let mut want = Vec::new();
+        if foreign {
+            want.extend([Bar(Barrier::DsbNsh), Vttbr(own), ISB]);
+            want.extend(local);
+            want.extend([Vttbr(loaded), ISB]);
+        } else {
+            want.push(Bar(Barrier::DsbNshst));
+            want.extend(local);
+        }
+        assert_eq!(steps(&mem), want, "{loaded:#x}");
+        assert_eq!(cpu.vttbr, loaded);
+        let (ipa, refuse) = (Ipa::new(page * PAGE), Partial::Refuse);
+        tree.unmap(&mut cpu, ipa, PAGE, refuse, &mut Ignore, &mut all())
+            .expect("unmapped");
+        let mut want = vec![Break];
+        if foreign {
+            want.extend([DONE, Vttbr(own), ISB, ONE, DONE, STAGE1, DONE, ISB]);
+            want.extend([Vttbr(loaded), ISB]);
+        } else {
+            want.extend(sync(ONE));
+        }
+        assert_eq!(steps(&mem), want, "{loaded:#x}");
+        assert_eq!(cpu.vttbr, loaded);
+    }
+}
+
+/// Where operations by address become one for the whole VMID.
+#[test]
+fn too_many_operations_become_one() {
+    let whole = [STORED, Tlb(TlbiKind::Vmalls12e1is), DONE, ISB];
+    for tlb_range in [false, true] {
+        let features = Features {
+            tlb_range,
+            ..MODERN
+        };
+        for (count, is_whole) in [(511u64, false), (512, false), (513, !tlb_range)] {
+            let mem = Plain::new(PAGE);
+            let (tree, mut cpu) = tree(&mem, features);
+            tree.map(&mut cpu, &pages(0, GIB, 1024), &mut all())
+                .expect("mapped");
+            mem.forget();
+            tree.write_protect(&mut cpu, Ipa::new(0), count * PAGE, Flush::Now, &mut all())
+                .expect("mapped");
+            let mut done = steps(&mem);
+            assert!(
+                done[..count as usize]
+                    .iter()
+                    .all(|step| *step == Step::Change)
+            );
+            done.drain(..count as usize);
+            if is_whole {
+                assert_eq!(done, whole);
+            } else if tlb_range {
+                // 511 = 448 + 62 + 1 pages.
+                let series = if count == 511 { 3 } else { done.len() - 5 };
+                assert!(series <= 3);
+                assert_eq!(done.len(), series + 5);
+            } else {
+                assert_eq!(
+                    done.iter().filter(|step| **step == ONE).count(),
+                    count as usize
+                );
+            }
+        }
+    }
+}
+
+/// As many runs as are kept apart are invalidated apart; one more joins the
+/// last, and nothing between the others is touched.
+#[test]
+fn runs_are_kept_apart() {
+    let mem = Plain::new(PAGE);
+    let features = Features {
+        tlb_range: false,
+        ..MODERN
+    };
+    let (tree, mut cpu) = tree(&mem, features);
+    let mut gather = Gather::new();
+    assert!(gather.is_empty());
+    let mut want = Vec::new();
+    for run in 0..RUNS as u64 {
+        let at = run * 16 * PAGE;
+        tree.map(&mut cpu, &pages(at, GIB, 1), &mut all())
+            .expect("mapped");
+        want.push(at);
+        tree.unmap_later(
+            &mut cpu,
+            Ipa::new(at),
+            PAGE,
+            Partial::Refuse,
+            &mut gather,
+            &mut all(),
+            |leaf| {
+                assert_eq!(leaf.ia(), at);
+                drop(leaf);
+            },
+        )
+        .expect("unmapped");
+        assert!(!gather.is_empty());
+    }
+    let hit = |mem: &Plain| -> Vec<u64> {
+        let at = |did: &Did| match did {
+            Did::Tlbi(op) if op.kind() == TlbiKind::Ipas2e1is => {
+                // A leaf of level 3, and it says so.
+                assert_eq!(op.operand() >> 44, 0b0111);
+                Some((op.operand() & 0xff_ffff_ffff) << 12)
+            }
+            _ => None,
+        };
+        mem.changes().iter().filter_map(at).collect()
+    };
+    mem.forget();
+    let _synced = tree.sync(&mut cpu, gather);
+    assert_eq!(hit(&mem), want);
+}
+
+/// A hint says the level of leaves, for each level that may have one.
+#[test]
+fn hints_say_the_level_of_leaves() {
+    for ttl in [false, true] {
+        let mem = Plain::new(PAGE);
+        let features = Features {
+            ttl,
+            tlb_range: false,
+            ..MODERN
+        };
+        let (mut tree, mut cpu) = tree(&mem, features);
+        for (level, size) in [(1, GIB), (2, MIB2), (3, PAGE)] {
+            let at = Ipa::new(8 * GIB);
+            let leaves = Leaves::Exactly(Level::new(level).expect("a level"));
+            let map = Map::new(at, Pa::new(GIB), size, Attrs::MEMORY).leaves(leaves);
+            tree.map(&mut cpu, &map, &mut all()).expect("mapped");
+            let (now, ipa) = (Flush::Now, at);
+            mem.forget();
+            tree.write_protect(&mut cpu, ipa, size, now, &mut all())
+                .expect("mapped");
+            let tlbi = mem.changes().into_iter().find_map(|did| match did {
+                Did::Tlbi(op) => Some(op.operand()),
+                _ => None,
+            });
+            let hint = if ttl {
+                (0b0100 | level as u64) << 44
+            } else {
+                0
+            };
+            assert_eq!(tlbi, Some(hint | (8 * GIB) >> 12));
+            tree.unmap(&mut cpu, at, size, Partial::Refuse, &mut Ignore, &mut all())
+                .expect("unmapped");
+        }
+    }
+}
+
+/// The descriptor of a removed leaf is what it last was, hardware's marks
+/// and all.
+#[test]
+fn a_removed_leaf_is_told_as_it_was() {
+    let mem = Plain::new(PAGE);
+    let (mut tree, mut cpu) = tree(&mem, MODERN);
+    let attrs = Attrs::MEMORY.soft(9).access(Access::Read);
+    for (leaves, size) in [(Level::L3, PAGE), (Level::L2, MIB2)] {
+        let map =
+            Map::new(Ipa::new(GIB), Pa::new(GIB), size, attrs).leaves(Leaves::Exactly(leaves));
+        tree.map(&mut cpu, &map, &mut all()).expect("mapped");
+        let raw = tree.lookup(Ipa::new(GIB)).expect("inside").raw;
+        let mut told = Vec::new();
+        let mut sink = |leaf: RemovedLeaf| told.push(leaf);
+        let (ipa, refuse) = (Ipa::new(GIB), Partial::Refuse);
+        tree.unmap(&mut cpu, ipa, size, refuse, &mut sink, &mut all())
+            .expect("unmapped");
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].raw(), raw);
+        assert_eq!(told[0].ia(), GIB);
+        assert_eq!(told[0].pa(), Pa::new(GIB));
+        assert_eq!(told[0].size(), size);
+        assert_eq!(told[0].level(), leaves);
+    }
+}
+
+/// Who loses the race for a table under an annotation finds the winner's,
+/// and the page goes back empty and counting nothing.
+#[test]
+fn a_lost_race_under_an_annotation() {
+    let note = Annotation::new(0x500).expect("bits 1:0 are zero");
+    for changed in [false, true] {
+        let mem = Plain::new(PAGE);
+        let (mut tree, mut cpu) = tree(&mem, MODERN);
+        tree.annotate(
+            &mut cpu,
+            Ipa::new(0),
+            GIB,
+            note,
+            Partial::Split,
+            &mut Ignore,
+            &mut all(),
+        )
+        .expect("annotated");
+        // Somebody takes the annotation away, or puts another one there.
+        let other = if changed { 0x600 } else { 0 };
+        let mut once = true;
+        mem.interfere(move |mem, pa| {
+            if once && mem.word(pa) == 0x500 {
+                once = false;
+                mem.poke(pa, other);
+            }
+        });
+        mem.forget();
+        let map = pages(0, GIB, 1).over(Over::Invalid);
+        let done = tree.map(&mut cpu, &map, &mut all());
+        assert_eq!(done, Ok(Ipa::new(PAGE)));
+        mem.undisturbed();
+        let beside = tree.lookup(Ipa::new(PAGE)).expect("inside");
+        let left = Annotation::new(other).expect("bits 1:0 are zero");
+        assert_eq!(beside.entry, Entry::Invalid(left));
+        assert_eq!(beside.level, Level::L3);
+        // Every count is what the table holds.
+        let mut at = tree.root();
+        for level in [Level::L1, Level::L2, Level::L3] {
+            let entries = tree.geometry().shape().entries(level) as u64;
+            let held = (0..entries)
+                .filter(|index| mem.word(at.get() + index * 8) != 0)
+                .count();
+            let mut count = pgtable::TableMem::count(&mem, at) as usize;
+            if level == Level::L1 && !changed {
+                // The one who took the annotation did not count it out.
+                count -= 1;
+            }
+            assert_eq!(count, held, "{level}");
+            let raw = mem.word(at.get());
+            if let Entry::Table(next) = tree.geometry().decode(raw, level) {
+                at = next;
+            }
+        }
+    }
+}
+
+/// Hardware marks a leaf while it is being split: the mark is not lost, and
+/// what was built aside counts for nothing.
+#[test]
+fn a_split_that_hardware_disturbs() {
+    for partial in [Partial::Split, Partial::Refuse] {
+        let mem = Plain::new(PAGE);
+        let (mut tree, mut cpu) = tree(&mem, MODERN);
+        let attrs = Attrs::MEMORY.access(Access::Read).dirty(Dirty::Track);
+        let map = Map::new(Ipa::new(0), Pa::new(GIB), MIB2, attrs);
+        tree.map(&mut cpu, &map, &mut all()).expect("mapped");
+        let mut once = true;
+        mem.interfere(move |mem, pa| {
+            if once && mem.word(pa) & 1 == 1 {
+                once = false;
+                mem.poke(pa, mem.word(pa) | 1 << 7);
+            }
+        });
+        let live = mem.live();
+        let busy = if partial == Partial::Split {
+            let (ipa, sink) = (Ipa::new(0), &mut Ignore);
+            tree.unmap(&mut cpu, ipa, PAGE, partial, sink, &mut all())
+                .map_err(|stopped| stopped.why)
+        } else {
+            let page = |level| pgtable::TableMem::alloc(&&mem, level);
+            let done = tree.split(&mut cpu, Ipa::new(0), MIB2, Level::L3, page, &mut all());
+            done.map_err(|stopped| stopped.why)
+        };
+        assert_eq!(busy, Err(Error::Busy));
+        assert_eq!(mem.live(), live);
+        let found = tree.lookup(Ipa::new(0)).expect("inside");
+        assert_eq!(found.level, Level::L2);
+        let Entry::Leaf { attrs, .. } = found.entry else {
+            panic!("{found:?}");
+        };
+        assert!(attrs.is_dirty());
+        // Once more, undisturbed: every page is dirty then.
+        mem.undisturbed();
+        let page = |level| pgtable::TableMem::alloc(&&mem, level);
+        tree.split(&mut cpu, Ipa::new(0), MIB2, Level::L3, page, &mut all())
+            .expect("split");
+        let mut dirty = 0;
+        tree.harvest_dirty(
+            &mut cpu,
+            Ipa::new(0),
+            MIB2,
+            Flush::Now,
+            &mut all(),
+            |_, size| dirty += size,
+        )
+        .expect("harvested");
+        assert_eq!(dirty, MIB2);
+        let table = match tree
+            .lookup_to(Ipa::new(0), Level::L2)
+            .expect("inside")
+            .entry
+        {
+            Entry::Table(table) => table,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(pgtable::TableMem::count(&mem, table), 512);
+        tree.unmap(
+            &mut cpu,
+            Ipa::new(0),
+            MIB2,
+            Partial::Refuse,
+            &mut Ignore,
+            &mut all(),
+        )
+        .expect("unmapped");
+        assert_eq!(mem.live(), 0);
+    }
+}
+
+/// The erratum's extra TLBI comes at the end, once.
+#[test]
+fn an_erratum_repeats_once() {
+    let mut config = Stage2Config::new(Granule::K4, 40, 48);
+    config.features = MODERN;
+    config.errata = Errata::TLBI_SYNC_REPEAT;
+    let geometry = config.validate().expect("legal");
+    let mem = Plain::new(PAGE);
+    let root = mem.root(geometry.root_align());
+    let tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
+    let mut cpu = mem.cpu(tree.vttbr());
+    tree.map(&mut cpu, &pages(0, GIB, 1), &mut all())
+        .expect("mapped");
+    mem.forget();
+    tree.write_protect(&mut cpu, Ipa::new(0), PAGE, Flush::Now, &mut all())
+        .expect("mapped");
+    let want = [
+        Step::Change,
+        STORED,
+        ONE,
+        DONE,
+        STAGE1,
+        DONE,
+        STAGE1,
+        DONE,
+        ISB,
+    ];
+    assert_eq!(steps(&mem), want);
+    let _synced = tree.invalidate_all(&mut cpu);
+    let whole = Tlb(TlbiKind::Vmalls12e1is);
+    assert_eq!(steps(&mem), [STORED, whole, DONE, STAGE1, DONE, ISB]);
+}

@@ -1,0 +1,233 @@
+//! Plain memory and a CPU that writes down all that is done, in order: for
+//! tests that say exactly what an operation does, or that it does nothing.
+
+#![allow(dead_code)]
+
+use pgtable::{Barrier, CacheOp, Level, Maintenance, Pa, Synced, TableMem, Tlbi};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap};
+
+/// Something that was done to the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Did {
+    /// An entry was read.
+    Load {
+        pa: u64,
+    },
+    /// An entry was written, by a store or by a swap that succeeded.
+    Write {
+        pa: u64,
+        old: u64,
+        new: u64,
+    },
+    /// A swap failed.
+    Lost {
+        pa: u64,
+    },
+    Barrier(Barrier),
+    Tlbi(Tlbi),
+    Cache(CacheOp),
+    Vttbr(u64),
+    Alloc {
+        pa: u64,
+        level: Level,
+    },
+    Free {
+        pa: u64,
+        level: Level,
+    },
+}
+
+/// Somebody else: called before each swap of the entry at an address.
+type Other = Box<dyn FnMut(&Plain, u64)>;
+
+/// Memory that tables live in.
+pub struct Plain {
+    words: RefCell<HashMap<u64, u64>>,
+    counts: RefCell<HashMap<u64, i64>>,
+    live: RefCell<BTreeSet<u64>>,
+    free: RefCell<Vec<u64>>,
+    page: u64,
+    next: Cell<u64>,
+    /// Pages that `alloc` still gives.
+    pub limit: Cell<u64>,
+    /// All that was done.
+    pub did: RefCell<Vec<Did>>,
+    other: RefCell<Option<Other>>,
+}
+
+impl Plain {
+    pub fn new(page: u64) -> Self {
+        Self {
+            words: RefCell::default(),
+            counts: RefCell::default(),
+            live: RefCell::default(),
+            free: RefCell::default(),
+            page,
+            next: Cell::new(0x100_0000),
+            limit: Cell::new(u64::MAX),
+            did: RefCell::default(),
+            other: RefCell::default(),
+        }
+    }
+
+    /// An aligned, zeroed root.
+    pub fn root(&self, bytes: u64) -> Pa {
+        let at = self.next.get().next_multiple_of(bytes);
+        self.next.set(at + bytes);
+        Pa::new(at)
+    }
+
+    /// A page that is nobody's table yet.
+    pub fn page(&self) -> Pa {
+        self.root(self.page)
+    }
+
+    /// The CPU that works on it, with this `VTTBR_EL2`.
+    pub fn cpu(&self, vttbr: u64) -> Cpu<'_> {
+        Cpu { mem: self, vttbr }
+    }
+
+    pub fn word(&self, pa: u64) -> u64 {
+        *self.words.borrow().get(&pa).unwrap_or(&0)
+    }
+
+    /// Writes an entry as somebody else: in no log.
+    pub fn poke(&self, pa: u64, value: u64) {
+        self.words.borrow_mut().insert(pa, value);
+    }
+
+    /// What happens before each swap from now on.
+    pub fn interfere(&self, other: impl FnMut(&Self, u64) + 'static) {
+        *self.other.borrow_mut() = Some(Box::new(other));
+    }
+
+    pub fn undisturbed(&self) {
+        *self.other.borrow_mut() = None;
+    }
+
+    /// Forgets what was done until now.
+    pub fn forget(&self) {
+        self.did.borrow_mut().clear();
+    }
+
+    /// What was done since, reads apart.
+    pub fn changes(&self) -> Vec<Did> {
+        let mut did = self.did.take();
+        did.retain(|did| !matches!(did, Did::Load { .. }));
+        did
+    }
+
+    /// How many tables `alloc` gave that did not come back.
+    pub fn live(&self) -> usize {
+        self.live.borrow().len()
+    }
+
+    fn note(&self, did: Did) {
+        self.did.borrow_mut().push(did);
+    }
+
+    fn at(&self, table: u64, index: usize) -> u64 {
+        assert!(
+            (index as u64) < 16 * self.page / 8,
+            "entry {index} of a table"
+        );
+        table + index as u64 * 8
+    }
+}
+
+impl TableMem for Plain {
+    type Table = u64;
+
+    fn locate(&self, pa: Pa) -> u64 {
+        pa.get()
+    }
+
+    fn load(&self, table: u64, index: usize) -> u64 {
+        let pa = self.at(table, index);
+        self.note(Did::Load { pa });
+        self.word(pa)
+    }
+
+    fn store(&self, table: u64, index: usize, value: u64) {
+        let pa = self.at(table, index);
+        let old = self.word(pa);
+        self.note(Did::Write {
+            pa,
+            old,
+            new: value,
+        });
+        self.poke(pa, value);
+    }
+
+    fn cas(&self, table: u64, index: usize, old: u64, new: u64) -> Result<(), u64> {
+        let pa = self.at(table, index);
+        let other = self.other.borrow_mut().take();
+        if let Some(mut other) = other {
+            other(self, pa);
+            self.other.borrow_mut().get_or_insert(other);
+        }
+        let now = self.word(pa);
+        if now != old {
+            self.note(Did::Lost { pa });
+            return Err(now);
+        }
+        self.note(Did::Write { pa, old, new });
+        self.poke(pa, new);
+        Ok(())
+    }
+
+    fn alloc(&self, level: Level) -> Option<Pa> {
+        self.limit.set(self.limit.get().checked_sub(1)?);
+        let freed = self.free.borrow_mut().pop();
+        let pa = freed.unwrap_or_else(|| self.page().get());
+        assert!(self.live.borrow_mut().insert(pa));
+        self.note(Did::Alloc { pa, level });
+        Some(Pa::new(pa))
+    }
+
+    fn free(&self, table: Pa, level: Level, _: &Synced) {
+        let pa = table.get();
+        self.note(Did::Free { pa, level });
+        assert!(self.live.borrow_mut().remove(&pa), "{pa:#x} freed twice");
+        self.counts.borrow_mut().remove(&pa);
+        for index in 0..self.page / 8 {
+            self.words.borrow_mut().remove(&(pa + index * 8));
+        }
+        self.free.borrow_mut().push(pa);
+    }
+
+    fn count(&self, table: Pa) -> u32 {
+        let count = *self.counts.borrow().get(&table.get()).unwrap_or(&0);
+        u32::try_from(count).expect("a count below zero")
+    }
+
+    fn add_count(&self, table: Pa, by: i32) {
+        *self.counts.borrow_mut().entry(table.get()).or_insert(0) += i64::from(by);
+    }
+}
+
+/// A CPU of a [`Plain`] machine.
+pub struct Cpu<'m> {
+    mem: &'m Plain,
+    pub vttbr: u64,
+}
+
+impl Maintenance for Cpu<'_> {
+    fn barrier(&mut self, barrier: Barrier) {
+        self.mem.note(Did::Barrier(barrier));
+    }
+    fn tlbi(&mut self, op: Tlbi) {
+        self.mem.note(Did::Tlbi(op));
+    }
+    fn cache(&mut self, op: CacheOp) {
+        self.mem.note(Did::Cache(op));
+    }
+    fn vttbr(&mut self) -> u64 {
+        self.vttbr
+    }
+    fn set_vttbr(&mut self, value: u64) {
+        self.vttbr = value;
+        self.mem.note(Did::Vttbr(value));
+    }
+}
