@@ -88,7 +88,7 @@ impl<M: TableMem> Core<M> {
         if count > self.shape.entries_at(slot.level) {
             return None;
         }
-        let base = ia & !((1u64 << (slot.shift + bits)) - 1);
+        let base = ia & !((1u64 << (slot.shift + u32::from(bits))) - 1);
         Some((slot.index & !(count - 1), count, base))
     }
 

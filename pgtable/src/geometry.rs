@@ -22,28 +22,37 @@ pub enum OaForm {
 }
 
 /// The arithmetic of a tree of tables. Everything is precomputed, so that a
-/// granule chosen at run time costs a walker shifts by a register, no more.
+/// granule chosen at run time costs a walker shifts by a register and masks
+/// from memory, no more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Shape {
-    granule: Granule,
-    oa_form: OaForm,
-    page_bits: u8,
-    stride: u8,
-    start: i8,
-    ia_bits: u8,
-    oa_bits: u8,
-    /// Bit `l` set: a block may stand at level `l` (bit 3: pages).
-    leaf_levels: u8,
-    root_shift: u8,
-    root_entries: usize,
-    index_mask: usize,
+    // What a walk looks at, as wide as registers are.
     /// OA bits kept in place.
     low_mask: u64,
-    /// Where a descriptor keeps the other OA bits, and how far up they go.
+    /// Where a descriptor keeps the other OA bits.
     high_field: u64,
-    high_shift: u8,
-    /// log2 of the address where those bits begin.
+    index_mask: usize,
+    root_mask: usize,
+    page_mask: u64,
+    /// Address bits that lie outside the input and the output space.
+    ia_over: u64,
+    oa_over: u64,
+    /// Bytes that an entry of level −1, 0, 1, 2, 3 covers.
+    spans: [u64; 8],
+    page_bits: u32,
+    stride: u32,
+    root_shift: u32,
+    /// How far up the bits of `high_field` go.
+    high_shift: u32,
+    start: i8,
+    /// Bit `l` set: a block may stand at level `l` (bit 3: pages).
+    leaf_levels: u8,
+    ia_bits: u8,
+    oa_bits: u8,
+    /// log2 of the address where the bits of `high_field` begin.
     high_from: u8,
+    granule: Granule,
+    oa_form: OaForm,
 }
 
 impl Shape {
@@ -56,8 +65,8 @@ impl Shape {
         largest: i8,
         pa_52: bool,
     ) -> Self {
-        let page_bits = granule.page_bits();
-        let stride = granule.stride();
+        let page_bits = u32::from(granule.page_bits());
+        let stride = u32::from(granule.stride());
         let top_block = match (granule, oa_form) {
             (Granule::K4, OaForm::Lpa2) => 0,
             (Granule::K4, _) | (Granule::K16, OaForm::Lpa2) => 1,
@@ -71,9 +80,10 @@ impl Shape {
             leaf_levels |= 1 << level;
             level += 1;
         }
-        let root_shift = page_bits + stride * (3 - start) as u8;
+        let root_shift = page_bits + stride * (3 - start) as u32;
+        let spans = spans(page_bits, stride);
         // A root may be smaller than a page, never without an entry.
-        let root_entries = 1usize << ia_bits.saturating_sub(root_shift);
+        let root_entries = 1usize << u32::from(ia_bits).saturating_sub(root_shift);
         let low_top = match oa_form {
             OaForm::Plain48 | OaForm::Lpa64k => 48,
             OaForm::Lpa2 => 50,
@@ -84,21 +94,25 @@ impl Shape {
             OaForm::Lpa2 => (0x3 << 8, 50, 50 - 8),
         };
         Self {
-            granule,
-            oa_form,
-            page_bits,
-            stride,
-            start,
-            ia_bits,
-            oa_bits,
-            leaf_levels,
-            root_shift,
-            root_entries,
-            index_mask: (1 << stride) - 1,
             low_mask: (1u64 << low_top) - (1u64 << page_bits),
             high_field,
+            index_mask: (1 << stride) - 1,
+            root_mask: root_entries - 1,
+            page_mask: (1 << page_bits) - 1,
+            ia_over: u64::MAX << ia_bits,
+            oa_over: u64::MAX << oa_bits,
+            spans,
+            page_bits,
+            stride,
+            root_shift,
             high_shift,
+            start,
+            leaf_levels,
+            ia_bits,
+            oa_bits,
             high_from,
+            granule,
+            oa_form,
         }
     }
 
@@ -109,13 +123,16 @@ impl Shape {
     pub(crate) fn toy(stride: u8, levels: u8) -> Self {
         let start = 4 - levels as i8;
         let real = Self::new(Granule::K4, 1, 48, 48, OaForm::Plain48, 1, false);
+        let ia_bits = 12 + stride * levels;
         Self {
-            stride,
+            spans: spans(12, u32::from(stride)),
+            stride: u32::from(stride),
             start,
-            ia_bits: 12 + stride * levels,
+            ia_bits,
+            ia_over: u64::MAX << ia_bits,
             leaf_levels: real.leaf_levels & !((1 << start.max(0)) - 1),
-            root_shift: 12 + stride * (levels - 1),
-            root_entries: 1 << stride,
+            root_shift: u32::from(12 + stride * (levels - 1)),
+            root_mask: (1 << stride) - 1,
             index_mask: (1 << stride) - 1,
             ..real
         }
@@ -154,12 +171,12 @@ impl Shape {
     /// Entries of the root, of all its concatenated tables together.
     #[inline]
     pub const fn root_entries(&self) -> usize {
-        self.root_entries
+        self.root_mask + 1
     }
 
     /// Root tables: 1, or 2 to 16 when concatenated.
     pub const fn root_tables(&self) -> usize {
-        let tables = self.root_entries >> self.stride;
+        let tables = self.root_entries() >> self.stride;
         if tables == 0 { 1 } else { tables }
     }
 
@@ -177,13 +194,13 @@ impl Shape {
     /// log2 of the bytes that one entry of `level` covers.
     #[inline]
     pub const fn span_bits(&self, level: Level) -> u8 {
-        self.shift(level.get())
+        self.shift(level.get()) as u8
     }
 
     /// Bytes that one entry of `level` covers.
     #[inline]
     pub const fn span(&self, level: Level) -> u64 {
-        bytes(self.shift(level.get()))
+        self.span_at(level.get())
     }
 
     /// True when a leaf (block or page) may stand at `level`.
@@ -208,11 +225,13 @@ impl Shape {
     /// The shape of a tree that hangs under one entry of `level`, with
     /// addresses counted from that entry's first.
     pub(crate) const fn below(&self, level: i8) -> Self {
+        let ia_bits = self.shift(level);
         Self {
             start: level + 1,
-            ia_bits: self.shift(level),
+            ia_bits: ia_bits as u8,
+            ia_over: u64::MAX << ia_bits,
             root_shift: self.shift(level + 1),
-            root_entries: self.index_mask + 1,
+            root_mask: self.index_mask,
             ..*self
         }
     }
@@ -233,7 +252,7 @@ impl Shape {
     // The feature `fixed-4k` is there to measure what the choice of a granule
     // at run time costs; nothing else uses it.
     #[inline]
-    pub(crate) const fn stride(&self) -> u8 {
+    pub(crate) const fn stride(&self) -> u32 {
         if cfg!(feature = "fixed-4k") {
             9
         } else {
@@ -242,7 +261,7 @@ impl Shape {
     }
 
     #[inline]
-    pub(crate) const fn page_bits(&self) -> u8 {
+    pub(crate) const fn page_bits(&self) -> u32 {
         if cfg!(feature = "fixed-4k") {
             12
         } else {
@@ -251,7 +270,7 @@ impl Shape {
     }
 
     #[inline]
-    pub(crate) const fn root_shift(&self) -> u8 {
+    pub(crate) const fn root_shift(&self) -> u32 {
         self.root_shift
     }
 
@@ -264,11 +283,26 @@ impl Shape {
         }
     }
 
+    /// The index bits of a root's entries, of all concatenated tables.
     #[inline]
-    pub(crate) const fn shift(&self, level: i8) -> u8 {
+    pub(crate) const fn root_mask(&self) -> usize {
+        self.root_mask
+    }
+
+    #[inline]
+    pub(crate) const fn shift(&self, level: i8) -> u32 {
         // No overflow: 16 + 13 * 4 at most.
         self.page_bits()
-            .wrapping_add(self.stride().wrapping_mul(3i8.wrapping_sub(level) as u8))
+            .wrapping_add(self.stride().wrapping_mul(3i8.wrapping_sub(level) as u32))
+    }
+
+    #[inline]
+    pub(crate) const fn span_at(&self, level: i8) -> u64 {
+        if cfg!(feature = "fixed-4k") {
+            return bytes(self.shift(level));
+        }
+        // Levels begin at -1, and the array is as long as the mask wants it.
+        self.spans[level.wrapping_add(1) as usize & 7]
     }
 
     #[inline]
@@ -279,7 +313,7 @@ impl Shape {
     #[inline]
     pub(crate) const fn entries_at(&self, level: i8) -> usize {
         if level == self.start {
-            self.root_entries
+            self.root_entries()
         } else {
             self.index_mask() + 1
         }
@@ -288,7 +322,7 @@ impl Shape {
     /// `ia` must lie inside the space.
     #[inline]
     pub(crate) const fn index_at(&self, level: i8, ia: u64) -> usize {
-        let index = ia.wrapping_shr(self.shift(level) as u32) as usize;
+        let index = ia.wrapping_shr(self.shift(level)) as usize;
         if level == self.start {
             index
         } else {
@@ -299,19 +333,42 @@ impl Shape {
     /// One past the last translated input address.
     #[inline]
     pub(crate) const fn ia_end(&self) -> u64 {
-        bytes(self.ia_bits)
+        bytes(self.ia_bits as u32)
+    }
+
+    /// The bits of an input address that a space of this size has not.
+    #[inline]
+    pub(crate) const fn ia_over(&self) -> u64 {
+        self.ia_over
+    }
+
+    /// As [`ia_over`](Self::ia_over) for output addresses.
+    #[inline]
+    pub(crate) const fn oa_over(&self) -> u64 {
+        self.oa_over
     }
 
     /// Puts an output address where the descriptor keeps it.
     #[inline]
     pub(crate) const fn encode_oa(&self, oa: u64) -> u64 {
-        (oa & self.low_mask) | (oa.wrapping_shr(self.high_shift as u32) & self.high_field)
+        (oa & self.low_mask) | (oa.wrapping_shr(self.high_shift) & self.high_field)
     }
 
     /// Reads the output address of a descriptor.
     #[inline]
     pub(crate) const fn decode_oa(&self, raw: u64) -> u64 {
-        (raw & self.low_mask) | (raw & self.high_field).wrapping_shl(self.high_shift as u32)
+        let low = raw & self.low_mask;
+        if raw & self.high_field == 0 {
+            return low;
+        }
+        self.decode_high(raw)
+    }
+
+    /// Few machines have memory above 2^48: out of the way of walks.
+    #[cold]
+    #[inline(never)]
+    const fn decode_high(&self, raw: u64) -> u64 {
+        (raw & self.low_mask) | (raw & self.high_field).wrapping_shl(self.high_shift)
     }
 
     /// The descriptor bits that hold the output address.
@@ -324,7 +381,7 @@ impl Shape {
     /// up to the address where bits kept elsewhere change.
     #[inline]
     pub(crate) const fn linear_left(&self, oa: u64) -> u64 {
-        let from = bytes(self.high_from);
+        let from = bytes(self.high_from as u32);
         from - (oa & (from - 1))
     }
 
@@ -348,7 +405,7 @@ impl Shape {
     #[inline]
     pub(crate) fn check_oa(&self, start: u64, size: u64) -> Result<(), crate::Error> {
         let end = start.wrapping_add(size);
-        let limit = bytes(self.oa_bits);
+        let limit = bytes(self.oa_bits as u32);
         if (start > limit) | (size > limit) | (end > limit) {
             return Err(crate::Error::Range);
         }
@@ -361,7 +418,11 @@ impl Shape {
     /// The bits of an address below a page.
     #[inline]
     pub(crate) const fn page_mask(&self) -> u64 {
-        bytes(self.page_bits()) - 1
+        if cfg!(feature = "fixed-4k") {
+            0xfff
+        } else {
+            self.page_mask
+        }
     }
 
     /// The largest level, at or below `top`, whose leaf fits at `ia`, `oa`
@@ -382,11 +443,24 @@ impl Shape {
     }
 }
 
+/// [`Shape`]'s table of spans: 0 past level 3, and at a level −1 that 64K
+/// cannot have.
+const fn spans(page_bits: u32, stride: u32) -> [u64; 8] {
+    let mut spans = [0; 8];
+    let mut up = 0;
+    while up <= 4 {
+        let bits = page_bits + stride * up;
+        spans[4 - up as usize] = if bits < 64 { 1 << bits } else { 0 };
+        up += 1;
+    }
+    spans
+}
+
 /// 2^`bits`, for bits below 64 as all of a [`Shape`] are: without the check
 /// that a shift by a variable brings along.
 #[inline]
-pub(crate) const fn bytes(bits: u8) -> u64 {
-    1u64.wrapping_shl(bits as u32)
+pub(crate) const fn bytes(bits: u32) -> u64 {
+    1u64.wrapping_shl(bits)
 }
 
 /// Which start level a configuration takes.

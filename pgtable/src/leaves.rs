@@ -132,7 +132,7 @@ impl<M: TableMem> Core<M> {
             let plain = format::TYPE | group | job.sure;
             let leaf = format::leaf_type(level) | job.sure;
             let base = at;
-            let shift = u32::from(slot.shift);
+            let shift = slot.shift;
             let first = slot.index;
             let table = slot.table;
             let address =

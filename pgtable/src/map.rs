@@ -7,7 +7,7 @@
 use crate::addr::Pa;
 use crate::error::{Budget, Error, Stopped};
 use crate::format::{self, AF, CONTIGUOUS};
-use crate::geometry::{Shape, bytes};
+use crate::geometry::Shape;
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
 use crate::plan::Pending;
@@ -82,38 +82,39 @@ impl<M: TableMem> Core<M> {
         caches: Caches,
     ) -> bool {
         let shape = &self.shape;
-        let size = bytes(shape.shift(level));
+        let size = shape.span_at(level);
         // Aligned and inside the space is all that there is to check: no
-        // such leaf can reach beyond the end.
-        if (ia | oa) & (size - 1) != 0
-            || ia >= shape.ia_end()
-            || oa >= bytes(shape.oa_bits())
-            || !shape.leaf_at(level)
-            || level < shape.start_raw()
-        {
+        // such leaf can reach beyond the end, and none is above the root.
+        let wrong = (ia | oa) & size.wrapping_sub(1) | ia & shape.ia_over() | oa & shape.oa_over();
+        if wrong != 0 || !shape.leaf_at(level) {
             return false;
         }
-        let mut slot = self.walk_to(ia, level);
-        while slot.level < level {
-            if slot.raw != 0 || !self.make_empty_table(&mut slot) {
-                // Tables that were made are linked: visible, if not to all.
-                sync::publish(maint, &self.tlb);
-                return false;
+        let mut walk = self.begin(ia);
+        let mut left = i32::from(level) - i32::from(shape.start_raw());
+        while left > 0 {
+            if walk.raw & format::TYPE != format::TYPE_TABLE {
+                let above = i32::from(level).wrapping_sub(left) as i8;
+                if walk.raw != 0 || !self.make_empty_table(&mut walk, above) {
+                    // Tables that were made are linked: visible, if not to all.
+                    sync::publish(maint, &self.tlb);
+                    return false;
+                }
             }
-            slot = self.child(&slot, ia);
+            self.down(&mut walk);
+            left -= 1;
         }
         if self.caches_matter && caches == Caches::Maintain {
             self.maintain(maint, attrs, Pa::new(oa), size);
         }
         let raw = attrs | format::leaf_type(level) | shape.encode_oa(oa);
-        if self.mem.cas(slot.table, slot.index, 0, raw).is_err() {
+        if self.mem.cas(walk.table, walk.index, 0, raw).is_err() {
             sync::publish(maint, &self.tlb);
             return false;
         }
         let more = self.counting.of(raw);
         if more != 0 {
             self.mem
-                .add_count(Pa::new(slot.pa), mutant!(FaultUncounted, more, 0));
+                .add_count(Pa::new(walk.pa), mutant!(FaultUncounted, more, 0));
         }
         sync::publish(maint, &self.tlb);
         true
@@ -164,24 +165,22 @@ impl<M: TableMem> Core<M> {
         let mut raw = job.attrs | format::leaf_type(level) | self.shape.encode_oa(oa);
         let step = 1u64 << slot.shift;
         let mut fresh = 0u32;
-        let mut at = 0;
+        let mut index = slot.index;
+        let last = slot.index + count;
         let mut why = None;
-        while at < count {
-            if self.mem.cas(slot.table, slot.index + at, 0, raw).is_ok() {
-                fresh += 1;
+        while index < last {
+            if self.mem.cas(slot.table, index, 0, raw).is_ok() {
+                fresh = fresh.wrapping_add(1);
                 raw = raw.wrapping_add(step);
-                at += 1;
+                index += 1;
                 continue;
             }
-            let here = Slot {
-                index: slot.index + at,
-                ..slot
-            };
-            let here_ia = ia + ((at as u64) << slot.shift);
-            match self.occupied(maint, sink, job, &here, here_ia, raw, count - at, changes) {
+            let here = Slot { index, ..slot };
+            let here_ia = ia + (((index - slot.index) as u64) << slot.shift);
+            match self.occupied(maint, sink, job, &here, here_ia, raw, last - index, changes) {
                 Ok(done) => {
                     raw = raw.wrapping_add(step * done as u64);
-                    at += done;
+                    index += done;
                 }
                 Err(error) => {
                     why = Some(error);
@@ -196,7 +195,7 @@ impl<M: TableMem> Core<M> {
                 self.mem.add_count(Pa::new(slot.pa), fresh as i32);
             }
         }
-        let next = ia + ((at as u64) << slot.shift);
+        let next = ia + (((index - slot.index) as u64) << slot.shift);
         match why {
             None => Ok(next),
             Some(why) => Err(Stopped { why, next }),

@@ -34,7 +34,7 @@ struct Run {
     start: u64,
     end: u64,
     /// log2 of the smallest entry's span.
-    step: u8,
+    step: u32,
     level: i8,
 }
 
@@ -81,7 +81,7 @@ impl Pending {
     /// the smallest entry that may have stood in it, or of the whole when
     /// nothing did.
     #[inline]
-    pub(crate) fn table(&mut self, start: u64, end: u64, step: u8) {
+    pub(crate) fn table(&mut self, start: u64, end: u64, step: u32) {
         let level = mutant!(TableHinted, NO_LEVEL, 3);
         self.add(Run {
             start,
@@ -134,7 +134,7 @@ pub(crate) struct Tlb {
     pub(crate) regime: Regime,
     pub(crate) granule: Granule,
     /// log2 of the unit of a range operation's `BaseADDR`.
-    base_bits: u8,
+    base_bits: u32,
     range: bool,
     ttl: bool,
     pub(crate) errata: Errata,

@@ -93,7 +93,7 @@ pub(crate) struct Slot<T> {
     pub(crate) pa: u64,
     pub(crate) level: i8,
     /// log2 of the entry's span.
-    pub(crate) shift: u8,
+    pub(crate) shift: u32,
     pub(crate) index: usize,
     pub(crate) raw: u64,
 }
@@ -116,6 +116,19 @@ impl<T> Slot<T> {
     pub(crate) fn inside(&self, ia: u64, start: u64, end: u64) -> bool {
         self.base(ia) >= start && self.end(ia) <= end
     }
+}
+
+/// The way down in its shortest form: what a fault needs.
+///
+/// The index into the table in hand is in the key's low bits, so that going
+/// down takes one rotation, by whatever granule.
+pub(crate) struct Walk<T> {
+    key: u64,
+    pub(crate) table: T,
+    /// The table's address.
+    pub(crate) pa: u64,
+    pub(crate) index: usize,
+    pub(crate) raw: u64,
 }
 
 /// The slots from the root down to some entry.
@@ -216,7 +229,7 @@ impl<M: TableMem> Core<M> {
     #[inline(always)]
     fn root_slot(&self, ia: u64) -> Slot<M::Table> {
         let table = self.mem.locate(Pa::new(self.root));
-        let index = ia.wrapping_shr(u32::from(self.shape.root_shift())) as usize;
+        let index = ia.wrapping_shr(self.shape.root_shift()) as usize;
         Slot {
             table,
             pa: self.root,
@@ -233,7 +246,7 @@ impl<M: TableMem> Core<M> {
         let pa = self.shape.decode_oa(slot.raw);
         let table = self.mem.locate(Pa::new(pa));
         let shift = slot.shift.wrapping_sub(self.shape.stride());
-        let index = ia.wrapping_shr(u32::from(shift)) as usize & self.shape.index_mask();
+        let index = ia.wrapping_shr(shift) as usize & self.shape.index_mask();
         Slot {
             table,
             pa,
@@ -248,12 +261,48 @@ impl<M: TableMem> Core<M> {
     /// table stands there.
     #[inline(always)]
     pub(crate) fn walk_to(&self, ia: u64, stop: i8) -> Slot<M::Table> {
-        let mut slot = self.root_slot(ia);
+        let shape = &self.shape;
+        let mut walk = self.begin(ia);
         // `stop` is 3 at most, so what is above it may be a table.
-        while slot.level < stop && slot.raw & format::TYPE == format::TYPE_TABLE {
-            slot = self.child(&slot, ia);
+        let mut left = i32::from(stop) - i32::from(shape.start_raw());
+        while left > 0 && walk.raw & format::TYPE == format::TYPE_TABLE {
+            self.down(&mut walk);
+            left -= 1;
         }
-        slot
+        let level = i32::from(stop).wrapping_sub(left) as i8;
+        Slot {
+            table: walk.table,
+            pa: walk.pa,
+            level,
+            shift: shape.shift(level),
+            index: walk.index,
+            raw: walk.raw,
+        }
+    }
+
+    /// Starts a walk for `ia` (inside the space) at the root.
+    #[inline(always)]
+    pub(crate) fn begin(&self, ia: u64) -> Walk<M::Table> {
+        let key = ia.rotate_right(self.shape.root_shift());
+        let index = key as usize & self.shape.root_mask();
+        let table = self.mem.locate(Pa::new(self.root));
+        Walk {
+            key,
+            table,
+            pa: self.root,
+            index,
+            raw: self.mem.load(table, index),
+        }
+    }
+
+    /// Goes down into the table that the walk's entry points to.
+    #[inline(always)]
+    pub(crate) fn down(&self, walk: &mut Walk<M::Table>) {
+        walk.pa = self.shape.decode_oa(walk.raw);
+        walk.table = self.mem.locate(Pa::new(walk.pa));
+        walk.key = walk.key.rotate_left(self.shape.stride());
+        walk.index = walk.key as usize & self.shape.index_mask();
+        walk.raw = self.mem.load(walk.table, walk.index);
     }
 
     /// As [`walk_to`](Self::walk_to), and remembers the way. Tables whose
@@ -313,19 +362,26 @@ impl<M: TableMem> Core<M> {
         Ok(slot)
     }
 
-    /// Makes the empty entry at `slot` point to an empty table. False when
-    /// there is no page, or another CPU was faster.
+    /// Makes the empty entry of a walk, whose table has entries of `level`,
+    /// point to an empty table. False when there is no page, or another CPU
+    /// was faster.
     #[inline]
-    pub(crate) fn make_empty_table(&self, slot: &mut Slot<M::Table>) -> bool {
-        let child = Shape::level(slot.level.wrapping_add(1));
+    pub(crate) fn make_empty_table(&self, walk: &mut Walk<M::Table>, level: i8) -> bool {
+        let child = Shape::level(level.wrapping_add(1));
         let Some(page) = self.mem.alloc(child) else {
             return false;
         };
-        let linked = self.link(slot, 0, page).is_ok();
-        if mutant!(LostFaultLeaks, !linked, false) {
-            self.mem.free(page, child, &Synced::never_linked());
+        let new = format::table(&self.shape, page.get());
+        if self.mem.cas(walk.table, walk.index, 0, new).is_err() {
+            if mutant!(LostFaultLeaks, true, false) {
+                self.mem.free(page, child, &Synced::never_linked());
+            }
+            return false;
         }
-        linked
+        walk.raw = new;
+        let more = mutant!(LinkUncounted, 1, 0);
+        self.mem.add_count(Pa::new(walk.pa), more);
+        true
     }
 
     /// Makes `slot` point to a table, whoever makes it.
@@ -469,7 +525,7 @@ impl<M: TableMem> Core<M> {
 
     /// Fills the table at `pa` with the parts of a leaf of `level`. Returns
     /// its count.
-    pub(crate) fn fill_split(&self, pa: Pa, old: u64, level: i8, shift: u8) -> i32 {
+    pub(crate) fn fill_split(&self, pa: Pa, old: u64, level: i8, shift: u32) -> i32 {
         let shape = &self.shape;
         let entries = shape.index_mask() + 1;
         let table = self.mem.locate(pa);

@@ -128,7 +128,7 @@ impl<M: TableMem> Rtt<M> {
         maint: &mut T,
         slot: &Slot<M::Table>,
         ipa: Ipa,
-        step: u8,
+        step: u32,
         new: u64,
     ) {
         let core = &self.tree.core;
