@@ -32,7 +32,6 @@ pub fn start() {
     msr!("hcr_el2", HCR_RW);
     msr!("cptr_el2", 0x33ff);
     msr!("sctlr_el1", 0x30d0_0800u64);
-    msr!("vbar_el1", 0);
     code_at(code());
 }
 
@@ -72,6 +71,12 @@ global_asm!(
     "hvc #1",
     "blr x0",
     "hvc #1",
+    // Its vectors: an exception that EL1 takes ends its turn too.
+    ".balign 2048",
+    ".rept 16",
+    "hvc #2",
+    ".balign 128",
+    ".endr",
     ".balign 65536",
     // x0, x1 = EL1's; x2 = where it begins. Callee-saved registers stay on the
     // stack while EL1 runs; the exception comes back to `el1_back`.
@@ -99,6 +104,9 @@ global_asm!(
     "ret",
 );
 
+/// Where EL1's vectors are in its code.
+const VECTORS: u64 = 2048;
+
 unsafe extern "C" {
     static el1_code: u8;
     static el1_back: u8;
@@ -112,6 +120,7 @@ pub fn code() -> u64 {
 
 /// Where EL1 finds its code on this CPU from now on, as an IPA.
 pub fn code_at(ipa: u64) {
+    msr!("vbar_el1", ipa + VECTORS);
     PES[cpu::index()].code.store(ipa, Ordering::Relaxed);
 }
 
@@ -177,13 +186,17 @@ fn run(offset: u64, x0: u64, x1: u64) -> Result<u64, Fault> {
     // comes back.
     let value = unsafe { el1_enter(x0, x1, at) };
     let [esr, far, hpfar] = [&pe.esr, &pe.far, &pe.hpfar].map(|word| word.load(Ordering::Relaxed));
-    if esr >> 26 == 0x16 {
+    if esr >> 26 == 0x16 && esr & 0xffff == 1 {
         return Ok(value);
     }
+    // What EL1 took itself is an external abort, or an undefined instruction.
+    let own = esr >> 26 == 0x16;
+    let esr = if own { mrs!("esr_el1") } else { esr };
     let status = (esr & 0x3f) as u8;
     Err(Fault {
         class: (esr >> 26 & 0x3f) as u8,
         kind: match status {
+            other if own => Kind::Other(other),
             // Translation, levels 0 to 3 and -1.
             0x04..=0x07 | 0x2b => Kind::Translation,
             0x08..=0x0b => Kind::AccessFlag,

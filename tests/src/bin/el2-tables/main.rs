@@ -23,6 +23,8 @@ mod instructions;
 #[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
+mod sequence;
+#[cfg(target_os = "none")]
 mod stage1;
 #[cfg(target_os = "none")]
 mod text;
@@ -38,7 +40,8 @@ mod image {
     use tests::suite::Suite;
 
     use crate::cpu::Cpu;
-    use crate::{erratum, format, formats, guest, memory, stage1};
+    use crate::memory::Data;
+    use crate::{erratum, format, formats, guest, memory, sequence, stage1};
 
     pub fn main() {
         let cpu = Cpu::read();
@@ -62,6 +65,11 @@ mod image {
             }
         }
         erratum::checks(&mut suite, &cpu);
+        let memory = sequence::Memory {
+            low: Data::behind_the_pool(),
+            high: high.map(Data::at),
+        };
+        sequence::checks(&mut suite, &cpu, memory);
         suite.finish();
     }
 }
