@@ -9,31 +9,26 @@
 mod judge;
 
 use judge::directed;
-use judge::driver::{Case, case, geometries, run};
-use pgtable::Granule;
+use judge::driver::{Case, Op, Seeded, geometries, run};
+use pgtable::Stage2Config;
 use pgtable::mutants::{Mutant, switch};
 
 /// Which runs are likely to notice, to keep the table quick: all of them are
 /// tried before a mutant is said to survive.
 const RUNS: u64 = 3000;
 
-fn tried(seed: u64) -> (Case, Vec<judge::driver::Op>) {
-    let all = geometries();
-    let mut numbers = judge::driver::Seeded::new(seed);
-    let mut case = case(&all, numbers.number() >> 8);
-    // Small pages make quick runs.
-    if case.config.granule == Granule::K64 && !seed.is_multiple_of(4) {
-        case = judge::driver::case(&all, numbers.number() >> 8);
-    }
-    let ops = numbers.sequence(40);
-    (case, ops)
+fn tried(geometries: &[Stage2Config], seed: u64) -> (Case, Vec<Op>) {
+    let mut numbers = Seeded::new(seed);
+    let case = numbers.case(geometries);
+    (case, numbers.sequence(40))
 }
 
 #[test]
 fn every_mutant_is_killed() {
+    let all = geometries();
     // Without a fault nothing is found.
     for seed in 0..RUNS / 10 {
-        let (case, ops) = tried(seed);
+        let (case, ops) = tried(&all, seed);
         if let Err(what) = run(&case, &ops) {
             panic!("seed {seed}, no mutant: {what}");
         }
@@ -58,7 +53,7 @@ fn every_mutant_is_killed() {
                 if seed == 0 {
                     return directed::all().map_err(|what| format!("directed: {what}"));
                 }
-                let (case, ops) = tried(seed);
+                let (case, ops) = tried(&all, seed);
                 run(&case, &ops)
             });
             std::panic::set_hook(hook);

@@ -1,20 +1,36 @@
 //! All operations, over the whole matrix of formats and features, against the
 //! model and a shadow.
 //!
-//! `PGTABLE_OPS` sets how many operations the bulk run does (default 50,000
-//! under `cargo test`); `PGTABLE_SEED` where its seeds begin, to resume;
-//! `PGTABLE_TRACE` a file for the events of the last run, for other judges.
+//! `cargo test -p pgtable` does 50,000 operations. Many more:
+//!
+//! ```text
+//! PGTABLE_OPS=1000000 cargo test --release -p pgtable --test state_machine many
+//! ```
+//!
+//! - `PGTABLE_OPS`: operations of the bulk run, which then says on stderr how
+//!   far it is.
+//! - `PGTABLE_SEED`: where its seeds begin (1). A run is resumed from the seed
+//!   below which all is done; a failure is repeated with its seed and one
+//!   operation.
+//! - `PGTABLE_STATE`: a file that keeps that seed, so that the same command
+//!   goes on where it was stopped. Removed when the run is complete.
+//! - `PGTABLE_SECONDS`: stops the run after so long, if it is not done.
+//! - `PGTABLE_TALLY`: prints how operations of each kind ended.
+//! - `PGTABLE_TRACE`: a file for the events of the last run, for other judges.
 
 mod judge;
 
-use judge::driver::{case, geometries, run, seeded};
+use judge::bulk::{Plan, run as bulk};
+use judge::driver::{case, geometries, run};
 use proptest::prelude::*;
+use std::time::Duration;
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name}={text}: not a number")),
+    )
 }
 
 proptest! {
@@ -31,24 +47,19 @@ proptest! {
 
 #[test]
 fn many_operations_keep_the_rules() {
-    let geometries = geometries();
-    let total = number("PGTABLE_OPS", 50_000);
-    let first = number("PGTABLE_SEED", 1);
-    let length = 50;
-    let runs = total.div_ceil(length);
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    std::thread::scope(|scope| {
-        for thread in 0..threads {
-            let geometries = &geometries;
-            scope.spawn(move || {
-                for seed in (first + thread..first + runs).step_by(threads as usize) {
-                    if let Err(what) = seeded(geometries, seed, length as usize) {
-                        panic!("{what}");
-                    }
-                }
-            });
-        }
-    });
+    let asked = number("PGTABLE_OPS");
+    let plan = Plan {
+        ops: asked.unwrap_or(50_000),
+        first: number("PGTABLE_SEED").unwrap_or(1),
+        state: std::env::var_os("PGTABLE_STATE").map(Into::into),
+        limit: number("PGTABLE_SECONDS").map(Duration::from_secs),
+        reports: asked.is_some(),
+    };
+    match bulk(&geometries(), &plan) {
+        Ok(tally) if std::env::var_os("PGTABLE_TALLY").is_some() => eprintln!("{tally}"),
+        Ok(_) => (),
+        Err(what) => panic!("{what}"),
+    }
 }
 
 #[test]

@@ -223,7 +223,6 @@ fn run(path: &[Op], features: Features) -> Result<Vec<u64>, String> {
                 to,
             }));
         }
-        judge.settle_invalid();
         judge.event(EventKind::Quiesce {
             lo: 0,
             hi: PAGES * PAGE,

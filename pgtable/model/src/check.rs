@@ -283,8 +283,12 @@ impl Machine {
         let Some(end) = p.ia.checked_add(p.len) else {
             return self.fail(Kind::BadEvent, "a promise beyond the address space");
         };
-        let spec = self.trees[tree as usize].spec.get_or_insert_default();
-        spec.set(p.ia, end, p.to);
+        let tree = &mut self.trees[tree as usize];
+        if tree.spec.is_none() {
+            tree.change(0, u64::MAX);
+        }
+        tree.change(p.ia, end);
+        tree.spec.get_or_insert_default().set(p.ia, end, p.to);
         Ok(())
     }
 
@@ -330,17 +334,21 @@ impl Machine {
                 }
             }
         }
-        for (i, tree) in self.trees.iter().enumerate() {
-            if tree.retired {
+        for i in 0..self.trees.len() {
+            let tree = &self.trees[i];
+            let (from, to) = tree.unchecked(lo, hi);
+            if tree.retired || from >= to {
                 continue;
             }
             if tree.contiguous {
-                self.check_groups(i as u32, lo, hi)?;
+                self.check_groups(i as u32, from, to)?;
             }
             if let Some(spec) = &tree.spec {
-                self.compare_tree(i as u32, spec, lo, hi)?;
+                self.compare_tree(i as u32, spec, from, to)?;
             }
+            self.trees[i].checked(lo, hi);
         }
+        let pe = &self.pes[usize::from(now)];
         if pe.el2_change == El2Change::Visible {
             return self.fail(
                 Kind::MissingIsb,

@@ -114,11 +114,14 @@ impl Machine {
         let mine = self.leaf_attrs(table.tree, level, word);
         let index = (ia - table.ia) >> shape.shift(level);
         let first = index & !((1 << log2) - 1);
-        for other in first..first + (1 << log2) {
-            if other == index || other >= table.entries {
+        let count = (1 << log2).min(table.entries - first);
+        let members = self.mem.words(table.base + first * 8, count);
+        for (other, &theirs) in (first..).zip(members) {
+            // Only the hint makes neighbours of entries.
+            let hinted = (theirs | word) & CONTIGUOUS != 0;
+            if theirs & 1 == 0 || !hinted || other == index {
                 continue;
             }
-            let theirs = self.mem.load(table.base + other * 8);
             let agree = match shape.decode(level, theirs) {
                 Desc::Leaf(at) => {
                     let a = self.leaf_attrs(table.tree, level, theirs);

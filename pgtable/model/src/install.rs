@@ -102,6 +102,7 @@ impl Machine {
                     retired: false,
                     contiguous: false,
                     spec: None,
+                    changed: (0, u64::MAX),
                 };
                 let slot = self.trees.iter().position(|t| t.retired);
                 place(&mut self.trees, slot, tree)

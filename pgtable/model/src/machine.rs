@@ -82,6 +82,32 @@ pub(crate) struct Tree {
     /// A leaf with the contiguous hint was seen.
     pub contiguous: bool,
     pub spec: Option<Spec>,
+    /// What changed, in tables or promises, since it was compared: first
+    /// address and end.
+    pub changed: (u64, u64),
+}
+
+impl Tree {
+    /// Notes that `[lo, hi)` may read differently now.
+    pub fn change(&mut self, lo: u64, hi: u64) {
+        self.changed = (self.changed.0.min(lo), self.changed.1.max(hi));
+    }
+
+    /// What of `[lo, hi)` was not compared since it changed.
+    pub fn unchecked(&self, lo: u64, hi: u64) -> (u64, u64) {
+        (self.changed.0.max(lo), self.changed.1.min(hi))
+    }
+
+    /// Notes that `[lo, hi)` was compared.
+    pub fn checked(&mut self, lo: u64, hi: u64) {
+        let (from, to) = &mut self.changed;
+        match (lo <= *from, *to <= hi) {
+            (true, true) => (*from, *to) = (u64::MAX, 0),
+            (true, false) => *from = (*from).max(hi),
+            (false, true) => *to = (*to).min(lo),
+            (false, false) => {}
+        }
+    }
 }
 
 /// A tree under one VMID (EL2 has one context without).

@@ -1,5 +1,7 @@
 //! Physical memory: sparse words, and who has a page.
 
+use std::cell::Cell;
+
 use crate::hash::FastMap;
 use crate::ranges::RangeMap;
 
@@ -7,16 +9,52 @@ const FRAME: u64 = 4096;
 const WORDS: usize = 512;
 
 /// One 4 KiB frame that has been written.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Frame {
-    words: [u64; WORDS],
-    nonzero: u16,
+    /// None while all are zero.
+    words: Option<Box<[u64; WORDS]>>,
+    /// Which are not zero, one bit each.
+    held: [u64; WORDS / 64],
     /// Words that hold nothing defined yet, one bit each.
     undefined: Option<Box<[u64; WORDS / 64]>>,
     last: LastStore,
 }
 
-/// The last store into a frame, for ordering a link after its contents.
+impl Frame {
+    fn is_zero(&self) -> bool {
+        self.held == [0; WORDS / 64]
+    }
+
+    /// Stores a word, returns the old one.
+    fn swap(&mut self, index: usize, value: u64) -> u64 {
+        if self.words.is_none() && value == 0 {
+            return 0;
+        }
+        let words = self.words.get_or_insert_with(|| Box::new([0; WORDS]));
+        let old = std::mem::replace(&mut words[index], value);
+        let (bits, bit) = (&mut self.held[index / 64], 1 << (index % 64));
+        if value == 0 {
+            *bits &= !bit;
+        } else {
+            *bits |= bit;
+        }
+        old
+    }
+
+    /// Makes a word defined; true if it was not.
+    fn define(&mut self, index: usize) -> bool {
+        let Some(bits) = &mut self.undefined else {
+            return false;
+        };
+        let bit = 1 << (index % 64);
+        let was = bits[index / 64] & bit != 0;
+        bits[index / 64] &= !bit;
+        was
+    }
+}
+
+/// The last store into a frame that walkers care about, for ordering a link
+/// after its contents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LastStore {
     /// Who stored.
@@ -52,45 +90,71 @@ pub enum Owner {
     Hypervisor,
 }
 
+/// Frames found lately are remembered in so many places.
+const RECENT: usize = 16;
+
 /// Physical memory.
 #[derive(Clone, Debug, Default)]
 pub struct Mem {
-    frames: FastMap<u64, Box<Frame>>,
+    frames: Vec<Frame>,
+    /// Frame number → place in `frames`.
+    places: FastMap<u64, u32>,
+    /// Frame number + 1 and place, by the low bits of the number.
+    recent: [Cell<(u64, u32)>; RECENT],
     uses: RangeMap<Use>,
 }
 
 impl Mem {
+    fn place(&self, pa: u64) -> Option<usize> {
+        let number = pa / FRAME;
+        let recent = &self.recent[number as usize % RECENT];
+        let (known, place) = recent.get();
+        if known == number + 1 {
+            return Some(place as usize);
+        }
+        let place = *self.places.get(&number)?;
+        recent.set((number + 1, place));
+        Some(place as usize)
+    }
+
     fn frame(&self, pa: u64) -> Option<&Frame> {
-        self.frames.get(&(pa / FRAME)).map(Box::as_ref)
+        Some(&self.frames[self.place(pa)?])
     }
 
     fn frame_mut(&mut self, pa: u64) -> &mut Frame {
-        self.frames.entry(pa / FRAME).or_insert_with(|| {
-            Box::new(Frame {
-                words: [0; WORDS],
-                nonzero: 0,
-                undefined: None,
-                last: LastStore::default(),
-            })
-        })
+        let place = self.place(pa).unwrap_or_else(|| {
+            self.places.insert(pa / FRAME, self.frames.len() as u32);
+            self.frames.push(Frame::default());
+            self.frames.len() - 1
+        });
+        &mut self.frames[place]
+    }
+
+    /// The words of `[pa, pa + 8 * count)`, which lie in one frame; nothing if
+    /// all are zero.
+    pub(crate) fn words(&self, pa: u64, count: u64) -> &[u64] {
+        let first = (pa % FRAME / 8) as usize;
+        match self.frame(pa).and_then(|frame| frame.words.as_ref()) {
+            Some(words) => &words[first..first + count as usize],
+            None => &[],
+        }
     }
 
     /// The newest value of the word at `pa` (aligned down to 8).
     pub fn load(&self, pa: u64) -> u64 {
-        self.frame(pa)
-            .map_or(0, |f| f.words[(pa % FRAME / 8) as usize])
+        let words = self.frame(pa).and_then(|frame| frame.words.as_ref());
+        words.map_or(0, |words| words[(pa % FRAME / 8) as usize])
     }
 
     /// Stores a word and returns the old one.
     pub(crate) fn swap(&mut self, pa: u64, value: u64, last: LastStore) -> u64 {
         let index = (pa % FRAME / 8) as usize;
         let frame = self.frame_mut(pa);
-        let old = std::mem::replace(&mut frame.words[index], value);
-        frame.nonzero += u16::from(value != 0);
-        frame.nonzero -= u16::from(old != 0);
-        frame.last = last;
-        if let Some(undefined) = &mut frame.undefined {
-            undefined[index / 64] &= !(1 << (index % 64));
+        let old = frame.swap(index, value);
+        let undefined = frame.define(index);
+        // One invalid value for another is no matter of walkers.
+        if undefined || (old | value) & 1 == 1 {
+            frame.last = last;
         }
         old
     }
@@ -98,15 +162,17 @@ impl Mem {
     /// Sets `[pa, pa + len)` to zeros that are defined.
     pub(crate) fn zero(&mut self, pa: u64, len: u64, last: LastStore) {
         self.each_frame(pa, len, |frame, words| {
-            for i in words.clone() {
-                frame.nonzero -= u16::from(frame.words[i] != 0);
-                frame.words[i] = 0;
-                if let Some(u) = &mut frame.undefined {
-                    u[i / 64] &= !(1 << (i % 64));
-                }
-            }
             if words.len() == WORDS {
+                if !frame.is_zero() {
+                    frame.words = None;
+                    frame.held = [0; WORDS / 64];
+                }
                 frame.undefined = None;
+            } else {
+                for index in words {
+                    frame.swap(index, 0);
+                    frame.define(index);
+                }
             }
             frame.last = last;
         });
@@ -148,13 +214,18 @@ impl Mem {
             let at = pa + index * 8;
             let in_frame = ((FRAME - at % FRAME) / 8).min(count - index);
             if let Some(frame) = self.frame(at)
-                && frame.nonzero != 0
+                && let Some(words) = &frame.words
             {
                 let first = (at % FRAME / 8) as usize;
-                let words = &frame.words[first..first + in_frame as usize];
-                for (i, &word) in words.iter().enumerate() {
-                    if word != 0 {
-                        out.push((index + i as u64, word));
+                let last = first + in_frame as usize;
+                for chunk in first / 64..last.div_ceil(64) {
+                    let mut bits = frame.held[chunk];
+                    while bits != 0 {
+                        let place = chunk * 64 + bits.trailing_zeros() as usize;
+                        bits &= bits - 1;
+                        if (first..last).contains(&place) {
+                            out.push((index + (place - first) as u64, words[place]));
+                        }
                     }
                 }
             }

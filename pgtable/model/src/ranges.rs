@@ -1,21 +1,44 @@
 //! A map from address ranges to values, with a default for the rest.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 /// Disjoint half-open ranges with equal neighbours merged.
+///
+/// Questions come in sweeps, so that the range of the last answer is
+/// remembered.
 #[derive(Clone, Debug, Default)]
-pub struct RangeMap<V> {
+pub struct RangeMap<V: Copy> {
     /// Start → (end, value); the default value is never stored.
     map: BTreeMap<u64, (u64, V)>,
+    last: Cell<Option<(u64, u64, V)>>,
 }
 
 impl<V: Copy + PartialEq + Default> RangeMap<V> {
+    /// The range around `at`, which may be one of the default.
+    fn around(&self, at: u64) -> (u64, u64, V) {
+        if let Some(last) = self.last.get()
+            && last.0 <= at
+            && at < last.1
+        {
+            return last;
+        }
+        let found = match self.map.range(..=at).next_back() {
+            Some((&start, &(end, value))) if at < end => (start, end, value),
+            before => {
+                let start = before.map_or(0, |(_, &(end, _))| end);
+                let after = self.map.range(at..).next();
+                let end = after.map_or(u64::MAX, |(&start, _)| start);
+                (start, end, V::default())
+            }
+        };
+        self.last.set(Some(found));
+        found
+    }
+
     /// The value at `at`.
     pub fn get(&self, at: u64) -> V {
-        match self.map.range(..=at).next_back() {
-            Some((_, &(end, value))) if at < end => value,
-            _ => V::default(),
-        }
+        self.around(at).2
     }
 
     /// Sets `[lo, hi)`.
@@ -23,6 +46,11 @@ impl<V: Copy + PartialEq + Default> RangeMap<V> {
         if lo >= hi {
             return;
         }
+        let (_, to, now) = self.around(lo);
+        if now == value && hi <= to {
+            return;
+        }
+        self.last.set(None);
         let (mut lo, mut hi) = (lo, hi);
         // Cut a range that begins before and reaches in.
         if let Some((&start, &(end, old))) = self.map.range(..lo).next_back()
@@ -73,26 +101,33 @@ impl<V: Copy + PartialEq + Default> RangeMap<V> {
             .filter(|(from, to, _)| from < to)
     }
 
-    /// As [`iter`](Self::iter), from the last range to the first: one search.
+    /// As [`iter`](Self::iter), from the last range to the first.
     pub fn iter_rev(&self, lo: u64, hi: u64) -> impl Iterator<Item = (u64, u64, V)> + '_ {
-        self.map
-            .range(..hi)
-            .rev()
-            .take_while(move |(_, (end, _))| *end > lo)
-            .map(move |(&start, &(end, value))| (start.max(lo), end.min(hi), value))
-            .filter(|(from, to, _)| from < to)
+        let mut at = hi;
+        std::iter::from_fn(move || {
+            while at > lo {
+                let (start, end, value) = self.around(at - 1);
+                let to = end.min(at);
+                at = start.max(lo);
+                if value != V::default() {
+                    return Some((at, to, value));
+                }
+            }
+            None
+        })
     }
 
     /// True if all of `[lo, hi)` has `value`, which is not the default.
     pub fn covers(&self, lo: u64, hi: u64, value: V) -> bool {
-        let mut at = hi;
-        for (start, end, found) in self.iter_rev(lo, hi) {
-            if found != value || end < at {
+        let mut at = lo;
+        while at < hi {
+            let (_, end, found) = self.around(at);
+            if found != value {
                 return false;
             }
-            at = start;
+            at = end;
         }
-        at <= lo
+        true
     }
 }
 

@@ -130,6 +130,10 @@ impl Machine {
         }
         let index = (s.pa - table.base) / 8;
         let ia = table.ia + (index << shape.shift(table.level));
+        // One member of a contiguous group stands for all.
+        let group = shape.span(table.level) << shape.group_log2(table.level);
+        let low = ia & !(group - 1);
+        self.trees[table.tree as usize].change(low, low + group);
         self.transition(&table, &shape, ia, s).map_err(|mut v| {
             v.pa.get_or_insert(s.pa);
             v.ia.get_or_insert(ia);

@@ -14,8 +14,6 @@
 //! States are masks with one bit per PE; pending masks are kept per issuer,
 //! since only the issuer's own DSB completes its TLBIs.
 
-use std::collections::BTreeMap;
-
 use crate::descriptor::Perms;
 
 /// Most PEs a machine may have.
@@ -92,11 +90,14 @@ pub(crate) struct Run {
 /// A class of runs: what they were, at which level.
 pub(crate) type Class = (Was, i8);
 
+/// The runs of one class, in order. A DSB visits them all, so that there are
+/// few of them; a vector beats a tree then.
 #[derive(Clone, Debug)]
 struct Runs {
     class: Class,
     shift: u8,
-    map: BTreeMap<u64, Run>,
+    /// First address and run.
+    list: Vec<(u64, Run)>,
 }
 
 impl Runs {
@@ -118,61 +119,81 @@ impl Runs {
             && a.oa + bytes == b.oa
     }
 
-    fn insert(&mut self, mut base: u64, mut run: Run) {
-        if let Some((&before, left)) = self.map.range(..base).next_back()
-            && self.merges(before, left, base, &run)
-        {
-            let left = *left;
-            run.entries += left.entries;
-            run.oa = left.oa;
-            run.since = run.since.min(left.since);
-            self.map.remove(&before);
-            base = before;
-        }
-        let end = self.end(base, &run);
-        if let Some(right) = self.map.get(&end)
-            && self.merges(base, &run, end, right)
-        {
-            run.entries += right.entries;
-            run.since = run.since.min(right.since);
-            self.map.remove(&end);
-        }
-        self.map.insert(base, run);
-    }
-
-    /// Bases of runs that overlap `[lo, hi)`.
-    fn overlapping(&self, lo: u64, hi: u64, out: &mut Vec<u64>) {
-        out.clear();
-        if let Some((&base, run)) = self.map.range(..lo).next_back()
-            && self.end(base, run) > lo
-        {
-            out.push(base);
-        }
-        if lo < hi {
-            out.extend(self.map.range(lo..hi).map(|(&base, _)| base));
+    /// How many runs begin below `at`.
+    fn below(&self, at: u64) -> usize {
+        match self.list.last() {
+            None => 0,
+            Some(&(base, _)) if base < at => self.list.len(),
+            _ => self.list.partition_point(|&(base, _)| base < at),
         }
     }
 
-    /// Takes `[a, b)` out of the run at `base`, returns that part.
-    fn carve(&mut self, base: u64, a: u64, b: u64) -> Option<Run> {
-        let run = self.map.remove(&base)?;
+    /// The places of runs that overlap `[lo, hi)`.
+    fn places(&self, lo: u64, hi: u64) -> std::ops::Range<usize> {
+        let mut first = self.below(lo);
+        let last = if lo < hi { self.below(hi) } else { first };
+        if first > 0 {
+            let (base, run) = &self.list[first - 1];
+            first -= usize::from(self.end(*base, run) > lo);
+        }
+        first..last.max(first)
+    }
+
+    /// Adds a run where none is, merged with its neighbours.
+    fn insert(&mut self, base: u64, run: Run) {
+        let mut place = self.below(base);
+        let left = place.checked_sub(1).map(|left| self.list[left]);
+        if let Some((before, left)) = left
+            && self.merges(before, &left, base, &run)
+        {
+            place -= 1;
+            let mine = &mut self.list[place].1;
+            mine.entries += run.entries;
+            mine.since = mine.since.min(run.since);
+        } else {
+            // What stood at the same address is replaced.
+            match self.list.get_mut(place) {
+                Some(there) if there.0 == base => there.1 = run,
+                _ => self.list.insert(place, (base, run)),
+            }
+        }
+        let (base, run) = self.list[place];
+        if let Some(&(next, right)) = self.list.get(place + 1)
+            && self.merges(base, &run, next, &right)
+        {
+            let mine = &mut self.list[place].1;
+            mine.entries += right.entries;
+            mine.since = mine.since.min(right.since);
+            self.list.remove(place + 1);
+        }
+    }
+
+    /// Takes `[a, b)` out of the run at `place`, returns that part.
+    fn carve(&mut self, place: usize, a: u64, b: u64) -> Run {
+        let (base, run) = self.list[place];
         let end = self.end(base, &run);
+        let (shift, table) = (self.shift, self.class.0 == Was::Table);
         let part = |from: u64, to: u64| Run {
-            entries: (to - from) >> self.shift,
-            oa: if self.class.0 == Was::Table {
+            entries: (to - from) >> shift,
+            oa: if table {
                 run.oa
             } else {
                 run.oa + (from - base)
             },
             ..run
         };
-        if base < a {
-            self.map.insert(base, part(base, a));
+        match (base < a, b < end) {
+            (false, false) => {
+                self.list.remove(place);
+            }
+            (true, false) => self.list[place].1 = part(base, a),
+            (false, true) => self.list[place] = (b, part(b, end)),
+            (true, true) => {
+                self.list[place].1 = part(base, a);
+                self.list.insert(place + 1, (b, part(b, end)));
+            }
         }
-        if b < end {
-            self.map.insert(b, part(b, end));
-        }
-        Some(part(a, b))
+        part(a, b)
     }
 }
 
@@ -187,7 +208,7 @@ pub(crate) struct Unclean {
 
 impl Unclean {
     pub(crate) fn is_empty(&self) -> bool {
-        self.classes.iter().all(|r| r.map.is_empty())
+        self.classes.iter().all(|r| r.list.is_empty())
     }
 
     /// True if members of contiguous groups may be among the runs.
@@ -201,7 +222,7 @@ impl Unclean {
             self.classes.push(Runs {
                 class,
                 shift,
-                map: BTreeMap::new(),
+                list: Vec::new(),
             });
             self.classes.len() - 1
         });
@@ -221,15 +242,9 @@ impl Unclean {
         hi: u64,
     ) -> impl Iterator<Item = (Class, u64, u64, &Run)> + '_ {
         self.classes.iter().flat_map(move |runs| {
-            let before = runs
-                .map
-                .range(..lo)
-                .next_back()
-                .filter(move |&(&base, run)| runs.end(base, run) > lo);
-            before
-                .into_iter()
-                .chain(runs.map.range(lo..hi.max(lo)))
-                .map(move |(&base, run)| (runs.class, base, runs.end(base, run), run))
+            let list = &runs.list[runs.places(lo, hi)];
+            list.iter()
+                .map(move |(base, run)| (runs.class, *base, runs.end(*base, run), run))
         })
     }
 
@@ -244,16 +259,19 @@ impl Unclean {
     ) {
         let mut found = std::mem::take(&mut self.scratch);
         for runs in &mut self.classes {
-            if runs.map.is_empty() {
+            if runs.list.is_empty() {
                 continue;
             }
             let class = runs.class;
             let span = 1u64 << runs.shift;
             let a = lo & !(span - 1);
             let b = hi.saturating_add(span - 1) & !(span - 1);
-            runs.overlapping(a, b, &mut found);
+            found.clear();
+            let places = runs.places(a, b);
+            found.extend(runs.list[places].iter().map(|&(base, _)| base));
             for &base in &found {
-                let Some(run) = runs.map.get(&base) else {
+                let place = runs.below(base);
+                let Some((_, run)) = runs.list.get(place).filter(|&&(at, _)| at == base) else {
                     continue;
                 };
                 if !which(class, run) {
@@ -265,10 +283,9 @@ impl Unclean {
                     continue;
                 }
                 let (from, to) = (a.max(base), b.min(runs.end(base, run)));
-                if let Some(mut part) = runs.carve(base, from, to) {
-                    part.progress = progress;
-                    runs.insert(from, part);
-                }
+                let mut part = runs.carve(place, from, to);
+                part.progress = progress;
+                runs.insert(from, part);
             }
         }
         self.scratch = found;
@@ -278,7 +295,7 @@ impl Unclean {
     pub(crate) fn retain(&mut self, mut keep: impl FnMut(Class, &mut Run) -> bool) {
         for runs in &mut self.classes {
             let class = runs.class;
-            runs.map.retain(|_, run| keep(class, run));
+            runs.list.retain_mut(|(_, run)| keep(class, run));
         }
         self.contiguous &= !self.is_empty();
     }
@@ -292,23 +309,26 @@ impl Unclean {
         which: impl Fn(&Run) -> bool,
         mut each: impl FnMut(u64, Run),
     ) {
-        let mut found = std::mem::take(&mut self.scratch);
         for runs in self.classes.iter_mut().filter(|r| r.class == class) {
-            runs.overlapping(lo, hi, &mut found);
-            for &base in &found {
-                let Some(run) = runs.map.get(&base) else {
-                    continue;
-                };
+            if runs.list.is_empty() {
+                continue;
+            }
+            let places = runs.places(lo, hi);
+            let mut place = places.start;
+            for _ in places {
+                let (base, run) = &runs.list[place];
                 if !which(run) {
+                    place += 1;
                     continue;
                 }
-                let (from, to) = (lo.max(base), hi.min(runs.end(base, run)));
-                if let Some(part) = runs.carve(base, from, to) {
-                    each(from, part);
-                }
+                let (from, to) = (lo.max(*base), hi.min(runs.end(*base, run)));
+                let left = usize::from(*base < from);
+                let part = runs.carve(place, from, to);
+                // What is left of the run comes before the next.
+                place += left;
+                each(from, part);
             }
         }
-        self.scratch = found;
     }
 
     /// Forgets everything.
@@ -319,6 +339,6 @@ impl Unclean {
 
     /// Number of runs.
     pub(crate) fn len(&self) -> usize {
-        self.classes.iter().map(|r| r.map.len()).sum()
+        self.classes.iter().map(|r| r.list.len()).sum()
     }
 }

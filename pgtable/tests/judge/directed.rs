@@ -73,7 +73,6 @@ fn no_block_where_none_may_stand() -> Result<(), String> {
         folded,
         Err(Error::BlockLevel { level: Level::L1 }),
     );
-    judge.settle_invalid();
     judge.event(EventKind::Quiesce { lo: 0, hi: size });
     verdict(&judge)
 }

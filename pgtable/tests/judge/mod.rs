@@ -3,17 +3,30 @@
 
 #![allow(dead_code)]
 
+pub mod bulk;
+pub mod case;
 pub mod directed;
 pub mod driver;
+mod guest;
+mod ops;
 pub mod shadow;
+pub mod tally;
 
-use mmu_model::{Event, EventKind, Machine, Owner, Reach, Reg, TlbiOp};
+use mmu_model::{Event, EventKind, Machine, Owner, Reach, Reg, Shape, TlbiOp};
 use pgtable::{Barrier, CacheOp, Level, Maintenance, Pa, Synced, TableMem, Tlbi, TlbiKind};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+
+pub use guest::Access;
 
 /// Tables live above this, below all that guests map.
 pub const TABLES: u64 = 0x100_0000;
+
+/// A page of table memory.
+#[derive(Clone, Copy, Debug, Default)]
+struct Page {
+    count: i64,
+    taken: bool,
+}
 
 /// Memory and CPUs under the model's eyes.
 pub struct Judge {
@@ -21,16 +34,21 @@ pub struct Judge {
     /// The CPU that acts.
     pub pe: Cell<u8>,
     vttbr: RefCell<Vec<u64>>,
-    counts: RefCell<HashMap<u64, i64>>,
-    taken: RefCell<BTreeSet<u64>>,
+    /// What the last VTCR_EL2 says.
+    shape: Cell<Option<Shape>>,
+    /// From [`TABLES`] on.
+    pages: RefCell<Vec<Page>>,
     free: RefCell<Vec<u64>>,
     next: Cell<u64>,
     page: u64,
+    live: Cell<usize>,
     /// Pages that `alloc` still gives.
     pub limit: Cell<u64>,
     events: Cell<u64>,
-    /// Entries that a CPU stored and walkers care about, and no DSB since.
-    unseen: RefCell<Vec<(u8, u64)>>,
+    /// Where the events end, for a fault may have made a loop endless.
+    most: Cell<u64>,
+    /// The guest that goes on beside.
+    guest: guest::Guest,
     /// The first broken rule.
     pub broken: RefCell<Option<String>>,
     /// All events, if wanted.
@@ -43,14 +61,16 @@ impl Judge {
             machine: RefCell::new(machine),
             pe: Cell::new(0),
             vttbr: RefCell::new(vec![0; pes]),
-            counts: RefCell::default(),
-            taken: RefCell::default(),
+            shape: Cell::new(None),
+            pages: RefCell::default(),
             free: RefCell::default(),
             next: Cell::new(TABLES),
             page,
+            live: Cell::new(0),
             limit: Cell::new(u64::MAX),
             events: Cell::new(0),
-            unseen: RefCell::default(),
+            most: Cell::new(5_000_000),
+            guest: guest::Guest::default(),
             broken: RefCell::default(),
             trace: RefCell::default(),
         }
@@ -62,58 +82,61 @@ impl Judge {
         if std::thread::panicking() {
             return;
         }
-        // A fault may have made a loop endless.
         self.events.set(self.events.get() + 1);
-        let most = if self.is_broken() { 20_000 } else { 5_000_000 };
-        assert!(
-            self.events.get() < most || self.trace.borrow().is_some(),
-            "no end"
-        );
+        assert!(self.events.get() < self.most.get(), "no end");
         let event = Event {
             pe: self.pe.get(),
             kind,
         };
-        if kind == EventKind::DSB_ISH || kind == EventKind::DSB_ISHST {
-            let pe = self.pe.get();
-            self.unseen.borrow_mut().retain(|&(by, _)| by != pe);
-        }
         if let Some(trace) = self.trace.borrow_mut().as_mut() {
             trace.push(event);
         }
-        if let Err(violation) = self.machine.borrow_mut().on(event) {
+        let verdict = self.machine.borrow_mut().on(event);
+        if let Err(violation) = verdict {
             self.complain(format!("{violation} (at {event:?})"));
         }
     }
 
-    /// Before the model is asked whether all is visible: stores that put one
-    /// invalid value in another's place are no matter of walkers, but the
-    /// model would ask for their barrier. It gets it if nothing else is due.
-    /// Returns whether it was.
-    pub fn settle_invalid(&self) -> bool {
-        let pe = self.pe.get();
-        let only = self.unseen.borrow().iter().all(|&(by, _)| by != pe);
-        if only {
-            self.event(EventKind::DSB_ISHST);
-        }
-        only
+    /// Events so far.
+    pub fn events(&self) -> u64 {
+        self.events.get()
     }
 
-    fn note_store(&self, pa: u64, old: u64, new: u64) {
-        if (old | new) & 1 != 0 {
-            self.unseen.borrow_mut().push((self.pe.get(), pa));
-        }
+    /// Allows for another so many events.
+    pub fn extend(&self, events: u64) {
+        self.most.set(self.events.get() + events);
+    }
+
+    /// Nothing any more: the model knows that one invalid value for another is
+    /// no matter of walkers.
+    pub fn settle_invalid(&self) -> bool {
+        false
     }
 
     /// Remembers the first complaint.
     pub fn complain(&self, what: String) {
-        if self.broken.borrow().is_none() {
-            self.events.set(0);
+        if !self.is_broken() {
+            self.extend(20_000);
+            *self.broken.borrow_mut() = Some(what);
         }
-        self.broken.borrow_mut().get_or_insert(what);
     }
 
     pub fn is_broken(&self) -> bool {
         self.broken.borrow().is_some()
+    }
+
+    /// What was told of a page of table memory.
+    fn page_of<R>(&self, pa: u64, f: impl FnOnce(&mut Page) -> R) -> R {
+        let index = (pa.saturating_sub(TABLES) / self.page) as usize;
+        let mut pages = self.pages.borrow_mut();
+        if index >= pages.len() {
+            // A fault may have made an address of anything.
+            if index >= 1 << 20 {
+                return f(&mut Page::default());
+            }
+            pages.resize(index + 1, Page::default());
+        }
+        f(&mut pages[index])
     }
 
     /// Takes an aligned, zeroed root.
@@ -135,28 +158,42 @@ impl Judge {
     }
 
     fn take_back(&self, pa: u64) {
-        if !self.taken.borrow_mut().remove(&pa) {
+        let page = self.page_of(pa, |page| std::mem::take(page));
+        if !page.taken {
             self.complain(format!("table {pa:#x} freed twice"));
         }
-        self.unseen
-            .borrow_mut()
-            .retain(|&(_, at)| at & !(self.page - 1) != pa);
+        self.live.set(self.live.get().saturating_sub(1));
         self.event(EventKind::Free { pa, len: self.page });
-        self.counts.borrow_mut().remove(&pa);
         self.free.borrow_mut().push(pa);
     }
 
     /// Pages out for tables.
     pub fn live(&self) -> usize {
-        self.taken.borrow().len()
+        self.live.get()
     }
 
     /// Writes a control register of the CPU that acts.
     pub fn write(&self, reg: Reg, value: u64) {
-        if reg == Reg::Vttbr {
-            self.vttbr.borrow_mut()[usize::from(self.pe.get())] = value;
+        match reg {
+            Reg::Vttbr => self.vttbr.borrow_mut()[usize::from(self.pe.get())] = value,
+            Reg::Vtcr => {
+                let machine = self.machine.borrow();
+                let features = machine.features();
+                let hcr = u64::from(features.fwb) << 46;
+                self.shape.set(Shape::stage2(value, hcr, features).ok());
+            }
+            _ => (),
         }
         self.event(EventKind::Write { reg, value });
+    }
+
+    /// VTTBR_EL2 of the CPU that acts.
+    pub fn vttbr(&self) -> u64 {
+        self.vttbr_of(self.pe.get())
+    }
+
+    fn vttbr_of(&self, pe: u8) -> u64 {
+        self.vttbr.borrow()[usize::from(pe)]
     }
 
     pub fn word(&self, pa: u64) -> u64 {
@@ -172,12 +209,13 @@ impl TableMem for Judge {
     }
 
     fn load(&self, table: u64, index: usize) -> u64 {
+        self.tick();
         self.word(table + index as u64 * 8)
     }
 
     fn store(&self, table: u64, index: usize, value: u64) {
+        self.tick();
         let pa = table + index as u64 * 8;
-        self.note_store(pa, self.word(pa), value);
         self.event(EventKind::Store {
             pa,
             value,
@@ -186,12 +224,12 @@ impl TableMem for Judge {
     }
 
     fn cas(&self, table: u64, index: usize, old: u64, new: u64) -> Result<(), u64> {
+        self.tick();
         let pa = table + index as u64 * 8;
         let now = self.word(pa);
         if now != old {
             return Err(now);
         }
-        self.note_store(pa, old, new);
         self.event(EventKind::Cas {
             pa,
             expected: old,
@@ -211,7 +249,8 @@ impl TableMem for Judge {
             self.next.set(at + self.page);
             at
         });
-        self.taken.borrow_mut().insert(pa);
+        self.page_of(pa, |page| page.taken = true);
+        self.live.set(self.live.get() + 1);
         self.event(EventKind::Alloc {
             pa,
             len: self.page,
@@ -225,17 +264,16 @@ impl TableMem for Judge {
     }
 
     fn count(&self, table: Pa) -> u32 {
-        *self.counts.borrow().get(&table.get()).unwrap_or(&0) as u32
+        self.page_of(table.get(), |page| page.count as u32)
     }
 
     fn add_count(&self, table: Pa, by: i32) {
-        let mut counts = self.counts.borrow_mut();
-        let count = counts.entry(table.get()).or_insert(0);
-        *count += i64::from(by);
-        if *count < 0 {
-            let what = format!("count of table {table} went to {count}");
-            drop(counts);
-            self.complain(what);
+        let count = self.page_of(table.get(), |page| {
+            page.count += i64::from(by);
+            page.count
+        });
+        if count < 0 {
+            self.complain(format!("count of table {table} went to {count}"));
         }
     }
 }
@@ -245,6 +283,7 @@ pub struct Cpu<'a>(pub &'a Judge);
 
 impl Maintenance for Cpu<'_> {
     fn barrier(&mut self, barrier: Barrier) {
+        self.0.tick();
         use mmu_model::{Accesses, Barrier as B, Domain};
         self.0.event(EventKind::Barrier(match barrier {
             Barrier::DsbIshst => B::Dsb(Domain::Inner, Accesses::Stores),
@@ -256,6 +295,7 @@ impl Maintenance for Cpu<'_> {
     }
 
     fn tlbi(&mut self, op: Tlbi) {
+        self.0.tick();
         use mmu_model::TlbiKind as K;
         let (kind, reach) = match op.kind() {
             TlbiKind::Ipas2e1is => (K::Ipas2e1, Reach::Inner),
@@ -276,6 +316,7 @@ impl Maintenance for Cpu<'_> {
     }
 
     fn cache(&mut self, op: CacheOp) {
+        self.0.tick();
         self.0.event(match op {
             CacheOp::CleanInvalidateData { pa, size } => EventKind::CleanData {
                 pa: pa.get(),
@@ -289,7 +330,7 @@ impl Maintenance for Cpu<'_> {
     }
 
     fn vttbr(&mut self) -> u64 {
-        self.0.vttbr.borrow()[usize::from(self.0.pe.get())]
+        self.0.vttbr()
     }
 
     fn set_vttbr(&mut self, value: u64) {

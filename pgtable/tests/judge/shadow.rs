@@ -12,6 +12,19 @@ pub enum State {
     Annotated(u64),
 }
 
+impl State {
+    /// The state of what begins `by` bytes further.
+    fn after(self, by: u64) -> Self {
+        match self {
+            Self::Mapped { pa, attrs } => Self::Mapped { pa: pa + by, attrs },
+            other => other,
+        }
+    }
+}
+
+/// A range and its state: first IPA, one past the last, state at the first.
+pub type Piece = (u64, u64, State);
+
 /// Ranges that are not empty, by first IPA.
 #[derive(Clone, Debug, Default)]
 pub struct Shadow {
@@ -21,21 +34,14 @@ pub struct Shadow {
 impl Shadow {
     /// Cuts the range that contains `at`, so that one begins there.
     fn cut(&mut self, at: u64) {
-        let Some((&start, &(end, state))) = self.map.range(..at).next_back() else {
+        let Some((&start, range)) = self.map.range_mut(..at).next_back() else {
             return;
         };
-        if end <= at {
-            return;
+        let (end, state) = *range;
+        if end > at {
+            range.0 = at;
+            self.map.insert(at, (end, state.after(at - start)));
         }
-        self.map.insert(start, (at, state));
-        let rest = match state {
-            State::Mapped { pa, attrs } => State::Mapped {
-                pa: pa + (at - start),
-                attrs,
-            },
-            other => other,
-        };
-        self.map.insert(at, (end, rest));
     }
 
     pub fn clear(&mut self, start: u64, end: u64) {
@@ -44,8 +50,7 @@ impl Shadow {
         }
         self.cut(start);
         self.cut(end);
-        let gone: Vec<u64> = self.map.range(start..end).map(|(&at, _)| at).collect();
-        for at in gone {
+        while let Some((&at, _)) = self.map.range(start..end).next() {
             self.map.remove(&at);
         }
     }
@@ -58,57 +63,71 @@ impl Shadow {
     }
 
     /// Pieces that overlap a range, cut to it.
-    pub fn pieces(&self, start: u64, end: u64) -> Vec<(u64, u64, State)> {
-        let mut cut = self.clone_range(start, end);
-        cut.cut(start);
-        cut.cut(end);
-        cut.map
-            .range(start..end)
-            .map(|(&at, &(to, state))| (at, to, state))
+    pub fn pieces(&self, start: u64, end: u64) -> Vec<Piece> {
+        if start >= end {
+            return Vec::new();
+        }
+        let before = self.map.range(..start).next_back();
+        before
+            .into_iter()
+            .chain(self.map.range(start..end))
+            .filter(|&(_, &(to, _))| to > start)
+            .map(|(&at, &(to, state))| {
+                let from = at.max(start);
+                (from, to.min(end), state.after(from - at))
+            })
             .collect()
     }
 
-    fn clone_range(&self, start: u64, end: u64) -> Self {
-        let mut map = BTreeMap::new();
-        if let Some((&at, &range)) = self.map.range(..start).next_back() {
-            map.insert(at, range);
-        }
-        map.extend(self.map.range(start..end).map(|(&at, &range)| (at, range)));
-        Self { map }
-    }
-
     pub fn at(&self, ipa: u64) -> Option<State> {
-        self.pieces(ipa, ipa + 1)
-            .first()
-            .map(|&(_, _, state)| state)
+        let (&at, &(end, state)) = self.map.range(..=ipa).next_back()?;
+        (ipa < end).then(|| state.after(ipa - at))
     }
 
-    pub fn all(&self) -> impl Iterator<Item = (u64, u64, State)> + '_ {
-        self.map.iter().map(|(&at, &(end, state))| (at, end, state))
+    /// Some piece, if there is any: number `n`, counted round and round.
+    pub fn some(&self, n: u64) -> Option<Piece> {
+        let count = self.map.len();
+        let (&at, &(end, state)) = self.map.iter().nth((n % count.max(1) as u64) as usize)?;
+        Some((at, end, state))
     }
 
     /// Changes the attributes of what is mapped in a range.
     pub fn change(&mut self, start: u64, end: u64, f: impl Fn(Attrs) -> Attrs) {
-        for (at, to, state) in self.pieces(start, end) {
-            if let State::Mapped { pa, attrs } = state {
-                self.set(
-                    at,
-                    to,
-                    State::Mapped {
-                        pa,
-                        attrs: f(attrs),
-                    },
-                );
+        if start >= end {
+            return;
+        }
+        self.cut(start);
+        self.cut(end);
+        for (_, (_, state)) in self.map.range_mut(start..end) {
+            if let State::Mapped { attrs, .. } = state {
+                *attrs = f(*attrs);
             }
         }
     }
 
-    /// True when some range other than `[start, end)` maps memory of
-    /// `[pa, pa + len)`.
-    pub fn maps(&self, pa: u64, len: u64) -> bool {
-        self.all().any(|(at, to, state)| match state {
-            State::Mapped { pa: from, .. } => from < pa + len && pa < from + (to - at),
-            State::Annotated(_) => false,
-        })
+    /// The parts of `[pa, end)` that nothing here maps, in order.
+    pub fn unmapped(&self, pa: u64, end: u64) -> Vec<(u64, u64)> {
+        let mut mapped: Vec<(u64, u64)> = self
+            .map
+            .iter()
+            .filter_map(|(&at, &(to, state))| match state {
+                State::Mapped { pa: from, .. } => Some((from, from + (to - at))),
+                State::Annotated(_) => None,
+            })
+            .filter(|&(from, to)| from < end && pa < to)
+            .collect();
+        mapped.sort_unstable();
+        let mut at = pa;
+        let mut gaps = Vec::new();
+        for (from, to) in mapped {
+            if from > at {
+                gaps.push((at, from));
+            }
+            at = at.max(to);
+        }
+        if at < end {
+            gaps.push((at, end));
+        }
+        gaps
     }
 }

@@ -1,0 +1,148 @@
+//! A guest that goes on beside an operation.
+//!
+//! While one CPU works on a tree, a guest on another touches an address in
+//! it: between a load and the compare-and-swap, between a store and its
+//! barrier, between a TLBI and its DSB. Hardware then sets the access flag or
+//! the dirty state of what it finds, and the guest sees any translation that
+//! the model still allows.
+
+use super::Judge;
+use mmu_model::{EventKind, Outcome, Regime};
+use std::cell::{Cell, RefCell};
+
+/// One access of a guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// The CPU it runs on.
+    pub pe: u8,
+    /// The VTTBR_EL2 of the tree, and its root.
+    pub vttbr: u64,
+    pub root: u64,
+    pub ipa: u64,
+    pub write: bool,
+    /// So many loads, stores, barriers and TLBIs from now.
+    pub after: u32,
+}
+
+/// The access to come, and what the last ones did.
+#[derive(Default)]
+pub(super) struct Guest {
+    /// Steps to the access, from 1; 0 if there is none to come.
+    left: Cell<u32>,
+    planned: Cell<Option<Access>>,
+    marked: Cell<bool>,
+    written: Cell<Option<(u64, u64)>>,
+    seen: RefCell<Vec<u64>>,
+}
+
+impl Judge {
+    /// Plans an access, and forgets what earlier ones did.
+    pub fn plan(&self, access: Access) {
+        self.guest.planned.set(Some(access));
+        self.guest.left.set(access.after + 1);
+    }
+
+    /// Nothing comes by until [`resume`](Self::resume) gets the result.
+    pub fn pause(&self) -> u32 {
+        self.guest.left.replace(0)
+    }
+
+    pub fn resume(&self, paused: u32) {
+        self.guest.left.set(paused);
+    }
+
+    /// The operation is over: no access comes any more, and what was done is
+    /// forgotten.
+    pub fn unplan(&self) {
+        self.guest.left.set(0);
+        self.guest.marked.set(false);
+        self.guest.written.set(None);
+        self.guest.seen.borrow_mut().clear();
+    }
+
+    /// A step of the operation.
+    #[inline]
+    pub(super) fn tick(&self) {
+        let left = self.guest.left.get();
+        if left != 0 {
+            self.guest.left.set(left - 1);
+            if left == 1
+                && let Some(access) = self.guest.planned.take()
+            {
+                self.guest_access(&access);
+                self.look(&access);
+            }
+        }
+    }
+
+    /// A guest touches memory now.
+    pub fn guest_access(&self, access: &Access) {
+        let Some(shape) = self.shape.get() else {
+            return;
+        };
+        let mut place = 0;
+        let found = mmu_model::walk(&shape, access.root, 0, access.ipa, |pa| {
+            place = pa;
+            self.word(pa)
+        });
+        if let Ok(leaf) = found {
+            let dirties = shape.hd && access.write && leaf.attrs.dbm && leaf.desc & 1 << 7 == 0;
+            let mut new = leaf.desc;
+            if shape.ha {
+                new |= 1 << 10;
+            }
+            if dirties {
+                new |= 1 << 7;
+            }
+            if new != leaf.desc {
+                self.mark(access.pe, place, leaf.desc, new);
+            }
+            if dirties {
+                let low = (1 << leaf.size_log2) - 1;
+                let base = access.ipa & !low;
+                self.guest.written.set(Some((base, base + low + 1)));
+            }
+        }
+    }
+
+    /// What a guest may find at an address, if its CPU runs on the tree.
+    fn look(&self, access: &Access) {
+        if self.vttbr_of(access.pe) == access.vttbr {
+            let machine = self.machine.borrow();
+            let may = machine.translate(access.pe, Regime::Stage2, access.ipa);
+            let leads = |outcome: Outcome| outcome.ok().map(|found| found.pa);
+            let all = may.into_iter().filter_map(|one| leads(one.outcome));
+            self.guest.seen.borrow_mut().extend(all);
+        }
+    }
+
+    /// Hardware of `pe` changes a leaf: at once and for all to see.
+    fn mark(&self, pe: u8, pa: u64, expected: u64, value: u64) {
+        let acting = self.pe.replace(pe);
+        self.event(EventKind::Cas {
+            pa,
+            expected,
+            value,
+            release: true,
+        });
+        self.event(EventKind::DSB_ISHST);
+        self.pe.set(acting);
+        self.guest.marked.set(true);
+    }
+
+    /// True if hardware marked a leaf during this operation.
+    pub fn was_marked(&self) -> bool {
+        self.guest.marked.get()
+    }
+
+    /// The leaf that a guest wrote to, which became dirty by that: first IPA
+    /// and end.
+    pub fn take_written(&self) -> Option<(u64, u64)> {
+        self.guest.written.take()
+    }
+
+    /// Where a planned access led, or may have led.
+    pub fn take_seen(&self) -> Vec<u64> {
+        self.guest.seen.take()
+    }
+}
