@@ -103,40 +103,39 @@ fn every_geometry_there_is_and_no_other() {
 fn check(geometry: &Geometry, config: &Stage2Config, start: i8, ps: u64, want: (u64, u64, u64)) {
     let (sl2, sl0, tables) = want;
     let granule = config.granule;
-    let what = format!("{config:?}");
     let page = 1u64 << page_bits(granule);
     let per_table = 1usize << (page_bits(granule) - 3);
     assert_eq!(geometry.granule(), granule);
     assert_eq!(geometry.ipa_bits(), config.ipa_bits);
-    assert_eq!(geometry.start().get(), start, "{what}");
-    assert_eq!(geometry.root_tables() as u64, tables, "{what}");
-    assert_eq!(geometry.root_align(), tables * page, "{what}");
+    assert_eq!(geometry.start().get(), start, "{config:?}");
+    assert_eq!(geometry.root_tables() as u64, tables, "{config:?}");
+    assert_eq!(geometry.root_align(), tables * page, "{config:?}");
     let shape = geometry.shape();
     assert_eq!(shape.root_bytes(), tables * page);
     assert_eq!(shape.root_align(), tables * page);
     let root_entries = 1usize << (u32::from(config.ipa_bits) - shift(granule, start));
-    assert_eq!(shape.root_entries(), root_entries, "{what}");
+    assert_eq!(shape.root_entries(), root_entries, "{config:?}");
     // 52 bits of output come from DS or, with 64K, from FEAT_LPA alone.
     let wide = config.pa_bits == 52 && (config.lpa2 || granule == Granule::K64);
     let oa_bits = if wide { 52 } else { config.pa_bits.min(48) };
-    assert_eq!(shape.oa_bits(), oa_bits, "{what}");
+    assert_eq!(shape.oa_bits(), oa_bits, "{config:?}");
     let form = match (granule, config.lpa2) {
         (_, true) => OaForm::Lpa2,
         (Granule::K64, _) if wide => OaForm::Lpa64k,
         _ => OaForm::Plain48,
     };
-    assert_eq!(shape.oa_form(), form, "{what}");
+    assert_eq!(shape.oa_form(), form, "{config:?}");
     for number in start..=3 {
         let at = level(number);
         let bits = shift(granule, number);
-        assert_eq!(geometry.span(at), 1 << bits, "{what}");
+        assert_eq!(geometry.span(at), 1 << bits, "{config:?}");
         assert_eq!(u32::from(shape.span_bits(at)), bits);
         let entries = if number == start {
             root_entries
         } else {
             per_table
         };
-        assert_eq!(shape.entries(at), entries, "{what}");
+        assert_eq!(shape.entries(at), entries, "{config:?}");
         // Blocks: spec 1.4.
         let block = match (granule, number) {
             (_, 3 | 2) | (Granule::K4, 1) => true,
@@ -144,10 +143,10 @@ fn check(geometry: &Geometry, config: &Stage2Config, start: i8, ps: u64, want: (
             (Granule::K64, 1) => config.pa_bits == 52,
             _ => false,
         };
-        assert_eq!(geometry.leaf_ok(at), block, "{number} {what}");
+        assert_eq!(geometry.leaf_ok(at), block, "{number} {config:?}");
         let last = (1u64 << config.ipa_bits) - 1;
         assert_eq!(shape.index(at, 0), 0);
-        assert_eq!(shape.index(at, last), entries - 1, "{what}");
+        assert_eq!(shape.index(at, last), entries - 1, "{config:?}");
         // Bits above the space do not count.
         assert_eq!(shape.index(at, u64::MAX), entries - 1);
         assert_eq!(shape.index(at, (1 << bits) - 1), 0);
@@ -167,7 +166,7 @@ fn check(geometry: &Geometry, config: &Stage2Config, start: i8, ps: u64, want: (
         | 1 << 31
         | u64::from(config.lpa2) << 32
         | sl2 << 33;
-    assert_eq!(geometry.vtcr(), vtcr, "{what}");
+    assert_eq!(geometry.vtcr(), vtcr, "{config:?}");
     // A root as high as it goes: PA[51:48] in [5:2], when there are any.
     let root = (1u64 << oa_bits) - tables * page;
     let mut vttbr = root & 0xffff_ffff_ffff | 7 << 48;
@@ -177,7 +176,7 @@ fn check(geometry: &Geometry, config: &Stage2Config, start: i8, ps: u64, want: (
     assert_eq!(
         geometry.vttbr(Pa::new(root), Vmid::new(7)),
         Ok(vttbr),
-        "{what}"
+        "{config:?}"
     );
 }
 
@@ -495,19 +494,15 @@ fn leaves_have_their_bits_and_are_read_back() {
                 };
                 let kind = if at == Level::L3 { 3 } else { 1 };
                 let raw = bits(attrs, fwb, lpa2) | address | kind;
-                let what = format!("{granule:?} {pa:#x} {attrs:?} {at}");
-                assert_eq!(
-                    geometry.encode_leaf(Pa::new(pa), attrs, at),
-                    Ok(raw),
-                    "{what}"
-                );
+                let encoded = geometry.encode_leaf(Pa::new(pa), attrs, at);
+                assert_eq!(encoded, Ok(raw), "{granule:?} {pa:#x} {attrs:?} {at}");
                 let share = if lpa2 { Share::Inner } else { attrs.share };
                 let entry = Entry::Leaf {
                     pa: Pa::new(pa),
                     attrs: Attrs { share, ..attrs },
                     contiguous: false,
                 };
-                assert_eq!(geometry.decode(raw, at), entry, "{what}");
+                assert_eq!(geometry.decode(raw, at), entry, "{granule:?} {at}");
                 let hinted = geometry.decode(raw | 1 << 52, at);
                 let hint = matches!(
                     hinted,
@@ -516,10 +511,10 @@ fn leaves_have_their_bits_and_are_read_back() {
                         ..
                     }
                 );
-                assert!(hint, "{what}: {hinted:?}");
+                assert!(hint, "{granule:?} {at}: {hinted:?}");
                 // nT of a block is no address.
                 if at < Level::L3 && granule != Granule::K64 {
-                    assert_eq!(geometry.decode(raw | 1 << 16, at), entry, "{what}");
+                    assert_eq!(geometry.decode(raw | 1 << 16, at), entry, "{granule:?}");
                 }
             });
         }
@@ -744,23 +739,22 @@ fn el2_geometries_and_registers() {
                         let legal =
                             (32..=if wide { 52 } else { 48 }).contains(&va_bits) && !(lpa2 && k64);
                         let got = config.validate();
-                        let what = format!("{config:?}");
-                        assert_eq!(got.is_ok(), legal, "{what}: {got:?}");
+                        assert_eq!(got.is_ok(), legal, "{config:?}: {got:?}");
                         let Ok(geometry) = got else { continue };
                         let shape = geometry.shape();
                         // The first level whose entry does not cover it all.
                         let start = (-1..=3)
                             .find(|&at| shift(granule, at) < u32::from(va_bits))
                             .expect("a level");
-                        assert_eq!(shape.start().get(), start, "{what}");
-                        assert_eq!(shape.root_tables(), 1, "{what}");
+                        assert_eq!(shape.start().get(), start, "{config:?}");
+                        assert_eq!(shape.root_tables(), 1, "{config:?}");
                         assert_eq!(shape.ia_bits(), va_bits);
                         let oa_bits = if lpa2 || k64 {
                             pa_bits
                         } else {
                             pa_bits.min(48)
                         };
-                        assert_eq!(shape.oa_bits(), oa_bits, "{what}");
+                        assert_eq!(shape.oa_bits(), oa_bits, "{config:?}");
                         let tg0 = match granule {
                             Granule::K4 => 0u64,
                             Granule::K16 => 0b10,
@@ -774,7 +768,7 @@ fn el2_geometries_and_registers() {
                             | 1 << 23
                             | 1 << 31
                             | u64::from(lpa2) << 32;
-                        assert_eq!(geometry.tcr(), tcr, "{what}");
+                        assert_eq!(geometry.tcr(), tcr, "{config:?}");
                         assert_eq!(geometry.mair(), 0x0044_04ff);
                         for at in start..=3 {
                             let block = match (granule, at) {
@@ -783,7 +777,7 @@ fn el2_geometries_and_registers() {
                                 (Granule::K64, 1) => pa_bits == 52,
                                 _ => false,
                             };
-                            assert_eq!(shape.leaf_ok(level(at)), block, "{at} {what}");
+                            assert_eq!(shape.leaf_ok(level(at)), block, "{at} {config:?}");
                         }
                         let page = granule.page_size();
                         let root = (1u64 << oa_bits) - page;
@@ -791,7 +785,7 @@ fn el2_geometries_and_registers() {
                         if oa_bits > 48 {
                             ttbr |= root >> 48 << 2;
                         }
-                        assert_eq!(geometry.ttbr(Pa::new(root)), Ok(ttbr), "{what}");
+                        assert_eq!(geometry.ttbr(Pa::new(root)), Ok(ttbr), "{config:?}");
                     }
                 }
             }
