@@ -221,36 +221,36 @@ impl Machine {
 
     fn compare_tree(&self, tree: u32, spec: &Spec, lo: u64, hi: u64) -> Verdict {
         let hi = hi.min(1 << self.shape_of(tree).ia_bits);
-        let mut at = lo;
-        let gap = |from: u64, to: u64| match spec.iter(from, to).next() {
-            Some((ia, _, target)) => Err(self.mismatch(
-                ia,
-                format!("nothing is mapped, {:#x} was promised", target.pa),
-            )),
-            None => Ok(()),
+        // Leaves and promises come in the same order: one way through both.
+        let mut promises = spec.iter(lo, hi);
+        let mut next = promises.next();
+        let missing = |ia: u64, target: Target| {
+            let detail = format!("nothing is mapped, {:#x} was promised", target.pa);
+            Err(self.mismatch(ia, detail))
         };
         self.each_leaf(tree, lo, hi, &mut |leaf| {
-            let from = leaf.ia.max(lo);
+            let mut at = leaf.ia.max(lo);
             let to = (leaf.ia + (1 << leaf.size_log2)).min(hi);
-            gap(at, from)?;
-            at = to;
-            let mut done = from;
-            for (start, end, target) in spec.iter(from, to) {
-                if start != done {
-                    break;
+            while at < to {
+                let Some((start, end, target)) = next.filter(|&(start, _, _)| start <= at) else {
+                    let detail = format!("{:#x} is mapped, nothing was promised", leaf.oa);
+                    return Err(self.mismatch(at, detail));
+                };
+                if start < at {
+                    return missing(start, target);
                 }
-                self.compare_leaf(&leaf, start, &target)?;
-                done = end;
-            }
-            if done < to {
-                return Err(self.mismatch(
-                    done,
-                    format!("{:#x} is mapped, nothing was promised", leaf.oa),
-                ));
+                self.compare_leaf(&leaf, at, &target)?;
+                at = end.min(to);
+                next = if end > to {
+                    let pa = target.pa.wrapping_add(to - start);
+                    Some((to, end, Target { pa, ..target }))
+                } else {
+                    promises.next()
+                };
             }
             Ok(())
         })?;
-        gap(at, hi)
+        next.map_or(Ok(()), |(ia, _, target)| missing(ia, target))
     }
 
     fn compare_leaf(&self, leaf: &Leaf, ia: u64, target: &Target) -> Verdict {

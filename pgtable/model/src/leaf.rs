@@ -1,5 +1,7 @@
 //! Leaves: made, changed in place and broken, and the memory they open.
 
+use std::collections::hash_map::Entry;
+
 use crate::descriptor::{AF, Attrs, CONTIGUOUS, Desc, Memory};
 use crate::machine::{Machine, Table, Verdict};
 use crate::mem::{Owner, Use};
@@ -327,11 +329,10 @@ impl Machine {
         word: u64,
     ) {
         let (oa, shift) = output_extent(shape, level, oa, word);
-        let key = (oa | u64::from(shift), tree);
-        if let Some(count) = self.outputs.get_mut(&key) {
-            *count -= 1;
-            if *count == 0 {
-                self.outputs.remove(&key);
+        if let Entry::Occupied(mut entry) = self.outputs.entry((oa | u64::from(shift), tree)) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
             }
         }
     }

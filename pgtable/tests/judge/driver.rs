@@ -214,6 +214,7 @@ impl Run<'_, '_> {
             return;
         }
         let judge = self.judge;
+        let paused = judge.pause();
         let it = &self.guests[guest];
         let features = self.geometry.features();
         // Promises are about the installed tree.
@@ -257,6 +258,7 @@ impl Run<'_, '_> {
                 self.probe(guest, to - 1, state);
             }
         }
+        judge.resume(paused);
     }
 
     fn probe(&self, guest: usize, ipa: u64, state: State) {

@@ -69,10 +69,10 @@ const KINDS: [Kind; 32] = [
     K::FillAndFold,
     K::Contiguous,
     K::FillGroup,
-    K::FillGroup,
     K::Subtree,
     K::Freeze,
     K::Freeze,
+    K::Hardware,
     K::Hardware,
     K::FlushCaches,
 ];
@@ -298,7 +298,7 @@ impl Run<'_, '_> {
             None
         };
         let (start, size) = aimed.unwrap_or_else(|| self.range(a, b));
-        let end = start + size;
+        let (start, end) = self.in_blocks(kind, start, start + size, c);
         let (low, high) = self.whole(guest, start, end);
         let task = Task {
             kind,
@@ -307,7 +307,7 @@ impl Run<'_, '_> {
             end,
             low: low.min(start),
             high: high.max(end),
-            partial: [Partial::Split, Partial::DropWhole, Partial::Refuse][(c % 3) as usize],
+            partial: self.partial(c),
             over: [Over::Anything, Over::Invalid, Over::Nothing, Over::Anything]
                 [(c / 3 % 4) as usize],
             b,
@@ -354,7 +354,7 @@ impl Run<'_, '_> {
     fn perform(&mut self, task: &Task) -> Outcome {
         match task.kind {
             K::Map | K::MapExclusive => {
-                let dear = self.pages_are_dear(task);
+                let dear = self.dear(task.size() / self.page(), task.c);
                 let leaves = match task.c >> 16 & 3 {
                     0 if !dear => Leaves::Exactly(Level::L3),
                     1 => Leaves::AtMost(Level::L2),
@@ -398,11 +398,37 @@ impl Run<'_, '_> {
         }
     }
 
-    /// Whole tables of pages are large where the granule is: not each time.
-    fn pages_are_dear(&self, task: &Task) -> bool {
+    /// True if so many pages are too many to be mapped one by one each time:
+    /// tables are large where the granule is.
+    fn dear(&self, pages: u64, c: u64) -> bool {
         let entries = self.geometry.granule().entries() as u64;
-        let pages = task.size() / self.page();
-        pages >= entries / 2 && task.c >> 24 & (entries / 128 - 1) != 0
+        pages >= entries / 2 && c >> 24 & (entries / 64 - 1) != 0
+    }
+
+    /// The range of a mapping, which is made of whole blocks if its pages are
+    /// too many.
+    fn in_blocks(&self, kind: Kind, start: u64, end: u64, c: u64) -> (u64, u64) {
+        let span = self.geometry.span(Level::L2);
+        let maps = matches!(kind, K::Map | K::MapExclusive);
+        if !maps || span > self.longest() || !self.dear((end - start) / self.page(), c) {
+            return (start, end);
+        }
+        let start = start & !(span - 1);
+        (
+            start,
+            start + (end - start).next_multiple_of(span).min(self.longest()),
+        )
+    }
+
+    /// What to do about a block in part: seldom a split where it makes
+    /// thousands of entries.
+    fn partial(&self, c: u64) -> Partial {
+        let often = self.geometry.granule().entries() as u64 / 512;
+        match c % 3 {
+            0 if c >> 33 & (often - 1) == 0 => Partial::Split,
+            0 | 1 => Partial::DropWhole,
+            _ => Partial::Refuse,
+        }
     }
 
     fn map(&mut self, task: &Task, pa: u64, attrs: Attrs, leaves: Leaves) -> Outcome {
@@ -869,8 +895,11 @@ impl Run<'_, '_> {
         let span = self.geometry.span(Level::L2);
         let base = task.start & !(span - 1);
         let fits = self.geometry.start() <= Level::L2 && span <= self.longest();
+        let pages = span / self.page();
+        let dear = pages > 512 && self.dear(pages, task.c);
+        let lays = task.c >> 31 & 1 == 1 && fits && !dear;
         let mut laid = *task;
-        if task.c >> 31 & 1 == 1 && fits && self.geometry.leaf_ok(Level::L2) {
+        if lays {
             laid.start = base;
             laid.end = base + span;
             laid.over = Over::Anything;
@@ -884,8 +913,8 @@ impl Run<'_, '_> {
             laid.end = task.end.min(base + span);
         }
         let task = &laid;
-        let dear = span / self.page() > 512 && task.c >> 24 & 3 != 0;
-        let to = if (task.b & 1 == 0 && !dear) || !self.geometry.leaf_ok(Level::L2) {
+        let pages = lays || task.b & 1 == 0 && !dear;
+        let to = if pages || !self.geometry.leaf_ok(Level::L2) {
             Level::L3
         } else {
             Level::L2
@@ -897,10 +926,14 @@ impl Run<'_, '_> {
             let rest = task.end - at;
             let mut budget = task.budget();
             let tree = &self.guests[task.guest].tree;
+            let before = judge.live();
             let result = tree.split(&mut Cpu(judge), Ipa::new(at), rest, to, pages, &mut budget);
             match result {
                 Ok(next) if next.get() <= at => {
-                    judge.complain("split made no progress".into());
+                    // A large block goes level by level.
+                    if judge.live() == before {
+                        judge.complain("split made no progress".into());
+                    }
                 }
                 Ok(next) => at = next.get(),
                 Err(Stopped {
@@ -949,7 +982,7 @@ impl Run<'_, '_> {
             ..*task
         };
         let fits = self.geometry.start() <= Level::L2 && span <= self.longest();
-        if !fits || self.pages_are_dear(&fill) {
+        if !fits || self.dear(fill.size() / self.page(), task.c) {
             return self.fold(task.guest, task.start);
         }
         let attrs = self.attrs(task.b >> 8);
@@ -1031,21 +1064,46 @@ impl Run<'_, '_> {
         };
         let attrs = self.attrs(task.b >> 8);
         let pa = self.target(task.guest, base, task.c >> 20 & 1);
+        // Now and then a group that must not get the hint: its memory does not
+        // begin at a multiple of its size, or one member differs.
+        let shifts = task.c >> 30 & 7 == 0;
+        let differs = task.c >> 30 & 7 == 1;
+        let span = self.geometry.span(level);
+        let pa = if shifts { pa + span } else { pa };
+        let leaves = Leaves::Exactly(level);
         let paused = self.judge.pause();
-        let outcome = self.map(&fill, pa, attrs, Leaves::Exactly(level));
+        let mut outcome = self.map(&fill, pa, attrs, leaves);
+        if differs && outcome == Outcome::Done {
+            let at = base + (task.c >> 33) % (size / span) * span;
+            let one = Task {
+                start: at,
+                end: at + span,
+                ..fill
+            };
+            let access = match attrs.access {
+                Access::ReadWrite => Access::Read,
+                _ => Access::ReadWrite,
+            };
+            outcome = self.map(&one, pa + (at - base), attrs.access(access), leaves);
+        }
         self.judge.resume(paused);
         if outcome == Outcome::Done {
             let tree = &self.guests[task.guest].tree;
             let at = Ipa::new(base + task.c % size);
             let joined = tree.set_contiguous(&mut Cpu(self.judge), at);
             self.absorb(task.guest);
-            let crossed = self.judge.was_marked()
-                && matches!(joined, Err(Error::Busy | Error::Mismatch { .. }));
-            if joined != Ok(()) && !crossed {
-                self.complain(format!(
-                    "contiguous hint on a group made for it: {joined:?}"
-                ));
+            let refused = matches!(joined, Err(Error::Mismatch { .. }));
+            let right = if self.judge.was_marked() {
+                refused || matches!(joined, Ok(()) | Err(Error::Busy))
+            } else if shifts || differs {
+                refused
+            } else {
+                joined == Ok(())
+            };
+            if !right {
+                self.complain(format!("hint on a group made for it: {joined:?}"));
             }
+            outcome = joined.into();
         }
         self.settle(task.guest, base, base + size);
         outcome
