@@ -1,0 +1,205 @@
+//! A machine of RAM alone: what the handlers of the host's calls run on.
+
+use arrayvec::ArrayVec;
+use hyp::System;
+use hyp::boot::tree::{Machine, Ppis, Settings};
+use hyp::cpu::Cpu;
+use hyp::cpu::features::{Features, GranuleSupport};
+use hyp::cpu::pe::{Pe, Regime, Stacks};
+use hyp::memory::granule::{Granule as GranuleWord, Granules};
+use hyp::memory::host::{self, HostMemory};
+use hyp::memory::phys;
+use hyp::memory::pool::Pool;
+use hyp::memory::region::{Region, Regions};
+use hyp::vmid::Vmids;
+use log::LevelFilter;
+use pgtable::{Geometry, Granule, Level, Pa, Stage2, Start, Synced, TableMem, Vmid};
+use std::alloc::{Layout, dealloc};
+
+/// The host's RAM; EL2's own memory lies behind it.
+pub const RAM: u64 = 0x4000_0000;
+pub const HOST_SIZE: u64 = 4 << 20;
+
+/// What `phys::fake::install` aligns to.
+const ALIGN: usize = 0x1_0000;
+
+pub struct Host {
+    pub cpu: Cpu,
+    pub size: u64,
+    pool: &'static Pool,
+    pe: *mut Pe,
+    memory: Layout,
+    /// Free table pages at the start.
+    left: u64,
+}
+
+fn machine(ram: Regions) -> Machine {
+    Machine {
+        ram,
+        reserved: Regions::new(),
+        initrd: None,
+        dtb: Region::EMPTY,
+        uart: None,
+        gicd: Region::EMPTY,
+        gicr: ArrayVec::new(),
+        ppi: Ppis {
+            maintenance: 25,
+            virtual_timer: 27,
+            hyp_timer: 26,
+        },
+        pes: ArrayVec::from_iter([0]),
+        psci_by_hvc: false,
+        settings: Settings {
+            level: LevelFilter::Off,
+            granule: None,
+            log_on_serial1: false,
+            crash: None,
+        },
+    }
+}
+
+impl Host {
+    pub fn new(granule: Granule) -> Self {
+        let features = Features {
+            pa_bits: 40,
+            stage1: [GranuleSupport::Yes; 3],
+            stage2: [GranuleSupport::Yes; 3],
+            vmid16: true,
+            dcache_line: 64,
+            ..Features::default()
+        };
+        let size = granule.page_size();
+        let shift = u32::from(granule.page_bits());
+        let mut ram = Regions::new();
+        let region = Region::new(RAM, HOST_SIZE).expect("no overflow");
+        ram.insert(region).expect("the first");
+        let geometry = geometry(&features, granule);
+        let pool_size = Pool::bytes_for(HostMemory::pool_pages(&ram, &geometry), size);
+        let words = Granules::bytes_for(&ram, shift).next_multiple_of(size);
+        let bytes = (HOST_SIZE + pool_size + words) as usize;
+        phys::fake::install(RAM, bytes);
+        // SAFETY: the fake memory behind the host's is for these.
+        let (pool, granules) = unsafe {
+            let pool = Region::new(RAM + HOST_SIZE, pool_size).expect("no overflow");
+            (
+                Pool::new(pool, size),
+                Granules::new(&ram, shift, RAM + HOST_SIZE + pool_size),
+            )
+        };
+        let pool: &'static Pool = Box::leak(Box::new(pool));
+        let host = HostMemory::new(&features, geometry, &ram, &Regions::new(), pool);
+        let system = hyp::set_system(System {
+            machine: machine(ram),
+            features,
+            granule,
+            granules,
+            host: host.expect("RAM fits"),
+            own: [Region::EMPTY; 2],
+            host_image: Region::EMPTY,
+            vmids: Vmids::new(),
+        });
+        let stacks = Region::new(0, Stacks::stride(0x1000)).expect("no overflow");
+        let stacks = Stacks::new(stacks, 0x1000);
+        let pe = Box::into_raw(Box::new(Pe::new(0, 0, 0, &stacks, Regime::default(), 0)));
+        Self {
+            // SAFETY: it lives until `drop`, and longer than the `Cpu`.
+            cpu: Cpu::new(unsafe { &*pe }, system),
+            size,
+            pool,
+            pe,
+            memory: Layout::from_size_align(bytes, ALIGN).expect("a size that fits"),
+            left: pool.left(),
+        }
+    }
+
+    pub fn geometry(&self) -> Geometry {
+        geometry(&self.cpu.system.features, self.cpu.system.granule)
+    }
+
+    pub fn page(&self, n: u64) -> u64 {
+        RAM + n * self.size
+    }
+
+    pub fn pages(&self) -> u64 {
+        HOST_SIZE / self.size
+    }
+
+    pub fn granule(&self, n: u64) -> &GranuleWord {
+        self.cpu.system.granules.get(self.page(n)).expect("is RAM")
+    }
+
+    /// Whether a granule is all zeros.
+    pub fn is_zero(&self, n: u64) -> bool {
+        (0..self.size / 8).all(|word| {
+            // SAFETY: inside the fake memory, which this thread alone uses.
+            unsafe { phys::read::<u64>(self.page(n) + 8 * word) == 0 }
+        })
+    }
+
+    /// Whether the host's stage 2 maps each granule to itself.
+    pub fn mapped(&self) -> Vec<bool> {
+        let host = &self.cpu.system.host;
+        let root = host.vttbr() & 0x0000_ffff_ffff_fffe;
+        let tree = Stage2::new(self.geometry(), Pa::new(root), Vmid::new(0), Look);
+        let tree = tree.expect("it is the root of a tree");
+        (0..self.pages())
+            .map(|n| {
+                let found = tree.translate(pgtable::Ipa::new(self.page(n)));
+                let to = found.map(|(pa, _)| pa.get());
+                assert!(to.is_none_or(|to| to == self.page(n)), "not the identity");
+                to.is_some()
+            })
+            .collect()
+    }
+
+    /// Table pages of the host's stage 2 beyond those it began with.
+    pub fn tables(&self) -> u64 {
+        self.left - self.pool.left()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let memory = phys::fake::pointer(RAM) as *mut u8;
+        let system = core::ptr::from_ref(self.cpu.system).cast_mut();
+        let pool = core::ptr::from_ref(self.pool).cast_mut();
+        // SAFETY: all four were leaked for this machine alone, and nobody uses
+        // them any more: the next machine installs its own first.
+        unsafe {
+            drop(Box::from_raw(system));
+            drop(Box::from_raw(pool));
+            drop(Box::from_raw(self.pe));
+            dealloc(memory, self.memory);
+        }
+    }
+}
+
+fn geometry(features: &Features, granule: Granule) -> Geometry {
+    host::geometry(features, granule, 40, false, Start::Concatenate).expect("every CPU has it")
+}
+
+/// Tables that are only looked at.
+struct Look;
+
+impl TableMem for Look {
+    type Table = u64;
+    fn locate(&self, pa: Pa) -> u64 {
+        pa.get()
+    }
+    fn load(&self, table: u64, index: usize) -> u64 {
+        // SAFETY: a table's entry, in the fake memory.
+        unsafe { phys::read(table + 8 * index as u64) }
+    }
+    fn store(&self, _: u64, _: usize, _: u64) {}
+    fn cas(&self, _: u64, _: usize, old: u64, _: u64) -> Result<(), u64> {
+        Err(old)
+    }
+    fn alloc(&self, _: Level) -> Option<Pa> {
+        None
+    }
+    fn free(&self, _: Pa, _: Level, _: &Synced) {}
+    fn count(&self, _: Pa) -> u32 {
+        0
+    }
+    fn add_count(&self, _: Pa, _: i32) {}
+}
