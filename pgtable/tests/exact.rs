@@ -587,6 +587,239 @@ fn too_many_operations_become_one() {
     }
 }
 
+/// Range operations are counted by their length: 2^21 pages each.
+#[test]
+fn large_ranges_are_few_operations() {
+    let mem = Plain::new(PAGE);
+    let (tree, mut cpu) = tree(&mem, MODERN);
+    let size = 800 * GIB;
+    let map = Map::new(Ipa::new(0), Pa::new(0), size, Attrs::MEMORY);
+    tree.map(&mut cpu, &map, &mut all()).expect("mapped");
+    mem.forget();
+    tree.write_protect(&mut cpu, Ipa::new(0), size, Flush::Now, &mut all())
+        .expect("mapped");
+    let mut done = steps(&mem);
+    assert!(done[..800].iter().all(|step| *step == Step::Change));
+    done.drain(..800);
+    let mut want = vec![STORED];
+    want.extend([RANGE; 100]);
+    want.extend([DONE, STAGE1, DONE, ISB]);
+    assert_eq!(done, want);
+}
+
+/// What lies between two removed leaves is left in the TLBs.
+#[test]
+fn gaps_are_not_invalidated() {
+    for wanted in [false, true] {
+        let mem = Plain::new(PAGE);
+        let features = Features {
+            tlb_range: false,
+            ..MODERN
+        };
+        let (mut tree, mut cpu) = tree(&mem, features);
+        let places = [0u64, 1, 4, 9, 10, 11];
+        for page in places {
+            tree.map(&mut cpu, &pages(page * PAGE, GIB, 1), &mut all())
+                .expect("mapped");
+        }
+        tree.map(&mut cpu, &pages(100 * PAGE, GIB, 1), &mut all())
+            .expect("mapped");
+        mem.forget();
+        let (ipa, size, refuse) = (Ipa::new(0), 16 * PAGE, Partial::Refuse);
+        let mut count = 0;
+        let mut sink = |_: RemovedLeaf| count += 1;
+        if wanted {
+            tree.unmap(&mut cpu, ipa, size, refuse, &mut sink, &mut all())
+                .expect("unmapped");
+            assert_eq!(count, places.len());
+        } else {
+            tree.unmap(&mut cpu, ipa, size, refuse, &mut Ignore, &mut all())
+                .expect("unmapped");
+        }
+        let hit: Vec<u64> = mem
+            .changes()
+            .into_iter()
+            .filter_map(|did| match did {
+                Did::Tlbi(op) if op.kind() == TlbiKind::Ipas2e1is => {
+                    Some(op.operand() & 0xff_ffff_ffff)
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(hit, places);
+    }
+}
+
+/// Under shared access no table goes, wherever in the range it stands; under
+/// exclusive access only those that the range covers.
+#[test]
+fn tables_stay_for_those_who_may_be_in_them() {
+    for exclusive in [false, true] {
+        // Beside nothing, beside a block, and first.
+        for before in [0u64, 1, 2] {
+            for size in [2 * MIB2, MIB2 + 3 * PAGE] {
+                let mem = Plain::new(PAGE);
+                let (mut tree, mut cpu) = tree(&mem, MODERN);
+                let start = if before == 2 { MIB2 } else { 0 };
+                if before == 1 {
+                    let block = Map::new(Ipa::new(0), Pa::new(0), MIB2, Attrs::MEMORY);
+                    tree.map(&mut cpu, &block, &mut all()).expect("mapped");
+                }
+                for page in [0, 5, 511] {
+                    let at = MIB2 + page * PAGE;
+                    tree.map(&mut cpu, &pages(at, GIB + at, 1), &mut all())
+                        .expect("mapped");
+                }
+                let tables = mem.live();
+                mem.forget();
+                let (ipa, size) = (Ipa::new(start), size - start);
+                let refuse = Partial::Refuse;
+                let mut told = Vec::new();
+                let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia());
+                let done = if exclusive {
+                    tree.unmap(&mut cpu, ipa, size, refuse, &mut sink, &mut all())
+                } else {
+                    tree.unmap_leaves(&mut cpu, ipa, size, refuse, &mut sink, &mut all())
+                };
+                assert_eq!(done, Ok(Ipa::new(start + size)));
+                let whole = start + size == 2 * MIB2;
+                let mut want = Vec::new();
+                if before == 1 {
+                    want.push(0);
+                }
+                want.push(MIB2);
+                if whole {
+                    want.extend([MIB2 + 5 * PAGE, MIB2 + 511 * PAGE]);
+                }
+                assert_eq!(told, want, "{exclusive} {before} {size:#x}");
+                let kept = tree.translate(Ipa::new(MIB2 + 5 * PAGE)).is_some();
+                assert_eq!(kept, !whole);
+                // The table of pages, and above it one that is empty then.
+                let left = if exclusive && whole { 0 } else { tables };
+                assert_eq!(mem.live(), left, "{exclusive} {before} {size:#x}");
+            }
+        }
+    }
+}
+
+/// Tables that go as a whole are not looked into, if nobody asks.
+#[test]
+fn what_goes_whole_is_not_read() {
+    for torn_down in [false, true] {
+        let mem = Plain::new(PAGE);
+        let (mut tree, mut cpu) = tree(&mem, MODERN);
+        tree.map(&mut cpu, &pages(0, GIB, 512 * 512), &mut all())
+            .expect("mapped");
+        assert_eq!(mem.live(), 513);
+        mem.forget();
+        if torn_down {
+            let end = tree.teardown(&mut cpu, Ipa::new(0), &mut Ignore, &mut all());
+            assert_eq!(end, Ipa::new(1 << 40));
+        } else {
+            let (ipa, refuse) = (Ipa::new(0), Partial::Refuse);
+            tree.unmap(&mut cpu, ipa, GIB, refuse, &mut Ignore, &mut all())
+                .expect("unmapped");
+        }
+        assert_eq!(mem.live(), 0);
+        let visits = mem.visits();
+        // 512 entries that point to tables of pages, and the root.
+        assert!(visits < 4096, "{visits}");
+    }
+}
+
+/// Each table is taken and given back for the level of its entries.
+#[test]
+fn tables_are_of_a_level() {
+    let mem = Plain::new(PAGE);
+    let (mut tree, mut cpu) = tree(&mem, MODERN);
+    let levels = |mem: &Plain, freed: bool| -> Vec<i8> {
+        let level = |did: Did| match did {
+            Did::Alloc { level, .. } if !freed => Some(level.get()),
+            Did::Free { level, .. } if freed => Some(level.get()),
+            _ => None,
+        };
+        mem.changes().into_iter().filter_map(level).collect()
+    };
+    let ipa = Ipa::new(0);
+    let start = tree.geometry().start().get();
+    let below: Vec<i8> = (start + 1..=3).collect();
+    for count in [1, 2] {
+        // As a fault, and in a run.
+        tree.map(&mut cpu, &pages(0, GIB, count), &mut all())
+            .expect("mapped");
+        assert_eq!(levels(&mem, false), below);
+        let (size, refuse) = (count * PAGE, Partial::Refuse);
+        tree.unmap(&mut cpu, ipa, size, refuse, &mut Ignore, &mut all())
+            .expect("unmapped");
+        let mut freed = levels(&mem, true);
+        freed.sort_unstable();
+        assert_eq!(freed, below);
+    }
+    // A block that is split, and pages that fold.
+    let block = Map::new(ipa, Pa::new(GIB), MIB2, Attrs::MEMORY);
+    tree.map(&mut cpu, &block, &mut all()).expect("mapped");
+    mem.forget();
+    let (at, split) = (Ipa::new(PAGE), Partial::Split);
+    tree.unmap(&mut cpu, at, PAGE, split, &mut Ignore, &mut all())
+        .expect("unmapped");
+    assert_eq!(levels(&mem, false), [3]);
+    tree.map(&mut cpu, &pages(PAGE, GIB + PAGE, 1), &mut all())
+        .expect("mapped");
+    mem.forget();
+    tree.fold(&mut cpu, ipa, Level::L2).expect("alike");
+    assert_eq!(levels(&mem, true), [3]);
+    let part = tree.subtree(Ipa::new(GIB), Level::L1).expect("a page");
+    assert_eq!(levels(&mem, false), [2]);
+    part.discard();
+    assert_eq!(levels(&mem, true), [2]);
+    tree.map(&mut cpu, &pages(GIB, GIB, 1), &mut all())
+        .expect("mapped");
+    mem.forget();
+    tree.teardown(&mut cpu, ipa, &mut Ignore, &mut all());
+    assert_eq!(levels(&mem, true), [2, 3, 2]);
+}
+
+/// Another CPU makes a table where this one, on its way back over what it
+/// removed, has just seen nothing.
+#[test]
+fn a_table_that_appears_meanwhile() {
+    let mem = Plain::new(PAGE);
+    let (tree, mut cpu) = tree(&mem, MODERN);
+    let block = Map::new(Ipa::new(MIB2), Pa::new(GIB), MIB2, Attrs::MEMORY);
+    tree.map(&mut cpu, &block, &mut all()).expect("mapped");
+    let directory = match tree
+        .lookup_to(Ipa::new(0), Level::L1)
+        .expect("inside")
+        .entry
+    {
+        Entry::Table(table) => table.get(),
+        other => panic!("{other:?}"),
+    };
+    let page = mem.page().get();
+    let mut reads = 0;
+    mem.interfere_with_reads(move |mem, pa| {
+        if pa == directory && mem.word(pa) == 0 {
+            // Once, then a third time: the second walk's first look at it.
+            reads += 1;
+            assert!(reads < 100, "no end");
+            let broken = mem.word(directory + 8) & 3 == 2;
+            if broken && reads % 2 == 0 {
+                mem.poke(pa, page | 3);
+            }
+        }
+    });
+    let (ipa, refuse) = (Ipa::new(0), Partial::Refuse);
+    let mut told = Vec::new();
+    let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia());
+    let done = tree.unmap_leaves(&mut cpu, ipa, 2 * MIB2, refuse, &mut sink, &mut all());
+    mem.undisturbed();
+    assert_eq!(done, Ok(Ipa::new(2 * MIB2)));
+    assert_eq!(told, [MIB2]);
+    let left = tree.lookup(Ipa::new(MIB2)).expect("inside");
+    assert_eq!(left.entry, Entry::Invalid(Annotation::EMPTY));
+    assert_eq!(mem.word(directory), page | 3);
+}
+
 /// As many runs as are kept apart are invalidated apart; one more joins the
 /// last, and nothing between the others is touched.
 #[test]

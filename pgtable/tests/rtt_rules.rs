@@ -637,3 +637,34 @@ fn how_far_a_ripas_holds() {
     );
     assert_eq!(at(GIB, HALF), Ok((Ripas::Empty, HALF)));
 }
+
+/// Hardware marks a block while it is being unfolded: the page that was
+/// offered comes back counting nothing.
+#[test]
+fn an_unfolding_that_hardware_disturbs() {
+    let mem = Plain::new(PAGE);
+    let (mut rtt, mut cpu) = realm(&mem, true, Level::L1);
+    down(&mut rtt, &mut cpu, &mem, 0);
+    for page in 0..512 {
+        let (ipa, pa) = (Ipa::new(page * PAGE), Pa::new(GIB + page * PAGE));
+        rtt.data_create(&mut cpu, ipa, pa, Fill::Known)
+            .expect("assigned");
+    }
+    rtt.fold(&mut cpu, Ipa::new(0), Level::L3).expect("alike");
+    let mut once = true;
+    mem.interfere(move |mem, pa| {
+        if once && mem.word(pa) & 1 == 1 {
+            once = false;
+            mem.poke(pa, mem.word(pa) ^ 1 << 10);
+        }
+    });
+    let page = mem.page();
+    let (level, top) = (Level::L2, Ipa::new(0));
+    let done = rtt.create(&mut cpu, Ipa::new(0), Level::L3, page);
+    assert_eq!(done, Err(RttError::Rtt { level, top }));
+    assert_eq!(mem.count(page), 0);
+    mem.undisturbed();
+    rtt.create(&mut cpu, Ipa::new(0), Level::L3, page)
+        .expect("unfolded");
+    assert_eq!(mem.count(page), 512);
+}

@@ -38,7 +38,8 @@ pub enum Did {
     },
 }
 
-/// Somebody else: called before each swap of the entry at an address.
+/// Somebody else: called before each swap, or each read, of the entry at an
+/// address.
 type Other = Box<dyn FnMut(&Plain, u64)>;
 
 /// Memory that tables live in.
@@ -47,6 +48,8 @@ pub struct Plain {
     counts: RefCell<HashMap<u64, i64>>,
     live: RefCell<BTreeSet<u64>>,
     free: RefCell<Vec<u64>>,
+    /// Where there are tables, and their bytes: nothing else may be read.
+    tables: RefCell<HashMap<u64, u64>>,
     page: u64,
     next: Cell<u64>,
     /// Pages that `alloc` still gives.
@@ -54,6 +57,7 @@ pub struct Plain {
     /// All that was done.
     pub did: RefCell<Vec<Did>>,
     other: RefCell<Option<Other>>,
+    reader: RefCell<Option<Other>>,
 }
 
 impl Plain {
@@ -63,11 +67,13 @@ impl Plain {
             counts: RefCell::default(),
             live: RefCell::default(),
             free: RefCell::default(),
+            tables: RefCell::default(),
             page,
             next: Cell::new(0x100_0000),
             limit: Cell::new(u64::MAX),
             did: RefCell::default(),
             other: RefCell::default(),
+            reader: RefCell::default(),
         }
     }
 
@@ -75,6 +81,7 @@ impl Plain {
     pub fn root(&self, bytes: u64) -> Pa {
         let at = self.next.get().next_multiple_of(bytes);
         self.next.set(at + bytes);
+        self.tables.borrow_mut().insert(at, bytes);
         Pa::new(at)
     }
 
@@ -102,8 +109,14 @@ impl Plain {
         *self.other.borrow_mut() = Some(Box::new(other));
     }
 
+    /// What happens before each read from now on.
+    pub fn interfere_with_reads(&self, other: impl FnMut(&Self, u64) + 'static) {
+        *self.reader.borrow_mut() = Some(Box::new(other));
+    }
+
     pub fn undisturbed(&self) {
         *self.other.borrow_mut() = None;
+        *self.reader.borrow_mut() = None;
     }
 
     /// Forgets what was done until now.
@@ -118,6 +131,13 @@ impl Plain {
         did
     }
 
+    /// How many entries were read, written or tried since.
+    pub fn visits(&self) -> u64 {
+        let visit =
+            |did: &&Did| matches!(did, Did::Load { .. } | Did::Write { .. } | Did::Lost { .. });
+        self.did.borrow().iter().filter(visit).count() as u64
+    }
+
     /// How many tables `alloc` gave that did not come back.
     pub fn live(&self) -> usize {
         self.live.borrow().len()
@@ -128,11 +148,10 @@ impl Plain {
     }
 
     fn at(&self, table: u64, index: usize) -> u64 {
-        assert!(
-            (index as u64) < 16 * self.page / 8,
-            "entry {index} of a table"
-        );
-        table + index as u64 * 8
+        let bytes = self.tables.borrow().get(&table).copied().unwrap_or(0);
+        let offset = index as u64 * 8;
+        assert!(offset < bytes, "entry {index} of a table at {table:#x}");
+        table + offset
     }
 }
 
@@ -145,6 +164,11 @@ impl TableMem for Plain {
 
     fn load(&self, table: u64, index: usize) -> u64 {
         let pa = self.at(table, index);
+        let reader = self.reader.borrow_mut().take();
+        if let Some(mut reader) = reader {
+            reader(self, pa);
+            self.reader.borrow_mut().get_or_insert(reader);
+        }
         self.note(Did::Load { pa });
         self.word(pa)
     }
