@@ -1,0 +1,310 @@
+//! Budgets: an operation does no more than it was allowed, gets on with each
+//! call however little that is, and in pieces does what it does in one.
+
+mod plain;
+
+use pgtable::{
+    Access, Annotation, Attrs, Budget, Execute, Features, Flush, Gather, Geometry, Granule, Ignore,
+    Ipa, Leaves, Level, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Stage2,
+    Stage2Config, Stopped, TableMem, Visit, Vmid,
+};
+use plain::{Cpu, Plain};
+
+const PAGE: u64 = 4096;
+const MIB2: u64 = 2 << 20;
+const GIB: u64 = 1 << 30;
+
+fn geometry() -> Geometry {
+    let mut config = Stage2Config::new(Granule::K4, 40, 48);
+    config.features = Features {
+        tlb_range: true,
+        ttl: true,
+        fwb: true,
+        dic: true,
+        hw_access_flag: true,
+        hw_dirty: true,
+        ..Features::default()
+    };
+    config.validate().expect("legal")
+}
+
+/// Four tables of pages, two blocks, holes, a note: what a range may meet.
+fn furnish(tree: &mut Stage2<&Plain>, cpu: &mut Cpu<'_>) {
+    let all = &mut Budget::unlimited();
+    let map = |ipa: u64, size: u64, leaves| {
+        Map::new(Ipa::new(ipa), Pa::new(64 * GIB + ipa), size, Attrs::MEMORY).leaves(leaves)
+    };
+    let pages = Leaves::Exactly(Level::L3);
+    for map in [
+        map(0, 2 * MIB2, pages),
+        map(2 * MIB2, 2 * MIB2, Leaves::Largest),
+        map(5 * MIB2 + 17 * PAGE, 40 * PAGE, pages),
+        map(7 * MIB2 - PAGE, 2 * PAGE, pages),
+    ] {
+        tree.map(cpu, &map, all).expect("mapped");
+    }
+    let note = Annotation::new(0x40).expect("bits 1:0 are zero");
+    let (ipa, split) = (Ipa::new(9 * MIB2), Partial::Split);
+    tree.annotate(cpu, ipa, 3 * PAGE, note, split, &mut Ignore, all)
+        .expect("annotated");
+}
+
+const SIZE: u64 = 10 * MIB2;
+
+type Done = Result<Ipa, Stopped<Ipa>>;
+type Operation = fn(&mut Stage2<&Plain>, &mut Cpu<'_>, Ipa, &mut Budget, &mut Vec<u64>) -> Done;
+
+/// Every operation on a range that takes a budget, on `[ipa, SIZE)`.
+fn operations() -> Vec<(&'static str, Operation)> {
+    vec![
+        ("map", |tree, cpu, ipa, budget, _| {
+            let pa = Pa::new(128 * GIB + ipa.get());
+            let read = Attrs::MEMORY.access(Access::Read);
+            let map = Map::new(ipa, pa, SIZE - ipa.get(), read)
+                .leaves(Leaves::Exactly(Level::L3))
+                .over(Over::Anything);
+            tree.map(cpu, &map, budget)
+        }),
+        ("map_exclusive", |tree, cpu, ipa, budget, told| {
+            let pa = Pa::new(128 * GIB + ipa.get());
+            let map = Map::new(ipa, pa, SIZE - ipa.get(), Attrs::MEMORY).over(Over::Anything);
+            let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia());
+            tree.map_exclusive(cpu, &map, &mut sink, budget)
+        }),
+        ("unmap", |tree, cpu, ipa, budget, told| {
+            let (size, split) = (SIZE - ipa.get(), Partial::Split);
+            let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia());
+            tree.unmap(cpu, ipa, size, split, &mut sink, budget)
+        }),
+        ("unmap unasked", |tree, cpu, ipa, budget, _| {
+            let (size, split) = (SIZE - ipa.get(), Partial::Split);
+            tree.unmap(cpu, ipa, size, split, &mut Ignore, budget)
+        }),
+        ("unmap_leaves", |tree, cpu, ipa, budget, told| {
+            let (size, split) = (SIZE - ipa.get(), Partial::Split);
+            let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia());
+            tree.unmap_leaves(cpu, ipa, size, split, &mut sink, budget)
+        }),
+        ("unmap_later", |tree, cpu, ipa, budget, told| {
+            let mut gather = Gather::new();
+            let (size, split) = (SIZE - ipa.get(), Partial::Split);
+            let done = tree.unmap_later(cpu, ipa, size, split, &mut gather, budget, |leaf| {
+                told.push(leaf.ia());
+                drop(leaf);
+            });
+            let _synced = tree.sync(cpu, gather);
+            done
+        }),
+        ("annotate", |tree, cpu, ipa, budget, told| {
+            let note = Annotation::new(0x80).expect("bits 1:0 are zero");
+            let (size, split) = (SIZE - ipa.get(), Partial::Split);
+            let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia());
+            tree.annotate(cpu, ipa, size, note, split, &mut sink, budget)
+        }),
+        ("protect", |tree, cpu, ipa, budget, _| {
+            let permissions = Permissions {
+                access: Access::Read,
+                execute: Execute::Never,
+            };
+            let (size, split) = (SIZE - ipa.get(), Partial::Split);
+            tree.protect(cpu, ipa, size, permissions, split, Flush::Now, budget)
+        }),
+        ("write_protect", |tree, cpu, ipa, budget, _| {
+            tree.write_protect(cpu, ipa, SIZE - ipa.get(), Flush::Now, budget)
+        }),
+        ("count_young", |tree, cpu, ipa, budget, told| {
+            let done = tree.count_young(cpu, ipa, SIZE - ipa.get(), budget);
+            done.map(|(next, count)| {
+                told.push(count);
+                next
+            })
+        }),
+        ("clear_young", |tree, cpu, ipa, budget, told| {
+            let done = tree.clear_young(cpu, ipa, SIZE - ipa.get(), Flush::Now, budget);
+            done.map(|(next, count)| {
+                told.push(count);
+                next
+            })
+        }),
+        ("harvest_dirty", |tree, cpu, ipa, budget, told| {
+            let dirty = |ipa: Ipa, _| told.push(ipa.get());
+            tree.harvest_dirty(cpu, ipa, SIZE - ipa.get(), Flush::Now, budget, dirty)
+        }),
+        ("split", |tree, cpu, ipa, budget, _| {
+            let mem = *tree.mem();
+            let page = |level| mem.alloc(level);
+            tree.split(cpu, ipa, SIZE - ipa.get(), Level::L3, page, budget)
+        }),
+    ]
+}
+
+/// All that stands in the tree, tables by what is in them.
+fn content(tree: &Stage2<&Plain>) -> Vec<(u64, i8, u64)> {
+    let mut found = Vec::new();
+    let whole = 1 << 40;
+    let end = tree.walk(Ipa::new(0), whole, &mut Budget::unlimited(), |seen| {
+        if seen.visit == Visit::Leaf {
+            found.push((seen.ipa.get(), seen.level.get(), seen.raw));
+        }
+        Next::Descend
+    });
+    assert_eq!(end, Ok(Ipa::new(whole)));
+    found
+}
+
+/// What an operation does in calls of so many units, and how many calls.
+struct Outcome {
+    content: Vec<(u64, i8, u64)>,
+    told: Vec<u64>,
+    tables: usize,
+    calls: u64,
+    most: u64,
+}
+
+fn run(operation: Operation, units: Option<u64>) -> Outcome {
+    let mem = Plain::new(PAGE);
+    let geometry = geometry();
+    let root = mem.root(geometry.root_align());
+    let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
+    let mut cpu = mem.cpu(tree.vttbr());
+    furnish(&mut tree, &mut cpu);
+    let mut told = Vec::new();
+    let (mut calls, mut most) = (0, 0);
+    let mut at = Ipa::new(0);
+    while at.get() < SIZE {
+        let mut budget = units.map_or(Budget::unlimited(), Budget::entries);
+        mem.forget();
+        at = operation(&mut tree, &mut cpu, at, &mut budget, &mut told).expect("no error");
+        calls += 1;
+        most = most.max(mem.visits());
+        assert!(calls < 40_000, "no end: at {at}");
+        // It returns early only where the budget is spent.
+        assert!(at.get() == SIZE || budget.left() == 0, "{at}");
+        assert!(units.is_some() || at.get() == SIZE);
+    }
+    assert_eq!(at, Ipa::new(SIZE));
+    Outcome {
+        content: content(&tree),
+        told,
+        tables: mem.live(),
+        calls,
+        most,
+    }
+}
+
+#[test]
+fn in_pieces_or_at_once() {
+    for (name, operation) in operations() {
+        let whole = run(operation, None);
+        assert_eq!(whole.calls, 1);
+        for units in [1u64, 2, 7, 64, 511, 512, 513, 3000] {
+            let pieces = run(operation, Some(units));
+            let what = format!("{name} by {units}");
+            let counts = name.ends_with("young");
+            if counts {
+                let sum = |told: &[u64]| told.iter().sum::<u64>();
+                assert_eq!(sum(&pieces.told), sum(&whole.told), "{what}");
+            } else {
+                let sorted = |mut told: Vec<u64>| {
+                    told.sort_unstable();
+                    told
+                };
+                assert_eq!(sorted(pieces.told), sorted(whole.told.clone()), "{what}");
+            }
+            // A mapping in pieces too small for a block is of pages.
+            if name != "map_exclusive" {
+                assert_eq!(pieces.content, whole.content, "{what}");
+                assert_eq!(pieces.tables, whole.tables, "{what}");
+            }
+            // No call does much more than it may: a table is split, freed or
+            // collapsed whole, and each entry is read and written a few times
+            // with a walk to it.
+            let table = 3 * 512 + 64;
+            let bound = 5 * units + 2 * table;
+            assert!(pieces.most <= bound, "{what}: {} in a call", pieces.most);
+            if units == 1 {
+                assert!(pieces.calls > 4, "{what}");
+            }
+        }
+    }
+}
+
+/// The unit is an entry, and a table that is made or freed.
+#[test]
+fn what_is_spent() {
+    let mem = Plain::new(PAGE);
+    let geometry = geometry();
+    let root = mem.root(geometry.root_align());
+    let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
+    let mut cpu = mem.cpu(tree.vttbr());
+    let pages = Leaves::Exactly(Level::L3);
+    let most = 1_000_000;
+    let mut budget = Budget::entries(most);
+    let spent = |budget: &mut Budget| {
+        let spent = most - budget.left();
+        *budget = Budget::entries(most);
+        spent
+    };
+    let map = |ipa: u64, size: u64| {
+        Map::new(Ipa::new(ipa), Pa::new(64 * GIB), size, Attrs::MEMORY).leaves(pages)
+    };
+    tree.map(&mut cpu, &map(0, PAGE), &mut budget)
+        .expect("mapped");
+    assert_eq!(spent(&mut budget), 1);
+    tree.map(&mut cpu, &map(PAGE, 9 * PAGE), &mut budget)
+        .expect("mapped");
+    assert_eq!(spent(&mut budget), 9);
+    let ipa = Ipa::new(0);
+    tree.write_protect(&mut cpu, ipa, 10 * PAGE, Flush::Now, &mut budget)
+        .expect("mapped");
+    assert_eq!(spent(&mut budget), 10);
+    let (count, refuse) = (10 * PAGE, Partial::Refuse);
+    tree.unmap_leaves(&mut cpu, ipa, count, refuse, &mut Ignore, &mut budget)
+        .expect("unmapped");
+    assert_eq!(spent(&mut budget), 10);
+    tree.map(&mut cpu, &map(0, 10 * PAGE), &mut budget)
+        .expect("mapped");
+    spent(&mut budget);
+    // The root's entries, each table with its entries, if they are told.
+    let roots = geometry.shape().root_entries() as u64;
+    let mut told = 0;
+    let mut sink = |_: RemovedLeaf| told += 1;
+    let end = tree.teardown(&mut cpu, ipa, &mut sink, &mut budget);
+    assert_eq!((end, told), (Ipa::new(1 << 40), 10));
+    assert_eq!(spent(&mut budget), roots + 513 + 513);
+    tree.map(&mut cpu, &map(0, 10 * PAGE), &mut budget)
+        .expect("mapped");
+    spent(&mut budget);
+    tree.teardown(&mut cpu, ipa, &mut Ignore, &mut budget);
+    assert_eq!(spent(&mut budget), roots + 513 + 1);
+}
+
+/// A budget saturates, and says what is left of it.
+#[test]
+fn what_is_left() {
+    assert_eq!(Budget::entries(7).left(), 7);
+    assert_eq!(Budget::unlimited().left(), u64::MAX);
+    let mem = Plain::new(PAGE);
+    let geometry = geometry();
+    let root = mem.root(geometry.root_align());
+    let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
+    let mut cpu = mem.cpu(tree.vttbr());
+    let map = |size| {
+        Map::new(Ipa::new(0), Pa::new(0), size, Attrs::MEMORY).leaves(Leaves::Exactly(Level::L3))
+    };
+    let mut budget = Budget::entries(3);
+    let next = tree.map(&mut cpu, &map(8 * PAGE), &mut budget);
+    assert_eq!((next, budget.left()), (Ok(Ipa::new(3 * PAGE)), 0));
+    // With nothing left one unit is done.
+    let mut budget = Budget::entries(0);
+    let (size, refuse) = (3 * PAGE, Partial::Refuse);
+    let next = tree.unmap(
+        &mut cpu,
+        Ipa::new(0),
+        size,
+        refuse,
+        &mut Ignore,
+        &mut budget,
+    );
+    assert_eq!((next, budget.left()), (Ok(Ipa::new(PAGE)), 0));
+}
