@@ -1,13 +1,25 @@
-//! `pgtable` on a real MMU: at EL2, without Undercroft, this builds stage-2
-//! tables of every format that the CPU has (granule, LPA2, start level,
-//! concatenation, IPA size), and checks with `AT S12E1R` and with loads, stores
-//! and fetches from EL1 that they translate as they should and fault as they
-//! should. One line for each configuration, then `N passed, N failed`.
+//! `pgtable` on a real MMU: at EL2, without Undercroft, with `AT`, loads, stores
+//! and fetches as judges. In this order, one line for each check:
 //!
-//! `high=0x…` on the command line names RAM that the device tree does not, for
-//! output addresses above 48 bits: 64 KiB of it are used.
+//! | module | checks |
+//! |---|---|
+//! | `stage1` | EL2's own stage 1 in every format that the CPU has; one of them stays on |
+//! | `formats` | that stage 2's formats are those of the architecture, each way |
+//! | `format` | each of them, with all features of the CPU and with none: accesses, blocks, splits, folds |
+//! | `erratum` | QEMU's range TLBI, with the work-around and without |
+//! | `sequence` | random operations and RTT commands in every format, against a plain list |
+//! | `several` | all CPUs in one tree |
+//!
+//! What they stand on: `cpu` (ID registers), `instructions` (TLBI, DSB, AT), `guest`
+//! (EL1, entered for one access), `memory` (tables and frames), `census` (counts).
+//!
+//! Words on the command line: `high=0x…` names RAM that the device tree does not,
+//! 32 MiB of it, for output addresses above 48 bits; `seed=`, `runs=`, `ops=` and
+//! `tell=1` are for the sequences.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
+#[cfg(target_os = "none")]
+mod census;
 #[cfg(target_os = "none")]
 mod cpu;
 #[cfg(target_os = "none")]
@@ -25,6 +37,8 @@ mod memory;
 #[cfg(target_os = "none")]
 mod sequence;
 #[cfg(target_os = "none")]
+mod several;
+#[cfg(target_os = "none")]
 mod stage1;
 #[cfg(target_os = "none")]
 mod text;
@@ -41,7 +55,7 @@ mod image {
 
     use crate::cpu::Cpu;
     use crate::memory::Data;
-    use crate::{erratum, format, formats, guest, memory, sequence, stage1};
+    use crate::{erratum, format, formats, guest, memory, sequence, several, stage1};
 
     pub fn main() {
         let cpu = Cpu::read();
@@ -70,6 +84,7 @@ mod image {
             high: high.map(Data::at),
         };
         sequence::checks(&mut suite, &cpu, memory);
+        several::checks(&mut suite, &cpu, memory);
         suite.finish();
     }
 }

@@ -10,7 +10,7 @@
 //! each operation before it is done.
 
 mod ops;
-mod place;
+pub mod place;
 mod probe;
 mod rtt;
 mod state;
@@ -126,7 +126,7 @@ fn geometry(cpu: &Cpu, seed: u64, random: &mut Random) -> Option<Geometry> {
 pub fn checks(suite: &mut Suite<Console>, cpu: &Cpu, memory: Memory) {
     let count = formats::geometries(cpu, cpu.features).count() as u64;
     let first = argument("seed", 1);
-    let runs = argument("runs", 4 * count);
+    let runs = argument("runs", 2 * count);
     let length = argument("ops", 60);
     println!(
         "sequences: seeds {first} to {}, {length} operations each",

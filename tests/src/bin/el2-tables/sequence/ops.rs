@@ -12,9 +12,10 @@ use super::place::Places;
 use super::probe::{ensure, install, probe, touch};
 use super::state::{Is, PIECES, Shadow, change, either, shadow, without_write};
 use super::{KINDS, Op, Tally, Wrong, block, told};
+use crate::census;
 use crate::guest::{self, Kind, Stage1};
 use crate::instructions::Instructions;
-use crate::memory::{Data, Pool};
+use crate::memory::{DATA, Data, Pool};
 use crate::text::Name;
 
 /// IPAs that are looked at after an operation.
@@ -221,7 +222,10 @@ impl<'p> Run<'p> {
         let over = [Over::Anything, Over::Invalid, Over::Nothing][(c / 3 % 3) as usize];
         let it = &mut self.guests[guest];
         match kind {
-            0..=5 => return self.map(guest, (start, end), kind >= 3, over, [bits, a, b, c]),
+            0..=5 => {
+                let numbers = [bits, a, b, c];
+                return self.map(guest, (start, end), kind >= 3, over, numbers, None);
+            }
             6..=9 => return self.unmap(guest, start, end, kind, partial, c),
             10 => {
                 let bits = (b >> 8 & 0xfff) << 2;
@@ -294,29 +298,20 @@ impl<'p> Run<'p> {
             }
             17 => return self.harvest(guest, (start, end), (low, high)),
             18 => return self.split(guest, start, end, b, c),
-            19 => match it.tree.fold(cpu, ipa, Level::L2) {
-                Ok(()) => {
-                    let level = it.tree.lookup(ipa).map(|found| found.level);
-                    ensure!(level == Ok(Level::L2), "a table is left: {level:?}");
+            19 => {
+                // Every other time there is something to fold.
+                if b & 1 == 0 {
+                    self.pages(guest, start, block(&self.geometry), b, c)?;
                 }
-                Err(Error::Missing { .. } | Error::Mismatch { .. } | Error::BlockLevel { .. }) => {
-                    return Ok(Ended::Refused);
-                }
-                Err(error) => return Err(Name::new(format_args!("{error}"))),
-            },
+                return self.fold(guest, start);
+            }
             20 => {
-                let result = if b & 3 != 0 {
-                    it.tree.set_contiguous(cpu, ipa)
-                } else {
-                    it.tree.clear_contiguous(cpu, ipa)
-                };
-                match result {
-                    Ok(()) => (),
-                    Err(
-                        Error::Missing { .. } | Error::Mismatch { .. } | Error::BlockLevel { .. },
-                    ) => return Ok(Ended::Refused),
-                    Err(error) => return Err(Name::new(format_args!("{error}"))),
+                let bits = self.geometry.granule().contiguous_bits(Level::L3);
+                if c & 3 == 0 {
+                    let group = self.places.page() << bits.unwrap_or(4);
+                    self.pages(guest, start, group, b, c)?;
                 }
+                return self.contiguous(guest, start, b);
             }
             21 => return self.subtree(guest, start, b, c, over),
             22 => return self.freeze(guest, start, b, c),
@@ -337,6 +332,59 @@ impl<'p> Run<'p> {
         Ok(Ended::Done)
     }
 
+    /// Pages that are alike all over the `size` bytes around `ipa`.
+    fn pages(&mut self, guest: usize, ipa: u64, size: u64, b: u64, c: u64) -> Result<(), Wrong> {
+        let start = ipa & !(size - 1);
+        // Memory that is aligned as the whole is: 64K has blocks too large for RAM.
+        let variant = if size > DATA { 4 } else { c >> 20 & 1 };
+        let numbers = [0, 0, b, variant << 20 | 1 << 4];
+        let whole = (start, start + size);
+        self.map(guest, whole, true, Over::Anything, numbers, Some(Level::L3))?;
+        Ok(())
+    }
+
+    fn fold(&mut self, guest: usize, ipa: u64) -> Result<Ended, Wrong> {
+        let it = &mut self.guests[guest];
+        match it.tree.fold(&mut Instructions, Ipa::new(ipa), Level::L2) {
+            Ok(()) => {
+                let level = it.tree.lookup(Ipa::new(ipa)).map(|found| found.level);
+                ensure!(level == Ok(Level::L2), "a table is left: {level:?}");
+                let base = ipa & !(block(&self.geometry) - 1);
+                self.settle(guest, base, base + block(&self.geometry))?;
+                Ok(Ended::Done)
+            }
+            Err(Error::Missing { .. } | Error::Mismatch { .. } | Error::BlockLevel { .. }) => {
+                Ok(Ended::Refused)
+            }
+            Err(error) => Err(Name::new(format_args!("{error}"))),
+        }
+    }
+
+    /// The hint, set or taken away; a second time it changes nothing.
+    fn contiguous(&mut self, guest: usize, ipa: u64, b: u64) -> Result<Ended, Wrong> {
+        let tree = &self.guests[guest].tree;
+        let set = b & 3 != 0;
+        let change = || {
+            if set {
+                tree.set_contiguous(&mut Instructions, Ipa::new(ipa))
+            } else {
+                tree.clear_contiguous(&mut Instructions, Ipa::new(ipa))
+            }
+        };
+        match change() {
+            Ok(()) => {
+                let raw = tree.lookup(Ipa::new(ipa)).map(|found| found.raw);
+                let has = raw.is_ok_and(|raw| raw >> 52 & 1 == u64::from(set));
+                ensure!(has && change() == Ok(()), "{ipa:#x}: {raw:x?}, set {set}");
+                Ok(Ended::Done)
+            }
+            Err(Error::Missing { .. } | Error::Mismatch { .. } | Error::BlockLevel { .. }) => {
+                Ok(Ended::Refused)
+            }
+            Err(error) => Err(Name::new(format_args!("{error}"))),
+        }
+    }
+
     fn map(
         &mut self,
         guest: usize,
@@ -344,13 +392,15 @@ impl<'p> Run<'p> {
         exclusive: bool,
         over: Over,
         [_, _, b, c]: Op,
+        level: Option<Level>,
     ) -> Result<Ended, Wrong> {
         let attrs = self.places.attrs(b >> 8);
         let pa = self.places.target(start, c >> 20);
-        let leaves = match c >> 16 & 3 {
-            0 => Leaves::Exactly(Level::L3),
-            1 => Leaves::AtMost(Level::L2),
-            _ => Leaves::Largest,
+        let leaves = match (level, c >> 16 & 3) {
+            (Some(level), _) => Leaves::Exactly(level),
+            (None, 0) => Leaves::Exactly(Level::L3),
+            (None, 1) => Leaves::AtMost(Level::L2),
+            (None, _) => Leaves::Largest,
         };
         let mut at = start;
         loop {
@@ -906,7 +956,7 @@ impl<'p> Run<'p> {
     fn finish(&mut self) -> Result<(), Wrong> {
         let end = self.places.end();
         for guest in 0..2 {
-            self.counts(guest)?;
+            census::counts(&self.guests[guest].tree, self.pool)?;
             self.unmap(guest, 0, end, 8, Partial::Split, 0x40 * 5)?;
             let gone = self.guests[guest].tree.unmap(
                 &mut Instructions,
@@ -923,35 +973,6 @@ impl<'p> Run<'p> {
         }
         let live = self.pool.live();
         ensure!(live == 0, "{live} tables are left");
-        Ok(())
-    }
-
-    /// Each table counts its entries that are not zero.
-    fn counts(&self, guest: usize) -> Result<(), Wrong> {
-        let tree = &self.guests[guest].tree;
-        let pool = self.pool;
-        let mut wrong = None;
-        let mut check = |table: Pa, entries: usize| {
-            let (held, count) = (pool.held(table, entries), pool.count(table));
-            if held != count {
-                wrong.get_or_insert((table.get(), held, count));
-            }
-        };
-        check(tree.root(), self.geometry.shape().root_entries());
-        let entries = self.geometry.granule().entries();
-        let all = self.places.end();
-        let walked = tree.walk(Ipa::new(0), all, &mut Budget::unlimited(), |seen| {
-            if let (Visit::TablePre, Entry::Table(table)) = (seen.visit, seen.entry) {
-                check(table, entries);
-            }
-            Next::Descend
-        });
-        ensure!(walked == Ok(Ipa::new(all)), "walk: {walked:?}");
-        if let Some((table, held, count)) = wrong {
-            return Err(Name::new(format_args!(
-                "table {table:#x} holds {held} and counts {count}"
-            )));
-        }
         Ok(())
     }
 }

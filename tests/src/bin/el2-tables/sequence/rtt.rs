@@ -158,8 +158,9 @@ pub fn run(
     result.and(end)
 }
 
-/// The first address of a level's entry.
+/// The first address of a level's entry; of the root's, above the root.
 fn align(geometry: &Geometry, ipa: u64, level: Level) -> Ipa {
+    let level = level.max(geometry.start());
     Ipa::new(ipa & !(geometry.span(level) - 1))
 }
 
@@ -192,6 +193,31 @@ impl Run<'_> {
             _ => 0,
         };
         self.places()[place] + offset + self.random.below(8) * page
+    }
+
+    /// A page for a command: mostly one where it has something to do.
+    fn choose(&mut self, kind: usize, unprotected: bool) -> Result<u64, Wrong> {
+        let ipa = self.page(unprotected);
+        if self.random.below(4) == 0 {
+            return Ok(ipa);
+        }
+        match kind {
+            4..=6 | 10 | 11 => self.reach(ipa, Level::L3)?,
+            3 | 7 | 12 => {
+                let first = self.random.below(self.shadow.len() as u64) as usize;
+                let wanted = |is| match is {
+                    Is::Data { .. } => kind != 12,
+                    Is::Host { .. } => kind != 7,
+                    Is::Blank(_) => false,
+                };
+                let mut pieces = (first..self.shadow.len()).filter_map(|n| self.shadow.get(n));
+                if let Some(piece) = pieces.find(|piece| wanted(piece.state)) {
+                    return Ok(piece.start);
+                }
+            }
+            _ => (),
+        }
+        Ok(ipa)
     }
 
     /// Memory for an IPA.
@@ -241,7 +267,7 @@ impl Run<'_> {
                 4..=9 => false,
                 _ => true,
             };
-            let ipa = self.page(unprotected);
+            let ipa = self.choose(kind, unprotected)?;
             if told() {
                 println!("  command {number}, {} at {ipa:#x}", COMMANDS[kind]);
             }
@@ -651,7 +677,7 @@ impl Run<'_> {
     fn settle(&mut self, ipa: u64) -> Result<(), Wrong> {
         let page = self.geometry.granule().page_size();
         let base = ipa & !(page - 1);
-        let near = base ^ page * (1 + self.random.below(7));
+        let near = base ^ (page * (1 + self.random.below(7)));
         for at in [base, base ^ page, near, ipa] {
             self.look(at)?;
         }
