@@ -1,22 +1,32 @@
-//! Operation sequences under the model's eyes: `cargo fuzz run operations`.
+//! Operations on two guests' tables and three CPUs, each judged by the model
+//! and compared with a shadow: the state machine of `tests/`, steered by
+//! coverage. `cargo fuzz run operations -- -max_len=1288 -len_control=0`.
 
 #![no_main]
 
 #[path = "../../tests/judge/mod.rs"]
 mod judge;
+mod numbers;
 
-use judge::driver::{case, geometries, run};
+use judge::case::{case, geometries};
+use judge::driver::run;
 use libfuzzer_sys::fuzz_target;
+use numbers::numbers;
+use pgtable::Stage2Config;
+use std::sync::LazyLock;
+
+static GEOMETRIES: LazyLock<Vec<Stage2Config>> = LazyLock::new(geometries);
+
+/// Operations in one input: 8 bytes name the case, 32 each operation.
+const MOST: usize = 40;
 
 fuzz_target!(|data: &[u8]| {
-    let numbers: Vec<u64> = data
-        .chunks_exact(8)
-        .map(|bytes| u64::from_le_bytes(bytes.try_into().expect("eight bytes")))
-        .collect();
-    let Some((&which, rest)) = numbers.split_first() else { return };
-    let ops: Vec<[u64; 4]> =
-        rest.chunks_exact(4).take(40).map(|op| [op[0], op[1], op[2], op[3]]).collect();
-    if let Err(what) = run(&case(&geometries(), which), &ops) {
+    let numbers = numbers(data);
+    let Some((&which, rest)) = numbers.split_first() else {
+        return;
+    };
+    let ops: Vec<[u64; 4]> = rest.as_chunks().0.iter().take(MOST).copied().collect();
+    if let Err(what) = run(&case(&GEOMETRIES, which), &ops) {
         panic!("{what}");
     }
 });
