@@ -129,7 +129,7 @@ fn realm(host: &mut Host) {
 
 fn step(host: &mut Host, bytes: &[u8; 16]) {
     let raw = u64::from_le_bytes(*bytes.last_chunk().expect("sixteen"));
-    let n = u64::from(bytes[1]) % 96;
+    let n = u64::from(bytes[1]) % host.pages().min(96);
     match bytes[0] {
         // The host writes what calls read.
         0..=15 => {
