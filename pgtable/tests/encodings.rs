@@ -932,3 +932,136 @@ fn errata_are_sets() {
     assert!(one.has(Errata::NONE));
     assert_eq!(pgtable::ERRATA.map(|row| row.flag), [one, other]);
 }
+
+/// Groups of the contiguous hint: 64 KiB to 16 GiB.
+#[test]
+fn contiguous_groups() {
+    for (granule, sizes) in [
+        (Granule::K4, [None, None, Some(34), Some(25), Some(16)]),
+        (Granule::K16, [None, None, None, Some(30), Some(21)]),
+        (Granule::K64, [None, None, None, Some(34), Some(21)]),
+    ] {
+        for (at, size) in (-1..=3).zip(sizes) {
+            let bits = granule.contiguous_bits(level(at));
+            let got = bits.map(|bits| u32::from(bits) + shift(granule, at));
+            assert_eq!(got, size, "{granule:?} {at}");
+        }
+    }
+}
+
+/// What assemblers call the instructions, and a log with them.
+#[test]
+fn instructions_have_their_names() {
+    use pgtable::{Barrier, TlbiKind as K};
+    for (barrier, name) in [
+        (Barrier::DsbIshst, "dsb ishst"),
+        (Barrier::DsbIsh, "dsb ish"),
+        (Barrier::DsbNshst, "dsb nshst"),
+        (Barrier::DsbNsh, "dsb nsh"),
+        (Barrier::Isb, "isb"),
+    ] {
+        assert_eq!(barrier.mnemonic(), name);
+    }
+    for (kind, name, operand) in [
+        (K::Ipas2e1is, "ipas2e1is", true),
+        (K::Ripas2e1is, "ripas2e1is", true),
+        (K::Ipas2e1, "ipas2e1", true),
+        (K::Vmalle1is, "vmalle1is", false),
+        (K::Vmalle1, "vmalle1", false),
+        (K::Vmalls12e1is, "vmalls12e1is", false),
+        (K::Alle1is, "alle1is", false),
+        (K::Vae2is, "vae2is", true),
+        (K::Rvae2is, "rvae2is", true),
+        (K::Alle2is, "alle2is", false),
+    ] {
+        assert_eq!((kind.mnemonic(), kind.has_operand()), (name, operand));
+    }
+    let geometry = Stage2Config::new(Granule::K4, 40, 48)
+        .validate()
+        .expect("legal");
+    let mem = Plain::new(4096);
+    let root = mem.root(geometry.root_align());
+    let tree = Stage2::new(geometry, root, Vmid::new(1), &mem).expect("a root");
+    let other = tree.vttbr() ^ 1 << 50;
+    let mut cpu = mem.cpu(other);
+    // A borrowed CPU does all that the CPU does.
+    let mut borrowed = &mut cpu;
+    let map = Map::new(Ipa::new(0x5000), Pa::new(0x1000), 4096, Attrs::MEMORY);
+    tree.map(&mut borrowed, &map, &mut Budget::unlimited())
+        .expect("mapped");
+    let cleaned = |did: &Did| matches!(did, Did::Cache(_));
+    assert_eq!(mem.changes().iter().filter(|did| cleaned(did)).count(), 2);
+    tree.write_protect(
+        &mut borrowed,
+        Ipa::new(0x5000),
+        4096,
+        pgtable::Flush::Now,
+        &mut Budget::unlimited(),
+    )
+    .expect("mapped");
+    let text: Vec<String> = mem
+        .changes()
+        .into_iter()
+        .filter_map(|did| match did {
+            Did::Tlbi(op) => Some(op.to_string()),
+            Did::Barrier(barrier) => Some(barrier.mnemonic().into()),
+            Did::Vttbr(value) => Some(format!("vttbr {value:#x}")),
+            _ => None,
+        })
+        .collect();
+    let to = |value: u64| format!("vttbr {value:#x}");
+    let own = to(tree.vttbr());
+    let back = to(other);
+    let want = [
+        "dsb ish",
+        &own,
+        "isb",
+        "tlbi ipas2e1is, 0x0000000000000005",
+        "dsb ish",
+        "tlbi vmalle1is",
+        "dsb ish",
+        "isb",
+        &back,
+        "isb",
+    ];
+    assert_eq!(text, want);
+}
+
+#[test]
+fn numbers_and_addresses() {
+    use pgtable::InputAddress;
+    for byte in [0, 1, 0x1234_5000, u64::MAX] {
+        assert_eq!(Ipa::from_raw(byte).raw(), byte);
+        assert_eq!(Va::from_raw(byte).raw(), byte);
+        assert_eq!(Ipa::from_raw(byte), Ipa::new(byte));
+        assert_eq!(Va::new(byte).get(), byte);
+    }
+    assert_eq!(Pa::new(0x1000).checked_add(0x234), Some(Pa::new(0x1234)));
+    assert_eq!(Pa::new(0x1fff).align_down(12), Pa::new(0x1000));
+    assert_eq!(Pa::new(0x1fff).align_down(0), Pa::new(0x1fff));
+    assert_eq!(Pa::new(0x1fff).align_down(64), Pa::new(0));
+    assert!(Pa::new(0x1000).is_aligned(12) && Pa::new(0).is_aligned(63));
+    assert!(!Pa::new(0x1000).is_aligned(13) && !Pa::new(1).is_aligned(1));
+    // What a log says.
+    assert_eq!(Level::MINUS_1.to_string(), "level -1");
+    assert_eq!(
+        format!("{:?} {:?}", Level::L2, Ipa::new(0x40)),
+        "L2 IPA 0x40"
+    );
+    assert_eq!(Ipa::new(0x40).to_string(), "0x40");
+    let why = Error::Exists { level: Level::L2 };
+    let stopped = pgtable::Stopped {
+        why,
+        next: Ipa::new(0x1000),
+    };
+    let text = "an entry stands in the way at level 2";
+    assert_eq!(why.to_string(), text);
+    assert_eq!(stopped.to_string(), format!("{text} (at IPA 0x1000)"));
+    let error = ConfigError::Vmid { vmid: 300 };
+    assert_eq!(error.to_string(), "VMID 300: this CPU has 8-bit VMIDs");
+    let fault = pgtable::RttError::Rtt {
+        level: Level::L3,
+        top: Ipa::new(0x2000),
+    };
+    assert_eq!(fault.to_string(), "RTT entry at level 3 (top 0x2000)");
+}
