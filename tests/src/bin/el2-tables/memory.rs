@@ -278,13 +278,15 @@ impl TableMem for Pool {
 
 /// Memory that guests use. In every 4 KiB of it the first and the last word are
 /// their own address, and at [`CODE`] there is a function that returns
-/// [`RETURNS`]; what is between is anybody's.
+/// [`RETURNS`]; the rest of the first [`ENDS`] bytes is anybody's.
 #[derive(Clone, Copy, Debug)]
 pub struct Data {
     /// The first byte, aligned to [`DATA`].
     pub base: u64,
 }
 
+/// At each end of 4 KiB: the bytes that are ever written.
+pub const ENDS: u64 = 128;
 /// Where the function stands in every 4 KiB.
 pub const CODE: u64 = 32;
 /// What it returns.
