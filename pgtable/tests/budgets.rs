@@ -308,3 +308,24 @@ fn what_is_left() {
     );
     assert_eq!((next, budget.left()), (Ok(Ipa::new(PAGE)), 0));
 }
+
+/// A table that goes is done, whatever is left of the budget.
+#[test]
+fn a_table_that_went_is_behind() {
+    let mem = Plain::new(PAGE);
+    let geometry = geometry();
+    let root = mem.root(geometry.root_align());
+    let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
+    let mut cpu = mem.cpu(tree.vttbr());
+    let map = Map::new(Ipa::new(0), Pa::new(0), 2 * MIB2, Attrs::MEMORY)
+        .leaves(Leaves::Exactly(Level::L3));
+    tree.map(&mut cpu, &map, &mut Budget::unlimited())
+        .expect("mapped");
+    for table in [1, 2] {
+        let mut budget = Budget::entries(1);
+        let at = Ipa::new((table - 1) * MIB2);
+        let (size, refuse) = (2 * MIB2 - at.get(), Partial::Refuse);
+        let next = tree.unmap(&mut cpu, at, size, refuse, &mut Ignore, &mut budget);
+        assert_eq!(next, Ok(Ipa::new(table * MIB2)));
+    }
+}

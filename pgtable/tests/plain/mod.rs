@@ -44,7 +44,8 @@ type Other = Box<dyn FnMut(&Plain, u64)>;
 
 /// Memory that tables live in.
 pub struct Plain {
-    words: RefCell<HashMap<u64, u64>>,
+    /// By 4 KiB of addresses.
+    words: RefCell<HashMap<u64, Box<[u64; 512]>>>,
     counts: RefCell<HashMap<u64, i64>>,
     live: RefCell<BTreeSet<u64>>,
     free: RefCell<Vec<u64>>,
@@ -96,12 +97,17 @@ impl Plain {
     }
 
     pub fn word(&self, pa: u64) -> u64 {
-        *self.words.borrow().get(&pa).unwrap_or(&0)
+        let words = self.words.borrow();
+        words
+            .get(&(pa >> 12))
+            .map_or(0, |page| page[pa as usize / 8 % 512])
     }
 
     /// Writes an entry as somebody else: in no log.
     pub fn poke(&self, pa: u64, value: u64) {
-        self.words.borrow_mut().insert(pa, value);
+        let mut words = self.words.borrow_mut();
+        let page = words.entry(pa >> 12).or_insert_with(|| Box::new([0; 512]));
+        page[pa as usize / 8 % 512] = value;
     }
 
     /// What happens before each swap from now on.
@@ -215,8 +221,8 @@ impl TableMem for Plain {
         self.note(Did::Free { pa, level });
         assert!(self.live.borrow_mut().remove(&pa), "{pa:#x} freed twice");
         self.counts.borrow_mut().remove(&pa);
-        for index in 0..self.page / 8 {
-            self.words.borrow_mut().remove(&(pa + index * 8));
+        for part in pa >> 12..(pa + self.page) >> 12 {
+            self.words.borrow_mut().remove(&part);
         }
         self.free.borrow_mut().push(pa);
     }
