@@ -5,6 +5,7 @@
 //! promises are the shadow's, the memory that guests map is theirs, tables
 //! count right, and nothing is left at the end.
 
+use super::peer::Done;
 use super::shadow::{Shadow, State};
 use super::tally::Tally;
 use super::{Cpu, Judge, own};
@@ -30,6 +31,8 @@ pub(super) struct Run<'j, 't> {
     pub geometry: Geometry,
     pub guests: Vec<Guest<'j>>,
     pub tally: &'t mut Tally,
+    /// What another CPU did during the operation.
+    pub met: Option<Done>,
 }
 
 /// Runs operations on two guests and three CPUs.
@@ -83,6 +86,7 @@ fn run_on(judge: &Judge, geometry: Geometry, ops: &[Op], tally: &mut Tally) -> R
         geometry,
         guests: Vec::new(),
         tally,
+        met: None,
     };
     for vmid in [5u16, 9] {
         let root = judge.root(geometry.root_align());

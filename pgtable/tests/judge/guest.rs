@@ -1,4 +1,4 @@
-//! A guest that goes on beside an operation.
+//! What goes on beside an operation: a guest's access, or another CPU's work.
 //!
 //! While one CPU works on a tree, a guest on another touches an address in
 //! it: between a load and the compare-and-swap, between a store and its
@@ -7,6 +7,7 @@
 //! the model still allows.
 
 use super::Judge;
+use super::peer::{Done, Peer};
 use mmu_model::{EventKind, Outcome, Regime};
 use std::cell::{Cell, RefCell};
 
@@ -20,26 +21,32 @@ pub struct Access {
     pub root: u64,
     pub ipa: u64,
     pub write: bool,
-    /// So many loads, stores, barriers and TLBIs from now.
-    pub after: u32,
 }
 
-/// The access to come, and what the last ones did.
+/// What comes between the steps of an operation.
+#[derive(Clone, Copy, Debug)]
+pub enum Meanwhile {
+    Guest(Access),
+    Peer(Peer),
+}
+
+/// What is to come, and what the last ones did.
 #[derive(Default)]
 pub(super) struct Guest {
-    /// Steps to the access, from 1; 0 if there is none to come.
+    /// Steps to it, from 1; 0 if nothing is to come.
     left: Cell<u32>,
-    planned: Cell<Option<Access>>,
+    planned: Cell<Option<Meanwhile>>,
+    done: RefCell<Option<Done>>,
     marked: Cell<bool>,
     written: Cell<Option<(u64, u64)>>,
     seen: RefCell<Vec<u64>>,
 }
 
 impl Judge {
-    /// Plans an access, and forgets what earlier ones did.
-    pub fn plan(&self, access: Access) {
-        self.guest.planned.set(Some(access));
-        self.guest.left.set(access.after + 1);
+    /// Plans what comes after so many loads, stores, barriers and TLBIs.
+    pub fn plan(&self, meanwhile: Meanwhile, after: u32) {
+        self.guest.planned.set(Some(meanwhile));
+        self.guest.left.set(after + 1);
     }
 
     /// Nothing comes by until [`resume`](Self::resume) gets the result.
@@ -51,9 +58,10 @@ impl Judge {
         self.guest.left.set(paused);
     }
 
-    /// The operation is over: no access comes any more, and what was done is
+    /// The operation is over: nothing comes any more, and what was done is
     /// forgotten.
     pub fn unplan(&self) {
+        self.guest.done.take();
         self.guest.left.set(0);
         self.guest.marked.set(false);
         self.guest.written.set(None);
@@ -66,13 +74,31 @@ impl Judge {
         let left = self.guest.left.get();
         if left != 0 {
             self.guest.left.set(left - 1);
-            if left == 1
-                && let Some(access) = self.guest.planned.take()
-            {
+            if left == 1 {
+                self.interrupt();
+            }
+        }
+    }
+
+    #[cold]
+    fn interrupt(&self) {
+        match self.guest.planned.take() {
+            Some(Meanwhile::Guest(access)) => {
                 self.guest_access(&access);
                 self.look(&access);
             }
+            Some(Meanwhile::Peer(peer)) => {
+                self.guest.marked.set(true);
+                let done = peer.act(self);
+                *self.guest.done.borrow_mut() = Some(done);
+            }
+            None => (),
         }
+    }
+
+    /// What another CPU did.
+    pub fn take_done(&self) -> Option<Done> {
+        self.guest.done.take()
     }
 
     /// A guest touches memory now.
@@ -130,7 +156,8 @@ impl Judge {
         self.guest.marked.set(true);
     }
 
-    /// True if hardware marked a leaf during this operation.
+    /// True if hardware marked a leaf, or another CPU did something, during
+    /// this operation.
     pub fn was_marked(&self) -> bool {
         self.guest.marked.get()
     }

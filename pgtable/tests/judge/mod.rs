@@ -9,6 +9,7 @@ pub mod directed;
 pub mod driver;
 mod guest;
 mod ops;
+mod peer;
 pub mod shadow;
 pub mod tally;
 
@@ -16,7 +17,8 @@ use mmu_model::{Event, EventKind, Machine, Owner, Reach, Reg, Shape, TlbiOp};
 use pgtable::{Barrier, CacheOp, Level, Maintenance, Pa, Synced, TableMem, Tlbi, TlbiKind};
 use std::cell::{Cell, RefCell};
 
-pub use guest::Access;
+pub use guest::{Access, Meanwhile};
+pub use peer::{Peer, Work};
 
 /// Tables live above this, below all that guests map.
 pub const TABLES: u64 = 0x100_0000;

@@ -2,9 +2,10 @@
 //! do to the shadow.
 
 use super::driver::{PES, Run, with_access, without_write};
+use super::peer::Done;
 use super::shadow::State;
 use super::tally::Outcome;
-use super::{Access as GuestAccess, Cpu};
+use super::{Access as GuestAccess, Cpu, Meanwhile, Peer, Work};
 use mmu_model::{EventKind, Reg};
 use pgtable::{
     Access, Age, Annotation, Attrs, Budget, Change, Dirty, Entry, Error, Execute, Flush, Gather,
@@ -112,6 +113,29 @@ impl Kind {
             K::Unmap | K::UnmapLeaves | K::UnmapLater | K::Annotate | K::Freeze => 2,
             _ => 3,
         }
+    }
+
+    /// Other CPUs may be in the tree meanwhile: nothing but `&self` is used,
+    /// after what was laid out for it.
+    const fn shares(self) -> bool {
+        !matches!(
+            self,
+            K::MapExclusive
+                | K::Unmap
+                | K::UnmapAll
+                | K::Annotate
+                | K::Fold
+                | K::FillAndFold
+                | K::Hardware
+        )
+    }
+
+    /// It keeps to its range, so that other CPUs may change what is beside it.
+    const fn keeps_to_range(self) -> bool {
+        !matches!(
+            self,
+            K::Subtree | K::Freeze | K::FillGroup | K::Split | K::Contiguous
+        )
     }
 
     /// A guest may write while it goes on, and the shadow can tell what
@@ -316,24 +340,24 @@ impl Run<'_, '_> {
         let installed = judge.vttbr();
         let events = judge.events();
         judge.extend(2_000_000);
-        // Another CPU's guest comes by in the midst of it.
         let page = self.page();
-        let at = start + (told >> 40) % (size / page) * page;
+        let at = start + (told >> 40) % ((end - start) / page) * page;
         let was = self.guests[guest].shadow.at(at);
-        if told >> 16 & 3 != 0 {
-            judge.plan(GuestAccess {
-                pe: (pe + 1 + (told >> 18 & 1) as u8) % PES as u8,
+        let other = (pe + 1 + (told >> 18 & 1) as u8) % PES as u8;
+        let meanwhile = match told >> 16 & 3 {
+            0 => None,
+            1 if kind.shares() => self.peer(&task, other, at, told >> 32),
+            _ => Some(Meanwhile::Guest(GuestAccess {
+                pe: other,
                 vttbr: self.guests[guest].tree.vttbr(),
                 root: self.guests[guest].tree.root().get(),
                 ipa: at,
                 write: told >> 19 & 1 == 1 && kind.bears_writes(),
-                after: match told >> 20 & 3 {
-                    0 => told >> 22 & 3,
-                    1 => told >> 22 & 15,
-                    2 => told >> 22 & 63,
-                    _ => told >> 22 & 255,
-                } as u32,
-            });
+            })),
+        };
+        if let Some(meanwhile) = meanwhile {
+            let after = told >> 22 & [3, 15, 63, 255][(told >> 20 & 3) as usize];
+            judge.plan(meanwhile, after as u32);
         }
         let outcome = self.perform(&task);
         judge.limit.set(u64::MAX);
@@ -342,27 +366,149 @@ impl Run<'_, '_> {
         }
         self.absorb(guest);
         self.check_seen(guest, at, was);
+        self.meet(guest);
+        let beside = self.met.take();
         judge.unplan();
-        self.tally
-            .note(kind.name(), outcome, judge.events() - events);
+        let made = judge.events() - events;
+        self.tally.note(kind.name(), outcome, made);
         if judge.is_broken() {
             return;
         }
         self.settle(guest, task.low, task.high);
+        if let Some(done) = beside {
+            self.tally.note(
+                "of another CPU",
+                done.result.map_or_else(Into::into, |()| Outcome::Done),
+                0,
+            );
+            judge.pe.set(done.peer.pe);
+            let (ipa, end) = (done.peer.ipa, done.peer.ipa + page);
+            let (low, high) = self.whole(guest, ipa, end);
+            self.settle(guest, low, high);
+        }
+    }
+
+    /// What another CPU does while an operation goes on: something to the age
+    /// of what is in its range, the same mapping, or anything to a page beside
+    /// the range.
+    fn peer(&mut self, task: &Task, pe: u8, inside: u64, n: u64) -> Option<Meanwhile> {
+        let page = self.page();
+        let guest = task.guest;
+        let skip = (n >> 3) % 8 * page;
+        let beside = match n >> 6 & 1 {
+            0 if task.high + skip < self.space() => task.high + skip,
+            _ => task.low.checked_sub(skip + page)?,
+        };
+        let (low, high) = self.whole(guest, beside, beside + page);
+        let apart = (high <= task.low || low >= task.high) && task.kind.keeps_to_range();
+        let mut ipa = beside;
+        let work = match n & 7 {
+            0 if task.kind == K::Map => {
+                let (pa, attrs, _) = self.mapping(task);
+                ipa = inside;
+                let pa = pa + (inside - task.start);
+                Work::Map { pa, attrs }
+            }
+            1 | 2 if apart => {
+                let pa = self.target(guest, beside, task.c >> 20);
+                if self.guests[guest].shadow.at(beside).is_none() {
+                    self.give(guest, pa, page);
+                }
+                let attrs = self.attrs(n >> 8);
+                Work::Map { pa, attrs }
+            }
+            3 if apart => Work::Unmap,
+            4 if apart => Work::WriteProtect,
+            5 if apart => Work::Relax,
+            6 => {
+                ipa = inside;
+                Work::MarkYoung
+            }
+            _ => {
+                ipa = inside;
+                Work::ClearYoung
+            }
+        };
+        let it = &self.guests[guest];
+        Some(Meanwhile::Peer(Peer {
+            pe,
+            geometry: self.geometry,
+            root: it.tree.root(),
+            vmid: it.vmid,
+            ipa,
+            work,
+        }))
+    }
+
+    /// What another CPU did, if it came by, becomes part of the shadow.
+    fn meet(&mut self, guest: usize) {
+        if let Some(done) = self.judge.take_done() {
+            self.peer_done(guest, &done);
+            self.met = Some(done);
+        }
+    }
+
+    fn peer_done(&mut self, guest: usize, done: &Done) {
+        if let Err(why) = done.result {
+            let known = matches!(
+                why,
+                Error::Busy
+                    | Error::NoMem
+                    | Error::Exists { .. }
+                    | Error::Missing { .. }
+                    | Error::NeedsExclusive { .. }
+            );
+            if !known {
+                self.complain(format!("{:?}: {why}", done.peer));
+            }
+            if !matches!(done.peer.work, Work::Unmap) {
+                return;
+            }
+        }
+        let (ipa, end) = (done.peer.ipa, done.peer.ipa + self.page());
+        let found = self.guests[guest].tree.lookup(Ipa::new(ipa));
+        let (base, span) = found.map_or((ipa, 0), |found| {
+            (found.base.get(), self.geometry.span(found.level))
+        });
+        let shadow = &mut self.guests[guest].shadow;
+        match done.peer.work {
+            Work::Map { pa, attrs } => shadow.set(ipa, end, State::Mapped { pa, attrs }),
+            Work::MarkYoung | Work::ClearYoung => (),
+            Work::Unmap => {
+                self.forget(guest, &done.gone);
+                if done.result.is_ok() {
+                    self.guests[guest].shadow.clear(ipa, end);
+                }
+            }
+            Work::WriteProtect => shadow.change(base, base + span, |attrs| Attrs {
+                access: without_write(attrs.access),
+                dirty: Dirty::Fault,
+                ..attrs
+            }),
+            Work::Relax => shadow.change(base, base + span, |attrs| Attrs {
+                access: with_access(attrs.access, Access::Read),
+                ..attrs
+            }),
+        }
+    }
+
+    /// What a task maps: to where, how, with which leaves.
+    fn mapping(&self, task: &Task) -> (u64, Attrs, Leaves) {
+        let dear = self.dear(task.size() / self.page(), task.c);
+        let leaves = match task.c >> 16 & 3 {
+            0 if !dear => Leaves::Exactly(Level::L3),
+            1 => Leaves::AtMost(Level::L2),
+            _ => Leaves::Largest,
+        };
+        let variant = task.c >> 20 & if dear { 1 } else { 15 };
+        let pa = self.target(task.guest, task.start, variant);
+        (pa, self.attrs(task.b >> 8), leaves)
     }
 
     fn perform(&mut self, task: &Task) -> Outcome {
         match task.kind {
             K::Map | K::MapExclusive => {
-                let dear = self.dear(task.size() / self.page(), task.c);
-                let leaves = match task.c >> 16 & 3 {
-                    0 if !dear => Leaves::Exactly(Level::L3),
-                    1 => Leaves::AtMost(Level::L2),
-                    _ => Leaves::Largest,
-                };
-                let variant = task.c >> 20 & if dear { 1 } else { 15 };
-                let pa = self.target(task.guest, task.start, variant);
-                let attrs = self.attrs(task.b >> 8);
+                let (pa, attrs, leaves) = self.mapping(task);
                 self.map(task, pa, attrs, leaves)
             }
             K::Unmap | K::UnmapLeaves | K::UnmapLater => self.unmap(task),
@@ -380,7 +526,8 @@ impl Run<'_, '_> {
                 let it = &mut self.guests[task.guest];
                 let marked = it.tree.mark_young(&mut Cpu(self.judge), task.ipa());
                 let mapped = matches!(it.shadow.at(task.start), Some(State::Mapped { .. }));
-                if marked.is_ok() != mapped {
+                let crossed = marked == Err(Error::Busy) && self.judge.was_marked();
+                if marked.is_ok() != mapped && !crossed {
                     self.complain(format!("mark_young: {marked:?}"));
                 }
                 marked.into()
@@ -565,6 +712,7 @@ impl Run<'_, '_> {
     fn unmapped(&mut self, task: &Task, gone: &[(u64, u64, u64)], done: u64) {
         let judge = self.judge;
         self.absorb(task.guest);
+        self.meet(task.guest);
         self.forget(task.guest, gone);
         let it = &mut self.guests[task.guest];
         for (from, to, state) in it.shadow.pieces(task.start, done) {
@@ -735,17 +883,24 @@ impl Run<'_, '_> {
             Flush::Now,
             &mut Budget::unlimited(),
         );
-        if done != Ok(Ipa::new(task.end)) {
+        self.absorb(task.guest);
+        let (next, outcome) = match done {
+            Ok(next) => (next.get(), Outcome::Done),
+            Err(Stopped { why, next }) => (next.get(), why.into()),
+        };
+        // Where another CPU changed a group meanwhile, the rest is left.
+        let crossed = done.is_err_and(|stopped| self.crossed(stopped.why));
+        if next != task.end && !crossed {
             self.complain(format!("write_protect: {done:?}"));
         }
-        self.absorb(task.guest);
+        let to = if next == task.end { task.high } else { next };
         let shadow = &mut self.guests[task.guest].shadow;
-        shadow.change(task.low, task.high, |attrs| Attrs {
+        shadow.change(task.low, to, |attrs| Attrs {
             access: without_write(attrs.access),
             dirty: Dirty::Fault,
             ..attrs
         });
-        Outcome::Done
+        outcome
     }
 
     fn relax(&mut self, task: &Task) -> Outcome {
@@ -775,7 +930,8 @@ impl Run<'_, '_> {
                 access: wanted as u8,
             });
             let relaxed = it.tree.relax(&mut Cpu(judge), Ipa::new(ipa), permissions);
-            if relaxed.is_ok() != mapped {
+            let crossed = relaxed == Err(Error::Busy) && judge.was_marked();
+            if relaxed.is_ok() != mapped && !crossed {
                 judge.complain(format!("relax: {relaxed:?}"));
             }
             outcome = relaxed.into();
@@ -842,9 +998,15 @@ impl Run<'_, '_> {
             }
             return Error::Attributes.into();
         }
-        if done != Ok(Ipa::new(task.end)) {
-            self.complain(format!("harvest: {done:?}"));
-        }
+        // Where another CPU changed a group meanwhile, the rest is left.
+        let high = match done {
+            Ok(next) if next.get() == task.end => task.high,
+            Err(stopped) if self.crossed(stopped.why) => stopped.next.get(),
+            other => {
+                self.complain(format!("harvest: {other:?}"));
+                return Outcome::Nothing;
+            }
+        };
         // A page written meanwhile is told of, or is dirty still.
         let late = self.absorb(task.guest);
         let again = late.filter(|&(at, _)| {
@@ -853,7 +1015,7 @@ impl Run<'_, '_> {
             matches!(now, Ok(Entry::Leaf { attrs, .. }) if attrs.is_dirty())
         });
         let it = &mut self.guests[task.guest];
-        for (at, to, state) in it.shadow.pieces(task.low, task.high) {
+        for (at, to, state) in it.shadow.pieces(task.low, high) {
             let State::Mapped { attrs, .. } = state else {
                 continue;
             };
@@ -869,7 +1031,7 @@ impl Run<'_, '_> {
                     .complain(format!("{at:#x} dirty: told {told}, is {attrs:?}"));
             }
         }
-        it.shadow.change(task.low, task.high, |attrs| {
+        it.shadow.change(task.low, high, |attrs| {
             let written = matches!(attrs.access, Access::Write | Access::ReadWrite);
             Attrs {
                 access: without_write(attrs.access),
@@ -1239,7 +1401,6 @@ impl Run<'_, '_> {
             root: it.tree.root().get(),
             ipa: task.start,
             write: task.b & 1 == 1,
-            after: 0,
         });
         if judge.was_marked() {
             Outcome::Done
