@@ -1,14 +1,20 @@
-//! Hardware marks pages accessed and dirty (FEAT_HAFDBS at stage 2) while one CPU
-//! harvests the marks: no access is lost.
+//! Guests access pages while one CPU harvests what was accessed or written: by
+//! hardware's marks (FEAT_HAFDBS at stage 2), or by the faults of write-protected
+//! pages. No access is lost.
 //!
 //! A CPU notes how many harvests have begun, accesses a page, and leaves that
 //! number at the page. The page then must be reported by that harvest or a later
-//! one: whoever finds the number knows which harvest was the last to report it.
+//! one. With hardware's marks that holds at each harvest; with faults it does at
+//! the end, as a store may go through because of a CPU that has yet to log it.
+//!
+//! Logging by faults, in this order: the right to write, the log, the store again.
+//! The harvest takes the log, then the right.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use pgtable::{
-    Access, Age, Attrs, Budget, Dirty, Flush, Geometry, Ipa, Leaves, Level, Map, Pa, Stage2,
+    Access, Age, Attrs, Budget, Dirty, Error, Execute, Flush, Geometry, Ipa, Leaves, Level, Map,
+    Pa, Permissions, Stage2,
 };
 use tests::bare::asm::dsb;
 use tests::bare::console::Console;
@@ -17,8 +23,8 @@ use tests::random::Random;
 use tests::suite::Suite;
 
 use super::crew::{self, Report};
-use super::{BASE, enter, nothing_left, title, tree};
-use crate::guest;
+use super::{BASE, TRIES, again, enter, nothing_left, title, tree};
+use crate::guest::{self, Fault, Kind};
 use crate::instructions::Instructions;
 use crate::memory::{Data, Pool};
 use crate::text::Name;
@@ -31,41 +37,50 @@ const ACCESSES: u32 = 400;
 /// Harvests, at least.
 const HARVESTS: u32 = 30;
 
+/// Who marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Hardware sets the access flag.
+    AccessFlag,
+    /// Hardware makes what is written writable.
+    Dirty,
+    /// Whoever serves the fault logs it.
+    Fault,
+}
+
 struct Scene {
+    by: By,
     geometry: Geometry,
     /// Harvests that have begun.
     begun: AtomicU32,
     /// Of the latest access, how many harvests had begun, and one; 0 for none.
     accessed: [AtomicU32; PAGES],
+    /// Pages that were written, by faults.
+    log: [AtomicBool; PAGES],
     /// CPUs that still access.
     busy: AtomicU32,
 }
 
 /// Runs it, in one format.
-pub fn check(suite: &mut Suite<Console>, geometry: Geometry, data: Data) {
+pub fn check(suite: &mut Suite<Console>, geometry: Geometry, data: Data, by: By) {
     let pool = Pool::new(geometry.granule().page_size());
     let mut report = Report::new();
     let scene = Scene {
+        by,
         geometry,
         begun: AtomicU32::new(0),
         accessed: [const { AtomicU32::new(0) }; PAGES],
+        log: [const { AtomicBool::new(false) }; PAGES],
         busy: AtomicU32::new(crew::size() as u32 - 1),
     };
     let mut marks = 0;
     let result = tree(geometry, &pool).and_then(|mut tree| {
         let page = geometry.granule().page_size();
-        let attrs = Attrs::MEMORY
-            .access(if scene.dirty() {
-                Access::Read
-            } else {
-                Access::ReadWrite
-            })
-            .age(Age::Old)
-            .dirty(if scene.dirty() {
-                Dirty::Track
-            } else {
-                Dirty::Fault
-            });
+        let attrs = match by {
+            By::AccessFlag => Attrs::MEMORY.age(Age::Old),
+            By::Dirty => Attrs::MEMORY.access(Access::Read).dirty(Dirty::Track),
+            By::Fault => Attrs::MEMORY.access(Access::Read),
+        };
         let size = PAGES as u64 * page;
         let map = Map::new(Ipa::new(BASE), Pa::new(data.base), size, attrs)
             .leaves(Leaves::Exactly(Level::L3));
@@ -79,7 +94,7 @@ pub fn check(suite: &mut Suite<Console>, geometry: Geometry, data: Data) {
                 if report.is_wrong() {
                     break;
                 }
-                if let Err(what) = scene.access(&mut random, pe) {
+                if let Err(what) = scene.access(&tree, &mut random, pe) {
                     report.wrong(Name::new(format_args!("cpu {pe}: {what}")));
                 }
             }
@@ -99,7 +114,12 @@ pub fn check(suite: &mut Suite<Console>, geometry: Geometry, data: Data) {
     if let Err(what) = result {
         report.wrong(what);
     }
-    let title = title("marks", &geometry);
+    let what = match by {
+        By::AccessFlag => "accessed",
+        By::Dirty => "dirty",
+        By::Fault => "logged",
+    };
+    let title = title(what, &geometry);
     report.check(suite, &title);
     println!(
         "{title}: {} harvests, {marks} marks",
@@ -108,27 +128,47 @@ pub fn check(suite: &mut Suite<Console>, geometry: Geometry, data: Data) {
 }
 
 impl Scene {
-    fn dirty(&self) -> bool {
-        self.geometry.features().hw_dirty
-    }
-
     fn ipa(&self, page: usize) -> u64 {
         BASE + page as u64 * self.geometry.granule().page_size()
     }
 
     /// EL1 loads from a page, or stores to it.
-    fn access(&self, random: &mut Random, pe: usize) -> Result<(), Name> {
+    fn access(&self, tree: &Stage2<&Pool>, random: &mut Random, pe: usize) -> Result<(), Name> {
         let page = random.below((PAGES - QUIET) as u64) as usize;
         let ipa = self.ipa(page);
-        let begun = self.begun.load(Ordering::SeqCst);
-        let met = if self.dirty() {
-            guest::write(ipa + 64 + 8 * pe as u64, random.word())
-        } else {
-            guest::read(ipa).map(drop)
-        };
-        dsb();
-        self.accessed[page].fetch_max(begun + 1, Ordering::SeqCst);
-        met.map_err(|fault| Name::new(format_args!("{ipa:#x}: {fault:x?}")))
+        for _ in 0..TRIES {
+            let begun = self.begun.load(Ordering::SeqCst);
+            let met = if self.by == By::AccessFlag {
+                guest::read(ipa).map(drop)
+            } else {
+                guest::write(ipa + 64 + 8 * pe as u64, random.word())
+            };
+            dsb();
+            match met {
+                Ok(()) => {
+                    self.accessed[page].fetch_max(begun + 1, Ordering::SeqCst);
+                    return Ok(());
+                }
+                Err(Fault {
+                    kind: Kind::Permission,
+                    ..
+                }) if self.by == By::Fault => {
+                    let rights = Permissions {
+                        access: Access::ReadWrite,
+                        execute: Execute::Never,
+                    };
+                    let relaxed = tree.relax(&mut Instructions, Ipa::new(ipa), rights);
+                    if !matches!(relaxed, Ok(()) | Err(Error::Busy)) {
+                        return Err(Name::new(format_args!("{ipa:#x}: relax: {relaxed:?}")));
+                    }
+                    if relaxed.is_ok() {
+                        self.log[page].store(true, Ordering::SeqCst);
+                    }
+                }
+                Err(fault) => return Err(Name::new(format_args!("{ipa:#x}: {fault:x?}"))),
+            }
+        }
+        Err(Name::new(format_args!("{ipa:#x} faults for ever")))
     }
 
     /// Harvests until all are done; how many marks there were.
@@ -142,11 +182,13 @@ impl Scene {
             let quiet = self.busy.load(Ordering::Acquire) == 0;
             last = quiet && self.begun.load(Ordering::Relaxed) >= HARVESTS;
             for _ in 0..3 {
-                self.access(&mut random, 0)?;
+                self.access(tree, &mut random, 0)?;
             }
             let mut accessed = [0; PAGES];
             for (before, page) in accessed.iter_mut().zip(&self.accessed) {
-                *before = page.swap(0, Ordering::SeqCst);
+                if self.by != By::Fault || last {
+                    *before = page.swap(0, Ordering::SeqCst);
+                }
             }
             let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
             marks += self.harvest(tree, number, &mut reported)?;
@@ -162,7 +204,7 @@ impl Scene {
             }
         }
         let quiet = reported[PAGES - QUIET..].iter().all(|&number| number == 0);
-        if self.dirty() && !quiet {
+        if self.by != By::AccessFlag && !quiet {
             return Err(Name::new(format_args!("a page that nobody wrote is dirty")));
         }
         Ok(marks)
@@ -179,20 +221,42 @@ impl Scene {
         let cpu = &mut Instructions;
         let mut marks = 0;
         let failed = |why| Name::new(format_args!("harvest: {why}"));
-        if self.dirty() {
-            let size = PAGES as u64 * page;
-            let all = &mut Budget::unlimited();
-            tree.harvest_dirty(cpu, Ipa::new(BASE), size, Flush::Now, all, |at, _| {
-                reported[((at.get() - BASE) / page) as usize] = number;
-                marks += 1;
-            })
+        let size = PAGES as u64 * page;
+        let all = || Budget::unlimited();
+        if self.by == By::Dirty {
+            let mut budget = all();
+            tree.harvest_dirty(
+                cpu,
+                Ipa::new(BASE),
+                size,
+                Flush::Now,
+                &mut budget,
+                |at, _| {
+                    reported[((at.get() - BASE) / page) as usize] = number;
+                    marks += 1;
+                },
+            )
             .map_err(|stopped| failed(stopped.why))?;
             return Ok(marks);
         }
+        if self.by == By::Fault {
+            for (last, log) in reported.iter_mut().zip(&self.log) {
+                if log.swap(false, Ordering::SeqCst) {
+                    *last = number;
+                    marks += 1;
+                }
+            }
+            let mut busy = 0;
+            again(BASE, &mut busy, |at| {
+                let size = BASE + size - at;
+                tree.write_protect(cpu, Ipa::new(at), size, Flush::Now, &mut all())
+            })
+            .map_err(failed)?;
+            return Ok(marks);
+        }
         for (at, last) in reported.iter_mut().enumerate() {
-            let all = &mut Budget::unlimited();
             let (_, young) = tree
-                .clear_young(cpu, Ipa::new(self.ipa(at)), page, Flush::Now, all)
+                .clear_young(cpu, Ipa::new(self.ipa(at)), page, Flush::Now, &mut all())
                 .map_err(|stopped| failed(stopped.why))?;
             if young > 0 {
                 *last = number;

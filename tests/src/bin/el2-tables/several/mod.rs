@@ -7,7 +7,7 @@
 //! | [`pages`] | each changes pages of its own in tables that all share, and looks at everybody's |
 //! | [`frames`] | all map and unmap the same pages; a frame that was given back is seen no more |
 //! | [`blocks`] | one splits, folds, replaces and tears down, the others read on |
-//! | [`marks`] | hardware marks pages dirty and accessed while one CPU harvests the marks |
+//! | [`marks`] | pages are accessed while one CPU harvests: hardware's marks, or faults |
 
 mod blocks;
 mod crew;
@@ -24,6 +24,7 @@ use tests::println;
 use tests::suite::Suite;
 
 use self::frames::Sink;
+use self::marks::By;
 use crate::cpu::{Cpu, name};
 use crate::erratum::errata;
 use crate::formats::is_lpa2;
@@ -145,18 +146,18 @@ pub fn checks(suite: &mut Suite<Console>, cpu: &Cpu, memory: Memory) {
             blocks::check(suite, geometry, data(&geometry, memory));
         }
     }
-    for hw_dirty in [false, true] {
-        if cpu.hafdbs <= u8::from(hw_dirty) {
-            println!("several: no FEAT_HAFDBS, dirty {hw_dirty}, on this CPU");
+    for (by, hafdbs) in [(By::Fault, 0), (By::AccessFlag, 1), (By::Dirty, 2)] {
+        if cpu.hafdbs < hafdbs {
+            println!("several: {by:?}: no FEAT_HAFDBS of level {hafdbs} on this CPU");
             continue;
         }
         let features = Features {
-            hw_access_flag: true,
-            hw_dirty,
+            hw_access_flag: hafdbs >= 1,
+            hw_dirty: hafdbs >= 2,
             ..cpu.features
         };
         for geometry in geometries(cpu, features) {
-            marks::check(suite, geometry, data(&geometry, memory));
+            marks::check(suite, geometry, data(&geometry, memory), by);
         }
     }
 }
