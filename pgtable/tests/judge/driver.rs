@@ -406,3 +406,13 @@ pub(super) fn with_access(access: Access, more: Access) -> Access {
     [Access::None, Access::Read, Access::Write, Access::ReadWrite]
         [usize::from(access as u8 | more as u8)]
 }
+
+pub(super) fn with_execute(now: Execute, more: Execute) -> Execute {
+    use Execute as X;
+    match (now, more) {
+        (X::Never, other) | (other, X::Never) => other,
+        (X::El0, X::El0) => X::El0,
+        (X::El1, X::El1) => X::El1,
+        _ => X::All,
+    }
+}

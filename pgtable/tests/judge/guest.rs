@@ -30,6 +30,14 @@ pub enum Meanwhile {
     Peer(Peer),
 }
 
+/// What goes on after a pause.
+#[must_use]
+#[derive(Debug)]
+pub struct Paused {
+    left: u32,
+    shared: bool,
+}
+
 /// What is to come, and what the last ones did.
 #[derive(Default)]
 pub(super) struct Guest {
@@ -49,13 +57,18 @@ impl Judge {
         self.guest.left.set(after + 1);
     }
 
-    /// Nothing comes by until [`resume`](Self::resume) gets the result.
-    pub fn pause(&self) -> u32 {
-        self.guest.left.replace(0)
+    /// Nothing comes by until [`resume`](Self::resume) gets the result: the
+    /// driver prepares or compares.
+    pub fn pause(&self) -> Paused {
+        Paused {
+            left: self.guest.left.replace(0),
+            shared: self.shared.replace(false),
+        }
     }
 
-    pub fn resume(&self, paused: u32) {
-        self.guest.left.set(paused);
+    pub fn resume(&self, paused: Paused) {
+        self.guest.left.set(paused.left);
+        self.shared.set(paused.shared);
     }
 
     /// The operation is over: nothing comes any more, and what was done is

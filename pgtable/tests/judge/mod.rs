@@ -28,6 +28,8 @@ pub const TABLES: u64 = 0x100_0000;
 struct Page {
     count: i64,
     taken: bool,
+    /// The operation that took it.
+    since: u64,
 }
 
 /// Memory and CPUs under the model's eyes.
@@ -49,6 +51,9 @@ pub struct Judge {
     events: Cell<u64>,
     /// Where the events end, for a fault may have made a loop endless.
     most: Cell<u64>,
+    /// Operations so far, and whether this one has others beside it.
+    operation: Cell<u64>,
+    shared: Cell<bool>,
     /// The guest that goes on beside.
     guest: guest::Guest,
     /// The first broken rule.
@@ -72,6 +77,8 @@ impl Judge {
             limit: Cell::new(u64::MAX),
             events: Cell::new(0),
             most: Cell::new(5_000_000),
+            operation: Cell::new(0),
+            shared: Cell::new(false),
             guest: guest::Guest::default(),
             broken: RefCell::default(),
             trace: RefCell::default(),
@@ -102,6 +109,13 @@ impl Judge {
     /// Events so far.
     pub fn events(&self) -> u64 {
         self.events.get()
+    }
+
+    /// An operation begins. Where others may be in the tree meanwhile it must
+    /// not free a table that they may be in: any but its own new ones.
+    pub fn begin(&self, shared: bool) {
+        self.operation.set(self.operation.get() + 1);
+        self.shared.set(shared);
     }
 
     /// Allows for another so many events.
@@ -163,6 +177,9 @@ impl Judge {
         let page = self.page_of(pa, |page| std::mem::take(page));
         if !page.taken {
             self.complain(format!("table {pa:#x} freed twice"));
+        }
+        if self.shared.get() && page.since != self.operation.get() {
+            self.complain(format!("table {pa:#x} freed by a shared operation"));
         }
         self.live.set(self.live.get().saturating_sub(1));
         self.event(EventKind::Free { pa, len: self.page });
@@ -251,7 +268,8 @@ impl TableMem for Judge {
             self.next.set(at + self.page);
             at
         });
-        self.page_of(pa, |page| page.taken = true);
+        let since = self.operation.get();
+        self.page_of(pa, |page| (page.taken, page.since) = (true, since));
         self.live.set(self.live.get() + 1);
         self.event(EventKind::Alloc {
             pa,

@@ -1,0 +1,145 @@
+//! What goes on beside an operation, and how it becomes part of the shadow.
+
+use super::{Kind, Run, State, Task};
+use crate::judge::driver::{with_access, without_write};
+use crate::judge::peer::Done;
+use crate::judge::{Meanwhile, Peer, Work};
+use Kind as K;
+use pgtable::{Access, Attrs, Dirty, Error, Ipa};
+
+impl Run<'_, '_> {
+    /// What another CPU does while an operation goes on: something to the age
+    /// of what is in its range, the same mapping, or anything to a page beside
+    /// the range.
+    pub(super) fn peer(&mut self, task: &Task, pe: u8, inside: u64, n: u64) -> Option<Meanwhile> {
+        let page = self.page();
+        let guest = task.guest;
+        let skip = (n >> 3) % 8 * page;
+        let beside = match n >> 6 & 1 {
+            0 if task.high + skip < self.space() => task.high + skip,
+            _ => task.low.checked_sub(skip + page)?,
+        };
+        let (low, high) = self.whole(guest, beside, beside + page);
+        let apart = (high <= task.low || low >= task.high) && task.kind.keeps_to_range();
+        let mut ipa = beside;
+        let work = match n & 7 {
+            0 if task.kind == K::Map => {
+                let (pa, attrs, _) = self.mapping(task);
+                ipa = inside;
+                let pa = pa + (inside - task.start);
+                Work::Map { pa, attrs }
+            }
+            1 | 2 if apart => {
+                let pa = self.target(guest, beside, task.c >> 20);
+                if self.guests[guest].shadow.at(beside).is_none() {
+                    self.give(guest, pa, page);
+                }
+                let attrs = self.attrs(n >> 8);
+                Work::Map { pa, attrs }
+            }
+            3 if apart => Work::Unmap,
+            4 if apart => Work::WriteProtect,
+            5 if apart => Work::Relax,
+            6 => {
+                ipa = inside;
+                Work::MarkYoung
+            }
+            _ => {
+                ipa = inside;
+                Work::ClearYoung
+            }
+        };
+        let it = &self.guests[guest];
+        Some(Meanwhile::Peer(Peer {
+            pe,
+            geometry: self.geometry,
+            root: it.tree.root(),
+            vmid: it.vmid,
+            ipa,
+            work,
+        }))
+    }
+
+    /// What another CPU did, if it came by, becomes part of the shadow.
+    pub(super) fn meet(&mut self, guest: usize) {
+        if let Some(done) = self.judge.take_done() {
+            self.peer_done(guest, &done);
+            self.met = Some(done);
+        }
+    }
+
+    pub(super) fn peer_done(&mut self, guest: usize, done: &Done) {
+        if let Err(why) = done.result {
+            let known = matches!(
+                why,
+                Error::Busy
+                    | Error::NoMem
+                    | Error::Exists { .. }
+                    | Error::Missing { .. }
+                    | Error::NeedsExclusive { .. }
+            );
+            if !known {
+                self.complain(format!("{:?}: {why}", done.peer));
+            }
+            if !matches!(done.peer.work, Work::Unmap) {
+                return;
+            }
+        }
+        let (ipa, end) = (done.peer.ipa, done.peer.ipa + self.page());
+        let found = self.guests[guest].tree.lookup(Ipa::new(ipa));
+        let (base, span) = found.map_or((ipa, 0), |found| {
+            (found.base.get(), self.geometry.span(found.level))
+        });
+        let shadow = &mut self.guests[guest].shadow;
+        match done.peer.work {
+            Work::Map { pa, attrs } => shadow.set(ipa, end, State::Mapped { pa, attrs }),
+            Work::MarkYoung | Work::ClearYoung => (),
+            Work::Unmap => {
+                self.forget(guest, &done.gone);
+                if done.result.is_ok() {
+                    self.guests[guest].shadow.clear(ipa, end);
+                }
+            }
+            Work::WriteProtect => shadow.change(base, base + span, |attrs| Attrs {
+                access: without_write(attrs.access),
+                dirty: Dirty::Fault,
+                ..attrs
+            }),
+            Work::Relax => shadow.change(base, base + span, |attrs| Attrs {
+                access: with_access(attrs.access, Access::Read),
+                ..attrs
+            }),
+        }
+    }
+
+    /// Hardware marked a leaf meanwhile: "busy, try again" is an answer to
+    /// that, where else nobody is.
+    pub(super) fn crossed(&self, why: Error) -> bool {
+        why == Error::Busy && self.judge.was_marked()
+    }
+
+    /// Writes by guests that went on beside become part of the shadow.
+    /// Returns the entry that one wrote to.
+    pub(super) fn absorb(&mut self, guest: usize) -> Option<(u64, u64)> {
+        let (from, to) = self.judge.take_written()?;
+        self.guests[guest].shadow.change(from, to, |attrs| Attrs {
+            access: with_access(attrs.access, Access::Write),
+            ..attrs
+        });
+        Some((from, to))
+    }
+
+    /// What a guest saw in the midst of an operation was what stood there
+    /// before it, or what stands there after.
+    pub(super) fn check_seen(&self, guest: usize, ipa: u64, was: Option<State>) {
+        let is = self.guests[guest].shadow.at(ipa);
+        for pa in self.judge.take_seen() {
+            let leads = |state: Option<State>| matches!(state, Some(State::Mapped { pa: to, .. }) if to == pa);
+            if !leads(was) && !leads(is) {
+                self.complain(format!(
+                    "meanwhile {ipa:#x} led to {pa:#x}: before {was:?}, after {is:?}"
+                ));
+            }
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! What the four numbers of an operation mean, and what each operation has to
+//! do to the shadow.
+//!
+//! | number | bits |
+//! |---|---|
+//! | first | 4:0 kind, 9:8 CPU, 10 guest, 15:11 when memory runs out, 19:16 what goes on beside, 31:20 after how many steps, 63:32 where |
+//! | second | the range: see `aim` |
+//! | third | 7:0 length, 63:8 attributes, 63:48 length of a range in what is there |
+//! | fourth | policies, budget, target |
+
+mod aim;
+mod beside;
+mod changing;
+mod mapping;
+mod removing;
+mod shaping;
+
+use super::driver::{PES, Run};
+use super::shadow::State;
+use super::tally::Outcome;
+use super::{Access as GuestAccess, Meanwhile};
+use pgtable::{Budget, Ipa, Over, Partial};
+
+/// The kinds of operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    Map,
+    MapExclusive,
+    Unmap,
+    UnmapLeaves,
+    UnmapLater,
+    UnmapAll,
+    Annotate,
+    Protect,
+    WriteProtect,
+    Relax,
+    Young,
+    MarkYoung,
+    Harvest,
+    Split,
+    Fold,
+    FillAndFold,
+    Contiguous,
+    FillGroup,
+    Subtree,
+    Freeze,
+    Hardware,
+    FlushCaches,
+}
+
+use Kind as K;
+
+/// Which kind the low bits of the first number mean.
+const KINDS: [Kind; 32] = [
+    K::Map,
+    K::Map,
+    K::Map,
+    K::MapExclusive,
+    K::MapExclusive,
+    K::MapExclusive,
+    K::Unmap,
+    K::Unmap,
+    K::UnmapLeaves,
+    K::UnmapLater,
+    K::UnmapAll,
+    K::Annotate,
+    K::Protect,
+    K::Protect,
+    K::WriteProtect,
+    K::Relax,
+    K::Relax,
+    K::Young,
+    K::MarkYoung,
+    K::Harvest,
+    K::Split,
+    K::Split,
+    K::Fold,
+    K::FillAndFold,
+    K::Contiguous,
+    K::FillGroup,
+    K::Subtree,
+    K::Freeze,
+    K::Freeze,
+    K::Hardware,
+    K::Hardware,
+    K::FlushCaches,
+];
+
+impl Kind {
+    const fn name(self) -> &'static str {
+        match self {
+            K::Map => "map",
+            K::MapExclusive => "map exclusive",
+            K::Unmap => "unmap",
+            K::UnmapLeaves => "unmap leaves",
+            K::UnmapLater => "unmap later",
+            K::UnmapAll => "unmap all",
+            K::Annotate => "annotate",
+            K::Protect => "protect",
+            K::WriteProtect => "write-protect",
+            K::Relax => "relax",
+            K::Young => "clear young",
+            K::MarkYoung => "mark young",
+            K::Harvest => "harvest dirty",
+            K::Split => "split",
+            K::Fold => "fold",
+            K::FillAndFold => "fill and fold",
+            K::Contiguous => "contiguous",
+            K::FillGroup => "fill group",
+            K::Subtree => "subtree",
+            K::Freeze => "freeze",
+            K::Hardware => "hardware",
+            K::FlushCaches => "flush caches",
+        }
+    }
+
+    /// Ranges are made of what is mapped, in so many cases of four.
+    const fn aims(self) -> u64 {
+        match self {
+            K::Map | K::MapExclusive | K::Subtree | K::FillAndFold | K::FillGroup => 1,
+            K::Unmap | K::UnmapLeaves | K::UnmapLater | K::Annotate | K::Freeze => 2,
+            _ => 3,
+        }
+    }
+
+    /// Other CPUs may be in the tree meanwhile: nothing but `&self` is used,
+    /// after what was laid out for it.
+    const fn shares(self) -> bool {
+        !matches!(
+            self,
+            K::MapExclusive
+                | K::Unmap
+                | K::UnmapAll
+                | K::Annotate
+                | K::Fold
+                | K::FillAndFold
+                | K::Hardware
+        )
+    }
+
+    /// It keeps to its range, so that other CPUs may change what is beside it.
+    const fn keeps_to_range(self) -> bool {
+        !matches!(
+            self,
+            K::Subtree | K::Freeze | K::FillGroup | K::Split | K::Contiguous
+        )
+    }
+
+    /// A guest may write while it goes on, and the shadow can tell what
+    /// becomes of that.
+    const fn bears_writes(self) -> bool {
+        !matches!(
+            self,
+            K::Map | K::MapExclusive | K::Subtree | K::Freeze | K::Annotate
+        )
+    }
+}
+
+/// One operation, taken apart.
+#[derive(Clone, Copy, Debug)]
+struct Task {
+    kind: Kind,
+    guest: usize,
+    start: u64,
+    end: u64,
+    /// What it may touch besides its range: the leaves at the ends, whole.
+    low: u64,
+    high: u64,
+    partial: Partial,
+    over: Over,
+    b: u64,
+    c: u64,
+}
+
+impl Task {
+    const fn ipa(&self) -> Ipa {
+        Ipa::new(self.start)
+    }
+
+    const fn size(&self) -> u64 {
+        self.end - self.start
+    }
+
+    const fn budget(&self) -> Budget {
+        match self.c >> 4 & 3 {
+            0 => Budget::entries(1 + (self.c >> 6 & 63)),
+            _ => Budget::unlimited(),
+        }
+    }
+}
+
+impl Run<'_, '_> {
+    /// Does one operation and judges what came of it.
+    pub(super) fn step(&mut self, op: &[u64; 4]) {
+        let [kind, a, b, c] = *op;
+        let judge = self.judge;
+        let pe = (kind >> 8 & 3) as u8 % PES as u8;
+        judge.pe.set(pe);
+        let guest = (kind >> 10 & 1) as usize;
+        // Now and then an allocator that fails soon.
+        judge.limit.set(if kind >> 11 & 7 == 7 {
+            kind >> 14 & 3
+        } else {
+            u64::MAX
+        });
+        let told = kind;
+        let kind = KINDS[(kind & 31) as usize];
+        let aimed = if a >> 60 & 3 < kind.aims() {
+            self.aimed(guest, a, b >> 48)
+        } else {
+            None
+        };
+        let (start, size) = aimed.unwrap_or_else(|| self.range(a, b));
+        let (start, end) = self.in_blocks(kind, start, start + size, c);
+        let (low, high) = self.whole(guest, start, end);
+        let task = Task {
+            kind,
+            guest,
+            start,
+            end,
+            low: low.min(start),
+            high: high.max(end),
+            partial: self.partial(c),
+            over: [Over::Anything, Over::Invalid, Over::Nothing, Over::Anything]
+                [(c / 3 % 4) as usize],
+            b,
+            c,
+        };
+        let installed = judge.vttbr();
+        let events = judge.events();
+        judge.extend(2_000_000);
+        let page = self.page();
+        let at = start + (told >> 40) % ((end - start) / page) * page;
+        let was = self.guests[guest].shadow.at(at);
+        let other = (pe + 1 + (told >> 18 & 1) as u8) % PES as u8;
+        let meanwhile = match told >> 16 & 3 {
+            0 => None,
+            1 if kind.shares() => self.peer(&task, other, at, told >> 32),
+            _ => Some(Meanwhile::Guest(GuestAccess {
+                pe: other,
+                vttbr: self.guests[guest].tree.vttbr(),
+                root: self.guests[guest].tree.root().get(),
+                ipa: at,
+                write: told >> 19 & 1 == 1 && kind.bears_writes(),
+            })),
+        };
+        if let Some(meanwhile) = meanwhile {
+            let after = told >> 22 & [3, 15, 63, 255][(told >> 20 & 3) as usize];
+            judge.plan(meanwhile, after as u32);
+        }
+        judge.begin(kind.shares());
+        let outcome = self.perform(&task);
+        judge.limit.set(u64::MAX);
+        if judge.vttbr() != installed && !matches!(kind, K::Relax | K::Hardware) {
+            self.complain("another VTTBR is installed after the operation");
+        }
+        self.absorb(guest);
+        self.check_seen(guest, at, was);
+        self.meet(guest);
+        let beside = self.met.take();
+        judge.unplan();
+        judge.begin(false);
+        let made = judge.events() - events;
+        self.tally.note(kind.name(), outcome, made);
+        if judge.is_broken() {
+            return;
+        }
+        self.settle(guest, task.low, task.high);
+        if let Some(done) = beside {
+            self.tally.note(
+                "of another CPU",
+                done.result.map_or_else(Into::into, |()| Outcome::Done),
+                0,
+            );
+            judge.pe.set(done.peer.pe);
+            let (ipa, end) = (done.peer.ipa, done.peer.ipa + page);
+            let (low, high) = self.whole(guest, ipa, end);
+            self.settle(guest, low, high);
+        }
+    }
+
+    fn perform(&mut self, task: &Task) -> Outcome {
+        match task.kind {
+            K::Map | K::MapExclusive => {
+                let (pa, attrs, leaves) = self.mapping(task);
+                self.map(task, pa, attrs, leaves)
+            }
+            K::Unmap | K::UnmapLeaves | K::UnmapLater => self.unmap(task),
+            K::UnmapAll => {
+                let entries = 64 + (task.c >> 6 & 1023);
+                let budget = (task.c >> 4 & 3 == 0).then_some(entries);
+                self.unmap_whole(task.guest, task.partial, budget)
+            }
+            K::Annotate => self.annotate(task),
+            K::Protect => self.protect(task),
+            K::WriteProtect => self.write_protect(task),
+            K::Relax => self.relax(task),
+            K::Young => self.young(task),
+            K::MarkYoung => self.mark_young(task),
+            K::Harvest => self.harvest(task),
+            K::Split => self.split(task),
+            K::Fold => self.fold(task.guest, task.start),
+            K::FillAndFold => self.fill_and_fold(task),
+            K::Contiguous => self.contiguous(task),
+            K::FillGroup => self.fill_group(task),
+            K::Subtree => self.subtree(task),
+            K::Freeze => self.freeze(task),
+            K::Hardware => self.hardware(task),
+            K::FlushCaches => self.flush_caches(task),
+        }
+    }
+}
