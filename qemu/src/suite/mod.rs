@@ -9,6 +9,7 @@ pub mod bad_input;
 pub mod boots;
 pub mod call;
 pub mod native;
+pub mod nightly;
 pub mod on_target;
 pub mod proof;
 pub mod report;
@@ -208,7 +209,7 @@ impl Case {
 
     /// Whether it needs the image and QEMU.
     pub fn needs_machine(&self) -> bool {
-        !["check/", "crate/", "proof/", "fuzz/"]
+        !["check/", "crate/", "proof/", "miri/", "fuzz/"]
             .iter()
             .any(|group| self.name.starts_with(group))
     }
@@ -218,6 +219,7 @@ impl Case {
 pub fn all(workspace: &Workspace) -> Vec<Case> {
     let mut cases = native::cases(workspace);
     cases.extend(proof::cases());
+    cases.extend(nightly::cases());
     cases.extend(runner::cases());
     cases.extend(boots::cases());
     cases.extend(stays_up::cases());
