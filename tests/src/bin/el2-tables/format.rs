@@ -11,7 +11,7 @@ use tests::suite::Suite;
 
 use crate::cpu::{Cpu, name};
 use crate::formats::is_lpa2;
-use crate::guest::{self, Kind, Stage1, fetch, met, read, write};
+use crate::guest::{self, Kind, Stage1, fetch, fetch_el0, met, read, write};
 use crate::instructions::{Instructions, translate};
 use crate::memory::Pool;
 use crate::text::Name;
@@ -201,7 +201,10 @@ fn page_at(
             protect(tree, Access::ReadWrite, Execute::El1),
             "page: protect, EL1",
         )?;
-        hold(fetch(ipa) == Ok(0x77), "page: fetch, EL1 only")?;
+        hold(
+            fetch(ipa) == Ok(0x77) && met(fetch_el0(ipa), Kind::Permission, ipa),
+            "page: fetch, EL1 only",
+        )?;
     }
     hold(
         protect(tree, Access::Write, Execute::Never),

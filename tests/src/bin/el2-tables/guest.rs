@@ -71,6 +71,9 @@ global_asm!(
     "hvc #1",
     "blr x0",
     "hvc #1",
+    // EL0's, which comes back through EL1's vectors.
+    "blr x0",
+    "svc #0",
     // Its vectors: an exception that EL1 takes ends its turn too.
     ".balign 2048",
     ".rept 16",
@@ -78,7 +81,7 @@ global_asm!(
     ".balign 128",
     ".endr",
     ".balign 65536",
-    // x0, x1 = EL1's; x2 = where it begins. Callee-saved registers stay on the
+    // x0, x1 = the guest's; x2 = where it begins, x3 = its SPSR. Callee-saved registers stay on the
     // stack while EL1 runs; the exception comes back to `el1_back`.
     ".global el1_enter",
     "el1_enter:",
@@ -89,8 +92,7 @@ global_asm!(
     "stp x25, x26, [sp, #64]",
     "stp x27, x28, [sp, #80]",
     "msr elr_el2, x2",
-    "mov x2, #0x3c5",
-    "msr spsr_el2, x2",
+    "msr spsr_el2, x3",
     "isb",
     "eret",
     ".global el1_back",
@@ -110,7 +112,7 @@ const VECTORS: u64 = 2048;
 unsafe extern "C" {
     static el1_code: u8;
     static el1_back: u8;
-    fn el1_enter(x0: u64, x1: u64, at: u64) -> u64;
+    fn el1_enter(x0: u64, x1: u64, at: u64, spsr: u64) -> u64;
 }
 
 /// EL1's code, in memory: it fills one granule of any size.
@@ -179,12 +181,18 @@ pub struct Fault {
     pub ipa: u64,
 }
 
-fn run(offset: u64, x0: u64, x1: u64) -> Result<u64, Fault> {
+/// SPSR_EL2: EL1 with its own stack pointer, and EL0; nothing interrupts them.
+const EL1: u64 = 0x3c5;
+const EL0: u64 = 0x3c0;
+/// ESR_EL1.EC of an SVC.
+const SVC: u64 = 0x15;
+
+fn run(offset: u64, x0: u64, x1: u64, spsr: u64) -> Result<u64, Fault> {
     let pe = &PES[cpu::index()];
     let at = pe.code.load(Ordering::Relaxed) + offset;
     // SAFETY: EL1 does one access to memory that is the check's, or faults, and
     // comes back.
-    let value = unsafe { el1_enter(x0, x1, at) };
+    let value = unsafe { el1_enter(x0, x1, at, spsr) };
     let [esr, far, hpfar] = [&pe.esr, &pe.far, &pe.hpfar].map(|word| word.load(Ordering::Relaxed));
     if esr >> 26 == 0x16 && esr & 0xffff == 1 {
         return Ok(value);
@@ -192,6 +200,9 @@ fn run(offset: u64, x0: u64, x1: u64) -> Result<u64, Fault> {
     // What EL1 took itself is an external abort, or an undefined instruction.
     let own = esr >> 26 == 0x16;
     let esr = if own { mrs!("esr_el1") } else { esr };
+    if own && spsr == EL0 && esr >> 26 == SVC {
+        return Ok(value);
+    }
     let status = (esr & 0x3f) as u8;
     Err(Fault {
         class: (esr >> 26 & 0x3f) as u8,
@@ -209,17 +220,22 @@ fn run(offset: u64, x0: u64, x1: u64) -> Result<u64, Fault> {
 
 /// EL1 loads.
 pub fn read(ipa: u64) -> Result<u64, Fault> {
-    run(0, ipa, 0)
+    run(0, ipa, 0, EL1)
 }
 
 /// EL1 stores.
 pub fn write(ipa: u64, value: u64) -> Result<(), Fault> {
-    run(8, ipa, value).map(drop)
+    run(8, ipa, value, EL1).map(drop)
 }
 
 /// EL1 calls; what the function leaves in X0.
 pub fn fetch(ipa: u64) -> Result<u64, Fault> {
-    run(16, ipa, 0)
+    run(16, ipa, 0, EL1)
+}
+
+/// EL0 calls; what the function leaves in X0.
+pub fn fetch_el0(ipa: u64) -> Result<u64, Fault> {
+    run(24, ipa, 0, EL0)
 }
 
 /// Whether an access met this kind of fault, at this IPA.

@@ -6,6 +6,7 @@
 //! | `stage1` | EL2's own stage 1 in every format that the CPU has; one of them stays on |
 //! | `formats` | that stage 2's formats are those of the architecture, each way |
 //! | `format` | each of them, with all features of the CPU and with none: accesses, blocks, splits, folds |
+//! | `output` | that an output size smaller than the CPU's is kept to |
 //! | `erratum` | QEMU's range TLBI, with the work-around and without |
 //! | `sequence` | random operations and RTT commands in every format, against a plain list |
 //! | `several` | all CPUs in one tree |
@@ -35,6 +36,8 @@ mod instructions;
 #[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
+mod output;
+#[cfg(target_os = "none")]
 mod sequence;
 #[cfg(target_os = "none")]
 mod several;
@@ -55,7 +58,7 @@ mod image {
 
     use crate::cpu::Cpu;
     use crate::memory::Data;
-    use crate::{erratum, format, formats, guest, memory, sequence, several, stage1};
+    use crate::{erratum, format, formats, guest, memory, output, sequence, several, stage1};
 
     pub fn main() {
         let cpu = Cpu::read();
@@ -78,6 +81,7 @@ mod image {
                 format::check(&mut suite, &cpu, geometry, high);
             }
         }
+        output::checks(&mut suite, &cpu);
         erratum::checks(&mut suite, &cpu);
         let memory = sequence::Memory {
             low: Data::behind_the_pool(),

@@ -4,7 +4,7 @@ use pgtable::{Age, Attrs, Entry, Execute, Geometry, Ipa, Memory as Type, Stage2}
 
 use super::Wrong;
 use super::state::{Is, Shadow, change, reads, tracks, with_write, writes};
-use crate::guest::{self, Kind, fetch, met, read, write};
+use crate::guest::{self, Kind, fetch, fetch_el0, met, read, write};
 use crate::instructions::at_guest;
 use crate::memory::{CODE, Data, Pool, RETURNS, read_coherent};
 use crate::text::Name;
@@ -206,17 +206,18 @@ fn accesses(ipa: u64, pa: u64, attrs: &Attrs, hw_dirty: bool, number: u64) -> Re
     }
     // What comes of fetches from Device memory is the CPU's choice.
     if !matches!(attrs.memory, Type::Device(_)) {
-        let fetched = fetch(ipa + CODE);
-        if matches!(attrs.execute, Execute::All | Execute::El1) {
+        let at = ipa + CODE;
+        let el1 = matches!(attrs.execute, Execute::All | Execute::El1);
+        let el0 = matches!(attrs.execute, Execute::All | Execute::El0);
+        for (level, fetched, may) in [(1, fetch(at), el1), (0, fetch_el0(at), el0)] {
+            let right = if may {
+                fetched == Ok(RETURNS)
+            } else {
+                met(fetched, Kind::Permission, at)
+            };
             ensure!(
-                fetched == Ok(RETURNS),
-                "{ipa:#x}: fetch {fetched:x?}, {:?}",
-                attrs.execute
-            );
-        } else {
-            ensure!(
-                met(fetched, Kind::Permission, ipa + CODE),
-                "{ipa:#x}: fetch {fetched:x?}, {:?}",
+                right,
+                "{at:#x}: fetch at EL{level} {fetched:x?}, {:?}",
                 attrs.execute
             );
         }
