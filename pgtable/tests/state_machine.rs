@@ -34,7 +34,11 @@ fn number(name: &str) -> Option<u64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 100,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn operations_keep_the_rules(which: u64, ops: Vec<[u64; 4]>) {

@@ -52,7 +52,7 @@ impl Run<'_, '_> {
         let (from, to) = if task.partial == Partial::DropWhole && next >= task.end {
             (task.low, task.high)
         } else if task.partial == Partial::DropWhole {
-            (task.low, next)
+            (task.from(next), next)
         } else {
             (task.start, next)
         };
@@ -88,7 +88,7 @@ impl Run<'_, '_> {
         }
         let to = if next == task.end { task.high } else { next };
         let shadow = &mut self.guests[task.guest].shadow;
-        shadow.change(task.low, to, |attrs| Attrs {
+        shadow.change(task.from(next), to, |attrs| Attrs {
             access: without_write(attrs.access),
             dirty: Dirty::Fault,
             ..attrs
@@ -203,9 +203,12 @@ impl Run<'_, '_> {
             return Error::Attributes.into();
         }
         // Where another CPU changed a group meanwhile, the rest is left.
-        let high = match done {
-            Ok(next) if next.get() == task.end => task.high,
-            Err(stopped) if self.crossed(stopped.why) => stopped.next.get(),
+        let (low, high) = match done {
+            Ok(next) if next.get() == task.end => (task.low, task.high),
+            Err(stopped) if self.crossed(stopped.why) => {
+                let next = stopped.next.get();
+                (task.from(next), next)
+            }
             other => {
                 self.complain(format!("harvest: {other:?}"));
                 return Outcome::Nothing;
@@ -219,7 +222,7 @@ impl Run<'_, '_> {
             matches!(now, Ok(Entry::Leaf { attrs, .. }) if attrs.is_dirty())
         });
         let it = &mut self.guests[task.guest];
-        for (at, to, state) in it.shadow.pieces(task.low, high) {
+        for (at, to, state) in it.shadow.pieces(low, high) {
             let State::Mapped { attrs, .. } = state else {
                 continue;
             };
@@ -235,7 +238,7 @@ impl Run<'_, '_> {
                     .complain(format!("{at:#x} dirty: told {told}, is {attrs:?}"));
             }
         }
-        it.shadow.change(task.low, high, |attrs| {
+        it.shadow.change(low, high, |attrs| {
             let written = matches!(attrs.access, Access::Write | Access::ReadWrite);
             Attrs {
                 access: without_write(attrs.access),

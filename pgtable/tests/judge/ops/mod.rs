@@ -173,6 +173,12 @@ struct Task {
 }
 
 impl Task {
+    /// Where an operation that takes leaves at its ends whole has begun, if it
+    /// came to `next`: it may have stopped before the first.
+    const fn from(&self, next: u64) -> u64 {
+        if next > self.start { self.low } else { next }
+    }
+
     const fn ipa(&self) -> Ipa {
         Ipa::new(self.start)
     }
