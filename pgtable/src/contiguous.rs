@@ -45,37 +45,58 @@ impl<M: TableMem> Core<M> {
         let mismatch = Error::Mismatch {
             level: Shape::level(slot.level),
         };
-        let step = 1u64 << slot.shift;
-        let head = self.mem.load(slot.table, first);
-        if !format::is_leaf(head, slot.level) {
-            return Err(Error::Missing {
-                level: Shape::level(slot.level),
-            });
-        }
-        let oa = format::leaf_oa(&self.shape, head, slot.level);
-        let whole = mutant!(JoinUnaligned, (count as u64) * step - 1, step - 1);
-        if oa & whole != 0 {
-            return Err(mismatch);
-        }
         let mut joined = true;
         for member in 0..count {
             let raw = self.mem.load(slot.table, first + member);
-            let expected = head.wrapping_add(step * member as u64);
-            let alike = AF
-                | mutant!(
-                    JoinIgnoresPermissions,
-                    CONTIGUOUS,
-                    CONTIGUOUS | format::S2AP_WRITE
-                );
-            if (raw ^ expected) & !alike != 0 {
-                return Err(mismatch);
+            if format::is_frozen(raw) {
+                return Err(Error::Busy);
+            }
+            if !format::is_leaf(raw, slot.level) {
+                return Err(if member == 0 {
+                    Error::Missing {
+                        level: Shape::level(slot.level),
+                    }
+                } else {
+                    mismatch
+                });
             }
             joined &= raw & CONTIGUOUS != 0;
         }
         if joined {
             return Ok(());
         }
+        if !self.alike(slot, first, count, |raw| raw) {
+            return Err(mismatch);
+        }
         self.change_group(maint, slot, ia, CONTIGUOUS)
+    }
+
+    /// True when `count` leaves from `first` on, each read through `leaf`,
+    /// may have the hint: alike in all but the access flag, which hardware
+    /// may set in any of them, and adjacent and aligned in their output.
+    fn alike(
+        &self,
+        slot: &Slot<M::Table>,
+        first: usize,
+        count: usize,
+        leaf: impl Fn(u64) -> u64,
+    ) -> bool {
+        let step = 1u64 << slot.shift;
+        let head = leaf(self.mem.load(slot.table, first));
+        let oa = format::leaf_oa(&self.shape, head, slot.level);
+        let whole = mutant!(JoinUnaligned, (count as u64) * step - 1, step - 1);
+        let ignored = AF
+            | mutant!(
+                JoinIgnoresPermissions,
+                CONTIGUOUS,
+                CONTIGUOUS | format::S2AP_WRITE
+            );
+        oa & whole == 0
+            && (0..count).all(|member| {
+                let raw = leaf(self.mem.load(slot.table, first + member));
+                let expected = head.wrapping_add(step * member as u64);
+                (raw ^ expected) & !ignored == 0
+            })
     }
 
     /// First index, number of members and first address of a slot's group.
@@ -123,6 +144,10 @@ impl<M: TableMem> Core<M> {
             }
         }
         let whole = frozen == count;
+        // Nobody changes a member any more, but somebody may have between
+        // the caller's look and the freeze.
+        let alike =
+            hint == 0 || (whole && self.alike(slot, first, count, |raw| format::thaw(raw, level)));
         let mut pending = Pending::new();
         let step = 1u64 << slot.shift;
         let members = mutant!(GroupInvalidatedOnce, frozen, frozen.min(1));
@@ -131,10 +156,16 @@ impl<M: TableMem> Core<M> {
         for member in 0..frozen {
             let old = format::thaw(self.mem.load(slot.table, first + member), level);
             let bare = mutant!(GroupHintStays, old & !CONTIGUOUS, old);
-            let new = if whole { bare | hint } else { old };
+            let new = if whole && alike { bare | hint } else { old };
             self.mem.store(slot.table, first + member, new);
         }
         sync::publish(maint, &self.tlb);
-        if whole { Ok(()) } else { Err(Error::Busy) }
+        match (whole, alike) {
+            (true, true) => Ok(()),
+            (true, false) => Err(Error::Mismatch {
+                level: Shape::level(level),
+            }),
+            (false, _) => Err(Error::Busy),
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::maintenance::Maintenance;
 use crate::map::MapJob;
 use crate::mem::TableMem;
 use crate::plan::Regime;
-use crate::stage2::{Caches, Leaves, typed};
+use crate::stage2::{Leaves, typed};
 use crate::tree::{Core, Over};
 use crate::unmap::{Ignore, Partial, UnmapJob};
 
@@ -328,7 +328,9 @@ impl<M: TableMem> El2Map<M> {
             top: top.max(shape.start().get()),
             exact,
             over,
-            caches: Caches::Skip,
+            clean: false,
+            fetched: false,
+            clean_old: false,
             exclusive: true,
         };
         typed(

@@ -99,10 +99,22 @@ impl<A: fmt::Debug> fmt::Display for Stopped<A> {
 
 impl<A: fmt::Debug> core::error::Error for Stopped<A> {}
 
+/// Bytes of data cache maintenance that count as much as one entry.
+const CACHE_UNIT: u64 = 4096;
+
+/// Bytes of data cache maintenance that are done whatever the budget: what a
+/// large block takes is in proportion to its steps, and a step of 2 MiB is
+/// about a millisecond of a CPU that writes its lines back.
+pub(crate) const CACHE_STEP: u64 = 2 << 20;
+
 /// How much work an operation on a range may do before it returns.
 ///
-/// The unit is one entry visited or one table made or freed. An operation
-/// always does at least one unit, so a loop that calls it makes progress.
+/// The unit is one entry visited, one table made or freed, or 4 KiB of data
+/// cache maintenance ([`CacheOp`](crate::CacheOp)). An operation always does
+/// at least one unit, and 2 MiB of cache maintenance if there are so many, so
+/// a loop that calls it makes progress. The memory of a large block is cleaned
+/// in as many calls as the budget makes of it, its entry being frozen between
+/// them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Budget(u64);
 
@@ -120,6 +132,18 @@ impl Budget {
     /// What is left.
     pub const fn left(&self) -> u64 {
         self.0
+    }
+
+    /// Bytes of caches that may be maintained, a step at least.
+    #[inline]
+    pub(crate) fn bytes_left(&self) -> u64 {
+        self.0.saturating_mul(CACHE_UNIT).max(CACHE_STEP)
+    }
+
+    /// Spends what maintaining caches for `bytes` costs.
+    #[inline]
+    pub(crate) fn spend_bytes(&mut self, bytes: u64) {
+        self.spend(bytes / CACHE_UNIT);
     }
 
     /// Spends `units`, down to zero.

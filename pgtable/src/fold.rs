@@ -31,6 +31,9 @@ impl<M: TableMem> Stage2<M> {
             return Err(Error::Range);
         }
         let slot = core.walk_to(ipa.get(), level.get());
+        if format::is_frozen(slot.raw) {
+            return Err(Error::Busy);
+        }
         if slot.level != level.get() || !format::is_table(slot.raw, slot.level) {
             return Err(Error::Missing {
                 level: Shape::level(slot.level),

@@ -9,9 +9,23 @@
 //! | 00 | an [`Annotation`], 0 being the empty one |
 //! | 10 | *frozen*: a change is in progress; the rest is what stood there |
 //!
-//! A frozen entry keeps the old entry's other bits, and bit 63 says that it
-//! was a table. It is invalid for hardware, is no annotation, and everybody
-//! else answers [`Busy`](crate::Error::Busy) to it.
+//! A frozen entry keeps the old entry's other bits. It is invalid for
+//! hardware, is no annotation, and everybody else answers
+//! [`Busy`](crate::Error::Busy) to it. Bit 63 says that it was a table, bits
+//! \[62:61\] whose it is:
+//!
+//! | \[62:61\] | meaning |
+//! |---|---|
+//! | 00 | *held*: the CPU that froze it is at work |
+//! | 01 | *coming*: to be a leaf when the caches of its memory are clean |
+//! | 10 | *going*: out of all TLBs, its memory is cleaned or its table freed |
+//! | 11 | *held*, and nothing stood there |
+//!
+//! Coming and going entries are *parked*: the operation returned in the
+//! middle because its budget had ended, and belongs to nobody until it is
+//! called again. The bits of a block's address that are below its span say
+//! how many bytes are clean. Only entries of the first row are counted in
+//! their tables.
 
 use crate::addr::{Level, Pa};
 use crate::attrs::{Access, Age, Attrs, Device, Dirty, Execute, Memory, Share};
@@ -24,6 +38,10 @@ pub(crate) const TYPE_TABLE: u64 = 0b11;
 pub(crate) const TYPE_BLOCK: u64 = 0b01;
 pub(crate) const TYPE_FROZEN: u64 = 0b10;
 pub(crate) const FROZEN_TABLE: u64 = 1 << 63;
+pub(crate) const PARKED: u64 = 0b11 << 61;
+pub(crate) const COMING: u64 = 0b01 << 61;
+pub(crate) const GOING: u64 = 0b10 << 61;
+pub(crate) const HELD_EMPTY: u64 = 0b11 << 61;
 
 const S2AP_SHIFT: u32 = 6;
 pub(crate) const S2AP_READ: u64 = 1 << S2AP_SHIFT;
@@ -77,7 +95,33 @@ pub(crate) const fn freeze(raw: u64, level: i8) -> u64 {
     } else {
         0
     };
-    (raw & !(TYPE | FROZEN_TABLE)) | TYPE_FROZEN | was_table
+    (raw & !(TYPE | FROZEN_TABLE | PARKED)) | TYPE_FROZEN | was_table
+}
+
+/// True for an entry on its way out that no CPU is at work on.
+#[inline]
+pub(crate) const fn is_going(raw: u64) -> bool {
+    raw & (TYPE | PARKED) == TYPE_FROZEN | GOING
+}
+
+/// True for an entry that nothing stands in yet, whoever's it is.
+#[inline]
+pub(crate) const fn is_coming(raw: u64) -> bool {
+    raw & (TYPE | COMING) == TYPE_FROZEN | COMING
+}
+
+/// The bits of a leaf of `level` that say how much of a parked one is clean.
+#[inline]
+pub(crate) const fn washed_mask(shape: &Shape, level: i8) -> u64 {
+    (shape.span_at(level) - 1) & !shape.page_mask()
+}
+
+/// The parked form of a leaf, valid or frozen, of which `washed` bytes (not
+/// all of them) are clean.
+#[inline]
+pub(crate) const fn park(shape: &Shape, raw: u64, level: i8, kind: u64, washed: u64) -> u64 {
+    let bare = raw & !(TYPE | FROZEN_TABLE | PARKED | washed_mask(shape, level));
+    bare | TYPE_FROZEN | kind | washed
 }
 
 /// What [`freeze`] was given.
@@ -88,7 +132,7 @@ pub(crate) const fn thaw(raw: u64, level: i8) -> u64 {
     } else {
         leaf_type(level)
     };
-    (raw & !(TYPE | FROZEN_TABLE)) | kind
+    (raw & !(TYPE | FROZEN_TABLE | PARKED)) | kind
 }
 
 /// The descriptor of a table at `pa`. It has no attributes at stage 2, and
@@ -291,14 +335,14 @@ const fn memory(memattr: u8, features: &Features) -> Memory {
     }
 }
 
-/// True when the leaf's memory may be cached, so that its lines have to be
-/// cleaned where hardware does not force write-back.
-pub(crate) const fn is_cacheable(raw: u64, fwb: bool) -> bool {
+/// True when a guest may reach the leaf's memory past the caches, so that
+/// its lines have to be cleaned: Normal memory, unless FWB forces write-back.
+pub(crate) const fn is_seen_uncached(raw: u64, fwb: bool) -> bool {
     let memattr = (raw & MEMATTR) >> MEMATTR_SHIFT;
     if fwb {
-        memattr == 0b0110 || memattr == 0b0111
+        memattr == 0b0101 || memattr == 0b0111
     } else {
-        memattr == 0b1111
+        memattr & 0b1100 != 0
     }
 }
 

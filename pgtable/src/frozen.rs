@@ -2,10 +2,10 @@
 
 use crate::addr::{Ipa, Level, Pa};
 use crate::attrs::Attrs;
-use crate::error::Error;
+use crate::error::{Budget, Error};
 use crate::format::{self, Annotation, Entry, VALID};
 use crate::geometry::Shape;
-use crate::maintenance::Maintenance;
+use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
 use crate::plan::Pending;
 use crate::stage2::Stage2;
@@ -23,6 +23,8 @@ pub struct Frozen<'t, M: TableMem> {
     tree: &'t Stage2<M>,
     slot: Slot<M::Table>,
     ipa: u64,
+    /// The new output address that was cleaned, and how far.
+    washed: (Pa, u64),
 }
 
 /// What a frozen entry becomes.
@@ -39,37 +41,48 @@ impl<M: TableMem> Stage2<M> {
     ///
     /// # Errors
     /// `Range`; `Missing` if the walk ends above `level`; `Exists` for a
-    /// table, an annotation with bits that freezing would lose, or a member
-    /// of a contiguous group; `Busy`.
+    /// table or a member of a contiguous group
+    /// ([`clear_contiguous`](Self::clear_contiguous) first); `Busy`.
     pub fn freeze(&self, ipa: Ipa, level: Level) -> Result<Frozen<'_, M>, Error> {
         let core = &self.core;
         if ipa.get() >= core.shape.ia_end() {
             return Err(Error::Range);
         }
-        let slot = core.walk_to(ipa.get(), level.get());
+        let mut slot = core.walk_to(ipa.get(), level.get());
         if slot.level != level.get() {
             return Err(Error::Missing {
                 level: Shape::level(slot.level),
             });
         }
-        let raw = slot.raw;
-        if format::is_frozen(raw) {
-            return Err(Error::Busy);
+        loop {
+            let raw = slot.raw;
+            if format::is_frozen(raw) {
+                return Err(Error::Busy);
+            }
+            let leaf = format::is_leaf(raw, level.get()) && raw & format::CONTIGUOUS == 0;
+            if !leaf && !format::is_annotation(raw) {
+                return Err(Error::Exists { level });
+            }
+            let frozen = if leaf {
+                format::freeze(raw, level.get())
+            } else {
+                // What it said is kept here, not there.
+                format::TYPE_FROZEN | format::HELD_EMPTY
+            };
+            match core.mem.cas(slot.table, slot.index, raw, frozen) {
+                Ok(()) => break,
+                // Hardware may have marked it accessed or dirty.
+                Err(now) => slot.raw = now,
+            }
         }
-        let leaf = format::is_leaf(raw, level.get()) && raw & format::CONTIGUOUS == 0;
-        // Bit 63 tells tables; bit 0 of an annotation is put back as it is.
-        let empty = format::is_annotation(raw) && raw & format::FROZEN_TABLE == 0;
-        if !leaf && !empty {
-            return Err(Error::Exists { level });
+        if slot.raw & VALID == 0 {
+            core.add_count(slot.pa, -core.counting.of(slot.raw));
         }
-        let frozen = raw & !format::TYPE | format::TYPE_FROZEN;
-        core.mem
-            .cas(slot.table, slot.index, raw, frozen)
-            .map_err(|_| Error::Busy)?;
         Ok(Frozen {
             tree: self,
             slot,
             ipa: slot.base(ipa.get()),
+            washed: (Pa::new(0), 0),
         })
     }
 }
@@ -82,13 +95,43 @@ impl<M: TableMem> Frozen<'_, M> {
             .decode(self.slot.raw, Shape::level(self.slot.level))
     }
 
+    /// Cleans the caches of the memory that [`commit`](Self::commit) shall
+    /// map, where this CPU needs it, as far as the budget goes. True when all
+    /// is done. What is not done so, `commit` does, however long it takes.
+    pub fn clean<T: Maintenance>(
+        &mut self,
+        maint: &mut T,
+        change: &Change,
+        budget: &mut Budget,
+    ) -> bool {
+        let core = &self.tree.core;
+        let &Change::Leaf(pa, attrs) = change else {
+            return true;
+        };
+        let size = 1 << self.slot.shift;
+        let wanted = match self.tree.geometry.encode_attrs(attrs) {
+            Ok(bits) => core.needs_clean(bits),
+            Err(_) => false,
+        };
+        if !wanted || !pa.is_aligned(self.slot.shift) {
+            return true;
+        }
+        if self.washed.0 != pa {
+            self.washed = (pa, 0);
+        }
+        if self.washed.1 < size {
+            self.washed.1 = core.wash(maint, pa, size, self.washed.1, budget);
+        }
+        self.washed.1 == size
+    }
+
     /// Gives the entry its new value; if it was a leaf, after every TLB has
-    /// forgotten that.
+    /// forgotten that. The caches of what it mapped are not maintained.
     ///
     /// # Errors
     /// As [`Geometry::encode_leaf`](crate::Geometry::encode_leaf): the old
     /// entry is put back.
-    pub fn commit<T: Maintenance>(self, maint: &mut T, change: Change) -> Result<(), Error> {
+    pub fn commit<T: Maintenance>(mut self, maint: &mut T, change: Change) -> Result<(), Error> {
         let core = &self.tree.core;
         let slot = self.slot;
         let new = match change {
@@ -105,13 +148,18 @@ impl<M: TableMem> Frozen<'_, M> {
             pending.leaves(&core.shape, self.ipa, end, slot.level);
             let _done = sync::sync(maint, &core.tlb, &pending);
         }
-        if mutant!(CommitNoCaches, new & VALID != 0, false) && core.caches_matter {
-            let size = 1 << slot.shift;
-            let pa = Pa::new(format::leaf_oa(&core.shape, new, slot.level));
-            core.maintain(maint, new, pa, size);
+        if mutant!(CommitNoCaches, new & VALID != 0, false) {
+            let _whole = self.clean(maint, &change, &mut Budget::unlimited());
+            if core.needs_fetch_sync(new) {
+                let size = 1 << slot.shift;
+                let pa = Pa::new(format::leaf_oa(&core.shape, new, slot.level));
+                maint.cache(CacheOp::SyncInstructions { pa, size });
+            }
         }
         core.mem.store(slot.table, slot.index, new);
-        let more = core.counting.of(new) - core.counting.of(slot.raw);
+        // What is frozen as empty is not counted meanwhile.
+        let old = if slot.raw & VALID != 0 { slot.raw } else { 0 };
+        let more = core.counting.of(new) - core.counting.of(old);
         if more != 0 {
             core.mem.add_count(Pa::new(slot.pa), more);
         }
@@ -139,5 +187,9 @@ impl<M: TableMem> Drop for Frozen<'_, M> {
         let old = mutant!(RollbackLosesEntry, self.slot.raw, 0);
         let mem = &self.tree.core.mem;
         mem.store(self.slot.table, self.slot.index, old);
+        if old & VALID == 0 {
+            let core = &self.tree.core;
+            core.add_count(self.slot.pa, core.counting.of(old));
+        }
     }
 }

@@ -310,12 +310,18 @@ impl Shape {
         level >= 0 && self.leaf_levels.wrapping_shr(level as u32) & 1 != 0
     }
 
+    /// Entries of a table that is no root.
+    #[inline]
+    pub(crate) const fn table_entries(&self) -> usize {
+        self.index_mask().wrapping_add(1)
+    }
+
     #[inline]
     pub(crate) const fn entries_at(&self, level: i8) -> usize {
         if level == self.start {
             self.root_entries()
         } else {
-            self.index_mask() + 1
+            self.table_entries()
         }
     }
 

@@ -18,11 +18,13 @@ use crate::tree::{Changes, Core, Over, Slot};
 use crate::unmap::{Partial, RemovedLeaf};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Changes of leaves that some TLB may not know of yet.
+/// Changes of leaves of one tree that some TLB may not know of yet.
 ///
 /// Leaves may be gathered and flushed later, together; tables never. Until
 /// [`sync`](crate::Stage2::sync) returns, guests may go on using what was
-/// removed or restricted.
+/// removed or restricted, and what was removed stays frozen: to map there is
+/// answered [`Busy`](crate::Error::Busy), as it would be a make before the
+/// break is complete.
 #[derive(Debug)]
 #[must_use = "until it is synced, TLBs go on using what was taken away"]
 pub struct Gather {
@@ -75,8 +77,9 @@ impl<M: TableMem> Core<M> {
     /// before each change (and again when it has to be tried again), `changed`
     /// after it.
     ///
-    /// `REMOVES`: all become invalid, so the tables' counts change. `SURE`:
-    /// leaves with the job's `sure` bits are not compared before the swap.
+    /// `REMOVES`: all are frozen, whatever `change` says, until
+    /// [`flush`](Self::flush). `SURE`: leaves with the job's `sure` bits are
+    /// not compared before the swap.
     #[allow(clippy::too_many_arguments)]
     #[inline]
     pub(crate) fn change_leaves<const REMOVES: bool, const SURE: bool, T: Maintenance>(
@@ -116,6 +119,7 @@ impl<M: TableMem> Core<M> {
                     Partial::Split => {
                         let mut changes = Changes::new();
                         let split = self.reach(maint, &mut changes, ia, level + 1, Over::Anything);
+                        let _done: Synced = self.finish(maint, &changes);
                         if let Err(why) = split {
                             return Err(Stopped { why, next });
                         }
@@ -135,11 +139,17 @@ impl<M: TableMem> Core<M> {
             let shift = slot.shift;
             let first = slot.index;
             let table = slot.table;
+            let note = |pending: &mut Pending, start, end| {
+                if REMOVES {
+                    pending.held(&self.shape, start, end, level);
+                } else {
+                    pending.leaves(&self.shape, start, end, level);
+                }
+            };
             let address =
                 |index: usize| base.wrapping_add((index.wrapping_sub(first) as u64) << shift);
             let mut more = 0;
             let mut why = None;
-            budget.spend(count as u64);
             // Leaves changed in a row, from this one on, are noted together.
             let mut run = first;
             let mut index = first;
@@ -147,15 +157,24 @@ impl<M: TableMem> Core<M> {
             while index < last {
                 let raw = self.mem.load(table, index);
                 if (raw ^ leaf) & plain == 0 {
-                    let new = change(raw);
+                    let new = if REMOVES {
+                        format::freeze(raw, level)
+                    } else {
+                        change(raw)
+                    };
                     if SURE || new != raw {
+                        if index == run
+                            && (pending.is_full_of_held() || REMOVES && pending.is_full())
+                        {
+                            let _done = self.flush_held(maint, pending);
+                        }
                         before(maint, level, raw, new);
                         if self.mem.cas(table, index, raw, new).is_err() {
                             // Hardware, or another CPU: look again.
                             continue;
                         }
                         if mutant!(RemovedLeafCounts, REMOVES, false) {
-                            more += self.counting.of(new) - self.counting.of(raw);
+                            more -= self.counting.of(raw);
                         }
                         changed(address(index), level, raw);
                         index += 1;
@@ -177,14 +196,15 @@ impl<M: TableMem> Core<M> {
                 }
                 // Unchanged: the run ends before it.
                 if mutant!(RunLostAtGap, true, false) {
-                    pending.leaves(&self.shape, address(run), address(index), level);
+                    note(pending, address(run), address(index));
                 }
                 job.count += (index - run) as u64;
                 index += 1;
                 run = index;
             }
             job.count += (index - run) as u64;
-            pending.leaves(&self.shape, address(run), address(index), level);
+            note(pending, address(run), address(index));
+            budget.spend(((index - first) as u64).max(1));
             at = address(index);
             if more != 0 {
                 self.mem.add_count(Pa::new(slot.pa), more);
@@ -202,8 +222,29 @@ impl<M: TableMem> Core<M> {
     }
 
     /// Flushes what was gathered.
-    pub(crate) fn flush<T: Maintenance>(&self, maint: &mut T, gather: Gather) -> Synced {
-        sync::sync(maint, &self.tlb, &gather.pending).of(gather.serial())
+    pub(crate) fn flush<T: Maintenance>(&self, maint: &mut T, mut gather: Gather) -> Synced {
+        self.flush_held(maint, &mut gather.pending)
+            .of(gather.serial())
+    }
+
+    /// Invalidates what is noted, and empties the entries that were frozen
+    /// until then.
+    fn flush_held<T: Maintenance>(&self, maint: &mut T, pending: &mut Pending) -> Synced {
+        let done = sync::sync(maint, &self.tlb, pending);
+        for (start, end) in pending.held_ranges() {
+            let mut ia = start;
+            while ia < end {
+                let slot = self.walk_to(ia, 3);
+                let last = slot.index + ((end - ia) >> slot.shift) as usize;
+                let last = last.min(slot.index + self.entries_left(&slot));
+                for index in slot.index..last {
+                    self.mem.store(slot.table, index, 0);
+                }
+                ia += ((last - slot.index) as u64) << slot.shift;
+            }
+        }
+        *pending = Pending::new();
+        done
     }
 }
 
@@ -241,8 +282,12 @@ impl HeldLeaf {
 impl<M: TableMem> Stage2<M> {
     /// Removes the leaves of a range now and invalidates them when `gather`
     /// is synced, together with more. Tables and annotations stay, caches
-    /// are not maintained. `sink`
-    /// gets each leaf closed: only the gather's proof opens it.
+    /// are not maintained. `sink` gets each leaf closed: only the gather's
+    /// proof opens it.
+    ///
+    /// The entries stay frozen until the sync, which empties them: its work
+    /// is in proportion to what was removed. A gather of more than
+    /// [`RUNS`](crate::RUNS) places is invalidated in between.
     ///
     /// # Errors
     /// `Range`, `Align` at once; `InsideBlock`, `NoMem` (to split), `Busy`

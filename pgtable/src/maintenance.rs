@@ -134,8 +134,15 @@ pub enum CacheOp {
         /// Bytes, a multiple of the page.
         size: u64,
     },
-    /// Clean data lines to, and invalidate instruction lines at, the point
-    /// of unification. Doing the whole instruction cache is correct too.
+    /// Invalidate instruction lines to the point of unification: what was
+    /// fetched from this memory for a former owner. Data are clean to there
+    /// already: they were cleaned to the point of coherency before, or
+    /// FEAT_S2FWB is there and with it `CTR_EL0.IDC`, or the guest wrote them
+    /// and does what an Arm program does to fetch what it wrote.
+    ///
+    /// From some size on it takes less to do the whole instruction cache,
+    /// which is right too: so this operation, other than the former, takes
+    /// no time in proportion to `size` and is not in a [`Budget`](crate::Budget).
     SyncInstructions {
         /// The first byte, a multiple of the page.
         pa: crate::Pa,

@@ -3,18 +3,23 @@
 //! The loop works table by table: it goes down once for each table, then
 //! stores neighbouring entries in a row. What stands in the way of a plain
 //! store is handled out of line.
+//!
+//! Memory that a guest may see past the caches is cleaned before it is
+//! mapped. A block that is too large for the budget is cleaned in steps: its
+//! entry is parked as *coming* between them (see `format`). What is replaced
+//! is cleaned after its invalidation, in steps too: its entry is parked as
+//! *going*, as by unmapping.
 
 use crate::addr::Pa;
 use crate::error::{Budget, Error, Stopped};
-use crate::format::{self, AF, CONTIGUOUS};
+use crate::format::{self, AF, COMING, CONTIGUOUS, FROZEN_TABLE, GOING, VALID};
 use crate::geometry::Shape;
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
 use crate::plan::Pending;
-use crate::stage2::Caches;
 use crate::sync::{self, Synced};
 use crate::tree::{Changes, Core, Over, Slot};
-use crate::unmap::{LeafSink, RemovedLeaf};
+use crate::unmap::{LeafSink, Release, RemovedLeaf, Tell, Wash};
 
 /// A range to map, on raw numbers and checked.
 pub(crate) struct MapJob {
@@ -29,10 +34,23 @@ pub(crate) struct MapJob {
     /// Use `top` only, whatever else fits.
     pub(crate) exact: bool,
     pub(crate) over: Over,
-    /// Caches of what is mapped, before.
-    pub(crate) caches: Caches,
+    /// Clean data caches of what is mapped, before.
+    pub(crate) clean: bool,
+    /// Invalidate instruction caches of what is mapped, before.
+    pub(crate) fetched: bool,
+    /// Clean data caches of what is replaced, after.
+    pub(crate) clean_old: bool,
     /// No other walker is in the tree.
     pub(crate) exclusive: bool,
+}
+
+/// A leaf to put somewhere, and what of it is to be stored now.
+#[derive(Clone, Copy)]
+struct New {
+    /// The leaf.
+    leaf: u64,
+    /// What takes the place of something else: the leaf, or its coming form.
+    stored: u64,
 }
 
 impl<M: TableMem> Core<M> {
@@ -79,7 +97,6 @@ impl<M: TableMem> Core<M> {
         oa: u64,
         attrs: u64,
         level: i8,
-        caches: Caches,
     ) -> bool {
         let shape = &self.shape;
         let size = shape.span_at(level);
@@ -103,9 +120,6 @@ impl<M: TableMem> Core<M> {
             self.down(&mut walk);
             left -= 1;
         }
-        if self.caches_matter && caches == Caches::Maintain {
-            self.maintain(maint, attrs, Pa::new(oa), size);
-        }
         let raw = attrs | format::leaf_type(level) | shape.encode_oa(oa);
         if self.mem.cas(walk.table, walk.index, 0, raw).is_err() {
             sync::publish(maint, &self.tlb);
@@ -120,14 +134,26 @@ impl<M: TableMem> Core<M> {
         true
     }
 
-    /// Cache maintenance of what is about to be mapped, as this CPU needs.
+    /// True when data caches are to be cleaned of what is mapped so.
+    #[inline]
+    pub(crate) fn needs_clean(&self, attrs: u64) -> bool {
+        mutant!(NoCleanBeforeMap, true, false) && format::is_seen_uncached(attrs, self.fwb)
+    }
+
+    /// True when instruction caches are to be invalidated of it.
+    #[inline]
+    pub(crate) fn needs_fetch_sync(&self, attrs: u64) -> bool {
+        mutant!(NoInstructionSync, !self.dic, false) && format::is_executable(attrs, self.xnx)
+    }
+
+    /// Cache maintenance of what is about to be mapped, all at once.
     #[cold]
     #[inline(never)]
     pub(crate) fn maintain<T: Maintenance>(&self, maint: &mut T, attrs: u64, pa: Pa, size: u64) {
-        if mutant!(NoCleanBeforeMap, !self.fwb, false) && format::is_cacheable(attrs, false) {
+        if self.needs_clean(attrs) {
             maint.cache(CacheOp::CleanInvalidateData { pa, size });
         }
-        if mutant!(NoInstructionSync, !self.dic, false) && format::is_executable(attrs, self.xnx) {
+        if self.needs_fetch_sync(attrs) {
             maint.cache(CacheOp::SyncInstructions { pa, size });
         }
     }
@@ -154,15 +180,38 @@ impl<M: TableMem> Core<M> {
             Ok(slot) => slot,
             Err(why) => return Err(Stopped { why, next: ia }),
         };
-        let count = (left >> slot.shift)
+        let mut raw = job.attrs | format::leaf_type(level) | self.shape.encode_oa(oa);
+        let mut count = (left >> slot.shift)
             .min(self.entries_left(&slot) as u64)
             .min(self.shape.linear_left(oa) >> slot.shift)
-            .min(budget.left().max(1)) as usize;
-        budget.spend(count as u64);
-        if self.caches_matter && job.caches == Caches::Maintain {
-            self.maintain(maint, job.attrs, Pa::new(oa), (count as u64) << slot.shift);
+            .min(budget.left().max(1));
+        if job.clean {
+            let room = budget.bytes_left() >> slot.shift;
+            if room == 0 {
+                budget.spend(1);
+                let mapped = self.map_in_steps(maint, sink, job, &slot, ia, raw, changes, budget);
+                return match mapped {
+                    Ok(true) => Ok(ia + (1 << slot.shift)),
+                    Ok(false) => Ok(ia),
+                    Err(why) => Err(Stopped { why, next: ia }),
+                };
+            }
+            count = count.min(room);
+            let size = count << slot.shift;
+            maint.cache(CacheOp::CleanInvalidateData {
+                pa: Pa::new(oa),
+                size,
+            });
+            budget.spend_bytes(size);
         }
-        let mut raw = job.attrs | format::leaf_type(level) | self.shape.encode_oa(oa);
+        if job.fetched {
+            maint.cache(CacheOp::SyncInstructions {
+                pa: Pa::new(oa),
+                size: count << slot.shift,
+            });
+        }
+        let count = count as usize;
+        budget.spend(count as u64);
         let step = 1u64 << slot.shift;
         let mut fresh = 0u32;
         let mut index = slot.index;
@@ -177,7 +226,14 @@ impl<M: TableMem> Core<M> {
             }
             let here = Slot { index, ..slot };
             let here_ia = ia + (((index - slot.index) as u64) << slot.shift);
-            match self.occupied(maint, sink, job, &here, here_ia, raw, last - index, changes) {
+            let new = New {
+                leaf: raw,
+                stored: raw,
+            };
+            let more = last - index;
+            match self.occupied(maint, sink, job, &here, here_ia, new, more, changes, budget) {
+                // The budget ended in the middle of this entry.
+                Ok(0) => break,
                 Ok(done) => {
                     raw = raw.wrapping_add(step * done as u64);
                     index += done;
@@ -202,8 +258,88 @@ impl<M: TableMem> Core<M> {
         }
     }
 
-    /// An entry that is not empty is to become `raw`. Returns how many of
-    /// the `count` entries from it on are done.
+    /// Maps a block whose memory takes more cleaning than the budget has.
+    /// False when it is not done: the entry is parked, and who is called for
+    /// it again goes on.
+    #[cold]
+    #[inline(never)]
+    #[allow(clippy::too_many_arguments)]
+    fn map_in_steps<T: Maintenance, S: LeafSink>(
+        &self,
+        maint: &mut T,
+        sink: &mut S,
+        job: &MapJob,
+        slot: &Slot<M::Table>,
+        ia: u64,
+        raw: u64,
+        changes: &mut Changes,
+        budget: &mut Budget,
+    ) -> Result<bool, Error> {
+        let (table, index, level) = (slot.table, slot.index, slot.level);
+        let count = |more: i32| {
+            if more != 0 {
+                self.mem.add_count(Pa::new(slot.pa), more);
+            }
+        };
+        let mask = format::washed_mask(&self.shape, level);
+        let coming = format::park(&self.shape, raw, level, COMING, 0);
+        let (pa, size) = (
+            Pa::new(format::leaf_oa(&self.shape, raw, level)),
+            1 << slot.shift,
+        );
+        loop {
+            let old = self.mem.load(table, index);
+            if format::is_annotation(old) {
+                if old != 0 && job.over == Over::Nothing {
+                    return Err(Error::Exists {
+                        level: Shape::level(level),
+                    });
+                }
+                if self.mem.cas(table, index, old, coming).is_ok() {
+                    count(-self.counting.of(old));
+                }
+                continue;
+            }
+            if old & !mask != coming {
+                let new = New {
+                    leaf: raw,
+                    stored: coming,
+                };
+                let here = Slot { raw: old, ..*slot };
+                if job.fetched && format::is_leaf(old, level) {
+                    // It may be that only permissions grow.
+                    maint.cache(CacheOp::SyncInstructions { pa, size });
+                }
+                if self.occupied(maint, sink, job, &here, ia, new, 1, changes, budget)? == 0 {
+                    return Ok(false);
+                }
+                if self.mem.load(table, index) & VALID != 0 {
+                    // Mapped so already.
+                    return Ok(true);
+                }
+                continue;
+            }
+            // Several CPUs may be at this: each step counts for one only.
+            let washed = old & mask;
+            let to = self.wash(maint, pa, size, washed, budget);
+            let done = to == size;
+            if done && job.fetched {
+                maint.cache(CacheOp::SyncInstructions { pa, size });
+            }
+            let new = if done { raw } else { coming | to };
+            self.mem
+                .cas(table, index, old, new)
+                .map_err(|_| Error::Busy)?;
+            if done {
+                count(self.counting.of(raw));
+                changes.stored = true;
+            }
+            return Ok(done);
+        }
+    }
+
+    /// An entry that is not empty is to become `new`. Returns how many of
+    /// the `count` entries from it on are done: 0 when the budget ended.
     #[cold]
     #[inline(never)]
     #[allow(clippy::too_many_arguments)]
@@ -214,23 +350,64 @@ impl<M: TableMem> Core<M> {
         job: &MapJob,
         slot: &Slot<M::Table>,
         ia: u64,
-        raw: u64,
+        new: New,
         count: usize,
         changes: &mut Changes,
+        budget: &mut Budget,
     ) -> Result<usize, Error> {
+        let raw = new.leaf;
+        let level = slot.level;
         let exists = Error::Exists {
-            level: Shape::level(slot.level),
+            level: Shape::level(level),
         };
+        let swap = |old, new| self.mem.cas(slot.table, slot.index, old, new).is_ok();
         loop {
             let old = self.mem.load(slot.table, slot.index);
+            if old == 0 && swap(0, new.stored) {
+                changes.stored |= new.stored & VALID != 0;
+                let more = self.counting.of(raw);
+                if more != 0 && new.stored & VALID != 0 {
+                    self.mem.add_count(Pa::new(slot.pa), more);
+                }
+                return Ok(1);
+            }
+            if old & !format::washed_mask(&self.shape, level)
+                == format::park(&self.shape, raw, level, COMING, 0)
+            {
+                // Begun with less budget: its memory is clean by now.
+                if swap(old, raw) {
+                    changes.stored = true;
+                    let more = self.counting.of(raw);
+                    if more != 0 {
+                        self.mem.add_count(Pa::new(slot.pa), more);
+                    }
+                    return Ok(1);
+                }
+                continue;
+            }
+            if job.exclusive && format::is_frozen(old) && old & format::PARKED == COMING {
+                // Begun and given up.
+                swap(old, 0);
+                continue;
+            }
             if format::is_frozen(old) {
-                return Err(Error::Busy);
+                let table = old & FROZEN_TABLE != 0;
+                let ours = format::is_going(old) && (job.exclusive || !table);
+                if !ours || job.over != Over::Anything {
+                    return Err(Error::Busy);
+                }
+                // Left there when a budget ended: out of all TLBs already.
+                if !job.exclusive && !swap(old, old & !GOING) {
+                    continue;
+                }
+                let never = Synced::never_linked();
+                return Ok(self.put(maint, sink, job, slot, ia, new, 1, &never, budget));
             }
             if format::is_annotation(old) {
                 if old != 0 && mutant!(MapOverAnnotation, job.over == Over::Nothing, false) {
                     return Err(exists);
                 }
-                if self.mem.cas(slot.table, slot.index, old, raw).is_ok() {
+                if swap(old, raw) {
                     changes.stored = true;
                     let more = self.counting.of(raw) - self.counting.of(old);
                     if more != 0 {
@@ -240,20 +417,21 @@ impl<M: TableMem> Core<M> {
                 }
                 continue;
             }
-            let leaf = format::is_leaf(old, slot.level);
+            let leaf = format::is_leaf(old, level);
             if leaf && (old ^ raw) & !(AF | CONTIGUOUS) == 0 {
                 // Mapped so already: another CPU was faster, or the caller
                 // repeats itself. AF may have to be set; that needs no TLBI.
                 if old & AF != 0 || raw & AF == 0 {
                     return Ok(1);
                 }
-                if self.mem.cas(slot.table, slot.index, old, old | AF).is_ok() {
+                if swap(old, old | AF) {
                     changes.stored = true;
                     return Ok(1);
                 }
                 continue;
             }
-            if mutant!(MapOverLeaf, job.over != Over::Anything, false) {
+            let table = format::is_table(old, level);
+            if mutant!(MapOverLeaf, job.over != Over::Anything, false) || !(leaf || table) {
                 return Err(exists);
             }
             if leaf && old & CONTIGUOUS != 0 {
@@ -263,49 +441,52 @@ impl<M: TableMem> Core<M> {
                 continue;
             }
             if leaf && !self.needs_break(old, raw) {
-                if self.mem.cas(slot.table, slot.index, old, raw).is_ok() {
+                if swap(old, raw) {
                     if mutant!(RemapWithoutInvalidate, false, true) {
                         return Ok(1);
                     }
                     changes
                         .pending()
-                        .leaves(&self.shape, ia, ia + (1 << slot.shift), slot.level);
+                        .leaves(&self.shape, ia, ia + (1 << slot.shift), level);
                     return Ok(1);
                 }
                 continue;
             }
-            if format::is_table(old, slot.level) && !job.exclusive {
+            if table && !job.exclusive {
                 return Err(Error::NeedsExclusive {
-                    level: Shape::level(slot.level),
+                    level: Shape::level(level),
                 });
             }
-            return self.replace(maint, sink, slot, ia, raw, count);
+            return self.replace(maint, sink, job, slot, ia, new, count, budget);
         }
     }
 
     /// Break-before-make of neighbouring leaves and tables (the latter only
     /// under exclusive access), with one invalidation for all.
+    #[allow(clippy::too_many_arguments)]
     fn replace<T: Maintenance, S: LeafSink>(
         &self,
         maint: &mut T,
         sink: &mut S,
+        job: &MapJob,
         slot: &Slot<M::Table>,
         ia: u64,
-        raw: u64,
+        new: New,
         count: usize,
+        budget: &mut Budget,
     ) -> Result<usize, Error> {
         let level = slot.level;
         let step = 1u64 << slot.shift;
-        let exclusive_table = |old| format::is_table(old, level);
         let mut pending = Pending::new();
         let mut tables = 0;
         let mut broken = 0;
-        let mut new = raw;
+        let mut more = 0;
+        let mut raw = new.leaf;
         while broken < count {
             let index = slot.index + broken;
             let old = self.mem.load(slot.table, index);
             let at = ia + ((broken as u64) << slot.shift);
-            let is_table = exclusive_table(old);
+            let is_table = format::is_table(old, level);
             // The first one's kind was checked by the caller; the run ends
             // where something else begins.
             let same = if is_table {
@@ -314,7 +495,7 @@ impl<M: TableMem> Core<M> {
                 tables == 0
                     && format::is_leaf(old, level)
                     && old & CONTIGUOUS == 0
-                    && self.needs_break(old, new)
+                    && self.needs_break(old, raw)
             };
             let frozen = mutant!(ReplaceWithoutBreak, format::freeze(old, level), old);
             if !same || self.mem.cas(slot.table, index, old, frozen).is_err() {
@@ -322,12 +503,14 @@ impl<M: TableMem> Core<M> {
             }
             if is_table {
                 tables += 1;
+                more -= 1;
                 pending.table(at, at + step, self.shape.page_bits());
             } else {
+                more -= self.counting.of(old);
                 pending.leaves(&self.shape, at, at + step, level);
             }
             broken += 1;
-            new = new.wrapping_add(step);
+            raw = raw.wrapping_add(step);
         }
         if broken == 0 {
             return Err(Error::Busy);
@@ -337,29 +520,115 @@ impl<M: TableMem> Core<M> {
         } else {
             Synced::never_linked()
         };
-        let mut new = raw;
+        if more != 0 {
+            self.mem.add_count(Pa::new(slot.pa), more);
+        }
+        Ok(self.put(maint, sink, job, slot, ia, new, broken, &done, budget))
+    }
+
+    /// Puts new leaves in the place of `count` neighbouring entries that this
+    /// CPU holds frozen and no TLB knows, after what they were is released.
+    /// Returns how many it did before the budget ended; the rest is parked.
+    #[allow(clippy::too_many_arguments)]
+    fn put<T: Maintenance, S: LeafSink>(
+        &self,
+        maint: &mut T,
+        sink: &mut S,
+        job: &MapJob,
+        slot: &Slot<M::Table>,
+        ia: u64,
+        new: New,
+        count: usize,
+        done: &Synced,
+        budget: &mut Budget,
+    ) -> usize {
+        let step = 1u64 << slot.shift;
+        let mut stored = new.stored;
         let mut more = 0;
-        for entry in 0..broken {
-            let index = slot.index + entry;
-            let at = ia + ((entry as u64) << slot.shift);
-            let old = format::thaw(self.mem.load(slot.table, index), level);
-            if mutant!(CollapseLosesBlock, true, false) {
-                self.mem.store(slot.table, index, new);
+        let mut put = 0;
+        while put < count {
+            let index = slot.index + put;
+            let at = ia + ((put as u64) << slot.shift);
+            let held = self.mem.load(slot.table, index);
+            let stop =
+                put > 0 && budget.is_spent() && { held & FROZEN_TABLE != 0 || job.clean_old };
+            // Nothing stops on the way through a table of pages: the hole
+            // that a guest may meet need not last until it is done.
+            let short = held & FROZEN_TABLE != 0 && slot.level == 2 && !job.clean_old;
+            let store = || {
+                if mutant!(CollapseLosesBlock, true, false) {
+                    self.mem.store(slot.table, index, stored);
+                }
+            };
+            if short && !stop {
+                store();
             }
-            more += self.counting.of(new) - self.counting.of(old);
-            if exclusive_table(old) {
-                let table = self.shape.decode_oa(old);
-                let mut unlimited = Budget::unlimited();
-                self.reclaim(table, level + 1, at, sink, &done, &mut unlimited);
-            } else if S::WANTS {
-                sink.leaf(RemovedLeaf::new(&self.shape, at, level, old));
+            let gone = !stop
+                && if job.clean_old {
+                    let oa = format::leaf_oa(&self.shape, new.leaf, slot.level);
+                    let mut wash = Wash {
+                        core: self,
+                        maint,
+                        sink,
+                        stays: Some(oa.wrapping_sub(ia)),
+                    };
+                    self.let_go(&mut wash, slot, index, held, at, done, budget)
+                } else {
+                    self.let_go(&mut Tell(sink), slot, index, held, at, done, budget)
+                };
+            if !gone {
+                for left in index..slot.index + count {
+                    let held = self.mem.load(slot.table, left);
+                    self.mem.store(slot.table, left, held | GOING);
+                }
+                break;
             }
-            new = new.wrapping_add(step);
+            if !short {
+                store();
+            }
+            more += if stored & VALID != 0 {
+                self.counting.of(stored)
+            } else {
+                0
+            };
+            put += 1;
+            stored = stored.wrapping_add(step);
         }
         if more != 0 {
             self.mem.add_count(Pa::new(slot.pa), more);
         }
         sync::publish(maint, &self.tlb);
-        Ok(broken)
+        put
+    }
+
+    /// Releases what a frozen entry was. False when the budget ended before.
+    #[allow(clippy::too_many_arguments)]
+    fn let_go<R: Release>(
+        &self,
+        out: &mut R,
+        slot: &Slot<M::Table>,
+        index: usize,
+        held: u64,
+        at: u64,
+        done: &Synced,
+        budget: &mut Budget,
+    ) -> bool {
+        let level = slot.level;
+        if held & FROZEN_TABLE != 0 {
+            let table = self.shape.decode_oa(held);
+            return self.reclaim(table, level + 1, at, out, done, budget);
+        }
+        if !R::WANTS {
+            return true;
+        }
+        let washed = held & format::washed_mask(&self.shape, level);
+        let leaf = RemovedLeaf::new(&self.shape, at, level, self.leaf_of(held, level));
+        let to = out.leaf(leaf, washed, budget);
+        let whole = to == 1 << slot.shift;
+        if !whole {
+            let parked = format::park(&self.shape, held, level, GOING, to);
+            self.mem.store(slot.table, index, parked);
+        }
+        whole
     }
 }

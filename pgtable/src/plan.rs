@@ -5,7 +5,9 @@
 //!
 //! 1. Changes are kept as up to [`RUNS`] runs of neighbouring entries. When
 //!    more come, the last run grows to cover the new one (never outside the
-//!    operation's own range). A run knows the smallest entry in it (its
+//!    ranges of the operations that are gathered). Leaves that are held frozen
+//!    until the invalidation are never covered so: what is there is flushed
+//!    first. A run knows the smallest entry in it (its
 //!    step) and its level, if all entries are leaves of one level.
 //! 2. A run of one entry is one operation by address. With FEAT_TLBIRANGE a
 //!    longer run is a series of range operations that covers it exactly.
@@ -36,6 +38,9 @@ struct Run {
     /// log2 of the smallest entry's span.
     step: u32,
     level: i8,
+    /// Every entry of the run is frozen by whoever keeps the [`Pending`]:
+    /// nothing else may be covered by it.
+    held: bool,
 }
 
 const NO_RUN: Run = Run {
@@ -43,6 +48,7 @@ const NO_RUN: Run = Run {
     end: 0,
     step: 12,
     level: NO_LEVEL,
+    held: false,
 };
 
 /// Changed entries whose old translations a TLB may still hold.
@@ -74,7 +80,41 @@ impl Pending {
             end,
             step: shape.shift(level),
             level: hint,
+            held: false,
         });
+    }
+
+    /// As [`leaves`](Self::leaves) for leaves that the caller holds frozen.
+    /// Such a run grows by neighbours only: [`is_full`](Self::is_full) is
+    /// asked before.
+    #[inline]
+    pub(crate) fn held(&mut self, shape: &Shape, start: u64, end: u64, level: i8) {
+        self.add(Run {
+            start,
+            end,
+            step: shape.shift(level),
+            level,
+            held: true,
+        });
+    }
+
+    /// True when one more run would be covered by one that was noted before.
+    #[inline]
+    pub(crate) const fn is_full(&self) -> bool {
+        self.used == RUNS
+    }
+
+    /// True when nothing can be added without covering entries that are
+    /// held frozen together with others.
+    #[inline]
+    pub(crate) fn is_full_of_held(&self) -> bool {
+        self.is_full() && self.runs[RUNS - 1].held
+    }
+
+    /// The ranges whose entries are all held frozen.
+    pub(crate) fn held_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let held = self.runs().iter().filter(|run| run.held);
+        held.map(|run| (run.start, run.end))
     }
 
     /// Notes a table whose entries covered `[start, end)`. `step` is log2 of
@@ -88,6 +128,7 @@ impl Pending {
             end,
             step,
             level,
+            held: false,
         });
     }
 
@@ -97,7 +138,7 @@ impl Pending {
         }
         let full = self.used == RUNS;
         if let Some(last) = self.runs[..self.used].last_mut()
-            && (full || (new.start <= last.end && new.end >= last.start))
+            && (full || (new.held == last.held && new.start <= last.end && new.end >= last.start))
         {
             // A gap inside the grown run holds nothing that was changed,
             // but its entries may be of any size.

@@ -20,7 +20,8 @@ impl<M: TableMem> Stage2<M> {
     /// and how, stays. `pages` gives zeroed pages for tables of a level.
     ///
     /// Blocks that the range covers in part are split as far as the range
-    /// goes. Returns the first IPA not done.
+    /// goes. Returns the first IPA not done. Pages that turn out not to be
+    /// needed go to [`TableMem::free`].
     ///
     /// # Errors
     /// `Range`, `Align`, `BlockLevel` at once; `NoMem` when `pages` has no
@@ -92,7 +93,8 @@ impl<M: TableMem> Core<M> {
                 ia = (ia & !((1 << wide) - 1)) + (1 << wide);
                 work.budget.spend(1);
             }
-            if work.budget.is_spent() {
+            // A block that was only split on the way down is no address done.
+            if work.budget.is_spent() && ia > work.start {
                 break;
             }
         }
@@ -114,7 +116,9 @@ impl<M: TableMem> Core<M> {
         let mut broken = 0;
         let mut next = ia;
         let mut why = None;
-        for index in slot.index..slot.index + self.entries_left(slot) {
+        let end = slot.index + self.entries_left(slot);
+        let mut index = slot.index;
+        while index < end {
             if at >= work.end || (broken > 0 && work.budget.is_spent()) {
                 break;
             }
@@ -130,20 +134,19 @@ impl<M: TableMem> Core<M> {
             let built = self.build(pa, old, slot, at, work);
             // Frozen as the table that it becomes: nothing fails from here.
             let new = format::table(&self.shape, pa.get());
-            if self
-                .mem
-                .cas(slot.table, index, old, format::freeze(new, level))
-                .is_err()
-            {
-                // Hardware or another CPU was here. What was built goes back.
+            let stored = if self.bbm2 {
+                new
+            } else {
+                format::freeze(new, level)
+            };
+            if self.mem.cas(slot.table, index, old, stored).is_err() {
+                // Hardware has marked it, or another CPU was here: what was
+                // built goes back, and it is looked at again.
                 let mut unlimited = Budget::unlimited();
                 let never = Synced::never_linked();
-                let sink = &mut crate::unmap::Ignore;
+                let sink = &mut crate::unmap::Tell(&mut crate::unmap::Ignore);
                 self.reclaim(pa.get(), level + 1, at, sink, &never, &mut unlimited);
-                if broken == 0 {
-                    why = Some(Error::Busy);
-                }
-                break;
+                continue;
             }
             pending.leaves(&self.shape, at, at + step, level);
             let more = mutant!(EagerSplitCounts, 1 - self.counting.of(old), 1);
@@ -165,12 +168,14 @@ impl<M: TableMem> Core<M> {
                 Built::OneLevel => break,
             }
             at += step;
+            index += 1;
         }
         if broken > 0 {
             if mutant!(SplitWithoutInvalidate, true, false) {
                 let _done: Synced = sync::sync(maint, &self.tlb, &pending);
             }
-            for index in slot.index..slot.index + broken {
+            let frozen = if self.bbm2 { 0 } else { broken };
+            for index in slot.index..slot.index + frozen {
                 let frozen = self.mem.load(slot.table, index);
                 self.mem
                     .store(slot.table, index, format::thaw(frozen, level));
@@ -206,7 +211,7 @@ impl<M: TableMem> Core<M> {
         let shift = slot.shift - self.shape.stride();
         for index in 0..=self.shape.index_mask() {
             let child_at = at + ((index as u64) << shift);
-            if work.budget.is_spent() {
+            if index > 0 && work.budget.is_spent() {
                 return Built::Budget(child_at);
             }
             let Some(page) = (work.pages)(Shape::level(slot.level + 2)) else {

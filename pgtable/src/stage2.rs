@@ -1,7 +1,7 @@
 //! The public face of stage 2: one guest's tables, or the host's.
 
 use crate::addr::{InputAddress, Ipa, Level, Pa, Vmid};
-use crate::attrs::Attrs;
+use crate::attrs::{Attrs, Memory};
 use crate::error::{Budget, Error, Stopped};
 use crate::format::{Annotation, Entry};
 use crate::geometry::{ConfigError, Geometry};
@@ -214,17 +214,17 @@ impl<M: TableMem> Stage2<M> {
     ) -> Result<Ipa, Stopped<Ipa>> {
         // One leaf is what a fault maps. The attributes are encoded here, in
         // the caller, where they mostly are a constant.
+        let core = &self.core;
+        let caches = core.caches_matter
+            || matches!(
+                map.attrs.memory,
+                Memory::NormalNonCacheable | Memory::FromStage1
+            );
         if let Leaves::Exactly(level) = map.leaves
-            && map.size == self.core.shape.span(level)
+            && map.size == core.shape.span(level)
+            && !(caches && map.caches == Caches::Maintain)
             && let Ok(attrs) = self.geometry.encode_attrs(map.attrs)
-            && self.core.map_one(
-                maint,
-                map.ipa.get(),
-                map.pa.get(),
-                attrs,
-                level.get(),
-                map.caches,
-            )
+            && core.map_one(maint, map.ipa.get(), map.pa.get(), attrs, level.get())
         {
             budget.spend(1);
             return Ok(Ipa::new(map.ipa.get().wrapping_add(map.size)));
@@ -282,6 +282,7 @@ impl<M: TableMem> Stage2<M> {
                 return Err(Error::Align);
             }
         }
+        let maintain = map.caches == Caches::Maintain;
         Ok(MapJob {
             start: map.ipa.get(),
             end,
@@ -290,7 +291,9 @@ impl<M: TableMem> Stage2<M> {
             top: top.max(shape.start().get()),
             exact,
             over: map.over,
-            caches: map.caches,
+            clean: maintain && self.core.needs_clean(attrs),
+            fetched: maintain && self.core.needs_fetch_sync(attrs),
+            clean_old: maintain && !self.core.fwb && map.over == Over::Anything,
             exclusive,
         })
     }

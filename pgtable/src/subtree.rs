@@ -14,7 +14,7 @@ use crate::plan::Pending;
 use crate::stage2::{Map, Stage2, typed};
 use crate::sync::{self, Synced};
 use crate::tree::{Changes, Core, Over};
-use crate::unmap::Ignore;
+use crate::unmap::{Ignore, Tell};
 
 /// Tables for the span of one entry, not linked.
 #[must_use = "link it or discard it: its pages are taken"]
@@ -139,37 +139,46 @@ impl<M: TableMem> Subtree<'_, M> {
         let mut changes = Changes::new();
         let reached = core.reach(maint, &mut changes, self.base, self.level, over);
         let _done: Synced = core.finish(maint, &changes);
-        let slot = reached?;
+        let mut slot = reached?;
         let exists = Error::Exists {
             level: Shape::level(self.level),
         };
-        let old = slot.raw;
         let new = format::table(&core.shape, self.core.root);
-        if format::is_frozen(old) {
-            return Err(Error::Busy);
-        }
-        if format::is_annotation(old) {
-            if old != 0 && over == Over::Nothing {
+        // Again when hardware has marked a leaf, or another CPU was here.
+        let old = loop {
+            let old = slot.raw;
+            if format::is_frozen(old) {
+                return Err(Error::Busy);
+            }
+            if format::is_annotation(old) {
+                if old != 0 && over == Over::Nothing {
+                    return Err(exists);
+                }
+                match core.mem.cas(slot.table, slot.index, old, new) {
+                    Ok(()) => break old,
+                    Err(now) => slot.raw = now,
+                }
+                continue;
+            }
+            if over != Over::Anything || !format::is_leaf(old, slot.level) {
                 return Err(exists);
             }
-            core.mem
-                .cas(slot.table, slot.index, old, new)
-                .map_err(|_| Error::Busy)?;
-        } else {
-            let leaf = format::is_leaf(old, slot.level) && old & format::CONTIGUOUS == 0;
-            if over != Over::Anything || !leaf {
-                return Err(exists);
+            if old & format::CONTIGUOUS != 0 {
+                core.break_group(maint, &mut slot, self.base)?;
+                continue;
             }
             let frozen = mutant!(SubtreeOverLiveLeaf, format::freeze(old, slot.level), old);
-            core.mem
-                .cas(slot.table, slot.index, old, frozen)
-                .map_err(|_| Error::Busy)?;
+            if let Err(now) = core.mem.cas(slot.table, slot.index, old, frozen) {
+                slot.raw = now;
+                continue;
+            }
             let mut pending = Pending::new();
             let end = self.base + (1 << slot.shift);
             pending.leaves(&core.shape, self.base, end, slot.level);
             let _done: Synced = sync::sync(maint, &core.tlb, &pending);
             core.mem.store(slot.table, slot.index, new);
-        }
+            break old;
+        };
         sync::publish(maint, &core.tlb);
         let more = mutant!(SubtreeUncounted, 1 - core.counting.of(old), 0);
         if more != 0 {
@@ -183,8 +192,13 @@ impl<M: TableMem> Subtree<'_, M> {
         let never = Synced::never_linked();
         let mut unlimited = Budget::unlimited();
         let (root, level) = (self.core.root, self.level + 1);
-        self.tree
-            .core
-            .reclaim(root, level, self.base, &mut Ignore, &never, &mut unlimited);
+        self.tree.core.reclaim(
+            root,
+            level,
+            self.base,
+            &mut Tell(&mut Ignore),
+            &never,
+            &mut unlimited,
+        );
     }
 }

@@ -2,18 +2,19 @@
 
 use crate::addr::{Ipa, Pa};
 use crate::error::Budget;
-use crate::format::{self, FROZEN_TABLE, TYPE};
+use crate::format::{self, FROZEN_TABLE};
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::stage2::Stage2;
 use crate::sync::Synced;
-use crate::unmap::{LeafSink, RemovedLeaf};
+use crate::unmap::{LeafSink, RemovedLeaf, Tell};
 
 impl<M: TableMem> Stage2<M> {
     /// Takes everything out of the tree, live or not: the root's entries
     /// first, then one invalidation of the whole VMID, then table by table
     /// without a store or a TLBI for what is in them. `sink` is told of all
-    /// leaves.
+    /// leaves. Caches are not maintained: what the guest wrote is of no use
+    /// any more, and whoever gives the memory on overwrites it.
     ///
     /// Work is in proportion to the tables that exist. Returns the first IPA
     /// not done: call again from there until it is the end of the space.
@@ -35,14 +36,20 @@ impl<M: TableMem> Stage2<M> {
         let level = shape.start().get();
         let first = (from.get().min(shape.ia_end()) >> shape.root_shift()) as usize;
         let mut cut = false;
+        // What is cut is parked, and parked entries are in no count.
+        let mut gone = 0;
         if first == 0 {
             for index in 0..shape.root_entries() {
                 let mut raw = core.mem.load(root, index);
                 while format::is_table(raw, level) || format::is_leaf(raw, level) {
                     cut = true;
-                    let frozen = mutant!(TeardownUncut, format::freeze(raw, level), raw);
+                    let frozen = format::freeze(raw, level) | format::GOING;
+                    let frozen = mutant!(TeardownUncut, frozen, raw);
                     match core.mem.cas(root, index, raw, frozen) {
-                        Ok(()) => break,
+                        Ok(()) => {
+                            gone += core.counting.of(raw);
+                            break;
+                        }
                         // Hardware marked it accessed or dirty.
                         Err(now) => raw = now,
                     }
@@ -55,7 +62,6 @@ impl<M: TableMem> Stage2<M> {
             // Every entry was cut and synced by an earlier call, or is empty.
             Synced::never_linked()
         };
-        let mut gone = 0;
         let mut index = first;
         while index
             < mutant!(
@@ -68,21 +74,26 @@ impl<M: TableMem> Stage2<M> {
             let raw = core.mem.load(root, index);
             budget.spend(1);
             if raw != 0 {
-                let mut counted = core.counting.of(raw);
-                if raw & TYPE != 0 {
-                    let old = format::thaw(raw, level);
+                if format::is_annotation(raw) {
+                    gone += core.counting.of(raw);
+                } else if format::is_frozen(raw) {
+                    if raw & format::PARKED == 0 {
+                        // Of somebody who was forgotten: held, and counted.
+                        gone += core.counting.of(format::thaw(raw, level));
+                    }
                     if raw & FROZEN_TABLE != 0 {
                         let pa = shape.decode_oa(raw);
-                        if !core.reclaim(pa, level + 1, at, sink, &proof, budget) {
+                        if !core.reclaim(pa, level + 1, at, &mut Tell(sink), &proof, budget) {
                             break;
                         }
-                    } else if S::WANTS {
-                        sink.leaf(RemovedLeaf::new(shape, at, level, old));
+                    } else if S::WANTS && !format::is_coming(raw) {
+                        let washed = raw & format::washed_mask(shape, level);
+                        let old = core.leaf_of(raw, level);
+                        let leaf = RemovedLeaf::new(shape, at, level, old);
+                        sink.leaf(leaf.part(washed, leaf.size()));
                     }
-                    counted = core.counting.of(old);
                 }
                 core.mem.store(root, index, 0);
-                gone += counted;
             }
             index += 1;
             if budget.is_spent() {

@@ -3,14 +3,13 @@
 extern crate std;
 
 use crate::{Barrier, CacheOp, Level, Maintenance, Pa, Synced, TableMem, Tlbi};
-use std::boxed::Box;
 use std::cell::{Cell, RefCell};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::vec::Vec;
 
 /// Tables in a vector of words, from `BASE` on.
 pub(crate) struct Plain {
-    words: Box<[AtomicU64]>,
+    /// One vector: comes zeroed, at no cost even in an interpreter.
+    words: RefCell<Vec<u64>>,
     counts: RefCell<Vec<u32>>,
     page: u64,
     next: Cell<u64>,
@@ -25,7 +24,7 @@ impl Plain {
     /// Room for `bytes` of tables.
     pub(crate) fn new(page: u64, bytes: u64) -> Self {
         Self {
-            words: (0..bytes / 8).map(|_| AtomicU64::new(0)).collect(),
+            words: RefCell::new(std::vec![0; (bytes / 8) as usize]),
             counts: RefCell::new(std::vec![0; (bytes / page) as usize]),
             page,
             next: Cell::new(BASE),
@@ -51,17 +50,20 @@ impl TableMem for Plain {
     }
 
     fn load(&self, table: usize, index: usize) -> u64 {
-        self.words[table + index].load(Ordering::Acquire)
+        self.words.borrow()[table + index]
     }
 
     fn store(&self, table: usize, index: usize, value: u64) {
-        self.words[table + index].store(value, Ordering::Release);
+        self.words.borrow_mut()[table + index] = value;
     }
 
     fn cas(&self, table: usize, index: usize, old: u64, new: u64) -> Result<(), u64> {
-        self.words[table + index]
-            .compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
-            .map(|_| ())
+        let word = &mut self.words.borrow_mut()[table + index];
+        if *word != old {
+            return Err(*word);
+        }
+        *word = new;
+        Ok(())
     }
 
     fn alloc(&self, _level: Level) -> Option<Pa> {
@@ -76,7 +78,7 @@ impl TableMem for Plain {
         let at = self.next.get().next_multiple_of(self.page);
         self.next.set(at + self.page);
         assert!(
-            (at + self.page - BASE) / 8 <= self.words.len() as u64,
+            (at + self.page - BASE) / 8 <= self.words.borrow().len() as u64,
             "test memory used up"
         );
         Some(Pa::new(at))
@@ -84,9 +86,7 @@ impl TableMem for Plain {
 
     fn free(&self, table: Pa, _level: Level, _proof: &Synced) {
         let at = self.locate(table);
-        for index in 0..(self.page / 8) as usize {
-            self.store(at, index, 0);
-        }
+        self.words.borrow_mut()[at..at + (self.page / 8) as usize].fill(0);
         self.counts.borrow_mut()[((table.get() - BASE) / self.page) as usize] = 0;
         self.live.set(self.live.get() - 1);
         self.free.borrow_mut().push(table.get());

@@ -179,6 +179,11 @@ impl Changes {
         }
     }
 
+    /// The ranges that this CPU holds frozen.
+    pub(crate) fn held_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.pending.iter().flat_map(Pending::held_ranges)
+    }
+
     /// Where changed valid entries are noted.
     pub(crate) fn pending(&mut self) -> &mut Pending {
         self.pending.get_or_insert_with(Pending::new)
@@ -322,6 +327,14 @@ impl<M: TableMem> Core<M> {
         path
     }
 
+    /// Changes the count of the table at `pa`.
+    #[inline]
+    pub(crate) fn add_count(&self, pa: u64, more: i32) {
+        if more != 0 {
+            self.mem.add_count(Pa::new(pa), more);
+        }
+    }
+
     /// Writes a live entry whatever it is, and returns what it was: hardware
     /// may mark a leaf accessed or dirty until that moment.
     pub(crate) fn exchange(&self, table: M::Table, index: usize, new: u64) -> u64 {
@@ -451,7 +464,7 @@ impl<M: TableMem> Core<M> {
 
     /// Fills an unlinked, zeroed table with one annotation.
     pub(crate) fn fill_uniform(&self, pa: Pa, raw: u64) {
-        let entries = self.shape.index_mask() + 1;
+        let entries = self.shape.table_entries();
         if raw != 0 || self.mem.count(pa) != 0 {
             let table = self.mem.locate(pa);
             for index in 0..entries {
@@ -485,10 +498,6 @@ impl<M: TableMem> Core<M> {
         ia: u64,
         pa: Pa,
     ) -> Result<(), Error> {
-        if slot.raw & CONTIGUOUS != 0 {
-            self.break_group(maint, slot, ia)?;
-        }
-        let old = slot.raw;
         let level = slot.level;
         let new = format::table(&self.shape, pa.get());
         let base = slot.base(ia);
@@ -497,18 +506,31 @@ impl<M: TableMem> Core<M> {
         // Filled before the break, so that nothing fails and little is done
         // while the guest sees a hole. The old entry's AF and dirty state are
         // those of the moment of the break: filled again if they changed.
-        let counted = self.fill_split(pa, old, level, slot.shift);
-        if self.bbm2 {
-            self.mem
-                .cas(slot.table, slot.index, old, new)
-                .map_err(|_| Error::Busy)?;
-            let _done: Synced = sync::sync(maint, &self.tlb, &pending);
-        } else {
-            let frozen = format::freeze(old, level);
-            if self.mem.cas(slot.table, slot.index, old, frozen).is_err() {
-                self.mem.add_count(pa, -counted);
+        let old = loop {
+            if slot.raw & CONTIGUOUS != 0 {
+                self.break_group(maint, slot, ia)?;
+            }
+            let old = slot.raw;
+            if !format::is_leaf(old, level) {
                 return Err(Error::Busy);
             }
+            let counted = self.fill_split(pa, old, level, slot.shift);
+            let broken = if self.bbm2 {
+                new
+            } else {
+                format::freeze(old, level)
+            };
+            match self.mem.cas(slot.table, slot.index, old, broken) {
+                Ok(()) => break old,
+                Err(now) => {
+                    self.mem.add_count(pa, -counted);
+                    slot.raw = now;
+                }
+            }
+        };
+        if self.bbm2 {
+            let _done: Synced = sync::sync(maint, &self.tlb, &pending);
+        } else {
             if mutant!(SplitWithoutInvalidate, true, false) {
                 let _done: Synced = sync::sync(maint, &self.tlb, &pending);
             }
@@ -527,7 +549,7 @@ impl<M: TableMem> Core<M> {
     /// its count.
     pub(crate) fn fill_split(&self, pa: Pa, old: u64, level: i8, shift: u32) -> i32 {
         let shape = &self.shape;
-        let entries = shape.index_mask() + 1;
+        let entries = shape.table_entries();
         let table = self.mem.locate(pa);
         let child_shift = shift - shape.stride();
         let attrs = mutant!(

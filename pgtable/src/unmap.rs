@@ -1,17 +1,25 @@
 //! Removing what a range maps: leaves, and tables that the range covers.
 //!
 //! Three steps, so that memory leaves only after every TLB agrees:
-//! 1. *break*: leaves become invalid (frozen, if somebody wants to know
-//!    them), covered tables are cut off at their parent by one frozen entry;
+//! 1. *break*: leaves become invalid (frozen, if there is something to do for
+//!    them in step 3), covered tables are cut off at their parent by one
+//!    frozen entry;
 //! 2. *sync*: one invalidation for all of it;
-//! 3. *release*: removed leaves are reported, cut tables are freed, frozen
-//!    entries get their final value.
+//! 3. *release*: removed leaves are cleaned and reported, cut tables are
+//!    freed, frozen entries get their final value.
 //!
-//! Under shared access tables stay where they are, empty.
+//! A budget that ends in step 3 leaves entries *parked* (see `format`): out
+//! of all TLBs, and with what is left to do. The operation finds them when it
+//! is called again.
+//!
+//! Under shared access tables stay where they are, empty. Every leaf is
+//! frozen until its invalidation is complete, so that nobody maps there
+//! before, and what this call froze is kept as exact ranges: step 3 touches
+//! nothing else, whatever other CPUs do in between.
 
 use crate::addr::{Level, Pa};
 use crate::error::{Budget, Error, Stopped};
-use crate::format::{self, CONTIGUOUS, FROZEN_TABLE};
+use crate::format::{self, CONTIGUOUS, FROZEN_TABLE, GOING};
 use crate::geometry::Shape;
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
@@ -25,7 +33,9 @@ pub enum Partial {
     /// Split it: the rest stays mapped. Takes a table page a level.
     Split,
     /// Drop the whole block: more goes than was asked for, and the sink is
-    /// told all of it.
+    /// told all of it. Its caches, where they have to be cleaned, are cleaned
+    /// in one go, whatever the budget. Permissions change for the whole block
+    /// likewise.
     DropWhole,
     /// Stop with [`Error::InsideBlock`].
     Refuse,
@@ -56,6 +66,16 @@ impl RemovedLeaf {
         }
     }
 
+    /// The bytes `[from, to)` of it.
+    pub(crate) const fn part(self, from: u64, to: u64) -> Self {
+        Self {
+            ia: self.ia + from,
+            pa: Pa::new(self.pa.get() + from),
+            size: to - from,
+            ..self
+        }
+    }
+
     /// The first input address (an IPA, or a VA of EL2).
     pub const fn ia(&self) -> u64 {
         self.ia
@@ -71,7 +91,8 @@ impl RemovedLeaf {
         self.pa
     }
 
-    /// Bytes.
+    /// Bytes: what an entry of the level covers, or a part of that if a
+    /// budget ended while it was cleaned.
     pub const fn size(&self) -> u64 {
         self.size
     }
@@ -83,7 +104,8 @@ impl RemovedLeaf {
 }
 
 /// Who is told of removed leaves, after the invalidation: from then on their
-/// output addresses may go to another owner.
+/// output addresses may go to another owner. A block that takes more cleaning
+/// than the budget has is told in parts, as they are clean.
 ///
 /// Any `FnMut(RemovedLeaf)` is one; [`Ignore`] is for those who need none,
 /// and spares looking at leaves of tables that go as a whole.
@@ -141,41 +163,79 @@ impl<M: TableMem> Core<M> {
         job: &UnmapJob,
         budget: &mut Budget,
     ) -> Result<u64, Stopped<u64>> {
-        let mut broken = Broken {
-            pending: Pending::new(),
-            frozen: false,
-            stored: false,
-            to: job.start,
-        };
-        let visit = S::WANTS || job.clean;
         let mut ia = job.start;
-        let mut why = None;
-        while ia < job.end {
-            match self.break_run(maint, job, ia, visit, &mut broken, budget) {
-                Ok(next) => ia = next.min(job.end),
-                Err(stopped) => {
-                    ia = stopped.next;
-                    why = Some(stopped.why);
+        loop {
+            let start = ia;
+            let mut broken = Broken {
+                pending: Pending::new(),
+                frozen: false,
+                stored: false,
+                to: start,
+            };
+            let visit = S::WANTS || job.clean || !job.exclusive;
+            let mut why = None;
+            while ia < job.end {
+                match self.break_run(maint, job, ia, visit, &mut broken, budget) {
+                    Ok(next) => ia = next.min(job.end),
+                    Err(stopped) => {
+                        ia = stopped.next;
+                        why = Some(stopped.why);
+                        break;
+                    }
+                }
+                // A table that was only entered or made is no address done.
+                let enough = budget.is_spent() && ia > job.start;
+                if enough || (!job.exclusive && broken.pending.is_full()) {
                     break;
                 }
             }
-            // A table that was only entered or made is no address done.
-            if budget.is_spent() && ia > job.start {
-                break;
+            let changes = Changes::of(broken.stored, broken.pending);
+            let done = self.finish(maint, &changes);
+            let mut stopped = None;
+            if job.exclusive && broken.frozen {
+                let range = (start, broken.to.max(ia));
+                stopped = self.step_3(maint, sink, job, range, &done, budget);
+            } else if broken.frozen {
+                for range in changes.held_ranges() {
+                    if stopped.is_some() {
+                        self.park_range(range.0, range.1);
+                    } else {
+                        stopped = self.step_3(maint, sink, job, range, &done, budget);
+                    }
+                }
             }
-        }
-        let changes = Changes::of(broken.stored, broken.pending);
-        let done = self.finish(maint, &changes);
-        if broken.frozen {
-            let end = broken.to.max(ia);
-            let stopped = self.release_range(maint, sink, job, job.start, end, &done, budget);
             if let Some(at) = stopped {
-                return Ok(at.max(job.start).min(job.end));
+                return Ok(at.clamp(job.start, job.end));
+            }
+            match why {
+                None if ia >= job.end || budget.is_spent() => return Ok(ia),
+                None => (),
+                Some(why) => return Err(Stopped { why, next: ia }),
             }
         }
-        match why {
-            None => Ok(ia),
-            Some(why) => Err(Stopped { why, next: ia }),
+    }
+
+    fn step_3<T: Maintenance, S: LeafSink>(
+        &self,
+        maint: &mut T,
+        sink: &mut S,
+        job: &UnmapJob,
+        range: (u64, u64),
+        done: &Synced,
+        budget: &mut Budget,
+    ) -> Option<u64> {
+        if job.clean {
+            let core = self;
+            let stays = None;
+            let mut wash = Wash {
+                core,
+                maint,
+                sink,
+                stays,
+            };
+            self.release(&mut wash, job, range, done, budget)
+        } else {
+            self.release(&mut Tell(sink), job, range, done, budget)
         }
     }
 
@@ -201,7 +261,9 @@ impl<M: TableMem> Core<M> {
         let step = 1u64 << slot.shift;
         let entries = self.entries_left(&slot).min(budget.left().max(1) as usize);
         let blank = job.blank;
-        let of_blank = self.counting.of(blank);
+        // What is frozen gets its count with its final value.
+        let of_new = if visit { 0 } else { self.counting.of(blank) };
+        let kind = if job.exclusive { GOING } else { 0 };
         let mut at = slot.base(ia);
         let mut more = 0i32;
         // Neighbouring leaves removed, noted together.
@@ -215,42 +277,55 @@ impl<M: TableMem> Core<M> {
                 break;
             }
             let raw = self.mem.load(slot.table, index);
-            let next = at + step;
+            let next = at.wrapping_add(step);
             spent += 1;
             if raw == blank {
                 at = next;
                 continue;
             }
-            let here = Slot { index, raw, ..slot };
-            if format::is_leaf(raw, level) && at >= job.start && next <= job.end {
+            if !job.exclusive && at != run_end && run != run_end {
+                // One run at a time: there may be no room for another.
+                break;
+            }
+            if format::is_leaf(raw, level)
+                && raw & CONTIGUOUS == 0
+                && at >= job.start
+                && next <= job.end
+            {
                 // The common case, first.
                 let new = if visit {
-                    format::freeze(raw, level)
+                    format::freeze(raw, level) | kind
                 } else {
                     blank
                 };
-                if raw & CONTIGUOUS == 0 && self.mem.cas(slot.table, index, raw, new).is_ok() {
+                if self.mem.cas(slot.table, index, raw, new).is_ok() {
                     if at != run_end {
                         broken.pending.leaves(&self.shape, run, run_end, level);
                         run = at;
                     }
                     run_end = next;
-                    more += of_blank - self.counting.of(raw);
+                    more += of_new - self.counting.of(raw);
                     first_removed.get_or_insert(at);
                     broken.frozen |= visit;
                     at = next;
                     continue;
                 }
             }
+            let here = Slot { index, raw, ..slot };
             match self.break_other(maint, job, here, at, visit, broken) {
-                Ok(Other::Done(change)) => {
-                    more += change;
-                    at = next;
-                }
-                Ok(Other::Removed(change)) => {
+                Ok(Other::Done(change)) => more += change,
+                Ok(Other::Table(change)) => {
                     more += change;
                     first_removed.get_or_insert(at);
-                    at = next;
+                }
+                Ok(Other::Leaf(change)) => {
+                    if at != run_end {
+                        broken.pending.leaves(&self.shape, run, run_end, level);
+                        run = at;
+                    }
+                    run_end = next;
+                    more += change;
+                    first_removed.get_or_insert(at);
                 }
                 Ok(Other::Enter) => break,
                 Err(why) => {
@@ -258,8 +333,13 @@ impl<M: TableMem> Core<M> {
                     break;
                 }
             }
+            at = next;
         }
-        broken.pending.leaves(&self.shape, run, run_end, level);
+        if job.exclusive {
+            broken.pending.leaves(&self.shape, run, run_end, level);
+        } else {
+            broken.pending.held(&self.shape, run, run_end, level);
+        }
         budget.spend(spent);
         if more != 0 {
             self.mem.add_count(Pa::new(slot.pa), more);
@@ -298,25 +378,24 @@ impl<M: TableMem> Core<M> {
         let step = 1u64 << slot.shift;
         let covered = at >= job.start && at + step <= job.end;
         let of_blank = self.counting.of(job.blank);
+        let kind = if job.exclusive { GOING } else { 0 };
+        let swap = |old, new| self.mem.cas(slot.table, slot.index, old, new).is_ok();
         loop {
             let raw = self.mem.load(slot.table, slot.index);
             if raw == job.blank {
                 return Ok(Other::Done(0));
             }
             if format::is_frozen(raw) {
-                if job.exclusive {
-                    // Left by a call whose budget ended: step 3 goes on.
-                    broken.frozen = true;
-                    return Ok(Other::Done(0));
+                match self.take_over(job, &slot, raw, at, broken)? {
+                    Some(other) => return Ok(other),
+                    None => continue,
                 }
-                return Err(Error::Busy);
             }
             if format::is_table(raw, level) {
                 if !(job.exclusive && covered) {
                     return Ok(Other::Enter);
                 }
-                let frozen = format::freeze(raw, level);
-                if self.mem.cas(slot.table, slot.index, raw, frozen).is_err() {
+                if !swap(raw, format::freeze(raw, level) | kind) {
                     continue;
                 }
                 let empty = level == 2
@@ -334,20 +413,21 @@ impl<M: TableMem> Core<M> {
                 let span = mutant!(TableSpanStartOnly, step, self.shape.page_mask() + 1);
                 broken.pending.table(at, at + span, smallest);
                 broken.frozen = true;
-                return Ok(Other::Removed(of_blank - 1));
+                return Ok(Other::Table(-1));
             }
             let mut here = Slot { raw, ..slot };
             if format::is_annotation(raw) {
                 if covered {
-                    if self
-                        .mem
-                        .cas(slot.table, slot.index, raw, job.blank)
-                        .is_err()
-                    {
+                    if !swap(raw, job.blank) {
                         continue;
                     }
                     return Ok(Other::Done(of_blank - self.counting.of(raw)));
                 }
+            } else if !format::is_leaf(raw, level) {
+                // Nothing that this crate writes, and no walk goes through it.
+                return Err(Error::Exists {
+                    level: Shape::level(level),
+                });
             } else if raw & CONTIGUOUS != 0 {
                 self.break_group(maint, &mut here, at)?;
                 continue;
@@ -358,17 +438,16 @@ impl<M: TableMem> Core<M> {
                     job.partial != Partial::Refuse
                 )
             {
-                let new = if visit {
-                    format::freeze(raw, level)
+                let (new, of_new) = if visit {
+                    (format::freeze(raw, level) | kind, 0)
                 } else {
-                    job.blank
+                    (job.blank, of_blank)
                 };
-                if self.mem.cas(slot.table, slot.index, raw, new).is_err() {
+                if !swap(raw, new) {
                     continue;
                 }
-                broken.pending.leaves(&self.shape, at, at + step, level);
                 broken.frozen |= visit;
-                return Ok(Other::Removed(of_blank - self.counting.of(raw)));
+                return Ok(Other::Leaf(of_new - self.counting.of(raw)));
             } else if job.partial == Partial::Refuse {
                 return Err(Error::InsideBlock {
                     level: Shape::level(level),
@@ -382,6 +461,47 @@ impl<M: TableMem> Core<M> {
             reached?;
             return Ok(Other::Enter);
         }
+    }
+
+    /// Step 1 for an entry that somebody froze: those whose budget ended are
+    /// gone on with. `None`: look again.
+    fn take_over(
+        &self,
+        job: &UnmapJob,
+        slot: &Slot<M::Table>,
+        raw: u64,
+        at: u64,
+        broken: &mut Broken,
+    ) -> Result<Option<Other>, Error> {
+        let swap = |new| self.mem.cas(slot.table, slot.index, raw, new).is_ok();
+        let kind = raw & format::PARKED;
+        let forgotten = kind == format::HELD_EMPTY && job.exclusive;
+        if kind == format::COMING || forgotten {
+            // Never mapped, nor counted.
+            swap(0);
+            return Ok(None);
+        }
+        if job.exclusive {
+            // No other walker is in the tree. What is not marked belonged to
+            // one that was forgotten.
+            broken.frozen = true;
+            if kind == GOING {
+                return Ok(Some(Other::Done(0)));
+            }
+            let counted = self.counting.of(format::thaw(raw, slot.level));
+            swap(raw | GOING);
+            let end = at + (1 << slot.shift);
+            broken.pending.table(at, end, self.shape.page_bits());
+            return Ok(Some(Other::Done(-counted)));
+        }
+        if kind == GOING && raw & FROZEN_TABLE == 0 {
+            if !swap(raw & !GOING) {
+                return Ok(None);
+            }
+            broken.frozen = true;
+            return Ok(Some(Other::Leaf(0)));
+        }
+        Err(Error::Busy)
     }
 
     /// Cuts off the table at the end of `path` if nothing is left in it, and
@@ -402,7 +522,7 @@ impl<M: TableMem> Core<M> {
             let Some(parent) = path.up() else {
                 return;
             };
-            let frozen = format::freeze(parent.raw, parent.level);
+            let frozen = format::freeze(parent.raw, parent.level) | GOING;
             if self
                 .mem
                 .cas(parent.table, parent.index, parent.raw, frozen)
@@ -432,63 +552,80 @@ impl<M: TableMem> Core<M> {
         }
     }
 
-    /// Step 3: gives frozen entries in `[start, end)` their final value,
-    /// after telling `sink` and freeing cut tables. Returns where the budget
-    /// ended, if it did.
-    #[allow(clippy::too_many_arguments)]
-    fn release_range<T: Maintenance, S: LeafSink>(
+    /// Step 3: gives frozen entries in `[start, end)` their final value, after
+    /// their memory was cleaned, `out` told and cut tables freed. Returns
+    /// where the budget ended, if it did: what is left is parked then.
+    fn release<R: Release>(
         &self,
-        maint: &mut T,
-        sink: &mut S,
+        out: &mut R,
         job: &UnmapJob,
-        start: u64,
-        end: u64,
+        (start, end): (u64, u64),
         done: &Synced,
         budget: &mut Budget,
     ) -> Option<u64> {
+        let of_blank = self.counting.of(job.blank);
         let mut ia = start;
+        let mut progress = false;
         while ia < end {
             let slot = self.walk_to(ia, 3);
             let level = slot.level;
+            let step = 1u64 << slot.shift;
             let mut at = slot.base(ia);
+            let mut more = 0;
+            let mut stopped = None;
             for index in slot.index..slot.index + self.entries_left(&slot) {
                 if at >= end {
                     break;
                 }
                 let raw = self.mem.load(slot.table, index);
-                if format::is_frozen(raw) {
+                if format::is_frozen(raw) && !format::is_coming(raw) {
+                    if progress && (R::STEPS || raw & FROZEN_TABLE != 0) && budget.is_spent() {
+                        stopped = Some(at);
+                        break;
+                    }
+                    progress = true;
                     if raw & FROZEN_TABLE != 0 {
                         let table = self.shape.decode_oa(raw);
-                        let gone = if job.clean {
-                            let mut sink = Cleaning {
-                                core: self,
-                                maint,
-                                sink,
-                            };
-                            self.reclaim(table, level + 1, at, &mut sink, done, budget)
-                        } else {
-                            self.reclaim(table, level + 1, at, sink, done, budget)
-                        };
-                        if !gone {
-                            return Some(at);
-                        }
-                        self.mem.store(slot.table, index, job.blank);
-                        if budget.is_spent() {
-                            return Some(at + (1 << slot.shift));
+                        if !self.reclaim(table, level + 1, at, out, done, budget) {
+                            stopped = Some(at);
+                            break;
                         }
                     } else {
+                        let washed = raw & format::washed_mask(&self.shape, level);
                         let leaf =
-                            RemovedLeaf::new(&self.shape, at, level, format::thaw(raw, level));
-                        if job.clean {
-                            self.clean_removed(maint, &leaf);
+                            RemovedLeaf::new(&self.shape, at, level, self.leaf_of(raw, level));
+                        // Calls get on by address: what is dropped outside the
+                        // range is cleaned at once.
+                        let inside = at + washed >= job.start && at + step <= job.end;
+                        let mut at_once = Budget::unlimited();
+                        let to = if inside {
+                            out.leaf(leaf, washed, budget)
+                        } else {
+                            out.leaf(leaf, washed, &mut at_once)
+                        };
+                        if to < step {
+                            let parked = format::park(&self.shape, raw, level, GOING, to);
+                            self.mem.store(slot.table, index, parked);
+                            // Inside the block: this much is done of it.
+                            stopped = Some(at + to);
+                            break;
                         }
-                        sink.leaf(leaf);
-                        self.mem.store(slot.table, index, job.blank);
                     }
+                    self.mem.store(slot.table, index, job.blank);
+                    more += of_blank;
                 } else if format::is_table(raw, level) {
                     break;
                 }
-                at += 1 << slot.shift;
+                at += step;
+            }
+            if more != 0 {
+                self.mem.add_count(Pa::new(slot.pa), more);
+            }
+            if let Some(at) = stopped {
+                if !job.exclusive {
+                    self.park_range(at, end);
+                }
+                return stopped;
             }
             // A table that the loop stopped at is entered next. If it is the
             // first entry, which the walk took for none, another CPU has
@@ -498,113 +635,195 @@ impl<M: TableMem> Core<M> {
         None
     }
 
+    /// Parks the leaves in `[start, end)`, all of which this CPU holds frozen.
+    fn park_range(&self, start: u64, end: u64) {
+        let mut ia = start;
+        while ia < end {
+            let slot = self.walk_to(ia, 3);
+            self.mem.store(slot.table, slot.index, slot.raw | GOING);
+            ia = slot.end(ia);
+        }
+    }
+
     /// Frees the table at `pa`, whose entries are of `level`, and all below
-    /// it, telling `sink` of leaves. False when the budget ended before: the
+    /// it, telling `out` of leaves. False when the budget ended before: the
     /// table is still there, with what is done taken out of it.
-    pub(crate) fn reclaim<S: LeafSink>(
+    pub(crate) fn reclaim<R: Release>(
         &self,
         pa: u64,
         level: i8,
         base: u64,
-        sink: &mut S,
+        out: &mut R,
         done: &Synced,
         budget: &mut Budget,
     ) -> bool {
-        let entries = self.shape.index_mask() + 1;
-        let shift = self.shape.shift(level);
-        if level < 3 {
-            let table = self.mem.locate(Pa::new(pa));
-            let mut at = base;
-            // One child at least, so that every call gets on.
-            let mut progress = false;
-            for index in 0..entries {
-                let raw = self.mem.load(table, index);
-                let was_table = format::is_table(raw, level)
-                    || (format::is_frozen(raw) && raw & FROZEN_TABLE != 0);
-                if was_table {
-                    let child = self.shape.decode_oa(raw);
-                    let stop = (progress && budget.is_spent())
-                        || !self.reclaim(child, level + 1, at, sink, done, budget);
-                    if stop {
-                        // What is done must not be met again.
-                        (0..index).for_each(|before| self.mem.store(table, before, 0));
-                        return false;
-                    }
-                    progress = true;
-                } else if S::WANTS && raw & format::TYPE != 0 {
-                    let old = self.leaf_of(raw, level);
-                    sink.leaf(RemovedLeaf::new(&self.shape, at, level, old));
-                }
-                at += 1 << shift;
-            }
-            budget.spend(1 + entries as u64);
-        } else if S::WANTS {
-            let table = self.mem.locate(Pa::new(pa));
-            let mut at = base;
-            for index in 0..entries {
-                let raw = self.mem.load(table, index);
-                if raw & format::TYPE != 0 {
-                    sink.leaf(RemovedLeaf::new(
-                        &self.shape,
-                        at,
-                        level,
-                        self.leaf_of(raw, level),
-                    ));
-                }
-                at += 1 << shift;
-            }
-            budget.spend(1 + entries as u64);
-        } else {
+        if level == 3 && !R::WANTS {
             budget.spend(1);
+            self.give_back(pa, level, done);
+            return true;
         }
-        if mutant!(TableLeaked, true, false) {
-            self.mem.free(Pa::new(pa), Shape::level(level), done);
+        let table = self.mem.locate(Pa::new(pa));
+        let entries = self.shape.table_entries();
+        let step = self.shape.span_at(level);
+        let mut at = base;
+        // One child, or one step of cleaning, at least: every call gets on.
+        let mut progress = false;
+        let mut first = entries;
+        for index in 0..entries {
+            let raw = self.mem.load(table, index);
+            if raw & format::TYPE != 0 {
+                first = first.min(index);
+                let frozen = format::is_frozen(raw);
+                let is_table = format::is_table(raw, level) || (frozen && raw & FROZEN_TABLE != 0);
+                let leaf = R::WANTS
+                    && (format::is_leaf(raw, level) || (frozen && !format::is_coming(raw)));
+                let mut gone = true;
+                if (is_table || (R::STEPS && leaf)) && progress && budget.is_spent() {
+                    gone = false;
+                } else if is_table {
+                    progress = true;
+                    let child = self.shape.decode_oa(raw);
+                    if level == 2 && !R::WANTS {
+                        // As if called for it, and that is most of the work.
+                        budget.spend(1);
+                        self.give_back(child, 3, done);
+                    } else {
+                        gone = self.reclaim(child, level + 1, at, out, done, budget);
+                    }
+                } else if leaf {
+                    progress = true;
+                    let (old, washed) = if frozen {
+                        let mask = format::washed_mask(&self.shape, level);
+                        (self.leaf_of(raw, level), raw & mask)
+                    } else {
+                        (raw, 0)
+                    };
+                    let leaf = RemovedLeaf::new(&self.shape, at, level, old);
+                    let to = out.leaf(leaf, washed, budget);
+                    if to < step {
+                        let parked = format::park(&self.shape, raw, level, GOING, to);
+                        self.mem.store(table, index, parked);
+                        gone = false;
+                    }
+                }
+                if !gone {
+                    // What is done must not be met again.
+                    (first..index).for_each(|before| self.mem.store(table, before, 0));
+                    return false;
+                }
+            }
+            at = at.wrapping_add(step);
         }
+        budget.spend(1 + entries as u64);
+        self.give_back(pa, level, done);
         true
     }
 
     #[inline]
-    fn leaf_of(&self, raw: u64, level: i8) -> u64 {
-        if format::is_frozen(raw) {
-            format::thaw(raw, level)
-        } else {
-            raw
+    fn give_back(&self, table: u64, level: i8, done: &Synced) {
+        if mutant!(TableLeaked, true, false) {
+            self.mem.free(Pa::new(table), Shape::level(level), done);
         }
+    }
+
+    /// The leaf that a frozen entry was.
+    #[inline]
+    pub(crate) fn leaf_of(&self, raw: u64, level: i8) -> u64 {
+        format::thaw(raw, level) & !format::washed_mask(&self.shape, level)
     }
 }
 
 enum Other {
     /// The entry is dealt with; the table's count changes by this.
     Done(i32),
-    /// As `Done`, and something valid stood there.
-    Removed(i32),
+    /// As `Done`, and a leaf stood there: to be invalidated.
+    Leaf(i32),
+    /// As `Done`, and a table stood there, which was noted.
+    Table(i32),
     /// A table stands there that has to be entered.
     Enter,
 }
 
-/// Cleans the cache lines of leaves, then passes them on.
-struct Cleaning<'a, M, T, S> {
-    core: &'a Core<M>,
-    maint: &'a mut T,
-    sink: &'a mut S,
+/// What becomes of removed leaves, after their invalidation.
+pub(crate) trait Release {
+    /// False: leaves need not be visited.
+    const WANTS: bool;
+    /// Leaves take work that is in the budget.
+    const STEPS: bool;
+
+    /// Gets a leaf of which `washed` bytes are clean and told. Returns how
+    /// many are then; when all, the leaf is done with.
+    fn leaf(&mut self, leaf: RemovedLeaf, washed: u64, budget: &mut Budget) -> u64;
 }
 
-impl<M: TableMem, T: Maintenance, S: LeafSink> LeafSink for Cleaning<'_, M, T, S> {
-    fn leaf(&mut self, leaf: RemovedLeaf) {
-        self.core.clean_removed(self.maint, &leaf);
-        self.sink.leaf(leaf);
+/// Leaves are told, no more.
+pub(crate) struct Tell<'a, S>(pub(crate) &'a mut S);
+
+impl<S: LeafSink> Release for Tell<'_, S> {
+    const WANTS: bool = S::WANTS;
+    const STEPS: bool = false;
+
+    #[inline]
+    fn leaf(&mut self, leaf: RemovedLeaf, washed: u64, _: &mut Budget) -> u64 {
+        self.0.leaf(leaf.part(washed, leaf.size));
+        leaf.size
+    }
+}
+
+/// The caches of leaves are cleaned and invalidated, then they are told: the
+/// guest may have written past the caches.
+pub(crate) struct Wash<'a, M, T, S> {
+    pub(crate) core: &'a Core<M>,
+    pub(crate) maint: &'a mut T,
+    pub(crate) sink: &'a mut S,
+    /// Output minus input address of a mapping that takes the leaf's place:
+    /// memory that stays where it was need not be cleaned.
+    pub(crate) stays: Option<u64>,
+}
+
+impl<M: TableMem, T: Maintenance, S: LeafSink> Release for Wash<'_, M, T, S> {
+    const WANTS: bool = true;
+    const STEPS: bool = true;
+
+    fn leaf(&mut self, leaf: RemovedLeaf, washed: u64, budget: &mut Budget) -> u64 {
+        let offset = leaf.pa.get().wrapping_sub(leaf.ia);
+        let mut to = leaf.size;
+        if format::is_seen_uncached(leaf.raw, self.core.fwb) && self.stays != Some(offset) {
+            to = self
+                .core
+                .wash(self.maint, leaf.pa, leaf.size, washed, budget);
+        }
+        self.sink.leaf(leaf.part(washed, to));
+        to
     }
 }
 
 impl<M: TableMem> Core<M> {
-    /// Without FEAT_S2FWB, cleans and invalidates the lines of a leaf that is
-    /// gone: its guest may have written past the cache.
-    pub(crate) fn clean_removed<T: Maintenance>(&self, maint: &mut T, leaf: &RemovedLeaf) {
-        if !self.fwb && format::is_cacheable(leaf.raw, false) {
-            maint.cache(CacheOp::CleanInvalidateData {
-                pa: leaf.pa,
-                size: leaf.size,
-            });
+    /// Cleans and invalidates the data caches of `[pa, pa + size)` from byte
+    /// `washed` on as far as the budget goes, a step at least. Returns how
+    /// far it came.
+    pub(crate) fn wash<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        pa: Pa,
+        size: u64,
+        washed: u64,
+        budget: &mut Budget,
+    ) -> u64 {
+        let room = budget.bytes_left() & !self.shape.page_mask();
+        let step = room.min(size - washed);
+        maint.cache(CacheOp::CleanInvalidateData {
+            pa: Pa::new(pa.get() + washed),
+            size: step,
+        });
+        budget.spend_bytes(step);
+        washed + step
+    }
+
+    /// As [`wash`](Self::wash) for a leaf that is gone, all at once.
+    pub(crate) fn wash_removed<T: Maintenance>(&self, maint: &mut T, leaf: &RemovedLeaf) {
+        if !self.fwb && format::is_seen_uncached(leaf.raw, false) {
+            self.wash(maint, leaf.pa, leaf.size, 0, &mut Budget::unlimited());
         }
     }
 

@@ -4,7 +4,7 @@ use crate::addr::{Ipa, Level, Pa};
 use crate::error::{Budget, Stopped};
 use crate::format::{self, Entry};
 use crate::geometry::Shape;
-use crate::maintenance::{CacheOp, Maintenance};
+use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::stage2::Stage2;
 
@@ -50,7 +50,8 @@ pub struct Seen {
 impl<M: TableMem> Stage2<M> {
     /// Visits what stands in a range, in order. Empty entries are passed
     /// over. Each table is read at most once, so a walk ends whatever is in
-    /// memory; a table that goes meanwhile cannot be, by `&self`.
+    /// memory; a table that goes meanwhile cannot be, by `&self`. After
+    /// [`Visit::TablePost`] only [`Next::Stop`] makes a difference.
     ///
     /// Returns where it ended: the end of the range, or where the visitor
     /// or the budget stopped it.
@@ -75,7 +76,8 @@ impl<M: TableMem> Stage2<M> {
         let mut depth = 0;
         'entries: while at < end {
             let slot = stack[depth];
-            if budget.is_spent() {
+            // A table that was only entered is no address passed.
+            if budget.is_spent() && at > ipa.get() {
                 return Ok(Ipa::new(at));
             }
             budget.spend(1);
@@ -96,6 +98,7 @@ impl<M: TableMem> Stage2<M> {
                 };
                 match visitor(&seen(visit)) {
                     Next::Stop => return Ok(Ipa::new(at)),
+                    Next::Retry if budget.is_spent() => return Ok(Ipa::new(at)),
                     Next::Retry => continue,
                     Next::Descend if is_table => {
                         stack[depth].raw = raw;
@@ -135,8 +138,13 @@ impl<M: TableMem> Stage2<M> {
         Ok(Ipa::new(at.min(end)))
     }
 
-    /// Cleans and invalidates the data cache lines of all cacheable memory
-    /// that a range maps; nothing with FEAT_S2FWB.
+    /// Cleans and invalidates the data cache lines of all memory of a range
+    /// that a guest may reach past the caches: Normal memory, which FEAT_S2FWB
+    /// leaves to write-back alone if it was mapped as [`Memory::Normal`].
+    ///
+    /// Returns how far the budget went, be that inside a block.
+    ///
+    /// [`Memory::Normal`]: crate::Memory::Normal
     ///
     /// # Errors
     /// `Range`, `Align`.
@@ -147,30 +155,35 @@ impl<M: TableMem> Stage2<M> {
         size: u64,
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
-        let (start, end) = (ipa.get(), ipa.get().saturating_add(size));
         let core = &self.core;
-        if core.fwb {
-            return match core.shape.check_ia(start, size) {
-                Ok(end) => Ok(Ipa::new(end)),
-                Err(why) => Err(Stopped { why, next: ipa }),
+        let end = core
+            .shape
+            .check_ia(ipa.get(), size)
+            .map_err(|why| Stopped { why, next: ipa })?;
+        let mut at = ipa.get();
+        loop {
+            let mut found = None;
+            let next = self.walk(Ipa::new(at), end - at, budget, |seen| {
+                let leaf = seen.visit == Visit::Leaf
+                    && format::is_leaf(seen.raw, seen.level.get())
+                    && format::is_seen_uncached(seen.raw, core.fwb);
+                if leaf {
+                    found = Some((seen.ipa.get(), seen.level.get(), seen.raw));
+                    return Next::Stop;
+                }
+                Next::Descend
+            })?;
+            at = next.get();
+            let Some((base, level, raw)) = found else {
+                return Ok(next);
             };
-        }
-        self.walk(ipa, size, budget, |seen| {
-            let level = seen.level.get();
-            if seen.visit == Visit::Leaf
-                && format::is_leaf(seen.raw, level)
-                && format::is_cacheable(seen.raw, false)
-            {
-                let base = seen.ipa.get();
-                let from = base.max(start);
-                let to = (base + (1 << core.shape.shift(level))).min(end);
-                let pa = format::leaf_oa(&core.shape, seen.raw, level) + (from - base);
-                maint.cache(CacheOp::CleanInvalidateData {
-                    pa: Pa::new(pa),
-                    size: to - from,
-                });
+            let pa = Pa::new(format::leaf_oa(&core.shape, raw, level));
+            let to = (base + core.shape.span_at(level)).min(end);
+            let done = core.wash(maint, pa, to - base, at - base, budget);
+            at = base + done;
+            if at >= end || budget.is_spent() {
+                return Ok(Ipa::new(at));
             }
-            Next::Descend
-        })
+        }
     }
 }

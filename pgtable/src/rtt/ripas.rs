@@ -103,7 +103,7 @@ impl<M: TableMem> Rtt<M> {
     ) -> Result<Ipa, RttError> {
         self.check(base, Level::L3)?;
         let core = &self.tree.core;
-        let page = u32::from(core.shape.page_bits());
+        let page = core.shape.page_bits();
         if base >= top || top.get() > self.protected_end || !top.is_aligned(page) {
             return Err(RttError::Input);
         }
@@ -141,7 +141,7 @@ impl<M: TableMem> Rtt<M> {
     /// `Input`.
     pub fn ripas(&self, base: Ipa, top: Ipa) -> Result<(Ripas, Ipa), RttError> {
         self.check(base, Level::L3)?;
-        let page = u32::from(self.tree.core.shape.page_bits());
+        let page = self.tree.core.shape.page_bits();
         if base >= top || top.get() > self.protected_end || !top.is_aligned(page) {
             return Err(RttError::Input);
         }

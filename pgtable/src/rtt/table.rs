@@ -48,11 +48,11 @@ impl<M: TableMem> Rtt<M> {
         let raw = slot.raw;
         if raw & HIPAS_ASSIGNED != 0 {
             let table = core.mem.locate(rtt);
-            let entries = core.shape.index_mask() + 1;
+            let entries = core.shape.table_entries();
             let mut entry = raw;
             for index in 0..entries {
                 core.mem.store(table, index, entry);
-                entry += 1 << (slot.shift - core.shape.stride());
+                entry = entry.wrapping_add(1 << (slot.shift - core.shape.stride()));
             }
             core.mem.add_count(rtt, entries as i32);
         } else {
@@ -89,7 +89,7 @@ impl<M: TableMem> Rtt<M> {
             return Err(RttError::Rtt { level, top: ipa });
         }
         let table = core.mem.locate(rtt);
-        let entries = core.shape.index_mask() + 1;
+        let entries = core.shape.table_entries();
         let protected = self.is_protected(ipa);
         let leaf = |raw| format::is_leaf(raw, level.get());
         let leaves = !protected && (0..entries).any(|index| leaf(core.mem.load(table, index)));
@@ -110,7 +110,7 @@ impl<M: TableMem> Rtt<M> {
                 if leaf(raw) {
                     let at = ipa.get() + ((index as u64) << (slot.shift - core.shape.stride()));
                     let removed = RemovedLeaf::new(&core.shape, at, level.get(), raw);
-                    core.clean_removed(maint, &removed);
+                    core.wash_removed(maint, &removed);
                     sink.leaf(removed);
                 }
             }

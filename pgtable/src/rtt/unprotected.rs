@@ -82,7 +82,7 @@ impl<M: TableMem> Rtt<M> {
         let _ = core.exchange(slot.table, slot.index, UNPROTECTED);
         self.forget(maint, &slot, ipa.get());
         let leaf = RemovedLeaf::new(&core.shape, ipa.get(), slot.level, slot.raw);
-        core.clean_removed(maint, &leaf);
+        core.wash_removed(maint, &leaf);
         Ok(Removed {
             pa,
             top: self.top(&slot, ipa.get()),

@@ -189,7 +189,11 @@ impl Task {
 
     const fn budget(&self) -> Budget {
         match self.c >> 4 & 3 {
-            0 => Budget::entries(1 + (self.c >> 6 & 63)),
+            0 => {
+                // One in which cleaning the range takes some thousand calls.
+                let (entries, least) = (1 + (self.c >> 6 & 63), self.size() >> 25);
+                Budget::entries(if entries > least { entries } else { least })
+            }
             _ => Budget::unlimited(),
         }
     }

@@ -124,7 +124,11 @@ impl Run<'_, '_> {
         let mut at = 0;
         let mut calls = 0;
         while at < whole && !self.judge.is_broken() {
-            let mut budget = budget.map_or(Budget::unlimited(), Budget::entries);
+            // Cleaning all of it takes some thousand calls.
+            let fwb = self.geometry.features().fwb;
+            let least = if fwb { 1 } else { whole >> 25 };
+            let mut budget =
+                budget.map_or(Budget::unlimited(), |most| Budget::entries(most.max(least)));
             let mut sink = |leaf: RemovedLeaf| gone.push((leaf.ia(), leaf.size(), leaf.pa().get()));
             let result = self.guests[guest].tree.unmap(
                 &mut Cpu(self.judge),
