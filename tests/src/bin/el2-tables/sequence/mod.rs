@@ -42,44 +42,91 @@ pub struct Memory {
     pub high: Option<Data>,
 }
 
-/// Names of the kinds of operations, in the order of their numbers.
-const KINDS: [&str; 28] = [
-    "map",
-    "map",
-    "map",
-    "map over",
-    "map over",
-    "map over",
-    "unmap leaves",
-    "unmap later",
-    "unmap",
-    "unmap",
-    "annotate",
-    "protect",
-    "protect",
-    "write-protect",
-    "relax",
-    "age",
-    "mark young",
-    "harvest dirty",
-    "split",
-    "fold",
-    "contiguous",
-    "subtree",
-    "freeze",
-    "other guest",
-    "walk",
-    "tear down",
-    "touch",
-    "flush caches",
+macro_rules! kinds {
+    ($($kind:ident $name:literal,)*) => {
+        /// A kind of operation.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        enum Kind {
+            $($kind,)*
+        }
+
+        impl Kind {
+            /// All of them, in the order of their numbers.
+            const ALL: &'static [Self] = &[$(Self::$kind,)*];
+
+            const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name,)*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    Map "map",
+    MapOver "map over",
+    UnmapLeaves "unmap leaves",
+    UnmapLater "unmap later",
+    Unmap "unmap",
+    Annotate "annotate",
+    Protect "protect",
+    WriteProtect "write-protect",
+    Relax "relax",
+    Age "age",
+    MarkYoung "mark young",
+    Harvest "harvest dirty",
+    Split "split",
+    Fold "fold",
+    Contiguous "contiguous",
+    Subtree "subtree",
+    Freeze "freeze",
+    OtherGuest "other guest",
+    Walk "walk",
+    TearDown "tear down",
+    Touch "touch",
+    FlushCaches "flush caches",
+}
+
+/// An operation's first number chooses from these: mapping and unmapping more
+/// often than the rest.
+const MIX: [Kind; 28] = [
+    Kind::Map,
+    Kind::Map,
+    Kind::Map,
+    Kind::MapOver,
+    Kind::MapOver,
+    Kind::MapOver,
+    Kind::UnmapLeaves,
+    Kind::UnmapLater,
+    Kind::Unmap,
+    Kind::Unmap,
+    Kind::Annotate,
+    Kind::Protect,
+    Kind::Protect,
+    Kind::WriteProtect,
+    Kind::Relax,
+    Kind::Age,
+    Kind::MarkYoung,
+    Kind::Harvest,
+    Kind::Split,
+    Kind::Fold,
+    Kind::Contiguous,
+    Kind::Subtree,
+    Kind::Freeze,
+    Kind::OtherGuest,
+    Kind::Walk,
+    Kind::TearDown,
+    Kind::Touch,
+    Kind::FlushCaches,
 ];
 
 /// How often operations of each kind did all that was asked, and how often they
 /// stopped for a reason.
 #[derive(Debug)]
 struct Tally {
-    done: [u32; KINDS.len()],
-    refused: [u32; KINDS.len()],
+    done: [u32; Kind::ALL.len()],
+    refused: [u32; Kind::ALL.len()],
     rtt: rtt::Tally,
 }
 
@@ -133,8 +180,8 @@ pub fn checks(suite: &mut Suite<Console>, cpu: &Cpu, memory: Memory) {
         first + runs - 1
     );
     let mut tally = Tally {
-        done: [0; KINDS.len()],
-        refused: [0; KINDS.len()],
+        done: [0; Kind::ALL.len()],
+        refused: [0; Kind::ALL.len()],
         rtt: rtt::Tally::default(),
     };
     for seed in first..first + runs {
@@ -157,10 +204,10 @@ pub fn checks(suite: &mut Suite<Console>, cpu: &Cpu, memory: Memory) {
         let seen = seen.unwrap_or_else(|| Name::new(format_args!("")));
         suite.check(title(kind).text(), result.is_ok(), seen);
     }
-    for (kind, text) in KINDS.iter().enumerate() {
-        if tally.done[kind] + tally.refused[kind] > 0 {
-            let (done, refused) = (tally.done[kind], tally.refused[kind]);
-            println!("{text:>14}: {done:>6} done, {refused:>6} refused");
+    for &kind in Kind::ALL {
+        let (done, refused) = (tally.done[kind as usize], tally.refused[kind as usize]);
+        if done + refused > 0 {
+            println!("{:>14}: {done:>6} done, {refused:>6} refused", kind.name());
         }
     }
     tally.rtt.print();

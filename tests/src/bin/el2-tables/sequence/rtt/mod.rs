@@ -1,11 +1,12 @@
 //! The commands of realm translation tables, on the same walker: half of the IPA
 //! space is protected, half is the host's.
 
+mod commands;
+
 use core::cell::UnsafeCell;
 
 use pgtable::{
-    Access, Attrs, ChangeDestroyed, Execute, Fill, Geometry, Ignore, Ipa, Level, Pa, RemovedLeaf,
-    Ripas, Rtt, RttError, RttState, Vmid,
+    Access, Attrs, Execute, Fill, Geometry, Ignore, Ipa, Level, Pa, Ripas, Rtt, RttError, Vmid,
 };
 use tests::println;
 use tests::random::Random;
@@ -19,38 +20,61 @@ use crate::instructions::Instructions;
 use crate::memory::{DATA, Data, Pool};
 use crate::text::Name;
 
-/// Names of the commands, in the order of their numbers.
-const COMMANDS: [&str; 14] = [
-    "RTT_CREATE",
-    "RTT_CREATE",
-    "RTT_DESTROY",
-    "RTT_FOLD",
-    "DATA_CREATE",
-    "DATA_CREATE",
-    "DATA_CREATE all",
-    "DATA_DESTROY",
-    "INIT_RIPAS",
-    "SET_RIPAS",
-    "MAP_UNPROTECTED",
-    "MAP_UNPROT. all",
-    "UNMAP_UNPROT.",
-    "READ_ENTRY",
-];
+macro_rules! commands {
+    ($($command:ident $name:literal,)*) => {
+        /// A command, or many of a kind.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        enum Command {
+            $($command,)*
+        }
+
+        impl Command {
+            /// All of them, in the order of their numbers.
+            const ALL: &'static [Self] = &[$(Self::$command,)*];
+
+            const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$command => $name,)*
+                }
+            }
+        }
+    };
+}
+
+commands! {
+    Create "RTT_CREATE",
+    CreateAnywhere "RTT_CREATE, any",
+    Destroy "RTT_DESTROY",
+    Fold "RTT_FOLD",
+    DataCreate "DATA_CREATE",
+    DataUnknown "DATA_CR._UNKN.",
+    DataWhole "DATA_CREATE all",
+    DataDestroy "DATA_DESTROY",
+    InitRipas "INIT_RIPAS",
+    SetRipas "SET_RIPAS",
+    MapUnprotected "MAP_UNPROTECTED",
+    MapWhole "MAP_UNPROT. all",
+    UnmapUnprotected "UNMAP_UNPROT.",
+    ReadEntry "READ_ENTRY",
+}
 
 /// How often commands did something, and how often they refused.
 #[derive(Debug, Default)]
 pub struct Tally {
-    done: [u32; COMMANDS.len()],
-    refused: [u32; COMMANDS.len()],
+    done: [u32; Command::ALL.len()],
+    refused: [u32; Command::ALL.len()],
 }
 
 impl Tally {
     /// Prints it, when there were any.
     pub fn print(&self) {
-        for (kind, text) in COMMANDS.iter().enumerate() {
-            if self.done[kind] + self.refused[kind] > 0 {
-                let (done, refused) = (self.done[kind], self.refused[kind]);
-                println!("{text:>15}: {done:>5} done, {refused:>6} refused");
+        for &command in Command::ALL {
+            let (done, refused) = (self.done[command as usize], self.refused[command as usize]);
+            if done + refused > 0 {
+                println!(
+                    "{:>15}: {done:>5} done, {refused:>6} refused",
+                    command.name()
+                );
             }
         }
     }
@@ -196,18 +220,22 @@ impl Run<'_> {
     }
 
     /// A page for a command: mostly one where it has something to do.
-    fn choose(&mut self, kind: usize, unprotected: bool) -> Result<u64, Wrong> {
+    fn choose(&mut self, kind: Command, unprotected: bool) -> Result<u64, Wrong> {
         let ipa = self.page(unprotected);
         if self.random.below(4) == 0 {
             return Ok(ipa);
         }
         match kind {
-            4..=6 | 10 | 11 => self.reach(ipa, Level::L3)?,
-            3 | 7 | 12 => {
+            Command::DataCreate
+            | Command::DataUnknown
+            | Command::DataWhole
+            | Command::MapUnprotected
+            | Command::MapWhole => self.reach(ipa, Level::L3)?,
+            Command::Fold | Command::DataDestroy | Command::UnmapUnprotected => {
                 let first = self.random.below(self.shadow.len() as u64) as usize;
                 let wanted = |is| match is {
-                    Is::Data { .. } => kind != 12,
-                    Is::Host { .. } => kind != 7,
+                    Is::Data { .. } => kind != Command::UnmapUnprotected,
+                    Is::Host { .. } => kind != Command::DataDestroy,
                     Is::Blank(_) => false,
                 };
                 let mut pieces = (first..self.shadow.len()).filter_map(|n| self.shadow.get(n));
@@ -260,16 +288,20 @@ impl Run<'_> {
 
     fn commands(&mut self, length: u64, tally: &mut Tally) -> Result<(), Wrong> {
         for number in 0..length {
-            let kind = self.random.below(COMMANDS.len() as u64) as usize;
+            let kind = Command::ALL[self.random.below(Command::ALL.len() as u64) as usize];
             // What TLBs may know of.
             let unprotected = match kind {
-                0..=3 | 13 => self.random.below(2) == 0,
-                4..=9 => false,
-                _ => true,
+                Command::Create
+                | Command::CreateAnywhere
+                | Command::Destroy
+                | Command::Fold
+                | Command::ReadEntry => self.random.below(2) == 0,
+                Command::MapUnprotected | Command::MapWhole | Command::UnmapUnprotected => true,
+                _ => false,
             };
             let ipa = self.choose(kind, unprotected)?;
             if told() {
-                println!("  command {number}, {} at {ipa:#x}", COMMANDS[kind]);
+                println!("  command {number}, {} at {ipa:#x}", kind.name());
             }
             self.touch(ipa);
             let done = self.command(kind, ipa).and_then(|done| {
@@ -279,33 +311,33 @@ impl Run<'_> {
             let done = done.map_err(|what| {
                 Name::new(format_args!(
                     "command {number} of {length}, {}: {what}",
-                    COMMANDS[kind]
+                    kind.name()
                 ))
             })?;
             if done {
-                tally.done[kind] += 1;
+                tally.done[kind as usize] += 1;
             } else {
-                tally.refused[kind] += 1;
+                tally.refused[kind as usize] += 1;
             }
         }
         Ok(())
     }
 
     /// A command; false when it refused.
-    fn command(&mut self, kind: usize, ipa: u64) -> Result<bool, Wrong> {
+    fn command(&mut self, kind: Command, ipa: u64) -> Result<bool, Wrong> {
         let page = self.geometry.granule().page_size();
         let cpu = &mut Instructions;
         match kind {
-            0 | 1 => {
+            Command::Create | Command::CreateAnywhere => {
                 let at = align(&self.geometry, ipa, Level::L3);
                 let entry = self.rtt.read(at, Level::L3);
                 let mut level = entry.map_or(Level::L3, |entry| entry.level);
-                if kind == 1 && self.random.below(4) == 0 {
+                if kind == Command::CreateAnywhere && self.random.below(4) == 0 {
                     level = self.level();
                 }
                 return self.create(ipa, level);
             }
-            2 => {
+            Command::Destroy => {
                 // Mostly the lowest: above it there are tables mostly.
                 let level = match self.random.below(4) {
                     0 => self.level(),
@@ -313,17 +345,17 @@ impl Run<'_> {
                 };
                 return self.destroy(ipa, level);
             }
-            3 => return self.fold(ipa),
-            4 | 5 => {
+            Command::Fold => return self.fold(ipa),
+            Command::DataCreate | Command::DataUnknown => {
                 let variant = self.random.below(2);
-                let fill = if kind == 4 {
+                let fill = if kind == Command::DataCreate {
                     Fill::Known
                 } else {
                     Fill::Unknown
                 };
                 return self.data_create(ipa, variant, fill);
             }
-            6 => {
+            Command::DataWhole => {
                 // A whole block, so that it may be folded.
                 let span = block(&self.geometry);
                 if span > DATA {
@@ -335,8 +367,8 @@ impl Run<'_> {
                 }
                 return Ok(some);
             }
-            7 => return self.data_destroy(ipa),
-            8 => {
+            Command::DataDestroy => return self.data_destroy(ipa),
+            Command::InitRipas => {
                 let top = ipa + (1 + self.random.below(6)) * page;
                 let done = self.rtt.init_ripas(Ipa::new(ipa), Ipa::new(top), |_, _| ());
                 let Ok(next) = done else { return Ok(false) };
@@ -346,13 +378,13 @@ impl Run<'_> {
                 ensure!(fine, "{ipa:#x} to {next}: was not unassigned");
                 self.shadow.set(ipa, next.get(), Is::Blank(Ripas::Ram));
             }
-            9 => return self.set_ripas(ipa),
-            10 => {
+            Command::SetRipas => return self.set_ripas(ipa),
+            Command::MapUnprotected => {
                 let count = 1 + self.random.below(6) as usize;
                 let attrs = self.attrs();
                 return self.map_unprotected(ipa, Level::L3, count, attrs);
             }
-            11 => {
+            Command::MapWhole => {
                 let base = ipa & !(block(&self.geometry) - 1);
                 let level = match self.random.below(2) {
                     0 => Level::L2,
@@ -365,7 +397,7 @@ impl Run<'_> {
                 };
                 return self.map_unprotected(base, level, count, Attrs::MEMORY);
             }
-            12 => {
+            Command::UnmapUnprotected => {
                 let level = match self.random.below(4) {
                     0 => Level::L2,
                     _ => Level::L3,
@@ -384,7 +416,7 @@ impl Run<'_> {
                     self.top(at, removed.top.get())?;
                 }
             }
-            _ => self.read(ipa)?,
+            Command::ReadEntry => self.read(ipa)?,
         }
         Ok(true)
     }
@@ -398,253 +430,6 @@ impl Run<'_> {
         let access = [Access::ReadWrite, Access::Read][self.random.below(2) as usize];
         let execute = [Execute::All, Execute::Never][self.random.below(2) as usize];
         Attrs::MEMORY.access(access).execute(execute)
-    }
-
-    fn destroy(&mut self, ipa: u64, level: Level) -> Result<bool, Wrong> {
-        if level <= self.geometry.start() {
-            return Ok(false);
-        }
-        let at = align(&self.geometry, ipa, above(level));
-        let (base, end) = (at.get(), at.get() + self.geometry.span(above(level)));
-        let code = self.code();
-        if (base..end).contains(&code) {
-            return Ok(false);
-        }
-        let shadow = &mut *self.shadow;
-        let mut wrong = None;
-        let mut sink = |leaf: RemovedLeaf| {
-            let (ia, to, pa) = (leaf.ia(), leaf.ia() + leaf.size(), leaf.pa().get());
-            let right = shadow.covers(ia, to)
-                && shadow.pieces(ia, to).all(|piece| {
-                    matches!(piece.state, Is::Host { pa: was, .. } if was == pa + (piece.start - ia))
-                });
-            if !right {
-                wrong.get_or_insert(ia);
-            }
-            shadow.clear(ia, to);
-        };
-        let done = self.rtt.destroy(&mut Instructions, at, level, &mut sink);
-        if let Some(ia) = wrong {
-            return Err(Name::new(format_args!(
-                "told of {ia:#x}, was not mapped so"
-            )));
-        }
-        let Ok(removed) = done else { return Ok(false) };
-        let live = self
-            .shadow
-            .pieces(base, end)
-            .any(|piece| piece.state.is_live());
-        ensure!(!live, "{at}: {level} destroyed with something in it");
-        if self.rtt.is_protected(at) {
-            self.shadow.set(base, end, Is::Blank(Ripas::Destroyed));
-        } else {
-            self.shadow.clear(base, end);
-        }
-        self.pool.give_back(removed.pa);
-        self.settle(base)?;
-        Ok(true)
-    }
-
-    fn fold(&mut self, ipa: u64) -> Result<bool, Wrong> {
-        let level = match self.random.below(4) {
-            0 => self.level(),
-            _ => Level::L3,
-        };
-        if level <= self.geometry.start() {
-            return Ok(false);
-        }
-        let at = align(&self.geometry, ipa, above(level));
-        let Ok(page) = self.rtt.fold(&mut Instructions, at, level) else {
-            return Ok(false);
-        };
-        self.pool.give_back(page);
-        let end = at.get() + self.geometry.span(above(level));
-        // One piece of like memory, or nothing.
-        let pieces = self.shadow.pieces(at.get(), end).count();
-        let covered = self.shadow.covers(at.get(), end);
-        ensure!(
-            pieces == 0 || (pieces == 1 && covered),
-            "{at}: {pieces} pieces folded"
-        );
-        self.settle(at.get())?;
-        self.settle(end - 1)?;
-        Ok(true)
-    }
-
-    fn data_create(&mut self, ipa: u64, variant: u64, fill: Fill) -> Result<bool, Wrong> {
-        let page = self.geometry.granule().page_size();
-        let pa = self.memory(ipa, variant);
-        let was = match self.shadow.at(ipa) {
-            None => Some(Ripas::Empty),
-            Some(Is::Blank(ripas)) => Some(ripas),
-            _ => None,
-        };
-        let checked = self.rtt.data_check(Ipa::new(ipa));
-        ensure!(
-            checked.is_err() || checked.ok() == was,
-            "{ipa:#x}: {checked:?}, is {was:?}"
-        );
-        let done = self
-            .rtt
-            .data_create(&mut Instructions, Ipa::new(ipa), Pa::new(pa), fill);
-        ensure!(
-            done.is_ok() == checked.is_ok(),
-            "{ipa:#x}: {done:?} after {checked:?}"
-        );
-        let (Ok(()), Some(was)) = (done, was) else {
-            return Ok(false);
-        };
-        let ripas = if fill == Fill::Known { Ripas::Ram } else { was };
-        self.shadow.set(ipa, ipa + page, Is::Data { ripas, pa });
-        Ok(true)
-    }
-
-    fn data_destroy(&mut self, ipa: u64) -> Result<bool, Wrong> {
-        let page = self.geometry.granule().page_size();
-        let Ok(removed) = self.rtt.data_destroy(&mut Instructions, Ipa::new(ipa)) else {
-            return Ok(false);
-        };
-        let Some(Is::Data { ripas, pa }) = self.shadow.at(ipa) else {
-            return Err(Name::new(format_args!("{ipa:#x}: nothing was assigned")));
-        };
-        ensure!(
-            removed.pa.get() == pa,
-            "{ipa:#x}: {} is back, was {pa:#x}",
-            removed.pa
-        );
-        match ripas {
-            Ripas::Empty => self.shadow.clear(ipa, ipa + page),
-            _ => self
-                .shadow
-                .set(ipa, ipa + page, Is::Blank(Ripas::Destroyed)),
-        }
-        self.top(ipa, removed.top.get())?;
-        Ok(true)
-    }
-
-    /// `top` of a command on a page: the first that is live, or the table's end.
-    fn top(&self, ipa: u64, top: u64) -> Result<(), Wrong> {
-        let end = (ipa | (block(&self.geometry) - 1)) + 1;
-        let live = self
-            .shadow
-            .pieces(ipa, end)
-            .find(|piece| piece.state.is_live())
-            .map_or(end, |piece| piece.start);
-        ensure!(top == live, "{ipa:#x}: top {top:#x}, not {live:#x}");
-        Ok(())
-    }
-
-    fn set_ripas(&mut self, ipa: u64) -> Result<bool, Wrong> {
-        let page = self.geometry.granule().page_size();
-        let top = ipa + (1 + self.random.below(12)) * page;
-        let ripas = [Ripas::Ram, Ripas::Empty][self.random.below(2) as usize];
-        let destroyed = [ChangeDestroyed::No, ChangeDestroyed::Yes][self.random.below(2) as usize];
-        for at in (ipa..top).step_by(page as usize) {
-            self.touch(at);
-        }
-        let done = self.rtt.set_ripas(
-            &mut Instructions,
-            Ipa::new(ipa),
-            Ipa::new(top),
-            ripas,
-            destroyed,
-        );
-        let Ok(next) = done else { return Ok(false) };
-        let mut kept = false;
-        self.shadow.change(ipa, next.get(), |is| {
-            let was = match is {
-                Is::Blank(was) | Is::Data { ripas: was, .. } => was,
-                Is::Host { .. } => Ripas::Empty,
-            };
-            kept |= was == Ripas::Destroyed && destroyed == ChangeDestroyed::No;
-            match is {
-                Is::Data { pa, .. } => Some(Is::Data { ripas, pa }),
-                _ => Some(Is::Blank(ripas)),
-            }
-        });
-        ensure!(!kept, "{ipa:#x}: destroyed memory changed");
-        // What was empty before is in no piece.
-        let mut at = ipa;
-        while at < next.get() {
-            if self.shadow.at(at).is_none() {
-                self.shadow.set(at, at + page, Is::Blank(ripas));
-            }
-            at += page;
-        }
-        if ripas == Ripas::Empty {
-            self.shadow.change(ipa, next.get(), |is| match is {
-                Is::Blank(_) => None,
-                other => Some(other),
-            });
-        }
-        for at in (ipa..next.get()).step_by(page as usize) {
-            self.look(at)?;
-        }
-        Ok(true)
-    }
-
-    fn map_unprotected(
-        &mut self,
-        ipa: u64,
-        level: Level,
-        count: usize,
-        attrs: Attrs,
-    ) -> Result<bool, Wrong> {
-        let pa = self.memory(ipa, 0);
-        let done = self.rtt.map_unprotected(
-            &mut Instructions,
-            Ipa::new(ipa),
-            level,
-            Pa::new(pa),
-            attrs,
-            count,
-        );
-        let Ok(next) = done else { return Ok(false) };
-        let free = self.shadow.pieces(ipa, next.get()).next().is_none();
-        ensure!(free, "{ipa:#x} to {next}: mapped over something");
-        // Software bit 0 says that it is the host's.
-        let attrs = attrs.soft(1);
-        self.shadow.set(ipa, next.get(), Is::Host { pa, attrs });
-        Ok(true)
-    }
-
-    /// RTT_READ_ENTRY and RSI_IPA_STATE_GET say what is there.
-    fn read(&mut self, ipa: u64) -> Result<(), Wrong> {
-        let entry = self.rtt.read(Ipa::new(ipa), Level::L3);
-        let Ok(entry) = entry else {
-            return Err(Name::new(format_args!("{ipa:#x}: {entry:?}")));
-        };
-        let offset = ipa & (self.geometry.span(entry.level) - 1);
-        let right = match (entry.state, self.shadow.at(ipa)) {
-            (RttState::Unassigned(Ripas::Empty) | RttState::UnassignedNs, None) => true,
-            (RttState::Unassigned(seen), Some(Is::Blank(ripas))) => seen == ripas,
-            (
-                RttState::Assigned {
-                    ripas: seen,
-                    pa: at,
-                },
-                Some(Is::Data { ripas, pa }),
-            ) => seen == ripas && at.get() + offset == pa,
-            (RttState::AssignedNs { pa: at, .. }, Some(Is::Host { pa, .. })) => {
-                at.get() + offset == pa
-            }
-            _ => false,
-        };
-        let is = self.shadow.at(ipa);
-        ensure!(right, "{ipa:#x}: {:?}, is {is:?}", entry.state);
-        if self.rtt.is_protected(Ipa::new(ipa)) {
-            let page = self.geometry.granule().page_size();
-            let told = self.rtt.ripas(Ipa::new(ipa), Ipa::new(ipa + page));
-            let ripas = match is {
-                Some(Is::Blank(ripas) | Is::Data { ripas, .. }) => ripas,
-                _ => Ripas::Empty,
-            };
-            ensure!(
-                told.is_ok_and(|(seen, _)| seen == ripas),
-                "{ipa:#x}: {told:?}, is {ripas:?}"
-            );
-        }
-        Ok(())
     }
 
     /// Lets the TLB know a page, if there is memory behind it.
