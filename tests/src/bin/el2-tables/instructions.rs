@@ -47,16 +47,18 @@ impl Maintenance for Instructions {
     }
 
     fn cache(&mut self, op: CacheOp) {
-        let (CacheOp::CleanInvalidateData { pa, size } | CacheOp::SyncInstructions { pa, size }) =
-            op;
-        // What is larger than all the memory that guests use here has no RAM
-        // behind it.
-        if size <= DATA && is_ram(pa.get(), size) {
-            clean_frames(pa.get(), pa.get() + size);
-        }
-        if matches!(op, CacheOp::SyncInstructions { .. }) {
+        match op {
+            // What is larger than all the memory that guests use here has no
+            // RAM behind it.
+            CacheOp::CleanInvalidateData { pa, size } => {
+                if size <= DATA && is_ram(pa.get(), size) {
+                    clean_frames(pa.get(), pa.get() + size);
+                }
+            }
             // SAFETY: Drops copies of instructions.
-            unsafe { asm!("ic ialluis", "dsb ish", "isb", options(nostack)) };
+            CacheOp::SyncInstructions { .. } => unsafe {
+                asm!("ic ialluis", "dsb ish", "isb", options(nostack));
+            },
         }
     }
 

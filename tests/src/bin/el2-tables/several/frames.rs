@@ -12,8 +12,8 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use pgtable::{
-    Access, Annotation, Attrs, Budget, Change, Entry, Error, Execute, Flush, Geometry, Ignore, Ipa,
-    Leaves, Level, Map, Pa, Partial, Permissions, RemovedLeaf, Stage2,
+    Access, Annotation, Attrs, Budget, Change, Entry, Error, Execute, Flush, Gather, Geometry,
+    HeldLeaf, Ignore, Ipa, Leaves, Level, Map, Pa, Partial, Permissions, RemovedLeaf, Stage2,
 };
 use tests::bare::asm::dsb;
 use tests::bare::console::Console;
@@ -187,11 +187,12 @@ impl Worker<'_, '_> {
                 return Ok(());
             }
             let page = self.random.below(PAGES);
-            match self.random.below(12) {
+            match self.random.below(13) {
                 0..=2 => self.map(page)?,
                 3 | 4 => self.unmap(page)?,
-                5 => self.freeze(page)?,
-                6 => self.change(page)?,
+                5 => self.unmap_later(page)?,
+                6 => self.freeze(page)?,
+                7 => self.change(page)?,
                 _ => self.look(page)?,
             }
         }
@@ -274,6 +275,47 @@ impl Worker<'_, '_> {
             (_, Some(wrong)) => Err(wrong),
             (Err(error), _) => Err(Name::new(format_args!("{start:#x}: unmap: {error}"))),
             _ => Ok(()),
+        }
+    }
+
+    /// Some pages go, and are free when the gather is synced.
+    fn unmap_later(&mut self, page: u64) -> Result<(), Name> {
+        let pages = 1 + self.random.below(PAGES - page);
+        let (start, end) = (self.ipa(page), self.ipa(page + pages));
+        let mut gather = Gather::new();
+        let mut held: [Option<HeldLeaf>; PAGES as usize] = [const { None }; PAGES as usize];
+        let mut count = 0;
+        let cpu = &mut Instructions;
+        // Not from where it came to: somebody who waits while holding pages
+        // could wait for one who waits for these.
+        let result = self.tree.unmap_later(
+            cpu,
+            Ipa::new(start),
+            end - start,
+            Partial::Split,
+            &mut gather,
+            &mut Budget::unlimited(),
+            |leaf| {
+                held[count] = Some(leaf);
+                count += 1;
+            },
+        );
+        let synced = self.tree.sync(cpu, gather);
+        for leaf in held.into_iter().flatten() {
+            let Ok(leaf) = leaf.release(&synced) else {
+                return Err(Name::new(format_args!(
+                    "{start:#x}: a leaf is not released"
+                )));
+            };
+            told(self.tree.geometry(), self.data, leaf.pa().get())?;
+        }
+        match result {
+            Ok(_) => Ok(()),
+            Err(stopped) if stopped.why == Error::Busy => {
+                self.busy += 1;
+                Ok(())
+            }
+            Err(stopped) => Err(Name::new(format_args!("unmap later: {stopped}"))),
         }
     }
 
