@@ -17,6 +17,18 @@ impl<M: TableMem> Stage2<M> {
     /// its leaves, if they are alike in all but the access flag and adjacent
     /// in memory, or the annotation that fills it. The table is freed.
     ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let ipa = Ipa::new(0x4000_0000);
+    /// tree.fold(&mut cpu, ipa, Level::L2)?;
+    /// assert_eq!(tree.lookup(ipa)?.level, Level::L2);
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// `Range`; `Missing` where no table stands at `level`; `Mismatch` of
     /// its entries; `BlockLevel` where no block may stand; `Busy`.
@@ -87,6 +99,22 @@ impl<M: TableMem> Stage2<M> {
     /// Sets the contiguous hint on the group of leaves around `ipa`, all of
     /// which must be alike and aligned in input and output.
     ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let ipa = Ipa::new(0x4000_0000);
+    /// let hint = |ipa| matches!(tree.lookup(ipa), Ok(Found { entry: Entry::Leaf { contiguous: true, .. }, .. }));
+    /// tree.set_contiguous(&mut cpu, ipa)?; // Sixteen pages of 4 KiB.
+    /// assert!(hint(Ipa::new(0x4000_f000)) && !hint(Ipa::new(0x4001_0000)));
+    /// // A change of one member breaks the group before.
+    /// tree.write_protect(&mut cpu, Ipa::new(0x4000_3000), 4096, Flush::Now, all)?;
+    /// assert!(!hint(ipa));
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// `Range`; `Missing` where no leaf stands; `BlockLevel` at a level
     /// without the hint; `Mismatch`; `Busy`.
@@ -100,6 +128,17 @@ impl<M: TableMem> Stage2<M> {
 
     /// Takes the hint off the group around `ipa`, if it has it. Operations
     /// that change a member do so themselves.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// tree.set_contiguous(&mut cpu, Ipa::new(0x4000_0000))?;
+    /// tree.clear_contiguous(&mut cpu, Ipa::new(0x4000_f000))?;
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// `Range`; `Missing` where no leaf stands; `Busy`.

@@ -39,6 +39,22 @@ pub enum Change {
 impl<M: TableMem> Stage2<M> {
     /// Freezes the leaf or the invalid entry of `level` at `ipa`.
     ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = tree();
+    /// # let all = &mut Budget::unlimited();
+    /// let ipa = Ipa::new(0x4000_0000);
+    /// let frozen = tree.freeze(ipa, Level::L1)?;
+    /// assert_eq!(frozen.old(), Entry::Invalid(Annotation::EMPTY));
+    /// assert_eq!(tree.freeze(ipa, Level::L1).err(), Some(Error::Busy));
+    /// // Something outside is done, and works.
+    /// frozen.commit(&mut cpu, Change::Leaf(Pa::new(0x8000_0000), Attrs::MEMORY))?;
+    /// assert!(tree.translate(ipa).is_some());
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// `Range`; `Missing` if the walk ends above `level`; `Exists` for a
     /// table or a member of a contiguous group

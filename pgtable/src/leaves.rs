@@ -154,6 +154,7 @@ impl<M: TableMem> Core<M> {
             let mut run = first;
             let mut index = first;
             let last = first + count;
+            self.make_room::<REMOVES, T>(maint, pending);
             while index < last {
                 let raw = self.mem.load(table, index);
                 if (raw ^ leaf) & plain == 0 {
@@ -163,11 +164,6 @@ impl<M: TableMem> Core<M> {
                         change(raw)
                     };
                     if SURE || new != raw {
-                        if index == run
-                            && (pending.is_full_of_held() || REMOVES && pending.is_full())
-                        {
-                            let _done = self.flush_held(maint, pending);
-                        }
                         before(maint, level, raw, new);
                         if self.mem.cas(table, index, raw, new).is_err() {
                             // Hardware, or another CPU: look again.
@@ -201,6 +197,7 @@ impl<M: TableMem> Core<M> {
                 job.count += (index - run) as u64;
                 index += 1;
                 run = index;
+                self.make_room::<REMOVES, T>(maint, pending);
             }
             job.count += (index - run) as u64;
             note(pending, address(run), address(index));
@@ -225,6 +222,15 @@ impl<M: TableMem> Core<M> {
     pub(crate) fn flush<T: Maintenance>(&self, maint: &mut T, mut gather: Gather) -> Synced {
         self.flush_held(maint, &mut gather.pending)
             .of(gather.serial())
+    }
+
+    /// Flushes what is noted if a run that begins now would be covered
+    /// together with entries that are held frozen.
+    #[inline]
+    fn make_room<const REMOVES: bool, T: Maintenance>(&self, maint: &mut T, pending: &mut Pending) {
+        if pending.is_full() && (REMOVES || pending.is_full_of_held()) {
+            let _done = self.flush_held(maint, pending);
+        }
     }
 
     /// Invalidates what is noted, and empties the entries that were frozen
@@ -288,6 +294,25 @@ impl<M: TableMem> Stage2<M> {
     /// The entries stay frozen until the sync, which empties them: its work
     /// is in proportion to what was removed. A gather of more than
     /// [`RUNS`](crate::RUNS) places is invalidated in between.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let (mut gather, mut held) = (Gather::new(), Vec::new());
+    /// for page in [0x4000_0000, 0x4000_9000] {
+    ///     let ipa = Ipa::new(page);
+    ///     tree.unmap_later(&mut cpu, ipa, 4096, Partial::Split, &mut gather, all, |leaf| held.push(leaf))?;
+    /// }
+    /// let proof = tree.sync(&mut cpu, gather);
+    /// for leaf in held {
+    ///     let leaf = leaf.release(&proof).expect("the gather's own proof");
+    ///     assert_eq!(leaf.pa().get() - leaf.ia(), 0x4000_0000);
+    /// }
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// `Range`, `Align` at once; `InsideBlock`, `NoMem` (to split), `Busy`

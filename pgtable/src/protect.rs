@@ -53,6 +53,20 @@ impl<M: TableMem> Stage2<M> {
     /// and everything else stay. Dirty tracking (DBM) ends where the range
     /// becomes read-only, or writes would go on.
     ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let (ipa, size) = (Ipa::new(0x4000_0000), 2 << 20);
+    /// let read_only = Permissions { access: Access::Read, execute: Execute::Never };
+    /// tree.protect(&mut cpu, ipa, size, read_only, Partial::Split, Flush::Now, all)?;
+    /// let (_, attrs) = tree.translate(ipa).expect("mapped");
+    /// assert_eq!((attrs.access, attrs.execute), (Access::Read, Execute::Never));
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// `Range`, `Align`, `Attributes` at once; `InsideBlock`, `NoMem` (to
     /// split), `Busy` where it stopped.
@@ -99,6 +113,19 @@ impl<M: TableMem> Stage2<M> {
 
     /// Takes the right to write from all leaves of a range; blocks that it
     /// covers in part lose it whole. For dirty logging by faults.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// tree.write_protect(&mut cpu, Ipa::new(0x4000_0000), 2 << 20, Flush::Now, all)?;
+    /// // The next write faults, is logged, and may go on.
+    /// let more = Permissions { access: Access::ReadWrite, execute: Execute::All };
+    /// tree.relax(&mut cpu, Ipa::new(0x4000_5678), more)?;
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// `Range`, `Align` at once; `Busy` where it stopped.
@@ -165,6 +192,21 @@ impl<M: TableMem> Stage2<M> {
     /// may still hold the entry that faulted, and is rid of it here. Other
     /// CPUs that hold it fault once and come here themselves.
     ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let ipa = Ipa::new(0x4000_0000);
+    /// tree.write_protect(&mut cpu, ipa, 4096, Flush::Now, all)?;
+    /// let more = Permissions { access: Access::ReadWrite, execute: Execute::Never };
+    /// tree.relax(&mut cpu, ipa, more)?;
+    /// let (_, attrs) = tree.translate(ipa).expect("mapped");
+    /// assert_eq!(attrs, Attrs::MEMORY); // What it had before, it keeps.
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// `Range`; `Missing` where no leaf stands; `Busy`; `Attributes`.
     pub fn relax<T: Maintenance>(
@@ -223,11 +265,36 @@ impl<M: TableMem> Stage2<M> {
     }
 
     /// Flushes what was gathered, on all CPUs, and waits for it.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let mut gather = Gather::new();
+    /// for page in [0x4000_0000, 0x4000_8000] {
+    ///     tree.write_protect(&mut cpu, Ipa::new(page), 4096, Flush::Later(&mut gather), all)?;
+    /// }
+    /// let _proof = tree.sync(&mut cpu, gather); // Both, with one invalidation.
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn sync<T: Maintenance>(&self, maint: &mut T, gather: Gather) -> Synced {
         self.core.flush(maint, gather)
     }
 
     /// Counts the leaves of a range whose access flag is set.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let (next, young) = tree.count_young(&mut cpu, Ipa::new(0x4000_0000), 2 << 20, all)?;
+    /// assert_eq!((next, young), (Ipa::new(0x4020_0000), 512));
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// `Range`, `Align` at once; `Busy` where it stopped.
@@ -267,6 +334,20 @@ impl<M: TableMem> Stage2<M> {
     /// until the gather is synced; a caller that only wants a statistic may
     /// sync rarely.
     ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let (ipa, size) = (Ipa::new(0x4000_0000), 2 << 20);
+    /// let (_, were) = tree.clear_young(&mut cpu, ipa, size, Flush::Now, all)?;
+    /// tree.mark_young(&mut cpu, ipa)?; // By an access flag fault, or by hardware.
+    /// let (_, are) = tree.count_young(&mut cpu, ipa, size, all)?;
+    /// assert_eq!((were, are), (512, 1));
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// `Range`, `Align` at once; `Busy` where it stopped.
     pub fn clear_young<T: Maintenance>(
@@ -289,6 +370,18 @@ impl<M: TableMem> Stage2<M> {
 
     /// Sets the access flag of the leaf of one IPA after an access flag
     /// fault. AF=0 entries are in no TLB: nothing to invalidate.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// tree.clear_young(&mut cpu, Ipa::new(0x4000_0000), 4096, Flush::Now, all)?;
+    /// tree.mark_young(&mut cpu, Ipa::new(0x4000_0123))?;
+    /// assert_eq!(tree.translate(Ipa::new(0x4000_0000)).expect("mapped").1.age, Age::Young);
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// `Range`; `Missing` where no leaf stands; `Busy`.
@@ -320,6 +413,21 @@ impl<M: TableMem> Stage2<M> {
     /// again. `dirty` is told of leaves that had DBM and were written: their
     /// IPA and size. With `Flush::Later` a write that goes through a stale
     /// TLB entry is in no log until the sync.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let (ipa, size) = (Ipa::new(0x4000_0000), 2 << 20);
+    /// // The first harvest begins: from here on hardware marks what is written.
+    /// tree.harvest_dirty(&mut cpu, ipa, size, Flush::Now, all, |_, _| ())?;
+    /// let mut dirty = Vec::new();
+    /// tree.harvest_dirty(&mut cpu, ipa, size, Flush::Now, all, |at, bytes| dirty.push((at, bytes)))?;
+    /// assert!(dirty.is_empty()); // Nobody wrote.
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// `Attributes` without FEAT_HAFDBS dirty state; else as

@@ -23,6 +23,22 @@ impl<M: TableMem> Stage2<M> {
     /// goes. Returns the first IPA not done. Pages that turn out not to be
     /// needed go to [`TableMem::free`].
     ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = tree();
+    /// # let all = &mut Budget::unlimited();
+    /// let (ipa, size) = (Ipa::new(0x4000_0000), 2 << 20);
+    /// tree.map(&mut cpu, &Map::new(ipa, Pa::new(0x8000_0000), size, Attrs::MEMORY), all)?;
+    /// assert_eq!(tree.lookup(ipa)?.level, Level::L2);
+    /// let pages = |_level| tree.mem().page();
+    /// tree.split(&mut cpu, ipa, size, Level::L3, pages, all)?;
+    /// assert_eq!(tree.lookup(ipa)?.level, Level::L3);
+    /// assert_eq!(tree.translate(Ipa::new(0x4000_1000)).expect("as before").0, Pa::new(0x8000_1000));
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// `Range`, `Align`, `BlockLevel` at once; `NoMem` when `pages` has no
     /// more (what was built is in use, `next` says how far); `Busy`.

@@ -114,6 +114,22 @@ impl<M: TableMem> Stage2<M> {
     /// Takes charge of a root: [`Geometry::root_tables`] adjacent zeroed
     /// pages at `root`, aligned to [`Geometry::root_align`].
     ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = tree();
+    /// # let all = &mut Budget::unlimited();
+    /// let geometry = Stage2Config::new(Granule::K4, 40, 40).validate()?;
+    /// let memory = Tables::new();
+    /// assert_eq!((geometry.root_tables(), geometry.root_align()), (2, 8192));
+    /// let root = memory.page().expect("a page");
+    /// let _second = memory.page();
+    /// let guest = Stage2::new(geometry, root, Vmid::new(3), &memory)?;
+    /// assert_eq!(guest.vttbr() >> 48, 3);
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// A root or VMID that `VTTBR_EL2` cannot hold.
     pub fn new(geometry: Geometry, root: Pa, vmid: Vmid, mem: M) -> Result<Self, ConfigError> {
@@ -162,6 +178,20 @@ impl<M: TableMem> Stage2<M> {
 
     /// Walks for one IPA and tells what stands there.
     ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let found = tree.lookup(Ipa::new(0x4000_1234))?;
+    /// assert_eq!((found.level, found.base), (Level::L3, Ipa::new(0x4000_1000)));
+    /// assert!(matches!(found.entry, Entry::Leaf { pa, .. } if pa == Pa::new(0x8000_1000)));
+    /// let nothing = tree.lookup(Ipa::new(0))?;
+    /// assert_eq!(nothing.entry, Entry::Invalid(Annotation::EMPTY));
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// `Range` outside the IPA space.
     pub fn lookup(&self, ipa: Ipa) -> Result<Found, Error> {
@@ -169,6 +199,17 @@ impl<M: TableMem> Stage2<M> {
     }
 
     /// As [`lookup`](Self::lookup), going down to `level` at most.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let found = tree.lookup_to(Ipa::new(0x4000_1234), Level::L2)?;
+    /// assert!(matches!(found.entry, Entry::Table(_)));
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// `Range` outside the IPA space.
@@ -187,6 +228,18 @@ impl<M: TableMem> Stage2<M> {
     }
 
     /// Translates one IPA as hardware would, permissions apart.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let (pa, attrs) = tree.translate(Ipa::new(0x4000_1234)).expect("mapped");
+    /// assert_eq!((pa, attrs), (Pa::new(0x8000_1234), Attrs::MEMORY));
+    /// assert_eq!(tree.translate(Ipa::new(0x1234)), None);
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn translate(&self, ipa: Ipa) -> Option<(Pa, Attrs)> {
         let found = self.lookup(ipa).ok()?;
         match found.entry {
@@ -201,6 +254,27 @@ impl<M: TableMem> Stage2<M> {
     /// block is an error; see [`map_exclusive`](Self::map_exclusive).
     ///
     /// Returns the first IPA not mapped: the end, unless the budget ended.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = tree();
+    /// # let all = &mut Budget::unlimited();
+    /// // 1 GiB and 4 MiB: a block of level 1 and two of level 2.
+    /// let map = Map::new(Ipa::new(0x4000_0000), Pa::new(0x8000_0000), 0x4040_0000, Attrs::MEMORY);
+    /// assert_eq!(tree.map(&mut cpu, &map, all)?, Ipa::new(0x8040_0000));
+    /// assert_eq!(tree.lookup(Ipa::new(0x4000_0000))?.level, Level::L1);
+    /// assert_eq!(tree.lookup(Ipa::new(0x8000_0000))?.level, Level::L2);
+    ///
+    /// // What stands there is in the way, unless one says otherwise.
+    /// let page = Map::new(Ipa::new(0x4000_0000), Pa::new(0x9000_0000), 4096, Attrs::MEMORY);
+    /// let stopped = tree.map(&mut cpu, &page, all).unwrap_err();
+    /// assert_eq!(stopped.why, Error::Exists { level: Level::L1 });
+    /// tree.map(&mut cpu, &page.over(Over::Anything), all)?;
+    /// assert_eq!(tree.lookup(Ipa::new(0x4000_1000))?.level, Level::L3);
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// `Range`, `Align`, `Attributes` and `BlockLevel` before anything is
@@ -234,6 +308,21 @@ impl<M: TableMem> Stage2<M> {
 
     /// As [`map`](Self::map), and with [`Over::Anything`] collapses tables
     /// into blocks. `sink` is told of leaves that are gone.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let block = Map::new(Ipa::new(0x4000_0000), Pa::new(0x8000_0000), 2 << 20, Attrs::MEMORY);
+    /// let mut pages = 0;
+    /// let mut sink = |_: RemovedLeaf| pages += 1;
+    /// tree.map_exclusive(&mut cpu, &block.over(Over::Anything), &mut sink, all)?;
+    /// assert_eq!(tree.lookup(Ipa::new(0x4000_0000))?.level, Level::L2);
+    /// assert_eq!(pages, 512);
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// As [`map`](Self::map).
@@ -308,6 +397,22 @@ impl<M: TableMem> Stage2<M> {
     /// that case call again from there before anything else is done with
     /// the rest of the range: a large table may be taken apart half.
     ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let (ipa, size) = (Ipa::new(0x4000_0000), 3 * 4096);
+    /// let mut free = Vec::new();
+    /// let mut sink = |leaf: RemovedLeaf| free.push((leaf.pa(), leaf.size()));
+    /// let next = tree.unmap(&mut cpu, ipa, size, Partial::Split, &mut sink, all)?;
+    /// assert_eq!(next, Ipa::new(0x4000_3000));
+    /// assert_eq!(free[0], (Pa::new(0x8000_0000), 4096));
+    /// assert_eq!(free.len(), 3);
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// `Range`, `Align`; `InsideBlock`, `NoMem` (to split) where it stopped.
     pub fn unmap<T: Maintenance, S: LeafSink>(
@@ -332,6 +437,20 @@ impl<M: TableMem> Stage2<M> {
     }
 
     /// As [`unmap`](Self::unmap) beside other CPUs: tables stay.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let (ipa, size) = (Ipa::new(0x4000_0000), 2 << 20);
+    /// tree.unmap_leaves(&mut cpu, ipa, size, Partial::Refuse, &mut Ignore, all)?;
+    /// assert_eq!(tree.translate(ipa), None);
+    /// // Its table is still there.
+    /// assert_eq!(tree.lookup(ipa)?.level, Level::L3);
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// As [`unmap`](Self::unmap), and `Busy`.
@@ -358,6 +477,22 @@ impl<M: TableMem> Stage2<M> {
 
     /// Removes what a range maps and leaves `annotation` there, at the
     /// largest entries that stand inside the range.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let (ipa, owner) = (Ipa::new(0x4000_2000), Annotation::new(7 << 12).expect("bits 1:0 are 0"));
+    /// tree.annotate(&mut cpu, ipa, 4096, owner, Partial::Split, &mut Ignore, all)?;
+    /// assert_eq!(tree.lookup(ipa)?.entry, Entry::Invalid(owner));
+    /// // Not to be mapped by accident.
+    /// let page = Map::new(ipa, Pa::new(0x9000_0000), 4096, Attrs::MEMORY);
+    /// assert!(tree.map(&mut cpu, &page, all).is_err());
+    /// tree.map(&mut cpu, &page.over(Over::Invalid), all)?;
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// As [`unmap`](Self::unmap).
@@ -405,6 +540,17 @@ impl<M: TableMem> Stage2<M> {
 
     /// Invalidates everything of this VMID on all CPUs: before a VMID is
     /// used again for another tree.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// // The proof frees what was taken out of this tree by other means.
+    /// let _proof: Synced = tree.invalidate_all(&mut cpu);
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn invalidate_all<T: Maintenance>(&self, maint: &mut T) -> Synced {
         self.core.sync_all(maint)
     }

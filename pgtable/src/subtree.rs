@@ -45,6 +45,21 @@ impl<T: Maintenance> Maintenance for CachesOnly<'_, T> {
 impl<M: TableMem> Stage2<M> {
     /// Starts a subtree for the entry of `level` at `ipa`: an empty table.
     ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = tree();
+    /// # let all = &mut Budget::unlimited();
+    /// let (ipa, pa) = (Ipa::new(0x4000_0000), Pa::new(0x8000_0000));
+    /// let mut aside = tree.subtree(ipa, Level::L1)?;
+    /// aside.map(&mut cpu, &Map::new(ipa, pa, 64 << 20, Attrs::MEMORY), all)?;
+    /// assert_eq!(tree.translate(ipa), None);
+    /// aside.link(&mut cpu, Over::Nothing).map_err(|(_aside, why)| why)?;
+    /// assert_eq!(tree.translate(ipa).expect("mapped").0, pa);
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// `Range`; `Align`; `BlockLevel` at level 3, or above the root; `NoMem`.
     pub fn subtree(&self, ipa: Ipa, level: Level) -> Result<Subtree<'_, M>, Error> {

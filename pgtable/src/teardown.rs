@@ -23,6 +23,20 @@ impl<M: TableMem> Stage2<M> {
     ///
     /// The way over the root comes first because this CPU's walker may use
     /// the tables until the moment it has another `VTTBR_EL2`.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let mut at = Ipa::new(0);
+    /// while at.get() < 1 << 39 {
+    ///     at = tree.teardown(&mut cpu, at, &mut Ignore, &mut Budget::entries(100));
+    /// }
+    /// assert_eq!(tree.mem().count(tree.root()), 0);
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn teardown<T: Maintenance, S: LeafSink>(
         &mut self,
         maint: &mut T,

@@ -832,3 +832,185 @@ impl<M: TableMem> Core<M> {
         sync::sync_vmid(maint, &self.tlb)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Event, Log, Plain};
+    use crate::{Attrs, Entry, Granule, Ipa, Leaves, Map, Stage2, Stage2Config, Vmid};
+    extern crate std;
+    use std::vec::Vec;
+
+    /// Without FWB.
+    fn tree(mem: &Plain) -> (Stage2<&Plain>, Log) {
+        let geometry = Stage2Config::new(Granule::K4, 39, 48).validate().unwrap();
+        let root = mem.root(geometry.root_align());
+        let tree = Stage2::new(geometry, root, Vmid::new(5), mem).unwrap();
+        let log = Log {
+            vttbr: tree.vttbr(),
+            ..Log::default()
+        };
+        (tree, log)
+    }
+
+    fn map_block(tree: &Stage2<&Plain>, log: &mut Log) {
+        let span = 1 << 30;
+        let map = Map::new(Ipa::new(0), Pa::new(4 * span), span, Attrs::MEMORY);
+        let done = tree.map(log, &map, &mut Budget::unlimited());
+        assert_eq!(done, Ok(Ipa::new(span)));
+    }
+
+    /// What was cleaned, neighbours joined.
+    fn cleaned(log: &Log) -> Vec<(u64, u64)> {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for event in &log.events {
+            if let &Event::Cache(CacheOp::CleanInvalidateData { pa, size }) = event {
+                match runs.last_mut() {
+                    Some((from, bytes)) if *from + *bytes == pa.get() => *bytes += size,
+                    _ => runs.push((pa.get(), size)),
+                }
+            }
+        }
+        runs
+    }
+
+    /// Without FWB a block of 1 GiB is cleaned in steps of the budget: it is
+    /// frozen between them, its memory is told in parts as they are clean,
+    /// and all of it is cleaned once, after the invalidation.
+    #[test]
+    fn a_block_is_cleaned_in_steps_after_it_is_unmapped() {
+        let span = 1u64 << 30;
+        for shared in [false, true] {
+            let mem = Plain::new(4096, 1 << 20);
+            let (mut tree, mut log) = tree(&mem);
+            map_block(&tree, &mut log);
+            log.events.clear();
+            let mut told = 0;
+            let (mut at, mut calls) = (0, 0);
+            while at < span {
+                let mut sink = |leaf: RemovedLeaf| {
+                    assert_eq!((leaf.ia(), leaf.pa().get()), (told, 4 * span + told));
+                    told += leaf.size();
+                };
+                let (ipa, rest) = (Ipa::new(at), span - at);
+                let (partial, budget) = (Partial::Refuse, &mut Budget::entries(1 << 14));
+                let next = if shared {
+                    tree.unmap_leaves(&mut log, ipa, rest, partial, &mut sink, budget)
+                } else {
+                    tree.unmap(&mut log, ipa, rest, partial, &mut sink, budget)
+                };
+                at = next.unwrap().get();
+                calls += 1;
+                assert_eq!(told, at);
+                if at < span {
+                    assert_eq!(tree.lookup(Ipa::new(0)).unwrap().entry, Entry::Frozen);
+                    let page = Map::new(Ipa::new(0), Pa::new(0), 4096, Attrs::MEMORY);
+                    let busy = tree.map(&mut log, &page, &mut Budget::unlimited());
+                    assert_eq!(busy.unwrap_err().why, Error::Busy);
+                }
+            }
+            // 64 MiB a call, but for the one that broke it.
+            assert_eq!(calls, 17);
+            assert_eq!(cleaned(&log), [(4 * span, span)]);
+            let first = |wanted: fn(&Event) -> bool| log.events.iter().position(wanted).unwrap();
+            let clean = first(|event| matches!(event, Event::Cache(_)));
+            assert!(first(|event| matches!(event, Event::Tlbi(_))) < clean);
+            assert_eq!(tree.lookup(Ipa::new(0)).unwrap().raw, 0);
+            assert_eq!(mem.count(tree.root()), 0);
+        }
+    }
+
+    /// The same before it is mapped; nothing is valid until all is clean.
+    #[test]
+    fn a_block_is_cleaned_in_steps_before_it_is_mapped() {
+        let span = 1u64 << 30;
+        for over in [Over::Nothing, Over::Anything] {
+            let mem = Plain::new(4096, 1 << 20);
+            let (mut tree, mut log) = tree(&mem);
+            if over == Over::Anything {
+                let old = Map::new(Ipa::new(0), Pa::new(0), 4096, Attrs::MEMORY);
+                tree.map(&mut log, &old, &mut Budget::unlimited()).unwrap();
+                log.events.clear();
+            }
+            let map = Map::new(Ipa::new(0), Pa::new(4 * span), span, Attrs::MEMORY).over(over);
+            let mut calls = 0;
+            loop {
+                let budget = &mut Budget::entries(1 << 14);
+                let next = tree.map_exclusive(&mut log, &map, &mut Ignore, budget);
+                calls += 1;
+                if next == Ok(Ipa::new(span)) {
+                    break;
+                }
+                assert_eq!(next, Ok(Ipa::new(0)));
+                assert_eq!(tree.translate(Ipa::new(0)), None);
+                assert!(calls < 40);
+            }
+            let washed = cleaned(&log);
+            assert_eq!(washed.last(), Some(&(4 * span, span)), "{washed:x?}");
+            assert_eq!(tree.lookup(Ipa::new(0)).unwrap().level, Level::L1);
+            assert_eq!(mem.count(tree.root()), 1);
+            assert_eq!(mem.live.get(), 0);
+        }
+    }
+
+    /// A block that somebody began to map and gave up is no leaf.
+    #[test]
+    fn what_was_to_come_is_not_told() {
+        let mem = Plain::new(4096, 1 << 20);
+        let (mut tree, mut log) = tree(&mem);
+        let span = 1u64 << 30;
+        let map = Map::new(Ipa::new(0), Pa::new(4 * span), span, Attrs::MEMORY);
+        let begun = tree.map(&mut log, &map, &mut Budget::entries(1));
+        assert_eq!(begun, Ok(Ipa::new(0)));
+        assert_eq!(tree.lookup(Ipa::new(0)).unwrap().entry, Entry::Frozen);
+        log.events.clear();
+        let mut sink = |leaf: RemovedLeaf| panic!("{leaf:?}");
+        let all = &mut Budget::unlimited();
+        let done = tree.unmap(&mut log, Ipa::new(0), span, Partial::Split, &mut sink, all);
+        assert_eq!(done, Ok(Ipa::new(span)));
+        assert_eq!((log.tlbis(), tree.lookup(Ipa::new(0)).unwrap().raw), (0, 0));
+        assert_eq!(mem.count(tree.root()), 0);
+    }
+
+    /// Collapsing 1 GiB of pages does no more than its budget allows.
+    #[test]
+    #[cfg_attr(miri, ignore = "too long there")]
+    fn a_collapse_has_a_budget() {
+        let mem = Plain::new(4096, 4 << 20);
+        let mut config = Stage2Config::new(Granule::K4, 39, 48);
+        config.features.fwb = true;
+        config.features.dic = true;
+        let geometry = config.validate().unwrap();
+        let root = mem.root(geometry.root_align());
+        let mut tree = Stage2::new(geometry, root, Vmid::new(5), &mem).unwrap();
+        let mut log = Log {
+            vttbr: tree.vttbr(),
+            ..Log::default()
+        };
+        let span = 1u64 << 30;
+        let map = Map::new(Ipa::new(0), Pa::new(4 * span), span, Attrs::MEMORY);
+        let pages = map.leaves(Leaves::Exactly(Level::L3));
+        tree.map(&mut log, &pages, &mut Budget::unlimited())
+            .unwrap();
+        let mut told = 0;
+        let mut calls = 0;
+        loop {
+            let before = mem.live.get();
+            let mut sink = |leaf: RemovedLeaf| told += leaf.size();
+            let budget = &mut Budget::entries(2000);
+            let map = map.over(Over::Anything);
+            let next = tree
+                .map_exclusive(&mut log, &map, &mut sink, budget)
+                .unwrap();
+            calls += 1;
+            assert!(before - mem.live.get() <= 5, "so many tables in one call");
+            if next == Ipa::new(span) {
+                break;
+            }
+            assert!(calls < 1000);
+        }
+        assert_eq!((told, mem.live.get()), (span, 0));
+        assert_eq!(tree.lookup(Ipa::new(0)).unwrap().level, Level::L1);
+        assert_eq!(mem.count(tree.root()), 1);
+    }
+}

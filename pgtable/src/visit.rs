@@ -56,6 +56,25 @@ impl<M: TableMem> Stage2<M> {
     /// Returns where it ended: the end of the range, or where the visitor
     /// or the budget stopped it.
     ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let (mut tables, mut leaves) = (0, 0);
+    /// tree.walk(Ipa::new(0), 1 << 39, all, |seen| {
+    ///     match seen.visit {
+    ///         Visit::TablePre => tables += 1,
+    ///         Visit::Leaf => leaves += 1,
+    ///         Visit::TablePost => (),
+    ///     }
+    ///     Next::Descend
+    /// })?;
+    /// assert_eq!((tables, leaves), (2, 512));
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// `Range`, `Align`.
     pub fn walk(
@@ -145,6 +164,21 @@ impl<M: TableMem> Stage2<M> {
     /// Returns how far the budget went, be that inside a block.
     ///
     /// [`Memory::Normal`]: crate::Memory::Normal
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let (mut at, end) = (Ipa::new(0x4000_0000), Ipa::new(0x4020_0000));
+    /// while at < end {
+    ///     // So much at once, and whatever waits in between.
+    ///     let mut budget = Budget::entries(64);
+    ///     at = tree.flush_caches(&mut cpu, at, end.get() - at.get(), &mut budget)?;
+    /// }
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// `Range`, `Align`.

@@ -43,9 +43,9 @@ impl<M: TableMem> Rtt<M> {
         self.check_page(data, page)?;
         let ripas = if fill == Fill::Known { Ripas::Ram } else { was };
         let slot = core.walk_to(ipa.get(), 3);
-        if ripas == Ripas::Ram {
-            core.maintain(maint, self.data, data, page);
-        }
+        // Now, if it is mapped by a change of RIPAS later, too: between the
+        // two only the realm could write it, and cannot yet.
+        core.maintain(maint, self.data, data, page);
         let new = self.assigned(data.get(), ripas, 3);
         core.mem.store(slot.table, slot.index, new);
         core.mem.add_count(Pa::new(slot.pa), 1);

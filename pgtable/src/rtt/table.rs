@@ -103,7 +103,7 @@ impl<M: TableMem> Rtt<M> {
         } else {
             UNPROTECTED
         };
-        self.replace_table(maint, &slot, ipa, step, blank);
+        self.replace_table(maint, &slot, ipa, step, |_| blank);
         if leaves && (S::WANTS || !core.fwb) {
             for index in 0..entries {
                 let raw = core.mem.load(table, index);
@@ -121,15 +121,15 @@ impl<M: TableMem> Rtt<M> {
         })
     }
 
-    /// Break-before-make of a table's entry to `new`, with entries of
-    /// 2^`step` bytes at least under it.
+    /// Break-before-make of a table's entry to what `new` makes of it then,
+    /// with entries of 2^`step` bytes at least under it.
     fn replace_table<T: Maintenance>(
         &self,
         maint: &mut T,
         slot: &Slot<M::Table>,
         ipa: Ipa,
         step: u32,
-        new: u64,
+        new: impl FnOnce(u64) -> u64,
     ) {
         let core = &self.tree.core;
         let base = slot.base(ipa.get());
@@ -138,9 +138,9 @@ impl<M: TableMem> Rtt<M> {
         let mut pending = Pending::new();
         pending.table(base, base + (1 << slot.shift), step);
         let _done = sync::sync(maint, &core.tlb, &pending);
+        let new = new(slot.raw);
         core.mem.store(slot.table, slot.index, new);
-        core.mem
-            .add_count(Pa::new(slot.pa), core.counting.of(new) - 1);
+        core.add_count(slot.pa, core.counting.of(new) - 1);
         if new & format::VALID != 0 {
             sync::publish(maint, &core.tlb);
         }
@@ -180,7 +180,21 @@ impl<M: TableMem> Rtt<M> {
         } else {
             slot.shift
         };
-        self.replace_table(maint, &slot, ipa, step, new);
+        let mut alike = true;
+        self.replace_table(maint, &slot, ipa, step, |raw| {
+            // Hardware may have marked a page dirty until now: then the table
+            // stays what it was, rather than lose the mark.
+            match core.uniform(rtt, level.get()) {
+                Some((new, _)) => new,
+                None => {
+                    alike = false;
+                    raw
+                }
+            }
+        });
+        if !alike {
+            return Err(refuse);
+        }
         core.mem.add_count(rtt, -(count as i32));
         Ok(rtt)
     }
