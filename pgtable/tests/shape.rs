@@ -687,3 +687,165 @@ fn a_committed_annotation_is_not_cleaned() {
         assert!(!mem.changes().iter().any(cleaned));
     }
 }
+
+/// What is mapped in a subtree is there when it is linked, wherever it lies.
+#[test]
+fn a_subtree_is_what_was_mapped_in_it() {
+    for level in [Level::L1, Level::L2] {
+        let mem = Plain::new(PAGE);
+        let (tree, mut cpu) = tree(&mem, FEATURES);
+        let base = 4 * GIB;
+        let span = tree.geometry().span(level);
+        let mut built = tree.subtree(Ipa::new(base), level).expect("a page");
+        let places = [0, 5 * span / 512, span / 2 + PAGE, span - PAGE];
+        for offset in places {
+            let ipa = Ipa::new(base + offset);
+            let one = Map::new(ipa, Pa::new(8 * GIB + offset), PAGE, ATTRS);
+            built.map(&mut cpu, &one, &mut all()).expect("mapped");
+        }
+        mem.forget();
+        assert!(built.link(&mut cpu, pgtable::Over::Nothing).is_ok());
+        let changes = mem.changes();
+        // The table above it is made, too; then one entry, one barrier.
+        assert_eq!(changes.last(), Some(&Did::Barrier(Barrier::DsbIshst)));
+        for offset in places {
+            maps(&tree, base + offset + 9, 8 * GIB + offset + 9, Level::L3);
+        }
+        assert_eq!(tree.translate(Ipa::new(base + PAGE)), None);
+        sound(&tree);
+    }
+}
+
+/// A subtree goes over what it may go over, and breaks what was valid.
+#[test]
+fn what_a_subtree_is_linked_over() {
+    use pgtable::Over;
+    let mem = Plain::new(PAGE);
+    let (mut tree, mut cpu) = tree(&mem, FEATURES);
+    let note = Annotation::new(0x70).expect("bits 1:0 are zero");
+    let (ipa, split) = (Ipa::new(MIB2), Partial::Split);
+    tree.annotate(&mut cpu, ipa, MIB2, note, split, &mut Ignore, &mut all())
+        .expect("annotated");
+    map(&tree, &mut cpu, 2 * MIB2, 0, MIB2, ATTRS);
+    pages(&tree, &mut cpu, 3 * MIB2, 0, 1, ATTRS);
+    map(&tree, &mut cpu, 32 * MIB2, 32 * MIB2, 32 * MIB2, ATTRS);
+    tree.set_contiguous(&mut cpu, Ipa::new(40 * MIB2))
+        .expect("alike");
+    let level = Level::L2;
+    let exists = Err(Error::Exists { level });
+    let overs = [Over::Nothing, Over::Invalid, Over::Anything];
+    for (index, results) in [
+        (0u64, [Ok(()); 3]),
+        (1, [exists, Ok(()), Ok(())]),
+        (2, [exists, exists, Ok(())]),
+        (3, [exists; 3]),
+        (40, [exists, exists, Ok(())]),
+    ] {
+        for (over, want) in overs.into_iter().zip(results) {
+            let at = Ipa::new(index * MIB2);
+            let before = tree.lookup_to(at, level).expect("inside");
+            let built = tree.subtree(at, level).expect("a page");
+            mem.forget();
+            let done = built.link(&mut cpu, over).map_err(|(built, why)| {
+                built.discard();
+                why
+            });
+            assert_eq!(done, want, "{index} {over:?}");
+            let changes = mem.changes();
+            let tlbis: Vec<_> = changes
+                .iter()
+                .filter_map(|did| match did {
+                    Did::Tlbi(op) => Some((op.kind(), op.operand() & 0xff_ffff_ffff)),
+                    _ => None,
+                })
+                .collect();
+            if done.is_err() {
+                assert_eq!(tree.lookup_to(at, level), Ok(before));
+                assert_eq!(tlbis, []);
+                continue;
+            }
+            if index == 40 {
+                // A member leaves its group; the others stay what they were.
+                assert!(!hints(&tree, 32 * MIB2, MIB2, 16).contains(&true));
+                maps(&tree, 41 * MIB2, 41 * MIB2, level);
+            } else if before.raw & 1 == 1 {
+                let one = (TlbiKind::Ipas2e1is, at.get() >> 12);
+                assert_eq!(tlbis, [one, (TlbiKind::Vmalle1is, 0)]);
+            } else {
+                assert_eq!(tlbis, []);
+            }
+            let found = tree.lookup_to(at, level).expect("inside");
+            assert!(matches!(found.entry, Entry::Table(_)), "{found:?}");
+            sound(&tree);
+            // And away again, for the next: an empty table folds.
+            tree.unmap(&mut cpu, at, MIB2, Partial::Refuse, &mut Ignore, &mut all())
+                .expect("unmapped");
+            if index == 1 {
+                tree.annotate(&mut cpu, at, MIB2, note, split, &mut Ignore, &mut all())
+                    .expect("annotated");
+            }
+        }
+    }
+}
+
+/// The end of a tree with leaves and notes in its very root.
+#[test]
+fn a_teardown_tells_leaves_with_their_addresses() {
+    let mem = Plain::new(PAGE);
+    let (mut tree, mut cpu) = tree(&mem, FEATURES);
+    map(&tree, &mut cpu, 3 * GIB, 8 * GIB, GIB, ATTRS);
+    pages(&tree, &mut cpu, 5 * GIB + 7 * PAGE, GIB, 1, ATTRS);
+    map(&tree, &mut cpu, 7 * GIB + MIB2, MIB2, MIB2, ATTRS);
+    for (ipa, size) in [(6 * GIB, GIB), (7 * GIB, MIB2)] {
+        let note = Annotation::new(0x70).expect("bits 1:0 are zero");
+        let (ipa, split) = (Ipa::new(ipa), Partial::Split);
+        tree.annotate(&mut cpu, ipa, size, note, split, &mut Ignore, &mut all())
+            .expect("annotated");
+    }
+    let mut told = Vec::new();
+    let mut sink = |leaf: pgtable::RemovedLeaf| {
+        told.push((leaf.ia(), leaf.pa().get(), leaf.size()));
+    };
+    let end = tree.teardown(&mut cpu, Ipa::new(0), &mut sink, &mut all());
+    assert_eq!(end, Ipa::new(1 << 39));
+    let want = [
+        (3 * GIB, 8 * GIB, GIB),
+        (5 * GIB + 7 * PAGE, GIB, PAGE),
+        (7 * GIB + MIB2, MIB2, MIB2),
+    ];
+    assert_eq!(told, want);
+    assert_eq!(mem.live(), 0);
+    assert_eq!(mem.count(tree.root()), 0);
+    assert!((0..512).all(|index| mem.word(tree.root().get() + index * 8) == 0));
+}
+
+/// Blocks of 512 GiB, where LPA2 has them.
+#[test]
+fn the_largest_leaves_of_all() {
+    let size = 512 * GIB;
+    let mem = Plain::new(PAGE);
+    let mut config = Stage2Config::new(Granule::K4, 48, 52);
+    config.lpa2 = true;
+    config.features = FEATURES;
+    let geometry = config.validate().expect("legal");
+    let root = mem.root(geometry.root_align());
+    let tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
+    let mut cpu = mem.cpu(tree.vttbr());
+    map(&tree, &mut cpu, size, 2 * size, size, ATTRS);
+    maps(&tree, size + 5, 2 * size + 5, Level::L0);
+    let at_most =
+        Map::new(Ipa::new(3 * size), Pa::new(0), size, ATTRS).leaves(Leaves::AtMost(Level::L1));
+    tree.map(&mut cpu, &at_most, &mut all()).expect("mapped");
+    maps(&tree, 3 * size + 5, 5, Level::L1);
+    let mut config = pgtable::El2Config::new(Granule::K4, 48, 52);
+    config.lpa2 = true;
+    let geometry = config.validate().expect("legal");
+    let mut el2 = pgtable::El2Map::new(geometry, mem.root(PAGE), &mem).expect("a root");
+    let (va, pa) = (pgtable::Va::new(size), Pa::new(2 * size));
+    let range = pgtable::El2Range { va, pa, size };
+    let (data, over) = (pgtable::El2Attrs::DATA, pgtable::Over::Nothing);
+    el2.map(&mut cpu, range, data, Leaves::Largest, over)
+        .expect("mapped");
+    let want = Some((Pa::new(2 * size + 5), data, Level::L0));
+    assert_eq!(el2.translate(pgtable::Va::new(size + 5)), want);
+}
