@@ -377,6 +377,10 @@ fn leaves_that_cannot_be() {
             for (at, to, size) in [
                 (page, 0, span),
                 (0, page, span),
+                (page, page, span),
+                (page, page, span + page),
+                (0, page, span + page),
+                (page, 0, span + page),
                 (span / 2, span / 2, span),
                 (0, 0, span + page),
                 (0, 0, page),
@@ -686,6 +690,24 @@ fn el2_refuses_the_same() {
             let range = El2Range { va, pa, size };
             let done = map.map(&mut cpu, range, El2Attrs::DATA, leaves, Over::Nothing);
             assert_eq!(done, Err(Stopped { why, next: va }), "{range:?}");
+        }
+        // To a block's span all three must keep, each by itself.
+        let block = geometry.shape().span(Level::L2);
+        for (va, pa, size) in [
+            (page, 0, block),
+            (0, page, block),
+            (page, page, block),
+            (page, page, block + page),
+            (0, page, block + page),
+            (page, 0, block + page),
+            (0, 0, block + page),
+        ] {
+            let next = Va::new(va);
+            let pa = Pa::new(pa);
+            let range = El2Range { va: next, pa, size };
+            let (leaves, why) = (Leaves::Exactly(Level::L2), Error::Align);
+            let done = map.map(&mut cpu, range, El2Attrs::DATA, leaves, Over::Nothing);
+            assert_eq!(done, Err(Stopped { why, next }), "{range:?}");
         }
         for at in [end, end + 8, u64::MAX] {
             assert_eq!(map.translate(Va::new(at)), None);

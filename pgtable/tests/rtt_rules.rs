@@ -679,3 +679,48 @@ fn an_unfolding_that_hardware_disturbs() {
     };
     assert!((0..512).all(|page| young(page) == 0));
 }
+
+/// Without range operations each page of a table that goes is invalidated.
+#[test]
+fn tables_that_go_page_by_page() {
+    for protected in [true, false] {
+        let mut config = Stage2Config::new(Granule::K4, 34, 48);
+        config.start = Start::At(Level::L1);
+        config.features.fwb = true;
+        config.features.dic = true;
+        let geometry = config.validate().expect("legal");
+        let mem = Plain::new(PAGE);
+        let root = mem.root(geometry.root_align());
+        let half = Ipa::new(HALF);
+        let mut rtt = Rtt::new(geometry, root, Vmid::new(3), &mem, half).expect("a root");
+        let mut cpu = mem.cpu(rtt.tree().vttbr());
+        let base = if protected { 0 } else { HALF };
+        let ipa = Ipa::new(base);
+        down(&mut rtt, &mut cpu, &mem, base);
+        if protected {
+            for page in 0..512 {
+                let (ipa, pa) = (Ipa::new(page * PAGE), Pa::new(GIB + page * PAGE));
+                rtt.data_create(&mut cpu, ipa, pa, Fill::Known)
+                    .expect("assigned");
+            }
+            mem.forget();
+            rtt.fold(&mut cpu, ipa, Level::L3).expect("alike");
+        } else {
+            rtt.map_unprotected(&mut cpu, ipa, Level::L3, Pa::new(GIB), Attrs::MEMORY, 3)
+                .expect("mapped");
+            mem.forget();
+            rtt.destroy(&mut cpu, ipa, Level::L3, &mut Ignore)
+                .expect("no life in it");
+        }
+        let hit: Vec<u64> = mem
+            .changes()
+            .into_iter()
+            .filter_map(|did| match did {
+                Did::Tlbi(op) if op.kind() == TlbiKind::Ipas2e1is => Some(op.operand() << 12),
+                _ => None,
+            })
+            .collect();
+        let want: Vec<u64> = (0..512).map(|page| base + page * PAGE).collect();
+        assert_eq!(hit, want);
+    }
+}
