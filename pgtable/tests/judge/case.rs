@@ -50,7 +50,7 @@ pub fn case(geometries: &[Stage2Config], number: u64) -> Case {
         xnx: !bit(3),
         vmid16: !bit(4),
         hw_access_flag: !bit(5),
-        hw_dirty: !bit(5) && !(bit(6) && bit(13)),
+        hw_dirty: !(bit(5) || bit(6) && bit(13)),
         ttst: false,
         cnp: bit(7),
         dic: !bit(8),

@@ -7,7 +7,7 @@
 //! the model still allows.
 
 use super::Judge;
-use super::peer::{Done, Peer};
+use super::peer::{Done, Peer, Work};
 use mmu_model::{EventKind, Outcome, Regime};
 use std::cell::{Cell, RefCell};
 
@@ -106,6 +106,16 @@ impl Judge {
                 *self.guest.done.borrow_mut() = Some(done);
             }
             None => (),
+        }
+    }
+
+    /// The page that another CPU mapped and where it leads, if it did.
+    pub fn mapped_meanwhile(&self) -> Option<(u64, u64)> {
+        let done = self.guest.done.borrow();
+        let done = done.as_ref().filter(|done| done.result.is_ok())?;
+        match done.peer.work {
+            Work::Map { pa, .. } => Some((done.peer.ipa, pa)),
+            _ => None,
         }
     }
 

@@ -174,7 +174,7 @@ impl Judge {
     }
 
     fn take_back(&self, pa: u64) {
-        let page = self.page_of(pa, |page| std::mem::take(page));
+        let page = self.page_of(pa, std::mem::take);
         if !page.taken {
             self.complain(format!("table {pa:#x} freed twice"));
         }

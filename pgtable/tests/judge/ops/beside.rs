@@ -1,17 +1,36 @@
 //! What goes on beside an operation, and how it becomes part of the shadow.
 
 use super::{Kind, Run, State, Task};
-use crate::judge::driver::{with_access, without_write};
+use crate::judge::driver::{PES, with_access, without_write};
 use crate::judge::peer::Done;
-use crate::judge::{Meanwhile, Peer, Work};
+use crate::judge::tally::Outcome;
+use crate::judge::{Access as GuestAccess, Meanwhile, Peer, Work};
 use Kind as K;
 use pgtable::{Access, Attrs, Dirty, Error, Ipa};
 
 impl Run<'_, '_> {
+    /// What goes on beside a task, by the bits of its first number from 16 on:
+    /// mostly a guest's access to an address in its range.
+    pub(super) fn meanwhile(&self, task: &Task, inside: u64, n: u64) -> Option<Meanwhile> {
+        let pes = PES as u8;
+        let pe = (self.judge.pe.get() + 1 + (n >> 18 & 1) as u8) % pes;
+        match n >> 16 & 3 {
+            0 => None,
+            1 if task.kind.shares() => self.peer(task, pe, inside, n >> 32),
+            _ => Some(Meanwhile::Guest(GuestAccess {
+                pe,
+                vttbr: self.guests[task.guest].tree.vttbr(),
+                root: self.guests[task.guest].tree.root().get(),
+                ipa: inside,
+                write: n >> 19 & 1 == 1 && task.kind.bears_writes(),
+            })),
+        }
+    }
+
     /// What another CPU does while an operation goes on: something to the age
     /// of what is in its range, the same mapping, or anything to a page beside
     /// the range.
-    pub(super) fn peer(&mut self, task: &Task, pe: u8, inside: u64, n: u64) -> Option<Meanwhile> {
+    fn peer(&self, task: &Task, pe: u8, inside: u64, n: u64) -> Option<Meanwhile> {
         let page = self.page();
         let guest = task.guest;
         let skip = (n >> 3) % 8 * page;
@@ -22,12 +41,32 @@ impl Run<'_, '_> {
         let (low, high) = self.whole(guest, beside, beside + page);
         let apart = (high <= task.low || low >= task.high) && task.kind.keeps_to_range();
         let mut ipa = beside;
+        // The leaf there is all in the range, or there is none.
+        let (from, to) = self.whole(guest, inside, inside + page);
+        let within = task.start <= from && to <= task.end;
+        // Blocks whose cleaning is not done are one CPU's.
+        let gate = self.geometry.features().fwb || task.c >> 4 & 3 != 0;
         let work = match n & 7 {
             0 if task.kind == K::Map => {
                 let (pa, attrs, _) = self.mapping(task);
                 ipa = inside;
                 let pa = pa + (inside - task.start);
                 Work::Map { pa, attrs }
+            }
+            0 | 1 if task.kind.removes_leaves() && gate => {
+                let pa = self.target(guest, inside, task.c >> 20);
+                let free = self.guests[guest].shadow.unmapped(pa, pa + page) == [(pa, pa + page)];
+                if !free {
+                    return None;
+                }
+                self.give(guest, pa, page);
+                ipa = inside;
+                let attrs = self.attrs(n >> 8);
+                Work::Map { pa, attrs }
+            }
+            2 | 3 if task.kind.bears_removal() && within && gate => {
+                ipa = inside;
+                Work::Unmap
             }
             1 | 2 if apart => {
                 let pa = self.target(guest, beside, task.c >> 20);
@@ -60,6 +99,16 @@ impl Run<'_, '_> {
         }))
     }
 
+    /// True if another CPU mapped a page in the range of a removal, after that
+    /// had passed there.
+    pub(super) fn came_after(&self, task: &Task, gone: &[(u64, u64, u64)]) -> bool {
+        let Some((ipa, pa)) = self.judge.mapped_meanwhile() else {
+            return false;
+        };
+        let told = gone.iter().any(|&(ia, _, to)| ia == ipa && to == pa);
+        (task.start..task.end).contains(&ipa) && !told
+    }
+
     /// What another CPU did, if it came by, becomes part of the shadow.
     pub(super) fn meet(&mut self, guest: usize) {
         if let Some(done) = self.judge.take_done() {
@@ -68,7 +117,27 @@ impl Run<'_, '_> {
         }
     }
 
-    pub(super) fn peer_done(&mut self, guest: usize, done: &Done) {
+    /// Compares what another CPU did, on that CPU.
+    pub(super) fn settle_met(&mut self, guest: usize) {
+        let Some(done) = self.met.take() else {
+            return;
+        };
+        let outcome = match done.result {
+            Ok(()) => Outcome::Done,
+            Err(why) => why.into(),
+        };
+        self.tally.note("of another CPU", outcome, 0);
+        let left = self.guests[guest].shadow.at(done.peer.ipa);
+        if done.peer.work == Work::Unmap && done.result.is_ok() && left.is_some() {
+            self.complain(format!("another CPU's unmap left {left:?}"));
+        }
+        self.judge.pe.set(done.peer.pe);
+        let (ipa, end) = (done.peer.ipa, done.peer.ipa + self.page());
+        let (low, high) = self.whole(guest, ipa, end);
+        self.settle(guest, low, high);
+    }
+
+    fn peer_done(&mut self, guest: usize, done: &Done) {
         if let Err(why) = done.result {
             let known = matches!(
                 why,
@@ -96,8 +165,11 @@ impl Run<'_, '_> {
             Work::MarkYoung | Work::ClearYoung => (),
             Work::Unmap => {
                 self.forget(guest, &done.gone);
-                if done.result.is_ok() {
-                    self.guests[guest].shadow.clear(ipa, end);
+                let shadow = &mut self.guests[guest].shadow;
+                if let Some(State::Annotated(_)) = shadow.at(ipa)
+                    && done.result.is_ok()
+                {
+                    shadow.clear(ipa, end);
                 }
             }
             Work::WriteProtect => shadow.change(base, base + span, |attrs| Attrs {
@@ -112,8 +184,8 @@ impl Run<'_, '_> {
         }
     }
 
-    /// Hardware marked a leaf meanwhile: "busy, try again" is an answer to
-    /// that, where else nobody is.
+    /// "Busy, try again" is an answer only where somebody came by: another CPU,
+    /// or hardware that marked a leaf between a load and its swap.
     pub(super) fn crossed(&self, why: Error) -> bool {
         why == Error::Busy && self.judge.was_marked()
     }

@@ -18,7 +18,6 @@ mod shaping;
 use super::driver::{PES, Run};
 use super::shadow::State;
 use super::tally::Outcome;
-use super::{Access as GuestAccess, Meanwhile};
 use pgtable::{Budget, Ipa, Over, Partial};
 
 /// The kinds of operation.
@@ -140,10 +139,22 @@ impl Kind {
 
     /// It keeps to its range, so that other CPUs may change what is beside it.
     const fn keeps_to_range(self) -> bool {
-        !matches!(
-            self,
-            K::Subtree | K::Freeze | K::FillGroup | K::Split | K::Contiguous
-        )
+        !matches!(self, K::Subtree | K::Freeze | K::FillGroup | K::Split)
+    }
+
+    /// Another CPU may remove a page of its range: the end is the same,
+    /// whoever comes first.
+    const fn bears_removal(self) -> bool {
+        self.removes_leaves()
+            || matches!(
+                self,
+                K::Protect | K::WriteProtect | K::Young | K::FlushCaches
+            )
+    }
+
+    /// It removes leaves beside other CPUs, who may map anew what it removed.
+    const fn removes_leaves(self) -> bool {
+        matches!(self, K::UnmapLeaves | K::UnmapLater)
     }
 
     /// A guest may write while it goes on, and the shadow can tell what
@@ -202,19 +213,50 @@ impl Task {
 impl Run<'_, '_> {
     /// Does one operation and judges what came of it.
     pub(super) fn step(&mut self, op: &[u64; 4]) {
-        let [kind, a, b, c] = *op;
         let judge = self.judge;
-        let pe = (kind >> 8 & 3) as u8 % PES as u8;
-        judge.pe.set(pe);
-        let guest = (kind >> 10 & 1) as usize;
+        let first = op[0];
+        judge.pe.set((first >> 8 & 3) as u8 % PES as u8);
         // Now and then an allocator that fails soon.
-        judge.limit.set(if kind >> 11 & 7 == 7 {
-            kind >> 14 & 3
+        judge.limit.set(if first >> 11 & 7 == 7 {
+            first >> 14 & 3
         } else {
             u64::MAX
         });
-        let told = kind;
-        let kind = KINDS[(kind & 31) as usize];
+        judge.extend(2_000_000);
+        let task = self.task(op);
+        let guest = task.guest;
+        let (installed, events) = (judge.vttbr(), judge.events());
+        let inside = task.start + (first >> 40) % (task.size() / self.page()) * self.page();
+        let was = self.guests[guest].shadow.at(inside);
+        if let Some(meanwhile) = self.meanwhile(&task, inside, first) {
+            let after = first >> 22 & [3, 15, 63, 255][(first >> 20 & 3) as usize];
+            judge.plan(meanwhile, after as u32);
+        }
+        judge.begin(task.kind.shares());
+        let outcome = self.perform(&task);
+        judge.begin(false);
+        judge.limit.set(u64::MAX);
+        if judge.vttbr() != installed && !matches!(task.kind, K::Relax | K::Hardware) {
+            self.complain("another VTTBR is installed after the operation");
+        }
+        self.absorb(guest);
+        self.check_seen(guest, inside, was);
+        self.meet(guest);
+        judge.unplan();
+        let made = judge.events() - events;
+        self.tally.note(task.kind.name(), outcome, made);
+        if judge.is_broken() {
+            return;
+        }
+        self.settle(guest, task.low, task.high);
+        self.settle_met(guest);
+    }
+
+    /// Takes an operation apart.
+    fn task(&self, op: &[u64; 4]) -> Task {
+        let [first, a, b, c] = *op;
+        let kind = KINDS[(first & 31) as usize];
+        let guest = (first >> 10 & 1) as usize;
         let aimed = if a >> 60 & 3 < kind.aims() {
             self.aimed(guest, a, b >> 48)
         } else {
@@ -223,7 +265,7 @@ impl Run<'_, '_> {
         let (start, size) = aimed.unwrap_or_else(|| self.range(a, b));
         let (start, end) = self.in_blocks(kind, start, start + size, c);
         let (low, high) = self.whole(guest, start, end);
-        let task = Task {
+        Task {
             kind,
             guest,
             start,
@@ -235,57 +277,6 @@ impl Run<'_, '_> {
                 [(c / 3 % 4) as usize],
             b,
             c,
-        };
-        let installed = judge.vttbr();
-        let events = judge.events();
-        judge.extend(2_000_000);
-        let page = self.page();
-        let at = start + (told >> 40) % ((end - start) / page) * page;
-        let was = self.guests[guest].shadow.at(at);
-        let other = (pe + 1 + (told >> 18 & 1) as u8) % PES as u8;
-        let meanwhile = match told >> 16 & 3 {
-            0 => None,
-            1 if kind.shares() => self.peer(&task, other, at, told >> 32),
-            _ => Some(Meanwhile::Guest(GuestAccess {
-                pe: other,
-                vttbr: self.guests[guest].tree.vttbr(),
-                root: self.guests[guest].tree.root().get(),
-                ipa: at,
-                write: told >> 19 & 1 == 1 && kind.bears_writes(),
-            })),
-        };
-        if let Some(meanwhile) = meanwhile {
-            let after = told >> 22 & [3, 15, 63, 255][(told >> 20 & 3) as usize];
-            judge.plan(meanwhile, after as u32);
-        }
-        judge.begin(kind.shares());
-        let outcome = self.perform(&task);
-        judge.limit.set(u64::MAX);
-        if judge.vttbr() != installed && !matches!(kind, K::Relax | K::Hardware) {
-            self.complain("another VTTBR is installed after the operation");
-        }
-        self.absorb(guest);
-        self.check_seen(guest, at, was);
-        self.meet(guest);
-        let beside = self.met.take();
-        judge.unplan();
-        judge.begin(false);
-        let made = judge.events() - events;
-        self.tally.note(kind.name(), outcome, made);
-        if judge.is_broken() {
-            return;
-        }
-        self.settle(guest, task.low, task.high);
-        if let Some(done) = beside {
-            self.tally.note(
-                "of another CPU",
-                done.result.map_or_else(Into::into, |()| Outcome::Done),
-                0,
-            );
-            judge.pe.set(done.peer.pe);
-            let (ipa, end) = (done.peer.ipa, done.peer.ipa + page);
-            let (low, high) = self.whole(guest, ipa, end);
-            self.settle(guest, low, high);
         }
     }
 
