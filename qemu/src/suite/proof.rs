@@ -21,6 +21,9 @@ const OPERATIONS: &str = "1000000";
 /// And in the full tier.
 const OPERATIONS_OF_FULL: &str = "100000000";
 
+/// Of what a failed run has to say.
+const FIRST_LINES: usize = 40;
+
 /// The cases.
 pub fn cases() -> Vec<Case> {
     vec![
@@ -50,7 +53,17 @@ fn operations(context: &Context) -> Result<Outcome> {
             .env("PGTABLE_TALLY", "1")
             .stderr_shown();
     }
-    let called = passed(call.call()?)?;
+    let called = call.call()?;
+    if called.code != Some(0) {
+        // The seed, what was wrong, and how to repeat it come first; the
+        // operations behind them are for a debugger.
+        let said: Vec<_> = called.stderr.lines().collect();
+        let from = said.iter().position(|l| l.starts_with("seed "));
+        let from = from.unwrap_or(said.len().saturating_sub(FIRST_LINES));
+        let said = &said[from..said.len().min(from + FIRST_LINES)];
+        bail!("{}", said.join("\n"));
+    }
+    let called = passed(called)?;
     let last = called.stderr.lines().rfind(|l| l.starts_with("seeds "));
     Ok(Outcome {
         counts: Counts::ONE,

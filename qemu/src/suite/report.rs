@@ -95,7 +95,7 @@ impl Report {
                 ui::seconds(result.took)
             );
             for line in result.says.iter().flat_map(|says| says.lines()) {
-                println!("{:>12} {line}", "");
+                println!("{line}");
             }
         }
         self.results.push(result);
