@@ -23,7 +23,8 @@ enum What {
     /// Instructions of a guest's boot, bare and under Undercroft
     Boot(boot::Options),
     /// The table library: instructions, stores, TLBIs, barriers, table pages
-    /// of each workload in each format, then nanoseconds for information
+    /// of each workload in each format, what the choice of a granule costs; then
+    /// nanoseconds, for information
     Pgtable,
 }
 
@@ -54,7 +55,10 @@ pub fn bench(options: &Options) -> Result<u8> {
         What::Pgtable => {
             if let Err(why) = valgrind::ensure(&workspace.scratch())? {
                 ui::warn(format_args!("instructions are not counted: {why}"));
-            } else if !cargo_bench(&workspace, &["--bench", "instructions", "--", "--all"])? {
+            } else if !cargo_bench(
+                &workspace,
+                &["--bench", "instructions", "--", "--all", "--fixed"],
+            )? {
                 return Ok(FAILED);
             }
             if !cargo_bench(&workspace, &["--bench", "time"])? {

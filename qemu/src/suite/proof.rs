@@ -103,7 +103,7 @@ fn speed(context: &Context) -> Result<Outcome> {
     }
     let called = cargo_call(context, LIMIT)
         .args(["bench", "-p", "pgtable", "--bench", "instructions"])
-        .args(["--", "--all"])
+        .args(["--", "--all", "--fixed"])
         .call()?;
     if called.code != Some(0) {
         bail!("{}{}", called.stdout, called.stderr);
