@@ -145,17 +145,31 @@ pub fn cases() -> Vec<Case> {
         };
         cases.push(Case::new(format!("tests/hostile-seed{seed}-{granule}"), body).full());
     }
-    for cpu in [
-        "max",
-        "max,lpa2=off",
-        "cortex-a72",
-        "neoverse-n1",
-        "neoverse-n2",
+    for (cpu, smp) in [
+        ("max", "1"),
+        ("max", "4"),
+        ("max,lpa2=off", "4"),
+        ("cortex-a72", "4"),
+        ("neoverse-n1", "4"),
+        ("neoverse-n2", "4"),
     ] {
         cases.push(Case::new(
-            format!("tests/el2-tables-{cpu}"),
-            move |context| tables(context, &["-cpu", cpu, "-m", "512M"]),
+            format!("tests/el2-tables-{cpu}-smp{smp}"),
+            move |context| tables(context, &["-cpu", cpu, "-smp", smp, "-m", "512M"]),
         ));
+    }
+    for seed in 2..10 {
+        cases.push(
+            Case::new(
+                format!("tests/el2-tables-max-smp4-seed{seed}"),
+                move |context| {
+                    let words = format!("seed={seed} ops=200");
+                    let options = ["-cpu", "max", "-smp", "4", "-m", "512M", "-append"];
+                    tables(context, &[&options[..], &[&words]].concat())
+                },
+            )
+            .full(),
+        );
     }
     cases
 }
