@@ -615,6 +615,65 @@ fn instructions_that_are_not_there() {
 }
 
 #[test]
+fn what_changed_is_compared_whenever_it_was() {
+    // All that the tree says is promised, and holds.
+    let promises = "0 spec 0 0x10000000000 none
+0 spec 0 0x2000 0x40000000
+0 spec 0x200000 0x200000 0x40200000
+";
+    good(&format!("{promises}{QUIESCE}{QUIESCE}"));
+    // A page that nobody promised: not seen by who is quiet elsewhere, but
+    // by the next who is quiet there, and by who comes after them.
+    let page = "0 st 0x80011010 0x400027db\n0 dsb ishst\n";
+    let elsewhere = "0 quiesce 0 0x2000\n0 quiesce 0x3000 0x10000000000\n";
+    good(&format!("{promises}{QUIESCE}{page}{elsewhere}"));
+    for ranges in [QUIESCE, "1 quiesce 0x2000 0x3000\n"] {
+        bad(
+            Kind::SpecMismatch,
+            &format!("{promises}{QUIESCE}{page}{elsewhere}{ranges}"),
+        );
+    }
+    // A promise that changes is as good as an entry that does.
+    bad(
+        Kind::SpecMismatch,
+        &format!("{promises}{QUIESCE}0 spec 0x1000 0x1000 none\n{QUIESCE}"),
+    );
+    // Promises that came after the entries.
+    bad(
+        Kind::SpecMismatch,
+        &format!("{QUIESCE}0 spec 0x1000 0x1000 0x40001000\n{QUIESCE}"),
+    );
+}
+
+#[test]
+fn a_group_is_compared_when_a_member_changes() {
+    // Sixteen pages with the hint at IPA 0x10000, the last without it.
+    let mut made = String::new();
+    for n in 16..32 {
+        let hint = if n == 31 { 0 } else { 1u64 << 52 };
+        let word = 0x4000_07db + (n << 12) | hint;
+        made += &format!("0 st {:#x} {word:#x}\n", 0x8001_1000u64 + n * 8);
+    }
+    let first = "0 quiesce 0x10000 0x11000\n";
+    bad(Kind::BadContiguous, &format!("{made}0 dsb ishst\n{first}"));
+    let whole = made.replace("0x4001f7db", "0x1000004001f7db");
+    good(&format!("{whole}0 dsb ishst\n{first}{QUIESCE}"));
+    // One member loses a right: whoever is quiet at any other is told.
+    let change = "0 st 0x800110f8 0x1000004001f75b
+0 dsb ishst
+0 tlbi ripas2e1is 0x0000438000000010
+0 dsb ish
+0 tlbi vmalle1is
+0 dsb ish
+0 isb
+";
+    bad(
+        Kind::BadContiguous,
+        &format!("{whole}0 dsb ishst\n{QUIESCE}{change}{first}"),
+    );
+}
+
+#[test]
 fn roots_and_registers() {
     // The root spans two pages: 8 KiB alignment.
     bad(
@@ -622,6 +681,14 @@ fn roots_and_registers() {
         "0 alloc 0x80101000 8192 zeroed\n0 dsb ishst\n0 msr vttbr_el2 0x2000080101000\n0 isb",
     );
     good("0 alloc 0x80102000 8192 zeroed\n0 dsb ishst\n0 msr vttbr_el2 0x2000080102000\n0 isb");
+    // One invalid value for another in the root is no matter of walkers.
+    good(
+        "0 alloc 0x80102000 8192 zeroed\n0 dsb ishst\n0 st 0x80102008 0x40\n0 msr vttbr_el2 0x2000080102000\n0 isb",
+    );
+    bad(
+        Kind::MissingStoreBarrier,
+        "0 alloc 0x80102000 8192 zeroed\n0 dsb ishst\n0 st 0x80102008 0x400007d9\n0 msr vttbr_el2 0x2000080102000\n0 isb",
+    );
     // Not yet visible.
     bad(
         Kind::MissingStoreBarrier,
