@@ -2,8 +2,8 @@
 //! and after each step what the CPU makes of it.
 
 use pgtable::{
-    Access, Age, Attrs, Budget, Caches, Execute, Flush, Geometry, Granule, Ignore, Ipa, Leaves,
-    Level, Map, Over, Pa, Partial, Permissions, Stage2, Vmid,
+    Access, Age, Attrs, Budget, Caches, Error, Execute, Flush, Geometry, Granule, Ignore, Ipa,
+    Leaves, Level, Map, Over, Pa, Partial, Permissions, Stage2, Vmid,
 };
 use tests::bare::asm::{read64, write32, write64};
 use tests::bare::console::Console;
@@ -83,8 +83,13 @@ fn steps(cpu: &Cpu, geometry: Geometry, high: Option<u64>) -> Result<(), &'stati
         let Some(level) = Level::new(level) else {
             continue;
         };
-        if geometry.leaf_ok(level) && level >= geometry.start() && geometry.span(level) < end / 4 {
+        if level < geometry.start() || geometry.span(level) >= end / 4 {
+            continue;
+        }
+        if geometry.leaf_ok(level) {
             block_at(&mut tree, &pool, level, out52 && cpu.pa_bits == 52)?;
+        } else {
+            no_block_at(&mut tree, &pool, level)?;
         }
     }
 
@@ -248,6 +253,43 @@ fn page_at(
     hold(translate(last).is_err(), "page: AT after")?;
     hold(met(read(last), Kind::Translation, last), "page: load after")?;
     hold(pool.live() <= live, "page: tables")
+}
+
+/// A level without blocks: whatever is alike under it, there is none.
+fn no_block_at(tree: &mut Stage2<&Pool>, pool: &Pool, level: Level) -> Result<(), &'static str> {
+    let maint = &mut Instructions;
+    let budget = &mut Budget::unlimited();
+    let geometry = *tree.geometry();
+    let span = geometry.span(level);
+    let Some(below) = Level::new(level.get() + 1).filter(|&below| geometry.leaf_ok(below)) else {
+        return Ok(());
+    };
+    if span > 1 << geometry.shape().oa_bits() {
+        return Ok(());
+    }
+    let ipa = Ipa::new((1u64 << geometry.ipa_bits()) - span);
+    let live = pool.live();
+    let map = Map::new(ipa, Pa::new(0), span, Attrs::MEMORY).caches(Caches::Skip);
+    hold(
+        tree.map(maint, &map.leaves(Leaves::Exactly(level)), budget)
+            .is_err(),
+        "no block: map one",
+    )?;
+    hold(tree.map(maint, &map, budget).is_ok(), "no block: map")?;
+    let found = |tree: &Stage2<&Pool>| tree.lookup(ipa).is_ok_and(|found| found.level == below);
+    hold(found(tree), "no block: level")?;
+    hold(
+        tree.fold(maint, ipa, level) == Err(Error::BlockLevel { level }) && found(tree),
+        "no block: fold",
+    )?;
+    let ends = [0, span / 2, span - 8];
+    hold(
+        ends.iter()
+            .all(|&offset| translate(ipa.get() + offset) == Ok(offset)),
+        "no block: AT",
+    )?;
+    let gone = tree.unmap(maint, ipa, span, Partial::Refuse, &mut Ignore, budget);
+    hold(gone.is_ok() && pool.live() <= live, "no block: unmap")
 }
 
 /// A block of `level`: its ends, split, with a hole, folded, collapsed. Only its

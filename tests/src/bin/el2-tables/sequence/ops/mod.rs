@@ -359,7 +359,7 @@ impl<'p> Run<'p> {
         let end = self.places.end();
         for guest in 0..2 {
             census::counts(&self.guests[guest].tree, self.pool)?;
-            self.unmap(guest, 0, end, Kind::Unmap, Partial::Split, 0x40 * 5)?;
+            self.unmap(guest, 0, end, Kind::Unmap, Partial::Split, 63 << 6)?;
             let gone = self.guests[guest].tree.unmap(
                 &mut Instructions,
                 Ipa::new(self.places.code()),

@@ -43,6 +43,9 @@ impl Run<'_> {
                 let raw = tree.lookup(Ipa::new(ipa)).map(|found| found.raw);
                 let has = raw.is_ok_and(|raw| raw >> 52 & 1 == u64::from(set));
                 ensure!(has && change() == Ok(()), "{ipa:#x}: {raw:x?}, set {set}");
+                if set {
+                    self.group(guest, ipa)?;
+                }
                 Ok(Ended::Done)
             }
             Err(Error::Missing { .. } | Error::Mismatch { .. } | Error::BlockLevel { .. }) => {
@@ -50,6 +53,50 @@ impl Run<'_> {
             }
             Err(error) => Err(Name::new(format_args!("{error}"))),
         }
+    }
+
+    /// A group with the hint is one: members alike, their output adjacent and
+    /// aligned as the group is. QEMU does not look.
+    fn group(&self, guest: usize, ipa: u64) -> Result<(), Wrong> {
+        const CONTIGUOUS: u64 = 1 << 52;
+        const AF: u64 = 1 << 10;
+        const DBM: u64 = 1 << 51;
+        const S2AP_WRITE: u64 = 1 << 7;
+        let tree = &self.guests[guest].tree;
+        let at = |ipa| {
+            tree.lookup(Ipa::new(ipa))
+                .map_err(|error| Name::new(format_args!("{ipa:#x}: {error}")))
+        };
+        let found = at(ipa)?;
+        let span = self.geometry.span(found.level);
+        let bits = self.geometry.granule().contiguous_bits(found.level);
+        let Some(bits) = bits else {
+            return Err(Name::new(format_args!("{ipa:#x}: hint at {}", found.level)));
+        };
+        let group = span << bits;
+        let base = ipa & !(group - 1);
+        let first = at(base)?;
+        // What hardware marks in one member it need not mark in all.
+        let marks = if self.geometry.features().hw_dirty && first.raw & DBM != 0 {
+            AF | S2AP_WRITE
+        } else {
+            AF
+        };
+        let pa = tree.translate(Ipa::new(base)).map(|(pa, _)| pa.get());
+        ensure!(
+            pa.is_some_and(|pa| pa & (group - 1) == 0),
+            "{base:#x}: a group at {pa:x?}"
+        );
+        for member in 0..1 << bits {
+            let ipa = base + member * span;
+            let (raw, alike) = (at(ipa)?.raw, first.raw + member * span);
+            ensure!(
+                (raw ^ alike) & !marks == 0 && raw & CONTIGUOUS != 0,
+                "{ipa:#x}: {raw:#x} in a group of {:#x}",
+                first.raw
+            );
+        }
+        Ok(())
     }
 
     pub(super) fn split(
