@@ -849,3 +849,27 @@ fn the_largest_leaves_of_all() {
     let want = Some((Pa::new(2 * size + 5), data, Level::L0));
     assert_eq!(el2.translate(pgtable::Va::new(size + 5)), want);
 }
+
+/// A hole before a block hides nothing, and no budget is still one unit.
+#[test]
+fn a_split_goes_over_holes() {
+    let mem = Plain::new(PAGE);
+    let (tree, mut cpu) = tree(&mem, FEATURES);
+    for block in [1u64, 5, 511, 512, 1030] {
+        map(&tree, &mut cpu, block * MIB2, block * MIB2, MIB2, ATTRS);
+    }
+    let page = |level| mem.alloc(level);
+    let (from, size) = (Ipa::new(0), 3 * GIB);
+    let done = tree.split(&mut cpu, from, size, Level::L3, page, &mut all());
+    assert_eq!(done, Ok(Ipa::new(3 * GIB)));
+    for block in [1u64, 5, 511, 512, 1030] {
+        maps(&tree, block * MIB2 + 9, block * MIB2 + 9, Level::L3);
+    }
+    sound(&tree);
+    map(&tree, &mut cpu, 4 * GIB, 4 * GIB, 2 * MIB2, ATTRS);
+    let mut budget = Budget::entries(0);
+    let at = Ipa::new(4 * GIB);
+    let done = tree.split(&mut cpu, at, 2 * MIB2, Level::L3, page, &mut budget);
+    assert_eq!(done, Ok(Ipa::new(4 * GIB + MIB2)));
+    maps(&tree, 4 * GIB, 4 * GIB, Level::L3);
+}
