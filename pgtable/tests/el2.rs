@@ -159,9 +159,6 @@ fn promise(judge: &Judge, ia: u64, len: u64, to: Option<(u64, El2Attrs)>) {
 }
 
 fn quiet(judge: &Judge, top: u64) -> Result<(), String> {
-    if judge.settle_invalid() {
-        judge.event(EventKind::ISB);
-    }
     judge.event(EventKind::Quiesce { lo: 0, hi: top });
     judge.broken.borrow().clone().map_or(Ok(()), Err)
 }

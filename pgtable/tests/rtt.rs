@@ -577,7 +577,6 @@ impl Realm<'_> {
         }
         // Quiet everywhere: no TLB may know better.
         if kind >> 28 & 3 == 0 {
-            judge.settle_invalid();
             judge.event(EventKind::Quiesce {
                 lo: 0,
                 hi: 1 << geometry.ipa_bits(),
