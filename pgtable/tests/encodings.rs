@@ -178,6 +178,12 @@ fn check(geometry: &Geometry, config: &Stage2Config, start: i8, ps: u64, want: (
         Ok(vttbr),
         "{config:?}"
     );
+    // And one whose high bits differ.
+    if oa_bits > 48 {
+        let root = Pa::new(0x5_1234_5600_0000 & !(tables * page - 1));
+        let vttbr = 0x1234_5600_0000 & !(tables * page - 1) | 0b1_0100 | 7 << 48;
+        assert_eq!(geometry.vttbr(root, Vmid::new(7)), Ok(vttbr), "{config:?}");
+    }
 }
 
 #[test]
