@@ -49,9 +49,9 @@ fn main() {
     );
     let mut missed = Vec::new();
     let mut first = Vec::new();
-    for index in 0..formats {
+    for (index, format) in FORMATS.iter().enumerate().take(formats) {
         let rows = measure(index, &mut missed);
-        if FORMATS[index].lpa2 {
+        if format.lpa2 {
             compare("LPA2 to 4K without", &rows, &first, &mut missed);
         } else if index == 0 {
             first = rows;

@@ -19,13 +19,13 @@
 //! | 00 | *held*: the CPU that froze it is at work |
 //! | 01 | *coming*: to be a leaf when the caches of its memory are clean |
 //! | 10 | *going*: out of all TLBs, its memory is cleaned or its table freed |
-//! | 11 | *held*, and nothing stood there |
+//! | 11 | *held*, and what stood there is kept elsewhere, or was nothing |
 //!
 //! Coming and going entries are *parked*: the operation returned in the
 //! middle because its budget had ended, and belongs to nobody until it is
 //! called again. The bits of a block's address that are below its span say
 //! how many bytes are clean. Only entries of the first row are counted in
-//! their tables.
+//! their tables, and leaves that wait for the sync of a gather.
 
 use crate::addr::{Level, Pa};
 use crate::attrs::{Access, Age, Attrs, Device, Dirty, Execute, Memory, Share};
@@ -42,6 +42,8 @@ pub(crate) const PARKED: u64 = 0b11 << 61;
 pub(crate) const COMING: u64 = 0b01 << 61;
 pub(crate) const GOING: u64 = 0b10 << 61;
 pub(crate) const HELD_EMPTY: u64 = 0b11 << 61;
+/// A leaf that was taken out for later: a gather's sync empties the entry.
+pub(crate) const GATHERED: u64 = TYPE_FROZEN | HELD_EMPTY | 1 << 2;
 
 const S2AP_SHIFT: u32 = 6;
 pub(crate) const S2AP_READ: u64 = 1 << S2AP_SHIFT;
@@ -96,6 +98,13 @@ pub(crate) const fn freeze(raw: u64, level: i8) -> u64 {
         0
     };
     (raw & !(TYPE | FROZEN_TABLE | PARKED)) | TYPE_FROZEN | was_table
+}
+
+/// True for a frozen entry that was a table. No table hangs below level 3,
+/// whatever memory says.
+#[inline]
+pub(crate) const fn was_table(raw: u64, level: i8) -> bool {
+    level < 3 && raw & FROZEN_TABLE != 0
 }
 
 /// True for an entry on its way out that no CPU is at work on.

@@ -5,7 +5,7 @@
 //! forgets it: such leaves are noted in a [`Gather`], which is flushed at
 //! once or later.
 
-use crate::addr::{Ipa, Pa};
+use crate::addr::Ipa;
 use crate::error::{Budget, Error, Stopped};
 use crate::format::{self, CONTIGUOUS};
 use crate::geometry::Shape;
@@ -148,7 +148,6 @@ impl<M: TableMem> Core<M> {
             };
             let address =
                 |index: usize| base.wrapping_add((index.wrapping_sub(first) as u64) << shift);
-            let mut more = 0;
             let mut why = None;
             // Leaves changed in a row, from this one on, are noted together.
             let mut run = first;
@@ -159,7 +158,7 @@ impl<M: TableMem> Core<M> {
                 let raw = self.mem.load(table, index);
                 if (raw ^ leaf) & plain == 0 {
                     let new = if REMOVES {
-                        format::freeze(raw, level)
+                        format::GATHERED
                     } else {
                         change(raw)
                     };
@@ -168,9 +167,6 @@ impl<M: TableMem> Core<M> {
                         if self.mem.cas(table, index, raw, new).is_err() {
                             // Hardware, or another CPU: look again.
                             continue;
-                        }
-                        if mutant!(RemovedLeafCounts, REMOVES, false) {
-                            more -= self.counting.of(raw);
                         }
                         changed(address(index), level, raw);
                         index += 1;
@@ -203,9 +199,6 @@ impl<M: TableMem> Core<M> {
             note(pending, address(run), address(index));
             budget.spend(((index - first) as u64).max(1));
             at = address(index);
-            if more != 0 {
-                self.mem.add_count(Pa::new(slot.pa), more);
-            }
             ia = at.max(ia);
             if let Some(why) = why {
                 let next = ia.min(job.end);
@@ -241,12 +234,25 @@ impl<M: TableMem> Core<M> {
             let mut ia = start;
             while ia < end {
                 let slot = self.walk_to(ia, 3);
-                let last = slot.index + ((end - ia) >> slot.shift) as usize;
-                let last = last.min(slot.index + self.entries_left(&slot));
-                for index in slot.index..last {
-                    self.mem.store(slot.table, index, 0);
+                let mut at = slot.base(ia);
+                let mut more = 0;
+                for index in slot.index..slot.index + self.entries_left(&slot) {
+                    let raw = self.mem.load(slot.table, index);
+                    let below = index > slot.index && format::is_table(raw, slot.level);
+                    if at >= end || below {
+                        break;
+                    }
+                    // The tables that leaves were held in may be gone by now,
+                    // and others come: only what still is held is emptied.
+                    let next = at + (1 << slot.shift);
+                    if at >= start && next <= end && raw == format::GATHERED {
+                        self.mem.store(slot.table, index, 0);
+                        more -= mutant!(RemovedLeafCounts, 1, 0);
+                    }
+                    at = next;
                 }
-                ia += ((last - slot.index) as u64) << slot.shift;
+                self.add_count(slot.pa, more);
+                ia = at;
             }
         }
         *pending = Pending::new();
@@ -357,5 +363,57 @@ impl<M: TableMem> Stage2<M> {
             },
         );
         typed(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Log, Plain};
+    use crate::{Attrs, Granule, Leaves, Level, Map, Pa, Stage2Config, Vmid};
+
+    /// A block and the pages of the table behind it are one range. When it is
+    /// flushed both are empty, and the table is still there.
+    #[test]
+    fn neighbours_of_two_levels_are_emptied_each_in_its_table() {
+        let mem = Plain::new(4096, 1 << 20);
+        let geometry = Stage2Config::new(Granule::K4, 39, 48).validate().unwrap();
+        let root = mem.root(geometry.root_align());
+        let tree = Stage2::new(geometry, root, Vmid::new(5), &mem).unwrap();
+        let mut log = Log {
+            vttbr: tree.vttbr(),
+            ..Log::default()
+        };
+        let all = &mut Budget::unlimited();
+        let block = 2u64 << 20;
+        for (at, leaves) in [
+            (0, Leaves::Largest),
+            (block, Leaves::Exactly(Level::L3)),
+            (2 * block, Leaves::Largest),
+        ] {
+            let map = Map::new(Ipa::new(at), Pa::new(at), block, Attrs::MEMORY);
+            tree.map(&mut log, &map.leaves(leaves), all).unwrap();
+        }
+        let tables = mem.live.get();
+        let (mut gather, mut held) = (Gather::new(), 0);
+        let sink = |_: HeldLeaf| held += 1;
+        let partial = Partial::Refuse;
+        tree.unmap_later(
+            &mut log,
+            Ipa::new(0),
+            3 * block,
+            partial,
+            &mut gather,
+            all,
+            sink,
+        )
+        .unwrap();
+        assert_eq!(held, 514);
+        let _proof = tree.sync(&mut log, gather);
+        for page in 0..3 * 512 {
+            assert_eq!(tree.lookup(Ipa::new(page << 12)).unwrap().raw, 0);
+        }
+        assert_eq!(mem.live.get(), tables);
+        assert_eq!(tree.lookup(Ipa::new(block)).unwrap().level, Level::L3);
     }
 }

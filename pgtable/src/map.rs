@@ -12,7 +12,7 @@
 
 use crate::addr::Pa;
 use crate::error::{Budget, Error, Stopped};
-use crate::format::{self, AF, COMING, CONTIGUOUS, FROZEN_TABLE, GOING, VALID};
+use crate::format::{self, AF, COMING, CONTIGUOUS, GOING, VALID};
 use crate::geometry::Shape;
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
@@ -363,24 +363,13 @@ impl<M: TableMem> Core<M> {
         let swap = |old, new| self.mem.cas(slot.table, slot.index, old, new).is_ok();
         loop {
             let old = self.mem.load(slot.table, slot.index);
-            if old == 0 && swap(0, new.stored) {
-                changes.stored |= new.stored & VALID != 0;
-                let more = self.counting.of(raw);
-                if more != 0 && new.stored & VALID != 0 {
-                    self.mem.add_count(Pa::new(slot.pa), more);
-                }
-                return Ok(1);
-            }
             if old & !format::washed_mask(&self.shape, level)
                 == format::park(&self.shape, raw, level, COMING, 0)
             {
                 // Begun with less budget: its memory is clean by now.
                 if swap(old, raw) {
                     changes.stored = true;
-                    let more = self.counting.of(raw);
-                    if more != 0 {
-                        self.mem.add_count(Pa::new(slot.pa), more);
-                    }
+                    self.add_count(slot.pa, self.counting.of(raw));
                     return Ok(1);
                 }
                 continue;
@@ -391,7 +380,7 @@ impl<M: TableMem> Core<M> {
                 continue;
             }
             if format::is_frozen(old) {
-                let table = old & FROZEN_TABLE != 0;
+                let table = format::was_table(old, slot.level);
                 let ours = format::is_going(old) && (job.exclusive || !table);
                 if !ours || job.over != Over::Anything {
                     return Err(Error::Busy);
@@ -407,12 +396,15 @@ impl<M: TableMem> Core<M> {
                 if old != 0 && mutant!(MapOverAnnotation, job.over == Over::Nothing, false) {
                     return Err(exists);
                 }
-                if swap(old, raw) {
+                if swap(old, new.stored) {
                     changes.stored = true;
-                    let more = self.counting.of(raw) - self.counting.of(old);
-                    if more != 0 {
-                        self.mem.add_count(Pa::new(slot.pa), more);
-                    }
+                    // What is parked is not counted.
+                    let of_new = if new.stored & VALID != 0 {
+                        self.counting.of(raw)
+                    } else {
+                        0
+                    };
+                    self.add_count(slot.pa, of_new - self.counting.of(old));
                     return Ok(1);
                 }
                 continue;
@@ -550,11 +542,12 @@ impl<M: TableMem> Core<M> {
             let index = slot.index + put;
             let at = ia + ((put as u64) << slot.shift);
             let held = self.mem.load(slot.table, index);
-            let stop =
-                put > 0 && budget.is_spent() && { held & FROZEN_TABLE != 0 || job.clean_old };
+            let stop = put > 0 && budget.is_spent() && {
+                format::was_table(held, slot.level) || job.clean_old
+            };
             // Nothing stops on the way through a table of pages: the hole
             // that a guest may meet need not last until it is done.
-            let short = held & FROZEN_TABLE != 0 && slot.level == 2 && !job.clean_old;
+            let short = format::was_table(held, slot.level) && slot.level == 2 && !job.clean_old;
             let store = || {
                 if mutant!(CollapseLosesBlock, true, false) {
                     self.mem.store(slot.table, index, stored);
@@ -614,7 +607,7 @@ impl<M: TableMem> Core<M> {
         budget: &mut Budget,
     ) -> bool {
         let level = slot.level;
-        if held & FROZEN_TABLE != 0 {
+        if format::was_table(held, level) {
             let table = self.shape.decode_oa(held);
             return self.reclaim(table, level + 1, at, out, done, budget);
         }

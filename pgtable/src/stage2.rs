@@ -253,7 +253,10 @@ impl<M: TableMem> Stage2<M> {
     /// Maps a range. Under this shared access a table in the place of a
     /// block is an error; see [`map_exclusive`](Self::map_exclusive).
     ///
-    /// Returns the first IPA not mapped: the end, unless the budget ended.
+    /// Returns the first IPA not mapped: the end, unless the budget ended. A
+    /// block whose memory takes more cleaning than the budget has, or a table
+    /// in its place more freeing, stays frozen: a call for the rest, with the
+    /// same end, goes on with it. To unmap it is to give it up.
     ///
     /// ```
     /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
@@ -391,7 +394,9 @@ impl<M: TableMem> Stage2<M> {
     /// empty. Entries end up empty; annotations go too. `sink` is told of
     /// each leaf, after every TLB has forgotten it (and, without
     /// FEAT_S2FWB, after its cache lines are cleaned and invalidated: the
-    /// guest may have written past the cache).
+    /// guest may have written past the cache). With FEAT_S2FWB only memory
+    /// that was mapped as something else than [`Memory::Normal`] may have been
+    /// written so: whoever maps such memory maintains it when it is told.
     ///
     /// Returns the first IPA not done: the end, unless the budget ended. In
     /// that case call again from there before anything else is done with

@@ -2,7 +2,7 @@
 
 use crate::addr::{Ipa, Pa};
 use crate::error::Budget;
-use crate::format::{self, FROZEN_TABLE};
+use crate::format;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::stage2::Stage2;
@@ -91,11 +91,13 @@ impl<M: TableMem> Stage2<M> {
                 if format::is_annotation(raw) {
                     gone += core.counting.of(raw);
                 } else if format::is_frozen(raw) {
-                    if raw & format::PARKED == 0 {
+                    if raw == format::GATHERED {
+                        gone += 1;
+                    } else if raw & format::PARKED == 0 {
                         // Of somebody who was forgotten: held, and counted.
                         gone += core.counting.of(format::thaw(raw, level));
                     }
-                    if raw & FROZEN_TABLE != 0 {
+                    if format::was_table(raw, level) {
                         let pa = shape.decode_oa(raw);
                         if !core.reclaim(pa, level + 1, at, &mut Tell(sink), &proof, budget) {
                             break;

@@ -19,7 +19,7 @@
 
 use crate::addr::{Level, Pa};
 use crate::error::{Budget, Error, Stopped};
-use crate::format::{self, CONTIGUOUS, FROZEN_TABLE, GOING};
+use crate::format::{self, CONTIGUOUS, GOING};
 use crate::geometry::Shape;
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
@@ -476,6 +476,15 @@ impl<M: TableMem> Core<M> {
         let swap = |new| self.mem.cas(slot.table, slot.index, raw, new).is_ok();
         let kind = raw & format::PARKED;
         let forgotten = kind == format::HELD_EMPTY && job.exclusive;
+        if raw == format::GATHERED && job.exclusive {
+            // Its gather comes later, or never: it is invalidated here.
+            if swap(0) {
+                self.add_count(slot.pa, -1);
+                let end = at + (1 << slot.shift);
+                broken.pending.leaves(&self.shape, at, end, slot.level);
+            }
+            return Ok(None);
+        }
         if kind == format::COMING || forgotten {
             // Never mapped, nor counted.
             swap(0);
@@ -494,7 +503,7 @@ impl<M: TableMem> Core<M> {
             broken.pending.table(at, end, self.shape.page_bits());
             return Ok(Some(Other::Done(-counted)));
         }
-        if kind == GOING && raw & FROZEN_TABLE == 0 {
+        if kind == GOING && !format::was_table(raw, slot.level) {
             if !swap(raw & !GOING) {
                 return Ok(None);
             }
@@ -579,12 +588,13 @@ impl<M: TableMem> Core<M> {
                 }
                 let raw = self.mem.load(slot.table, index);
                 if format::is_frozen(raw) && !format::is_coming(raw) {
-                    if progress && (R::STEPS || raw & FROZEN_TABLE != 0) && budget.is_spent() {
+                    if progress && (R::STEPS || format::was_table(raw, level)) && budget.is_spent()
+                    {
                         stopped = Some(at);
                         break;
                     }
                     progress = true;
-                    if raw & FROZEN_TABLE != 0 {
+                    if format::was_table(raw, level) {
                         let table = self.shape.decode_oa(raw);
                         if !self.reclaim(table, level + 1, at, out, done, budget) {
                             stopped = Some(at);
@@ -623,7 +633,12 @@ impl<M: TableMem> Core<M> {
             }
             if let Some(at) = stopped {
                 if !job.exclusive {
-                    self.park_range(at, end);
+                    let parked = if at & (step - 1) == 0 {
+                        at
+                    } else {
+                        (at | (step - 1)) + 1
+                    };
+                    self.park_range(parked, end);
                 }
                 return stopped;
             }
@@ -674,7 +689,8 @@ impl<M: TableMem> Core<M> {
             if raw & format::TYPE != 0 {
                 first = first.min(index);
                 let frozen = format::is_frozen(raw);
-                let is_table = format::is_table(raw, level) || (frozen && raw & FROZEN_TABLE != 0);
+                let is_table =
+                    format::is_table(raw, level) || (frozen && format::was_table(raw, level));
                 let leaf = R::WANTS
                     && (format::is_leaf(raw, level) || (frozen && !format::is_coming(raw)));
                 let mut gone = true;
