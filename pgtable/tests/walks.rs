@@ -367,3 +367,59 @@ fn what_cannot_be_frozen() {
         Some(Error::Missing { level: Level::L2 })
     );
 }
+
+/// A flush takes what lies in its range of each leaf, and no annotation for
+/// memory.
+#[test]
+fn a_flush_keeps_to_its_range() {
+    let config = Stage2Config::new(Granule::K4, 34, 48);
+    let geometry = config.validate().expect("legal");
+    let mem = Plain::new(PAGE);
+    let root = mem.root(geometry.root_align());
+    let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
+    let mut cpu = mem.cpu(tree.vttbr());
+    map(&tree, &mut cpu, MIB2, MIB2, Leaves::Largest);
+    // All of an annotation's bits, those of cacheable memory among them.
+    let note = Annotation::new(0x7f_ffff_fffc).expect("bits 1:0 are zero");
+    let (ipa, split) = (Ipa::new(2 * MIB2), Partial::Split);
+    tree.annotate(&mut cpu, ipa, MIB2, note, split, &mut Ignore, &mut all())
+        .expect("annotated");
+    map(
+        &tree,
+        &mut cpu,
+        3 * MIB2,
+        2 * PAGE,
+        Leaves::Exactly(Level::L3),
+    );
+    let pa = |ipa: u64| 4 * GIB + ipa;
+    for (from, size, want) in [
+        (
+            MIB2 + 5 * PAGE,
+            3 * PAGE,
+            vec![(pa(MIB2 + 5 * PAGE), 3 * PAGE)],
+        ),
+        (
+            2 * MIB2 - PAGE,
+            MIB2 + 2 * PAGE,
+            vec![(pa(2 * MIB2 - PAGE), PAGE), (pa(3 * MIB2), PAGE)],
+        ),
+        (2 * MIB2, MIB2, vec![]),
+        (0, MIB2, vec![]),
+    ] {
+        mem.forget();
+        let done = tree.flush_caches(&mut cpu, Ipa::new(from), size, &mut all());
+        assert_eq!(done, Ok(Ipa::new(from + size)));
+        let mut cleaned: Vec<(u64, u64)> = Vec::new();
+        for did in mem.changes() {
+            let Did::Cache(pgtable::CacheOp::CleanInvalidateData { pa, size }) = did else {
+                panic!("{did:?}");
+            };
+            // In one operation, or in several that follow one another.
+            match cleaned.last_mut() {
+                Some((first, bytes)) if *first + *bytes == pa.get() => *bytes += size,
+                _ => cleaned.push((pa.get(), size)),
+            }
+        }
+        assert_eq!(cleaned, want, "{from:#x}");
+    }
+}
