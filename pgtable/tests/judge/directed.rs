@@ -3,8 +3,8 @@
 use super::{Cpu, Judge};
 use mmu_model::{EventKind, Machine, Reg};
 use pgtable::{
-    Attrs, Budget, Entry, Error, Features, Geometry, Granule, Ipa, Leaves, Level, Map, Over, Pa,
-    Stage2, Stage2Config, Synced, TableMem, Vmid,
+    Annotation, Attrs, Budget, Entry, Error, Features, Gather, Geometry, Granule, HeldLeaf, Ipa,
+    Leaves, Level, Map, Over, Pa, Partial, Stage2, Stage2Config, Synced, TableMem, Vmid,
 };
 use std::cell::Cell;
 
@@ -202,6 +202,57 @@ fn a_lost_race_costs_no_page() -> Result<(), String> {
     Ok(())
 }
 
+/// A gather holds a block and, beside it, pages of a table: when it is synced
+/// all of them are empty, the table is still there, and all can be mapped.
+fn a_gather_over_a_block_and_pages() -> Result<(), String> {
+    let geometry = geometry(Granule::K4, 40);
+    let judge = judge(&geometry);
+    let root = judge.root(geometry.root_align());
+    let tree = Stage2::new(geometry, root, Vmid::new(1), &judge).expect("a root");
+    install(&judge, &tree);
+    let mut cpu = Cpu(&judge);
+    let block = 2u64 << 20;
+    let all = &mut Budget::unlimited();
+    let pages = Map::new(Ipa::new(block), Pa::new(0x4020_0000), block, Attrs::MEMORY)
+        .leaves(Leaves::Exactly(Level::L3));
+    let one = Map::new(Ipa::new(0), Pa::new(0x4000_0000), block, Attrs::MEMORY);
+    for round in 0..2 {
+        for map in [&one, &pages] {
+            let next = tree.map(&mut cpu, map, all);
+            expect(&judge, "map", next.is_ok(), true);
+        }
+        let mut gather = Gather::new();
+        let mut held = 0;
+        let count = |leaf: HeldLeaf| {
+            held += 1;
+            drop(leaf);
+        };
+        let done = tree.unmap_later(
+            &mut cpu,
+            Ipa::new(0),
+            2 * block,
+            Partial::Refuse,
+            &mut gather,
+            all,
+            count,
+        );
+        expect(&judge, "unmap", done, Ok(Ipa::new(2 * block)));
+        expect(&judge, "leaves", held, 513);
+        let _done = tree.sync(&mut cpu, gather);
+        for ipa in [0, block - 1, block, 2 * block - 1] {
+            let found = tree.lookup(Ipa::new(ipa)).map(|found| found.entry);
+            let empty = Ok(Entry::Invalid(Annotation::EMPTY));
+            expect(&judge, "empty", found, empty);
+        }
+        let level = tree.lookup(Ipa::new(block)).map(|found| found.level);
+        expect(&judge, "table", level, Ok(Level::L3));
+        expect(&judge, "tables", judge.live(), 2);
+        judge.event(EventKind::Quiesce { lo: 0, hi: 1 << 40 });
+        verdict(&judge).map_err(|what| format!("round {round}: {what}"))?;
+    }
+    Ok(())
+}
+
 /// All of them.
 ///
 /// # Errors
@@ -209,5 +260,6 @@ fn a_lost_race_costs_no_page() -> Result<(), String> {
 pub fn all() -> Result<(), String> {
     no_block_where_none_may_stand()?;
     folds_what_is_adjacent()?;
-    a_lost_race_costs_no_page()
+    a_lost_race_costs_no_page()?;
+    a_gather_over_a_block_and_pages()
 }

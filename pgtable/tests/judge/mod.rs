@@ -123,12 +123,6 @@ impl Judge {
         self.most.set(self.events.get() + events);
     }
 
-    /// Nothing any more: the model knows that one invalid value for another is
-    /// no matter of walkers.
-    pub fn settle_invalid(&self) -> bool {
-        false
-    }
-
     /// Remembers the first complaint.
     pub fn complain(&self, what: String) {
         if !self.is_broken() {

@@ -44,8 +44,6 @@ impl Run<'_, '_> {
         // The leaf there is all in the range, or there is none.
         let (from, to) = self.whole(guest, inside, inside + page);
         let within = task.start <= from && to <= task.end;
-        // Blocks whose cleaning is not done are one CPU's.
-        let gate = self.geometry.features().fwb || task.c >> 4 & 3 != 0;
         let work = match n & 7 {
             0 if task.kind == K::Map => {
                 let (pa, attrs, _) = self.mapping(task);
@@ -53,7 +51,7 @@ impl Run<'_, '_> {
                 let pa = pa + (inside - task.start);
                 Work::Map { pa, attrs }
             }
-            0 | 1 if task.kind.removes_leaves() && gate => {
+            0 | 1 if task.kind.removes_leaves() => {
                 let pa = self.target(guest, inside, task.c >> 20);
                 let free = self.guests[guest].shadow.unmapped(pa, pa + page) == [(pa, pa + page)];
                 if !free {
@@ -64,7 +62,7 @@ impl Run<'_, '_> {
                 let attrs = self.attrs(n >> 8);
                 Work::Map { pa, attrs }
             }
-            2 | 3 if task.kind.bears_removal() && within && gate => {
+            2 | 3 if task.kind.bears_removal() && within => {
                 ipa = inside;
                 Work::Unmap
             }
