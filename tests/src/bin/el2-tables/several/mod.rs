@@ -4,6 +4,7 @@
 //!
 //! | module | what the CPUs do |
 //! |---|---|
+//! | [`faults`] | all fault on one page at once, where there is no table |
 //! | [`pages`] | each changes pages of its own in tables that all share, and looks at everybody's |
 //! | [`frames`] | all map and unmap the same pages; a frame that was given back is seen no more |
 //! | [`blocks`] | one splits, folds, replaces and tears down, the others read on |
@@ -11,6 +12,7 @@
 
 mod blocks;
 mod crew;
+mod faults;
 mod frames;
 mod marks;
 mod pages;
@@ -127,6 +129,7 @@ pub fn checks(suite: &mut Suite<Console>, cpu: &Cpu, memory: Memory) {
     let oldest = Stage2Config::new(Granule::K4, 40, 40).features;
     for features in [cpu.features, oldest] {
         for geometry in geometries(cpu, features) {
+            faults::check(suite, geometry, data(&geometry, memory));
             pages::check(suite, geometry, data(&geometry, memory));
             for sink in [Sink::Told, Sink::Ignored] {
                 frames::check(suite, geometry, data(&geometry, memory), sink);

@@ -30,6 +30,9 @@ struct Guest<'p> {
     shadow: &'static mut Shadow,
 }
 
+/// A software bit, in an operation's second number.
+const SOFT: u64 = 1 << (8 + 11);
+
 /// How an operation ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ended {
@@ -280,6 +283,10 @@ impl<'p> Run<'p> {
                 // Every other time there is something to fold.
                 if b & 1 == 0 {
                     self.pages(guest, start, block(&self.geometry), b, c)?;
+                    // Or not quite: a page has another software bit.
+                    if b & 6 == 2 {
+                        self.pages(guest, start, self.places.page(), b ^ SOFT, c)?;
+                    }
                 }
                 return self.fold(guest, start);
             }
