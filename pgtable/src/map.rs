@@ -137,7 +137,8 @@ impl<M: TableMem> Core<M> {
     /// True when data caches are to be cleaned of what is mapped so.
     #[inline]
     pub(crate) fn needs_clean(&self, attrs: u64) -> bool {
-        mutant!(NoCleanBeforeMap, true, false) && format::is_seen_uncached(attrs, self.fwb)
+        let seen = format::is_seen_uncached(attrs, self.fwb);
+        mutant!(NoCleanBeforeMap, seen, false)
     }
 
     /// True when instruction caches are to be invalidated of it.
@@ -449,7 +450,11 @@ impl<M: TableMem> Core<M> {
                     level: Shape::level(level),
                 });
             }
-            return self.replace(maint, sink, job, slot, ia, new, count, budget);
+            match self.replace(maint, sink, job, slot, ia, new, count, budget) {
+                // Hardware has marked the first one in between.
+                Err(Error::Busy) => continue,
+                done => return done,
+            }
         }
     }
 

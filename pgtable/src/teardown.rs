@@ -57,8 +57,8 @@ impl<M: TableMem> Stage2<M> {
                 let mut raw = core.mem.load(root, index);
                 while format::is_table(raw, level) || format::is_leaf(raw, level) {
                     cut = true;
-                    let frozen = format::freeze(raw, level) | format::GOING;
-                    let frozen = mutant!(TeardownUncut, frozen, raw);
+                    let parked = format::freeze(raw, level) | format::GOING;
+                    let frozen = mutant!(TeardownUncut, parked, raw);
                     match core.mem.cas(root, index, raw, frozen) {
                         Ok(()) => {
                             gone += core.counting.of(raw);

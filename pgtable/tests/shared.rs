@@ -1,6 +1,9 @@
 //! Two CPUs in one tree, made deterministic: the second one acts inside a call
 //! of the first one's `Maintenance` or `TableMem`.
-use pgtable::*;
+use pgtable::{
+    Attrs, Barrier, Budget, CacheOp, Error, Flush, Gather, Granule, Ignore, Ipa, Leaves, Level,
+    Maintenance, Map, Pa, Partial, RemovedLeaf, Stage2, Stage2Config, Synced, TableMem, Tlbi, Vmid,
+};
 use std::cell::{Cell, RefCell};
 
 const PAGE: u64 = 4096;
@@ -70,7 +73,7 @@ struct Hook<F: FnOnce()>(Option<F>, u64);
 impl<F: FnOnce()> Maintenance for Hook<F> {
     fn barrier(&mut self, _: Barrier) {
         if let Some(f) = self.0.take() {
-            f()
+            f();
         }
     }
     fn tlbi(&mut self, _: Tlbi) {}
@@ -79,7 +82,7 @@ impl<F: FnOnce()> Maintenance for Hook<F> {
         self.1
     }
     fn set_vttbr(&mut self, v: u64) {
-        self.1 = v
+        self.1 = v;
     }
 }
 fn quiet(tree: &Stage2<&Mem>) -> Hook<fn()> {
@@ -157,7 +160,7 @@ fn nothing_valid_is_made_before_the_invalidation() {
             &mut quiet(&tree),
             &page(0, 0x50_0000),
             &mut all(),
-        )))
+        )));
     };
     tree.unmap_leaves(
         &mut Hook(Some(other), tree.vttbr()),
