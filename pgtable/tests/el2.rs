@@ -3,7 +3,7 @@
 mod judge;
 
 use judge::{Cpu, Judge};
-use mmu_model::{EventKind, Machine, Promise, Reg, Target};
+use mmu_model::{EventKind, Promise, Reg, Target};
 use pgtable::{
     El2Access, El2Attrs, El2Config, El2Map, El2Range, Features, Granule, Leaves, Level, Over, Pa,
     Va,
@@ -63,7 +63,7 @@ fn run(granule: Granule, va_bits: u8, range: bool) -> Result<(), String> {
         ..mmu_model::Features::max()
     };
     let page = granule.page_size();
-    let judge = Judge::new(Machine::new(features, 2), 2, page);
+    let judge = Judge::new(features, 2, page);
     // Tables in the image's own memory, away from what is mapped.
     let root = judge.root(page);
     let mut map = El2Map::new(geometry, root, &judge).map_err(|error| error.to_string())?;

@@ -70,7 +70,7 @@ fn every_mutant_is_killed() {
             Some((runs, what)) => {
                 let what = what.split(": ").skip(1).collect::<Vec<_>>().join(": ");
                 let line = what.lines().next().unwrap_or_default();
-                println!("{:<26} {runs:>6}  {line:.60}", format!("{mutant:?}"));
+                println!("{:<26} {runs:>6}  {line:.45}", format!("{mutant:?}"));
             }
             None => {
                 println!(

@@ -5,7 +5,7 @@ mod judge;
 
 use judge::driver::Seeded;
 use judge::{Cpu, Judge, own};
-use mmu_model::{EventKind, Machine, Owner, Reg};
+use mmu_model::{EventKind, Owner, Reg};
 use pgtable::{
     Attrs, ChangeDestroyed, Features, Fill, Geometry, Granule, Ipa, Level, Pa, RemovedLeaf, Ripas,
     Rtt, RttError, RttState, Stage2Config, TableMem, Vmid,
@@ -635,7 +635,7 @@ fn run(seed: u64, length: usize, done: &mut HashMap<&'static str, u64>) -> Resul
         bbm: 0,
         ..mmu_model::Features::max()
     };
-    let judge = Judge::new(Machine::new(model, 2), 2, granule.page_size());
+    let judge = Judge::new(model, 2, granule.page_size());
     let root = judge.root(geometry.root_align());
     let protected_end = if number >> 19 & 3 == 0 {
         0

@@ -16,7 +16,8 @@
 //!   goes on where it was stopped. Removed when the run is complete.
 //! - `PGTABLE_SECONDS`: stops the run after so long, if it is not done.
 //! - `PGTABLE_TALLY`: prints how operations of each kind ended.
-//! - `PGTABLE_TRACE`: a file for the events of the last run, for other judges.
+//! - `PGTABLE_TRACE`: a file for the events of the last run, or a directory for
+//!   those of every run, for other judges. All tests under the judge know it.
 
 mod judge;
 

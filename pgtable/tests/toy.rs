@@ -8,7 +8,7 @@
 mod judge;
 
 use judge::{Cpu, Judge, own};
-use mmu_model::{EventKind, Machine, Owner, Promise, Reg, Target};
+use mmu_model::{EventKind, Owner, Promise, Reg, Target};
 use pgtable::{
     Attrs, Budget, Features, Flush, Geometry, Ignore, Ipa, Leaves, Level, Map, Over, Pa, Partial,
     Stage2, Stopped, TableMem, Vmid,
@@ -107,8 +107,12 @@ fn run(path: &[Op], features: Features) -> Result<Vec<u64>, String> {
         ttl: features.ttl,
         ..mmu_model::Features::max()
     };
-    let shape = mmu_model::Shape::toy(12, 2, 3);
-    let judge = Judge::new(Machine::toy(shape, model, 2), 2, PAGE);
+    let header = mmu_model::trace::Header {
+        features: model,
+        pes: 2,
+        toy: Some((12, 2, 3)),
+    };
+    let judge = Judge::on(header, PAGE);
     let geometry = Geometry::toy(2, 3, features);
     let root = judge.root(PAGE);
     let mut tree = Stage2::new(geometry, root, Vmid::new(3), &judge).expect("a root");

@@ -10,7 +10,7 @@ mod numbers;
 
 use judge::{Cpu, Judge};
 use libfuzzer_sys::fuzz_target;
-use mmu_model::{EventKind, Machine, Promise, Reg, Target};
+use mmu_model::{EventKind, Promise, Reg, Target};
 use numbers::numbers;
 use pgtable::{
     El2Access, El2Attrs, El2Config, El2Map, El2Range, Error, Features, Granule, Leaves, Level,
@@ -175,7 +175,7 @@ fuzz_target!(|data: &[u8]| {
         ..mmu_model::Features::max()
     };
     let page = granule.page_size();
-    let judge = Judge::new(Machine::new(features, 2), 2, page);
+    let judge = Judge::new(features, 2, page);
     let root = judge.root(page);
     let map = El2Map::new(geometry, root, &judge).expect("aligned as it must be");
     for pe in 0..2 {

@@ -10,7 +10,7 @@ mod numbers;
 
 use judge::{Cpu, Judge, own};
 use libfuzzer_sys::fuzz_target;
-use mmu_model::{EventKind, Machine, Owner, Reg};
+use mmu_model::{EventKind, Owner, Reg};
 use numbers::numbers;
 use pgtable::{
     Attrs, ChangeDestroyed, Features, Fill, Geometry, Granule, Ipa, Level, Pa, RemovedLeaf, Ripas,
@@ -244,7 +244,7 @@ fuzz_target!(|data: &[u8]| {
         ..mmu_model::Features::max()
     };
     let page = granule.page_size();
-    let judge = Judge::new(Machine::new(features, 2), 2, page);
+    let judge = Judge::new(features, 2, page);
     let root = judge.root(geometry.root_align());
     let half = 1u64 << (bits - 1);
     let protected = if bit(19) { half } else { 0 };

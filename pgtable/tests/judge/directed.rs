@@ -1,7 +1,7 @@
 //! What chance seldom meets: large blocks, whole tables alike, lost races.
 
 use super::{Cpu, Judge};
-use mmu_model::{EventKind, Machine, Reg};
+use mmu_model::{EventKind, Reg};
 use pgtable::{
     Annotation, Attrs, Budget, Entry, Error, Features, Gather, Geometry, Granule, HeldLeaf, Ipa,
     Leaves, Level, Map, Over, Pa, Partial, Stage2, Stage2Config, Synced, TableMem, Vmid,
@@ -29,7 +29,7 @@ fn judge(geometry: &Geometry) -> Judge {
         bbm: 0,
         ..mmu_model::Features::max()
     };
-    Judge::new(Machine::new(model, 1), 1, geometry.granule().page_size())
+    Judge::new(model, 1, geometry.granule().page_size())
 }
 
 fn install<M: TableMem>(judge: &Judge, tree: &Stage2<M>) {

@@ -9,7 +9,7 @@ use super::peer::Done;
 use super::shadow::{Shadow, State};
 use super::tally::Tally;
 use super::{Cpu, Judge, own};
-use mmu_model::{EventKind, Machine, Memory, Owner, Promise, Reg, Target};
+use mmu_model::{EventKind, Memory, Owner, Promise, Reg, Target};
 use pgtable::{
     Access, Attrs, Budget, ConfigError, Dirty, Entry, Execute, Features, Geometry, Ignore, Ipa,
     Next, Partial, Stage2, TableMem, Visit, Vmid,
@@ -53,31 +53,8 @@ pub fn run_tallied(case: &Case, ops: &[Op], tally: &mut Tally) -> Result<(), Str
         .validate()
         .map_err(|error: ConfigError| error.to_string())?;
     let page = geometry.granule().page_size();
-    let judge = Judge::new(Machine::new(case.model(), PES), PES, page);
-    let trace = std::env::var_os("PGTABLE_TRACE");
-    if trace.is_some() {
-        *judge.trace.borrow_mut() = Some(Vec::new());
-    }
-    let done = run_on(&judge, geometry, ops, tally);
-    if let Some(path) = trace {
-        write_trace(&judge, case, path.as_ref()).map_err(|error| error.to_string())?;
-    }
-    done
-}
-
-/// Writes the run's events for other judges: the format is in the model's
-/// README.
-fn write_trace(judge: &Judge, case: &Case, path: &std::path::Path) -> std::io::Result<()> {
-    let header = mmu_model::trace::Header {
-        features: case.model(),
-        pes: PES,
-        toy: None,
-    };
-    let mut writer = mmu_model::trace::Writer::new(Vec::new(), &header)?;
-    for event in judge.trace.borrow().iter().flatten() {
-        writer.event(event)?;
-    }
-    std::fs::write(path, writer.finish()?)
+    let judge = Judge::new(case.model(), PES, page);
+    run_on(&judge, geometry, ops, tally)
 }
 
 fn run_on(judge: &Judge, geometry: Geometry, ops: &[Op], tally: &mut Tally) -> Result<(), String> {

@@ -12,8 +12,10 @@ mod ops;
 mod peer;
 pub mod shadow;
 pub mod tally;
+mod trace;
 
-use mmu_model::{Event, EventKind, Machine, Owner, Reach, Reg, Shape, TlbiOp};
+use mmu_model::trace::Header;
+use mmu_model::{Event, EventKind, Features, Machine, Owner, Reach, Reg, Shape, TlbiOp};
 use pgtable::{Barrier, CacheOp, Level, Maintenance, Pa, Synced, TableMem, Tlbi, TlbiKind};
 use std::cell::{Cell, RefCell};
 
@@ -58,14 +60,28 @@ pub struct Judge {
     guest: guest::Guest,
     /// The first broken rule.
     pub broken: RefCell<Option<String>>,
-    /// All events, if wanted.
-    pub trace: RefCell<Option<Vec<Event>>>,
+    /// All events, if somebody wants them.
+    trace: RefCell<Option<trace::Trace>>,
 }
 
 impl Judge {
-    pub fn new(machine: Machine, pes: usize, page: u64) -> Self {
+    /// A machine with tables in pages of `page` bytes.
+    pub fn new(features: Features, pes: usize, page: u64) -> Self {
+        Self::on(
+            Header {
+                features,
+                pes,
+                toy: None,
+            },
+            page,
+        )
+    }
+
+    /// A machine by its trace's header.
+    pub fn on(header: Header, page: u64) -> Self {
+        let pes = header.pes;
         Self {
-            machine: RefCell::new(machine),
+            machine: RefCell::new(header.machine()),
             pe: Cell::new(0),
             vttbr: RefCell::new(vec![0; pes]),
             shape: Cell::new(None),
@@ -81,7 +97,7 @@ impl Judge {
             shared: Cell::new(false),
             guest: guest::Guest::default(),
             broken: RefCell::default(),
-            trace: RefCell::default(),
+            trace: RefCell::new(trace::Trace::wanted(&header)),
         }
     }
 
@@ -98,7 +114,7 @@ impl Judge {
             kind,
         };
         if let Some(trace) = self.trace.borrow_mut().as_mut() {
-            trace.push(event);
+            trace.event(&event);
         }
         let verdict = self.machine.borrow_mut().on(event);
         if let Err(violation) = verdict {
