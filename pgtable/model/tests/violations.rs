@@ -651,7 +651,7 @@ fn a_group_is_compared_when_a_member_changes() {
     let mut made = String::new();
     for n in 16..32 {
         let hint = if n == 31 { 0 } else { 1u64 << 52 };
-        let word = 0x4000_07db + (n << 12) | hint;
+        let word = (0x4000_07db + (n << 12)) | hint;
         made += &format!("0 st {:#x} {word:#x}\n", 0x8001_1000u64 + n * 8);
     }
     let first = "0 quiesce 0x10000 0x11000\n";

@@ -1,4 +1,4 @@
-//! Puts an [`appendix`](::appendix) behind a flat binary: a payload and
+//! Puts what crate [`appendix`] describes behind a flat binary: a payload and
 //! symbols, in whole 4 KiB pages.
 
 use ::appendix::{Header, MAGIC, Part};
