@@ -8,17 +8,21 @@ mod common;
 
 use common::{FORMATS, Plain, Prepared, WORKLOADS};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use std::time::Duration;
 
 fn workloads(criterion: &mut Criterion) {
     let format = FORMATS[0];
     let mut group = criterion.benchmark_group(format.name);
     group.sample_size(10);
+    group.warm_up_time(Duration::from_millis(500));
+    group.measurement_time(Duration::from_secs(2));
+    // One memory for all rounds: what a tree's tables lie in is never freed.
+    let plain: &Plain = Box::leak(Box::new(Plain::new(format.granule, 1600)));
     for (workload, _, _) in WORKLOADS {
-        // One memory for all rounds: tables that go are not used again.
         group.bench_function(workload, |bencher| {
             bencher.iter_batched(
                 || {
-                    let plain: &Plain = Box::leak(Box::new(Plain::new(format.granule, 1600)));
+                    plain.reset();
                     let root = plain.root(format.geometry().root_align());
                     Prepared::new(format, root, plain, workload)
                 },

@@ -41,6 +41,18 @@ impl Plain {
         }
     }
 
+    /// All pages are free again, and zero. No tree may be in them.
+    pub fn reset(&self) {
+        let used = (self.next.get() - BASE) / 8;
+        for word in &self.words[..(used as usize).min(self.words.len())] {
+            word.store(0, Ordering::Relaxed);
+        }
+        for count in &self.counts {
+            count.store(0, Ordering::Relaxed);
+        }
+        self.next.set(BASE);
+    }
+
     pub fn root(&self, bytes: u64) -> Pa {
         let at = self.next.get().next_multiple_of(bytes);
         self.next.set(at + bytes);

@@ -61,7 +61,7 @@ pub fn bench(options: &Options) -> Result<u8> {
             )? {
                 return Ok(FAILED);
             }
-            if !cargo_bench(&workspace, &["--bench", "time"])? {
+            if !cargo_bench(&workspace, &["--bench", "time", "--", "--quiet"])? {
                 return Ok(FAILED);
             }
             Ok(0)
