@@ -12,7 +12,7 @@ use pgtable::{
     Memory, Over, Pa, Partial, Permissions, RUNS, RemovedLeaf, Share, Stage2, Stage2Config,
     TlbiKind, Vmid,
 };
-use plain::{Cpu, Did, Plain};
+use plain::{Cpu, Did, MODERN, Plain};
 
 const PAGE: u64 = 4096;
 const MIB2: u64 = 2 << 20;
@@ -21,20 +21,6 @@ const GIB: u64 = 1 << 30;
 fn all() -> Budget {
     Budget::unlimited()
 }
-
-const MODERN: Features = Features {
-    tlb_range: true,
-    ttl: true,
-    fwb: true,
-    xnx: true,
-    dic: true,
-    hw_access_flag: true,
-    hw_dirty: true,
-    vmid16: false,
-    ttst: false,
-    cnp: false,
-    bbm2: false,
-};
 
 fn geometry(features: Features) -> Geometry {
     let mut config = Stage2Config::new(Granule::K4, 40, 48);

@@ -8,7 +8,7 @@ use pgtable::{
     Features, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level, Map, Pa, Partial, Permissions,
     Stage2, Stage2Config, Start, TableMem, TlbiKind, Vmid,
 };
-use plain::{Cpu, Did, Plain};
+use plain::{Cpu, Did, MODERN, Plain};
 
 const PAGE: u64 = 4096;
 const MIB2: u64 = 2 << 20;
@@ -17,20 +17,6 @@ const GIB: u64 = 1 << 30;
 fn all() -> Budget {
     Budget::unlimited()
 }
-
-const FEATURES: Features = Features {
-    tlb_range: true,
-    ttl: true,
-    fwb: true,
-    xnx: true,
-    dic: true,
-    hw_access_flag: true,
-    hw_dirty: true,
-    vmid16: false,
-    ttst: false,
-    cnp: false,
-    bbm2: false,
-};
 
 fn geometry(ipa_bits: u8, features: Features) -> Geometry {
     let mut config = Stage2Config::new(Granule::K4, ipa_bits, 48);
@@ -114,7 +100,7 @@ const RANGE_SYNC: [TlbiKind; 2] = [TlbiKind::Ripas2e1is, TlbiKind::Vmalle1is];
 fn a_large_block_becomes_pages_with_one_break() {
     for to in [Level::L2, Level::L3] {
         let mem = Plain::new(PAGE);
-        let (tree, mut cpu) = tree(&mem, FEATURES);
+        let (tree, mut cpu) = tree(&mem, MODERN);
         map(&tree, &mut cpu, 4 * GIB, 8 * GIB, GIB, ATTRS);
         mem.forget();
         let mut levels = [0u64; 5];
@@ -150,7 +136,7 @@ fn a_large_block_becomes_pages_with_one_break() {
 #[test]
 fn neighbours_are_split_together() {
     let mem = Plain::new(PAGE);
-    let (tree, mut cpu) = tree(&mem, FEATURES);
+    let (tree, mut cpu) = tree(&mem, MODERN);
     map(&tree, &mut cpu, 0, 0, 5 * MIB2, ATTRS);
     pages(&tree, &mut cpu, 5 * MIB2, 5 * MIB2, 512, ATTRS);
     map(&tree, &mut cpu, 6 * MIB2, 6 * MIB2, 2 * MIB2, ATTRS);
@@ -193,7 +179,7 @@ fn a_large_block_is_split_where_it_is_covered() {
         (4 * GIB + MIB2, GIB),
     ] {
         let mem = Plain::new(PAGE);
-        let (tree, mut cpu) = tree(&mem, FEATURES);
+        let (tree, mut cpu) = tree(&mem, MODERN);
         map(&tree, &mut cpu, 4 * GIB, 8 * GIB, 2 * GIB, ATTRS);
         let page = |level| mem.alloc(level);
         let done = tree.split(&mut cpu, Ipa::new(from), size, Level::L3, page, &mut all());
@@ -222,7 +208,7 @@ fn a_large_block_is_split_where_it_is_covered() {
 fn a_split_that_runs_out_of_pages() {
     for given in [0u64, 1, 2, 100, 513, 514] {
         let mem = Plain::new(PAGE);
-        let (tree, mut cpu) = tree(&mem, FEATURES);
+        let (tree, mut cpu) = tree(&mem, MODERN);
         map(&tree, &mut cpu, 4 * GIB, 8 * GIB, 2 * GIB, ATTRS);
         let (mut at, mut calls) = (4 * GIB, 0);
         while at < 6 * GIB {
@@ -272,7 +258,7 @@ fn a_split_that_runs_out_of_pages() {
 fn a_split_in_pieces() {
     for units in [100u64, 1024, 5000] {
         let mem = Plain::new(PAGE);
-        let (tree, mut cpu) = tree(&mem, FEATURES);
+        let (tree, mut cpu) = tree(&mem, MODERN);
         map(&tree, &mut cpu, 4 * GIB, 8 * GIB, 2 * GIB, ATTRS);
         let (mut at, mut calls) = (4 * GIB, 0u64);
         while at < 6 * GIB {
@@ -308,7 +294,7 @@ fn a_split_in_pieces() {
 fn a_split_that_loses_its_second_block() {
     for lost in [0u64, 1] {
         let mem = Plain::new(PAGE);
-        let (tree, mut cpu) = tree(&mem, FEATURES);
+        let (tree, mut cpu) = tree(&mem, MODERN);
         let tracked = Attrs {
             dirty: Dirty::Track,
             ..ATTRS
@@ -359,7 +345,7 @@ fn a_fold_keeps_what_any_page_says() {
         for tlb_range in [false, true] {
             let features = Features {
                 tlb_range,
-                ..FEATURES
+                ..MODERN
             };
             let mem = Plain::new(PAGE);
             let (mut tree, mut cpu) = tree(&mem, features);
@@ -407,7 +393,7 @@ fn a_fold_keeps_what_any_page_says() {
 #[test]
 fn a_fold_of_annotations() {
     let mem = Plain::new(PAGE);
-    let (mut tree, mut cpu) = tree(&mem, FEATURES);
+    let (mut tree, mut cpu) = tree(&mem, MODERN);
     let note = |bits| Annotation::new(bits).expect("bits 1:0 are zero");
     let split = Partial::Split;
     for (ipa, size, bits) in [(0, GIB, 0x40), (PAGE, PAGE, 0x80)] {
@@ -461,7 +447,7 @@ fn hints(tree: &Stage2<&Plain>, from: u64, step: u64, count: u64) -> Vec<bool> {
 fn a_group_is_joined_and_broken_whole() {
     let features = Features {
         tlb_range: false,
-        ..FEATURES
+        ..MODERN
     };
     let mem = Plain::new(PAGE);
     let (tree, mut cpu) = tree(&mem, features);
@@ -539,7 +525,7 @@ fn a_group_is_joined_and_broken_whole() {
 #[test]
 fn what_is_no_group() {
     let mem = Plain::new(PAGE);
-    let (tree, mut cpu) = tree(&mem, FEATURES);
+    let (tree, mut cpu) = tree(&mem, MODERN);
     let level = Level::L3;
     let mut join = |pas: &dyn Fn(u64) -> Option<u64>, table: u64| {
         let base = table * MIB2;
@@ -577,7 +563,7 @@ fn what_is_no_group() {
 #[test]
 fn groups_in_a_root() {
     for (ipa_bits, joined) in [(33u8, false), (34, true), (35, true)] {
-        let geometry = geometry(ipa_bits, FEATURES);
+        let geometry = geometry(ipa_bits, MODERN);
         let mem = Plain::new(PAGE);
         let root = mem.root(geometry.root_align());
         let tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
@@ -604,7 +590,7 @@ fn groups_in_a_root() {
 #[test]
 fn a_leaf_is_marked_young() {
     let mem = Plain::new(PAGE);
-    let (tree, mut cpu) = tree(&mem, FEATURES);
+    let (tree, mut cpu) = tree(&mem, MODERN);
     let old = ATTRS.age(Age::Old);
     for (ipa, size) in [(0, PAGE), (MIB2, MIB2), (GIB, GIB)] {
         map(&tree, &mut cpu, ipa, 4 * GIB + ipa, size, old);
@@ -624,7 +610,7 @@ fn a_leaf_is_marked_young() {
 #[test]
 fn dirty_leaves_are_told_with_their_sizes() {
     let mem = Plain::new(PAGE);
-    let (tree, mut cpu) = tree(&mem, FEATURES);
+    let (tree, mut cpu) = tree(&mem, MODERN);
     let tracked = Attrs {
         dirty: Dirty::Track,
         access: Access::ReadWrite,
@@ -670,7 +656,7 @@ fn a_committed_annotation_is_not_cleaned() {
     let features = Features {
         fwb: false,
         dic: false,
-        ..FEATURES
+        ..MODERN
     };
     let mem = Plain::new(PAGE);
     let (tree, mut cpu) = tree(&mem, features);
@@ -693,7 +679,7 @@ fn a_committed_annotation_is_not_cleaned() {
 fn a_subtree_is_what_was_mapped_in_it() {
     for level in [Level::L1, Level::L2] {
         let mem = Plain::new(PAGE);
-        let (tree, mut cpu) = tree(&mem, FEATURES);
+        let (tree, mut cpu) = tree(&mem, MODERN);
         let base = 4 * GIB;
         let span = tree.geometry().span(level);
         let mut built = tree.subtree(Ipa::new(base), level).expect("a page");
@@ -721,7 +707,7 @@ fn a_subtree_is_what_was_mapped_in_it() {
 fn what_a_subtree_is_linked_over() {
     use pgtable::Over;
     let mem = Plain::new(PAGE);
-    let (mut tree, mut cpu) = tree(&mem, FEATURES);
+    let (mut tree, mut cpu) = tree(&mem, MODERN);
     let note = Annotation::new(0x70).expect("bits 1:0 are zero");
     let (ipa, split) = (Ipa::new(MIB2), Partial::Split);
     tree.annotate(&mut cpu, ipa, MIB2, note, split, &mut Ignore, &mut all())
@@ -792,7 +778,7 @@ fn what_a_subtree_is_linked_over() {
 #[test]
 fn a_teardown_tells_leaves_with_their_addresses() {
     let mem = Plain::new(PAGE);
-    let (mut tree, mut cpu) = tree(&mem, FEATURES);
+    let (mut tree, mut cpu) = tree(&mem, MODERN);
     map(&tree, &mut cpu, 3 * GIB, 8 * GIB, GIB, ATTRS);
     pages(&tree, &mut cpu, 5 * GIB + 7 * PAGE, GIB, 1, ATTRS);
     map(&tree, &mut cpu, 7 * GIB + MIB2, MIB2, MIB2, ATTRS);
@@ -826,7 +812,7 @@ fn the_largest_leaves_of_all() {
     let mem = Plain::new(PAGE);
     let mut config = Stage2Config::new(Granule::K4, 48, 52);
     config.lpa2 = true;
-    config.features = FEATURES;
+    config.features = MODERN;
     let geometry = config.validate().expect("legal");
     let root = mem.root(geometry.root_align());
     let tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
@@ -854,7 +840,7 @@ fn the_largest_leaves_of_all() {
 #[test]
 fn a_split_goes_over_holes() {
     let mem = Plain::new(PAGE);
-    let (tree, mut cpu) = tree(&mem, FEATURES);
+    let (tree, mut cpu) = tree(&mem, MODERN);
     for block in [1u64, 5, 511, 512, 1030] {
         map(&tree, &mut cpu, block * MIB2, block * MIB2, MIB2, ATTRS);
     }

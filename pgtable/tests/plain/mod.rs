@@ -3,9 +3,24 @@
 
 #![allow(dead_code)]
 
-use pgtable::{Barrier, CacheOp, Level, Maintenance, Pa, Synced, TableMem, Tlbi};
+use pgtable::{Barrier, CacheOp, Features, Level, Maintenance, Pa, Synced, TableMem, Tlbi};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
+
+/// A CPU with all that makes operations cheap, without FEAT_BBM.
+pub const MODERN: Features = Features {
+    tlb_range: true,
+    ttl: true,
+    fwb: true,
+    xnx: true,
+    dic: true,
+    hw_access_flag: true,
+    hw_dirty: true,
+    vmid16: false,
+    ttst: false,
+    cnp: false,
+    bbm2: false,
+};
 
 /// Something that was done to the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
