@@ -17,9 +17,10 @@ use crate::maintenance::Maintenance;
 use crate::map::MapJob;
 use crate::mem::TableMem;
 use crate::plan::Regime;
+use crate::sink::Ignore;
 use crate::stage2::{Leaves, typed};
 use crate::tree::{Core, Over};
-use crate::unmap::{Ignore, Partial, UnmapJob};
+use crate::unmap::{Partial, UnmapJob};
 
 const AP_RES1: u64 = 1 << 6;
 const AP_READ_ONLY: u64 = 1 << 7;

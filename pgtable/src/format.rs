@@ -121,16 +121,16 @@ pub(crate) const fn is_coming(raw: u64) -> bool {
 
 /// The bits of a leaf of `level` that say how much of a parked one is clean.
 #[inline]
-pub(crate) const fn washed_mask(shape: &Shape, level: i8) -> u64 {
+pub(crate) const fn cleaned_mask(shape: &Shape, level: i8) -> u64 {
     (shape.span_at(level) - 1) & !shape.page_mask()
 }
 
-/// The parked form of a leaf, valid or frozen, of which `washed` bytes (not
+/// The parked form of a leaf, valid or frozen, of which `cleaned` bytes (not
 /// all of them) are clean.
 #[inline]
-pub(crate) const fn park(shape: &Shape, raw: u64, level: i8, kind: u64, washed: u64) -> u64 {
-    let bare = raw & !(TYPE | FROZEN_TABLE | PARKED | washed_mask(shape, level));
-    bare | TYPE_FROZEN | kind | washed
+pub(crate) const fn park(shape: &Shape, raw: u64, level: i8, kind: u64, cleaned: u64) -> u64 {
+    let bare = raw & !(TYPE | FROZEN_TABLE | PARKED | cleaned_mask(shape, level));
+    bare | TYPE_FROZEN | kind | cleaned
 }
 
 /// What [`freeze`] was given.

@@ -24,7 +24,7 @@ pub struct Frozen<'t, M: TableMem> {
     slot: Slot<M::Table>,
     ipa: u64,
     /// The new output address that was cleaned, and how far.
-    washed: (Pa, u64),
+    cleaned: (Pa, u64),
 }
 
 /// What a frozen entry becomes.
@@ -98,7 +98,7 @@ impl<M: TableMem> Stage2<M> {
             tree: self,
             slot,
             ipa: slot.base(ipa.get()),
-            washed: (Pa::new(0), 0),
+            cleaned: (Pa::new(0), 0),
         })
     }
 }
@@ -132,13 +132,13 @@ impl<M: TableMem> Frozen<'_, M> {
         if !wanted || !pa.is_aligned(self.slot.shift) {
             return true;
         }
-        if self.washed.0 != pa {
-            self.washed = (pa, 0);
+        if self.cleaned.0 != pa {
+            self.cleaned = (pa, 0);
         }
-        if self.washed.1 < size {
-            self.washed.1 = core.wash(maint, pa, size, self.washed.1, budget);
+        if self.cleaned.1 < size {
+            self.cleaned.1 = core.clean(maint, pa, size, self.cleaned.1, budget);
         }
-        self.washed.1 == size
+        self.cleaned.1 == size
     }
 
     /// Gives the entry its new value; if it was a leaf, after every TLB has

@@ -12,10 +12,11 @@ use crate::geometry::Shape;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
+use crate::sink::RemovedLeaf;
 use crate::stage2::{Stage2, typed};
 use crate::sync::{self, Synced};
 use crate::tree::{Changes, Core, Over, Slot};
-use crate::unmap::{Partial, RemovedLeaf};
+use crate::unmap::Partial;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Changes of leaves of one tree that some TLB may not know of yet.

@@ -17,9 +17,10 @@ use crate::geometry::Shape;
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
 use crate::plan::Pending;
+use crate::release::{CleanAndTell, Release, Tell};
+use crate::sink::{LeafSink, RemovedLeaf};
 use crate::sync::{self, Synced};
 use crate::tree::{Changes, Core, Over, Slot};
-use crate::unmap::{LeafSink, Release, RemovedLeaf, Tell, Wash};
 
 /// A range to map, on raw numbers and checked.
 pub(crate) struct MapJob {
@@ -282,7 +283,7 @@ impl<M: TableMem> Core<M> {
                 self.mem.add_count(Pa::new(slot.pa), more);
             }
         };
-        let mask = format::washed_mask(&self.shape, level);
+        let mask = format::cleaned_mask(&self.shape, level);
         let coming = format::park(&self.shape, raw, level, COMING, 0);
         let (pa, size) = (
             Pa::new(format::leaf_oa(&self.shape, raw, level)),
@@ -321,8 +322,8 @@ impl<M: TableMem> Core<M> {
                 continue;
             }
             // Several CPUs may be at this: each step counts for one only.
-            let washed = old & mask;
-            let to = self.wash(maint, pa, size, washed, budget);
+            let cleaned = old & mask;
+            let to = self.clean(maint, pa, size, cleaned, budget);
             let done = to == size;
             if done && job.fetched {
                 maint.cache(CacheOp::SyncInstructions { pa, size });
@@ -364,7 +365,7 @@ impl<M: TableMem> Core<M> {
         let swap = |old, new| self.mem.cas(slot.table, slot.index, old, new).is_ok();
         loop {
             let old = self.mem.load(slot.table, slot.index);
-            if old & !format::washed_mask(&self.shape, level)
+            if old & !format::cleaned_mask(&self.shape, level)
                 == format::park(&self.shape, raw, level, COMING, 0)
             {
                 // Begun with less budget: its memory is clean by now.
@@ -391,7 +392,7 @@ impl<M: TableMem> Core<M> {
                     continue;
                 }
                 let never = Synced::never_linked();
-                return Ok(self.put(maint, sink, job, slot, ia, new, 1, &never, budget));
+                return Ok(self.install(maint, sink, job, slot, ia, new, 1, &never, budget));
             }
             if format::is_annotation(old) {
                 if old != 0 && mutant!(MapOverAnnotation, job.over == Over::Nothing, false) {
@@ -520,14 +521,14 @@ impl<M: TableMem> Core<M> {
         if more != 0 {
             self.mem.add_count(Pa::new(slot.pa), more);
         }
-        Ok(self.put(maint, sink, job, slot, ia, new, broken, &done, budget))
+        Ok(self.install(maint, sink, job, slot, ia, new, broken, &done, budget))
     }
 
     /// Puts new leaves in the place of `count` neighbouring entries that this
     /// CPU holds frozen and no TLB knows, after what they were is released.
     /// Returns how many it did before the budget ended; the rest is parked.
     #[allow(clippy::too_many_arguments)]
-    fn put<T: Maintenance, S: LeafSink>(
+    fn install<T: Maintenance, S: LeafSink>(
         &self,
         maint: &mut T,
         sink: &mut S,
@@ -564,15 +565,15 @@ impl<M: TableMem> Core<M> {
             let gone = !stop
                 && if job.clean_old {
                     let oa = format::leaf_oa(&self.shape, new.leaf, slot.level);
-                    let mut wash = Wash {
+                    let mut clean = CleanAndTell {
                         core: self,
                         maint,
                         sink,
                         stays: Some(oa.wrapping_sub(ia)),
                     };
-                    self.let_go(&mut wash, slot, index, held, at, done, budget)
+                    self.release_entry(&mut clean, slot, index, held, at, done, budget)
                 } else {
-                    self.let_go(&mut Tell(sink), slot, index, held, at, done, budget)
+                    self.release_entry(&mut Tell(sink), slot, index, held, at, done, budget)
                 };
             if !gone {
                 for left in index..slot.index + count {
@@ -601,7 +602,7 @@ impl<M: TableMem> Core<M> {
 
     /// Releases what a frozen entry was. False when the budget ended before.
     #[allow(clippy::too_many_arguments)]
-    fn let_go<R: Release>(
+    fn release_entry<R: Release>(
         &self,
         out: &mut R,
         slot: &Slot<M::Table>,
@@ -619,9 +620,9 @@ impl<M: TableMem> Core<M> {
         if !R::WANTS {
             return true;
         }
-        let washed = held & format::washed_mask(&self.shape, level);
+        let cleaned = held & format::cleaned_mask(&self.shape, level);
         let leaf = RemovedLeaf::new(&self.shape, at, level, self.leaf_of(held, level));
-        let to = out.leaf(leaf, washed, budget);
+        let to = out.leaf(leaf, cleaned, budget);
         let whole = to == 1 << slot.shift;
         if !whole {
             let parked = format::park(&self.shape, held, level, GOING, to);

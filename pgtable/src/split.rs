@@ -160,7 +160,7 @@ impl<M: TableMem> Core<M> {
                 // built goes back, and it is looked at again.
                 let mut unlimited = Budget::unlimited();
                 let never = Synced::never_linked();
-                let sink = &mut crate::unmap::Tell(&mut crate::unmap::Ignore);
+                let sink = &mut crate::release::Tell(&mut crate::sink::Ignore);
                 self.reclaim(pa.get(), level + 1, at, sink, &never, &mut unlimited);
                 continue;
             }

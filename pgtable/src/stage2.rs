@@ -9,9 +9,10 @@ use crate::maintenance::Maintenance;
 use crate::map::MapJob;
 use crate::mem::TableMem;
 use crate::plan::Regime;
+use crate::sink::{Ignore, LeafSink};
 use crate::sync::Synced;
 use crate::tree::{Core, Counting, Over};
-use crate::unmap::{Ignore, LeafSink, Partial, UnmapJob};
+use crate::unmap::{Partial, UnmapJob};
 
 /// Which leaves a mapping uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

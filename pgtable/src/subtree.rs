@@ -11,10 +11,11 @@ use crate::geometry::Shape;
 use crate::maintenance::{Barrier, CacheOp, Maintenance, Tlbi};
 use crate::mem::TableMem;
 use crate::plan::Pending;
+use crate::release::Tell;
+use crate::sink::Ignore;
 use crate::stage2::{Map, Stage2, typed};
 use crate::sync::{self, Synced};
 use crate::tree::{Changes, Core, Over};
-use crate::unmap::{Ignore, Tell};
 
 /// Tables for the span of one entry, not linked.
 #[must_use = "link it or discard it: its pages are taken"]

@@ -5,9 +5,10 @@ use crate::error::Budget;
 use crate::format;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
+use crate::release::Tell;
+use crate::sink::{LeafSink, RemovedLeaf};
 use crate::stage2::Stage2;
 use crate::sync::Synced;
-use crate::unmap::{LeafSink, RemovedLeaf, Tell};
 
 impl<M: TableMem> Stage2<M> {
     /// Takes everything out of the tree, live or not: the root's entries
@@ -103,10 +104,10 @@ impl<M: TableMem> Stage2<M> {
                             break;
                         }
                     } else if S::WANTS && !format::is_coming(raw) {
-                        let washed = raw & format::washed_mask(shape, level);
+                        let cleaned = raw & format::cleaned_mask(shape, level);
                         let old = core.leaf_of(raw, level);
                         let leaf = RemovedLeaf::new(shape, at, level, old);
-                        sink.leaf(leaf.part(washed, leaf.size()));
+                        sink.leaf(leaf.part(cleaned, leaf.size()));
                     }
                 }
                 core.mem.store(root, index, 0);

@@ -574,6 +574,11 @@ impl<M: TableMem> Core<M> {
         counted
     }
 
+    /// Invalidates the whole regime (VMID, or EL2) and waits for it.
+    pub(crate) fn sync_all<T: Maintenance>(&self, maint: &mut T) -> Synced {
+        sync::sync_vmid(maint, &self.tlb)
+    }
+
     /// Makes an operation's changes visible: by one invalidation, or by a
     /// barrier when only invalid entries became valid.
     #[inline]

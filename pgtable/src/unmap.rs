@@ -17,14 +17,14 @@
 //! before, and what this call froze is kept as exact ranges: step 3 touches
 //! nothing else, whatever other CPUs do in between.
 
-use crate::addr::{Level, Pa};
+use crate::addr::Pa;
 use crate::error::{Budget, Error, Stopped};
 use crate::format::{self, CONTIGUOUS, GOING};
 use crate::geometry::Shape;
-use crate::maintenance::{CacheOp, Maintenance};
+use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
-use crate::sync::{self, Synced};
+use crate::sink::LeafSink;
 use crate::tree::{Changes, Core, Over, Slot};
 
 /// What to do with a block that a range covers only in part.
@@ -39,97 +39,6 @@ pub enum Partial {
     DropWhole,
     /// Stop with [`Error::InsideBlock`].
     Refuse,
-}
-
-/// A leaf that was taken out of the tree and of every TLB.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RemovedLeaf {
-    ia: u64,
-    level: Level,
-    pa: Pa,
-    raw: u64,
-    size: u64,
-}
-
-impl RemovedLeaf {
-    pub(crate) fn new(shape: &Shape, ia: u64, level: i8, raw: u64) -> Self {
-        Self {
-            ia,
-            level: Shape::level(level),
-            pa: Pa::new(mutant!(
-                LeafToldWrong,
-                format::leaf_oa(shape, raw, level),
-                shape.decode_oa(raw) & !0xffff
-            )),
-            raw,
-            size: 1 << shape.shift(level),
-        }
-    }
-
-    /// The bytes `[from, to)` of it.
-    pub(crate) const fn part(self, from: u64, to: u64) -> Self {
-        Self {
-            ia: self.ia + from,
-            pa: Pa::new(self.pa.get() + from),
-            size: to - from,
-            ..self
-        }
-    }
-
-    /// The first input address (an IPA, or a VA of EL2).
-    pub const fn ia(&self) -> u64 {
-        self.ia
-    }
-
-    /// The level it stood at.
-    pub const fn level(&self) -> Level {
-        self.level
-    }
-
-    /// The first output address.
-    pub const fn pa(&self) -> Pa {
-        self.pa
-    }
-
-    /// Bytes: what an entry of the level covers, or a part of that if a
-    /// budget ended while it was cleaned.
-    pub const fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// The descriptor as it last was, with access flag and dirty state.
-    pub const fn raw(&self) -> u64 {
-        self.raw
-    }
-}
-
-/// Who is told of removed leaves, after the invalidation: from then on their
-/// output addresses may go to another owner. A block that takes more cleaning
-/// than the budget has is told in parts, as they are clean.
-///
-/// Any `FnMut(RemovedLeaf)` is one; [`Ignore`] is for those who need none,
-/// and spares looking at leaves of tables that go as a whole.
-pub trait LeafSink {
-    /// False: leaves need not be visited.
-    const WANTS: bool = true;
-
-    /// Is told of one leaf.
-    fn leaf(&mut self, leaf: RemovedLeaf);
-}
-
-/// Nobody wants to know.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Ignore;
-
-impl LeafSink for Ignore {
-    const WANTS: bool = false;
-    fn leaf(&mut self, _leaf: RemovedLeaf) {}
-}
-
-impl<F: FnMut(RemovedLeaf)> LeafSink for F {
-    fn leaf(&mut self, leaf: RemovedLeaf) {
-        self(leaf);
-    }
 }
 
 /// A range to clear, on raw numbers and checked.
@@ -194,13 +103,13 @@ impl<M: TableMem> Core<M> {
             let mut stopped = None;
             if job.exclusive && broken.frozen {
                 let range = (start, broken.to.max(ia));
-                stopped = self.step_3(maint, sink, job, range, &done, budget);
+                stopped = self.release_range(maint, sink, job, range, &done, budget);
             } else if broken.frozen {
                 for range in changes.held_ranges() {
                     if stopped.is_some() {
                         self.park_range(range.0, range.1);
                     } else {
-                        stopped = self.step_3(maint, sink, job, range, &done, budget);
+                        stopped = self.release_range(maint, sink, job, range, &done, budget);
                     }
                 }
             }
@@ -212,30 +121,6 @@ impl<M: TableMem> Core<M> {
                 None => (),
                 Some(why) => return Err(Stopped { why, next: ia }),
             }
-        }
-    }
-
-    fn step_3<T: Maintenance, S: LeafSink>(
-        &self,
-        maint: &mut T,
-        sink: &mut S,
-        job: &UnmapJob,
-        range: (u64, u64),
-        done: &Synced,
-        budget: &mut Budget,
-    ) -> Option<u64> {
-        if job.clean {
-            let core = self;
-            let stays = None;
-            let mut wash = Wash {
-                core,
-                maint,
-                sink,
-                stays,
-            };
-            self.release(&mut wash, job, range, done, budget)
-        } else {
-            self.release(&mut Tell(sink), job, range, done, budget)
         }
     }
 
@@ -560,193 +445,6 @@ impl<M: TableMem> Core<M> {
             slot = parent;
         }
     }
-
-    /// Step 3: gives frozen entries in `[start, end)` their final value, after
-    /// their memory was cleaned, `out` told and cut tables freed. Returns
-    /// where the budget ended, if it did: what is left is parked then.
-    fn release<R: Release>(
-        &self,
-        out: &mut R,
-        job: &UnmapJob,
-        (start, end): (u64, u64),
-        done: &Synced,
-        budget: &mut Budget,
-    ) -> Option<u64> {
-        let of_blank = self.counting.of(job.blank);
-        let mut ia = start;
-        let mut progress = false;
-        while ia < end {
-            let slot = self.walk_to(ia, 3);
-            let level = slot.level;
-            let step = 1u64 << slot.shift;
-            let mut at = slot.base(ia);
-            let mut more = 0;
-            let mut stopped = None;
-            for index in slot.index..slot.index + self.entries_left(&slot) {
-                if at >= end {
-                    break;
-                }
-                let raw = self.mem.load(slot.table, index);
-                if format::is_frozen(raw) && !format::is_coming(raw) {
-                    if progress && (R::STEPS || format::was_table(raw, level)) && budget.is_spent()
-                    {
-                        stopped = Some(at);
-                        break;
-                    }
-                    progress = true;
-                    if format::was_table(raw, level) {
-                        let table = self.shape.decode_oa(raw);
-                        if !self.reclaim(table, level + 1, at, out, done, budget) {
-                            stopped = Some(at);
-                            break;
-                        }
-                    } else {
-                        let washed = raw & format::washed_mask(&self.shape, level);
-                        let leaf =
-                            RemovedLeaf::new(&self.shape, at, level, self.leaf_of(raw, level));
-                        // Calls get on by address: what is dropped outside the
-                        // range is cleaned at once.
-                        let inside = at + washed >= job.start && at + step <= job.end;
-                        let mut at_once = Budget::unlimited();
-                        let to = if inside {
-                            out.leaf(leaf, washed, budget)
-                        } else {
-                            out.leaf(leaf, washed, &mut at_once)
-                        };
-                        if to < step {
-                            let parked = format::park(&self.shape, raw, level, GOING, to);
-                            self.mem.store(slot.table, index, parked);
-                            // Inside the block: this much is done of it.
-                            stopped = Some(at + to);
-                            break;
-                        }
-                    }
-                    self.mem.store(slot.table, index, job.blank);
-                    more += of_blank;
-                } else if format::is_table(raw, level) {
-                    break;
-                }
-                at += step;
-            }
-            if more != 0 {
-                self.mem.add_count(Pa::new(slot.pa), more);
-            }
-            if let Some(at) = stopped {
-                if !job.exclusive {
-                    let parked = if at & (step - 1) == 0 {
-                        at
-                    } else {
-                        (at | (step - 1)) + 1
-                    };
-                    self.park_range(parked, end);
-                }
-                return stopped;
-            }
-            // A table that the loop stopped at is entered next. If it is the
-            // first entry, which the walk took for none, another CPU has
-            // just made it: nothing of ours is in it.
-            ia = if at > ia { at } else { slot.end(ia) };
-        }
-        None
-    }
-
-    /// Parks the leaves in `[start, end)`, all of which this CPU holds frozen.
-    fn park_range(&self, start: u64, end: u64) {
-        let mut ia = start;
-        while ia < end {
-            let slot = self.walk_to(ia, 3);
-            self.mem.store(slot.table, slot.index, slot.raw | GOING);
-            ia = slot.end(ia);
-        }
-    }
-
-    /// Frees the table at `pa`, whose entries are of `level`, and all below
-    /// it, telling `out` of leaves. False when the budget ended before: the
-    /// table is still there, with what is done taken out of it.
-    pub(crate) fn reclaim<R: Release>(
-        &self,
-        pa: u64,
-        level: i8,
-        base: u64,
-        out: &mut R,
-        done: &Synced,
-        budget: &mut Budget,
-    ) -> bool {
-        if level == 3 && !R::WANTS {
-            budget.spend(1);
-            self.give_back(pa, level, done);
-            return true;
-        }
-        let table = self.mem.locate(Pa::new(pa));
-        let entries = self.shape.table_entries();
-        let step = self.shape.span_at(level);
-        let mut at = base;
-        // One child, or one step of cleaning, at least: every call gets on.
-        let mut progress = false;
-        let mut first = entries;
-        for index in 0..entries {
-            let raw = self.mem.load(table, index);
-            if raw & format::TYPE != 0 {
-                first = first.min(index);
-                let frozen = format::is_frozen(raw);
-                let is_table =
-                    format::is_table(raw, level) || (frozen && format::was_table(raw, level));
-                let leaf = R::WANTS
-                    && (format::is_leaf(raw, level) || (frozen && !format::is_coming(raw)));
-                let mut gone = true;
-                if (is_table || (R::STEPS && leaf)) && progress && budget.is_spent() {
-                    gone = false;
-                } else if is_table {
-                    progress = true;
-                    let child = self.shape.decode_oa(raw);
-                    if level == 2 && !R::WANTS {
-                        // As if called for it, and that is most of the work.
-                        budget.spend(1);
-                        self.give_back(child, 3, done);
-                    } else {
-                        gone = self.reclaim(child, level + 1, at, out, done, budget);
-                    }
-                } else if leaf {
-                    progress = true;
-                    let (old, washed) = if frozen {
-                        let mask = format::washed_mask(&self.shape, level);
-                        (self.leaf_of(raw, level), raw & mask)
-                    } else {
-                        (raw, 0)
-                    };
-                    let leaf = RemovedLeaf::new(&self.shape, at, level, old);
-                    let to = out.leaf(leaf, washed, budget);
-                    if to < step {
-                        let parked = format::park(&self.shape, raw, level, GOING, to);
-                        self.mem.store(table, index, parked);
-                        gone = false;
-                    }
-                }
-                if !gone {
-                    // What is done must not be met again.
-                    (first..index).for_each(|before| self.mem.store(table, before, 0));
-                    return false;
-                }
-            }
-            at = at.wrapping_add(step);
-        }
-        budget.spend(1 + entries as u64);
-        self.give_back(pa, level, done);
-        true
-    }
-
-    #[inline]
-    fn give_back(&self, table: u64, level: i8, done: &Synced) {
-        if mutant!(TableLeaked, true, false) {
-            self.mem.free(Pa::new(table), Shape::level(level), done);
-        }
-    }
-
-    /// The leaf that a frozen entry was.
-    #[inline]
-    pub(crate) fn leaf_of(&self, raw: u64, level: i8) -> u64 {
-        format::thaw(raw, level) & !format::washed_mask(&self.shape, level)
-    }
 }
 
 enum Other {
@@ -760,100 +458,12 @@ enum Other {
     Enter,
 }
 
-/// What becomes of removed leaves, after their invalidation.
-pub(crate) trait Release {
-    /// False: leaves need not be visited.
-    const WANTS: bool;
-    /// Leaves take work that is in the budget.
-    const STEPS: bool;
-
-    /// Gets a leaf of which `washed` bytes are clean and told. Returns how
-    /// many are then; when all, the leaf is done with.
-    fn leaf(&mut self, leaf: RemovedLeaf, washed: u64, budget: &mut Budget) -> u64;
-}
-
-/// Leaves are told, no more.
-pub(crate) struct Tell<'a, S>(pub(crate) &'a mut S);
-
-impl<S: LeafSink> Release for Tell<'_, S> {
-    const WANTS: bool = S::WANTS;
-    const STEPS: bool = false;
-
-    #[inline]
-    fn leaf(&mut self, leaf: RemovedLeaf, washed: u64, _: &mut Budget) -> u64 {
-        self.0.leaf(leaf.part(washed, leaf.size));
-        leaf.size
-    }
-}
-
-/// The caches of leaves are cleaned and invalidated, then they are told: the
-/// guest may have written past the caches.
-pub(crate) struct Wash<'a, M, T, S> {
-    pub(crate) core: &'a Core<M>,
-    pub(crate) maint: &'a mut T,
-    pub(crate) sink: &'a mut S,
-    /// Output minus input address of a mapping that takes the leaf's place:
-    /// memory that stays where it was need not be cleaned.
-    pub(crate) stays: Option<u64>,
-}
-
-impl<M: TableMem, T: Maintenance, S: LeafSink> Release for Wash<'_, M, T, S> {
-    const WANTS: bool = true;
-    const STEPS: bool = true;
-
-    fn leaf(&mut self, leaf: RemovedLeaf, washed: u64, budget: &mut Budget) -> u64 {
-        let offset = leaf.pa.get().wrapping_sub(leaf.ia);
-        let mut to = leaf.size;
-        if format::is_seen_uncached(leaf.raw, self.core.fwb) && self.stays != Some(offset) {
-            to = self
-                .core
-                .wash(self.maint, leaf.pa, leaf.size, washed, budget);
-        }
-        self.sink.leaf(leaf.part(washed, to));
-        to
-    }
-}
-
-impl<M: TableMem> Core<M> {
-    /// Cleans and invalidates the data caches of `[pa, pa + size)` from byte
-    /// `washed` on as far as the budget goes, a step at least. Returns how
-    /// far it came.
-    pub(crate) fn wash<T: Maintenance>(
-        &self,
-        maint: &mut T,
-        pa: Pa,
-        size: u64,
-        washed: u64,
-        budget: &mut Budget,
-    ) -> u64 {
-        let room = budget.bytes_left() & !self.shape.page_mask();
-        let step = room.min(size - washed);
-        maint.cache(CacheOp::CleanInvalidateData {
-            pa: Pa::new(pa.get() + washed),
-            size: step,
-        });
-        budget.spend_bytes(step);
-        washed + step
-    }
-
-    /// As [`wash`](Self::wash) for a leaf that is gone, all at once.
-    pub(crate) fn wash_removed<T: Maintenance>(&self, maint: &mut T, leaf: &RemovedLeaf) {
-        if !self.fwb && format::is_seen_uncached(leaf.raw, false) {
-            self.wash(maint, leaf.pa, leaf.size, 0, &mut Budget::unlimited());
-        }
-    }
-
-    /// Invalidates the whole regime (VMID, or EL2) and waits for it.
-    pub(crate) fn sync_all<T: Maintenance>(&self, maint: &mut T) -> Synced {
-        sync::sync_vmid(maint, &self.tlb)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::{Event, Log, Plain};
-    use crate::{Attrs, Entry, Granule, Ipa, Leaves, Map, Stage2, Stage2Config, Vmid};
+    use crate::{Attrs, CacheOp, Entry, Granule, Ignore, Ipa, Leaves, Level, Map};
+    use crate::{RemovedLeaf, Stage2, Stage2Config, Vmid};
     extern crate std;
     use std::vec::Vec;
 
@@ -961,8 +571,8 @@ mod tests {
                 assert_eq!(tree.translate(Ipa::new(0)), None);
                 assert!(calls < 40);
             }
-            let washed = cleaned(&log);
-            assert_eq!(washed.last(), Some(&(4 * span, span)), "{washed:x?}");
+            let cleaned = cleaned(&log);
+            assert_eq!(cleaned.last(), Some(&(4 * span, span)), "{cleaned:x?}");
             assert_eq!(tree.lookup(Ipa::new(0)).unwrap().level, Level::L1);
             assert_eq!(mem.count(tree.root()), 1);
             assert_eq!(mem.live.get(), 0);

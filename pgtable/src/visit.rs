@@ -213,7 +213,7 @@ impl<M: TableMem> Stage2<M> {
             };
             let pa = Pa::new(format::leaf_oa(&core.shape, raw, level));
             let to = (base + core.shape.span_at(level)).min(end);
-            let done = core.wash(maint, pa, to - base, at - base, budget);
+            let done = core.clean(maint, pa, to - base, at - base, budget);
             at = base + done;
             if at >= end || budget.is_spent() {
                 return Ok(Ipa::new(at));

@@ -32,10 +32,10 @@ use crate::geometry::{ConfigError, Geometry, Shape};
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
+use crate::sink::{LeafSink, RemovedLeaf};
 use crate::stage2::Stage2;
 use crate::sync;
 use crate::tree::{Counting, Slot};
-use crate::unmap::{LeafSink, RemovedLeaf};
 
 const HIPAS_ASSIGNED: u64 = 1 << 2;
 const RIPAS_SHIFT: u32 = 5;

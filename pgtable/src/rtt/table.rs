@@ -8,9 +8,9 @@ use crate::geometry::Shape;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
+use crate::sink::{LeafSink, RemovedLeaf};
 use crate::sync;
 use crate::tree::Slot;
-use crate::unmap::{LeafSink, RemovedLeaf};
 
 impl<M: TableMem> Rtt<M> {
     /// Checks of the commands that name a table: its level and its span.
@@ -110,7 +110,7 @@ impl<M: TableMem> Rtt<M> {
                 if leaf(raw) {
                     let at = ipa.get() + ((index as u64) << (slot.shift - core.shape.stride()));
                     let removed = RemovedLeaf::new(&core.shape, at, level.get(), raw);
-                    core.wash_removed(maint, &removed);
+                    core.clean_removed(maint, &removed);
                     sink.leaf(removed);
                 }
             }

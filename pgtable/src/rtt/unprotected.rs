@@ -6,8 +6,8 @@ use crate::attrs::Attrs;
 use crate::format;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
+use crate::sink::RemovedLeaf;
 use crate::sync;
-use crate::unmap::RemovedLeaf;
 
 impl<M: TableMem> Rtt<M> {
     /// RTT_MAP_UNPROTECTED for up to `count` neighbouring entries of one
@@ -82,7 +82,7 @@ impl<M: TableMem> Rtt<M> {
         let _ = core.exchange(slot.table, slot.index, UNPROTECTED);
         self.forget(maint, &slot, ipa.get());
         let leaf = RemovedLeaf::new(&core.shape, ipa.get(), slot.level, slot.raw);
-        core.wash_removed(maint, &leaf);
+        core.clean_removed(maint, &leaf);
         Ok(Removed {
             pa,
             top: self.top(&slot, ipa.get()),
