@@ -146,8 +146,12 @@ impl<M: TableMem> Core<M> {
         let whole = frozen == count;
         // Nobody changes a member any more, but somebody may have between
         // the caller's look and the freeze.
-        let alike =
-            hint == 0 || (whole && self.alike(slot, first, count, |raw| format::thaw(raw, level)));
+        let alike = hint == 0
+            || mutant!(
+                HintNotSeenAgain,
+                whole && self.alike(slot, first, count, |raw| format::thaw(raw, level)),
+                true
+            );
         let mut pending = Pending::new();
         let step = 1u64 << slot.shift;
         let members = mutant!(GroupInvalidatedOnce, frozen, frozen.min(1));

@@ -45,6 +45,11 @@ pub(crate) const HELD_EMPTY: u64 = 0b11 << 61;
 /// A leaf that was taken out for later: a gather's sync empties the entry.
 pub(crate) const GATHERED: u64 = TYPE_FROZEN | HELD_EMPTY | 1 << 2;
 
+/// The first entry of a table that is being freed and has nothing of its own
+/// left: the number of those done stands above.
+const RECLAIMED: u64 = TYPE_FROZEN | HELD_EMPTY | 1 << 3;
+const RECLAIMED_SHIFT: u32 = 4;
+
 const S2AP_SHIFT: u32 = 6;
 pub(crate) const S2AP_READ: u64 = 1 << S2AP_SHIFT;
 pub(crate) const S2AP_WRITE: u64 = 1 << (S2AP_SHIFT + 1);
@@ -119,6 +124,16 @@ pub(crate) const fn is_coming(raw: u64) -> bool {
     raw & (TYPE | COMING) == TYPE_FROZEN | COMING
 }
 
+/// True for an entry that a TLB may know: what hardware may walk, and what was
+/// taken out and not parked, so that its invalidation may not be done.
+#[inline]
+pub(crate) const fn may_be_known(raw: u64, level: i8) -> bool {
+    is_table(raw, level)
+        || is_leaf(raw, level)
+        || raw == GATHERED
+        || (is_frozen(raw) && raw & PARKED == 0)
+}
+
 /// The bits of a leaf of `level` that say how much of a parked one is clean.
 #[inline]
 pub(crate) const fn cleaned_mask(shape: &Shape, level: i8) -> u64 {
@@ -131,6 +146,23 @@ pub(crate) const fn cleaned_mask(shape: &Shape, level: i8) -> u64 {
 pub(crate) const fn park(shape: &Shape, raw: u64, level: i8, kind: u64, cleaned: u64) -> u64 {
     let bare = raw & !(TYPE | FROZEN_TABLE | PARKED | cleaned_mask(shape, level));
     bare | TYPE_FROZEN | kind | cleaned
+}
+
+/// The first entry of a table of which `entries` (not 0) are freed.
+#[inline]
+pub(crate) const fn reclaimed_to(entries: usize) -> u64 {
+    RECLAIMED | (entries as u64) << RECLAIMED_SHIFT
+}
+
+/// How many entries of a table are freed, by its first entry.
+#[inline]
+pub(crate) const fn reclaimed(first: u64) -> usize {
+    const NUMBER: u64 = 0xffff << RECLAIMED_SHIFT;
+    if first & !NUMBER == RECLAIMED {
+        ((first & NUMBER) >> RECLAIMED_SHIFT) as usize
+    } else {
+        0
+    }
 }
 
 /// What [`freeze`] was given.

@@ -125,34 +125,30 @@ impl<M: TableMem> Core<M> {
                 if format::is_frozen(raw) && !format::is_coming(raw) {
                     if progress && (R::STEPS || format::was_table(raw, level)) && budget.is_spent()
                     {
-                        stopped = Some(at);
+                        stopped = Some((at, at));
                         break;
                     }
                     progress = true;
                     if format::was_table(raw, level) {
                         let table = self.shape.decode_oa(raw);
                         if !self.reclaim(table, level + 1, at, out, done, budget) {
-                            stopped = Some(at);
+                            stopped = Some((at, at));
                             break;
                         }
                     } else {
                         let cleaned = raw & format::cleaned_mask(&self.shape, level);
                         let leaf =
                             RemovedLeaf::new(&self.shape, at, level, self.leaf_of(raw, level));
-                        // Calls get on by address: what is dropped outside the
-                        // range is cleaned at once.
-                        let inside = at + cleaned >= job.start && at + step <= job.end;
-                        let mut at_once = Budget::unlimited();
-                        let to = if inside {
-                            out.leaf(leaf, cleaned, budget)
-                        } else {
-                            out.leaf(leaf, cleaned, &mut at_once)
-                        };
+                        let to = out.leaf(leaf, cleaned, budget);
                         if to < step {
                             let parked = format::park(&self.shape, raw, level, GOING, to);
                             self.mem.store(slot.table, index, parked);
-                            // Inside the block: this much is done of it.
-                            stopped = Some(at + to);
+                            // Inside the block: this much is done of it. What
+                            // is dropped outside the range is no progress in
+                            // it, nor is its last page any while that lasts.
+                            let last = job.end - self.shape.page_mask() - 1;
+                            let next = (at + to).max(job.start).min(last);
+                            stopped = Some((next, at + step));
                             break;
                         }
                     }
@@ -166,16 +162,11 @@ impl<M: TableMem> Core<M> {
             if more != 0 {
                 self.mem.add_count(Pa::new(slot.pa), more);
             }
-            if let Some(at) = stopped {
+            if let Some((next, held)) = stopped {
                 if !job.exclusive {
-                    let parked = if at & (step - 1) == 0 {
-                        at
-                    } else {
-                        (at | (step - 1)) + 1
-                    };
-                    self.park_range(parked, end);
+                    self.park_range(held, end);
                 }
-                return stopped;
+                return Some(next);
             }
             // A table that the loop stopped at is entered next. If it is the
             // first entry, which the walk took for none, another CPU has
@@ -218,11 +209,11 @@ impl<M: TableMem> Core<M> {
         let mut at = base;
         // One child, or one step of cleaning, at least: every call gets on.
         let mut progress = false;
-        let mut first = entries;
-        for index in 0..entries {
+        let from = format::reclaimed(self.mem.load(table, 0));
+        at = at.wrapping_add(step.wrapping_mul(from as u64));
+        for index in from..entries {
             let raw = self.mem.load(table, index);
             if raw & format::TYPE != 0 {
-                first = first.min(index);
                 let frozen = format::is_frozen(raw);
                 let is_table =
                     format::is_table(raw, level) || (frozen && format::was_table(raw, level));
@@ -258,8 +249,10 @@ impl<M: TableMem> Core<M> {
                     }
                 }
                 if !gone {
-                    // What is done must not be met again.
-                    (first..index).for_each(|before| self.mem.store(table, before, 0));
+                    if index > from {
+                        // What is done must not be met again.
+                        self.mem.store(table, 0, format::reclaimed_to(index));
+                    }
                     return false;
                 }
             }
@@ -302,12 +295,5 @@ impl<M: TableMem> Core<M> {
         });
         budget.spend_bytes(step);
         cleaned + step
-    }
-
-    /// As [`clean`](Self::clean) for a leaf that is gone, all at once.
-    pub(crate) fn clean_removed<T: Maintenance>(&self, maint: &mut T, leaf: &RemovedLeaf) {
-        if !self.fwb && format::is_seen_uncached(leaf.raw(), false) {
-            self.clean(maint, leaf.pa(), leaf.size(), 0, &mut Budget::unlimited());
-        }
     }
 }

@@ -203,18 +203,21 @@ impl<M: TableMem> Subtree<'_, M> {
         Ok(())
     }
 
-    /// Frees the subtree's tables.
-    pub fn discard(self) {
+    /// Frees the subtree's tables, as far as the budget goes.
+    ///
+    /// # Errors
+    /// With what is left of it, to be discarded further.
+    // Comes back by value: it owns the tables.
+    #[allow(clippy::result_large_err)]
+    pub fn discard(self, budget: &mut Budget) -> Result<(), Self> {
         let never = Synced::never_linked();
-        let mut unlimited = Budget::unlimited();
         let (root, level) = (self.core.root, self.level + 1);
-        self.tree.core.reclaim(
-            root,
-            level,
-            self.base,
-            &mut Tell(&mut Ignore),
-            &never,
-            &mut unlimited,
-        );
+        let out = &mut Tell(&mut Ignore);
+        let core = &self.tree.core;
+        if core.reclaim(root, level, self.base, out, &never, budget) {
+            Ok(())
+        } else {
+            Err(self)
+        }
     }
 }

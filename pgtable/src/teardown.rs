@@ -9,6 +9,7 @@ use crate::release::Tell;
 use crate::sink::{LeafSink, RemovedLeaf};
 use crate::stage2::Stage2;
 use crate::sync::Synced;
+use crate::tree::Core;
 
 impl<M: TableMem> Stage2<M> {
     /// Takes everything out of the tree, live or not: the root's entries
@@ -50,33 +51,11 @@ impl<M: TableMem> Stage2<M> {
         let root = core.mem.locate(self.root());
         let level = shape.start().get();
         let first = (from.get().min(shape.ia_end()) >> shape.root_shift()) as usize;
-        let mut cut = false;
         // What is cut is parked, and parked entries are in no count.
         let mut gone = 0;
-        if first == 0 {
-            for index in 0..shape.root_entries() {
-                let mut raw = core.mem.load(root, index);
-                while format::is_table(raw, level) || format::is_leaf(raw, level) {
-                    cut = true;
-                    let parked = format::freeze(raw, level) | format::GOING;
-                    let frozen = mutant!(TeardownUncut, parked, raw);
-                    match core.mem.cas(root, index, raw, frozen) {
-                        Ok(()) => {
-                            gone += core.counting.of(raw);
-                            break;
-                        }
-                        // Hardware marked it accessed or dirty.
-                        Err(now) => raw = now,
-                    }
-                }
-            }
-        }
-        let proof = if cut {
-            core.sync_all(maint)
-        } else {
-            // Every entry was cut and synced by an earlier call, or is empty.
-            Synced::never_linked()
-        };
+        // What earlier calls, or unmappings, parked was synced by them.
+        let mut proof = Synced::never_linked();
+        let mut whole = false;
         let mut index = first;
         while index
             < mutant!(
@@ -86,18 +65,17 @@ impl<M: TableMem> Stage2<M> {
             )
         {
             let at = (index as u64) << shape.root_shift();
-            let raw = core.mem.load(root, index);
+            let mut raw = core.mem.load(root, index);
             budget.spend(1);
+            if !whole && format::may_be_known(raw, level) {
+                proof = core.cut_root(maint, index, &mut gone);
+                whole = true;
+                raw = core.mem.load(root, index);
+            }
             if raw != 0 {
                 if format::is_annotation(raw) {
                     gone += core.counting.of(raw);
                 } else if format::is_frozen(raw) {
-                    if raw == format::GATHERED {
-                        gone += 1;
-                    } else if raw & format::PARKED == 0 {
-                        // Of somebody who was forgotten: held, and counted.
-                        gone += core.counting.of(format::thaw(raw, level));
-                    }
                     if format::was_table(raw, level) {
                         let pa = shape.decode_oa(raw);
                         if !core.reclaim(pa, level + 1, at, &mut Tell(sink), &proof, budget) {
@@ -121,5 +99,40 @@ impl<M: TableMem> Stage2<M> {
             core.mem.add_count(Pa::new(core.root), -gone);
         }
         Ipa::new(((index as u64) << shape.root_shift()).min(shape.ia_end()))
+    }
+}
+
+impl<M: TableMem> Core<M> {
+    /// Cuts the root's entries from `from` on off, and invalidates the whole
+    /// VMID. `gone` gets what they counted.
+    fn cut_root<T: Maintenance>(&self, maint: &mut T, from: usize, gone: &mut i32) -> Synced {
+        let level = self.shape.start().get();
+        let root = self.mem.locate(Pa::new(self.root));
+        for index in from..self.shape.root_entries() {
+            let mut raw = self.mem.load(root, index);
+            while format::may_be_known(raw, level) {
+                // A leaf of a gather that comes later, or never; what somebody
+                // held who was forgotten; what the root maps.
+                let (counted, parked) = if raw == format::GATHERED {
+                    (1, 0)
+                } else if format::is_frozen(raw) {
+                    let was = format::thaw(raw, level);
+                    (self.counting.of(was), raw | format::GOING)
+                } else {
+                    let frozen = format::freeze(raw, level) | format::GOING;
+                    (self.counting.of(raw), frozen)
+                };
+                let parked = mutant!(TeardownUncut, parked, raw);
+                match self.mem.cas(root, index, raw, parked) {
+                    Ok(()) => {
+                        *gone += counted;
+                        break;
+                    }
+                    // Hardware marked it accessed or dirty.
+                    Err(now) => raw = now,
+                }
+            }
+        }
+        self.sync_all(maint)
     }
 }

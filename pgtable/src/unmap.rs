@@ -33,9 +33,8 @@ pub enum Partial {
     /// Split it: the rest stays mapped. Takes a table page a level.
     Split,
     /// Drop the whole block: more goes than was asked for, and the sink is
-    /// told all of it. Its caches, where they have to be cleaned, are cleaned
-    /// in one go, whatever the budget. Permissions change for the whole block
-    /// likewise.
+    /// told all of it. While memory outside the range is cleaned, calls end
+    /// where they began. Permissions change for the whole block likewise.
     DropWhole,
     /// Stop with [`Error::InsideBlock`].
     Refuse,
@@ -81,7 +80,8 @@ impl<M: TableMem> Core<M> {
                 stored: false,
                 to: start,
             };
-            let visit = S::WANTS || job.clean || !job.exclusive;
+            let beside_others = mutant!(UnmapOpenToOthers, !job.exclusive, false);
+            let visit = S::WANTS || job.clean || beside_others;
             let mut why = None;
             while ia < job.end {
                 match self.break_run(maint, job, ia, visit, &mut broken, budget) {

@@ -8,7 +8,7 @@ use pgtable::{
     Ipa, Leaves, Level, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Stage2,
     Stage2Config, Stopped, TableMem, Visit, Vmid,
 };
-use plain::{Cpu, Plain};
+use plain::{Cpu, Did, Plain};
 
 const PAGE: u64 = 4096;
 const MIB2: u64 = 2 << 20;
@@ -307,6 +307,48 @@ fn what_is_left() {
         &mut budget,
     );
     assert_eq!((next, budget.left()), (Ok(Ipa::new(PAGE)), 0));
+}
+
+/// What is freed of a table is not looked at again: with any budget the work
+/// is in proportion to what there is.
+#[test]
+fn a_table_that_goes_in_steps_is_seen_once() {
+    for told in [false, true] {
+        let mem = Plain::new(PAGE);
+        let geometry = geometry();
+        let root = mem.root(geometry.root_align());
+        let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
+        let mut cpu = mem.cpu(tree.vttbr());
+        // A page in each of 512 tables of one table.
+        for table in 0..512 {
+            let (ipa, pa) = (Ipa::new(table * MIB2 + table * PAGE), Pa::new(table * PAGE));
+            let map = Map::new(ipa, pa, PAGE, Attrs::MEMORY);
+            tree.map(&mut cpu, &map, &mut Budget::unlimited())
+                .expect("mapped");
+        }
+        mem.forget();
+        let (mut at, mut calls, mut leaves) = (Ipa::new(0), 0, Vec::new());
+        while at.get() < 1 << 40 {
+            let budget = &mut Budget::entries(1);
+            at = if told {
+                let mut sink = |leaf: RemovedLeaf| leaves.push(leaf.ia());
+                tree.teardown(&mut cpu, at, &mut sink, budget)
+            } else {
+                tree.teardown(&mut cpu, at, &mut Ignore, budget)
+            };
+            calls += 1;
+        }
+        assert!(calls > 512, "{calls} calls");
+        let want = if told { 512 } else { 0 };
+        assert_eq!(leaves.len(), want);
+        assert!(leaves.is_sorted_by(|one, next| one < next));
+        assert_eq!(mem.live(), 0);
+        let loads = |did: &&Did| matches!(did, Did::Load { .. });
+        let loads = mem.did.borrow().iter().filter(loads).count();
+        // The root's entries twice, each table's entries, and two looks a call.
+        let entries = 2 * 1024 + 512 + if told { 512 * 512 } else { 0 };
+        assert!(loads <= entries + 4 * calls, "{loads} loads");
+    }
 }
 
 /// A table that goes is done, whatever is left of the budget.

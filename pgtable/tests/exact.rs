@@ -772,7 +772,9 @@ fn tables_are_of_a_level() {
     assert_eq!(levels(&mem, true), [3]);
     let part = tree.subtree(Ipa::new(GIB), Level::L1).expect("a page");
     assert_eq!(levels(&mem, false), [2]);
-    part.discard();
+    part.discard(&mut Budget::unlimited())
+        .ok()
+        .expect("no bound");
     assert_eq!(levels(&mem, true), [2]);
     tree.map(&mut cpu, &pages(GIB, GIB, 1), &mut all())
         .expect("mapped");

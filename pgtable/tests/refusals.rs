@@ -515,7 +515,10 @@ fn a_subtree_keeps_to_its_span() {
     assert_eq!(writes as u64, gib / mib2);
     // Nobody walks it: no barrier, no TLBI.
     assert_eq!(changes.len(), writes);
-    built.discard();
+    built
+        .discard(&mut Budget::unlimited())
+        .ok()
+        .expect("no bound");
     assert_eq!(bench.mem.live(), 0);
 }
 

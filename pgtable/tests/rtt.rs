@@ -7,8 +7,8 @@ use judge::driver::Seeded;
 use judge::{Cpu, Judge, own};
 use mmu_model::{EventKind, Owner, Reg};
 use pgtable::{
-    Attrs, ChangeDestroyed, Features, Fill, Geometry, Granule, Ipa, Level, Pa, RemovedLeaf, Ripas,
-    Rtt, RttError, RttState, Stage2Config, TableMem, Vmid,
+    Attrs, Budget, ChangeDestroyed, Features, Fill, Geometry, Granule, Ipa, Level, Pa, RemovedLeaf,
+    Ripas, Rtt, RttError, RttState, Stage2Config, TableMem, Vmid,
 };
 use std::collections::HashMap;
 
@@ -360,6 +360,21 @@ impl Reference {
     }
 }
 
+/// Calls a command with small budgets until it says how it went.
+fn in_steps<T>(kind: u64, mut command: impl FnMut(&mut Budget) -> Reply<T>) -> Reply<T> {
+    for _ in 0..100_000 {
+        let mut budget = match kind >> 30 & 3 {
+            0 => Budget::unlimited(),
+            _ => Budget::entries(kind >> 32 & 0x7f),
+        };
+        match command(&mut budget) {
+            Err(RttError::Again) => (),
+            answer => return answer,
+        }
+    }
+    panic!("a command without end");
+}
+
 struct Realm<'j> {
     judge: &'j Judge,
     rtt: Rtt<&'j Judge>,
@@ -434,9 +449,10 @@ impl Realm<'_> {
             4 | 5 => {
                 let mut gone = Vec::new();
                 let mut sink = |leaf: RemovedLeaf| gone.push((leaf.pa().get(), leaf.size()));
-                let got = self
-                    .rtt
-                    .destroy(&mut cpu, Ipa::new(table_ipa), typed, &mut sink);
+                let got = in_steps(kind, |budget| {
+                    let table = Ipa::new(table_ipa);
+                    self.rtt.destroy(&mut cpu, table, typed, &mut sink, budget)
+                });
                 let want = self.reference.destroy(table_ipa, level);
                 if let Ok(removed) = got {
                     give_back(judge, removed.pa);
@@ -499,14 +515,18 @@ impl Realm<'_> {
                 let span = self.reference.span(level);
                 let to = (self.memory + (64 << 30) + (ipa & 0xffff_ffff)) & !(span - 1);
                 own(judge, to, span, Owner::Shared);
-                let got =
+                let (pa, attrs) = (Pa::new(to), Attrs::MEMORY);
+                let got = in_steps(kind, |budget| {
                     self.rtt
-                        .map_unprotected(&mut cpu, at, typed, Pa::new(to), Attrs::MEMORY, 1);
+                        .map_unprotected(&mut cpu, at, typed, pa, attrs, 1, budget)
+                });
                 let want = self.reference.map(ipa, level, to);
                 self.same("map_unprotected", got.map(|_| ()), want);
             }
             12 => {
-                let got = self.rtt.unmap_unprotected(&mut cpu, at, typed);
+                let got = in_steps(kind, |budget| {
+                    self.rtt.unmap_unprotected(&mut cpu, at, typed, budget)
+                });
                 let want = self.reference.unmap(ipa, level);
                 let got = got.map(|removed| (removed.pa.get(), removed.top.get()));
                 self.same("unmap_unprotected", got, want);

@@ -5,9 +5,9 @@
 mod plain;
 
 use pgtable::{
-    Access, Attrs, Barrier, CacheOp, ChangeDestroyed, Error, Execute, Features, Fill, Geometry,
-    Granule, Ignore, Ipa, Level, Pa, RemovedLeaf, Ripas, Rtt, RttError, RttState, Stage2Config,
-    Start, TableMem, TlbiKind, Vmid,
+    Access, Attrs, Barrier, Budget, CacheOp, ChangeDestroyed, Error, Execute, Features, Fill,
+    Geometry, Granule, Ignore, Ipa, Level, Pa, RemovedLeaf, Ripas, Rtt, RttError, RttState,
+    Stage2Config, Start, TableMem, TlbiKind, Vmid,
 };
 use plain::{Cpu, Did, Plain};
 
@@ -102,13 +102,29 @@ fn pages_that_cannot_be() {
             let done = rtt.create(&mut cpu, next, Level::L3, pa);
             assert_eq!(done, Err(RttError::Input), "{pa}");
             let ns = Ipa::new(HALF);
-            let done = rtt.map_unprotected(&mut cpu, ns, Level::L3, pa, Attrs::MEMORY, 1);
+            let done = rtt.map_unprotected(
+                &mut cpu,
+                ns,
+                Level::L3,
+                pa,
+                Attrs::MEMORY,
+                1,
+                &mut Budget::unlimited(),
+            );
             assert_eq!(done, Err(RttError::Input), "{pa}");
         }
         let block = Ipa::new(HALF + MIB2);
         let map = |rtt: &mut Rtt<&Plain>, cpu: &mut Cpu<'_>, ipa, level, pa, count| {
             let pa = Pa::new(pa);
-            rtt.map_unprotected(cpu, ipa, level, pa, Attrs::MEMORY, count)
+            rtt.map_unprotected(
+                cpu,
+                ipa,
+                level,
+                pa,
+                Attrs::MEMORY,
+                count,
+                &mut Budget::unlimited(),
+            )
         };
         for (ipa, level, pa, count) in [
             // A block's address in a block, and no entries at all.
@@ -132,7 +148,15 @@ fn pages_that_cannot_be() {
             assert_eq!(done, Err(RttError::Input), "{ipa} {level} {pa:#x} {count}");
         }
         let el0 = Attrs::MEMORY.execute(Execute::El0);
-        let done = rtt.map_unprotected(&mut cpu, block, Level::L2, Pa::new(0), el0, 1);
+        let done = rtt.map_unprotected(
+            &mut cpu,
+            block,
+            Level::L2,
+            Pa::new(0),
+            el0,
+            1,
+            &mut Budget::unlimited(),
+        );
         assert_eq!(done, Err(RttError::Input));
         untouched(&mem, "refused");
     }
@@ -251,8 +275,14 @@ fn assigned_and_not_mapped() {
             assert_eq!(state(&rtt, index * PAGE, Level::L3), (Level::L3, left));
         }
         assert_eq!(mem.count(page), 0);
-        rtt.destroy(&mut cpu, base, Level::L3, &mut Ignore)
-            .expect("empty");
+        rtt.destroy(
+            &mut cpu,
+            base,
+            Level::L3,
+            &mut Ignore,
+            &mut Budget::unlimited(),
+        )
+        .expect("empty");
     }
 }
 
@@ -273,7 +303,15 @@ fn folds_are_aligned() {
             }
         } else {
             let (ipa, pa) = (Ipa::new(base), Pa::new(pa));
-            let next = rtt.map_unprotected(&mut cpu, ipa, Level::L3, pa, Attrs::MEMORY, 600);
+            let next = rtt.map_unprotected(
+                &mut cpu,
+                ipa,
+                Level::L3,
+                pa,
+                Attrs::MEMORY,
+                600,
+                &mut Budget::unlimited(),
+            );
             assert_eq!(next, Ok(Ipa::new(base + MIB2)));
         }
         mem.forget();
@@ -329,7 +367,15 @@ fn how_large_folds_may_be() {
             mem.add_count(table, 511);
         } else {
             let (ipa, pa) = (Ipa::new(base), Pa::new(4 * GIB));
-            let next = rtt.map_unprotected(&mut cpu, ipa, Level::L2, pa, Attrs::MEMORY, 512);
+            let next = rtt.map_unprotected(
+                &mut cpu,
+                ipa,
+                Level::L2,
+                pa,
+                Attrs::MEMORY,
+                512,
+                &mut Budget::unlimited(),
+            );
             assert_eq!(next, Ok(Ipa::new(base + GIB)));
         }
         let folded = rtt.fold(&mut cpu, Ipa::new(base), Level::L2);
@@ -359,8 +405,16 @@ fn a_destroyed_table_tells_its_leaves() {
             let places = [(0u64, 3 * GIB), (5, 5 * GIB), (511, 7 * GIB)];
             for (page, pa) in places {
                 let (ipa, pa) = (Ipa::new(HALF + page * PAGE), Pa::new(pa));
-                rtt.map_unprotected(&mut cpu, ipa, Level::L3, pa, Attrs::MEMORY, 1)
-                    .expect("mapped");
+                rtt.map_unprotected(
+                    &mut cpu,
+                    ipa,
+                    Level::L3,
+                    pa,
+                    Attrs::MEMORY,
+                    1,
+                    &mut Budget::unlimited(),
+                )
+                .expect("mapped");
             }
             mem.forget();
             let mut told = Vec::new();
@@ -369,9 +423,21 @@ fn a_destroyed_table_tells_its_leaves() {
                 told.push((leaf.ia(), leaf.pa().get(), leaf.size(), leaf.level()));
             };
             let removed = if wanted {
-                rtt.destroy(&mut cpu, base, Level::L3, &mut sink)
+                rtt.destroy(
+                    &mut cpu,
+                    base,
+                    Level::L3,
+                    &mut sink,
+                    &mut Budget::unlimited(),
+                )
             } else {
-                rtt.destroy(&mut cpu, base, Level::L3, &mut Ignore)
+                rtt.destroy(
+                    &mut cpu,
+                    base,
+                    Level::L3,
+                    &mut Ignore,
+                    &mut Budget::unlimited(),
+                )
             };
             assert_eq!(removed.expect("a table").top, Ipa::new(HALF + GIB));
             if wanted {
@@ -407,8 +473,14 @@ fn an_empty_table_takes_one_tlbi() {
         let (mut rtt, mut cpu) = realm(&mem, true, Level::L1);
         down(&mut rtt, &mut cpu, &mem, base);
         let ipa = Ipa::new(base);
-        rtt.destroy(&mut cpu, ipa, Level::L3, &mut Ignore)
-            .expect("empty");
+        rtt.destroy(
+            &mut cpu,
+            ipa,
+            Level::L3,
+            &mut Ignore,
+            &mut Budget::unlimited(),
+        )
+        .expect("empty");
         let done = instructions(&mem);
         let ops: Vec<_> = done
             .iter()
@@ -441,7 +513,15 @@ fn the_hosts_memory_in_runs() {
         let attrs = Attrs::MEMORY.access(Access::Read);
         let mut map = |page: u64, pa: u64, count: usize| {
             let (ipa, pa) = (Ipa::new(HALF + page * PAGE), Pa::new(pa));
-            let next = rtt.map_unprotected(&mut cpu, ipa, Level::L3, pa, attrs, count);
+            let next = rtt.map_unprotected(
+                &mut cpu,
+                ipa,
+                Level::L3,
+                pa,
+                attrs,
+                count,
+                &mut Budget::unlimited(),
+            );
             next.map(|next| (next.get() - HALF) / PAGE)
         };
         assert_eq!(map(10, GIB, 1), Ok(11));
@@ -483,7 +563,7 @@ fn the_hosts_memory_in_runs() {
         mem.forget();
         let ipa = Ipa::new(HALF + 9 * PAGE);
         let removed = rtt
-            .unmap_unprotected(&mut cpu, ipa, Level::L3)
+            .unmap_unprotected(&mut cpu, ipa, Level::L3, &mut Budget::unlimited())
             .expect("mapped");
         assert_eq!(removed.pa, Pa::new(2 * GIB + 2 * PAGE));
         assert_eq!(removed.top, Ipa::new(HALF + 10 * PAGE));
@@ -578,25 +658,43 @@ fn the_end_of_a_realm() {
     let blocks = [(0u64, 3 * GIB), (1, 4 * GIB), (half - 1, 5 * GIB)];
     for (block, pa) in blocks {
         let (ipa, pa) = (Ipa::new(HALF + block * MIB2), Pa::new(pa));
-        rtt.map_unprotected(&mut cpu, ipa, Level::L2, pa, Attrs::MEMORY, 1)
-            .expect("mapped");
+        rtt.map_unprotected(
+            &mut cpu,
+            ipa,
+            Level::L2,
+            pa,
+            Attrs::MEMORY,
+            1,
+            &mut Budget::unlimited(),
+        )
+        .expect("mapped");
     }
     // A block of data, or a table, is life.
     down(&mut rtt, &mut cpu, &mem, 0);
     assert!(rtt.is_live());
     mem.forget();
     let used = Err(Error::InUse { level: Level::L2 });
-    assert_eq!(rtt.retire(&mut cpu, &mut Ignore), used);
+    assert_eq!(
+        rtt.retire(&mut cpu, &mut Ignore, &mut Budget::unlimited()),
+        used
+    );
     untouched(&mem, "retire");
-    rtt.destroy(&mut cpu, Ipa::new(0), Level::L3, &mut Ignore)
-        .expect("empty");
+    rtt.destroy(
+        &mut cpu,
+        Ipa::new(0),
+        Level::L3,
+        &mut Ignore,
+        &mut Budget::unlimited(),
+    )
+    .expect("empty");
     assert!(!rtt.is_live());
     mem.forget();
     let mut told = Vec::new();
     let mut sink = |leaf: RemovedLeaf| {
         told.push((leaf.ia(), leaf.pa().get(), leaf.size(), leaf.level()));
     };
-    rtt.retire(&mut cpu, &mut sink).expect("dead");
+    rtt.retire(&mut cpu, &mut sink, &mut Budget::unlimited())
+        .expect("dead");
     let want = blocks.map(|(block, pa)| (HALF + block * MIB2, pa, MIB2, Level::L2));
     assert_eq!(told, want);
     assert!((half..2 * half).all(|index| entry(index) == unprotected));
@@ -612,8 +710,12 @@ fn the_end_of_a_realm() {
         })
         .collect();
     assert_eq!(kinds, [0, 0, 0, 3, 2, 3, 3, 1, 1, 1]);
-    rtt.retire(&mut cpu, &mut |_: RemovedLeaf| panic!("a leaf"))
-        .expect("dead");
+    rtt.retire(
+        &mut cpu,
+        &mut |_: RemovedLeaf| panic!("a leaf"),
+        &mut Budget::unlimited(),
+    )
+    .expect("dead");
 }
 
 /// RIPAS is told as far as it holds, inside one table and the range.
@@ -706,11 +808,25 @@ fn tables_that_go_page_by_page() {
             mem.forget();
             rtt.fold(&mut cpu, ipa, Level::L3).expect("alike");
         } else {
-            rtt.map_unprotected(&mut cpu, ipa, Level::L3, Pa::new(GIB), Attrs::MEMORY, 3)
-                .expect("mapped");
+            rtt.map_unprotected(
+                &mut cpu,
+                ipa,
+                Level::L3,
+                Pa::new(GIB),
+                Attrs::MEMORY,
+                3,
+                &mut Budget::unlimited(),
+            )
+            .expect("mapped");
             mem.forget();
-            rtt.destroy(&mut cpu, ipa, Level::L3, &mut Ignore)
-                .expect("no life in it");
+            rtt.destroy(
+                &mut cpu,
+                ipa,
+                Level::L3,
+                &mut Ignore,
+                &mut Budget::unlimited(),
+            )
+            .expect("no life in it");
         }
         let hit: Vec<u64> = mem
             .changes()

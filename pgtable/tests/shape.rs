@@ -733,7 +733,10 @@ fn what_a_subtree_is_linked_over() {
             let built = tree.subtree(at, level).expect("a page");
             mem.forget();
             let done = built.link(&mut cpu, over).map_err(|(built, why)| {
-                built.discard();
+                built
+                    .discard(&mut Budget::unlimited())
+                    .ok()
+                    .expect("no bound");
                 why
             });
             assert_eq!(done, want, "{index} {over:?}");

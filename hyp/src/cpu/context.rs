@@ -48,6 +48,11 @@ impl Gprs {
         // The step consumes a pending software step and a BTI check.
         self.pstate &= !(1 << 21 | 0b11 << 10);
     }
+
+    /// Steps back to the instruction that was stepped over.
+    pub fn repeat(&mut self) {
+        self.pc = self.pc.wrapping_sub(4);
+    }
 }
 
 macro_rules! el1_registers {

@@ -59,7 +59,11 @@ fn call(cpu: &mut Cpu) {
         return;
     }
     let args = [x[1], x[2], x[3], x[4], x[5]];
-    let answer = rmi_calls::serve(cpu, function, args);
+    let Some(answer) = rmi_calls::serve(cpu, function, args) else {
+        // After the host's interrupts, the same again.
+        cpu.host.gprs.repeat();
+        return;
+    };
     cpu.host.gprs.x[..answer.len()].copy_from_slice(&answer);
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Arguments are numbers from the host: each handler checks all of them before
 //! it changes anything, and a command either happens whole or changes nothing.
+//! Those that clean much memory, on CPUs without FEAT_S2FWB, take several turns.
 //! What the host keeps in its own memory is copied once and then checked.
 
 mod granule;
@@ -24,8 +25,9 @@ type Outcome = Result<[u64; 4], Status>;
 
 const NONE: [u64; 4] = [0; 4];
 
-/// Serves a call of the host: function and X1–X5.
-pub fn serve(cpu: &mut Cpu, function: u64, args: [u64; 5]) -> Answer {
+/// Serves a call of the host: function and X1–X5. `None` if it did as much as
+/// one call may and there is more: the host makes the same call again.
+pub fn serve(cpu: &mut Cpu, function: u64, args: [u64; 5]) -> Option<Answer> {
     let system = cpu.system;
     let [a, b, c, d, _] = args;
     let outcome = match function {
@@ -35,13 +37,13 @@ pub fn serve(cpu: &mut Cpu, function: u64, args: [u64; 5]) -> Answer {
             } else {
                 Status::ErrorInput
             };
-            return [status.pack(), VERSION_1_0, VERSION_1_0, 0, 0];
+            return Some([status.pack(), VERSION_1_0, VERSION_1_0, 0, 0]);
         }
         fid::RMI_FEATURES => Ok([if a == 0 { features(cpu).pack() } else { 0 }, 0, 0, 0]),
         fid::RMI_GRANULE_DELEGATE => granule::delegate(system, a),
         fid::RMI_GRANULE_UNDELEGATE => granule::undelegate(system, a),
         fid::RMI_REALM_CREATE => realm::create(system, a, b),
-        fid::RMI_REALM_DESTROY => realm::destroy(system, a),
+        fid::RMI_REALM_DESTROY => realm::destroy(system, a).transpose()?,
         fid::RMI_REALM_ACTIVATE => realm::activate(system, a),
         fid::RMI_REC_AUX_COUNT => rec::aux_count(system, a),
         fid::RMI_REC_CREATE => rec::create(system, cpu.gic.list_registers, a, b, c),
@@ -49,11 +51,13 @@ pub fn serve(cpu: &mut Cpu, function: u64, args: [u64; 5]) -> Answer {
         fid::RMI_REC_ENTER => rec::enter(cpu, a, b),
         fid::RMI_PSCI_COMPLETE => rec::psci_complete(system, a, b, c),
         fid::RMI_RTT_CREATE => rtt::create(system, a, b, c, d),
-        fid::RMI_RTT_DESTROY => return with_top(rtt::destroy(system, a, b, c)),
+        fid::RMI_RTT_DESTROY => return Some(with_top(rtt::destroy(system, a, b, c)?)),
         fid::RMI_RTT_FOLD => rtt::fold(system, a, b, c),
         fid::RMI_RTT_READ_ENTRY => rtt::read_entry(system, a, b, c),
-        fid::RMI_RTT_MAP_UNPROTECTED => rtt::map_unprotected(system, a, b, c, d),
-        fid::RMI_RTT_UNMAP_UNPROTECTED => return with_top(rtt::unmap_unprotected(system, a, b, c)),
+        fid::RMI_RTT_MAP_UNPROTECTED => rtt::map_unprotected(system, a, b, c, d)?,
+        fid::RMI_RTT_UNMAP_UNPROTECTED => {
+            return Some(with_top(rtt::unmap_unprotected(system, a, b, c)?));
+        }
         calls::VERSION => Ok([calls::VERSION_1_0, 0, 0, 0]),
         calls::FEATURES => Ok([vendor::features(system).pack(), 0, 0, 0]),
         calls::MEMORY_RANGE => vendor::memory_range(system, a),
@@ -63,12 +67,12 @@ pub fn serve(cpu: &mut Cpu, function: u64, args: [u64; 5]) -> Answer {
         calls::REC_HISTORY => vendor::rec_history(system, a, b),
         calls::KICK => vendor::kick(system, a),
         // Confidential realms come with their own issue: DATA_*, RIPAS, RSI.
-        _ => return [NOT_SUPPORTED, 0, 0, 0, 0],
+        _ => return Some([NOT_SUPPORTED, 0, 0, 0, 0]),
     };
-    match outcome {
+    Some(match outcome {
         Ok([x1, x2, x3, x4]) => [Status::Success.pack(), x1, x2, x3, x4],
         Err(status) => [status.pack(), 0, 0, 0, 0],
-    }
+    })
 }
 
 /// Outcomes of the commands that tell `top` in failure too.

@@ -108,8 +108,8 @@ pub fn activate(system: &System, rd: u64) -> Outcome {
 }
 
 /// Ends a realm that has no REC and no table below its root: RD and root go back
-/// to DELEGATED, the VMID is free.
-pub fn destroy(system: &System, rd: u64) -> Outcome {
+/// to DELEGATED, the VMID is free. `None`: call again.
+pub fn destroy(system: &System, rd: u64) -> Result<Option<[u64; 4]>, Status> {
     let rd_lock = lock(system, rd, State::Rd)?;
     // SAFETY: the RD's lock is held.
     let realm = unsafe { Realm::at(rd) };
@@ -126,9 +126,13 @@ pub fn destroy(system: &System, rd: u64) -> Outcome {
     let mut pe = maintenance::Pe::new(realm.vtcr, system.features.dcache_line);
     let mut unmapped =
         |leaf: RemovedLeaf| super::rtt::put_host_memory(system, leaf.pa().get(), leaf.size());
-    tables
-        .retire(&mut pe, &mut unmapped)
+    let end = 1 << tables.tree().geometry().ipa_bits();
+    let done = tables
+        .retire(&mut pe, &mut unmapped, &mut super::rtt::budget())
         .map_err(|_| Status::ErrorRealm(0))?;
+    if done.get() < end {
+        return Ok(None);
+    }
     *rtt = None;
     drop(rtt);
     let (base, count) = realm.root;
@@ -144,7 +148,7 @@ pub fn destroy(system: &System, rd: u64) -> Outcome {
     // SAFETY: nobody else has the RD: its lock is held and its count is 0.
     unsafe { phys::zero(rd, size) };
     rd_lock.become_(State::Delegated);
-    Ok(NONE)
+    Ok(Some(NONE))
 }
 
 /// Locks a granule that must be in `state`.

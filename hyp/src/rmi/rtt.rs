@@ -5,7 +5,9 @@
 
 use ::rmi::Status;
 use ::rmi::rtt::{self as abi, EntryState};
-use pgtable::{Access, Attrs, Execute, Ipa, Level, Memory, Pa, RemovedLeaf, RttError, RttState};
+use pgtable::{
+    Access, Attrs, Budget, Execute, Ipa, Level, Memory, Pa, RemovedLeaf, RttError, RttState,
+};
 
 use super::realm::lock;
 use super::{NONE, Outcome};
@@ -16,6 +18,12 @@ use crate::realm::{Realm, RttMem};
 
 /// Outcome of the commands that tell `top` in failure too.
 type Topped = Result<[u64; 4], (Status, [u64; 4])>;
+
+/// Work of one call on a CPU without FEAT_S2FWB: 8 MiB of memory cleaned, a
+/// few milliseconds. The host takes its interrupts, and goes on.
+pub fn budget() -> Budget {
+    Budget::entries(2048)
+}
 
 /// Calls `f` with the realm's tables, under the RD's lock no longer than to find
 /// them: the realm cannot go while its `rtt` lock is held.
@@ -35,6 +43,17 @@ fn with_rtt<R>(
     Ok(f(realm, tables, &mut pe))
 }
 
+/// As [`with_rtt`] for a command that names a level.
+fn with_rtt_at<R>(
+    system: &System,
+    rd: u64,
+    at: u64,
+    f: impl FnOnce(&mut pgtable::Rtt<RttMem>, &mut maintenance::Pe, Level) -> R,
+) -> Result<R, Status> {
+    let at = level(at)?;
+    with_rtt(system, rd, |_, tables, pe| f(tables, pe, at))
+}
+
 fn level(raw: u64) -> Result<Level, Status> {
     i8::try_from(raw as i64)
         .ok()
@@ -42,15 +61,17 @@ fn level(raw: u64) -> Result<Level, Status> {
         .ok_or(Status::ErrorInput)
 }
 
+/// The status of a failure of a command that has no budget.
 fn status(error: RttError) -> Status {
-    topped(error).0
+    topped(error).map_or(Status::ErrorInput, |(status, _)| status)
 }
 
-/// The status and `top` of a failure.
-fn topped(error: RttError) -> (Status, u64) {
+/// The status and `top` of a failure; `None` if the budget ended.
+fn topped(error: RttError) -> Option<(Status, u64)> {
     match error {
-        RttError::Input => (Status::ErrorInput, 0),
-        RttError::Rtt { level, top } => (Status::ErrorRtt(level.get() as u8), top.get()),
+        RttError::Input => Some((Status::ErrorInput, 0)),
+        RttError::Rtt { level, top } => Some((Status::ErrorRtt(level.get() as u8), top.get())),
+        RttError::Again => None,
     }
 }
 
@@ -80,25 +101,21 @@ pub fn create(system: &System, rd: u64, rtt: u64, ipa: u64, at: u64) -> Outcome 
     })?
 }
 
-/// Takes the table of `at` at `ipa` out of the realm.
-pub fn destroy(system: &System, rd: u64, ipa: u64, at: u64) -> Topped {
-    let input = |status| (status, NONE);
-    let at = level(at).map_err(input)?;
-    let removed = with_rtt(system, rd, |_, tables, pe| {
+/// Takes the table of `at` at `ipa` out of the realm. `None`: call again.
+pub fn destroy(system: &System, rd: u64, ipa: u64, at: u64) -> Option<Topped> {
+    let removed = with_rtt_at(system, rd, at, |tables, pe, at| {
         let mut unmapped =
             |leaf: RemovedLeaf| put_host_memory(system, leaf.pa().get(), leaf.size());
-        let removed = tables.destroy(pe, Ipa::new(ipa), at, &mut unmapped);
+        let removed = tables.destroy(pe, Ipa::new(ipa), at, &mut unmapped, &mut budget());
         if let Ok(removed) = &removed {
             scrub_table(system, removed.pa.get());
         }
         removed
     });
-    match removed.map_err(input)? {
-        Ok(removed) => Ok([removed.pa.get(), removed.top.get(), 0, 0]),
-        Err(error) => {
-            let (status, top) = topped(error);
-            Err((status, [0, top, 0, 0]))
-        }
+    match removed {
+        Err(status) => Some(Err((status, NONE))),
+        Ok(Ok(removed)) => Some(Ok([removed.pa.get(), removed.top.get(), 0, 0])),
+        Ok(Err(error)) => topped(error).map(|(status, top)| Err((status, [0, top, 0, 0]))),
     }
 }
 
@@ -213,11 +230,18 @@ fn parse(descriptor: u64) -> Option<(u64, Attrs)> {
     ))
 }
 
-/// Maps the host's memory at `ipa` by one entry of `at`.
-pub fn map_unprotected(system: &System, rd: u64, ipa: u64, at: u64, descriptor: u64) -> Outcome {
-    let at = level(at)?;
-    let (pa, attrs) = parse(descriptor).ok_or(Status::ErrorInput)?;
-    let mapped = with_rtt(system, rd, |_, tables, pe| {
+/// Maps the host's memory at `ipa` by one entry of `at`. `None`: call again.
+pub fn map_unprotected(
+    system: &System,
+    rd: u64,
+    ipa: u64,
+    at: u64,
+    descriptor: u64,
+) -> Option<Outcome> {
+    let Some((pa, attrs)) = parse(descriptor) else {
+        return Some(Err(Status::ErrorInput));
+    };
+    let mapped = with_rtt_at(system, rd, at, |tables, pe, at| {
         let geometry = *tables.tree().geometry();
         if !geometry.leaf_ok(at) || pa % geometry.span(at) != 0 {
             return Err(RttError::Input);
@@ -226,13 +250,18 @@ pub fn map_unprotected(system: &System, rd: u64, ipa: u64, at: u64, descriptor: 
         if !get_host_memory(system, pa, size) {
             return Err(RttError::Input);
         }
-        let mapped = tables.map_unprotected(pe, Ipa::new(ipa), at, Pa::new(pa), attrs, 1);
+        let (ipa, to, budget) = (Ipa::new(ipa), Pa::new(pa), &mut budget());
+        let mapped = tables.map_unprotected(pe, ipa, at, to, attrs, 1, budget);
         if mapped.is_err() {
             put_host_memory(system, pa, size);
         }
         mapped
-    })?;
-    mapped.map(|_| NONE).map_err(status)
+    });
+    match mapped {
+        Err(status) => Some(Err(status)),
+        Ok(Ok(_)) => Some(Ok(NONE)),
+        Ok(Err(error)) => topped(error).map(|(status, _)| Err(status)),
+    }
 }
 
 /// Counts a mapping of `[pa, pa + size)`, a page or a block: false, and nothing
@@ -291,23 +320,19 @@ fn mapped_at(tables: &pgtable::Rtt<RttMem>, ipa: u64, at: Level) -> Option<u64> 
     }
 }
 
-/// Unmaps one entry of `at`.
-pub fn unmap_unprotected(system: &System, rd: u64, ipa: u64, at: u64) -> Topped {
-    let input = |status| (status, NONE);
-    let at = level(at).map_err(input)?;
-    let removed = with_rtt(system, rd, |_, tables, pe| {
+/// Unmaps one entry of `at`. `None`: call again.
+pub fn unmap_unprotected(system: &System, rd: u64, ipa: u64, at: u64) -> Option<Topped> {
+    let removed = with_rtt_at(system, rd, at, |tables, pe, at| {
         let size = tables.tree().geometry().span(at);
-        let removed = tables.unmap_unprotected(pe, Ipa::new(ipa), at);
+        let removed = tables.unmap_unprotected(pe, Ipa::new(ipa), at, &mut budget());
         if let Ok(removed) = &removed {
             put_host_memory(system, removed.pa.get(), size);
         }
         removed
     });
-    match removed.map_err(input)? {
-        Ok(removed) => Ok([removed.top.get(), 0, 0, 0]),
-        Err(error) => {
-            let (status, top) = topped(error);
-            Err((status, [top, 0, 0, 0]))
-        }
+    match removed {
+        Err(status) => Some(Err((status, NONE))),
+        Ok(Ok(removed)) => Some(Ok([removed.top.get(), 0, 0, 0])),
+        Ok(Err(error)) => topped(error).map(|(status, top)| Err((status, [top, 0, 0, 0]))),
     }
 }

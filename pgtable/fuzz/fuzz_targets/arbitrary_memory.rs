@@ -302,7 +302,7 @@ fn stage2(tree: &mut Stage2<&Any<'_>>, cpu: &mut Cpu<'_>, op: Op) {
             };
             let _ = built.map(cpu, &map, budget);
             if let Err((built, _)) = built.link(cpu, over) {
-                built.discard();
+                answered(built.discard(budget));
             }
         }
         22 => answered(tree.flush_caches(cpu, ipa, size, budget)),
@@ -316,6 +316,7 @@ fn rtt(rtt: &mut Rtt<&Any<'_>>, cpu: &mut Cpu<'_>, op: Op) {
     let Arguments { ipa, pa, level, .. } = arguments;
     let [kind, a, b] = op;
     let end = Ipa::new(ipa.get() + arguments.size);
+    let budget = &mut Budget::entries(b >> 16 & 0xff);
     let mut told = |_: RemovedLeaf| ();
     match kind % 14 {
         0 => answered(rtt.read(ipa, level)),
@@ -329,7 +330,7 @@ fn rtt(rtt: &mut Rtt<&Any<'_>>, cpu: &mut Cpu<'_>, op: Op) {
             answered(rtt.set_ripas(cpu, ipa, end, to, how));
         }
         6 => answered(rtt.create(cpu, ipa, level, pa)),
-        7 => answered(rtt.destroy(cpu, ipa, level, &mut told)),
+        7 => answered(rtt.destroy(cpu, ipa, level, &mut told, budget)),
         8 => answered(rtt.fold(cpu, ipa, level)),
         9 => answered(rtt.data_create(cpu, ipa, pa, Fill::Known)),
         10 => answered(rtt.data_destroy(cpu, ipa)),
@@ -339,10 +340,9 @@ fn rtt(rtt: &mut Rtt<&Any<'_>>, cpu: &mut Cpu<'_>, op: Op) {
             level,
             pa,
             arguments.attrs,
-            1 + b as usize % 600,
-        )),
-        12 => answered(rtt.unmap_unprotected(cpu, ipa, level)),
-        _ => answered(rtt.retire(cpu, &mut told)),
+            1 + b as usize % 600, budget)),
+        12 => answered(rtt.unmap_unprotected(cpu, ipa, level, budget)),
+        _ => answered(rtt.retire(cpu, &mut told, budget)),
     }
 }
 

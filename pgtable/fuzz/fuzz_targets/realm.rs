@@ -13,8 +13,8 @@ use libfuzzer_sys::fuzz_target;
 use mmu_model::{EventKind, Owner, Reg};
 use numbers::numbers;
 use pgtable::{
-    Attrs, ChangeDestroyed, Features, Fill, Geometry, Granule, Ipa, Level, Pa, RemovedLeaf, Ripas,
-    Rtt, RttState, Stage2Config, TableMem, Vmid,
+    Attrs, Budget, ChangeDestroyed, Features, Fill, Geometry, Granule, Ipa, Level, Pa, RemovedLeaf, Ripas,
+    Rtt, RttError, RttState, Stage2Config, TableMem, Vmid,
 };
 
 const VMID: u16 = 7;
@@ -68,6 +68,7 @@ impl Realm<'_> {
         let ipa = Ipa::new(probe + odd);
         let page = self.page();
         let mut told = |_: RemovedLeaf| ();
+        let mut budget = Budget::entries(b >> 32 & 0xfff);
         match kind % 12 {
             0..=2 => {
                 let table_page = judge.alloc(Level::L3).expect("no limit is set");
@@ -76,7 +77,17 @@ impl Realm<'_> {
                 }
             }
             3 => {
-                if let Ok(removed) = self.rtt.destroy(&mut cpu, table, level, &mut told) {
+                let done = loop {
+                    let mut budget = budget;
+                    match self
+                        .rtt
+                        .destroy(&mut cpu, table, level, &mut told, &mut budget)
+                    {
+                        Err(RttError::Again) => (),
+                        done => break done,
+                    }
+                };
+                if let Ok(removed) = done {
                     assert_eq!(judge.count(removed.pa), 0);
                     judge.give_back(removed.pa);
                     let base = table.get();
@@ -135,9 +146,12 @@ impl Realm<'_> {
                 let count = 1 + (b % 3) as usize;
                 own(judge, to, span(level) * count as u64, Owner::Shared);
                 let pa = Pa::new(to);
-                let done =
-                    self.rtt
-                        .map_unprotected(&mut cpu, leaf, level, pa, Attrs::MEMORY, count);
+                let attrs = Attrs::MEMORY;
+                let done = self
+                    .rtt
+                    .map_unprotected(&mut cpu, leaf, level, pa, attrs, count, &mut budget);
+                // Left in the middle, it is as if it had not begun.
+
                 if let Ok(next) = done {
                     let base = leaf.get();
                     assert!(next.get() > base);
@@ -148,7 +162,10 @@ impl Realm<'_> {
                 }
             }
             9 => {
-                if let Ok(removed) = self.rtt.unmap_unprotected(&mut cpu, leaf, level) {
+                let done = self
+                    .rtt
+                    .unmap_unprotected(&mut cpu, leaf, level, &mut budget);
+                if let Ok(removed) = done {
                     let (base, pa) = (leaf.get(), removed.pa.get());
                     self.change(base, base + span(level), |at, state| match state {
                         State::AssignedNs(was) if was == pa + (at - base) => State::UnassignedNs,
@@ -227,7 +244,7 @@ fuzz_target!(|data: &[u8]| {
     config.features = Features {
         tlb_range: bit(16),
         ttl: bit(17),
-        fwb: true,
+        fwb: bit(20),
         dic: true,
         xnx: true,
         hw_access_flag: bit(18),
@@ -240,6 +257,7 @@ fuzz_target!(|data: &[u8]| {
         tlbirange: bit(16),
         ttl: bit(17),
         hafdbs: u8::from(bit(18)),
+        fwb: bit(20),
         bbm: 0,
         ..mmu_model::Features::max()
     };

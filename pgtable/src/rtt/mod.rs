@@ -26,8 +26,8 @@ mod unprotected;
 
 use crate::addr::{Ipa, Level, Pa, Vmid};
 use crate::attrs::Attrs;
-use crate::error::Error;
-use crate::format;
+use crate::error::{Budget, Error};
+use crate::format::{self, GOING};
 use crate::geometry::{ConfigError, Geometry, Shape};
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
@@ -97,6 +97,9 @@ pub enum RttError {
         /// RMI's `top`: where there may be something again.
         top: Ipa,
     },
+    /// The budget ended while memory was cleaned: the same call goes on from
+    /// there. Until then the entry is no mapping, and in the way of others.
+    Again,
 }
 
 impl core::fmt::Display for RttError {
@@ -104,6 +107,7 @@ impl core::fmt::Display for RttError {
         match self {
             Self::Input => f.write_str("level, alignment or IPA not valid for this realm"),
             Self::Rtt { level, top } => write!(f, "RTT entry at {level} (top {top})"),
+            Self::Again => f.write_str("budget spent: call again to go on"),
         }
     }
 }
@@ -274,8 +278,23 @@ impl<M: TableMem> Rtt<M> {
         self.read(ipa.align_down(page), Level::L3)
     }
 
+    /// What an entry stands for, parked or not: what is coming is not there
+    /// yet, what is going still is.
+    fn settled(&self, raw: u64, level: i8) -> u64 {
+        if !format::is_frozen(raw) {
+            raw
+        } else if format::is_coming(raw) {
+            UNPROTECTED
+        } else if format::was_table(raw, level) {
+            format::thaw(raw, level)
+        } else {
+            self.tree.core.leaf_of(raw, level)
+        }
+    }
+
     pub(in crate::rtt) fn state(&self, raw: u64, level: i8) -> RttState {
         let shape = &self.tree.core.shape;
+        let raw = self.settled(raw, level);
         if format::is_table(raw, level) {
             return RttState::Table(Pa::new(shape.decode_oa(raw)));
         }
@@ -312,61 +331,128 @@ impl<M: TableMem> Rtt<M> {
         let _done = sync::sync(maint, &core.tlb, &pending);
     }
 
+    /// Cleans the leaf that stood at `index` of a table from where an earlier
+    /// call came to, if the guest may have written past the caches. False
+    /// when the budget ended before: the entry is parked.
+    pub(in crate::rtt) fn clean_out<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        (table, index): (M::Table, usize),
+        raw: u64,
+        level: i8,
+        budget: &mut Budget,
+    ) -> bool {
+        let core = &self.tree.core;
+        if core.fwb || !format::is_seen_uncached(raw, false) {
+            return true;
+        }
+        let cleaned = if format::is_going(raw) {
+            raw & format::cleaned_mask(&core.shape, level)
+        } else {
+            0
+        };
+        let (pa, span) = (
+            Pa::new(format::leaf_oa(&core.shape, raw, level)),
+            core.shape.span_at(level),
+        );
+        let to = core.clean(maint, pa, span, cleaned, budget);
+        if to < span {
+            let parked = format::park(&core.shape, raw, level, GOING, to);
+            core.mem.store(table, index, parked);
+        }
+        to == span
+    }
+
+    /// Cleans, tells and blanks the leaves in `entries` entries of the table
+    /// at `pa`, which no TLB knows any more. False when the budget ended
+    /// before.
+    pub(in crate::rtt) fn release_leaves<T: Maintenance, S: LeafSink>(
+        &self,
+        maint: &mut T,
+        sink: &mut S,
+        (pa, level, base): (Pa, i8, u64),
+        entries: usize,
+        budget: &mut Budget,
+    ) -> bool {
+        let core = &self.tree.core;
+        let table = core.mem.locate(pa);
+        let mut progress = false;
+        for index in 0..entries {
+            let raw = core.mem.load(table, index);
+            if raw & format::TYPE == 0 {
+                continue;
+            }
+            if progress && budget.is_spent() {
+                return false;
+            }
+            progress = true;
+            if !format::is_coming(raw) {
+                if !self.clean_out(maint, (table, index), raw, level, budget) {
+                    return false;
+                }
+                let at = base + index as u64 * core.shape.span_at(level);
+                let leaf = self.settled(raw, level);
+                sink.leaf(RemovedLeaf::new(&core.shape, at, level, leaf));
+            }
+            core.mem.store(table, index, UNPROTECTED);
+            budget.spend(1);
+        }
+        true
+    }
+
     /// True when a root table still holds counted entries: the realm cannot
     /// be destroyed.
     pub fn is_live(&self) -> bool {
         self.tree.core.mem.count(self.tree.root()) != 0
     }
 
-    /// The end of the tree: invalidates the VMID on all CPUs and tells `sink`
-    /// of the host's blocks that the root still maps. The root's pages and
-    /// the VMID are free after it.
+    /// The end of the tree: invalidates the VMID on all CPUs, cleans the
+    /// host's blocks that the root still maps if there is no FWB, and tells
+    /// `sink` of them. Returns the first IPA not done: call again until it is
+    /// the end of the space. The root's pages and the VMID are free then.
     ///
     /// # Errors
-    /// `InUse` while [`is_live`](Self::is_live).
+    /// [`InUse`](Error::InUse) while [`is_live`](Self::is_live).
     pub fn retire<T: Maintenance, S: LeafSink>(
         &mut self,
         maint: &mut T,
         sink: &mut S,
-    ) -> Result<(), Error> {
+        budget: &mut Budget,
+    ) -> Result<Ipa, Error> {
+        let core = &self.tree.core;
+        let level = core.shape.start();
         if self.is_live() {
-            let level = self.tree.core.shape.start();
             return Err(Error::InUse { level });
         }
-        let core = &self.tree.core;
-        let table = core.mem.locate(self.tree.root());
-        let level = core.shape.start().get();
-        // Frozen first, so that nothing can refill a TLB; told afterwards.
-        let leaves = |visit: &mut dyn FnMut(usize, u64)| {
-            for index in 0..core.shape.root_entries() {
-                let raw = core.mem.load(table, index);
-                if raw & format::TYPE != 0 {
-                    visit(index, raw);
+        let root = self.tree.root();
+        let table = core.mem.locate(root);
+        let entries = core.shape.root_entries();
+        // Frozen first, so that nothing can refill a TLB.
+        for index in 0..entries {
+            let mut raw = core.mem.load(table, index);
+            while raw & format::VALID != 0 {
+                let frozen = format::freeze(raw, level.get());
+                match core.mem.cas(table, index, raw, frozen) {
+                    Ok(()) => break,
+                    Err(now) => raw = now,
                 }
             }
-        };
-        let freeze = |index, mut raw| {
-            while let Err(now) = core.mem.cas(table, index, raw, format::freeze(raw, level)) {
-                raw = now;
-            }
-        };
-        leaves(&mut |index, raw| freeze(index, raw));
+        }
         let _done = core.sync_all(maint);
-        leaves(&mut |index, raw| {
-            let at = (index as u64) << core.shape.root_shift();
-            sink.leaf(RemovedLeaf::new(
-                &core.shape,
-                at,
-                level,
-                format::thaw(raw, level),
-            ));
-            core.mem.store(table, index, UNPROTECTED);
-        });
-        Ok(())
+        let place = (root, level.get(), 0);
+        let whole = self.release_leaves(maint, sink, place, entries, budget);
+        let left = (0..entries)
+            .find(|index| !whole && core.mem.load(table, *index) & format::TYPE != 0)
+            .unwrap_or(entries);
+        Ok(Ipa::new((left as u64) << core.shape.root_shift()))
     }
 }
 
 /// RMM's `live`: the entry has an address.
 fn live(raw: u64) -> bool {
-    raw & format::TYPE != 0 || raw & HIPAS_ASSIGNED != 0
+    if format::is_frozen(raw) {
+        !format::is_coming(raw)
+    } else {
+        raw & format::TYPE != 0 || raw & HIPAS_ASSIGNED != 0
+    }
 }

@@ -3,12 +3,13 @@
 
 use super::{HIPAS_ASSIGNED, Removed, Ripas, Rtt, RttError, UNPROTECTED, live};
 use crate::addr::{Ipa, Level, Pa};
-use crate::format;
+use crate::error::Budget;
+use crate::format::{self, GOING};
 use crate::geometry::Shape;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
-use crate::sink::{LeafSink, RemovedLeaf};
+use crate::sink::LeafSink;
 use crate::sync;
 use crate::tree::Slot;
 
@@ -37,7 +38,15 @@ impl<M: TableMem> Rtt<M> {
         let core = &self.tree.core;
         self.check_page(rtt, core.shape.granule().page_size())?;
         let mut slot = core.walk_to(ipa.get(), level.get() - 1);
-        if slot.level < level.get() - 1 || format::is_table(slot.raw, slot.level) {
+        if slot.level == level.get() - 1 && format::is_coming(slot.raw) {
+            // A block that a call began to map, and nobody went on.
+            core.mem.store(slot.table, slot.index, UNPROTECTED);
+            slot.raw = UNPROTECTED;
+        }
+        if slot.level < level.get() - 1
+            || format::is_table(slot.raw, slot.level)
+            || format::is_frozen(slot.raw)
+        {
             return Err(self.fault(&slot, ipa.get()));
         }
         if format::is_leaf(slot.raw, slot.level) {
@@ -66,70 +75,78 @@ impl<M: TableMem> Rtt<M> {
     }
 
     /// RTT_DESTROY: takes out the table of `level` at `ipa`, which must have
-    /// a count of 0. `sink` is told of the unprotected leaves in it.
+    /// a count of 0. `sink` is told of the unprotected leaves in it, which
+    /// are cleaned if there is no FWB.
     ///
     /// # Errors
     /// `Input`; `Rtt` with the parent's level where no table is, with `level`
-    /// where the table is in use.
+    /// where the table is in use; `Again` while leaves are released.
     pub fn destroy<T: Maintenance, S: LeafSink>(
         &mut self,
         maint: &mut T,
         ipa: Ipa,
         level: Level,
         sink: &mut S,
+        budget: &mut Budget,
     ) -> Result<Removed, RttError> {
         self.check_table(ipa, level)?;
         let core = &self.tree.core;
         let slot = core.walk_to(ipa.get(), level.get() - 1);
-        if slot.level < level.get() - 1 || !format::is_table(slot.raw, slot.level) {
+        // Broken by an earlier call, whose budget ended.
+        let broken = format::is_going(slot.raw) && format::was_table(slot.raw, slot.level);
+        if slot.level < level.get() - 1 || !(format::is_table(slot.raw, slot.level) || broken) {
             return Err(self.fault(&slot, ipa.get()));
         }
         let rtt = Pa::new(core.shape.decode_oa(slot.raw));
         if core.mem.count(rtt) != 0 {
             return Err(RttError::Rtt { level, top: ipa });
         }
-        let table = core.mem.locate(rtt);
         let entries = core.shape.table_entries();
         let protected = self.is_protected(ipa);
-        let leaf = |raw| format::is_leaf(raw, level.get());
-        let leaves = !protected && (0..entries).any(|index| leaf(core.mem.load(table, index)));
-        let step = if leaves {
-            slot.shift - core.shape.stride()
-        } else {
-            slot.shift
+        let table = core.mem.locate(rtt);
+        let is_leaf = |index| {
+            let raw = core.mem.load(table, index);
+            format::is_leaf(raw, level.get()) || format::is_going(raw)
         };
+        let leaves = !protected && (0..entries).any(is_leaf);
+        if !broken {
+            let step = if leaves {
+                slot.shift - core.shape.stride()
+            } else {
+                slot.shift
+            };
+            self.break_table(maint, &slot, ipa, step);
+        }
+        let place = (rtt, level.get(), ipa.get());
+        if leaves
+            && (S::WANTS || !core.fwb)
+            && !self.release_leaves(maint, sink, place, entries, budget)
+        {
+            let going = format::freeze(slot.raw, slot.level) | GOING;
+            let parked = if broken { slot.raw } else { going };
+            core.mem.store(slot.table, slot.index, parked);
+            return Err(RttError::Again);
+        }
         let blank = if protected {
             Ripas::Destroyed.bits()
         } else {
             UNPROTECTED
         };
-        self.replace_table(maint, &slot, ipa, step, |_| blank);
-        if leaves && (S::WANTS || !core.fwb) {
-            for index in 0..entries {
-                let raw = core.mem.load(table, index);
-                if leaf(raw) {
-                    let at = ipa.get() + ((index as u64) << (slot.shift - core.shape.stride()));
-                    let removed = RemovedLeaf::new(&core.shape, at, level.get(), raw);
-                    core.clean_removed(maint, &removed);
-                    sink.leaf(removed);
-                }
-            }
-        }
+        self.make_entry(maint, &slot, blank);
         Ok(Removed {
             pa: rtt,
             top: self.top(&slot, ipa.get()),
         })
     }
 
-    /// Break-before-make of a table's entry to what `new` makes of it then,
-    /// with entries of 2^`step` bytes at least under it.
-    fn replace_table<T: Maintenance>(
+    /// Breaks a table's entry, with entries of 2^`step` bytes at least under
+    /// it.
+    fn break_table<T: Maintenance>(
         &self,
         maint: &mut T,
         slot: &Slot<M::Table>,
         ipa: Ipa,
         step: u32,
-        new: impl FnOnce(u64) -> u64,
     ) {
         let core = &self.tree.core;
         let base = slot.base(ipa.get());
@@ -138,7 +155,11 @@ impl<M: TableMem> Rtt<M> {
         let mut pending = Pending::new();
         pending.table(base, base + (1 << slot.shift), step);
         let _done = sync::sync(maint, &core.tlb, &pending);
-        let new = new(slot.raw);
+    }
+
+    /// Makes `new` of the entry of a table that is broken.
+    fn make_entry<T: Maintenance>(&self, maint: &mut T, slot: &Slot<M::Table>, new: u64) {
+        let core = &self.tree.core;
         core.mem.store(slot.table, slot.index, new);
         core.add_count(slot.pa, core.counting.of(new) - 1);
         if new & format::VALID != 0 {
@@ -180,19 +201,12 @@ impl<M: TableMem> Rtt<M> {
         } else {
             slot.shift
         };
-        let mut alike = true;
-        self.replace_table(maint, &slot, ipa, step, |raw| {
-            // Hardware may have marked a page dirty until now: then the table
-            // stays what it was, rather than lose the mark.
-            match core.uniform(rtt, level.get()) {
-                Some((new, _)) => new,
-                None => {
-                    alike = false;
-                    raw
-                }
-            }
-        });
-        if !alike {
+        self.break_table(maint, &slot, ipa, step);
+        // Hardware may have marked a page dirty until now: then the table
+        // stays what it was, rather than lose the mark.
+        let now = core.uniform(rtt, level.get());
+        self.make_entry(maint, &slot, now.map_or(slot.raw, |(new, _)| new));
+        if now.is_none() {
             return Err(refuse);
         }
         core.mem.add_count(rtt, -(count as i32));

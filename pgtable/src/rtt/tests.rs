@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::testing::{Log, Plain};
-use crate::{Granule, Ignore, Stage2Config};
+use crate::{Budget, Granule, Ignore, Stage2Config};
 extern crate std;
 use std::vec::Vec;
 
@@ -56,7 +56,7 @@ fn down(bench: &Bench, rtt: &mut Rtt<&Plain>, log: &mut Log, ipa: u64) {
         let span = bench.geometry.span(Level::new(level.get() - 1).unwrap());
         match rtt.create(log, Ipa::new(ipa & !(span - 1)), level, bench.page()) {
             Ok(()) | Err(RttError::Rtt { .. }) => (),
-            Err(RttError::Input) => panic!("input at {level}"),
+            Err(error) => panic!("{error} at {level}"),
         }
     }
 }
@@ -99,7 +99,13 @@ fn a_realm_lives_and_dies() {
         }
         let table_ipa = Ipa::new(base & !(leaf_table - 1));
         assert_eq!(
-            rtt.destroy(&mut log, table_ipa, Level::L3, &mut Ignore),
+            rtt.destroy(
+                &mut log,
+                table_ipa,
+                Level::L3,
+                &mut Ignore,
+                &mut Budget::unlimited()
+            ),
             Err(RttError::Rtt {
                 level: Level::L3,
                 top: table_ipa
@@ -126,12 +132,17 @@ fn a_realm_lives_and_dies() {
             let level = Level::new(level).unwrap();
             let span = bench.geometry.span(Level::new(level.get() - 1).unwrap());
             let ipa = Ipa::new(base & !(span - 1));
-            let removed = rtt.destroy(&mut log, ipa, level, &mut Ignore).unwrap();
+            let removed = rtt
+                .destroy(&mut log, ipa, level, &mut Ignore, &mut Budget::unlimited())
+                .unwrap();
             assert_eq!(bench.mem.count(removed.pa), 0);
             assert!(removed.top > ipa);
         }
         assert!(!rtt.is_live());
-        assert!(rtt.retire(&mut log, &mut Ignore).is_ok());
+        assert!(
+            rtt.retire(&mut log, &mut Ignore, &mut Budget::unlimited())
+                .is_ok()
+        );
     }
 }
 
@@ -202,23 +213,40 @@ fn a_table_of_unprotected_leaves_goes_at_once_and_each_is_told() {
             Pa::new(0x9000_0000),
             Attrs::MEMORY,
             700,
+            &mut Budget::unlimited(),
         )
         .unwrap();
     assert_eq!(next, Ipa::new(0x4020_0000));
     assert_eq!(
-        rtt.map_unprotected(&mut log, base, Level::L3, Pa::new(0), Attrs::MEMORY, 1),
+        rtt.map_unprotected(
+            &mut log,
+            base,
+            Level::L3,
+            Pa::new(0),
+            Attrs::MEMORY,
+            1,
+            &mut Budget::unlimited()
+        ),
         Err(RttError::Rtt {
             level: Level::L3,
             top: base
         })
     );
-    let removed = rtt.unmap_unprotected(&mut log, base, Level::L3).unwrap();
+    let removed = rtt
+        .unmap_unprotected(&mut log, base, Level::L3, &mut Budget::unlimited())
+        .unwrap();
     assert_eq!(removed.pa, Pa::new(0x9000_0000));
     assert_eq!(removed.top, Ipa::new(0x4000_1000));
     let mut gone = Vec::new();
-    rtt.destroy(&mut log, base, Level::L3, &mut |leaf: RemovedLeaf| {
-        gone.push(leaf.pa());
-    })
+    rtt.destroy(
+        &mut log,
+        base,
+        Level::L3,
+        &mut |leaf: RemovedLeaf| {
+            gone.push(leaf.pa());
+        },
+        &mut Budget::unlimited(),
+    )
     .unwrap();
     assert_eq!(gone.len(), 511);
     assert_eq!(gone[0], Pa::new(0x9000_1000));

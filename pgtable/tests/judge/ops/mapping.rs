@@ -115,7 +115,10 @@ impl Run<'_, '_> {
                 Outcome::Done
             }
             Err((built, why)) => {
-                built.discard();
+                built
+                    .discard(&mut Budget::unlimited())
+                    .ok()
+                    .expect("no bound");
                 let crossed = why == Error::Busy && judge.was_marked();
                 if !matches!(why, Error::Exists { .. } | Error::NoMem) && !crossed {
                     judge.complain(format!("link: {why}"));

@@ -166,7 +166,10 @@ impl Run<'_> {
         let linked = match mapped {
             Ok(_) => built.link(cpu, over),
             Err(Stopped { why, .. }) => {
-                built.discard();
+                built
+                    .discard(&mut Budget::unlimited())
+                    .ok()
+                    .expect("no bound");
                 return Err(Name::new(format_args!("in the subtree: {why}")));
             }
         };
@@ -177,7 +180,10 @@ impl Run<'_> {
                 Ended::Done
             }
             Err((built, why)) => {
-                built.discard();
+                built
+                    .discard(&mut Budget::unlimited())
+                    .ok()
+                    .expect("no bound");
                 let known = matches!(why, Error::Exists { .. } | Error::NoMem);
                 ensure!(known, "link: {why}");
                 Ended::Refused

@@ -32,7 +32,13 @@ impl Run<'_> {
             }
             shadow.clear(ia, to);
         };
-        let done = self.rtt.destroy(&mut Instructions, at, level, &mut sink);
+        let done = self.rtt.destroy(
+            &mut Instructions,
+            at,
+            level,
+            &mut sink,
+            &mut Budget::unlimited(),
+        );
         if let Some(ia) = wrong {
             return Err(Name::new(format_args!(
                 "told of {ia:#x}, was not mapped so"
@@ -212,6 +218,7 @@ impl Run<'_> {
             Pa::new(pa),
             attrs,
             count,
+            &mut Budget::unlimited(),
         );
         let Ok(next) = done else { return Ok(false) };
         let free = self.shadow.pieces(ipa, next.get()).next().is_none();

@@ -403,7 +403,10 @@ impl Run<'_> {
                     _ => Level::L3,
                 };
                 let at = align(&self.geometry, ipa, level).get();
-                let Ok(removed) = self.rtt.unmap_unprotected(cpu, Ipa::new(at), level) else {
+                let Ok(removed) =
+                    self.rtt
+                        .unmap_unprotected(cpu, Ipa::new(at), level, &mut Budget::unlimited())
+                else {
                     return Ok(false);
                 };
                 let was = self.shadow.at(at);
@@ -493,7 +496,13 @@ impl Run<'_> {
             let starts = places.iter().flat_map(|&place| [place, place + span]);
             for ipa in starts.chain([self.code()]) {
                 let at = align(&self.geometry, ipa, above(level));
-                match self.rtt.destroy(&mut Instructions, at, level, &mut Ignore) {
+                match self.rtt.destroy(
+                    &mut Instructions,
+                    at,
+                    level,
+                    &mut Ignore,
+                    &mut Budget::unlimited(),
+                ) {
                     Ok(removed) => self.pool.give_back(removed.pa),
                     Err(RttError::Rtt { level: seen, .. }) if seen < level => (),
                     Err(error) => return Err(Name::new(format_args!("{at}: {error}"))),
@@ -502,7 +511,9 @@ impl Run<'_> {
             level = above(level);
         }
         ensure!(!self.rtt.is_live(), "the root is live at the end");
-        let retired = self.rtt.retire(&mut Instructions, &mut Ignore);
+        let retired = self
+            .rtt
+            .retire(&mut Instructions, &mut Ignore, &mut Budget::unlimited());
         ensure!(retired.is_ok(), "{retired:?}");
         let live = self.pool.live();
         ensure!(live == 0, "{live} tables are left");
