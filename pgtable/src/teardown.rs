@@ -122,8 +122,8 @@ impl<M: TableMem> Core<M> {
                     let frozen = format::freeze(raw, level) | format::GOING;
                     (self.counting.of(raw), frozen)
                 };
-                let parked = mutant!(TeardownUncut, parked, raw);
-                match self.mem.cas(root, index, raw, parked) {
+                let new = mutant!(TeardownUncut, parked, raw);
+                match self.mem.cas(root, index, raw, new) {
                     Ok(()) => {
                         *gone += counted;
                         break;

@@ -1,10 +1,12 @@
 //! What chance seldom meets: large blocks, whole tables alike, lost races.
 
+use super::peer::{Peer, Work};
 use super::{Cpu, Judge};
-use mmu_model::{EventKind, Reg};
+use mmu_model::{EventKind, Owner, Reg};
 use pgtable::{
-    Annotation, Attrs, Budget, Entry, Error, Features, Gather, Geometry, Granule, HeldLeaf, Ipa,
-    Leaves, Level, Map, Over, Pa, Partial, Stage2, Stage2Config, Synced, TableMem, Vmid,
+    Annotation, Attrs, Barrier, Budget, CacheOp, Entry, Error, Features, Gather, Geometry, Granule,
+    HeldLeaf, Ignore, Ipa, Leaves, Level, Maintenance, Map, Over, Pa, Partial, Stage2,
+    Stage2Config, Synced, TableMem, Tlbi, Vmid,
 };
 use std::cell::Cell;
 
@@ -130,13 +132,28 @@ fn folds_what_is_adjacent() -> Result<(), String> {
     verdict(&judge)
 }
 
-/// A judge under which another CPU links a table first, once.
-struct Racing<'j> {
+/// What another CPU does, with the entry that this one is about to swap.
+type Other<'j> = Box<dyn FnOnce(&Judge, u64, usize, u64) + 'j>;
+
+/// A judge under which another CPU is there first, once: before this one's
+/// next swap, or next TLBI.
+struct Disturbed<'j> {
     judge: &'j Judge,
-    first: Cell<Option<Pa>>,
+    before_swap: Cell<Option<Other<'j>>>,
+    before_tlbi: Cell<Option<Peer>>,
 }
 
-impl TableMem for Racing<'_> {
+impl<'j> Disturbed<'j> {
+    fn new(judge: &'j Judge) -> Self {
+        Self {
+            judge,
+            before_swap: Cell::new(None),
+            before_tlbi: Cell::new(None),
+        }
+    }
+}
+
+impl TableMem for Disturbed<'_> {
     type Table = u64;
     fn locate(&self, pa: Pa) -> u64 {
         self.judge.locate(pa)
@@ -148,9 +165,8 @@ impl TableMem for Racing<'_> {
         self.judge.store(table, index, value);
     }
     fn cas(&self, table: u64, index: usize, old: u64, new: u64) -> Result<(), u64> {
-        if let Some(page) = self.first.take() {
-            self.judge.cas(table, index, old, page.get() | 3)?;
-            self.judge.add_count(Pa::new(table), 1);
+        if let Some(other) = self.before_swap.take() {
+            other(self.judge, table, index, old);
         }
         self.judge.cas(table, index, old, new)
     }
@@ -168,6 +184,27 @@ impl TableMem for Racing<'_> {
     }
 }
 
+impl Maintenance for &Disturbed<'_> {
+    fn barrier(&mut self, barrier: Barrier) {
+        Cpu(self.judge).barrier(barrier);
+    }
+    fn tlbi(&mut self, op: Tlbi) {
+        if let Some(peer) = self.before_tlbi.take() {
+            let _ = peer.act(self.judge);
+        }
+        Cpu(self.judge).tlbi(op);
+    }
+    fn cache(&mut self, op: CacheOp) {
+        Cpu(self.judge).cache(op);
+    }
+    fn vttbr(&mut self) -> u64 {
+        Cpu(self.judge).vttbr()
+    }
+    fn set_vttbr(&mut self, value: u64) {
+        Cpu(self.judge).set_vttbr(value);
+    }
+}
+
 /// Who loses the race for a table gives the page back and uses the other's,
 /// on the way of a fault and on that of a range.
 fn a_lost_race_costs_no_page() -> Result<(), String> {
@@ -176,10 +213,14 @@ fn a_lost_race_costs_no_page() -> Result<(), String> {
         let judge = judge(&geometry);
         let root = judge.root(geometry.root_align());
         let page = judge.alloc(Level::L3);
-        let racing = Racing {
-            judge: &judge,
-            first: Cell::new(page),
-        };
+        let racing = Disturbed::new(&judge);
+        racing
+            .before_swap
+            .set(Some(Box::new(move |judge, table, index, old| {
+                let page = page.expect("no limit is set");
+                let _ = judge.cas(table, index, old, page.get() | 3);
+                judge.add_count(Pa::new(table), 1);
+            })));
         let tree = Stage2::new(geometry, root, Vmid::new(1), &racing).expect("a root");
         install(&judge, &tree);
         let map = Map::new(
@@ -253,6 +294,107 @@ fn a_gather_over_a_block_and_pages() -> Result<(), String> {
     Ok(())
 }
 
+/// What is removed beside others is nobody's to map before its TLBI.
+fn a_fault_meets_an_unmapping() -> Result<(), String> {
+    let geometry = geometry(Granule::K4, 40);
+    let judge = judge(&geometry);
+    let root = judge.root(geometry.root_align());
+    let disturbed = Disturbed::new(&judge);
+    let tree = Stage2::new(geometry, root, Vmid::new(1), &disturbed).expect("a root");
+    install(&judge, &tree);
+    let all = &mut Budget::unlimited();
+    let map = Map::new(Ipa::new(0), Pa::new(0x4000_0000), 4096, Attrs::MEMORY);
+    let mut cpu = &disturbed;
+    let next = tree.map(&mut cpu, &map, all);
+    expect(&judge, "map", next, Ok(Ipa::new(4096)));
+    let (pa, attrs) = (0x5000_0000, Attrs::MEMORY);
+    disturbed.before_tlbi.set(Some(Peer {
+        pe: 0,
+        geometry,
+        root,
+        vmid: 1,
+        ipa: 0,
+        work: Work::Map { pa, attrs },
+    }));
+    let sink = &mut Ignore;
+    let next = tree.unmap_leaves(&mut cpu, Ipa::new(0), 4096, Partial::Refuse, sink, all);
+    expect(&judge, "unmap", next, Ok(Ipa::new(4096)));
+    judge.event(EventKind::Quiesce { lo: 0, hi: 1 << 40 });
+    verdict(&judge)
+}
+
+/// A member changes after a look at all of them, before the hint is set.
+fn a_group_changes_before_it_gets_the_hint() -> Result<(), String> {
+    let geometry = geometry(Granule::K4, 40);
+    let judge = judge(&geometry);
+    let root = judge.root(geometry.root_align());
+    let disturbed = Disturbed::new(&judge);
+    let tree = Stage2::new(geometry, root, Vmid::new(1), &disturbed).expect("a root");
+    install(&judge, &tree);
+    let all = &mut Budget::unlimited();
+    let map = Map::new(Ipa::new(0), Pa::new(0x4000_0000), 0x1_0000, Attrs::MEMORY)
+        .leaves(Leaves::Exactly(Level::L3));
+    let mut cpu = &disturbed;
+    let next = tree.map(&mut cpu, &map, all);
+    expect(&judge, "map", next, Ok(Ipa::new(0x1_0000)));
+    disturbed
+        .before_swap
+        .set(Some(Box::new(move |judge, _, _, _| {
+            let peer = Peer {
+                pe: 0,
+                geometry,
+                root,
+                vmid: 1,
+                ipa: 0x5000,
+                work: Work::WriteProtect,
+            };
+            let _ = peer.act(judge);
+        })));
+    let set = tree.set_contiguous(&mut cpu, Ipa::new(0));
+    let unlike = Err(Error::Mismatch { level: Level::L3 });
+    expect(&judge, "hint", set, unlike);
+    judge.event(EventKind::Quiesce { lo: 0, hi: 1 << 40 });
+    verdict(&judge)
+}
+
+/// What a gather that nobody syncs took out of the root is in TLBs when the
+/// tree ends, and what somebody froze and forgot.
+fn a_root_ends_with_what_was_forgotten() -> Result<(), String> {
+    for frozen in [false, true] {
+        let geometry = geometry(Granule::K4, 32);
+        let judge = judge(&geometry);
+        let root = judge.root(geometry.root_align());
+        let mut tree = Stage2::new(geometry, root, Vmid::new(1), &judge).expect("a root");
+        install(&judge, &tree);
+        let mut cpu = Cpu(&judge);
+        let all = &mut Budget::unlimited();
+        let size = 2u64 << 20;
+        let map = Map::new(Ipa::new(0), Pa::new(size), size, Attrs::MEMORY);
+        let next = tree.map(&mut cpu, &map, all);
+        expect(&judge, "map", next, Ok(Ipa::new(size)));
+        if frozen {
+            let held = tree.freeze(Ipa::new(0), Level::L2);
+            expect(&judge, "freeze", held.map(core::mem::forget), Ok(()));
+        } else {
+            let mut gather = Gather::new();
+            let refuse = Partial::Refuse;
+            let forget = |leaf: HeldLeaf| drop(leaf);
+            let ipa = Ipa::new(0);
+            let next = tree.unmap_later(&mut cpu, ipa, size, refuse, &mut gather, all, forget);
+            expect(&judge, "unmap", next, Ok(Ipa::new(size)));
+            drop(gather);
+        }
+        let end = tree.teardown(&mut cpu, Ipa::new(0), &mut Ignore, all);
+        expect(&judge, "teardown", end, Ipa::new(1 << 32));
+        expect(&judge, "count", judge.count(root), 0);
+        // Another owner's memory now: the model knows of no TLB that has it.
+        super::own(&judge, size, size, Owner::Nobody);
+        judge.event(EventKind::Quiesce { lo: 0, hi: 1 << 32 });
+        verdict(&judge)?;
+    }
+    Ok(())
+}
+
 /// All of them.
 ///
 /// # Errors
@@ -261,5 +403,8 @@ pub fn all() -> Result<(), String> {
     no_block_where_none_may_stand()?;
     folds_what_is_adjacent()?;
     a_lost_race_costs_no_page()?;
-    a_gather_over_a_block_and_pages()
+    a_gather_over_a_block_and_pages()?;
+    a_fault_meets_an_unmapping()?;
+    a_group_changes_before_it_gets_the_hint()?;
+    a_root_ends_with_what_was_forgotten()
 }

@@ -2,7 +2,7 @@
 
 use pgtable::{Attrs, ChangeDestroyed, Fill, Ipa, Level, Pa, RemovedLeaf, Ripas, RttState};
 
-use super::{Is, Run, above, align};
+use super::{Is, Run, above, align, in_steps};
 use crate::instructions::Instructions;
 use crate::sequence::probe::ensure;
 use crate::sequence::{Wrong, block};
@@ -32,13 +32,10 @@ impl Run<'_> {
             }
             shadow.clear(ia, to);
         };
-        let done = self.rtt.destroy(
-            &mut Instructions,
-            at,
-            level,
-            &mut sink,
-            &mut Budget::unlimited(),
-        );
+        let done = in_steps(|budget| {
+            self.rtt
+                .destroy(&mut Instructions, at, level, &mut sink, budget)
+        });
         if let Some(ia) = wrong {
             return Err(Name::new(format_args!(
                 "told of {ia:#x}, was not mapped so"
@@ -211,15 +208,11 @@ impl Run<'_> {
         attrs: Attrs,
     ) -> Result<bool, Wrong> {
         let pa = self.memory(ipa, 0);
-        let done = self.rtt.map_unprotected(
-            &mut Instructions,
-            Ipa::new(ipa),
-            level,
-            Pa::new(pa),
-            attrs,
-            count,
-            &mut Budget::unlimited(),
-        );
+        let (at, to) = (Ipa::new(ipa), Pa::new(pa));
+        let done = in_steps(|budget| {
+            self.rtt
+                .map_unprotected(&mut Instructions, at, level, to, attrs, count, budget)
+        });
         let Ok(next) = done else { return Ok(false) };
         let free = self.shadow.pieces(ipa, next.get()).next().is_none();
         ensure!(free, "{ipa:#x} to {next}: mapped over something");

@@ -6,7 +6,8 @@ mod commands;
 use core::cell::UnsafeCell;
 
 use pgtable::{
-    Access, Attrs, Execute, Fill, Geometry, Ignore, Ipa, Level, Pa, Ripas, Rtt, RttError, Vmid,
+    Access, Attrs, Budget, Execute, Fill, Geometry, Ignore, Ipa, Level, Pa, Ripas, Rtt, RttError,
+    Vmid,
 };
 use tests::println;
 use tests::random::Random;
@@ -172,6 +173,7 @@ pub fn run(
         memory,
         Attrs::MEMORY,
         1,
+        &mut Budget::unlimited(),
     );
     ensure!(mapped.is_ok(), "EL1's code: {mapped:?}");
     guest::load(&geometry, run.rtt.tree().vttbr(), Stage1::Off);
@@ -180,6 +182,19 @@ pub fn run(
     let end = run.finish();
     guest::code_at(guest::code());
     result.and(end)
+}
+
+/// Work of a step: a table of 64K pages told, or 32 MiB cleaned.
+const STEP: u64 = 8192;
+
+/// Calls a command until it is done or refused.
+fn in_steps<T>(mut command: impl FnMut(&mut Budget) -> Result<T, RttError>) -> Result<T, RttError> {
+    loop {
+        match command(&mut Budget::entries(STEP)) {
+            Err(RttError::Again) => (),
+            answer => return answer,
+        }
+    }
 }
 
 /// The first address of a level's entry; of the root's, above the root.
@@ -403,10 +418,9 @@ impl Run<'_> {
                     _ => Level::L3,
                 };
                 let at = align(&self.geometry, ipa, level).get();
-                let Ok(removed) =
-                    self.rtt
-                        .unmap_unprotected(cpu, Ipa::new(at), level, &mut Budget::unlimited())
-                else {
+                let done =
+                    in_steps(|budget| self.rtt.unmap_unprotected(cpu, Ipa::new(at), level, budget));
+                let Ok(removed) = done else {
                     return Ok(false);
                 };
                 let was = self.shadow.at(at);
@@ -496,13 +510,11 @@ impl Run<'_> {
             let starts = places.iter().flat_map(|&place| [place, place + span]);
             for ipa in starts.chain([self.code()]) {
                 let at = align(&self.geometry, ipa, above(level));
-                match self.rtt.destroy(
-                    &mut Instructions,
-                    at,
-                    level,
-                    &mut Ignore,
-                    &mut Budget::unlimited(),
-                ) {
+                let done = in_steps(|budget| {
+                    self.rtt
+                        .destroy(&mut Instructions, at, level, &mut Ignore, budget)
+                });
+                match done {
                     Ok(removed) => self.pool.give_back(removed.pa),
                     Err(RttError::Rtt { level: seen, .. }) if seen < level => (),
                     Err(error) => return Err(Name::new(format_args!("{at}: {error}"))),
@@ -511,9 +523,14 @@ impl Run<'_> {
             level = above(level);
         }
         ensure!(!self.rtt.is_live(), "the root is live at the end");
-        let retired = self
-            .rtt
-            .retire(&mut Instructions, &mut Ignore, &mut Budget::unlimited());
+        let whole = Ipa::new(1 << self.geometry.ipa_bits());
+        let retired = loop {
+            let budget = &mut Budget::entries(STEP);
+            match self.rtt.retire(&mut Instructions, &mut Ignore, budget) {
+                Ok(next) if next < whole => (),
+                retired => break retired,
+            }
+        };
         ensure!(retired.is_ok(), "{retired:?}");
         let live = self.pool.live();
         ensure!(live == 0, "{live} tables are left");
