@@ -67,7 +67,7 @@ impl<M: TableMem> Stage2<M> {
             let at = (index as u64) << shape.root_shift();
             let mut raw = core.mem.load(root, index);
             budget.spend(1);
-            if !whole && format::may_be_known(raw, level) {
+            if raw != 0 && !whole && format::may_be_known(raw, level) {
                 proof = core.cut_root(maint, index, &mut gone);
                 whole = true;
                 raw = core.mem.load(root, index);
@@ -110,7 +110,7 @@ impl<M: TableMem> Core<M> {
         let root = self.mem.locate(Pa::new(self.root));
         for index in from..self.shape.root_entries() {
             let mut raw = self.mem.load(root, index);
-            while format::may_be_known(raw, level) {
+            while raw != 0 && format::may_be_known(raw, level) {
                 // A leaf of a gather that comes later, or never; what somebody
                 // held who was forgotten; what the root maps.
                 let (counted, parked) = if raw == format::GATHERED {
