@@ -1,100 +1,54 @@
 //! Two CPUs in one tree, made deterministic: the second one acts inside a call
 //! of the first one's `Maintenance` or `TableMem`.
+
+mod plain;
+
 use pgtable::{
     Attrs, Barrier, Budget, CacheOp, Error, Flush, Gather, Granule, Ignore, Ipa, Leaves, Level,
-    Maintenance, Map, Pa, Partial, RemovedLeaf, Stage2, Stage2Config, Synced, TableMem, Tlbi, Vmid,
+    Maintenance, Map, Pa, Partial, RemovedLeaf, Stage2, Stage2Config, Tlbi, Vmid,
 };
+use plain::{Cpu, Plain};
 use std::cell::{Cell, RefCell};
 
 const PAGE: u64 = 4096;
 
-struct Mem {
-    words: RefCell<Vec<u64>>,
-    counts: RefCell<Vec<u32>>,
-    /// Called once, before the next swap.
-    before_cas: RefCell<Option<Box<dyn FnOnce()>>>,
-    next: Cell<usize>,
-}
+/// A CPU whose first barrier lets the other one act, once.
+struct Hook<'m, F: FnOnce()>(Cpu<'m>, Option<F>);
 
-impl Mem {
-    fn new() -> Self {
-        Self {
-            words: RefCell::new(vec![0; 512 * 64]),
-            counts: RefCell::new(vec![0; 64]),
-            before_cas: RefCell::new(None),
-            next: Cell::new(8),
+impl<F: FnOnce()> Maintenance for Hook<'_, F> {
+    fn barrier(&mut self, barrier: Barrier) {
+        if let Some(other) = self.1.take() {
+            other();
         }
+        self.0.barrier(barrier);
     }
-    fn at(pa: Pa) -> usize {
-        (pa.get() / PAGE) as usize
+    fn tlbi(&mut self, op: Tlbi) {
+        self.0.tlbi(op);
     }
-}
-
-impl TableMem for &Mem {
-    type Table = usize;
-    fn locate(&self, pa: Pa) -> usize {
-        Mem::at(pa) * 512
+    fn cache(&mut self, op: CacheOp) {
+        self.0.cache(op);
     }
-    fn load(&self, t: usize, i: usize) -> u64 {
-        self.words.borrow()[t + i]
-    }
-    fn store(&self, t: usize, i: usize, v: u64) {
-        self.words.borrow_mut()[t + i] = v;
-    }
-    fn cas(&self, t: usize, i: usize, old: u64, new: u64) -> Result<(), u64> {
-        let hook = self.before_cas.borrow_mut().take();
-        if let Some(hook) = hook {
-            hook();
-        }
-        let mut words = self.words.borrow_mut();
-        if words[t + i] != old {
-            return Err(words[t + i]);
-        }
-        words[t + i] = new;
-        Ok(())
-    }
-    fn alloc(&self, _: Level) -> Option<Pa> {
-        let n = self.next.get();
-        self.next.set(n + 1);
-        Some(Pa::new(n as u64 * PAGE))
-    }
-    fn free(&self, _: Pa, _: Level, _: &Synced) {}
-    fn count(&self, t: Pa) -> u32 {
-        self.counts.borrow()[Mem::at(t)]
-    }
-    fn add_count(&self, t: Pa, by: i32) {
-        let c = &mut self.counts.borrow_mut()[Mem::at(t)];
-        *c = c.wrapping_add_signed(by);
-    }
-}
-
-/// The first barrier or TLBI lets the other CPU act, once.
-struct Hook<F: FnOnce()>(Option<F>, u64);
-impl<F: FnOnce()> Maintenance for Hook<F> {
-    fn barrier(&mut self, _: Barrier) {
-        if let Some(f) = self.0.take() {
-            f();
-        }
-    }
-    fn tlbi(&mut self, _: Tlbi) {}
-    fn cache(&mut self, _: CacheOp) {}
     fn vttbr(&mut self) -> u64 {
-        self.1
+        self.0.vttbr()
     }
-    fn set_vttbr(&mut self, v: u64) {
-        self.1 = v;
+    fn set_vttbr(&mut self, value: u64) {
+        self.0.set_vttbr(value);
     }
-}
-fn quiet(tree: &Stage2<&Mem>) -> Hook<fn()> {
-    Hook(None, tree.vttbr())
 }
 
-fn tree(mem: &Mem) -> Stage2<&Mem> {
+fn quiet<'m>(tree: &Stage2<&'m Plain>) -> Cpu<'m> {
+    tree.mem().cpu(tree.vttbr())
+}
+
+fn tree(mem: &Plain) -> Stage2<&Plain> {
     let mut config = Stage2Config::new(Granule::K4, 39, 48);
     config.features.fwb = true;
     config.features.dic = true;
-    Stage2::new(config.validate().unwrap(), Pa::new(0), Vmid::new(1), mem).unwrap()
+    let geometry = config.validate().unwrap();
+    let root = mem.root(geometry.root_align());
+    Stage2::new(geometry, root, Vmid::new(1), mem).unwrap()
 }
+
 fn page(n: u64, pa: u64) -> Map {
     Map::new(Ipa::new(n * PAGE), Pa::new(pa), PAGE, Attrs::MEMORY)
         .leaves(Leaves::Exactly(Level::L3))
@@ -107,7 +61,7 @@ fn all() -> Budget {
 /// begins to unmap it again: B has frozen it, and has not invalidated anything yet.
 #[test]
 fn an_entry_that_another_cpu_froze_is_left_alone() {
-    let mem = Mem::new();
+    let mem = Plain::new(PAGE);
     let tree = tree(&mem);
     for n in [0, 2] {
         tree.map(
@@ -126,7 +80,7 @@ fn an_entry_that_another_cpu_froze_is_left_alone() {
     };
     let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia());
     tree.unmap_leaves(
-        &mut Hook(Some(other), tree.vttbr()),
+        &mut Hook(quiet(&tree), Some(other)),
         Ipa::new(0),
         4 * PAGE,
         Partial::Split,
@@ -150,7 +104,7 @@ fn an_entry_that_another_cpu_froze_is_left_alone() {
 /// CPU A unmaps page 0 and wants to know of no leaf. Before its TLBI, CPU B faults on page 0.
 #[test]
 fn nothing_valid_is_made_before_the_invalidation() {
-    let mem = Mem::new();
+    let mem = Plain::new(PAGE);
     let tree = tree(&mem);
     tree.map(&mut quiet(&tree), &page(0, 0x40_0000), &mut all())
         .unwrap();
@@ -163,7 +117,7 @@ fn nothing_valid_is_made_before_the_invalidation() {
         )));
     };
     tree.unmap_leaves(
-        &mut Hook(Some(other), tree.vttbr()),
+        &mut Hook(quiet(&tree), Some(other)),
         Ipa::new(0),
         PAGE,
         Partial::Split,
@@ -182,7 +136,7 @@ fn nothing_valid_is_made_before_the_invalidation() {
 /// The same for leaves that are gathered.
 #[test]
 fn nothing_valid_is_made_before_the_gather_is_synced() {
-    let mem = Mem::new();
+    let mem = Plain::new(PAGE);
     let tree = tree(&mem);
     tree.map(&mut quiet(&tree), &page(0, 0x40_0000), &mut all())
         .unwrap();
@@ -210,22 +164,27 @@ fn nothing_valid_is_made_before_the_gather_is_synced() {
 /// CPU B takes the right to write from one of them.
 #[test]
 fn a_group_is_alike_when_it_gets_the_hint() {
-    let mem = Box::leak(Box::new(Mem::new()));
+    let mem: &'static Plain = Box::leak(Box::new(Plain::new(PAGE)));
     let tree = Box::leak(Box::new(tree(mem)));
     let map = Map::new(Ipa::new(0), Pa::new(0x40_0000), 16 * PAGE, Attrs::MEMORY)
         .leaves(Leaves::Exactly(Level::L3));
     tree.map(&mut quiet(tree), &map, &mut all()).unwrap();
-    let t: &'static Stage2<&Mem> = tree;
-    *mem.before_cas.borrow_mut() = Some(Box::new(move || {
-        t.write_protect(
-            &mut quiet(t),
-            Ipa::new(3 * PAGE),
-            PAGE,
-            Flush::Now,
-            &mut all(),
-        )
-        .unwrap();
-    }));
+    let other: &'static Stage2<&Plain> = tree;
+    let mut first = true;
+    mem.interfere(move |_, _| {
+        if !std::mem::take(&mut first) {
+            return;
+        }
+        other
+            .write_protect(
+                &mut quiet(other),
+                Ipa::new(3 * PAGE),
+                PAGE,
+                Flush::Now,
+                &mut all(),
+            )
+            .unwrap();
+    });
     let joined = tree.set_contiguous(&mut quiet(tree), Ipa::new(0));
     let hint = |n: u64| tree.lookup(Ipa::new(n * PAGE)).unwrap().raw >> 52 & 1;
     assert!(

@@ -6,13 +6,11 @@
 
 #![no_main]
 
-mod machine;
-
 use hyp::memory::granule::State;
 use hyp::memory::phys;
+use hyp::rmi::fake::{Host, RAM};
 use hyp::rmi::{Answer, serve};
 use libfuzzer_sys::fuzz_target;
-use machine::{Host, RAM};
 use pgtable::Granule;
 use rmi::params::{RealmFlags, RealmParams, RecFlags, RecParams, index_mpidr};
 use rmi::{NOT_SUPPORTED, Status, fid, rtt, vendor};
@@ -20,6 +18,9 @@ use zerocopy::{FromZeros, IntoBytes};
 
 const DESC: u64 =
     rtt::MEMATTR_NORMAL_WB << rtt::DESC_MEMATTR_SHIFT | rtt::DESC_READ | rtt::DESC_WRITE;
+
+/// The host's RAM.
+const RAM_SIZE: u64 = 4 << 20;
 
 /// The calls, those of which many are needed more than once.
 const CALLS: [u64; 40] = [
@@ -223,14 +224,14 @@ fn take_down(host: &mut Host) {
     // No span is counted either: blocks may be mapped again.
     let granules = &host.cpu.system.granules;
     let span = granules.span_size();
-    for at in (RAM..RAM + machine::HOST_SIZE).step_by(span as usize) {
-        if at + span <= RAM + machine::HOST_SIZE && at % span == 0 {
+    for at in (RAM..RAM + RAM_SIZE).step_by(span as usize) {
+        if at + span <= RAM + RAM_SIZE && at % span == 0 {
             assert!(granules.get_block(at), "span {at:#x} is counted");
             granules.put_block(at);
         }
     }
     assert!(host.mapped().iter().all(|mapped| *mapped));
-    let most = machine::HOST_SIZE.div_ceil(host.geometry().span(pgtable::Level::L2));
+    let most = RAM_SIZE.div_ceil(host.geometry().span(pgtable::Level::L2));
     assert!(host.tables() <= most, "{} tables are left", host.tables());
 }
 
@@ -239,7 +240,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let granule = Granule::ALL[[0, 0, 1, 2][which[0] as usize & 3]];
-    let mut host = Host::new(granule);
+    let mut host = Host::new(granule, RAM_SIZE);
     if which[1] & 3 != 0 {
         realm(&mut host);
     }

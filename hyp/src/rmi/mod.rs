@@ -5,6 +5,8 @@
 //! Those that clean much memory, on CPUs without FEAT_S2FWB, take several turns.
 //! What the host keeps in its own memory is copied once and then checked.
 
+#[cfg(not(target_os = "none"))]
+pub mod fake;
 mod granule;
 mod realm;
 mod rec;

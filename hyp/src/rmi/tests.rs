@@ -6,118 +6,23 @@
 
 extern crate std;
 
-use std::boxed::Box;
 use std::vec::Vec;
 
 use ::rmi::params::{RealmFlags, RealmParams, RecFlags, RecParams, index_mpidr};
 use ::rmi::{NOT_SUPPORTED, Status, fid, rtt, vendor};
-use arrayvec::ArrayVec;
-use log::LevelFilter;
-use pgtable::{Granule, Start};
+use pgtable::Granule;
 use proptest::prelude::*;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::fake::{Host, RAM};
 use super::{Answer, serve};
-use crate::System;
-use crate::boot::tree::{Machine, Ppis, Settings};
-use crate::cpu::Cpu;
-use crate::cpu::features::{Features, GranuleSupport};
-use crate::cpu::pe::{Pe, Regime, Stacks};
-use crate::memory::granule::{Granules, State};
-use crate::memory::host::{self, HostMemory};
+use crate::memory::granule::State;
 use crate::memory::phys;
-use crate::memory::pool::Pool;
-use crate::memory::region::{Region, Regions};
-use crate::vmid::Vmids;
 
-const RAM: u64 = 0x4000_0000;
-/// The host's RAM; EL2's own memory lies behind it.
-const HOST_SIZE: u64 = 8 << 20;
-
-fn machine(ram: Regions) -> Machine {
-    Machine {
-        ram,
-        reserved: Regions::new(),
-        initrd: None,
-        dtb: Region::EMPTY,
-        uart: None,
-        gicd: Region::EMPTY,
-        gicr: ArrayVec::new(),
-        ppi: Ppis {
-            maintenance: 25,
-            virtual_timer: 27,
-            hyp_timer: 26,
-        },
-        pes: ArrayVec::from_iter([0]),
-        psci_by_hvc: false,
-        settings: Settings {
-            level: LevelFilter::Off,
-            granule: None,
-            log_on_serial1: false,
-            crash: None,
-        },
-    }
-}
-
-/// A machine with this granule and RAM, ready for a host's calls.
-fn fake(granule: Granule, host_size: u64) -> Cpu {
-    let features = Features {
-        pa_bits: 40,
-        stage1: [GranuleSupport::Yes; 3],
-        stage2: [GranuleSupport::Yes; 3],
-        vmid16: true,
-        dcache_line: 64,
-        ..Features::default()
-    };
-    let size = granule.page_size();
-    let shift = u32::from(granule.page_bits());
-    let mut ram = Regions::new();
-    ram.insert(Region::new(RAM, host_size).unwrap()).unwrap();
-    let geometry = host::geometry(&features, granule, 40, false, Start::Concatenate).unwrap();
-    let pool_size = Pool::bytes_for(HostMemory::pool_pages(&ram, &geometry), size);
-    let words = Granules::bytes_for(&ram, shift).next_multiple_of(size);
-    phys::fake::install(RAM, (host_size + pool_size + words) as usize);
-    // SAFETY: the fake memory behind the host's is for these.
-    let (pool, granules) = unsafe {
-        (
-            Pool::new(Region::new(RAM + host_size, pool_size).unwrap(), size),
-            Granules::new(&ram, shift, RAM + host_size + pool_size),
-        )
-    };
-    let pool = Box::leak(Box::new(pool));
-    let host = HostMemory::new(&features, geometry, &ram, &Regions::new(), pool).unwrap();
-    let system = crate::set_system(System {
-        machine: machine(ram),
-        features,
-        granule,
-        granules,
-        host,
-        own: [Region::EMPTY; 2],
-        host_image: Region::EMPTY,
-        vmids: Vmids::new(),
-    });
-    let stacks = Stacks::new(Region::new(0, Stacks::stride(0x1000)).unwrap(), 0x1000);
-    let pe = Box::leak(Box::new(Pe::new(0, 0, 0, &stacks, Regime::default(), 0)));
-    Cpu::new(pe, system)
-}
-
-struct Host {
-    cpu: Cpu,
-    size: u64,
-}
+/// The host's RAM, unless more is needed.
+const RAM_SIZE: u64 = 8 << 20;
 
 impl Host {
-    fn new(granule: Granule) -> Self {
-        Self::with_ram(granule, HOST_SIZE)
-    }
-
-    fn with_ram(granule: Granule, host_size: u64) -> Self {
-        Self {
-            cpu: fake(granule, host_size),
-            size: granule.page_size(),
-        }
-    }
-
     /// One turn of a call: `None` if there is more of it to be done.
     fn turn(&mut self, function: u64, args: &[u64]) -> Option<Answer> {
         let mut all = [0; 5];
@@ -144,10 +49,6 @@ impl Host {
         answer
     }
 
-    fn page(&self, n: u64) -> u64 {
-        RAM + n * self.size
-    }
-
     fn state(&self, n: u64) -> State {
         self.cpu.system.granules.get(self.page(n)).unwrap().state()
     }
@@ -167,17 +68,6 @@ impl Host {
         p.rtt_level_start = i64::from(geometry.start().get());
         p.rtt_num_start = geometry.root_tables() as u32;
         p
-    }
-
-    fn geometry(&self) -> pgtable::Geometry {
-        host::geometry(
-            &self.cpu.system.features,
-            self.cpu.system.granule,
-            40,
-            false,
-            Start::Concatenate,
-        )
-        .unwrap()
     }
 
     /// RD at page 1, roots from 16 on (aligned for 16 of them), params at 2.
@@ -210,7 +100,7 @@ const DESC: u64 =
 #[test]
 fn a_plain_guest_from_first_to_last() {
     for granule in Granule::ALL {
-        let mut h = Host::new(granule);
+        let mut h = Host::new(granule, RAM_SIZE);
         h.realm();
         let rd = h.page(1);
         let g = h.geometry();
@@ -281,7 +171,7 @@ fn a_plain_guest_from_first_to_last() {
 
 #[test]
 fn blocks_and_pages_of_them_are_counted_alike() {
-    let mut h = Host::new(Granule::K4);
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
     h.realm();
     let rd = h.page(1);
     for (level, page) in [(2, 42), (3, 43)] {
@@ -330,7 +220,7 @@ fn blocks_and_pages_of_them_are_counted_alike() {
 #[test]
 fn large_blocks_take_turns() {
     let size = 32 << 20;
-    let mut h = Host::with_ram(Granule::K16, 2 * size);
+    let mut h = Host::new(Granule::K16, 2 * size);
     h.realm();
     let rd = h.page(1);
     assert_eq!(h.geometry().start(), pgtable::Level::L2);
@@ -370,7 +260,7 @@ fn large_blocks_take_turns() {
 
 #[test]
 fn what_comes_back_is_zero() {
-    let mut h = Host::new(Granule::K4);
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
     h.write(5, [0xffu8; 4096]);
     h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(5)]);
     h.ok(fid::RMI_GRANULE_UNDELEGATE, &[h.page(5)]);
@@ -381,7 +271,7 @@ fn what_comes_back_is_zero() {
 
 #[test]
 fn arguments_named_twice_are_refused() {
-    let mut h = Host::new(Granule::K4);
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
     h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(16)]);
     h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(17)]);
     h.write(2, h.realm_params(1, 16));
@@ -406,7 +296,7 @@ fn arguments_named_twice_are_refused() {
 
 #[test]
 fn realms_do_not_share_a_vmid() {
-    let mut h = Host::new(Granule::K4);
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
     h.realm();
     for page in [3, 32, 33] {
         h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(page)]);
@@ -428,7 +318,7 @@ fn realms_do_not_share_a_vmid() {
 
 #[test]
 fn recs_come_in_order_and_only_while_new() {
-    let mut h = Host::new(Granule::K4);
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
     h.realm();
     let mut p = RecParams::new_zeroed();
     p.mpidr = index_mpidr(1);
@@ -471,7 +361,7 @@ fn recs_come_in_order_and_only_while_new() {
 
 #[test]
 fn what_is_not_there_says_so() {
-    let mut h = Host::new(Granule::K4);
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
     for function in [
         fid::RMI_DATA_CREATE,
         fid::RMI_RTT_INIT_RIPAS,
@@ -541,7 +431,7 @@ proptest! {
     /// a count or anything of EL2's.
     #[test]
     fn a_hostile_host_gets_nowhere(calls in prop::collection::vec(call(), 1..200)) {
-        let mut h = Host::new(Granule::K4);
+        let mut h = Host::new(Granule::K4, RAM_SIZE);
         // Something to attack: a realm with a REC, params pages lying about.
         h.realm();
         h.rec(0, 20);
@@ -553,7 +443,7 @@ proptest! {
             let answer = h.call(function, &args);
             prop_assert!(answer[0] == NOT_SUPPORTED || Status::unpack(answer[0]).is_some());
         }
-        for n in 0..HOST_SIZE / 0x1000 {
+        for n in 0..RAM_SIZE / 0x1000 {
             let granule = h.cpu.system.granules.get(h.page(n)).unwrap();
             if granule.state() == State::Delegated {
                 // SAFETY: the fake machine's memory.

@@ -1,31 +1,42 @@
-//! A machine of RAM alone: what the handlers of the host's calls run on.
+//! A machine of RAM alone, on the development machine: what tests and fuzz
+//! targets run the handlers of the host's calls on. No CPU is behind it.
+
+extern crate std;
+
+use std::alloc::{Layout, dealloc};
+use std::boxed::Box;
+use std::vec::Vec;
 
 use arrayvec::ArrayVec;
-use hyp::System;
-use hyp::boot::tree::{Machine, Ppis, Settings};
-use hyp::cpu::Cpu;
-use hyp::cpu::features::{Features, GranuleSupport};
-use hyp::cpu::pe::{Pe, Regime, Stacks};
-use hyp::memory::granule::{Granule as GranuleWord, Granules};
-use hyp::memory::host::{self, HostMemory};
-use hyp::memory::phys;
-use hyp::memory::pool::Pool;
-use hyp::memory::region::{Region, Regions};
-use hyp::vmid::Vmids;
 use log::LevelFilter;
 use pgtable::{Geometry, Granule, Level, Pa, Stage2, Start, Synced, TableMem, Vmid};
-use std::alloc::{Layout, dealloc};
 
-/// The host's RAM; EL2's own memory lies behind it.
+use crate::System;
+use crate::boot::tree::{Machine, Ppis, Settings};
+use crate::cpu::Cpu;
+use crate::cpu::features::{Features, GranuleSupport};
+use crate::cpu::pe::{Pe, Regime, Stacks};
+use crate::memory::granule::{Granule as GranuleWord, Granules};
+use crate::memory::host::{self, HostMemory};
+use crate::memory::phys;
+use crate::memory::pool::Pool;
+use crate::memory::region::{Region, Regions};
+use crate::vmid::Vmids;
+
+/// Where the host's RAM begins; EL2's own memory lies behind it.
 pub const RAM: u64 = 0x4000_0000;
-pub const HOST_SIZE: u64 = 4 << 20;
 
 /// What `phys::fake::install` aligns to.
 const ALIGN: usize = 0x1_0000;
 
+/// The host, on the one CPU of such a machine.
+#[derive(Debug)]
 pub struct Host {
+    /// What its calls are served on.
     pub cpu: Cpu,
+    /// Bytes of a granule.
     pub size: u64,
+    ram: u64,
     pool: &'static Pool,
     pe: *mut Pe,
     memory: Layout,
@@ -59,7 +70,12 @@ fn machine(ram: Regions) -> Machine {
 }
 
 impl Host {
-    pub fn new(granule: Granule) -> Self {
+    /// A machine with this granule and this much RAM of the host's, which no
+    /// realm has any of. Its CPU has no FEAT_S2FWB.
+    ///
+    /// # Panics
+    /// When the development machine has no memory for it.
+    pub fn new(granule: Granule, ram_size: u64) -> Self {
         let features = Features {
             pa_bits: 40,
             stage1: [GranuleSupport::Yes; 3],
@@ -71,24 +87,24 @@ impl Host {
         let size = granule.page_size();
         let shift = u32::from(granule.page_bits());
         let mut ram = Regions::new();
-        let region = Region::new(RAM, HOST_SIZE).expect("no overflow");
+        let region = Region::new(RAM, ram_size).expect("no overflow");
         ram.insert(region).expect("the first");
         let geometry = geometry(&features, granule);
         let pool_size = Pool::bytes_for(HostMemory::pool_pages(&ram, &geometry), size);
         let words = Granules::bytes_for(&ram, shift).next_multiple_of(size);
-        let bytes = (HOST_SIZE + pool_size + words) as usize;
+        let bytes = (ram_size + pool_size + words) as usize;
         phys::fake::install(RAM, bytes);
         // SAFETY: the fake memory behind the host's is for these.
         let (pool, granules) = unsafe {
-            let pool = Region::new(RAM + HOST_SIZE, pool_size).expect("no overflow");
+            let pool = Region::new(RAM + ram_size, pool_size).expect("no overflow");
             (
                 Pool::new(pool, size),
-                Granules::new(&ram, shift, RAM + HOST_SIZE + pool_size),
+                Granules::new(&ram, shift, RAM + ram_size + pool_size),
             )
         };
         let pool: &'static Pool = Box::leak(Box::new(pool));
         let host = HostMemory::new(&features, geometry, &ram, &Regions::new(), pool);
-        let system = hyp::set_system(System {
+        let system = crate::set_system(System {
             machine: machine(ram),
             features,
             granule,
@@ -105,6 +121,7 @@ impl Host {
             // SAFETY: it lives until `drop`, and longer than the `Cpu`.
             cpu: Cpu::new(unsafe { &*pe }, system),
             size,
+            ram: ram_size,
             pool,
             pe,
             memory: Layout::from_size_align(bytes, ALIGN).expect("a size that fits"),
@@ -112,18 +129,25 @@ impl Host {
         }
     }
 
+    /// The format of the host's stage 2.
     pub fn geometry(&self) -> Geometry {
         geometry(&self.cpu.system.features, self.cpu.system.granule)
     }
 
+    /// Where the host's `n`th granule is.
     pub fn page(&self, n: u64) -> u64 {
         RAM + n * self.size
     }
 
+    /// How many granules the host has.
     pub fn pages(&self) -> u64 {
-        HOST_SIZE / self.size
+        self.ram / self.size
     }
 
+    /// The host's `n`th granule's word.
+    ///
+    /// # Panics
+    /// When it has fewer.
     pub fn granule(&self, n: u64) -> &GranuleWord {
         self.cpu.system.granules.get(self.page(n)).expect("is RAM")
     }
@@ -136,7 +160,10 @@ impl Host {
         })
     }
 
-    /// Whether the host's stage 2 maps each granule to itself.
+    /// Which granules the host's stage 2 maps.
+    ///
+    /// # Panics
+    /// When one is mapped to another.
     pub fn mapped(&self) -> Vec<bool> {
         let host = &self.cpu.system.host;
         let root = host.vttbr() & 0x0000_ffff_ffff_fffe;
