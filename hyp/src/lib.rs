@@ -96,12 +96,10 @@ pub fn system() -> &'static System {
         .expect("the test sets the system before it is used")
 }
 
-/// Makes it known to this test.
+/// Makes it known to this test, or forgets it.
 #[cfg(not(target_os = "none"))]
-pub fn set_system(system: System) -> &'static System {
-    let system = std::boxed::Box::leak(std::boxed::Box::new(system));
-    SYSTEM.set(Some(system));
-    system
+pub fn set_system(system: Option<&'static System>) {
+    SYSTEM.set(system);
 }
 
 /// The widest IPA space that this CPU has with this granule, in bits.

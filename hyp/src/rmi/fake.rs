@@ -37,7 +37,8 @@ pub struct Host {
     /// Bytes of a granule.
     pub size: u64,
     ram: u64,
-    pool: &'static Pool,
+    system: *mut System,
+    pool: *mut Pool,
     pe: *mut Pe,
     memory: Layout,
     /// Free table pages at the start.
@@ -102,9 +103,11 @@ impl Host {
                 Granules::new(&ram, shift, RAM + ram_size + pool_size),
             )
         };
-        let pool: &'static Pool = Box::leak(Box::new(pool));
-        let host = HostMemory::new(&features, geometry, &ram, &Regions::new(), pool);
-        let system = crate::set_system(System {
+        let pool = Box::into_raw(Box::new(pool));
+        // SAFETY: it lives until `drop`, and longer than the `System`.
+        let tables = unsafe { &*pool };
+        let host = HostMemory::new(&features, geometry, &ram, &Regions::new(), tables);
+        let system = Box::into_raw(Box::new(System {
             machine: machine(ram),
             features,
             granule,
@@ -113,19 +116,23 @@ impl Host {
             own: [Region::EMPTY; 2],
             host_image: Region::EMPTY,
             vmids: Vmids::new(),
-        });
+        }));
+        // SAFETY: as the pool, and longer than the `Cpu`.
+        let shared = unsafe { &*system };
+        crate::set_system(Some(shared));
         let stacks = Region::new(0, Stacks::stride(0x1000)).expect("no overflow");
         let stacks = Stacks::new(stacks, 0x1000);
         let pe = Box::into_raw(Box::new(Pe::new(0, 0, 0, &stacks, Regime::default(), 0)));
         Self {
             // SAFETY: it lives until `drop`, and longer than the `Cpu`.
-            cpu: Cpu::new(unsafe { &*pe }, system),
+            cpu: Cpu::new(unsafe { &*pe }, shared),
             size,
             ram: ram_size,
+            system,
             pool,
             pe,
             memory: Layout::from_size_align(bytes, ALIGN).expect("a size that fits"),
-            left: pool.left(),
+            left: tables.left(),
         }
     }
 
@@ -181,20 +188,20 @@ impl Host {
 
     /// Table pages of the host's stage 2 beyond those it began with.
     pub fn tables(&self) -> u64 {
-        self.left - self.pool.left()
+        // SAFETY: it lives until `drop`.
+        self.left - unsafe { &*self.pool }.left()
     }
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
         let memory = phys::fake::pointer(RAM) as *mut u8;
-        let system = core::ptr::from_ref(self.cpu.system).cast_mut();
-        let pool = core::ptr::from_ref(self.pool).cast_mut();
+        crate::set_system(None);
         // SAFETY: all four were leaked for this machine alone, and nobody uses
         // them any more: the next machine installs its own first.
         unsafe {
-            drop(Box::from_raw(system));
-            drop(Box::from_raw(pool));
+            drop(Box::from_raw(self.system));
+            drop(Box::from_raw(self.pool));
             drop(Box::from_raw(self.pe));
             dealloc(memory, self.memory);
         }

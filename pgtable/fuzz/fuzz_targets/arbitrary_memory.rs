@@ -340,7 +340,9 @@ fn rtt(rtt: &mut Rtt<&Any<'_>>, cpu: &mut Cpu<'_>, op: Op) {
             level,
             pa,
             arguments.attrs,
-            1 + b as usize % 600, budget)),
+            1 + b as usize % 600,
+            budget,
+        )),
         12 => answered(rtt.unmap_unprotected(cpu, ipa, level, budget)),
         _ => answered(rtt.retire(cpu, &mut told, budget)),
     }

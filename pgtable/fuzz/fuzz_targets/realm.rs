@@ -13,8 +13,8 @@ use libfuzzer_sys::fuzz_target;
 use mmu_model::{EventKind, Owner, Reg};
 use numbers::numbers;
 use pgtable::{
-    Attrs, Budget, ChangeDestroyed, Features, Fill, Geometry, Granule, Ipa, Level, Pa, RemovedLeaf, Ripas,
-    Rtt, RttError, RttState, Stage2Config, TableMem, Vmid,
+    Attrs, Budget, ChangeDestroyed, Features, Fill, Geometry, Granule, Ipa, Level, Pa, RemovedLeaf,
+    Ripas, Rtt, RttError, RttState, Stage2Config, TableMem, Vmid,
 };
 
 const VMID: u16 = 7;
@@ -67,7 +67,8 @@ impl Realm<'_> {
         let leaf = Ipa::new((probe & !(span(level) - 1)) + odd);
         let ipa = Ipa::new(probe + odd);
         let page = self.page();
-        let mut told = |_: RemovedLeaf| ();
+        // The host writes what it has back.
+        let mut told = |leaf: RemovedLeaf| own(judge, leaf.pa().get(), leaf.size(), Owner::Shared);
         let mut budget = Budget::entries(b >> 32 & 0xfff);
         match kind % 12 {
             0..=2 => {
@@ -115,8 +116,10 @@ impl Realm<'_> {
                 let base = ipa.get() & !(many - 1) | odd;
                 for ipa in (base..base + many).step_by(page as usize) {
                     let pa = DATA + (ipa & !(page - 1));
-                    own(judge, pa, page, Owner::Vmid(VMID));
                     let (at, to) = (Ipa::new(ipa), Pa::new(pa));
+                    if self.rtt.data_check(at).is_ok() {
+                        own(judge, pa, page, Owner::Vmid(VMID));
+                    }
                     if self.rtt.data_create(&mut cpu, at, to, fill).is_err() {
                         break;
                     }
@@ -141,17 +144,14 @@ impl Realm<'_> {
                 }
             }
             7 | 8 => {
-                let half = 1u64 << (self.geometry.ipa_bits() - 1);
-                let to = LENT + (leaf.get() & (half - 1) & !(span(level) - 1));
+                let to = LENT + (leaf.get() & !(span(level) - 1));
                 let count = 1 + (b % 3) as usize;
-                own(judge, to, span(level) * count as u64, Owner::Shared);
                 let pa = Pa::new(to);
                 let attrs = Attrs::MEMORY;
-                let done = self
-                    .rtt
-                    .map_unprotected(&mut cpu, leaf, level, pa, attrs, count, &mut budget);
+                let done =
+                    self.rtt
+                        .map_unprotected(&mut cpu, leaf, level, pa, attrs, count, &mut budget);
                 // Left in the middle, it is as if it had not begun.
-
                 if let Ok(next) = done {
                     let base = leaf.get();
                     assert!(next.get() > base);
@@ -167,6 +167,7 @@ impl Realm<'_> {
                     .unmap_unprotected(&mut cpu, leaf, level, &mut budget);
                 if let Ok(removed) = done {
                     let (base, pa) = (leaf.get(), removed.pa.get());
+                    own(judge, pa, span(level), Owner::Shared);
                     self.change(base, base + span(level), |at, state| match state {
                         State::AssignedNs(was) if was == pa + (at - base) => State::UnassignedNs,
                         _ => panic!("{pa:#x} came out of {state:?}"),
@@ -239,7 +240,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let bit = |n: u32| which >> n & 1 == 1;
     let granule = Granule::ALL[(which % 3) as usize];
-    let bits = 34 + (which >> 8) as u8 % 14;
+    let bits = 34 + (which >> 8) as u8 % 13;
     let mut config = Stage2Config::new(granule, bits, 48);
     config.features = Features {
         tlb_range: bit(16),
@@ -266,6 +267,7 @@ fuzz_target!(|data: &[u8]| {
     let root = judge.root(geometry.root_align());
     let half = 1u64 << (bits - 1);
     let protected = if bit(19) { half } else { 0 };
+    own(&judge, LENT, 1 << 46, Owner::Shared);
     let rtt = Rtt::new(geometry, root, Vmid::new(VMID), &judge, Ipa::new(protected));
     let rtt = rtt.expect("aligned as it must be");
     for pe in 0..2 {

@@ -14,6 +14,9 @@ impl<M: TableMem> Rtt<M> {
     /// table (RMI has 1): memory of the host at `pa`, for loads, stores and
     /// fetches as `attrs` allow. Returns the first IPA not mapped.
     ///
+    /// Until a command that said `Again` ends, or another takes its place,
+    /// what was cleaned must stay so: nobody else gets the memory.
+    ///
     /// # Errors
     /// `Input`; `Rtt` with the level reached, or where something is mapped;
     /// `Again` while the memory of a block is cleaned.
