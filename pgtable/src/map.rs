@@ -226,6 +226,12 @@ impl<M: TableMem> Core<M> {
                 index += 1;
                 continue;
             }
+            // What an entry before parked, as the budget had ended, is for the
+            // next call.
+            let begun = index > slot.index && budget.is_spent();
+            if begun && format::is_going(self.mem.load(slot.table, index)) {
+                break;
+            }
             let here = Slot { index, ..slot };
             let here_ia = ia + (((index - slot.index) as u64) << slot.shift);
             let new = New {

@@ -258,6 +258,11 @@ fn what_is_spent() {
     tree.write_protect(&mut cpu, ipa, 10 * PAGE, Flush::Now, &mut budget)
         .expect("mapped");
     assert_eq!(spent(&mut budget), 10);
+    let ipa = Ipa::new(3 * PAGE);
+    tree.write_protect(&mut cpu, ipa, 4 * PAGE, Flush::Now, &mut budget)
+        .expect("mapped");
+    assert_eq!(spent(&mut budget), 4);
+    let ipa = Ipa::new(0);
     let (count, refuse) = (10 * PAGE, Partial::Refuse);
     tree.unmap_leaves(&mut cpu, ipa, count, refuse, &mut Ignore, &mut budget)
         .expect("unmapped");
@@ -369,5 +374,63 @@ fn a_table_that_went_is_behind() {
         let (size, refuse) = (2 * MIB2 - at.get(), Partial::Refuse);
         let next = tree.unmap(&mut cpu, at, size, refuse, &mut Ignore, &mut budget);
         assert_eq!(next, Ok(Ipa::new(table * MIB2)));
+    }
+}
+
+/// A block that is only split on the way to a part of it is no address done.
+#[test]
+fn what_is_split_on_the_way_is_not_behind() {
+    for eager in [false, true] {
+        let mem = Plain::new(PAGE);
+        let geometry = geometry();
+        let root = mem.root(geometry.root_align());
+        let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
+        let mut cpu = mem.cpu(tree.vttbr());
+        let map = Map::new(Ipa::new(0), Pa::new(64 * GIB), GIB, Attrs::MEMORY);
+        tree.map(&mut cpu, &map, &mut Budget::unlimited())
+            .expect("mapped");
+        let (at, size) = (Ipa::new(MIB2 + 7 * PAGE), 3 * PAGE);
+        let budget = &mut Budget::entries(1);
+        let next = if eager {
+            let page = |level| mem.alloc(level);
+            tree.split(&mut cpu, at, size, Level::L3, page, budget)
+        } else {
+            tree.unmap(&mut cpu, at, size, Partial::Split, &mut Ignore, budget)
+        };
+        let next = next.expect("split");
+        assert!(next > at, "{next}");
+    }
+}
+
+/// Tables that become blocks together go one in a call when no more is left.
+#[test]
+fn tables_that_are_replaced_go_as_the_budget_says() {
+    let mem = Plain::new(PAGE);
+    let geometry = geometry();
+    let root = mem.root(geometry.root_align());
+    let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
+    let mut cpu = mem.cpu(tree.vttbr());
+    let blocks = 8;
+    let map = |leaves| {
+        Map::new(Ipa::new(0), Pa::new(64 * GIB), blocks * MIB2, Attrs::MEMORY).leaves(leaves)
+    };
+    let pages = map(Leaves::Exactly(Level::L3));
+    tree.map(&mut cpu, &pages, &mut Budget::unlimited())
+        .expect("mapped");
+    let whole = map(Leaves::Exactly(Level::L2)).over(Over::Anything);
+    for block in 0..blocks {
+        // Units for all the entries, and none for the tables.
+        let budget = &mut Budget::entries(blocks - block);
+        let mut told = 0;
+        let mut sink = |_: RemovedLeaf| told += 1;
+        let at = block * MIB2;
+        let rest = Map {
+            ipa: Ipa::new(at),
+            pa: Pa::new(64 * GIB + at),
+            size: blocks * MIB2 - at,
+            ..whole
+        };
+        let next = tree.map_exclusive(&mut cpu, &rest, &mut sink, budget);
+        assert_eq!((next, told), (Ok(Ipa::new(at + MIB2)), 512));
     }
 }

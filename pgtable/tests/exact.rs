@@ -134,6 +134,8 @@ fn what_is_mapped_so_already_stays() {
         ..pages(MIB2, GIB, 2)
     };
     map(aged);
+    // Who asks for no flag sets none.
+    assert_eq!(map(aged), []);
     let young = pages(MIB2, GIB, 2);
     assert_eq!(map(young), [Step::Change, Step::Change, STORED]);
     assert_eq!(map(young), []);
@@ -647,6 +649,29 @@ fn gaps_are_not_invalidated() {
             })
             .collect();
         assert_eq!(hit, places);
+    }
+}
+
+/// Leaves in several places, and in several tables, are waited for once.
+#[test]
+fn several_places_are_invalidated_together() {
+    for exclusive in [false, true] {
+        let mem = Plain::new(PAGE);
+        let (mut tree, mut cpu) = tree(&mem, MODERN);
+        for page in [0u64, 2, 511, 512, 700] {
+            tree.map(&mut cpu, &pages(page * PAGE, GIB, 1), &mut all())
+                .expect("mapped");
+        }
+        mem.forget();
+        let (ipa, size, refuse) = (Ipa::new(0), 701 * PAGE, Partial::Refuse);
+        if exclusive {
+            tree.unmap(&mut cpu, ipa, size, refuse, &mut Ignore, &mut all())
+        } else {
+            tree.unmap_leaves(&mut cpu, ipa, size, refuse, &mut Ignore, &mut all())
+        }
+        .expect("unmapped");
+        let done = steps(&mem);
+        assert_eq!(done.iter().filter(|step| **step == STAGE1).count(), 1);
     }
 }
 

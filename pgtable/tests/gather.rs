@@ -5,10 +5,10 @@
 mod plain;
 
 use pgtable::{
-    Attrs, Budget, Entry, Gather, Granule, Ignore, Ipa, Leaves, Level, Map, Pa, Partial, Stage2,
-    Stage2Config, Vmid,
+    Attrs, Budget, Entry, Flush, Gather, Granule, Ignore, Ipa, Leaves, Level, Map, Pa, Partial,
+    RUNS, RemovedLeaf, Stage2, Stage2Config, Vmid,
 };
-use plain::Plain;
+use plain::{Did, Plain};
 
 const PAGE: u64 = 4096;
 const BLOCK: u64 = 2 << 20;
@@ -99,4 +99,130 @@ fn a_sync_empties_what_is_left_behind_a_table_that_is_gone() {
     }
     // And can be mapped again.
     tree.map(&mut cpu, &pages(first, 4 * PAGE), all).unwrap();
+}
+
+/// A block that came in the place of pages, and is itself on its way out.
+#[test]
+fn a_sync_leaves_what_another_gather_holds() {
+    let mem = Plain::new(PAGE);
+    let mut tree = tree(&mem);
+    let mut cpu = mem.cpu(tree.vttbr());
+    let all = &mut Budget::unlimited();
+    for first in [BASE.get(), BASE.get() + BLOCK - PAGE] {
+        let first = Ipa::new(first);
+        tree.map(&mut cpu, &pages(first, PAGE), all).unwrap();
+        let ours = gathered(&mem, &tree, first, PAGE);
+        unmap(&mem, &mut tree, BASE, BLOCK);
+        let block = Map::new(BASE, Pa::new(0x9000_0000), BLOCK, Attrs::MEMORY);
+        tree.map(&mut cpu, &block, all).unwrap();
+        let theirs = gathered(&mem, &tree, BASE, BLOCK);
+        let before = tree.lookup(BASE).unwrap();
+        let _synced = tree.sync(&mut cpu, ours);
+        assert_eq!(tree.lookup(BASE).unwrap().raw, before.raw);
+        let _synced = tree.sync(&mut cpu, theirs);
+        assert_eq!(tree.lookup(BASE).unwrap().raw, 0);
+    }
+}
+
+#[test]
+fn a_sync_leaves_an_entry_that_somebody_holds() {
+    let mem = Plain::new(PAGE);
+    let mut tree = tree(&mem);
+    let mut cpu = mem.cpu(tree.vttbr());
+    let all = &mut Budget::unlimited();
+    tree.map(&mut cpu, &pages(BASE, BLOCK), all).unwrap();
+    // A second table keeps the first one's parent.
+    let beside = Ipa::new(BASE.get() + BLOCK);
+    tree.map(&mut cpu, &pages(beside, PAGE), all).unwrap();
+    let gather = gathered(&mem, &tree, BASE, BLOCK);
+    unmap(&mem, &mut tree, BASE, BLOCK);
+    let held = tree.freeze(BASE, Level::L2).unwrap();
+    let _synced = tree.sync(&mut cpu, gather);
+    assert_eq!(tree.lookup(BASE).unwrap().entry, Entry::Frozen);
+    drop(held);
+    assert_eq!(tree.lookup(BASE).unwrap().raw, 0);
+}
+
+/// The places of a gather are invalidated when there is no room for one more,
+/// and not before.
+#[test]
+fn a_gather_makes_room_for_one_place_more() {
+    for removes in [true, false] {
+        let mem = Plain::new(PAGE);
+        let tree = tree(&mem);
+        let mut cpu = mem.cpu(tree.vttbr());
+        let all = &mut Budget::unlimited();
+        let place = |place: usize| Ipa::new(BASE.get() + place as u64 * 4 * PAGE);
+        let mut gather = Gather::new();
+        let frozen = |at: Ipa| tree.lookup(at).unwrap().entry == Entry::Frozen;
+        for at in (0..=RUNS).map(place) {
+            tree.map(&mut cpu, &pages(at, PAGE), all).unwrap();
+        }
+        for at in (0..RUNS).map(place) {
+            let partial = Partial::Refuse;
+            tree.unmap_later(&mut cpu, at, PAGE, partial, &mut gather, all, drop)
+                .unwrap();
+        }
+        assert!((0..RUNS).map(place).all(frozen));
+        // A leaf that only changes makes room, too: it is beside what is held.
+        let at = place(RUNS);
+        if removes {
+            let partial = Partial::Refuse;
+            tree.unmap_later(&mut cpu, at, PAGE, partial, &mut gather, all, drop)
+                .unwrap();
+        } else {
+            let later = Flush::Later(&mut gather);
+            tree.write_protect(&mut cpu, at, PAGE, later, all).unwrap();
+        }
+        assert!(!(0..RUNS).map(place).any(frozen));
+        assert_eq!(frozen(at), removes);
+        let _synced = tree.sync(&mut cpu, gather);
+        assert!(!frozen(at));
+    }
+}
+
+/// Changed leaves are held by nobody: more places than are kept apart are
+/// covered by fewer.
+#[test]
+fn a_gather_of_changes_waits_for_its_sync() {
+    let mem = Plain::new(PAGE);
+    let tree = tree(&mem);
+    let mut cpu = mem.cpu(tree.vttbr());
+    let all = &mut Budget::unlimited();
+    let mut gather = Gather::new();
+    for place in 0..2 * RUNS as u64 {
+        let at = Ipa::new(BASE.get() + place * 4 * PAGE);
+        tree.map(&mut cpu, &pages(at, PAGE), all).unwrap();
+        mem.forget();
+        let later = Flush::Later(&mut gather);
+        tree.write_protect(&mut cpu, at, PAGE, later, all).unwrap();
+        let tlbi = |did: &Did| matches!(did, Did::Tlbi(_));
+        assert!(!mem.changes().iter().any(tlbi), "at place {place}");
+    }
+    let _synced = tree.sync(&mut cpu, gather);
+}
+
+/// Who gathered a leaf was told of it: it is not told again with its table.
+#[test]
+fn what_is_gathered_is_told_once() {
+    for whole in [false, true] {
+        let mem = Plain::new(PAGE);
+        let mut tree = tree(&mem);
+        let mut cpu = mem.cpu(tree.vttbr());
+        let all = &mut Budget::unlimited();
+        tree.map(&mut cpu, &pages(BASE, 3 * PAGE), all).unwrap();
+        let gather = gathered(&mem, &tree, Ipa::new(BASE.get() + PAGE), PAGE);
+        let mut told = Vec::new();
+        let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia() - BASE.get());
+        if whole {
+            let end = tree.teardown(&mut cpu, Ipa::new(0), &mut sink, all);
+            assert_eq!(end, Ipa::new(1 << 39));
+        } else {
+            let done = tree.unmap(&mut cpu, BASE, BLOCK, Partial::Split, &mut sink, all);
+            assert_eq!(done, Ok(Ipa::new(BASE.get() + BLOCK)));
+        }
+        assert_eq!(told, [0, 2 * PAGE]);
+        let _synced = tree.sync(&mut cpu, gather);
+        assert_eq!(mem.live(), 0);
+    }
 }

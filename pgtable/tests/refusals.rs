@@ -304,6 +304,14 @@ fn output_outside_the_space_or_inside_a_page() {
                 untouched(&bench.mem, &what);
             }
         }
+        // Outside both spaces, by the same bit, is no less outside.
+        let both = 1 << 60;
+        let map = Map::new(Ipa::new(both), Pa::new(both), page, Attrs::MEMORY)
+            .leaves(Leaves::Exactly(Level::L3));
+        let (why, next) = (Error::Range, map.ipa);
+        let done = tree.map(&mut cpu, &map, &mut all());
+        assert_eq!(done, Err(Stopped { why, next }));
+        untouched(&bench.mem, "outside both spaces");
         // The last page of either space is fine.
         let last = Map::new(
             Ipa::new(bench.end() - page),

@@ -118,6 +118,23 @@ fn a_block_is_mapped_in_steps() {
     assert_eq!(mapped_to(&rtt, BLOCK), Some(MEMORY));
 }
 
+/// Of several blocks only those are begun that a call may end.
+#[test]
+fn of_several_blocks_one_is_mapped_in_steps() {
+    let mem = Plain::new(PAGE);
+    let (mut rtt, mut cpu) = tables(&mem, 42);
+    let (at, pa) = (Ipa::new(0), Pa::new(MEMORY));
+    let (calls, answer) = to_end(|| {
+        // Units for all three entries, and bytes for a part of one.
+        let budget = &mut Budget::entries(3);
+        rtt.map_unprotected(&mut cpu, at, Level::L2, pa, Attrs::MEMORY, 3, budget)
+    });
+    assert_eq!((calls, answer), (BLOCK / STEP, Ok(Ipa::new(BLOCK))));
+    assert_eq!(done(&mem), (steps(MEMORY), 0));
+    assert_eq!(mapped_to(&rtt, 0), Some(MEMORY));
+    assert_eq!(mapped_to(&rtt, BLOCK), None);
+}
+
 #[test]
 fn a_table_comes_over_a_block_that_nobody_went_on_to_map() {
     let mem = Plain::new(PAGE);
@@ -155,6 +172,8 @@ fn a_block_is_unmapped_in_steps() {
         assert_eq!(over, Err(busy));
         let table = rtt.create(&mut cpu, at, Level::L3, mem.page());
         assert_eq!(table, Err(busy));
+        let table = rtt.destroy(&mut cpu, at, Level::L3, &mut Ignore, &mut least());
+        assert_eq!(table.map(|_| ()), Err(busy));
     };
     assert_eq!(calls, BLOCK / STEP);
     assert_eq!(removed.pa, Pa::new(MEMORY));
@@ -202,6 +221,9 @@ fn a_table_is_destroyed_in_steps() {
         assert_eq!(folded, gone(base.get()));
         let made = rtt.create(&mut cpu, base, Level::L2, mem.page());
         assert_eq!(made, gone(base.get()));
+        // Nor is it a table of another level.
+        let below = rtt.destroy(&mut cpu, base, Level::L3, &mut Ignore, &mut least());
+        assert_eq!(below.map(|_| ()), gone(base.get()));
     };
     assert_eq!(removed.top, Ipa::new(1 << 47));
     let want = [(0, 0), (5, 1), (7, 2)].map(|(at, to)| (block(at), MEMORY + to * BLOCK, BLOCK));
@@ -231,6 +253,7 @@ fn a_realm_ends_in_steps() {
     let mut told = Vec::new();
     let mut at = Ipa::new(0);
     let mut calls = 0;
+    let mut places = vec![at.get()];
     while at.get() < 1 << 42 {
         let mut sink = |leaf: RemovedLeaf| told.push((leaf.ia(), leaf.pa().get(), leaf.size()));
         let next = rtt.retire(&mut cpu, &mut sink, &mut least());
@@ -238,9 +261,13 @@ fn a_realm_ends_in_steps() {
         assert!(next >= at, "{next:?} after {at:?}");
         assert_eq!(rtt.tree().translate(Ipa::new(3 * BLOCK)), None);
         at = next;
+        places.push(at.get());
         calls += 1;
         assert!(calls < 10_000);
     }
+    // The first that is not done: what was coming takes a call of its own.
+    places.dedup();
+    assert_eq!(places, [0, BLOCK, 3 * BLOCK, 1 << 42]);
     assert_eq!(
         told,
         [(0, MEMORY, BLOCK), (3 * BLOCK, MEMORY + BLOCK, BLOCK)]

@@ -840,3 +840,26 @@ fn tables_that_go_page_by_page() {
         assert_eq!(hit, want);
     }
 }
+
+/// The bits that software has in a leaf are the realm's tables' own here:
+/// whatever a caller puts there, the memory stays the host's.
+#[test]
+fn what_the_host_maps_is_the_hosts() {
+    let mem = Plain::new(PAGE);
+    let (mut rtt, mut cpu) = realm(&mem, true, Level::L1);
+    down(&mut rtt, &mut cpu, &mem, HALF);
+    for soft in 0..16 {
+        let (ipa, pa) = (Ipa::new(HALF), Pa::new(5 * GIB));
+        let attrs = Attrs::MEMORY.soft(soft);
+        let mut all = Budget::unlimited();
+        rtt.map_unprotected(&mut cpu, ipa, Level::L3, pa, attrs, 1, &mut all)
+            .expect("mapped");
+        let (level, entry) = state(&rtt, HALF, Level::L3);
+        let hosts = matches!(entry, RttState::AssignedNs { pa: at, .. } if at == pa);
+        assert!(level == Level::L3 && hosts, "{soft}: {entry:?}");
+        let removed = rtt.unmap_unprotected(&mut cpu, ipa, Level::L3, &mut all);
+        assert_eq!(removed.map(|removed| removed.pa), Ok(pa));
+        let (_, entry) = state(&rtt, HALF, Level::L3);
+        assert_eq!(entry, RttState::UnassignedNs);
+    }
+}

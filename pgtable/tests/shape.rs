@@ -6,7 +6,7 @@ mod plain;
 use pgtable::{
     Access, Age, Annotation, Attrs, Barrier, Budget, CacheOp, Change, Dirty, Entry, Error, Execute,
     Features, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level, Map, Pa, Partial, Permissions,
-    Stage2, Stage2Config, Start, TableMem, TlbiKind, Vmid,
+    RemovedLeaf, Stage2, Stage2Config, Start, TableMem, TlbiKind, Vmid,
 };
 use plain::{Cpu, Did, MODERN, Plain};
 
@@ -439,6 +439,42 @@ fn hints(tree: &Stage2<&Plain>, from: u64, step: u64, count: u64) -> Vec<bool> {
         )
     };
     (0..count).map(hint).collect()
+}
+
+/// Looking for what was used, and forgetting it, leaves groups what they are,
+/// and counts each leaf once, wherever in its table it stands.
+#[test]
+fn a_group_stays_when_its_age_is_asked() {
+    let mem = Plain::new(PAGE);
+    let (tree, mut cpu) = tree(&mem, MODERN);
+    let base = 32 * PAGE;
+    pages(&tree, &mut cpu, base, GIB + base, 16, ATTRS);
+    pages(&tree, &mut cpu, base + 20 * PAGE, GIB, 3, ATTRS);
+    let (ipa, size) = (Ipa::new(base), 32 * PAGE);
+    tree.set_contiguous(&mut cpu, ipa).expect("alike");
+    let young = tree.count_young(&mut cpu, ipa, size, &mut all());
+    assert_eq!(young, Ok((Ipa::new(base + size), 19)));
+    let cleared = tree.clear_young(&mut cpu, ipa, size, Flush::Now, &mut all());
+    assert_eq!(cleared, Ok((Ipa::new(base + size), 19)));
+    assert_eq!(hints(&tree, base, PAGE, 16), [true; 16]);
+    let young = tree.count_young(&mut cpu, ipa, size, &mut all());
+    assert_eq!(young, Ok((Ipa::new(base + size), 0)));
+}
+
+/// A group that is removed whole is no block to be split or refused.
+#[test]
+fn a_group_is_removed_whole() {
+    for partial in [Partial::Refuse, Partial::Split, Partial::DropWhole] {
+        let mem = Plain::new(PAGE);
+        let (mut tree, mut cpu) = tree(&mem, MODERN);
+        pages(&tree, &mut cpu, 0, GIB, 17, ATTRS);
+        tree.set_contiguous(&mut cpu, Ipa::new(0)).expect("alike");
+        let mut told = 0;
+        let mut sink = |_: RemovedLeaf| told += 1;
+        let (ipa, size) = (Ipa::new(0), 16 * PAGE);
+        let done = tree.unmap(&mut cpu, ipa, size, partial, &mut sink, &mut all());
+        assert_eq!((done, told), (Ok(Ipa::new(size)), 16));
+    }
 }
 
 /// Set on members that differ in their access flag at most, taken off whole

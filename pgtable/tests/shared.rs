@@ -5,7 +5,7 @@ mod plain;
 
 use pgtable::{
     Attrs, Barrier, Budget, CacheOp, Error, Flush, Gather, Granule, Ignore, Ipa, Leaves, Level,
-    Maintenance, Map, Pa, Partial, RemovedLeaf, Stage2, Stage2Config, Tlbi, Vmid,
+    Maintenance, Map, Pa, Partial, RUNS, RemovedLeaf, Stage2, Stage2Config, Tlbi, Vmid,
 };
 use plain::{Cpu, Plain};
 use std::cell::{Cell, RefCell};
@@ -99,6 +99,65 @@ fn an_entry_that_another_cpu_froze_is_left_alone() {
         "still frozen by its owner"
     );
     drop(frozen.borrow_mut().take());
+}
+
+/// The same with more places than are kept apart: the last does not grow over what lies between.
+#[test]
+fn an_entry_between_many_places_is_left_alone() {
+    let mem = Plain::new(PAGE);
+    let tree = tree(&mem);
+    let places = 2 * RUNS as u64;
+    let size = 2 * places * PAGE;
+    let map = |n: u64, pa: u64| {
+        tree.map(&mut quiet(&tree), &page(n, pa), &mut all())
+            .unwrap();
+    };
+    let furnish = || (0..places).for_each(|n| map(2 * n, 0x40_0000 + n * PAGE));
+    furnish();
+    // Behind as many places as are kept apart, and one more.
+    let between = [2 * RUNS as u64 - 1, 2 * RUNS as u64 + 1];
+    let frozen = RefCell::new(Vec::new());
+    let other = || {
+        for n in between {
+            map(n, 0x50_0000);
+            let held = tree.freeze(Ipa::new(n * PAGE), Level::L3).unwrap();
+            frozen.borrow_mut().push(held);
+        }
+    };
+    let mut told = Vec::new();
+    let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia() / PAGE);
+    let stopped = tree.unmap_leaves(
+        &mut Hook(quiet(&tree), Some(other)),
+        Ipa::new(0),
+        size,
+        Partial::Refuse,
+        &mut sink,
+        &mut all(),
+    );
+    let stopped = stopped.unwrap_err();
+    assert_eq!(
+        (stopped.why, stopped.next),
+        (Error::Busy, Ipa::new(between[1] * PAGE))
+    );
+    assert_eq!(told, (0..=RUNS as u64).map(|n| 2 * n).collect::<Vec<_>>());
+    for n in between {
+        let raw = tree.lookup(Ipa::new(n * PAGE)).unwrap().raw;
+        assert_eq!(raw & 3, 2, "still frozen by its owner");
+    }
+    // When nobody holds anything, one call does all places.
+    frozen.borrow_mut().clear();
+    furnish();
+    let mut left = 0;
+    let mut sink = |_: RemovedLeaf| left += 1;
+    let done = tree.unmap_leaves(
+        &mut quiet(&tree),
+        Ipa::new(0),
+        size,
+        Partial::Refuse,
+        &mut sink,
+        &mut all(),
+    );
+    assert_eq!((done, left), (Ok(Ipa::new(size)), places + 2));
 }
 
 /// CPU A unmaps page 0 and wants to know of no leaf. Before its TLBI, CPU B faults on page 0.

@@ -171,6 +171,8 @@ fn a_budget_is_spent_entry_by_entry() {
                 .expect("inside");
             assert!(next > at || next.get() == END, "{units} {at} {next}");
             assert!(next.get() == END || budget.left() == 0);
+            // And no more than that, beside the way to where it begins.
+            assert!(mem.visits() <= units + 3, "{units}: {}", mem.visits());
             at = next;
             calls += 1;
         }
@@ -179,6 +181,20 @@ fn a_budget_is_spent_entry_by_entry() {
         // 8192 entries in the root, 1024 in two tables.
         assert!(calls <= 2 + 9216 / units, "{calls}");
     }
+}
+
+/// Tables on the way down are no address passed: one unit takes a walk to the
+/// end of one entry, however deep it stands.
+#[test]
+fn one_unit_passes_one_entry() {
+    let mem = Plain::new(PAGE);
+    let (tree, _) = furnished(&mem);
+    let mut budget = Budget::entries(1);
+    let next = tree.walk(Ipa::new(3 * PAGE), PAGE, &mut budget, |_| Next::Descend);
+    assert_eq!(next, Ok(Ipa::new(4 * PAGE)));
+    let mut budget = Budget::entries(1);
+    let next = tree.walk(Ipa::new(3 * PAGE), 2 * PAGE, &mut budget, |_| Next::Descend);
+    assert_eq!(next, Ok(Ipa::new(4 * PAGE)));
 }
 
 /// The entry of an address, whatever level it is asked for.
