@@ -55,7 +55,7 @@ pub use protect::{Flush, Permissions};
 pub use rtt::{ChangeDestroyed, Fill, Removed, Ripas, Rtt, RttEntry, RttError, RttState};
 pub use sink::{Ignore, LeafSink, RemovedLeaf};
 pub use stage2::{Caches, Found, Leaves, Map, Stage2};
-pub use subtree::Subtree;
+pub use subtree::{Remains, Subtree};
 pub use sync::Synced;
 pub use tree::{Counting, Over};
 pub use unmap::Partial;

@@ -97,7 +97,7 @@ impl<M: TableMem> Stage2<M> {
     }
 }
 
-impl<M: TableMem> Subtree<'_, M> {
+impl<'t, M: TableMem> Subtree<'t, M> {
     /// Maps a range of IPAs in the subtree's span.
     ///
     /// # Errors
@@ -206,15 +206,32 @@ impl<M: TableMem> Subtree<'_, M> {
     /// Frees the subtree's tables, as far as the budget goes.
     ///
     /// # Errors
-    /// With what is left of it, to be discarded further.
-    // Comes back by value: it owns the tables.
+    /// With what is left of it.
+    // It comes back by value: it owns the tables.
+    #[allow(clippy::result_large_err)]
+    pub fn discard(self, budget: &mut Budget) -> Result<(), Remains<'t, M>> {
+        Remains(self).discard(budget)
+    }
+}
+
+/// What is left of a subtree that is discarded in steps.
+#[must_use = "discard it to its end: its pages are taken"]
+#[derive(Debug)]
+pub struct Remains<'t, M: TableMem>(Subtree<'t, M>);
+
+impl<M: TableMem> Remains<'_, M> {
+    /// Frees more of it.
+    ///
+    /// # Errors
+    /// With what is left.
     #[allow(clippy::result_large_err)]
     pub fn discard(self, budget: &mut Budget) -> Result<(), Self> {
+        let Self(part) = &self;
         let never = Synced::never_linked();
-        let (root, level) = (self.core.root, self.level + 1);
+        let (root, level) = (part.core.root, part.level + 1);
         let out = &mut Tell(&mut Ignore);
-        let core = &self.tree.core;
-        if core.reclaim(root, level, self.base, out, &never, budget) {
+        let core = &part.tree.core;
+        if core.reclaim(root, level, part.base, out, &never, budget) {
             Ok(())
         } else {
             Err(self)

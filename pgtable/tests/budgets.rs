@@ -434,3 +434,28 @@ fn tables_that_are_replaced_go_as_the_budget_says() {
         assert_eq!((next, told), (Ok(Ipa::new(at + MIB2)), 512));
     }
 }
+
+/// A subtree that is not linked after all goes in steps, and whole.
+#[test]
+fn a_subtree_is_discarded_in_steps() {
+    let mem = Plain::new(PAGE);
+    let geometry = geometry();
+    let root = mem.root(geometry.root_align());
+    let tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
+    let mut cpu = mem.cpu(tree.vttbr());
+    let mut built = tree.subtree(Ipa::new(GIB), Level::L1).expect("a page");
+    let map =
+        Map::new(Ipa::new(GIB), Pa::new(0), GIB, Attrs::MEMORY).leaves(Leaves::Exactly(Level::L3));
+    built
+        .map(&mut cpu, &map, &mut Budget::unlimited())
+        .expect("mapped");
+    assert_eq!(mem.live(), 513);
+    let mut left = built.discard(&mut Budget::entries(1));
+    let mut calls = 1;
+    while let Err(remains) = left {
+        assert_eq!(mem.live(), 513 - calls);
+        left = remains.discard(&mut Budget::entries(1));
+        calls += 1;
+    }
+    assert_eq!((mem.live(), calls), (0, 512));
+}
