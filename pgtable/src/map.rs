@@ -52,6 +52,8 @@ struct New {
     leaf: u64,
     /// What takes the place of something else: the leaf, or its coming form.
     stored: u64,
+    /// It is not the first of its call.
+    later: bool,
 }
 
 impl<M: TableMem> Core<M> {
@@ -226,17 +228,12 @@ impl<M: TableMem> Core<M> {
                 index += 1;
                 continue;
             }
-            // What an entry before parked, as the budget had ended, is for the
-            // next call.
-            let begun = index > slot.index && budget.is_spent();
-            if begun && format::is_going(self.mem.load(slot.table, index)) {
-                break;
-            }
             let here = Slot { index, ..slot };
             let here_ia = ia + (((index - slot.index) as u64) << slot.shift);
             let new = New {
                 leaf: raw,
                 stored: raw,
+                later: index > slot.index,
             };
             let more = last - index;
             match self.occupied(maint, sink, job, &here, here_ia, new, more, changes, budget) {
@@ -312,6 +309,7 @@ impl<M: TableMem> Core<M> {
                 let new = New {
                     leaf: raw,
                     stored: coming,
+                    later: false,
                 };
                 let here = Slot { raw: old, ..*slot };
                 if job.fetched && format::is_leaf(old, level) {
@@ -393,7 +391,11 @@ impl<M: TableMem> Core<M> {
                 if !ours || job.over != Over::Anything {
                     return Err(Error::Busy);
                 }
-                // Left there when a budget ended: out of all TLBs already.
+                // Left there when a budget ended: out of all TLBs already. If
+                // it was this call's budget, it is for the next.
+                if new.later && budget.is_spent() {
+                    return Ok(0);
+                }
                 if !job.exclusive && !swap(old, old & !GOING) {
                     continue;
                 }

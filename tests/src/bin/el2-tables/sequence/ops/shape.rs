@@ -166,10 +166,8 @@ impl Run<'_> {
         let linked = match mapped {
             Ok(_) => built.link(cpu, over),
             Err(Stopped { why, .. }) => {
-                built
-                    .discard(&mut Budget::unlimited())
-                    .ok()
-                    .expect("no bound");
+                let rest = built.discard(&mut Budget::unlimited());
+                ensure!(rest.is_ok(), "a subtree is left");
                 return Err(Name::new(format_args!("in the subtree: {why}")));
             }
         };
@@ -180,10 +178,8 @@ impl Run<'_> {
                 Ended::Done
             }
             Err((built, why)) => {
-                built
-                    .discard(&mut Budget::unlimited())
-                    .ok()
-                    .expect("no bound");
+                let rest = built.discard(&mut Budget::unlimited());
+                ensure!(rest.is_ok(), "a subtree is left");
                 let known = matches!(why, Error::Exists { .. } | Error::NoMem);
                 ensure!(known, "link: {why}");
                 Ended::Refused
