@@ -6,7 +6,7 @@ mod plain;
 
 use pgtable::{
     Attrs, Budget, Entry, Flush, Gather, Granule, Ignore, Ipa, Leaves, Level, Map, Pa, Partial,
-    RUNS, RemovedLeaf, Stage2, Stage2Config, Vmid,
+    RUNS, RemovedLeaf, Stage2, Stage2Config,
 };
 use plain::{Did, Plain};
 
@@ -20,9 +20,7 @@ fn tree(mem: &Plain) -> Stage2<&Plain> {
     let mut config = Stage2Config::new(Granule::K4, 39, 48);
     config.features.fwb = true;
     config.features.dic = true;
-    let geometry = config.validate().unwrap();
-    let root = mem.root(geometry.root_align());
-    Stage2::new(geometry, root, Vmid::new(5), mem).unwrap()
+    mem.tree(config)
 }
 
 fn pages(ipa: Ipa, size: u64) -> Map {

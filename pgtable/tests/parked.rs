@@ -26,9 +26,7 @@ fn tree(mem: &Plain, dic: bool) -> (Stage2<&Plain>, Cpu<'_>) {
         ttl: true,
         ..Features::default()
     };
-    let geometry = config.validate().expect("legal");
-    let root = mem.root(geometry.root_align());
-    let tree = Stage2::new(geometry, root, Vmid::new(3), mem).expect("a root");
+    let tree = mem.tree(config);
     let cpu = mem.cpu(tree.vttbr());
     (tree, cpu)
 }

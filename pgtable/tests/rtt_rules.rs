@@ -40,6 +40,10 @@ fn realm(mem: &Plain, fwb: bool, start: Level) -> (Rtt<&Plain>, Cpu<'_>) {
     (rtt, cpu)
 }
 
+fn all() -> Budget {
+    Budget::unlimited()
+}
+
 /// Tables down to pages at `ipa`.
 fn down(rtt: &mut Rtt<&Plain>, cpu: &mut Cpu<'_>, mem: &Plain, ipa: u64) {
     for (level, span) in [(Level::L2, GIB), (Level::L3, MIB2)] {
@@ -102,29 +106,14 @@ fn pages_that_cannot_be() {
             let done = rtt.create(&mut cpu, next, Level::L3, pa);
             assert_eq!(done, Err(RttError::Input), "{pa}");
             let ns = Ipa::new(HALF);
-            let done = rtt.map_unprotected(
-                &mut cpu,
-                ns,
-                Level::L3,
-                pa,
-                Attrs::MEMORY,
-                1,
-                &mut Budget::unlimited(),
-            );
+            let done =
+                rtt.map_unprotected(&mut cpu, ns, Level::L3, pa, Attrs::MEMORY, 1, &mut all());
             assert_eq!(done, Err(RttError::Input), "{pa}");
         }
         let block = Ipa::new(HALF + MIB2);
         let map = |rtt: &mut Rtt<&Plain>, cpu: &mut Cpu<'_>, ipa, level, pa, count| {
             let pa = Pa::new(pa);
-            rtt.map_unprotected(
-                cpu,
-                ipa,
-                level,
-                pa,
-                Attrs::MEMORY,
-                count,
-                &mut Budget::unlimited(),
-            )
+            rtt.map_unprotected(cpu, ipa, level, pa, Attrs::MEMORY, count, &mut all())
         };
         for (ipa, level, pa, count) in [
             // A block's address in a block, and no entries at all.
@@ -148,15 +137,7 @@ fn pages_that_cannot_be() {
             assert_eq!(done, Err(RttError::Input), "{ipa} {level} {pa:#x} {count}");
         }
         let el0 = Attrs::MEMORY.execute(Execute::El0);
-        let done = rtt.map_unprotected(
-            &mut cpu,
-            block,
-            Level::L2,
-            Pa::new(0),
-            el0,
-            1,
-            &mut Budget::unlimited(),
-        );
+        let done = rtt.map_unprotected(&mut cpu, block, Level::L2, Pa::new(0), el0, 1, &mut all());
         assert_eq!(done, Err(RttError::Input));
         untouched(&mem, "refused");
     }
@@ -275,14 +256,8 @@ fn assigned_and_not_mapped() {
             assert_eq!(state(&rtt, index * PAGE, Level::L3), (Level::L3, left));
         }
         assert_eq!(mem.count(page), 0);
-        rtt.destroy(
-            &mut cpu,
-            base,
-            Level::L3,
-            &mut Ignore,
-            &mut Budget::unlimited(),
-        )
-        .expect("empty");
+        rtt.destroy(&mut cpu, base, Level::L3, &mut Ignore, &mut all())
+            .expect("empty");
     }
 }
 
@@ -303,15 +278,8 @@ fn folds_are_aligned() {
             }
         } else {
             let (ipa, pa) = (Ipa::new(base), Pa::new(pa));
-            let next = rtt.map_unprotected(
-                &mut cpu,
-                ipa,
-                Level::L3,
-                pa,
-                Attrs::MEMORY,
-                600,
-                &mut Budget::unlimited(),
-            );
+            let next =
+                rtt.map_unprotected(&mut cpu, ipa, Level::L3, pa, Attrs::MEMORY, 600, &mut all());
             assert_eq!(next, Ok(Ipa::new(base + MIB2)));
         }
         mem.forget();
@@ -367,15 +335,8 @@ fn how_large_folds_may_be() {
             mem.add_count(table, 511);
         } else {
             let (ipa, pa) = (Ipa::new(base), Pa::new(4 * GIB));
-            let next = rtt.map_unprotected(
-                &mut cpu,
-                ipa,
-                Level::L2,
-                pa,
-                Attrs::MEMORY,
-                512,
-                &mut Budget::unlimited(),
-            );
+            let next =
+                rtt.map_unprotected(&mut cpu, ipa, Level::L2, pa, Attrs::MEMORY, 512, &mut all());
             assert_eq!(next, Ok(Ipa::new(base + GIB)));
         }
         let folded = rtt.fold(&mut cpu, Ipa::new(base), Level::L2);
@@ -405,16 +366,8 @@ fn a_destroyed_table_tells_its_leaves() {
             let places = [(0u64, 3 * GIB), (5, 5 * GIB), (511, 7 * GIB)];
             for (page, pa) in places {
                 let (ipa, pa) = (Ipa::new(HALF + page * PAGE), Pa::new(pa));
-                rtt.map_unprotected(
-                    &mut cpu,
-                    ipa,
-                    Level::L3,
-                    pa,
-                    Attrs::MEMORY,
-                    1,
-                    &mut Budget::unlimited(),
-                )
-                .expect("mapped");
+                rtt.map_unprotected(&mut cpu, ipa, Level::L3, pa, Attrs::MEMORY, 1, &mut all())
+                    .expect("mapped");
             }
             mem.forget();
             let mut told = Vec::new();
@@ -423,21 +376,9 @@ fn a_destroyed_table_tells_its_leaves() {
                 told.push((leaf.ia(), leaf.pa().get(), leaf.size(), leaf.level()));
             };
             let removed = if wanted {
-                rtt.destroy(
-                    &mut cpu,
-                    base,
-                    Level::L3,
-                    &mut sink,
-                    &mut Budget::unlimited(),
-                )
+                rtt.destroy(&mut cpu, base, Level::L3, &mut sink, &mut all())
             } else {
-                rtt.destroy(
-                    &mut cpu,
-                    base,
-                    Level::L3,
-                    &mut Ignore,
-                    &mut Budget::unlimited(),
-                )
+                rtt.destroy(&mut cpu, base, Level::L3, &mut Ignore, &mut all())
             };
             assert_eq!(removed.expect("a table").top, Ipa::new(HALF + GIB));
             if wanted {
@@ -473,14 +414,8 @@ fn an_empty_table_takes_one_tlbi() {
         let (mut rtt, mut cpu) = realm(&mem, true, Level::L1);
         down(&mut rtt, &mut cpu, &mem, base);
         let ipa = Ipa::new(base);
-        rtt.destroy(
-            &mut cpu,
-            ipa,
-            Level::L3,
-            &mut Ignore,
-            &mut Budget::unlimited(),
-        )
-        .expect("empty");
+        rtt.destroy(&mut cpu, ipa, Level::L3, &mut Ignore, &mut all())
+            .expect("empty");
         let done = instructions(&mem);
         let ops: Vec<_> = done
             .iter()
@@ -513,15 +448,7 @@ fn the_hosts_memory_in_runs() {
         let attrs = Attrs::MEMORY.access(Access::Read);
         let mut map = |page: u64, pa: u64, count: usize| {
             let (ipa, pa) = (Ipa::new(HALF + page * PAGE), Pa::new(pa));
-            let next = rtt.map_unprotected(
-                &mut cpu,
-                ipa,
-                Level::L3,
-                pa,
-                attrs,
-                count,
-                &mut Budget::unlimited(),
-            );
+            let next = rtt.map_unprotected(&mut cpu, ipa, Level::L3, pa, attrs, count, &mut all());
             next.map(|next| (next.get() - HALF) / PAGE)
         };
         assert_eq!(map(10, GIB, 1), Ok(11));
@@ -563,7 +490,7 @@ fn the_hosts_memory_in_runs() {
         mem.forget();
         let ipa = Ipa::new(HALF + 9 * PAGE);
         let removed = rtt
-            .unmap_unprotected(&mut cpu, ipa, Level::L3, &mut Budget::unlimited())
+            .unmap_unprotected(&mut cpu, ipa, Level::L3, &mut all())
             .expect("mapped");
         assert_eq!(removed.pa, Pa::new(2 * GIB + 2 * PAGE));
         assert_eq!(removed.top, Ipa::new(HALF + 10 * PAGE));
@@ -658,43 +585,25 @@ fn the_end_of_a_realm() {
     let blocks = [(0u64, 3 * GIB), (1, 4 * GIB), (half - 1, 5 * GIB)];
     for (block, pa) in blocks {
         let (ipa, pa) = (Ipa::new(HALF + block * MIB2), Pa::new(pa));
-        rtt.map_unprotected(
-            &mut cpu,
-            ipa,
-            Level::L2,
-            pa,
-            Attrs::MEMORY,
-            1,
-            &mut Budget::unlimited(),
-        )
-        .expect("mapped");
+        rtt.map_unprotected(&mut cpu, ipa, Level::L2, pa, Attrs::MEMORY, 1, &mut all())
+            .expect("mapped");
     }
     // A block of data, or a table, is life.
     down(&mut rtt, &mut cpu, &mem, 0);
     assert!(rtt.is_live());
     mem.forget();
     let used = Err(Error::InUse { level: Level::L2 });
-    assert_eq!(
-        rtt.retire(&mut cpu, &mut Ignore, &mut Budget::unlimited()),
-        used
-    );
+    assert_eq!(rtt.retire(&mut cpu, &mut Ignore, &mut all()), used);
     untouched(&mem, "retire");
-    rtt.destroy(
-        &mut cpu,
-        Ipa::new(0),
-        Level::L3,
-        &mut Ignore,
-        &mut Budget::unlimited(),
-    )
-    .expect("empty");
+    rtt.destroy(&mut cpu, Ipa::new(0), Level::L3, &mut Ignore, &mut all())
+        .expect("empty");
     assert!(!rtt.is_live());
     mem.forget();
     let mut told = Vec::new();
     let mut sink = |leaf: RemovedLeaf| {
         told.push((leaf.ia(), leaf.pa().get(), leaf.size(), leaf.level()));
     };
-    rtt.retire(&mut cpu, &mut sink, &mut Budget::unlimited())
-        .expect("dead");
+    rtt.retire(&mut cpu, &mut sink, &mut all()).expect("dead");
     let want = blocks.map(|(block, pa)| (HALF + block * MIB2, pa, MIB2, Level::L2));
     assert_eq!(told, want);
     assert!((half..2 * half).all(|index| entry(index) == unprotected));
@@ -710,12 +619,8 @@ fn the_end_of_a_realm() {
         })
         .collect();
     assert_eq!(kinds, [0, 0, 0, 3, 2, 3, 3, 1, 1, 1]);
-    rtt.retire(
-        &mut cpu,
-        &mut |_: RemovedLeaf| panic!("a leaf"),
-        &mut Budget::unlimited(),
-    )
-    .expect("dead");
+    rtt.retire(&mut cpu, &mut |_: RemovedLeaf| panic!("a leaf"), &mut all())
+        .expect("dead");
 }
 
 /// RIPAS is told as far as it holds, inside one table and the range.
@@ -815,18 +720,12 @@ fn tables_that_go_page_by_page() {
                 Pa::new(GIB),
                 Attrs::MEMORY,
                 3,
-                &mut Budget::unlimited(),
+                &mut all(),
             )
             .expect("mapped");
             mem.forget();
-            rtt.destroy(
-                &mut cpu,
-                ipa,
-                Level::L3,
-                &mut Ignore,
-                &mut Budget::unlimited(),
-            )
-            .expect("no life in it");
+            rtt.destroy(&mut cpu, ipa, Level::L3, &mut Ignore, &mut all())
+                .expect("no life in it");
         }
         let hit: Vec<u64> = mem
             .changes()

@@ -5,7 +5,7 @@ mod plain;
 
 use pgtable::{
     Attrs, Barrier, Budget, CacheOp, Error, Flush, Gather, Granule, Ignore, Ipa, Leaves, Level,
-    Maintenance, Map, Pa, Partial, RUNS, RemovedLeaf, Stage2, Stage2Config, Tlbi, Vmid,
+    Maintenance, Map, Pa, Partial, RUNS, RemovedLeaf, Stage2, Stage2Config, Tlbi,
 };
 use plain::{Cpu, Plain};
 use std::cell::{Cell, RefCell};
@@ -44,9 +44,7 @@ fn tree(mem: &Plain) -> Stage2<&Plain> {
     let mut config = Stage2Config::new(Granule::K4, 39, 48);
     config.features.fwb = true;
     config.features.dic = true;
-    let geometry = config.validate().unwrap();
-    let root = mem.root(geometry.root_align());
-    Stage2::new(geometry, root, Vmid::new(1), mem).unwrap()
+    mem.tree(config)
 }
 
 fn page(n: u64, pa: u64) -> Map {

@@ -68,6 +68,11 @@ pub mod fake {
         MEMORY.set((base, memory as usize, len));
     }
 
+    /// Takes it away: there is no memory until the next `install`.
+    pub fn remove() {
+        MEMORY.set((0, 0, 0));
+    }
+
     /// Where `pa` is.
     ///
     /// # Panics

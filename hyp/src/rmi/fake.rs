@@ -104,7 +104,8 @@ impl Host {
             )
         };
         let pool = Box::into_raw(Box::new(pool));
-        // SAFETY: it lives until `drop`, and longer than the `System`.
+        // SAFETY: just made, and only `drop` frees it, after the `System`, which
+        // alone has this reference; nothing refers to it mutably.
         let tables = unsafe { &*pool };
         let host = HostMemory::new(&features, geometry, &ram, &Regions::new(), tables);
         let system = Box::into_raw(Box::new(System {
@@ -117,14 +118,16 @@ impl Host {
             host_image: Region::EMPTY,
             vmids: Vmids::new(),
         }));
-        // SAFETY: as the pool, and longer than the `Cpu`.
+        // SAFETY: just made, and only `drop` frees it, when the `Cpu` that has
+        // this reference is used no more; nothing refers to it mutably.
         let shared = unsafe { &*system };
         crate::set_system(Some(shared));
         let stacks = Region::new(0, Stacks::stride(0x1000)).expect("no overflow");
         let stacks = Stacks::new(stacks, 0x1000);
         let pe = Box::into_raw(Box::new(Pe::new(0, 0, 0, &stacks, Regime::default(), 0)));
         Self {
-            // SAFETY: it lives until `drop`, and longer than the `Cpu`.
+            // SAFETY: just made, and only `drop` frees it, when the `Cpu` is
+            // used no more; nothing refers to it mutably.
             cpu: Cpu::new(unsafe { &*pe }, shared),
             size,
             ram: ram_size,
@@ -188,7 +191,7 @@ impl Host {
 
     /// Table pages of the host's stage 2 beyond those it began with.
     pub fn tables(&self) -> u64 {
-        // SAFETY: it lives until `drop`.
+        // SAFETY: `new` made it, and only `drop` frees it.
         self.left - unsafe { &*self.pool }.left()
     }
 }
@@ -197,8 +200,10 @@ impl Drop for Host {
     fn drop(&mut self) {
         let memory = phys::fake::pointer(RAM) as *mut u8;
         crate::set_system(None);
-        // SAFETY: all four were leaked for this machine alone, and nobody uses
-        // them any more: the next machine installs its own first.
+        phys::fake::remove();
+        // SAFETY: `new` made all four for this machine alone. `cpu`, which has
+        // references, is not used again and has nothing to drop; by the two
+        // calls above nobody else finds system or memory.
         unsafe {
             drop(Box::from_raw(self.system));
             drop(Box::from_raw(self.pool));

@@ -6,6 +6,10 @@ use crate::{Budget, Granule, Ignore, Stage2Config};
 extern crate std;
 use std::vec::Vec;
 
+fn all() -> Budget {
+    Budget::unlimited()
+}
+
 struct Bench {
     mem: Plain,
     geometry: Geometry,
@@ -99,13 +103,7 @@ fn a_realm_lives_and_dies() {
         }
         let table_ipa = Ipa::new(base & !(leaf_table - 1));
         assert_eq!(
-            rtt.destroy(
-                &mut log,
-                table_ipa,
-                Level::L3,
-                &mut Ignore,
-                &mut Budget::unlimited()
-            ),
+            rtt.destroy(&mut log, table_ipa, Level::L3, &mut Ignore, &mut all()),
             Err(RttError::Rtt {
                 level: Level::L3,
                 top: table_ipa
@@ -133,16 +131,13 @@ fn a_realm_lives_and_dies() {
             let span = bench.geometry.span(Level::new(level.get() - 1).unwrap());
             let ipa = Ipa::new(base & !(span - 1));
             let removed = rtt
-                .destroy(&mut log, ipa, level, &mut Ignore, &mut Budget::unlimited())
+                .destroy(&mut log, ipa, level, &mut Ignore, &mut all())
                 .unwrap();
             assert_eq!(bench.mem.count(removed.pa), 0);
             assert!(removed.top > ipa);
         }
         assert!(!rtt.is_live());
-        assert!(
-            rtt.retire(&mut log, &mut Ignore, &mut Budget::unlimited())
-                .is_ok()
-        );
+        assert!(rtt.retire(&mut log, &mut Ignore, &mut all()).is_ok());
     }
 }
 
@@ -213,7 +208,7 @@ fn a_table_of_unprotected_leaves_goes_at_once_and_each_is_told() {
             Pa::new(0x9000_0000),
             Attrs::MEMORY,
             700,
-            &mut Budget::unlimited(),
+            &mut all(),
         )
         .unwrap();
     assert_eq!(next, Ipa::new(0x4020_0000));
@@ -225,7 +220,7 @@ fn a_table_of_unprotected_leaves_goes_at_once_and_each_is_told() {
             Pa::new(0),
             Attrs::MEMORY,
             1,
-            &mut Budget::unlimited()
+            &mut all()
         ),
         Err(RttError::Rtt {
             level: Level::L3,
@@ -233,7 +228,7 @@ fn a_table_of_unprotected_leaves_goes_at_once_and_each_is_told() {
         })
     );
     let removed = rtt
-        .unmap_unprotected(&mut log, base, Level::L3, &mut Budget::unlimited())
+        .unmap_unprotected(&mut log, base, Level::L3, &mut all())
         .unwrap();
     assert_eq!(removed.pa, Pa::new(0x9000_0000));
     assert_eq!(removed.top, Ipa::new(0x4000_1000));
@@ -245,7 +240,7 @@ fn a_table_of_unprotected_leaves_goes_at_once_and_each_is_told() {
         &mut |leaf: RemovedLeaf| {
             gone.push(leaf.pa());
         },
-        &mut Budget::unlimited(),
+        &mut all(),
     )
     .unwrap();
     assert_eq!(gone.len(), 511);

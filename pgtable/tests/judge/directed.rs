@@ -34,10 +34,14 @@ fn judge(geometry: &Geometry) -> Judge {
     Judge::new(model, 1, geometry.granule().page_size())
 }
 
-fn install<M: TableMem>(judge: &Judge, tree: &Stage2<M>) {
+/// An empty tree on this memory of the judge's, in use.
+fn tree<M: TableMem>(judge: &Judge, geometry: Geometry, mem: M) -> Stage2<M> {
+    let root = judge.root(geometry.root_align());
+    let tree = Stage2::new(geometry, root, Vmid::new(1), mem).expect("a root");
     judge.write(Reg::Vtcr, tree.geometry().vtcr());
     judge.write(Reg::Vttbr, tree.vttbr());
     judge.event(EventKind::ISB);
+    tree
 }
 
 fn expect<T: PartialEq + std::fmt::Debug>(judge: &Judge, what: &str, got: T, want: T) {
@@ -58,9 +62,7 @@ fn no_block_where_none_may_stand() -> Result<(), String> {
     config.features = *geometry.features();
     let geometry = config.validate().expect("legal");
     let judge = judge(&geometry);
-    let root = judge.root(geometry.root_align());
-    let mut tree = Stage2::new(geometry, root, Vmid::new(1), &judge).expect("a root");
-    install(&judge, &tree);
+    let mut tree = tree(&judge, geometry, &judge);
     let size = 64u64 << 30;
     let map = Map::new(Ipa::new(0), Pa::new(size), size, Attrs::MEMORY);
     let mut cpu = Cpu(&judge);
@@ -83,9 +85,7 @@ fn no_block_where_none_may_stand() -> Result<(), String> {
 fn folds_what_is_adjacent() -> Result<(), String> {
     let geometry = geometry(Granule::K4, 40);
     let judge = judge(&geometry);
-    let root = judge.root(geometry.root_align());
-    let mut tree = Stage2::new(geometry, root, Vmid::new(1), &judge).expect("a root");
-    install(&judge, &tree);
+    let mut tree = tree(&judge, geometry, &judge);
     let mut cpu = Cpu(&judge);
     let block = 2u64 << 20;
     let map = Map::new(Ipa::new(0), Pa::new(0x4000_0000), block, Attrs::MEMORY)
@@ -211,7 +211,6 @@ fn a_lost_race_costs_no_page() -> Result<(), String> {
     for pages in [1u64, 3] {
         let geometry = geometry(Granule::K4, 32);
         let judge = judge(&geometry);
-        let root = judge.root(geometry.root_align());
         let page = judge.alloc(Level::L3);
         let racing = Disturbed::new(&judge);
         racing
@@ -221,8 +220,7 @@ fn a_lost_race_costs_no_page() -> Result<(), String> {
                 let _ = judge.cas(table, index, old, page.get() | 3);
                 judge.add_count(Pa::new(table), 1);
             })));
-        let tree = Stage2::new(geometry, root, Vmid::new(1), &racing).expect("a root");
-        install(&judge, &tree);
+        let tree = tree(&judge, geometry, &racing);
         let map = Map::new(
             Ipa::new(0),
             Pa::new(0x4000_0000),
@@ -248,9 +246,7 @@ fn a_lost_race_costs_no_page() -> Result<(), String> {
 fn a_gather_over_a_block_and_pages() -> Result<(), String> {
     let geometry = geometry(Granule::K4, 40);
     let judge = judge(&geometry);
-    let root = judge.root(geometry.root_align());
-    let tree = Stage2::new(geometry, root, Vmid::new(1), &judge).expect("a root");
-    install(&judge, &tree);
+    let tree = tree(&judge, geometry, &judge);
     let mut cpu = Cpu(&judge);
     let block = 2u64 << 20;
     let all = &mut Budget::unlimited();
@@ -298,16 +294,14 @@ fn a_gather_over_a_block_and_pages() -> Result<(), String> {
 fn a_fault_meets_an_unmapping() -> Result<(), String> {
     let geometry = geometry(Granule::K4, 40);
     let judge = judge(&geometry);
-    let root = judge.root(geometry.root_align());
     let disturbed = Disturbed::new(&judge);
-    let tree = Stage2::new(geometry, root, Vmid::new(1), &disturbed).expect("a root");
-    install(&judge, &tree);
+    let tree = tree(&judge, geometry, &disturbed);
     let all = &mut Budget::unlimited();
     let map = Map::new(Ipa::new(0), Pa::new(0x4000_0000), 4096, Attrs::MEMORY);
     let mut cpu = &disturbed;
     let next = tree.map(&mut cpu, &map, all);
     expect(&judge, "map", next, Ok(Ipa::new(4096)));
-    let (pa, attrs) = (0x5000_0000, Attrs::MEMORY);
+    let (pa, attrs, root) = (0x5000_0000, Attrs::MEMORY, tree.root());
     disturbed.before_tlbi.set(Some(Peer {
         pe: 0,
         geometry,
@@ -327,16 +321,15 @@ fn a_fault_meets_an_unmapping() -> Result<(), String> {
 fn a_group_changes_before_it_gets_the_hint() -> Result<(), String> {
     let geometry = geometry(Granule::K4, 40);
     let judge = judge(&geometry);
-    let root = judge.root(geometry.root_align());
     let disturbed = Disturbed::new(&judge);
-    let tree = Stage2::new(geometry, root, Vmid::new(1), &disturbed).expect("a root");
-    install(&judge, &tree);
+    let tree = tree(&judge, geometry, &disturbed);
     let all = &mut Budget::unlimited();
     let map = Map::new(Ipa::new(0), Pa::new(0x4000_0000), 0x1_0000, Attrs::MEMORY)
         .leaves(Leaves::Exactly(Level::L3));
     let mut cpu = &disturbed;
     let next = tree.map(&mut cpu, &map, all);
     expect(&judge, "map", next, Ok(Ipa::new(0x1_0000)));
+    let root = tree.root();
     disturbed
         .before_swap
         .set(Some(Box::new(move |judge, _, _, _| {
@@ -363,9 +356,7 @@ fn a_root_ends_with_what_was_forgotten() -> Result<(), String> {
     for frozen in [false, true] {
         let geometry = geometry(Granule::K4, 32);
         let judge = judge(&geometry);
-        let root = judge.root(geometry.root_align());
-        let mut tree = Stage2::new(geometry, root, Vmid::new(1), &judge).expect("a root");
-        install(&judge, &tree);
+        let mut tree = tree(&judge, geometry, &judge);
         let mut cpu = Cpu(&judge);
         let all = &mut Budget::unlimited();
         let size = 2u64 << 20;
@@ -386,7 +377,7 @@ fn a_root_ends_with_what_was_forgotten() -> Result<(), String> {
         }
         let end = tree.teardown(&mut cpu, Ipa::new(0), &mut Ignore, all);
         expect(&judge, "teardown", end, Ipa::new(1 << 32));
-        expect(&judge, "count", judge.count(root), 0);
+        expect(&judge, "count", judge.count(tree.root()), 0);
         // Another owner's memory now: the model knows of no TLB that has it.
         super::own(&judge, size, size, Owner::Nobody);
         judge.event(EventKind::Quiesce { lo: 0, hi: 1 << 32 });

@@ -3,7 +3,10 @@
 
 #![allow(dead_code)]
 
-use pgtable::{Barrier, CacheOp, Features, Level, Maintenance, Pa, Synced, TableMem, Tlbi};
+use pgtable::{
+    Barrier, CacheOp, Features, Level, Maintenance, Pa, Stage2, Stage2Config, Synced, TableMem,
+    Tlbi, Vmid,
+};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 
@@ -99,6 +102,13 @@ impl Plain {
         self.next.set(at + bytes);
         self.tables.borrow_mut().insert(at, bytes);
         Pa::new(at)
+    }
+
+    /// An empty tree of this format on it.
+    pub fn tree(&self, config: Stage2Config) -> Stage2<&Self> {
+        let geometry = config.validate().expect("legal");
+        let root = self.root(geometry.root_align());
+        Stage2::new(geometry, root, Vmid::new(3), self).expect("a root")
     }
 
     /// A page that is nobody's table yet.
