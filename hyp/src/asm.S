@@ -111,10 +111,15 @@ secondary_entry:
 // ---------------------------------------------------------------------------
 // EL2's vectors.
 //
-// From EL2 itself: nothing is expected, so the state goes to the emergency
-// stack (the fault may be the stack's) and Rust reports.
+// From EL2 itself: but for the guarded routines below, nothing is expected, so
+// the state goes to the emergency stack (the fault may be the stack's) and Rust
+// reports.
     .macro  from_el2 kind
     .balign 0x80
+    report  \kind
+    .endm
+
+    .macro  report kind
     msr     tpidr_el0, x0               // the guest's; it will not run again
     mrs     x0, tpidr_el2
     cbz     x0, 5f
@@ -139,7 +144,8 @@ secondary_entry:
     .balign 0x800
     .global vectors
 vectors:
-    from_el2 0
+    .balign 0x80
+    b       guarded_abort               // synchronous, on SP_EL0
     from_el2 1
     from_el2 2
     from_el2 3
@@ -156,6 +162,108 @@ vectors:
     from_lower 2
     from_lower 3
 
+// ---------------------------------------------------------------------------
+// Guarded routines (memory/guarded.rs): each returns 0, or 1 when an access in it
+// met a synchronous external abort. They run on SP_EL0, whose value they leave
+// alone: so an abort in them comes to a vector of its own, where registers are
+// free to use, and no stack is.
+guarded_begin:
+
+// guarded_copy(x0 = to, x1 = from, x2 = bytes)
+    .global guarded_copy
+guarded_copy:
+    msr     spsel, #0
+    orr     x3, x0, x1
+    tst     x3, #7
+    b.ne    2f
+1:  subs    x2, x2, #16
+    b.lo    0f
+    ldp     x3, x4, [x1], #16
+    stp     x3, x4, [x0], #16
+    b       1b
+0:  add     x2, x2, #16
+2:  cbz     x2, guarded_done
+    ldrb    w3, [x1], #1
+    strb    w3, [x0], #1
+    sub     x2, x2, #1
+    b       2b
+
+// guarded_put(x0 = base, x1 = pairs of offset and value, x2 = how many)
+    .global guarded_put
+guarded_put:
+    msr     spsel, #0
+1:  cbz     x2, guarded_done
+    ldp     x3, x4, [x1], #16
+    str     x4, [x0, x3]
+    sub     x2, x2, #1
+    b       1b
+
+// guarded_zero(x0 = at, x1 = bytes), multiples of 64
+    .global guarded_zero
+guarded_zero:
+    msr     spsel, #0
+1:  cbz     x1, guarded_done
+    stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
+    sub     x1, x1, #64
+    b       1b
+
+// guarded_read32(x0 = register, x1 = where its value goes)
+    .global guarded_read32
+guarded_read32:
+    msr     spsel, #0
+    ldr     w2, [x0]
+    str     w2, [x1]
+    b       guarded_done
+
+// guarded_clean(x0 = first line, x1 = end, x2 = bytes of a line)
+    .global guarded_clean
+guarded_clean:
+    msr     spsel, #0
+1:  cmp     x0, x1
+    b.hs    0f
+    dc      civac, x0
+    add     x0, x0, x2
+    b       1b
+0:  dsb     sy
+
+guarded_done:
+    msr     spsel, #1
+    mov     x0, #0
+    ret
+guarded_end:
+
+guarded_failed:
+    msr     spsel, #1
+    mov     x0, #1
+    ret
+
+// A synchronous exception on SP_EL0: in a guarded routine, or in a report.
+guarded_abort:
+    mrs     x3, elr_el2
+    adr     x4, guarded_begin
+    cmp     x3, x4
+    b.lo    0f
+    adr     x4, guarded_end
+    cmp     x3, x4
+    b.hs    0f
+    mrs     x3, esr_el2
+    ubfx    x4, x3, #26, #6
+    and     x3, x3, #0x3f
+    bic     x3, x3, #0x08               // 0x10, 0x18: external abort, parity
+    cmp     x4, #0x25
+    ccmp    x3, #0x10, #0, eq
+    b.ne    0f
+    adr     x3, guarded_failed
+    msr     elr_el2, x3
+    eret
+    dsb     nsh
+    isb
+0:  report  0
+
+// ---------------------------------------------------------------------------
 // x0 = kind, original x0 in TPIDR_EL0. Builds exception/el2.rs's `Frame`.
 fatal:
     msr     spsel, #0

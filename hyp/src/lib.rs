@@ -40,7 +40,7 @@ use memory::region::Region;
 #[derive(Debug)]
 pub struct System {
     /// The machine.
-    pub machine: Machine,
+    pub machine: &'static Machine,
     /// Its CPUs' features: those of the boot PE, which the others must share.
     pub features: Features,
     /// The granule of every table.

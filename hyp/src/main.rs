@@ -12,11 +12,12 @@ mod image {
 
     use appendix::{Appendix, Header};
     use hyp::boot::tree::{self, Machine};
-    use hyp::boot::{BootError, Layout};
+    use hyp::boot::{BootError, Layout, TableGranules};
     use hyp::cpu::features::Features;
     use hyp::cpu::pe::{Pe, Power};
     use hyp::cpu::{Cpu, instr};
     use hyp::exception::{host, report};
+    use hyp::memory::guarded;
     use hyp::memory::region::Region;
     use hyp::memory::stage1::Image;
     use hyp::{System, mrs, psci};
@@ -34,7 +35,7 @@ mod image {
 
     /// What the part with the MMU off hands to the part with it on.
     struct Found {
-        machine: Machine,
+        machine: &'static Machine,
         features: Features,
         image: Image,
         appendix: Appendix<'static>,
@@ -42,15 +43,16 @@ mod image {
     }
 
     static FOUND: Once<spin::Mutex<Option<Found>>> = Once::new();
+    static MACHINE: Once<Machine> = Once::new();
 
     /// The boot PE, MMU off: finds the machine, builds EL2's own map.
     #[unsafe(no_mangle)]
     extern "C" fn primary_start(dtb: u64, base: u64) -> ! {
         // SAFETY: x0 as the boot protocol has it.
         let tree = unsafe { tree::bytes(dtb) };
-        let machine = match tree.and_then(|data| Machine::read(dtb, data)) {
-            Ok(machine) => machine,
-            Err(_) => halt(), // no tree, no console to say it on
+        let read = tree.and_then(|data| Ok((data, Machine::read(dtb, data)?)));
+        let Ok((tree, machine)) = read else {
+            halt() // no tree, no console to say it on
         };
         // SAFETY: the device tree calls it a PL011, and EL2 maps it at its own
         // address.
@@ -63,7 +65,7 @@ mod image {
             stop(by_hvc);
         }
         info!("Undercroft {} at {base:#x}", env!("CARGO_PKG_VERSION"));
-        let pe = match prepare(machine, base) {
+        let pe = match prepare(machine, tree, base) {
             Ok(pe) => pe,
             Err(why) => {
                 error!("{why}");
@@ -75,20 +77,23 @@ mod image {
         unsafe { secondary_entry(pe) }
     }
 
-    fn prepare(machine: Machine, base: u64) -> Result<&'static Pe, BootError> {
+    fn prepare(mut machine: Machine, tree: &[u8], base: u64) -> Result<&'static Pe, BootError> {
         let features = Features::read();
         info!("cpu: {features}");
         machine.check()?;
         supported(&features)?;
+        let granules = TableGranules::choose(&features, machine.settings.granule)?;
+        machine.settle(tree, &granules.steps(&features), &probe)?;
+        let machine = MACHINE.call_once(|| machine);
         let flat_end = &raw const __image_end as u64;
         report::set_image(base, flat_end);
         let (image, appendix) = find_image(base, flat_end)?;
-        let layout = Layout::plan(&machine, &features, &image, &appendix)?;
+        let layout = Layout::plan(machine, &features, granules, &image, &appendix)?;
         let entries = [
             primary_main as *const () as u64,
             secondary_main as *const () as u64,
         ];
-        let pe = layout.build_pes(&machine, &features, &image, entries)?;
+        let pe = layout.build_pes(machine, &features, &image, entries)?;
         let early = layout.written_early();
         let line = features.dcache_line;
         let data = image.data;
@@ -109,6 +114,12 @@ mod image {
         }
         instr::dsb_sy();
         Ok(pe)
+    }
+
+    /// Reads a device's register, if a device is there.
+    fn probe(address: u64) -> Option<u32> {
+        // SAFETY: a register of a device in the tree, which no driver uses yet.
+        unsafe { guarded::read32(address) }.ok()
     }
 
     fn supported(features: &Features) -> Result<(), BootError> {

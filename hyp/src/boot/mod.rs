@@ -18,7 +18,7 @@ use crate::memory::stage1::{self, Image};
 use crate::vmid::Vmids;
 use appendix::Appendix;
 use image::ImageHeader;
-use tree::Machine;
+use tree::{Machine, Steps};
 
 /// Why the image cannot run here; the text tells a person what to do.
 pub type BootError = &'static str;
@@ -29,50 +29,76 @@ const HOST_ALIGN: u64 = 2 << 20;
 /// EL2's working memory and the host's place in RAM.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
-    /// The granule of every table.
-    pub granule: Granule,
-    /// EL2's own granule: the same, if EL2's stage 1 has it.
-    pub el2_granule: Granule,
+    /// The granules of all tables.
+    pub granules: TableGranules,
     /// All of EL2's working memory.
     pub own: Region,
     el2_tables: Region,
     stacks: Stacks,
     pes: Region,
-    granules: Region,
+    granule_words: Region,
     host_tables: Region,
     /// Where the host's image goes.
     pub host_image: Region,
 }
 
-/// The granule that the command line asks for, or 4K, or what the CPU has.
-fn choose_granule(
-    features: &Features,
-    asked: Option<Granule>,
-) -> Result<(Granule, Granule), BootError> {
-    let has = |granule| features.stage2(granule) != GranuleSupport::No;
-    let granule = match asked {
-        Some(granule) if has(granule) => granule,
-        Some(Granule::K4) => return Err("undercroft.granule=4k: this CPU has no 4K stage 2"),
-        Some(Granule::K16) => {
-            return Err(
-                "undercroft.granule=16k: this CPU has no 16K stage 2 (try --granule 4k or 64k)",
-            );
+/// The granules of all tables.
+#[derive(Clone, Copy, Debug)]
+pub struct TableGranules {
+    /// Of every stage 2.
+    pub stage2: Granule,
+    /// Of EL2's own stage 1: the same, if the CPU has it there.
+    pub el2: Granule,
+}
+
+impl TableGranules {
+    /// Those that the command line asks for, or 4K, or what the CPU has.
+    ///
+    /// # Errors
+    /// A CPU without what was asked for.
+    pub fn choose(features: &Features, asked: Option<Granule>) -> Result<Self, BootError> {
+        let has = |granule| features.stage2(granule) != GranuleSupport::No;
+        let stage2 = match asked {
+            Some(granule) if has(granule) => granule,
+            Some(Granule::K4) => return Err("undercroft.granule=4k: this CPU has no 4K stage 2"),
+            Some(Granule::K16) => {
+                return Err(
+                    "undercroft.granule=16k: this CPU has no 16K stage 2 (try --granule 4k or 64k)",
+                );
+            }
+            Some(Granule::K64) => {
+                return Err(
+                    "undercroft.granule=64k: this CPU has no 64K stage 2 (try --granule 4k)",
+                );
+            }
+            None => Granule::ALL
+                .into_iter()
+                .find(|g| has(*g))
+                .ok_or("this CPU has no stage 2")?,
+        };
+        let own = |granule| features.stage1(granule) != GranuleSupport::No;
+        let el2 = if own(stage2) {
+            Some(stage2)
+        } else {
+            Granule::ALL.into_iter().find(|g| own(*g))
+        };
+        let el2 = el2.ok_or("this CPU has no translation at EL2")?;
+        Ok(Self { stage2, el2 })
+    }
+
+    /// What is aligned to this suits either's tables, bytes.
+    pub fn align(&self) -> u64 {
+        self.stage2.page_size().max(self.el2.page_size())
+    }
+
+    /// In what steps memory and devices change hands on this CPU.
+    pub fn steps(&self, features: &Features) -> Steps {
+        Steps {
+            memory: self.align(),
+            device: self.stage2.page_size(),
+            end: 1 << crate::max_ipa_bits(features, self.stage2),
         }
-        Some(Granule::K64) => {
-            return Err("undercroft.granule=64k: this CPU has no 64K stage 2 (try --granule 4k)");
-        }
-        None => Granule::ALL
-            .into_iter()
-            .find(|g| has(*g))
-            .ok_or("this CPU has no stage 2")?,
-    };
-    let own = |granule| features.stage1(granule) != GranuleSupport::No;
-    let el2 = if own(granule) {
-        Some(granule)
-    } else {
-        Granule::ALL.into_iter().find(|g| own(*g))
-    };
-    Ok((granule, el2.ok_or("this CPU has no translation at EL2")?))
+    }
 }
 
 fn host_geometry(features: &Features, granule: Granule) -> Result<pgtable::Geometry, BootError> {
@@ -86,23 +112,31 @@ impl Layout {
     /// Places everything that EL2 needs in RAM, clear of what is there already.
     ///
     /// # Errors
-    /// Too little RAM, or a CPU without what was asked for.
+    /// Too little RAM, or an image that is not in it.
     pub fn plan(
         machine: &Machine,
         features: &Features,
+        granules: TableGranules,
         image: &Image,
         appendix: &Appendix<'_>,
     ) -> Result<Self, BootError> {
-        let (granule, el2_granule) = choose_granule(features, machine.settings.granule)?;
-        // The larger of both granules suits either's tables.
-        let align = granule.page_size().max(el2_granule.page_size());
+        let (granule, el2_granule) = (granules.stage2, granules.el2);
+        let align = granules.align();
         let geometry = host_geometry(features, granule)?;
         let pes = machine.pes.len();
+        if !machine.ram.covers(&image.region().grow_to(align)) {
+            return Err(
+                "the image lies outside of RAM, or where no-map reserves it: load it elsewhere",
+            );
+        }
 
-        let mut taken = machine.reserved.clone();
-        for region in [Some(image.region()), Some(machine.dtb), machine.initrd]
-            .into_iter()
-            .flatten()
+        let mut taken = Regions::new();
+        let there = [Some(image.region()), Some(machine.dtb), machine.initrd];
+        for region in machine
+            .reserved
+            .iter()
+            .copied()
+            .chain(there.into_iter().flatten())
         {
             taken
                 .insert(region.grow_to(align))
@@ -118,7 +152,7 @@ impl Layout {
             size_of::<[Pe; tree::MAX_PES]>() as u64,
             Granules::bytes_for(&machine.ram, u32::from(granule.page_bits())),
             Pool::bytes_for(
-                HostMemory::pool_pages(&machine.ram, &geometry),
+                host::pool_pages(&machine.ram, &machine.devices, &geometry),
                 granule.page_size(),
             ),
         ]
@@ -135,7 +169,7 @@ impl Layout {
             at += size;
             Region::new(at - size, size).unwrap_or(Region::EMPTY)
         };
-        let [el2_tables, stacks, pe_list, granules, host_tables] = sizes.map(&mut part);
+        let [el2_tables, stacks, pe_list, granule_words, host_tables] = sizes.map(&mut part);
 
         let header = ImageHeader::read(appendix.payload)
             .ok_or("the host's image behind this one is no arm64 Image: build with cargo qemu")?;
@@ -148,13 +182,12 @@ impl Layout {
             .place(size, HOST_ALIGN, &taken)
             .ok_or("too little RAM for the host's image (QEMU: give it more with -m)")?;
         Ok(Self {
-            granule,
-            el2_granule,
+            granules,
             own,
             el2_tables,
             stacks: Stacks::new(stacks, el2_granule.page_size()),
             pes: pe_list,
-            granules,
+            granule_words,
             host_tables,
             host_image,
         })
@@ -172,14 +205,14 @@ impl Layout {
         image: &Image,
         [primary, secondary]: [u64; 2],
     ) -> Result<&'static Pe, BootError> {
-        let geometry = stage1::geometry(features, self.el2_granule)
+        let geometry = stage1::geometry(features, self.granules.el2)
             .map_err(|_| "this CPU cannot map its physical addresses at EL2 with this granule")?;
-        let tables = pool(&EL2_TABLES, self.el2_tables, self.el2_granule);
+        let tables = pool(&EL2_TABLES, self.el2_tables, self.granules.el2);
         let regime = stage1::build(features, geometry, machine, image, &self.stacks, tables)?;
         let boot = crate::mrs!("mpidr_el1") & pe::MPIDR_AFFINITY;
         let list = phys::pointer::<Pe>(self.pes.base());
         for (index, &mpidr) in machine.pes.iter().enumerate() {
-            let gicr = gic::find_redistributor(&machine.gicr, mpidr)
+            let gicr = gic::find_redistributor(&machine.gicr, machine.gicr_stride, mpidr)
                 .ok_or("a CPU of the device tree has no redistributor in the GIC")?;
             let entry = if mpidr == boot { primary } else { secondary };
             let place = list.wrapping_add(index);
@@ -203,23 +236,28 @@ impl Layout {
     /// RAM beyond the tables' reach.
     pub fn build_system(
         &self,
-        machine: Machine,
+        machine: &'static Machine,
         features: Features,
         image: &Image,
         appendix: &Appendix<'_>,
     ) -> Result<System, BootError> {
-        let shift = u32::from(self.granule.page_bits());
+        let shift = u32::from(self.granules.stage2.page_bits());
         // SAFETY: that part of EL2's working memory is the table's.
-        let granules = unsafe { Granules::new(&machine.ram, shift, self.granules.base()) };
-        let own = [image.region().grow_to(1 << shift), self.own];
+        let granules = unsafe { Granules::new(&machine.ram, shift, self.granule_words.base()) };
+        let own = [image.region().grow_to(self.granules.align()), self.own];
         let mut taken = Regions::new();
         for region in own {
             granules.claim(region);
             taken.insert(region).map_err(|_| "too many ranges")?;
         }
-        let geometry = host_geometry(&features, self.granule)?;
-        let tables = pool(&HOST_TABLES, self.host_tables, self.granule);
-        let host = HostMemory::new(&features, geometry, &machine.ram, &taken, tables)?;
+        let geometry = host_geometry(&features, self.granules.stage2)?;
+        let tables = pool(&HOST_TABLES, self.host_tables, self.granules.stage2);
+        let ranges = host::Ranges {
+            ram: &machine.ram,
+            taken: &taken,
+            devices: &machine.devices,
+        };
+        let host = HostMemory::new(&features, geometry, &ranges, tables)?;
 
         let to = phys::pointer::<u8>(self.host_image.base());
         // SAFETY: that RAM was placed clear of everything, the image with it.
@@ -237,7 +275,7 @@ impl Layout {
         Ok(System {
             machine,
             features,
-            granule: self.granule,
+            granule: self.granules.stage2,
             granules,
             host,
             own,

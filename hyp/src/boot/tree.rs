@@ -3,6 +3,9 @@
 //! Every address that EL2 uses comes from here (Devicetree Specification 0.4;
 //! bindings `arm,gic-v3`, `arm,armv8-timer`, `arm,pl011`, `arm,psci-1.0`).
 
+pub mod devices;
+mod place;
+
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::standard::NodeStandard;
@@ -10,7 +13,8 @@ use dtoolkit::{Node, Property};
 use log::LevelFilter;
 use pgtable::Granule;
 
-use crate::memory::region::{Full, Region, Regions};
+use crate::memory::region::{Region, Regions};
+use place::Place;
 
 /// PEs that one image drives.
 pub const MAX_PES: usize = 128;
@@ -18,20 +22,33 @@ pub const MAX_PES: usize = 128;
 /// What EL2 knows of the machine it runs on.
 #[derive(Debug)]
 pub struct Machine {
-    /// RAM, sorted.
+    /// RAM as the tree's memory nodes have it.
+    pub memory: Regions,
+    /// RAM that EL2 and the host have: of `memory` what is whole granules and
+    /// not reserved with `no-map`. Empty before [`Machine::settle`].
     pub ram: Regions,
-    /// Parts of RAM that the boot loader or firmware keeps.
+    /// Parts of RAM that the boot loader or firmware keeps: the host's, but EL2
+    /// puts nothing of its own there.
     pub reserved: Regions,
+    /// Those of them that nobody may map (`no-map`).
+    pub no_map: Regions,
+    /// The host's devices, in whole pages. Empty before [`Machine::settle`].
+    pub devices: Regions,
     /// The initrd: it holds the bundle, which is the host's business.
     pub initrd: Option<Region>,
     /// The tree itself.
     pub dtb: Region,
     /// PL011 of the log.
     pub uart: Option<Region>,
+    /// PL011 of the console, which the host has, and with it perhaps the log.
+    pub console: Option<Region>,
     /// GICv3 distributor.
     pub gicd: Region,
     /// GICv3 redistributor regions.
     pub gicr: ArrayVec<Region, 8>,
+    /// Bytes from one redistributor to the next, where it is not told by each
+    /// (`redistributor-stride`).
+    pub gicr_stride: Option<u64>,
     /// INTIDs of the PPIs that EL2 serves.
     pub ppi: Ppis,
     /// MPIDR of every PE, the boot PE among them.
@@ -83,123 +100,35 @@ pub type TreeError = &'static str;
 /// Device trees larger than this are refused (the boot protocol's limit, 2 MiB).
 const MAX_TREE: usize = 2 << 20;
 
-/// The mappings of one bus, child to parent.
-type Bus = ArrayVec<(u64, u64, u64), 16>;
+const DAMAGED: TreeError = "the device tree in x0 is damaged";
 
-/// A node's place: how its `reg` becomes a CPU address.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is no heap, and one lives a node's visit"
-)]
-#[derive(Clone)]
-enum Place {
-    Identity,
-    Mapped(Bus),
-    Unmapped,
-}
-
-impl Place {
-    fn translate(&self, address: u64) -> Option<u64> {
-        match self {
-            Self::Identity => Some(address),
-            Self::Mapped(bus) => bus.iter().find_map(|&(child, parent, len)| {
-                (address.checked_sub(child)? < len).then(|| parent + (address - child))
-            }),
-            Self::Unmapped => None,
-        }
-    }
-
-    /// The place of the children of `node`, which itself is at this place.
-    fn below(&self, node: FdtNode<'_>) -> Self {
-        let Ok(Some(ranges)) = node.ranges() else {
-            return Self::Unmapped;
-        };
-        let mut bus = Bus::new();
-        let mut any = false;
-        for range in ranges {
-            any = true;
-            if let (Ok(child), Ok(parent), Ok(len)) = (
-                range.child_bus_address::<u64>(),
-                range.parent_bus_address::<u64>(),
-                range.length::<u64>(),
-            ) && let Some(parent) = self.translate(parent)
-            {
-                let _ = bus.try_push((child, parent, len));
-            }
-        }
-        if any { Self::Mapped(bus) } else { self.clone() }
-    }
-}
-
-fn reg(node: FdtNode<'_>, place: &Place, n: usize) -> Option<Region> {
-    let reg = node.reg().ok()??.nth(n)?;
-    let base = place.translate(reg.address::<u64>().ok()?)?;
-    Region::new(base, reg.size::<u64>().ok()?)
-}
-
-/// Calls `visit` for every enabled node that has an address on the CPU's bus.
-fn for_each<'a>(fdt: Fdt<'a>, visit: &mut impl FnMut(FdtNode<'a>, &Place)) {
-    fn descend<'a>(
-        node: FdtNode<'a>,
-        place: &Place,
-        depth: u32,
-        visit: &mut impl FnMut(FdtNode<'a>, &Place),
-    ) {
-        for child in node.children() {
-            let status = child
-                .property("status")
-                .map(|p| p.value() == b"okay\0" || p.value() == b"ok\0");
-            if status == Some(false) {
-                continue;
-            }
-            visit(child, place);
-            if depth < 8 {
-                descend(child, &place.below(child), depth + 1, visit);
-            }
-        }
-    }
-    descend(fdt.root(), &Place::Identity, 0, visit);
-}
-
-/// The node at `path` (aliases resolved, options after ':' dropped) and its place.
-fn locate<'a>(fdt: Fdt<'a>, path: &str) -> Option<(FdtNode<'a>, Place)> {
-    let path = path.split(':').next()?;
-    let path = if path.starts_with('/') {
-        path
-    } else {
-        fdt.find_node("/aliases")?
-            .property(path)?
-            .value_as::<&str>()
-            .ok()?
-    };
-    let mut node = fdt.root();
-    let mut place = Place::Identity;
-    let mut first = true;
-    for name in path.split('/').filter(|name| !name.is_empty()) {
-        if !first {
-            place = place.below(node);
-        }
-        node = node.child(name)?;
-        first = false;
-    }
-    Some((node, place))
+/// In what steps rights are given, in bytes, and how far they reach.
+#[derive(Clone, Copy, Debug)]
+pub struct Steps {
+    /// Of RAM: the largest granule of any table.
+    pub memory: u64,
+    /// Of devices: the granule of the host's stage 2.
+    pub device: u64,
+    /// The first address that the host's stage 2 cannot map.
+    pub end: u64,
 }
 
 impl Machine {
-    /// Reads the tree at `dtb`, whose bytes are `data`.
-    ///
-    /// # Errors
-    /// What is damaged, in words for the person who boots.
-    pub fn read(dtb: u64, data: &[u8]) -> Result<Self, TreeError> {
-        let fdt = Fdt::new(data).map_err(|_| "the device tree in x0 is damaged")?;
-        let mut machine = Self {
+    /// A machine that nothing is known of yet.
+    pub fn new(dtb: Region, settings: Settings) -> Self {
+        Self {
+            memory: Regions::new(),
             ram: Regions::new(),
             reserved: Regions::new(),
+            no_map: Regions::new(),
+            devices: Regions::new(),
             initrd: None,
-            dtb: Region::new(dtb, data.len() as u64).ok_or("the device tree wraps around")?,
+            dtb,
             uart: None,
+            console: None,
             gicd: Region::EMPTY,
             gicr: ArrayVec::new(),
+            gicr_stride: None,
             ppi: Ppis {
                 maintenance: 0,
                 virtual_timer: 0,
@@ -207,29 +136,73 @@ impl Machine {
             },
             pes: ArrayVec::new(),
             psci_by_hvc: false,
-            settings: Settings::parse(bootargs(fdt)),
-        };
+            settings,
+        }
+    }
+
+    /// Reads the tree at `dtb`, whose bytes are `data`.
+    ///
+    /// # Errors
+    /// What is damaged, in words for the person who boots.
+    pub fn read(dtb: u64, data: &[u8]) -> Result<Self, TreeError> {
+        let fdt = Fdt::new(data).map_err(|_| DAMAGED)?;
+        let dtb = Region::new(dtb, data.len() as u64).ok_or("the device tree wraps around")?;
+        let mut machine = Self::new(dtb, Settings::parse(bootargs(fdt)));
         machine.psci_by_hvc = fdt
             .find_node("/psci")
             .and_then(|psci| psci.property("method"))
             .is_some_and(|p| p.value() == b"hvc\0");
-        machine.uart = log_uart(fdt, machine.settings.log_on_serial1);
+        machine.console = console(fdt)?;
+        machine.uart = log_uart(fdt, machine.settings.log_on_serial1).or(machine.console);
         machine.initrd = initrd(fdt);
-        let mut problem = None;
         let mut timer = None;
-        for_each(fdt, &mut |node, place| {
-            if let Err(e) = machine.visit(node, place, &mut timer) {
-                problem.get_or_insert(e);
+        place::walk(fdt, &mut |place| {
+            if place.enabled {
+                machine.visit(place, &mut timer)?;
             }
-        });
-        if let Some(problem) = problem {
-            return Err(problem);
-        }
-        machine
-            .read_reserved(fdt)
-            .map_err(|_| "the device tree reserves too many ranges of memory")?;
+            Ok(())
+        })?;
+        machine.read_reserved(fdt)?;
         (machine.ppi.virtual_timer, machine.ppi.hyp_timer) = timer.unwrap_or((0, 0));
         Ok(machine)
+    }
+
+    /// The log's UART when it is not the host's console too: EL2's alone.
+    pub fn own_uart(&self) -> Option<Region> {
+        self.uart.filter(|_| self.uart != self.console)
+    }
+
+    /// Decides what is RAM and what are the host's devices, once it is known in
+    /// what steps rights are given. `data`: the tree, as for [`Self::read`].
+    ///
+    /// # Errors
+    /// A machine that cannot be run on, in words for the person who boots.
+    pub fn settle(
+        &mut self,
+        data: &[u8],
+        steps: &Steps,
+        probe: devices::Probe<'_>,
+    ) -> Result<(), TreeError> {
+        let fdt = Fdt::new(data).map_err(|_| DAMAGED)?;
+        let too_many = |_| "the device tree has too many ranges of RAM and reserved memory";
+        for region in self.memory.iter() {
+            self.ram
+                .insert(region.shrink_to(steps.memory))
+                .map_err(too_many)?;
+        }
+        for region in self.no_map.iter() {
+            self.ram
+                .remove(region.grow_to(steps.memory))
+                .map_err(too_many)?;
+        }
+        if !self.ram.covers(&self.dtb) {
+            return Err("the device tree lies outside of RAM, or where no-map reserves it");
+        }
+        if self.initrd.is_some_and(|initrd| !self.ram.covers(&initrd)) {
+            return Err("the initrd lies outside of RAM, or where no-map reserves it");
+        }
+        self.devices = devices::of_host(fdt, self, steps.device, steps.end, probe)?;
+        Ok(())
     }
 
     /// Whether everything is there that EL2 needs.
@@ -237,7 +210,7 @@ impl Machine {
     /// # Errors
     /// What is missing, in words for the person who boots.
     pub fn check(&self) -> Result<(), TreeError> {
-        if self.ram.is_empty() {
+        if self.memory.is_empty() {
             return Err("the device tree has no /memory node with RAM");
         }
         if self.gicd.is_empty() || self.gicr.is_empty() {
@@ -256,19 +229,10 @@ impl Machine {
     }
 
     /// Both ways to reserve: the tree's header and /reserved-memory.
-    fn read_reserved(&mut self, fdt: Fdt<'_>) -> Result<(), Full> {
+    fn read_reserved(&mut self, fdt: Fdt<'_>) -> Result<(), TreeError> {
         for reservation in fdt.memory_reservations() {
             if let Some(region) = Region::new(reservation.address(), reservation.size()) {
-                self.reserved.insert(region)?;
-            }
-        }
-        let parent = fdt.find_node("/reserved-memory");
-        for node in parent.iter().flat_map(|p| p.children()) {
-            for n in 0.. {
-                let Some(region) = reg(node, &Place::Identity, n) else {
-                    break;
-                };
-                self.reserved.insert(region)?;
+                self.reserved.insert(region).map_err(too_many_reserved)?;
             }
         }
         Ok(())
@@ -276,40 +240,27 @@ impl Machine {
 
     fn visit(
         &mut self,
-        node: FdtNode<'_>,
-        place: &Place,
+        place: &Place<'_, '_>,
         timer: &mut Option<(u32, u32)>,
     ) -> Result<(), TreeError> {
-        let name = node.name_without_address();
-        let device_type = node
-            .property("device_type")
-            .map(|p| p.value() == b"memory\0");
-        if device_type == Some(true) {
-            for n in 0.. {
-                let Some(region) = reg(node, place, n) else {
-                    break;
-                };
-                self.ram
-                    .insert(region)
-                    .map_err(|_| "the device tree has too many ranges of RAM")?;
-            }
-        } else if name == "cpu"
-            && node
-                .property("device_type")
-                .is_some_and(|p| p.value() == b"cpu\0")
-        {
-            let mpidr = node
-                .reg()
-                .ok()
-                .flatten()
-                .and_then(|mut r| r.next())
-                .and_then(|r| r.address::<u64>().ok());
-            if let Some(mpidr) = mpidr {
+        let node = place.node;
+        let is = |kind: &[u8]| {
+            node.property("device_type")
+                .is_some_and(|p| p.value() == kind)
+        };
+        if place.is_reserved_memory() {
+            self.reserve(place)?;
+        } else if is(b"memory\0") {
+            insert_all(&mut self.memory, place)
+                .map_err(|()| "the device tree has too many ranges of RAM")?;
+        } else if node.name_without_address() == "cpu" && is(b"cpu\0") {
+            let reg = node.reg().ok().flatten().and_then(|mut r| r.next());
+            if let Some(mpidr) = reg.and_then(|r| r.address::<u64>().ok()) {
                 // More PEs than we drive stay off: nobody can start them.
                 let _ = self.pes.try_push(mpidr);
             }
         } else if node.is_compatible("arm,gic-v3") {
-            self.gic(node, place);
+            self.gic(place);
         } else if node.is_compatible("arm,armv8-timer") || node.is_compatible("arm,armv7-timer") {
             // Order of the binding: secure, non-secure, virtual, EL2 physical.
             *timer = ppi(node, 2).zip(ppi(node, 3));
@@ -317,18 +268,45 @@ impl Machine {
         Ok(())
     }
 
-    fn gic(&mut self, node: FdtNode<'_>, place: &Place) {
-        self.gicd = reg(node, place, 0).unwrap_or(Region::EMPTY);
+    /// A child of /reserved-memory.
+    fn reserve(&mut self, place: &Place<'_, '_>) -> Result<(), TreeError> {
+        insert_all(&mut self.reserved, place).map_err(too_many_reserved)?;
+        if place.node.property("no-map").is_some() {
+            insert_all(&mut self.no_map, place).map_err(too_many_reserved)?;
+        }
+        Ok(())
+    }
+
+    fn gic(&mut self, place: &Place<'_, '_>) {
+        let node = place.node;
+        self.gicd = place.registers(0).unwrap_or(Region::EMPTY);
         let regions = node
             .property("#redistributor-regions")
             .and_then(|p| p.value_as::<u32>().ok())
             .unwrap_or(1);
         self.gicr = (1..=regions as usize)
-            .filter_map(|n| reg(node, place, n))
+            .filter_map(|n| place.registers(n))
             .take(8)
             .collect();
+        self.gicr_stride = node.property("redistributor-stride").and_then(cells);
         self.ppi.maintenance = ppi(node, 0).unwrap_or(0);
     }
+}
+
+fn too_many_reserved<E>(_: E) -> TreeError {
+    "the device tree reserves too many ranges of memory"
+}
+
+/// All registers of a node, as far as the CPU reaches them.
+fn insert_all(set: &mut Regions, place: &Place<'_, '_>) -> Result<(), ()> {
+    let mut done = Ok(());
+    let mut insert = |part| done = done.and(set.insert(part).map_err(|_| ()));
+    for n in 0.. {
+        if !place.parts(n, &mut insert) {
+            break;
+        }
+    }
+    done
 }
 
 /// INTID of the `n`-th interrupt of a node, three cells each (type, number,
@@ -359,43 +337,46 @@ fn bootargs<'a>(fdt: Fdt<'a>) -> &'a str {
         .unwrap_or("")
 }
 
+/// The PL011 of a node, if it is one and this world's.
+fn pl011(place: &Place<'_, '_>) -> Option<Region> {
+    let is_one = place.enabled && place.node.is_compatible("arm,pl011");
+    is_one.then(|| place.registers(0)).flatten()
+}
+
+/// The UART that the log has to itself, where it is asked for and there.
 fn log_uart(fdt: Fdt<'_>, second: bool) -> Option<Region> {
-    let uart = |path: &str| {
-        let (node, place) = locate(fdt, path)?;
-        node.is_compatible("arm,pl011")
-            .then(|| reg(node, &place, 0))
-            .flatten()
-    };
-    if second && let Some(uart) = uart("serial1") {
-        return Some(uart);
+    second
+        .then(|| place::at(fdt, "serial1", pl011))
+        .flatten()
+        .flatten()
+}
+
+/// The PL011 of `stdout-path`, or the first.
+fn console(fdt: Fdt<'_>) -> Result<Option<Region>, TreeError> {
+    let chosen = fdt.find_node("/chosen");
+    let path = chosen.as_ref().and_then(|c| c.property("stdout-path"));
+    let path = path.as_ref().and_then(|p| p.value_as::<&str>().ok());
+    let mut found = path.and_then(|path| place::at(fdt, path, pl011)).flatten();
+    place::walk(fdt, &mut |place| {
+        found = found.or_else(|| pl011(place));
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// A value of one or two cells.
+fn cells(property: impl Property) -> Option<u64> {
+    match property.value() {
+        v @ [_, _, _, _] => Some(u64::from(u32::from_be_bytes(v.try_into().ok()?))),
+        v => Some(u64::from_be_bytes(v.try_into().ok()?)),
     }
-    let stdout = fdt
-        .find_node("/chosen")
-        .and_then(|chosen| chosen.property("stdout-path"))
-        .and_then(|p| p.value_as::<&str>().ok())
-        .and_then(uart);
-    stdout.or_else(|| {
-        let mut found = None;
-        for_each(fdt, &mut |node, place| {
-            if found.is_none() && node.is_compatible("arm,pl011") {
-                found = reg(node, place, 0);
-            }
-        });
-        found
-    })
 }
 
 fn initrd(fdt: Fdt<'_>) -> Option<Region> {
     let chosen = fdt.find_node("/chosen")?;
-    let address = |name: &str| {
-        let value = chosen.property(name)?;
-        match value.value() {
-            v @ [_, _, _, _] => Some(u64::from(u32::from_be_bytes(v.try_into().ok()?))),
-            v => Some(u64::from_be_bytes(v.try_into().ok()?)),
-        }
-    };
-    let start = address("linux,initrd-start")?;
-    Region::new(start, address("linux,initrd-end")?.checked_sub(start)?)
+    let start = cells(chosen.property("linux,initrd-start")?)?;
+    let end = cells(chosen.property("linux,initrd-end")?)?;
+    Region::new(start, end.checked_sub(start)?).filter(|region| !region.is_empty())
 }
 
 impl Settings {
@@ -453,5 +434,7 @@ pub unsafe fn bytes<'a>(pa: u64) -> Result<&'a [u8], TreeError> {
     Ok(unsafe { core::slice::from_raw_parts(pa as *const u8, length) })
 }
 
+#[cfg(test)]
+mod builder;
 #[cfg(test)]
 mod tests;

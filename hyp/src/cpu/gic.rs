@@ -5,7 +5,8 @@
 //! it acknowledges those that are its own, and leaves every other pending for
 //! the host. Encodings: IHI0069, 12.1.10.
 
-use arrayvec::ArrayVec;
+use log::warn;
+use spin::mutex::SpinMutex;
 
 use super::instr;
 use crate::boot::tree::{Machine, Ppis};
@@ -16,9 +17,13 @@ use rmi::vendor::KICK_SGI;
 /// INTIDs from here on are special: nothing is pending for us.
 pub const SPECIAL: u32 = 1020;
 
-/// Offsets in a redistributor (IHI0069, 12.11).
-mod gicr {
+/// Offsets in a redistributor: RD_base, and SGI_base 64 KiB above (IHI0069,
+/// 12.11).
+pub mod gicr {
+    #![allow(missing_docs)] // the names are the specification's
+    pub const CTLR: u64 = 0x0;
     pub const TYPER: u64 = 0x8;
+    pub const STATUSR: u64 = 0x10;
     pub const WAKER: u64 = 0x14;
     pub const SGI_BASE: u64 = 0x1_0000;
     pub const IGROUPR0: u64 = SGI_BASE + 0x80;
@@ -26,42 +31,107 @@ mod gicr {
     pub const ISACTIVER0: u64 = SGI_BASE + 0x300;
     pub const ICACTIVER0: u64 = SGI_BASE + 0x380;
     pub const IPRIORITYR: u64 = SGI_BASE + 0x400;
+    /// Both frames.
+    pub const SIZE: u64 = 0x2_0000;
+    /// With the two frames of GICv4 behind them (TYPER.VLPIS).
+    pub const SIZE_VLPIS: u64 = 0x4_0000;
+
+    pub const CTLR_ENABLE_LPIS: u64 = 1 << 0;
+    pub const CTLR_RWP: u64 = 1 << 3;
+    pub const TYPER_VLPIS: u64 = 1 << 1;
+    pub const TYPER_LAST: u64 = 1 << 4;
+    pub const WAKER_PROCESSOR_SLEEP: u64 = 1 << 1;
 }
 
-fn read32(address: u64) -> u32 {
-    // SAFETY: a register of a redistributor that boot found in the device tree
-    // and mapped as Device memory.
-    unsafe { (address as *const u32).read_volatile() }
+/// Registers of redistributors, as they are reached.
+pub trait Registers {
+    /// Reads `size` bytes (1, 4 or 8).
+    fn read(&self, address: u64, size: u32) -> u64;
+    /// Writes them.
+    fn write(&self, address: u64, size: u32, value: u64);
+    /// Replaces a register's value by what `change` makes of it, as one step for
+    /// all who change registers so.
+    fn modify(&self, address: u64, size: u32, change: impl FnOnce(u64) -> u64);
+}
+
+/// Those of the machine. Every address is in a redistributor region of the
+/// device tree, which EL2 maps as Device memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Machines;
+
+/// Held from the reading of a redistributor's register to its writing.
+static MODIFY: SpinMutex<()> = SpinMutex::new(());
+
+impl Registers for Machines {
+    fn read(&self, address: u64, size: u32) -> u64 {
+        // SAFETY: a register of a redistributor, by the type's contract; reading
+        // one has no effect on memory.
+        unsafe {
+            match size {
+                1 => u64::from((address as *const u8).read_volatile()),
+                4 => u64::from((address as *const u32).read_volatile()),
+                _ => (address as *const u64).read_volatile(),
+            }
+        }
+    }
+
+    fn write(&self, address: u64, size: u32, value: u64) {
+        // SAFETY: as `read`; those who write (this file and
+        // exception/redistributor.rs) write states and settings of interrupts,
+        // none that has the GIC access memory.
+        unsafe {
+            match size {
+                1 => (address as *mut u8).write_volatile(value as u8),
+                4 => (address as *mut u32).write_volatile(value as u32),
+                _ => (address as *mut u64).write_volatile(value),
+            }
+        }
+    }
+
+    fn modify(&self, address: u64, size: u32, change: impl FnOnce(u64) -> u64) {
+        let _lock = MODIFY.lock();
+        let value = change(self.read(address, size));
+        self.write(address, size, value);
+    }
 }
 
 fn write32(address: u64, value: u32) {
-    // SAFETY: as `read32`; the registers written hold enables and priorities.
-    unsafe { (address as *mut u32).write_volatile(value) }
+    Machines.write(address, 4, u64::from(value));
+}
+
+/// The redistributors of one region: RD_base and TYPER of each.
+pub fn redistributors<R: Registers>(
+    registers: &R,
+    region: Region,
+    stride: Option<u64>,
+) -> impl Iterator<Item = (u64, u64)> {
+    let mut next = Some(region.base());
+    core::iter::from_fn(move || {
+        let frame = next?;
+        if frame.checked_add(gicr::SIZE)? > region.end() {
+            return None;
+        }
+        let typer = registers.read(frame + gicr::TYPER, 8);
+        let own = if typer & gicr::TYPER_VLPIS != 0 {
+            gicr::SIZE_VLPIS
+        } else {
+            gicr::SIZE
+        };
+        next = frame
+            .checked_add(stride.unwrap_or(own))
+            .filter(|_| typer & gicr::TYPER_LAST == 0);
+        Some((frame, typer))
+    })
 }
 
 /// The redistributor of the PE with this affinity: its RD_base.
-pub fn find_redistributor(regions: &ArrayVec<Region, 8>, mpidr: u64) -> Option<u64> {
+pub fn find_redistributor(regions: &[Region], stride: Option<u64>, mpidr: u64) -> Option<u64> {
     let affinity = (mpidr & 0xff_ffff) | (mpidr >> 8 & 0xff00_0000);
-    for region in regions {
-        let mut frame = region.base();
-        while frame + 0x2_0000 <= region.end() {
-            let low = read32(frame + gicr::TYPER);
-            let high = read32(frame + gicr::TYPER + 4);
-            if u64::from(high) == affinity {
-                return Some(frame);
-            }
-            if low >> 4 & 1 != 0 {
-                break; // Last of this region
-            }
-            // VLPIS: two more frames of 64 KiB.
-            frame += if low >> 1 & 1 != 0 {
-                0x4_0000
-            } else {
-                0x2_0000
-            };
-        }
-    }
-    None
+    regions
+        .iter()
+        .flat_map(|region| redistributors(&Machines, *region, stride))
+        .find(|(_, typer)| typer >> 32 == affinity)
+        .map(|(frame, _)| frame)
 }
 
 /// What a PE knows of its GIC.
@@ -120,15 +190,32 @@ impl Gic {
         }
     }
 
-    /// Makes EL2's own interrupts deliverable on this PE: enabled, group 1, with
-    /// a priority above the usual. Done before each PE's first guest, because
-    /// the host sets up the redistributor first and may have cleared them.
-    pub fn enable_own(&self) {
-        let mut waker = read32(self.rd_base + gicr::WAKER);
-        if waker & 2 != 0 {
-            waker &= !2;
-            write32(self.rd_base + gicr::WAKER, waker);
+    /// Has the redistributor access no memory: a boot loader may have left LPIs
+    /// on, with tables in what is RAM like any other now.
+    pub fn stop_lpis(&self) {
+        let ctlr = self.rd_base + gicr::CTLR;
+        if Machines.read(ctlr, 4) & gicr::CTLR_ENABLE_LPIS == 0 {
+            return;
         }
+        Machines.modify(ctlr, 4, |ctlr| ctlr & !gicr::CTLR_ENABLE_LPIS);
+        while Machines.read(ctlr, 4) & gicr::CTLR_RWP != 0 {
+            core::hint::spin_loop();
+        }
+        if Machines.read(ctlr, 4) & gicr::CTLR_ENABLE_LPIS != 0 {
+            warn!(
+                "the GIC goes on using the LPI tables of the boot loader: \
+                 the device tree must reserve them"
+            );
+        }
+    }
+
+    /// Makes EL2's own interrupts deliverable on this PE: enabled, group 1, with
+    /// a priority above the usual. Done when the host begins on it, and again
+    /// before its first guest, because the virtual timer's is the host's to
+    /// change (exception/redistributor.rs keeps it from the others).
+    pub fn enable_own(&self) {
+        let asleep = gicr::WAKER_PROCESSOR_SLEEP;
+        Machines.modify(self.rd_base + gicr::WAKER, 4, |waker| waker & !asleep);
         let own = [
             self.ppi.maintenance,
             self.ppi.virtual_timer,
@@ -136,12 +223,12 @@ impl Gic {
             KICK_SGI,
         ];
         let bits = own.iter().fold(0, |bits, intid| bits | 1 << intid);
-        let group = read32(self.rd_base + gicr::IGROUPR0);
-        write32(self.rd_base + gicr::IGROUPR0, group | bits);
+        let group = self.rd_base + gicr::IGROUPR0;
+        Machines.modify(group, 4, |group| group | u64::from(bits));
         for intid in own {
             let word = self.rd_base + gicr::IPRIORITYR + u64::from(intid & !3);
             let shift = (intid & 3) * 8;
-            write32(word, read32(word) & !(0xff << shift) | 0x80 << shift);
+            Machines.modify(word, 4, |word| word & !(0xff << shift) | 0x80 << shift);
         }
         write32(self.rd_base + gicr::ISENABLER0, bits);
     }

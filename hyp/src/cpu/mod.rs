@@ -136,7 +136,7 @@ impl Cpu {
         Self {
             pe,
             system,
-            gic: Gic::init(&system.machine, pe.gicr),
+            gic: Gic::init(system.machine, pe.gicr),
             host: Host {
                 gprs: Gprs::reset(0),
                 el1: El1::reset(),
@@ -186,6 +186,8 @@ impl Cpu {
         self.host.gprs.x[0] = context;
         self.host.el1 = El1::reset();
         self.host.el1.load(self.system.features.pauth);
+        self.gic.stop_lpis();
+        self.gic.enable_own();
         self.host_traps();
         instr::tlbi_alle1is();
         instr::ic_iallu();

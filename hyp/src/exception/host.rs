@@ -1,14 +1,14 @@
 //! The host's turn: it runs until it traps, the trap is served, it runs again.
 
-use log::{debug, warn};
+use log::debug;
 
 use super::inject;
+use super::redistributor;
 use super::report::stop_if_dying;
 use crate::cpu::Cpu;
 use crate::cpu::context::{Exception, enter};
 use crate::guest::idregs;
 use crate::guest::sysreg::{self, Sysreg};
-use crate::memory::host::Refused;
 use crate::{mrs, psci, rmi as rmi_calls};
 use ::rmi::syndrome::{Class, Syndrome};
 
@@ -67,16 +67,18 @@ fn call(cpu: &mut Cpu) {
     cpu.host.gprs.x[..answer.len()].copy_from_slice(&answer);
 }
 
-/// The host touched what its stage 2 does not map: a device for the first time,
-/// or memory that is not its own.
+/// The host touched what its stage 2 does not map: a redistributor, which EL2
+/// stands in for, or what is not the host's.
 fn abort(cpu: &mut Cpu, esr: Syndrome) {
     let ipa = faulting_ipa();
     let system = cpu.system;
     if esr.fault().is_translation() {
-        match system.host.map_device(ipa, &system.machine.ram) {
-            Ok(()) => return,
-            Err(Refused::NoTables) => warn!("host: no tables left to map a device at {ipa:#x}"),
-            Err(Refused::NotDevice) => {}
+        if system.host.reaches(ipa) {
+            return; // it may: a block around it was being split or folded
+        }
+        if redistributor::access(cpu, esr, ipa) {
+            cpu.host.gprs.step();
+            return;
         }
     }
     debug!(

@@ -2,4 +2,5 @@
 
 pub mod host;
 pub mod inject;
+pub mod redistributor;
 pub mod report;

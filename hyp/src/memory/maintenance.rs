@@ -3,6 +3,7 @@
 
 use pgtable::{Barrier, CacheOp, Maintenance, Tlbi, TlbiKind};
 
+use super::guarded;
 use crate::cpu::instr;
 use crate::{mrs, msr};
 
@@ -63,18 +64,12 @@ impl Maintenance for Pe {
     fn cache(&mut self, op: CacheOp) {
         match op {
             CacheOp::CleanInvalidateData { pa, size } => {
-                instr::clean_invalidate(
-                    super::phys::pointer::<u8>(pa.get()) as u64,
-                    size,
-                    self.line,
-                );
+                // SAFETY: a leaf of a stage 2 maps RAM, all of which EL2 maps.
+                unsafe { guarded::clean_invalidate(pa.get(), size, self.line) };
             }
             CacheOp::SyncInstructions { pa, size } => {
-                instr::clean_invalidate(
-                    super::phys::pointer::<u8>(pa.get()) as u64,
-                    size,
-                    self.line,
-                );
+                // SAFETY: as above.
+                unsafe { guarded::clean_invalidate(pa.get(), size, self.line) };
                 instr::ic_ialluis();
                 instr::dsb_ish();
                 instr::isb();

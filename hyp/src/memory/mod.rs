@@ -1,6 +1,7 @@
 //! Memory: who owns each granule, EL2's own map, the host's stage 2.
 
 pub mod granule;
+pub mod guarded;
 pub mod host;
 pub mod maintenance;
 pub mod phys;

@@ -52,10 +52,12 @@ pub unsafe fn write<T: zerocopy::IntoBytes>(pa: u64, value: T) {
 #[cfg(not(target_os = "none"))]
 pub mod fake {
     extern crate std;
+    use crate::memory::region::Region;
     use std::cell::Cell;
 
     std::thread_local! {
         static MEMORY: Cell<(u64, usize, usize)> = const { Cell::new((0, 0, 0)) };
+        static HOLE: Cell<Region> = const { Cell::new(Region::EMPTY) };
     }
 
     /// Gives this thread `len` bytes of zeroed memory at physical address
@@ -66,11 +68,26 @@ pub mod fake {
         let memory = unsafe { std::alloc::alloc_zeroed(layout) };
         assert!(!memory.is_null(), "out of memory");
         MEMORY.set((base, memory as usize, len));
+        HOLE.set(Region::EMPTY);
     }
 
     /// Takes it away: there is no memory until the next `install`.
     pub fn remove() {
         MEMORY.set((0, 0, 0));
+        HOLE.set(Region::EMPTY);
+    }
+
+    /// Has these physical addresses answer with an external abort.
+    pub fn make_hole(region: Region) {
+        HOLE.set(region);
+    }
+
+    /// Whether one of `len` bytes behind the pointer is in the hole.
+    pub fn is_hole(pointer: usize, len: usize) -> bool {
+        let (base, memory, size) = MEMORY.get();
+        let offset = pointer.wrapping_sub(memory);
+        let accessed = Region::new(base.wrapping_add(offset as u64), len as u64);
+        offset < size && accessed.is_some_and(|accessed| HOLE.get().overlaps(&accessed))
     }
 
     /// Where `pa` is.

@@ -54,6 +54,27 @@ impl Region {
         !self.is_empty() && !other.is_empty() && self.base < other.end() && other.base < self.end()
     }
 
+    /// What the two share; `None` for nothing.
+    pub const fn intersect(&self, other: &Self) -> Option<Self> {
+        if !self.overlaps(other) {
+            return None;
+        }
+        let base = if self.base > other.base {
+            self.base
+        } else {
+            other.base
+        };
+        let end = if self.end() < other.end() {
+            self.end()
+        } else {
+            other.end()
+        };
+        Some(Self {
+            base,
+            size: end - base,
+        })
+    }
+
     /// The largest range inside it that is aligned to `align` (a power of two)
     /// at both ends.
     pub const fn shrink_to(&self, align: u64) -> Self {
@@ -105,7 +126,7 @@ impl fmt::Display for Region {
 pub struct Full;
 
 /// Most ranges that a set holds.
-pub const MAX_REGIONS: usize = 64;
+pub const MAX_REGIONS: usize = 256;
 
 /// A sorted set of ranges; touching and overlapping ones are joined.
 #[derive(Clone, Debug, Default)]
@@ -145,6 +166,53 @@ impl Regions {
         self.0.try_insert(at, joined).map_err(|_| Full)
     }
 
+    /// Takes a range out: what is on both sides of it stays.
+    ///
+    /// # Errors
+    /// [`Full`], when a range was cut in two and there is no room for both; the
+    /// upper part is lost.
+    pub fn remove(&mut self, region: Region) -> Result<(), Full> {
+        if region.is_empty() {
+            return Ok(());
+        }
+        let mut behind = None;
+        for range in &mut self.0 {
+            if !range.overlaps(&region) {
+                continue;
+            }
+            let (base, end) = (range.base, range.end());
+            if end > region.end() {
+                behind = Region::new(region.end(), end - region.end());
+            }
+            *range = Region::new(base, region.base.saturating_sub(base)).unwrap_or(Region::EMPTY);
+        }
+        self.0.retain(|range| !range.is_empty());
+        behind.map_or(Ok(()), |behind| self.insert(behind))
+    }
+
+    /// Takes all ranges of another set out.
+    ///
+    /// # Errors
+    /// As [`Self::remove`].
+    pub fn remove_all(&mut self, other: &Self) -> Result<(), Full> {
+        other.iter().try_for_each(|range| self.remove(*range))
+    }
+
+    /// Whether all of a range is in the set; nothing is in every set.
+    pub fn covers(&self, region: &Region) -> bool {
+        // Touching ranges are joined, so one of them has it or none.
+        region.is_empty()
+            || self
+                .0
+                .iter()
+                .any(|r| r.base <= region.base && region.end() <= r.end())
+    }
+
+    /// Whether a range shares an address with the set.
+    pub fn overlaps(&self, region: &Region) -> bool {
+        self.0.iter().any(|r| r.overlaps(region))
+    }
+
     /// The ranges, lowest first.
     pub fn iter(&self) -> impl Iterator<Item = &Region> + Clone {
         self.0.iter()
@@ -180,7 +248,9 @@ impl Regions {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
     use super::*;
+    use proptest::prelude::*;
 
     fn r(base: u64, end: u64) -> Region {
         Region::new(base, end - base).unwrap()
@@ -209,9 +279,53 @@ mod tests {
     fn a_full_set_says_so() {
         let mut set = Regions::new();
         for i in 0..MAX_REGIONS as u64 {
-            set.insert(r(i * 0x100, i * 0x100 + 1)).unwrap();
+            set.insert(r(i * 0x100, i * 0x100 + 3)).unwrap();
         }
         assert!(set.insert(r(0x99999, 0x9999a)).is_err());
+        assert_eq!(set.remove(r(0x101, 0x102)), Err(Full), "one becomes two");
+    }
+
+    #[test]
+    fn what_is_removed_leaves_both_sides() {
+        let mut set = Regions::new();
+        for (a, b) in [(0x1000, 0x4000), (0x6000, 0x7000), (0x8000, 0x9000)] {
+            set.insert(r(a, b)).unwrap();
+        }
+        set.remove(r(0x2000, 0x2800)).unwrap();
+        set.remove(r(0x6800, 0x8001)).unwrap();
+        set.remove(r(0xa000, 0xb000)).unwrap();
+        set.remove(Region::EMPTY).unwrap();
+        let left: ArrayVec<_, 8> = set.iter().copied().collect();
+        let expected = [
+            r(0x1000, 0x2000),
+            r(0x2800, 0x4000),
+            r(0x6000, 0x6800),
+            r(0x8001, 0x9000),
+        ];
+        assert_eq!(left[..], expected);
+        assert!(set.covers(&r(0x2800, 0x4000)) && !set.covers(&r(0x2000, 0x2801)));
+        assert!(set.overlaps(&r(0x27ff, 0x2801)) && !set.overlaps(&r(0x2000, 0x2800)));
+    }
+
+    proptest! {
+        /// Against a plain list of bytes.
+        #[test]
+        fn inserting_and_removing_is_what_it_is_byte_by_byte(
+            steps in prop::collection::vec((any::<bool>(), 0u64..200, 0u64..60), 0..60)
+        ) {
+            let mut set = Regions::new();
+            let mut bytes = [false; 300];
+            for (add, base, size) in steps {
+                let region = Region::new(base, size).unwrap();
+                bytes[base as usize..(base + size) as usize].fill(add);
+                if add { set.insert(region) } else { set.remove(region) }.unwrap();
+            }
+            for (at, byte) in (0..).zip(bytes) {
+                prop_assert_eq!(set.find(at).is_some(), byte, "{}", at);
+            }
+            let sorted = set.iter().zip(set.iter().skip(1)).all(|(a, b)| a.end() < b.base());
+            prop_assert!(sorted, "{:?}", set);
+        }
     }
 
     #[test]

@@ -7,8 +7,6 @@ use std::alloc::{Layout, dealloc};
 use std::boxed::Box;
 use std::vec::Vec;
 
-use arrayvec::ArrayVec;
-use log::LevelFilter;
 use pgtable::{Geometry, Granule, Level, Pa, Stage2, Start, Synced, TableMem, Vmid};
 
 use crate::System;
@@ -38,6 +36,7 @@ pub struct Host {
     pub size: u64,
     ram: u64,
     system: *mut System,
+    machine: *mut Machine,
     pool: *mut Pool,
     pe: *mut Pe,
     memory: Layout,
@@ -46,28 +45,15 @@ pub struct Host {
 }
 
 fn machine(ram: Regions) -> Machine {
-    Machine {
-        ram,
-        reserved: Regions::new(),
-        initrd: None,
-        dtb: Region::EMPTY,
-        uart: None,
-        gicd: Region::EMPTY,
-        gicr: ArrayVec::new(),
-        ppi: Ppis {
-            maintenance: 25,
-            virtual_timer: 27,
-            hyp_timer: 26,
-        },
-        pes: ArrayVec::from_iter([0]),
-        psci_by_hvc: false,
-        settings: Settings {
-            level: LevelFilter::Off,
-            granule: None,
-            log_on_serial1: false,
-            crash: None,
-        },
-    }
+    let mut machine = Machine::new(Region::EMPTY, Settings::parse("undercroft.loglevel=off"));
+    machine.ram = ram;
+    machine.ppi = Ppis {
+        maintenance: 25,
+        virtual_timer: 27,
+        hyp_timer: 26,
+    };
+    machine.pes.push(0);
+    machine
 }
 
 impl Host {
@@ -91,7 +77,8 @@ impl Host {
         let region = Region::new(RAM, ram_size).expect("no overflow");
         ram.insert(region).expect("the first");
         let geometry = geometry(&features, granule);
-        let pool_size = Pool::bytes_for(HostMemory::pool_pages(&ram, &geometry), size);
+        let pages = host::pool_pages(&ram, &Regions::new(), &geometry);
+        let pool_size = Pool::bytes_for(pages, size);
         let words = Granules::bytes_for(&ram, shift).next_multiple_of(size);
         let bytes = (ram_size + pool_size + words) as usize;
         phys::fake::install(RAM, bytes);
@@ -107,9 +94,17 @@ impl Host {
         // SAFETY: just made, and only `drop` frees it, after the `System`, which
         // alone has this reference; nothing refers to it mutably.
         let tables = unsafe { &*pool };
-        let host = HostMemory::new(&features, geometry, &ram, &Regions::new(), tables);
+        let none = Regions::new();
+        let ranges = host::Ranges {
+            ram: &ram,
+            taken: &none,
+            devices: &none,
+        };
+        let host = HostMemory::new(&features, geometry, &ranges, tables);
+        let machine = Box::into_raw(Box::new(machine(ram)));
         let system = Box::into_raw(Box::new(System {
-            machine: machine(ram),
+            // SAFETY: just made, and only `drop` frees it, after the `System`.
+            machine: unsafe { &*machine },
             features,
             granule,
             granules,
@@ -132,6 +127,7 @@ impl Host {
             size,
             ram: ram_size,
             system,
+            machine,
             pool,
             pe,
             memory: Layout::from_size_align(bytes, ALIGN).expect("a size that fits"),
@@ -201,11 +197,12 @@ impl Drop for Host {
         let memory = phys::fake::pointer(RAM) as *mut u8;
         crate::set_system(None);
         phys::fake::remove();
-        // SAFETY: `new` made all four for this machine alone. `cpu`, which has
+        // SAFETY: `new` made all five for this machine alone. `cpu`, which has
         // references, is not used again and has nothing to drop; by the two
         // calls above nobody else finds system or memory.
         unsafe {
             drop(Box::from_raw(self.system));
+            drop(Box::from_raw(self.machine));
             drop(Box::from_raw(self.pool));
             drop(Box::from_raw(self.pe));
             dealloc(memory, self.memory);

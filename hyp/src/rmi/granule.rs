@@ -9,7 +9,7 @@ use ::rmi::Status;
 use super::{NONE, Outcome};
 use crate::System;
 use crate::memory::granule::State;
-use crate::memory::phys;
+use crate::memory::guarded;
 
 /// Takes the granule at `pa` from the host.
 pub fn delegate(system: &System, pa: u64) -> Outcome {
@@ -27,7 +27,16 @@ pub fn delegate(system: &System, pa: u64) -> Outcome {
         return Err(Status::ErrorInput);
     }
     // SAFETY: the host cannot reach it any more, nobody else ever could.
-    unsafe { phys::zero(pa, size) };
+    if unsafe { guarded::zero(pa, size) }.is_err() {
+        // There is no memory behind it: it stays the host's. The tables that it
+        // was mapped by a moment ago are still there.
+        if system.host.give(pa, size).is_ok() {
+            system.granules.return_to_host(pa);
+        } else {
+            locked.become_(State::Hyp);
+        }
+        return Err(Status::ErrorInput);
+    }
     locked.become_(State::Delegated);
     Ok(NONE)
 }

@@ -9,7 +9,7 @@ use super::{NONE, Outcome};
 use crate::System;
 use crate::cpu::features::GranuleSupport;
 use crate::memory::granule::{Locked, State};
-use crate::memory::{host, maintenance, phys};
+use crate::memory::{guarded, host, maintenance, phys};
 use crate::realm::{self, Realm, RttMem};
 
 /// Most root granules: 16 concatenated tables.
@@ -17,11 +17,14 @@ const MAX_ROOTS: usize = 16;
 
 /// Reads one structure from a granule of the host's: copied once, and the
 /// granule stays the host's for the time of the copy.
-pub fn copy_from_host<T: zerocopy::FromBytes>(system: &System, pa: u64) -> Result<T, Status> {
+pub fn copy_from_host<T>(system: &System, pa: u64) -> Result<T, Status>
+where
+    T: zerocopy::FromBytes + zerocopy::IntoBytes,
+{
     let granule = system.granules.get(pa).ok_or(Status::ErrorInput)?;
     let _pin = granule.pin(State::Ns).ok_or(Status::ErrorInput)?;
     // SAFETY: RAM of the host's, a granule from `pa`, which is aligned to one.
-    Ok(unsafe { phys::read(pa) })
+    unsafe { guarded::read(pa) }.map_err(|_| Status::ErrorInput)
 }
 
 /// Builds a realm from its parameters, in state NEW.

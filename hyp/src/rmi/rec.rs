@@ -15,6 +15,7 @@ use crate::guest::exits;
 use crate::guest::interrupts::intid;
 use crate::guest::run::{self, Entry, Record};
 use crate::memory::granule::State;
+use crate::memory::guarded::{self, ExternalAbort};
 use crate::memory::phys;
 use crate::realm::{self, MAX_RECS, Realm};
 use crate::rec::{Pending, Rec};
@@ -103,7 +104,10 @@ pub fn enter(cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     let enter = core::mem::offset_of!(RecRun, enter) as u64;
     let gprs = core::mem::offset_of!(::rmi::run::RecEnter, gprs) as u64;
     // SAFETY: the page is the host's RAM, pinned as such. Copied once.
-    let (flags, value) = unsafe { (phys::read(page + enter), phys::read(page + enter + gprs)) };
+    let read = |offset| unsafe { guarded::read::<u64>(page + enter + offset) };
+    let (Ok(flags), Ok(value)) = (read(0), read(gprs)) else {
+        return Err(Status::ErrorInput);
+    };
     // SAFETY: the REC's lock is held, and then its count.
     let vcpu = unsafe { Rec::at(rec) };
     // SAFETY: it counts in its RD.
@@ -136,48 +140,49 @@ pub fn enter(cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     let record = run::run(cpu, realm, vcpu, rec, state, &Entry { flags, value });
 
     // SAFETY: the page is still pinned as the host's.
-    unsafe { write_exit(page, &record) };
+    let told = unsafe { write_exit(page, &record) };
     if exits::is_cpu_off(&record) {
         vcpu.set_runnable(false);
     }
     granule.put();
-    Ok(NONE)
+    // A page that was read and cannot be written: the vCPU has run, and the host
+    // does not learn how far.
+    told.map(|()| NONE).map_err(|_| Status::ErrorInput)
 }
 
 /// Writes an exit record into the run page.
 ///
 /// # Safety
 /// The page is RAM of the host's.
-unsafe fn write_exit(page: u64, record: &Record) {
+unsafe fn write_exit(page: u64, record: &Record) -> Result<(), ExternalAbort> {
     use ::rmi::run::RecExit;
     use core::mem::offset_of;
     let exit = page + offset_of!(RecRun, exit) as u64;
     let mut gprs = [0u64; 31];
     gprs[..4].copy_from_slice(&record.gprs);
+    let fields = [
+        (offset_of!(RecExit, exit_reason), record.reason),
+        (offset_of!(RecExit, esr), record.esr),
+        (offset_of!(RecExit, far), record.far),
+        (offset_of!(RecExit, hpfar), record.hpfar),
+        (offset_of!(RecExit, gicv3_hcr), 0),
+        (offset_of!(RecExit, gicv3_misr), 0),
+        (offset_of!(RecExit, gicv3_vmcr), 0),
+        (offset_of!(RecExit, cntp_ctl), record.timers[0]),
+        (offset_of!(RecExit, cntp_cval), record.timers[1]),
+        (offset_of!(RecExit, cntv_ctl), record.timers[2]),
+        (offset_of!(RecExit, cntv_cval), record.timers[3]),
+        (offset_of!(RecExit, ripas_base), 0),
+        (offset_of!(RecExit, ripas_top), 0),
+        (offset_of!(RecExit, elr), record.pc[0]),
+        (offset_of!(RecExit, spsr), record.pc[1]),
+        (offset_of!(RecExit, pmu_ovf_status), 0),
+    ]
+    .map(|(offset, value)| [offset as u64, value]);
     // SAFETY: the caller's promise; every offset is inside the page and aligned.
     unsafe {
-        let put = |offset: usize, value: u64| phys::write(exit + offset as u64, value);
-        put(offset_of!(RecExit, exit_reason), record.reason);
-        put(offset_of!(RecExit, esr), record.esr);
-        put(offset_of!(RecExit, far), record.far);
-        put(offset_of!(RecExit, hpfar), record.hpfar);
-        put(offset_of!(RecExit, cntp_ctl), record.timers[0]);
-        put(offset_of!(RecExit, cntp_cval), record.timers[1]);
-        put(offset_of!(RecExit, cntv_ctl), record.timers[2]);
-        put(offset_of!(RecExit, cntv_cval), record.timers[3]);
-        put(offset_of!(RecExit, elr), record.pc[0]);
-        put(offset_of!(RecExit, spsr), record.pc[1]);
-        for field in [
-            offset_of!(RecExit, gicv3_hcr),
-            offset_of!(RecExit, gicv3_misr),
-            offset_of!(RecExit, gicv3_vmcr),
-            offset_of!(RecExit, ripas_base),
-            offset_of!(RecExit, ripas_top),
-            offset_of!(RecExit, pmu_ovf_status),
-        ] {
-            put(field, 0);
-        }
-        phys::write(exit + offset_of!(RecExit, gprs) as u64, gprs);
+        guarded::put(exit, &fields)?;
+        guarded::write(exit + offset_of!(RecExit, gprs) as u64, &gprs)
     }
 }
 

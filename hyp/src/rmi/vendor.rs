@@ -13,7 +13,7 @@ use super::{NONE, Outcome};
 use crate::System;
 use crate::guest::interrupts::intid;
 use crate::memory::granule::State;
-use crate::memory::phys;
+use crate::memory::guarded;
 use crate::mrs;
 use crate::realm::{self, Realm};
 use crate::rec::Rec;
@@ -60,10 +60,8 @@ pub fn log(system: &System, level: u64, pa: u64, length: u64) -> Outcome {
     {
         let page = system.granules.get(granule).ok_or(Status::ErrorInput)?;
         let _pin = page.pin(State::Ns).ok_or(Status::ErrorInput)?;
-        for (n, byte) in line.iter_mut().enumerate() {
-            // SAFETY: inside a granule of the host's, pinned as such.
-            *byte = unsafe { phys::read(pa + n as u64) };
-        }
+        // SAFETY: inside a granule of the host's, pinned as such.
+        unsafe { guarded::read_bytes(pa, line) }.map_err(|_| Status::ErrorInput)?;
     }
     let text = core::str::from_utf8(line).map_err(|_| Status::ErrorInput)?;
     if text.chars().any(char::is_control) {
@@ -129,7 +127,8 @@ pub fn rec_history(system: &System, rec: u64, pa: u64) -> Outcome {
     for n in 0..count {
         let exit: Exit = run.history[((run.exits - count + n) % HISTORY_LEN as u64) as usize];
         // SAFETY: inside the pinned granule of the host's.
-        unsafe { phys::write(pa + n * size_of::<Exit>() as u64, exit) };
+        unsafe { guarded::write(pa + n * size_of::<Exit>() as u64, &exit) }
+            .map_err(|_| Status::ErrorInput)?;
     }
     Ok([count, 0, 0, 0])
 }

@@ -7,6 +7,7 @@ use std::vec::Vec;
 use proptest::prelude::*;
 use vm_fdt::{FdtReserveEntry, FdtWriter};
 
+use super::builder::{DTB, Tree, ranges, settled, steps};
 use super::*;
 
 /// How a board says what it has.
@@ -159,7 +160,7 @@ impl Board {
 }
 
 fn read(board: Board) -> Machine {
-    let machine = Machine::read(0x4800_0000, &board.tree()).unwrap();
+    let machine = Machine::read(DTB, &board.tree()).unwrap();
     machine.check().unwrap();
     machine
 }
@@ -186,7 +187,7 @@ fn boards_that_say_it_differently_are_understood_alike() {
         let m = read(board);
         let base = if board.soc { BASE } else { 0x800_0000 };
         assert_eq!(
-            bases(&m.ram),
+            bases(&m.memory),
             [0x4000_0000, 0x8_0000_0000],
             "the disabled node is none"
         );
@@ -232,13 +233,146 @@ fn settings_are_read_and_strangers_ignored() {
 }
 
 #[test]
-fn places_translate_through_buses() {
-    let mut bus = Bus::new();
-    bus.push((0, 0x4000_0000, 0x1000));
-    let place = Place::Mapped(bus);
-    assert_eq!(place.translate(0x10), Some(0x4000_0010));
-    assert_eq!(place.translate(0x1000), None);
-    assert_eq!(Place::Unmapped.translate(0), None);
+fn ram_is_whole_granules_that_nothing_keeps() {
+    // RAM from 4 KiB before 64 KiB on to 12 KiB behind, in two nodes that touch
+    // where no granule begins.
+    let tree = Tree::reserving(&[(0x4100_0000, 0x800)])
+        .memory(0x4000_f000, 0x0800_0800)
+        .memory(0x4800_f800, 0x0800_3800)
+        .no_map(&[
+            (0x4200_1234, 0x10),
+            (0x4300_0000, 0x1_0000),
+            (0x5000_0000, 0x1),
+        ])
+        .finish();
+    for (page, expected) in [
+        (
+            0x1000,
+            [
+                (0x4000_f000, 0x4200_1000),
+                (0x4200_2000, 0x4300_0000),
+                (0x4301_0000, 0x5000_0000),
+                (0x5000_1000, 0x5001_3000),
+            ],
+        ),
+        (
+            0x4000,
+            [
+                (0x4001_0000, 0x4200_0000),
+                (0x4200_4000, 0x4300_0000),
+                (0x4301_0000, 0x5000_0000),
+                (0x5000_4000, 0x5001_0000),
+            ],
+        ),
+    ] {
+        let m = settled(&tree, &steps(page), &|_| None).unwrap();
+        assert_eq!(ranges(&m.ram), expected, "{page:#x}");
+        assert_eq!(bases(&m.reserved)[0], 0x4100_0000, "still RAM");
+    }
+    let m = settled(&tree, &steps(0x1_0000), &|_| None).unwrap();
+    let expected = [
+        (0x4001_0000, 0x4200_0000),
+        (0x4201_0000, 0x4300_0000),
+        (0x4301_0000, 0x5000_0000),
+    ];
+    assert_eq!(ranges(&m.ram), expected);
+    // EL2's own granule may be the larger one.
+    let apart = Steps {
+        memory: 0x1_0000,
+        ..steps(0x1000)
+    };
+    let m = settled(&tree, &apart, &|_| None).unwrap();
+    assert_eq!(ranges(&m.ram), expected);
+}
+
+#[test]
+fn what_is_reserved_without_ranges_is_found_and_what_is_off_is_not() {
+    let child = |t: Tree, name: &str, base: u64, status: &str| {
+        t.node(name, |t| {
+            t.text("status", status)
+                .numbers("reg", &[base, 0x1000])
+                .flag("no-map")
+        })
+    };
+    let tree = Tree::with_ram().node("reserved-memory", |t| {
+        let t = child(t.cells(), "a", 0x4200_0000, "okay");
+        child(t, "b", 0x4300_0000, "disabled")
+    });
+    let m = settled(&tree.finish(), &steps(0x1000), &|_| None).unwrap();
+    let expected = [(0x4000_0000, 0x4200_0000), (0x4200_1000, 0x5000_0000)];
+    assert_eq!(ranges(&m.ram), expected);
+    assert_eq!(ranges(&m.reserved), [(0x4200_0000, 0x4200_1000)]);
+}
+
+#[test]
+fn what_the_boot_loader_left_must_lie_in_ram() {
+    let refused = |tree: Tree| {
+        settled(&tree.finish(), &steps(0x1000), &|_| None)
+            .err()
+            .unwrap_or("")
+    };
+    let initrd = |start, end| {
+        Tree::with_ram().node("chosen", |t| {
+            t.numbers("linux,initrd-start", &[start])
+                .numbers("linux,initrd-end", &[end])
+        })
+    };
+    assert_eq!(refused(Tree::with_ram()), "");
+    assert_eq!(refused(initrd(0x4400_0000, 0x4500_0123)), "");
+    assert_eq!(
+        refused(initrd(0x9400_0000, 0x9400_0000)),
+        "",
+        "there is none"
+    );
+    assert!(refused(initrd(0x4f00_0000, 0x5000_0001)).contains("initrd"));
+    assert!(
+        refused(initrd(0x4400_0000, 0x4500_0000).no_map(&[(0x44ff_ffff, 1)])).contains("initrd")
+    );
+    let elsewhere = Tree::reserving(&[]).memory(0x8000_0000, 0x1000_0000);
+    assert!(refused(elsewhere).contains("device tree lies"));
+    assert!(refused(Tree::with_ram().no_map(&[(DTB, 8)])).contains("device tree lies"));
+}
+
+#[test]
+fn more_ranges_than_a_set_holds_are_refused_in_words() {
+    let mut tree = Tree::with_ram();
+    for n in 0..300 {
+        tree = tree.memory(0x1_0000_0000 + n * 0x20_0000, 0x10_0000);
+    }
+    let refused = settled(&tree.finish(), &steps(0x1000), &|_| None).unwrap_err();
+    assert!(refused.contains("too many ranges of RAM"), "{refused}");
+    let many: Vec<_> = (0..250)
+        .map(|n| (0x4000_0000 + n * 0x2000, 0x800))
+        .collect();
+    let m = settled(
+        &Tree::with_ram().no_map(&many).finish(),
+        &steps(0x1000),
+        &|_| None,
+    );
+    assert_eq!(m.unwrap().ram.iter().count(), 250);
+    let many: Vec<_> = (0..300)
+        .map(|n| (0x4000_0000 + n * 0x2000, 0x800))
+        .collect();
+    let refused = settled(
+        &Tree::with_ram().no_map(&many).finish(),
+        &steps(0x1000),
+        &|_| None,
+    );
+    let refused = refused.unwrap_err();
+    assert!(refused.contains("reserves too many"), "{refused}");
+}
+
+#[test]
+fn redistributors_may_stand_further_apart() {
+    let gic = |t: Tree| {
+        t.compatible(&["arm,gic-v3"])
+            .numbers("reg", &[0x800_0000, 0x1_0000, 0x80a_0000, 0xf6_0000])
+            .numbers("redistributor-stride", &[0x4_0000])
+    };
+    let tree = Tree::with_ram().node("intc", gic).finish();
+    let m = Machine::read(DTB, &tree).unwrap();
+    assert_eq!(m.gicr_stride, Some(0x4_0000));
+    assert_eq!(read(VIRT).gicr_stride, None);
 }
 
 proptest! {
@@ -253,8 +387,10 @@ proptest! {
         if cuts {
             tree.truncate(cut.index(tree.len()));
         }
-        if let Ok(machine) = Machine::read(0x4800_0000, &tree) {
+        if let Ok(mut machine) = Machine::read(DTB, &tree) {
             let _ = machine.check();
+            let steps = Steps { memory: 0x1_0000, device: 0x1000, end: 1 << 48 };
+            let _ = machine.settle(&tree, &steps, &|_| None);
         }
     }
 }

@@ -1,0 +1,190 @@
+//! Which devices are the host's: an allow-list.
+//!
+//! A device that masters memory reaches all of it past every stage 2, and one
+//! that steers EL2 is EL2's. So the host has what stands in [`KINDS`] and nothing
+//! else: interrupt translation (ITS), SMMUs, trace and debug frames, fw_cfg with
+//! its DMA register, PCI, DMA engines, network controllers and whatever has no
+//! name here are absent, as are addresses that the tree does not name.
+//!
+//! Rights are given by the page. One that holds anything else besides (a device
+//! that is not the host's, RAM, reserved memory, EL2's own UART, registers of a
+//! node that is switched off) is not the host's either.
+
+use dtoolkit::fdt::{Fdt, FdtNode};
+use log::info;
+
+use super::place::{self, Place};
+use super::{Machine, TreeError};
+use crate::memory::region::{Region, Regions};
+
+/// Reads a 32-bit register of a device; `None` when nothing answers.
+pub type Probe<'a> = &'a dyn Fn(u64) -> Option<u32>;
+
+/// How much of a kind of device is the host's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Share {
+    /// All its registers.
+    All,
+    /// The first entry of its `reg`.
+    First,
+    /// All, when the transport has no device behind it.
+    WithoutDevice,
+    /// The name says nothing of what the device can do.
+    NoWord,
+}
+
+/// The kinds: a `compatible` string, how much of it, and the reason.
+const KINDS: [(&str, Share, &str); 20] = [
+    ("arm,pl011", Share::All, "UART: at most asks a DMA engine"),
+    ("arm,sbsa-uart", Share::All, "UART: a part of a PL011"),
+    ("brcm,bcm2835-pl011", Share::All, "UART: a PL011"),
+    ("ns16450", Share::All, "UART: registers alone"),
+    ("ns16550", Share::All, "UART: registers alone"),
+    ("ns16550a", Share::All, "UART: registers alone"),
+    (
+        "snps,dw-apb-uart",
+        Share::All,
+        "UART: at most asks a DMA engine",
+    ),
+    ("brcm,bcm2835-aux-uart", Share::All, "UART: registers alone"),
+    ("cdns,uart-r1p8", Share::All, "UART: registers alone"),
+    ("cdns,uart-r1p12", Share::All, "UART: registers alone"),
+    ("xlnx,xuartps", Share::All, "UART: Cadence's"),
+    ("arm,pl031", Share::All, "clock: registers alone"),
+    ("arm,pl061", Share::All, "GPIO: registers alone"),
+    ("arm,sp804", Share::All, "timer: registers alone"),
+    ("arm,sp805", Share::All, "watchdog: resets, as the host may"),
+    (
+        "arm,sbsa-gwdt",
+        Share::All,
+        "watchdog: resets, as the host may",
+    ),
+    ("arm,pl050", Share::All, "keyboard: registers alone"),
+    // Its distributor holds settings of SPIs. Redistributors are trapped.
+    ("arm,gic-v3", Share::First, "SPIs are the host's"),
+    (
+        "virtio,mmio",
+        Share::WithoutDevice,
+        "nothing there to do DMA",
+    ),
+    (
+        "arm,primecell",
+        Share::NoWord,
+        "only says that there is an ID",
+    ),
+];
+
+/// What of a node is the host's: every name that it has must be known, as the
+/// first may stand for more than those it falls back to.
+fn share(node: FdtNode<'_>) -> Option<Share> {
+    let mut found = None;
+    for name in node.compatible()? {
+        let (_, share, _) = KINDS.iter().find(|kind| kind.0 == name)?;
+        if *share != Share::NoWord {
+            found.get_or_insert(*share);
+        }
+    }
+    found
+}
+
+/// Registers of a virtio-mmio transport (virtio 1.3, 4.2.2).
+mod virtio {
+    pub const MAGIC: u64 = 0x000;
+    pub const DEVICE_ID: u64 = 0x008;
+    pub const SIZE: u64 = 0x100;
+    /// "virt".
+    pub const MAGIC_VALUE: u32 = 0x7472_6976;
+}
+
+/// Whether a virtio-mmio transport has no device, and never gets one: buses of
+/// this kind are not hot-plugged.
+fn is_empty_transport(at: Region, probe: Probe<'_>) -> bool {
+    at.size() >= virtio::SIZE
+        && at.base().is_multiple_of(4)
+        && probe(at.base() + virtio::MAGIC) == Some(virtio::MAGIC_VALUE)
+        && probe(at.base() + virtio::DEVICE_ID) == Some(0)
+}
+
+/// The sorting of all registers that the tree names.
+struct Sorting<'a> {
+    /// A UART that is EL2's alone.
+    own_uart: Option<Region>,
+    probe: Probe<'a>,
+}
+
+impl Sorting<'_> {
+    /// The `n`-th registers of a node, when they are the host's.
+    fn of_host(&self, place: &Place<'_, '_>, n: usize) -> Option<Region> {
+        if !place.enabled {
+            return None;
+        }
+        let share = share(place.node)?;
+        let region = place.registers(n)?;
+        let his = match share {
+            Share::All => self.own_uart != Some(region),
+            Share::First => n == 0,
+            Share::WithoutDevice => is_empty_transport(region, self.probe),
+            Share::NoWord => false,
+        };
+        his.then_some(region)
+    }
+}
+
+/// The host's devices, in pages of `page` bytes below `end`, the first address
+/// that its stage 2 cannot map.
+///
+/// # Errors
+/// More ranges than a set holds.
+pub fn of_host(
+    fdt: Fdt<'_>,
+    machine: &Machine,
+    page: u64,
+    end: u64,
+    probe: Probe<'_>,
+) -> Result<Regions, TreeError> {
+    const FULL: TreeError = "the device tree has too many ranges of devices";
+    let own_uart = None;
+    let sorting = Sorting { own_uart, probe };
+    let mut named = Regions::new();
+    place::walk(fdt, &mut |place| {
+        let mut n = 0;
+        while place.parts(n, &mut |_| {}) {
+            if let Some(region) = sorting.of_host(place, n) {
+                named.insert(region.grow_to(page)).map_err(|_| FULL)?;
+            }
+            n += 1;
+        }
+        Ok(())
+    })?;
+    let beyond = Region::new(end, u64::MAX - end).unwrap_or(Region::EMPTY);
+    named.remove(beyond).map_err(|_| FULL)?;
+
+    let mut his = named.clone();
+    let mut remove = |region: Region| his.remove(region.grow_to(page)).map_err(|_| FULL);
+    place::walk(fdt, &mut |place| {
+        for n in 0.. {
+            if sorting.of_host(place, n).is_some() {
+                continue;
+            }
+            let mut done = Ok(());
+            let is_entry = place.parts(n, &mut |part| done = done.and(remove(part)));
+            done?;
+            if !is_entry {
+                break;
+            }
+        }
+        Ok(())
+    })?;
+    let memory = machine.memory.iter().chain(machine.reserved.iter());
+    memory.copied().try_for_each(&mut remove)?;
+
+    let mut lost = named;
+    lost.remove_all(&his).map_err(|_| FULL)?;
+    for region in lost.iter() {
+        info!("devices at {region} are not the host's: they share a page with others");
+    }
+    Ok(his)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,208 @@
+//! Accesses that may meet an external abort and live: of memory that a lower
+//! level named, and of devices that only the device tree vouches for.
+//!
+//! A device tree may name RAM that is not there. What EL2 touches because the
+//! host said so goes through a few routines of asm.S: when a synchronous external
+//! abort strikes inside one, the vector returns to its end, and it says so. An
+//! abort that arrives later, as an SError, is masked at EL2 and is taken by the
+//! level that runs next; a guest's makes its `REC_ENTER` return.
+
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+
+/// The memory answered with an external abort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExternalAbort;
+
+type Result<T> = core::result::Result<T, ExternalAbort>;
+
+/// The routines; each returns 0, or 1 after an external abort.
+#[cfg(target_os = "none")]
+mod routines {
+    unsafe extern "C" {
+        pub fn guarded_copy(to: *mut u8, from: *const u8, len: usize) -> u64;
+        pub fn guarded_put(base: *mut u8, fields: *const [u64; 2], count: usize) -> u64;
+        pub fn guarded_zero(at: *mut u8, len: usize) -> u64;
+        pub fn guarded_read32(at: *const u32, to: *mut u32) -> u64;
+        pub fn guarded_clean(start: u64, end: u64, line: u64) -> u64;
+    }
+}
+
+/// The same on the development machine, where a test says what is not there.
+#[cfg(not(target_os = "none"))]
+mod routines {
+    use crate::memory::phys::fake;
+
+    pub unsafe fn guarded_copy(to: *mut u8, from: *const u8, len: usize) -> u64 {
+        if fake::is_hole(to as usize, len) || fake::is_hole(from as usize, len) {
+            return 1;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { core::ptr::copy_nonoverlapping(from, to, len) };
+        0
+    }
+
+    pub unsafe fn guarded_put(base: *mut u8, fields: *const [u64; 2], count: usize) -> u64 {
+        // SAFETY: the caller's promise.
+        for &[offset, value] in unsafe { core::slice::from_raw_parts(fields, count) } {
+            // SAFETY: the caller's promise.
+            let at = unsafe { base.add(offset as usize) };
+            if fake::is_hole(at as usize, 8) {
+                return 1;
+            }
+            // SAFETY: the caller's promise.
+            unsafe { at.cast::<[u8; 8]>().write(value.to_ne_bytes()) };
+        }
+        0
+    }
+
+    pub unsafe fn guarded_zero(at: *mut u8, len: usize) -> u64 {
+        if fake::is_hole(at as usize, len) {
+            return 1;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { at.write_bytes(0, len) };
+        0
+    }
+
+    pub unsafe fn guarded_read32(at: *const u32, to: *mut u32) -> u64 {
+        // SAFETY: the caller's promise.
+        unsafe { guarded_copy(to.cast(), at.cast(), 4) }
+    }
+
+    pub unsafe fn guarded_clean(_start: u64, _end: u64, _line: u64) -> u64 {
+        0
+    }
+}
+
+fn outcome(failed: u64) -> Result<()> {
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(ExternalAbort)
+    }
+}
+
+fn pointer<T>(pa: u64) -> *mut T {
+    super::phys::pointer(pa)
+}
+
+/// A value in memory of a lower level, read once as that level left it.
+///
+/// # Errors
+/// [`ExternalAbort`].
+///
+/// # Safety
+/// `size_of::<T>()` bytes from `pa` are mapped in EL2's own map, and are of
+/// granules in which EL2 keeps nothing.
+pub unsafe fn read<T: FromBytes + FromZeros + IntoBytes>(pa: u64) -> Result<T> {
+    let mut value = T::new_zeroed();
+    // SAFETY: the caller's promise.
+    unsafe { read_bytes(pa, value.as_mut_bytes())? };
+    Ok(value)
+}
+
+/// As [`read`], for bytes at any alignment.
+///
+/// # Errors
+/// [`ExternalAbort`]; what is in `bytes` then, is anything.
+///
+/// # Safety
+/// As [`read`].
+pub unsafe fn read_bytes(pa: u64, bytes: &mut [u8]) -> Result<()> {
+    // SAFETY: the caller's promise; EL2 keeps no object in that memory, so the
+    // two do not overlap.
+    outcome(unsafe { routines::guarded_copy(bytes.as_mut_ptr(), pointer(pa), bytes.len()) })
+}
+
+/// Writes a value to memory of a lower level.
+///
+/// # Errors
+/// [`ExternalAbort`]; a part may have been written.
+///
+/// # Safety
+/// As [`read`].
+pub unsafe fn write<T: IntoBytes + Immutable>(pa: u64, value: &T) -> Result<()> {
+    let bytes = value.as_bytes();
+    // SAFETY: the caller's promise, as in `read_bytes`.
+    outcome(unsafe { routines::guarded_copy(pointer(pa), bytes.as_ptr(), bytes.len()) })
+}
+
+/// Writes 64-bit fields: (offset from `base`, value).
+///
+/// # Errors
+/// [`ExternalAbort`]; a part may have been written.
+///
+/// # Safety
+/// As [`read`], for each field; base and offsets are multiples of 8.
+pub unsafe fn put(base: u64, fields: &[[u64; 2]]) -> Result<()> {
+    // SAFETY: the caller's promise.
+    outcome(unsafe { routines::guarded_put(pointer(base), fields.as_ptr(), fields.len()) })
+}
+
+/// Fills memory with zeros.
+///
+/// # Errors
+/// [`ExternalAbort`]; a part may have been filled.
+///
+/// # Safety
+/// As [`read`]; `pa` and `len` are multiples of 64.
+pub unsafe fn zero(pa: u64, len: u64) -> Result<()> {
+    // SAFETY: the caller's promise.
+    outcome(unsafe { routines::guarded_zero(pointer(pa), len as usize) })
+}
+
+/// Reads a 32-bit register.
+///
+/// # Errors
+/// [`ExternalAbort`]: no device answers there.
+///
+/// # Safety
+/// `pa` is a multiple of 4, is reached by EL2, and reading it changes nothing
+/// that anybody relies on.
+pub unsafe fn read32(pa: u64) -> Result<u32> {
+    let mut value = 0;
+    // SAFETY: the caller's promise.
+    outcome(unsafe { routines::guarded_read32(pointer(pa), &raw mut value) })?;
+    Ok(value)
+}
+
+/// Cleans and invalidates memory to the point of coherency, in lines of `line`
+/// bytes. What answers with an external abort holds nothing to be cleaned.
+///
+/// # Safety
+/// The range is mapped in EL2's own map.
+pub unsafe fn clean_invalidate(pa: u64, len: u64, line: u64) {
+    let start = pointer::<u8>(pa) as u64;
+    let first = start & !(line - 1);
+    // SAFETY: the caller's promise; the instruction changes no content.
+    let _ = unsafe { routines::guarded_clean(first, start + len, line) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::phys::fake;
+    use super::super::region::Region;
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_is_an_error_and_the_rest_is_not() {
+        fake::install(0x10_0000, 0x1_0000);
+        fake::make_hole(Region::new(0x10_2000, 0x1000).unwrap());
+        // SAFETY: this test's memory.
+        unsafe {
+            assert_eq!(write(0x10_1000, &0x1234_5678_u64), Ok(()));
+            assert_eq!(read::<u64>(0x10_1000), Ok(0x1234_5678));
+            assert_eq!(read32(0x10_1000), Ok(0x1234_5678));
+            assert_eq!(put(0x10_1000, &[[8, 1], [0x10, 2]]), Ok(()));
+            assert_eq!(read(0x10_1008), Ok([1u64, 2]));
+            assert_eq!(zero(0x10_1000, 0x1000), Ok(()));
+            assert_eq!(read(0x10_1008), Ok([0u64, 0]));
+            assert_eq!(zero(0x10_2000, 0x1000), Err(ExternalAbort));
+            assert_eq!(read::<u64>(0x10_2000), Err(ExternalAbort));
+            assert_eq!(write(0x10_1ff8, &[0u64; 2]), Err(ExternalAbort));
+            assert_eq!(put(0x10_1ff0, &[[0, 1], [0x10, 2]]), Err(ExternalAbort));
+            assert_eq!(read32(0x10_2ffc), Err(ExternalAbort));
+            assert_eq!(read::<u64>(0x10_3000), Ok(0));
+        }
+    }
+}

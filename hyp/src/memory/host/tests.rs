@@ -1,0 +1,185 @@
+//! The host's stage 2 in memory of the test's.
+
+extern crate std;
+
+use super::super::phys;
+use super::*;
+use pgtable::{Granule, Start};
+use proptest::prelude::*;
+use std::boxed::Box;
+use std::vec::Vec;
+
+const RAM: u64 = 0x4000_0000;
+const RAM_SIZE: u64 = 256 << 20;
+const UART: u64 = 0x900_0000;
+
+fn set(regions: &[(u64, u64)]) -> Regions {
+    let mut set = Regions::new();
+    for &(base, size) in regions {
+        set.insert(Region::new(base, size).unwrap()).unwrap();
+    }
+    set
+}
+
+/// A host with this RAM, without 2.2 MiB that are EL2's, and these devices.
+fn host_with(granule: Granule, ram: &Regions, devices: &Regions) -> HostMemory {
+    let features = Features {
+        pa_bits: 40,
+        // Without it what leaves is cleaned, and here is no RAM to clean.
+        fwb: true,
+        ..Features::default()
+    };
+    let geometry = geometry(&features, granule, 40, false, Start::Concatenate).unwrap();
+    let taken = set(&[(RAM + 0x20_0000, 0x23_0000)]);
+    let size = granule.page_size();
+    let pages = pool_pages(ram, devices, &geometry);
+    let bytes = Pool::bytes_for(pages, size);
+    phys::fake::install(0x8000_0000, bytes as usize);
+    let region = Region::new(0x8000_0000, bytes).unwrap();
+    // SAFETY: the fake memory is this test's.
+    let pool = Box::leak(Box::new(unsafe { Pool::new(region, size) }));
+    let ranges = Ranges {
+        ram,
+        taken: &taken,
+        devices,
+    };
+    HostMemory::new(&features, geometry, &ranges, pool).unwrap()
+}
+
+fn host(granule: Granule) -> HostMemory {
+    let devices = set(&[(UART, 0x1_0000), (0x800_0000, 0x1_0000)]);
+    host_with(granule, &set(&[(RAM, RAM_SIZE)]), &devices)
+}
+
+#[test]
+fn ram_is_there_and_what_is_taken_is_not() {
+    for granule in Granule::ALL {
+        let host = host(granule);
+        let size = granule.page_size();
+        assert!(host.reaches(RAM) && host.reaches(RAM + RAM_SIZE - 1));
+        for at in (0x20_0000..0x43_0000).step_by(0x1_0000) {
+            assert!(!host.reaches(RAM + at), "{granule:?} {at:#x}");
+        }
+        let page = RAM + (64 << 20) + size;
+        host.take(page, size).unwrap();
+        assert!(!host.reaches(page));
+        assert!(host.reaches(page - 1) && host.reaches(page + size));
+        host.give(page, size).unwrap();
+        assert!(host.reaches(page));
+    }
+}
+
+#[test]
+fn nothing_is_a_device_because_it_is_no_ram() {
+    for granule in Granule::ALL {
+        let host = host(granule);
+        for at in [UART, UART + 0xffff, 0x800_0000] {
+            assert!(host.reaches(at), "{granule:?} {at:#x}");
+        }
+        for at in [
+            0,
+            UART - 1,
+            UART + 0x1_0000,
+            RAM - 1,
+            RAM + RAM_SIZE,
+            (1 << 40) - 1,
+            1 << 40,
+            u64::MAX,
+        ] {
+            assert!(!host.reaches(at), "{granule:?} {at:#x}");
+        }
+    }
+}
+
+#[test]
+fn seventy_splits_given_back_take_no_tables() {
+    for granule in Granule::ALL {
+        let host = host(granule);
+        let (size, before) = (granule.page_size(), host.pool.left());
+        for page in (RAM + (8 << 20)..).step_by(3 << 20).take(70) {
+            let page = page & !(size - 1);
+            host.take(page, size).unwrap();
+            host.give(page, size).unwrap();
+            assert_eq!(host.pool.left(), before, "{granule:?} {page:#x}");
+        }
+        assert!(host.reaches(UART));
+    }
+}
+
+#[test]
+fn every_granule_can_be_apart_with_every_device_mapped() {
+    for granule in Granule::ALL {
+        // RAM and devices that begin and end inside of every block there is.
+        let odd = 3 * 0x1_0000;
+        let ram = set(&[
+            (RAM - odd, (96 << 20) + 2 * odd),
+            (0x41_0000_0000 - odd, 2 * odd),
+            (0x81_0000_0000 + odd, 32 << 20),
+        ]);
+        let devices: Vec<_> = (0..70)
+            .map(|n| (0x1000_0000 + n * 0x2_8000_0000, 0x1_0000))
+            .collect();
+        let devices = set(&devices);
+        let host = host_with(granule, &ram, &devices);
+        let size = granule.page_size();
+        let before = host.pool.left();
+        let mut all = Vec::new();
+        for region in ram.iter() {
+            all.extend((region.base()..region.end()).step_by(size as usize));
+        }
+        all.retain(|page| host.reaches(*page));
+        // Every other one first: then each table there can be is there.
+        let (even, odd): (Vec<u64>, Vec<u64>) = all.iter().partition(|p| *p / size % 2 == 0);
+        for page in even.iter().chain(&odd) {
+            host.take(*page, size).unwrap();
+        }
+        for page in odd.iter().chain(&even) {
+            host.give(*page, size).unwrap();
+        }
+        assert_eq!(host.pool.left(), before, "{granule:?}");
+        assert!(devices.iter().all(|device| host.reaches(device.base())));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3))]
+
+    /// Whatever went and came, the tables depend on what is gone at the moment.
+    #[test]
+    fn a_hundred_thousand_steps_end_where_they_began(seed in any::<u64>()) {
+        for granule in Granule::ALL {
+            let host = host(granule);
+            let (size, before) = (granule.page_size(), host.pool.left());
+            let mut gone = Vec::new();
+            let mut random = seed | 1;
+            for _ in 0..100_000 {
+                // xorshift64
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let page = RAM + (8 << 20) + random % ((RAM_SIZE - (8 << 20)) / size) * size;
+                match random >> 60 {
+                    0..=7 => {
+                        if host.reaches(page) {
+                            host.take(page, size).unwrap();
+                            gone.push(page);
+                        }
+                    }
+                    8..=14 => {
+                        if !gone.is_empty() {
+                            let n = (random >> 32) as usize % gone.len();
+                            let page = gone.swap_remove(n);
+                            host.give(page, size).unwrap();
+                            prop_assert!(host.reaches(page));
+                        }
+                    }
+                    _ => prop_assert!(host.reaches(UART) && !host.reaches(UART - 1)),
+                }
+            }
+            for page in gone {
+                host.give(page, size).unwrap();
+            }
+            prop_assert_eq!(host.pool.left(), before, "{:?}", granule);
+        }
+    }
+}
