@@ -246,7 +246,7 @@ fn map_everything(platform: &Platform, cpus: &[Cpu]) -> Result<(), String> {
     let mut holes = Vec::new();
     let mut appendix = None;
     for (base, size, kind) in (0..).map_while(rmi_call::memory_range) {
-        if kind == RangeKind::Hypervisor as u64 {
+        if kind != RangeKind::HostImage as u64 {
             holes.push(base..base + size);
         } else if (base..base + size).contains(&image.text.start) {
             appendix = Some(image.data.end..base + size);

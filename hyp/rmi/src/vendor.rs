@@ -47,6 +47,9 @@ pub enum RangeKind {
     Hypervisor = 1,
     /// The host's own image, as EL2 placed it.
     HostImage = 2,
+    /// RAM of the device tree that nobody uses: reserved by `no-map`, or no whole
+    /// granule of EL2's tables. Absent from the host's stage 2.
+    Withheld = 3,
 }
 
 /// One entry of [`REC_HISTORY`].

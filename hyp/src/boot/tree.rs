@@ -32,6 +32,9 @@ pub struct Machine {
     pub reserved: Regions,
     /// Those of them that nobody may map (`no-map`).
     pub no_map: Regions,
+    /// What of `memory` is not in `ram`, in whole granules: neither EL2 nor the
+    /// host touches it.
+    pub withheld: Regions,
     /// The host's devices, in whole pages. Empty before [`Machine::settle`].
     pub devices: Regions,
     /// The initrd: it holds the bundle, which is the host's business.
@@ -121,6 +124,7 @@ impl Machine {
             ram: Regions::new(),
             reserved: Regions::new(),
             no_map: Regions::new(),
+            withheld: Regions::new(),
             devices: Regions::new(),
             initrd: None,
             dtb,
@@ -195,6 +199,12 @@ impl Machine {
                 .remove(region.grow_to(steps.memory))
                 .map_err(too_many)?;
         }
+        for region in self.memory.iter() {
+            self.withheld
+                .insert(region.grow_to(steps.memory))
+                .map_err(too_many)?;
+        }
+        self.withheld.remove_all(&self.ram).map_err(too_many)?;
         if !self.ram.covers(&self.dtb) {
             return Err("the device tree lies outside of RAM, or where no-map reserves it");
         }

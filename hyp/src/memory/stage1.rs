@@ -113,24 +113,13 @@ pub fn build(
     add(image.data, El2Attrs::DATA)?;
 
     // RAM, less the image and the stacks' region; of that, what is no guard.
-    let mut cut = Regions::new();
+    let mut ram = machine.ram.clone();
     for region in [image.region(), stacks.region] {
-        cut.insert(region.grow_to(granule))
-            .map_err(|_| "too many ranges")?;
+        ram.remove(region.grow_to(granule))
+            .map_err(|_| "the machine's RAM is in too many pieces")?;
     }
-    for region in machine.ram.iter() {
-        let (mut at, end) = (region.base(), region.end());
-        for hole in cut.iter().filter(|h| h.overlaps(region)) {
-            add(
-                Region::new(at, hole.base().saturating_sub(at)).unwrap_or(Region::EMPTY),
-                El2Attrs::DATA,
-            )?;
-            at = hole.end();
-        }
-        add(
-            Region::new(at, end.saturating_sub(at)).unwrap_or(Region::EMPTY),
-            El2Attrs::DATA,
-        )?;
+    for region in ram.iter() {
+        add(*region, El2Attrs::DATA)?;
     }
     for pe in 0..machine.pes.len() {
         for stack in stacks.mapped(pe) {
@@ -138,11 +127,15 @@ pub fn build(
         }
     }
 
-    if let Some(uart) = machine.uart {
-        add(uart, El2Attrs::DEVICE)?;
+    // Two of them may share a page.
+    let mut devices = Regions::new();
+    let gic = machine.gicr.iter().copied().chain([machine.gicd]);
+    for region in gic.chain(machine.uart) {
+        devices
+            .insert(region.grow_to(granule))
+            .map_err(|_| "too many ranges")?;
     }
-    add(machine.gicd, El2Attrs::DEVICE)?;
-    for region in &machine.gicr {
+    for region in devices.iter() {
         add(*region, El2Attrs::DEVICE)?;
     }
 

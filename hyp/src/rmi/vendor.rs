@@ -33,7 +33,11 @@ pub fn features(system: &System) -> VendorFeatures {
 /// The ranges of RAM that were taken before the host began.
 pub fn memory_range(system: &System, index: u64) -> Outcome {
     let hyp = system.own.iter().map(|r| (*r, RangeKind::Hypervisor));
-    let all = hyp.chain(core::iter::once((system.host_image, RangeKind::HostImage)));
+    let host = core::iter::once((system.host_image, RangeKind::HostImage));
+    let withheld = system.machine.withheld.iter();
+    let all = hyp
+        .chain(host)
+        .chain(withheld.map(|r| (*r, RangeKind::Withheld)));
     let (region, kind) = usize::try_from(index)
         .ok()
         .and_then(|index| all.clone().nth(index))

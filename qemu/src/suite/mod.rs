@@ -8,6 +8,7 @@
 pub mod bad_input;
 pub mod boots;
 pub mod call;
+pub mod devices;
 pub mod native;
 pub mod nightly;
 pub mod on_target;
@@ -224,6 +225,7 @@ pub fn all(workspace: &Workspace) -> Vec<Case> {
     cases.extend(boots::cases());
     cases.extend(stays_up::cases());
     cases.extend(on_target::cases());
+    cases.extend(devices::cases());
     cases.extend(bad_input::cases());
     cases
 }

@@ -2,8 +2,9 @@
 //! trespass or reset, hosts that are hostile, and tables that a real MMU walks.
 //! And EL2's own death, on request.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -42,7 +43,7 @@ pub fn cases() -> Vec<Case> {
         }),
         Case::new("tests/reset", |context| {
             let called = guest(context, "reset", &["--smp", "2"])?.ended(0)?;
-            without_failures(called.shows(&["10 resets"])?)
+            failed_none(&called.shows(&["10 resets"])?)
         }),
         Case::new("tests/trespass-odd-gic", |context| {
             guest(context, "trespass", &["--append", "do=odd-gic"])?
@@ -193,16 +194,24 @@ fn guest(context: &Context, program: &str, options: &[&str]) -> Result<Called> {
         .call()
 }
 
-/// `hostile` in the place of host-loader. It has no bundle, so its words go to
-/// QEMU itself, where the last `-append` counts.
+/// `hostile` in the place of host-loader, on the usual machine.
 fn hostile(context: &Context, smp: &str, granule: &str, words: &str) -> Result<()> {
-    let hyp = context.image()?.hyp.as_ref();
-    let hyp = hyp.context("a hostile host needs an image that was built here")?;
-    let host = build::elf(&context.workspace, "hostile")?;
-    let image = assemble::image(&fs::read(hyp)?, &fs::read(host)?)?;
+    let none: [&str; 0] = [];
+    hostile_on(context, smp, granule, words, none)
+}
+
+/// `hostile` on a machine with these further arguments of QEMU. It has no bundle,
+/// so its words go to QEMU itself, where the last `-append` counts.
+pub fn hostile_on<S: AsRef<OsStr>>(
+    context: &Context,
+    smp: &str,
+    granule: &str,
+    words: &str,
+    machine: impl IntoIterator<Item = S>,
+) -> Result<()> {
     let folder = tempfile::tempdir_in(&context.folder)?;
     let file = folder.path().join("hostile.img");
-    fs::write(&file, image)?;
+    hostile_image(context, &file)?;
     let append = format!(
         "undercroft.granule={granule} undercroft.loglevel=info undercroft.log=serial1 {words}"
     );
@@ -210,9 +219,20 @@ fn hostile(context: &Context, smp: &str, granule: &str, words: &str) -> Result<(
         .args(["--bundle", "none", "--smp", smp, "--image"])
         .args([&file])
         .args(["--", "-append", &append])
-        .call()?
-        .tells(&["end: status 0"])?;
-    all_passed(called)
+        .args(machine)
+        .call()?;
+    // What failed says more than how it ended.
+    failed_none(&called)?;
+    all_passed(called.tells(&["end: status 0"])?)
+}
+
+/// Writes EL2's image with `hostile` in it.
+pub fn hostile_image(context: &Context, file: &Path) -> Result<()> {
+    let hyp = context.image()?.hyp.as_ref();
+    let hyp = hyp.context("a hostile host needs an image that was built here")?;
+    let host = build::elf(&context.workspace, "hostile")?;
+    fs::write(file, assemble::image(&fs::read(hyp)?, &fs::read(host)?)?)?;
+    Ok(())
 }
 
 /// `el2-tables` at EL2 of QEMU itself.
@@ -241,10 +261,11 @@ fn tables(context: &Context, cpu: &str, smp: &str, options: &[&str]) -> Result<(
 
 /// A program that counts its checks ended well, and none of them failed.
 fn all_passed(called: Called) -> Result<()> {
-    without_failures(called.ended(0)?.shows(&[" passed, 0 failed"])?)
+    failed_none(&called.ended(0)?.shows(&[" passed, 0 failed"])?)
 }
 
-fn without_failures(called: Called) -> Result<()> {
+/// No check of a program failed.
+pub fn failed_none(called: &Called) -> Result<()> {
     let failed: Vec<_> = called
         .stdout
         .lines()

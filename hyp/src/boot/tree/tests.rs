@@ -269,6 +269,15 @@ fn ram_is_whole_granules_that_nothing_keeps() {
         assert_eq!(ranges(&m.ram), expected, "{page:#x}");
         assert_eq!(bases(&m.reserved)[0], 0x4100_0000, "still RAM");
     }
+    let m = settled(&tree, &steps(0x4000), &|_| None).unwrap();
+    let withheld = [
+        (0x4000_c000, 0x4001_0000),
+        (0x4200_0000, 0x4200_4000),
+        (0x4300_0000, 0x4301_0000),
+        (0x5000_0000, 0x5000_4000),
+        (0x5001_0000, 0x5001_4000),
+    ];
+    assert_eq!(ranges(&m.withheld), withheld);
     let m = settled(&tree, &steps(0x1_0000), &|_| None).unwrap();
     let expected = [
         (0x4001_0000, 0x4200_0000),

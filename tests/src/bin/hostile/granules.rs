@@ -7,17 +7,20 @@ use rmi::vendor::RangeKind;
 use tests::bare::console::Console;
 use tests::bare::exception::{self, Caught};
 use tests::bare::{asm as instr, machine, mmu};
+use tests::random::Random;
 use tests::suite::Suite;
 
 use crate::calls::{self, INPUT, SUCCESS, granule, memory_ranges, status};
+use crate::devices;
 
-/// Memory of this host's that nothing else uses: the upper quarter of RAM.
+/// Memory of this host's that nothing else uses: the upper quarter of RAM, as far
+/// as it is whole granules.
 pub fn own() -> (u64, u64) {
     let machine = machine::get();
     let ram = machine.ram.iter().find(|range| !range.is_empty());
     let (start, end) = ram.map_or((0, 0), |range| (range.start, range.end));
     let from = start + (end - start) / 4 * 3;
-    (from.next_multiple_of(2 << 20), end)
+    (from.next_multiple_of(2 << 20), end & !(granule() - 1))
 }
 
 /// The `n`-th granule of this host's own.
@@ -72,11 +75,13 @@ pub fn undelegate(pa: u64) -> u64 {
 }
 
 /// The checks.
-pub fn checks(suite: &mut Suite<Console>) {
+pub fn checks(suite: &mut Suite<Console>, seed: u64) {
+    splits(suite);
     ownership(suite);
     nothing(suite);
     el2_memory(suite);
     in_other_ways(suite);
+    random_steps(suite, seed);
     all(suite);
     calls::still_there(suite, "granules/rmi-version");
 }
@@ -122,6 +127,69 @@ fn ownership(suite: &mut Suite<Console>) {
         }
     }
     suite.check("delegate/200-times", true, "");
+}
+
+/// Whether the clock, which the program uses for nothing else, answers.
+fn clock_answers() -> bool {
+    devices::find("arm,pl031").is_none_or(|clock| {
+        // SAFETY: A register of the host's.
+        exception::probe(|| unsafe { instr::read32(clock.base + 0xfe0) }) == Ok(0x31)
+    })
+}
+
+/// Blocks that are split, and given back at once, use up nothing: first of all,
+/// before any device but the console was touched.
+fn splits(suite: &mut Suite<Console>) {
+    let (start, end) = own();
+    let mut split = 0;
+    for pa in (start..end).step_by(2 << 20).cycle().take(70) {
+        split += u64::from(delegate(pa) == SUCCESS && undelegate(pa) == SUCCESS);
+    }
+    suite.equal("splits/given-back", split, 70);
+    suite.check("splits/a-device-then", clock_answers(), "no clock");
+}
+
+/// Granules that go and come at random, at most.
+const MOST: u64 = 2048;
+
+/// Granules go and come at random, and a device is touched now and then. What
+/// [`all`] does afterwards needs every table there is.
+fn random_steps(suite: &mut Suite<Console>, seed: u64) {
+    let steps = machine::get().argument("steps");
+    let steps = steps
+        .and_then(|steps| steps.parse().ok())
+        .unwrap_or(2000u64);
+    let mut random = Random::new(seed);
+    let (start, end) = own();
+    let count = ((end - start) / granule()).min(MOST);
+    let mut gone = [false; MOST as usize];
+    let mut wrong = 0;
+    // All over the memory, not its first part alone.
+    let apart = (end - start) / granule() / count * granule();
+    let mut step = |n: u64, gone: &mut bool| {
+        let pa = start + n * apart;
+        let done = if *gone {
+            undelegate(pa) == SUCCESS && read(pa) == Ok(0)
+        } else {
+            delegate(pa) == SUCCESS
+        };
+        *gone ^= done;
+        wrong += u64::from(!done);
+    };
+    for _ in 0..steps {
+        let n = random.below(count);
+        step(n, &mut gone[n as usize]);
+        if random.below(16) == 0 && !clock_answers() {
+            suite.check("random/clock", false, n);
+            return;
+        }
+    }
+    for (n, gone) in (0..).zip(&mut gone) {
+        if *gone {
+            step(n, gone);
+        }
+    }
+    suite.equal("random/refused", wrong, 0);
 }
 
 /// What is no granule of the host's memory.

@@ -9,15 +9,21 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+mod absent;
+#[cfg(target_os = "none")]
 mod calls;
 #[cfg(target_os = "none")]
 mod cpus;
+#[cfg(target_os = "none")]
+mod devices;
 #[cfg(target_os = "none")]
 mod fuzz;
 #[cfg(target_os = "none")]
 mod granules;
 #[cfg(target_os = "none")]
 mod guest;
+#[cfg(target_os = "none")]
+mod masters;
 #[cfg(target_os = "none")]
 mod realm;
 
@@ -45,7 +51,10 @@ mod image {
         );
         let mut suite = Suite::new(Console);
         calls::identity(&mut suite);
-        crate::granules::checks(&mut suite);
+        crate::granules::checks(&mut suite, seed);
+        crate::masters::checks(&mut suite);
+        crate::devices::checks(&mut suite);
+        crate::absent::checks(&mut suite);
         crate::realm::checks(&mut suite);
         crate::guest::checks(&mut suite);
         crate::fuzz::checks(&mut suite, seed, count);
