@@ -21,7 +21,7 @@ mod image {
     use hyp::memory::region::Region;
     use hyp::memory::stage1::Image;
     use hyp::{System, mrs, psci};
-    use log::{error, info};
+    use log::{debug, error, info};
     use spin::Once;
 
     global_asm!(include_str!("asm.S"));
@@ -190,6 +190,9 @@ mod image {
         };
         for region in system.machine.ram.iter() {
             info!("ram {region}");
+        }
+        for region in system.machine.devices.iter() {
+            debug!("device of the host {region}");
         }
         info!("image {}, own memory {}", image.region(), layout.own);
         info!(

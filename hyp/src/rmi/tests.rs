@@ -18,6 +18,7 @@ use super::fake::{Host, RAM};
 use super::{Answer, serve};
 use crate::memory::granule::State;
 use crate::memory::phys;
+use crate::memory::region::Region;
 
 /// The host's RAM, unless more is needed.
 const RAM_SIZE: u64 = 8 << 20;
@@ -422,6 +423,73 @@ fn call() -> impl Strategy<Value = (u64, [u64; 5])> {
         prop::sample::select(functions),
         prop::array::uniform5(argument()),
     )
+}
+
+#[test]
+fn a_granule_without_memory_stays_the_hosts() {
+    for granule in Granule::ALL {
+        let mut h = Host::new(granule, RAM_SIZE);
+        let absent = h.page(3);
+        let hole = Region::new(absent + h.size / 2, 64).unwrap();
+        phys::fake::make_hole(hole);
+        for _ in 0..3 {
+            let refused = h.status(fid::RMI_GRANULE_DELEGATE, &[absent]);
+            assert_eq!(refused, Status::ErrorInput);
+            assert_eq!((h.state(3), h.granule(3).count()), (State::Ns, 0));
+        }
+        assert!(h.mapped().iter().all(|mapped| *mapped));
+        assert_eq!(h.tables(), 0);
+        // Its span is whole too: a block may map it.
+        let granules = &h.cpu.system.granules;
+        assert_eq!(granules.get_block(RAM), granules.span_size() <= RAM_SIZE);
+    }
+}
+
+#[test]
+fn what_the_host_names_and_is_not_there_fails_the_command() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    let absent = h.page(3);
+    phys::fake::make_hole(Region::new(absent, h.size).unwrap());
+    for n in [1, 16, 17, 60] {
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(n)]);
+    }
+    let (rd, rec) = (h.page(1), h.page(60));
+    let refused = h.status(fid::RMI_REALM_CREATE, &[rd, absent]);
+    assert_eq!(refused, Status::ErrorInput);
+    assert_eq!(h.state(1), State::Delegated);
+    h.write(2, h.realm_params(1, 16));
+    h.ok(fid::RMI_REALM_CREATE, &[rd, h.page(2)]);
+    let refused = h.status(fid::RMI_REC_CREATE, &[rd, rec, absent]);
+    assert_eq!(refused, Status::ErrorInput);
+    let refused = h.status(vendor::LOG, &[3, absent + 8, 5]);
+    assert_eq!(refused, Status::ErrorInput);
+    assert_eq!(h.granule(3).count(), 0, "no pin is left");
+}
+
+#[test]
+fn a_hundred_thousand_steps_leave_no_table_behind() {
+    for granule in Granule::ALL {
+        let mut h = Host::new(granule, RAM_SIZE);
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..100_000 {
+            // xorshift64
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let n = random % h.pages();
+            let function = match h.state(n) {
+                State::Ns => fid::RMI_GRANULE_DELEGATE,
+                _ => fid::RMI_GRANULE_UNDELEGATE,
+            };
+            h.ok(function, &[h.page(n)]);
+        }
+        for n in 0..h.pages() {
+            if h.state(n) == State::Delegated {
+                h.ok(fid::RMI_GRANULE_UNDELEGATE, &[h.page(n)]);
+            }
+        }
+        assert_eq!(h.tables(), 0, "{granule:?}");
+    }
 }
 
 proptest! {

@@ -4,6 +4,8 @@ extern crate std;
 
 use super::super::Steps;
 use super::super::builder::{Tree, ranges, settled, steps};
+use crate::memory::region::Region;
+use proptest::prelude::*;
 use std::vec::Vec;
 
 const K4: u64 = 0x1000;
@@ -337,4 +339,72 @@ fn a_tree_nested_without_end_is_refused() {
     assert!(settled(&tree(32), &steps(K4), &transports).is_ok());
     let refused = settled(&tree(33), &steps(K4), &transports).unwrap_err();
     assert!(refused.contains("nested"), "{refused}");
+}
+
+/// What a node of a random tree is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Uart,
+    SwitchedOff,
+    Unknown,
+    Ram,
+    NoMap,
+}
+
+const KIND: [Kind; 6] = [
+    Kind::Uart,
+    Kind::Uart,
+    Kind::SwitchedOff,
+    Kind::Unknown,
+    Kind::Ram,
+    Kind::NoMap,
+];
+
+proptest! {
+    /// Page by page: one that a UART has a part of, and nothing else.
+    #[test]
+    fn every_page_is_the_hosts_where_uarts_alone_are(
+        nodes in prop::collection::vec((prop::sample::select(&KIND[..]), 0u64..0x100, 1u64..0x20), 1..12),
+        page in prop::sample::select(&[K4, K16, K64][..]),
+    ) {
+        const BASE: u64 = 0x900_0000;
+        const UNIT: u64 = 0x400;
+        let region = |base: u64, size: u64| {
+            Region::new(BASE + base * UNIT, size * UNIT).unwrap()
+        };
+        let mut tree = Tree::with_ram();
+        let mut kept = Vec::new();
+        for (n, &(kind, base, size)) in nodes.iter().enumerate() {
+            let region = region(base, size);
+            let reg = [region.base(), region.size()];
+            let name = std::format!("n{n}");
+            tree = match kind {
+                Kind::Uart => tree.device(&name, "arm,pl011", &reg),
+                Kind::Unknown => tree.device(&name, "no,such-thing", &reg),
+                Kind::SwitchedOff => tree.node(&name, |t| {
+                    t.compatible(&["arm,pl011"]).text("status", "disabled").numbers("reg", &reg)
+                }),
+                Kind::Ram => tree.node(&name, |t| {
+                    t.text("device_type", "memory").numbers("reg", &reg)
+                }),
+                Kind::NoMap => {
+                    kept.push((reg[0], reg[1]));
+                    tree
+                }
+            };
+        }
+        let tree = tree.no_map(&kept);
+        let devices = settled(&tree.finish(), &steps(page), &transports).unwrap().devices;
+        for at in (BASE..BASE + 0x200 * UNIT).step_by(page as usize) {
+            let here = Region::new(at, page).unwrap();
+            let mut kinds = nodes
+                .iter()
+                .filter(|(_, base, size)| region(*base, *size).overlaps(&here))
+                .map(|node| node.0)
+                .peekable();
+            let expected = kinds.peek().is_some() && kinds.all(|kind| kind == Kind::Uart);
+            prop_assert_eq!(devices.covers(&here), expected, "{:#x}", at);
+            prop_assert_eq!(devices.overlaps(&here), expected, "{:#x}", at);
+        }
+    }
 }
