@@ -1,5 +1,5 @@
-//! A hostile host on machines that have more than memory and a console: masters
-//! of memory, RAM that firmware keeps or that is not there, worlds apart.
+//! Hosts on machines that have more than memory and a console: masters of memory,
+//! RAM that firmware keeps or that is not there, worlds apart.
 
 use std::fs;
 use std::path::Path;
@@ -41,6 +41,12 @@ pub fn cases() -> Vec<Case> {
             )
             .full(),
         );
+    }
+    for granule in ["4k", "64k"] {
+        cases.push(Case::new(
+            format!("boots/odd-memory-{granule}"),
+            move |context| odd_memory(context, granule),
+        ));
     }
     cases.push(Case::new("tests/hostile-secure-world", secure));
     cases.push(Case::new("tests/hostile-smmu-unnamed-ram", |context| {
@@ -114,12 +120,31 @@ fn absent(context: &Context, cpu: &str, granule: &str) -> Result<()> {
     let tree = folder.path().join("tree.dtb");
     dump(context, cpu, &tree)?;
     let data = fs::read(&tree)?;
-    fs::write(&tree, with_more(&data)?)?;
+    fs::write(&tree, with_more(&data, &[absent_ram()?, kept_ram()?])?)?;
     let file = tree.display().to_string();
     // QEMU rounds memory up to 8 KiB.
     let machine = ["-cpu", cpu, "-m", "524296k", "-dtb", &file];
     let words = format!("calls=1000 absent={ABSENT:#x} keep={KEEP:#x}");
     hostile_on(context, "2", granule, &words, machine)
+}
+
+/// The same memory, all of which is there, under a host that means well.
+fn odd_memory(context: &Context, granule: &str) -> Result<()> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let tree = folder.path().join("tree.dtb");
+    dump(context, "max", &tree)?;
+    let data = fs::read(&tree)?;
+    fs::write(&tree, with_more(&data, &[kept_ram()?])?)?;
+    let file = tree.display().to_string();
+    Call::run(context)?
+        .args(["--guest", "hello", "--cpu", "max", "--granule", granule])
+        .args(["--memory", "256M", "--smp", "2"])
+        .args(["--", "-m", "786440k", "-dtb", &file])
+        .call()?
+        .ended(0)?
+        .shows(&["hello from EL1, 2 vcpus"])?
+        .calmly()?;
+    Ok(())
 }
 
 /// Has QEMU write the tree of the machine that `hostile_on` starts.
@@ -137,31 +162,40 @@ fn dump(context: &Context, cpu: &str, file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The tree with one more node of RAM, and one of reserved memory. QEMU itself
-/// replaces nodes that are called `memory`.
-fn with_more(data: &[u8]) -> Result<Vec<u8>> {
+/// The tree with more nodes.
+fn with_more(data: &[u8], nodes: &[DeviceTreeNode]) -> Result<Vec<u8>> {
     let fdt = Fdt::new(data).map_err(|e| anyhow!("QEMU's device tree: {e}"))?;
     let mut tree = DeviceTree::from_fdt(&fdt);
-    let reg = |base: u64, size: u64| {
-        let bytes = [base.to_be_bytes(), size.to_be_bytes()].concat();
-        DeviceTreeProperty::new("reg", bytes)
-    };
-    let ram = DeviceTreeNode::builder(format!("ram@{ABSENT:x}"))?
+    let root = tree.find_node_mut("/").context("a tree has a root")?;
+    for node in nodes {
+        root.add_child(node.clone());
+    }
+    Ok(tree.to_dtb())
+}
+
+fn reg(base: u64, size: u64) -> Result<DeviceTreeProperty> {
+    let bytes = [base.to_be_bytes(), size.to_be_bytes()].concat();
+    Ok(DeviceTreeProperty::new("reg", bytes)?)
+}
+
+/// RAM that is not there. QEMU itself replaces nodes that are called `memory`.
+fn absent_ram() -> Result<DeviceTreeNode> {
+    Ok(DeviceTreeNode::builder(format!("ram@{ABSENT:x}"))?
         .property(DeviceTreeProperty::new("device_type", "memory")?)
         .property(reg(ABSENT, 4 << 20)?)
-        .build();
+        .build())
+}
+
+/// RAM that firmware keeps.
+fn kept_ram() -> Result<DeviceTreeNode> {
     let keep = DeviceTreeNode::builder(format!("firmware@{KEEP:x}"))?
         .property(reg(KEEP, 0x1000)?)
         .property(DeviceTreeProperty::new("no-map", [0u8; 0])?)
         .build();
-    let reserved = DeviceTreeNode::builder("reserved-memory")?
+    Ok(DeviceTreeNode::builder("reserved-memory")?
         .property(DeviceTreeProperty::new("#address-cells", 2u32)?)
         .property(DeviceTreeProperty::new("#size-cells", 2u32)?)
         .property(DeviceTreeProperty::new("ranges", [0u8; 0])?)
         .child(keep)
-        .build();
-    let root = tree.find_node_mut("/").context("a tree has a root")?;
-    root.add_child(ram);
-    root.add_child(reserved);
-    Ok(tree.to_dtb())
+        .build())
 }

@@ -1,12 +1,13 @@
 //! Memory: what is delegated, what is EL2's, what is no memory at all.
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rmi::fid::{RMI_GRANULE_DELEGATE as DELEGATE, RMI_GRANULE_UNDELEGATE as UNDELEGATE};
 use rmi::vendor::RangeKind;
 use tests::bare::console::Console;
 use tests::bare::exception::{self, Caught};
-use tests::bare::{asm as instr, machine, mmu};
+use tests::bare::{asm as instr, cpu, machine, mmu};
 use tests::random::Random;
 use tests::suite::Suite;
 
@@ -81,6 +82,7 @@ pub fn checks(suite: &mut Suite<Console>, seed: u64) {
     nothing(suite);
     el2_memory(suite);
     in_other_ways(suite);
+    beside_a_split(suite);
     random_steps(suite, seed);
     all(suite);
     calls::still_there(suite, "granules/rmi-version");
@@ -190,6 +192,35 @@ fn random_steps(suite: &mut Suite<Console>, seed: u64) {
         }
     }
     suite.equal("random/refused", wrong, 0);
+}
+
+static STOP: AtomicBool = AtomicBool::new(false);
+static READS: AtomicU64 = AtomicU64::new(0);
+static STOPPED: AtomicU64 = AtomicU64::new(0);
+
+/// Another CPU reads memory of the host's all the while that a block around it is
+/// split and made whole again: it never learns of that.
+fn beside_a_split(suite: &mut Suite<Console>) {
+    if cpu::count() == 1 {
+        return;
+    }
+    let reader = || {
+        while !STOP.load(Ordering::SeqCst) {
+            STOPPED.fetch_add(u64::from(read(at(1)).is_err()), Ordering::SeqCst);
+            READS.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    let started = cpu::start(1, reader);
+    suite.check("beside/started", started == 0, started);
+    let reads = cpu::within(10, || READS.load(Ordering::SeqCst) > 0);
+    let mut done = true;
+    for _ in 0..1000 {
+        done &= delegate(at(3)) == SUCCESS && undelegate(at(3)) == SUCCESS;
+    }
+    STOP.store(true, Ordering::SeqCst);
+    suite.check("beside/off", cpu::wait_off(1), "CPU 1 stays on");
+    suite.check("beside/splits", done && reads, "nothing happened");
+    suite.equal("beside/read", STOPPED.load(Ordering::SeqCst), 0);
 }
 
 /// What is no granule of the host's memory.
