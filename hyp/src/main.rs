@@ -23,6 +23,7 @@ mod image {
     use hyp::{System, mrs, psci};
     use log::{debug, error, info};
     use spin::Once;
+    use spin::mutex::{SpinMutex, SpinMutexGuard};
 
     global_asm!(include_str!("asm.S"));
 
@@ -42,16 +43,18 @@ mod image {
         layout: Layout,
     }
 
-    static FOUND: Once<spin::Mutex<Option<Found>>> = Once::new();
-    static MACHINE: Once<Machine> = Once::new();
+    static FOUND: Once<SpinMutex<Option<Found>>> = Once::new();
+    /// Locked for ever by the boot, which fills it in its place: it is large.
+    static MACHINE: SpinMutex<Machine> = SpinMutex::new(Machine::new());
 
     /// The boot PE, MMU off: finds the machine, builds EL2's own map.
     #[unsafe(no_mangle)]
     extern "C" fn primary_start(dtb: u64, base: u64) -> ! {
         // SAFETY: x0 as the boot protocol has it.
         let tree = unsafe { tree::bytes(dtb) };
-        let read = tree.and_then(|data| Ok((data, Machine::read(dtb, data)?)));
-        let Ok((tree, machine)) = read else {
+        let machine = SpinMutexGuard::leak(MACHINE.lock());
+        let read = tree.and_then(|data| machine.read(dtb, data).map(|()| data));
+        let Ok(tree) = read else {
             halt() // no tree, no console to say it on
         };
         // SAFETY: the device tree calls it a PL011, and EL2 maps it at its own
@@ -77,14 +80,18 @@ mod image {
         unsafe { secondary_entry(pe) }
     }
 
-    fn prepare(mut machine: Machine, tree: &[u8], base: u64) -> Result<&'static Pe, BootError> {
+    fn prepare(
+        machine: &'static mut Machine,
+        tree: &[u8],
+        base: u64,
+    ) -> Result<&'static Pe, BootError> {
         let features = Features::read();
         info!("cpu: {features}");
         machine.check()?;
         supported(&features)?;
         let granules = TableGranules::choose(&features, machine.settings.granule)?;
         machine.settle(tree, &granules.steps(&features), &probe)?;
-        let machine = MACHINE.call_once(|| machine);
+        let machine = &*machine;
         let flat_end = &raw const __image_end as u64;
         report::set_image(base, flat_end);
         let (image, appendix) = find_image(base, flat_end)?;
@@ -98,7 +105,7 @@ mod image {
         let line = features.dcache_line;
         let data = image.data;
         FOUND.call_once(|| {
-            spin::Mutex::new(Some(Found {
+            SpinMutex::new(Some(Found {
                 machine,
                 features,
                 image,

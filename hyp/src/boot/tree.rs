@@ -117,8 +117,9 @@ pub struct Steps {
 }
 
 impl Machine {
-    /// A machine that nothing is known of yet.
-    pub fn new(dtb: Region, settings: Settings) -> Self {
+    /// A machine that nothing is known of yet. It is large: there is one, in its
+    /// place from the start.
+    pub const fn new() -> Self {
         Self {
             memory: Regions::new(),
             ram: Regions::new(),
@@ -127,20 +128,20 @@ impl Machine {
             withheld: Regions::new(),
             devices: Regions::new(),
             initrd: None,
-            dtb,
+            dtb: Region::EMPTY,
             uart: None,
             console: None,
             gicd: Region::EMPTY,
-            gicr: ArrayVec::new(),
+            gicr: ArrayVec::new_const(),
             gicr_stride: None,
             ppi: Ppis {
                 maintenance: 0,
                 virtual_timer: 0,
                 hyp_timer: 0,
             },
-            pes: ArrayVec::new(),
+            pes: ArrayVec::new_const(),
             psci_by_hvc: false,
-            settings,
+            settings: Settings::DEFAULT,
         }
     }
 
@@ -148,27 +149,24 @@ impl Machine {
     ///
     /// # Errors
     /// What is damaged, in words for the person who boots.
-    pub fn read(dtb: u64, data: &[u8]) -> Result<Self, TreeError> {
+    pub fn read(&mut self, dtb: u64, data: &[u8]) -> Result<(), TreeError> {
         let fdt = Fdt::new(data).map_err(|_| DAMAGED)?;
-        let dtb = Region::new(dtb, data.len() as u64).ok_or("the device tree wraps around")?;
-        let mut machine = Self::new(dtb, Settings::parse(bootargs(fdt)));
-        machine.psci_by_hvc = fdt
+        self.dtb = Region::new(dtb, data.len() as u64).ok_or("the device tree wraps around")?;
+        self.settings = Settings::parse(bootargs(fdt));
+        self.psci_by_hvc = fdt
             .find_node("/psci")
             .and_then(|psci| psci.property("method"))
             .is_some_and(|p| p.value() == b"hvc\0");
-        machine.console = console(fdt)?;
-        machine.uart = log_uart(fdt, machine.settings.log_on_serial1).or(machine.console);
-        machine.initrd = initrd(fdt);
-        let mut timer = None;
+        self.console = stdout(fdt);
+        self.initrd = initrd(fdt);
         place::walk(fdt, &mut |place| {
             if place.enabled {
-                machine.visit(place, &mut timer)?;
+                self.visit(place)?;
             }
             Ok(())
         })?;
-        machine.read_reserved(fdt)?;
-        (machine.ppi.virtual_timer, machine.ppi.hyp_timer) = timer.unwrap_or((0, 0));
-        Ok(machine)
+        self.uart = log_uart(fdt, self.settings.log_on_serial1).or(self.console);
+        self.read_reserved(fdt)
     }
 
     /// The log's UART when it is not the host's console too: EL2's alone.
@@ -211,7 +209,7 @@ impl Machine {
         if self.initrd.is_some_and(|initrd| !self.ram.covers(&initrd)) {
             return Err("the initrd lies outside of RAM, or where no-map reserves it");
         }
-        self.devices = devices::of_host(fdt, self, steps.device, steps.end, probe)?;
+        self.devices = devices::of_host(fdt, self, steps, probe)?;
         Ok(())
     }
 
@@ -248,32 +246,39 @@ impl Machine {
         Ok(())
     }
 
-    fn visit(
-        &mut self,
-        place: &Place<'_, '_>,
-        timer: &mut Option<(u32, u32)>,
-    ) -> Result<(), TreeError> {
+    fn visit(&mut self, place: &Place<'_, '_>) -> Result<(), TreeError> {
         let node = place.node;
-        let is = |kind: &[u8]| {
-            node.property("device_type")
-                .is_some_and(|p| p.value() == kind)
-        };
         if place.is_reserved_memory() {
-            self.reserve(place)?;
-        } else if is(b"memory\0") {
-            insert_all(&mut self.memory, place)
-                .map_err(|()| "the device tree has too many ranges of RAM")?;
-        } else if node.name_without_address() == "cpu" && is(b"cpu\0") {
-            let reg = node.reg().ok().flatten().and_then(|mut r| r.next());
-            if let Some(mpidr) = reg.and_then(|r| r.address::<u64>().ok()) {
-                // More PEs than we drive stay off: nobody can start them.
-                let _ = self.pes.try_push(mpidr);
+            return self.reserve(place);
+        }
+        let device_type = node.property("device_type");
+        match device_type.as_ref().map(Property::value) {
+            Some(b"memory\0") => {
+                return insert_all(&mut self.memory, place)
+                    .map_err(|()| "the device tree has too many ranges of RAM");
             }
-        } else if node.is_compatible("arm,gic-v3") {
-            self.gic(place);
-        } else if node.is_compatible("arm,armv8-timer") || node.is_compatible("arm,armv7-timer") {
-            // Order of the binding: secure, non-secure, virtual, EL2 physical.
-            *timer = ppi(node, 2).zip(ppi(node, 3));
+            Some(b"cpu\0") if node.name_without_address() == "cpu" => {
+                let reg = node.reg().ok().flatten().and_then(|mut r| r.next());
+                if let Some(mpidr) = reg.and_then(|r| r.address::<u64>().ok()) {
+                    // More PEs than we drive stay off: nobody can start them.
+                    let _ = self.pes.try_push(mpidr);
+                }
+            }
+            _ => {}
+        }
+        for name in node.compatible().into_iter().flatten() {
+            match name {
+                "arm,gic-v3" => self.gic(place),
+                "arm,armv8-timer" | "arm,armv7-timer" => {
+                    // Order of the binding: secure, non-secure, virtual, EL2
+                    // physical.
+                    let both = ppi(node, 2).zip(ppi(node, 3));
+                    (self.ppi.virtual_timer, self.ppi.hyp_timer) = both.unwrap_or((0, 0));
+                }
+                // The first, where no stdout-path names another.
+                "arm,pl011" => self.console = self.console.or_else(|| place.registers(0)),
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -310,13 +315,18 @@ fn too_many_reserved<E>(_: E) -> TreeError {
 /// All registers of a node, as far as the CPU reaches them.
 fn insert_all(set: &mut Regions, place: &Place<'_, '_>) -> Result<(), ()> {
     let mut done = Ok(());
-    let mut insert = |part| done = done.and(set.insert(part).map_err(|_| ()));
-    for n in 0.. {
-        if !place.parts(n, &mut insert) {
-            break;
-        }
+    for entry in place.entries().flatten() {
+        place.raise(entry, &mut |part| {
+            done = done.and(set.insert(part).map_err(|_| ()));
+        });
     }
     done
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// INTID of the `n`-th interrupt of a node, three cells each (type, number,
@@ -361,17 +371,11 @@ fn log_uart(fdt: Fdt<'_>, second: bool) -> Option<Region> {
         .flatten()
 }
 
-/// The PL011 of `stdout-path`, or the first.
-fn console(fdt: Fdt<'_>) -> Result<Option<Region>, TreeError> {
-    let chosen = fdt.find_node("/chosen");
-    let path = chosen.as_ref().and_then(|c| c.property("stdout-path"));
-    let path = path.as_ref().and_then(|p| p.value_as::<&str>().ok());
-    let mut found = path.and_then(|path| place::at(fdt, path, pl011)).flatten();
-    place::walk(fdt, &mut |place| {
-        found = found.or_else(|| pl011(place));
-        Ok(())
-    })?;
-    Ok(found)
+/// The PL011 of `stdout-path`.
+fn stdout(fdt: Fdt<'_>) -> Option<Region> {
+    let chosen = fdt.find_node("/chosen")?;
+    let path = chosen.property("stdout-path")?;
+    place::at(fdt, path.value_as::<&str>().ok()?, pl011)?
 }
 
 /// A value of one or two cells.
@@ -390,14 +394,17 @@ fn initrd(fdt: Fdt<'_>) -> Option<Region> {
 }
 
 impl Settings {
+    /// What holds without a word.
+    pub const DEFAULT: Self = Self {
+        level: LevelFilter::Info,
+        granule: None,
+        log_on_serial1: false,
+        crash: None,
+    };
+
     /// Reads the words that are ours; an unknown value leaves the default.
     pub fn parse(bootargs: &str) -> Self {
-        let mut settings = Self {
-            level: LevelFilter::Info,
-            granule: None,
-            log_on_serial1: false,
-            crash: None,
-        };
+        let mut settings = Self::DEFAULT;
         for word in bootargs.split_ascii_whitespace() {
             let Some((key, value)) = word
                 .strip_prefix("undercroft.")

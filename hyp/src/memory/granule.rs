@@ -239,15 +239,16 @@ const fn span_shift(shift: u32) -> u32 {
 pub struct Granules {
     words: &'static [Granule],
     spans: &'static [Span],
-    ranges: arrayvec::ArrayVec<Range, { super::region::MAX_REGIONS }>,
+    ranges: &'static [Range],
     shift: u32,
 }
 
 impl Granules {
-    /// Bytes that the words for `ram` need.
+    /// Bytes that the table for `ram` needs.
     pub fn bytes_for(ram: &Regions, shift: u32) -> u64 {
-        let (granules, spans) = Self::lay_out(ram, shift, &mut |_| {});
-        8 * spans as u64 + 4 * granules as u64
+        let mut ranges = 0;
+        let (granules, spans) = Self::lay_out(ram, shift, &mut |_| ranges += 1);
+        (size_of::<Range>() * ranges + 8 * spans + 4 * granules) as u64
     }
 
     /// Tells `range` each range of RAM with its words' places: how many granules
@@ -267,20 +268,27 @@ impl Granules {
         (granules, spans)
     }
 
-    /// The table for `ram`, its words in `words`: all are the host's at first.
+    /// The table for `ram`, in the memory at `place`: all are the host's at first.
     ///
     /// # Safety
-    /// `words` is [`Self::bytes_for`] bytes of mapped RAM, aligned to 8, that are
+    /// `place` is [`Self::bytes_for`] bytes of mapped RAM, aligned to 8, that are
     /// the table's for ever.
-    pub unsafe fn new(ram: &Regions, shift: u32, words: u64) -> Self {
-        let mut ranges = arrayvec::ArrayVec::<Range, { super::region::MAX_REGIONS }>::new();
-        let (granules, spans) = Self::lay_out(ram, shift, &mut |range| ranges.push(range));
+    pub unsafe fn new(ram: &Regions, shift: u32, place: u64) -> Self {
+        let list = super::phys::pointer::<Range>(place);
+        let mut count = 0;
+        let (granules, spans) = Self::lay_out(ram, shift, &mut |range| {
+            // SAFETY: the caller's promise: the list of ranges comes first.
+            unsafe { list.add(count).write(range) };
+            count += 1;
+        });
+        let words = place + (size_of::<Range>() * count) as u64;
         let after = words + 8 * spans as u64;
         // SAFETY: the caller's promise; zero is a free granule of the host's, and
-        // a span of such that no block maps.
-        let (spans, words) = unsafe {
+        // a span of such that no block maps. The list was just written.
+        let (ranges, spans, words) = unsafe {
             super::phys::zero(words, 8 * spans as u64 + 4 * granules as u64);
             (
+                core::slice::from_raw_parts(list, count),
                 core::slice::from_raw_parts(super::phys::pointer::<Span>(words), spans),
                 core::slice::from_raw_parts(super::phys::pointer::<Granule>(after), granules),
             )
@@ -291,7 +299,7 @@ impl Granules {
             ranges,
             shift,
         };
-        for range in &table.ranges {
+        for range in table.ranges {
             // What of the first and the last span is no RAM.
             let whole = range.region.grow_to(1 << span_shift(shift));
             let before = (range.region.base() - whole.base()) >> shift;

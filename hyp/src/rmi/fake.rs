@@ -7,10 +7,11 @@ use std::alloc::{Layout, dealloc};
 use std::boxed::Box;
 use std::vec::Vec;
 
+use log::LevelFilter;
 use pgtable::{Geometry, Granule, Level, Pa, Stage2, Start, Synced, TableMem, Vmid};
 
 use crate::System;
-use crate::boot::tree::{Machine, Ppis, Settings};
+use crate::boot::tree::{Machine, Ppis};
 use crate::cpu::Cpu;
 use crate::cpu::features::{Features, GranuleSupport};
 use crate::cpu::pe::{Pe, Regime, Stacks};
@@ -45,7 +46,8 @@ pub struct Host {
 }
 
 fn machine(ram: Regions) -> Machine {
-    let mut machine = Machine::new(Region::EMPTY, Settings::parse("undercroft.loglevel=off"));
+    let mut machine = Machine::new();
+    machine.settings.level = LevelFilter::Off;
     machine.ram = ram;
     machine.ppi = Ppis {
         maintenance: 25,

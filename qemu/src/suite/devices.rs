@@ -80,6 +80,8 @@ fn masters(context: &Context, cpu: &str, granule: &str, steps: u32) -> Result<()
     let machine = [
         "-cpu",
         cpu,
+        "-m",
+        "1G",
         "-drive",
         &drive,
         "-device",

@@ -109,9 +109,16 @@ pub fn steps(page: u64) -> Steps {
     }
 }
 
+/// The machine of a tree, not settled yet.
+pub fn machine(tree: &[u8]) -> Result<Machine, TreeError> {
+    let mut machine = Machine::new();
+    machine.read(DTB, tree)?;
+    Ok(machine)
+}
+
 /// The machine of a tree, settled.
 pub fn settled(tree: &[u8], steps: &Steps, probe: Probe<'_>) -> Result<Machine, TreeError> {
-    let mut machine = Machine::read(DTB, tree)?;
+    let mut machine = machine(tree)?;
     machine.settle(tree, steps, probe)?;
     Ok(machine)
 }

@@ -3,8 +3,9 @@
 //! A device that masters memory reaches all of it past every stage 2, and one
 //! that steers EL2 is EL2's. So the host has what stands in [`KINDS`] and nothing
 //! else: interrupt translation (ITS), SMMUs, trace and debug frames, fw_cfg with
-//! its DMA register, PCI, DMA engines, network controllers and whatever has no
-//! name here are absent, as are addresses that the tree does not name.
+//! its DMA register, PCI, DMA engines, network controllers, flash that holds the
+//! firmware of the next boot, and whatever has no name here are absent, as are
+//! addresses that the tree does not name.
 //!
 //! Rights are given by the page. One that holds anything else besides (a device
 //! that is not the host's, RAM, reserved memory, EL2's own UART, registers of a
@@ -14,7 +15,7 @@ use dtoolkit::fdt::{Fdt, FdtNode};
 use log::info;
 
 use super::place::{self, Place};
-use super::{Machine, TreeError};
+use super::{Machine, Steps, TreeError};
 use crate::memory::region::{Region, Regions};
 
 /// Reads a 32-bit register of a device; `None` when nothing answers.
@@ -113,70 +114,89 @@ struct Sorting<'a> {
 }
 
 impl Sorting<'_> {
-    /// The `n`-th registers of a node, when they are the host's.
-    fn of_host(&self, place: &Place<'_, '_>, n: usize) -> Option<Region> {
-        if !place.enabled {
-            return None;
+    /// Tells `sort` each of a node's registers, as the CPU addresses them, and
+    /// whether they are the host's.
+    fn node(
+        &self,
+        place: &Place<'_, '_>,
+        sort: &mut dyn FnMut(Region, bool) -> Result<(), TreeError>,
+    ) -> Result<(), TreeError> {
+        let mut entries = place.entries().enumerate().peekable();
+        if entries.peek().is_none() {
+            return Ok(());
         }
-        let share = share(place.node)?;
-        let region = place.registers(n)?;
-        let his = match share {
+        let share = share(place.node).filter(|_| place.enabled);
+        for (n, entry) in entries {
+            let Some(entry) = entry else { continue };
+            let whole = share.and_then(|_| place.whole(entry));
+            if let (Some(share), Some(region)) = (share, whole)
+                && self.is_of_host(share, n, region)
+            {
+                sort(region, true)?;
+                continue;
+            }
+            let mut done = Ok(());
+            place.raise(entry, &mut |part| {
+                done = done.and_then(|()| sort(part, false))
+            });
+            done?;
+        }
+        Ok(())
+    }
+
+    fn is_of_host(&self, share: Share, n: usize, region: Region) -> bool {
+        match share {
             Share::All => self.own_uart != Some(region),
             Share::First => n == 0,
             Share::WithoutDevice => is_empty_transport(region, self.probe),
             Share::NoWord => false,
-        };
-        his.then_some(region)
+        }
     }
 }
 
-/// The host's devices, in pages of `page` bytes below `end`, the first address
-/// that its stage 2 cannot map.
+/// The host's devices, in whole pages.
 ///
 /// # Errors
 /// More ranges than a set holds.
 pub fn of_host(
     fdt: Fdt<'_>,
     machine: &Machine,
-    page: u64,
-    end: u64,
+    steps: &Steps,
     probe: Probe<'_>,
 ) -> Result<Regions, TreeError> {
     const FULL: TreeError = "the device tree has too many ranges of devices";
     let own_uart = None;
     let sorting = Sorting { own_uart, probe };
     let mut named = Regions::new();
+    // Those of others: as many as fit. There may be hundreds.
+    let (mut others, mut all) = (Regions::new(), true);
     place::walk(fdt, &mut |place| {
-        let mut n = 0;
-        while place.parts(n, &mut |_| {}) {
-            if let Some(region) = sorting.of_host(place, n) {
-                named.insert(region.grow_to(page)).map_err(|_| FULL)?;
+        sorting.node(place, &mut |region, his| {
+            let pages = region.grow_to(steps.device);
+            if his {
+                return named.insert(pages).map_err(|_| FULL);
             }
-            n += 1;
-        }
-        Ok(())
+            all &= others.insert(pages).is_ok();
+            Ok(())
+        })
     })?;
-    let beyond = Region::new(end, u64::MAX - end).unwrap_or(Region::EMPTY);
+    let beyond = Region::new(steps.end, u64::MAX - steps.end).unwrap_or(Region::EMPTY);
     named.remove(beyond).map_err(|_| FULL)?;
 
     let mut his = named.clone();
-    let mut remove = |region: Region| his.remove(region.grow_to(page)).map_err(|_| FULL);
-    place::walk(fdt, &mut |place| {
-        for n in 0.. {
-            if sorting.of_host(place, n).is_some() {
-                continue;
-            }
-            let mut done = Ok(());
-            let is_entry = place.parts(n, &mut |part| done = done.and(remove(part)));
-            done?;
-            if !is_entry {
-                break;
-            }
-        }
-        Ok(())
-    })?;
+    let mut remove = |region: Region| his.remove(region.grow_to(steps.device)).map_err(|_| FULL);
     let memory = machine.memory.iter().chain(machine.reserved.iter());
-    memory.copied().try_for_each(&mut remove)?;
+    others
+        .iter()
+        .chain(memory)
+        .try_for_each(|region| remove(*region))?;
+    if !all {
+        place::walk(fdt, &mut |place| {
+            sorting.node(place, &mut |region, his| {
+                if his { Ok(()) } else { remove(region) }
+            })
+        })?;
+    }
 
     let mut lost = named;
     lost.remove_all(&his).map_err(|_| FULL)?;

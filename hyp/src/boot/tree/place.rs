@@ -49,9 +49,9 @@ impl<'a, 'p> Place<'a, 'p> {
         self.above.is_none() && self.node.name() == "reserved-memory"
     }
 
-    /// Tells each part of `region`, addresses of the bus that the node stands
-    /// on, as the CPU addresses it. What no bus passes on is no part.
-    fn raise(&self, region: Region, part: &mut dyn FnMut(Region)) {
+    /// Tells each part of `region`, one of [`Self::entries`], as the CPU addresses
+    /// it. What no bus passes on is no part.
+    pub fn raise(&self, region: Region, part: &mut dyn FnMut(Region)) {
         let Some(bus) = self.above else {
             return part(region);
         };
@@ -86,24 +86,31 @@ impl<'a, 'p> Place<'a, 'p> {
         }
     }
 
-    /// The `n`-th entry of `reg`, if the CPU reaches all of it in one piece.
-    pub fn registers(&self, n: usize) -> Option<Region> {
-        let wanted = region(self.node.reg().ok()??.nth(n)?)?;
+    /// The entries of `reg`, as addresses of the bus that the node stands on;
+    /// `None` for one that is wider than 64 bits.
+    pub fn entries(&self) -> impl Iterator<Item = Option<Region>> {
+        self.node
+            .reg()
+            .ok()
+            .flatten()
+            .into_iter()
+            .flatten()
+            .map(region)
+    }
+
+    /// One of [`Self::entries`] as the CPU addresses it, if it reaches all of it
+    /// in one piece.
+    pub fn whole(&self, entry: Region) -> Option<Region> {
         let mut found = None;
-        self.raise(wanted, &mut |part| {
-            found = (part.size() == wanted.size()).then_some(part);
+        self.raise(entry, &mut |part| {
+            found = (part.size() == entry.size()).then_some(part);
         });
         found
     }
 
-    /// Tells each part of the `n`-th entry of `reg` that the CPU reaches; false
-    /// when there is no such entry.
-    pub fn parts(&self, n: usize, part: &mut dyn FnMut(Region)) -> bool {
-        let entry = self.node.reg().ok().flatten().and_then(|mut r| r.nth(n));
-        if let Some(region) = entry.and_then(region) {
-            self.raise(region, part);
-        }
-        entry.is_some()
+    /// The `n`-th entry of `reg`, if the CPU reaches all of it in one piece.
+    pub fn registers(&self, n: usize) -> Option<Region> {
+        self.whole(self.entries().nth(n)??)
     }
 }
 

@@ -7,7 +7,7 @@ use std::vec::Vec;
 use proptest::prelude::*;
 use vm_fdt::{FdtReserveEntry, FdtWriter};
 
-use super::builder::{DTB, Tree, ranges, settled, steps};
+use super::builder::{DTB, Tree, machine, ranges, settled, steps};
 use super::*;
 
 /// How a board says what it has.
@@ -160,7 +160,7 @@ impl Board {
 }
 
 fn read(board: Board) -> Machine {
-    let machine = Machine::read(DTB, &board.tree()).unwrap();
+    let machine = machine(&board.tree()).unwrap();
     machine.check().unwrap();
     machine
 }
@@ -379,7 +379,7 @@ fn redistributors_may_stand_further_apart() {
             .numbers("redistributor-stride", &[0x4_0000])
     };
     let tree = Tree::with_ram().node("intc", gic).finish();
-    let m = Machine::read(DTB, &tree).unwrap();
+    let m = machine(&tree).unwrap();
     assert_eq!(m.gicr_stride, Some(0x4_0000));
     assert_eq!(read(VIRT).gicr_stride, None);
 }
@@ -396,7 +396,7 @@ proptest! {
         if cuts {
             tree.truncate(cut.index(tree.len()));
         }
-        if let Ok(mut machine) = Machine::read(DTB, &tree) {
+        if let Ok(mut machine) = machine(&tree) {
             let _ = machine.check();
             let steps = Steps { memory: 0x1_0000, device: 0x1000, end: 1 << 48 };
             let _ = machine.settle(&tree, &steps, &|_| None);

@@ -341,6 +341,20 @@ fn a_tree_nested_without_end_is_refused() {
     assert!(refused.contains("nested"), "{refused}");
 }
 
+#[test]
+fn hundreds_of_others_are_all_minded() {
+    let with = |last: u64| {
+        let mut tree = uart(Tree::with_ram());
+        for base in (0x1000_0000u64..).step_by(0x2_0000).take(400).chain([last]) {
+            let name = std::format!("x@{base:x}");
+            tree = tree.device(&name, "no,such-thing", &[base, 4]);
+        }
+        of(tree, K4)
+    };
+    assert_eq!(with(0x900_1000), [UART]);
+    assert_eq!(with(0x900_0ffc), [], "it stands in the UART's page");
+}
+
 /// What a node of a random tree is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
