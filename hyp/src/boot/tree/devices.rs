@@ -137,7 +137,7 @@ impl Sorting<'_> {
             }
             let mut done = Ok(());
             place.raise(entry, &mut |part| {
-                done = done.and_then(|()| sort(part, false))
+                done = done.and_then(|()| sort(part, false));
             });
             done?;
         }

@@ -123,7 +123,7 @@ fn absent(suite: &mut Suite<Console>) {
             return;
         }
         tried += 1;
-        for at in [device.base, device.base + (device.size - 1) & !7] {
+        for at in [device.base, (device.base + device.size - 1) & !7] {
             if !kept_out(at) {
                 reached.get_or_insert(at);
             }

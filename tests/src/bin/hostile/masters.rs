@@ -212,11 +212,11 @@ fn read_sector(base: u64, victim: u64) -> Option<Accesses> {
     ] {
         accesses.write32(base + register, value);
     }
-    // Where the device has taken it all, it answers in the used ring.
-    while accesses.refused == 0 {
+    if accesses.refused == 0 {
+        // The device has taken it all, and answers in the used ring.
         // SAFETY: As above.
-        if unsafe { read32(queue + 4096) } >> 16 != 0 {
-            break;
+        while unsafe { read32(queue + 4096) } >> 16 == 0 {
+            core::hint::spin_loop();
         }
     }
     Some(accesses)
