@@ -7,6 +7,7 @@
 //! | [`place`] | where kernel, initrd and device tree go |
 //! | [`fdt`] | its device tree |
 //! | [`realm`] | the RMI commands that build a realm and take it apart |
+//! | [`vmid`] | which VMIDs living realms have |
 //! | [`build`] | all of these in order |
 
 pub mod build;
@@ -15,3 +16,4 @@ pub mod map;
 pub mod place;
 pub mod ram;
 pub mod realm;
+pub mod vmid;

@@ -6,6 +6,7 @@
 //! leaked, and told.
 
 use super::map;
+use super::vmid::{Vmids, Width};
 use crate::granules::Granules;
 use crate::rmi_call::{self, CallError};
 use alloc::format;
@@ -25,6 +26,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 pub enum RealmError {
     /// No granules are left for this purpose.
     NoMemory(&'static str),
+    /// Living realms have all VMIDs.
+    NoVmid,
     /// A call failed.
     Call(&'static str, CallError),
 }
@@ -33,6 +36,7 @@ impl fmt::Display for RealmError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoMemory(what) => write!(f, "the machine has no RAM left for {what}"),
+            Self::NoVmid => f.write_str("as many guests live as the CPU has VMIDs for"),
             Self::Call(what, error) => write!(f, "{what}: {error}"),
         }
     }
@@ -112,12 +116,17 @@ pub struct Realm {
     /// Granules delegated so far: rd and roots.
     delegated: Vec<u64>,
     created: bool,
+    /// Its VMID, from just before it is created.
+    vmid: Option<u16>,
     /// Mapped entries: IPA and level.
     mapped: Vec<(u64, i64)>,
     tables: usize,
     aux_count: usize,
     recs: Vec<Rec>,
 }
+
+/// Those of all realms that live. Innermost lock.
+static VMIDS: Mutex<Vmids> = Mutex::new(Vmids::new());
 
 fn failed(what: &'static str) -> impl Fn(CallError) -> RealmError {
     move |error| RealmError::Call(what, error)
@@ -164,6 +173,7 @@ impl Realm {
             roots: 0,
             delegated: Vec::new(),
             created: false,
+            vmid: None,
             mapped: Vec::new(),
             tables: 0,
             aux_count: 0,
@@ -209,7 +219,11 @@ impl Realm {
         let mut params = RealmParams::new_zeroed();
         params.flags = flags.bits();
         params.s2sz = self.shape.ipa_bits as u8;
-        params.vmid = next_vmid();
+        params.vmid = VMIDS
+            .lock()
+            .take(Width::of(features))
+            .ok_or(RealmError::NoVmid)?;
+        self.vmid = Some(params.vmid);
         params.num_bps = 1;
         params.num_wps = 1;
         params.rtt_base = self.roots;
@@ -409,6 +423,9 @@ impl Realm {
             leaked("REALM_DESTROY", error);
             return;
         }
+        if let Some(vmid) = self.vmid.take() {
+            VMIDS.lock().give(vmid);
+        }
         // Those that were taken but never delegated are simply the host's.
         if self.rd != 0 && self.roots != 0 {
             let all = (0..u64::from(self.shape.roots)).map(|i| self.roots + i * size);
@@ -449,15 +466,6 @@ impl Realm {
             ipa = walked.top;
         }
     }
-}
-
-/// A VMID that no living realm has: EL2 refuses those that are taken, so the
-/// numbers only need to come round late.
-fn next_vmid() -> u16 {
-    use core::sync::atomic::{AtomicU16, Ordering};
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // 8 bits of VMID are everywhere; 0 is nobody's.
-    1 + NEXT.fetch_add(1, Ordering::Relaxed) % 255
 }
 
 fn delegate_one(granules: &Mutex<Granules>, purpose: &'static str) -> Result<u64, RealmError> {

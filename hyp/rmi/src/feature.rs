@@ -65,6 +65,8 @@ pub struct VendorFeatures {
     pub el2_vgic: bool,
     /// `REALM_CREATE` serves confidential realms, as RMI 1.0 has them, \[19\].
     pub confidential: bool,
+    /// VMIDs of realms have 16 bits, else 8; \[20\].
+    pub vmid16: bool,
 }
 
 impl VendorFeatures {
@@ -76,6 +78,7 @@ impl VendorFeatures {
             | (self.nonconf as u64) << 17
             | (self.el2_vgic as u64) << 18
             | (self.confidential as u64) << 19
+            | (self.vmid16 as u64) << 20
     }
 
     /// Reads the register.
@@ -87,6 +90,7 @@ impl VendorFeatures {
             nonconf: raw >> 17 & 1 != 0,
             el2_vgic: raw >> 18 & 1 != 0,
             confidential: raw >> 19 & 1 != 0,
+            vmid16: raw >> 20 & 1 != 0,
         }
     }
 }
@@ -123,6 +127,7 @@ mod tests {
             nonconf: true,
             el2_vgic: true,
             confidential: false,
+            vmid16: true,
         };
         assert_eq!(VendorFeatures::unpack(f.pack()), f);
     }

@@ -27,6 +27,7 @@ pub fn features(system: &System) -> VendorFeatures {
         nonconf: true,
         el2_vgic: true,
         confidential: false,
+        vmid16: system.features.vmid16,
     }
 }
 
