@@ -2,6 +2,7 @@
 
 extern crate alloc;
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -12,6 +13,7 @@ use host_loader::arch::{cpu, exception, insn, mmu};
 use host_loader::bundle::{Bundle, CONFIG};
 use host_loader::gic::Controller;
 use host_loader::granules::Granules;
+use host_loader::guest::build;
 use host_loader::machine::{self, Cpu, Machine};
 use host_loader::platform::{Platform, Uart};
 use host_loader::port::Port;
@@ -78,6 +80,9 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
     // SAFETY: The range is mapped now and was taken for the heap.
     unsafe { heap::add(more) };
     let blank = blank_granule(&mut granules)?;
+    let granules: &Mutex<Granules> = Box::leak(Box::new(Mutex::new(granules)));
+    // SAFETY: All of the host's RAM is mapped now.
+    unsafe { heap::grow_from(granules) };
 
     let me = insn::mpidr() & 0xff_00ff_ffff;
     let index = platform.cpus.iter().position(|&mpidr| mpidr == me);
@@ -100,9 +105,10 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
             ));
         }
     }
+    let unpacker = build::unpacker(&bundle, granules)?;
     log::info!(
         "{} MiB of RAM free, CPUs: {}, guests: {}",
-        granules.free_bytes() >> 20,
+        granules.lock().free_bytes() >> 20,
         cpus.len(),
         bundle.guests.len()
     );
@@ -111,7 +117,8 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
         platform,
         features,
         rmi,
-        granules: Mutex::new(granules),
+        granules,
+        unpacker: Mutex::new(unpacker),
         bundle,
         blank,
         cpus,
@@ -332,6 +339,7 @@ fn bundle(platform: &Platform) -> Result<Bundle<'static>, String> {
 /// Builds all guests, spreads their vCPUs over the CPUs, and starts those.
 fn start_guests(machine: &'static Machine) -> Result<(), String> {
     let memories = life::allocate_all(machine)?;
+    life::reserve(machine, &memories)?;
     let mut guests = Vec::new();
     let mut first = cpu::index();
     let count = machine.cpus.len();

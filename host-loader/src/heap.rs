@@ -2,22 +2,31 @@
 //! must, and keeps it.
 //!
 //! Lock protocol: the heap's own lock is innermost and never held while RAM is
-//! asked for. RAM is asked for with a try: whoever holds the granules' lock and
-//! allocates gets what the heap has.
+//! asked for. RAM is asked for under the granules' lock, which the heap waits
+//! for: nobody allocates while holding it ([`crate::granules`]).
+//!
+//! No allocation fails: where the machine has no RAM left, the machine ends with
+//! a sentence. So that no guest can bring that about, what its starts and resets
+//! allocate is bounded, and set aside by [`reserve`] before the first one runs.
 
-use crate::machine;
+use crate::granules::Granules;
+use crate::{life, logger};
 use buddy_system_allocator::LockedHeap;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ops::Range;
+use spin::{Mutex, Once};
 
 /// The least that the heap grows by.
-const STEP: usize = 4 << 20;
+const STEP: u64 = 4 << 20;
 
 /// The heap; orders up to 2^38 bytes.
 struct Growing(LockedHeap<39>);
 
 #[global_allocator]
 static HEAP: Growing = Growing(LockedHeap::empty());
+
+/// Where it takes RAM from.
+static RAM: Once<&'static Mutex<Granules>> = Once::new();
 
 /// Gives the heap memory.
 ///
@@ -30,35 +39,77 @@ pub unsafe fn add(memory: Range<u64>) {
     }
 }
 
+/// Has the heap take what it lacks from `granules`, from now on.
+///
+/// # Safety
+/// All of that RAM is mapped read-write at its own addresses.
+pub unsafe fn grow_from(granules: &'static Mutex<Granules>) {
+    RAM.call_once(|| granules);
+}
+
+/// Sets `bytes` more aside: whether the machine has them.
+pub fn reserve(bytes: u64) -> bool {
+    let Some(ram) = RAM.get() else {
+        return false;
+    };
+    let mut left = bytes;
+    while left > 0 {
+        // Aligned to its size, it is one block of the buddy allocator's.
+        let size = left.next_power_of_two().min(STEP);
+        let Some(start) = ram.lock().take(size, size) else {
+            return false;
+        };
+        let size = size.next_multiple_of(ram.lock().granule());
+        // SAFETY: `grow_from`'s caller says that it is mapped, and it was free.
+        unsafe { add(start..start + size) };
+        left = left.saturating_sub(size);
+    }
+    true
+}
+
 /// Takes RAM for an allocation that did not fit: whether there was any.
 fn grow(layout: Layout) -> bool {
-    let size = layout
-        .size()
-        .max(layout.align())
-        .checked_next_power_of_two()
-        .map(|size| size.max(STEP) as u64);
-    let (Some(size), Some(machine)) = (size, machine::try_get()) else {
+    let size = (layout.size().max(layout.align()) as u64).checked_next_power_of_two();
+    let (Some(size), Some(ram)) = (size, RAM.get()) else {
         return false;
     };
-    // Aligned to its size, it is one block of the buddy allocator's.
-    let Some(start) = (machine.granules.try_lock()).and_then(|mut g| g.take(size, size)) else {
-        return false;
-    };
-    // SAFETY: All of the host's RAM is mapped once the machine is installed, and
-    // this part was free.
-    unsafe { add(start..start + size) };
-    true
+    for size in [size.max(STEP), size] {
+        let Some(start) = ram.lock().take(size, size) else {
+            continue;
+        };
+        // SAFETY: As in `reserve`.
+        unsafe { add(start..start + size) };
+        return true;
+    }
+    false
+}
+
+/// Ends the machine that has no memory for an allocation.
+fn lacks(layout: Layout) -> ! {
+    logger::raw(
+        logger::ERROR,
+        format_args!(
+            "the host needs {} KiB of memory beside the guests', and the machine has \
+             no RAM left; give the machine more",
+            layout.size().div_ceil(1024)
+        ),
+    );
+    life::end(2)
 }
 
 // SAFETY: The buddy allocator hands out disjoint blocks of the memory that it
 // was given, of the layout's size and alignment.
 unsafe impl GlobalAlloc for Growing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let mut got = self.0.lock().alloc(layout);
-        if got.is_err() && grow(layout) {
-            got = self.0.lock().alloc(layout);
+        loop {
+            let got = self.0.lock().alloc(layout);
+            match got {
+                Ok(block) => return block.as_ptr(),
+                // Another CPU may be first to use it.
+                Err(()) if grow(layout) => {}
+                Err(()) => lacks(layout),
+            }
         }
-        got.map_or(core::ptr::null_mut(), |block| block.as_ptr())
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {

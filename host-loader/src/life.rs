@@ -10,7 +10,8 @@ use crate::guest::build::{self, Memory, Resources};
 use crate::guest::realm::Realm;
 use crate::image::GuestMemory;
 use crate::machine::{self, Machine};
-use crate::{logger, rmi_call};
+use crate::{granules, heap, logger, rmi_call};
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -88,10 +89,11 @@ impl Guest {
 
 fn resources(machine: &Machine) -> Resources<'_> {
     Resources {
-        granules: &machine.granules,
+        granules: machine.granules,
         features: machine.features,
         rmi: machine.rmi,
         bundle: &machine.bundle,
+        unpacker: &machine.unpacker,
         blank: machine.blank,
     }
 }
@@ -105,6 +107,40 @@ pub fn allocate_all(machine: &Machine) -> Result<Vec<Memory>, String> {
         .iter()
         .map(|config| build::allocate(config, &resources(machine)))
         .collect()
+}
+
+/// For each live block of a guest's, the heap holds as much again for each size
+/// that blocks have: its free blocks may be of other sizes than is asked for.
+const BLOCK_SIZES: u64 = 16;
+
+/// Sets aside what the guests' starts and resets allocate, whatever the others
+/// do meanwhile, so that none of them can fail.
+///
+/// The error says what is missing.
+pub fn reserve(machine: &'static Machine, memories: &[Memory]) -> Result<(), String> {
+    let resources = resources(machine);
+    let (mut heap, mut runs, mut vcpus) = (0, 0, 0);
+    for (config, memory) in machine.bundle.guests.iter().zip(memories) {
+        let needs = build::needs(config, &resources, memory)?;
+        // The guest of before a reset goes when the next one runs.
+        let own = size_of::<Guest>() + config.vcpus.value * size_of::<Vcpu>();
+        heap += BLOCK_SIZES * (needs.heap + 2 * own.next_power_of_two() as u64);
+        runs += needs.runs;
+        vcpus += config.vcpus.value;
+    }
+    // Where vCPUs arrive: no CPU has more than all of them.
+    for cpu in &machine.cpus {
+        *cpu.inbox.lock() = Vec::with_capacity(vcpus);
+    }
+    if !heap::reserve(heap) {
+        return Err(format!(
+            "the guests' starts and resets take {} MiB of memory beside the guests'; \
+             give the machine more",
+            heap.div_ceil(1 << 20)
+        ));
+    }
+    granules::make_room(machine.granules, runs);
+    Ok(())
 }
 
 /// Builds guest `config` in `memory`. Its vCPUs run on `cpus`.
@@ -181,7 +217,7 @@ fn finish(guest: Arc<Guest>) {
     let Some((realm, memory)) = guest.parts.lock().take() else {
         return;
     };
-    realm.destroy(&machine.granules);
+    realm.destroy(machine.granules);
     log::debug!(
         "guest {}: taken apart; {} KiB of RAM free",
         guest.name,
@@ -215,7 +251,7 @@ fn end_of(machine: &Machine, memory: Memory) {
     if machine.live.fetch_sub(1, Ordering::AcqRel) == 1 {
         end(u64::from(machine.faulted.load(Ordering::Relaxed)));
     }
-    build::release(memory, &machine.granules);
+    build::release(memory, machine.granules);
 }
 
 /// Ends the machine: 0 when every guest powered itself off, 1 when one was

@@ -1,11 +1,13 @@
 //! The one instance of everything that CPUs share.
 //!
 //! Lock order, outer to inner: a guest's UART, then a port. [`Machine::granules`],
-//! the GIC and a CPU's inbox are innermost: nothing is locked while they are held.
+//! the GIC and a CPU's inbox are innermost: nothing is locked while they are held,
+//! and nothing is allocated, since the heap takes RAM from the granules.
 
 use crate::bundle::Bundle;
 use crate::gic::{self, Controller};
 use crate::granules::Granules;
+use crate::image::stream::Unpacker;
 use crate::life::Guest;
 use crate::platform::Platform;
 use crate::port::Port;
@@ -40,9 +42,11 @@ pub struct Machine {
     /// What RMI offers.
     pub rmi: Feature0,
     /// Free RAM.
-    pub granules: Mutex<Granules>,
+    pub granules: &'static Mutex<Granules>,
     /// Guests' files.
     pub bundle: Bundle<'static>,
+    /// What unpacks kernels.
+    pub unpacker: Mutex<Unpacker>,
     /// A granule of ones; see [`crate::guest::build::Resources`].
     pub blank: u64,
     /// The CPUs, in the device tree's order.

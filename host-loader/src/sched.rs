@@ -84,7 +84,9 @@ pub fn private(machine: &Machine) -> [u32; 3] {
 /// Runs this CPU's vCPUs until the machine ends.
 pub fn run_loop(machine: &'static Machine) -> ! {
     let me = &machine.cpus[cpu::index()];
-    let mut slots: Vec<Slot> = Vec::new();
+    // Room for every vCPU there is: a reset allocates nothing here.
+    let vcpus = machine.bundle.guests.iter().map(|guest| guest.vcpus.value);
+    let mut slots: Vec<Slot> = Vec::with_capacity(vcpus.sum());
     let mut turn = 0;
     let mut reported = machine.reports.load(Ordering::Acquire);
     let slice = insn::cntfrq() / SLICES;

@@ -5,9 +5,12 @@
 //! used twice or one forgotten shows here, for every granule size, and also when
 //! any one call fails.
 
+mod counting;
+
+use counting::counted;
 use host_loader::arch::insn::fake;
 use host_loader::bundle::Bundle;
-use host_loader::granules::Granules;
+use host_loader::granules::{self, Granules};
 use host_loader::guest::build::{self, Resources};
 use host_loader::guest::realm::Shape;
 use rmi::feature::{Feature0, VendorFeatures};
@@ -394,29 +397,62 @@ fn cpio(files: &[(&str, &[u8])]) -> Vec<u8> {
     out
 }
 
-/// Builds and takes apart one guest: calls made, and what went wrong in it.
-fn round(granule_shift: u32, arena: &Arena, fail_at: Option<usize>) -> (usize, Option<String>) {
+/// An ELF file of these segments: physical address and size.
+fn elf(segments: &[(u64, u64)]) -> Vec<u8> {
+    let mut out = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    out.extend([2, 0, 183, 0, 1, 0, 0, 0]);
+    for word in [segments[0].0, 64, 0] {
+        out.extend(word.to_le_bytes());
+    }
+    out.extend([0; 4]);
+    for half in [64, 56, segments.len() as u16, 0, 0, 0] {
+        out.extend(half.to_le_bytes());
+    }
+    for &(address, size) in segments {
+        out.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+        for word in [4096, address, address, size, size, 1] {
+            out.extend(u64::to_le_bytes(word));
+        }
+    }
+    out.resize(4096 + 0x1000, 0x1f);
+    out
+}
+
+/// A guest's files, and what it is built with.
+struct Case<'a> {
+    granule_shift: u32,
+    arena: &'a Arena,
+    /// The call that fails.
+    fail_at: Option<usize>,
+    toml: &'a str,
+    kernel: &'a [u8],
+}
+
+const TOML: &str = "[[guest]]\nname = \"g\"\nkernel = \"k\"\nmemory = \"6M\"\nvcpus = 3\n";
+
+/// Calls `f` with the resources of a host of its own and the EL2 below it.
+fn with_host<R>(case: &Case<'_>, f: impl FnOnce(&Resources<'_>, &RefCell<El2>) -> R) -> R {
     let el2 = Rc::new(RefCell::new(El2 {
-        granule_shift,
-        memory: arena.range.clone(),
-        fail_at,
+        granule_shift: case.granule_shift,
+        memory: case.arena.range.clone(),
+        fail_at: case.fail_at,
         ..El2::default()
     }));
     let served = el2.clone();
-    fake::set(Box::new(move |a| served.borrow_mut().call(a)));
-
-    let toml = "[[guest]]\nname = \"g\"\nkernel = \"k\"\nmemory = \"6M\"\nvcpus = 3\n";
-    let bytes = cpio(&[("guests.toml", toml.as_bytes()), ("k", &[0x1f; 5000])]);
+    fake::set(Box::new(move |a| {
+        counting::aside(|| served.borrow_mut().call(a))
+    }));
+    let bytes = cpio(&[("guests.toml", case.toml.as_bytes()), ("k", case.kernel)]);
     let bundle = Bundle::parse(&bytes).unwrap();
-    let granule = 1u64 << granule_shift;
-    let mut free = Granules::new(granule, std::slice::from_ref(&arena.range), &[]);
+    let granule = 1u64 << case.granule_shift;
+    let mut free = Granules::new(granule, std::slice::from_ref(&case.arena.range), &[]);
     let blank = free.take(granule, granule).unwrap();
     let granules = Mutex::new(free);
-    let before = granules.lock().free_bytes();
+    let unpacker = Mutex::new(build::unpacker(&bundle, &granules).unwrap());
     let resources = Resources {
         granules: &granules,
         features: VendorFeatures {
-            granule_shift: granule_shift as u8,
+            granule_shift: case.granule_shift as u8,
             pa_bits: 48,
             nonconf: true,
             el2_vgic: true,
@@ -424,15 +460,47 @@ fn round(granule_shift: u32, arena: &Arena, fail_at: Option<usize>) -> (usize, O
         },
         rmi: Feature0 {
             s2sz: 48,
-            max_recs_order: 2,
+            max_recs_order: 5,
             ..Feature0::default()
         },
         bundle: &bundle,
+        unpacker: &unpacker,
         blank,
     };
-    let config = &bundle.guests[0];
-    let mut memory = build::allocate(config, &resources).unwrap();
-    let built = build::build(config, &resources, &mut memory);
+    f(&resources, &el2)
+}
+
+/// Builds and takes apart one guest: calls made, and what went wrong in it.
+fn round(granule_shift: u32, arena: &Arena, fail_at: Option<usize>) -> (usize, Option<String>) {
+    let case = Case {
+        granule_shift,
+        arena,
+        fail_at,
+        toml: TOML,
+        kernel: &[0x1f; 5000],
+    };
+    with_host(&case, |resources, el2| {
+        let before = resources.granules.lock().free_bytes();
+        let error = build_once(resources, el2);
+        let el2 = el2.borrow();
+        if fail_at.is_none() {
+            assert_eq!(el2.errors, 0, "a call was refused");
+        }
+        // A call that fails while things are taken apart may leak, and only that.
+        let leaked = (el2.owners.len() as u64) << granule_shift;
+        assert_eq!(resources.granules.lock().free_bytes() + leaked, before);
+        if error.is_some() || fail_at.is_none() {
+            assert_eq!(leaked, 0, "{error:?}: {:?}", el2.owners);
+            assert!(el2.realm.is_none());
+        }
+        (el2.calls, error)
+    })
+}
+
+fn build_once(resources: &Resources<'_>, el2: &RefCell<El2>) -> Option<String> {
+    let config = &resources.bundle.guests[0];
+    let mut memory = build::allocate(config, resources).unwrap();
+    let built = build::build(config, resources, &mut memory);
     let error = match built {
         Ok(realm) => {
             {
@@ -448,24 +516,13 @@ fn round(granule_shift: u32, arena: &Arena, fail_at: Option<usize>) -> (usize, O
                     .sum();
                 assert_eq!(ram, 6 << 20);
             }
-            realm.destroy(&granules);
+            realm.destroy(resources.granules);
             None
         }
         Err(error) => Some(error),
     };
-    build::release(memory, &granules);
-    let el2 = el2.borrow();
-    if fail_at.is_none() {
-        assert_eq!(el2.errors, 0, "a call was refused");
-    }
-    // A call that fails while things are taken apart may leak, and only that.
-    let leaked: u64 = el2.owners.len() as u64 * granule;
-    assert_eq!(granules.lock().free_bytes() + leaked, before);
-    if error.is_some() || fail_at.is_none() {
-        assert_eq!(leaked, 0, "{error:?}: {:?}", el2.owners);
-        assert!(el2.realm.is_none());
-    }
-    (el2.calls, error)
+    build::release(memory, resources.granules);
+    error
 }
 
 #[test]
@@ -493,41 +550,106 @@ fn whichever_call_fails_nothing_is_left_behind() {
     }
 }
 
+/// RAM in single granules: as many runs and tables as there can be.
+fn scatter(resources: &Resources<'_>) {
+    let size = resources.granules.lock().granule();
+    let mut taken = Vec::new();
+    while let Some(start) = resources.granules.lock().take(size, size) {
+        taken.push(start);
+    }
+    granules::make_room(resources.granules, taken.len());
+    // Every fourth is in use, so that there is no block anywhere.
+    for start in taken {
+        if !(start / size).is_multiple_of(4) {
+            resources.granules.lock().give(start, size);
+        }
+    }
+}
+
+/// What resets allocate, and the granules that they take, is what was set aside
+/// for them before the first start.
+#[test]
+fn resets_take_no_more_than_was_set_aside() {
+    let arena = arena();
+    let segments: Vec<(u64, u64)> = (0..71)
+        .map(|i| (0x4000_0000 + i * 0x2000, 0x1000))
+        .collect();
+    let elf = elf(&segments);
+    let packed = zstd::encode_all(&*vec![0x1f; 3 << 20], 19).unwrap();
+    let kernels: [&[u8]; 3] = [&[0x1f; 5000], &elf, &packed];
+    for (granule_shift, vcpus, scattered) in [
+        (12, 1, false),
+        (12, 32, false),
+        (12, 3, true),
+        (14, 9, true),
+        (16, 9, true),
+    ] {
+        for kernel in kernels {
+            let toml = TOML.replace("vcpus = 3", &format!("vcpus = {vcpus}"));
+            let case = Case {
+                granule_shift,
+                arena: &arena,
+                fail_at: None,
+                toml: &toml,
+                kernel,
+            };
+            with_host(&case, |resources, _| reset_often(resources, scattered));
+        }
+    }
+}
+
+fn reset_often(resources: &Resources<'_>, scattered: bool) {
+    // Root tables stand in one run.
+    const ROOTS: u64 = 256 << 10;
+    let roots = resources.granules.lock().take(ROOTS, ROOTS).unwrap();
+    if scattered {
+        scatter(resources);
+    }
+    let config = &resources.bundle.guests[0];
+    let mut memory = build::allocate(config, resources).unwrap();
+    let needs = build::needs(config, resources, &memory).unwrap();
+    resources.granules.lock().give(roots, ROOTS);
+    let free = resources.granules.lock().free_bytes();
+    let first = build::build(config, resources, &mut memory).unwrap();
+    let used = free - resources.granules.lock().free_bytes();
+    let runs = used / resources.granules.lock().granule();
+    assert!(runs as usize <= needs.runs, "{runs} runs, {needs:?}");
+    first.destroy(resources.granules);
+    for _ in 0..3 {
+        let (realm, used) = counted(|| build::build(config, resources, &mut memory).unwrap());
+        assert!(used.peak as u64 <= needs.heap, "{used:?}, {needs:?}");
+        let ((), used) = counted(|| realm.destroy(resources.granules));
+        assert_eq!(used.blocks, 0, "taking apart allocates");
+    }
+    build::release(memory, resources.granules);
+}
+
 #[test]
 fn a_guest_that_asks_for_too_much_is_told_what_there_is() {
     let arena = arena();
-    fake::set(Box::new(|_| [0; 5]));
     for (text, parts) in [
         ("memory = \"1G\"", ["guests.toml:4", "memory", "MiB left"]),
         ("memory = \"4T\"", ["guests.toml:4", "memory", "MiB left"]),
         ("memory = \"512T\"", ["guests.toml:4", "memory", "48"]),
-        ("vcpus = 5", ["guests.toml:4", "vcpus", "at most 4"]),
+        ("vcpus = 33", ["guests.toml:4", "vcpus", "at most 32"]),
     ] {
         let toml = format!("[[guest]]\nname = \"g\"\nkernel = \"k\"\n{text}\n");
-        let bytes = cpio(&[("guests.toml", toml.as_bytes()), ("k", &[1; 64])]);
-        let bundle = Bundle::parse(&bytes).unwrap();
-        let free = Granules::new(4096, std::slice::from_ref(&arena.range), &[]);
-        let before = free.free_bytes();
-        let granules = Mutex::new(free);
-        let resources = Resources {
-            granules: &granules,
-            features: VendorFeatures {
-                granule_shift: 12,
-                ..VendorFeatures::default()
-            },
-            rmi: Feature0 {
-                s2sz: 48,
-                max_recs_order: 2,
-                ..Feature0::default()
-            },
-            bundle: &bundle,
-            blank: 0,
+        let case = Case {
+            granule_shift: 12,
+            arena: &arena,
+            fail_at: None,
+            toml: &toml,
+            kernel: &[1; 64],
         };
-        let sentence = build::allocate(&bundle.guests[0], &resources).unwrap_err();
+        let (sentence, lost) = with_host(&case, |resources, _| {
+            let before = resources.granules.lock().free_bytes();
+            let sentence = build::allocate(&resources.bundle.guests[0], resources).unwrap_err();
+            (sentence, before - resources.granules.lock().free_bytes())
+        });
         for part in parts {
             assert!(sentence.contains(part), "{sentence}");
         }
-        assert_eq!(granules.lock().free_bytes(), before);
+        assert_eq!(lost, 0);
     }
 }
 

@@ -7,7 +7,8 @@ use super::{fdt, map};
 use crate::bundle::config::GuestConfig;
 use crate::bundle::{Bundle, CONFIG};
 use crate::granules::Granules;
-use crate::image::{self, GuestMemory, RawPlace};
+use crate::image::stream::Unpacker;
+use crate::image::{self, GuestMemory, ImageError, RawPlace};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -22,7 +23,9 @@ pub struct Memory {
     pub ram: GuestRam,
     /// A guest has run in it.
     used: bool,
-    runs: Vec<Range<u64>>,
+    /// The guest's device tree, which no reset changes; empty until the first
+    /// start.
+    tree: Vec<u8>,
 }
 
 /// What a guest is built with.
@@ -35,6 +38,8 @@ pub struct Resources<'a> {
     pub rmi: Feature0,
     /// Kernels and initrds.
     pub bundle: &'a Bundle<'a>,
+    /// What unpacks kernels, one at a time. Innermost lock but for the heap's.
+    pub unpacker: &'a Mutex<Unpacker>,
     /// A granule of ones that stands for erased flash.
     pub blank: u64,
 }
@@ -62,26 +67,32 @@ pub fn allocate(config: &GuestConfig, resources: &Resources<'_>) -> Result<Memor
     let size = config.memory.value;
     let line = config.memory.line;
     let shape = shape(config, resources)?;
-    let mut granules = resources.granules.lock();
-    let runs = granules
-        .take_scattered(size, &[shape.entry_size(2)])
-        .ok_or_else(|| {
-            refuse(
-                config,
-                line,
-                format_args!(
-                    "memory = {} MiB: the machine has {} MiB left",
-                    size >> 20,
-                    granules.free_bytes() >> 20
-                ),
-            )
-        })?;
+    // Nobody allocates under the lock. A free range gives blocks, and what is in
+    // front of them and behind.
+    let ranges = resources.granules.lock().ranges().len();
+    let mut runs = Vec::with_capacity(3 * ranges);
+    let (taken, left) = {
+        let mut granules = resources.granules.lock();
+        let taken = granules.take_scattered(size, &[shape.entry_size(2)], &mut runs);
+        (taken, granules.free_bytes())
+    };
+    if !taken {
+        return Err(refuse(
+            config,
+            line,
+            format_args!(
+                "memory = {} MiB: the machine has {} MiB left",
+                size >> 20,
+                left >> 20
+            ),
+        ));
+    }
     // SAFETY: The granules were free: mapped, and nobody else's from here on.
     let ram = unsafe { GuestRam::new(map::RAM_BASE, &runs) };
     Ok(Memory {
         ram,
         used: false,
-        runs,
+        tree: Vec::new(),
     })
 }
 
@@ -90,9 +101,89 @@ pub fn allocate(config: &GuestConfig, resources: &Resources<'_>) -> Result<Memor
 /// is taken later goes to EL2, which scrubs it, or is the host's own.
 pub fn release(memory: Memory, granules: &Mutex<Granules>) {
     let mut granules = granules.lock();
-    for run in memory.runs {
-        granules.give(run.start, run.end - run.start);
+    for run in memory.ram.runs() {
+        granules.give(run.pa, run.size);
     }
+}
+
+/// What the starts and resets of a guest take at any one time, at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Bytes of the heap, each allocation rounded up to a power of two. The tree
+    /// is not among them: only the first start writes it.
+    pub heap: u64,
+    /// Runs of granules.
+    pub runs: usize,
+}
+
+/// Bytes of the heap for a guest, for each of its vCPUs, and for each run of its
+/// RAM: twice what `tests/realm.rs` sees at most, and messages.
+const HEAP_GUEST: u64 = 16 << 10;
+const HEAP_VCPU: u64 = 256;
+const HEAP_RUN: u64 = 64;
+
+/// Tells what the starts and resets of a guest take, so that it is set aside.
+pub fn needs(
+    config: &GuestConfig,
+    resources: &Resources<'_>,
+    memory: &Memory,
+) -> Result<Needs, String> {
+    let shape = shape(config, resources)?;
+    let block = shape.entry_size(2);
+    // Tables at each level below the root that a range may take.
+    let tables = |size: u64, deepest: i64| -> u64 {
+        (shape.start_level + 1..=deepest)
+            .map(|level| size.div_ceil(shape.entry_size(level - 1)) + 1)
+            .sum()
+    };
+    let flash = map::FLASH_VARIABLES.end - map::FLASH_VARIABLES.start;
+    let ram: u64 = (memory.ram.runs().iter())
+        .map(|run| {
+            let whole = (run.ipa | run.pa | run.size).is_multiple_of(block);
+            tables(run.size, if whole { 2 } else { 3 })
+        })
+        .sum();
+    let vcpus = config.vcpus.value as u64;
+    let parts = memory.ram.runs().len() as u64;
+    // A REC, its auxiliary granules and its run page; RD, roots, parameters.
+    let rec = rmi::params::MAX_REC_AUX as u64 + 2;
+    let realm = u64::from(shape.roots) + 2 + rec * vcpus;
+    Ok(Needs {
+        heap: HEAP_GUEST + HEAP_VCPU * vcpus + HEAP_RUN * parts,
+        runs: (tables(flash, 3) + ram + realm + parts) as usize,
+    })
+}
+
+/// What unpacks the kernels of a bundle, in memory that is taken here for good.
+///
+/// The error names the guest whose kernel takes more than there is.
+pub fn unpacker(bundle: &Bundle<'_>, granules: &Mutex<Granules>) -> Result<Unpacker, String> {
+    let needs = |guest: &GuestConfig| {
+        let kernel = bundle.archive.file(&guest.kernel.value).unwrap_or_default();
+        Unpacker::memory_for(kernel)
+    };
+    let Some(guest) = bundle.guests.iter().max_by_key(|guest| needs(guest)) else {
+        return Ok(Unpacker::new(&mut []));
+    };
+    let size = needs(guest);
+    if size == 0 {
+        return Ok(Unpacker::new(&mut []));
+    }
+    let taken = granules.lock().take(size as u64, 1);
+    let start = taken.ok_or_else(|| {
+        let error = ImageError::NoMemory(size as u64);
+        let kernel = &guest.kernel;
+        let what = format_args!("kernel = {:?}: {error}", kernel.value);
+        refuse(guest, kernel.line, what)
+    })?;
+    // SAFETY: The granules were free: mapped, and nobody else's from here on.
+    // Whatever they hold are bytes.
+    Ok(Unpacker::new(unsafe {
+        core::slice::from_raw_parts_mut(
+            core::ptr::with_exposed_provenance_mut(start as usize),
+            size,
+        )
+    }))
 }
 
 /// The most vCPUs that a guest has: what its map has redistributors for, and
@@ -129,7 +220,7 @@ pub fn build(
     resources: &Resources<'_>,
     memory: &mut Memory,
 ) -> Result<Realm, String> {
-    let loaded = load(config, resources, &mut memory.ram)?;
+    let loaded = load(config, resources, memory)?;
     if !resources.features.fwb {
         if memory.used {
             memory.ram.clean_all();
@@ -173,6 +264,30 @@ pub fn build(
     }
 }
 
+/// A guest's device tree.
+fn write_tree(
+    config: &GuestConfig,
+    ram: &Range<u64>,
+    initrd: Option<Range<u64>>,
+) -> Result<Vec<u8>, String> {
+    let mpidrs: Vec<u64> = (0..config.vcpus.value as u64)
+        .map(rmi::params::index_mpidr)
+        .collect();
+    let line = config.kernel.line;
+    let tree = fdt::write(&fdt::Machine {
+        ram: ram.clone(),
+        mpidrs: &mpidrs,
+        cmdline: &config.cmdline,
+        initrd,
+    })
+    .map_err(|e| refuse(config, line, format_args!("device tree: {e}")))?;
+    if tree.len() as u64 > TREE_SPACE {
+        let what = "its device tree is longer than 2 MiB; shorten cmdline";
+        return Err(refuse(config, line, what));
+    }
+    Ok(tree)
+}
+
 struct Loaded {
     entry: u64,
     tree: u64,
@@ -183,8 +298,9 @@ struct Loaded {
 fn load(
     config: &GuestConfig,
     resources: &Resources<'_>,
-    ram: &mut impl GuestMemory,
+    memory: &mut Memory,
 ) -> Result<Loaded, String> {
+    let Memory { ram, tree, .. } = memory;
     let archive = &resources.bundle.archive;
     let file = |name| archive.file(name).unwrap_or_default();
     let kernel = &config.kernel;
@@ -192,7 +308,10 @@ fn load(
         load: config.load.as_ref().map(|l| l.value),
         entry: config.entry.as_ref().map(|l| l.value),
     };
-    let placed = image::load(file(&kernel.value), place, ram).map_err(|e| {
+    let mut unpacker = resources.unpacker.lock();
+    let placed = image::load(file(&kernel.value), place, &mut unpacker, ram);
+    drop(unpacker);
+    let placed = placed.map_err(|e| {
         refuse(
             config,
             kernel.line,
@@ -211,33 +330,23 @@ fn load(
             ),
         ));
     }
-    let mpidrs: Vec<u64> = (0..config.vcpus.value as u64)
-        .map(rmi::params::index_mpidr)
-        .collect();
-    let tree_with = |initrd| {
-        let tree = fdt::write(&fdt::Machine {
-            ram: ram.range(),
-            mpidrs: &mpidrs,
-            cmdline: &config.cmdline,
-            initrd,
-        })
-        .map_err(|e| refuse(config, kernel.line, format_args!("device tree: {e}")))?;
-        if tree.len() as u64 > TREE_SPACE {
-            let what = "its device tree is longer than 2 MiB; shorten cmdline";
-            return Err(refuse(config, kernel.line, what));
-        }
-        Ok(tree)
-    };
     let initrd = config.initrd.as_ref().map(|f| file(&f.value));
-    // The addresses in it change neither the tree's length nor its place.
-    let size = tree_with(initrd.map(|_| 0..0))?.len() as u64;
-    let places = place::choose(&ram.range(), &placed, initrd.map(|f| f.len() as u64), size)
-        .map_err(|e| refuse(config, config.memory.line, e))?;
-    let tree = tree_with(places.initrd.clone())?;
+    let range = ram.range();
+    let places = |tree: &[u8]| {
+        let size = initrd.map(|bytes| bytes.len() as u64);
+        place::choose(&range, &placed, size, tree.len() as u64)
+            .map_err(|e| refuse(config, config.memory.line, e))
+    };
+    if tree.is_empty() {
+        // The addresses in it change neither the tree's length nor its place.
+        let draft = write_tree(config, &range, initrd.map(|_| 0..0))?;
+        *tree = write_tree(config, &range, places(&draft)?.initrd)?;
+    }
+    let places = places(tree)?;
     if let (Some(range), Some(bytes)) = (&places.initrd, initrd) {
         ram.write(range.start, bytes);
     }
-    ram.write(places.tree, &tree);
+    ram.write(places.tree, tree);
     log::debug!(
         "guest {}: {:?} kernel {:#x}-{:#x}, entry {:#x}, device tree {:#x}",
         config.name,

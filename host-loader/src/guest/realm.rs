@@ -13,6 +13,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 use rmi::Status;
 use rmi::feature::VendorFeatures;
 use rmi::params::{RealmFlags, RealmParams, RecFlags, RecParams};
@@ -107,6 +108,13 @@ struct Rec {
     created: bool,
 }
 
+/// Mapped entries of one level, IPA after IPA.
+#[derive(Debug)]
+struct Mapped {
+    ipas: Range<u64>,
+    level: i64,
+}
+
 /// A realm, in the making or whole.
 #[derive(Debug)]
 pub struct Realm {
@@ -118,8 +126,7 @@ pub struct Realm {
     created: bool,
     /// Its VMID, from just before it is created.
     vmid: Option<u16>,
-    /// Mapped entries: IPA and level.
-    mapped: Vec<(u64, i64)>,
+    mapped: Vec<Mapped>,
     tables: usize,
     aux_count: usize,
     recs: Vec<Rec>,
@@ -272,10 +279,20 @@ impl Realm {
             let aligned = (ipa | pa).is_multiple_of(block) && size - done >= block;
             let level = if aligned { 2 } else { 3 };
             self.map_entry(granules, ipa, level, pa | attributes)?;
-            self.mapped.push((ipa, level));
-            done += self.shape.entry_size(level);
+            let size = self.shape.entry_size(level);
+            self.note(ipa..ipa + size, level);
+            done += size;
         }
         Ok(())
+    }
+
+    fn note(&mut self, ipas: Range<u64>, level: i64) {
+        match self.mapped.last_mut() {
+            Some(last) if last.level == level && last.ipas.end == ipas.start => {
+                last.ipas.end = ipas.end;
+            }
+            _ => self.mapped.push(Mapped { ipas, level }),
+        }
     }
 
     fn map_entry(
@@ -348,7 +365,7 @@ impl Realm {
         };
         self.recs.push(Rec {
             granule,
-            aux: Vec::new(),
+            aux: Vec::with_capacity(self.aux_count),
             run,
             created: false,
         });
@@ -407,9 +424,11 @@ impl Realm {
                 reclaim(granules, aux);
             }
         }
-        for (ipa, level) in self.mapped.drain(..) {
-            if let Err(error) = rmi_call::rtt_unmap_unprotected(self.rd, ipa, level).result {
-                leaked("RTT_UNMAP_UNPROTECTED", error);
+        for Mapped { ipas, level } in self.mapped.drain(..) {
+            for ipa in ipas.step_by(self.shape.entry_size(level) as usize) {
+                if let Err(error) = rmi_call::rtt_unmap_unprotected(self.rd, ipa, level).result {
+                    leaked("RTT_UNMAP_UNPROTECTED", error);
+                }
             }
         }
         if self.tables > 0 {

@@ -158,8 +158,8 @@ fn layout(head: &[u8], memory: &impl GuestMemory) -> Result<Layout, ImageError> 
 #[cfg(test)]
 pub(crate) mod tests {
     extern crate std;
-    use super::super::tests::{Ram, gzip};
-    use super::super::{RawPlace, load};
+    use super::super::RawPlace;
+    use super::super::tests::{Ram, gzip, load};
     use super::*;
     use std::vec;
 

@@ -7,12 +7,14 @@
 
 pub mod arm64;
 pub mod elf;
+pub mod gzip;
 pub mod stream;
 pub mod zboot;
+pub mod zstd;
 
 use core::fmt;
 use core::ops::Range;
-use stream::Stream;
+use stream::{Packed, Stream, Unpacker};
 
 /// A guest's RAM, to write to.
 pub trait GuestMemory {
@@ -34,8 +36,8 @@ pub enum ImageError {
     Corrupt(&'static str),
     /// It is of a kind that cannot run here; what exactly.
     Unsupported(&'static str),
-    /// Unpacking it takes this many bytes of the host's memory, which are not
-    /// there.
+    /// Unpacking it takes this many bytes of the host's memory, more than was
+    /// set aside.
     NoMemory(u64),
     /// It needs this IPA range, which is not all inside RAM.
     DoesNotFit(Range<u64>),
@@ -108,18 +110,17 @@ fn check(memory: &impl GuestMemory, start: u64, size: u64) -> Result<Range<u64>,
     Ok(range)
 }
 
-/// Places the kernel `file`.
+/// Places the kernel `file`, which `unpacker` unpacks where that is needed.
 ///
 /// On an error memory may hold part of it, and the guest must not run.
 pub fn load(
     file: &[u8],
     raw: RawPlace,
+    unpacker: &mut Unpacker,
     memory: &mut impl GuestMemory,
 ) -> Result<Placed, ImageError> {
-    let mut stream = match zboot::payload(file)? {
-        Some(payload) => payload,
-        None => Stream::detect(file)?,
-    };
+    let packed = zboot::payload(file)?.unwrap_or_else(|| Packed::detect(file));
+    let mut stream = Stream::new(packed, unpacker)?;
     let head = stream.head(HEAD)?;
     if elf::is(head) {
         return elf::load(&mut stream, memory);
@@ -181,8 +182,24 @@ pub(crate) mod tests {
     extern crate std;
     use super::*;
     use proptest::prelude::*;
+    use std::boxed::Box;
+    use std::cell::RefCell;
     use std::vec;
     use std::vec::Vec;
+
+    std::thread_local! {
+        static UNPACKER: RefCell<Unpacker> =
+            RefCell::new(Unpacker::new(Box::leak(vec![0xaa; 2 << 20].into())));
+    }
+
+    /// [`super::load`] with one unpacker for all files, as in the image.
+    pub(crate) fn load(
+        file: &[u8],
+        raw: RawPlace,
+        memory: &mut impl GuestMemory,
+    ) -> Result<Placed, ImageError> {
+        UNPACKER.with_borrow_mut(|unpacker| super::load(file, raw, unpacker, memory))
+    }
 
     /// RAM as a vector, from `base`.
     pub(crate) struct Ram {

@@ -2,7 +2,7 @@
 //! drivers/firmware/efi/libstub/zboot-header.S).
 
 use super::ImageError;
-use super::stream::Stream;
+use super::stream::Packed;
 
 fn word(file: &[u8], at: usize) -> Option<usize> {
     let bytes = file.get(at..at + 4)?.try_into().ok()?;
@@ -13,7 +13,7 @@ fn word(file: &[u8], at: usize) -> Option<usize> {
 ///
 /// Bytes 4 to 7 are `zimg`, then payload offset and size, and at 24 the name of
 /// the packing, ended by a zero byte.
-pub fn payload(file: &[u8]) -> Result<Option<Stream<'_>>, ImageError> {
+pub fn payload(file: &[u8]) -> Result<Option<Packed<'_>>, ImageError> {
     if !file.starts_with(b"MZ") || file.get(4..8) != Some(b"zimg") {
         return Ok(None);
     }
@@ -28,8 +28,8 @@ pub fn payload(file: &[u8]) -> Result<Option<Stream<'_>>, ImageError> {
         .and_then(|end| file.get(offset..end))
         .ok_or(ImageError::Corrupt("the zboot payload is cut off"))?;
     match &name[..end] {
-        b"gzip" => Stream::gzip(payload).map(Some),
-        b"zstd" | b"zstd22" => Stream::zstd(payload).map(Some),
+        b"gzip" => Ok(Some(Packed::Gzip(payload))),
+        b"zstd" | b"zstd22" => Ok(Some(Packed::Zstd(payload))),
         _ => Err(ImageError::Unsupported(
             "a zboot image packed with something else than gzip or zstd",
         )),
@@ -39,8 +39,8 @@ pub fn payload(file: &[u8]) -> Result<Option<Stream<'_>>, ImageError> {
 #[cfg(test)]
 pub(crate) mod tests {
     extern crate std;
-    use super::super::tests::{Ram, gzip, image};
-    use super::super::{Kind, RawPlace, load};
+    use super::super::tests::{Ram, gzip, image, load};
+    use super::super::{Kind, RawPlace};
     use super::*;
     use std::vec;
     use std::vec::Vec;
