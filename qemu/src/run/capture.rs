@@ -62,6 +62,21 @@ impl Capture {
         }
     }
 
+    /// Waits until a line of the log has `sign` in it, from the first line on.
+    ///
+    /// # Errors
+    /// When the machine ends or the time is over without it.
+    pub fn until_logged(&mut self, sign: &str) -> Result<()> {
+        while !self.log.iter().any(|line| line.contains(sign)) {
+            match self.session.next(Some(self.deadline)) {
+                Some(event) => self.take(event),
+                None if self.session.is_over() => bail!("the machine ended before `{sign}`"),
+                None => bail!("no `{sign}` within {} s", self.limit.as_secs()),
+            }
+        }
+        Ok(())
+    }
+
     /// Types on the console.
     ///
     /// # Errors

@@ -187,7 +187,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("boots/u-boot", |context| {
             let folder = tempfile::tempdir_in(&context.folder)?;
             let guest = guest(context, "u-boot")?;
-            let machine = machine(context, folder.path(), guest)?;
+            let machine = machine(context, folder.path(), &[guest])?;
             talk_to_u_boot(Capture::start(&machine, LIMIT, false)?)
         }),
         Case::new("boots/console-input", console_input),
@@ -254,7 +254,7 @@ pub fn machine_with_shell(context: &Context, folder: &Path) -> Result<Machine> {
         cmdline: Some("console=ttyAMA0 quiet".into()),
         ..guest(context, "debian13")?
     };
-    machine(context, folder, guest)
+    machine(context, folder, &[guest])
 }
 
 /// Talks with a U-Boot that is the machine's guest, or the machine's own.
@@ -275,10 +275,13 @@ pub fn talk_to_u_boot(mut capture: Capture) -> Result<()> {
     ended_well(talk(&mut capture), &capture)
 }
 
-/// The machine for one guest, with its bundle in `folder`.
-fn machine(context: &Context, folder: &Path, guest: Guest) -> Result<Machine> {
+/// The machine for these guests, with their bundle in `folder`.
+///
+/// # Errors
+/// When something cannot be had.
+pub fn machine(context: &Context, folder: &Path, guests: &[Guest]) -> Result<Machine> {
     let bundle = folder.join("bundle.cpio");
-    fs::write(&bundle, bundle::pack(&[guest])?)?;
+    fs::write(&bundle, bundle::pack(guests)?)?;
     let qemu = context.qemu()?.clone();
     let log_uart = Machine::can_have_log_uart(&qemu);
     let log = if log_uart {

@@ -14,6 +14,7 @@ pub mod nightly;
 pub mod on_target;
 pub mod proof;
 pub mod report;
+pub mod resets;
 pub mod runner;
 pub mod stays_up;
 
@@ -224,6 +225,7 @@ pub fn all(workspace: &Workspace) -> Vec<Case> {
     cases.extend(runner::cases());
     cases.extend(boots::cases());
     cases.extend(stays_up::cases());
+    cases.extend(resets::cases());
     cases.extend(on_target::cases());
     cases.extend(devices::cases());
     cases.extend(bad_input::cases());

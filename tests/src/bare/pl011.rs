@@ -19,6 +19,8 @@ pub const PERIPH_ID: u64 = 0xfe0;
 
 /// FR: the transmit queue is full.
 const FR_TXFF: u32 = 1 << 5;
+/// FR: nothing was received.
+const FR_RXFE: u32 = 1 << 4;
 /// FR: the UART sends.
 const FR_BUSY: u32 = 1 << 3;
 /// The transmit interrupt, in IMSC, RIS and ICR.
@@ -32,6 +34,17 @@ pub fn put(base: u64, byte: u8) {
             core::hint::spin_loop();
         }
         write32(base + DR, u32::from(byte));
+    }
+}
+
+/// Waits for a byte.
+pub fn get(base: u64) -> u8 {
+    // SAFETY: As above; what is received is nobody else's.
+    unsafe {
+        while read32(base + FR) & FR_RXFE != 0 {
+            core::hint::spin_loop();
+        }
+        read32(base + DR) as u8
     }
 }
 

@@ -1,23 +1,34 @@
-//! Resets its machine ten times, then powers it off. The count is kept in RAM
-//! above the image, which a reset leaves alone: PSCI says nothing of memory, but
-//! a machine whose reset cleared it would be counted as one that never came back.
+//! Resets its machine ten times, or as often as `times=` of its command line
+//! says, then powers it off. With `waits=yes` it waits for a byte on its UART
+//! before the first reset.
+//!
+//! The count is kept at the end of RAM, which a reset leaves alone: PSCI says
+//! nothing of memory, but a machine whose reset cleared it would be counted as
+//! one that never came back.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 tests::program!(image::main, 1);
 
 #[cfg(target_os = "none")]
 mod image {
-    use tests::bare::{asm, cpu, machine, psci};
+    use tests::bare::{asm, cpu, machine, pl011, psci};
     use tests::println;
 
-    /// Resets before the end.
-    const TIMES: u64 = 10;
-    /// From the image's end: far from what a loader puts beside it.
-    const DISTANCE: u64 = 16 << 20;
+    /// From the end of RAM: far from what a loader puts there.
+    const DISTANCE: u64 = 1 << 20;
     const MAGIC: u64 = 0x5265_7365_7420_2331;
 
     pub fn main() {
-        let at = (machine::get().image.end + DISTANCE) & !7;
+        let machine = machine::get();
+        let times = match machine.argument("times").map(str::parse) {
+            Some(Ok(times)) => times,
+            Some(Err(_)) => {
+                println!("FAIL times= is no number");
+                0
+            }
+            None => 10,
+        };
+        let at = machine.ram_end() - DISTANCE;
         let word = |n: u64| core::ptr::with_exposed_provenance_mut::<u64>((at + 8 * n) as usize);
         // SAFETY: RAM of the program's that nothing else uses.
         let (magic, count, check) = unsafe {
@@ -36,7 +47,7 @@ mod image {
         // The other CPUs must be off when a machine begins, and one of them on
         // when it resets.
         for index in 1..cpu::count() {
-            let state = psci::affinity_info(machine::get().mpidrs[index]);
+            let state = psci::affinity_info(machine.mpidrs[index]);
             if state != 1 {
                 println!("FAIL cpu {index} is not off: {state}");
             }
@@ -51,8 +62,12 @@ mod image {
                 println!("FAIL cpu 1 does not start");
             }
         }
-        if count == TIMES {
-            println!("{TIMES} resets");
+        if count == 0 && machine.argument("waits") == Some("yes") {
+            println!("waits");
+            pl011::get(machine.uart);
+        }
+        if count == times {
+            println!("{times} resets");
             // The next one who boots here counts anew.
             // SAFETY: As above.
             unsafe { word(0).write_volatile(0) };
