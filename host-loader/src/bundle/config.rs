@@ -16,6 +16,7 @@
 //! Unknown keys are errors: a misspelt key must not be a silent default.
 
 use super::CONFIG;
+use super::quote::{Source, Value, Words};
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
@@ -84,8 +85,9 @@ struct Table {
 /// granule covers.
 pub const MEMORY_UNIT: u64 = 2 << 20;
 
-/// The most that the file may be long: it is read as a whole.
-const MAX_LENGTH: usize = 256 << 10;
+/// The most that the file may be long. Reading takes up to 20 MiB of the heap for
+/// that (`tests/memory.rs`).
+pub const MAX_LENGTH: usize = 64 << 10;
 
 /// Reads a size: decimal digits, then K, M, G or T (of 1024) or nothing.
 pub fn size(text: &str) -> Option<u64> {
@@ -121,16 +123,13 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<GuestConfig>, String> {
     let file: File = toml::from_str(text).map_err(|e| {
         let start = e.span().map_or(0, |span| span.start.min(text.len()));
         let line = 1 + count_lines(&bytes[..start]);
-        let plain = |text: &str| -> String {
-            let clean = |c: char| if c.is_control() { ' ' } else { c };
-            text.trim().chars().map(clean).collect()
-        };
-        let source = plain(text.lines().nth(line - 1).unwrap_or(""));
-        let message = plain(&e.message().trim_end().replace('\n', ", "));
+        let source = text.lines().nth(line - 1).unwrap_or("").trim();
+        let message = e.message().trim().replace('\n', ", ");
+        let message = Words(&message);
         if source.is_empty() {
             format!("{CONFIG}:{line}: {message}")
         } else {
-            format!("{CONFIG}:{line}: {message}, in `{source}`")
+            format!("{CONFIG}:{line}: {message}, in `{}`", Source(source))
         }
     })?;
     let reader = Reader { text };
@@ -214,7 +213,8 @@ impl Reader<'_> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if name.is_empty() || name.len() > 32 || !name.chars().all(plain) {
             return Err(format!(
-                "{CONFIG}:{name_line}: name = {name:?}: expected 1 to 32 letters, digits, -, _ or ."
+                "{CONFIG}:{name_line}: name = {}: expected 1 to 32 letters, digits, -, _ or .",
+                Value(&name)
             ));
         }
         let fail =
@@ -233,7 +233,8 @@ impl Reader<'_> {
                     );
                 }
                 other => {
-                    return fail(mode.line, format!("mode = {other:?}: expected \"plain\""));
+                    let other = Value(other);
+                    return fail(mode.line, format!("mode = {other}: expected \"plain\""));
                 }
             }
         }
@@ -255,8 +256,8 @@ impl Reader<'_> {
                         return fail(
                             text.line,
                             format!(
-                                "memory = {:?}: expected a multiple of 2M, such as \"512M\"",
-                                text.value
+                                "memory = {}: expected a multiple of 2M, such as \"512M\"",
+                                Value(&text.value)
                             ),
                         );
                     }

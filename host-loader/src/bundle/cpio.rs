@@ -6,13 +6,16 @@
 //! Archives may follow each other, with zeroes between, as boot loaders and
 //! build tools join them; a later file of the same name wins.
 
-use alloc::borrow::ToOwned;
-use alloc::string::String;
+use super::quote::Value;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
 const HEADER: usize = 110;
 const TRAILER: &str = "TRAILER!!!";
+
+/// The most files of an archive: they are listed.
+const MAX_FILES: usize = 16 << 10;
 
 /// Why an archive is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,12 +28,15 @@ pub enum CpioError {
     Number(usize),
     /// It ends inside the header or the name at this offset.
     Truncated(usize),
-    /// It ends inside this file, whose header is at this offset.
+    /// It ends inside this file, named as in messages; its header is at this
+    /// offset.
     TruncatedFile(usize, String),
     /// It ends at this offset, without the trailer.
     NoTrailer(usize),
     /// A member's name is not plain UTF-8 text ended by a zero byte.
     Name(usize),
+    /// It holds more files than are listed.
+    Files,
 }
 
 impl fmt::Display for CpioError {
@@ -57,6 +63,11 @@ impl fmt::Display for CpioError {
             Self::Name(at) => write!(
                 f,
                 "the member at byte {at} of the cpio archive has no plain UTF-8 name"
+            ),
+            Self::Files => write!(
+                f,
+                "the cpio archive holds more than {MAX_FILES} files; the guests' own \
+                 go into their initrds"
             ),
         }
     }
@@ -119,7 +130,7 @@ impl<'a> Archive<'a> {
                 .filter(|name| !name.contains(char::is_control))
                 .ok_or(CpioError::Name(at))?;
             let data_at = name_end.next_multiple_of(4);
-            let truncated = || CpioError::TruncatedFile(at, trim(name).to_owned());
+            let truncated = || CpioError::TruncatedFile(at, Value(trim(name)).to_string());
             let data_end = data_at.checked_add(size).ok_or_else(truncated)?;
             if name == TRAILER {
                 members = 0;
@@ -130,6 +141,9 @@ impl<'a> Archive<'a> {
             members += 1;
             const REGULAR: usize = 0o100_000;
             if mode & 0o170_000 == REGULAR {
+                if files.len() == MAX_FILES {
+                    return Err(CpioError::Files);
+                }
                 files.push((trim(name), data));
             }
             at = data_end.next_multiple_of(4);

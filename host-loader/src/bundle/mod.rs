@@ -3,12 +3,14 @@
 
 pub mod config;
 pub mod cpio;
+pub mod quote;
 
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use config::GuestConfig;
 use cpio::Archive;
+use quote::Value;
 
 /// The configuration's file name in the archive.
 pub const CONFIG: &str = "guests.toml";
@@ -39,14 +41,20 @@ impl<'a> Bundle<'a> {
             {
                 let bytes = archive.file(&file.value).ok_or_else(|| {
                     format!(
-                        "{CONFIG}:{}: guest \"{}\": {} = {:?}: the bundle holds no such file",
-                        file.line, guest.name, file.key, file.value,
+                        "{CONFIG}:{}: guest \"{}\": {} = {}: the bundle holds no such file",
+                        file.line,
+                        guest.name,
+                        file.key,
+                        Value(&file.value),
                     )
                 })?;
                 if bytes.is_empty() {
                     return Err(format!(
-                        "{CONFIG}:{}: guest \"{}\": {} = {:?}: the file is empty",
-                        file.line, guest.name, file.key, file.value,
+                        "{CONFIG}:{}: guest \"{}\": {} = {}: the file is empty",
+                        file.line,
+                        guest.name,
+                        file.key,
+                        Value(&file.value),
                     ));
                 }
             }

@@ -5,6 +5,7 @@ use super::ram::GuestRam;
 use super::realm::{Realm, Rights, Shape};
 use super::{fdt, map};
 use crate::bundle::config::GuestConfig;
+use crate::bundle::quote::Value;
 use crate::bundle::{Bundle, CONFIG};
 use crate::granules::Granules;
 use crate::image::stream::Unpacker;
@@ -173,7 +174,7 @@ pub fn unpacker(bundle: &Bundle<'_>, granules: &Mutex<Granules>) -> Result<Unpac
     let start = taken.ok_or_else(|| {
         let error = ImageError::NoMemory(size as u64);
         let kernel = &guest.kernel;
-        let what = format_args!("kernel = {:?}: {error}", kernel.value);
+        let what = format_args!("kernel = {}: {error}", Value(&kernel.value));
         refuse(guest, kernel.line, what)
     })?;
     // SAFETY: The granules were free: mapped, and nobody else's from here on.
@@ -315,7 +316,7 @@ fn load(
         refuse(
             config,
             kernel.line,
-            format_args!("kernel = {:?}: {e}", kernel.value),
+            format_args!("kernel = {}: {e}", Value(&kernel.value)),
         )
     })?;
     if placed.kind != image::Kind::Raw
@@ -325,8 +326,9 @@ fn load(
             config,
             at.line,
             format_args!(
-                "{} is for raw binaries; {:?} says itself where it goes",
-                at.key, kernel.value
+                "{} is for raw binaries; {} says itself where it goes",
+                at.key,
+                Value(&kernel.value)
             ),
         ));
     }

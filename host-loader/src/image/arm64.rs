@@ -23,7 +23,8 @@ pub struct Header {
 impl Header {
     /// Reads the first 64 bytes; `None` when there is no magic.
     ///
-    /// A big-endian kernel is refused: no vCPU here starts as one.
+    /// A big-endian kernel is refused: no vCPU here starts as one. So is one whose
+    /// first instruction would be misaligned.
     pub fn parse(head: &[u8]) -> Result<Option<Self>, ImageError> {
         if head.get(0x38..0x3c) != Some(MAGIC) {
             return Ok(None);
@@ -41,6 +42,9 @@ impl Header {
         };
         if header.flags & 1 != 0 {
             return Err(ImageError::Unsupported("a big-endian kernel"));
+        }
+        if header.image_size != 0 && !header.text_offset.is_multiple_of(4) {
+            return Err(ImageError::Corrupt("an Image at no instruction's address"));
         }
         Ok(Some(header))
     }

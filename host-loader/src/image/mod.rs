@@ -149,7 +149,10 @@ fn load_raw(
         return Err(ImageError::Corrupt("it is empty"));
     }
     let entry = place.entry.unwrap_or(start);
-    if !entry.is_multiple_of(4) || !memory.range().contains(&entry) {
+    if !entry.is_multiple_of(4) {
+        return Err(ImageError::Unsupported("an entry that is no multiple of 4"));
+    }
+    if !memory.range().contains(&entry) {
         return Err(ImageError::DoesNotFit(entry..entry.saturating_add(4)));
     }
     Ok(Placed {
@@ -292,6 +295,38 @@ pub(crate) mod tests {
             load(&[1; 100], outside, &mut ram),
             Err(ImageError::DoesNotFit(_))
         ));
+    }
+
+    #[test]
+    fn a_first_instruction_off_its_place_is_refused() {
+        let mut ram = Ram::new(8 << 20);
+        for offset in [1u64, 2, 3, 5, 0x8_0001] {
+            let mut kernel = image(5000, 0x2000);
+            kernel[8..16].copy_from_slice(&offset.to_le_bytes());
+            for file in [kernel.clone(), gzip(&kernel)] {
+                let refused = load(&file, RawPlace::default(), &mut ram);
+                assert!(matches!(refused, Err(ImageError::Corrupt(_))), "{offset}");
+            }
+            // A very old one does not say its offset there.
+            kernel[16..24].fill(0);
+            let placed = load(&kernel, RawPlace::default(), &mut ram).unwrap();
+            assert_eq!(placed.entry, 0x4028_0000);
+        }
+        let mut kernel = image(5000, 0x2000);
+        kernel[8] = 4;
+        let placed = load(&kernel, RawPlace::default(), &mut ram).unwrap();
+        assert_eq!(placed.entry, 0x4020_0004);
+        for place in [(Some(0x4010_0001), None), (None, Some(0x4008_0002))] {
+            let (load_at, entry) = place;
+            let place = RawPlace {
+                load: load_at,
+                entry,
+            };
+            assert!(matches!(
+                load(&[1; 100], place, &mut ram),
+                Err(ImageError::Unsupported(_))
+            ));
+        }
     }
 
     #[test]

@@ -50,6 +50,7 @@ pub struct Used {
     /// Bytes at most, beyond what there was before.
     pub peak: usize,
     /// Blocks that were allocated.
+    #[allow(dead_code, reason = "not all tests ask")]
     pub blocks: usize,
 }
 

@@ -191,6 +191,18 @@ fn told_by_the_image() -> Vec<Case> {
         }
         Ok(())
     }));
+    cases.push(Case::new("bad-input/image-odd-text-offset", |context| {
+        let mut kernel = vec![0u8; 4096];
+        kernel[0x38..0x3c].copy_from_slice(b"ARM\x64");
+        kernel[8] = 2;
+        kernel[17] = 0x10;
+        image_tells(
+            context,
+            &bundle(GUEST, &kernel)?,
+            &[],
+            &["a", "kernel", "instruction"],
+        )
+    }));
     cases.push(Case::new("bad-input/image-empty-kernel", |context| {
         image_tells(context, &bundle(GUEST, b"")?, &[], &["a", "kernel"])
     }));
@@ -215,6 +227,7 @@ fn told_by_the_image() -> Vec<Case> {
             image_tells(context, &bundle(&text, &kernel)?, &[], &["a", "kernel"])
         },
     ));
+    cases.extend(in_little_memory());
     cases.push(Case::new("bad-input/image-regions-collide", |context| {
         // The initial RAM disk leaves no room that the kernel does not need.
         let text = GUEST
@@ -262,6 +275,52 @@ fn told_by_the_image() -> Vec<Case> {
         Ok(())
     }));
     cases
+}
+
+/// What makes the image read much, on a machine that has little.
+fn in_little_memory() -> Vec<Case> {
+    const RAM: [&str; 2] = ["--ram", "128M"];
+    vec![
+        Case::new("bad-input/image-nested-configuration", |context| {
+            let long = ["guests.toml:1:", "long"];
+            let bracket = ["guests.toml:2:", "in `["];
+            let recursion = ["guests.toml:2:", "recurs", "in `a = [[["];
+            for (open, size, names) in [
+                ("[", 240 << 10, &long[..]),
+                ("[", 60 << 10, &bracket),
+                ("a = [", 60 << 10, &recursion),
+                ("a.", 60 << 10, &["guests.toml:2:"]),
+                (".", 60 << 10, &["guests.toml:2:"]),
+            ] {
+                let last = &open[open.len() - 1..];
+                let text = format!("\n{open}{}", last.repeat(size));
+                let folder = tempfile::tempdir_in(&context.folder)?;
+                let file = folder.path().join("bundle.cpio");
+                fs::write(&file, bundle(&text, b"a kernel")?)?;
+                let called = boot_with(context, &file, &RAM)?.ended(2)?;
+                told(&called, names)?;
+            }
+            Ok(())
+        }),
+        Case::new("bad-input/image-many-files", |context| {
+            let mut archive = Archive::new();
+            archive.file(CONFIGURATION, GUEST.as_bytes())?;
+            for index in 0..100_000 {
+                archive.file(&format!("f{index}"), b"")?;
+            }
+            image_tells(context, &archive.finish()?, &RAM, &["cpio", "files"])
+        }),
+        Case::new("bad-input/image-long-name", |context| {
+            let name = "k".repeat(60 << 10);
+            let text = GUEST.replace("a/kernel", &name);
+            image_tells(
+                context,
+                &bundle(&text, b"a kernel")?,
+                &RAM,
+                &["guests.toml:3:", "kkk...\"", "no such file"],
+            )
+        }),
+    ]
 }
 
 fn bundle(configuration: &str, kernel: &[u8]) -> Result<Vec<u8>> {

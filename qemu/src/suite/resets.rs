@@ -90,11 +90,10 @@ fn together(context: &Context, ram: u32) -> Result<()> {
     let folder = tempfile::tempdir_in(&context.folder)?;
     let kernel = packed(context, folder.path())?;
     let cmdline = format!("times={TIMES}");
-    let guests = [("one", true), ("two", false)]
-        .map(|(name, console)| Guest {
-            memory: Size::mib(64),
-            ..guest(name, &kernel, &cmdline, console)
-        });
+    let guests = [("one", true), ("two", false)].map(|(name, console)| Guest {
+        memory: Size::mib(64),
+        ..guest(name, &kernel, &cmdline, console)
+    });
     let bundle = folder.path().join("bundle.cpio");
     fs::write(&bundle, crate::bundle::pack(&guests)?)?;
     let called = Call::run(context)?
