@@ -1,9 +1,13 @@
-//! Any bytes load inside the guest's RAM or not at all.
+//! Any bytes load inside the guest's RAM or not at all, in the memory that they
+//! say they take.
 #![no_main]
 
 use core::ops::Range;
-use host_loader::image::{GuestMemory, RawPlace, load};
+use host_loader::image::stream::Unpacker;
+use host_loader::image::{GuestMemory, ImageError, RawPlace, load};
+use host_loader_fuzz::within;
 use libfuzzer_sys::fuzz_target;
+use std::cell::RefCell;
 
 struct Ram(Vec<u8>);
 
@@ -29,9 +33,26 @@ impl GuestMemory for Ram {
     }
 }
 
+/// Of the unpacker: a window of 8 MiB, as most have.
+const MEMORY: usize = 9 << 20;
+
+thread_local! {
+    static UNPACKER: RefCell<Unpacker> =
+        RefCell::new(Unpacker::new(Box::leak(vec![0; MEMORY].into())));
+}
+
 fuzz_target!(|bytes: &[u8]| {
     let mut ram = Ram(vec![0; 4 << 20]);
-    if let Ok(placed) = load(bytes, RawPlace::default(), &mut ram) {
+    let takes = Unpacker::memory_for(bytes);
+    let loaded = UNPACKER.with_borrow_mut(|unpacker| {
+        // Segments of an ELF file are listed; nothing else is allocated.
+        within(8 << 10, || {
+            load(bytes, RawPlace::default(), unpacker, &mut ram)
+        })
+    });
+    let lacks = matches!(loaded, Err(ImageError::NoMemory(_)));
+    assert_eq!(lacks, takes > MEMORY);
+    if let Ok(placed) = loaded {
         assert!(placed.range.start >= BASE && placed.range.end <= ram.range().end);
         assert!(ram.range().contains(&placed.entry));
     }

@@ -58,7 +58,7 @@ fn beside(context: &Context) -> Result<()> {
     let mut machine = machine(context, folder.path(), &guests)?;
     machine.cpu = "cortex-a57".into();
     machine.cpus = 2;
-    let mut capture = Capture::start(&machine, LIMIT, false)?;
+    let mut capture = Capture::start(&machine, 4 * LIMIT, false)?;
     let talk = |capture: &mut Capture| -> Result<Ending> {
         capture.until("waits")?;
         capture.until_logged(&format!("resets: {MANY} resets"))?;
