@@ -6,13 +6,15 @@ use counting::counted;
 use host_loader::bundle::config::{self, MAX_LENGTH};
 use proptest::prelude::*;
 
-/// Bytes of the heap for each byte of the file, at most.
+/// Bytes of the heap for each byte of the file, at most, and for tables in
+/// tables, as deep as the parser goes.
 const HEAP_PER_BYTE: usize = 320;
+const HEAP_OF_DEPTH: usize = 256 << 10;
 
 /// Reads the file in so much memory that the image's heap has it: the error.
 fn read(text: &str) -> Option<String> {
     let (result, used) = counted(|| config::parse(text.as_bytes()));
-    let most = HEAP_PER_BYTE * text.len().min(MAX_LENGTH) + (16 << 10);
+    let most = HEAP_PER_BYTE * text.len().min(MAX_LENGTH) + HEAP_OF_DEPTH;
     let start: String = text.chars().take(40).collect();
     assert!(used.peak <= most, "{start}: {used:?} of {most}");
     let error = result.err();

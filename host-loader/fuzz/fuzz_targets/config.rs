@@ -7,7 +7,7 @@ use host_loader_fuzz::within;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    match within(320 * bytes.len() + (16 << 10), || config::parse(bytes)) {
+    match within(320 * bytes.len() + (256 << 10), || config::parse(bytes)) {
         Ok(guests) => {
             assert!(!guests.is_empty());
             assert!(guests.iter().filter(|g| g.console).count() <= 1);
