@@ -68,20 +68,24 @@ primary_entry:
     b       3b
 
 // ---------------------------------------------------------------------------
-// Every other CPU, and the boot CPU when it takes up its own tables and stack.
-// x0 = its `Pe`, whose first words are laid out in cpu/pe.rs:
+// A CPU that was started, x0 = its `Pe`; or, with x1 = where it goes on in Rust,
+// the boot CPU when it takes up its own tables and stack. The first words of a
+// `Pe` are laid out in cpu/pe.rs:
 //   0 stack top, 8 emergency stack top, 16 TTBR0_EL2, 24 TCR_EL2, 32 MAIR_EL2,
 //   40 SCTLR_EL2, 48 Rust entry
     .global secondary_entry
 secondary_entry:
+    ldr     x1, [x0, #48]
+    .global take_up
+take_up:
     msr     daifset, #0xf
+    mov     x20, x1
     mov     x19, x0
     mov     x0, #(1 << 31)
     msr     hcr_el2, x0
     isb
     ldp     x1, x2, [x19, #16]
     ldp     x3, x4, [x19, #32]
-    ldr     x5, [x19, #48]
     tlbi    alle2
     dsb     nsh
     msr     ttbr0_el2, x1
@@ -104,7 +108,7 @@ secondary_entry:
     mov     x29, xzr
     mov     x30, xzr
     mov     x0, x19
-    blr     x5
+    blr     x20
 4:  wfe
     b       4b
 

@@ -2,8 +2,8 @@
 //!
 //! `asm.S` relocates and calls `primary_start` with the MMU off; that finds the
 //! machine and builds EL2's own map; `asm.S` switches to it and calls
-//! `primary_main`, which takes charge of memory and begins the host. Every
-//! other PE comes by `secondary_main` when the host turns it on.
+//! `primary_main`, which takes charge of memory and begins the host. A PE that
+//! the host turns on comes by `started_main`, whether it booted or not.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
@@ -31,7 +31,7 @@ mod image {
         static __text_end: u8;
         static __rodata_end: u8;
         static __image_end: u8;
-        fn secondary_entry(pe: &'static Pe) -> !;
+        fn take_up(pe: &'static Pe, entry: extern "C" fn(&'static Pe) -> !) -> !;
     }
 
     /// What the part with the MMU off hands to the part with it on.
@@ -76,8 +76,10 @@ mod image {
             }
         };
         // SAFETY: asm.S loads the map just built, in which this code stands at
-        // its own address, and goes on at `primary_main` on this PE's stack.
-        unsafe { secondary_entry(pe) }
+        // its own address, and goes on at `primary_main` on this PE's stack. That
+        // is this boot's alone: a PE that is started again, this one too, comes
+        // by its `Pe`'s entry.
+        unsafe { take_up(pe, primary_main) }
     }
 
     fn prepare(
@@ -95,12 +97,9 @@ mod image {
         let flat_end = &raw const __image_end as u64;
         report::set_image(base, flat_end);
         let (image, appendix) = find_image(base, flat_end)?;
-        let layout = Layout::plan(machine, &features, granules, &image, &appendix)?;
-        let entries = [
-            primary_main as *const () as u64,
-            secondary_main as *const () as u64,
-        ];
-        let pe = layout.build_pes(machine, &features, &image, entries)?;
+        let layout = Layout::plan(&machine, &features, &image, &appendix)?;
+        let entry = started_main as *const () as u64;
+        let pe = layout.build_pes(machine, &features, &image, entry)?;
         let early = layout.written_early();
         let line = features.dcache_line;
         let data = image.data;
@@ -216,8 +215,8 @@ mod image {
         system
     }
 
-    /// Any other PE, when the host turned it on.
-    extern "C" fn secondary_main(pe: &'static Pe) -> ! {
+    /// Any PE that the host turned on, the one that booted among them.
+    extern "C" fn started_main(pe: &'static Pe) -> ! {
         let system = hyp::system();
         let features = Features::read();
         if !features.covers(&system.features) {

@@ -193,8 +193,8 @@ impl Layout {
         })
     }
 
-    /// Builds EL2's stage 1 and the list of PEs; `primary` and `secondary` are
-    /// where they begin in Rust. Returns the boot PE.
+    /// Builds EL2's stage 1 and the list of PEs; `entry` is where each begins in
+    /// Rust when it is started. Returns the boot PE.
     ///
     /// # Errors
     /// A machine that the tables cannot cover, or without redistributors.
@@ -203,7 +203,7 @@ impl Layout {
         machine: &Machine,
         features: &Features,
         image: &Image,
-        [primary, secondary]: [u64; 2],
+        entry: u64,
     ) -> Result<&'static Pe, BootError> {
         let geometry = stage1::geometry(features, self.granules.el2)
             .map_err(|_| "this CPU cannot map its physical addresses at EL2 with this granule")?;
@@ -214,7 +214,6 @@ impl Layout {
         for (index, &mpidr) in machine.pes.iter().enumerate() {
             let gicr = gic::find_redistributor(&machine.gicr, machine.gicr_stride, mpidr)
                 .ok_or("a CPU of the device tree has no redistributor in the GIC")?;
-            let entry = if mpidr == boot { primary } else { secondary };
             let place = list.wrapping_add(index);
             // SAFETY: the region is EL2's and holds MAX_PES of them.
             unsafe { place.write(Pe::new(index, mpidr, gicr, &self.stacks, regime, entry)) };
