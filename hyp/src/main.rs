@@ -97,7 +97,7 @@ mod image {
         let flat_end = &raw const __image_end as u64;
         report::set_image(base, flat_end);
         let (image, appendix) = find_image(base, flat_end)?;
-        let layout = Layout::plan(&machine, &features, &image, &appendix)?;
+        let layout = Layout::plan(machine, &features, granules, &image, &appendix)?;
         let entry = started_main as *const () as u64;
         let pe = layout.build_pes(machine, &features, &image, entry)?;
         let early = layout.written_early();

@@ -91,7 +91,7 @@ fn cpu_on([target, entry, context]: [u64; 3]) -> i64 {
     }
     let answer = start(pe) as i64;
     if answer != psci::SUCCESS {
-        pe.set_power(Power::Off);
+        pe.give_up_start();
     }
     answer
 }
