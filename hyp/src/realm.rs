@@ -166,17 +166,31 @@ impl VcpuSet for Vcpus<'_> {
             return;
         }
         if let Some(rec) = self.realm.rec(vcpu) {
-            // SAFETY: as `redistributor`; the PE's number is atomic.
-            kick(unsafe { Rec::at(rec) });
+            // SAFETY: as `redistributor`; what a kick reads is atomic.
+            kick(rec, unsafe { Rec::at(rec) });
         }
     }
 }
 
-/// Interrupts the PE where the REC runs or last ran, unless that is this one.
-pub fn kick(rec: &Rec) {
+/// Has the REC at `pa` look at its interrupts, which have just changed: if it
+/// runs, its PE is interrupted; if it waits in the host of the PE where it last
+/// ran, the host is, which may sleep. While that PE runs another REC nothing is
+/// sent: its host looks when that one comes out.
+///
+/// One interrupt is enough until somebody looks. None is lost: whoever runs a REC
+/// or asks for it publishes that ([`Pe::set_runs`], [`Rec::looks`]) before it
+/// looks, the caller changes the interrupts before it reads either, and all of
+/// these are in one order (SeqCst).
+///
+/// [`Pe::set_runs`]: pe::Pe::set_runs
+pub fn kick(pa: u64, rec: &Rec) {
     let me = crate::mrs!("mpidr_el1") & pe::MPIDR_AFFINITY;
-    if let Some(pe) = pe::all().get(rec.pe.load(Ordering::SeqCst) as usize)
-        && pe.mpidr != me
+    let last = rec.pe.load(Ordering::SeqCst) as usize;
+    let Some(pe) = pe::all().get(last).filter(|pe| pe.mpidr != me) else {
+        return;
+    };
+    if matches!(pe.runs(), runs if runs == pa || runs == pe::NO_REC)
+        && !rec.kicked.swap(true, Ordering::SeqCst)
     {
         gic::send_kick(pe.mpidr);
     }

@@ -31,6 +31,8 @@ pub struct Rec {
     runnable: AtomicBool,
     /// The host wants it back: it exits as soon as it can.
     pub exit_requested: AtomicBool,
+    /// It was kicked and has not looked since ([`crate::realm::kick`]).
+    pub kicked: AtomicBool,
     /// PE where it runs or last ran.
     pub pe: AtomicU32,
     /// SGIs, PPIs and what the list registers hold.
@@ -122,6 +124,7 @@ impl Rec {
             index,
             runnable: AtomicBool::new(false),
             exit_requested: AtomicBool::new(false),
+            kicked: AtomicBool::new(false),
             pe: AtomicU32::new(NO_PE),
             redistributor: UnsafeCell::new(Redistributor::new(Affinity::from_mpidr(mpidr))),
             run: UnsafeCell::new(Run {
@@ -155,6 +158,12 @@ impl Rec {
     /// May be entered.
     pub fn runnable(&self) -> bool {
         self.runnable.load(Ordering::Acquire)
+    }
+
+    /// Says that its interrupts are looked at from here on: what came before is
+    /// seen, what comes later kicks again.
+    pub fn looks(&self) {
+        self.kicked.store(false, Ordering::SeqCst);
     }
 
     /// Turns it on or off.

@@ -18,7 +18,7 @@ pub const LOG: u64 = 0xC600_0003;
 pub const LOG_LINE_MAX: u64 = 256;
 /// `SET_SPI(rd, intid, level)`: drives the input line of a guest's SPI (32 and
 /// up) to 0 or 1. A vCPU that runs elsewhere takes it at once; for one that
-/// does not run, its last PE is sent the SGI [`KICK_SGI`].
+/// waits in the host, see [`KICK_SGI`].
 pub const SET_SPI: u64 = 0xC600_0004;
 /// `REC_PENDING(rec)`: X1 = 1 if the vCPU has an interrupt that would wake it
 /// from WFI, or a timer that has fired.
@@ -35,8 +35,11 @@ pub const GICD_IPA: u64 = 0x0800_0000;
 /// Where it puts the redistributors, 128 KiB for each vCPU.
 pub const GICR_IPA: u64 = 0x080A_0000;
 
-/// The SGI by which EL2 wakes a PE: it tells a host that runs there that a
-/// vCPU it left waiting may have work. The host leaves this SGI enabled.
+/// The SGI by which EL2 wakes a PE. A host that sleeps there takes it as: look
+/// again ([`REC_PENDING`]) at each vCPU that last ran here and waits. It comes once
+/// until a vCPU is looked at or entered, and not while the PE runs another vCPU:
+/// so a host asks for those that wait whenever one comes out, and bounds by a timer
+/// how long one runs while others wait. EL2 keeps this SGI enabled.
 pub const KICK_SGI: u32 = 8;
 
 /// What a range of [`MEMORY_RANGE`] is taken by.

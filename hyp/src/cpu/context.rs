@@ -1,6 +1,7 @@
 //! What a lower exception level has in registers: general purpose, EL1 system
 //! registers, timers, and FP/SIMD.
 
+use super::features::Features;
 use crate::{mrs, msr};
 
 /// General-purpose registers, program counter and PSTATE of a lower level.
@@ -63,13 +64,18 @@ macro_rules! el1_registers {
             $($(#[$doc])* pub $field: u64,)*
             /// Pointer authentication keys, lo and hi of IA, IB, DA, DB, GA.
             pub keys: [u64; 10],
+            /// VDISR_EL2: what a guest reads and writes as DISR_EL1.
+            pub vdisr: u64,
         }
 
         impl El1 {
-            /// Reads the CPU's registers. `pauth`: the CPU has keys.
-            pub fn save(&mut self, pauth: bool) {
+            /// Reads the CPU's registers, those that it has.
+            pub fn save(&mut self, features: &Features) {
                 $(self.$field = mrs!($name);)*
-                if pauth {
+                if features.ras {
+                    self.vdisr = mrs!("S3_4_C12_C1_1");
+                }
+                if features.pauth {
                     self.keys = [
                         mrs!("S3_0_C2_C1_0"), mrs!("S3_0_C2_C1_1"),
                         mrs!("S3_0_C2_C1_2"), mrs!("S3_0_C2_C1_3"),
@@ -81,9 +87,12 @@ macro_rules! el1_registers {
             }
 
             /// Writes the CPU's registers.
-            pub fn load(&self, pauth: bool) {
+            pub fn load(&self, features: &Features) {
                 $(msr!($name, self.$field);)*
-                if pauth {
+                if features.ras {
+                    msr!("S3_4_C12_C1_1", self.vdisr);
+                }
+                if features.pauth {
                     let k = &self.keys;
                     msr!("S3_0_C2_C1_0", k[0]);
                     msr!("S3_0_C2_C1_1", k[1]);
@@ -99,7 +108,7 @@ macro_rules! el1_registers {
             }
 
             /// All zero: only for [`El1::reset`].
-            const ZERO: Self = Self { $($field: 0,)* keys: [0; 10] };
+            const ZERO: Self = Self { $($field: 0,)* keys: [0; 10], vdisr: 0 };
         }
     };
 }

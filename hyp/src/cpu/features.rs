@@ -66,6 +66,8 @@ pub struct Features {
     pub e2h0: bool,
     /// The GIC's system registers.
     pub gic_sysregs: bool,
+    /// FEAT_RAS: a guest's DISR_EL1 is VDISR_EL2.
+    pub ras: bool,
     /// FEAT_MPAM: EL2 must let EL1 at its registers or trap them.
     pub mpam: bool,
     /// Smallest data cache line in bytes.
@@ -118,6 +120,7 @@ impl Features {
             rng: field(isar0, 60) >= 1,
             e2h0: field(mmfr4, 24) == 0,
             gic_sysregs: field(pfr0, 24) >= 1,
+            ras: field(pfr0, 28) >= 1,
             mpam: field(pfr0, 40) >= 1 || field(pfr1, 16) >= 1,
             dcache_line: 4 << (mrs!("ctr_el0") >> 16 & 0xf),
             midr: mrs!("midr_el1"),

@@ -28,6 +28,7 @@ pub mod gicr {
     pub const SGI_BASE: u64 = 0x1_0000;
     pub const IGROUPR0: u64 = SGI_BASE + 0x80;
     pub const ISENABLER0: u64 = SGI_BASE + 0x100;
+    pub const ICENABLER0: u64 = SGI_BASE + 0x180;
     pub const ISACTIVER0: u64 = SGI_BASE + 0x300;
     pub const ICACTIVER0: u64 = SGI_BASE + 0x380;
     pub const IPRIORITYR: u64 = SGI_BASE + 0x400;
@@ -155,12 +156,32 @@ pub struct VirtualInterface {
     ap1r: [u64; 4],
 }
 
-/// What the host's CPU interface had before EL2 borrowed it for a guest.
+/// What the host's CPU interface and the virtual timer's interrupt had before EL2
+/// borrowed them for a guest.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostInterface {
     pmr: u64,
     ctlr: u64,
     igrpen1: u64,
+    timer: Line,
+    timer_active: bool,
+}
+
+/// The settings of an SGI or PPI.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Line {
+    enabled: bool,
+    group1: bool,
+    priority: u8,
+}
+
+impl Line {
+    /// What EL2 needs of an interrupt that it takes: a priority above the usual.
+    const OURS: Self = Self {
+        enabled: true,
+        group1: true,
+        priority: 0x80,
+    };
 }
 
 /// Active priority words for a count of preemption bits.
@@ -210,27 +231,51 @@ impl Gic {
     }
 
     /// Makes EL2's own interrupts deliverable on this PE: enabled, group 1, with
-    /// a priority above the usual. Done when the host begins on it, and again
-    /// before its first guest, because the virtual timer's is the host's to
-    /// change (exception/redistributor.rs keeps it from the others).
+    /// a priority above the usual. The host cannot change them after that
+    /// (exception/redistributor.rs).
     pub fn enable_own(&self) {
         let asleep = gicr::WAKER_PROCESSOR_SLEEP;
         Machines.modify(self.rd_base + gicr::WAKER, 4, |waker| waker & !asleep);
-        let own = [
-            self.ppi.maintenance,
-            self.ppi.virtual_timer,
-            self.ppi.hyp_timer,
-            KICK_SGI,
-        ];
-        let bits = own.iter().fold(0, |bits, intid| bits | 1 << intid);
-        let group = self.rd_base + gicr::IGROUPR0;
-        Machines.modify(group, 4, |group| group | u64::from(bits));
-        for intid in own {
-            let word = self.rd_base + gicr::IPRIORITYR + u64::from(intid & !3);
-            let shift = (intid & 3) * 8;
-            Machines.modify(word, 4, |word| word & !(0xff << shift) | 0x80 << shift);
+        for intid in [self.ppi.maintenance, self.ppi.hyp_timer, KICK_SGI] {
+            self.set_line(intid, Line::OURS);
         }
-        write32(self.rd_base + gicr::ISENABLER0, bits);
+    }
+
+    /// The settings of an SGI or PPI of this PE.
+    fn line(&self, intid: u32) -> Line {
+        let bit = |offset| Machines.read(self.rd_base + offset, 4) >> intid & 1 != 0;
+        Line {
+            enabled: bit(gicr::ISENABLER0),
+            group1: bit(gicr::IGROUPR0),
+            priority: Machines.read(self.priority(intid), 1) as u8,
+        }
+    }
+
+    /// Changes them. When it returns, one that is disabled is not signalled.
+    fn set_line(&self, intid: u32, line: Line) {
+        if !line.enabled {
+            write32(self.rd_base + gicr::ICENABLER0, 1 << intid);
+            while Machines.read(self.rd_base + gicr::CTLR, 4) & gicr::CTLR_RWP != 0 {
+                core::hint::spin_loop();
+            }
+        }
+        let group = self.rd_base + gicr::IGROUPR0;
+        let bit = 1 << intid;
+        Machines.modify(group, 4, |group| {
+            if line.group1 {
+                group | bit
+            } else {
+                group & !bit
+            }
+        });
+        Machines.write(self.priority(intid), 1, line.priority.into());
+        if line.enabled {
+            write32(self.rd_base + gicr::ISENABLER0, 1 << intid);
+        }
+    }
+
+    fn priority(&self, intid: u32) -> u64 {
+        self.rd_base + gicr::IPRIORITYR + u64::from(intid)
     }
 
     /// Sets or clears the active state of the virtual timer's PPI: while active
@@ -254,10 +299,11 @@ impl Gic {
         write32(base + 0x200 + word * 4, 1 << (intid % 32));
     }
 
-    /// Borrows the CPU interface from the host: every priority passes, group 1
-    /// is on, and EOI only drops priority, so that the virtual timer's interrupt
-    /// stays active until the guest deactivates it.
-    pub fn borrow(&self, host: &mut HostInterface) {
+    /// Borrows from the host, for a guest: the CPU interface, so that every
+    /// priority passes, group 1 is on, and EOI only drops priority (the virtual
+    /// timer's interrupt stays active until the guest deactivates it); and that
+    /// interrupt. `changed`: the host may have changed it since the last time.
+    pub fn borrow(&self, host: &mut HostInterface, changed: bool) {
         host.pmr = mrs!("S3_0_C4_C6_0");
         host.ctlr = mrs!("S3_0_C12_C12_4");
         host.igrpen1 = mrs!("S3_0_C12_C12_7");
@@ -266,10 +312,27 @@ impl Gic {
         msr!("S3_0_C12_C12_7", 1);
         // Without Enable, EL1's access to ICC_SRE_EL1 traps: it is shared.
         msr!("S3_4_C12_C9_5", 0x7);
+        let timer = self.ppi.virtual_timer;
+        if changed {
+            host.timer = self.line(timer);
+        }
+        if host.timer != Line::OURS {
+            self.set_line(timer, Line::OURS);
+        }
+        let active = Machines.read(self.rd_base + gicr::ISACTIVER0, 4);
+        host.timer_active = active >> timer & 1 != 0;
+        if host.timer_active {
+            self.set_timer_active(false);
+        }
     }
 
-    /// Gives it back.
+    /// Gives it back as it was, whatever the guest has left: it may have
+    /// acknowledged the timer's interrupt and not ended it.
     pub fn give_back(&self, host: &HostInterface) {
+        self.set_timer_active(host.timer_active);
+        if host.timer != Line::OURS {
+            self.set_line(self.ppi.virtual_timer, host.timer);
+        }
         msr!("S3_0_C4_C6_0", host.pmr);
         msr!("S3_0_C12_C12_4", host.ctlr);
         msr!("S3_0_C12_C12_7", host.igrpen1);

@@ -60,8 +60,9 @@ pub mod hcr {
 const CPTR: u64 = 0x22ff | 1 << 8 | 1 << 12 | 1 << 20 | 1 << 30;
 /// CPTR_EL2.TFP.
 const CPTR_TFP: u64 = 1 << 10;
-/// MDCR_EL2: debug registers, OS lock and PMU trap; HPMN is the CPU's.
-const MDCR: u64 = 1 << 11 | 1 << 10 | 1 << 9 | 1 << 6 | 1 << 5;
+/// MDCR_EL2: debug registers, OS lock, PMU, trace filter (TTRF) and profiling
+/// (TPMS) trap, the trace and profiling buffers are EL2's; HPMN is the CPU's.
+const MDCR: u64 = 1 << 19 | 1 << 14 | 1 << 11 | 1 << 10 | 1 << 9 | 1 << 6 | 1 << 5;
 
 /// Whose FP/SIMD registers the PE holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,9 +95,7 @@ pub struct Cpu {
     /// The host.
     pub host: Host,
     fp_owner: FpOwner,
-    /// EL2's own interrupts have been enabled after the host's set-up.
-    gic_ready: bool,
-    /// The virtual timer's PPI is active at the physical GIC.
+    /// While a guest runs: the virtual timer's PPI is active at the physical GIC.
     pub timer_active: bool,
     /// Exits of unknown system registers that were logged already, by encoding.
     pub logged: crate::guest::Once,
@@ -145,7 +144,6 @@ impl Cpu {
                 fp: FpState::ZERO,
             },
             fp_owner: FpOwner::Host,
-            gic_ready: false,
             timer_active: false,
             logged: crate::guest::Once::new(),
         }
@@ -185,7 +183,13 @@ impl Cpu {
         self.host.gprs = Gprs::reset(pc);
         self.host.gprs.x[0] = context;
         self.host.el1 = El1::reset();
-        self.host.el1.load(self.system.features.pauth);
+        self.host.el1.load(&self.system.features);
+        // Out of reset as far as the host can tell, whatever the firmware keeps.
+        msr!("cntv_ctl_el0", 0);
+        msr!("cntp_ctl_el0", 0);
+        self.host.fp = FpState::ZERO;
+        self.fp_to_host();
+        self.pe.note_redistributor_change();
         self.gic.stop_lpis();
         self.gic.enable_own();
         self.host_traps();
@@ -198,16 +202,14 @@ impl Cpu {
     /// Takes the PE from the host and gives it to a guest with this register
     /// state. `trap`: TWI and TWE as the host asked.
     pub fn switch_to_guest(&mut self, guest: &GuestState<'_>, trap: u64) {
-        let pauth = self.system.features.pauth;
-        if !self.gic_ready {
-            self.gic.enable_own();
-            self.gic_ready = true;
-        }
-        self.host.el1.save(pauth);
+        let features = &self.system.features;
+        self.host.el1.save(features);
         self.host.vtimer.take();
-        self.gic.borrow(&mut self.host.interface);
+        let changed = self.pe.take_redistributor_change();
+        self.gic.borrow(&mut self.host.interface, changed);
+        self.timer_active = false;
         self.guest_traps(guest, trap);
-        guest.el1.load(pauth);
+        guest.el1.load(features);
         self.set_fp_trap(!self.holds_fp(guest.rec, guest.fp_pe));
         self.gic.load(guest.interface);
         guest.vtimer.give();
@@ -245,7 +247,7 @@ impl Cpu {
 
     /// Takes the PE back from a guest for the host, saving the guest's state.
     pub fn switch_to_host(&mut self, guest: SavedState<'_>) {
-        let pauth = self.system.features.pauth;
+        let features = &self.system.features;
         guest.vtimer.take();
         msr!("cnthp_ctl_el2", 0);
         self.gic.save(guest.interface);
@@ -256,8 +258,8 @@ impl Cpu {
             instr::isb();
             guest.fp.save();
         }
-        guest.el1.save(pauth);
-        self.host.el1.load(pauth);
+        guest.el1.save(features);
+        self.host.el1.load(features);
         self.gic.give_back(&self.host.interface);
         self.host_traps();
         self.host.vtimer.give();

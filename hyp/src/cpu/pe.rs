@@ -4,7 +4,7 @@
 //! A `Pe` is shared: other PEs read it to start or to interrupt this one. What a
 //! PE alone touches is on its own stack ([`crate::cpu::Cpu`]).
 
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use spin::Once;
 
@@ -31,6 +31,9 @@ pub struct Regime {
     /// SCTLR_EL2.
     pub sctlr: u64,
 }
+
+/// The PA of no REC.
+pub const NO_REC: u64 = u64::MAX;
 
 /// Whether a PE runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +62,9 @@ pub struct Pe {
     /// Its redistributor's RD_base.
     pub gicr: u64,
     power: AtomicU8,
+    redistributor_changed: AtomicBool,
+    /// PA of the REC that runs here, or [`NO_REC`].
+    runs: AtomicU64,
     start_pc: AtomicU64,
     start_context: AtomicU64,
 }
@@ -127,6 +133,8 @@ impl Pe {
             mpidr,
             gicr,
             power: AtomicU8::new(Power::Off as u8),
+            redistributor_changed: AtomicBool::new(true),
+            runs: AtomicU64::new(NO_REC),
             start_pc: AtomicU64::new(0),
             start_context: AtomicU64::new(0),
         }
@@ -160,10 +168,38 @@ impl Pe {
         Ok(())
     }
 
-    /// Sets the state: a PE its own, or the one that claimed the start and saw
-    /// the firmware refuse.
+    /// Sets the state: a PE its own.
     pub fn set_power(&self, power: Power) {
         self.power.store(power as u8, Ordering::Release);
+    }
+
+    /// Ends a claim whose start the firmware refused. One that has denied its own
+    /// `CPU_OFF` meanwhile is on.
+    pub fn give_up_start(&self) {
+        let (from, to) = (Power::Starting as u8, Power::Off as u8);
+        // Whoever else changed it knows better.
+        let _ = (self.power).compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Says which REC runs here, by its PA, or that none does any more.
+    pub fn set_runs(&self, rec: u64) {
+        self.runs.store(rec, Ordering::SeqCst);
+    }
+
+    /// The REC that runs here, or [`NO_REC`].
+    pub fn runs(&self) -> u64 {
+        self.runs.load(Ordering::SeqCst)
+    }
+
+    /// Notes that the host wrote to this PE's redistributor.
+    pub fn note_redistributor_change(&self) {
+        self.redistributor_changed.store(true, Ordering::Release);
+    }
+
+    /// Whether it did since the last call.
+    pub fn take_redistributor_change(&self) -> bool {
+        self.redistributor_changed.load(Ordering::Acquire)
+            && self.redistributor_changed.swap(false, Ordering::AcqRel)
     }
 
     /// Where the host begins on it: program counter and X0.

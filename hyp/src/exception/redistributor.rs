@@ -16,6 +16,7 @@ use rmi::vendor::KICK_SGI;
 use crate::boot::tree::Ppis;
 use crate::cpu::Cpu;
 use crate::cpu::gic::{Machines, Registers, gicr, redistributors};
+use crate::cpu::pe;
 use crate::memory::region::Region;
 
 /// What an access to a register does.
@@ -217,7 +218,13 @@ pub fn access(cpu: &mut Cpu, esr: Syndrome, ipa: u64) -> bool {
                 size: esr.size(),
                 write,
             };
-            perform(&Machines, rd_base, Own::new(&machine.ppi), access)
+            let value = perform(&Machines, rd_base, Own::new(&machine.ppi), access);
+            if write.is_some()
+                && let Some(pe) = pe::all().iter().find(|pe| pe.gicr == rd_base)
+            {
+                pe.note_redistributor_change();
+            }
+            value
         }
     };
     if write.is_none() {

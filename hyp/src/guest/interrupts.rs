@@ -26,8 +26,6 @@ pub struct Interrupts<'a> {
     pub realm: &'a Realm,
     /// The vCPU.
     pub rec: &'a Rec,
-    /// The host runs other vCPUs on this PE: a kick may be for one of those.
-    pub shared: bool,
 }
 
 impl Interrupts<'_> {
@@ -108,8 +106,9 @@ impl Interrupts<'_> {
     pub fn physical(&mut self, run: &mut Run) -> bool {
         match self.cpu.gic.take() {
             Taken::Host => return true,
-            Taken::Kick => return self.shared,
-            Taken::Nothing => {}
+            // For this vCPU, which looks before it is entered again; or for one
+            // that the host left waiting here, which the host sees at its turn.
+            Taken::Kick | Taken::Nothing => {}
             Taken::VirtualTimer => {
                 // Folded first: the vGIC still takes the last one for pending
                 // that the guest has long deactivated, and would see no change.

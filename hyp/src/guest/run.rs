@@ -8,6 +8,7 @@ use rmi::vendor::Exit;
 use super::exits::{self, Next};
 use super::interrupts::Interrupts;
 use crate::cpu::context::{Exception, enter};
+use crate::cpu::pe::NO_REC;
 use crate::cpu::{Cpu, GuestState, SavedState, hcr};
 use crate::exception::report::stop_if_dying;
 use crate::mrs;
@@ -68,6 +69,7 @@ pub fn run(
     // Published before the vCPU's interrupts are looked at, so that a kick that
     // comes after the look finds this PE.
     rec.pe.store(cpu.pe.index as u32, Ordering::SeqCst);
+    cpu.pe.set_runs(pa);
     let mut trap = 0;
     if entry.flags.contains(EnterFlags::TRAP_WFI) {
         trap |= hcr::TWI;
@@ -89,18 +91,15 @@ pub fn run(
         },
         trap,
     );
-    let shared = entry.flags.contains(EnterFlags::TRAP_WFI);
-    let mut guest = Interrupts {
-        cpu,
-        realm,
-        rec,
-        shared,
-    };
+    let mut guest = Interrupts { cpu, realm, rec };
     if run.ptimer.ctl != 0 {
         guest.physical_timer(run);
     }
     let mut record = turns(&mut guest, pa, run);
     guest.leave(run);
+    // A kick that was sent and not taken is the host's now; the next is sent.
+    cpu.pe.set_runs(NO_REC);
+    rec.looks();
     let now = mrs!("cntpct_el0");
     cpu.switch_to_host(SavedState {
         rec: pa,
@@ -123,6 +122,7 @@ pub fn run(
 /// Enters the guest until an exit needs the host.
 fn turns(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run) -> Record {
     loop {
+        guest.rec.looks();
         if guest.rec.exit_requested.swap(false, Ordering::Acquire) {
             return Record::new(ExitReason::Irq);
         }

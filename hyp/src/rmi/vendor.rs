@@ -102,6 +102,7 @@ pub fn rec_pending(system: &System, rec: u64) -> Outcome {
     }
     // SAFETY: the REC's lock is held, and it does not run.
     let (vcpu, run) = unsafe { (Rec::at(rec), &mut *Rec::at(rec).run.get()) };
+    vcpu.looks();
     // SAFETY: it counts in its RD.
     let realm = unsafe { Realm::at(vcpu.rd) };
     let now = mrs!("cntpct_el0");
@@ -145,6 +146,6 @@ pub fn kick(system: &System, rec: u64) -> Outcome {
     // SAFETY: the REC's lock is held.
     let vcpu = unsafe { Rec::at(rec) };
     vcpu.exit_requested.store(true, Ordering::Release);
-    realm::kick(vcpu);
+    realm::kick(rec, vcpu);
     Ok(NONE)
 }
