@@ -87,6 +87,33 @@ pub fn registers() -> Met {
     met
 }
 
+/// System registers of op0 2 and 3, by number: op0\[0\], op1, CRn, CRm, op2.
+pub const REGISTERS: u32 = 1 << 15;
+
+fn encoding(register: u32) -> u32 {
+    0xd510_0000 | register << 5
+}
+
+/// Reads every system register that can be read, and tells number and value.
+pub fn read_all(mut tell: impl FnMut(u32, u64)) {
+    for register in 0..REGISTERS {
+        // SAFETY: as in `registers`.
+        if let Ok(value) = unsafe { execute(encoding(register) | 1 << 21, 0) } {
+            tell(register, value);
+        }
+    }
+}
+
+/// Writes the registers for which `value` has one.
+pub fn write_all(mut value: impl FnMut(u32) -> Option<u64>) {
+    for register in 0..REGISTERS {
+        if let Some(value) = value(register) {
+            // SAFETY: the caller leaves out what the program lives by.
+            let _ = unsafe { execute(encoding(register), value) };
+        }
+    }
+}
+
 /// Executes every cache, TLB and translation instruction, on a page of its own.
 pub fn maintenance() -> Met {
     let mut met = Met::default();

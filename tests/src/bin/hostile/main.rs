@@ -26,6 +26,10 @@ mod guest;
 mod masters;
 #[cfg(target_os = "none")]
 mod realm;
+#[cfg(target_os = "none")]
+mod tiny;
+#[cfg(target_os = "none")]
+mod worlds;
 
 tests::program!(image::main, 1);
 
@@ -57,6 +61,7 @@ mod image {
         crate::absent::checks(&mut suite);
         crate::realm::checks(&mut suite);
         crate::guest::checks(&mut suite);
+        crate::worlds::checks(&mut suite);
         crate::fuzz::checks(&mut suite, seed, count);
         crate::cpus::checks(&mut suite);
         calls::still_there(&mut suite, "end/rmi-version");

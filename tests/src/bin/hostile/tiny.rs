@@ -1,0 +1,165 @@
+//! Guests of one vCPU and a few pages, side by side: what runs in them is the
+//! caller's. They live in granules of their own, above those of other checks.
+
+use core::mem::offset_of;
+
+use rmi::fid;
+use rmi::run::{EnterFlags, ExitReason, RecEnter, RecExit, RecRun};
+use tests::bare::asm::{clean, read32, read64, write32, write64};
+
+use crate::calls::{SUCCESS, call, granule, status};
+use crate::granules::{at, delegate, fill, undelegate};
+use crate::realm::{map, normal, span, start_level, table, write_params, write_rec};
+
+/// Where a guest's memory begins, IPA.
+pub const RAM: u64 = 0x4000_0000;
+
+/// Granules before a guest's memory: RD, root, parameters, run pages, RECs,
+/// tables.
+const HEAD: u64 = 16;
+/// The first granule of the first guest.
+const FIRST: u64 = 320;
+/// vCPUs at most.
+const VCPUS: u64 = 2;
+
+/// A guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Tiny {
+    first: u64,
+    pages: u64,
+    vcpus: u64,
+}
+
+/// What an exit says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Of the call.
+    pub status: u64,
+    /// `exit_reason`.
+    pub reason: u64,
+    /// Syndrome.
+    pub esr: u64,
+    /// Offset of the access in its page.
+    pub offset: u64,
+    /// The value of a write.
+    pub value: u64,
+}
+
+impl Exit {
+    /// The offset of a device access that came out.
+    pub fn access(&self) -> Option<u64> {
+        let data_abort = self.reason == ExitReason::Sync as u64 && self.esr >> 26 == 0x24;
+        (self.status == SUCCESS && data_abort).then_some(self.offset)
+    }
+}
+
+impl Tiny {
+    /// Builds guest number `n` with this VMID: `bytes` of memory that begin with
+    /// the 4 KiB at `code`, `vcpus` that all start there with X0 = their index,
+    /// the first of them on. `None` when a call fails.
+    pub fn build(n: u64, vmid: u16, code: *const u8, bytes: u64, vcpus: u64) -> Option<Self> {
+        let pages = bytes.div_ceil(granule());
+        let this = Self {
+            first: FIRST + n * (HEAD + 0x60000 / granule()),
+            pages,
+            vcpus,
+        };
+        let (rd, root, params) = (this.granule(0), this.granule(1), this.granule(2));
+        let mut right = delegate(rd) == SUCCESS && delegate(root) == SUCCESS;
+        write_params(params, root, vmid);
+        right &= status(fid::RMI_REALM_CREATE, rd, params, 0) == SUCCESS;
+        for level in start_level() + 1..=3 {
+            let rtt = this.granule(8 + level as u64);
+            let base = RAM & !(span(level - 1) - 1);
+            right &= delegate(rtt) == SUCCESS && table(rd, rtt, base, level) == SUCCESS;
+        }
+        for page in 0..pages {
+            fill(this.memory(page * granule()), 0);
+            let pa = normal(this.memory(page * granule()));
+            right &= map(rd, RAM + page * granule(), 3, pa) == SUCCESS;
+        }
+        for offset in (0..4096).step_by(4) {
+            // SAFETY: code of the program, and memory of the host's.
+            unsafe { write32(this.memory(offset), read32(code.addr() as u64 + offset)) };
+        }
+        clean(this.memory(0), this.memory(bytes));
+        for vcpu in 0..vcpus {
+            write_rec(params, vcpu, vcpu == 0, RAM, vcpu);
+            right &= delegate(this.rec(vcpu)) == SUCCESS
+                && status(fid::RMI_REC_CREATE, rd, this.rec(vcpu), params) == SUCCESS;
+            fill(this.run(vcpu), 0);
+        }
+        right &= status(fid::RMI_REALM_ACTIVATE, rd, 0, 0) == SUCCESS;
+        right.then_some(this)
+    }
+
+    fn granule(&self, n: u64) -> u64 {
+        at(self.first + n)
+    }
+
+    fn run(&self, vcpu: u64) -> u64 {
+        self.granule(3 + vcpu % VCPUS)
+    }
+
+    /// PA of a vCPU's REC.
+    pub fn rec(&self, vcpu: u64) -> u64 {
+        self.granule(5 + vcpu % VCPUS)
+    }
+
+    /// PA of the guest's memory at this offset.
+    pub fn memory(&self, offset: u64) -> u64 {
+        self.granule(HEAD) + offset
+    }
+
+    /// Enters a vCPU, for a device access or an exit of another kind; the answer
+    /// to a read that came out before is `value`.
+    pub fn enter(&self, vcpu: u64, flags: EnterFlags, value: u64) -> Exit {
+        let run = self.run(vcpu);
+        // SAFETY: the run page is the host's.
+        unsafe {
+            write64(run + offset_of!(RecEnter, flags) as u64, flags.bits());
+            write64(run + offset_of!(RecEnter, gprs) as u64, value);
+        }
+        let status = status(fid::RMI_REC_ENTER, self.rec(vcpu), run, 0);
+        // SAFETY: as above.
+        let word =
+            |offset: usize| unsafe { read64(run + (offset_of!(RecRun, exit) + offset) as u64) };
+        Exit {
+            status,
+            reason: word(offset_of!(RecExit, exit_reason)),
+            esr: word(offset_of!(RecExit, esr)),
+            offset: word(offset_of!(RecExit, far)) & 0xfff,
+            value: word(offset_of!(RecExit, gprs)),
+        }
+    }
+
+    /// The same, again after each interrupt of the machine's.
+    pub fn go(&self, vcpu: u64, flags: EnterFlags, value: u64) -> Exit {
+        let mut exit = self.enter(vcpu, flags, value);
+        while exit.status == SUCCESS && exit.reason == ExitReason::Irq as u64 {
+            exit = self.enter(vcpu, EnterFlags::empty(), 0);
+        }
+        exit
+    }
+
+    /// Takes it apart; whether all came back.
+    pub fn destroy(self) -> bool {
+        let rd = self.granule(0);
+        let mut right = true;
+        for vcpu in 0..self.vcpus {
+            right &= status(fid::RMI_REC_DESTROY, self.rec(vcpu), 0, 0) == SUCCESS;
+            right &= undelegate(self.rec(vcpu)) == SUCCESS;
+        }
+        for page in 0..self.pages {
+            let ipa = RAM + page * granule();
+            right &= call(fid::RMI_RTT_UNMAP_UNPROTECTED, [rd, ipa, 3, 0, 0])[0] == SUCCESS;
+        }
+        for level in (start_level() + 1..=3).rev() {
+            let base = RAM & !(span(level - 1) - 1);
+            let gone = call(fid::RMI_RTT_DESTROY, [rd, base, level as u64, 0, 0]);
+            right &= gone[0] == SUCCESS && undelegate(gone[1]) == SUCCESS;
+        }
+        right &= status(fid::RMI_REALM_DESTROY, rd, 0, 0) == SUCCESS;
+        right && undelegate(rd) == SUCCESS && undelegate(self.granule(1)) == SUCCESS
+    }
+}
