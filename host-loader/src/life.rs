@@ -16,7 +16,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use rmi::run::RecRun;
 use spin::Mutex;
 
@@ -40,6 +40,8 @@ pub struct Vcpu {
     pub run: *mut RecRun,
     /// How often it was asked to start.
     pub starts: AtomicU32,
+    /// Its CPU has found it off, and looks at it only when told.
+    pub off: AtomicBool,
     /// The CPU that it runs on.
     pub cpu: usize,
 }
@@ -164,6 +166,7 @@ pub fn create(
             rec: realm.rec(index),
             run: realm.run_page(index),
             starts: AtomicU32::new(u32::from(index == 0)),
+            off: AtomicBool::new(index != 0),
             cpu,
         })
         .collect();

@@ -1,9 +1,10 @@
 //! Who runs where: each vCPU stays on its CPU, each CPU takes its vCPUs in turn.
 //!
 //! A CPU with one vCPU lets it wait for interrupts in hardware. A CPU with
-//! several traps WFI, gives each a slice by the physical timer, and sleeps only
-//! when none can run; then the timer is set to the first of their deadlines, and
-//! EL2's kick tells of interrupts that come before.
+//! several traps WFI, gives each its share by the physical timer ([`turns`]), and
+//! sleeps only when none can run; then the timer is set to the first of their
+//! deadlines, and EL2's kick tells of interrupts that come before. All time is on
+//! somebody's account: what passes between two turns, on that of the next.
 //!
 //! No wake-up is lost: interrupts are masked and acknowledged only at the head
 //! of the loop, so what arrives between looking and sleeping is still pending,
@@ -14,7 +15,7 @@ use crate::arch::{cpu, insn};
 use crate::life::{self, Guest, Vcpu};
 use crate::machine::{self, Machine};
 use crate::run::{self, Outcome};
-use crate::turns::{self, Candidate, State};
+use crate::turns::{Candidate, State, Turn, Turns};
 use crate::{console, gic, monitor, rmi_call};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -31,7 +32,7 @@ pub struct Slot {
     /// Its index there.
     pub index: usize,
     pending: EnterFlags,
-    state: State,
+    turn: Turn,
 }
 
 impl Slot {
@@ -41,12 +42,12 @@ impl Slot {
 }
 
 impl Candidate for Slot {
-    fn state(&mut self) -> &mut State {
-        &mut self.state
+    fn turn(&mut self) -> &mut Turn {
+        &mut self.turn
     }
 
     fn starts(&self) -> u32 {
-        self.vcpu().starts.load(Ordering::Acquire)
+        self.vcpu().starts.load(Ordering::SeqCst)
     }
 
     fn pending(&self) -> bool {
@@ -55,10 +56,15 @@ impl Candidate for Slot {
     }
 }
 
-/// Has a vCPU that was off looked at by its CPU.
+/// Has a vCPU that was started looked at by its CPU, if that has found it off:
+/// one that runs has nothing to look at.
 pub fn start(vcpu: &Vcpu) {
-    vcpu.starts.fetch_add(1, Ordering::AcqRel);
-    machine::get().wake(vcpu.cpu);
+    // Either this CPU sees that the other found it off, or the other sees the
+    // start when it looks after saying so.
+    vcpu.starts.fetch_add(1, Ordering::SeqCst);
+    if vcpu.off.load(Ordering::SeqCst) {
+        machine::get().wake(vcpu.cpu);
+    }
 }
 
 /// A further CPU's way here.
@@ -87,9 +93,9 @@ pub fn run_loop(machine: &'static Machine) -> ! {
     // Room for every vCPU there is: a reset allocates nothing here.
     let vcpus = machine.bundle.guests.iter().map(|guest| guest.vcpus.value);
     let mut slots: Vec<Slot> = Vec::with_capacity(vcpus.sum());
-    let mut turn = 0;
+    let mut turns = Turns::new(insn::cntfrq() / SLICES);
     let mut reported = machine.reports.load(Ordering::Acquire);
-    let slice = insn::cntfrq() / SLICES;
+    let mut since = insn::cntpct();
     loop {
         gic::take_all(|intid| interrupt(machine, intid));
         for (guest, index) in me.inbox.lock().drain(..) {
@@ -103,7 +109,7 @@ pub fn run_loop(machine: &'static Machine) -> ! {
                 guest,
                 index,
                 pending: EnterFlags::empty(),
-                state,
+                turn: Turn::new(state),
             });
         }
         let reports = machine.reports.load(Ordering::Acquire);
@@ -113,26 +119,34 @@ pub fn run_loop(machine: &'static Machine) -> ! {
         }
         if let Some(gone) = slots.iter().position(|slot| slot.guest.stopping()) {
             let slot = slots.remove(gone);
+            turns.removed(gone);
             life::leave(slot.guest);
             continue;
         }
-        let choice = turns::choose(&mut slots, turn, insn::cntpct(), slice);
+        let choice = turns.choose(&mut slots, insn::cntpct());
         set_timer(choice.timer);
         let Some(at) = choice.run else {
             insn::dsb_sy();
             insn::wfi();
+            since = insn::cntpct();
             continue;
         };
         let shared = slots.len() > 1;
         let slot = &mut slots[at];
+        slot.vcpu().off.store(false, Ordering::SeqCst);
         let starts = slot.starts();
         let outcome = run::run(machine, &slot.guest, slot.index, shared, &mut slot.pending);
         match outcome {
             Outcome::Interrupted | Outcome::Stopping => {}
-            Outcome::Waits(deadline) => slot.state = State::Waits(deadline),
-            Outcome::Off => slot.state = State::Off(starts),
+            Outcome::Waits(deadline) => slot.turn.state = State::Waits(deadline),
+            Outcome::Off => {
+                slot.vcpu().off.store(true, Ordering::SeqCst);
+                slot.turn.state = State::Off(starts);
+            }
         }
-        turn = (at + 1) % slots.len();
+        let now = insn::cntpct();
+        slot.turn.charge(now.saturating_sub(since));
+        since = now;
     }
 }
 
