@@ -15,6 +15,7 @@ use host_loader::gic::Controller;
 use host_loader::granules::Granules;
 use host_loader::guest::build;
 use host_loader::machine::{self, Cpu, Machine};
+use host_loader::pace::{Pace, at_once};
 use host_loader::platform::{Platform, Uart};
 use host_loader::port::Port;
 use host_loader::{heap, life, logger, rmi_call, sched};
@@ -112,6 +113,7 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
         cpus.len(),
         bundle.guests.len()
     );
+    let paces = bundle.guests.iter().map(|_| Pace::new()).collect();
     let machine = machine::install(Machine {
         live: AtomicUsize::new(bundle.guests.len()),
         platform,
@@ -120,6 +122,7 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
         granules,
         unpacker: Mutex::new(unpacker),
         bundle,
+        paces,
         blank,
         cpus,
         gic: Mutex::new(gic),
@@ -347,7 +350,9 @@ fn start_guests(machine: &'static Machine) -> Result<(), String> {
         let vcpus = machine.bundle.guests[index].vcpus.value;
         let cpus: Vec<usize> = (0..vcpus).map(|i| (first + i) % count).collect();
         first = (first + vcpus) % count;
-        let guest = life::create(machine, index, memory, &cpus).map_err(|(error, _)| error)?;
+        // Nobody runs yet whom it could keep waiting.
+        let guest = at_once(life::create(machine, index, memory, &cpus));
+        let guest = guest.map_err(|(error, _)| error)?;
         guests.push(guest);
     }
     for guest in &guests {

@@ -12,6 +12,7 @@
 //! | [`guest`] | a guest's map, device tree and realm |
 //! | [`device`] | device models |
 //! | [`turns`] | whose turn it is on a CPU |
+//! | [`pace`] | long work in steps |
 //! | [`rmi_call`] | calls to EL2 |
 //! | [`logger`] | the log |
 //! | [`arch`] | instructions, translation, exceptions |
@@ -31,6 +32,7 @@ pub mod granules;
 pub mod guest;
 pub mod image;
 pub mod logger;
+pub mod pace;
 pub mod platform;
 pub mod rmi_call;
 pub mod turns;

@@ -3,20 +3,27 @@
 //! Stopping is a request that every CPU which holds one of the guest's vCPUs
 //! answers by leaving ([`leave`]); the last to leave takes the guest apart and,
 //! after a reset, builds it anew. So nobody waits for anybody, and a realm is
-//! destroyed only when none of its vCPUs can be entered.
+//! destroyed only when none of its vCPUs can be entered. That is work in steps
+//! ([`crate::pace`]), which its CPU does between the turns of others and on the
+//! account of the vCPU that left.
 
 use crate::console::Console;
 use crate::guest::build::{self, Memory, Resources};
 use crate::guest::realm::Realm;
 use crate::image::GuestMemory;
 use crate::machine::{self, Machine};
+use crate::pace::Pace;
 use crate::{granules, heap, logger, rmi_call};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::future::Future;
 use core::ops::Range;
+use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use core::task::{Context, Waker};
 use rmi::run::RecRun;
 use spin::Mutex;
 
@@ -89,8 +96,43 @@ impl Guest {
     }
 }
 
-fn resources(machine: &Machine) -> Resources<'_> {
+/// What is left to do for a guest that nobody runs.
+pub struct Job {
+    /// The guest's place in the configuration.
+    pub config: usize,
+    /// Until when it goes on at a turn.
+    pub pace: &'static Pace,
+    work: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+/// Bytes of a job at most: what the heap sets aside for it.
+const JOB: usize = 8 << 10;
+
+impl Job {
+    fn new(
+        machine: &'static Machine,
+        config: usize,
+        work: impl Future<Output = ()> + 'static,
+    ) -> Self {
+        assert!(size_of_val(&work) <= JOB, "a job's size is set aside");
+        Self {
+            config,
+            pace: &machine.paces[config],
+            work: Box::pin(work),
+        }
+    }
+
+    /// Goes on until its pace says so: whether all is done.
+    pub fn turn(&mut self) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        self.work.as_mut().poll(&mut context).is_ready()
+    }
+}
+
+/// What guest `config` is built with.
+fn resources(machine: &Machine, config: usize) -> Resources<'_> {
     Resources {
+        pace: &machine.paces[config],
         granules: machine.granules,
         features: machine.features,
         rmi: machine.rmi,
@@ -103,11 +145,9 @@ fn resources(machine: &Machine) -> Resources<'_> {
 /// Takes the RAM of all guests, so that one that finds too little is told
 /// before any runs.
 pub fn allocate_all(machine: &Machine) -> Result<Vec<Memory>, String> {
-    machine
-        .bundle
-        .guests
-        .iter()
-        .map(|config| build::allocate(config, &resources(machine)))
+    let guests = machine.bundle.guests.iter().enumerate();
+    guests
+        .map(|(index, config)| build::allocate(config, &resources(machine, index)))
         .collect()
 }
 
@@ -120,12 +160,11 @@ const BLOCK_SIZES: u64 = 16;
 ///
 /// The error says what is missing.
 pub fn reserve(machine: &'static Machine, memories: &[Memory]) -> Result<(), String> {
-    let resources = resources(machine);
     let (mut heap, mut runs, mut vcpus) = (0, 0, 0);
-    for (config, memory) in machine.bundle.guests.iter().zip(memories) {
-        let needs = build::needs(config, &resources, memory)?;
+    for (index, (config, memory)) in machine.bundle.guests.iter().zip(memories).enumerate() {
+        let needs = build::needs(config, &resources(machine, index), memory)?;
         // The guest of before a reset goes when the next one runs.
-        let own = size_of::<Guest>() + config.vcpus.value * size_of::<Vcpu>();
+        let own = size_of::<Guest>() + config.vcpus.value * size_of::<Vcpu>() + JOB;
         heap += BLOCK_SIZES * (needs.heap + 2 * own.next_power_of_two() as u64);
         runs += needs.runs;
         vcpus += config.vcpus.value;
@@ -148,14 +187,15 @@ pub fn reserve(machine: &'static Machine, memories: &[Memory]) -> Result<(), Str
 /// Builds guest `config` in `memory`. Its vCPUs run on `cpus`.
 ///
 /// The error comes with the memory.
-pub fn create(
+pub async fn create(
     machine: &Machine,
     config: usize,
     mut memory: Memory,
     cpus: &[usize],
 ) -> Result<Arc<Guest>, (String, Memory)> {
     let settings = &machine.bundle.guests[config];
-    let realm = match build::build(settings, &resources(machine), &mut memory) {
+    let built = build::build(settings, &resources(machine, config), &mut memory).await;
+    let realm = match built {
         Ok(realm) => realm,
         Err(error) => return Err((error, memory)),
     };
@@ -200,16 +240,16 @@ pub fn start(machine: &Machine, guest: &Arc<Guest>) {
     }
 }
 
-/// A CPU lets go of one vCPU of a stopping guest.
-pub fn leave(guest: Arc<Guest>) {
-    if guest.attached.fetch_sub(1, Ordering::AcqRel) == 1 {
-        finish(guest);
-    }
+/// A CPU lets go of one vCPU of a stopping guest: what it has to do if that was
+/// the last.
+pub fn leave(machine: &'static Machine, guest: Arc<Guest>) -> Option<Job> {
+    let last = guest.attached.fetch_sub(1, Ordering::AcqRel) == 1;
+    last.then(|| Job::new(machine, guest.config, finish(machine, guest)))
 }
 
-/// Takes the guest apart; nobody runs it any more.
-fn finish(guest: Arc<Guest>) {
-    let machine = machine::get();
+/// Takes the guest apart, which nobody runs any more, and builds it again if it
+/// was reset.
+async fn finish(machine: &'static Machine, guest: Arc<Guest>) {
     guest.console.lock().flush(&guest.name);
     {
         let mut owner = machine.console_guest.lock();
@@ -220,7 +260,7 @@ fn finish(guest: Arc<Guest>) {
     let Some((realm, memory)) = guest.parts.lock().take() else {
         return;
     };
-    realm.destroy(machine.granules);
+    realm.destroy(resources(machine, guest.config).work()).await;
     log::debug!(
         "guest {}: taken apart; {} KiB of RAM free",
         guest.name,
@@ -230,7 +270,7 @@ fn finish(guest: Arc<Guest>) {
     if why == Stop::Reset as u8 {
         log::info!("guest {}: reset", guest.name);
         let cpus: Vec<usize> = guest.vcpus.iter().map(|v| v.cpu).collect();
-        match create(machine, guest.config, memory, &cpus) {
+        match create(machine, guest.config, memory, &cpus).await {
             Ok(again) => start(machine, &again),
             Err((error, memory)) => {
                 log::error!("{error}");

@@ -9,6 +9,7 @@ use crate::gic::{self, Controller};
 use crate::granules::Granules;
 use crate::image::stream::Unpacker;
 use crate::life::Guest;
+use crate::pace::Pace;
 use crate::platform::Platform;
 use crate::port::Port;
 use alloc::sync::Arc;
@@ -47,6 +48,8 @@ pub struct Machine {
     pub bundle: Bundle<'static>,
     /// What unpacks kernels.
     pub unpacker: Mutex<Unpacker>,
+    /// How long each guest's jobs go on, by its place in the configuration.
+    pub paces: Vec<Pace>,
     /// A granule of ones; see [`crate::guest::build::Resources`].
     pub blank: u64,
     /// The CPUs, in the device tree's order.

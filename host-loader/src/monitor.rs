@@ -7,7 +7,7 @@
 use crate::guest::realm::describe;
 use crate::machine::Machine;
 use crate::rmi_call;
-use crate::sched::Slot;
+use crate::sched::Held;
 use alloc::format;
 use alloc::string::String;
 use core::sync::atomic::Ordering;
@@ -36,14 +36,14 @@ pub fn input(machine: &Machine) {
 }
 
 /// Logs the last exits of this CPU's vCPUs.
-pub fn report(machine: &Machine, slots: &[Slot]) {
+pub fn report<'a>(machine: &Machine, held: impl Iterator<Item = &'a Held>) {
     let size = machine.granules.lock().granule();
     let Some(page) = machine.granules.lock().take(size, size) else {
         log::error!("last exits: no RAM left to read them into");
         return;
     };
     log::info!("last exits on CPU {}:", crate::arch::cpu::index());
-    for slot in slots {
+    for slot in held {
         let vcpu = &slot.guest.vcpus[slot.index];
         let who = (&slot.guest.name, slot.index);
         match rmi_call::rec_history(vcpu.rec, page) {

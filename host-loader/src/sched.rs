@@ -1,4 +1,5 @@
-//! Who runs where: each vCPU stays on its CPU, each CPU takes its vCPUs in turn.
+//! Who runs where: each vCPU stays on its CPU, each CPU takes its vCPUs in turn,
+//! and the jobs of guests that stopped there.
 //!
 //! A CPU with one vCPU lets it wait for interrupts in hardware. A CPU with
 //! several traps WFI, gives each its share by the physical timer ([`turns`]), and
@@ -12,7 +13,7 @@
 //! moved since before the entry that found it off.
 
 use crate::arch::{cpu, insn};
-use crate::life::{self, Guest, Vcpu};
+use crate::life::{self, Guest, Job, Vcpu};
 use crate::machine::{self, Machine};
 use crate::run::{self, Outcome};
 use crate::turns::{Candidate, State, Turn, Turns};
@@ -25,19 +26,45 @@ use rmi::run::EnterFlags;
 /// Slices in a second.
 const SLICES: u64 = 200;
 
-/// A vCPU on this CPU.
-pub struct Slot {
+/// How long a job goes on before the CPU looks at its interrupts, as a part of a
+/// slice.
+const JOB_PART: u64 = 5;
+
+/// Something that takes turns on this CPU.
+struct Slot {
+    what: What,
+    turn: Turn,
+    /// Whose account it is on: a guest's place in the configuration, and a vCPU's
+    /// index.
+    account: (usize, usize),
+}
+
+enum What {
+    Vcpu(Held),
+    Job(Job),
+}
+
+/// A vCPU that this CPU holds.
+pub struct Held {
     /// Its guest.
     pub guest: Arc<Guest>,
     /// Its index there.
     pub index: usize,
     pending: EnterFlags,
-    turn: Turn,
+}
+
+impl Held {
+    fn vcpu(&self) -> &Vcpu {
+        &self.guest.vcpus[self.index]
+    }
 }
 
 impl Slot {
-    fn vcpu(&self) -> &Vcpu {
-        &self.guest.vcpus[self.index]
+    fn held(&self) -> Option<&Held> {
+        match &self.what {
+            What::Vcpu(held) => Some(held),
+            What::Job(_) => None,
+        }
     }
 }
 
@@ -47,12 +74,14 @@ impl Candidate for Slot {
     }
 
     fn starts(&self) -> u32 {
-        self.vcpu().starts.load(Ordering::SeqCst)
+        self.held()
+            .map_or(0, |held| held.vcpu().starts.load(Ordering::SeqCst))
     }
 
     fn pending(&self) -> bool {
         // An error shows at the next entry.
-        rmi_call::rec_pending(self.vcpu().rec).unwrap_or(true)
+        self.held()
+            .is_none_or(|held| rmi_call::rec_pending(held.vcpu().rec).unwrap_or(true))
     }
 }
 
@@ -87,66 +116,149 @@ pub fn private(machine: &Machine) -> [u32; 3] {
     ]
 }
 
+/// All that takes turns on a CPU.
+struct Running {
+    machine: &'static Machine,
+    slots: Vec<Slot>,
+    turns: Turns,
+    /// Accounts of vCPUs that left and may come back: a reset is no new account.
+    left: Vec<((usize, usize), Turn)>,
+    /// When the last turn ended.
+    since: u64,
+}
+
 /// Runs this CPU's vCPUs until the machine ends.
 pub fn run_loop(machine: &'static Machine) -> ! {
     let me = &machine.cpus[cpu::index()];
     // Room for every vCPU there is: a reset allocates nothing here.
-    let vcpus = machine.bundle.guests.iter().map(|guest| guest.vcpus.value);
-    let mut slots: Vec<Slot> = Vec::with_capacity(vcpus.sum());
-    let mut turns = Turns::new(insn::cntfrq() / SLICES);
+    let guests = machine.bundle.guests.iter();
+    let vcpus = guests.map(|guest| guest.vcpus.value).sum();
+    let mut running = Running {
+        machine,
+        slots: Vec::with_capacity(vcpus),
+        turns: Turns::new(slice()),
+        left: Vec::with_capacity(vcpus),
+        since: insn::cntpct(),
+    };
     let mut reported = machine.reports.load(Ordering::Acquire);
-    let mut since = insn::cntpct();
     loop {
         gic::take_all(|intid| interrupt(machine, intid));
         for (guest, index) in me.inbox.lock().drain(..) {
-            // Only vCPU 0 starts by itself; the others are asked for.
-            let state = if index == 0 {
-                State::Ready
-            } else {
-                State::Off(0)
-            };
-            slots.push(Slot {
-                guest,
-                index,
-                pending: EnterFlags::empty(),
-                turn: Turn::new(state),
-            });
+            running.arrive(guest, index);
         }
         let reports = machine.reports.load(Ordering::Acquire);
         if reports != reported {
             reported = reports;
-            monitor::report(machine, &slots);
+            monitor::report(machine, running.slots.iter().filter_map(Slot::held));
         }
-        if let Some(gone) = slots.iter().position(|slot| slot.guest.stopping()) {
-            let slot = slots.remove(gone);
-            turns.removed(gone);
-            life::leave(slot.guest);
-            continue;
+        while running.let_go_of_one() {}
+        running.turn();
+    }
+}
+
+/// Ticks of a slice.
+fn slice() -> u64 {
+    insn::cntfrq() / SLICES
+}
+
+impl Running {
+    fn arrive(&mut self, guest: Arc<Guest>, index: usize) {
+        // Only vCPU 0 starts by itself; the others are asked for.
+        let state = if index == 0 {
+            State::Waits(Some(0))
+        } else {
+            State::Off(0)
+        };
+        let account = (guest.config, index);
+        let before = self.left.iter().position(|left| left.0 == account);
+        let turn = match before.map(|at| self.left.swap_remove(at).1) {
+            Some(turn) => turn.with(state),
+            None => Turn::new(state),
+        };
+        self.slots.push(Slot {
+            what: What::Vcpu(Held {
+                guest,
+                index,
+                pending: EnterFlags::empty(),
+            }),
+            turn,
+            account,
+        });
+    }
+
+    /// Lets go of a vCPU whose guest stops, if there is one. What then is to be
+    /// done for the guest goes on with its account.
+    fn let_go_of_one(&mut self) -> bool {
+        let stops = |slot: &Slot| slot.held().is_some_and(|held| held.guest.stopping());
+        let Some(at) = self.slots.iter().position(stops) else {
+            return false;
+        };
+        let Slot {
+            what: What::Vcpu(held),
+            turn,
+            account,
+        } = self.slots.remove(at)
+        else {
+            return false;
+        };
+        self.turns.removed(at);
+        match life::leave(self.machine, held.guest) {
+            Some(job) => self.slots.push(Slot {
+                what: What::Job(job),
+                turn: turn.with(State::Ready),
+                account,
+            }),
+            None => self.left.push((account, turn)),
         }
-        let choice = turns.choose(&mut slots, insn::cntpct());
+        true
+    }
+
+    /// Gives whoever's turn it is a turn, or sleeps.
+    fn turn(&mut self) {
+        let choice = self.turns.choose(&mut self.slots, insn::cntpct());
         set_timer(choice.timer);
         let Some(at) = choice.run else {
             insn::dsb_sy();
             insn::wfi();
-            since = insn::cntpct();
-            continue;
+            self.since = insn::cntpct();
+            return;
         };
-        let shared = slots.len() > 1;
-        let slot = &mut slots[at];
-        slot.vcpu().off.store(false, Ordering::SeqCst);
-        let starts = slot.starts();
-        let outcome = run::run(machine, &slot.guest, slot.index, shared, &mut slot.pending);
-        match outcome {
-            Outcome::Interrupted | Outcome::Stopping => {}
-            Outcome::Waits(deadline) => slot.turn.state = State::Waits(deadline),
-            Outcome::Off => {
-                slot.vcpu().off.store(true, Ordering::SeqCst);
-                slot.turn.state = State::Off(starts);
+        let shared = self.slots.len() > 1;
+        let slot = &mut self.slots[at];
+        let done = match &mut slot.what {
+            What::Vcpu(held) => {
+                enter(self.machine, held, &mut slot.turn, shared);
+                false
             }
-        }
+            What::Job(job) => {
+                let soon = insn::cntpct() + slice() / JOB_PART;
+                job.pace.allow(choice.timer.unwrap_or(u64::MAX).min(soon));
+                job.turn()
+            }
+        };
         let now = insn::cntpct();
-        slot.turn.charge(now.saturating_sub(since));
-        since = now;
+        slot.turn.charge(now.saturating_sub(self.since));
+        self.since = now;
+        if done {
+            let slot = self.slots.remove(at);
+            self.turns.removed(at);
+            self.left.push((slot.account, slot.turn));
+        }
+    }
+}
+
+/// Runs a vCPU until it comes out.
+fn enter(machine: &Machine, held: &mut Held, turn: &mut Turn, shared: bool) {
+    held.vcpu().off.store(false, Ordering::SeqCst);
+    let starts = held.vcpu().starts.load(Ordering::SeqCst);
+    let outcome = run::run(machine, &held.guest, held.index, shared, &mut held.pending);
+    match outcome {
+        Outcome::Interrupted | Outcome::Stopping => {}
+        Outcome::Waits(deadline) => turn.state = State::Waits(deadline),
+        Outcome::Off => {
+            held.vcpu().off.store(true, Ordering::SeqCst);
+            turn.state = State::Off(starts);
+        }
     }
 }
 

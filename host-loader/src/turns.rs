@@ -35,6 +35,11 @@ impl Turn {
         Self { state, used: None }
     }
 
+    /// The same account in another state.
+    pub const fn with(self, state: State) -> Self {
+        Self { state, ..self }
+    }
+
     /// Puts time that it took on its account, in ticks.
     pub fn charge(&mut self, ticks: u64) {
         self.used = Some(self.used.unwrap_or(0).saturating_add(ticks));

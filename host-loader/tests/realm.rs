@@ -13,6 +13,7 @@ use host_loader::bundle::Bundle;
 use host_loader::granules::{self, Granules};
 use host_loader::guest::build::{self, Resources};
 use host_loader::guest::realm::Shape;
+use host_loader::pace::{Pace, at_once};
 use rmi::feature::{Feature0, VendorFeatures};
 use rmi::params::{RealmFlags, RealmParams, RecFlags, RecParams};
 use rmi::{Status, fid};
@@ -450,6 +451,7 @@ fn with_host<R>(case: &Case<'_>, f: impl FnOnce(&Resources<'_>, &RefCell<El2>) -
     let granules = Mutex::new(free);
     let unpacker = Mutex::new(build::unpacker(&bundle, &granules).unwrap());
     let resources = Resources {
+        pace: &Pace::new(),
         granules: &granules,
         features: VendorFeatures {
             granule_shift: case.granule_shift as u8,
@@ -500,7 +502,7 @@ fn round(granule_shift: u32, arena: &Arena, fail_at: Option<usize>) -> (usize, O
 fn build_once(resources: &Resources<'_>, el2: &RefCell<El2>) -> Option<String> {
     let config = &resources.bundle.guests[0];
     let mut memory = build::allocate(config, resources).unwrap();
-    let built = build::build(config, resources, &mut memory);
+    let built = at_once(build::build(config, resources, &mut memory));
     let error = match built {
         Ok(realm) => {
             {
@@ -516,7 +518,7 @@ fn build_once(resources: &Resources<'_>, el2: &RefCell<El2>) -> Option<String> {
                     .sum();
                 assert_eq!(ram, 6 << 20);
             }
-            realm.destroy(resources.granules);
+            at_once(realm.destroy(resources.work()));
             None
         }
         Err(error) => Some(error),
@@ -610,15 +612,16 @@ fn reset_often(resources: &Resources<'_>, scattered: bool) {
     let needs = build::needs(config, resources, &memory).unwrap();
     resources.granules.lock().give(roots, ROOTS);
     let free = resources.granules.lock().free_bytes();
-    let first = build::build(config, resources, &mut memory).unwrap();
+    let first = at_once(build::build(config, resources, &mut memory)).unwrap();
     let used = free - resources.granules.lock().free_bytes();
     let runs = used / resources.granules.lock().granule();
     assert!(runs as usize <= needs.runs, "{runs} runs, {needs:?}");
-    first.destroy(resources.granules);
+    at_once(first.destroy(resources.work()));
     for _ in 0..3 {
-        let (realm, used) = counted(|| build::build(config, resources, &mut memory).unwrap());
+        let (realm, used) =
+            counted(|| at_once(build::build(config, resources, &mut memory)).unwrap());
         assert!(used.peak as u64 <= needs.heap, "{used:?}, {needs:?}");
-        let ((), used) = counted(|| realm.destroy(resources.granules));
+        let ((), used) = counted(|| at_once(realm.destroy(resources.work())));
         assert_eq!(used.blocks, 0, "taking apart allocates");
     }
     build::release(memory, resources.granules);

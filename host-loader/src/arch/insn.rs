@@ -125,6 +125,9 @@ read_register!(
     /// Cache geometry, `CTR_EL0`.
     ctr, "ctr_el0");
 read_register!(
+    /// Size of what `dc zva` zeroes, and whether it may, `DCZID_EL0`.
+    dczid, "dczid_el0");
+read_register!(
     /// Memory model features, `ID_AA64MMFR0_EL1`.
     id_aa64mmfr0, "id_aa64mmfr0_el1");
 read_register!(
@@ -230,34 +233,64 @@ pub unsafe fn copy_lines(to: *mut u8, from: *const u8, lines: usize) {
     unsafe { core::ptr::copy_nonoverlapping(from, to, lines * 64) }
 }
 
-/// Fills `size` bytes with zeroes, 64 at a time where it can.
+/// Fills `size` bytes with zeroes, by `dc zva` where the CPU has it and whole
+/// blocks of it are inside.
 ///
 /// # Safety
 /// `to` is writable for `size` bytes of Normal memory.
 pub unsafe fn zero_bytes(to: *mut u8, size: usize) {
-    let lines = size / 64;
-    #[cfg(target_os = "none")]
-    if lines > 0 {
+    // DCZID_EL0: BS in [3:0], log2 of a block's words; DZP in [4].
+    let id = dczid();
+    let block = 4usize << (id & 0xf);
+    let head = to.addr().next_multiple_of(block) - to.addr();
+    let blocks = size.saturating_sub(head) / block;
+    if id & 1 << 4 != 0 || blocks == 0 || cfg!(not(target_os = "none")) {
         // SAFETY: The caller's contract.
-        unsafe {
-            core::arch::asm!(
-                "2:",
-                "stp xzr, xzr, [{to}], #16",
-                "stp xzr, xzr, [{to}], #16",
-                "subs {n}, {n}, #1",
-                "stp xzr, xzr, [{to}], #16",
-                "stp xzr, xzr, [{to}], #16",
-                "b.ne 2b",
-                to = inout(reg) to => _, n = inout(reg) lines => _,
-                options(nostack),
-            );
-        }
+        unsafe { core::ptr::write_bytes(to, 0, size) };
+        return;
     }
-    #[cfg(not(target_os = "none"))]
+    // SAFETY: The caller's contract; `head` and `blocks` stay inside.
+    unsafe {
+        core::ptr::write_bytes(to, 0, head);
+        let from = zero_blocks(to.add(head), block, blocks);
+        core::ptr::write_bytes(from, 0, size - head - blocks * block);
+    }
+}
+
+/// Zeroes `blocks` blocks of `dc zva`; what is behind them.
+///
+/// # Safety
+/// `to` is aligned to a block, and writable for all of them.
+unsafe fn zero_blocks(to: *mut u8, block: usize, blocks: usize) -> *mut u8 {
+    let mut at = to;
+    #[cfg(target_os = "none")]
     // SAFETY: The caller's contract.
     unsafe {
-        core::ptr::write_bytes(to, 0, lines * 64);
+        core::arch::asm!(
+            "b 3f",
+            "2:",
+            ".rept 8",
+            "dc zva, {at}",
+            "add {at}, {at}, {block}",
+            ".endr",
+            "3:",
+            "subs {eights}, {eights}, #1",
+            "b.pl 2b",
+            "b 5f",
+            "4:",
+            "dc zva, {at}",
+            "add {at}, {at}, {block}",
+            "5:",
+            "subs {rest}, {rest}, #1",
+            "b.pl 4b",
+            at = inout(reg) at, block = in(reg) block,
+            eights = inout(reg) blocks / 8 => _, rest = inout(reg) blocks % 8 => _,
+            options(nostack),
+        );
     }
-    // SAFETY: The caller's contract.
-    unsafe { core::ptr::write_bytes(to.add(lines * 64), 0, size % 64) }
+    #[cfg(not(target_os = "none"))]
+    {
+        at = at.wrapping_add(block * blocks);
+    }
+    at
 }

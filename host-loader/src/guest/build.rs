@@ -1,8 +1,8 @@
 //! A guest from its configuration: RAM, kernel, initrd, device tree, realm.
 
 use super::place::{self, TREE_SPACE};
-use super::ram::GuestRam;
-use super::realm::{Realm, Rights, Shape};
+use super::ram::{GuestRam, Run};
+use super::realm::{Realm, Rights, Shape, Work};
 use super::{fdt, map};
 use crate::bundle::config::GuestConfig;
 use crate::bundle::quote::Value;
@@ -10,6 +10,7 @@ use crate::bundle::{Bundle, CONFIG};
 use crate::granules::Granules;
 use crate::image::stream::Unpacker;
 use crate::image::{self, GuestMemory, ImageError, RawPlace};
+use crate::pace::Pace;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -22,8 +23,6 @@ use spin::Mutex;
 pub struct Memory {
     /// Its RAM.
     pub ram: GuestRam,
-    /// A guest has run in it.
-    used: bool,
     /// The guest's device tree, which no reset changes; empty until the first
     /// start.
     tree: Vec<u8>,
@@ -39,18 +38,29 @@ pub struct Resources<'a> {
     pub rmi: Feature0,
     /// Kernels and initrds.
     pub bundle: &'a Bundle<'a>,
-    /// What unpacks kernels, one at a time. Innermost lock but for the heap's.
+    /// What unpacks kernels, one at a time.
     pub unpacker: &'a Mutex<Unpacker>,
     /// A granule of ones that stands for erased flash.
     pub blank: u64,
+    /// How long the work goes on before others have their turn.
+    pub pace: &'a Pace,
 }
 
 fn refuse(config: &GuestConfig, line: usize, what: impl core::fmt::Display) -> String {
     format!("{CONFIG}:{line}: guest \"{}\": {what}", config.name)
 }
 
-/// Takes a guest's RAM from the host's, before any guest has run: it comes as
-/// the firmware left it.
+impl<'a> Resources<'a> {
+    /// What realms are built and taken apart with.
+    pub fn work(&self) -> Work<'a> {
+        Work {
+            granules: self.granules,
+            pace: self.pace,
+        }
+    }
+}
+
+/// Takes a guest's RAM from the host's.
 ///
 /// The error says how much there is.
 pub fn allocate(config: &GuestConfig, resources: &Resources<'_>) -> Result<Memory, String> {
@@ -92,14 +102,12 @@ pub fn allocate(config: &GuestConfig, resources: &Resources<'_>) -> Result<Memor
     let ram = unsafe { GuestRam::new(map::RAM_BASE, &runs) };
     Ok(Memory {
         ram,
-        used: false,
         tree: Vec::new(),
     })
 }
 
-/// Gives a guest's RAM back, with what the guest left in it. Nobody sees that:
-/// all guests' RAM is taken before the first one runs ([`allocate`]), and what
-/// is taken later goes to EL2, which scrubs it, or is the host's own.
+/// Gives a guest's RAM back, with what the guest left in it: whoever takes it next
+/// begins with zeros ([`build`]), is EL2, which scrubs it, or the host itself.
 pub fn release(memory: Memory, granules: &Mutex<Granules>) {
     let mut granules = granules.lock();
     for run in memory.ram.runs() {
@@ -216,50 +224,47 @@ fn shape(config: &GuestConfig, resources: &Resources<'_>) -> Result<Shape, Strin
 ///
 /// Errors are one sentence that names guest and culprit; nothing but the
 /// content of `memory` has changed then.
-pub fn build(
+pub async fn build(
     config: &GuestConfig,
     resources: &Resources<'_>,
     memory: &mut Memory,
 ) -> Result<Realm, String> {
-    let loaded = load(config, resources, memory)?;
+    let work = resources.work();
+    memory.ram.zero_all(work.pace).await;
+    let loaded = load(config, resources, memory).await?;
     if !resources.features.fwb {
-        if memory.used {
-            memory.ram.clean_all();
-        } else {
-            memory.ram.clean();
-        }
+        memory.ram.clean_all(work.pace).await;
     }
-    memory.used = true;
-    let granules = resources.granules;
     let shape = shape(config, resources)?;
     let sentence = |e| refuse(config, config.kernel.line, e);
-    let mut realm = Realm::create(granules, shape, &resources.features).map_err(sentence)?;
-    let mut fill = || {
+    let created = Realm::create(work, shape, &resources.features).await;
+    let mut realm = created.map_err(sentence)?;
+    let mut fill = async || {
         for run in memory.ram.runs() {
-            realm.map(granules, run.ipa, run.pa, run.size, Rights::ReadWrite)?;
+            realm.map(work, *run, Rights::ReadWrite).await?;
         }
         if loaded.firmware {
             // Firmware reads its variables with more than single loads, which
             // only memory can serve: blank flash where they start.
             for ipa in map::FLASH_VARIABLES.step_by(shape.granule() as usize) {
-                realm.map(
-                    granules,
+                let blank = Run {
                     ipa,
-                    resources.blank,
-                    shape.granule(),
-                    Rights::Read,
-                )?;
+                    pa: resources.blank,
+                    size: shape.granule(),
+                };
+                realm.map(work, blank, Rights::Read).await?;
             }
         }
         for _ in 0..config.vcpus.value {
-            realm.add_rec(granules, loaded.entry, loaded.tree)?;
+            realm.add_rec(work.granules, loaded.entry, loaded.tree)?;
+            work.pace.step().await;
         }
         realm.activate()
     };
-    match fill() {
+    match fill().await {
         Ok(()) => Ok(realm),
         Err(error) => {
-            realm.destroy(granules);
+            realm.destroy(work).await;
             Err(sentence(error))
         }
     }
@@ -296,7 +301,7 @@ struct Loaded {
 }
 
 /// Fills the guest's RAM.
-fn load(
+async fn load(
     config: &GuestConfig,
     resources: &Resources<'_>,
     memory: &mut Memory,
@@ -309,8 +314,15 @@ fn load(
         load: config.load.as_ref().map(|l| l.value),
         entry: config.entry.as_ref().map(|l| l.value),
     };
-    let mut unpacker = resources.unpacker.lock();
-    let placed = image::load(file(&kernel.value), place, &mut unpacker, ram);
+    // Held over steps, so that no CPU may wait for it in one go.
+    let mut unpacker = loop {
+        match resources.unpacker.try_lock() {
+            Some(unpacker) => break unpacker,
+            None => resources.pace.wait().await,
+        }
+    };
+    let kernel_file = file(&kernel.value);
+    let placed = image::load(kernel_file, place, &mut unpacker, ram, resources.pace).await;
     drop(unpacker);
     let placed = placed.map_err(|e| {
         refuse(
@@ -346,7 +358,7 @@ fn load(
     }
     let places = places(tree)?;
     if let (Some(range), Some(bytes)) = (&places.initrd, initrd) {
-        ram.write(range.start, bytes);
+        ram.write_in_steps(range.start, bytes, resources.pace).await;
     }
     ram.write(places.tree, tree);
     log::debug!(

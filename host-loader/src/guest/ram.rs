@@ -2,6 +2,7 @@
 
 use crate::arch::insn;
 use crate::image::GuestMemory;
+use crate::pace::{PIECE, Pace};
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -20,8 +21,6 @@ pub struct Run {
 #[derive(Debug)]
 pub struct GuestRam {
     runs: Vec<Run>,
-    /// What was written since [`clean`](Self::clean), IPAs.
-    written: Vec<Range<u64>>,
 }
 
 impl GuestRam {
@@ -44,10 +43,7 @@ impl GuestRam {
                 run
             })
             .collect();
-        Self {
-            runs,
-            written: Vec::new(),
-        }
+        Self { runs }
     }
 
     /// Its parts.
@@ -67,30 +63,44 @@ impl GuestRam {
         }
     }
 
-    fn note(&mut self, range: Range<u64>) {
-        match self.written.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ => self.written.push(range),
-        }
-    }
-
-    /// Cleans what was written to the point of coherency, for a guest that
-    /// starts with its caches off on a machine without FEAT_S2FWB.
-    pub fn clean(&mut self) {
-        for range in core::mem::take(&mut self.written) {
-            self.parts(range.start, range.end - range.start, insn::clean_to_poc);
-        }
-    }
-}
-
-impl GuestRam {
-    /// Cleans all of it, as [`clean`](Self::clean) does what was written: for a
-    /// guest that starts again where it, or an earlier life of it, left dirty
-    /// lines that could be written back over what it writes uncached.
-    pub fn clean_all(&mut self) {
-        self.written.clear();
+    /// Calls `f` with the host addresses and sizes of all of it, a piece a step.
+    async fn pieces(&self, pace: &Pace, mut f: impl FnMut(u64, u64)) {
         for run in &self.runs {
-            insn::clean_to_poc(run.pa, run.size);
+            let mut done = 0;
+            while done < run.size {
+                let piece = (run.size - done).min(PIECE);
+                f(run.pa + done, piece);
+                done += piece;
+                pace.step().await;
+            }
+        }
+    }
+
+    /// Makes all of it zero: what the boot loader, the host or an earlier life of
+    /// the guest left there is nothing for it to see.
+    pub async fn zero_all(&mut self, pace: &Pace) {
+        self.pieces(pace, |pa, size| {
+            let to = core::ptr::with_exposed_provenance_mut::<u8>(pa as usize);
+            // SAFETY: A part of a run, which `new`'s caller answers for.
+            unsafe { insn::zero_bytes(to, size as usize) };
+        })
+        .await;
+    }
+
+    /// Cleans all of it to the point of coherency, for a guest that starts with
+    /// its caches off on a machine without FEAT_S2FWB, where dirty lines of before
+    /// could be written back over what it writes.
+    pub async fn clean_all(&mut self, pace: &Pace) {
+        self.pieces(pace, insn::clean_to_poc).await;
+    }
+
+    /// [`GuestMemory::write`] in steps.
+    pub async fn write_in_steps(&mut self, ipa: u64, bytes: &[u8], pace: &Pace) {
+        let mut at = ipa;
+        for piece in bytes.chunks(PIECE as usize) {
+            self.write(at, piece);
+            at += piece.len() as u64;
+            pace.step().await;
         }
     }
 }
@@ -125,7 +135,6 @@ impl GuestMemory for GuestRam {
                 );
             }
         });
-        self.note(ipa..ipa + bytes.len() as u64);
     }
 
     fn zero(&mut self, ipa: u64, count: u64) {
@@ -138,9 +147,6 @@ impl GuestMemory for GuestRam {
             // SAFETY: As for `write`.
             unsafe { insn::zero_bytes(to, size as usize) };
         });
-        if count > 0 {
-            self.note(ipa..ipa + count);
-        }
     }
 }
 
@@ -148,6 +154,7 @@ impl GuestMemory for GuestRam {
 mod tests {
     extern crate std;
     use super::*;
+    use crate::pace::at_once;
     use std::vec;
 
     #[test]
@@ -165,11 +172,13 @@ mod tests {
         let data: Vec<u8> = (0..200).collect();
         ram.write(0x4000_0f9c, &data);
         ram.zero(0x4000_1070, 0x100);
-        ram.clean();
+        at_once(ram.clean_all(&Pace::new()));
         assert_eq!(first[0xf9c..], data[..100]);
         assert_eq!(second[..100], data[100..]);
         assert_eq!(second[0x6f], 1);
         assert!(second[0x70..0x170].iter().all(|&b| b == 0));
         assert_eq!(second[0x170], 1);
+        at_once(ram.zero_all(&Pace::new()));
+        assert!(first.iter().chain(&second).all(|&b| b == 0));
     }
 }

@@ -6,8 +6,10 @@
 //! leaked, and told.
 
 use super::map;
+use super::ram::Run;
 use super::vmid::{Vmids, Width};
 use crate::granules::Granules;
+use crate::pace::Pace;
 use crate::rmi_call::{self, CallError};
 use alloc::format;
 use alloc::string::String;
@@ -98,6 +100,15 @@ impl Shape {
     }
 }
 
+/// What building and taking apart work with.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<'a> {
+    /// The host's free RAM.
+    pub granules: &'a Mutex<Granules>,
+    /// Where the work may stop, and for how long it goes on.
+    pub pace: &'a Pace,
+}
+
 /// A vCPU's granules.
 #[derive(Debug)]
 struct Rec {
@@ -169,8 +180,8 @@ impl Realm {
     /// Creates a plain realm of this shape.
     ///
     /// On an error nothing is left behind.
-    pub fn create(
-        granules: &Mutex<Granules>,
+    pub async fn create(
+        work: Work<'_>,
         shape: Shape,
         features: &VendorFeatures,
     ) -> Result<Self, RealmError> {
@@ -186,10 +197,10 @@ impl Realm {
             aux_count: 0,
             recs: Vec::new(),
         };
-        match realm.try_create(granules, features) {
+        match realm.try_create(work.granules, features) {
             Ok(()) => Ok(realm),
             Err(error) => {
-                realm.destroy(granules);
+                realm.destroy(work).await;
                 Err(error)
             }
         }
@@ -255,16 +266,14 @@ impl Realm {
         self.shape
     }
 
-    /// Maps `size` bytes of the host's memory at `pa` into the guest at `ipa`,
-    /// with level-2 blocks where both are aligned. All three count in granules.
+    /// Maps a run of the host's memory into the guest, with level-2 blocks where
+    /// it is aligned. It counts in granules.
     ///
     /// On an error a part may be mapped; `destroy` knows it.
-    pub fn map(
+    pub async fn map(
         &mut self,
-        granules: &Mutex<Granules>,
-        ipa: u64,
-        pa: u64,
-        size: u64,
+        work: Work<'_>,
+        Run { ipa, pa, size }: Run,
         rights: Rights,
     ) -> Result<(), RealmError> {
         let block = self.shape.entry_size(2);
@@ -278,10 +287,11 @@ impl Realm {
             let (ipa, pa) = (ipa + done, pa + done);
             let aligned = (ipa | pa).is_multiple_of(block) && size - done >= block;
             let level = if aligned { 2 } else { 3 };
-            self.map_entry(granules, ipa, level, pa | attributes)?;
+            self.map_entry(work.granules, ipa, level, pa | attributes)?;
             let size = self.shape.entry_size(level);
             self.note(ipa..ipa + size, level);
             done += size;
+            work.pace.step().await;
         }
         Ok(())
     }
@@ -409,7 +419,8 @@ impl Realm {
 
     /// Takes all of it apart and gives the granules back. None of its vCPUs
     /// runs. What EL2 keeps is leaked and told in the log.
-    pub fn destroy(mut self, granules: &Mutex<Granules>) {
+    pub async fn destroy(mut self, work: Work<'_>) {
+        let Work { granules, pace } = work;
         let size = self.shape.granule();
         for rec in self.recs.drain(..).rev() {
             granules.lock().give(rec.run, size);
@@ -423,17 +434,19 @@ impl Realm {
             for aux in rec.aux {
                 reclaim(granules, aux);
             }
+            pace.step().await;
         }
         for Mapped { ipas, level } in self.mapped.drain(..) {
             for ipa in ipas.step_by(self.shape.entry_size(level) as usize) {
                 if let Err(error) = rmi_call::rtt_unmap_unprotected(self.rd, ipa, level).result {
                     leaked("RTT_UNMAP_UNPROTECTED", error);
                 }
+                pace.step().await;
             }
         }
         if self.tables > 0 {
             for level in (self.shape.start_level + 1..=3).rev() {
-                self.destroy_tables(granules, level);
+                self.destroy_tables(work, level).await;
             }
         }
         if self.created
@@ -459,7 +472,7 @@ impl Realm {
     }
 
     /// Removes all tables of `level`, by `top` from hole to hole.
-    fn destroy_tables(&mut self, granules: &Mutex<Granules>, level: i64) {
+    async fn destroy_tables(&mut self, work: Work<'_>, level: i64) {
         let end = 1u64 << self.shape.ipa_bits;
         let mut ipa = 0;
         while ipa < end && self.tables > 0 {
@@ -467,7 +480,7 @@ impl Realm {
             match walked.result {
                 Ok(rtt) => {
                     self.tables -= 1;
-                    reclaim(granules, rtt);
+                    reclaim(work.granules, rtt);
                 }
                 Err(CallError::Status(Status::ErrorRtt(_))) => {}
                 Err(error) => {
@@ -483,6 +496,7 @@ impl Realm {
                 return;
             }
             ipa = walked.top;
+            work.pace.step().await;
         }
     }
 }

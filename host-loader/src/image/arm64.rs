@@ -2,6 +2,7 @@
 
 use super::stream::Stream;
 use super::{GuestMemory, ImageError, Kind, Placed, check, copy};
+use crate::pace::Pace;
 
 const MAGIC: &[u8; 4] = b"ARM\x64";
 /// An Image starts at a multiple of this, plus its text offset.
@@ -52,10 +53,11 @@ impl Header {
 
 /// Places an Image one step above RAM's base, as QEMU does, whose own first
 /// instructions stand below it.
-pub fn load(
+pub async fn load(
     header: Header,
     stream: &mut Stream<'_>,
     memory: &mut impl GuestMemory,
+    pace: &Pace,
 ) -> Result<Placed, ImageError> {
     let text_offset = if header.image_size == 0 {
         OLD_TEXT_OFFSET
@@ -66,7 +68,7 @@ pub fn load(
     let start = base.saturating_add(text_offset);
     // Before a byte is written, so that the message tells the whole need.
     let whole = check(memory, start, header.image_size)?;
-    let size = copy(stream, start, memory)?;
+    let size = copy(stream, start, memory, pace).await?;
     Ok(Placed {
         kind: Kind::Image,
         range: start..whole.end.max(start + size),

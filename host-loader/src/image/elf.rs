@@ -4,6 +4,7 @@
 
 use super::stream::Stream;
 use super::{GuestMemory, HEAD, ImageError, Kind, Placed, check};
+use crate::pace::{PIECE, Pace};
 use alloc::vec::Vec;
 use core::ops::Range;
 use elf::abi::{EM_AARCH64, ET_DYN, ET_EXEC, PT_LOAD};
@@ -31,7 +32,11 @@ struct Segment {
 }
 
 /// Places all PT_LOAD segments. The entry is the physical address of `e_entry`.
-pub fn load(stream: &mut Stream<'_>, memory: &mut impl GuestMemory) -> Result<Placed, ImageError> {
+pub async fn load(
+    stream: &mut Stream<'_>,
+    memory: &mut impl GuestMemory,
+    pace: &Pace,
+) -> Result<Placed, ImageError> {
     let (segments, entry, range) = layout(stream.head(HEAD)?, memory)?;
     let mut at = 0u64;
     loop {
@@ -51,13 +56,20 @@ pub fn load(stream: &mut Stream<'_>, memory: &mut impl GuestMemory) -> Result<Pl
             }
         }
         at = here.end;
+        pace.step().await;
     }
     for segment in &segments {
         if segment.file.end > at {
             return Err(ImageError::Corrupt("an ELF segment is cut off"));
         }
-        let end = segment.ipa + (segment.file.end - segment.file.start);
-        memory.zero(end, segment.zeroes);
+        let mut from = segment.ipa + (segment.file.end - segment.file.start);
+        let end = from + segment.zeroes;
+        while from < end {
+            let piece = (end - from).min(PIECE);
+            memory.zero(from, piece);
+            from += piece;
+            pace.step().await;
+        }
     }
     Ok(Placed {
         kind: Kind::Elf,

@@ -12,6 +12,7 @@ pub mod stream;
 pub mod zboot;
 pub mod zstd;
 
+use crate::pace::Pace;
 use core::fmt;
 use core::ops::Range;
 use stream::{Packed, Stream, Unpacker};
@@ -113,38 +114,40 @@ fn check(memory: &impl GuestMemory, start: u64, size: u64) -> Result<Range<u64>,
 /// Places the kernel `file`, which `unpacker` unpacks where that is needed.
 ///
 /// On an error memory may hold part of it, and the guest must not run.
-pub fn load(
+pub async fn load(
     file: &[u8],
     raw: RawPlace,
     unpacker: &mut Unpacker,
     memory: &mut impl GuestMemory,
+    pace: &Pace,
 ) -> Result<Placed, ImageError> {
     let packed = zboot::payload(file)?.unwrap_or_else(|| Packed::detect(file));
     let mut stream = Stream::new(packed, unpacker)?;
     let head = stream.head(HEAD)?;
     if elf::is(head) {
-        return elf::load(&mut stream, memory);
+        return elf::load(&mut stream, memory, pace).await;
     }
     if let Some(header) = arm64::Header::parse(head)? {
-        return arm64::load(header, &mut stream, memory);
+        return arm64::load(header, &mut stream, memory, pace).await;
     }
     if head.starts_with(b"MZ") {
         return Err(ImageError::Unsupported(
             "a PE file that is neither an arm64 Image nor a zboot image",
         ));
     }
-    load_raw(raw, &mut stream, memory)
+    load_raw(raw, &mut stream, memory, pace).await
 }
 
-fn load_raw(
+async fn load_raw(
     place: RawPlace,
     stream: &mut Stream<'_>,
     memory: &mut impl GuestMemory,
+    pace: &Pace,
 ) -> Result<Placed, ImageError> {
     let start = place
         .load
         .unwrap_or_else(|| memory.range().start + RAW_OFFSET);
-    let size = copy(stream, start, memory)?;
+    let size = copy(stream, start, memory, pace).await?;
     if size == 0 {
         return Err(ImageError::Corrupt("it is empty"));
     }
@@ -163,10 +166,11 @@ fn load_raw(
 }
 
 /// Copies what is left of the stream to `start`: how many bytes.
-fn copy(
+async fn copy(
     stream: &mut Stream<'_>,
     start: u64,
     memory: &mut impl GuestMemory,
+    pace: &Pace,
 ) -> Result<u64, ImageError> {
     let mut size = 0;
     loop {
@@ -177,6 +181,7 @@ fn copy(
         let at = check(memory, start.saturating_add(size), chunk.len() as u64)?;
         memory.write(at.start, chunk);
         size += chunk.len() as u64;
+        pace.step().await;
     }
 }
 
@@ -184,6 +189,7 @@ fn copy(
 pub(crate) mod tests {
     extern crate std;
     use super::*;
+    use crate::pace::at_once;
     use proptest::prelude::*;
     use std::boxed::Box;
     use std::cell::RefCell;
@@ -201,7 +207,9 @@ pub(crate) mod tests {
         raw: RawPlace,
         memory: &mut impl GuestMemory,
     ) -> Result<Placed, ImageError> {
-        UNPACKER.with_borrow_mut(|unpacker| super::load(file, raw, unpacker, memory))
+        UNPACKER.with_borrow_mut(|unpacker| {
+            at_once(super::load(file, raw, unpacker, memory, &Pace::new()))
+        })
     }
 
     /// RAM as a vector, from `base`.

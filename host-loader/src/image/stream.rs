@@ -8,6 +8,7 @@
 //! again, whatever has become of the machine's memory.
 
 use super::{HEAD, ImageError, gzip, zboot, zstd};
+use crate::pace::PIECE;
 use alloc::boxed::Box;
 use core::ops::Range;
 use miniz_oxide::inflate::core::DecompressorOxide;
@@ -133,7 +134,9 @@ impl<'a> Stream<'a> {
     /// The next chunk; empty at the end.
     pub fn chunk(&mut self) -> Result<&[u8], ImageError> {
         if let Source::Plain(rest) = &mut self.source {
-            return Ok(core::mem::take(rest));
+            let (chunk, later) = rest.split_at(rest.len().min(PIECE as usize));
+            *rest = later;
+            return Ok(chunk);
         }
         if self.untaken.iter().all(Range::is_empty) {
             self.untaken = self.step()?;
