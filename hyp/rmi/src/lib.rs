@@ -2,7 +2,7 @@
 //!
 //! Function identifiers, structures and status codes of Arm's Realm Management
 //! Interface 1.0 (DEN0137, 1.0-rel0), of the Realm Services Interface 1.0, and
-//! of Undercroft's few vendor calls. Constants and layouts only: what they *do*
+//! of Undercroft's few vendor calls. Constants, layouts and texts only: what they *do*
 //! stands in `hyp` (which serves them) and in `host-loader` (which calls them).
 //!
 //! A call is SMC64 or HVC64 with the function identifier in X0 and arguments in
@@ -11,6 +11,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`end`] | the last line of the log, and the token in it |
 //! | [`fid`] | function identifiers of RMI, RSI and PSCI |
 //! | [`status`] | return codes, packed and unpacked |
 //! | [`feature`] | feature register 0 and the vendor feature register |
@@ -19,10 +20,12 @@
 //! | [`rtt`] | descriptors, states and RIPAS values of the RTT commands |
 //! | [`syndrome`] | ESR_ELx, which exit records carry |
 //! | [`psci`] | return codes and states of PSCI 1.1 |
+//! | [`text`] | which characters the log takes |
 //! | [`vendor`] | Undercroft's own calls, 0xC600_0000 and up |
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod end;
 pub mod feature;
 pub mod fid;
 pub mod params;
@@ -31,6 +34,7 @@ pub mod rtt;
 pub mod run;
 pub mod status;
 pub mod syndrome;
+pub mod text;
 pub mod vendor;
 
 pub use status::{NOT_SUPPORTED, Status};
