@@ -1,50 +1,66 @@
-//! The log: every line of EL2 and of the host, on the UART and in a ring.
+//! The log: every line of EL2 and of the host, in a ring and on the UART.
 //!
-//! Lock protocol: one lock around UART and ring, taken for one whole line, by
-//! any CPU, at any time; nothing is called while it is held. Before there is a
-//! second CPU (and before the MMU is on, when exclusive accesses need not work)
-//! it is not taken. A report of EL2's own death breaks it.
+//! A line goes into the ring, and the UART follows: at once while EL2 boots, then
+//! whenever the host takes its turn on any CPU ([`turn`]). A line that a guest
+//! causes waits until then. Nothing waits for the UART without a bound, and
+//! nobody waits for somebody who does.
+//!
+//! Lock protocol: one lock around the ring, held while bytes are copied and no
+//! longer; one around the sender, which is only tried: who does not get it leaves
+//! its line to the one who has it, or to the next turn. The sender takes the
+//! ring's lock, never the other way round. Before there is a second CPU (and
+//! before the MMU is on, when exclusive accesses need not work) neither is taken.
+//! A report of EL2's own death breaks both.
+
+pub mod drain;
+pub mod line;
+pub mod ring;
+pub mod uart;
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use arm_pl011_uart::{
-    DataBits, LineConfig, PL011Registers, Parity, StopBits, Uart, UniqueMmioPointer,
-};
+use ::rmi::end::{End, How, Token};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use crate::mrs;
+use drain::{Drain, Patience};
+use line::Text;
+use ring::{Ring, Taken};
+use uart::{Owner, Pl011};
 
-/// Bytes that the ring keeps.
-const RING: usize = 32 << 10;
+/// How often a lock is tried whose owner never keeps it for longer than a line
+/// takes to copy, unless it has died.
+const TRIES: u32 = 100_000;
 
-/// UARTCR: UARTEN and TXE.
-const UART_ENABLED: u32 = 1 | 1 << 8;
-/// What a UART is set to that nobody has set up: 115200 8N1, from the 24 MHz
-/// that Arm's platforms have.
-const LINE: LineConfig = LineConfig {
-    data_bits: DataBits::Bits8,
-    parity: Parity::None,
-    stop_bits: StopBits::One,
-};
-
-/// Where lines go.
-pub struct Sink {
-    uart: Option<Uart<'static>>,
-    ring: [u8; RING],
-    /// Bytes ever written; the newest stands before `written % RING`.
-    written: usize,
+/// The UARTs that the machine has for the log.
+#[derive(Clone, Copy, Debug)]
+pub struct Uarts {
+    /// Where the log goes, and whose that is.
+    pub log: Option<(u64, Owner)>,
+    /// Where EL2's last words go if that one faults.
+    pub spare: Option<u64>,
 }
 
-static SINK: SpinMutex<Sink> = SpinMutex::new(Sink {
-    uart: None,
-    ring: [0; RING],
-    written: 0,
-});
+static RING: SpinMutex<Ring> = SpinMutex::new(Ring::new());
+static SENDER: SpinMutex<Drain<Pl011>> = SpinMutex::new(Drain::new(None));
 
 /// Set once more than one CPU may log.
 static SHARED: AtomicBool = AtomicBool::new(false);
+/// Set once the host takes turns.
+static HOST_RUNS: AtomicBool = AtomicBool::new(false);
+/// Bytes in the ring so far, and bytes sent.
+static WRITTEN: AtomicU64 = AtomicU64::new(0);
+static SENT: AtomicU64 = AtomicU64::new(0);
+/// Bytes of lines that did not get the ring.
+static REFUSED: AtomicU64 = AtomicU64::new(0);
+/// The CPU that is at the UART now, as [`me`] has it, or 0: a fault that it
+/// takes is the UART's.
+static AT_UART: AtomicU64 = AtomicU64::new(0);
+/// The spare UART, and 0 once it was used.
+static SPARE: AtomicU64 = AtomicU64::new(0);
+static TOKEN: spin::Once<Token> = spin::Once::new();
 
 struct Facade;
 
@@ -62,28 +78,24 @@ impl Log for Facade {
     fn flush(&self) {}
 }
 
-/// Starts the log on the PL011 at `uart`, which the firmware has set up; without
-/// one, lines go to the ring only.
+/// Starts the log; without a UART, lines go to the ring only. `token` goes into
+/// the machine's last line.
 ///
 /// # Safety
-/// `uart` is the address of a PL011 that nobody else in EL2 drives, and stays
-/// mapped at this address.
-pub unsafe fn start(uart: Option<u64>) {
-    let registers = uart.and_then(|pa| core::ptr::NonNull::new(pa as *mut PL011Registers));
-    let uart = registers.map(|r| {
-        // SAFETY: the caller's promise; UARTCR is at 0x30 (DDI0183, 3.3.8).
-        let control = unsafe { r.cast::<u32>().add(0x30 / 4).read_volatile() };
-        // SAFETY: the caller's promise.
-        let mut uart = Uart::new(unsafe { UniqueMmioPointer::new(r) });
-        if control & UART_ENABLED != UART_ENABLED {
-            // The firmware has left it off, so its line settings say nothing.
-            let _ = uart.enable(LINE, 115_200, 24_000_000);
-        }
-        uart
-    });
-    with_sink(|sink| sink.uart = uart);
+/// The addresses are those of PL011s that nobody else in EL2 drives, and they
+/// stay mapped where they are.
+pub unsafe fn start(uarts: Uarts, token: Option<Token>) {
+    if let Some(token) = token {
+        TOKEN.call_once(|| token);
+    }
+    SPARE.store(uarts.spare.unwrap_or(0), Ordering::Relaxed);
     let _ = log::set_logger(&Facade);
     log::set_max_level(LevelFilter::Info);
+    if let Some((base, owner)) = uarts.log {
+        // SAFETY: the caller's promise.
+        let port = || unsafe { Pl011::new(base, owner) };
+        with(&SENDER, |sender| at_uart(|| sender.port = port()));
+    }
 }
 
 /// Says that other CPUs may log from now on.
@@ -91,33 +103,283 @@ pub fn share() {
     SHARED.store(true, Ordering::Release);
 }
 
+/// More than one CPU may log.
+pub fn is_shared() -> bool {
+    SHARED.load(Ordering::Acquire)
+}
+
+/// Says that the host takes turns from now on.
+pub fn host_runs() {
+    HOST_RUNS.store(true, Ordering::Release);
+}
+
 /// Writes one line: time, who, level, text.
 pub fn line(who: &str, level: Level, text: fmt::Arguments<'_>) {
-    with_sink(|sink| sink.line(who, level, text));
-}
-
-/// Gives `f` the sink, under the lock when there is more than one CPU.
-fn with_sink<R>(f: impl FnOnce(&mut Sink) -> R) -> R {
-    if SHARED.load(Ordering::Acquire) {
-        return f(&mut SINK.lock());
+    let mut line = Text::<{ line::LONGEST }>::new();
+    // What does not fit is cut.
+    let _ = line::head(&mut line, uptime_us(), who, level).and_then(|()| line.write_fmt(text));
+    line.end_line();
+    let bytes = line.as_bytes();
+    let pushed = with(&RING, |ring| {
+        ring.push(bytes);
+        WRITTEN.store(ring.written(), Ordering::Release);
+    });
+    if pushed.is_none() {
+        REFUSED.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     }
-    // SAFETY: one CPU runs, it is in no other `with_sink` (nothing is called
-    // while the sink is borrowed), and so nobody else has the content.
-    f(unsafe { &mut *SINK.as_mut_ptr() })
+    if !HOST_RUNS.load(Ordering::Relaxed) {
+        send(Patience::BOOT);
+    }
 }
 
-/// Takes the sink for a report of EL2's death: waits a while for the line that
-/// another CPU may be writing, then takes it all the same and keeps it.
-pub fn seize() -> &'static mut Sink {
-    for _ in 0..1_000_000 {
-        if let Some(guard) = SINK.try_lock() {
-            return SpinMutexGuard::leak(guard);
+/// Writes the last line, and sends all that waits.
+pub fn end(how: How) {
+    let token = token();
+    line("hyp ", Level::Error, format_args!("{}", End { token, how }));
+    flush();
+}
+
+/// What the log is owed while the host has its turn on this CPU: some of what
+/// waits is sent.
+#[inline]
+pub fn turn() {
+    if WRITTEN.load(Ordering::Relaxed) != SENT.load(Ordering::Relaxed) {
+        send(Patience::TURN);
+    }
+}
+
+/// Sends all that waits, before the machine goes off.
+pub fn flush() {
+    with(&SENDER, |sender| {
+        at_uart(|| {
+            sender.hope();
+            send_last(sender, &mut Lines);
+        });
+    });
+}
+
+/// Sends as much as a last turn may, and waits until it has left the UART.
+fn send_last(sender: &mut Drain<Pl011>, lines: &mut impl drain::Source) {
+    let begun = uptime_us();
+    sender.drain(lines, &Counter, Patience::LAST);
+    for _ in 0..Patience::LAST.total {
+        let late = uptime_us().saturating_sub(begun) > Patience::LAST.total.into();
+        if late || !sender.port.as_ref().is_some_and(Pl011::is_busy) {
+            break;
         }
         core::hint::spin_loop();
     }
-    // SAFETY: the CPU that held the lock stops at its next entry to EL2 or has
-    // died while writing; at worst a character of the report is garbled.
-    unsafe { &mut *SINK.as_mut_ptr() }
+}
+
+/// What the log's UART has received, as far as it fits: how many bytes. While
+/// it is in use elsewhere none, and its interrupt stays. `None` when it is not
+/// EL2's own.
+pub fn receive(to: &mut [u8]) -> Option<usize> {
+    let received = with(&SENDER, |sender| {
+        at_uart(|| sender.port.as_mut().and_then(|port| port.receive(to)))
+    });
+    received.unwrap_or(Some(0))
+}
+
+fn send(patience: Patience) {
+    let Some(mut sender) = sole(&SENDER, 1) else {
+        return;
+    };
+    at_uart(|| {
+        sender.drain(&mut Lines, &Counter, patience);
+        let left = sender.sent() != WRITTEN.load(Ordering::Relaxed);
+        if let Some(port) = &mut sender.port {
+            port.await_room(left);
+        }
+    });
+    SENT.store(sender.sent(), Ordering::Relaxed);
+}
+
+/// Access to what a lock guards, by the lock or because nobody else is there.
+enum Sole<T: 'static> {
+    Locked(SpinMutexGuard<'static, T>),
+    Alone(&'static mut T),
+}
+
+impl<T> core::ops::Deref for Sole<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        match self {
+            Self::Locked(guard) => guard,
+            Self::Alone(content) => content,
+        }
+    }
+}
+
+impl<T> core::ops::DerefMut for Sole<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        match self {
+            Self::Locked(guard) => guard,
+            Self::Alone(content) => content,
+        }
+    }
+}
+
+/// Tries so often for what `lock` guards.
+fn sole<T>(lock: &'static SpinMutex<T>, tries: u32) -> Option<Sole<T>> {
+    if !is_shared() {
+        // SAFETY: one CPU runs, and it is in no other `sole` of this lock: the
+        // sender borrows the ring for a copy, and nothing borrows the sender
+        // twice. So nobody else has the content.
+        return Some(Sole::Alone(unsafe { &mut *lock.as_mut_ptr() }));
+    }
+    for _ in 0..tries {
+        if let Some(guard) = lock.try_lock() {
+            return Some(Sole::Locked(guard));
+        }
+        core::hint::spin_loop();
+    }
+    None
+}
+
+/// Gives `f` what `lock` guards; `None` when its owner does not let go.
+fn with<T, R>(lock: &'static SpinMutex<T>, f: impl FnOnce(&mut T) -> R) -> Option<R> {
+    sole(lock, TRIES).map(|mut content| f(&mut content))
+}
+
+/// Marks this CPU as the one at the UART while `f` runs.
+fn at_uart<R>(f: impl FnOnce() -> R) -> R {
+    AT_UART.store(me(), Ordering::Relaxed);
+    let result = f();
+    AT_UART.store(0, Ordering::Relaxed);
+    result
+}
+
+fn me() -> u64 {
+    (mrs!("mpidr_el1") & crate::cpu::pe::MPIDR_AFFINITY) + 1
+}
+
+/// The log in the hands of a CPU that reports EL2's death: what is written goes
+/// into the ring, and out when it is sent.
+pub struct LastWords {
+    ring: &'static mut Ring,
+    sender: &'static mut Drain<Pl011>,
+    /// The log's UART faulted under this CPU.
+    pub uart_faulted: bool,
+}
+
+/// Takes the log away from everybody, for good. If the UART has killed this CPU,
+/// the spare one takes its place.
+pub fn last_words() -> LastWords {
+    let uart_faulted = AT_UART.load(Ordering::Relaxed) == me();
+    let mut words = LastWords {
+        ring: seize(&RING),
+        sender: seize(&SENDER),
+        uart_faulted,
+    };
+    if uart_faulted {
+        AT_UART.store(0, Ordering::Relaxed);
+        words.use_spare();
+    }
+    words
+}
+
+/// Takes what `lock` guards: waits a while for who has it, then takes it all the
+/// same.
+fn seize<T>(lock: &'static SpinMutex<T>) -> &'static mut T {
+    if let Some(Sole::Locked(guard)) = sole(lock, TRIES) {
+        return SpinMutexGuard::leak(guard);
+    }
+    // SAFETY: there is one CPU, or the one that held the lock stops at its next
+    // entry to EL2 or has died; at worst a character of the report is garbled.
+    unsafe { &mut *lock.as_mut_ptr() }
+}
+
+impl LastWords {
+    /// Sends all that waits, to the spare UART if the log's does not take it.
+    pub fn send(&mut self) {
+        let Self { ring, sender, .. } = self;
+        at_uart(|| {
+            if let Some(port) = &mut sender.port {
+                port.revive();
+            }
+            sender.hope();
+            send_last(sender, &mut Held(ring));
+        });
+        if self.sender.sent() < self.ring.written() && self.use_spare() {
+            let Self { ring, sender, .. } = self;
+            at_uart(|| send_last(sender, &mut Held(ring)));
+        }
+    }
+
+    /// Goes on with the spare UART, once, or with none: false then.
+    fn use_spare(&mut self) -> bool {
+        let base = SPARE.load(Ordering::Relaxed);
+        SPARE.store(0, Ordering::Relaxed);
+        self.sender.replace(None);
+        at_uart(|| {
+            // SAFETY: `start`'s promise; nobody has a driver for it until here.
+            let mut port = unsafe { Pl011::new(base, Owner::Host) };
+            if let Some(port) = &mut port {
+                port.revive();
+            }
+            self.sender.replace(port);
+        });
+        self.sender.port.is_some()
+    }
+}
+
+impl Write for LastWords {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        for part in s.split_inclusive('\n') {
+            let (text, end) = match part.strip_suffix('\n') {
+                Some(text) => (text, &b"\r\n"[..]),
+                None => (part, &b""[..]),
+            };
+            self.ring.push(text.as_bytes());
+            self.ring.push(end);
+        }
+        Ok(())
+    }
+}
+
+/// The token that the machine's last line has.
+pub fn token() -> Option<Token> {
+    TOKEN.get().copied()
+}
+
+/// The ring of who has taken it.
+struct Held<'a>(&'a Ring);
+
+impl drain::Source for Held<'_> {
+    fn read(&mut self, from: u64, to: &mut [u8]) -> Option<Taken> {
+        Some(self.0.read(from, to))
+    }
+
+    fn refused(&mut self) -> u64 {
+        let refused = REFUSED.load(Ordering::Relaxed);
+        REFUSED.store(0, Ordering::Relaxed);
+        refused
+    }
+}
+
+/// The ring, as the sender sees it.
+struct Lines;
+
+impl drain::Source for Lines {
+    fn read(&mut self, from: u64, to: &mut [u8]) -> Option<Taken> {
+        with(&RING, |ring| ring.read(from, to))
+    }
+
+    fn refused(&mut self) -> u64 {
+        if REFUSED.load(Ordering::Relaxed) == 0 {
+            return 0;
+        }
+        REFUSED.swap(0, Ordering::Relaxed)
+    }
+}
+
+struct Counter;
+
+impl drain::Clock for Counter {
+    fn micros(&self) -> Option<u64> {
+        (mrs!("cntfrq_el0") != 0).then(uptime_us)
+    }
 }
 
 /// Microseconds since the counter started.
@@ -125,36 +387,4 @@ pub fn uptime_us() -> u64 {
     let frequency = mrs!("cntfrq_el0").max(1);
     let count = u128::from(mrs!("cntpct_el0"));
     (count * 1_000_000 / u128::from(frequency)) as u64
-}
-
-impl Sink {
-    fn line(&mut self, who: &str, level: Level, text: fmt::Arguments<'_>) {
-        let us = uptime_us();
-        let (s, us) = (us / 1_000_000, us % 1_000_000);
-        // Writing to the sink cannot fail.
-        let _ = writeln!(self, "[{s:5}.{us:06}] {who} {level:5} {text}");
-    }
-
-    fn byte(&mut self, byte: u8) {
-        self.ring[self.written % RING] = byte;
-        self.written = self.written.wrapping_add(1);
-        if let Some(uart) = &mut self.uart {
-            while uart.is_tx_fifo_full() {
-                core::hint::spin_loop();
-            }
-            uart.write_word(byte);
-        }
-    }
-}
-
-impl Write for Sink {
-    fn write_str(&mut self, s: &str) -> fmt::Result {
-        for byte in s.bytes() {
-            if byte == b'\n' {
-                self.byte(b'\r');
-            }
-            self.byte(byte);
-        }
-        Ok(())
-    }
 }

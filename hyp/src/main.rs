@@ -22,6 +22,7 @@ mod image {
     use hyp::memory::stage1::Image;
     use hyp::{System, mrs, psci};
     use log::{debug, error, info};
+    use rmi::end::How;
     use spin::Once;
     use spin::mutex::{SpinMutex, SpinMutexGuard};
 
@@ -57,9 +58,9 @@ mod image {
         let Ok(tree) = read else {
             halt() // no tree, no console to say it on
         };
-        // SAFETY: the device tree calls it a PL011, and EL2 maps it at its own
-        // address.
-        unsafe { hyp::log::start(machine.uart.map(|uart| uart.base())) };
+        // SAFETY: the device tree calls them PL011s, and EL2 maps them at their
+        // own addresses.
+        unsafe { hyp::log::start(machine.uarts(), machine.settings.end) };
         log::set_max_level(machine.settings.level);
         let by_hvc = machine.psci_by_hvc;
         let level = mrs!("CurrentEL") >> 2 & 3;
@@ -173,6 +174,7 @@ mod image {
         let mut cpu = Cpu::new(pe, system);
         pe.set_power(Power::On);
         cpu.begin_host(system.host_image.base(), system.machine.dtb.base());
+        hyp::log::host_runs();
         host::run(&mut cpu)
     }
 
@@ -237,14 +239,14 @@ mod image {
     /// Says why this machine will not do, and turns it off.
     fn refuse(why: BootError) -> ! {
         error!("{why}");
-        hyp::log::line("hyp ", log::Level::Error, format_args!("end: status 2"));
+        hyp::log::end(How::Status(2));
         psci::system_off();
         halt()
     }
 
     /// The same before there is anything but a device tree.
     fn stop(psci_by_hvc: bool) -> ! {
-        hyp::log::line("hyp ", log::Level::Error, format_args!("end: status 2"));
+        hyp::log::end(How::Status(2));
         if psci_by_hvc {
             instr::hvc(u64::from(rmi::fid::PSCI_SYSTEM_OFF));
         } else if mrs!("CurrentEL") >> 2 & 3 == 2 {

@@ -63,6 +63,7 @@ const CALLS: [u64; 40] = [
     vendor::REC_PENDING,
     vendor::REC_HISTORY,
     vendor::KICK,
+    vendor::LOG_INPUT,
     0,
 ];
 

@@ -11,8 +11,9 @@ pub const FEATURES: u64 = 0xC600_0001;
 /// index-th range of RAM that is taken already. `ERROR_INPUT` past the last.
 pub const MEMORY_RANGE: u64 = 0xC600_0002;
 /// `LOG(level, pa, length)`: writes one line of UTF-8 (at most
-/// [`LOG_LINE_MAX`] bytes, no newline, inside one granule of the host's memory)
-/// to the log with EL2's own, under one lock. `level`: 1 error to 5 trace.
+/// [`LOG_LINE_MAX`] bytes, [plain](crate::text::is_plain) characters, inside one
+/// granule of the host's memory) to the log, among EL2's own lines. `level`: 1
+/// error to 5 trace.
 pub const LOG: u64 = 0xC600_0003;
 /// Longest line that [`LOG`] takes, in bytes.
 pub const LOG_LINE_MAX: u64 = 256;
@@ -29,6 +30,14 @@ pub const REC_PENDING: u64 = 0xC600_0005;
 pub const REC_HISTORY: u64 = 0xC600_0006;
 /// `KICK(rec)`: makes the vCPU exit to the host (reason IRQ) if it runs.
 pub const KICK: u64 = 0xC600_0007;
+/// `LOG_INPUT()`: takes what the log's UART has received, where the log has one
+/// to itself: X1 = number of bytes, at most [`LOG_INPUT_MAX`]; X2 to X4 = the
+/// bytes, the first in the lowest bits of X2. The UART's interrupt is the host's
+/// to take; it ends when all bytes are taken. It also comes when the log waits
+/// for the UART: any call does then. `ERROR_INPUT` where the UART is the host's.
+pub const LOG_INPUT: u64 = 0xC600_0008;
+/// Bytes that [`LOG_INPUT`] gives at most.
+pub const LOG_INPUT_MAX: usize = 24;
 
 /// Where EL2's vGIC puts the distributor in a guest's IPA space: QEMU virt's map.
 pub const GICD_IPA: u64 = 0x0800_0000;

@@ -12,7 +12,10 @@ use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
 use log::LevelFilter;
 use pgtable::Granule;
+use rmi::end::Token;
 
+use crate::log::Uarts;
+use crate::log::uart::Owner;
 use crate::memory::region::{Region, Regions};
 use place::Place;
 
@@ -43,7 +46,8 @@ pub struct Machine {
     pub dtb: Region,
     /// PL011 of the log.
     pub uart: Option<Region>,
-    /// PL011 of the console, which the host has, and with it perhaps the log.
+    /// PL011 that the boot loader calls the console; the host's, whichever the
+    /// log has.
     pub console: Option<Region>,
     /// GICv3 distributor.
     pub gicd: Region,
@@ -82,6 +86,8 @@ pub struct Settings {
     pub granule: Option<Granule>,
     /// `undercroft.log=serial1`: the log has the second UART to itself.
     pub log_on_serial1: bool,
+    /// `undercroft.end=`: what the machine's last line must hold.
+    pub end: Option<Token>,
     /// `undercroft.crash=`: EL2 dies on purpose, so that its report is tested.
     pub crash: Option<Crash>,
 }
@@ -211,6 +217,17 @@ impl Machine {
         }
         self.devices = devices::of_host(fdt, self, steps, probe)?;
         Ok(())
+    }
+
+    /// The UARTs, as the log sees them: its own if that is another than the
+    /// console, which the host has.
+    pub fn uarts(&self) -> Uarts {
+        let own = self.uart != self.console;
+        let owner = if own { Owner::El2 } else { Owner::Host };
+        Uarts {
+            log: self.uart.map(|uart| (uart.base(), owner)),
+            spare: self.console.filter(|_| own).map(|uart| uart.base()),
+        }
     }
 
     /// Whether everything is there that EL2 needs.
@@ -399,12 +416,16 @@ impl Settings {
         level: LevelFilter::Info,
         granule: None,
         log_on_serial1: false,
+        end: None,
         crash: None,
     };
 
     /// Reads the words that are ours; an unknown value leaves the default.
     pub fn parse(bootargs: &str) -> Self {
-        let mut settings = Self::DEFAULT;
+        let mut settings = Self {
+            end: Token::of_boot_arguments(bootargs),
+            ..Self::DEFAULT
+        };
         for word in bootargs.split_ascii_whitespace() {
             let Some((key, value)) = word
                 .strip_prefix("undercroft.")

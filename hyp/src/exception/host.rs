@@ -24,6 +24,7 @@ pub fn run(cpu: &mut Cpu) -> ! {
                 panic!("{exception:?} from the host at {:#x}", cpu.host.gprs.pc)
             }
         }
+        crate::log::turn();
     }
 }
 

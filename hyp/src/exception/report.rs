@@ -2,17 +2,21 @@
 //! machine.
 
 use core::fmt::Write;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cpu::instr;
-use crate::log::Sink;
+use crate::cpu::{instr, pe};
+use crate::log::LastWords;
 use crate::mrs;
 #[cfg(target_os = "none")]
 use ::rmi::syndrome::Syndrome;
+use ::rmi::end::{End, How};
 use appendix::{Appendix, Header, Symbols};
 
-/// Set by the first CPU that dies; the others stop at their next entry to EL2.
-static DYING: AtomicBool = AtomicBool::new(false);
+/// Set by the first CPU that dies, to what [`me`] says; the others stop at their
+/// next entry to EL2.
+static DYING: AtomicU64 = AtomicU64::new(0);
+/// How often the CPU that reports has died while it did.
+static AGAIN: AtomicU64 = AtomicU64::new(0);
 /// Start and end of the image in memory, its appendix included.
 static IMAGE: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
@@ -35,7 +39,7 @@ pub fn set_image(base: u64, flat_end: u64) {
 /// Stops this CPU for good if another has reported EL2's death.
 #[inline]
 pub fn stop_if_dying() {
-    if DYING.load(Ordering::Relaxed) {
+    if DYING.load(Ordering::Relaxed) != 0 {
         halt();
     }
 }
@@ -46,28 +50,68 @@ fn halt() -> ! {
     }
 }
 
-/// Takes the console for the one report; a second death, of any CPU, stops here.
-fn begin() -> &'static mut Sink {
-    if DYING.swap(true, Ordering::AcqRel) {
+fn me() -> u64 {
+    (mrs!("mpidr_el1") & pe::MPIDR_AFFINITY) + 1
+}
+
+/// Claims the one report: true for the CPU that dies first.
+fn claim() -> bool {
+    if !crate::log::is_shared() {
+        // One CPU, perhaps with its MMU off: exclusive accesses need not work.
+        let first = DYING.load(Ordering::Relaxed) == 0;
+        DYING.store(me(), Ordering::Relaxed);
+        return first;
+    }
+    DYING
+        .compare_exchange(0, me(), Ordering::AcqRel, Ordering::Acquire)
+        .is_ok()
+}
+
+/// Takes the log for the one report. Another CPU's death stops here. Its own,
+/// while it reports, cuts the report short; a third one ends the machine as it
+/// is.
+fn begin() -> LastWords {
+    let first = claim();
+    if DYING.load(Ordering::Relaxed) != me() {
         halt();
     }
-    crate::cpu::pe::interrupt_others();
-    crate::log::seize()
+    if first {
+        pe::interrupt_others();
+        return crate::log::last_words();
+    }
+    let again = AGAIN.load(Ordering::Relaxed);
+    AGAIN.store(again + 1, Ordering::Relaxed);
+    if again == 0 {
+        let mut log = crate::log::last_words();
+        let _ = if log.uart_faulted {
+            writeln!(log, "\n*** the log's UART does not answer")
+        } else {
+            writeln!(log, "\n*** EL2 died again while it reported")
+        };
+        end(log);
+    }
+    off()
 }
 
 /// Ends the machine. Without the host's `end: status` line it counts as failed.
-fn end(sink: &mut Sink) -> ! {
-    let _ = writeln!(sink, "end: panic");
+fn end(mut log: LastWords) -> ! {
+    let (token, how) = (crate::log::token(), How::Panic);
+    let _ = writeln!(log, "{}", End { token, how });
+    log.send();
+    off()
+}
+
+fn off() -> ! {
     crate::psci::system_off();
     halt()
 }
 
 /// Reports a Rust panic.
 pub fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    let sink = begin();
-    let _ = writeln!(sink, "\n*** EL2 panic: {}", info.message());
+    let mut log = begin();
+    let _ = writeln!(log, "\n*** EL2 panic: {}", info.message());
     if let Some(at) = info.location() {
-        let _ = writeln!(sink, "    at {at}");
+        let _ = writeln!(log, "    at {at}");
     }
     let frame: u64;
     #[cfg(target_arch = "aarch64")]
@@ -79,50 +123,53 @@ pub fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     {
         frame = 0;
     }
-    where_am_i(sink);
-    backtrace(sink, None, frame);
-    end(sink)
+    where_am_i(&mut log);
+    backtrace(&mut log, None, frame);
+    end(log)
 }
 
 /// Reports an exception that EL2 took from itself.
 #[cfg(target_os = "none")]
 #[unsafe(no_mangle)]
 extern "C" fn el2_exception(frame: &Frame) -> ! {
-    let sink = begin();
+    let mut log = begin();
+    if log.uart_faulted {
+        let _ = writeln!(log, "\n*** the log's UART faults");
+    }
     let kind = ["synchronous", "IRQ", "FIQ", "SError"][(frame.kind & 3) as usize];
-    let _ = writeln!(sink, "\n*** EL2 exception: {kind}");
+    let _ = writeln!(log, "\n*** EL2 exception: {kind}");
     let esr = mrs!("esr_el2");
-    let _ = writeln!(sink, "    esr {esr:#010x} ({})", Syndrome(esr));
+    let _ = writeln!(log, "    esr {esr:#010x} ({})", Syndrome(esr));
     let far = mrs!("far_el2");
-    let _ = writeln!(sink, "    far {far:#018x} hpfar {:#x}", mrs!("hpfar_el2"));
-    if crate::cpu::pe::is_guard_page(far) {
+    let _ = writeln!(log, "    far {far:#018x} hpfar {:#x}", mrs!("hpfar_el2"));
+    if pe::is_guard_page(far) {
         let _ = writeln!(
-            sink,
+            log,
             "    this is a stack's guard page: the stack overflowed"
         );
     }
     let _ = writeln!(
-        sink,
+        log,
         "    pc  {:#018x} sp  {:#018x} spsr {:#x}",
         frame.pc,
         frame.sp,
         mrs!("spsr_el2")
     );
     for (n, pair) in frame.x.chunks(2).enumerate() {
-        let _ = write!(sink, "    x{:<2} {:#018x}", n * 2, pair[0]);
+        let _ = write!(log, "    x{:<2} {:#018x}", n * 2, pair[0]);
         if let Some(odd) = pair.get(1) {
-            let _ = write!(sink, " x{:<2} {odd:#018x}", n * 2 + 1);
+            let _ = write!(log, " x{:<2} {odd:#018x}", n * 2 + 1);
         }
         let _ = writeln!(sink);
     }
-    where_am_i(sink);
-    backtrace(sink, Some(frame.pc), frame.x[29]);
-    end(sink)
+    where_am_i(&mut log);
+    backtrace(&mut log, Some(frame.pc), frame.x[29]);
+    end(log)
 }
 
-fn where_am_i(sink: &mut Sink) {
+fn where_am_i(log: &mut LastWords) {
     let _ = writeln!(
-        sink,
+        log,
         "    cpu mpidr {:#x}, image at {:#x}, hcr {:#x}, vttbr {:#x}",
         mrs!("mpidr_el1") & 0xff_00ff_ffff,
         IMAGE[0].load(Ordering::Relaxed),
@@ -132,14 +179,14 @@ fn where_am_i(sink: &mut Sink) {
 }
 
 /// Follows the frame records from `fp`, at most 32 of them.
-fn backtrace(sink: &mut Sink, pc: Option<u64>, mut fp: u64) {
+fn backtrace(log: &mut LastWords, pc: Option<u64>, mut fp: u64) {
     let [base, flat_end] = [&IMAGE[0], &IMAGE[1]].map(|w| w.load(Ordering::Relaxed));
     let symbols = symbols(flat_end);
     let mut print = |n: usize, pc: u64| {
         let offset = pc.wrapping_sub(base);
         let _ = match symbols.find(offset) {
-            Some((name, inside)) => writeln!(sink, "    #{n:<2} {offset:#010x} {name}+{inside:#x}"),
-            None => writeln!(sink, "    #{n:<2} {offset:#010x}"),
+            Some((name, inside)) => writeln!(log, "    #{n:<2} {offset:#010x} {name}+{inside:#x}"),
+            None => writeln!(log, "    #{n:<2} {offset:#010x}"),
         };
     };
     let mut n = 0;
@@ -147,7 +194,7 @@ fn backtrace(sink: &mut Sink, pc: Option<u64>, mut fp: u64) {
         print(n, pc);
         n += 1;
     }
-    while n < 32 && fp.is_multiple_of(16) && crate::cpu::pe::is_stack(fp) {
+    while n < 32 && fp.is_multiple_of(16) && pe::is_stack(fp) {
         // SAFETY: the frame record at `fp` is 16 bytes inside a stack of EL2's.
         let [next, lr] = unsafe { (fp as *const [u64; 2]).read() };
         if lr == 0 {

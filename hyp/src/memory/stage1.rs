@@ -130,7 +130,7 @@ pub fn build(
     // Two of them may share a page.
     let mut devices = Regions::new();
     let gic = machine.gicr.iter().copied().chain([machine.gicd]);
-    for region in gic.chain(machine.uart) {
+    for region in gic.chain(machine.uart).chain(machine.console) {
         devices
             .insert(region.grow_to(granule))
             .map_err(|_| "too many ranges")?;

@@ -64,6 +64,7 @@ pub fn serve(cpu: &mut Cpu, function: u64, args: [u64; 5]) -> Option<Answer> {
         calls::FEATURES => Ok([vendor::features(system).pack(), 0, 0, 0]),
         calls::MEMORY_RANGE => vendor::memory_range(system, a),
         calls::LOG => vendor::log(system, a, b, c),
+        calls::LOG_INPUT => vendor::log_input(),
         calls::SET_SPI => vendor::set_spi(system, a, b, c),
         calls::REC_PENDING => vendor::rec_pending(system, a),
         calls::REC_HISTORY => vendor::rec_history(system, a, b),

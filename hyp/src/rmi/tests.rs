@@ -417,7 +417,7 @@ fn call() -> impl Strategy<Value = (u64, [u64; 5])> {
             ]
             .repeat(4),
         )
-        .chain(vendor::VERSION..=vendor::KICK)
+        .chain(vendor::VERSION..=vendor::LOG_INPUT)
         .collect();
     (
         prop::sample::select(functions),

@@ -4,7 +4,8 @@ use core::sync::atomic::Ordering;
 
 use ::rmi::Status;
 use ::rmi::feature::VendorFeatures;
-use ::rmi::vendor::{Exit, HISTORY_LEN, LOG_LINE_MAX, RangeKind};
+use ::rmi::text::is_plain;
+use ::rmi::vendor::{Exit, HISTORY_LEN, LOG_INPUT_MAX, LOG_LINE_MAX, RangeKind};
 use log::Level;
 use vgic::Vgic;
 
@@ -69,12 +70,24 @@ pub fn log(system: &System, level: u64, pa: u64, length: u64) -> Outcome {
         unsafe { guarded::read_bytes(pa, line) }.map_err(|_| Status::ErrorInput)?;
     }
     let text = core::str::from_utf8(line).map_err(|_| Status::ErrorInput)?;
-    if text.chars().any(char::is_control) {
+    if !text.chars().all(is_plain) {
         return Err(Status::ErrorInput);
     }
     // The host filters by the same setting; the last line goes out at any.
     crate::log::line("host", level, format_args!("{text}"));
     Ok(NONE)
+}
+
+/// What was typed at the log's own UART.
+pub fn log_input() -> Outcome {
+    let mut bytes = [0; LOG_INPUT_MAX];
+    let count = crate::log::receive(&mut bytes).ok_or(Status::ErrorInput)?;
+    let mut words = [0; LOG_INPUT_MAX / 8];
+    for (n, &byte) in bytes[..count].iter().enumerate() {
+        words[n / 8] |= u64::from(byte) << (8 * (n % 8));
+    }
+    let [x2, x3, x4] = words;
+    Ok([count as u64, x2, x3, x4])
 }
 
 /// Drives a line of a guest's interrupt controller.

@@ -49,6 +49,7 @@ const FUNCTIONS: [u64; 27] = [
     vendor::SET_SPI,
     vendor::REC_PENDING,
     vendor::KICK,
+    vendor::LOG_INPUT,
 ];
 
 static SEED: AtomicU64 = AtomicU64::new(0);

@@ -1,0 +1,156 @@
+//! The PL011 (Arm DDI0183) of the log.
+
+use core::ptr::NonNull;
+
+use arm_pl011_uart::{
+    DataBits, FifoLevel, Interrupts, LineConfig, PL011Registers, Parity, StopBits, Uart,
+    UniqueMmioPointer,
+};
+
+use super::drain::Port;
+
+/// UARTCR (DDI0183, 3.3.8), which the driver sets as a whole.
+const CR: usize = 0x30;
+/// UARTCR: UARTEN and TXE.
+const ENABLED: u32 = 1 | 1 << 8;
+/// What a UART is set to that nobody has set up: 115200 8N1, from the 24 MHz
+/// that Arm's platforms have.
+const LINE: LineConfig = LineConfig {
+    data_bits: DataBits::Bits8,
+    parity: Parity::None,
+    stop_bits: StopBits::One,
+};
+
+/// Whose a UART is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// EL2 alone: it receives, too, and has the UART interrupt.
+    El2,
+    /// The host, which may do with it whatever it likes.
+    Host,
+}
+
+/// A PL011.
+pub struct Pl011 {
+    uart: Uart<'static>,
+    base: NonNull<PL011Registers>,
+    owner: Owner,
+    /// It interrupts when it has room.
+    awaited: bool,
+}
+
+// SAFETY: the pointer is to device registers, which any CPU may use; the lock
+// around the log's sender makes them one's at a time.
+unsafe impl Send for Pl011 {}
+
+impl Pl011 {
+    /// The PL011 at `base`. One that the firmware has left off is set up.
+    ///
+    /// # Safety
+    /// `base` is the address of a PL011 that nobody else in EL2 drives, and
+    /// stays mapped at this address. An access may fault.
+    pub unsafe fn new(base: u64, owner: Owner) -> Option<Self> {
+        let base: NonNull<PL011Registers> =
+            NonNull::new(core::ptr::with_exposed_provenance_mut(base as usize))?;
+        let mut pl011 = Self {
+            // SAFETY: the caller's promise.
+            uart: Uart::new(unsafe { UniqueMmioPointer::new(base) }),
+            base,
+            owner,
+            awaited: false,
+        };
+        if pl011.control() & ENABLED != ENABLED {
+            // Its line settings say nothing.
+            let _ = pl011.uart.enable(LINE, 115_200, 24_000_000);
+        }
+        if owner == Owner::El2 {
+            pl011
+                .uart
+                .set_interrupt_fifo_levels(FifoLevel::Bytes4, FifoLevel::Bytes4);
+            pl011.set_interrupts();
+        }
+        Some(pl011)
+    }
+
+    fn control_register(&self) -> *mut u32 {
+        self.base.as_ptr().cast::<u32>().wrapping_add(CR / 4)
+    }
+
+    fn control(&self) -> u32 {
+        // SAFETY: `new`'s promise; reading it has no effect.
+        unsafe { self.control_register().read_volatile() }
+    }
+
+    /// Turns it on again if its owner has turned it off: what follows are the
+    /// machine's last words.
+    pub fn revive(&mut self) {
+        let control = self.control();
+        if control & ENABLED != ENABLED {
+            // SAFETY: `new`'s promise; the host does not go on.
+            unsafe { self.control_register().write_volatile(control | ENABLED) };
+        }
+    }
+
+    /// It still sends.
+    pub fn is_busy(&self) -> bool {
+        self.uart.is_busy()
+    }
+
+    /// Interrupts, or no longer, when it has room. Only EL2's own does.
+    pub fn await_room(&mut self, awaited: bool) {
+        if self.owner == Owner::Host {
+            return;
+        }
+        if awaited && self.is_full() {
+            // It had room before; the next time counts (DDI0183, 2.8.2).
+            self.uart.clear_interrupts(Interrupts::TXI);
+        }
+        if self.awaited != awaited {
+            self.awaited = awaited;
+            self.set_interrupts();
+        }
+    }
+
+    fn set_interrupts(&mut self) {
+        let received = Interrupts::RXI | Interrupts::RTI;
+        self.uart.set_interrupt_masks(if self.awaited {
+            received | Interrupts::TXI
+        } else {
+            received
+        });
+    }
+
+    /// Takes what was received, as far as it fits: how many bytes. The last one
+    /// that is taken ends the interrupt. `None` when the UART is not EL2's.
+    pub fn receive(&mut self, to: &mut [u8]) -> Option<usize> {
+        if self.owner != Owner::El2 {
+            return None;
+        }
+        let mut count = 0;
+        // Damaged bytes count as looks.
+        for _ in 0..2 * to.len() {
+            match self.uart.read_word() {
+                Ok(Some(byte)) => {
+                    to[count] = byte;
+                    count += 1;
+                }
+                Ok(None) => break,
+                Err(_) => {}
+            }
+            if count == to.len() {
+                break;
+            }
+        }
+        Some(count)
+    }
+}
+
+impl Port for Pl011 {
+    fn is_full(&self) -> bool {
+        self.uart.is_tx_fifo_full()
+    }
+
+    fn put(&mut self, byte: u8) {
+        self.uart.write_word(byte);
+    }
+}
