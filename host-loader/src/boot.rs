@@ -16,7 +16,7 @@ use host_loader::granules::Granules;
 use host_loader::guest::build;
 use host_loader::machine::{self, Cpu, Machine};
 use host_loader::pace::{Pace, at_once};
-use host_loader::platform::{Platform, Uart};
+use host_loader::platform::{Platform, Uart, boot_arguments};
 use host_loader::port::Port;
 use host_loader::{heap, life, logger, rmi_call, sched};
 use rmi::feature::{Feature0, VendorFeatures};
@@ -68,6 +68,7 @@ extern "C" fn host_main(dtb: u64) -> ! {
 /// Everything up to the run loop. The error is one sentence for the user.
 fn boot(dtb: u64) -> Result<&'static Machine, String> {
     let tree = device_tree(dtb)?;
+    logger::set_token(boot_arguments(tree));
     let platform = Platform::parse(tree)?;
     logger::set_level(&platform.bootargs);
     let (rmi, features) = el2()?;
@@ -91,7 +92,10 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
     // SAFETY: The registers are mapped as Device, and this is their driver.
     let mut gic = unsafe { Controller::new(&platform.gic) }?;
     let console = port(platform.console.as_ref(), &mut gic, me)?;
-    let log = port(platform.log.as_ref(), &mut gic, me)?;
+    // The log's UART is EL2's; its interrupt comes here.
+    if let Some(intid) = platform.log.as_ref().and_then(|uart| uart.intid) {
+        gic.route(intid, me)?;
+    }
 
     let bundle = bundle(&platform)?;
     for guest in &bundle.guests {
@@ -127,15 +131,11 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
         cpus,
         gic: Mutex::new(gic),
         console: Mutex::new(console),
-        log: Mutex::new(log),
         console_guest: Mutex::new(None),
         faulted: AtomicBool::new(false),
         reports: AtomicU32::new(0),
     });
     machine.gic.lock().start_cpu(&sched::private(machine))?;
-    if let Some(port) = machine.log.lock().as_mut() {
-        port.set_receiving(true);
-    }
     start_guests(machine)?;
     Ok(machine)
 }
@@ -275,7 +275,7 @@ fn map_everything(platform: &Platform, cpus: &[Cpu]) -> Result<(), String> {
     let ram = Granules::new(GUARD, &clipped(&platform.memory), &holes);
     let mut devices = platform.gic.redistributors.clone();
     devices.push(platform.gic.distributor.clone());
-    for uart in [&platform.console, &platform.log].into_iter().flatten() {
+    if let Some(uart) = &platform.console {
         devices.push(uart.base..uart.base + 0x1000);
     }
     mmu::activate(&mmu::FinalMap {

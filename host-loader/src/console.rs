@@ -1,27 +1,36 @@
 //! Where a guest's UART leads: to the machine's first UART for the one guest
 //! that owns it, to the log, line by line, for the others.
 //!
-//! Input waits where it is, in the machine's UART, while the guest's FIFO is
+//! Output goes straight into the machine's UART, and while that is full the
+//! guest's is: FR says so, and a write that comes all the same is not done yet;
+//! the guest executes it again. So nothing is lost, and it is the guest's time
+//! that passes. Input waits where it is, in the machine's UART, while the guest's FIFO is
 //! full, and holds up its sender: nothing is lost, and nothing is buffered here.
 
-use crate::device::pl011::Pl011;
+use crate::arch::insn;
+use crate::device::pl011::{Pl011, Sender};
 use crate::life::Guest;
+use crate::logger;
 use crate::machine::Machine;
 use crate::port::Port;
 use crate::rmi_call;
-use alloc::string::String;
-use alloc::vec::Vec;
-use rmi::vendor::LOG_LINE_MAX;
+use crate::transcript::Transcript;
+use log::Level;
 
-/// A guest's line in the log is cut here; the name and a word go before it.
-const LINE: usize = LOG_LINE_MAX as usize - 48;
+/// FR, whose transmit side is the machine's UART's.
+const FR: u64 = 0x18;
+
+/// A part of a second that the machine's end waits for bytes that were sent.
+const SETTLE_PART: u64 = 10;
+/// Looks at the UART meanwhile, at most: were the counter to stand still.
+const SETTLE_LOOKS: u32 = 1_000_000;
 
 /// A guest's UART and its other end.
 pub struct Console {
     /// The model.
     pub uart: Pl011,
     owner: bool,
-    line: Vec<u8>,
+    transcript: Transcript,
 }
 
 impl Console {
@@ -30,36 +39,27 @@ impl Console {
         Self {
             uart: Pl011::new(),
             owner,
-            line: Vec::new(),
+            transcript: Transcript::new(),
         }
     }
 
-    /// The byte that the guest sent.
+    /// Takes the byte that the guest sends: false when there is no room.
     #[inline]
-    fn send(&mut self, guest: &Guest, machine: &Machine, byte: u8) {
+    fn send(&mut self, guest: &Guest, machine: &Machine, byte: u8) -> bool {
         if self.owner {
-            if let Some(port) = machine.console.lock().as_mut() {
-                port.put(byte);
-            }
-            return;
+            let mut port = machine.console.lock();
+            return port.as_mut().is_none_or(|port| port.put(byte));
         }
-        match byte {
-            b'\n' => self.flush(&guest.name),
-            b'\r' => {}
-            _ => {
-                self.line.push(byte);
-                if self.line.len() >= LINE {
-                    self.flush(&guest.name);
-                }
-            }
+        if let Some(text) = self.transcript.push(byte) {
+            guest.log(Level::Info, format_args!("{text}"));
         }
+        true
     }
 
-    /// Logs what the guest wrote of a line.
+    /// Logs what the guest `name` wrote of a line.
     pub fn flush(&mut self, name: &str) {
-        if !self.line.is_empty() {
-            log::info!("guest {name}: {}", String::from_utf8_lossy(&self.line));
-            self.line.clear();
+        if let Some(text) = self.transcript.flush() {
+            logger::of_guest(name, Level::Info, format_args!("{text}"));
         }
     }
 
@@ -67,6 +67,11 @@ impl Console {
     #[inline]
     pub fn read(&mut self, guest: &Guest, machine: &Machine, offset: u64) -> u64 {
         let room = self.uart.room();
+        if self.owner && offset & !3 == FR {
+            let mut port = machine.console.lock();
+            let sender = port.as_mut().map_or(Sender::IDLE, Port::sender);
+            self.uart.set_sender(sender);
+        }
         let value = self.uart.read(offset);
         self.refill(machine, room);
         self.signal(guest);
@@ -85,15 +90,19 @@ impl Console {
         }
     }
 
-    /// The guest writes the register at `offset`.
+    /// The guest writes the register at `offset`: false when it must write again,
+    /// since there is no room for the byte.
     #[inline]
-    pub fn write(&mut self, guest: &Guest, machine: &Machine, offset: u64, value: u64) {
-        let room = self.uart.room();
-        match self.uart.write(offset, value as u32) {
-            Some(byte) => self.send(guest, machine, byte),
-            None => self.refill(machine, room),
+    #[must_use]
+    pub fn write(&mut self, guest: &Guest, machine: &Machine, offset: u64, value: u64) -> bool {
+        if self.uart.sends(offset) && !self.send(guest, machine, value as u8) {
+            return false;
         }
+        let room = self.uart.room();
+        self.uart.write(offset, value as u32);
+        self.refill(machine, room);
         self.signal(guest);
+        true
     }
 
     /// Moves what waits in the machine's UART, as much as fits; the rest
@@ -118,26 +127,32 @@ impl Console {
         if let Some(level) = self.uart.line_change() {
             let intid = crate::guest::map::FIRST_SPI + crate::guest::map::UART_SPI;
             if let Err(error) = rmi_call::set_spi(guest.rd, intid, level) {
-                log::error!("guest {}: UART interrupt: {error}", guest.name);
+                guest.log(Level::Error, format_args!("UART interrupt: {error}"));
             }
         }
     }
 }
 
-/// The machine's first UART has received something: the guest that owns it
-/// gets it; with no such guest it waits.
+/// The machine's first UART has received something, or has room again: the guest
+/// that owns it is told; with no such guest, what was received waits.
 pub fn input(machine: &Machine) {
     let guest = machine.console_guest.lock().clone();
     match guest {
         Some(guest) => {
             let mut console = guest.console.lock();
             if let Some(port) = machine.console.lock().as_mut() {
-                console.fill(port);
+                if port.receiving() {
+                    console.fill(port);
+                }
+                if port.has_room_for_a_waiter() {
+                    console.uart.has_room();
+                }
             }
             console.signal(&guest);
         }
         None => {
             if let Some(port) = machine.console.lock().as_mut() {
+                port.has_room_for_a_waiter();
                 port.set_receiving(false);
             }
         }
@@ -148,5 +163,17 @@ pub fn input(machine: &Machine) {
 pub fn listen(machine: &Machine) {
     if let Some(port) = machine.console.lock().as_mut() {
         port.set_receiving(true);
+    }
+}
+
+/// Waits, not for long, until the console has sent what it has: the machine goes
+/// off.
+pub fn settle(machine: &Machine) {
+    let end = insn::cntpct() + insn::cntfrq() / SETTLE_PART;
+    for _ in 0..SETTLE_LOOKS {
+        let console = machine.console.lock();
+        if console.as_ref().is_none_or(Port::is_idle) || insn::cntpct() > end {
+            return;
+        }
     }
 }

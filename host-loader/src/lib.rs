@@ -15,6 +15,7 @@
 //! | [`pace`] | long work in steps |
 //! | [`rmi_call`] | calls to EL2 |
 //! | [`logger`] | the log |
+//! | [`transcript`] | what a guest without a console writes, line by line |
 //! | [`arch`] | instructions, translation, exceptions |
 //!
 //! The image has these besides: `machine` (the one instance of all), `heap`,
@@ -35,6 +36,7 @@ pub mod logger;
 pub mod pace;
 pub mod platform;
 pub mod rmi_call;
+pub mod transcript;
 pub mod turns;
 
 #[cfg(target_os = "none")]

@@ -19,11 +19,14 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 use core::future::Future;
 use core::ops::Range;
 use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use core::task::{Context, Waker};
+use log::Level;
+use rmi::end::How;
 use rmi::run::RecRun;
 use spin::Mutex;
 
@@ -79,6 +82,11 @@ unsafe impl Send for Guest {}
 unsafe impl Sync for Guest {}
 
 impl Guest {
+    /// Logs what it has done, or had done to it: every line has its name.
+    pub fn log(&self, level: Level, text: fmt::Arguments<'_>) {
+        logger::of_guest(&self.name, level, text);
+    }
+
     /// It is about to stop: do not enter it again.
     #[inline]
     pub fn stopping(&self) -> bool {
@@ -261,14 +269,14 @@ async fn finish(machine: &'static Machine, guest: Arc<Guest>) {
         return;
     };
     realm.destroy(resources(machine, guest.config).work()).await;
-    log::debug!(
-        "guest {}: taken apart; {} KiB of RAM free",
-        guest.name,
-        machine.granules.lock().free_bytes() >> 10
+    let free = machine.granules.lock().free_bytes() >> 10;
+    guest.log(
+        Level::Debug,
+        format_args!("taken apart; {free} KiB of RAM free"),
     );
     let why = guest.stop.load(Ordering::Acquire);
     if why == Stop::Reset as u8 {
-        log::info!("guest {}: reset", guest.name);
+        guest.log(Level::Info, format_args!("reset"));
         let cpus: Vec<usize> = guest.vcpus.iter().map(|v| v.cpu).collect();
         match create(machine, guest.config, memory, &cpus).await {
             Ok(again) => start(machine, &again),
@@ -282,9 +290,9 @@ async fn finish(machine: &'static Machine, guest: Arc<Guest>) {
     }
     if why == Stop::Fault as u8 {
         machine.faulted.store(true, Ordering::Relaxed);
-        log::error!("guest {}: stopped", guest.name);
+        guest.log(Level::Error, format_args!("stopped"));
     } else {
-        log::info!("guest {}: powered off", guest.name);
+        guest.log(Level::Info, format_args!("powered off"));
     }
     end_of(machine, memory);
 }
@@ -300,7 +308,9 @@ fn end_of(machine: &Machine, memory: Memory) {
 /// Ends the machine: 0 when every guest powered itself off, 1 when one was
 /// stopped, 2 when what the boot loader passed was wrong.
 pub fn end(status: u64) -> ! {
-    // Whatever the log level: the runner waits for this line.
-    logger::raw(logger::INFO, format_args!("end: status {status}"));
+    if let Some(machine) = machine::try_get() {
+        crate::console::settle(machine);
+    }
+    logger::end(How::Status(status));
     rmi_call::machine_off();
 }

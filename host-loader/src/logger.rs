@@ -2,17 +2,23 @@
 //!
 //! A line is put together in [`Line`], 256 bytes on the caller's stack, aligned
 //! so that it lies inside one granule; longer text goes on in another line.
+//!
+//! Text that a guest has a part in is a guest's ([`of_guest`]): each of its lines
+//! begins with the guest's name, however long it is and whatever is in it. Of
+//! other text, each line but the first is indented. So no text that came from
+//! elsewhere stands where the host's own words begin.
 
 use crate::rmi_call;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use rmi::end::{End, How, Token};
+use rmi::text::plain;
 use rmi::vendor::LOG_LINE_MAX;
+use spin::Once;
 
 /// `level` of an error in the vendor LOG call; [`log::Level`]'s numbers.
 pub const ERROR: u64 = Level::Error as u64;
-/// `level` of information.
-pub const INFO: u64 = Level::Info as u64;
 
 /// One line in the making.
 #[repr(align(256))]
@@ -71,22 +77,56 @@ impl Write for Line {
     }
 }
 
-struct Sender {
-    line: Line,
-    level: u64,
+/// Whose text it is.
+#[derive(Clone, Copy)]
+enum Who<'a> {
+    Host,
+    Guest(&'a str),
 }
 
-impl Write for Sender {
+struct Sender<'a> {
+    line: Line,
+    level: u64,
+    who: Who<'a>,
+    /// Lines sent so far.
+    sent: usize,
+}
+
+impl Sender<'_> {
+    /// Puts in what the line begins with. It leaves room for text: names are
+    /// short.
+    fn begin(&mut self) {
+        let _ = match self.who {
+            Who::Guest(name) => write!(self.line, "guest {name}: "),
+            Who::Host if self.sent > 0 => self.line.write_str("  "),
+            Who::Host => Ok(()),
+        };
+    }
+
+    fn send(&mut self) {
+        if self.line.len == 0 {
+            self.begin();
+        }
+        self.line.send(self.level);
+        self.sent += 1;
+    }
+}
+
+impl Write for Sender<'_> {
     fn write_str(&mut self, s: &str) -> fmt::Result {
         for c in s.chars() {
             if c == '\n' {
-                self.line.send(self.level);
+                self.send();
                 continue;
             }
-            // Control characters of a guest's or of an error's text stay text.
-            let c = if c.is_control() { '\u{fffd}' } else { c };
+            if self.line.len == 0 {
+                self.begin();
+            }
+            // What a guest's or an error's text holds stays text.
+            let c = plain(c);
             if !self.line.push(c) {
-                self.line.send(self.level);
+                self.send();
+                self.begin();
                 self.line.push(c);
             }
         }
@@ -94,16 +134,49 @@ impl Write for Sender {
     }
 }
 
-/// Writes to the log whatever the filter says, taking no lock.
-pub fn raw(level: u64, arguments: fmt::Arguments<'_>) {
+fn send(level: u64, who: Who<'_>, arguments: fmt::Arguments<'_>) {
     let mut sender = Sender {
         line: Line::new(),
         level,
+        who,
+        sent: 0,
     };
     let _ = sender.write_fmt(arguments);
     if sender.line.len > 0 {
-        sender.line.send(level);
+        sender.send();
     }
+}
+
+/// Writes to the log whatever the filter says, taking no lock.
+pub fn raw(level: u64, arguments: fmt::Arguments<'_>) {
+    send(level, Who::Host, arguments);
+}
+
+/// Logs what guest `name` has said, done or had done to it.
+pub fn of_guest(name: &str, level: Level, arguments: fmt::Arguments<'_>) {
+    if level <= log::max_level() {
+        send(level as u64, Who::Guest(name), arguments);
+    }
+}
+
+static TOKEN: Once<Token> = Once::new();
+
+/// Takes the token of the machine's last line from `bootargs`.
+pub fn set_token(bootargs: &str) {
+    if let Some(token) = Token::of_boot_arguments(bootargs) {
+        TOKEN.call_once(|| token);
+    }
+}
+
+/// Says how the machine ends, whatever the log level: who started it waits for
+/// this line.
+pub fn end(how: How) {
+    let level = match how {
+        How::Status(_) => Level::Info,
+        How::Panic => Level::Error,
+    };
+    let token = TOKEN.get().copied();
+    raw(level as u64, format_args!("{}", End { token, how }));
 }
 
 struct Logger;
@@ -170,15 +243,15 @@ mod tests {
     use std::string::{String, ToString};
     use std::vec::Vec;
 
-    #[test]
-    fn long_text_is_split_and_control_characters_stay_out() {
+    /// What `log` sends to EL2: levels and lines.
+    fn sent(log: impl FnOnce()) -> Vec<(u64, String)> {
         let lines = Rc::new(RefCell::new(Vec::<(u64, String)>::new()));
         let seen = lines.clone();
         fake::set(Box::new(move |[fid, level, at, len, ..]| {
             assert_eq!(fid, rmi::vendor::LOG);
             assert!(len <= LOG_LINE_MAX);
             assert_eq!(at / 4096, (at + len - 1) / 4096);
-            // SAFETY: `raw` passes a line that lives across the call.
+            // SAFETY: `send` passes a line that lives across the call.
             let bytes = unsafe {
                 std::slice::from_raw_parts(
                     std::ptr::with_exposed_provenance::<u8>(at as usize),
@@ -186,13 +259,62 @@ mod tests {
                 )
             };
             let text = std::str::from_utf8(bytes).unwrap().to_string();
+            assert!(text.chars().all(rmi::text::is_plain), "{text:?}");
             seen.borrow_mut().push((level, text));
             [0; 5]
         }));
-        raw(INFO, format_args!("a\x1bb\n{}", "é".repeat(200)));
-        let lines = lines.borrow();
+        log();
+        lines.take()
+    }
+
+    #[test]
+    fn long_text_is_split_and_control_characters_stay_out() {
+        let lines = sent(|| raw(3, format_args!("a\x1bb\n{}", "é".repeat(200))));
         assert_eq!(lines[0], (3, "a\u{fffd}b".to_string()));
-        assert_eq!(lines[1].1, "é".repeat(128));
-        assert_eq!(lines[2].1, "é".repeat(72));
+        assert_eq!(lines[1].1, "  ".to_string() + &"é".repeat(127));
+        assert_eq!(lines[2].1, "  ".to_string() + &"é".repeat(73));
+    }
+
+    #[test]
+    fn every_line_of_a_guest_begins_with_its_name() {
+        log::set_max_level(LevelFilter::Info);
+        let name = "n".repeat(32);
+        let forged = "[    9.000000] host INFO  end: status 0";
+        for text in [
+            "\u{fffd}".repeat(81) + forged,
+            "é".repeat(5000),
+            std::format!("\n\n{forged}\n"),
+            std::format!("\r{forged}\u{2028}{forged}\u{85}{forged}"),
+            "x".repeat(216 - 2) + forged,
+        ] {
+            let lines = sent(|| of_guest(&name, Level::Info, format_args!("{text}")));
+            assert!(!lines.is_empty());
+            let prefix = std::format!("guest {name}: ");
+            let mut all = String::new();
+            for (_, line) in &lines {
+                all += line.strip_prefix(&prefix).expect(line);
+            }
+            let expected: String = text.chars().filter(|&c| c != '\n').map(plain).collect();
+            assert_eq!(all, expected, "nothing is lost");
+        }
+    }
+
+    #[test]
+    fn text_from_elsewhere_does_not_begin_a_line() {
+        // A name from the bundle, in a message of the host's own.
+        let name = "k\nend: status 0";
+        let lines = sent(|| raw(1, format_args!("no file {name} {}", "x".repeat(600))));
+        assert!(lines.len() > 3);
+        assert!(lines[1..].iter().all(|(_, line)| line.starts_with("  ")));
+    }
+
+    #[test]
+    fn the_last_line_has_the_token() {
+        let token = "00112233445566778899aabbccddeeff";
+        set_token(&std::format!("quiet undercroft.end={token} x"));
+        let lines = sent(|| end(How::Status(7)));
+        assert_eq!(lines, [(3, std::format!("end: {token} status 7"))]);
+        let lines = sent(|| end(How::Panic));
+        assert_eq!(lines, [(1, std::format!("end: {token} panic"))]);
     }
 }

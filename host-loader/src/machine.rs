@@ -58,8 +58,6 @@ pub struct Machine {
     pub gic: Mutex<Controller>,
     /// The first UART: the console guest's.
     pub console: Mutex<Option<Port>>,
-    /// The log's UART, when it is another: the monitor listens there.
-    pub log: Mutex<Option<Port>>,
     /// The guest that owns the console now.
     pub console_guest: Mutex<Option<Arc<Guest>>>,
     /// Guests that have not ended for good.

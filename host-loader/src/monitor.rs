@@ -17,15 +17,14 @@ use rmi::vendor::{Exit, HISTORY_LEN};
 /// The byte that asks: Ctrl-T.
 const ASK: u8 = 0x14;
 
-/// The log's UART has received something.
+/// The log's UART, which is EL2's, has received something, or has room for more
+/// of the log: EL2 sees to that at any call. What one call leaves interrupts
+/// again.
 pub fn input(machine: &Machine) {
-    let mut asked = false;
-    if let Some(port) = machine.log.lock().as_mut() {
-        while let Some(byte) = port.get() {
-            asked |= byte == ASK;
-        }
-    }
-    if asked {
+    let Ok((bytes, count)) = rmi_call::log_input() else {
+        return;
+    };
+    if bytes[..count].contains(&ASK) {
         machine.reports.fetch_add(1, Ordering::AcqRel);
         for (index, cpu) in machine.cpus.iter().enumerate() {
             if cpu.started.load(Ordering::Acquire) {

@@ -56,6 +56,14 @@ pub struct Platform {
     pub timer_intid: u32,
 }
 
+/// The boot arguments alone, of a tree that may be of no other use.
+pub fn boot_arguments(dtb: &[u8]) -> &str {
+    let fdt = Fdt::new(dtb).ok();
+    let chosen = fdt.and_then(|fdt| fdt.root().child("chosen"));
+    let property = chosen.and_then(|chosen| chosen.property("bootargs"));
+    property.and_then(|p| p.value_as().ok()).unwrap_or("")
+}
+
 /// The value of `key=value` in `bootargs`; the last one counts.
 pub fn boot_argument<'a>(bootargs: &'a str, key: &str) -> Option<&'a str> {
     bootargs

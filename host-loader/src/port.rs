@@ -1,8 +1,10 @@
-//! A PL011 of the machine: bytes out, bytes in, and whether bytes interrupt.
+//! A PL011 of the machine: bytes out, bytes in, and what of it interrupts.
 //!
-//! Firmware or EL2 has set speed and format; the host leaves them. One lock
-//! around each port is the user's (`machine`).
+//! Firmware or EL2 has set speed and format; the host leaves them. Nothing here
+//! waits: a byte for which there is no room is not taken. One lock around each
+//! port is the user's (`machine`).
 
+use crate::device::pl011::Sender;
 use arm_pl011_uart::{FifoLevel, Interrupts, PL011Registers, Uart};
 use core::ptr::NonNull;
 use safe_mmio::UniqueMmioPointer;
@@ -16,6 +18,8 @@ const CR_ENABLE: u32 = 1 | 1 << 8 | 1 << 9;
 pub struct Port {
     uart: Uart<'static>,
     receiving: bool,
+    /// Somebody waits for room.
+    awaited: bool,
 }
 
 impl Port {
@@ -42,16 +46,61 @@ impl Port {
         Some(Self {
             uart,
             receiving: false,
+            awaited: false,
         })
     }
 
-    /// Sends a byte, once there is room for it.
+    /// Sends a byte: false, and nothing is sent, when there is no room. Room
+    /// interrupts then.
     #[inline]
-    pub fn put(&mut self, byte: u8) {
-        while self.uart.is_tx_fifo_full() {
-            core::hint::spin_loop();
+    pub fn put(&mut self, byte: u8) -> bool {
+        if self.uart.is_tx_fifo_full() && !self.await_room() {
+            return false;
         }
         self.uart.write_word(byte);
+        true
+    }
+
+    /// How it stands with what was sent. If there is no room, room interrupts.
+    #[inline]
+    pub fn sender(&mut self) -> Sender {
+        let full = self.uart.is_tx_fifo_full() && !self.await_room();
+        Sender {
+            full,
+            empty: !full && self.uart.is_tx_fifo_empty(),
+            busy: full || self.uart.is_busy(),
+        }
+    }
+
+    /// Everything that was sent has left.
+    pub fn is_idle(&self) -> bool {
+        !self.uart.is_busy()
+    }
+
+    /// Has room interrupt, if it does not yet: true if there is some already.
+    fn await_room(&mut self) -> bool {
+        if self.awaited || !self.look_again() {
+            self.set_interrupts(self.receiving, true);
+            return false;
+        }
+        true
+    }
+
+    /// True if there is room now. If not, the interrupt comes once there is: it
+    /// comes when the FIFO sinks to its level (DDI0183 2.8.2), so what it did
+    /// before the look must not count, and what it does after it must.
+    fn look_again(&mut self) -> bool {
+        self.uart.clear_interrupts(Interrupts::TXI);
+        !self.uart.is_tx_fifo_full()
+    }
+
+    /// There is room for somebody who waits; nobody does any more then.
+    pub fn has_room_for_a_waiter(&mut self) -> bool {
+        if !self.awaited || (self.uart.is_tx_fifo_full() && !self.look_again()) {
+            return false;
+        }
+        self.set_interrupts(self.receiving, false);
+        true
     }
 
     /// The next byte that was received. Damaged ones are dropped.
@@ -66,14 +115,22 @@ impl Port {
 
     /// Received bytes interrupt, or wait in the FIFO and hold up the sender.
     pub fn set_receiving(&mut self, on: bool) {
-        if self.receiving != on {
-            self.receiving = on;
-            self.uart.set_interrupt_masks(if on {
-                Interrupts::RXI | Interrupts::RTI
-            } else {
-                Interrupts::empty()
-            });
+        self.set_interrupts(on, self.awaited);
+    }
+
+    fn set_interrupts(&mut self, receiving: bool, awaited: bool) {
+        if (self.receiving, self.awaited) == (receiving, awaited) {
+            return;
         }
+        (self.receiving, self.awaited) = (receiving, awaited);
+        let mut mask = Interrupts::empty();
+        if receiving {
+            mask |= Interrupts::RXI | Interrupts::RTI;
+        }
+        if awaited {
+            mask |= Interrupts::TXI;
+        }
+        self.uart.set_interrupt_masks(mask);
     }
 
     /// Received bytes interrupt.

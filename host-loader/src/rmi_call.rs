@@ -167,6 +167,16 @@ pub fn log_line(level: u64, line: &[u8]) -> Result<(), CallError> {
     call([vendor::LOG, level, at, line.len() as u64, 0, 0]).map(drop)
 }
 
+/// Takes what the log's own UART has received: its bytes, and how many there are.
+pub fn log_input() -> Result<([u8; vendor::LOG_INPUT_MAX], usize), CallError> {
+    let [count, words @ ..] = call([vendor::LOG_INPUT, 0, 0, 0, 0, 0])?;
+    let mut bytes = [0; vendor::LOG_INPUT_MAX];
+    for (part, word) in bytes.chunks_exact_mut(8).zip(words) {
+        part.copy_from_slice(&word.to_le_bytes());
+    }
+    Ok((bytes, (count as usize).min(vendor::LOG_INPUT_MAX)))
+}
+
 /// Drives the guest's SPI `intid` to `level`.
 pub fn set_spi(rd: u64, intid: u32, level: bool) -> Result<(), CallError> {
     call([vendor::SET_SPI, rd, intid.into(), level.into(), 0, 0]).map(drop)

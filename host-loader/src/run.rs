@@ -5,6 +5,8 @@ use crate::guest::realm::describe;
 use crate::life::{Guest, Stop};
 use crate::machine::Machine;
 use crate::rmi_call::{self, CallError};
+use core::fmt;
+use log::Level;
 use rmi::Status;
 use rmi::params::mpidr_index;
 use rmi::psci;
@@ -51,8 +53,8 @@ pub fn run(
             // Another vCPU has asked EL2 for the end, and its CPU is about to
             // tell.
             Err(CallError::Status(Status::ErrorRealm(1))) => return Outcome::Interrupted,
-            Err(error) => {
-                log::error!("guest {}: vCPU {index}: REC_ENTER: {error}", guest.name);
+            Err(why) => {
+                error(guest, format_args!("vCPU {index}: REC_ENTER: {why}"));
                 guest.stop(Stop::Fault);
                 return Outcome::Stopping;
             }
@@ -66,6 +68,8 @@ pub fn run(
                     unsafe { (*vcpu.run).enter.gprs[0] = value };
                     *pending = EnterFlags::EMUL_MMIO;
                 }
+                // The guest executes it again, after whoever else has a turn.
+                Sync::Again => return Outcome::Interrupted,
                 Sync::Wait => return Outcome::Waits(deadline(exit)),
                 Sync::Fault => {
                     fault(guest, index, exit);
@@ -78,15 +82,15 @@ pub fn run(
                 Some(outcome) => return outcome,
             },
             Some(ExitReason::SError) => {
-                log::error!("guest {}: vCPU {index}: SError", guest.name);
+                error(guest, format_args!("vCPU {index}: SError"));
                 fault(guest, index, exit);
                 return Outcome::Stopping;
             }
             Some(ExitReason::RipasChange | ExitReason::HostCall) | None => {
-                log::error!(
-                    "guest {}: vCPU {index}: exit {} is nothing a plain guest does",
-                    guest.name,
-                    exit.exit_reason
+                let reason = exit.exit_reason;
+                error(
+                    guest,
+                    format_args!("vCPU {index}: exit {reason} is nothing a plain guest does"),
                 );
                 guest.stop(Stop::Fault);
                 return Outcome::Stopping;
@@ -111,6 +115,8 @@ fn deadline(exit: &RecExit) -> Option<u64> {
 enum Sync {
     /// An emulated access: what a read gives.
     Mmio(u64),
+    /// An access that cannot be emulated yet.
+    Again,
     /// WFI.
     Wait,
     /// Nothing the host serves.
@@ -136,7 +142,9 @@ fn sync(machine: &Machine, guest: &Guest, exit: &RecExit) -> Sync {
         let offset = ipa - map::UART.start;
         let mut console = guest.console.lock();
         if esr.is_write() {
-            console.write(guest, machine, offset, esr.cut(exit.gprs[0]));
+            if !console.write(guest, machine, offset, esr.cut(exit.gprs[0])) {
+                return Sync::Again;
+            }
             return Sync::Mmio(0);
         }
         let value = console.read(guest, machine, offset);
@@ -153,6 +161,10 @@ fn sync(machine: &Machine, guest: &Guest, exit: &RecExit) -> Sync {
     Sync::Fault
 }
 
+fn error(guest: &Guest, text: fmt::Arguments<'_>) {
+    guest.log(Level::Error, text);
+}
+
 /// Reports what the guest did and stops it.
 fn fault(guest: &Guest, index: usize, exit: &RecExit) {
     let ipa = ipa(exit);
@@ -160,11 +172,19 @@ fn fault(guest: &Guest, index: usize, exit: &RecExit) {
         Class::INST_ABORT_LOWER => "fetched from",
         _ => "accessed",
     };
-    log::error!("guest {}: vCPU {index} {did} IPA {ipa:#x}", guest.name);
-    log::error!("  {}", describe(ipa, &guest.ram));
-    log::error!("  elr={:#x} far={:#x}", exit.elr, exit.far);
-    log::error!("  {}", Syndrome(exit.esr));
-    log::error!("  esr={:#x} spsr={:#x}", exit.esr, exit.spsr);
+    error(
+        guest,
+        format_args!(
+            "vCPU {index} {did} IPA {ipa:#x}\n  {}\n  elr={:#x} far={:#x}\n  {}\n  \
+             esr={:#x} spsr={:#x}",
+            describe(ipa, &guest.ram),
+            exit.elr,
+            exit.far,
+            Syndrome(exit.esr),
+            exit.esr,
+            exit.spsr
+        ),
+    );
     guest.stop(Stop::Fault);
 }
 
@@ -182,18 +202,20 @@ fn psci_call(guest: &Guest, index: usize, exit: &RecExit) -> Option<Outcome> {
                 .filter(|&i| i < guest.vcpus.len());
             let Some(target) = target else {
                 // EL2 answers such calls itself.
-                log::error!(
-                    "guest {}: vCPU {index}: PSCI {fid:#x} for MPIDR {:#x}, which is no vCPU",
-                    guest.name,
-                    exit.gprs[1]
+                let mpidr = exit.gprs[1];
+                error(
+                    guest,
+                    format_args!(
+                        "vCPU {index}: PSCI {fid:#x} for MPIDR {mpidr:#x}, which is no vCPU"
+                    ),
                 );
                 guest.stop(Stop::Fault);
                 return Some(Outcome::Stopping);
             };
             let calling = guest.vcpus[index].rec;
             let vcpu = &guest.vcpus[target];
-            if let Err(error) = rmi_call::psci_complete(calling, vcpu.rec, psci::SUCCESS) {
-                log::error!("guest {}: PSCI_COMPLETE: {error}", guest.name);
+            if let Err(why) = rmi_call::psci_complete(calling, vcpu.rec, psci::SUCCESS) {
+                error(guest, format_args!("PSCI_COMPLETE: {why}"));
                 guest.stop(Stop::Fault);
                 return Some(Outcome::Stopping);
             }
@@ -213,9 +235,9 @@ fn psci_call(guest: &Guest, index: usize, exit: &RecExit) -> Option<Outcome> {
             Some(Outcome::Stopping)
         }
         _ => {
-            log::error!(
-                "guest {}: vCPU {index}: PSCI call {fid:#x} is not the host's",
-                guest.name
+            error(
+                guest,
+                format_args!("vCPU {index}: PSCI call {fid:#x} is not the host's"),
             );
             guest.stop(Stop::Fault);
             Some(Outcome::Stopping)

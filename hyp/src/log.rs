@@ -267,9 +267,15 @@ pub struct LastWords {
 /// the spare one takes its place.
 pub fn last_words() -> LastWords {
     let uart_faulted = AT_UART.load(Ordering::Relaxed) == me();
+    let (ring, sender) = (seize(&RING), seize(&SENDER));
+    // SAFETY: there is one CPU, or this one has the locks for good, or whoever had
+    // one stops at its next entry to EL2 or has died, and then at worst a
+    // character of the report is garbled. What this CPU took before, for a report
+    // that it died of, it does not use again.
+    let (ring, sender) = unsafe { (&mut *ring, &mut *sender) };
     let mut words = LastWords {
-        ring: seize(&RING),
-        sender: seize(&SENDER),
+        ring,
+        sender,
         uart_faulted,
     };
     if uart_faulted {
@@ -279,15 +285,13 @@ pub fn last_words() -> LastWords {
     words
 }
 
-/// Takes what `lock` guards: waits a while for who has it, then takes it all the
-/// same.
-fn seize<T>(lock: &'static SpinMutex<T>) -> &'static mut T {
+/// Takes what `lock` guards: waits a while for who has it, and keeps everybody
+/// else out.
+fn seize<T>(lock: &'static SpinMutex<T>) -> *mut T {
     if let Some(Sole::Locked(guard)) = sole(lock, TRIES) {
-        return SpinMutexGuard::leak(guard);
+        SpinMutexGuard::leak(guard);
     }
-    // SAFETY: there is one CPU, or the one that held the lock stops at its next
-    // entry to EL2 or has died; at worst a character of the report is garbled.
-    unsafe { &mut *lock.as_mut_ptr() }
+    lock.as_mut_ptr()
 }
 
 impl LastWords {

@@ -10,6 +10,7 @@ use appendix::{Appendix, Symbols};
 use core::fmt::Write;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
+use rmi::end::How;
 use rmi::syndrome::Syndrome;
 use spin::Once;
 
@@ -46,7 +47,7 @@ fn begin() {
 }
 
 fn end() -> ! {
-    logger::raw(logger::ERROR, format_args!("end: panic"));
+    logger::end(How::Panic);
     rmi_call::machine_off();
 }
 

@@ -1,7 +1,8 @@
 //! A PL011 as the guest sees it (Arm DDI0183), revision r1p5 as on QEMU's virt.
 //!
-//! Transmission is instant: the transmit FIFO is always empty, and its
-//! interrupt rises with each byte written, until it is cleared. The receive
+//! The transmit FIFO is that of whatever the bytes go to: the model shows what it
+//! was last told of it ([`Pl011::set_sender`]), and its interrupt rises when a
+//! byte was taken and when there is room again, until it is cleared. The receive
 //! FIFO is 32 deep, 1 deep when LCR_H.FEN is 0. The receive timeout is instant
 //! too: RT rises whenever bytes wait, so that a driver that set a trigger level
 //! is not left waiting for more.
@@ -36,12 +37,40 @@ const CR_RESET: u32 = 0x300;
 const FR_CTS: u32 = 1 << 0;
 const FR_DSR: u32 = 1 << 1;
 const FR_DCD: u32 = 1 << 2;
+const FR_BUSY: u32 = 1 << 3;
 const FR_RXFE: u32 = 1 << 4;
+const FR_TXFF: u32 = 1 << 5;
 const FR_RXFF: u32 = 1 << 6;
 const FR_TXFE: u32 = 1 << 7;
 
 /// Peripheral and cell identification, 0xfe0 to 0xffc.
 const ID: [u8; 8] = [0x11, 0x10, 0x14, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
+
+/// The transmit side, as FR shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// There is no room for a byte.
+    pub full: bool,
+    /// No byte waits.
+    pub empty: bool,
+    /// A byte is on its way.
+    pub busy: bool,
+}
+
+impl Sender {
+    /// One that has sent everything.
+    pub const IDLE: Self = Self {
+        full: false,
+        empty: true,
+        busy: false,
+    };
+
+    const fn flags(self) -> u32 {
+        (if self.full { FR_TXFF } else { 0 })
+            | (if self.empty { FR_TXFE } else { 0 })
+            | (if self.busy { FR_BUSY } else { 0 })
+    }
+}
 
 /// The model's state.
 #[derive(Clone, Debug)]
@@ -52,6 +81,7 @@ pub struct Pl011 {
     /// RT was cleared by the driver with bytes still there.
     timeout_cleared: bool,
     transmitted: bool,
+    sender: Sender,
     mask: Interrupts,
     line: bool,
     ilpr: u32,
@@ -78,6 +108,7 @@ impl Pl011 {
             waiting: 0,
             timeout_cleared: false,
             transmitted: false,
+            sender: Sender::IDLE,
             mask: Interrupts::empty(),
             line: false,
             ilpr: 0,
@@ -101,6 +132,22 @@ impl Pl011 {
     /// Bytes that [`receive`](Self::receive) takes now.
     pub const fn room(&self) -> usize {
         self.depth().saturating_sub(self.waiting)
+    }
+
+    /// Says how the transmit side stands.
+    pub const fn set_sender(&mut self, sender: Sender) {
+        self.sender = sender;
+    }
+
+    /// There is room again after there was none: the transmit interrupt rises.
+    pub const fn has_room(&mut self) {
+        self.transmitted = true;
+    }
+
+    /// Whether a write to the register at `offset` is a byte to send, as
+    /// [`write`](Self::write) gives it.
+    pub const fn sends(&self, offset: u64) -> bool {
+        offset == 0 && self.cr & CR_LBE == 0
     }
 
     /// Puts a byte into the receive FIFO: false if it is full.
@@ -163,7 +210,7 @@ impl Pl011 {
     pub fn read(&mut self, offset: u64) -> u32 {
         let value = match offset & !3 {
             0x18 => {
-                let mut flags = FR_TXFE | FR_CTS | FR_DSR | FR_DCD;
+                let mut flags = self.sender.flags() | FR_CTS | FR_DSR | FR_DCD;
                 if self.waiting == 0 {
                     flags |= FR_RXFE;
                 }
@@ -268,6 +315,41 @@ mod tests {
         uart.write(ICR, 1 << 5);
         assert_eq!(uart.line_change(), Some(false));
         assert_eq!(uart.read(RIS), 0);
+    }
+
+    #[test]
+    fn what_the_bytes_go_to_is_what_fr_shows() {
+        let mut uart = Pl011::new();
+        let mut flags = |full, empty, busy| {
+            uart.set_sender(Sender { full, empty, busy });
+            uart.read(FR) & 0xa8
+        };
+        assert_eq!(flags(true, false, true), 1 << 5 | 1 << 3);
+        assert_eq!(flags(false, false, true), 1 << 3);
+        assert_eq!(flags(false, true, false), 1 << 7);
+    }
+
+    #[test]
+    fn room_that_comes_back_raises_tx() {
+        let mut uart = Pl011::new();
+        uart.write(IMSC, 1 << 5);
+        uart.write(DR, 0x41);
+        uart.write(ICR, 1 << 5);
+        assert_eq!((uart.line_change(), uart.read(RIS)), (None, 0));
+        uart.has_room();
+        assert_eq!(uart.line_change(), Some(true));
+    }
+
+    #[test]
+    fn only_bytes_that_leave_are_sent() {
+        let mut uart = Pl011::new();
+        for loopback in [0, CR_LBE] {
+            uart.write(0x30, CR_RESET | loopback);
+            for offset in [DR, 1, FR, LCR_H] {
+                let sends = uart.sends(offset);
+                assert_eq!(uart.write(offset, 1).is_some(), sends, "{offset:#x}");
+            }
+        }
     }
 
     #[test]

@@ -7,9 +7,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crate::cpu::{instr, pe};
 use crate::log::LastWords;
 use crate::mrs;
+use ::rmi::end::{End, How};
 #[cfg(target_os = "none")]
 use ::rmi::syndrome::Syndrome;
-use ::rmi::end::{End, How};
 use appendix::{Appendix, Header, Symbols};
 
 /// Set by the first CPU that dies, to what [`me`] says; the others stop at their
@@ -160,7 +160,7 @@ extern "C" fn el2_exception(frame: &Frame) -> ! {
         if let Some(odd) = pair.get(1) {
             let _ = write!(log, " x{:<2} {odd:#018x}", n * 2 + 1);
         }
-        let _ = writeln!(sink);
+        let _ = writeln!(log);
     }
     where_am_i(&mut log);
     backtrace(&mut log, Some(frame.pc), frame.x[29]);

@@ -293,7 +293,10 @@ mod tests {
             let mut drain = slow(0);
             drain.drain(&mut lines, &clock, Patience::TURN);
             let first = looks(&drain);
-            assert!(first <= u64::from(Patience::TURN.stall) * LOOKS + 2, "{first}");
+            assert!(
+                first <= u64::from(Patience::TURN.stall) * LOOKS + 2,
+                "{first}"
+            );
             for _ in 0..1000 {
                 lines.ring.push(b"another\r\n");
                 drain.drain(&mut lines, &clock, Patience::TURN);
@@ -303,7 +306,10 @@ mod tests {
             // It comes to life, and nothing is missing.
             drain.port.as_mut().unwrap().looks_a_byte = 1;
             drain.drain(&mut lines, &clock, Patience::LAST);
-            assert_eq!(text(&drain), format!("one\r\n{}", "another\r\n".repeat(1000)));
+            assert_eq!(
+                text(&drain),
+                format!("one\r\n{}", "another\r\n".repeat(1000))
+            );
             assert_eq!(drain.sent(), lines.ring.written());
         }
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use rmi::end::Token;
 
 use super::first_process;
 use crate::build::{self, Image};
@@ -213,6 +214,7 @@ fn bare(qemu: &Qemu, guest: &Guest) -> Machine {
         kernel: Some(guest.kernel.clone()),
         initrd: guest.initrd.clone(),
         append: guest.cmdline.clone().unwrap_or_default(),
+        end: None,
         el2: false,
         log_uart: false,
         gdb: None,
@@ -235,6 +237,8 @@ fn under(qemu: &Qemu, guest: &Guest, image: &Image, folder: &Path) -> Result<Mac
         kernel: Some(image.file.clone()),
         initrd: Some(file),
         append: format!("undercroft.granule=4k undercroft.loglevel=info{log}"),
+        // The same at each boot, as all that could make a difference.
+        end: Some(Token::of_bits(1)),
         el2: true,
         log_uart,
         ..bare(qemu, guest)

@@ -4,6 +4,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use rmi::end::{BOOT_ARGUMENT, Token};
+
 use crate::setup::qemu::{Qemu, SECOND_UART};
 use crate::size::Size;
 
@@ -32,6 +34,8 @@ pub struct Machine {
     pub initrd: Option<PathBuf>,
     /// Boot arguments, which QEMU puts into the device tree.
     pub append: String,
+    /// What the image's last word must hold, so that it is no guest's.
+    pub end: Option<Token>,
     /// Whether the CPUs have EL2, and start there.
     pub el2: bool,
     /// Whether the log has a UART of its own.
@@ -71,7 +75,20 @@ impl Machine {
         qemu.version >= SECOND_UART
     }
 
-    /// QEMU's arguments.
+    /// The boot arguments for an image whose end is watched.
+    pub fn boot_arguments(&self) -> String {
+        self.with_token(&self.append)
+    }
+
+    fn with_token(&self, arguments: &str) -> String {
+        match &self.end {
+            Some(token) => format!("{arguments} {BOOT_ARGUMENT}={}", token.as_str()),
+            None => arguments.into(),
+        }
+    }
+
+    /// QEMU's arguments. Where the machine is watched, its boot arguments have the
+    /// token, those of the user's own `-append` too, which replaces ours.
     pub fn arguments(&self, console: Console, control: Control) -> Vec<OsString> {
         let el2 = if self.el2 { "on" } else { "off" };
         let mut list: Vec<OsString> = Vec::new();
@@ -106,8 +123,14 @@ impl Machine {
         if let Some(port) = self.gdb {
             add(&["-S", "-gdb", &format!("tcp:127.0.0.1:{port}")]);
         }
+        let watched = control != Control::Plain;
         if !self.append.is_empty() {
-            add(&["-append", &self.append]);
+            let append = if watched {
+                self.boot_arguments()
+            } else {
+                self.append.clone()
+            };
+            add(&["-append", &append]);
         }
         if let Some(kernel) = &self.kernel {
             list.push("-kernel".into());
@@ -117,7 +140,14 @@ impl Machine {
             list.push("-initrd".into());
             list.push(initrd.clone().into());
         }
-        list.extend(self.extra.iter().cloned());
+        let mut append = false;
+        for argument in &self.extra {
+            list.push(match argument.to_str() {
+                Some(text) if append && watched => self.with_token(text).into(),
+                _ => argument.clone(),
+            });
+            append = argument == "-append" || argument == "--append";
+        }
         list
     }
 
@@ -157,6 +187,7 @@ mod tests {
             kernel: Some("undercroft.img".into()),
             initrd: Some("bundle.cpio".into()),
             append: "undercroft.granule=4k a b".into(),
+            end: Some(Token::of_bits(7)),
             el2: true,
             log_uart: true,
             gdb: None,
@@ -184,6 +215,34 @@ mod tests {
                 .any(|w| w == ["-serial", "file:/dev/stderr"])
         );
         assert_eq!(words.last().map(String::as_str), Some("-trace"));
+    }
+
+    #[test]
+    fn only_a_machine_that_is_watched_has_a_token() {
+        let mut machine = machine();
+        machine.extra = ["-append", "own words", "-name", "x"]
+            .map(Into::into)
+            .into();
+        let sockets = Control::Sockets { log: 3, monitor: 4 };
+        let token = "undercroft.end=00000000000000000000000000000007";
+        let append = |control| -> Vec<String> {
+            let arguments = machine.arguments(Console::Pipes, control);
+            let pairs = arguments.windows(2).filter(|pair| pair[0] == "-append");
+            pairs
+                .map(|pair| pair[1].to_string_lossy().into_owned())
+                .collect()
+        };
+        assert_eq!(
+            append(sockets),
+            [
+                format!("undercroft.granule=4k a b {token}"),
+                format!("own words {token}")
+            ]
+        );
+        assert_eq!(
+            append(Control::Plain),
+            ["undercroft.granule=4k a b", "own words"]
+        );
     }
 
     #[test]

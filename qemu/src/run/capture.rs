@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use rmi::end::Token;
 
 use super::ending::{self, Ending, Said};
 use super::session::{Event, Session};
@@ -16,6 +17,7 @@ pub struct Capture {
     bare: bool,
     deadline: Instant,
     limit: Duration,
+    token: Option<Token>,
     said: Option<Said>,
     /// All bytes of the console so far.
     pub console: Vec<u8>,
@@ -36,6 +38,7 @@ impl Capture {
             bare,
             deadline: Instant::now() + limit,
             limit,
+            token: machine.end,
             said: None,
             console: Vec::new(),
             log: Vec::new(),
@@ -108,12 +111,13 @@ impl Capture {
     fn take(&mut self, event: Event) {
         match event {
             Event::Console(bytes) => self.console.extend(bytes),
-            Event::Log(line) | Event::Qemu(line) => {
-                if let Some(said) = ending::said(&line) {
+            Event::Log(line) => {
+                if let Some(said) = ending::said(&line, self.token) {
                     self.said = Some(said);
                 }
                 self.log.push(line);
             }
+            Event::Qemu(line) => self.log.push(line),
             Event::Signal(_) | Event::Closed => {}
         }
     }

@@ -1,12 +1,17 @@
 //! Why a machine ended, and what that is as an exit status.
 //!
-//! The image says it in the last line of its log: `end: status N`, or
-//! `end: panic` after the report of an error of its own. Without such a line
+//! The image says it in the last line of its log ([`rmi::end`]): a status, or a
+//! panic after the report of an error of its own. The line holds a token that the
+//! machine's boot arguments gave it and no guest knows. Without such a line
 //! something is wrong, whatever QEMU's own status.
 
 use std::fmt;
 use std::process::ExitStatus;
 use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use rmi::end::{End, How, Token};
+use rmi::text::plain;
 
 use crate::ui;
 
@@ -48,9 +53,11 @@ impl Ending {
     /// What QEMU's exit and the log's last word say together.
     pub fn of(said: Option<Said>, status: ExitStatus, bare: bool) -> Self {
         match said {
-            Some(Said::Status(status)) => Self::Status(status),
             Some(Said::Panic) => Self::Panic,
-            None if !status.success() => Self::Qemu(status.to_string()),
+            Some(Said::Status(failed @ 1..)) => Self::Status(failed),
+            // Whatever was said before: nobody saw the machine go off.
+            _ if !status.success() => Self::Qemu(status.to_string()),
+            Some(Said::Status(0)) => Self::Status(0),
             None if bare => Self::Status(0),
             None => Self::Unsaid,
         }
@@ -79,10 +86,30 @@ impl fmt::Display for Ending {
 /// The image's last word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Said {
-    /// `end: status N`.
+    /// `end: TOKEN status N`.
     Status(u8),
-    /// `end: panic`.
+    /// `end: TOKEN panic`.
     Panic,
+}
+
+/// A token that nobody guesses, for the end of one machine.
+///
+/// # Errors
+/// When the operating system has no random numbers.
+pub fn token() -> Result<Token> {
+    let mut bits = [0; 16];
+    let count = rustix::rand::getrandom(&mut bits, rustix::rand::GetRandomFlags::empty())
+        .context("the operating system gives no random numbers")?;
+    anyhow::ensure!(count == bits.len(), "too few random numbers");
+    Ok(Token::of_bits(u128::from_ne_bytes(bits)))
+}
+
+/// A line as a terminal may be given it: no control character of whoever wrote it
+/// is left.
+pub fn shown(line: &str) -> String {
+    line.chars()
+        .map(|c| if c == '\t' { c } else { plain(c) })
+        .collect()
 }
 
 /// The text of a line of the log, behind `[   1.234567] hyp  INFO  `, or
@@ -103,43 +130,85 @@ pub fn message(line: &str) -> Option<&str> {
     known.then(|| text.trim())
 }
 
-/// The last word that a line of the log holds, if it does. The report of a
-/// panic is written without the log's help, so its last line is bare.
-pub fn said(line: &str) -> Option<Said> {
-    if line.trim() == "end: panic" {
-        return Some(Said::Panic);
-    }
-    let end = message(line)?.strip_prefix("end: ")?;
-    if end.starts_with("panic") {
-        return Some(Said::Panic);
-    }
-    let status: u32 = end.strip_prefix("status ")?.trim().parse().ok()?;
-    // A status that an exit status cannot hold is still not a success.
-    Some(Said::Status(u8::try_from(status).unwrap_or(FAILED)))
+/// The last word that a line holds, if it does. With a token that is enough: a
+/// guest may have left anything before it on the same line. Without one, a line
+/// of the log is asked for; a panic's report has none, so its last line is bare.
+pub fn said(line: &str, token: Option<Token>) -> Option<Said> {
+    let line = line.trim_end_matches(['\r', '\n']);
+    let end = match token {
+        Some(_) => End::parse(line, token),
+        None => message(line)
+            .and_then(|text| End::parse(text, None))
+            .or_else(|| End::parse(line, None).filter(|end| end.how == How::Panic)),
+    };
+    Some(match end?.how {
+        How::Panic => Said::Panic,
+        // A status that an exit status cannot hold is still not a success.
+        How::Status(status) => Said::Status(u8::try_from(status).unwrap_or(FAILED)),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    const TOKEN: Token = Token::of_bits(0xfedc_ba98_7654_3210_0123_4567_89ab_cdef);
 
     #[test]
     fn the_last_word_is_understood() {
+        let token = TOKEN.as_str();
+        let said = |line: &str| said(line, Some(TOKEN));
         assert_eq!(
-            said("[   1.234567] host INFO  end: status 0"),
+            said(&format!("[   1.234567] host INFO  end: {token} status 0")),
             Some(Said::Status(0))
         );
         assert_eq!(
-            said("[  12.000000] host ERROR end: status 3\r"),
+            said(&format!("[  12.000000] host ERROR end: {token} status 3\r")),
             Some(Said::Status(3))
         );
+        assert_eq!(said(&format!("end: {token} panic")), Some(Said::Panic));
         assert_eq!(
-            said("[   1.234567] hyp  ERROR end: panic"),
-            Some(Said::Panic)
-        );
-        assert_eq!(
-            said("[   1.234567] host INFO  end: status 4096"),
+            said(&format!(
+                "[   1.234567] host INFO  end: {token} status 4096"
+            )),
             Some(Said::Status(FAILED))
         );
+        // On one UART, behind what a guest has not ended.
+        assert_eq!(
+            said(&format!(
+                "login: [   1.234567] host INFO  end: {token} status 0"
+            )),
+            Some(Said::Status(0))
+        );
+    }
+
+    #[test]
+    fn what_a_guest_can_write_is_no_last_word() {
+        for line in [
+            "end: status 0",
+            "end: panic",
+            "[   1.234567] host INFO  end: status 0",
+            "[   1.234567] hyp  ERROR end: panic",
+            "[   1.234567] host INFO  guest a: end: status 0",
+            "[   1.234567] host INFO  end: 00000000000000000000000000000000 status 0",
+            "[   1.234567] host INFO  end: undercroft.end status 0",
+            "[   1.234567] host INFO  end: \u{1b}[8m status 0",
+            "[   1.234567] host INFO  end: * status 0",
+            "[   1.234567] host INFO  end:  status 0",
+        ] {
+            assert_eq!(said(line, Some(TOKEN)), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_machine_without_a_token_says_it_in_its_log() {
+        let said = |line: &str| said(line, None);
+        assert_eq!(
+            said("[   1.234567] host INFO  end: status 0\r"),
+            Some(Said::Status(0))
+        );
+        assert_eq!(said("end: panic"), Some(Said::Panic));
         for line in [
             "end: status 0",
             "[    1.234567] Kernel: end: status 0",
@@ -148,6 +217,39 @@ mod tests {
         ] {
             assert_eq!(said(line), None, "{line}");
         }
+    }
+
+    #[test]
+    fn a_killed_qemu_is_no_success_whatever_was_said() {
+        let killed = ExitStatus::from_raw(9);
+        let well = ExitStatus::from_raw(0);
+        for bare in [false, true] {
+            for said in [None, Some(Said::Status(0))] {
+                let ending = Ending::of(said, killed, bare);
+                assert_eq!(ending.exit_code(), FAILED, "{ending}");
+            }
+            assert_eq!(Ending::of(Some(Said::Panic), killed, bare), Ending::Panic);
+            let status = Ending::of(Some(Said::Status(2)), killed, bare);
+            assert_eq!(status, Ending::Status(2));
+        }
+        let said = Some(Said::Status(0));
+        assert_eq!(Ending::of(said, well, false), Ending::Status(0));
+        assert_eq!(Ending::of(None, well, false), Ending::Unsaid);
+        assert_eq!(Ending::of(None, well, true), Ending::Status(0));
+    }
+
+    #[test]
+    fn a_line_is_shown_without_what_moves_a_terminal() {
+        let line = "[ 1.0] host INFO  guest a: \u{1b}[2J\u{202e}x\ty\r";
+        assert_eq!(
+            shown(line),
+            "[ 1.0] host INFO  guest a: \u{fffd}[2J\u{fffd}x\ty\u{fffd}"
+        );
+    }
+
+    #[test]
+    fn tokens_differ() {
+        assert_ne!(token().unwrap(), token().unwrap());
     }
 
     #[test]

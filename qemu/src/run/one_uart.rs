@@ -1,10 +1,18 @@
 //! Tells the log from the console where both are on one UART: a line of the
 //! log is one that looks like one.
 
+use std::collections::VecDeque;
+
+use rmi::end::Token;
+
 use super::ending;
 
 /// The longest line that can be one of the log.
 const LONGEST: usize = 1024;
+
+/// Bytes at the end of a line of the console in which the image's last word is
+/// looked for: a guest may have left something before it.
+const TAIL: usize = 128;
 
 /// What came over a UART.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,19 +24,36 @@ pub enum Part {
 }
 
 /// Splits a UART's bytes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Splitter {
+    token: Option<Token>,
     line: Vec<u8>,
+    /// What the line that passes ends with so far.
+    tail: VecDeque<u8>,
     /// The line under way is not one of the log: it passes as it comes.
     passing: bool,
 }
 
 impl Splitter {
+    /// A splitter that knows the image's last word by this token.
+    pub fn new(token: Option<Token>) -> Self {
+        Self {
+            token,
+            line: Vec::new(),
+            tail: VecDeque::new(),
+            passing: false,
+        }
+    }
+
     /// Takes bytes and returns what is certain.
     pub fn feed(&mut self, bytes: &[u8]) -> Vec<Part> {
         let mut parts = Vec::new();
         for byte in bytes {
             self.line.push(*byte);
+            self.tail.push_back(*byte);
+            if self.tail.len() > TAIL {
+                self.tail.pop_front();
+            }
             if *byte == b'\n' {
                 self.end_line(&mut parts);
             } else if !self.passing && (self.line[0] != b'[' || self.line.len() > LONGEST) {
@@ -55,8 +80,17 @@ impl Splitter {
             self.line.clear();
         } else {
             self.pass(parts);
+            // The same bytes again, as a line: whoever reads the console has
+            // them, and whoever waits for the end must.
+            let tail: Vec<u8> = self.tail.iter().copied().collect();
+            let tail = String::from_utf8_lossy(&tail);
+            if self.token.is_some() && ending::said(&tail, self.token).is_some() {
+                let at = tail.rfind("end: ").unwrap_or(0);
+                parts.push(Part::Log(tail[at..].trim_end().to_string()));
+            }
         }
         self.passing = false;
+        self.tail.clear();
     }
 
     fn pass(&mut self, parts: &mut Vec<Part>) {
@@ -78,7 +112,7 @@ mod tests {
     fn lines_are_told_apart_however_they_arrive() {
         let uart = b"[    0.1] Linux\n[   0.500000] hyp  INFO  one\r\n$ [x\n[   1.000000] host WARN  two\nrest";
         for chunk in 1..uart.len() {
-            let mut splitter = Splitter::default();
+            let mut splitter = Splitter::new(None);
             let mut parts: Vec<Part> = uart
                 .chunks(chunk)
                 .flat_map(|part| splitter.feed(part))
@@ -102,6 +136,36 @@ mod tests {
                     "[   1.000000] host WARN  two"
                 ]
             );
+        }
+    }
+
+    #[test]
+    fn the_end_is_found_behind_a_line_that_a_guest_has_not_ended() {
+        let token = Token::of_bits(0xabc);
+        let end = format!("end: {} status 0", token.as_str());
+        let report = format!("end: {} panic", token.as_str());
+        for (before, word) in [
+            ("$ ".to_string(), &end),
+            ("[ ".to_string(), &end),
+            ("x".repeat(5000), &end),
+            ("\u{fffd}\n[    0.1] Linux".to_string(), &end),
+            (String::new(), &report),
+        ] {
+            for chunk in [1, 7, 10_000] {
+                let uart = format!("{before}[   2.000000] host INFO  {word}\r\n");
+                let mut splitter = Splitter::new(Some(token));
+                let mut parts: Vec<Part> = uart
+                    .as_bytes()
+                    .chunks(chunk)
+                    .flat_map(|part| splitter.feed(part))
+                    .collect();
+                parts.extend(splitter.rest());
+                let said = parts.iter().filter_map(|part| match part {
+                    Part::Log(line) => ending::said(line, Some(token)),
+                    Part::Console(_) => None,
+                });
+                assert_eq!(said.count(), 1, "{before:.20}");
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::ending;
 use super::options::{Boot, Run};
 use crate::build::{self, Image};
 use crate::bundle;
@@ -341,6 +342,7 @@ pub fn machine(
         kernel: Some(image.file.clone()),
         initrd,
         append: options.boot.bootargs(log_uart),
+        end: Some(ending::token()?),
         el2: true,
         log_uart,
         gdb: options.gdb,
@@ -401,6 +403,7 @@ pub fn bare_machine(qemu: Qemu, options: &Run, guests: &Guests) -> Result<Machin
         kernel: (!guests.firmware).then(|| guest.kernel.clone()),
         initrd: guest.initrd.clone(),
         append: guest.cmdline.clone().unwrap_or_default(),
+        end: None,
         // As Undercroft shows it: a machine whose CPUs begin at EL1.
         el2: false,
         log_uart: false,

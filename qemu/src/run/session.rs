@@ -112,8 +112,8 @@ impl Session {
             child,
         };
         if let Some(stdout) = session.child.stdout.take() {
-            let one_uart = !machine.log_uart;
-            session.reader(move |to| read_console(stdout, to, one_uart));
+            let splitter = (!machine.log_uart).then(|| Splitter::new(machine.end));
+            session.reader(move |to| read_console(stdout, to, splitter));
         }
         if let Some(stderr) = session.child.stderr.take() {
             session.reader(move |to| read_lines(stderr, to, Event::Qemu));
@@ -255,9 +255,8 @@ impl Drop for Session {
     }
 }
 
-fn read_console(mut from: impl Read, to: &Sender<Event>, one_uart: bool) {
+fn read_console(mut from: impl Read, to: &Sender<Event>, mut splitter: Option<Splitter>) {
     let mut buffer = [0; 4096];
-    let mut splitter = Splitter::default();
     let send = |parts: Vec<Part>| {
         parts.into_iter().all(|part| {
             to.send(match part {
@@ -274,16 +273,17 @@ fn read_console(mut from: impl Read, to: &Sender<Event>, one_uart: bool) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(_) => break,
         };
-        let alive = if one_uart {
-            send(splitter.feed(&buffer[..count]))
-        } else {
-            to.send(Event::Console(buffer[..count].to_vec())).is_ok()
+        let alive = match &mut splitter {
+            Some(splitter) => send(splitter.feed(&buffer[..count])),
+            None => to.send(Event::Console(buffer[..count].to_vec())).is_ok(),
         };
         if !alive {
             return;
         }
     }
-    send(splitter.rest());
+    if let Some(mut splitter) = splitter {
+        send(splitter.rest());
+    }
 }
 
 /// Reads lines, bounded in length, whatever bytes they hold.

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rmi::end::Token;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -81,13 +82,14 @@ pub fn run(machine: &Machine, manner: &Manner) -> Result<Outcome> {
     {
         thread::spawn(move || forward(input));
     }
-    Watch::new(manner).until_end(&mut session)
+    Watch::new(manner, machine.end).until_end(&mut session)
 }
 
 /// One watch over one machine.
 struct Watch<'a> {
     manner: &'a Manner,
     scanner: Option<Scanner>,
+    token: Option<Token>,
     said: Option<Said>,
     tail: VecDeque<u8>,
     guest_panic: bool,
@@ -98,7 +100,7 @@ struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    fn new(manner: &'a Manner) -> Self {
+    fn new(manner: &'a Manner, token: Option<Token>) -> Self {
         let scanner = match &manner.style {
             Style::Command { mark } => Some(Scanner::new(mark)),
             Style::Terminal | Style::Raw => None,
@@ -106,6 +108,7 @@ impl<'a> Watch<'a> {
         Self {
             manner,
             scanner,
+            token,
             said: None,
             tail: VecDeque::new(),
             guest_panic: false,
@@ -171,10 +174,10 @@ impl<'a> Watch<'a> {
         match event {
             Event::Console(bytes) => self.console(&bytes),
             Event::Log(line) => {
-                if let Some(said) = ending::said(&line) {
+                if let Some(said) = ending::said(&line, self.token) {
                     self.said = Some(said);
                 }
-                eprintln!("{line}");
+                eprintln!("{}", ending::shown(&line));
             }
             Event::Qemu(line) => {
                 eprintln!("{line}");

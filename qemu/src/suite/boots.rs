@@ -18,7 +18,7 @@ use crate::guests::fetch::Cache;
 use crate::guests::initrd::{self, Task};
 use crate::machine::virt::{DEFAULT_CPU, Machine};
 use crate::run::capture::Capture;
-use crate::run::ending::Ending;
+use crate::run::ending::{self, Ending};
 use crate::size::Size;
 
 /// What each Linux guest is asked.
@@ -150,7 +150,7 @@ pub fn cases() -> Vec<Case> {
                         .collect::<String>()
                         .add("[ 1.0] x"),
                 )?
-                .tells(&["host", "end: status 0"])?;
+                .tells(&["host", "end: ", "status 0"])?;
             Ok(())
         }),
         Case::new("boots/image-folder", |context| {
@@ -297,6 +297,7 @@ pub fn machine(context: &Context, folder: &Path, guests: &[Guest]) -> Result<Mac
         kernel: Some(context.image()?.file.clone()),
         initrd: Some(bundle),
         append: format!("undercroft.granule=4k undercroft.loglevel=info{log}"),
+        end: Some(ending::token()?),
         el2: true,
         log_uart,
         gdb: None,
@@ -333,7 +334,8 @@ fn from_u_boot(context: &Context) -> Result<()> {
     let mut machine = machine_with_shell(context, folder.path())?;
     let image = machine.kernel.take().context("there is an image")?;
     let bundle = machine.initrd.take().context("there is a bundle")?;
-    let bootargs = std::mem::take(&mut machine.append);
+    let bootargs = machine.boot_arguments();
+    machine.append.clear();
     let size = bundle.metadata()?.len();
     let u_boot = Cache::of(&context.workspace).kernel(catalogue::find("u-boot")?)?;
     let loader =

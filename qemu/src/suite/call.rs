@@ -260,6 +260,12 @@ impl Called {
     /// # Errors
     /// When there is.
     pub fn calmly(self) -> Result<Self> {
+        let ends = |line: &str| line.contains("end: ") && line.ends_with(" panic");
+        ensure!(
+            !self.stderr.lines().any(ends),
+            "Undercroft failed\n{}",
+            self.last_words()
+        );
         for sign in [
             "end: panic",
             "panicked at",

@@ -116,7 +116,7 @@ pub fn cases() -> Vec<Case> {
                     .tells(&words)?
                     .tells(&["#0"])?
                     .tells(&[frame])?
-                    .tells(&["end: panic"])?;
+                    .tells(&["end: ", " panic"])?;
                 Ok(())
             },
         ));
@@ -223,7 +223,7 @@ pub fn hostile_on<S: AsRef<OsStr>>(
         .call()?;
     // What failed says more than how it ended.
     failed_none(&called)?;
-    all_passed(called.tells(&["end: status 0"])?)
+    all_passed(called.tells(&["end: ", "status 0"])?)
 }
 
 /// Writes EL2's image with `hostile` in it.

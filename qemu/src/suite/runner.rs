@@ -100,6 +100,7 @@ pub fn cases() -> Vec<Case> {
                 kernel: None,
                 initrd: None,
                 append: String::new(),
+                end: None,
                 el2: false,
                 log_uart: false,
                 gdb: None,

@@ -109,7 +109,7 @@ fn outside(context: &Context) -> Result<()> {
         .failed()?
         .shows(&["still here"])?
         .tells(&["intruder", NOWHERE])?
-        .tells(&["end: status"])?
+        .tells(&["end: ", "status"])?
         .calmly()?;
     Ok(())
 }

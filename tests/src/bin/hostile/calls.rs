@@ -1,8 +1,10 @@
 //! The calls to EL2, and what every host may count on.
 
 use core::cell::UnsafeCell;
+use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use rmi::end::{End, How, Token};
 use rmi::feature::VendorFeatures;
 use rmi::{Status, fid, vendor};
 use tests::bare::asm::{self, Conduit};
@@ -78,6 +80,34 @@ pub fn log(level: u64, text: &str) -> u64 {
         LINE.0.get().expose_provenance() as u64,
         length as u64,
     )
+}
+
+/// Says how the machine ends, as a host does.
+pub fn end(bootargs: &str, how: How) {
+    let token = Token::of_boot_arguments(bootargs);
+    let mut text = Text {
+        bytes: [0; 128],
+        len: 0,
+    };
+    // It fits, and is text.
+    let _ = write!(text, "{}", End { token, how });
+    let text = core::str::from_utf8(&text.bytes[..text.len]);
+    log(3, text.unwrap_or(""));
+}
+
+/// A short line in the making.
+struct Text {
+    bytes: [u8; 128],
+    len: usize,
+}
+
+impl Write for Text {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        let to = self.bytes.get_mut(self.len..self.len + s.len());
+        to.ok_or(fmt::Error)?.copy_from_slice(s.as_bytes());
+        self.len += s.len();
+        Ok(())
+    }
 }
 
 /// EL2 answers as ever.
@@ -164,6 +194,14 @@ pub fn identity(suite: &mut Suite<Console>) {
         (u64::MAX, "x"),
         (3, "a\nb"),
         (3, "\u{1b}[2J"),
+        (3, "\0"),
+        (3, "a\u{9b}2J"),
+        (3, "\u{202e}0 sutats :dne"),
+        (3, "a\u{2028}b"),
+        (3, "\u{feff}"),
+        (3, "\u{200b}"),
+        (3, "\u{e0041}"),
+        (3, "\u{fe0f}"),
     ] {
         suite.equal("call/log-refused", log(level, text), INPUT);
     }

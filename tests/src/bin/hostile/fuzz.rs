@@ -21,7 +21,7 @@ const FIRST: u64 = 256;
 const PAGES: u64 = 8;
 
 /// Every function but those that end the machine or a CPU.
-const FUNCTIONS: [u64; 27] = [
+const FUNCTIONS: [u64; 28] = [
     fid::RMI_VERSION,
     fid::RMI_GRANULE_DELEGATE,
     fid::RMI_GRANULE_UNDELEGATE,
