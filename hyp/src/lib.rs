@@ -12,7 +12,7 @@
 //! | [`realm`], [`rec`] | what a guest and a vCPU are |
 //! | [`guest`] | a guest's turn: exits, interrupts, ID registers, PSCI |
 //! | [`psci`] | the host's power calls, relayed to the firmware |
-//! | [`log`] | UART and ring |
+//! | [`log`] | a ring, and the UART that follows it |
 //!
 //! The library also builds on the development machine, where everything but the
 //! instructions themselves (`cpu/instr.rs`, `asm.S`) is tested.

@@ -34,6 +34,9 @@ use uart::{Owner, Pl011};
 /// takes to copy, unless it has died.
 const TRIES: u32 = 100_000;
 
+/// Tries between two looks at the clock: more than a microsecond has time for.
+const TRIES_AT_ONCE: u32 = 100;
+
 /// The UARTs that the machine has for the log.
 #[derive(Clone, Copy, Debug)]
 pub struct Uarts {
@@ -50,6 +53,9 @@ static SENDER: SpinMutex<Drain<Pl011>> = SpinMutex::new(Drain::new(None));
 static SHARED: AtomicBool = AtomicBool::new(false);
 /// Set once the host takes turns.
 static HOST_RUNS: AtomicBool = AtomicBool::new(false);
+/// Set when the last line was said, and while the machine goes off: what others
+/// would still say is refused, so that this line is not lost among it.
+static CLOSED: AtomicBool = AtomicBool::new(false);
 /// Bytes in the ring so far, and bytes sent.
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
 static SENT: AtomicU64 = AtomicU64::new(0);
@@ -120,10 +126,12 @@ pub fn line(who: &str, level: Level, text: fmt::Arguments<'_>) {
     let _ = line::head(&mut line, uptime_us(), who, level).and_then(|()| line.write_fmt(text));
     line.end_line();
     let bytes = line.as_bytes();
-    let pushed = with(&RING, |ring| {
+    let push = |ring: &mut Ring| {
         ring.push(bytes);
         WRITTEN.store(ring.written(), Ordering::Release);
-    });
+    };
+    let open = !CLOSED.load(Ordering::Relaxed);
+    let pushed = open.then(|| with(&RING, push)).flatten();
     if pushed.is_none() {
         REFUSED.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     }
@@ -139,6 +147,14 @@ pub fn end(how: How) {
     flush();
 }
 
+/// One line of the host's. Its last one is the log's.
+pub fn of_host(level: Level, text: &str) {
+    line("host", level, format_args!("{text}"));
+    if End::parse(text, token()).is_some() {
+        CLOSED.store(true, Ordering::Relaxed);
+    }
+}
+
 /// What the log is owed while the host has its turn on this CPU: some of what
 /// waits is sent.
 #[inline]
@@ -148,13 +164,24 @@ pub fn turn() {
     }
 }
 
-/// Sends all that waits, before the machine goes off.
-pub fn flush() {
-    with(&SENDER, |sender| {
-        at_uart(|| {
-            sender.hope();
-            send_last(sender, &mut Lines);
-        });
+/// Sends all that waits, does what turns the machine off, and goes on if the
+/// firmware did not.
+pub fn closing<R>(off: impl FnOnce() -> R) -> R {
+    CLOSED.store(true, Ordering::Relaxed);
+    flush();
+    let result = off();
+    CLOSED.store(false, Ordering::Relaxed);
+    result
+}
+
+/// Sends all that waits.
+fn flush() {
+    let Some(mut sender) = sole_within(&SENDER, Patience::LAST.total) else {
+        return;
+    };
+    at_uart(|| {
+        sender.hope();
+        send_last(&mut sender, &mut Lines);
     });
 }
 
@@ -237,6 +264,22 @@ fn sole<T>(lock: &'static SpinMutex<T>, tries: u32) -> Option<Sole<T>> {
     None
 }
 
+/// Waits so many microseconds for what `lock` guards: its owner may be at the
+/// UART, and others may want to be.
+fn sole_within<T>(lock: &'static SpinMutex<T>, micros: u32) -> Option<Sole<T>> {
+    let begun = uptime_us();
+    // So many tries count as a microsecond where no counter counts.
+    for _ in 0..micros {
+        if let Some(content) = sole(lock, TRIES_AT_ONCE) {
+            return Some(content);
+        }
+        if uptime_us().saturating_sub(begun) > micros.into() {
+            return None;
+        }
+    }
+    None
+}
+
 /// Gives `f` what `lock` guards; `None` when its owner does not let go.
 fn with<T, R>(lock: &'static SpinMutex<T>, f: impl FnOnce(&mut T) -> R) -> Option<R> {
     sole(lock, TRIES).map(|mut content| f(&mut content))
@@ -288,7 +331,7 @@ pub fn last_words() -> LastWords {
 /// Takes what `lock` guards: waits a while for who has it, and keeps everybody
 /// else out.
 fn seize<T>(lock: &'static SpinMutex<T>) -> *mut T {
-    if let Some(Sole::Locked(guard)) = sole(lock, TRIES) {
+    if let Some(Sole::Locked(guard)) = sole_within(lock, Patience::LAST.stall) {
         SpinMutexGuard::leak(guard);
     }
     lock.as_mut_ptr()

@@ -58,6 +58,8 @@ mod image {
         let Ok(tree) = read else {
             halt() // no tree, no console to say it on
         };
+        // From here on a fault has a report, of the log's UART too.
+        report::set_image(base, &raw const __image_end as u64);
         // SAFETY: the device tree calls them PL011s, and EL2 maps them at their
         // own addresses.
         unsafe { hyp::log::start(machine.uarts(), machine.settings.end) };
@@ -96,7 +98,6 @@ mod image {
         machine.settle(tree, &granules.steps(&features), &probe)?;
         let machine = &*machine;
         let flat_end = &raw const __image_end as u64;
-        report::set_image(base, flat_end);
         let (image, appendix) = find_image(base, flat_end)?;
         let layout = Layout::plan(machine, &features, granules, &image, &appendix)?;
         let entry = started_main as *const () as u64;

@@ -34,8 +34,7 @@ pub fn relay(function: u64, args: [u64; 3]) -> Option<u64> {
         fid::PSCI_CPU_OFF => cpu_off(),
         fid::PSCI_MIGRATE_INFO_TYPE => psci::MIGRATE_NOT_REQUIRED,
         fid::PSCI_SYSTEM_OFF | fid::PSCI_SYSTEM_RESET => {
-            crate::log::flush();
-            instr::smc(u64::from(function), [0; 3]) as i64
+            crate::log::closing(|| instr::smc(u64::from(function), [0; 3]) as i64)
         }
         fid::PSCI_FEATURES => features(args[0]),
         0x8400_0000..=0x8400_001f | 0xc400_0000..=0xc400_001f => psci::NOT_SUPPORTED,

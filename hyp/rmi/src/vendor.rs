@@ -13,7 +13,8 @@ pub const MEMORY_RANGE: u64 = 0xC600_0002;
 /// `LOG(level, pa, length)`: writes one line of UTF-8 (at most
 /// [`LOG_LINE_MAX`] bytes, [plain](crate::text::is_plain) characters, inside one
 /// granule of the host's memory) to the log, among EL2's own lines. `level`: 1
-/// error to 5 trace.
+/// error to 5 trace. Behind the line that tells the machine's end
+/// ([`crate::end`]) nothing is logged.
 pub const LOG: u64 = 0xC600_0003;
 /// Longest line that [`LOG`] takes, in bytes.
 pub const LOG_LINE_MAX: u64 = 256;

@@ -214,8 +214,8 @@ fn symbols(flat_end: u64) -> Symbols<'static> {
     if flat_end == 0 {
         return Symbols::NONE;
     }
-    // SAFETY: the image's end is mapped, read-only data of EL2's: boot has read
-    // the header there before it told us of it.
+    // SAFETY: the boot loader put the whole file into RAM, which goes on behind
+    // the image's end; once EL2 has its own map, that is read-only data there.
     let header = unsafe { core::slice::from_raw_parts(flat_end as *const u8, Header::LEN) };
     let Some(header) = Header::read(header) else {
         return Symbols::NONE;

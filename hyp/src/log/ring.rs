@@ -21,8 +21,7 @@ pub struct Ring {
 /// What a reader got.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
-    /// Bytes that were overwritten before, and those of a line that is no longer
-    /// whole.
+    /// Bytes that were overwritten before, and those that were given up with them.
     pub lost: u64,
     /// Bytes that were copied.
     pub count: usize,
@@ -50,13 +49,14 @@ impl Ring {
         }
     }
 
-    /// Copies what stands from `from` on. When that is lost, the copy begins with
-    /// the next line that is whole. The reader's next position is `from` and
-    /// both counts of the result.
+    /// Copies what stands from `from` on. When that is lost, so is the older half
+    /// of the rest: a reader that is too slow gets half a ring of lines in a row,
+    /// and not one between any two gaps. The copy then begins with a line that is
+    /// whole. The reader's next position is `from` and both counts of the result.
     pub fn read(&self, from: u64, to: &mut [u8]) -> Taken {
         let oldest = self.written.saturating_sub(SIZE as u64);
         let begin = if from < oldest {
-            self.line_from(oldest)
+            self.line_from(self.written - SIZE as u64 / 2)
         } else {
             from
         };
@@ -117,7 +117,7 @@ mod tests {
         let mut ring = Ring::new();
         ring.push(&[b'x'; 3 * SIZE]);
         let taken = ring.read(0, &mut [0; 8]);
-        let lost = 2 * SIZE as u64;
+        let lost = 5 * SIZE as u64 / 2;
         assert_eq!(taken, Taken { lost, count: 8 });
     }
 

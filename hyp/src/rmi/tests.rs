@@ -394,6 +394,44 @@ fn what_is_not_there_says_so() {
     );
 }
 
+/// What a guest's or a file's text could hide or forge with is refused, whoever
+/// lets it through.
+#[test]
+fn the_log_takes_plain_text_only() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    let mut log = |text: &str| {
+        let mut line = [0; 64];
+        line[..text.len()].copy_from_slice(text.as_bytes());
+        h.write(3, line);
+        h.status(vendor::LOG, &[3, RAM + 3 * 0x1000, text.len() as u64])
+    };
+    for text in ["", "guest a: hello", "naïve 日本語 🙂"] {
+        assert_eq!(log(text), Status::Success, "{text}");
+    }
+    for bad in [
+        "\n",
+        "\r",
+        "\0",
+        "\t",
+        "\u{1b}[2J",
+        "\u{7f}",
+        "\u{9b}",
+        "\u{ad}",
+        "\u{200b}",
+        "\u{2028}",
+        "\u{2029}",
+        "\u{202e}",
+        "\u{2066}",
+        "\u{feff}",
+        "\u{fe0f}",
+        "\u{e0041}",
+    ] {
+        assert_eq!(log(&std::format!("a{bad}b")), Status::ErrorInput, "{bad:?}");
+    }
+    // The log's UART is the host's here, or there is none.
+    assert_eq!(h.status(vendor::LOG_INPUT, &[]), Status::ErrorInput);
+}
+
 /// Small numbers name pages, levels and IPAs that meet often enough.
 fn argument() -> impl Strategy<Value = u64> {
     prop_oneof![

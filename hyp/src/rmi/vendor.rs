@@ -74,7 +74,7 @@ pub fn log(system: &System, level: u64, pa: u64, length: u64) -> Outcome {
         return Err(Status::ErrorInput);
     }
     // The host filters by the same setting; the last line goes out at any.
-    crate::log::line("host", level, format_args!("{text}"));
+    crate::log::of_host(level, text);
     Ok(NONE)
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use rmi::end::Token;
 
 use super::ending::{self, Ending, Said};
@@ -70,14 +70,35 @@ impl Capture {
     /// # Errors
     /// When the machine ends or the time is over without it.
     pub fn until_logged(&mut self, sign: &str) -> Result<()> {
-        while !self.log.iter().any(|line| line.contains(sign)) {
+        let mut looked_at = 0;
+        loop {
+            if self.log[looked_at..].iter().any(|line| line.contains(sign)) {
+                return Ok(());
+            }
+            looked_at = self.log.len();
             match self.session.next(Some(self.deadline)) {
                 Some(event) => self.take(event),
                 None if self.session.is_over() => bail!("the machine ended before `{sign}`"),
-                None => bail!("no `{sign}` within {} s", self.limit.as_secs()),
+                None => bail!("no `{sign}` in the log within {} s", self.limit.as_secs()),
             }
         }
+    }
+
+    /// Asks for the last exits of every vCPU.
+    ///
+    /// # Errors
+    /// When there is no way to ask.
+    pub fn ask_last_exits(&mut self) -> Result<()> {
+        ensure!(self.session.ask_last_exits(), "the machine is gone");
         Ok(())
+    }
+
+    /// Has QEMU killed as if somebody else had done it.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn kill(&mut self) -> Result<()> {
+        self.session.kill()
     }
 
     /// Types on the console.

@@ -32,6 +32,8 @@ pub struct Splitter {
     tail: VecDeque<u8>,
     /// The line under way is not one of the log: it passes as it comes.
     passing: bool,
+    /// Lines of the log are not looked for, only the end.
+    apart: bool,
 }
 
 impl Splitter {
@@ -42,6 +44,17 @@ impl Splitter {
             line: Vec::new(),
             tail: VecDeque::new(),
             passing: false,
+            apart: false,
+        }
+    }
+
+    /// For a console beside the log. Where the log's UART does not answer, the
+    /// image tells its end here.
+    pub fn apart(token: Option<Token>) -> Self {
+        Self {
+            apart: true,
+            passing: true,
+            ..Self::new(token)
         }
     }
 
@@ -89,7 +102,7 @@ impl Splitter {
                 parts.push(Part::Log(tail[at..].trim_end().to_string()));
             }
         }
-        self.passing = false;
+        self.passing = self.apart;
         self.tail.clear();
     }
 
@@ -137,6 +150,30 @@ mod tests {
                 ]
             );
         }
+    }
+
+    #[test]
+    fn a_console_beside_the_log_passes_but_for_the_end() {
+        let token = Token::of_bits(5);
+        let uart = format!(
+            "[   1.000000] hyp  INFO  x\n*** y\nend: {} panic\r\nz",
+            token.as_str()
+        );
+        let mut splitter = Splitter::apart(Some(token));
+        let mut parts = splitter.feed(uart.as_bytes());
+        parts.extend(splitter.rest());
+        let console: Vec<u8> = parts
+            .iter()
+            .flat_map(|part| match part {
+                Part::Console(bytes) => bytes.clone(),
+                Part::Log(line) => {
+                    assert!(ending::said(line, Some(token)).is_some());
+                    Vec::new()
+                }
+            })
+            .collect();
+        assert_eq!(String::from_utf8_lossy(&console), uart);
+        assert_eq!(parts.len(), 3);
     }
 
     #[test]

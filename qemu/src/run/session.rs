@@ -112,7 +112,11 @@ impl Session {
             child,
         };
         if let Some(stdout) = session.child.stdout.take() {
-            let splitter = (!machine.log_uart).then(|| Splitter::new(machine.end));
+            let splitter = if machine.log_uart {
+                Splitter::apart(machine.end)
+            } else {
+                Splitter::new(machine.end)
+            };
             session.reader(move |to| read_console(stdout, to, splitter));
         }
         if let Some(stderr) = session.child.stderr.take() {
@@ -228,6 +232,14 @@ impl Session {
         String::from_utf8_lossy(&text).into_owned()
     }
 
+    /// Has QEMU killed as if somebody else had done it.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill().context("QEMU is gone")
+    }
+
     /// Ends QEMU if it still runs, and waits for it.
     ///
     /// # Errors
@@ -255,7 +267,7 @@ impl Drop for Session {
     }
 }
 
-fn read_console(mut from: impl Read, to: &Sender<Event>, mut splitter: Option<Splitter>) {
+fn read_console(mut from: impl Read, to: &Sender<Event>, mut splitter: Splitter) {
     let mut buffer = [0; 4096];
     let send = |parts: Vec<Part>| {
         parts.into_iter().all(|part| {
@@ -273,17 +285,11 @@ fn read_console(mut from: impl Read, to: &Sender<Event>, mut splitter: Option<Sp
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(_) => break,
         };
-        let alive = match &mut splitter {
-            Some(splitter) => send(splitter.feed(&buffer[..count])),
-            None => to.send(Event::Console(buffer[..count].to_vec())).is_ok(),
-        };
-        if !alive {
+        if !send(splitter.feed(&buffer[..count])) {
             return;
         }
     }
-    if let Some(mut splitter) = splitter {
-        send(splitter.rest());
-    }
+    send(splitter.rest());
 }
 
 /// Reads lines, bounded in length, whatever bytes they hold.

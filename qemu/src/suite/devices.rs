@@ -94,8 +94,7 @@ fn masters(context: &Context, cpu: &str, granule: &str, steps: u32) -> Result<()
 /// The second UART is the secure world's: the log is on the console.
 fn secure(context: &Context) -> Result<()> {
     let folder = tempfile::tempdir_in(&context.folder)?;
-    let image = folder.path().join("hostile.img");
-    hostile_image(context, &image)?;
+    let image = hostile_image(context, folder.path())?;
     let called = Call::program(&context.qemu()?.program, LIMIT)
         .args(["-machine", "virt,virtualization=on,secure=on,gic-version=3"])
         .args(["-cpu", "max", "-smp", "2", "-m", "512M"])

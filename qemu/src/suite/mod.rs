@@ -9,6 +9,7 @@ pub mod bad_input;
 pub mod boots;
 pub mod call;
 pub mod devices;
+pub mod log;
 pub mod native;
 pub mod nightly;
 pub mod on_target;
@@ -226,6 +227,7 @@ pub fn all(workspace: &Workspace) -> Vec<Case> {
     cases.extend(boots::cases());
     cases.extend(stays_up::cases());
     cases.extend(resets::cases());
+    cases.extend(log::cases());
     cases.extend(on_target::cases());
     cases.extend(devices::cases());
     cases.extend(bad_input::cases());

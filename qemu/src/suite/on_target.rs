@@ -127,6 +127,18 @@ pub fn cases() -> Vec<Case> {
             move |context| hostile(context, smp, "4k", "calls=5000 seed=1"),
         ));
     }
+    cases.push(Case::new("tests/hostile-one-uart", |context| {
+        let folder = tempfile::tempdir_in(&context.folder)?;
+        let file = hostile_image(context, folder.path())?;
+        let append = "undercroft.loglevel=debug calls=500 seed=1";
+        let called = Call::bare(context)
+            .args(["--one-uart", "--bundle", "none", "--smp", "4", "--image"])
+            .args([&file])
+            .args(["--", "-append", append])
+            .call()?
+            .tells(&["end: ", "status 0"])?;
+        all_passed(called)
+    }));
     for (seed, granule) in (1..=20).zip(["4k", "16k", "64k"].into_iter().cycle()) {
         let body = move |context: &Context| {
             hostile(context, "4", granule, &format!("calls=40000 seed={seed}"))
@@ -210,8 +222,7 @@ pub fn hostile_on<S: AsRef<OsStr>>(
     machine: impl IntoIterator<Item = S>,
 ) -> Result<()> {
     let folder = tempfile::tempdir_in(&context.folder)?;
-    let file = folder.path().join("hostile.img");
-    hostile_image(context, &file)?;
+    let file = hostile_image(context, folder.path())?;
     let append = format!(
         "undercroft.granule={granule} undercroft.loglevel=info undercroft.log=serial1 {words}"
     );
@@ -226,13 +237,18 @@ pub fn hostile_on<S: AsRef<OsStr>>(
     all_passed(called.tells(&["end: ", "status 0"])?)
 }
 
-/// Writes EL2's image with `hostile` in it.
-pub fn hostile_image(context: &Context, file: &Path) -> Result<()> {
+/// The image with `hostile` in the place of host-loader, as a file in `folder`.
+///
+/// # Errors
+/// When it does not build.
+pub fn hostile_image(context: &Context, folder: &Path) -> Result<PathBuf> {
     let hyp = context.image()?.hyp.as_ref();
     let hyp = hyp.context("a hostile host needs an image that was built here")?;
     let host = build::elf(&context.workspace, "hostile")?;
-    fs::write(file, assemble::image(&fs::read(hyp)?, &fs::read(host)?)?)?;
-    Ok(())
+    let image = assemble::image(&fs::read(hyp)?, &fs::read(host)?)?;
+    let file = folder.join("hostile.img");
+    fs::write(&file, image)?;
+    Ok(file)
 }
 
 /// `el2-tables` at EL2 of QEMU itself.

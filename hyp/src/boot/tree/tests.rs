@@ -222,6 +222,23 @@ fn without_a_word_for_it_the_log_is_on_stdout() {
 }
 
 #[test]
+fn the_log_has_its_own_uart_or_the_hosts() {
+    let machine = read(VIRT);
+    let (log, console) = (machine.uart.unwrap(), machine.console.unwrap());
+    assert_ne!(log, console);
+    let uarts = machine.uarts();
+    assert_eq!(uarts.log, Some((log.base(), Owner::El2)));
+    assert_eq!(uarts.spare, Some(console.base()));
+    let machine = read(Board {
+        bootargs: "",
+        ..VIRT
+    });
+    let uarts = machine.uarts();
+    assert_eq!(uarts.log, Some((console.base(), Owner::Host)));
+    assert_eq!(uarts.spare, None);
+}
+
+#[test]
 fn settings_are_read_and_strangers_ignored() {
     let s = Settings::parse(
         "quiet undercroft.loglevel=debug undercroft.granule=16k undercroft.log=serial1 undercroft.x=y",
@@ -230,6 +247,9 @@ fn settings_are_read_and_strangers_ignored() {
     assert_eq!(s.granule, Some(Granule::K16));
     assert!(s.log_on_serial1);
     assert_eq!(Settings::parse("undercroft.granule=2k").granule, None);
+    let token = "00112233445566778899aabbccddeeff";
+    let told = std::format!("quiet undercroft.end={token}");
+    assert_eq!(Settings::parse(&told).end, Token::parse(token));
 }
 
 #[test]

@@ -23,6 +23,8 @@ mod granules;
 #[cfg(target_os = "none")]
 mod guest;
 #[cfg(target_os = "none")]
+mod log;
+#[cfg(target_os = "none")]
 mod masters;
 #[cfg(target_os = "none")]
 mod realm;
@@ -55,6 +57,7 @@ mod image {
         );
         let mut suite = Suite::new(Console);
         calls::identity(&mut suite);
+        crate::log::checks(&mut suite);
         crate::granules::checks(&mut suite, seed);
         crate::masters::checks(&mut suite);
         crate::devices::checks(&mut suite);
