@@ -111,7 +111,7 @@ fn judged(called: Called) -> Result<()> {
         return Ok(());
     }
     let errors: Vec<&str> = (called.stderr.lines())
-        .filter(|line| line.contains("host ERROR") && !line.contains("end: status"))
+        .filter(|line| line.contains("host ERROR") && !line.contains("end: "))
         .collect();
     ensure!(
         called.code == Some(2) && errors.len() == 1 && errors[0].contains("MiB"),
