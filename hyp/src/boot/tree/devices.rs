@@ -165,7 +165,7 @@ pub fn of_host(
     probe: Probe<'_>,
 ) -> Result<Regions, TreeError> {
     const FULL: TreeError = "the device tree has too many ranges of devices";
-    let own_uart = None;
+    let own_uart = machine.own_uart();
     let sorting = Sorting { own_uart, probe };
     let mut named = Regions::new();
     // Those of others: as many as fit. There may be hundreds.

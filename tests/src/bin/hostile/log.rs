@@ -25,7 +25,7 @@ const CR: u64 = 0x30;
 /// The checks.
 pub fn checks(suite: &mut Suite<Console>) {
     let machine = machine::get();
-    let own = machine.argument("undercroft.log") == Some("serial1");
+    let own = crate::devices::log_uart().is_some();
     let [status, count, ..] = call(vendor::LOG_INPUT, [0; 5]);
     if own {
         suite.check(

@@ -299,6 +299,35 @@ fn transports_are_the_hosts_where_nothing_is_behind_them() {
 }
 
 #[test]
+fn a_uart_of_the_logs_own_is_not_the_hosts() {
+    let tree = |bootargs: &str, second: &str| {
+        let tree = Tree::with_ram()
+            .node("chosen", |t| {
+                t.text("bootargs", bootargs)
+                    .text("stdout-path", "/pl011@9000000")
+            })
+            .node("aliases", |t| t.text("serial1", "/pl011@9040000"));
+        uart(tree).node("pl011@9040000", |t| {
+            t.compatible(&["arm,pl011"])
+                .text("status", second)
+                .numbers("reg", &[0x904_0000, 0x1000])
+        })
+    };
+    let settled = |tree: Tree| settled(&tree.finish(), &steps(K4), &transports).unwrap();
+    let own = settled(tree("undercroft.log=serial1", "okay"));
+    assert_eq!(own.own_uart().map(|uart| uart.base()), Some(0x904_0000));
+    assert_eq!(ranges(&own.devices), [UART]);
+    let shared = settled(tree("", "okay"));
+    assert_eq!(shared.own_uart(), None);
+    assert_eq!(ranges(&shared.devices), [UART, (0x904_0000, 0x904_1000)]);
+    // As on virt,secure=on: the second UART is another world's.
+    let secure = settled(tree("undercroft.log=serial1", "disabled"));
+    assert_eq!(secure.uart.map(|uart| uart.base()), Some(0x900_0000));
+    assert_eq!(secure.own_uart(), None);
+    assert_eq!(ranges(&secure.devices), [UART]);
+}
+
+#[test]
 fn devices_beyond_the_hosts_stage_2_are_left_out() {
     let tree = || uart(Tree::with_ram()).device("x", "arm,pl031", &[1 << 48, 0x1000]);
     assert_eq!(of(tree(), K4), [UART]);
