@@ -26,6 +26,11 @@ use rmi::run::EnterFlags;
 /// Slices in a second.
 const SLICES: u64 = 200;
 
+/// The least that a turn costs whose vCPU then waits or is off, as a part of a
+/// slice: the interruption costs its neighbour too, and would let one that is
+/// woken all the time leave it nothing but interruptions.
+const LEAST_PART: u64 = 50;
+
 /// How long a job goes on before the CPU looks at its interrupts, as a part of a
 /// slice.
 const JOB_PART: u64 = 5;
@@ -225,9 +230,13 @@ impl Running {
         };
         let shared = self.slots.len() > 1;
         let slot = &mut self.slots[at];
+        let mut least = 0;
         let done = match &mut slot.what {
             What::Vcpu(held) => {
                 enter(self.machine, held, &mut slot.turn, shared);
+                if slot.turn.state != State::Ready {
+                    least = slice() / LEAST_PART;
+                }
                 false
             }
             What::Job(job) => {
@@ -237,7 +246,7 @@ impl Running {
             }
         };
         let now = insn::cntpct();
-        slot.turn.charge(now.saturating_sub(self.since));
+        slot.turn.charge(now.saturating_sub(self.since).max(least));
         self.since = now;
         if done {
             let slot = self.slots.remove(at);

@@ -84,6 +84,35 @@ impl Capture {
         }
     }
 
+    /// Waits until so many lines of the log have each of these `signs`.
+    ///
+    /// # Errors
+    /// When the machine ends or the time is over before.
+    pub fn until_logged_often(&mut self, signs: &[&str], times: usize) -> Result<()> {
+        let mut counts = vec![0; signs.len()];
+        let mut looked_at = 0;
+        loop {
+            for line in &self.log[looked_at..] {
+                for (count, sign) in counts.iter_mut().zip(signs) {
+                    *count += usize::from(line.contains(sign));
+                }
+            }
+            looked_at = self.log.len();
+            if counts.iter().all(|count| *count >= times) {
+                return Ok(());
+            }
+            match self.session.next(Some(self.deadline)) {
+                Some(event) => self.take(event),
+                None => bail!("{signs:?} {counts:?} times, expected {times}"),
+            }
+        }
+    }
+
+    /// The lines of the log so far.
+    pub fn log(&self) -> &[String] {
+        &self.log
+    }
+
     /// Asks for the last exits of every vCPU.
     ///
     /// # Errors

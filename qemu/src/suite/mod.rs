@@ -17,6 +17,7 @@ pub mod proof;
 pub mod report;
 pub mod resets;
 pub mod runner;
+pub mod shares;
 pub mod stays_up;
 
 use std::path::PathBuf;
@@ -227,6 +228,7 @@ pub fn all(workspace: &Workspace) -> Vec<Case> {
     cases.extend(boots::cases());
     cases.extend(stays_up::cases());
     cases.extend(resets::cases());
+    cases.extend(shares::cases());
     cases.extend(log::cases());
     cases.extend(on_target::cases());
     cases.extend(devices::cases());

@@ -41,10 +41,6 @@ pub fn cases() -> Vec<Case> {
                 .shows(&["hello from vcpu 3"])?;
             Ok(())
         }),
-        Case::new("tests/reset", |context| {
-            let called = guest(context, "reset", &["--smp", "2"])?.ended(0)?;
-            failed_none(&called.shows(&["10 resets"])?)
-        }),
         Case::new("tests/trespass-odd-gic", |context| {
             guest(context, "trespass", &["--append", "do=odd-gic"])?
                 .ended(0)?

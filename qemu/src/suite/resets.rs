@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 
 use super::boots::{LIMIT, ended_well, machine};
-use super::call::{Call, Called};
 use super::{Case, Context};
 use crate::build;
 use crate::config::{Guest, Mode};
@@ -37,6 +36,11 @@ pub fn cases() -> Vec<Case> {
                 .into_iter()
                 .try_for_each(|ram| together(context, ram))
         }),
+        Case::new("resets/ram-is-zero", |context| zero(context, "max")),
+        Case::new("resets/ram-is-zero-without-fwb", |context| {
+            zero(context, "cortex-a72")
+        }),
+        Case::new("resets/ten", ten),
     ];
     for ram in (128..=1280).step_by(64) {
         let name = format!("resets/zstd-kernels-in-{ram}-MiB");
@@ -45,28 +49,64 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
+/// A guest of two vCPUs resets ten times, each time with one of them off.
+fn ten(context: &Context) -> Result<()> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let kernel = build::program(&context.workspace, "reset")?;
+    let mut only = guest("resets", &kernel, "", true);
+    only.vcpus = 2;
+    let mut machine = machine(context, folder.path(), &[only])?;
+    machine.cpus = 2;
+    let mut capture = Capture::start(&machine, LIMIT, false)?;
+    let talk = |capture: &mut Capture| -> Result<Ending> {
+        for _ in 0..10 {
+            capture.until("boot")?;
+            capture.type_in("r")?;
+        }
+        capture.until("boot")?;
+        capture.type_in("q")?;
+        capture.finish()
+    };
+    ended_well(talk(&mut capture), &capture)?;
+    ensure!(
+        !capture.last_words().contains("FAIL"),
+        "{}",
+        capture.last_words()
+    );
+    Ok(())
+}
+
 /// One guest resets more often than there are VMIDs while another one stays,
 /// which then resets for the first time.
 fn beside(context: &Context) -> Result<()> {
     let folder = tempfile::tempdir_in(&context.folder)?;
     let kernel = build::program(&context.workspace, "reset")?;
     let guests = [
-        guest("stays", &kernel, "times=1 waits=yes", true),
-        guest("resets", &kernel, &format!("times={MANY}"), false),
+        guest("stays", &kernel, "", true),
+        guest("resets", &kernel, "again=yes", false),
     ];
     // A CPU whose VMIDs have 8 bits.
     let mut machine = machine(context, folder.path(), &guests)?;
     machine.cpu = "cortex-a57".into();
     machine.cpus = 2;
     let mut capture = Capture::start(&machine, 4 * LIMIT, false)?;
-    let talk = |capture: &mut Capture| -> Result<Ending> {
-        capture.until("waits")?;
-        capture.until_logged(&format!("resets: {MANY} resets"))?;
-        capture.type_in("\n")?;
-        capture.until("1 resets")?;
-        capture.finish()
+    let talk = |capture: &mut Capture| -> Result<()> {
+        capture.until("boot")?;
+        capture.until_logged_often(&["guest resets: reset"], MANY)?;
+        capture.type_in("r")?;
+        capture.until("boot")
     };
-    ended_well(talk(&mut capture), &capture)
+    talk(&mut capture).map_err(|error| error.context(capture.last_words()))?;
+    without_errors(&capture)
+}
+
+/// No line of the log is an error.
+fn without_errors(capture: &Capture) -> Result<()> {
+    let errors: Vec<_> = (capture.log().iter())
+        .filter(|line| line.contains(" ERROR "))
+        .collect();
+    ensure!(errors.is_empty(), "{errors:#?}");
+    Ok(())
 }
 
 /// A guest of the program `reset`, with as little memory as it runs in.
@@ -86,39 +126,72 @@ fn guest(name: &str, kernel: &Path, cmdline: &str, console: bool) -> Guest {
 
 /// Two guests with zstd kernels that reset together, again and again, in `ram`
 /// MiB: all of it goes well, or one sentence says what is missing.
-fn together(context: &Context, ram: u32) -> Result<()> {
+fn together(context: &Context, ram: u64) -> Result<()> {
     let folder = tempfile::tempdir_in(&context.folder)?;
     let kernel = packed(context, folder.path())?;
-    let cmdline = format!("times={TIMES}");
     let guests = [("one", true), ("two", false)].map(|(name, console)| Guest {
         memory: Size::mib(64),
-        ..guest(name, &kernel, &cmdline, console)
+        ..guest(name, &kernel, "again=yes", console)
     });
-    let bundle = folder.path().join("bundle.cpio");
-    fs::write(&bundle, crate::bundle::pack(&guests)?)?;
-    let called = Call::run(context)?
-        .args(["--smp", "2", "--ram", &format!("{ram}M"), "--bundle"])
-        .args([&bundle])
-        .call()?
-        .calmly()?;
-    judged(called).map_err(|error| error.context(format!("{ram} MiB of RAM")))
+    let mut machine = machine(context, folder.path(), &guests)?;
+    machine.ram = Size::mib(ram);
+    machine.cpus = 2;
+    let mut capture = Capture::start(&machine, LIMIT, false)?;
+    let all = capture.until_logged_often(&["guest one: reset", "guest two: reset"], TIMES);
+    let judged = match all {
+        Ok(()) => without_errors(&capture),
+        Err(error) => refused(&mut capture).map_err(|why| error.context(why)),
+    };
+    judged.map_err(|error| error.context(format!("{ram} MiB of RAM\n{}", capture.last_words())))
 }
 
-fn judged(called: Called) -> Result<()> {
-    if called.code == Some(0) {
-        let all = format!("{TIMES} resets");
-        called.shows(&[&all])?.tells(&["two", &all])?;
-        return Ok(());
-    }
-    let errors: Vec<&str> = (called.stderr.lines())
-        .filter(|line| line.contains("host ERROR") && !line.contains("end: "))
+/// The machine ended with status 2 and one sentence that says how much is missing.
+fn refused(capture: &mut Capture) -> Result<()> {
+    let ending = capture.finish()?;
+    let errors: Vec<_> = (capture.log().iter())
+        .filter(|line| line.contains(" ERROR ") && !line.contains("end: "))
         .collect();
     ensure!(
-        called.code == Some(2) && errors.len() == 1 && errors[0].contains("MiB"),
-        "ended with {:?} and {errors:#?}",
-        called.code
+        ending == Ending::Status(2) && errors.len() == 1 && errors[0].contains("MiB"),
+        "{ending} and {errors:#?}"
     );
     Ok(())
+}
+
+/// A guest finds its RAM zero when it starts for the first time and after a reset,
+/// whatever the boot loader, the other guests' files and itself have left there.
+fn zero(context: &Context, cpu: &str) -> Result<()> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let kernel = build::program(&context.workspace, "reset")?;
+    let initrd = folder.path().join("initrd");
+    fs::write(&initrd, vec![0x5a; 8 << 20])?;
+    let mut guests = [
+        guest("sweeps", &kernel, "sweep=yes", true),
+        guest("other", &kernel, "again=yes", false),
+    ];
+    guests[0].memory = Size::mib(192);
+    guests[1].memory = Size::mib(64);
+    guests[1].initrd = Some(initrd);
+    let mut machine = machine(context, folder.path(), &guests)?;
+    machine.cpu = cpu.into();
+    machine.ram = Size::mib(768);
+    let pattern = folder.path().join("pattern");
+    fs::write(&pattern, vec![0xa5; 256 << 20])?;
+    let loader = format!(
+        "loader,file={},addr=0x60000000,force-raw=on",
+        pattern.display()
+    );
+    machine.extra = vec!["-device".into(), loader.into()];
+    let mut capture = Capture::start(&machine, LIMIT, false)?;
+    let talk = |capture: &mut Capture| -> Result<()> {
+        for _ in 0..2 {
+            capture.until("sweep: 0 words")?;
+            capture.until("boot")?;
+            capture.type_in("r")?;
+        }
+        capture.until("sweep: 0 words")
+    };
+    talk(&mut capture).map_err(|error| error.context(capture.last_words()))
 }
 
 /// The program `reset` and 45 MB of one byte behind it, as a zstd frame (RFC

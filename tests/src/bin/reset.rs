@@ -1,49 +1,26 @@
-//! Resets its machine ten times, or as often as `times=` of its command line
-//! says, then powers it off. With `waits=yes` it waits for a byte on its UART
-//! before the first reset.
+//! Resets its machine as often as it is told on its UART: `r` resets, `q` powers
+//! off. With `again=yes` on its command line it resets again and again, unasked.
 //!
-//! The count is kept at the end of RAM, which a reset leaves alone: PSCI says
-//! nothing of memory, but a machine whose reset cleared it would be counted as
-//! one that never came back.
+//! A machine begins with its other CPUs off and, with `sweep=yes`, with RAM that
+//! is zero but for the program and its device tree: before each reset all of that
+//! is filled with ones.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 tests::program!(image::main, 1);
 
 #[cfg(target_os = "none")]
 mod image {
+    use core::ops::Range;
+
     use tests::bare::{asm, cpu, machine, pl011, psci};
     use tests::println;
 
-    /// From the end of RAM: far from what a loader puts there.
-    const DISTANCE: u64 = 1 << 20;
-    const MAGIC: u64 = 0x5265_7365_7420_2331;
-
     pub fn main() {
         let machine = machine::get();
-        let times = match machine.argument("times").map(str::parse) {
-            Some(Ok(times)) => times,
-            Some(Err(_)) => {
-                println!("FAIL times= is no number");
-                0
-            }
-            None => 10,
-        };
-        let at = machine.ram_end() - DISTANCE;
-        let word = |n: u64| core::ptr::with_exposed_provenance_mut::<u64>((at + 8 * n) as usize);
-        // SAFETY: RAM of the program's that nothing else uses.
-        let (magic, count, check) = unsafe {
-            (
-                word(0).read_volatile(),
-                word(1).read_volatile(),
-                word(2).read_volatile(),
-            )
-        };
-        let count = if magic == MAGIC && check == !count {
-            count
-        } else {
-            0
-        };
-        println!("boot {count}");
+        let is = |key| machine.argument(key) == Some("yes");
+        if is("sweep") {
+            sweep();
+        }
         // The other CPUs must be off when a machine begins, and one of them on
         // when it resets.
         for index in 1..cpu::count() {
@@ -62,25 +39,50 @@ mod image {
                 println!("FAIL cpu 1 does not start");
             }
         }
-        if count == 0 && machine.argument("waits") == Some("yes") {
-            println!("waits");
-            pl011::get(machine.uart);
+        println!("boot");
+        if is("again") {
+            psci::system_reset();
         }
-        if count == times {
-            println!("{times} resets");
-            // The next one who boots here counts anew.
-            // SAFETY: As above.
-            unsafe { word(0).write_volatile(0) };
-            asm::clean(at, at + 24);
-            psci::system_off();
+        match pl011::get(machine.uart) {
+            b'q' => psci::system_off(),
+            _ => psci::system_reset(),
         }
-        // SAFETY: As above.
-        unsafe {
-            word(0).write_volatile(MAGIC);
-            word(1).write_volatile(count + 1);
-            word(2).write_volatile(!(count + 1));
+    }
+
+    /// RAM that is neither the program's nor the device tree's.
+    fn rest() -> [Range<u64>; 3] {
+        let machine = machine::get();
+        let ram = &machine.ram[0];
+        let tree = machine.tree.as_ptr().addr() as u64;
+        let tree = tree & !0xfff..(tree + machine.tree.len() as u64).next_multiple_of(0x1000);
+        let image = machine.image.start & !0xfff..machine.image.end.next_multiple_of(0x1000);
+        let (first, second) = if tree.start < image.start {
+            (tree, image)
+        } else {
+            (image, tree)
+        };
+        [
+            ram.start..first.start,
+            first.end..second.start,
+            second.end..ram.end,
+        ]
+    }
+
+    fn sweep() {
+        let mut dirty = 0u64;
+        for at in rest().into_iter().flat_map(|range| range.step_by(8)) {
+            let word = core::ptr::with_exposed_provenance_mut::<u64>(at as usize);
+            // SAFETY: RAM that nothing of the program's is in.
+            unsafe {
+                if word.read_volatile() != 0 {
+                    if dirty == 0 {
+                        println!("FAIL {at:#x} is not zero");
+                    }
+                    dirty += 1;
+                }
+                word.write_volatile(u64::MAX);
+            }
         }
-        asm::clean(at, at + 24);
-        psci::system_reset();
+        println!("sweep: {dirty} words are not zero");
     }
 }

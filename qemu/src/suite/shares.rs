@@ -1,0 +1,85 @@
+//! Every guest has its share of a CPU, whatever the other one on it does: counted
+//! in instructions, so that no machine is too slow for it.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+
+use super::boots::{LIMIT, machine};
+use super::{Case, Context};
+use crate::build;
+use crate::config::{Guest, Mode};
+use crate::run::capture::Capture;
+use crate::size::Size;
+
+/// The least share of a CPU that two have, in thousandths.
+const LEAST: u32 = 450;
+
+/// The longest time that one of them does not run, in microseconds.
+const LONGEST: u32 = 50_000;
+
+/// What the other one does: see `tests/src/bin/neighbour.rs`.
+const ATTACKS: [&str; 6] = ["sleep", "nap", "wfi", "sgi", "exits", "console"];
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = ATTACKS
+        .iter()
+        .map(|attack| {
+            Case::new(format!("shares/beside-{attack}"), move |context| {
+                beside(context, "max", guest(context, attack)?)
+            })
+        })
+        .collect();
+    for cpu in ["max", "cortex-a72"] {
+        cases.push(Case::new(
+            format!("shares/beside-resets-{cpu}"),
+            move |context| {
+                let folder = tempfile::tempdir_in(&context.folder)?;
+                let initrd = folder.path().join("initrd");
+                fs::write(&initrd, vec![0x5a; 64 << 20])?;
+                let resets = Guest {
+                    memory: Size::mib(512),
+                    initrd: Some(initrd),
+                    ..guest(context, "reset")?
+                };
+                beside(context, cpu, resets)
+            },
+        ));
+    }
+    cases
+}
+
+fn guest(context: &Context, what: &str) -> Result<Guest> {
+    Ok(Guest {
+        name: what.into(),
+        kernel: build::program(&context.workspace, "neighbour")?,
+        initrd: None,
+        cmdline: Some(format!("do={what}")),
+        memory: Size::mib(16),
+        vcpus: 1,
+        mode: Mode::Plain,
+        console: Some(what == "measure"),
+        entry: None,
+    })
+}
+
+/// One guest measures its share of the one CPU beside `other`.
+fn beside(context: &Context, cpu: &str, other: Guest) -> Result<()> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let ram = Size::mib(512 + other.memory.as_mib());
+    let measure = Guest {
+        cmdline: Some(format!("do=measure least={LEAST} longest={LONGEST}")),
+        ..guest(context, "measure")?
+    };
+    let mut machine = machine(context, folder.path(), &[measure, other])?;
+    machine.cpu = cpu.into();
+    machine.ram = ram;
+    machine.extra = vec!["-icount".into(), "shift=0,sleep=off".into()];
+    let mut capture = Capture::start(&machine, LIMIT, false)?;
+    let measured = capture.until("measured");
+    measured.map_err(|error| error.context(capture.last_words()))?;
+    let words = capture.last_words();
+    ensure!(words.contains("| ok share"), "{words}");
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! A guest that measures its share of a CPU, or one that does what it can to take
+//! its neighbours'.
+//!
+//! `do=measure` watches the counter for a while: a step that is much longer than
+//! the usual is time that another had. It prints its share in thousandths and the
+//! longest step in microseconds, and `ok` or `FAIL` by `least=` and `longest=`.
+//! Other `do=` are attacks and never end.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+tests::program!(image::main, 1);
+
+#[cfg(target_os = "none")]
+mod image {
+    use tests::bare::asm::read32;
+    use tests::bare::{asm, cpu, gic, machine, pl011, psci};
+    use tests::{msr, println};
+
+    pub fn main() {
+        match machine::get().argument("do").unwrap_or("measure") {
+            "measure" => measure(),
+            "sleep" => timer(20, 4800),
+            "nap" => timer(2, 1),
+            "wfi" => pending_timer(),
+            "sgi" => sgi(),
+            "exits" => exits(),
+            "console" => loop {
+                println!("all of this goes to the log of the machine, again and again");
+            },
+            "reset" => psci::system_reset(),
+            other => println!("FAIL do={other} is nothing it does"),
+        }
+    }
+
+    fn number(key: &str) -> u64 {
+        let value = machine::get().argument(key).and_then(|v| v.parse().ok());
+        value.unwrap_or(0)
+    }
+
+    /// The longest step of one that nobody interrupts, in microseconds.
+    const USUAL: u64 = 2;
+
+    /// Ticks of so many microseconds.
+    fn ticks(us: u64) -> u64 {
+        tests::mrs!("cntfrq_el0") / 1000 * us / 1000
+    }
+
+    fn measure() {
+        // Until the other has begun.
+        let warm = cpu::now() + ticks(300_000);
+        while cpu::now() < warm {}
+        let start = cpu::now();
+        let end = start + ticks(600_000);
+        let (mut lost, mut longest, mut last) = (0, 0, start);
+        while last < end {
+            let now = cpu::now();
+            let step = now - last;
+            if step > ticks(USUAL) {
+                lost += step;
+                longest = longest.max(step);
+            }
+            last = now;
+        }
+        let share = 1000 - lost * 1000 / (last - start);
+        let longest = longest * 1000 / ticks(1000).max(1);
+        let right = share >= number("least") && longest <= number("longest");
+        println!(
+            "{} share {share} longest {longest} us",
+            if right { "ok" } else { "FAIL" }
+        );
+        println!("measured");
+        loop {
+            asm::wfi();
+        }
+    }
+
+    /// Waits and works by the virtual timer.
+    fn timer(waits: u64, works: u64) {
+        gic::start_distributor();
+        gic::start_cpu();
+        gic::enable(27, 0x80);
+        loop {
+            msr!("cntv_cval_el0", cpu::now() + ticks(waits));
+            msr!("cntv_ctl_el0", 1);
+            asm::wfi();
+            msr!("cntv_ctl_el0", 2);
+            let end = cpu::now() + ticks(works);
+            while cpu::now() < end {}
+        }
+    }
+
+    /// Waits with its timer's interrupt pending.
+    fn pending_timer() {
+        gic::start_distributor();
+        gic::start_cpu();
+        gic::enable(27, 0x80);
+        msr!("cntv_cval_el0", 0);
+        msr!("cntv_ctl_el0", 1);
+        loop {
+            asm::wfi();
+        }
+    }
+
+    fn sgi() {
+        gic::start_distributor();
+        gic::start_cpu();
+        gic::enable(1, 0x80);
+        loop {
+            gic::send_sgi(1, 0);
+            gic::end(gic::acknowledge());
+            asm::wfi();
+        }
+    }
+
+    fn exits() {
+        let uart = machine::get().uart;
+        loop {
+            // SAFETY: a register of the UART without side effects.
+            unsafe { read32(uart + pl011::FR) };
+        }
+    }
+}
