@@ -68,13 +68,13 @@ const _: () = assert!(size_of::<Realm>() <= 4096);
 impl Realm {
     /// A realm in state NEW.
     pub fn new(flags: RealmFlags, vmid: u16, root: (u64, u64), rtt: Rtt<RttMem>) -> Self {
-        let geometry = *rtt.tree().geometry();
+        let geometry = *rtt.geometry();
         Self {
             state: AtomicU8::new(State::New as u8),
             flags,
             ipa_bits: geometry.ipa_bits(),
             vmid,
-            vttbr: rtt.tree().vttbr(),
+            vttbr: rtt.regs().vttbr,
             vtcr: geometry.vtcr(),
             root,
             rtt: SpinMutex::new(Some(rtt)),

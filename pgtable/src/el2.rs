@@ -248,7 +248,7 @@ pub struct El2Range {
 }
 
 /// EL2's own tables. One writer at a time: it is EL2's own map.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct El2Map<M: TableMem> {
     core: Core<M>,
     geometry: El2Geometry,

@@ -7,7 +7,8 @@ use core::fmt;
 /// can map it onto its own ABI (an RTT level, a retry, a fault).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Error {
-    /// An address or a range lies outside the input or output space.
+    /// An address or a range lies outside the input or output space, or a
+    /// table's page does.
     Range,
     /// An address or a size is not a multiple of what the level demands.
     Align,
@@ -53,6 +54,8 @@ pub enum Error {
     },
     /// The attributes cannot be encoded in this geometry.
     Attributes,
+    /// The gather is another tree's.
+    OtherTree,
 }
 
 impl fmt::Display for Error {
@@ -75,6 +78,7 @@ impl fmt::Display for Error {
             }
             Self::InUse { level } => write!(f, "the table at {level} still has entries"),
             Self::Attributes => f.write_str("attributes that this CPU cannot encode"),
+            Self::OtherTree => f.write_str("a gather of another tree: use that tree"),
         }
     }
 }

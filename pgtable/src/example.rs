@@ -71,13 +71,13 @@ impl TableMem for Tables {
 
 /// A CPU that has nothing to invalidate.
 pub struct Cpu {
-    vttbr: u64,
+    regs: Stage2Regs,
 }
 
 impl Cpu {
-    /// With this `VTTBR_EL2`.
-    pub fn new(vttbr: u64) -> Self {
-        Self { vttbr }
+    /// With these registers of stage 2.
+    pub fn new(regs: Stage2Regs) -> Self {
+        Self { regs }
     }
 }
 
@@ -85,11 +85,11 @@ impl Maintenance for Cpu {
     fn barrier(&mut self, _: Barrier) {}
     fn tlbi(&mut self, _: Tlbi) {}
     fn cache(&mut self, _: CacheOp) {}
-    fn vttbr(&mut self) -> u64 {
-        self.vttbr
+    fn stage2(&mut self) -> Stage2Regs {
+        self.regs
     }
-    fn set_vttbr(&mut self, value: u64) {
-        self.vttbr = value;
+    fn set_stage2(&mut self, regs: Stage2Regs) {
+        self.regs = regs;
     }
 }
 
@@ -102,7 +102,7 @@ pub fn tree() -> (Stage2<Tables>, Cpu) {
     let memory = Tables::new();
     let root = memory.page().expect("a page");
     let tree = Stage2::new(geometry, root, Vmid::new(1), memory).expect("a root");
-    let cpu = Cpu::new(tree.vttbr());
+    let cpu = Cpu::new(tree.regs());
     (tree, cpu)
 }
 

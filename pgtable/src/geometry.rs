@@ -421,6 +421,13 @@ impl Shape {
         Ok(())
     }
 
+    /// True when a table may stand at `pa`: whoever writes its descriptor would
+    /// lose the bits that are not a page's, or not in the output space.
+    #[inline]
+    pub(crate) const fn is_table_page(&self, pa: u64) -> bool {
+        pa & (self.oa_over | self.page_mask()) == 0
+    }
+
     /// The bits of an address below a page.
     #[inline]
     pub(crate) const fn page_mask(&self) -> u64 {

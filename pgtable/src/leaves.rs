@@ -19,7 +19,9 @@ use crate::tree::{Changes, Core, Over, Slot};
 use crate::unmap::Partial;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Changes of leaves of one tree that some TLB may not know of yet.
+/// Changes of leaves of one tree that some TLB may not know of yet. From
+/// [`Stage2::gather`], and of use with that tree only: others answer
+/// [`OtherTree`](crate::Error::OtherTree), and give it back unsynced.
 ///
 /// Leaves may be gathered and flushed later, together; tables never. Until
 /// [`sync`](crate::Stage2::sync) returns, guests may go on using what was
@@ -31,16 +33,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 pub struct Gather {
     pub(crate) pending: Pending,
     serial: u64,
+    /// `VTTBR_EL2` of the tree it is of: root and VMID.
+    tree: u64,
 }
 
 impl Gather {
-    /// With nothing in it.
-    pub fn new() -> Self {
-        static SERIAL: AtomicU64 = AtomicU64::new(1);
-        Self {
-            pending: Pending::new(),
-            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
-        }
+    /// True when it is of the tree with this `VTTBR_EL2`.
+    pub(crate) const fn is_of(&self, vttbr: u64) -> bool {
+        self.tree == vttbr
     }
 
     /// True when there is nothing to invalidate.
@@ -50,12 +50,6 @@ impl Gather {
 
     pub(crate) const fn serial(&self) -> u64 {
         self.serial
-    }
-}
-
-impl Default for Gather {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -293,6 +287,16 @@ impl HeldLeaf {
 }
 
 impl<M: TableMem> Stage2<M> {
+    /// A gather for this tree, with nothing in it.
+    pub fn gather(&self) -> Gather {
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
+        Gather {
+            pending: Pending::new(),
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            tree: self.vttbr(),
+        }
+    }
+
     /// Removes the leaves of a range now and invalidates them when `gather`
     /// is synced, together with more. Tables and annotations stay, caches
     /// are not maintained. `sink` gets each leaf closed: only the gather's
@@ -307,12 +311,12 @@ impl<M: TableMem> Stage2<M> {
     /// # use {example::*, pgtable::*};
     /// # let (mut tree, mut cpu) = mapped();
     /// # let all = &mut Budget::unlimited();
-    /// let (mut gather, mut held) = (Gather::new(), Vec::new());
+    /// let (mut gather, mut held) = (tree.gather(), Vec::new());
     /// for page in [0x4000_0000, 0x4000_9000] {
     ///     let ipa = Ipa::new(page);
     ///     tree.unmap_later(&mut cpu, ipa, 4096, Partial::Split, &mut gather, all, |leaf| held.push(leaf))?;
     /// }
-    /// let proof = tree.sync(&mut cpu, gather);
+    /// let proof = tree.sync(&mut cpu, gather).expect("of this tree");
     /// for leaf in held {
     ///     let leaf = leaf.release(&proof).expect("the gather's own proof");
     ///     assert_eq!(leaf.pa().get() - leaf.ia(), 0x4000_0000);
@@ -322,8 +326,8 @@ impl<M: TableMem> Stage2<M> {
     /// ```
     ///
     /// # Errors
-    /// `Range`, `Align` at once; `InsideBlock`, `NoMem` (to split), `Busy`
-    /// where it stopped.
+    /// `Range`, `Align`, `OtherTree` at once; `InsideBlock`, `NoMem` (to
+    /// split), `Busy` where it stopped.
     #[allow(clippy::too_many_arguments)]
     pub fn unmap_later<T: Maintenance>(
         &self,
@@ -340,6 +344,10 @@ impl<M: TableMem> Stage2<M> {
             .shape
             .check_ia(ipa.get(), size)
             .map_err(|why| Stopped { why, next: ipa })?;
+        if !gather.is_of(self.vttbr()) {
+            let why = Error::OtherTree;
+            return Err(Stopped { why, next: ipa });
+        }
         let mut job = ChangeJob {
             start: ipa.get(),
             end,
@@ -382,7 +390,7 @@ mod tests {
         let root = mem.root(geometry.root_align());
         let tree = Stage2::new(geometry, root, Vmid::new(5), &mem).unwrap();
         let mut log = Log {
-            vttbr: tree.vttbr(),
+            regs: tree.regs(),
             ..Log::default()
         };
         let all = &mut Budget::unlimited();
@@ -396,7 +404,7 @@ mod tests {
             tree.map(&mut log, &map.leaves(leaves), all).unwrap();
         }
         let tables = mem.live.get();
-        let (mut gather, mut held) = (Gather::new(), 0);
+        let (mut gather, mut held) = (tree.gather(), 0);
         let sink = |_: HeldLeaf| held += 1;
         let partial = Partial::Refuse;
         tree.unmap_later(
@@ -410,7 +418,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(held, 514);
-        let _proof = tree.sync(&mut log, gather);
+        let _proof = tree.sync(&mut log, gather).unwrap();
         for page in 0..3 * 512 {
             assert_eq!(tree.lookup(Ipa::new(page << 12)).unwrap().raw, 0);
         }

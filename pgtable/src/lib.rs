@@ -48,7 +48,7 @@ pub use frozen::{Change, Frozen};
 pub use geometry::{ConfigError, Features, Geometry, OaForm, Shape, Stage2Config, Start};
 pub use granule::Granule;
 pub use leaves::{Gather, HeldLeaf};
-pub use maintenance::{Barrier, CacheOp, Maintenance, Tlbi, TlbiKind};
+pub use maintenance::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi, TlbiKind};
 pub use mem::TableMem;
 pub use plan::RUNS;
 pub use protect::{Flush, Permissions};

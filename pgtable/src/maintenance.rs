@@ -151,11 +151,34 @@ pub enum CacheOp {
     },
 }
 
+/// The registers by which a CPU reads stage-2 TLBIs: whose entries they name
+/// (the VMID in `VTTBR_EL2`), and in which unit (granule and DS in
+/// `VTCR_EL2`: the base of a range counts in pages, or in 64 KiB with DS).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
+pub struct Stage2Regs {
+    /// `VTCR_EL2`.
+    pub vtcr: u64,
+    /// `VTTBR_EL2`.
+    pub vttbr: u64,
+}
+
+const VMID: u64 = 0xffff << 48;
+
+impl Stage2Regs {
+    /// True when TLBIs mean the same under both: the format is the same and
+    /// all 16 bits of the VMID are.
+    #[inline]
+    pub(crate) const fn names_as(self, other: Self) -> bool {
+        self.vtcr == other.vtcr && (self.vttbr ^ other.vttbr) & VMID == 0
+    }
+}
+
 /// What this crate needs of the CPU, one instruction each.
 ///
-/// Every call is one instruction on this CPU, in the order of the calls.
-/// Interrupts whose handlers run guests or switch `VTTBR_EL2` are masked by
-/// the caller for the time of any function that takes a `Maintenance`.
+/// Every call is one instruction on this CPU (the two for both registers of
+/// stage 2: two), in the order of the calls. Interrupts whose handlers run
+/// guests or switch these registers are masked by the caller for the time of
+/// any function that takes a `Maintenance`.
 pub trait Maintenance {
     /// Executes a barrier.
     fn barrier(&mut self, barrier: Barrier);
@@ -166,11 +189,13 @@ pub trait Maintenance {
     /// Maintains caches for a range.
     fn cache(&mut self, op: CacheOp);
 
-    /// Reads `VTTBR_EL2`: which VMID TLBIs act on now.
-    fn vttbr(&mut self) -> u64;
+    /// Reads `VTCR_EL2` and `VTTBR_EL2`: what TLBIs act on now.
+    fn stage2(&mut self) -> Stage2Regs;
 
-    /// Writes `VTTBR_EL2`. No ISB: that comes as a barrier of its own.
-    fn set_vttbr(&mut self, value: u64);
+    /// Writes `VTCR_EL2`, then `VTTBR_EL2`. Both: trees of other geometries
+    /// may be current, and the operand of a range TLBI is read by the format
+    /// that is. No ISB: that comes as a barrier of its own.
+    fn set_stage2(&mut self, regs: Stage2Regs);
 }
 
 impl<T: Maintenance> Maintenance for &mut T {
@@ -187,11 +212,11 @@ impl<T: Maintenance> Maintenance for &mut T {
         (**self).cache(op);
     }
     #[inline]
-    fn vttbr(&mut self) -> u64 {
-        (**self).vttbr()
+    fn stage2(&mut self) -> Stage2Regs {
+        (**self).stage2()
     }
     #[inline]
-    fn set_vttbr(&mut self, value: u64) {
-        (**self).set_vttbr(value);
+    fn set_stage2(&mut self, regs: Stage2Regs) {
+        (**self).set_stage2(regs);
     }
 }

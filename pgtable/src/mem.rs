@@ -35,7 +35,9 @@ pub trait TableMem {
     /// What it is instead.
     fn cas(&self, table: Self::Table, index: usize, old: u64, new: u64) -> Result<(), u64>;
 
-    /// Takes a zeroed page for a table of `level`, or none.
+    /// Takes a zeroed page for a table of `level`, or none. One outside the
+    /// geometry's output space is of no use: it goes back, and the operation
+    /// stops with [`Error::Range`](crate::Error::Range).
     fn alloc(&self, level: Level) -> Option<Pa>;
 
     /// Gets a table's page back, with its content and its count as they last

@@ -21,7 +21,7 @@
 use crate::errata::Errata;
 use crate::geometry::{Features, OaForm, Shape};
 use crate::granule::Granule;
-use crate::maintenance::{Tlbi, TlbiKind};
+use crate::maintenance::{Stage2Regs, Tlbi, TlbiKind};
 
 /// How many runs of changed entries an operation keeps apart before it covers
 /// two by one.
@@ -163,8 +163,8 @@ impl Pending {
 /// Whose translations: the regime that a tree of tables serves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Regime {
-    /// Stage 2 of the VMID in this `VTTBR_EL2`.
-    Stage2 { vttbr: u64 },
+    /// Stage 2 under these registers.
+    Stage2(Stage2Regs),
     /// EL2's own stage 1.
     El2,
 }
@@ -296,7 +296,7 @@ fn hint(tlb: &Tlb, level: i8) -> u64 {
 /// `TLBI IPAS2E1IS` or `VAE2IS`: address >> 12 whatever the granule.
 fn by_address(tlb: &Tlb, at: u64, level: i8) -> Tlbi {
     let kind = match tlb.regime {
-        Regime::Stage2 { .. } => mutant!(WrongRegime, TlbiKind::Ipas2e1is, TlbiKind::Vae2is),
+        Regime::Stage2(_) => mutant!(WrongRegime, TlbiKind::Ipas2e1is, TlbiKind::Vae2is),
         Regime::El2 => TlbiKind::Vae2is,
     };
     Tlbi::new(kind, address_operand(tlb, at, level))
@@ -304,7 +304,7 @@ fn by_address(tlb: &Tlb, at: u64, level: i8) -> Tlbi {
 
 fn address_operand(tlb: &Tlb, at: u64, level: i8) -> u64 {
     let width = match tlb.regime {
-        Regime::Stage2 { .. } => 40,
+        Regime::Stage2(_) => 40,
         Regime::El2 => 44,
     };
     let shift = mutant!(AddressByPage, 12, tlb.granule.page_bits());
@@ -320,7 +320,7 @@ fn address_operand(tlb: &Tlb, at: u64, level: i8) -> u64 {
 /// `TLBI RIPAS2E1IS` or `RVAE2IS` of `units` (1 to 32) units of `scale`.
 fn range(tlb: &Tlb, at: u64, scale: u32, units: u64, level: i8) -> Tlbi {
     let kind = match tlb.regime {
-        Regime::Stage2 { .. } => mutant!(WrongRangeRegime, TlbiKind::Ripas2e1is, TlbiKind::Rvae2is),
+        Regime::Stage2(_) => mutant!(WrongRangeRegime, TlbiKind::Ripas2e1is, TlbiKind::Rvae2is),
         Regime::El2 => TlbiKind::Rvae2is,
     };
     let tg = mutant!(RangeTgByTg0, tlb.granule.tlbi_tg(), tlb.granule.tg0());
@@ -351,7 +351,7 @@ mod tests {
         config.features.tlb_range = true;
         config.features.ttl = true;
         let geometry = config.validate().unwrap();
-        let regime = Regime::Stage2 { vttbr: 0 };
+        let regime = Regime::Stage2(Stage2Regs::default());
         (
             *geometry.shape(),
             Tlb::new(regime, geometry.shape(), geometry.features(), errata),

@@ -176,6 +176,10 @@ impl<M: TableMem> Stage2<M> {
         let mut now = Pending::new();
         let (pending, at_once) = match flush {
             Flush::Now => (&mut now, true),
+            Flush::Later(gather) if !gather.is_of(self.vttbr()) => {
+                let why = Error::OtherTree;
+                return Err(Stopped { why, next: ipa });
+            }
             Flush::Later(gather) => (&mut gather.pending, false),
         };
         let result = core.change_leaves::<false, SURE, T>(
@@ -271,7 +275,7 @@ impl<M: TableMem> Stage2<M> {
     /// # use {example::*, pgtable::*};
     /// # let (mut tree, mut cpu) = mapped();
     /// # let all = &mut Budget::unlimited();
-    /// let mut gather = Gather::new();
+    /// let mut gather = tree.gather();
     /// for page in [0x4000_0000, 0x4000_8000] {
     ///     tree.write_protect(&mut cpu, Ipa::new(page), 4096, Flush::Later(&mut gather), all)?;
     /// }
@@ -279,8 +283,16 @@ impl<M: TableMem> Stage2<M> {
     /// # let _ = (&mut tree, &mut cpu, all);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn sync<T: Maintenance>(&self, maint: &mut T, gather: Gather) -> Synced {
-        self.core.flush(maint, gather)
+    ///
+    /// # Errors
+    /// The gather, unsynced, if it is another tree's.
+    // It comes back by value: what it holds is still to be invalidated.
+    #[allow(clippy::result_large_err)]
+    pub fn sync<T: Maintenance>(&self, maint: &mut T, gather: Gather) -> Result<Synced, Gather> {
+        if !gather.is_of(self.vttbr()) {
+            return Err(gather);
+        }
+        Ok(self.core.flush(maint, gather))
     }
 
     /// Counts the leaves of a range whose access flag is set.

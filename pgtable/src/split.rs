@@ -41,7 +41,8 @@ impl<M: TableMem> Stage2<M> {
     ///
     /// # Errors
     /// `Range`, `Align`, `BlockLevel` at once; `NoMem` when `pages` has no
-    /// more (what was built is in use, `next` says how far); `Busy`.
+    /// more (what was built is in use, `next` says how far), `Range` when one
+    /// of them lies outside the output space; `Busy`.
     pub fn split<T: Maintenance>(
         &self,
         maint: &mut T,
@@ -143,9 +144,12 @@ impl<M: TableMem> Core<M> {
                 break;
             }
             let child = Shape::level(level + 1);
-            let Some(pa) = (work.pages)(child) else {
-                why = Some(Error::NoMem);
-                break;
+            let pa = match self.page_of(work, child) {
+                Ok(pa) => pa,
+                Err(error) => {
+                    why = Some(error);
+                    break;
+                }
             };
             let built = self.build(pa, old, slot, at, work);
             // Frozen as the table that it becomes: nothing fails from here.
@@ -172,9 +176,9 @@ impl<M: TableMem> Core<M> {
             broken += 1;
             match built {
                 Built::Whole => next = at + step,
-                Built::UpTo(end) => {
+                Built::UpTo(end, error) => {
                     next = end.max(ia);
-                    why = Some(Error::NoMem);
+                    why = Some(error);
                     break;
                 }
                 Built::Budget(end) => {
@@ -204,6 +208,20 @@ impl<M: TableMem> Core<M> {
         }
     }
 
+    /// The caller's next page for a table of `level`.
+    fn page_of<P: FnMut(Level) -> Option<Pa>>(
+        &self,
+        work: &mut Work<'_, P>,
+        level: Level,
+    ) -> Result<Pa, Error> {
+        let page = (work.pages)(level).ok_or(Error::NoMem)?;
+        if self.shape.is_table_page(page.get()) {
+            return Ok(page);
+        }
+        self.mem.free(page, level, &Synced::never_linked());
+        Err(Error::Range)
+    }
+
     /// Builds the subtree of a block in the page `pa`, unlinked.
     fn build<P: FnMut(Level) -> Option<Pa>>(
         &self,
@@ -230,8 +248,9 @@ impl<M: TableMem> Core<M> {
             if index > 0 && work.budget.is_spent() {
                 return Built::Budget(child_at);
             }
-            let Some(page) = (work.pages)(Shape::level(slot.level + 2)) else {
-                return Built::UpTo(child_at);
+            let page = match self.page_of(work, Shape::level(slot.level + 2)) {
+                Ok(page) => page,
+                Err(error) => return Built::UpTo(child_at, error),
             };
             let raw = self.mem.load(table, index);
             let child = Slot {
@@ -264,8 +283,8 @@ enum Built {
     Whole,
     /// One level of it, as the range covers only a part.
     OneLevel,
-    /// Up to here, where the pages ended.
-    UpTo(u64),
+    /// Up to here, where the pages ended, or one was of no use.
+    UpTo(u64, Error),
     /// Up to here, where the budget ended.
     Budget(u64),
 }

@@ -5,7 +5,7 @@ use crate::attrs::{Attrs, Memory};
 use crate::error::{Budget, Error, Stopped};
 use crate::format::{Annotation, Entry};
 use crate::geometry::{ConfigError, Geometry};
-use crate::maintenance::Maintenance;
+use crate::maintenance::{Maintenance, Stage2Regs};
 use crate::map::MapJob;
 use crate::mem::TableMem;
 use crate::plan::Regime;
@@ -81,6 +81,26 @@ impl Map {
         Self { over, ..self }
     }
 
+    /// What is left of it from `next` on, where a call came to: for the next
+    /// one. Nothing is left at its end, or past it.
+    ///
+    /// ```
+    /// # use pgtable::*;
+    /// let map = Map::new(Ipa::new(0x4000), Pa::new(0x9000), 0x3000, Attrs::MEMORY);
+    /// let rest = map.advance(Ipa::new(0x5000));
+    /// assert_eq!((rest.ipa, rest.pa, rest.size), (Ipa::new(0x5000), Pa::new(0xa000), 0x2000));
+    /// ```
+    pub const fn advance(self, next: Ipa) -> Self {
+        let done = next.get().saturating_sub(self.ipa.get());
+        let done = if done < self.size { done } else { self.size };
+        Self {
+            ipa: Ipa::new(self.ipa.get() + done),
+            pa: Pa::new(self.pa.get() + done),
+            size: self.size - done,
+            ..self
+        }
+    }
+
     /// The same with other cache maintenance.
     pub const fn caches(self, caches: Caches) -> Self {
         Self { caches, ..self }
@@ -103,8 +123,16 @@ pub struct Found {
 /// Stage-2 tables that hardware may be walking.
 ///
 /// The protocol between CPUs is at the head of the module `tree`: `&self`
-/// operations may run at once, `&mut self` ones remove tables.
-#[derive(Clone, Debug)]
+/// operations may run at once, `&mut self` ones remove tables. So there is
+/// one of each tree, and no second to be had of it:
+///
+/// ```compile_fail
+/// # use pgtable::*;
+/// fn another<M: TableMem + Clone>(tree: &Stage2<M>) -> Stage2<M> {
+///     tree.clone()
+/// }
+/// ```
+#[derive(Debug)]
 pub struct Stage2<M: TableMem> {
     pub(crate) core: Core<M>,
     pub(crate) geometry: Geometry,
@@ -139,7 +167,10 @@ impl<M: TableMem> Stage2<M> {
             mem,
             geometry.shape(),
             root,
-            Regime::Stage2 { vttbr },
+            Regime::Stage2(Stage2Regs {
+                vtcr: geometry.vtcr(),
+                vttbr,
+            }),
             geometry.features(),
             geometry.errata(),
         );
@@ -165,6 +196,14 @@ impl<M: TableMem> Stage2<M> {
     /// `VTTBR_EL2` for this tree.
     pub const fn vttbr(&self) -> u64 {
         self.vttbr
+    }
+
+    /// Both registers of stage 2 for this tree.
+    pub const fn regs(&self) -> Stage2Regs {
+        Stage2Regs {
+            vtcr: self.geometry.vtcr(),
+            vttbr: self.vttbr,
+        }
     }
 
     /// The first root table.
@@ -282,7 +321,9 @@ impl<M: TableMem> Stage2<M> {
     ///
     /// # Errors
     /// `Range`, `Align`, `Attributes` and `BlockLevel` before anything is
-    /// changed; `Exists`, `Busy`, `NoMem`, `NeedsExclusive` where it stopped.
+    /// changed; `Exists`, `Busy`, `NoMem`, `NeedsExclusive` where it stopped,
+    /// and `Range` where [`TableMem::alloc`] gave a page that is none of the
+    /// output space.
     #[inline(always)]
     pub fn map<T: Maintenance>(
         &self,
@@ -598,7 +639,7 @@ mod tests {
         let root = mem.root(geometry.root_align());
         let tree = Stage2::new(geometry, root, Vmid::new(5), mem).unwrap();
         let log = Log {
-            vttbr: tree.vttbr(),
+            regs: tree.regs(),
             ..Log::default()
         };
         (tree, log)
@@ -858,7 +899,11 @@ mod tests {
         let (mut tree, mut log) = tree(Granule::K4, &mem);
         let map = Map::new(Ipa::new(0), Pa::new(0), 4096, Attrs::MEMORY);
         tree.map(&mut log, &map, &mut Budget::unlimited()).unwrap();
-        log.vttbr = 0x0007_0000_1234_0000;
+        let other = Stage2Regs {
+            vtcr: 0x8000_0000,
+            vttbr: 0x0007_0000_1234_0000,
+        };
+        log.regs = other;
         log.events.clear();
         tree.unmap(
             &mut log,
@@ -869,19 +914,19 @@ mod tests {
             &mut Budget::unlimited(),
         )
         .unwrap();
-        use crate::testing::Event::{self, Vttbr};
+        use crate::testing::Event::{self, Stage2 as Regs};
         use crate::{Barrier::*, TlbiKind::*};
         let b = Event::Barrier;
         let kinds: Vec<Event> = log.events.clone();
         assert_eq!(kinds[0], b(DsbIsh));
-        assert_eq!(kinds[1], Vttbr(tree.vttbr()));
+        assert_eq!(kinds[1], Regs(tree.regs()));
         assert_eq!(kinds[2], b(Isb));
         assert!(matches!(kinds[3], Event::Tlbi(op) if op.kind() == Ipas2e1is));
         assert_eq!(kinds[4], b(DsbIsh));
         assert!(matches!(kinds[5], Event::Tlbi(op) if op.kind() == Vmalle1is));
         assert_eq!(kinds[6], b(DsbIsh));
         assert_eq!(kinds[7], b(Isb));
-        assert_eq!(kinds[8], Vttbr(0x0007_0000_1234_0000));
+        assert_eq!(kinds[8], Regs(other));
         assert_eq!(kinds[9], b(Isb));
         assert_eq!(kinds.len(), 10);
     }
@@ -894,7 +939,7 @@ mod tests {
         let root = mem.root(geometry.root_align());
         let mut tree = Stage2::new(geometry, root, Vmid::new(5), &mem).unwrap();
         let mut log = Log {
-            vttbr: tree.vttbr(),
+            regs: tree.regs(),
             ..Log::default()
         };
         let (pa, size) = (Pa::new(0x8000_0000), 3 * 4096);

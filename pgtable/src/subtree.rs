@@ -8,7 +8,7 @@ use crate::addr::{Ipa, Level, Pa};
 use crate::error::{Budget, Error, Stopped};
 use crate::format;
 use crate::geometry::Shape;
-use crate::maintenance::{Barrier, CacheOp, Maintenance, Tlbi};
+use crate::maintenance::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi};
 use crate::mem::TableMem;
 use crate::plan::Pending;
 use crate::release::Tell;
@@ -37,10 +37,10 @@ impl<T: Maintenance> Maintenance for CachesOnly<'_, T> {
     fn cache(&mut self, op: CacheOp) {
         self.0.cache(op);
     }
-    fn vttbr(&mut self) -> u64 {
-        self.0.vttbr()
+    fn stage2(&mut self) -> Stage2Regs {
+        self.0.stage2()
     }
-    fn set_vttbr(&mut self, _: u64) {}
+    fn set_stage2(&mut self, _: Stage2Regs) {}
 }
 
 impl<M: TableMem> Stage2<M> {
@@ -76,6 +76,10 @@ impl<M: TableMem> Stage2<M> {
         }
         let below = Shape::level(level.get() + 1);
         let root = self.core.mem.alloc(below).ok_or(Error::NoMem)?;
+        if !shape.is_table_page(root.get()) {
+            self.core.mem.free(root, below, &Synced::never_linked());
+            return Err(Error::Range);
+        }
         let core = Core {
             mem: &self.core.mem,
             shape: shape.below(level.get()),

@@ -4,14 +4,16 @@
 //!
 //! ```text
 //! DSB ISHST                 the stores, before any walk that follows a TLBI
-//!                           (DSB ISH when VTTBR_EL2 must be switched: it
-//!                           also drains walks under the old one)
-//! MSR VTTBR_EL2 ; ISB       only if another VMID is current
+//!                           (DSB ISH when the registers must be switched: it
+//!                           also drains walks under the old ones)
+//! MSR VTCR_EL2              only if another VMID or another format
+//! MSR VTTBR_EL2 ; ISB       is current
 //! TLBI by address or range  stage 2 first ...
 //! DSB ISH                   ... and complete, or a stage-1 walk refills a
 //!                           combined entry from a stage-2 entry that dies
 //! TLBI VMALLE1IS            stage-1 and combined entries
 //! DSB ISH ; ISB
+//! MSR VTCR_EL2
 //! MSR VTTBR_EL2 ; ISB       back, if switched
 //! ```
 //!
@@ -23,7 +25,7 @@
 //! [`Synced`] is the token of it, and only this module makes one.
 
 use crate::errata::Errata;
-use crate::maintenance::{Barrier, Maintenance, Tlbi, TlbiKind};
+use crate::maintenance::{Barrier, Maintenance, Stage2Regs, Tlbi, TlbiKind};
 use crate::plan::{self, Pending, Plan, Regime, Tlb};
 
 /// Proof that the invalidation which covers some removed entries is complete
@@ -55,16 +57,14 @@ impl Synced {
     }
 }
 
-const VMID: u64 = 0xffff << 48;
-
 /// Invalidates what `pending` names on all CPUs and waits for it.
 pub(crate) fn sync<T: Maintenance>(maint: &mut T, tlb: &Tlb, pending: &Pending) -> Synced {
     if pending.is_empty() {
         return Synced::new();
     }
     match tlb.regime {
-        Regime::Stage2 { vttbr } => stage2(maint, tlb, vttbr, |maint| {
-            match plan::decide(pending, tlb) {
+        Regime::Stage2(regs) => {
+            stage2(maint, tlb, regs, |maint| match plan::decide(pending, tlb) {
                 Plan::Whole => whole_vmid(maint),
                 Plan::Ranges => {
                     plan::for_each(pending, tlb, |op| maint.tlbi(op));
@@ -75,35 +75,23 @@ pub(crate) fn sync<T: Maintenance>(maint: &mut T, tlb: &Tlb, pending: &Pending) 
                         maint.tlbi(Tlbi::new(TlbiKind::Vmalle1is, 0));
                     }
                 }
-            }
-        }),
-        Regime::El2 => {
-            maint.barrier(Barrier::DsbIshst);
-            match plan::decide(pending, tlb) {
-                Plan::Whole => maint.tlbi(Tlbi::new(TlbiKind::Alle2is, 0)),
-                Plan::Ranges => plan::for_each(pending, tlb, |op| maint.tlbi(op)),
-            }
-            maint.barrier(Barrier::DsbIsh);
-            if tlb.errata.has(Errata::TLBI_SYNC_REPEAT) {
-                maint.tlbi(Tlbi::new(TlbiKind::Vae2is, 0));
-                maint.barrier(Barrier::DsbIsh);
-            }
-            maint.barrier(Barrier::Isb);
+            });
         }
+        Regime::El2 => el2(maint, tlb, |maint| match plan::decide(pending, tlb) {
+            Plan::Whole => maint.tlbi(Tlbi::new(TlbiKind::Alle2is, 0)),
+            Plan::Ranges => plan::for_each(pending, tlb, |op| maint.tlbi(op)),
+        }),
     }
     Synced::new()
 }
 
-/// Invalidates everything of the VMID in `vttbr`, both stages, on all CPUs.
+/// Invalidates everything of the tree's VMID, both stages, on all CPUs.
 pub(crate) fn sync_vmid<T: Maintenance>(maint: &mut T, tlb: &Tlb) -> Synced {
     match tlb.regime {
-        Regime::Stage2 { vttbr } => stage2(maint, tlb, vttbr, whole_vmid),
-        Regime::El2 => {
-            maint.barrier(Barrier::DsbIshst);
+        Regime::Stage2(regs) => stage2(maint, tlb, regs, whole_vmid),
+        Regime::El2 => el2(maint, tlb, |maint| {
             maint.tlbi(Tlbi::new(TlbiKind::Alle2is, 0));
-            maint.barrier(Barrier::DsbIsh);
-            maint.barrier(Barrier::Isb);
-        }
+        }),
     }
     Synced::new()
 }
@@ -120,12 +108,17 @@ fn whole_vmid<T: Maintenance>(maint: &mut T) {
 }
 
 /// The frame of a broadcast stage-2 invalidation around its TLBIs.
-fn stage2<T: Maintenance>(maint: &mut T, tlb: &Tlb, vttbr: u64, invalidate: impl FnOnce(&mut T)) {
-    let current = maint.vttbr();
-    let foreign = mutant!(WrongVmid, (current ^ vttbr) & VMID != 0, false);
+fn stage2<T: Maintenance>(
+    maint: &mut T,
+    tlb: &Tlb,
+    regs: Stage2Regs,
+    invalidate: impl FnOnce(&mut T),
+) {
+    let current = maint.stage2();
+    let foreign = mutant!(WrongVmid, !current.names_as(regs), false);
     if foreign {
         maint.barrier(Barrier::DsbIsh);
-        maint.set_vttbr(vttbr);
+        maint.set_stage2(regs);
         if mutant!(NoIsbAfterVttbr, true, false) {
             maint.barrier(Barrier::Isb);
         }
@@ -154,23 +147,35 @@ fn stage2<T: Maintenance>(maint: &mut T, tlb: &Tlb, vttbr: u64, invalidate: impl
     }
     if foreign {
         if mutant!(VttbrNotRestored, true, false) {
-            maint.set_vttbr(current);
+            maint.set_stage2(current);
         }
         maint.barrier(Barrier::Isb);
     }
 }
 
+/// The frame of a broadcast invalidation of EL2's own.
+fn el2<T: Maintenance>(maint: &mut T, tlb: &Tlb, invalidate: impl FnOnce(&mut T)) {
+    maint.barrier(Barrier::DsbIshst);
+    invalidate(maint);
+    maint.barrier(Barrier::DsbIsh);
+    if tlb.errata.has(Errata::TLBI_SYNC_REPEAT) {
+        maint.tlbi(Tlbi::new(TlbiKind::Vae2is, 0));
+        maint.barrier(Barrier::DsbIsh);
+    }
+    maint.barrier(Barrier::Isb);
+}
+
 /// After permissions of one leaf grew: drops this CPU's stale entry, which
 /// would fault for ever. Other CPUs fault once and come here themselves.
 pub(crate) fn sync_local<T: Maintenance>(maint: &mut T, tlb: &Tlb, at: u64, level: i8) {
-    let Regime::Stage2 { vttbr } = tlb.regime else {
+    let Regime::Stage2(regs) = tlb.regime else {
         return;
     };
-    let current = maint.vttbr();
-    let foreign = (current ^ vttbr) & VMID != 0;
+    let current = maint.stage2();
+    let foreign = !current.names_as(regs);
     if foreign {
         maint.barrier(Barrier::DsbNsh);
-        maint.set_vttbr(vttbr);
+        maint.set_stage2(regs);
         maint.barrier(Barrier::Isb);
     } else {
         maint.barrier(Barrier::DsbNshst);
@@ -181,7 +186,7 @@ pub(crate) fn sync_local<T: Maintenance>(maint: &mut T, tlb: &Tlb, at: u64, leve
     maint.barrier(Barrier::DsbNsh);
     maint.barrier(Barrier::Isb);
     if foreign {
-        maint.set_vttbr(current);
+        maint.set_stage2(current);
         maint.barrier(Barrier::Isb);
     }
 }

@@ -2,7 +2,7 @@
 
 extern crate std;
 
-use crate::{Barrier, CacheOp, Level, Maintenance, Pa, Synced, TableMem, Tlbi};
+use crate::{Barrier, CacheOp, Level, Maintenance, Pa, Stage2Regs, Synced, TableMem, Tlbi};
 use std::cell::{Cell, RefCell};
 use std::vec::Vec;
 
@@ -108,13 +108,13 @@ pub(crate) enum Event {
     Barrier(Barrier),
     Tlbi(Tlbi),
     Cache(CacheOp),
-    Vttbr(u64),
+    Stage2(Stage2Regs),
 }
 
 /// Writes down what it is asked to do.
 #[derive(Default)]
 pub(crate) struct Log {
-    pub(crate) vttbr: u64,
+    pub(crate) regs: Stage2Regs,
     pub(crate) events: Vec<Event>,
 }
 
@@ -144,11 +144,11 @@ impl Maintenance for Log {
     fn cache(&mut self, op: CacheOp) {
         self.events.push(Event::Cache(op));
     }
-    fn vttbr(&mut self) -> u64 {
-        self.vttbr
+    fn stage2(&mut self) -> Stage2Regs {
+        self.regs
     }
-    fn set_vttbr(&mut self, value: u64) {
-        self.vttbr = value;
-        self.events.push(Event::Vttbr(value));
+    fn set_stage2(&mut self, regs: Stage2Regs) {
+        self.regs = regs;
+        self.events.push(Event::Stage2(regs));
     }
 }

@@ -192,7 +192,7 @@ impl Changes {
 
 /// A tree of tables of any regime, on raw numbers. The public faces are
 /// [`Stage2`](crate::Stage2) and [`El2Map`](crate::El2Map).
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Core<M> {
     pub(crate) mem: M,
     pub(crate) shape: Shape,
@@ -384,6 +384,10 @@ impl<M: TableMem> Core<M> {
         let Some(page) = self.mem.alloc(child) else {
             return false;
         };
+        if !self.shape.is_table_page(page.get()) {
+            self.mem.free(page, child, &Synced::never_linked());
+            return false;
+        }
         let new = format::table(&self.shape, page.get());
         if self.mem.cas(walk.table, walk.index, 0, new).is_err() {
             if mutant!(LostFaultLeaks, true, false) {
@@ -432,6 +436,9 @@ impl<M: TableMem> Core<M> {
                 break Err(Error::NoMem);
             };
             page = Some(pa);
+            if !self.shape.is_table_page(pa.get()) {
+                break Err(Error::Range);
+            }
             if format::is_annotation(raw) {
                 self.fill_uniform(pa, mutant!(AnnotationLost, raw, 0));
                 match self.link(slot, raw, pa) {

@@ -473,7 +473,7 @@ mod tests {
         let root = mem.root(geometry.root_align());
         let tree = Stage2::new(geometry, root, Vmid::new(5), mem).unwrap();
         let log = Log {
-            vttbr: tree.vttbr(),
+            regs: tree.regs(),
             ..Log::default()
         };
         (tree, log)
@@ -610,7 +610,7 @@ mod tests {
         let root = mem.root(geometry.root_align());
         let mut tree = Stage2::new(geometry, root, Vmid::new(5), &mem).unwrap();
         let mut log = Log {
-            vttbr: tree.vttbr(),
+            regs: tree.regs(),
             ..Log::default()
         };
         let span = 1u64 << 30;

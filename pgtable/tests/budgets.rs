@@ -4,9 +4,9 @@
 mod plain;
 
 use pgtable::{
-    Access, Annotation, Attrs, Budget, Execute, Features, Flush, Gather, Geometry, Granule, Ignore,
-    Ipa, Leaves, Level, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Stage2,
-    Stage2Config, Stopped, TableMem, Visit, Vmid,
+    Access, Annotation, Attrs, Budget, Execute, Features, Flush, Geometry, Granule, Ignore, Ipa,
+    Leaves, Level, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Stage2, Stage2Config,
+    Stopped, TableMem, Visit, Vmid,
 };
 use plain::{Cpu, Did, Plain};
 
@@ -86,13 +86,13 @@ fn operations() -> Vec<(&'static str, Operation)> {
             tree.unmap_leaves(cpu, ipa, size, split, &mut sink, budget)
         }),
         ("unmap_later", |tree, cpu, ipa, budget, told| {
-            let mut gather = Gather::new();
+            let mut gather = tree.gather();
             let (size, split) = (SIZE - ipa.get(), Partial::Split);
             let done = tree.unmap_later(cpu, ipa, size, split, &mut gather, budget, |leaf| {
                 told.push(leaf.ia());
                 drop(leaf);
             });
-            let _synced = tree.sync(cpu, gather);
+            let _synced = tree.sync(cpu, gather).expect("of this tree");
             done
         }),
         ("annotate", |tree, cpu, ipa, budget, told| {
@@ -166,7 +166,7 @@ fn run(operation: Operation, units: Option<u64>) -> Outcome {
     let geometry = geometry();
     let root = mem.root(geometry.root_align());
     let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     furnish(&mut tree, &mut cpu);
     let mut told = Vec::new();
     let (mut calls, mut most) = (0, 0);
@@ -236,7 +236,7 @@ fn what_is_spent() {
     let geometry = geometry();
     let root = mem.root(geometry.root_align());
     let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     let pages = Leaves::Exactly(Level::L3);
     let most = 1_000_000;
     let mut budget = Budget::entries(most);
@@ -293,7 +293,7 @@ fn what_is_left() {
     let geometry = geometry();
     let root = mem.root(geometry.root_align());
     let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     let map = |size| {
         Map::new(Ipa::new(0), Pa::new(0), size, Attrs::MEMORY).leaves(Leaves::Exactly(Level::L3))
     };
@@ -323,7 +323,7 @@ fn a_table_that_goes_in_steps_is_seen_once() {
         let geometry = geometry();
         let root = mem.root(geometry.root_align());
         let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-        let mut cpu = mem.cpu(tree.vttbr());
+        let mut cpu = mem.cpu(tree.regs());
         // A page in each of 512 tables of one table.
         for table in 0..512 {
             let (ipa, pa) = (Ipa::new(table * MIB2 + table * PAGE), Pa::new(table * PAGE));
@@ -363,7 +363,7 @@ fn a_table_that_went_is_behind() {
     let geometry = geometry();
     let root = mem.root(geometry.root_align());
     let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     let map = Map::new(Ipa::new(0), Pa::new(0), 2 * MIB2, Attrs::MEMORY)
         .leaves(Leaves::Exactly(Level::L3));
     tree.map(&mut cpu, &map, &mut Budget::unlimited())
@@ -385,7 +385,7 @@ fn what_is_split_on_the_way_is_not_behind() {
         let geometry = geometry();
         let root = mem.root(geometry.root_align());
         let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-        let mut cpu = mem.cpu(tree.vttbr());
+        let mut cpu = mem.cpu(tree.regs());
         let map = Map::new(Ipa::new(0), Pa::new(64 * GIB), GIB, Attrs::MEMORY);
         tree.map(&mut cpu, &map, &mut Budget::unlimited())
             .expect("mapped");
@@ -409,7 +409,7 @@ fn tables_that_are_replaced_go_as_the_budget_says() {
     let geometry = geometry();
     let root = mem.root(geometry.root_align());
     let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     let blocks = 8;
     let map = |leaves| {
         Map::new(Ipa::new(0), Pa::new(64 * GIB), blocks * MIB2, Attrs::MEMORY).leaves(leaves)
@@ -442,7 +442,7 @@ fn a_subtree_is_discarded_in_steps() {
     let geometry = geometry();
     let root = mem.root(geometry.root_align());
     let tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     let mut built = tree.subtree(Ipa::new(GIB), Level::L1).expect("a page");
     let map =
         Map::new(Ipa::new(GIB), Pa::new(0), GIB, Attrs::MEMORY).leaves(Leaves::Exactly(Level::L3));

@@ -4,8 +4,8 @@
 use pgtable::{
     Access, Age, Annotation, Attrs, Budget, ConfigError, Device, Dirty, El2Access, El2Attrs,
     El2Config, El2Map, El2Memory, El2Range, Entry, Errata, Error, Execute, Features, Geometry,
-    Granule, Ipa, Leaves, Level, Map, Memory, OaForm, Over, Pa, Share, Stage2, Stage2Config, Start,
-    TlbiKind, Va, Vmid,
+    Granule, Ipa, Leaves, Level, Map, Memory, OaForm, Over, Pa, Share, Stage2, Stage2Config,
+    Stage2Regs, Start, TlbiKind, Va, Vmid,
 };
 
 mod plain;
@@ -631,7 +631,7 @@ fn output_addresses_that_cross_into_the_high_field() {
             let mem = Plain::new(page);
             let root = mem.root(geometry.root_align());
             let tree = Stage2::new(geometry, root, Vmid::new(1), &mem).expect("a root");
-            let mut cpu = mem.cpu(tree.vttbr());
+            let mut cpu = mem.cpu(tree.regs());
             for top in 1..(1u64 << (52 - from)) {
                 let pa = (top << from) - 2 * span;
                 let ipa = top * 64 * span;
@@ -673,7 +673,7 @@ fn el2_operands() {
             let page = granule.page_size();
             let mem = Plain::new(page);
             let mut map = El2Map::new(geometry, mem.root(page), &mem).expect("a root");
-            let mut cpu = mem.cpu(0);
+            let mut cpu = mem.cpu(Stage2Regs::default());
             let va = (1u64 << va_bits) - 64 * page;
             let range = El2Range {
                 va: Va::new(va),
@@ -823,7 +823,7 @@ fn el2_leaves_have_their_bits() {
                 for (at, size, kind) in [(Level::L3, 0x1000u64, 3u64), (Level::L2, 0x20_0000, 1)] {
                     let mem = Plain::new(4096);
                     let mut map = El2Map::new(geometry, mem.root(4096), &mem).expect("a root");
-                    let mut cpu = mem.cpu(0);
+                    let mut cpu = mem.cpu(Stage2Regs::default());
                     let range = El2Range {
                         va: Va::new(0x4000_0000),
                         pa: Pa::new(0x8000_0000),
@@ -988,7 +988,10 @@ fn instructions_have_their_names() {
     let mem = Plain::new(4096);
     let root = mem.root(geometry.root_align());
     let tree = Stage2::new(geometry, root, Vmid::new(1), &mem).expect("a root");
-    let other = tree.vttbr() ^ 1 << 50;
+    let other = Stage2Regs {
+        vttbr: tree.vttbr() ^ 1 << 50,
+        ..tree.regs()
+    };
     let mut cpu = mem.cpu(other);
     // A borrowed CPU does all that the CPU does.
     let mut borrowed = &mut cpu;
@@ -1011,12 +1014,12 @@ fn instructions_have_their_names() {
         .filter_map(|did| match did {
             Did::Tlbi(op) => Some(op.to_string()),
             Did::Barrier(barrier) => Some(barrier.mnemonic().into()),
-            Did::Vttbr(value) => Some(format!("vttbr {value:#x}")),
+            Did::Stage2(regs) => Some(format!("{regs:x?}")),
             _ => None,
         })
         .collect();
-    let to = |value: u64| format!("vttbr {value:#x}");
-    let own = to(tree.vttbr());
+    let to = |regs: Stage2Regs| format!("{regs:x?}");
+    let own = to(tree.regs());
     let back = to(other);
     let want = [
         "dsb ish",

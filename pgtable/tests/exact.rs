@@ -8,9 +8,8 @@ mod plain;
 
 use pgtable::{
     Access, Annotation, Attrs, Barrier, Budget, CacheOp, Caches, Change, Device, Dirty, Entry,
-    Errata, Execute, Features, Flush, Gather, Geometry, Granule, Ignore, Ipa, Leaves, Level, Map,
-    Memory, Over, Pa, Partial, Permissions, RUNS, RemovedLeaf, Share, Stage2, Stage2Config,
-    TlbiKind, Vmid,
+    Errata, Execute, Features, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level, Map, Memory,
+    Over, Pa, Partial, Permissions, RUNS, RemovedLeaf, Share, Stage2, Stage2Config, TlbiKind, Vmid,
 };
 use plain::{Cpu, Did, MODERN, Plain};
 
@@ -32,7 +31,7 @@ fn tree(mem: &Plain, features: Features) -> (Stage2<&Plain>, Cpu<'_>) {
     let geometry = geometry(features);
     let root = mem.root(geometry.root_align());
     let tree = Stage2::new(geometry, root, Vmid::new(3), mem).expect("a root");
-    let cpu = mem.cpu(tree.vttbr());
+    let cpu = mem.cpu(tree.regs());
     (tree, cpu)
 }
 
@@ -75,7 +74,7 @@ fn steps(mem: &Plain) -> Vec<Step> {
         Did::Barrier(barrier) => Some(Bar(barrier)),
         Did::Tlbi(op) => Some(Tlb(op.kind())),
         Did::Cache(op) => Some(Step::Cache(op)),
-        Did::Vttbr(value) => Some(Vttbr(value)),
+        Did::Stage2(regs) => Some(Vttbr(regs.vttbr)),
         Did::Alloc { .. } => Some(Alloc),
         Did::Free { .. } => Some(Free),
         Did::Load { .. } | Did::Lost { .. } => None,
@@ -518,7 +517,7 @@ fn the_vmid_is_switched_only_where_it_differs() {
         (4, own ^ (1 << 55), true),
         (5, 0, true),
     ] {
-        cpu.vttbr = loaded;
+        cpu.regs.vttbr = loaded;
         mem.forget();
         tree.relax(&mut cpu, Ipa::new(page * PAGE), permissions)
             .expect("mapped");
@@ -532,7 +531,7 @@ fn the_vmid_is_switched_only_where_it_differs() {
             want.extend(local);
         }
         assert_eq!(steps(&mem), want, "{loaded:#x}");
-        assert_eq!(cpu.vttbr, loaded);
+        assert_eq!(cpu.regs.vttbr, loaded);
         let (ipa, refuse) = (Ipa::new(page * PAGE), Partial::Refuse);
         tree.unmap(&mut cpu, ipa, PAGE, refuse, &mut Ignore, &mut all())
             .expect("unmapped");
@@ -544,7 +543,7 @@ fn the_vmid_is_switched_only_where_it_differs() {
             want.extend(sync(ONE));
         }
         assert_eq!(steps(&mem), want, "{loaded:#x}");
-        assert_eq!(cpu.vttbr, loaded);
+        assert_eq!(cpu.regs.vttbr, loaded);
     }
 }
 
@@ -860,7 +859,7 @@ fn runs_are_kept_apart() {
         ..MODERN
     };
     let (tree, mut cpu) = tree(&mem, features);
-    let mut gather = Gather::new();
+    let mut gather = tree.gather();
     assert!(gather.is_empty());
     let mut want = Vec::new();
     for run in 0..RUNS as u64 {
@@ -895,7 +894,7 @@ fn runs_are_kept_apart() {
         mem.changes().iter().filter_map(at).collect()
     };
     mem.forget();
-    let _synced = tree.sync(&mut cpu, gather);
+    let _synced = tree.sync(&mut cpu, gather).expect("of this tree");
     assert_eq!(hit(&mem), want);
 }
 
@@ -1095,7 +1094,7 @@ fn an_erratum_repeats_once() {
     let mem = Plain::new(PAGE);
     let root = mem.root(geometry.root_align());
     let tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     tree.map(&mut cpu, &pages(0, GIB, 1), &mut all())
         .expect("mapped");
     mem.forget();

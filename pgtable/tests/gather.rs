@@ -28,9 +28,9 @@ fn pages(ipa: Ipa, size: u64) -> Map {
 }
 
 fn gathered(mem: &Plain, tree: &Stage2<&Plain>, ipa: Ipa, size: u64) -> Gather {
-    let mut gather = Gather::new();
+    let mut gather = tree.gather();
     let done = tree.unmap_later(
-        &mut mem.cpu(tree.vttbr()),
+        &mut mem.cpu(tree.regs()),
         ipa,
         size,
         Partial::Split,
@@ -44,7 +44,7 @@ fn gathered(mem: &Plain, tree: &Stage2<&Plain>, ipa: Ipa, size: u64) -> Gather {
 
 /// Takes `size` bytes out, with their tables.
 fn unmap(mem: &Plain, tree: &mut Stage2<&Plain>, ipa: Ipa, size: u64) {
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     let all = &mut Budget::unlimited();
     let done = tree.unmap(&mut cpu, ipa, size, Partial::Split, &mut Ignore, all);
     assert_eq!(done, Ok(Ipa::new(ipa.get() + size)));
@@ -54,12 +54,12 @@ fn unmap(mem: &Plain, tree: &mut Stage2<&Plain>, ipa: Ipa, size: u64) {
 fn a_sync_ends_when_its_table_is_gone() {
     let mem = Plain::new(PAGE);
     let mut tree = tree(&mem);
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     let all = &mut Budget::unlimited();
     tree.map(&mut cpu, &pages(BASE, 2 * PAGE), all).unwrap();
     let gather = gathered(&mem, &tree, BASE, PAGE);
     unmap(&mem, &mut tree, BASE, BLOCK);
-    let _synced = tree.sync(&mut cpu, gather);
+    let _synced = tree.sync(&mut cpu, gather).expect("of this tree");
     assert_eq!(tree.translate(BASE), None);
 }
 
@@ -67,14 +67,14 @@ fn a_sync_ends_when_its_table_is_gone() {
 fn a_sync_leaves_a_block_that_came_in_its_place() {
     let mem = Plain::new(PAGE);
     let mut tree = tree(&mem);
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     let all = &mut Budget::unlimited();
     tree.map(&mut cpu, &pages(BASE, BLOCK), all).unwrap();
     let gather = gathered(&mem, &tree, BASE, BLOCK);
     unmap(&mem, &mut tree, BASE, BLOCK);
     let block = Map::new(BASE, Pa::new(0x9000_0000), BLOCK, Attrs::MEMORY);
     tree.map(&mut cpu, &block, all).unwrap();
-    let _synced = tree.sync(&mut cpu, gather);
+    let _synced = tree.sync(&mut cpu, gather).expect("of this tree");
     let (pa, _) = tree.translate(BASE).expect("it is mapped");
     assert_eq!(pa, block.pa);
 }
@@ -83,13 +83,13 @@ fn a_sync_leaves_a_block_that_came_in_its_place() {
 fn a_sync_empties_what_is_left_behind_a_table_that_is_gone() {
     let mem = Plain::new(PAGE);
     let mut tree = tree(&mem);
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     let all = &mut Budget::unlimited();
     let first = Ipa::new(BASE.get() + BLOCK - 2 * PAGE);
     tree.map(&mut cpu, &pages(first, 4 * PAGE), all).unwrap();
     let gather = gathered(&mem, &tree, first, 4 * PAGE);
     unmap(&mem, &mut tree, BASE, BLOCK);
-    let _synced = tree.sync(&mut cpu, gather);
+    let _synced = tree.sync(&mut cpu, gather).expect("of this tree");
     for n in 0..4 {
         let found = tree.lookup(Ipa::new(first.get() + n * PAGE)).unwrap();
         let empty = matches!(found.entry, Entry::Invalid(note) if note.get() == 0);
@@ -104,7 +104,7 @@ fn a_sync_empties_what_is_left_behind_a_table_that_is_gone() {
 fn a_sync_leaves_what_another_gather_holds() {
     let mem = Plain::new(PAGE);
     let mut tree = tree(&mem);
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     let all = &mut Budget::unlimited();
     for first in [BASE.get(), BASE.get() + BLOCK - PAGE] {
         let first = Ipa::new(first);
@@ -126,7 +126,7 @@ fn a_sync_leaves_what_another_gather_holds() {
 fn a_sync_leaves_an_entry_that_somebody_holds() {
     let mem = Plain::new(PAGE);
     let mut tree = tree(&mem);
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     let all = &mut Budget::unlimited();
     tree.map(&mut cpu, &pages(BASE, BLOCK), all).unwrap();
     // A second table keeps the first one's parent.
@@ -135,7 +135,7 @@ fn a_sync_leaves_an_entry_that_somebody_holds() {
     let gather = gathered(&mem, &tree, BASE, BLOCK);
     unmap(&mem, &mut tree, BASE, BLOCK);
     let held = tree.freeze(BASE, Level::L2).unwrap();
-    let _synced = tree.sync(&mut cpu, gather);
+    let _synced = tree.sync(&mut cpu, gather).expect("of this tree");
     assert_eq!(tree.lookup(BASE).unwrap().entry, Entry::Frozen);
     drop(held);
     assert_eq!(tree.lookup(BASE).unwrap().raw, 0);
@@ -148,10 +148,10 @@ fn a_gather_makes_room_for_one_place_more() {
     for removes in [true, false] {
         let mem = Plain::new(PAGE);
         let tree = tree(&mem);
-        let mut cpu = mem.cpu(tree.vttbr());
+        let mut cpu = mem.cpu(tree.regs());
         let all = &mut Budget::unlimited();
         let place = |place: usize| Ipa::new(BASE.get() + place as u64 * 4 * PAGE);
-        let mut gather = Gather::new();
+        let mut gather = tree.gather();
         let frozen = |at: Ipa| tree.lookup(at).unwrap().entry == Entry::Frozen;
         for at in (0..=RUNS).map(place) {
             tree.map(&mut cpu, &pages(at, PAGE), all).unwrap();
@@ -174,7 +174,7 @@ fn a_gather_makes_room_for_one_place_more() {
         }
         assert!(!(0..RUNS).map(place).any(frozen));
         assert_eq!(frozen(at), removes);
-        let _synced = tree.sync(&mut cpu, gather);
+        let _synced = tree.sync(&mut cpu, gather).expect("of this tree");
         assert!(!frozen(at));
     }
 }
@@ -185,9 +185,9 @@ fn a_gather_makes_room_for_one_place_more() {
 fn a_gather_of_changes_waits_for_its_sync() {
     let mem = Plain::new(PAGE);
     let tree = tree(&mem);
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     let all = &mut Budget::unlimited();
-    let mut gather = Gather::new();
+    let mut gather = tree.gather();
     for place in 0..2 * RUNS as u64 {
         let at = Ipa::new(BASE.get() + place * 4 * PAGE);
         tree.map(&mut cpu, &pages(at, PAGE), all).unwrap();
@@ -197,7 +197,7 @@ fn a_gather_of_changes_waits_for_its_sync() {
         let tlbi = |did: &Did| matches!(did, Did::Tlbi(_));
         assert!(!mem.changes().iter().any(tlbi), "at place {place}");
     }
-    let _synced = tree.sync(&mut cpu, gather);
+    let _synced = tree.sync(&mut cpu, gather).expect("of this tree");
 }
 
 /// Who gathered a leaf was told of it: it is not told again with its table.
@@ -206,7 +206,7 @@ fn what_is_gathered_is_told_once() {
     for whole in [false, true] {
         let mem = Plain::new(PAGE);
         let mut tree = tree(&mem);
-        let mut cpu = mem.cpu(tree.vttbr());
+        let mut cpu = mem.cpu(tree.regs());
         let all = &mut Budget::unlimited();
         tree.map(&mut cpu, &pages(BASE, 3 * PAGE), all).unwrap();
         let gather = gathered(&mem, &tree, Ipa::new(BASE.get() + PAGE), PAGE);
@@ -220,7 +220,7 @@ fn what_is_gathered_is_told_once() {
             assert_eq!(done, Ok(Ipa::new(BASE.get() + BLOCK)));
         }
         assert_eq!(told, [0, 2 * PAGE]);
-        let _synced = tree.sync(&mut cpu, gather);
+        let _synced = tree.sync(&mut cpu, gather).expect("of this tree");
         assert_eq!(mem.live(), 0);
     }
 }

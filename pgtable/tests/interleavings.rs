@@ -7,7 +7,7 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 use pgtable::{
     Attrs, Barrier, Budget, CacheOp, Error, Features, Flush, Geometry, Ignore, Ipa, Leaves, Level,
-    Maintenance, Map, Over, Pa, Partial, Stage2, Stopped, Synced, TableMem, Tlbi, Vmid,
+    Maintenance, Map, Over, Pa, Partial, Stage2, Stage2Regs, Stopped, Synced, TableMem, Tlbi, Vmid,
 };
 
 const PAGE: u64 = 4096;
@@ -70,17 +70,17 @@ impl TableMem for Small {
     }
 }
 
-struct Quiet(u64);
+struct Quiet(Stage2Regs);
 
 impl Maintenance for Quiet {
     fn barrier(&mut self, _: Barrier) {}
     fn tlbi(&mut self, _: Tlbi) {}
     fn cache(&mut self, _: CacheOp) {}
-    fn vttbr(&mut self) -> u64 {
+    fn stage2(&mut self) -> Stage2Regs {
         self.0
     }
-    fn set_vttbr(&mut self, value: u64) {
-        self.0 = value;
+    fn set_stage2(&mut self, regs: Stage2Regs) {
+        self.0 = regs;
     }
 }
 
@@ -195,11 +195,11 @@ fn two_faults_make_one_table() {
         let other = {
             let tree = tree.clone();
             thread::spawn(move || {
-                tree.map(&mut Quiet(tree.vttbr()), &page(1, 0x41000), &mut all())
+                tree.map(&mut Quiet(tree.regs()), &page(1, 0x41000), &mut all())
                     .unwrap();
             })
         };
-        tree.map(&mut Quiet(tree.vttbr()), &page(0, 0x40000), &mut all())
+        tree.map(&mut Quiet(tree.regs()), &page(0, 0x40000), &mut all())
             .unwrap();
         other.join().unwrap();
         assert_eq!(tree.translate(Ipa::new(0)).unwrap().0, Pa::new(0x40000));
@@ -217,11 +217,11 @@ fn two_faults_on_one_page_agree() {
         let other = {
             let tree = tree.clone();
             thread::spawn(move || {
-                tree.map(&mut Quiet(tree.vttbr()), &page(0, 0x40000), &mut all())
+                tree.map(&mut Quiet(tree.regs()), &page(0, 0x40000), &mut all())
                     .unwrap();
             })
         };
-        tree.map(&mut Quiet(tree.vttbr()), &page(0, 0x40000), &mut all())
+        tree.map(&mut Quiet(tree.regs()), &page(0, 0x40000), &mut all())
             .unwrap();
         other.join().unwrap();
         check(&handle);
@@ -234,13 +234,13 @@ fn a_split_and_a_replacement_meet() {
     explore(|| {
         let (tree, handle) = small_tree(2);
         let block = Map::new(Ipa::new(0), Pa::new(0x40000), 4 * PAGE, Attrs::MEMORY);
-        tree.map(&mut Quiet(tree.vttbr()), &block, &mut all())
+        tree.map(&mut Quiet(tree.regs()), &block, &mut all())
             .unwrap();
         let tree = Arc::new(tree);
         let other = {
             let tree = tree.clone();
             thread::spawn(move || {
-                let mut cpu = Quiet(tree.vttbr());
+                let mut cpu = Quiet(tree.regs());
                 again(|| {
                     let (at, split) = (Ipa::new(0), Partial::Split);
                     tree.unmap_leaves(&mut cpu, at, PAGE, split, &mut Ignore, &mut all())
@@ -248,7 +248,7 @@ fn a_split_and_a_replacement_meet() {
                 .unwrap();
             })
         };
-        let mut cpu = Quiet(tree.vttbr());
+        let mut cpu = Quiet(tree.regs());
         again(|| tree.map(&mut cpu, &page(2, 0x50000).over(Over::Anything), &mut all())).unwrap();
         other.join().unwrap();
         assert!(tree.translate(Ipa::new(0)).is_none());
@@ -266,18 +266,18 @@ fn a_split_and_a_replacement_meet() {
 fn aging_and_unmapping_meet() {
     explore(|| {
         let (tree, handle) = small_tree(2);
-        tree.map(&mut Quiet(tree.vttbr()), &page(0, 0x40000), &mut all())
+        tree.map(&mut Quiet(tree.regs()), &page(0, 0x40000), &mut all())
             .unwrap();
         let tree = Arc::new(tree);
         let other = {
             let tree = tree.clone();
             thread::spawn(move || {
-                let mut cpu = Quiet(tree.vttbr());
+                let mut cpu = Quiet(tree.regs());
                 let at = Ipa::new(0);
                 let _ = again(|| tree.clear_young(&mut cpu, at, 4 * PAGE, Flush::Now, &mut all()));
             })
         };
-        let mut cpu = Quiet(tree.vttbr());
+        let mut cpu = Quiet(tree.regs());
         let mut told = 0;
         again(|| {
             let mut sink = |_: pgtable::RemovedLeaf| told += 1;
@@ -299,7 +299,7 @@ fn two_unmaps_tell_each_leaf_once() {
         let (tree, handle) = small_tree(2);
         for at in 0..2 {
             tree.map(
-                &mut Quiet(tree.vttbr()),
+                &mut Quiet(tree.regs()),
                 &page(at, 0x40000 + at * PAGE),
                 &mut all(),
             )
@@ -307,7 +307,7 @@ fn two_unmaps_tell_each_leaf_once() {
         }
         let tree = Arc::new(tree);
         let unmap = |tree: Arc<Stage2<Handle>>| {
-            let mut cpu = Quiet(tree.vttbr());
+            let mut cpu = Quiet(tree.regs());
             let mut told = 0;
             again(|| {
                 let mut sink = |_: pgtable::RemovedLeaf| told += 1;
@@ -332,19 +332,19 @@ fn two_unmaps_tell_each_leaf_once() {
 fn a_rollback_and_a_fault_meet() {
     explore(|| {
         let (tree, handle) = small_tree(2);
-        tree.map(&mut Quiet(tree.vttbr()), &page(0, 0x40000), &mut all())
+        tree.map(&mut Quiet(tree.regs()), &page(0, 0x40000), &mut all())
             .unwrap();
         let tree = Arc::new(tree);
         let other = {
             let tree = tree.clone();
             thread::spawn(move || {
-                let mut cpu = Quiet(tree.vttbr());
+                let mut cpu = Quiet(tree.regs());
                 let to = page(0, 0x50000).over(Over::Anything);
                 again(|| tree.map(&mut cpu, &to, &mut all())).unwrap();
             })
         };
         if let Ok(frozen) = tree.freeze(Ipa::new(0), Level::L3) {
-            frozen.rollback(&mut Quiet(tree.vttbr()));
+            frozen.rollback(&mut Quiet(tree.regs()));
         }
         other.join().unwrap();
         assert_eq!(tree.translate(Ipa::new(0)).unwrap().0, Pa::new(0x50000));

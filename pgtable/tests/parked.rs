@@ -6,7 +6,7 @@ mod plain;
 use pgtable::{
     Access, Annotation, Attrs, Barrier, Budget, CacheOp, Change, Entry, Error, Execute, Features,
     Granule, Ignore, Ipa, Leaves, Level, Maintenance, Map, Over, Pa, Partial, RemovedLeaf, Stage2,
-    Stage2Config, TableMem, Tlbi, Vmid,
+    Stage2Config, Stage2Regs, TableMem, Tlbi, Vmid,
 };
 use plain::{Cpu, Did, Plain};
 use std::mem::forget;
@@ -27,7 +27,7 @@ fn tree(mem: &Plain, dic: bool) -> (Stage2<&Plain>, Cpu<'_>) {
         ..Features::default()
     };
     let tree = mem.tree(config);
-    let cpu = mem.cpu(tree.vttbr());
+    let cpu = mem.cpu(tree.regs());
     (tree, cpu)
 }
 
@@ -232,11 +232,11 @@ impl<F: FnMut(CacheOp)> Maintenance for Watching<'_, F> {
         (self.1)(op);
         self.0.cache(op);
     }
-    fn vttbr(&mut self) -> u64 {
-        self.0.vttbr()
+    fn stage2(&mut self) -> Stage2Regs {
+        self.0.stage2()
     }
-    fn set_vttbr(&mut self, value: u64) {
-        self.0.set_vttbr(value);
+    fn set_stage2(&mut self, regs: Stage2Regs) {
+        self.0.set_stage2(regs);
     }
 }
 
@@ -263,7 +263,7 @@ fn who_maps_over_a_block_that_is_going_holds_it_first() {
         marks.push((pa.get(), raw & 0b11, (raw & MARKS) >> 61));
     };
     let map = block(8 * GIB).over(Over::Anything);
-    let mut watching = Watching(mem.cpu(tree.vttbr()), look);
+    let mut watching = Watching(mem.cpu(tree.regs()), look);
     let done = tree.map(&mut watching, &map, &mut all());
     assert_eq!(done, Ok(Ipa::new(GIB)));
     // The new memory while the old is parked, the old while it is held.
@@ -324,7 +324,7 @@ fn a_leaf_of_a_gather_that_was_forgotten_is_invalidated() {
     let map =
         Map::new(page, Pa::new(8 * GIB), size, Attrs::MEMORY).leaves(Leaves::Exactly(Level::L3));
     tree.map(&mut cpu, &map, &mut all()).expect("mapped");
-    let mut gather = pgtable::Gather::new();
+    let mut gather = tree.gather();
     let refuse = Partial::Refuse;
     tree.unmap_later(
         &mut cpu,
@@ -515,7 +515,7 @@ fn a_table_that_goes_tells_leaves_and_not_what_was_to_come() {
         .expect("legal");
     let root = mem.root(geometry.root_align());
     let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     begin(&tree, &mut cpu, 4 * GIB);
     let second = Map {
         ipa: Ipa::new(GIB),

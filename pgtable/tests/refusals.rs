@@ -5,8 +5,8 @@ mod plain;
 
 use pgtable::{
     Access, Age, Annotation, Attrs, Budget, Change, ConfigError, El2Attrs, El2Config, El2Map,
-    El2Range, Error, Execute, Features, Flush, Gather, Geometry, Granule, Ignore, Ipa, Leaves,
-    Level, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Stage2, Stage2Config, Start,
+    El2Range, Error, Execute, Features, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level, Map,
+    Next, Over, Pa, Partial, Permissions, RemovedLeaf, Stage2, Stage2Config, Stage2Regs, Start,
     Stopped, TableMem, Va, Vmid,
 };
 use plain::{Cpu, Did, Plain};
@@ -57,7 +57,7 @@ impl Bench {
     fn tree(&self) -> (Stage2<&Plain>, Cpu<'_>) {
         let root = self.mem.root(self.geometry.root_align());
         let tree = Stage2::new(self.geometry, root, Vmid::new(3), &self.mem).expect("a root");
-        let cpu = self.mem.cpu(tree.vttbr());
+        let cpu = self.mem.cpu(tree.regs());
         (tree, cpu)
     }
 
@@ -133,7 +133,7 @@ fn range_operations() -> Vec<(&'static str, RangeOp)> {
             tree.unmap_leaves(cpu, ipa, size, Partial::Split, &mut Ignore, &mut all())
         }),
         ("unmap_later", |tree, cpu, ipa, size| {
-            let mut gather = Gather::new();
+            let mut gather = tree.gather();
             let done = tree.unmap_later(
                 cpu,
                 ipa,
@@ -143,7 +143,7 @@ fn range_operations() -> Vec<(&'static str, RangeOp)> {
                 &mut all(),
                 drop,
             );
-            let _synced = tree.sync(cpu, gather);
+            let _synced = tree.sync(cpu, gather).expect("of this tree");
             done
         }),
         ("annotate", |tree, cpu, ipa, size| {
@@ -581,12 +581,12 @@ fn what_stands_in_the_way() {
         let now = Flush::Now;
         let done = tree.protect(&mut cpu, ipa, size, permissions, refuse, now, &mut all());
         assert_eq!(refused(done), inside);
-        let mut gather = Gather::new();
+        let mut gather = tree.gather();
         let done = tree.unmap_later(&mut cpu, ipa, size, refuse, &mut gather, &mut all(), |_| {
             panic!("a leaf")
         });
         assert_eq!(refused(done), inside);
-        let _synced = tree.sync(&mut cpu, gather);
+        let _synced = tree.sync(&mut cpu, gather).expect("of this tree");
     }
     // Tables and members of the wrong kind.
     let at = Ipa::new(mib2);
@@ -668,7 +668,7 @@ fn el2_refuses_the_same() {
         let mem = Plain::new(page);
         let root = mem.root(page);
         let mut map = El2Map::new(geometry, root, &mem).expect("a root");
-        let mut cpu = mem.cpu(0);
+        let mut cpu = mem.cpu(Stage2Regs::default());
         let end = 1u64 << va_bits;
         for (va, size, why) in bad_ranges(end, page) {
             let next = Va::new(va);

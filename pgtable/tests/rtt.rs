@@ -74,6 +74,11 @@ impl Reference {
         self.geometry.span(Level::new(level).unwrap())
     }
 
+    /// Entries of a table that is no root.
+    fn table_entries(&self) -> usize {
+        (self.span(2) / self.span(3)) as usize
+    }
+
     fn index(&self, level: i8, ipa: u64) -> usize {
         self.geometry.shape().index(Level::new(level).unwrap(), ipa)
     }
@@ -117,7 +122,7 @@ impl Reference {
         if table.get(index).live() {
             return ipa;
         }
-        let entries = self.geometry.granule().entries();
+        let entries = self.table_entries();
         let span = self.span(at);
         let mut next = ipa & !(span - 1);
         let end = ((index / entries + 1) * entries).min(table.entries);
@@ -151,7 +156,7 @@ impl Reference {
             return self.fault(ipa, level - 1, at);
         }
         let node = node.clone();
-        let entries = self.geometry.granule().entries();
+        let entries = self.table_entries();
         let step = self.span(level);
         let mut held = HashMap::new();
         let part = |index: usize| match &node {
@@ -317,7 +322,7 @@ impl Reference {
         }
         let (_, at) = self.walk(base, 3);
         let span = self.span(at);
-        let entries = self.geometry.granule().entries();
+        let entries = self.table_entries();
         let mut here = base;
         let mut index = self.index(at, base);
         while here.is_multiple_of(span) && here + span <= top {
@@ -406,6 +411,11 @@ impl Realm<'_> {
         let n = numbers.number();
         let half = 1u64 << (geometry.ipa_bits() - 1);
         let page = geometry.granule().page_size();
+        if half / page <= 256 {
+            // Two blocks of level 1 and all that is in them, in each half.
+            let pages = 2 * geometry.span(Level::L1) / page;
+            return (n & 1) * half + (n >> 1) % pages * page;
+        }
         let span = geometry.span(Level::L2);
         let place = [0, half - span * 2, half, 2 * half - 2 * span][(n & 3) as usize];
         let offset = match n >> 2 & 7 {
@@ -417,6 +427,77 @@ impl Realm<'_> {
         };
         let odd = if n >> 8 & 31 == 31 { 8 } else { 0 };
         place + offset + odd
+    }
+
+    /// RTT_CREATE, and what comes of it.
+    fn create(&mut self, cpu: &mut Cpu<'_>, ipa: u64, level: i8) {
+        let page = self.judge.alloc(Level::L3).unwrap();
+        let over = matches!(
+            self.reference.walk(ipa, level - 1),
+            (table, 1) if matches!(table.get(self.reference.index(1, ipa)), Node::Assigned(..))
+        );
+        let typed = Level::new(level).unwrap();
+        let got = self.rtt.create(cpu, Ipa::new(ipa), typed, page);
+        if got.is_err() {
+            give_back(self.judge, page);
+        } else if over {
+            *self.done.entry("create over level 1").or_insert(0) += 1;
+        }
+        let want = self.reference.create(ipa, level, page.get());
+        self.same("create", got, want);
+    }
+
+    /// RTT_FOLD, and what comes of it.
+    fn fold(&mut self, cpu: &mut Cpu<'_>, ipa: u64, level: i8) {
+        let typed = Level::new(level).unwrap();
+        let got = self.rtt.fold(cpu, Ipa::new(ipa), typed);
+        let want = self.reference.fold(ipa, level);
+        if let Ok(page) = got {
+            give_back(self.judge, page);
+            if matches!(self.reference.node(ipa, level - 1), (Node::Assigned(..), 1)) {
+                *self.done.entry("fold to level 1").or_insert(0) += 1;
+            }
+        }
+        self.same("fold", got.map(Pa::get), want);
+    }
+
+    /// Where an IPA's memory lies. Bit 16 of a block is nT, which is address in
+    /// the smallest tables: not used there.
+    fn own_place(&self, ipa: u64) -> u64 {
+        if self.reference.table_entries() == 4 {
+            ipa & 0xffff | (ipa >> 16) << 17
+        } else {
+            ipa
+        }
+    }
+
+    /// DATA_CREATE of a page of the realm's at its own place. False when it
+    /// was refused.
+    fn data(&mut self, cpu: &mut Cpu<'_>, ipa: u64, fill: Fill) -> bool {
+        let page = self.reference.geometry.granule().page_size();
+        let to = (self.memory + self.own_place(ipa & 0xff_ffff)) & !(page - 1);
+        own(self.judge, to, page, Owner::Vmid(7));
+        let got = self.rtt.data_create(cpu, Ipa::new(ipa), Pa::new(to), fill);
+        let want = self.reference.data_create(ipa, to, fill);
+        let done = got.is_ok();
+        self.same("data_create", got, want);
+        done
+    }
+
+    /// All pages of an entry of level 1 become data, and are folded upwards.
+    fn assign_level_1(&mut self, cpu: &mut Cpu<'_>, ipa: u64, fill: Fill) {
+        let spans = [1, 2, 3].map(|level| self.reference.span(level));
+        let base = ipa & !(spans[0] - 1);
+        self.create(cpu, base & !(self.reference.span(0) - 1), 1);
+        self.create(cpu, base, 2);
+        for table in (base..base + spans[0]).step_by(spans[1] as usize) {
+            self.create(cpu, table, 3);
+            for page in (table..table + spans[1]).step_by(spans[2] as usize) {
+                self.data(cpu, page, fill);
+            }
+            self.fold(cpu, table, 3);
+        }
+        self.fold(cpu, base, 2);
     }
 
     fn step(&mut self, numbers: &mut Seeded) {
@@ -438,13 +519,7 @@ impl Realm<'_> {
         match kind % 16 {
             0..=3 => {
                 // Down to a random depth, as a host does.
-                let page = judge.alloc(Level::L3).unwrap();
-                let got = self.rtt.create(&mut cpu, Ipa::new(table_ipa), typed, page);
-                let want = self.reference.create(table_ipa, level, page.get());
-                if got.is_err() {
-                    give_back(judge, page);
-                }
-                self.same("create", got, want);
+                self.create(&mut cpu, table_ipa, level);
             }
             4 | 5 => {
                 let mut gone = Vec::new();
@@ -460,14 +535,7 @@ impl Realm<'_> {
                 let got = got.map(|removed| (removed.pa.get(), removed.top.get()));
                 self.same("destroy", got, want);
             }
-            6 => {
-                let got = self.rtt.fold(&mut cpu, Ipa::new(table_ipa), typed);
-                let want = self.reference.fold(table_ipa, level);
-                if let Ok(page) = got {
-                    give_back(judge, page);
-                }
-                self.same("fold", got.map(Pa::get), want);
-            }
+            6 => self.fold(&mut cpu, table_ipa, level),
             7 | 8 => {
                 // Mostly one page after another, so that folds succeed.
                 let page = geometry.granule().page_size();
@@ -477,7 +545,7 @@ impl Realm<'_> {
                     Fill::Known
                 };
                 let many = if kind >> 26 & 3 == 0 {
-                    geometry.granule().entries().min(2048)
+                    self.reference.table_entries().min(2048)
                 } else {
                     1
                 };
@@ -486,21 +554,12 @@ impl Realm<'_> {
                 } else {
                     ipa
                 };
+                if kind >> 28 & 3 == 0 && start == 0 && geometry.ipa_bits() < 24 {
+                    self.assign_level_1(&mut cpu, ipa & !(page - 1), fill);
+                    return;
+                }
                 for index in 0..many as u64 {
-                    let to = self.memory + (ipa & 0xff_ffff) + index * page;
-                    own(judge, to & !(page - 1), page, Owner::Vmid(7));
-                    let got = self.rtt.data_create(
-                        &mut cpu,
-                        Ipa::new(ipa + index * page),
-                        Pa::new(to & !(page - 1)),
-                        fill,
-                    );
-                    let want =
-                        self.reference
-                            .data_create(ipa + index * page, to & !(page - 1), fill);
-                    let stop = got.is_err();
-                    self.same("data_create", got, want);
-                    if stop {
+                    if !self.data(&mut cpu, ipa + index * page, fill) {
                         break;
                     }
                 }
@@ -513,7 +572,8 @@ impl Realm<'_> {
             }
             10 | 11 => {
                 let span = self.reference.span(level);
-                let to = (self.memory + (64 << 30) + (ipa & 0xffff_ffff)) & !(span - 1);
+                let place = self.own_place(ipa & 0xffff_ffff);
+                let to = (self.memory + (64 << 30) + place) & !(span - 1);
                 own(judge, to, span, Owner::Shared);
                 let (pa, attrs) = (Pa::new(to), Attrs::MEMORY);
                 let got = in_steps(kind, |budget| {
@@ -633,7 +693,13 @@ fn give_back(judge: &Judge, page: Pa) {
 fn run(seed: u64, length: usize, done: &mut HashMap<&'static str, u64>) -> Result<(), String> {
     let mut numbers = Seeded::new(seed);
     let number = numbers.number();
-    let granule = Granule::ALL[(number % 8 / 3) as usize];
+    // Tables of four entries now and then, where folds reach level 1.
+    let toy = number >> 24 & 3 == 0;
+    let granule = if toy {
+        Granule::K4
+    } else {
+        Granule::ALL[(number % 8 / 3) as usize]
+    };
     let ipa_bits = 33 + (number >> 8 & 7) as u8;
     let mut config = Stage2Config::new(granule, ipa_bits, 48);
     config.features = Features {
@@ -645,7 +711,12 @@ fn run(seed: u64, length: usize, done: &mut HashMap<&'static str, u64>) -> Resul
         hw_access_flag: number >> 18 & 1 == 0,
         ..Features::default()
     };
-    let geometry = config.validate().map_err(|error| error.to_string())?;
+    let geometry = if toy {
+        Geometry::toy(2, 4, config.features)
+    } else {
+        config.validate().map_err(|error| error.to_string())?
+    };
+    let ipa_bits = geometry.ipa_bits();
     let model = mmu_model::Features {
         pa_bits: 48,
         lpa2: false,
@@ -655,7 +726,12 @@ fn run(seed: u64, length: usize, done: &mut HashMap<&'static str, u64>) -> Resul
         bbm: 0,
         ..mmu_model::Features::max()
     };
-    let judge = Judge::new(model, 2, granule.page_size());
+    let header = mmu_model::trace::Header {
+        features: model,
+        pes: 2,
+        toy: toy.then_some((12, 2, 4)),
+    };
+    let judge = Judge::on(header, granule.page_size());
     let root = judge.root(geometry.root_align());
     let protected_end = if number >> 19 & 3 == 0 {
         0
@@ -675,9 +751,12 @@ fn run(seed: u64, length: usize, done: &mut HashMap<&'static str, u64>) -> Resul
     for pe in 0..2 {
         judge.pe.set(pe);
         judge.event(EventKind::DSB_ISHST);
-        judge.write(Reg::Vtcr, geometry.vtcr());
-        judge.write(Reg::Vttbr, realm.tree().vttbr());
-        judge.event(EventKind::ISB);
+        if toy {
+            judge.write(Reg::Vttbr, realm.regs().vttbr);
+            judge.event(EventKind::ISB);
+        } else {
+            judge.install(realm.regs());
+        }
     }
     let held = (0..split)
         .map(|index| (index, Node::Unassigned(Ripas::Empty)))
@@ -741,6 +820,8 @@ fn rtt_operations_agree_with_the_reference() {
         "init_ripas",
         "set_ripas",
         "read",
+        "fold to level 1",
+        "create over level 1",
     ] {
         let times = done.get(what).copied().unwrap_or(0);
         assert!(times >= 5, "{what} succeeded {times} times only");

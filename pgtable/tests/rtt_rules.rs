@@ -35,7 +35,7 @@ fn realm(mem: &Plain, fwb: bool, start: Level) -> (Rtt<&Plain>, Cpu<'_>) {
     let geometry = geometry(fwb, start);
     let root = mem.root(geometry.root_align());
     let rtt = Rtt::new(geometry, root, Vmid::new(3), mem, Ipa::new(HALF)).expect("a root");
-    let cpu = mem.cpu(rtt.tree().vttbr());
+    let cpu = mem.cpu(rtt.regs());
     mem.forget();
     (rtt, cpu)
 }
@@ -49,7 +49,7 @@ fn down(rtt: &mut Rtt<&Plain>, cpu: &mut Cpu<'_>, mem: &Plain, ipa: u64) {
     for (level, span) in [(Level::L2, GIB), (Level::L3, MIB2)] {
         let base = Ipa::new(ipa & !(span - 1));
         let above = Level::new(level.get() - 1).expect("a level");
-        if level > rtt.tree().geometry().start()
+        if level > rtt.geometry().start()
             && !matches!(state(rtt, base.get(), above).1, RttState::Table(_))
         {
             rtt.create(cpu, base, level, mem.page()).expect("a table");
@@ -218,7 +218,7 @@ fn assigned_and_not_mapped() {
             pa: Pa::new(pa + 7 * PAGE),
         };
         assert_eq!(state(&rtt, 7 * PAGE, Level::L3), (Level::L3, want));
-        assert_eq!(rtt.tree().translate(Ipa::new(7 * PAGE)), None);
+        assert_eq!(rtt.translate(Ipa::new(7 * PAGE)), None);
         let refused = RttError::Rtt {
             level: Level::L3,
             top: Ipa::new(MIB2),
@@ -292,7 +292,7 @@ fn folds_are_aligned() {
         }
         let table = folded.expect("aligned");
         assert_eq!(mem.count(table), 0);
-        let at = rtt.tree().translate(Ipa::new(base + 77 * PAGE + 5));
+        let at = rtt.translate(Ipa::new(base + 77 * PAGE + 5));
         assert_eq!(at.map(|(pa, _)| pa), Some(Pa::new(pa + 77 * PAGE + 5)));
         // The break is invalidated before the make, with pages in mind.
         let done = mem.changes();
@@ -479,7 +479,7 @@ fn the_hosts_memory_in_runs() {
             };
             let ipa = HALF + page * PAGE;
             assert_eq!(state(&rtt, ipa, Level::L3), (Level::L3, ns));
-            let got = rtt.tree().translate(Ipa::new(ipa));
+            let got = rtt.translate(Ipa::new(ipa));
             assert_eq!(got, Some((Pa::new(pa), attrs.soft(1))));
             assert_eq!(
                 rtt.find(Ipa::new(ipa + 77)).map(|entry| entry.state),
@@ -564,7 +564,7 @@ fn data_is_maintained_before_it_is_mapped() {
             let pa = Pa::new(pa);
             let data = RttState::Assigned { ripas, pa };
             assert_eq!(state(&rtt, page * PAGE, Level::L3), (Level::L3, data));
-            assert_eq!(rtt.tree().translate(ipa).is_some(), ripas == Ripas::Ram);
+            assert_eq!(rtt.translate(ipa).is_some(), ripas == Ripas::Ram);
         }
     }
 }
@@ -576,7 +576,7 @@ fn the_end_of_a_realm() {
     let mem = Plain::new(PAGE);
     // A root of level 2: 16 concatenated tables with blocks in them.
     let (mut rtt, mut cpu) = realm(&mem, true, Level::L2);
-    let root = rtt.tree().root().get();
+    let root = rtt.root().get();
     let entry = |index: u64| mem.word(root + index * 8);
     let half = HALF / MIB2;
     assert!((0..half).all(|index| entry(index) == 0));
@@ -700,7 +700,7 @@ fn tables_that_go_page_by_page() {
         let root = mem.root(geometry.root_align());
         let half = Ipa::new(HALF);
         let mut rtt = Rtt::new(geometry, root, Vmid::new(3), &mem, half).expect("a root");
-        let mut cpu = mem.cpu(rtt.tree().vttbr());
+        let mut cpu = mem.cpu(rtt.regs());
         let base = if protected { 0 } else { HALF };
         let ipa = Ipa::new(base);
         down(&mut rtt, &mut cpu, &mem, base);

@@ -29,7 +29,7 @@ fn tree(mem: &Plain, features: Features) -> (Stage2<&Plain>, Cpu<'_>) {
     let geometry = geometry(39, features);
     let root = mem.root(geometry.root_align());
     let tree = Stage2::new(geometry, root, Vmid::new(3), mem).expect("a root");
-    let cpu = mem.cpu(tree.vttbr());
+    let cpu = mem.cpu(tree.regs());
     (tree, cpu)
 }
 
@@ -603,7 +603,7 @@ fn groups_in_a_root() {
         let mem = Plain::new(PAGE);
         let root = mem.root(geometry.root_align());
         let tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-        let mut cpu = mem.cpu(tree.vttbr());
+        let mut cpu = mem.cpu(tree.regs());
         let size = 1u64 << ipa_bits;
         map(&tree, &mut cpu, 0, 1 << 40, size, ATTRS);
         let done = tree.set_contiguous(&mut cpu, Ipa::new(5 * GIB));
@@ -855,7 +855,7 @@ fn the_largest_leaves_of_all() {
     let geometry = config.validate().expect("legal");
     let root = mem.root(geometry.root_align());
     let tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     map(&tree, &mut cpu, size, 2 * size, size, ATTRS);
     maps(&tree, size + 5, 2 * size + 5, Level::L0);
     let at_most =

@@ -4,8 +4,8 @@
 mod plain;
 
 use pgtable::{
-    Attrs, Barrier, Budget, CacheOp, Error, Flush, Gather, Granule, Ignore, Ipa, Leaves, Level,
-    Maintenance, Map, Pa, Partial, RUNS, RemovedLeaf, Stage2, Stage2Config, Tlbi,
+    Attrs, Barrier, Budget, CacheOp, Error, Flush, Granule, Ignore, Ipa, Leaves, Level,
+    Maintenance, Map, Pa, Partial, RUNS, RemovedLeaf, Stage2, Stage2Config, Stage2Regs, Tlbi,
 };
 use plain::{Cpu, Plain};
 use std::cell::{Cell, RefCell};
@@ -28,16 +28,16 @@ impl<F: FnOnce()> Maintenance for Hook<'_, F> {
     fn cache(&mut self, op: CacheOp) {
         self.0.cache(op);
     }
-    fn vttbr(&mut self) -> u64 {
-        self.0.vttbr()
+    fn stage2(&mut self) -> Stage2Regs {
+        self.0.stage2()
     }
-    fn set_vttbr(&mut self, value: u64) {
-        self.0.set_vttbr(value);
+    fn set_stage2(&mut self, regs: Stage2Regs) {
+        self.0.set_stage2(regs);
     }
 }
 
 fn quiet<'m>(tree: &Stage2<&'m Plain>) -> Cpu<'m> {
-    tree.mem().cpu(tree.vttbr())
+    tree.mem().cpu(tree.regs())
 }
 
 fn tree(mem: &Plain) -> Stage2<&Plain> {
@@ -197,7 +197,7 @@ fn nothing_valid_is_made_before_the_gather_is_synced() {
     let tree = tree(&mem);
     tree.map(&mut quiet(&tree), &page(0, 0x40_0000), &mut all())
         .unwrap();
-    let mut gather = Gather::new();
+    let mut gather = tree.gather();
     tree.unmap_later(
         &mut quiet(&tree),
         Ipa::new(0),

@@ -31,7 +31,7 @@ fn tree(mem: &Plain) -> (Stage2<&Plain>, Cpu<'_>) {
     let geometry = geometry(34);
     let root = mem.root(geometry.root_align());
     let tree = Stage2::new(geometry, root, Vmid::new(3), mem).expect("a root");
-    let cpu = mem.cpu(tree.vttbr());
+    let cpu = mem.cpu(tree.regs());
     (tree, cpu)
 }
 
@@ -393,7 +393,7 @@ fn a_flush_keeps_to_its_range() {
     let mem = Plain::new(PAGE);
     let root = mem.root(geometry.root_align());
     let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.vttbr());
+    let mut cpu = mem.cpu(tree.regs());
     map(&tree, &mut cpu, MIB2, MIB2, Leaves::Largest);
     // All of an annotation's bits, those of cacheable memory among them.
     let note = Annotation::new(0x7f_ffff_fffc).expect("bits 1:0 are zero");

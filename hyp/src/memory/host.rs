@@ -137,7 +137,7 @@ impl HostMemory {
     }
 
     fn pe(&self) -> maintenance::Pe {
-        maintenance::Pe::new(self.vtcr, self.line)
+        maintenance::Pe::new(self.line)
     }
 
     fn map(&self, region: Region, attrs: Attrs) -> Result<(), pgtable::Error> {

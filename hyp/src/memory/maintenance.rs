@@ -1,34 +1,22 @@
 //! What `pgtable` asks of the CPU, one instruction each. Nothing is decided
 //! here.
 
-use pgtable::{Barrier, CacheOp, Maintenance, Tlbi, TlbiKind};
+use pgtable::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi, TlbiKind};
 
 use super::guarded;
 use crate::cpu::instr;
 use crate::{mrs, msr};
 
-/// The CPU, for changes of one stage-2 tree. `VTCR_EL2` goes with `VTTBR_EL2`:
-/// trees differ in LPA2, and the operand of a range TLBI with it.
+/// The CPU, for changes of tables.
 #[derive(Debug)]
 pub struct Pe {
-    vtcr: u64,
-    before: Option<u64>,
     line: u64,
 }
 
 impl Pe {
-    /// For the tree with this `VTCR_EL2`. `line` is the data cache line, bytes.
-    pub fn new(vtcr: u64, line: u64) -> Self {
-        Self {
-            vtcr,
-            before: None,
-            line,
-        }
-    }
-
-    /// For EL2's own stage 1.
-    pub fn el2(line: u64) -> Self {
-        Self::new(0, line)
+    /// `line` is the data cache line, bytes.
+    pub fn new(line: u64) -> Self {
+        Self { line }
     }
 }
 
@@ -78,20 +66,16 @@ impl Maintenance for Pe {
     }
 
     #[inline]
-    fn vttbr(&mut self) -> u64 {
-        mrs!("vttbr_el2")
+    fn stage2(&mut self) -> Stage2Regs {
+        Stage2Regs {
+            vtcr: mrs!("vtcr_el2"),
+            vttbr: mrs!("vttbr_el2"),
+        }
     }
 
     #[inline]
-    fn set_vttbr(&mut self, value: u64) {
-        let vtcr = match self.before.take() {
-            Some(before) => before,
-            None => {
-                self.before = Some(mrs!("vtcr_el2"));
-                self.vtcr
-            }
-        };
-        msr!("vtcr_el2", vtcr);
-        msr!("vttbr_el2", value);
+    fn set_stage2(&mut self, regs: Stage2Regs) {
+        msr!("vtcr_el2", regs.vtcr);
+        msr!("vttbr_el2", regs.vttbr);
     }
 }

@@ -90,7 +90,7 @@ pub fn build(
     let mut map = El2Map::new(geometry, root, pool)
         .map_err(|_| "EL2's root table lies beyond the CPU's reach")?;
     let granule = geometry.shape().granule().page_size();
-    let mut pe = maintenance::Pe::el2(features.dcache_line);
+    let mut pe = maintenance::Pe::new(features.dcache_line);
     let mut add = |region: Region, attrs: El2Attrs| {
         let region = region.grow_to(granule);
         if region.is_empty() {

@@ -126,10 +126,10 @@ pub fn destroy(system: &System, rd: u64) -> Result<Option<[u64; 4]>, Status> {
     if tables.is_live() {
         return Err(Status::ErrorRealm(0));
     }
-    let mut pe = maintenance::Pe::new(realm.vtcr, system.features.dcache_line);
+    let mut pe = maintenance::Pe::new(system.features.dcache_line);
     let mut unmapped =
         |leaf: RemovedLeaf| super::rtt::put_host_memory(system, leaf.pa().get(), leaf.size());
-    let end = 1 << tables.tree().geometry().ipa_bits();
+    let end = 1 << tables.geometry().ipa_bits();
     let done = tables
         .retire(&mut pe, &mut unmapped, &mut super::rtt::budget())
         .map_err(|_| Status::ErrorRealm(0))?;

@@ -30,7 +30,7 @@ pub fn budget() -> Budget {
 fn with_rtt<R>(
     system: &System,
     rd: u64,
-    f: impl FnOnce(&Realm, &mut pgtable::Rtt<RttMem>, &mut maintenance::Pe) -> R,
+    f: impl FnOnce(&mut pgtable::Rtt<RttMem>, &mut maintenance::Pe) -> R,
 ) -> Result<R, Status> {
     let rd_lock = lock(system, rd, State::Rd)?;
     // SAFETY: the RD's lock is held until its `rtt` lock is, and REALM_DESTROY
@@ -39,8 +39,8 @@ fn with_rtt<R>(
     let mut rtt = realm.rtt.lock();
     drop(rd_lock);
     let tables = rtt.as_mut().ok_or(Status::ErrorInput)?;
-    let mut pe = maintenance::Pe::new(realm.vtcr, system.features.dcache_line);
-    Ok(f(realm, tables, &mut pe))
+    let mut pe = maintenance::Pe::new(system.features.dcache_line);
+    Ok(f(tables, &mut pe))
 }
 
 /// As [`with_rtt`] for a command that names a level.
@@ -51,7 +51,7 @@ fn with_rtt_at<R>(
     f: impl FnOnce(&mut pgtable::Rtt<RttMem>, &mut maintenance::Pe, Level) -> R,
 ) -> Result<R, Status> {
     let at = level(at)?;
-    with_rtt(system, rd, |_, tables, pe| f(tables, pe, at))
+    with_rtt(system, rd, |tables, pe| f(tables, pe, at))
 }
 
 fn level(raw: u64) -> Result<Level, Status> {
@@ -78,7 +78,7 @@ fn topped(error: RttError) -> Option<(Status, u64)> {
 /// Puts the delegated granule `rtt` into the realm as a table of `at`.
 pub fn create(system: &System, rd: u64, rtt: u64, ipa: u64, at: u64) -> Outcome {
     let at = level(at)?;
-    with_rtt(system, rd, |_, tables, pe| {
+    with_rtt(system, rd, |tables, pe| {
         // After the realm's locks, as every command has it.
         let table = lock(system, rtt, State::Delegated)?;
         // A block of the host's memory becomes pages of it: counted as such.
@@ -122,7 +122,7 @@ pub fn destroy(system: &System, rd: u64, ipa: u64, at: u64) -> Option<Topped> {
 /// Makes one entry of a table of alike entries.
 pub fn fold(system: &System, rd: u64, ipa: u64, at: u64) -> Outcome {
     let at = level(at)?;
-    let folded = with_rtt(system, rd, |_, tables, pe| {
+    let folded = with_rtt(system, rd, |tables, pe| {
         // Pages of the host's memory become a block of it: counted as such.
         let size = system.granules.span_size();
         let first = (at == Level::L3)
@@ -155,7 +155,7 @@ fn scrub_table(system: &System, pa: u64) {
 /// Tells what stands at `ipa`, down to `at`.
 pub fn read_entry(system: &System, rd: u64, ipa: u64, at: u64) -> Outcome {
     let at = level(at)?;
-    let read = with_rtt(system, rd, |_, tables, _| tables.read(Ipa::new(ipa), at))?;
+    let read = with_rtt(system, rd, |tables, _| tables.read(Ipa::new(ipa), at))?;
     let entry = read.map_err(status)?;
     let (state, descriptor, ripas) = match entry.state {
         RttState::Unassigned(ripas) => (EntryState::Unassigned, 0, ripas as u64),
@@ -242,7 +242,7 @@ pub fn map_unprotected(
         return Some(Err(Status::ErrorInput));
     };
     let mapped = with_rtt_at(system, rd, at, |tables, pe, at| {
-        let geometry = *tables.tree().geometry();
+        let geometry = *tables.geometry();
         if !geometry.leaf_ok(at) || pa % geometry.span(at) != 0 {
             return Err(RttError::Input);
         }
@@ -323,7 +323,7 @@ fn mapped_at(tables: &pgtable::Rtt<RttMem>, ipa: u64, at: Level) -> Option<u64> 
 /// Unmaps one entry of `at`. `None`: call again.
 pub fn unmap_unprotected(system: &System, rd: u64, ipa: u64, at: u64) -> Option<Topped> {
     let removed = with_rtt_at(system, rd, at, |tables, pe, at| {
-        let size = tables.tree().geometry().span(at);
+        let size = tables.geometry().span(at);
         let removed = tables.unmap_unprotected(pe, Ipa::new(ipa), at, &mut budget());
         if let Ok(removed) = &removed {
             put_host_memory(system, removed.pa.get(), size);

@@ -259,6 +259,33 @@ fn large_blocks_take_turns() {
     h.ok(fid::RMI_GRANULE_DELEGATE, &[inside]);
 }
 
+/// A realm's VMID is another's when the last turn of its end is over, and not
+/// before: its root has 16 tables, which take many.
+#[test]
+fn a_vmid_is_free_when_its_realm_has_ended() {
+    let mut h = Host::new(Granule::K16, 16 << 20);
+    h.realm();
+    let (rd, other) = (h.page(1), h.page(3));
+    let roots = h.geometry().root_tables() as u64;
+    assert_eq!(roots, 16);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[other]);
+    for n in 0..roots {
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(64 + n)]);
+    }
+    h.write(2, h.realm_params(1, 64));
+    let params = h.page(2);
+    let mut turns = 0;
+    while h.turn(fid::RMI_REALM_DESTROY, &[rd]).is_none() {
+        turns += 1;
+        let again = h.status(fid::RMI_REALM_CREATE, &[other, params]);
+        assert_eq!(again, Status::ErrorInput, "after {turns} turns");
+        assert_eq!((h.state(1), h.state(16)), (State::Rd, State::Rtt));
+    }
+    assert!(turns > 8, "{turns}");
+    assert_eq!(h.state(16), State::Delegated);
+    h.ok(fid::RMI_REALM_CREATE, &[other, params]);
+}
+
 #[test]
 fn what_comes_back_is_zero() {
     let mut h = Host::new(Granule::K4, RAM_SIZE);
@@ -432,18 +459,42 @@ fn the_log_takes_plain_text_only() {
     assert_eq!(h.status(vendor::LOG_INPUT, &[]), Status::ErrorInput);
 }
 
-/// Small numbers name pages, levels and IPAs that meet often enough.
-fn argument() -> impl Strategy<Value = u64> {
+/// What a call is given. Small numbers name pages, levels and IPAs that meet
+/// often enough.
+#[derive(Clone, Copy, Debug)]
+enum Argument {
+    Page(u64),
+    Block(u64),
+    /// A page, or a block, as it is mapped.
+    Mapped(u64),
+    Raw(u64),
+}
+
+fn argument() -> impl Strategy<Value = Argument> {
     prop_oneof![
-        8 => (0u64..24).prop_map(|n| RAM + n * 0x1000),
-        3 => 0u64..5,
-        2 => (0u64..4).prop_map(|n| n << 30),
-        2 => (0u64..6).prop_map(|n| (RAM + n * 0x1000) | DESC),
-        1 => any::<u64>(),
+        8 => (0u64..24).prop_map(Argument::Page),
+        3 => (0u64..5).prop_map(Argument::Raw),
+        2 => (0u64..4).prop_map(Argument::Block),
+        2 => (0u64..6).prop_map(Argument::Mapped),
+        1 => any::<u64>().prop_map(Argument::Raw),
     ]
 }
 
-fn call() -> impl Strategy<Value = (u64, [u64; 5])> {
+impl Argument {
+    fn value(self, h: &Host) -> u64 {
+        let block = h.geometry().span(pgtable::Level::L2);
+        match self {
+            Self::Page(n) => h.page(n),
+            Self::Block(n) => n * block,
+            Self::Mapped(n) if n & 1 == 0 => h.page(n) | DESC,
+            Self::Mapped(n) => (RAM + n / 2 * block) | DESC,
+            Self::Raw(value) => value,
+        }
+    }
+}
+
+/// A call, and the turns that the host gives it before it makes another.
+fn call() -> impl Strategy<Value = (u64, [Argument; 5], usize)> {
     let functions: Vec<u64> = (fid::RMI_VERSION..=fid::RMI_RTT_SET_RIPAS)
         .filter(|f| *f != fid::RMI_REC_ENTER)
         .chain([fid::RMI_GRANULE_DELEGATE; 12])
@@ -460,6 +511,7 @@ fn call() -> impl Strategy<Value = (u64, [u64; 5])> {
     (
         prop::sample::select(functions),
         prop::array::uniform5(argument()),
+        prop_oneof![Just(1usize), 2usize..9, Just(usize::MAX)],
     )
 }
 
@@ -530,31 +582,52 @@ fn a_hundred_thousand_steps_leave_no_table_behind() {
     }
 }
 
+/// An own realm is ended now and then, in a few turns or to the end.
+fn calls() -> impl Strategy<Value = Vec<(u64, [Argument; 5], usize)>> {
+    let end = [Argument::Page(1); 5];
+    let end = (Just(fid::RMI_REALM_DESTROY), Just(end), 1usize..5);
+    prop::collection::vec(prop_oneof![30 => call().boxed(), 1 => end.boxed()], 1..200)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
-    /// No sequence of calls panics, and no granule that the host has back keeps
-    /// a count or anything of EL2's.
+    /// No sequence of calls panics, whatever is left in the middle, and no
+    /// granule that the host has back keeps a count or anything of EL2's.
     #[test]
-    fn a_hostile_host_gets_nowhere(calls in prop::collection::vec(call(), 1..200)) {
-        let mut h = Host::new(Granule::K4, RAM_SIZE);
+    fn a_hostile_host_gets_nowhere(
+        granule in prop::sample::select(&Granule::ALL[..]),
+        calls in calls(),
+    ) {
+        let ram = match granule {
+            Granule::K4 => RAM_SIZE,
+            Granule::K16 => 64 << 20,
+            Granule::K64 => 16 << 20,
+        };
+        let mut h = Host::new(granule, ram);
         // Something to attack: a realm with a REC, params pages lying about.
         h.realm();
-        h.rec(0, 20);
+        if granule == Granule::K4 {
+            h.rec(0, 20);
+        }
         h.write(3, h.realm_params(2, 4));
         let mut p = RecParams::new_zeroed();
         p.mpidr = 1;
         h.write(2, p);
-        for (function, args) in calls {
-            let answer = h.call(function, &args);
-            prop_assert!(answer[0] == NOT_SUPPORTED || Status::unpack(answer[0]).is_some());
+        for (function, args, turns) in calls {
+            let args = args.map(|argument| argument.value(&h));
+            for _ in 0..turns {
+                if let Some(answer) = h.turn(function, &args) {
+                    let known = Status::unpack(answer[0]).is_some();
+                    prop_assert!(answer[0] == NOT_SUPPORTED || known);
+                    break;
+                }
+            }
         }
-        for n in 0..RAM_SIZE / 0x1000 {
+        for n in 0..h.pages() {
             let granule = h.cpu.system.granules.get(h.page(n)).unwrap();
             if granule.state() == State::Delegated {
-                // SAFETY: the fake machine's memory.
-                let bytes: [u8; 4096] = unsafe { phys::read(h.page(n)) };
-                prop_assert!(bytes.iter().all(|&b| b == 0), "page {n} is delegated and not zero");
+                prop_assert!(h.is_zero(n), "page {n} is delegated and not zero");
                 prop_assert_eq!(granule.count(), 0);
             }
         }

@@ -5,7 +5,8 @@
 
 use pgtable::{
     Attrs, Barrier, Budget, CacheOp, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level,
-    Maintenance, Map, Over, Pa, Partial, Stage2, Stage2Config, Synced, TableMem, Tlbi, Vmid,
+    Maintenance, Map, Over, Pa, Partial, Stage2, Stage2Config, Stage2Regs, Synced, TableMem, Tlbi,
+    Vmid,
 };
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -160,7 +161,7 @@ impl TableMem for Counted<'_> {
 /// A CPU that only counts.
 #[derive(Default, Clone, Copy)]
 pub struct Cpu {
-    pub vttbr: u64,
+    pub regs: Stage2Regs,
     pub tlbis: u64,
     pub barriers: u64,
 }
@@ -176,11 +177,11 @@ impl Maintenance for Cpu {
     }
     fn cache(&mut self, _: CacheOp) {}
     #[inline(always)]
-    fn vttbr(&mut self) -> u64 {
-        self.vttbr
+    fn stage2(&mut self) -> Stage2Regs {
+        self.regs
     }
-    fn set_vttbr(&mut self, value: u64) {
-        self.vttbr = value;
+    fn set_stage2(&mut self, regs: Stage2Regs) {
+        self.regs = regs;
     }
 }
 
@@ -270,7 +271,7 @@ impl<M: TableMem> Prepared<M> {
     pub fn new(format: Format, root: Pa, mem: M, workload: &str) -> Self {
         let tree = all(Stage2::new(format.geometry(), root, Vmid::new(7), mem));
         let cpu = Cpu {
-            vttbr: tree.vttbr(),
+            regs: tree.regs(),
             ..Cpu::default()
         };
         let mut prepared = Self { tree, cpu, format };

@@ -16,9 +16,9 @@ use libfuzzer_sys::fuzz_target;
 use numbers::numbers;
 use pgtable::{
     Access, Annotation, Attrs, Barrier, Budget, CacheOp, Change, ChangeDestroyed, Dirty, El2Attrs,
-    El2Config, El2Map, El2Range, Execute, Features, Fill, Flush, Gather, Geometry, Granule, Ignore,
-    Ipa, Leaves, Level, Maintenance, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Ripas,
-    Rtt, Stage2, Stage2Config, Synced, TableMem, Tlbi, Va, Vmid,
+    El2Config, El2Map, El2Range, Execute, Features, Fill, Flush, Geometry, Granule, Ignore, Ipa,
+    Leaves, Level, Maintenance, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Ripas, Rtt,
+    Stage2, Stage2Config, Stage2Regs, Synced, TableMem, Tlbi, Va, Vmid,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -117,7 +117,7 @@ impl TableMem for Any<'_> {
 /// A CPU that is asked, and counts.
 struct Cpu<'a> {
     mem: &'a Any<'a>,
-    vttbr: u64,
+    regs: Stage2Regs,
 }
 
 impl Maintenance for Cpu<'_> {
@@ -130,11 +130,11 @@ impl Maintenance for Cpu<'_> {
     fn cache(&mut self, _: CacheOp) {
         self.mem.tick();
     }
-    fn vttbr(&mut self) -> u64 {
-        self.vttbr
+    fn stage2(&mut self) -> Stage2Regs {
+        self.regs
     }
-    fn set_vttbr(&mut self, value: u64) {
-        self.vttbr = value;
+    fn set_stage2(&mut self, regs: Stage2Regs) {
+        self.regs = regs;
     }
 }
 
@@ -216,7 +216,7 @@ fn stage2(tree: &mut Stage2<&Any<'_>>, cpu: &mut Cpu<'_>, op: Op) {
     } = Arguments::new(&geometry, op);
     let [kind, a, b] = op;
     let budget = &mut Budget::entries(entries);
-    let mut gather = Gather::new();
+    let mut gather = tree.gather();
     let permissions = Permissions {
         access: attrs.access,
         execute: attrs.execute,
@@ -260,7 +260,7 @@ fn stage2(tree: &mut Stage2<&Any<'_>>, cpu: &mut Cpu<'_>, op: Op) {
         6 => answered(tree.unmap_leaves(cpu, ipa, size, partial, &mut Ignore, budget)),
         7 => {
             let _ = tree.unmap_later(cpu, ipa, size, partial, &mut gather, budget, drop);
-            let _ = tree.sync(cpu, gather);
+            let _ = tree.sync(cpu, gather).expect("of this tree");
         }
         8 => {
             let annotation = Annotation::new(b & 0xffc).expect("bits 1:0 are zero");
@@ -269,7 +269,7 @@ fn stage2(tree: &mut Stage2<&Any<'_>>, cpu: &mut Cpu<'_>, op: Op) {
         9 => {
             let flush = Flush::Later(&mut gather);
             let _ = tree.protect(cpu, ipa, size, permissions, partial, flush, budget);
-            let _ = tree.sync(cpu, gather);
+            let _ = tree.sync(cpu, gather).expect("of this tree");
         }
         10 => answered(tree.write_protect(cpu, ipa, size, Flush::Now, budget)),
         11 => answered(tree.clear_young(cpu, ipa, size, Flush::Now, budget)),
@@ -311,7 +311,7 @@ fn stage2(tree: &mut Stage2<&Any<'_>>, cpu: &mut Cpu<'_>, op: Op) {
 }
 
 fn rtt(rtt: &mut Rtt<&Any<'_>>, cpu: &mut Cpu<'_>, op: Op) {
-    let geometry = *rtt.tree().geometry();
+    let geometry = *rtt.geometry();
     let arguments = Arguments::new(&geometry, op);
     let Arguments { ipa, pa, level, .. } = arguments;
     let [kind, a, b] = op;
@@ -423,7 +423,7 @@ fuzz_target!(|data: &[u8]| {
     let mut own = own.expect("every CPU has it").ok();
     let mut cpu = Cpu {
         mem: &mem,
-        vttbr: 0,
+        regs: Stage2Regs::default(),
     };
     for op in ops.as_chunks::<3>().0 {
         mem.work.set(0);

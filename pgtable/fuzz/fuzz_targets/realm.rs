@@ -274,7 +274,7 @@ fuzz_target!(|data: &[u8]| {
         judge.pe.set(pe);
         judge.event(EventKind::DSB_ISHST);
         judge.write(Reg::Vtcr, geometry.vtcr());
-        judge.write(Reg::Vttbr, rtt.tree().vttbr());
+        judge.write(Reg::Vttbr, rtt.regs().vttbr);
         judge.event(EventKind::ISB);
     }
     let span = geometry.span(Level::L2);

@@ -12,16 +12,17 @@ impl Machine {
     /// A fault was handled and the access is tried again.
     pub(crate) fn fault(&mut self, ia: u64, access: u8) -> Verdict {
         let pe = self.now;
-        let Some((tree, _)) = self.pe().stage2 else {
+        let Some((tree, context)) = self.pe().stage2 else {
             return Ok(());
         };
+        let vmid = self.contexts[context as usize].vmid;
         let t = &self.trees[tree as usize];
         let now = walk(&t.shape, t.root, t.mair, ia, |pa| self.mem.load(pa));
         let page = ia & !((1 << t.shape.page_bits) - 1);
         let at = self
             .faults
             .iter()
-            .position(|n| n.pe == pe && n.ia == page && n.access == access);
+            .position(|n| (n.pe, n.vmid, n.ia, n.access) == (pe, vmid, page, access));
         let earlier = at.map(|i| self.faults.swap_remove(i));
         let Ok(translation) = now else {
             return Ok(());
@@ -42,6 +43,8 @@ impl Machine {
         }
         self.faults.push(FaultNote {
             pe,
+            vmid,
+            level: translation.level,
             ia: page,
             access,
             desc: translation.desc,
@@ -50,13 +53,19 @@ impl Machine {
         Ok(())
     }
 
-    /// Follows the invalidation that a handled fault asks for on its own PE.
-    pub(crate) fn note_faults(&mut self, op: TlbiOp, extent: Option<&Extent>, issuer: usize) {
-        for n in self
-            .faults
-            .iter_mut()
-            .filter(|n| usize::from(n.pe) == issuer)
-        {
+    /// Follows the invalidation that a handled fault asks for on its own PE: of
+    /// its VMID, of the page, with the leaf's own level if it names one.
+    pub(crate) fn note_faults(
+        &mut self,
+        op: TlbiOp,
+        extent: Option<&Extent>,
+        issuer: usize,
+        vmid: u16,
+    ) {
+        let mine = |n: &&mut FaultNote| {
+            usize::from(n.pe) == issuer && (n.vmid == vmid || op.kind == TlbiKind::Alle1)
+        };
+        for n in self.faults.iter_mut().filter(mine) {
             match (op.kind, extent) {
                 (TlbiKind::Vmalls12e1 | TlbiKind::Alle1, _) => n.stage = 3,
                 (TlbiKind::Vmalle1, _) if n.stage == 2 => n.stage = 3,
@@ -64,6 +73,7 @@ impl Machine {
                     if kind.regime() == Regime::Stage2
                         && n.stage == 0
                         && (e.lo..e.hi).contains(&n.ia)
+                        && e.leaf(n.level)
                         && e.mismatch.is_none() =>
                 {
                     n.stage = 1;

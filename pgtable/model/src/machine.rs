@@ -144,6 +144,8 @@ pub(crate) struct Table {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FaultNote {
     pub pe: u8,
+    pub vmid: u16,
+    pub level: i8,
     pub ia: u64,
     pub access: u8,
     pub desc: u64,

@@ -97,7 +97,7 @@ impl Machine {
             };
             Some(self.extent(op.kind, xt, &shape)?)
         };
-        self.note_faults(op, extent.as_ref(), issuer);
+        self.note_faults(op, extent.as_ref(), issuer, vmid_now);
         for i in 0..self.contexts.len() {
             let context = &self.contexts[i];
             if context.regime != regime {

@@ -839,6 +839,19 @@ fn faults_that_come_again() {
     bad(Kind::Livelock, &format!("{ro}{relax}{again}{again}"));
     good(&format!("{ro}{relax}{again}{local}{again}"));
     good(&format!("{ro}{again}{again}"));
+    // A hint of another level, or another VMID's, rids the CPU of nothing.
+    for (level, right) in [(1, false), (2, false), (3, true)] {
+        let hinted = format!(
+            "1 tlbi ipas2e1 {:#x}\n1 dsb nsh\n1 tlbi vmalle1\n1 dsb nsh\n",
+            (1u64 << 2 | level) << 44
+        );
+        let text = format!("{ro}{relax}{again}{hinted}{again}");
+        if right {
+            good(&text);
+        } else {
+            bad(Kind::Livelock, &text);
+        }
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ use crate::attrs::Attrs;
 use crate::error::{Budget, Error};
 use crate::format::{self, GOING};
 use crate::geometry::{ConfigError, Geometry, Shape};
-use crate::maintenance::Maintenance;
+use crate::maintenance::{Maintenance, Stage2Regs};
 use crate::mem::TableMem;
 use crate::plan::Pending;
 use crate::sink::{LeafSink, RemovedLeaf};
@@ -88,7 +88,8 @@ pub enum Fill {
 /// Why an RTT operation changed nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RttError {
-    /// RMI_ERROR_INPUT: level, alignment, or half of the IPA space.
+    /// RMI_ERROR_INPUT: level, alignment, or half of the IPA space; a tree that
+    /// is being retired.
     Input,
     /// RMI_ERROR_RTT with this index.
     Rtt {
@@ -160,12 +161,14 @@ pub struct Removed {
 }
 
 /// The stage 2 of a realm, or of a plain guest (all of it unprotected).
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Rtt<M: TableMem> {
     tree: Stage2<M>,
     protected_end: u64,
     /// Attribute bits of a protected leaf.
     data: u64,
+    /// Set once it is being retired.
+    end: Option<End>,
 }
 
 impl<M: TableMem> Rtt<M> {
@@ -188,6 +191,7 @@ impl<M: TableMem> Rtt<M> {
             tree,
             protected_end: protected_end.get(),
             data,
+            end: None,
         };
         let shape = geometry.shape();
         let first = protected_end.get().min(shape.ia_end()) >> shape.root_shift();
@@ -198,9 +202,24 @@ impl<M: TableMem> Rtt<M> {
         Ok(rtt)
     }
 
-    /// The tree.
-    pub const fn tree(&self) -> &Stage2<M> {
-        &self.tree
+    /// The geometry.
+    pub const fn geometry(&self) -> &Geometry {
+        self.tree.geometry()
+    }
+
+    /// `VTCR_EL2` and `VTTBR_EL2` while the realm runs.
+    pub const fn regs(&self) -> Stage2Regs {
+        self.tree.regs()
+    }
+
+    /// The first root table.
+    pub const fn root(&self) -> Pa {
+        self.tree.root()
+    }
+
+    /// Translates one IPA as hardware would, permissions apart.
+    pub fn translate(&self, ipa: Ipa) -> Option<(Pa, Attrs)> {
+        self.tree.translate(ipa)
     }
 
     /// True when `ipa` is in the protected half.
@@ -236,7 +255,15 @@ impl<M: TableMem> Rtt<M> {
         }
     }
 
+    /// What every command that changes entries asks of its IPA.
     pub(in crate::rtt) fn check(&self, ipa: Ipa, aligned_to: Level) -> Result<(), RttError> {
+        match self.end {
+            None => self.inside(ipa, aligned_to),
+            Some(_) => Err(RttError::Input),
+        }
+    }
+
+    fn inside(&self, ipa: Ipa, aligned_to: Level) -> Result<(), RttError> {
         let shape = &self.tree.core.shape;
         if ipa.get() >= shape.ia_end() || ipa.get() & (shape.span(aligned_to) - 1) != 0 {
             return Err(RttError::Input);
@@ -259,7 +286,7 @@ impl<M: TableMem> Rtt<M> {
         if level < self.tree.core.shape.start() {
             return Err(RttError::Input);
         }
-        self.check(ipa, level)?;
+        self.inside(ipa, level)?;
         let slot = self.tree.core.walk_to(ipa.get(), level.get());
         Ok(RttEntry {
             level: Shape::level(slot.level),
@@ -363,40 +390,69 @@ impl<M: TableMem> Rtt<M> {
         to == span
     }
 
-    /// Cleans, tells and blanks the leaves in `entries` entries of the table
-    /// at `pa`, which no TLB knows any more. False when the budget ended
-    /// before.
+    /// Cleans, tells and blanks the leaves of the table at `pa`, which no TLB
+    /// knows any more. False when the budget ended before.
     pub(in crate::rtt) fn release_leaves<T: Maintenance, S: LeafSink>(
         &self,
         maint: &mut T,
         sink: &mut S,
         (pa, level, base): (Pa, i8, u64),
-        entries: usize,
         budget: &mut Budget,
     ) -> bool {
         let core = &self.tree.core;
         let table = core.mem.locate(pa);
         let mut progress = false;
-        for index in 0..entries {
-            let raw = core.mem.load(table, index);
-            if raw & format::TYPE == 0 {
+        for index in 0..core.shape.table_entries() {
+            if core.mem.load(table, index) & format::TYPE == 0 {
                 continue;
             }
             if progress && budget.is_spent() {
                 return false;
             }
             progress = true;
-            if !format::is_coming(raw) {
-                if !self.clean_out(maint, (table, index), raw, level, budget) {
-                    return false;
-                }
-                let at = base + index as u64 * core.shape.span_at(level);
-                let leaf = self.settled(raw, level);
-                sink.leaf(RemovedLeaf::new(&core.shape, at, level, leaf));
+            let entry = Released {
+                table,
+                index,
+                level,
+                base,
+            };
+            if !self.release_leaf(maint, sink, &entry, budget) {
+                return false;
             }
-            core.mem.store(table, index, UNPROTECTED);
             budget.spend(1);
         }
+        true
+    }
+
+    /// Cleans, tells and blanks one entry. False when the budget ended before:
+    /// it is parked.
+    fn release_leaf<T: Maintenance, S: LeafSink>(
+        &self,
+        maint: &mut T,
+        sink: &mut S,
+        entry: &Released<M::Table>,
+        budget: &mut Budget,
+    ) -> bool {
+        let core = &self.tree.core;
+        let &Released {
+            table,
+            index,
+            level,
+            base,
+        } = entry;
+        let raw = core.mem.load(table, index);
+        if raw & format::TYPE == 0 {
+            return true;
+        }
+        if !format::is_coming(raw) {
+            if !self.clean_out(maint, (table, index), raw, level, budget) {
+                return false;
+            }
+            let at = base + index as u64 * core.shape.span_at(level);
+            let leaf = self.settled(raw, level);
+            sink.leaf(RemovedLeaf::new(&core.shape, at, level, leaf));
+        }
+        core.mem.store(table, index, UNPROTECTED);
         true
     }
 
@@ -406,10 +462,13 @@ impl<M: TableMem> Rtt<M> {
         self.tree.core.mem.count(self.tree.root()) != 0
     }
 
-    /// The end of the tree: invalidates the VMID on all CPUs, cleans the
-    /// host's blocks that the root still maps if there is no FWB, and tells
-    /// `sink` of them. Returns the first IPA not done: call again until it is
-    /// the end of the space. The root's pages and the VMID are free then.
+    /// The end of the tree: cuts what the root maps, invalidates the VMID on
+    /// all CPUs once, cleans the host's blocks that were cut if there is no
+    /// FWB, and tells `sink` of them. Each entry of the root costs a unit of
+    /// the budget when it is cut and when it is released. Returns the first
+    /// IPA not done: call again until it is the end of the space. The root's
+    /// pages and the VMID are free then, and not before. From the first call
+    /// on, commands that change entries answer `Input`.
     ///
     /// # Errors
     /// [`InUse`](Error::InUse) while [`is_live`](Self::is_live).
@@ -419,33 +478,98 @@ impl<M: TableMem> Rtt<M> {
         sink: &mut S,
         budget: &mut Budget,
     ) -> Result<Ipa, Error> {
-        let core = &self.tree.core;
-        let level = core.shape.start();
+        let shape = self.tree.core.shape;
         if self.is_live() {
+            let level = shape.start();
             return Err(Error::InUse { level });
         }
-        let root = self.tree.root();
-        let table = core.mem.locate(root);
-        let entries = core.shape.root_entries();
-        // Frozen first, so that nothing can refill a TLB.
-        for index in 0..entries {
+        let entries = shape.root_entries();
+        let end = match self.end.unwrap_or(End::Cut(0)) {
+            End::Cut(from) => self.cut_root(maint, from, budget),
+            released => released,
+        };
+        let end = match end {
+            End::Released(from) => End::Released(self.release_root(maint, sink, from, budget)),
+            cut => cut,
+        };
+        self.end = Some(end);
+        Ok(Ipa::new(match end {
+            End::Cut(_) => 0,
+            End::Released(to) if to == entries => shape.ia_end(),
+            End::Released(to) => (to as u64) << shape.root_shift(),
+        }))
+    }
+
+    /// Freezes what the root maps, from entry `from` on, so that nothing can
+    /// refill a TLB; when all is, invalidates the VMID.
+    fn cut_root<T: Maintenance>(&self, maint: &mut T, from: usize, budget: &mut Budget) -> End {
+        let core = &self.tree.core;
+        let table = core.mem.locate(self.tree.root());
+        let level = core.shape.start().get();
+        for index in from..core.shape.root_entries() {
+            if index > from && budget.is_spent() {
+                return End::Cut(index);
+            }
             let mut raw = core.mem.load(table, index);
             while raw & format::VALID != 0 {
-                let frozen = format::freeze(raw, level.get());
-                match core.mem.cas(table, index, raw, frozen) {
+                match core.mem.cas(table, index, raw, format::freeze(raw, level)) {
                     Ok(()) => break,
                     Err(now) => raw = now,
                 }
             }
+            budget.spend(1);
         }
         let _done = core.sync_all(maint);
-        let place = (root, level.get(), 0);
-        let whole = self.release_leaves(maint, sink, place, entries, budget);
-        let left = (0..entries)
-            .find(|index| !whole && core.mem.load(table, *index) & format::TYPE != 0)
-            .unwrap_or(entries);
-        Ok(Ipa::new((left as u64) << core.shape.root_shift()))
+        End::Released(0)
     }
+
+    /// Cleans, tells and blanks what was cut, from entry `from` on. Returns
+    /// how far it came.
+    fn release_root<T: Maintenance, S: LeafSink>(
+        &self,
+        maint: &mut T,
+        sink: &mut S,
+        from: usize,
+        budget: &mut Budget,
+    ) -> usize {
+        let core = &self.tree.core;
+        let root = self.tree.root();
+        let level = core.shape.start().get();
+        for index in from..core.shape.root_entries() {
+            if index > from && budget.is_spent() {
+                return index;
+            }
+            let entry = Released {
+                table: core.mem.locate(root),
+                index,
+                level,
+                base: 0,
+            };
+            if !self.release_leaf(maint, sink, &entry, budget) {
+                return index;
+            }
+            budget.spend(1);
+        }
+        core.shape.root_entries()
+    }
+}
+
+/// How far the end of a tree has come.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// The root's entries before this one are cut.
+    Cut(usize),
+    /// All are, and no TLB knows them; those before this one are released.
+    Released(usize),
+}
+
+/// An entry of a table that no TLB knows any more.
+struct Released<T> {
+    table: T,
+    index: usize,
+    level: i8,
+    /// The first IPA of the table.
+    base: u64,
 }
 
 /// RMM's `live`: the entry has an address.

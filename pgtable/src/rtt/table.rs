@@ -118,10 +118,7 @@ impl<M: TableMem> Rtt<M> {
             self.break_table(maint, &slot, ipa, step);
         }
         let place = (rtt, level.get(), ipa.get());
-        if leaves
-            && (S::WANTS || !core.fwb)
-            && !self.release_leaves(maint, sink, place, entries, budget)
-        {
+        if leaves && (S::WANTS || !core.fwb) && !self.release_leaves(maint, sink, place, budget) {
             let going = format::freeze(slot.raw, slot.level) | GOING;
             let parked = if broken { slot.raw } else { going };
             core.mem.store(slot.table, slot.index, parked);

@@ -41,7 +41,7 @@ impl Bench {
         )
         .unwrap();
         let log = Log {
-            vttbr: rtt.tree().vttbr(),
+            regs: rtt.regs(),
             ..Log::default()
         };
         (rtt, log)
@@ -54,7 +54,7 @@ impl Bench {
 
 /// Creates tables down to level 3 at `ipa`.
 fn down(bench: &Bench, rtt: &mut Rtt<&Plain>, log: &mut Log, ipa: u64) {
-    let start = rtt.tree().geometry().start().get();
+    let start = rtt.geometry().start().get();
     for level in start + 1..=3 {
         let level = Level::new(level).unwrap();
         let span = bench.geometry.span(Level::new(level.get() - 1).unwrap());
@@ -275,7 +275,7 @@ fn changing_ripas_unmaps_and_maps_again() {
     );
     rtt.set_ripas(&mut log, base, end, Ripas::Ram, ChangeDestroyed::No)
         .unwrap();
-    assert!(rtt.tree().translate(base).is_some());
+    assert!(rtt.translate(base).is_some());
     assert_eq!(
         rtt.ripas(base, Ipa::new(0x4010_0000)).unwrap(),
         (Ripas::Ram, end)

@@ -14,6 +14,8 @@ pub type Op = [u64; 4];
 pub struct Case {
     pub config: Stage2Config,
     pub bbm: u8,
+    /// Those of the two guests and of the stranger.
+    pub vmids: [u16; 3],
 }
 
 /// Every legal combination of granule, LPA2, sizes and start level.
@@ -63,13 +65,36 @@ pub fn case(geometries: &[Stage2Config], number: u64) -> Case {
     if bit(12) {
         config.errata = config.errata | Errata::TLBI_SYNC_REPEAT;
     }
+    // Any, and those that differ from it in one bit.
+    let width = if config.features.vmid16 { 16 } else { 8 };
+    let first = (bits >> 14 ^ number) as u16 & ((1u32 << width) - 1) as u16;
+    let one = (bits >> 30 ^ number >> 7) % width;
+    let (second, third) = (first ^ 1 << one, first ^ 1 << ((one + 3) % width));
     Case {
         config,
         bbm: if config.features.bbm2 { 2 } else { 0 },
+        vmids: [first, second, third],
     }
 }
 
 impl Case {
+    /// Another format that the same CPU has: with LPA2 where the case has it
+    /// not, and in every other case another granule.
+    pub fn stranger(&self) -> Stage2Config {
+        let config = &self.config;
+        let granule = match config.granule {
+            Granule::K4 if config.ipa_bits.is_multiple_of(2) => Granule::K16,
+            Granule::K16 if config.ipa_bits.is_multiple_of(2) => Granule::K4,
+            Granule::K64 => Granule::K4,
+            same => same,
+        };
+        let mut other = Stage2Config::new(granule, config.pa_bits.min(36), config.pa_bits);
+        other.lpa2 = !config.lpa2;
+        other.features = config.features;
+        other.errata = config.errata;
+        other
+    }
+
     /// The CPU, as the model wants it told.
     pub fn model(&self) -> mmu_model::Features {
         let config = &self.config;
@@ -77,7 +102,8 @@ impl Case {
         mmu_model::Features {
             pa_bits: config.pa_bits,
             granules: [true; 3],
-            lpa2: config.lpa2,
+            // One of both formats has it.
+            lpa2: true,
             lva: config.pa_bits == 52,
             ttst: features.ttst,
             ttl: features.ttl,

@@ -4,9 +4,9 @@ use super::peer::{Peer, Work};
 use super::{Cpu, Judge};
 use mmu_model::{EventKind, Owner, Reg};
 use pgtable::{
-    Annotation, Attrs, Barrier, Budget, CacheOp, Entry, Error, Features, Gather, Geometry, Granule,
+    Annotation, Attrs, Barrier, Budget, CacheOp, Entry, Error, Features, Geometry, Granule,
     HeldLeaf, Ignore, Ipa, Leaves, Level, Maintenance, Map, Over, Pa, Partial, Stage2,
-    Stage2Config, Synced, TableMem, Tlbi, Vmid,
+    Stage2Config, Stage2Regs, Synced, TableMem, Tlbi, Vmid,
 };
 use std::cell::Cell;
 
@@ -197,11 +197,11 @@ impl Maintenance for &Disturbed<'_> {
     fn cache(&mut self, op: CacheOp) {
         Cpu(self.judge).cache(op);
     }
-    fn vttbr(&mut self) -> u64 {
-        Cpu(self.judge).vttbr()
+    fn stage2(&mut self) -> Stage2Regs {
+        Cpu(self.judge).stage2()
     }
-    fn set_vttbr(&mut self, value: u64) {
-        Cpu(self.judge).set_vttbr(value);
+    fn set_stage2(&mut self, regs: Stage2Regs) {
+        Cpu(self.judge).set_stage2(regs);
     }
 }
 
@@ -258,7 +258,7 @@ fn a_gather_over_a_block_and_pages() -> Result<(), String> {
             let next = tree.map(&mut cpu, map, all);
             expect(&judge, "map", next.is_ok(), true);
         }
-        let mut gather = Gather::new();
+        let mut gather = tree.gather();
         let mut held = 0;
         let count = |leaf: HeldLeaf| {
             held += 1;
@@ -275,7 +275,7 @@ fn a_gather_over_a_block_and_pages() -> Result<(), String> {
         );
         expect(&judge, "unmap", done, Ok(Ipa::new(2 * block)));
         expect(&judge, "leaves", held, 513);
-        let _done = tree.sync(&mut cpu, gather);
+        let _done = tree.sync(&mut cpu, gather).expect("of this tree");
         for ipa in [0, block - 1, block, 2 * block - 1] {
             let found = tree.lookup(Ipa::new(ipa)).map(|found| found.entry);
             let empty = Ok(Entry::Invalid(Annotation::EMPTY));
@@ -367,7 +367,7 @@ fn a_root_ends_with_what_was_forgotten() -> Result<(), String> {
             let held = tree.freeze(Ipa::new(0), Level::L2);
             expect(&judge, "freeze", held.map(core::mem::forget), Ok(()));
         } else {
-            let mut gather = Gather::new();
+            let mut gather = tree.gather();
             let refuse = Partial::Refuse;
             let forget = |leaf: HeldLeaf| drop(leaf);
             let ipa = Ipa::new(0);

@@ -9,10 +9,10 @@ use super::peer::Done;
 use super::shadow::{Shadow, State};
 use super::tally::Tally;
 use super::{Cpu, Judge, own};
-use mmu_model::{EventKind, Memory, Owner, Promise, Reg, Target};
+use mmu_model::{EventKind, Memory, Owner, Promise, Target};
 use pgtable::{
     Access, Attrs, Budget, ConfigError, Dirty, Entry, Execute, Features, Geometry, Ignore, Ipa,
-    Next, Partial, Stage2, TableMem, Visit, Vmid,
+    Next, Partial, Stage2, Stage2Regs, TableMem, Visit, Vmid,
 };
 
 #[allow(unused_imports)] // each test binary uses its own part of them
@@ -30,6 +30,8 @@ pub(super) struct Run<'j, 't> {
     pub judge: &'j Judge,
     pub geometry: Geometry,
     pub guests: Vec<Guest<'j>>,
+    /// A tree of another format, that CPUs have loaded now and then.
+    pub stranger: Stage2Regs,
     pub tally: &'t mut Tally,
     /// What another CPU did during the operation.
     pub met: Option<Done>,
@@ -48,24 +50,25 @@ pub fn run(case: &Case, ops: &[Op]) -> Result<(), String> {
 /// # Errors
 /// As [`run`].
 pub fn run_tallied(case: &Case, ops: &[Op], tally: &mut Tally) -> Result<(), String> {
-    let geometry = case
-        .config
-        .validate()
-        .map_err(|error: ConfigError| error.to_string())?;
-    let page = geometry.granule().page_size();
-    let judge = Judge::new(case.model(), PES, page);
-    run_on(&judge, geometry, ops, tally)
+    let judge = Judge::new(case.model(), PES, case.config.granule.page_size());
+    run_on(&judge, case, ops, tally)
 }
 
-fn run_on(judge: &Judge, geometry: Geometry, ops: &[Op], tally: &mut Tally) -> Result<(), String> {
+fn run_on(judge: &Judge, case: &Case, ops: &[Op], tally: &mut Tally) -> Result<(), String> {
+    let fails = |error: ConfigError| error.to_string();
+    let geometry = case.config.validate().map_err(fails)?;
+    let other = case.stranger().validate().map_err(fails)?;
+    let root = judge.root(other.root_align());
+    let stranger = Stage2::new(other, root, Vmid::new(case.vmids[2]), judge).map_err(fails)?;
     let mut run = Run {
         judge,
         geometry,
+        stranger: stranger.regs(),
         guests: Vec::new(),
         tally,
         met: None,
     };
-    for vmid in [5u16, 9] {
+    for vmid in [case.vmids[0], case.vmids[1]] {
         let root = judge.root(geometry.root_align());
         let tree = Stage2::new(geometry, root, Vmid::new(vmid), judge)
             .map_err(|error| error.to_string())?;
@@ -77,10 +80,9 @@ fn run_on(judge: &Judge, geometry: Geometry, ops: &[Op], tally: &mut Tally) -> R
     }
     for pe in 0..PES as u8 {
         judge.pe.set(pe);
-        judge.write(Reg::Vtcr, geometry.vtcr());
+        judge.install(run.stranger);
         for guest in run.guests.iter().rev() {
-            judge.write(Reg::Vttbr, guest.tree.vttbr());
-            judge.event(EventKind::ISB);
+            judge.install(guest.tree.regs());
         }
     }
     for (index, op) in ops.iter().enumerate() {
@@ -143,6 +145,19 @@ impl Run<'_, '_> {
         self.judge.complain(what.into());
     }
 
+    /// The CPU that acts has this tree loaded when it begins: a guest's, or
+    /// the stranger's, or as before.
+    pub(super) fn load(&self, which: u64) {
+        let regs = match which & 7 {
+            0 | 1 => self.guests[which as usize & 1].tree.regs(),
+            2 | 3 => self.stranger,
+            _ => return,
+        };
+        if regs != self.judge.regs() {
+            self.judge.install(regs);
+        }
+    }
+
     pub(super) fn page(&self) -> u64 {
         self.geometry.granule().page_size()
     }
@@ -160,7 +175,7 @@ impl Run<'_, '_> {
     }
 
     /// Memory that a guest lost is nobody's, but for what it maps elsewhere.
-    fn take(&self, guest: usize, pa: u64, len: u64) {
+    pub(super) fn take(&self, guest: usize, pa: u64, len: u64) {
         for (from, to) in self.guests[guest].shadow.unmapped(pa, pa + len) {
             own(self.judge, from, to - from, Owner::Nobody);
         }
@@ -199,11 +214,9 @@ impl Run<'_, '_> {
         let it = &self.guests[guest];
         let features = self.geometry.features();
         // Promises are about the installed tree.
-        let mut cpu = Cpu(judge);
-        let current = pgtable::Maintenance::vttbr(&mut cpu);
-        if current != it.tree.vttbr() {
-            judge.write(Reg::Vttbr, it.tree.vttbr());
-            judge.event(EventKind::ISB);
+        let current = judge.regs();
+        if current != it.tree.regs() {
+            judge.install(it.tree.regs());
         }
         let nothing = Promise {
             ia: start,
@@ -227,9 +240,8 @@ impl Run<'_, '_> {
             }
         }
         judge.event(EventKind::Quiesce { lo: start, hi: end });
-        if current != it.tree.vttbr() {
-            judge.write(Reg::Vttbr, current);
-            judge.event(EventKind::ISB);
+        if current != it.tree.regs() {
+            judge.install(current);
         }
         // Annotations and attributes that hardware does not see.
         for (at, to, state) in pieces {

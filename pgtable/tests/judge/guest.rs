@@ -8,7 +8,8 @@
 
 use super::Judge;
 use super::peer::{Done, Peer, Work};
-use mmu_model::{EventKind, Outcome, Regime};
+use mmu_model::{EventKind, Outcome, Regime, Shape};
+use pgtable::Stage2Regs;
 use std::cell::{Cell, RefCell};
 
 /// One access of a guest.
@@ -16,8 +17,9 @@ use std::cell::{Cell, RefCell};
 pub struct Access {
     /// The CPU it runs on.
     pub pe: u8,
-    /// The VTTBR_EL2 of the tree, and its root.
-    pub vttbr: u64,
+    /// The registers of the tree, what they say, and its root.
+    pub regs: Stage2Regs,
+    pub shape: Option<Shape>,
     pub root: u64,
     pub ipa: u64,
     pub write: bool,
@@ -114,9 +116,15 @@ impl Judge {
         let done = self.guest.done.borrow();
         let done = done.as_ref().filter(|done| done.result.is_ok())?;
         match done.peer.work {
-            Work::Map { pa, .. } => Some((done.peer.ipa, pa)),
+            Work::Map { pa, .. } | Work::Replace { pa, .. } => Some((done.peer.ipa, pa)),
             _ => None,
         }
+    }
+
+    /// True if another CPU holds a page for a gather of its own.
+    pub fn held_meanwhile(&self) -> bool {
+        let done = self.guest.done.borrow();
+        done.as_ref().is_some_and(|done| done.held.is_some())
     }
 
     /// What another CPU did.
@@ -126,7 +134,7 @@ impl Judge {
 
     /// A guest touches memory now.
     pub fn guest_access(&self, access: &Access) {
-        let Some(shape) = self.shape.get() else {
+        let Some(shape) = access.shape else {
             return;
         };
         let mut place = 0;
@@ -156,7 +164,7 @@ impl Judge {
 
     /// What a guest may find at an address, if its CPU runs on the tree.
     fn look(&self, access: &Access) {
-        if self.vttbr_of(access.pe) == access.vttbr {
+        if self.regs_of(access.pe) == access.regs {
             let machine = self.machine.borrow();
             let may = machine.translate(access.pe, Regime::Stage2, access.ipa);
             let leads = |outcome: Outcome| outcome.ok().map(|found| found.pa);

@@ -16,7 +16,9 @@ mod trace;
 
 use mmu_model::trace::Header;
 use mmu_model::{Event, EventKind, Features, Machine, Owner, Reach, Reg, Shape, TlbiOp};
-use pgtable::{Barrier, CacheOp, Level, Maintenance, Pa, Synced, TableMem, Tlbi, TlbiKind};
+use pgtable::{
+    Barrier, CacheOp, Level, Maintenance, Pa, Stage2Regs, Synced, TableMem, Tlbi, TlbiKind,
+};
 use std::cell::{Cell, RefCell};
 
 pub use guest::{Access, Meanwhile};
@@ -39,9 +41,7 @@ pub struct Judge {
     pub machine: RefCell<Machine>,
     /// The CPU that acts.
     pub pe: Cell<u8>,
-    vttbr: RefCell<Vec<u64>>,
-    /// What the last VTCR_EL2 says.
-    shape: Cell<Option<Shape>>,
+    regs: RefCell<Vec<Stage2Regs>>,
     /// From [`TABLES`] on.
     pages: RefCell<Vec<Page>>,
     free: RefCell<Vec<u64>>,
@@ -83,8 +83,7 @@ impl Judge {
         Self {
             machine: RefCell::new(header.machine()),
             pe: Cell::new(0),
-            vttbr: RefCell::new(vec![0; pes]),
-            shape: Cell::new(None),
+            regs: RefCell::new(vec![Stage2Regs::default(); pes]),
             pages: RefCell::default(),
             free: RefCell::default(),
             next: Cell::new(TABLES),
@@ -203,26 +202,36 @@ impl Judge {
 
     /// Writes a control register of the CPU that acts.
     pub fn write(&self, reg: Reg, value: u64) {
+        let pe = usize::from(self.pe.get());
         match reg {
-            Reg::Vttbr => self.vttbr.borrow_mut()[usize::from(self.pe.get())] = value,
-            Reg::Vtcr => {
-                let machine = self.machine.borrow();
-                let features = machine.features();
-                let hcr = u64::from(features.fwb) << 46;
-                self.shape.set(Shape::stage2(value, hcr, features).ok());
-            }
+            Reg::Vttbr => self.regs.borrow_mut()[pe].vttbr = value,
+            Reg::Vtcr => self.regs.borrow_mut()[pe].vtcr = value,
             _ => (),
         }
         self.event(EventKind::Write { reg, value });
     }
 
-    /// VTTBR_EL2 of the CPU that acts.
-    pub fn vttbr(&self) -> u64 {
-        self.vttbr_of(self.pe.get())
+    /// The registers of stage 2 of the CPU that acts.
+    pub fn regs(&self) -> Stage2Regs {
+        self.regs_of(self.pe.get())
     }
 
-    fn vttbr_of(&self, pe: u8) -> u64 {
-        self.vttbr.borrow()[usize::from(pe)]
+    fn regs_of(&self, pe: u8) -> Stage2Regs {
+        self.regs.borrow()[usize::from(pe)]
+    }
+
+    /// What a VTCR_EL2 says.
+    pub fn shape(&self, vtcr: u64) -> Option<Shape> {
+        let machine = self.machine.borrow();
+        let features = machine.features();
+        Shape::stage2(vtcr, u64::from(features.fwb) << 46, features).ok()
+    }
+
+    /// Installs a tree on the CPU that acts.
+    pub fn install(&self, regs: Stage2Regs) {
+        self.write(Reg::Vtcr, regs.vtcr);
+        self.write(Reg::Vttbr, regs.vttbr);
+        self.event(EventKind::ISB);
     }
 
     pub fn word(&self, pa: u64) -> u64 {
@@ -359,12 +368,13 @@ impl Maintenance for Cpu<'_> {
         });
     }
 
-    fn vttbr(&mut self) -> u64 {
-        self.0.vttbr()
+    fn stage2(&mut self) -> Stage2Regs {
+        self.0.regs()
     }
 
-    fn set_vttbr(&mut self, value: u64) {
-        self.0.write(Reg::Vttbr, value);
+    fn set_stage2(&mut self, regs: Stage2Regs) {
+        self.0.write(Reg::Vtcr, regs.vtcr);
+        self.0.write(Reg::Vttbr, regs.vttbr);
     }
 }
 

@@ -9,8 +9,8 @@
 
 use super::{Cpu, Judge};
 use pgtable::{
-    Access, Attrs, Budget, Error, Execute, Flush, Geometry, Ipa, Leaves, Level, Map, Over, Pa,
-    Partial, Permissions, RemovedLeaf, Stage2, Vmid,
+    Access, Attrs, Budget, Error, Execute, Flush, Gather, Geometry, HeldLeaf, Ipa, Leaves, Level,
+    Map, Over, Pa, Partial, Permissions, RemovedLeaf, Stage2, Vmid,
 };
 
 /// What the other CPU does.
@@ -18,6 +18,22 @@ use pgtable::{
 pub enum Work {
     /// Maps a page, as a fault does.
     Map {
+        pa: u64,
+        attrs: Attrs,
+    },
+    /// The same over whatever stands there.
+    Replace {
+        pa: u64,
+        attrs: Attrs,
+    },
+    /// Maps a page so and takes it out again, for a gather that is synced when
+    /// the first CPU's operation has ended.
+    Hold {
+        pa: u64,
+        attrs: Attrs,
+    },
+    /// Links a subtree with this one page in the place of a block.
+    Link {
         pa: u64,
         attrs: Attrs,
     },
@@ -40,12 +56,14 @@ pub struct Peer {
 }
 
 /// What became of it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Done {
     pub peer: Peer,
     pub result: Result<(), Error>,
     /// Leaves removed: IPA, bytes, PA.
     pub gone: Vec<(u64, u64, u64)>,
+    /// What waits for a sync.
+    pub held: Option<(Gather, Vec<HeldLeaf>)>,
 }
 
 impl Peer {
@@ -58,6 +76,7 @@ impl Peer {
         let (ipa, page) = (Ipa::new(self.ipa), self.geometry.granule().page_size());
         let all = &mut Budget::unlimited();
         let mut gone = Vec::new();
+        let mut held = None;
         let result = match self.work {
             Work::Map { pa, attrs } => {
                 let map = Map::new(ipa, Pa::new(pa), page, attrs)
@@ -67,6 +86,28 @@ impl Peer {
                     .map(drop)
                     .map_err(|stopped| stopped.why)
             }
+            Work::Replace { pa, attrs } => {
+                let map = Map::new(ipa, Pa::new(pa), page, attrs)
+                    .leaves(Leaves::Exactly(Level::L3))
+                    .over(Over::Anything);
+                tree.map(cpu, &map, all)
+                    .map(drop)
+                    .map_err(|stopped| stopped.why)
+            }
+            Work::Hold { pa, attrs } => {
+                let map = Map::new(ipa, Pa::new(pa), page, attrs)
+                    .leaves(Leaves::Exactly(Level::L3))
+                    .over(Over::Nothing);
+                let mut gather = tree.gather();
+                let mut leaves = Vec::new();
+                let result = tree.map(cpu, &map, all).and_then(|_| {
+                    let sink = |leaf| leaves.push(leaf);
+                    tree.unmap_later(cpu, ipa, page, Partial::Refuse, &mut gather, all, sink)
+                });
+                held = Some((gather, leaves));
+                result.map(drop).map_err(|stopped| stopped.why)
+            }
+            Work::Link { pa, attrs } => self.link(&tree, cpu, pa, attrs),
             Work::MarkYoung => tree.mark_young(cpu, ipa),
             Work::ClearYoung => tree
                 .clear_young(cpu, ipa, page, Flush::Now, all)
@@ -99,6 +140,31 @@ impl Peer {
             peer: self,
             result,
             gone,
+            held,
         }
+    }
+
+    fn link(
+        self,
+        tree: &Stage2<&Judge>,
+        cpu: &mut Cpu<'_>,
+        pa: u64,
+        attrs: Attrs,
+    ) -> Result<(), Error> {
+        let span = self.geometry.span(Level::L2);
+        let base = Ipa::new(self.ipa & !(span - 1));
+        let page = self.geometry.granule().page_size();
+        let mut aside = tree.subtree(base, Level::L2)?;
+        let map = Map::new(Ipa::new(self.ipa), Pa::new(pa), page, attrs);
+        let built = aside.map(cpu, &map, &mut Budget::unlimited());
+        let linked = match built {
+            Ok(_) => aside.link(cpu, Over::Anything),
+            Err(stopped) => Err((aside, stopped.why)),
+        };
+        linked.map_err(|(aside, why)| {
+            let whole = aside.discard(&mut Budget::unlimited());
+            assert!(whole.is_ok(), "an unlimited budget");
+            why
+        })
     }
 }

@@ -30,6 +30,7 @@ impl From<Error> for Outcome {
             Error::NeedsExclusive { .. } => "needs exclusive",
             Error::InUse { .. } => "in use",
             Error::Attributes => "attributes",
+            Error::OtherTree => "other tree",
         })
     }
 }

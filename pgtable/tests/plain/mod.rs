@@ -4,8 +4,8 @@
 #![allow(dead_code)]
 
 use pgtable::{
-    Barrier, CacheOp, Features, Level, Maintenance, Pa, Stage2, Stage2Config, Synced, TableMem,
-    Tlbi, Vmid,
+    Barrier, CacheOp, Features, Level, Maintenance, Pa, Stage2, Stage2Config, Stage2Regs, Synced,
+    TableMem, Tlbi, Vmid,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
@@ -45,7 +45,7 @@ pub enum Did {
     Barrier(Barrier),
     Tlbi(Tlbi),
     Cache(CacheOp),
-    Vttbr(u64),
+    Stage2(Stage2Regs),
     Alloc {
         pa: u64,
         level: Level,
@@ -117,8 +117,8 @@ impl Plain {
     }
 
     /// The CPU that works on it, with this `VTTBR_EL2`.
-    pub fn cpu(&self, vttbr: u64) -> Cpu<'_> {
-        Cpu { mem: self, vttbr }
+    pub fn cpu(&self, regs: Stage2Regs) -> Cpu<'_> {
+        Cpu { mem: self, regs }
     }
 
     pub fn word(&self, pa: u64) -> u64 {
@@ -265,7 +265,7 @@ impl TableMem for Plain {
 /// A CPU of a [`Plain`] machine.
 pub struct Cpu<'m> {
     mem: &'m Plain,
-    pub vttbr: u64,
+    pub regs: Stage2Regs,
 }
 
 impl Maintenance for Cpu<'_> {
@@ -278,11 +278,11 @@ impl Maintenance for Cpu<'_> {
     fn cache(&mut self, op: CacheOp) {
         self.mem.note(Did::Cache(op));
     }
-    fn vttbr(&mut self) -> u64 {
-        self.vttbr
+    fn stage2(&mut self) -> Stage2Regs {
+        self.regs
     }
-    fn set_vttbr(&mut self, value: u64) {
-        self.vttbr = value;
-        self.mem.note(Did::Vttbr(value));
+    fn set_stage2(&mut self, regs: Stage2Regs) {
+        self.regs = regs;
+        self.mem.note(Did::Stage2(regs));
     }
 }

@@ -1,12 +1,13 @@
 //! What goes on beside an operation, and how it becomes part of the shadow.
 
 use super::{Kind, Run, State, Task};
+use crate::judge::Cpu;
 use crate::judge::driver::{PES, with_access, without_write};
 use crate::judge::peer::Done;
 use crate::judge::tally::Outcome;
 use crate::judge::{Access as GuestAccess, Meanwhile, Peer, Work};
 use Kind as K;
-use pgtable::{Access, Attrs, Dirty, Error, Ipa};
+use pgtable::{Access, Attrs, Dirty, Entry, Error, Ipa, Level, Over};
 
 impl Run<'_, '_> {
     /// What goes on beside a task, by the bits of its first number from 16 on:
@@ -19,7 +20,8 @@ impl Run<'_, '_> {
             1 if task.kind.shares() => self.peer(task, pe, inside, n >> 32),
             _ => Some(Meanwhile::Guest(GuestAccess {
                 pe,
-                vttbr: self.guests[task.guest].tree.vttbr(),
+                regs: self.guests[task.guest].tree.regs(),
+                shape: self.judge.shape(self.guests[task.guest].tree.regs().vtcr),
                 root: self.guests[task.guest].tree.root().get(),
                 ipa: inside,
                 write: n >> 19 & 1 == 1 && task.kind.bears_writes(),
@@ -49,7 +51,12 @@ impl Run<'_, '_> {
                 let (pa, attrs, _) = self.mapping(task);
                 ipa = inside;
                 let pa = pa + (inside - task.start);
-                Work::Map { pa, attrs }
+                // The end is the same, whoever is first.
+                let whole = task.size() == page && task.over == Over::Anything;
+                match n >> 11 & 1 {
+                    1 if whole => Work::Replace { pa, attrs },
+                    _ => Work::Map { pa, attrs },
+                }
             }
             0 | 1 if task.kind.removes_leaves() => {
                 let pa = self.target(guest, inside, task.c >> 20);
@@ -60,7 +67,10 @@ impl Run<'_, '_> {
                 self.give(guest, pa, page);
                 ipa = inside;
                 let attrs = self.attrs(n >> 8);
-                Work::Map { pa, attrs }
+                match n >> 20 & 1 {
+                    0 => Work::Map { pa, attrs },
+                    _ => Work::Hold { pa, attrs },
+                }
             }
             2 | 3 if task.kind.bears_removal() && within => {
                 ipa = inside;
@@ -72,7 +82,19 @@ impl Run<'_, '_> {
                     self.give(guest, pa, page);
                 }
                 let attrs = self.attrs(n >> 8);
-                Work::Map { pa, attrs }
+                let span = self.geometry.span(Level::L2);
+                let base = beside & !(span - 1);
+                let apart = base >= task.high || base + span <= task.low;
+                let room = apart && self.geometry.start() <= Level::L2;
+                let over = n >> 20 & 3;
+                if over > 1 {
+                    self.give(guest, pa, page);
+                }
+                match over {
+                    0 | 1 => Work::Map { pa, attrs },
+                    2 if room => Work::Link { pa, attrs },
+                    _ => Work::Replace { pa, attrs },
+                }
             }
             3 if apart => Work::Unmap,
             4 if apart => Work::WriteProtect,
@@ -110,7 +132,9 @@ impl Run<'_, '_> {
     /// What another CPU did, if it came by, becomes part of the shadow.
     pub(super) fn meet(&mut self, guest: usize) {
         if let Some(done) = self.judge.take_done() {
+            let mut done = done;
             self.peer_done(guest, &done);
+            self.release_held(guest, &mut done);
             self.met = Some(done);
         }
     }
@@ -131,8 +155,36 @@ impl Run<'_, '_> {
         }
         self.judge.pe.set(done.peer.pe);
         let (ipa, end) = (done.peer.ipa, done.peer.ipa + self.page());
-        let (low, high) = self.whole(guest, ipa, end);
+        let (mut low, mut high) = self.whole(guest, ipa, end);
+        if let Work::Link { .. } = done.peer.work {
+            let span = self.geometry.span(Level::L2);
+            low = low.min(ipa & !(span - 1));
+            high = high.max(low + span);
+        }
         self.settle(guest, low, high);
+    }
+
+    /// Another CPU syncs its gather: until now what is in it was frozen.
+    fn release_held(&mut self, guest: usize, done: &mut Done) {
+        let Some((gather, leaves)) = done.held.take() else {
+            return;
+        };
+        let judge = self.judge;
+        let acting = judge.pe.replace(done.peer.pe);
+        let tree = &self.guests[guest].tree;
+        for leaf in &leaves {
+            let found = tree.lookup(Ipa::new(leaf.ia())).map(|found| found.entry);
+            if found != Ok(Entry::Frozen) {
+                judge.complain(format!("held for another gather: {found:?}"));
+            }
+        }
+        let synced = tree.sync(&mut Cpu(judge), gather).expect("of this tree");
+        let gone: Vec<_> = (leaves.into_iter())
+            .filter_map(|leaf| leaf.release(&synced).ok())
+            .map(|leaf| (leaf.ia(), leaf.size(), leaf.pa().get()))
+            .collect();
+        judge.pe.set(acting);
+        self.forget(guest, &gone);
     }
 
     fn peer_done(&mut self, guest: usize, done: &Done) {
@@ -159,7 +211,24 @@ impl Run<'_, '_> {
         });
         let shadow = &mut self.guests[guest].shadow;
         match done.peer.work {
-            Work::Map { pa, attrs } => shadow.set(ipa, end, State::Mapped { pa, attrs }),
+            Work::Map { pa, attrs } | Work::Replace { pa, attrs } | Work::Hold { pa, attrs } => {
+                shadow.set(ipa, end, State::Mapped { pa, attrs });
+            }
+            Work::Link { pa, attrs } => {
+                let span = self.geometry.span(Level::L2);
+                let base = ipa & !(span - 1);
+                let gone: Vec<_> = (shadow.pieces(base, base + span).into_iter())
+                    .filter_map(|(from, to, state)| match state {
+                        State::Mapped { pa, .. } => Some((from, to - from, pa)),
+                        State::Annotated(_) => None,
+                    })
+                    .collect();
+                shadow.clear(base, base + span);
+                shadow.set(ipa, end, State::Mapped { pa, attrs });
+                for (_, size, from) in gone {
+                    self.take(guest, from, size);
+                }
+            }
             Work::MarkYoung | Work::ClearYoung => (),
             Work::Unmap => {
                 self.forget(guest, &done.gone);

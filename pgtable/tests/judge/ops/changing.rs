@@ -5,10 +5,9 @@ use super::{Run, State, Task};
 use crate::judge::driver::{with_access, with_execute, without_write};
 use crate::judge::tally::Outcome;
 use crate::judge::{Access as GuestAccess, Cpu};
-use mmu_model::{EventKind, Reg};
+use mmu_model::EventKind;
 use pgtable::{
-    Access, Attrs, Budget, Dirty, Entry, Error, Execute, Flush, Gather, Ipa, Partial, Permissions,
-    Stopped,
+    Access, Attrs, Budget, Dirty, Entry, Error, Execute, Flush, Ipa, Partial, Permissions, Stopped,
 };
 
 impl Run<'_, '_> {
@@ -19,7 +18,7 @@ impl Run<'_, '_> {
             access: wanted.access,
             execute: wanted.execute,
         };
-        let mut gather = Gather::new();
+        let mut gather = self.guests[task.guest].tree.gather();
         let later = task.c >> 8 & 1 == 1;
         let it = &mut self.guests[task.guest];
         let flush = if later {
@@ -37,7 +36,7 @@ impl Run<'_, '_> {
             flush,
             &mut Budget::unlimited(),
         );
-        let _synced = it.tree.sync(&mut cpu, gather);
+        let _synced = it.tree.sync(&mut cpu, gather).expect("of this tree");
         self.absorb(task.guest);
         let (next, outcome) = match result {
             Ok(next) => (next.get(), Outcome::Done),
@@ -103,8 +102,7 @@ impl Run<'_, '_> {
             _ => Execute::Never,
         };
         let it = &mut self.guests[task.guest];
-        judge.write(Reg::Vttbr, it.tree.vttbr());
-        judge.event(EventKind::ISB);
+        judge.install(it.tree.regs());
         let wanted = if task.b & 1 == 0 {
             Access::ReadWrite
         } else {
@@ -152,7 +150,7 @@ impl Run<'_, '_> {
         let judge = self.judge;
         let it = &mut self.guests[task.guest];
         let mut cpu = Cpu(judge);
-        let mut gather = Gather::new();
+        let mut gather = it.tree.gather();
         let flush = if task.c & 1 == 0 {
             Flush::Now
         } else {
@@ -162,7 +160,7 @@ impl Run<'_, '_> {
         let all = || Budget::unlimited();
         let before = it.tree.count_young(&mut cpu, ipa, size, &mut all());
         let done = it.tree.clear_young(&mut cpu, ipa, size, flush, &mut all());
-        let _synced = it.tree.sync(&mut cpu, gather);
+        let _synced = it.tree.sync(&mut cpu, gather).expect("of this tree");
         let after = it.tree.count_young(&mut cpu, ipa, size, &mut all());
         let alike = before == done && after.map(|(_, young)| young) == Ok(0);
         if done.is_err() || !alike && !judge.was_marked() {
@@ -263,13 +261,12 @@ impl Run<'_, '_> {
     pub(super) fn hardware(&mut self, task: &Task) -> Outcome {
         let judge = self.judge;
         // Some guest runs on this CPU from now on.
-        let other = self.guests[(task.c & 1) as usize].tree.vttbr();
-        judge.write(Reg::Vttbr, other);
-        judge.event(EventKind::ISB);
+        judge.install(self.guests[(task.c & 1) as usize].tree.regs());
         let it = &self.guests[task.guest];
         judge.guest_access(&GuestAccess {
             pe: judge.pe.get(),
-            vttbr: it.tree.vttbr(),
+            regs: it.tree.regs(),
+            shape: judge.shape(it.tree.regs().vtcr),
             root: it.tree.root().get(),
             ipa: task.start,
             write: task.b & 1 == 1,

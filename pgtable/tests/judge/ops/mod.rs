@@ -6,7 +6,7 @@
 //! | first | 4:0 kind, 9:8 CPU, 10 guest, 15:11 when memory runs out, 19:16 what goes on beside, 31:20 after how many steps, 63:32 where |
 //! | second | the range: see `aim` |
 //! | third | 7:0 length, 63:8 attributes, 63:48 length of a range in what is there |
-//! | fourth | policies, budget, target |
+//! | fourth | policies, budget, target, 63:60 which tree the CPU has loaded |
 
 mod aim;
 mod beside;
@@ -227,7 +227,8 @@ impl Run<'_, '_> {
         judge.extend(10_000_000);
         let task = self.task(op);
         let guest = task.guest;
-        let (installed, events) = (judge.vttbr(), judge.events());
+        self.load(op[3] >> 60);
+        let (installed, events) = (judge.regs(), judge.events());
         let inside = task.start + (first >> 40) % (task.size() / self.page()) * self.page();
         let was = self.guests[guest].shadow.at(inside);
         if let Some(meanwhile) = self.meanwhile(&task, inside, first) {
@@ -238,8 +239,8 @@ impl Run<'_, '_> {
         let outcome = self.perform(&task);
         judge.begin(false);
         judge.limit.set(u64::MAX);
-        if judge.vttbr() != installed && !matches!(task.kind, K::Relax | K::Hardware) {
-            self.complain("another VTTBR is installed after the operation");
+        if judge.regs() != installed && !matches!(task.kind, K::Relax | K::Hardware) {
+            self.complain("another tree is installed after the operation");
         }
         self.absorb(guest);
         self.check_seen(guest, inside, was);

@@ -4,9 +4,7 @@ use super::{Kind, Run, State, Task};
 use crate::judge::Cpu;
 use crate::judge::tally::Outcome;
 use Kind as K;
-use pgtable::{
-    Annotation, Budget, Error, Gather, Ignore, Ipa, Over, Partial, RemovedLeaf, Stopped,
-};
+use pgtable::{Annotation, Budget, Error, Ignore, Ipa, Over, Partial, RemovedLeaf, Stopped};
 
 impl Run<'_, '_> {
     pub(super) fn unmap(&mut self, task: &Task) -> Outcome {
@@ -33,7 +31,7 @@ impl Run<'_, '_> {
                     tree.unmap_leaves(&mut cpu, from, size, partial, &mut sink, &mut budget)
                 }
                 K::UnmapLater => {
-                    let mut gather = Gather::new();
+                    let mut gather = tree.gather();
                     let mut held = Vec::new();
                     let done = tree.unmap_later(
                         &mut cpu,
@@ -44,7 +42,7 @@ impl Run<'_, '_> {
                         &mut budget,
                         |leaf| held.push(leaf),
                     );
-                    let synced = tree.sync(&mut cpu, gather);
+                    let synced = tree.sync(&mut cpu, gather).expect("of this tree");
                     for leaf in held {
                         match leaf.release(&synced) {
                             Ok(leaf) => sink(leaf),
@@ -92,7 +90,7 @@ impl Run<'_, '_> {
         self.absorb(task.guest);
         // What another CPU mapped meanwhile was removed with the rest, or came
         // after it.
-        let after = self.came_after(task, gone);
+        let after = self.came_after(task, gone) || judge.held_meanwhile();
         if !after {
             self.meet(task.guest);
         }

@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-use pgtable::{Barrier, CacheOp, Maintenance, Tlbi, TlbiKind};
+use pgtable::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi, TlbiKind};
 use tests::bare::asm::clean;
 use tests::mrs;
 
@@ -62,13 +62,24 @@ impl Maintenance for Instructions {
         }
     }
 
-    fn vttbr(&mut self) -> u64 {
-        mrs!("vttbr_el2")
+    fn stage2(&mut self) -> Stage2Regs {
+        Stage2Regs {
+            vtcr: mrs!("vtcr_el2"),
+            vttbr: mrs!("vttbr_el2"),
+        }
     }
 
-    fn set_vttbr(&mut self, value: u64) {
+    fn set_stage2(&mut self, regs: Stage2Regs) {
         // SAFETY: A tree of this program's, or what was installed before.
-        unsafe { asm!("msr vttbr_el2, {}", in(reg) value, options(nostack)) };
+        unsafe {
+            asm!(
+                "msr vtcr_el2, {}",
+                "msr vttbr_el2, {}",
+                in(reg) regs.vtcr,
+                in(reg) regs.vttbr,
+                options(nostack)
+            );
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What EL1 sees at an IPA, held against what it should be.
 
-use pgtable::{Age, Attrs, Entry, Execute, Geometry, Ipa, Memory as Type, Stage2};
+use pgtable::{Age, Attrs, Entry, Execute, Geometry, Ipa, Memory as Type, Pa, Rtt, Stage2};
 
 use super::Wrong;
 use super::state::{Is, Shadow, change, reads, tracks, with_write, writes};
@@ -74,6 +74,32 @@ pub fn hole(ipa: u64) -> Result<(), Wrong> {
     Ok(())
 }
 
+/// Tables that translate.
+pub trait Translate {
+    /// Their geometry.
+    fn geometry(&self) -> &Geometry;
+    /// Where an IPA goes.
+    fn translate(&self, ipa: Ipa) -> Option<(Pa, Attrs)>;
+}
+
+impl Translate for Stage2<&Pool> {
+    fn geometry(&self) -> &Geometry {
+        Stage2::geometry(self)
+    }
+    fn translate(&self, ipa: Ipa) -> Option<(Pa, Attrs)> {
+        Stage2::translate(self, ipa)
+    }
+}
+
+impl Translate for Rtt<&Pool> {
+    fn geometry(&self) -> &Geometry {
+        Rtt::geometry(self)
+    }
+    fn translate(&self, ipa: Ipa) -> Option<(Pa, Attrs)> {
+        Rtt::translate(self, ipa)
+    }
+}
+
 /// Checks the 4 KiB at `ipa`, in the tree and with every kind of access. Hardware
 /// may set the access flag and the dirty state by it.
 pub fn probe(
@@ -119,7 +145,7 @@ pub fn probe(
 /// Checks the 4 KiB at `ipa`, which go to `pa`. True when a store marked the leaf
 /// dirty.
 pub fn leaf(
-    tree: &Stage2<&Pool>,
+    tree: &impl Translate,
     data: &Data,
     ipa: u64,
     (pa, attrs): (u64, Attrs),

@@ -12,8 +12,8 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use pgtable::{
-    Access, Annotation, Attrs, Budget, Change, Entry, Error, Execute, Flush, Gather, Geometry,
-    HeldLeaf, Ignore, Ipa, Leaves, Level, Map, Pa, Partial, Permissions, RemovedLeaf, Stage2,
+    Access, Annotation, Attrs, Budget, Change, Entry, Error, Execute, Flush, Geometry, HeldLeaf,
+    Ignore, Ipa, Leaves, Level, Map, Pa, Partial, Permissions, RemovedLeaf, Stage2,
 };
 use tests::bare::asm::dsb;
 use tests::bare::console::Console;
@@ -282,7 +282,7 @@ impl Worker<'_, '_> {
     fn unmap_later(&mut self, page: u64) -> Result<(), Name> {
         let pages = 1 + self.random.below(PAGES - page);
         let (start, end) = (self.ipa(page), self.ipa(page + pages));
-        let mut gather = Gather::new();
+        let mut gather = self.tree.gather();
         let mut held: [Option<HeldLeaf>; PAGES as usize] = [const { None }; PAGES as usize];
         let mut count = 0;
         let cpu = &mut Instructions;
@@ -300,7 +300,7 @@ impl Worker<'_, '_> {
                 count += 1;
             },
         );
-        let synced = self.tree.sync(cpu, gather);
+        let synced = self.tree.sync(cpu, gather).expect("of this tree");
         for leaf in held.into_iter().flatten() {
             let Ok(leaf) = leaf.release(&synced) else {
                 return Err(Name::new(format_args!(

@@ -11,9 +11,8 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pgtable::{
-    Access, Attrs, Budget, Change, Entry, Error, Execute, Flush, Gather, Geometry, HeldLeaf,
-    Ignore, Ipa, Leaves, Level, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Stage2,
-    Visit,
+    Access, Attrs, Budget, Change, Entry, Error, Execute, Flush, Geometry, HeldLeaf, Ignore, Ipa,
+    Leaves, Level, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Stage2, Visit,
 };
 use tests::bare::asm::dsb;
 use tests::bare::console::Console;
@@ -340,7 +339,7 @@ impl Worker<'_, '_> {
                 Ok(UNMAPPED)
             }
             4 => {
-                let mut gather = Gather::new();
+                let mut gather = tree.gather();
                 let mut held: Option<HeldLeaf> = None;
                 again(start, &mut self.busy, |at| {
                     let sink = |leaf| held = Some(leaf);
@@ -348,7 +347,7 @@ impl Worker<'_, '_> {
                     tree.unmap_later(cpu, from, end - at, split, &mut gather, &mut all(), sink)
                 })
                 .map_err(wrong)?;
-                let synced = tree.sync(cpu, gather);
+                let synced = tree.sync(cpu, gather).expect("of this tree");
                 let leaf = held.map(|leaf| leaf.release(&synced));
                 let right = match leaf {
                     None => !mapped,

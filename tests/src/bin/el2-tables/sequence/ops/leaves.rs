@@ -1,8 +1,6 @@
 //! Changes of leaves where they stand: rights, access flag, dirty state.
 
-use pgtable::{
-    Access, Attrs, Budget, Dirty, Error, Execute, Flush, Gather, Ipa, Partial, Permissions,
-};
+use pgtable::{Access, Attrs, Budget, Dirty, Error, Execute, Flush, Ipa, Partial, Permissions};
 
 use super::{Ended, Run, ended, reached};
 use crate::guest::{self, Kind as FaultKind};
@@ -28,7 +26,7 @@ impl Run<'_> {
             access: wanted.access,
             execute: wanted.execute,
         };
-        let mut gather = Gather::new();
+        let mut gather = it.tree.gather();
         let flush = if c >> 8 & 1 == 1 {
             Flush::Later(&mut gather)
         } else {
@@ -107,7 +105,7 @@ impl Run<'_> {
         let tree = &self.guests[guest].tree;
         let cpu = &mut Instructions;
         let ipa = Ipa::new(start);
-        let mut gather = Gather::new();
+        let mut gather = tree.gather();
         let flush = if c & 1 == 0 {
             Flush::Now
         } else {
@@ -115,7 +113,7 @@ impl Run<'_> {
         };
         let before = tree.count_young(cpu, ipa, size, &mut Budget::unlimited());
         let done = tree.clear_young(cpu, ipa, size, flush, &mut Budget::unlimited());
-        let _synced = tree.sync(cpu, gather);
+        let _synced = tree.sync(cpu, gather).expect("of this tree");
         let after = tree.count_young(cpu, ipa, size, &mut Budget::unlimited());
         ensure!(
             before == done && done.is_ok() && after.map(|(_, young)| young) == Ok(0),

@@ -1,8 +1,8 @@
 //! Mapping and unmapping: all that changes what is mapped where.
 
 use pgtable::{
-    Annotation, Attrs, Budget, Error, Gather, HeldLeaf, Ignore, Ipa, Leaves, Level, Map, Over, Pa,
-    Partial, RemovedLeaf, Stopped,
+    Annotation, Attrs, Budget, Error, HeldLeaf, Ignore, Ipa, Leaves, Level, Map, Over, Pa, Partial,
+    RemovedLeaf, Stopped,
 };
 
 use super::{Ended, Run, budget, ended, reached};
@@ -170,7 +170,7 @@ impl Run<'_> {
                     tree.unmap_leaves(cpu, from, size, partial, &mut sink, &mut budget(c))
                 }
                 Kind::UnmapLater => {
-                    let mut gather = Gather::new();
+                    let mut gather = tree.gather();
                     let mut held: [Option<HeldLeaf>; 64] = [const { None }; 64];
                     let mut count = 0;
                     let done = tree.unmap_later(
@@ -185,7 +185,7 @@ impl Run<'_> {
                             count += 1;
                         },
                     );
-                    let synced = tree.sync(cpu, gather);
+                    let synced = tree.sync(cpu, gather).expect("of this tree");
                     for leaf in held.into_iter().flatten() {
                         match leaf.release(&synced) {
                             Ok(leaf) => sink(leaf),

@@ -176,7 +176,7 @@ pub fn run(
         &mut Budget::unlimited(),
     );
     ensure!(mapped.is_ok(), "EL1's code: {mapped:?}");
-    guest::load(&geometry, run.rtt.tree().vttbr(), Stage1::Off);
+    guest::load(&geometry, run.rtt.regs().vttbr, Stage1::Off);
     guest::code_at(code);
     let result = run.commands(length, tally);
     let end = run.finish();
@@ -472,7 +472,7 @@ impl Run<'_> {
             Some(Is::Host { pa, attrs }) => (pa, attrs),
             _ => return hole(ipa),
         };
-        leaf(self.rtt.tree(), &self.data, ipa, (pa, attrs), number).map(drop)
+        leaf(&self.rtt, &self.data, ipa, (pa, attrs), number).map(drop)
     }
 
     /// Looks at a page and beside it.
