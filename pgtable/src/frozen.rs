@@ -167,9 +167,7 @@ impl<M: TableMem> Frozen<'_, M> {
         if mutant!(CommitNoCaches, new & VALID != 0, false) {
             let _whole = self.clean(maint, &change, &mut Budget::unlimited());
             if core.needs_fetch_sync(new) {
-                let size = 1 << slot.shift;
-                let pa = Pa::new(format::leaf_oa(&core.shape, new, slot.level));
-                maint.cache(CacheOp::SyncInstructions { pa, size });
+                maint.cache(CacheOp::InvalidateInstructions);
             }
         }
         core.mem.store(slot.table, slot.index, new);

@@ -120,35 +120,30 @@ impl fmt::Display for Tlbi {
     }
 }
 
-/// Cache maintenance of a range of physical memory, by lines.
+/// Cache maintenance.
 ///
 /// Both end with the barrier that completes them (`dsb ish`, and `isb` for
 /// instructions), issued by the implementation: how many lines there are is
 /// its business.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum CacheOp {
-    /// Clean and invalidate data lines to the point of coherency.
+    /// Clean and invalidate data lines of physical memory to the point of
+    /// coherency.
     CleanInvalidateData {
         /// The first byte, a multiple of the page.
         pa: crate::Pa,
         /// Bytes, a multiple of the page.
         size: u64,
     },
-    /// Invalidate instruction lines to the point of unification: what was
-    /// fetched from this memory for a former owner. Data are clean to there
-    /// already: they were cleaned to the point of coherency before, or
-    /// FEAT_S2FWB is there and with it `CTR_EL0.IDC`, or the guest wrote them
-    /// and does what an Arm program does to fetch what it wrote.
+    /// `ic ialluis`: invalidate all instruction caches, of what was fetched
+    /// from memory that is about to be mapped, for a former owner. Data are
+    /// clean to there already: they were cleaned to the point of coherency
+    /// before, or FEAT_S2FWB is there and with it `CTR_EL0.IDC`, or the guest
+    /// wrote them and does what an Arm program does to fetch what it wrote.
     ///
-    /// From some size on it takes less to do the whole instruction cache,
-    /// which is right too: so this operation, other than the former, takes
-    /// no time in proportion to `size` and is not in a [`Budget`](crate::Budget).
-    SyncInstructions {
-        /// The first byte, a multiple of the page.
-        pa: crate::Pa,
-        /// Bytes, a multiple of the page.
-        size: u64,
-    },
+    /// It names no memory: so it takes no time in proportion to any, and is
+    /// not in a [`Budget`](crate::Budget).
+    InvalidateInstructions,
 }
 
 /// The registers by which a CPU reads stage-2 TLBIs: whose entries they name

@@ -158,7 +158,7 @@ impl<M: TableMem> Core<M> {
             maint.cache(CacheOp::CleanInvalidateData { pa, size });
         }
         if self.needs_fetch_sync(attrs) {
-            maint.cache(CacheOp::SyncInstructions { pa, size });
+            maint.cache(CacheOp::InvalidateInstructions);
         }
     }
 
@@ -209,10 +209,7 @@ impl<M: TableMem> Core<M> {
             budget.spend_bytes(size);
         }
         if job.fetched {
-            maint.cache(CacheOp::SyncInstructions {
-                pa: Pa::new(oa),
-                size: count << slot.shift,
-            });
+            maint.cache(CacheOp::InvalidateInstructions);
         }
         let count = count as usize;
         budget.spend(count as u64);
@@ -314,7 +311,7 @@ impl<M: TableMem> Core<M> {
                 let here = Slot { raw: old, ..*slot };
                 if job.fetched && format::is_leaf(old, level) {
                     // It may be that only permissions grow.
-                    maint.cache(CacheOp::SyncInstructions { pa, size });
+                    maint.cache(CacheOp::InvalidateInstructions);
                 }
                 if self.occupied(maint, sink, job, &here, ia, new, 1, changes, budget)? == 0 {
                     return Ok(false);
@@ -330,7 +327,7 @@ impl<M: TableMem> Core<M> {
             let to = self.clean(maint, pa, size, cleaned, budget);
             let done = to == size;
             if done && job.fetched {
-                maint.cache(CacheOp::SyncInstructions { pa, size });
+                maint.cache(CacheOp::InvalidateInstructions);
             }
             let new = if done { raw } else { coming | to };
             self.mem

@@ -1,6 +1,6 @@
 //! Permissions: restricted for a range, relaxed for one fault.
 
-use crate::addr::{Ipa, Pa};
+use crate::addr::Ipa;
 use crate::attrs::{Access, Age, Attrs, Dirty, Execute};
 use crate::error::{Budget, Error, Stopped};
 use crate::format::{self, AF, DBM, S2AP_READ, S2AP_WRITE, XN};
@@ -95,13 +95,11 @@ impl<M: TableMem> Stage2<M> {
         let clear = S2AP_READ | S2AP_WRITE | XN | if keeps_dbm { 0 } else { DBM };
         let core = &self.core;
         let instructions = !core.dic;
-        let before = |maint: &mut T, level, old, new| {
+        let before = |maint: &mut T, _, old, new| {
             if mutant!(ProtectNoInstructionSync, instructions, false)
                 && gains_execute(old, new, core.xnx)
             {
-                let pa = Pa::new(format::leaf_oa(&core.shape, new, level));
-                let size = 1 << core.shape.shift(level);
-                maint.cache(CacheOp::SyncInstructions { pa, size });
+                maint.cache(CacheOp::InvalidateInstructions);
             }
         };
         let how = How::new(partial);
@@ -253,9 +251,7 @@ impl<M: TableMem> Stage2<M> {
                     continue;
                 }
                 if !core.dic && gains_execute(slot.raw, new, core.xnx) {
-                    let pa = Pa::new(format::leaf_oa(&core.shape, new, slot.level));
-                    let size = 1 << slot.shift;
-                    maint.cache(CacheOp::SyncInstructions { pa, size });
+                    maint.cache(CacheOp::InvalidateInstructions);
                 }
                 if core.mem.cas(slot.table, slot.index, slot.raw, new).is_err() {
                     continue;

@@ -951,7 +951,7 @@ mod tests {
             caches[..2],
             [
                 Event::Cache(CleanInvalidateData { pa, size }),
-                Event::Cache(CacheOp::SyncInstructions { pa, size }),
+                Event::Cache(CacheOp::InvalidateInstructions),
             ]
         );
         let all = &mut Budget::unlimited();

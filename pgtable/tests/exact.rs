@@ -306,12 +306,7 @@ fn caches_are_maintained_where_this_cpu_needs_it() {
             size,
         })
     };
-    let fetch = |pa, size| {
-        Step::Cache(CacheOp::SyncInstructions {
-            pa: Pa::new(pa),
-            size,
-        })
-    };
+    let fetch = Step::Cache(CacheOp::InvalidateInstructions);
     for bits in 0..8u8 {
         let features = Features {
             fwb: bits & 1 != 0,
@@ -349,7 +344,7 @@ fn caches_are_maintained_where_this_cpu_needs_it() {
                 let due = |pa, size| {
                     let mut due = Vec::new();
                     due.extend(cleans.then(|| clean(pa, size)));
-                    due.extend(fetches.then(|| fetch(pa, size)));
+                    due.extend(fetches.then_some(fetch));
                     due
                 };
                 // One page as a fault maps it, three in a row, a block.
@@ -440,12 +435,7 @@ fn execute_that_is_gained_synchronises_instructions() {
                     access: Access::ReadWrite,
                     execute: new,
                 };
-                let sync = |page: u64| {
-                    Step::Cache(CacheOp::SyncInstructions {
-                        pa: Pa::new(GIB + page * PAGE),
-                        size: PAGE,
-                    })
-                };
+                let sync = Step::Cache(CacheOp::InvalidateInstructions);
                 let cache = |mem: &Plain| {
                     let mut steps = steps(mem);
                     steps.retain(|step| matches!(step, Step::Cache(_)));
@@ -463,7 +453,7 @@ fn execute_that_is_gained_synchronises_instructions() {
                 };
                 assert_eq!(relaxed.execute, both, "{old:?} and {new:?}");
                 assert_eq!(relaxed.access, Access::ReadWrite);
-                let want = gains(old, new).then(|| sync(2));
+                let want = gains(old, new).then_some(sync);
                 assert_eq!(cache(&mem), Vec::from_iter(want), "{old:?} {new:?}");
                 let (ipa, refuse) = (Ipa::new(0), Partial::Refuse);
                 let now = Flush::Now;
@@ -479,7 +469,7 @@ fn execute_that_is_gained_synchronises_instructions() {
                 .expect("mapped");
                 let mut want = Vec::new();
                 if gains(old, new) {
-                    want = vec![sync(0), sync(1)];
+                    want = vec![sync, sync];
                 }
                 assert_eq!(cache(&mem), want, "{old:?} {new:?}");
                 let protected = tree.translate(Ipa::new(PAGE)).expect("mapped").1;

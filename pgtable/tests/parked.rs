@@ -73,7 +73,7 @@ fn caches(mem: &Plain) -> Vec<CacheOp> {
 fn cleaned(mem: &Plain) -> Vec<(u64, u64)> {
     let data = |op: &CacheOp| match *op {
         CacheOp::CleanInvalidateData { pa, size } => Some((pa.get(), size)),
-        CacheOp::SyncInstructions { .. } => None,
+        CacheOp::InvalidateInstructions => None,
     };
     caches(mem).iter().filter_map(data).collect()
 }
@@ -142,11 +142,10 @@ fn instructions_are_synchronised_when_all_is_clean() {
         }
         assert_eq!(mapped_to(&tree), Some(4 * GIB));
         let done = caches(&mem);
-        let (pa, size) = (Pa::new(4 * GIB), GIB);
-        let sync = CacheOp::SyncInstructions { pa, size };
+        let sync = CacheOp::InvalidateInstructions;
         let syncs: Vec<_> = done
             .iter()
-            .filter(|op| matches!(op, CacheOp::SyncInstructions { .. }))
+            .filter(|op| matches!(op, CacheOp::InvalidateInstructions))
             .collect();
         if execute == Execute::All {
             assert_eq!(syncs, [&sync]);

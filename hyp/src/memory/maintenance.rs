@@ -55,9 +55,7 @@ impl Maintenance for Pe {
                 // SAFETY: a leaf of a stage 2 maps RAM, all of which EL2 maps.
                 unsafe { guarded::clean_invalidate(pa.get(), size, self.line) };
             }
-            CacheOp::SyncInstructions { pa, size } => {
-                // SAFETY: as above.
-                unsafe { guarded::clean_invalidate(pa.get(), size, self.line) };
+            CacheOp::InvalidateInstructions => {
                 instr::ic_ialluis();
                 instr::dsb_ish();
                 instr::isb();

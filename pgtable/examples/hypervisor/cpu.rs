@@ -81,8 +81,7 @@ mod arm64 {
         fn cache(&mut self, op: CacheOp) {
             match op {
                 CacheOp::CleanInvalidateData { pa, size } => self.clean(pa, size),
-                // All of it, whatever the size.
-                CacheOp::SyncInstructions { .. } => {
+                CacheOp::InvalidateInstructions => {
                     // SAFETY: drops copies of instructions.
                     unsafe { asm!("ic ialluis", "dsb ish", "isb", options(nostack)) };
                 }

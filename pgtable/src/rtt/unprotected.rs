@@ -81,8 +81,7 @@ impl<M: TableMem> Rtt<M> {
         }
         budget.spend(free);
         if core.needs_fetch_sync(attrs) {
-            let size = free * span;
-            maint.cache(CacheOp::SyncInstructions { pa, size });
+            maint.cache(CacheOp::InvalidateInstructions);
         }
         for entry in 0..free {
             let raw = leaf(pa.get() + entry * span);

@@ -361,9 +361,9 @@ impl Maintenance for Cpu<'_> {
                 pa: pa.get(),
                 len: size,
             },
-            CacheOp::SyncInstructions { pa, size } => EventKind::InvalidateInstructions {
-                pa: pa.get(),
-                len: size,
+            CacheOp::InvalidateInstructions => EventKind::InvalidateInstructions {
+                pa: 0,
+                len: u64::MAX,
             },
         });
     }

@@ -56,7 +56,7 @@ impl Maintenance for Instructions {
                 }
             }
             // SAFETY: Drops copies of instructions.
-            CacheOp::SyncInstructions { .. } => unsafe {
+            CacheOp::InvalidateInstructions => unsafe {
                 asm!("ic ialluis", "dsb ish", "isb", options(nostack));
             },
         }
