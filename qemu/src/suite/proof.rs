@@ -29,6 +29,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::of_cargo("proof/operations", operations),
         Case::of_cargo("proof/mutants", mutants),
+        Case::of_cargo("proof/faults", faults),
         Case::of_cargo("proof/speed", speed),
     ]
 }
@@ -86,6 +87,31 @@ fn mutants(context: &Context) -> Result<Outcome> {
         .collect();
     ensure!(
         table.len() >= 60,
+        "only {} lines of a table\n{}",
+        table.len(),
+        called.stdout
+    );
+    Ok(Outcome {
+        counts: Counts::ONE,
+        says: Some(table.join("\n")),
+    })
+}
+
+/// Faults put into a copy of the source one by one: each must be noticed.
+fn faults(context: &Context) -> Result<Outcome> {
+    let called = cargo_call(context, LIMIT)
+        .args(["test", "-p", "pgtable", "--features", "mutants"])
+        .args(["--test", "faults", "--", "--nocapture"])
+        .call()?;
+    let called = passed(called)?;
+    let table: Vec<_> = called
+        .stdout
+        .lines()
+        .skip_while(|line| !line.starts_with("fault "))
+        .take_while(|line| !line.starts_with("test "))
+        .collect();
+    ensure!(
+        table.len() >= 30,
         "only {} lines of a table\n{}",
         table.len(),
         called.stdout
