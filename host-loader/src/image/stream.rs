@@ -109,7 +109,7 @@ impl<'a> Stream<'a> {
         })
     }
 
-    /// Shows the first bytes, at least `want` (up to [`HEAD`]) unless the file is
+    /// Shows the first bytes, at least `want` (up to `HEAD`) unless the file is
     /// shorter, without taking them. To be asked for before the first chunk.
     pub fn head(&mut self, want: usize) -> Result<&[u8], ImageError> {
         if let Source::Plain(rest) = &self.source {

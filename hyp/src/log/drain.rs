@@ -268,7 +268,10 @@ mod tests {
         }
     }
 
-    const NO_COUNTER: Counter = Counter(None, Cell::new(0));
+    /// A machine without a counter.
+    fn no_counter() -> Counter {
+        Counter(None, Cell::new(0))
+    }
 
     fn slow(looks_a_byte: u64) -> Drain<Slow> {
         Drain::new(Some(Slow {
@@ -287,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_uart_that_never_drains_costs_a_bounded_wait_once() {
-        for clock in [NO_COUNTER, Counter(Some(1), Cell::new(7))] {
+        for clock in [no_counter(), Counter(Some(1), Cell::new(7))] {
             let mut lines = Lines::default();
             lines.ring.push(b"one\r\n");
             let mut drain = slow(0);
@@ -333,7 +336,7 @@ mod tests {
         let mut turns = 0;
         while drain.sent() < lines.ring.written() {
             let before = looks(&drain);
-            drain.drain(&mut lines, &NO_COUNTER, Patience::TURN);
+            drain.drain(&mut lines, &no_counter(), Patience::TURN);
             let most = u64::from(Patience::TURN.total) * LOOKS + Patience::TURN.bytes as u64;
             assert!(looks(&drain) - before <= most);
             turns += 1;
@@ -353,13 +356,13 @@ mod tests {
             bytes: 20,
             ..Patience::TURN
         };
-        drain.drain(&mut lines, &NO_COUNTER, few);
+        drain.drain(&mut lines, &no_counter(), few);
         let line = "[    0.000002] host INFO  flood";
         for _ in 0..2 * SIZE / line.len() {
             lines.ring.push(line.as_bytes());
             lines.ring.push(b"\r\n");
         }
-        drain.drain(&mut lines, &NO_COUNTER, Patience::LAST);
+        drain.drain(&mut lines, &no_counter(), Patience::LAST);
         let told = text(&drain);
         let mut all = told.split("\r\n");
         // What had left the ring is sent, then the line ends early.
@@ -384,7 +387,7 @@ mod tests {
         };
         lines.ring.push(b"next\r\n");
         let mut drain = slow(1);
-        drain.drain(&mut lines, &NO_COUNTER, Patience::TURN);
+        drain.drain(&mut lines, &no_counter(), Patience::TURN);
         let told = "[    0.000000] hyp  WARN  77 bytes of the log were dropped\r\nnext\r\n";
         assert_eq!(text(&drain), told);
     }
@@ -398,12 +401,12 @@ mod tests {
             bytes: 30,
             ..Patience::TURN
         };
-        drain.drain(&mut lines, &NO_COUNTER, some);
+        drain.drain(&mut lines, &no_counter(), some);
         drain.replace(Some(Slow {
             looks_a_byte: 1,
             ..Slow::default()
         }));
-        drain.drain(&mut lines, &NO_COUNTER, Patience::LAST);
+        drain.drain(&mut lines, &no_counter(), Patience::LAST);
         assert_eq!(text(&drain), "0123456789\r\n".repeat(20)[30..]);
     }
 
@@ -415,10 +418,10 @@ mod tests {
         };
         lines.ring.push(b"one\r\n");
         let mut drain = slow(1);
-        drain.drain(&mut lines, &NO_COUNTER, Patience::LAST);
+        drain.drain(&mut lines, &no_counter(), Patience::LAST);
         assert_eq!(text(&drain), "");
         lines.taken = false;
-        drain.drain(&mut lines, &NO_COUNTER, Patience::LAST);
+        drain.drain(&mut lines, &no_counter(), Patience::LAST);
         assert_eq!(text(&drain), "one\r\n");
     }
 
@@ -438,12 +441,12 @@ mod tests {
                 }
                 lines.taken = taken;
                 drain.port.as_mut().unwrap().looks_a_byte = speed;
-                drain.drain(&mut lines, &NO_COUNTER, Patience::TURN);
+                drain.drain(&mut lines, &no_counter(), Patience::TURN);
             }
             lines.taken = false;
             drain.port.as_mut().unwrap().looks_a_byte = 1;
             drain.hope();
-            drain.drain(&mut lines, &NO_COUNTER, Patience::LAST);
+            drain.drain(&mut lines, &no_counter(), Patience::LAST);
             let told = text(&drain);
             let (mut lost, mut sent) = (0, 0);
             for (n, part) in told.split_inclusive("\r\n").enumerate() {

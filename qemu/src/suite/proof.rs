@@ -29,7 +29,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::of_cargo("proof/operations", operations),
         Case::of_cargo("proof/mutants", mutants),
-        Case::of_cargo("proof/faults", faults),
+        Case::of_cargo("proof/faults", faults).full(),
         Case::of_cargo("proof/speed", speed),
     ]
 }

@@ -7,12 +7,12 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`bits`] | bits of a slice, from its start or its end |
-//! | [`fse`] | tables of finite state entropy |
-//! | [`huffman`] | the code of literals |
-//! | [`literals`] | a block's literals |
-//! | [`sequences`] | how a block puts them together |
-//! | [`ring`] | what has been unpacked last |
+//! | `bits` | bits of a slice, from its start or its end |
+//! | `fse` | tables of finite state entropy |
+//! | `huffman` | the code of literals |
+//! | `literals` | a block's literals |
+//! | `sequences` | how a block puts them together |
+//! | `ring` | what has been unpacked last |
 
 mod bits;
 mod fse;

@@ -1,7 +1,7 @@
 //! Which devices are the host's: an allow-list.
 //!
 //! A device that masters memory reaches all of it past every stage 2, and one
-//! that steers EL2 is EL2's. So the host has what stands in [`KINDS`] and nothing
+//! that steers EL2 is EL2's. So the host has what stands in `KINDS` and nothing
 //! else: interrupt translation (ITS), SMMUs, trace and debug frames, fw_cfg with
 //! its DMA register, PCI, DMA engines, network controllers, flash that holds the
 //! firmware of the next boot, and whatever has no name here are absent, as are
