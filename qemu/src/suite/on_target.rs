@@ -135,6 +135,12 @@ pub fn cases() -> Vec<Case> {
             .tells(&["end: ", "status 0"])?;
         all_passed(called)
     }));
+    for cpu in ["max", "cortex-a72"] {
+        cases.push(Case::new(
+            format!("tests/hostile-boot-cpu-off-and-on-{cpu}"),
+            move |context| hostile_on(context, "2", "4k", "do=boot-cpu", ["-cpu", cpu]),
+        ));
+    }
     for (seed, granule) in (1..=20).zip(["4k", "16k", "64k"].into_iter().cycle()) {
         let body = move |context: &Context| {
             hostile(context, "4", granule, &format!("calls=40000 seed={seed}"))

@@ -69,3 +69,24 @@ fn lost(suite: &mut Suite<Console>) {
     );
     suite.equal("host/lost-undelegate", undelegate(granule), calls::SUCCESS);
 }
+
+/// Has the boot CPU go off and on a hundred times: CPU 1 takes the program over
+/// and ends it, for CPU 0 begins on an empty stack.
+pub fn boot_cpu() -> ! {
+    let answer = cpu::start(1, || {
+        let mut suite = Suite::new(Console);
+        let mut rounds = 0;
+        while rounds < 100 && cpu::wait_off(0) && cpu::start(0, || {}) == 0 {
+            rounds += 1;
+        }
+        suite.check("host/boot-cpu-100-times", rounds == 100, rounds);
+        calls::still_there(&mut suite, "host/boot-cpu-rmi-version");
+        let status = u64::from(!suite.finish());
+        calls::end(machine::get().bootargs, rmi::end::How::Status(status));
+        tests::bare::psci::system_off();
+    });
+    tests::println!("CPU 1 takes over: {answer}");
+    psci(fid::CPU_OFF, 0, 0, 0);
+    tests::println!("FAIL host/boot-cpu-off: it came back");
+    tests::bare::psci::system_off()
+}

@@ -46,6 +46,9 @@ mod image {
 
     pub fn main() {
         let machine = machine::get();
+        if machine.argument("do") == Some("boot-cpu") {
+            crate::cpus::boot_cpu();
+        }
         let number = |key: &str| machine.argument(key).and_then(|value| value.parse().ok());
         let (seed, count) = (
             number("seed").unwrap_or(1),

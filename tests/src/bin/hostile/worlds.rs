@@ -2,7 +2,7 @@
 //! system register there is, another on the same CPU reads them all before and
 //! after. Nothing may have changed but what changes by itself.
 //!
-//! A register is its number, op0[0] to op2: encodings of op0 2 and 3.
+//! A register is its number, op0\[0\] to op2: encodings of op0 2 and 3.
 
 use core::arch::global_asm;
 
