@@ -133,7 +133,9 @@ pub fn cases() -> Vec<Case> {
             .args(["--", "-append", append])
             .call()?
             .tells(&["end: ", "status 0"])?;
-        all_passed(called)
+        // The sum may stand amidst lines of the log; the status says the same.
+        called.ended(0)?;
+        Ok(())
     }));
     for cpu in ["max", "cortex-a72"] {
         cases.push(Case::new(
