@@ -224,11 +224,7 @@ pub fn all() -> &'static [Pe] {
 
 /// The PE that this MPIDR_EL1 is of.
 pub fn find(mpidr: u64) -> Option<&'static Pe> {
-    at(mpidr & MPIDR_AFFINITY)
-}
-
-/// The PE at this affinity, as a PSCI caller names it: other bits must be zero.
-pub fn at(affinity: u64) -> Option<&'static Pe> {
+    let affinity = mpidr & MPIDR_AFFINITY;
     all().iter().find(|pe| pe.mpidr == affinity)
 }
 

@@ -47,12 +47,13 @@ const MIRI_FLAGS: &str =
     "-Zmiri-disable-isolation -Zmiri-permissive-provenance -Zmiri-ignore-leaks";
 
 /// Folders with fuzz targets, the targets, and the longest input of each.
-const FUZZ: [(&str, &str, &str); 11] = [
+const FUZZ: [(&str, &str, &str); 12] = [
     ("pgtable", "operations", "-max_len=1288"),
     ("pgtable", "realm", "-max_len=2048"),
     ("pgtable", "el2", "-max_len=1024"),
     ("pgtable", "arbitrary_memory", "-max_len=2048"),
     ("hyp", "host_calls", "-max_len=1600"),
+    ("hyp", "cpu_life", "-max_len=512"),
     ("hyp/rmi", "decode", "-max_len=4096"),
     ("hyp/vgic", "delivery", "-max_len=1280"),
     ("hyp/vgic", "hostile", "-max_len=4096"),

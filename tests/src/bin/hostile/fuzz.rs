@@ -1,11 +1,13 @@
-//! Random calls from all CPUs at once, on memory that they share, then all of
-//! that memory must come back.
+//! Random calls from all CPUs at once, on memory that they share, while all but
+//! one of them go off and are turned on again; then all of that memory must come
+//! back.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use rmi::{fid, vendor};
 use tests::bare::console::Console;
-use tests::bare::{cpu, gic, machine};
+use tests::bare::psci::{affinity_info, fid as power, psci};
+use tests::bare::{MAX_CPUS, cpu, gic, machine};
 use tests::msr;
 use tests::random::Random;
 use tests::suite::Suite;
@@ -20,7 +22,7 @@ const FIRST: u64 = 256;
 /// Parameters of realms, of vCPUs, and run pages, before the shared ones.
 const PAGES: u64 = 8;
 
-/// Every function but those that end the machine or a CPU.
+/// Every function of the RMI and our own; PSCI's: [`power_call`].
 const FUNCTIONS: [u64; 28] = [
     fid::RMI_VERSION,
     fid::RMI_GRANULE_DELEGATE,
@@ -53,7 +55,9 @@ const FUNCTIONS: [u64; 28] = [
 ];
 
 static SEED: AtomicU64 = AtomicU64::new(0);
-static CALLS: AtomicU64 = AtomicU64::new(0);
+/// Calls that each CPU has still to make.
+static LEFT: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+static STARTED: AtomicU64 = AtomicU64::new(0);
 static SUCCEEDED: AtomicU64 = AtomicU64::new(0);
 static STRANGE: AtomicU64 = AtomicU64::new(0);
 static ENTERED: AtomicU64 = AtomicU64::new(0);
@@ -153,8 +157,20 @@ fn run() {
     gic::enable(30, 0x80);
     msr!("cntp_cval_el0", 0);
     msr!("cntp_ctl_el0", 1);
-    let mut random = Random::new(SEED.load(Ordering::Relaxed) ^ (cpu::index() as u64) << 32);
-    for n in 0..CALLS.load(Ordering::Relaxed) {
+    let me = cpu::index();
+    let left = &LEFT[me];
+    let mut n = left.load(Ordering::Relaxed);
+    let mut random = Random::new(SEED.load(Ordering::Relaxed) ^ (me as u64) << 32 ^ n << 40);
+    while n > 0 {
+        n -= 1;
+        left.store(n, Ordering::Relaxed);
+        if random.below(64) == 0 {
+            power_call(&mut random);
+        }
+        // Off for a while, whatever stands.
+        if me != 0 && random.below(256) == 0 {
+            break;
+        }
         // Now and then all from the beginning, whatever the others do meanwhile.
         if n % 500 == 499 {
             take_apart(|_| ());
@@ -192,6 +208,46 @@ fn run() {
     gic::disable(30);
 }
 
+/// A call of PSCI's: any, of any CPU, but those that end the machine. A CPU that
+/// is there begins where this program does: where else is `cpus`'s matter.
+fn power_call(random: &mut Random) {
+    let index = random.below(cpu::count() as u64) as usize;
+    let mpidr = machine::get().mpidrs[index];
+    let known = match random.below(8) {
+        0..4 => {
+            let answer = cpu::start(index, run);
+            STARTED.fetch_add(u64::from(answer == 0), Ordering::Relaxed);
+            (-5..=0).contains(&answer)
+        }
+        4 => (0..=2).contains(&affinity_info(mpidr)),
+        5 => psci(power::CPU_ON_64, random.word() | 1 << 63, any(random), 0) == -2,
+        6 => {
+            psci(
+                power::AFFINITY_INFO_64,
+                random.word(),
+                1 + random.word() / 2,
+                0,
+            ) == -2
+        }
+        // The interrupt that is always pending ends it.
+        _ => psci(power::CPU_SUSPEND_64, random.word(), any(random), 0) == 0,
+    };
+    STRANGE.fetch_add(u64::from(!known), Ordering::Relaxed);
+}
+
+/// Turns those on that went off before they were done, until none is left.
+fn rouse() {
+    let others = machine::get().mpidrs.iter().zip(&LEFT).enumerate();
+    for (index, (mpidr, left)) in others.take(cpu::count()).skip(1) {
+        cpu::within(60, || {
+            if affinity_info(*mpidr) == 1 {
+                cpu::start(index, run);
+            }
+            left.load(Ordering::Relaxed) == 0
+        });
+    }
+}
+
 /// The checks.
 pub fn checks(suite: &mut Suite<Console>, seed: u64, count: u64) {
     let end = at(FIRST + SHARED);
@@ -200,7 +256,9 @@ pub fn checks(suite: &mut Suite<Console>, seed: u64, count: u64) {
         return;
     }
     SEED.store(seed, Ordering::Relaxed);
-    CALLS.store(count, Ordering::Relaxed);
+    for left in &LEFT {
+        left.store(count, Ordering::Relaxed);
+    }
     for n in 0..4 {
         write_params(page(n), at(FIRST + 2 * n), 20 + n as u16);
     }
@@ -209,8 +267,18 @@ pub fn checks(suite: &mut Suite<Console>, seed: u64, count: u64) {
         fill(page(6 + n), 0);
     }
     gic::start_distributor();
-    let all = cpu::together(run, run);
+    let all = cpu::together(run, || {
+        run();
+        rouse();
+    });
     suite.check("fuzz/all-came-back", all, "a CPU did not");
+    let left: u64 = (0..cpu::count())
+        .map(|n| LEFT[n].load(Ordering::Relaxed))
+        .sum();
+    suite.equal("fuzz/calls-left", left, 0);
+    let started = STARTED.load(Ordering::Relaxed);
+    let alone = cpu::count() == 1;
+    suite.check("fuzz/cpus-went-off-and-on", alone || started > 0, started);
     let succeeded = SUCCEEDED.load(Ordering::Relaxed);
     suite.check("fuzz/some-succeeded", succeeded > count / 100, succeeded);
     let entered = ENTERED.load(Ordering::Relaxed);
