@@ -26,10 +26,14 @@ use rmi::run::EnterFlags;
 /// Slices in a second.
 const SLICES: u64 = 200;
 
-/// The least that a turn costs whose vCPU then waits or is off, as a part of a
-/// slice: the interruption costs its neighbour too, and would let one that is
-/// woken all the time leave it nothing but interruptions.
-const LEAST_PART: u64 = 50;
+/// What a turn costs beside its time when its vCPU then waits or is off, as a part
+/// of a slice: to come back it interrupts a neighbour, on whose account that is,
+/// and would, woken all the time, leave it nothing but interruptions.
+const WAIT_PART: u64 = 500;
+
+/// A wait that ends within this part of a slice is none: another's turn would be
+/// over before it began. The guest's WFI ends early, as any may.
+const SHORT_WAIT_PART: u64 = 500;
 
 /// How long a job goes on before the CPU looks at its interrupts, as a part of a
 /// slice.
@@ -230,12 +234,12 @@ impl Running {
         };
         let shared = self.slots.len() > 1;
         let slot = &mut self.slots[at];
-        let mut least = 0;
+        let mut beside = 0;
         let done = match &mut slot.what {
             What::Vcpu(held) => {
                 enter(self.machine, held, &mut slot.turn, shared);
                 if slot.turn.state != State::Ready {
-                    least = slice() / LEAST_PART;
+                    beside = slice() / WAIT_PART;
                 }
                 false
             }
@@ -246,7 +250,7 @@ impl Running {
             }
         };
         let now = insn::cntpct();
-        slot.turn.charge(now.saturating_sub(self.since).max(least));
+        slot.turn.charge(now.saturating_sub(self.since) + beside);
         self.since = now;
         if done {
             let slot = self.slots.remove(at);
@@ -261,8 +265,10 @@ fn enter(machine: &Machine, held: &mut Held, turn: &mut Turn, shared: bool) {
     held.vcpu().off.store(false, Ordering::SeqCst);
     let starts = held.vcpu().starts.load(Ordering::SeqCst);
     let outcome = run::run(machine, &held.guest, held.index, shared, &mut held.pending);
+    let soon = insn::cntpct() + slice() / SHORT_WAIT_PART;
     match outcome {
         Outcome::Interrupted | Outcome::Stopping => {}
+        Outcome::Waits(Some(at)) if at <= soon => {}
         Outcome::Waits(deadline) => turn.state = State::Waits(deadline),
         Outcome::Off => {
             held.vcpu().off.store(true, Ordering::SeqCst);

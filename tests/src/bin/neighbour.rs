@@ -18,10 +18,17 @@ mod image {
     pub fn main() {
         match machine::get().argument("do").unwrap_or("measure") {
             "measure" => measure(),
-            "sleep" => timer(20, 4800),
-            "nap" => timer(2, 1),
-            "wfi" => pending_timer(),
+            "sleep" => timer(&VIRTUAL, 20, 4800),
+            "nap" => timer(&VIRTUAL, 2, 1),
+            "doze" => timer(&VIRTUAL, 12, 1),
+            "physical" => timer(&PHYSICAL, 20, 4800),
+            "wfi" => pending_timer(asm::wfi),
+            "wfe" => pending_timer(asm::wfe),
+            "suspend" => pending_timer(|| {
+                psci::psci(psci::fid::CPU_SUSPEND_64, 0, 0, 0);
+            }),
             "sgi" => sgi(),
+            "psci" => power_calls(),
             "exits" => exits(),
             "console" => loop {
                 println!("all of this goes to the log of the machine, again and again");
@@ -73,30 +80,54 @@ mod image {
         }
     }
 
-    /// Waits and works by the virtual timer.
-    fn timer(waits: u64, works: u64) {
+    /// A timer: its interrupt, and what programs and stops it.
+    struct Timer {
+        intid: u32,
+        program: fn(u64),
+        stop: fn(),
+    }
+
+    const VIRTUAL: Timer = Timer {
+        intid: 27,
+        program: |at| {
+            msr!("cntv_cval_el0", at);
+            msr!("cntv_ctl_el0", 1);
+        },
+        stop: || msr!("cntv_ctl_el0", 2),
+    };
+
+    const PHYSICAL: Timer = Timer {
+        intid: 30,
+        program: |at| {
+            msr!("cntp_cval_el0", at);
+            msr!("cntp_ctl_el0", 1);
+        },
+        stop: || msr!("cntp_ctl_el0", 2),
+    };
+
+    /// Waits and works by a timer.
+    fn timer(timer: &Timer, waits: u64, works: u64) {
         gic::start_distributor();
         gic::start_cpu();
-        gic::enable(27, 0x80);
+        gic::enable(timer.intid, 0x80);
         loop {
-            msr!("cntv_cval_el0", cpu::now() + ticks(waits));
-            msr!("cntv_ctl_el0", 1);
+            (timer.program)(cpu::now() + ticks(waits));
             asm::wfi();
-            msr!("cntv_ctl_el0", 2);
+            (timer.stop)();
             let end = cpu::now() + ticks(works);
             while cpu::now() < end {}
         }
     }
 
     /// Waits with its timer's interrupt pending.
-    fn pending_timer() {
+    fn pending_timer(wait: fn()) {
         gic::start_distributor();
         gic::start_cpu();
         gic::enable(27, 0x80);
         msr!("cntv_cval_el0", 0);
         msr!("cntv_ctl_el0", 1);
         loop {
-            asm::wfi();
+            wait();
         }
     }
 
@@ -108,6 +139,15 @@ mod image {
             gic::send_sgi(1, 0);
             gic::end(gic::acknowledge());
             asm::wfi();
+        }
+    }
+
+    /// Asks after CPUs and starts those that are on.
+    fn power_calls() {
+        loop {
+            psci::affinity_info(asm::mpidr());
+            psci::psci(psci::fid::CPU_ON_64, asm::mpidr(), cpu::entry(), 0);
+            psci::psci(psci::fid::VERSION, 0, 0, 0);
         }
     }
 
