@@ -4,11 +4,14 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
 use super::boots::{LIMIT, machine};
 use super::{Case, Context};
 use crate::build;
 use crate::config::{Guest, Mode};
+use crate::guests::catalogue;
+use crate::guests::fetch::Cache;
 use crate::run::capture::Capture;
 use crate::size::Size;
 
@@ -34,7 +37,7 @@ pub fn cases() -> Vec<Case> {
         .iter()
         .map(|attack| {
             let case = Case::new(format!("shares/beside-{attack}"), move |context| {
-                beside(context, "max", guest(context, attack)?)
+                beside(context, "max", guest(context, attack)?, "for=600000")
             });
             if *attack == LONG { case.full() } else { case }
         })
@@ -42,20 +45,32 @@ pub fn cases() -> Vec<Case> {
     for cpu in ["max", "cortex-a72"] {
         cases.push(Case::new(
             format!("shares/beside-resets-{cpu}"),
-            move |context| {
-                let folder = tempfile::tempdir_in(&context.folder)?;
-                let initrd = folder.path().join("initrd");
-                fs::write(&initrd, vec![0x5a; 64 << 20])?;
-                let resets = Guest {
-                    memory: Size::mib(512),
-                    initrd: Some(initrd),
-                    ..guest(context, "reset")?
-                };
-                beside(context, cpu, resets)
-            },
+            move |context| beside_resets(context, cpu),
         ));
     }
     cases
+}
+
+/// Beside a guest as large as they are, with a distribution's kernel packed by
+/// zstd, that resets again and again: more than one whole reset is watched.
+fn beside_resets(context: &Context, cpu: &str) -> Result<()> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let initrd = folder.path().join("initrd");
+    fs::write(&initrd, vec![0x5a; 300 << 20])?;
+    let resets = guest(context, "reset")?;
+    let debian = Cache::of(&context.workspace).kernel(catalogue::find("debian13")?)?;
+    let mut program = fs::read(&resets.kernel)?;
+    program.extend(fs::read(debian)?);
+    let kernel = folder.path().join("kernel.zst");
+    let packed = compress_to_vec(program.as_slice(), CompressionLevel::Fastest);
+    fs::write(&kernel, packed)?;
+    let resets = Guest {
+        memory: Size::mib(1024),
+        initrd: Some(initrd),
+        kernel,
+        ..resets
+    };
+    beside(context, cpu, resets, "for=3000000")
 }
 
 fn guest(context: &Context, what: &str) -> Result<Guest> {
@@ -72,12 +87,12 @@ fn guest(context: &Context, what: &str) -> Result<Guest> {
     })
 }
 
-/// One guest measures its share of the one CPU beside `other`.
-fn beside(context: &Context, cpu: &str, other: Guest) -> Result<()> {
+/// One guest measures its share of the one CPU beside `other`, so long.
+fn beside(context: &Context, cpu: &str, other: Guest, long: &str) -> Result<()> {
     let folder = tempfile::tempdir_in(&context.folder)?;
-    let ram = Size::mib(512 + other.memory.as_mib());
+    let ram = Size::mib(1024 + other.memory.as_mib());
     let measure = Guest {
-        cmdline: Some(format!("do=measure least={LEAST} longest={LONGEST}")),
+        cmdline: Some(format!("do=measure least={LEAST} longest={LONGEST} {long}")),
         ..guest(context, "measure")?
     };
     let mut machine = machine(context, folder.path(), &[measure, other])?;

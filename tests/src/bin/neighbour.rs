@@ -3,7 +3,8 @@
 //!
 //! `do=measure` watches the counter for a while: a step that is much longer than
 //! the usual is time that another had. It prints its share in thousandths and the
-//! longest step in microseconds, and `ok` or `FAIL` by `least=` and `longest=`.
+//! longest step in microseconds, and `ok` or `FAIL` by `least=` and `longest=`;
+//! `for=` is how long, in microseconds.
 //! Other `do=` are attacks and never end.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -56,7 +57,7 @@ mod image {
         let warm = cpu::now() + ticks(300_000);
         while cpu::now() < warm {}
         let start = cpu::now();
-        let end = start + ticks(600_000);
+        let end = start + ticks(number("for"));
         let (mut lost, mut longest, mut last) = (0, 0, start);
         while last < end {
             let now = cpu::now();
