@@ -29,9 +29,12 @@ pub mod gicr {
     pub const IGROUPR0: u64 = SGI_BASE + 0x80;
     pub const ISENABLER0: u64 = SGI_BASE + 0x100;
     pub const ICENABLER0: u64 = SGI_BASE + 0x180;
+    pub const ISPENDR0: u64 = SGI_BASE + 0x200;
+    pub const ICPENDR0: u64 = SGI_BASE + 0x280;
     pub const ISACTIVER0: u64 = SGI_BASE + 0x300;
     pub const ICACTIVER0: u64 = SGI_BASE + 0x380;
     pub const IPRIORITYR: u64 = SGI_BASE + 0x400;
+    pub const ICFGR: u64 = SGI_BASE + 0xc00;
     /// Both frames.
     pub const SIZE: u64 = 0x2_0000;
     /// With the two frames of GICv4 behind them (TYPER.VLPIS).
@@ -165,6 +168,8 @@ pub struct HostInterface {
     igrpen1: u64,
     timer: Line,
     timer_active: bool,
+    /// By a write of the host's: its timer is off meanwhile.
+    timer_pending: bool,
 }
 
 /// The settings of an SGI or PPI.
@@ -173,14 +178,17 @@ struct Line {
     enabled: bool,
     group1: bool,
     priority: u8,
+    edge: bool,
 }
 
 impl Line {
-    /// What EL2 needs of an interrupt that it takes: a priority above the usual.
+    /// What EL2 needs of an interrupt that it takes: a priority above the usual,
+    /// and level-sensitive as timers are.
     const OURS: Self = Self {
         enabled: true,
         group1: true,
         priority: 0x80,
+        edge: false,
     };
 }
 
@@ -248,12 +256,28 @@ impl Gic {
             enabled: bit(gicr::ISENABLER0),
             group1: bit(gicr::IGROUPR0),
             priority: Machines.read(self.priority(intid), 1) as u8,
+            edge: intid >= 16 && self.is_edge(intid),
         }
+    }
+
+    fn is_edge(&self, intid: u32) -> bool {
+        let (register, bit) = self.config(intid);
+        Machines.read(register, 4) & bit != 0
+    }
+
+    /// ICFGR of an interrupt, and its bit there that says edge-triggered.
+    fn config(&self, intid: u32) -> (u64, u64) {
+        let register = self.rd_base + gicr::ICFGR + u64::from(intid / 16) * 4;
+        (register, 2 << (intid % 16 * 2))
     }
 
     /// Changes them. When it returns, one that is disabled is not signalled.
     fn set_line(&self, intid: u32, line: Line) {
-        if !line.enabled {
+        // An SGI is edge-triggered, and nothing else.
+        let edge = intid >= 16 && line.edge != self.is_edge(intid);
+        // The way that an interrupt is triggered changes while it is disabled
+        // (IHI0069H, 12.9.9).
+        if !line.enabled || edge {
             write32(self.rd_base + gicr::ICENABLER0, 1 << intid);
             while Machines.read(self.rd_base + gicr::CTLR, 4) & gicr::CTLR_RWP != 0 {
                 core::hint::spin_loop();
@@ -269,6 +293,16 @@ impl Gic {
             }
         });
         Machines.write(self.priority(intid), 1, line.priority.into());
+        if edge {
+            let (register, bit) = self.config(intid);
+            Machines.modify(register, 4, |config| {
+                if line.edge {
+                    config | bit
+                } else {
+                    config & !bit
+                }
+            });
+        }
         if line.enabled {
             write32(self.rd_base + gicr::ISENABLER0, 1 << intid);
         }
@@ -316,6 +350,13 @@ impl Gic {
         if changed {
             host.timer = self.line(timer);
         }
+        if changed || host.timer_pending {
+            let pending = Machines.read(self.rd_base + gicr::ISPENDR0, 4);
+            host.timer_pending = pending >> timer & 1 != 0;
+            if host.timer_pending {
+                write32(self.rd_base + gicr::ICPENDR0, 1 << timer);
+            }
+        }
         if host.timer != Line::OURS {
             self.set_line(timer, Line::OURS);
         }
@@ -332,6 +373,9 @@ impl Gic {
         self.set_timer_active(host.timer_active);
         if host.timer != Line::OURS {
             self.set_line(self.ppi.virtual_timer, host.timer);
+        }
+        if host.timer_pending {
+            write32(self.rd_base + gicr::ISPENDR0, 1 << self.ppi.virtual_timer);
         }
         msr!("S3_0_C4_C6_0", host.pmr);
         msr!("S3_0_C12_C12_4", host.ctlr);
