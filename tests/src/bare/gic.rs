@@ -208,6 +208,15 @@ pub fn acknowledge() -> u32 {
     intid
 }
 
+/// Acknowledges the highest pending interrupt and ends it at once.
+pub fn acknowledge_and_end() -> u32 {
+    let intid = acknowledge();
+    if intid != NOTHING {
+        end(intid);
+    }
+    intid
+}
+
 /// Ends it: drops the priority and, in EOImode 0, deactivates.
 pub fn end(intid: u32) {
     msr!("icc_eoir1_el1", u64::from(intid));

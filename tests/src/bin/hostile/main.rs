@@ -23,6 +23,8 @@ mod granules;
 #[cfg(target_os = "none")]
 mod guest;
 #[cfg(target_os = "none")]
+mod interrupts;
+#[cfg(target_os = "none")]
 mod log;
 #[cfg(target_os = "none")]
 mod masters;
@@ -68,6 +70,7 @@ mod image {
         crate::realm::checks(&mut suite);
         crate::guest::checks(&mut suite);
         crate::worlds::checks(&mut suite);
+        crate::interrupts::checks(&mut suite);
         crate::fuzz::checks(&mut suite, seed, count);
         crate::cpus::checks(&mut suite);
         calls::still_there(&mut suite, "end/rmi-version");

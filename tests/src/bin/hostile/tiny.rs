@@ -46,6 +46,17 @@ pub struct Exit {
 }
 
 impl Exit {
+    /// Whether it is an interrupt's, or a kick's.
+    pub fn is_irq(&self) -> bool {
+        self.status == SUCCESS && self.reason == ExitReason::Irq as u64
+    }
+
+    /// Whether the vCPU waits: a WFI that was trapped.
+    pub fn is_wfi(&self) -> bool {
+        let wfx = self.reason == ExitReason::Sync as u64 && self.esr >> 26 == 1;
+        self.status == SUCCESS && wfx && self.esr & 1 == 0
+    }
+
     /// The offset of a device access that came out.
     pub fn access(&self) -> Option<u64> {
         let data_abort = self.reason == ExitReason::Sync as u64 && self.esr >> 26 == 0x24;
@@ -55,15 +66,10 @@ impl Exit {
 
 impl Tiny {
     /// Builds guest number `n` with this VMID: `bytes` of memory that begin with
-    /// the 4 KiB at `code`, `vcpus` that all start there with X0 = their index,
-    /// the first of them on. `None` when a call fails.
+    /// the 4 KiB at `code`, `vcpus` that all start there with X0 = their index.
+    /// `None` when a call fails.
     pub fn build(n: u64, vmid: u16, code: *const u8, bytes: u64, vcpus: u64) -> Option<Self> {
-        let pages = bytes.div_ceil(granule());
-        let this = Self {
-            first: FIRST + n * (HEAD + 0x60000 / granule()),
-            pages,
-            vcpus,
-        };
+        let this = Self::existing(n, bytes, vcpus);
         let (rd, root, params) = (this.granule(0), this.granule(1), this.granule(2));
         let mut right = delegate(rd) == SUCCESS && delegate(root) == SUCCESS;
         write_params(params, root, vmid);
@@ -73,7 +79,7 @@ impl Tiny {
             let base = RAM & !(span(level - 1) - 1);
             right &= delegate(rtt) == SUCCESS && table(rd, rtt, base, level) == SUCCESS;
         }
-        for page in 0..pages {
+        for page in 0..this.pages {
             fill(this.memory(page * granule()), 0);
             let pa = normal(this.memory(page * granule()));
             right &= map(rd, RAM + page * granule(), 3, pa) == SUCCESS;
@@ -84,13 +90,22 @@ impl Tiny {
         }
         clean(this.memory(0), this.memory(bytes));
         for vcpu in 0..vcpus {
-            write_rec(params, vcpu, vcpu == 0, RAM, vcpu);
+            write_rec(params, vcpu, true, RAM, vcpu);
             right &= delegate(this.rec(vcpu)) == SUCCESS
                 && status(fid::RMI_REC_CREATE, rd, this.rec(vcpu), params) == SUCCESS;
             fill(this.run(vcpu), 0);
         }
         right &= status(fid::RMI_REALM_ACTIVATE, rd, 0, 0) == SUCCESS;
         right.then_some(this)
+    }
+
+    /// Guest number `n`, which [`Self::build`] made with the same numbers.
+    pub fn existing(n: u64, bytes: u64, vcpus: u64) -> Self {
+        Self {
+            first: FIRST + n * (HEAD + 0x60000 / granule()),
+            pages: bytes.div_ceil(granule()),
+            vcpus,
+        }
     }
 
     fn granule(&self, n: u64) -> u64 {
@@ -136,8 +151,8 @@ impl Tiny {
     /// The same, again after each interrupt of the machine's.
     pub fn go(&self, vcpu: u64, flags: EnterFlags, value: u64) -> Exit {
         let mut exit = self.enter(vcpu, flags, value);
-        while exit.status == SUCCESS && exit.reason == ExitReason::Irq as u64 {
-            exit = self.enter(vcpu, EnterFlags::empty(), 0);
+        while exit.is_irq() {
+            exit = self.enter(vcpu, flags & !EnterFlags::EMUL_MMIO, 0);
         }
         exit
     }
