@@ -132,7 +132,11 @@ impl Realm {
     /// The vCPUs, for a call of the vGIC, whose lock the caller holds. `me`: the
     /// vCPU that makes the call, which needs no kick.
     pub fn vcpus<'a>(&'a self, _lock: &mut Distributor, me: Option<usize>) -> Vcpus<'a> {
-        Vcpus { realm: self, me }
+        Vcpus {
+            realm: self,
+            me,
+            kicked: 0,
+        }
     }
 }
 
@@ -141,7 +145,11 @@ impl Realm {
 pub struct Vcpus<'a> {
     realm: &'a Realm,
     me: Option<usize>,
+    /// Those that were kicked, a bit each: they look when the lock is free.
+    kicked: u64,
 }
+
+const _: () = assert!(MAX_RECS <= u64::BITS as usize);
 
 impl VcpuSet for Vcpus<'_> {
     fn count(&self) -> usize {
@@ -165,6 +173,11 @@ impl VcpuSet for Vcpus<'_> {
         if self.me == Some(vcpu) {
             return;
         }
+        let bit = u64::checked_shl(1, vcpu as u32).unwrap_or(0);
+        if self.kicked & bit != 0 {
+            return;
+        }
+        self.kicked |= bit;
         if let Some(rec) = self.realm.rec(vcpu) {
             // SAFETY: as `redistributor`; what a kick reads is atomic.
             kick(rec, unsafe { Rec::at(rec) });

@@ -25,6 +25,8 @@ mod guest;
 #[cfg(target_os = "none")]
 mod interrupts;
 #[cfg(target_os = "none")]
+mod kicks;
+#[cfg(target_os = "none")]
 mod log;
 #[cfg(target_os = "none")]
 mod masters;
@@ -71,6 +73,7 @@ mod image {
         crate::guest::checks(&mut suite);
         crate::worlds::checks(&mut suite);
         crate::interrupts::checks(&mut suite);
+        crate::kicks::checks(&mut suite);
         crate::fuzz::checks(&mut suite, seed, count);
         crate::cpus::checks(&mut suite);
         calls::still_there(&mut suite, "end/rmi-version");
