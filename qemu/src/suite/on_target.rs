@@ -139,8 +139,8 @@ pub fn cases() -> Vec<Case> {
     }));
     for cpu in ["max", "cortex-a72"] {
         cases.push(Case::new(
-            format!("tests/hostile-boot-cpu-off-and-on-{cpu}"),
-            move |context| hostile_on(context, "2", "4k", "do=boot-cpu", ["-cpu", cpu]),
+            format!("tests/hostile-off-and-on-beside-guests-{cpu}"),
+            move |context| hostile_on(context, "3", "4k", "do=power", ["-cpu", cpu]),
         ));
     }
     for (seed, granule) in (1..=20).zip(["4k", "16k", "64k"].into_iter().cycle()) {

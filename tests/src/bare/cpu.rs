@@ -1,6 +1,6 @@
 //! CPUs by index: starting them, and giving them something to do.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::{MAX_CPUS, asm, machine, mmu, psci};
 
@@ -13,7 +13,13 @@ static ASKED: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS
 
 unsafe extern "C" {
     fn secondary_entry();
+    fn park(words: *mut u64, index: usize) -> i64;
+    fn unpark();
 }
+
+/// Where each parked CPU left its registers.
+static PARKED: [[AtomicU64; 14]; MAX_CPUS] =
+    [const { [const { AtomicU64::new(0) }; 14] }; MAX_CPUS];
 
 /// This CPU's index in the device tree; the boot CPU's is 0.
 pub fn index() -> usize {
@@ -60,6 +66,27 @@ pub fn prepare(index: usize, job: fn()) {
 /// How often the CPU came up.
 pub fn starts(index: usize) -> usize {
     STARTS[index].load(Ordering::Acquire)
+}
+
+/// Turns this CPU off, in the middle of what it does. Another turns it on again
+/// by [`wake`], and it goes on behind the call; the answer is PSCI's if that was
+/// denied, else 0.
+pub fn off_until_woken() -> i64 {
+    let index = index();
+    let words = PARKED[index].as_ptr().cast::<u64>().cast_mut();
+    // SAFETY: The words are this CPU's, and `unpark` restores all that a call
+    // preserves from them.
+    unsafe { park(words, index) }
+}
+
+/// Turns on a CPU that [`off_until_woken`] turned off; PSCI's answer.
+pub fn wake(index: usize) -> i64 {
+    psci::psci(
+        psci::fid::CPU_ON_64,
+        machine::get().mpidrs[index],
+        unpark as *const () as u64,
+        PARKED[index].as_ptr().addr() as u64,
+    )
 }
 
 /// Waits until the CPU has come up as often as [`start`] asked, and is off;

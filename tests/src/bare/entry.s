@@ -82,8 +82,21 @@ set_vectors:
 secondary_entry:
     mov     x19, x0
     mov     x29, xzr
-    mov     x30, xzr
     msr     spsel, #1
+    bl      translate
+    adrp    x1, {stacks}
+    add     x1, x1, :lo12:{stacks}
+    mov     x2, #{stack}
+    madd    x1, x19, x2, x1
+    add     sp, x1, x2
+    mov     x0, x19
+    bl      set_vectors
+    mov     x0, x19
+    bl      {secondary}
+    b       .
+
+/* Turns this CPU's MMU on as the boot CPU's is. */
+translate:
     adrp    x1, {registers}
     add     x1, x1, :lo12:{registers}
     ldp     x2, x3, [x1]
@@ -101,7 +114,7 @@ secondary_entry:
     isb
     msr     sctlr_el1, x5
     isb
-    b       2f
+    ret
 1:  ic      iallu
     tlbi    alle2
     dsb     nsh
@@ -112,16 +125,44 @@ secondary_entry:
     isb
     msr     sctlr_el2, x5
     isb
-2:  adrp    x1, {stacks}
-    add     x1, x1, :lo12:{stacks}
-    mov     x2, #{stack}
-    madd    x1, x19, x2, x1
-    add     sp, x1, x2
-    mov     x0, x19
+    ret
+
+/*
+ * park(x0 = 14 words, x1 = index): turns this CPU off, by SMC; returns 0 when
+ * another has turned it on again at `unpark` with the words as context, or
+ * PSCI's answer if it was denied.
+ */
+    .global park
+park:
+    stp     x19, x20, [x0]
+    stp     x21, x22, [x0, #16]
+    stp     x23, x24, [x0, #32]
+    stp     x25, x26, [x0, #48]
+    stp     x27, x28, [x0, #64]
+    stp     x29, x30, [x0, #80]
+    mov     x2, sp
+    stp     x2, x1, [x0, #96]
+    mov     w0, #2                  /* PSCI_CPU_OFF */
+    movk    w0, #0x8400, lsl #16
+    smc     #0
+    ret
+
+    .global unpark
+unpark:
+    mov     x19, x0
+    msr     spsel, #1
+    bl      translate
+    ldp     x2, x0, [x19, #96]
+    mov     sp, x2
     bl      set_vectors
-    mov     x0, x19
-    bl      {secondary}
-    b       .
+    ldp     x29, x30, [x19, #80]
+    ldp     x27, x28, [x19, #64]
+    ldp     x25, x26, [x19, #48]
+    ldp     x23, x24, [x19, #32]
+    ldp     x21, x22, [x19, #16]
+    ldp     x19, x20, [x19]
+    mov     x0, xzr
+    ret
 
 /* An exception's frame: x0-x30, elr, spsr, esr, far. x0 = frame, x1 = vector. */
     .macro  vector level, number

@@ -1,14 +1,19 @@
 //! The host's own CPUs: its power calls, its registers, and CPUs that it loses by
 //! its own fault.
 
+use core::arch::global_asm;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use rmi::run::EnterFlags;
 use rmi::vendor::RangeKind;
 use tests::bare::console::Console;
 use tests::bare::psci::{affinity_info, fid, psci};
-use tests::bare::{asm, cpu, machine, sweep};
+use tests::bare::{MAX_CPUS, asm, cpu, machine, sweep};
 use tests::suite::Suite;
 
 use crate::calls::{self, memory_ranges};
 use crate::granules::{at, delegate, kept_out, undelegate};
+use crate::tiny::Tiny;
 
 const INVALID_PARAMETERS: i64 = -2;
 const ALREADY_ON: i64 = -4;
@@ -70,23 +75,137 @@ fn lost(suite: &mut Suite<Console>) {
     suite.equal("host/lost-undelegate", undelegate(granule), calls::SUCCESS);
 }
 
-/// Has the boot CPU go off and on a hundred times: CPU 1 takes the program over
-/// and ends it, for CPU 0 begins on an empty stack.
-pub fn boot_cpu() -> ! {
-    let answer = cpu::start(1, || {
-        let mut suite = Suite::new(Console);
-        let mut rounds = 0;
-        while rounds < 100 && cpu::wait_off(0) && cpu::start(0, || {}) == 0 {
-            rounds += 1;
+/// How often each CPU goes off and on.
+const ROUNDS: u64 = 100;
+
+// A sum in X2 and one in V0, of which the device hears the difference.
+global_asm!(
+    ".arch_extension fp",
+    ".arch_extension simd",
+    ".balign 4096",
+    "adds_code:",
+    "mov x0, #0x09000000",
+    "mov x1, #3 << 20",
+    "msr cpacr_el1, x1",
+    "isb",
+    "mov x2, xzr",
+    "fmov d0, xzr",
+    "mov x1, #1",
+    "fmov d1, x1",
+    "1: mov x3, #500",
+    "2: add x2, x2, #1",
+    "add d0, d0, d1",
+    "subs x3, x3, #1",
+    "b.ne 2b",
+    "fmov x4, d0",
+    "sub x4, x4, x2",
+    "str x4, [x0]",
+    "b 1b",
+    ".org adds_code + 4096",
+);
+
+unsafe extern "C" {
+    static adds_code: u8;
+}
+
+/// The CPU that goes off and on, and the one that turns it on.
+static GOES: AtomicUsize = AtomicUsize::new(0);
+static WAKES: AtomicUsize = AtomicUsize::new(0);
+/// How often it came back.
+static CAME_BACK: AtomicU64 = AtomicU64::new(0);
+static READY: AtomicUsize = AtomicUsize::new(0);
+static STOP: AtomicBool = AtomicBool::new(false);
+static WRONG: AtomicU64 = AtomicU64::new(0);
+/// Exits of each CPU's guest.
+static EXITS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+
+/// A guest of this CPU's own.
+struct Own(Option<Tiny>);
+
+impl Own {
+    fn new() -> Self {
+        let index = cpu::index() as u64;
+        Self(Tiny::build(
+            index,
+            70 + index as u16,
+            &raw const adds_code,
+            4096,
+            1,
+        ))
+    }
+
+    /// Runs it to its next exit: what it added is right.
+    fn run(&self) {
+        let exit = self.0.map(|guest| guest.go(0, EnterFlags::EMUL_MMIO, 0));
+        let right = exit.is_some_and(|exit| exit.access() == Some(0) && exit.value == 0);
+        WRONG.fetch_add(u64::from(!right), Ordering::Relaxed);
+        EXITS[cpu::index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn end(self) {
+        let gone = self.0.is_some_and(Tiny::destroy);
+        WRONG.fetch_add(u64::from(!gone), Ordering::Relaxed);
+    }
+}
+
+/// This CPU's part: it goes off and on, or runs its guest beside.
+fn part() {
+    let guest = Own(Own::new().0.filter(|first| {
+        let begun = first.go(0, EnterFlags::empty(), 0);
+        begun.access() == Some(0) && begun.value == 0
+    }));
+    READY.fetch_add(1, Ordering::AcqRel);
+    let me = cpu::index();
+    if me == GOES.load(Ordering::Acquire) {
+        cpu::within(60, || READY.load(Ordering::Acquire) == cpu::count());
+        for _ in 0..ROUNDS {
+            guest.run();
+            if cpu::off_until_woken() != 0 {
+                break;
+            }
+            CAME_BACK.fetch_add(1, Ordering::AcqRel);
         }
-        suite.check("host/boot-cpu-100-times", rounds == 100, rounds);
-        calls::still_there(&mut suite, "host/boot-cpu-rmi-version");
-        let status = u64::from(!suite.finish());
-        calls::end(machine::get().bootargs, rmi::end::How::Status(status));
-        tests::bare::psci::system_off();
-    });
-    tests::println!("CPU 1 takes over: {answer}");
-    psci(fid::CPU_OFF, 0, 0, 0);
-    tests::println!("FAIL host/boot-cpu-off: it came back");
-    tests::bare::psci::system_off()
+        guest.run();
+        STOP.store(true, Ordering::Release);
+    } else {
+        let other = machine::get().mpidrs[GOES.load(Ordering::Acquire)];
+        while !STOP.load(Ordering::Acquire) {
+            guest.run();
+            // The last time it stays off, and has said so before.
+            let off = me == WAKES.load(Ordering::Acquire) && affinity_info(other) == 1;
+            if off && !STOP.load(Ordering::Acquire) {
+                let woken = cpu::wake(GOES.load(Ordering::Acquire)) == 0;
+                WRONG.fetch_add(u64::from(!woken), Ordering::Relaxed);
+            }
+        }
+    }
+    guest.end();
+}
+
+/// Every CPU goes off and on, the one that the machine booted on too, while the
+/// others run guests; and so does its own guest between.
+pub fn off_and_on(suite: &mut Suite<Console>) {
+    for goes in 0..cpu::count() {
+        GOES.store(goes, Ordering::Release);
+        WAKES.store(usize::from(goes == 0), Ordering::Release);
+        for counter in EXITS.iter().chain([&CAME_BACK, &WRONG]) {
+            counter.store(0, Ordering::Relaxed);
+        }
+        READY.store(0, Ordering::Release);
+        STOP.store(false, Ordering::Release);
+        let together = cpu::together(part, part);
+        suite.check("host/off-and-on-together", together, goes);
+        let came_back = CAME_BACK.load(Ordering::Acquire);
+        suite.equal("host/off-and-on-100-times", came_back, ROUNDS);
+        suite.equal("host/off-and-on-guests", WRONG.load(Ordering::Relaxed), 0);
+        // Each guest ran in the meantime.
+        let exits = || {
+            EXITS[..cpu::count()]
+                .iter()
+                .map(|n| n.load(Ordering::Relaxed))
+        };
+        let fewest = exits().min().unwrap_or(0);
+        suite.check("host/off-and-on-guests-ran", fewest > 10, fewest);
+    }
+    calls::still_there(suite, "host/off-and-on-rmi-version");
 }

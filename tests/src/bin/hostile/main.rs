@@ -50,9 +50,6 @@ mod image {
 
     pub fn main() {
         let machine = machine::get();
-        if machine.argument("do") == Some("boot-cpu") {
-            crate::cpus::boot_cpu();
-        }
         let number = |key: &str| machine.argument(key).and_then(|value| value.parse().ok());
         let (seed, count) = (
             number("seed").unwrap_or(1),
@@ -63,6 +60,17 @@ mod image {
             machine.cpus
         );
         let mut suite = Suite::new(Console);
+        if let Some(only) = machine.argument("do") {
+            match only {
+                "power" => crate::cpus::off_and_on(&mut suite),
+                "worlds" => crate::worlds::checks(&mut suite),
+                _ => {
+                    suite.check("hostile/do", false, only);
+                }
+            }
+            end(suite);
+            return;
+        }
         calls::identity(&mut suite);
         crate::log::checks(&mut suite);
         crate::granules::checks(&mut suite, seed);
@@ -77,8 +85,12 @@ mod image {
         crate::fuzz::checks(&mut suite, seed, count);
         crate::cpus::checks(&mut suite);
         calls::still_there(&mut suite, "end/rmi-version");
+        end(suite);
+    }
+
+    fn end(suite: Suite<Console>) {
         let status = u64::from(!suite.finish());
         let how = rmi::end::How::Status(status);
-        calls::end(machine.bootargs, how);
+        calls::end(machine::get().bootargs, how);
     }
 }
