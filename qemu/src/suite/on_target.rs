@@ -29,6 +29,22 @@ const TRESPASSES: [&str; 7] = [
     "walk-above",
 ];
 
+/// QEMU's CPUs of AArch64 with EL2, and whether each is tried at every change.
+const MODELS: [(&str, bool); 12] = [
+    ("max", true),
+    ("cortex-a35", false),
+    ("cortex-a53", true),
+    ("cortex-a55", false),
+    ("cortex-a57", false),
+    ("cortex-a72", true),
+    ("cortex-a76", false),
+    ("cortex-a710", false),
+    ("neoverse-n1", true),
+    ("neoverse-n2", false),
+    ("neoverse-v1", false),
+    ("a64fx", false),
+];
+
 /// The cases.
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![
@@ -142,6 +158,13 @@ pub fn cases() -> Vec<Case> {
             format!("tests/hostile-off-and-on-beside-guests-{cpu}"),
             move |context| hostile_on(context, "3", "4k", "do=power", ["-cpu", cpu]),
         ));
+    }
+    for (cpu, is_usual) in MODELS {
+        // One writes and another reads all registers of the CPU.
+        let case = Case::new(format!("tests/hostile-worlds-{cpu}"), move |context| {
+            hostile_on(context, "2", "4k", "do=worlds", ["-cpu", cpu])
+        });
+        cases.push(if is_usual { case } else { case.full() });
     }
     for (seed, granule) in (1..=20).zip(["4k", "16k", "64k"].into_iter().cycle()) {
         let body = move |context: &Context| {

@@ -119,6 +119,11 @@ static WRONG: AtomicU64 = AtomicU64::new(0);
 /// Exits of each CPU's guest.
 static EXITS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
+fn exits() -> impl Iterator<Item = u64> {
+    let counts = EXITS[..cpu::count()].iter();
+    counts.map(|count| count.load(Ordering::Relaxed))
+}
+
 /// A guest of this CPU's own.
 struct Own(Option<Tiny>);
 
@@ -166,6 +171,7 @@ fn part() {
             CAME_BACK.fetch_add(1, Ordering::AcqRel);
         }
         guest.run();
+        cpu::within(60, || exits().all(|exits| exits > 10));
         STOP.store(true, Ordering::Release);
     } else {
         let other = machine::get().mpidrs[GOES.load(Ordering::Acquire)];
@@ -199,11 +205,6 @@ pub fn off_and_on(suite: &mut Suite<Console>) {
         suite.equal("host/off-and-on-100-times", came_back, ROUNDS);
         suite.equal("host/off-and-on-guests", WRONG.load(Ordering::Relaxed), 0);
         // Each guest ran in the meantime.
-        let exits = || {
-            EXITS[..cpu::count()]
-                .iter()
-                .map(|n| n.load(Ordering::Relaxed))
-        };
         let fewest = exits().min().unwrap_or(0);
         suite.check("host/off-and-on-guests-ran", fewest > 10, fewest);
     }

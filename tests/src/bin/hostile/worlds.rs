@@ -5,11 +5,13 @@
 //! A register is its number, op0\[0\] to op2: encodings of op0 2 and 3.
 
 use core::arch::global_asm;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rmi::run::EnterFlags;
 use tests::bare::asm::{read8, read64, write8, write64};
 use tests::bare::console::Console;
-use tests::bare::sweep;
+use tests::bare::psci::affinity_info;
+use tests::bare::{cpu, machine, sweep};
 use tests::suite::Suite;
 
 use crate::granules::own;
@@ -184,17 +186,27 @@ fn tell(
     suite.check(name, result == Ok(0), format_args!("{result:x?}"));
 }
 
-/// The checks.
+/// The checks, on the boot CPU; then again when it has been off, and for the lives
+/// of another.
 pub fn checks(suite: &mut Suite<Console>) {
-    let code = &raw const sweep_code;
-    let build = |n, vmid| {
-        let guest = Tiny::build(n, vmid, code, BYTES, 1)?;
-        for register in LIVED_BY {
-            set_bit(&guest, NOT_WRITTEN, register);
-        }
-        // To its first question.
-        (guest.go(0, EnterFlags::empty(), 0).access() == Some(0)).then_some(guest)
-    };
+    pairs(suite);
+    if cpu::count() == 1 {
+        return;
+    }
+    let woken = cpu::start(1, || {
+        let first = machine::get().mpidrs[0];
+        let off = cpu::within(60, || affinity_info(first) == 1);
+        tests::println!("the boot CPU is off: {off}, on: {}", cpu::wake(0));
+    });
+    let denied = cpu::off_until_woken();
+    let right = woken == 0 && denied == 0 && cpu::wait_off(1);
+    suite.check("worlds/off-and-on", right, denied);
+    pairs(suite);
+    lives(suite);
+}
+
+/// Each world writes, and another reads.
+fn pairs(suite: &mut Suite<Console>) {
     let (Some(writer), Some(reader)) = (build(0, 40), build(1, 41)) else {
         suite.check("worlds/guests", false, "not built");
         return;
@@ -221,6 +233,74 @@ pub fn checks(suite: &mut Suite<Console>) {
     host(suite, &writer, &reader);
     let gone = writer.destroy() & reader.destroy();
     suite.check("worlds/gone", gone, "something did not come back");
+}
+
+/// A guest that asks for its first sweep.
+fn build(n: u64, vmid: u16) -> Option<Tiny> {
+    let guest = Tiny::build(n, vmid, &raw const sweep_code, BYTES, 1)?;
+    for register in LIVED_BY {
+        set_bit(&guest, NOT_WRITTEN, register);
+    }
+    (guest.go(0, EnterFlags::empty(), 0).access() == Some(0)).then_some(guest)
+}
+
+/// What a CPU reads when it comes up: the first and the second life's.
+static LIFE: AtomicU64 = AtomicU64::new(0);
+static RIGHT: AtomicBool = AtomicBool::new(false);
+
+/// The value of a register in a life; the second time that it is read, where
+/// `n` is 2 or 3.
+fn lived(n: u64, register: u32) -> u64 {
+    own().1 - (4 << 20) + 8 * (n * u64::from(sweep::REGISTERS) + u64::from(register))
+}
+
+/// A CPU's life: it reads all twice, and leaves a pattern, its own and a guest's.
+fn live() {
+    let life = LIFE.load(Ordering::Acquire);
+    for n in [life, life + 2] {
+        // SAFETY: memory of the host's that no check uses.
+        sweep::read_all(|register, value| unsafe { write64(lived(n, register), value) });
+    }
+    let guest = build(0, 42);
+    let wrote = guest.map(|guest| sweep(&guest, WRITE));
+    let gone = guest.is_some_and(Tiny::destroy);
+    RIGHT.store(wrote == Some(Ok(0)) && gone, Ordering::Release);
+    sweep::write_all(|register| (!is_lived_by(register)).then_some(PATTERN));
+}
+
+/// A CPU that was on before begins as one that never was.
+fn lives(suite: &mut Suite<Console>) {
+    for n in 0..4 {
+        for register in 0..sweep::REGISTERS {
+            // SAFETY: as above.
+            unsafe { write64(lived(n, register), 0) };
+        }
+    }
+    for life in 0..2 {
+        LIFE.store(life, Ordering::Release);
+        RIGHT.store(false, Ordering::Release);
+        let lived = cpu::start(1, live) == 0 && cpu::wait_off(1);
+        let right = lived && RIGHT.load(Ordering::Acquire);
+        suite.check("worlds/life", right, format_args!("{life}: {lived}"));
+    }
+    let mut differ = 0;
+    for register in 0..sweep::REGISTERS {
+        // SAFETY: as above.
+        let [first, second, again, last] =
+            [0, 1, 2, 3].map(|n| unsafe { read64(lived(n, register)) });
+        if first != second && first == again && second == last {
+            differ += 1;
+            tests::println!("  register {register:#06x} begins as {second:#x}, was {first:#x}");
+        }
+    }
+    suite.equal("worlds/life-to-life", differ, 0);
+}
+
+/// Whether a host needs it, or it is not the same thing in its guests.
+fn is_lived_by(register: u32) -> bool {
+    // The CPU interface is the host's: what its guests see of it is another.
+    let interface = (register >> 7 & 0xf) == 12 && register >> 14 == 1;
+    interface || LIVED_BY.contains(&register) || LIVED_BY_HOST.contains(&register)
 }
 
 /// The host's own registers, before and after a guest wrote; and a guest's,
@@ -261,13 +341,8 @@ fn host(suite: &mut Suite<Console>, writer: &Tiny, reader: &Tiny) {
     });
     suite.equal("worlds/guest-to-host", differ, 0);
 
-    let lived_by = |register: u32| {
-        // The CPU interface is the host's: what its guests see of it is another.
-        let interface = (register >> 7 & 0xf) == 12 && register >> 14 == 1;
-        interface || LIVED_BY.contains(&register) || LIVED_BY_HOST.contains(&register)
-    };
-    sweep::write_all(|register| (!lived_by(register)).then_some(PATTERN));
+    sweep::write_all(|register| (!is_lived_by(register)).then_some(PATTERN));
     let result = sweep(reader, COMPARE);
-    sweep::write_all(|register| (!lived_by(register)).then(|| remembered(register)));
+    sweep::write_all(|register| (!is_lived_by(register)).then(|| remembered(register)));
     tell(suite, "worlds/host-to-guest", result, reader);
 }
