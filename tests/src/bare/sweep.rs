@@ -94,23 +94,77 @@ fn encoding(register: u32) -> u32 {
     0xd510_0000 | register << 5
 }
 
-/// Reads every system register that can be read, and tells number and value.
-pub fn read_all(mut tell: impl FnMut(u32, u64)) {
-    for register in 0..REGISTERS {
-        // SAFETY: as in `registers`.
-        if let Ok(value) = unsafe { execute(encoding(register) | 1 << 21, 0) } {
-            tell(register, value);
-        }
-    }
+/// Code in memory that deals with every register in turn. Whoever runs it skips
+/// the instructions that take an exception.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routine {
+    /// Reads each into the next word at X1, or X3 where it cannot. X0 and X1
+    /// change.
+    Read,
+    /// Writes X2 to each.
+    Write,
+    /// Writes to each its word at X1. X0 and X1 change.
+    Restore,
 }
 
-/// Writes the registers for which `value` has one.
-pub fn write_all(mut value: impl FnMut(u32) -> Option<u64>) {
-    for register in 0..REGISTERS {
-        if let Some(value) = value(register) {
-            // SAFETY: the caller leaves out what the program lives by.
-            let _ = unsafe { execute(encoding(register), value) };
+impl Routine {
+    /// Bytes of it.
+    pub const fn len(self) -> u64 {
+        let each = match self {
+            Self::Read => 12,
+            Self::Write => 4,
+            Self::Restore => 8,
+        };
+        each * REGISTERS as u64 + 4
+    }
+
+    /// Writes it to `at`, without the registers that `leave` names by number.
+    /// Reads read them all.
+    ///
+    /// # Safety
+    /// [`Self::len`] bytes from there are the caller's, and nobody runs them.
+    pub unsafe fn write(self, at: u64, leave: impl Fn(u32) -> bool) {
+        const MOV_X0_X3: u32 = 0xaa03_03e0;
+        const STR_X0: u32 = 0xf800_8420; // str x0, [x1], #8
+        const LDR_X0: u32 = 0xf840_8420; // ldr x0, [x1], #8
+        const NOP: u32 = 0xd503_201f;
+        const RET: u32 = 0xd65f_03c0;
+        let mut to = at;
+        let mut put = |instruction: u32| {
+            // SAFETY: the caller's promise.
+            unsafe { super::asm::write32(to, instruction) };
+            to += 4;
+        };
+        for register in 0..REGISTERS {
+            let msr = encoding(register);
+            let left = leave(register);
+            match self {
+                Self::Read => [MOV_X0_X3, msr | 1 << 21, STR_X0]
+                    .into_iter()
+                    .for_each(&mut put),
+                Self::Write => put(if left { NOP } else { msr | 2 }),
+                Self::Restore => [LDR_X0, if left { NOP } else { msr }]
+                    .into_iter()
+                    .for_each(&mut put),
+            }
         }
+        put(RET);
+        super::asm::clean(at, at + self.len());
+        // SAFETY: what was written is in memory; no stale instruction is kept.
+        unsafe { asm!("ic iallu", "dsb nsh", "isb", options(nostack)) };
+    }
+
+    /// Runs one at `at` on this CPU, with X1, X2 and X3.
+    ///
+    /// # Safety
+    /// It is there; what it does to the CPU is the caller's, and X1 has a word for
+    /// each register, where it needs them.
+    pub unsafe fn run(at: u64, x: [u64; 3]) {
+        // SAFETY: the caller's promise.
+        let _ = exception::probe(|| unsafe {
+            asm!("blr {at}", at = in(reg) at, inlateout("x1") x[0] => _, in("x2") x[1],
+                in("x3") x[2], out("x0") _, out("x30") _);
+        });
     }
 }
 

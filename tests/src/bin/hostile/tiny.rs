@@ -19,6 +19,8 @@ pub const RAM: u64 = 0x4000_0000;
 const HEAD: u64 = 16;
 /// The first granule of the first guest.
 const FIRST: u64 = 320;
+/// Bytes of a guest's memory at most.
+const BYTES_MAX: u64 = 1 << 20;
 /// vCPUs at most.
 const VCPUS: u64 = 2;
 
@@ -102,7 +104,7 @@ impl Tiny {
     /// Guest number `n`, which [`Self::build`] made with the same numbers.
     pub fn existing(n: u64, bytes: u64, vcpus: u64) -> Self {
         Self {
-            first: FIRST + n * (HEAD + 0x60000 / granule()),
+            first: FIRST + n * (HEAD + BYTES_MAX / granule()),
             pages: bytes.div_ceil(granule()),
             vcpus,
         }

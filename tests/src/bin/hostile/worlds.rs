@@ -8,33 +8,37 @@ use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rmi::run::EnterFlags;
-use tests::bare::asm::{read8, read64, write8, write64};
+use tests::bare::asm::{clean, read64, write64};
 use tests::bare::console::Console;
 use tests::bare::psci::affinity_info;
-use tests::bare::{cpu, machine, sweep};
+use tests::bare::sweep::{REGISTERS, Routine};
+use tests::bare::{cpu, machine};
 use tests::suite::Suite;
 
 use crate::granules::own;
 use crate::tiny::Tiny;
 
-/// In the guest's memory: which registers not to write and not to read, a bit
-/// each; what differed, number and value, behind a count; the values.
-const NOT_WRITTEN: u64 = 0x2000;
-const NOT_READ: u64 = 0x3000;
-const FOUND: u64 = 0x4000;
-const VALUES: u64 = 0x1_0000;
-const BYTES: u64 = VALUES + 8 * sweep::REGISTERS as u64;
+/// In a guest's memory: what reads all registers, what writes them, the values.
+const READS: u64 = 0x1_0000;
+const WRITES: u64 = 0x8_0000;
+const VALUES: u64 = 0xb_0000;
+const BYTES: u64 = VALUES + TABLE;
+/// Bytes of a value for each register.
+const TABLE: u64 = 8 * REGISTERS as u64;
 
-/// What the guest is told to do.
+const _: () = assert!(READS + Routine::Read.len() <= WRITES);
+const _: () = assert!(WRITES + Routine::Write.len() <= VALUES);
+
+/// What a guest is told to do.
 const READ: u64 = 1;
-const COMPARE: u64 = 2;
-const WRITE: u64 = 3;
+const WRITE: u64 = 2;
 
 /// Of the timers' controls it is "enabled and masked".
 const PATTERN: u64 = 0x5a17_c0de_6d2b_9e73;
+/// The value of what cannot be read.
+const NOT_THERE: u64 = 0xdead;
 
-// Asks the device at 0 what to do and at 8 for a pattern, then goes through all
-// registers. x19 memory, x20 what to do, x21 register, x24 met an exception.
+// Asks the device at 0 what to do, and at 8 for a pattern; does that; asks again.
 global_asm!(
     ".balign 4096",
     ".global sweep_code",
@@ -44,61 +48,21 @@ global_asm!(
     "msr vbar_el1, x9",
     "isb",
     "mov x28, #0x09000000",
-    "adr x22, 5f",
-    "1: ldr w20, [x28]",
-    "ldr x25, [x28, #8]",
-    "mov x21, xzr",
-    "add x23, x19, #0x3, lsl #12",
-    "cmp w20, #3",
-    "b.ne 2f",
-    "add x23, x19, #0x2, lsl #12",
-    "2: lsr x5, x21, #3",
-    "ldrb w6, [x23, x5]",
-    "and w7, w21, #7",
-    "lsr w6, w6, w7",
-    "tbnz w6, #0, 8f",
-    // The instruction: msr or mrs of x4.
-    "mov w1, #0xd5100000",
-    "orr w1, w1, w21, lsl #5",
-    "orr w1, w1, #4",
-    "cmp w20, #3",
-    "b.eq 4f",
-    "orr w1, w1, #(1 << 21)",
-    "4: str w1, [x22]",
+    "mov x3, #0xdead",
+    "1: ldr x20, [x28]",
+    "ldr x2, [x28, #8]",
+    "cmp x20, #2",
+    "b.eq 2f",
+    "add x1, x19, #0xb0, lsl #12",
+    "add x4, x19, #0x10, lsl #12",
+    "blr x4",
     "dsb sy",
-    "ic iallu",
-    "dsb sy",
+    "b 1b",
+    "2: add x4, x19, #0x80, lsl #12",
+    "blr x4",
     "isb",
-    "mov x24, xzr",
-    "mov x4, x25",
-    "5: nop",
-    "isb",
-    "cmp w20, #3",
-    "b.eq 8f",
-    "cbz x24, 6f",
-    "mov x4, #0xdead",
-    "6: add x5, x19, #0x10, lsl #12",
-    "add x5, x5, x21, lsl #3",
-    "cmp w20, #1",
-    "b.ne 7f",
-    "str x4, [x5]",
-    "b 8f",
-    "7: ldr x6, [x5]",
-    "cmp x6, x4",
-    "b.eq 8f",
-    "add x5, x19, #0x4, lsl #12",
-    "ldr x6, [x5]",
-    "add x7, x6, #1",
-    "str x7, [x5]",
-    "cmp x7, #200",
-    "b.hi 8f",
-    "add x5, x5, x7, lsl #4",
-    "stp x21, x4, [x5]",
-    "8: add x21, x21, #1",
-    "tbz x21, #15, 2b",
     "b 1b",
     ".macro skip",
-    "mov x24, #1",
     "mrs x27, elr_el1",
     "add x27, x27, #4",
     "msr elr_el1, x27",
@@ -144,51 +108,157 @@ const LIVED_BY_HOST: [u32; 13] = [
     number(3, 0, 1, 0, 2), // CPACR_EL1
 ];
 
-fn set_bit(guest: &Tiny, map: u64, register: u32) {
-    let byte = guest.memory(map + u64::from(register / 8));
-    // SAFETY: the guest's memory is the host's.
-    unsafe { write8(byte, read8(byte) | 1 << (register % 8)) };
+/// Whether a host needs it, or it is not the same thing in its guests.
+fn is_lived_by(register: u32) -> bool {
+    // The CPU interface is the host's: what its guests see of it is another.
+    let interface = (register >> 7 & 0xf) == 12 && register >> 14 == 1;
+    interface || LIVED_BY.contains(&register) || LIVED_BY_HOST.contains(&register)
 }
 
-/// Has the guest do one sweep; what differed.
-fn sweep(guest: &Tiny, what: u64) -> Result<u64, crate::tiny::Exit> {
-    // SAFETY: as above.
-    unsafe { write64(guest.memory(FOUND), 0) };
-    let emulate = EnterFlags::EMUL_MMIO;
-    for (value, next) in [(what, 8), (PATTERN, 0)] {
-        let exit = guest.go(0, emulate, value);
-        if exit.access() != Some(next) {
-            return Err(exit);
-        }
+/// Memory of the host's that no check uses: routines, then tables.
+fn place(n: u64) -> u64 {
+    own().1 - (8 << 20) + n * 0x8_0000
+}
+
+fn host_reads() -> u64 {
+    place(0)
+}
+
+fn host_writes() -> u64 {
+    place(1)
+}
+
+fn host_restores() -> u64 {
+    place(2)
+}
+
+/// A value for each register.
+#[derive(Clone, Copy, Debug)]
+struct Table(u64);
+
+impl Table {
+    /// The `n`-th of the host's.
+    fn number(n: u64) -> Self {
+        Self(place(3 + n))
     }
-    // SAFETY: as above.
-    Ok(unsafe { read64(guest.memory(FOUND)) })
-}
 
-/// The registers that differed, with what was read.
-fn found(guest: &Tiny) -> impl Iterator<Item = (u32, u64)> {
-    // SAFETY: as above.
-    let word = move |offset| unsafe { read64(guest.memory(FOUND + offset)) };
-    (1..=word(0).min(200)).map(move |n| (word(16 * n) as u32, word(16 * n + 8)))
-}
-
-fn tell(
-    suite: &mut Suite<Console>,
-    name: &str,
-    result: Result<u64, crate::tiny::Exit>,
-    guest: &Tiny,
-) {
-    if let Ok(1..) = result {
-        for (register, value) in found(guest).take(8) {
-            tests::println!("  register {register:#06x} reads {value:#x}");
-        }
+    fn value(self, register: u32) -> u64 {
+        // SAFETY: memory of the host's, in the table.
+        unsafe { read64(self.0 + 8 * u64::from(register)) }
     }
-    suite.check(name, result == Ok(0), format_args!("{result:x?}"));
+
+    fn set(self, register: u32, value: u64) {
+        // SAFETY: as above.
+        unsafe { write64(self.0 + 8 * u64::from(register), value) };
+    }
+
+    fn copy_from(self, other: Self) -> Self {
+        (0..REGISTERS).for_each(|register| self.set(register, other.value(register)));
+        self
+    }
+
+    /// The registers that differ.
+    fn against(self, other: Self) -> impl Iterator<Item = u32> {
+        (0..REGISTERS).filter(move |&register| self.value(register) != other.value(register))
+    }
+}
+
+/// Registers that change by themselves: no other's doing.
+#[derive(Clone, Copy, Debug)]
+struct Moving(Table);
+
+impl Moving {
+    fn new(n: u64) -> Self {
+        let this = Self(Table::number(n));
+        (0..REGISTERS).for_each(|register| this.0.set(register, 0));
+        this
+    }
+
+    /// Notes those that differ, all of one world; how many.
+    fn note(self, tables: [Table; 2]) -> usize {
+        let differ = tables[0].against(tables[1]);
+        differ.inspect(|&register| self.0.set(register, 1)).count()
+    }
+
+    /// Checks that no others differ.
+    fn same(self, suite: &mut Suite<Console>, name: &str, [was, is]: [Table; 2]) {
+        let mut count = 0;
+        let others = |register: &u32| self.0.value(*register) == 0;
+        for register in is.against(was).filter(others) {
+            count += 1;
+            if count <= 8 {
+                let (was, is) = (was.value(register), is.value(register));
+                tests::println!("  register {register:#06x} reads {is:#x}, was {was:#x}");
+            }
+        }
+        suite.equal(name, count, 0);
+    }
+}
+
+/// A guest that does as it is told.
+struct World(Tiny);
+
+impl World {
+    fn new(n: u64, vmid: u16) -> Option<Self> {
+        let guest = Tiny::build(n, vmid, &raw const sweep_code, BYTES, 1)?;
+        // SAFETY: the guest's memory is the host's, and it has not run yet.
+        unsafe {
+            Routine::Read.write(guest.memory(READS), |_| false);
+            Routine::Write.write(guest.memory(WRITES), |r| LIVED_BY.contains(&r));
+        }
+        let asks = guest.go(0, EnterFlags::empty(), 0).access() == Some(0);
+        asks.then_some(Self(guest))
+    }
+
+    /// Has it do one thing; false if it did another.
+    fn does(&self, what: u64) -> bool {
+        [(what, 8), (PATTERN, 0)].iter().all(|&(value, next)| {
+            let exit = self.0.go(0, EnterFlags::EMUL_MMIO, value);
+            let right = exit.access() == Some(next);
+            if !right {
+                tests::println!("  not {next}: {exit:x?}");
+            }
+            right
+        })
+    }
+
+    /// Reads all, into the host's table `to`.
+    fn read(&self, suite: &mut Suite<Console>, to: u64) -> Table {
+        let read = self.does(READ);
+        suite.check("worlds/guest-reads", read, to);
+        let from = Table(self.0.memory(VALUES));
+        clean(from.0, from.0 + TABLE);
+        Table::number(to).copy_from(from)
+    }
+
+    fn write(&self, suite: &mut Suite<Console>) {
+        let wrote = self.does(WRITE);
+        suite.check("worlds/guest-writes", wrote, "it did something else");
+    }
+}
+
+/// The host reads all that it can, into its table `to`.
+fn host_read(to: u64) -> Table {
+    let table = Table::number(to);
+    // SAFETY: reading changes nothing that is in use; the table has room.
+    unsafe { Routine::run(host_reads(), [table.0, 0, NOT_THERE]) };
+    table
+}
+
+/// The host writes all that it can and lives on.
+fn host_write() {
+    // SAFETY: what the program lives by is left out.
+    unsafe { Routine::run(host_writes(), [0, PATTERN, 0]) };
 }
 
 /// The checks, on the boot CPU; then again when it has been off, and for the lives
 /// of another.
 pub fn checks(suite: &mut Suite<Console>) {
+    // SAFETY: memory of the host's that nobody runs.
+    unsafe {
+        Routine::Read.write(host_reads(), |_| false);
+        Routine::Write.write(host_writes(), is_lived_by);
+    }
     pairs(suite);
     if cpu::count() == 1 {
         return;
@@ -207,75 +277,75 @@ pub fn checks(suite: &mut Suite<Console>) {
 
 /// Each world writes, and another reads.
 fn pairs(suite: &mut Suite<Console>) {
-    let (Some(writer), Some(reader)) = (build(0, 40), build(1, 41)) else {
+    let (Some(writer), Some(reader)) = (World::new(0, 40), World::new(1, 41)) else {
         suite.check("worlds/guests", false, "not built");
         return;
     };
-    // What changes by itself is no other's doing.
-    let mut result = sweep(&reader, READ).and_then(|_| sweep(&reader, COMPARE));
-    let changing = result.unwrap_or(200);
-    suite.check("worlds/steady", changing < 40, format_args!("{result:x?}"));
+    let moving = Moving::new(0);
+    let first = reader.read(suite, 1);
     for _ in 0..2 {
-        found(&reader).for_each(|(register, _)| set_bit(&reader, NOT_READ, register));
-        result = sweep(&reader, READ).and_then(|_| sweep(&reader, COMPARE));
+        let second = reader.read(suite, 2);
+        let count = moving.note([first, second]);
+        suite.check("worlds/steady", count < 40, count);
     }
-    tell(suite, "worlds/own", result, &reader);
+    let of_host = Moving::new(3);
+    let host = host_read(4);
+    for _ in 0..2 {
+        let count = of_host.note([host, host_read(5)]);
+        suite.check("worlds/host-steady", count < 40, count);
+    }
+    // SAFETY: memory of the host's that nobody runs.
+    unsafe {
+        let left = |register| is_lived_by(register) || host.value(register) == NOT_THERE;
+        Routine::Restore.write(host_restores(), left);
+    }
+    let read = reader.read(suite, 2);
+    moving.same(suite, "worlds/own", [first, read]);
+    of_host.same(suite, "worlds/host-own", [host, host_read(5)]);
 
-    let wrote = sweep(&writer, WRITE);
-    suite.check(
-        "worlds/guest-writes",
-        wrote == Ok(0),
-        format_args!("{wrote:x?}"),
-    );
-    let result = sweep(&reader, COMPARE);
-    tell(suite, "worlds/guest-to-guest", result, &reader);
+    let before = writer.read(suite, 6);
+    writer.write(suite);
+    of_host.same(suite, "worlds/guest-to-host", [host, host_read(5)]);
+    let read = reader.read(suite, 2);
+    moving.same(suite, "worlds/guest-to-guest", [first, read]);
+    // It has written something, which it keeps.
+    let kept = writer.read(suite, 7);
+    let changed = kept.against(before).count();
+    suite.check("worlds/guest-has-its-own", changed > 20, changed);
 
-    host(suite, &writer, &reader);
-    let gone = writer.destroy() & reader.destroy();
+    host_write();
+    let wrote = host_read(8);
+    let read = reader.read(suite, 2);
+    moving.same(suite, "worlds/host-to-guest", [first, read]);
+    let read = writer.read(suite, 2);
+    moving.same(suite, "worlds/guest-keeps", [kept, read]);
+    of_host.same(suite, "worlds/host-keeps", [wrote, host_read(5)]);
+    let changed = wrote.against(host).count();
+    suite.check("worlds/host-has-its-own", changed > 10, changed);
+    // SAFETY: the values that they had.
+    unsafe { Routine::run(host_restores(), [host.0, 0, 0]) };
+    let gone = writer.0.destroy() & reader.0.destroy();
     suite.check("worlds/gone", gone, "something did not come back");
 }
 
-/// A guest that asks for its first sweep.
-fn build(n: u64, vmid: u16) -> Option<Tiny> {
-    let guest = Tiny::build(n, vmid, &raw const sweep_code, BYTES, 1)?;
-    for register in LIVED_BY {
-        set_bit(&guest, NOT_WRITTEN, register);
-    }
-    (guest.go(0, EnterFlags::empty(), 0).access() == Some(0)).then_some(guest)
-}
-
-/// What a CPU reads when it comes up: the first and the second life's.
+/// Of the two lives of a CPU, which.
 static LIFE: AtomicU64 = AtomicU64::new(0);
 static RIGHT: AtomicBool = AtomicBool::new(false);
-
-/// The value of a register in a life; the second time that it is read, where
-/// `n` is 2 or 3.
-fn lived(n: u64, register: u32) -> u64 {
-    own().1 - (4 << 20) + 8 * (n * u64::from(sweep::REGISTERS) + u64::from(register))
-}
 
 /// A CPU's life: it reads all twice, and leaves a pattern, its own and a guest's.
 fn live() {
     let life = LIFE.load(Ordering::Acquire);
-    for n in [life, life + 2] {
-        // SAFETY: memory of the host's that no check uses.
-        sweep::read_all(|register, value| unsafe { write64(lived(n, register), value) });
-    }
-    let guest = build(0, 42);
-    let wrote = guest.map(|guest| sweep(&guest, WRITE));
-    let gone = guest.is_some_and(Tiny::destroy);
-    RIGHT.store(wrote == Some(Ok(0)) && gone, Ordering::Release);
-    sweep::write_all(|register| (!is_lived_by(register)).then_some(PATTERN));
+    host_read(1 + 2 * life);
+    host_read(2 + 2 * life);
+    let guest = World::new(0, 42);
+    let wrote = guest.as_ref().is_some_and(|guest| guest.does(WRITE));
+    let gone = guest.is_some_and(|guest| guest.0.destroy());
+    RIGHT.store(wrote && gone, Ordering::Release);
+    host_write();
 }
 
 /// A CPU that was on before begins as one that never was.
 fn lives(suite: &mut Suite<Console>) {
-    for n in 0..4 {
-        for register in 0..sweep::REGISTERS {
-            // SAFETY: as above.
-            unsafe { write64(lived(n, register), 0) };
-        }
-    }
     for life in 0..2 {
         LIFE.store(life, Ordering::Release);
         RIGHT.store(false, Ordering::Release);
@@ -283,66 +353,10 @@ fn lives(suite: &mut Suite<Console>) {
         let right = lived && RIGHT.load(Ordering::Acquire);
         suite.check("worlds/life", right, format_args!("{life}: {lived}"));
     }
-    let mut differ = 0;
-    for register in 0..sweep::REGISTERS {
-        // SAFETY: as above.
-        let [first, second, again, last] =
-            [0, 1, 2, 3].map(|n| unsafe { read64(lived(n, register)) });
-        if first != second && first == again && second == last {
-            differ += 1;
-            tests::println!("  register {register:#06x} begins as {second:#x}, was {first:#x}");
-        }
+    let moving = Moving::new(0);
+    let [first, second] = [1, 3].map(Table::number);
+    for life in [first, second] {
+        moving.note([life, Table(life.0 + place(1) - place(0))]);
     }
-    suite.equal("worlds/life-to-life", differ, 0);
-}
-
-/// Whether a host needs it, or it is not the same thing in its guests.
-fn is_lived_by(register: u32) -> bool {
-    // The CPU interface is the host's: what its guests see of it is another.
-    let interface = (register >> 7 & 0xf) == 12 && register >> 14 == 1;
-    interface || LIVED_BY.contains(&register) || LIVED_BY_HOST.contains(&register)
-}
-
-/// The host's own registers, before and after a guest wrote; and a guest's,
-/// before and after the host did.
-fn host(suite: &mut Suite<Console>, writer: &Tiny, reader: &Tiny) {
-    let values = own().1 - (4 << 20);
-    let slot = |register: u32| values + 8 * u64::from(register);
-    // SAFETY: memory of the host's that no check uses.
-    let remember = |register, value: u64| unsafe { write64(slot(register), value) };
-    // SAFETY: as above.
-    let remembered = |register| unsafe { read64(slot(register)) };
-    sweep::read_all(remember);
-    // Those that change by themselves are marked in the other half.
-    let mark = |register: u32| values + 8 * u64::from(register) + 8 * sweep::REGISTERS as u64;
-    for _ in 0..2 {
-        sweep::read_all(|register, value| {
-            // SAFETY: as above.
-            unsafe { write64(mark(register), u64::from(value != remembered(register))) };
-        });
-    }
-    let wrote = sweep(writer, WRITE);
-    suite.check(
-        "worlds/guest-writes-again",
-        wrote == Ok(0),
-        format_args!("{wrote:x?}"),
-    );
-    let mut differ = 0;
-    sweep::read_all(|register, value| {
-        // SAFETY: as above.
-        let changes = unsafe { read64(mark(register)) } != 0;
-        if !changes && value != remembered(register) {
-            differ += 1;
-            tests::println!(
-                "  register {register:#06x} reads {value:#x}, was {:#x}",
-                remembered(register)
-            );
-        }
-    });
-    suite.equal("worlds/guest-to-host", differ, 0);
-
-    sweep::write_all(|register| (!is_lived_by(register)).then_some(PATTERN));
-    let result = sweep(reader, COMPARE);
-    sweep::write_all(|register| (!is_lived_by(register)).then(|| remembered(register)));
-    tell(suite, "worlds/host-to-guest", result, reader);
+    moving.same(suite, "worlds/life-to-life", [first, second]);
 }
