@@ -105,6 +105,17 @@ impl Console {
         true
     }
 
+    /// Whether a write to the register at `offset` can be done now.
+    pub fn takes(&self, machine: &Machine, offset: u64) -> bool {
+        !self.owner
+            || !self.uart.sends(offset)
+            || machine
+                .console
+                .lock()
+                .as_mut()
+                .is_none_or(|port| !port.sender().full)
+    }
+
     /// Moves what waits in the machine's UART, as much as fits; the rest
     /// interrupts again when there is room.
     fn fill(&mut self, port: &mut Port) {

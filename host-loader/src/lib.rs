@@ -11,6 +11,7 @@
 //! | [`image`] | kernel formats, streamed into a guest's memory |
 //! | [`guest`] | a guest's map, device tree and realm |
 //! | [`device`] | device models |
+//! | [`emulate`] | accesses that tell too little of themselves |
 //! | [`turns`] | whose turn it is on a CPU |
 //! | [`pace`] | long work in steps |
 //! | [`rmi_call`] | calls to EL2 |
@@ -20,7 +21,7 @@
 //!
 //! The image has these besides: `machine` (the one instance of all), `heap`,
 //! `port` and `gic` (the machine's devices), `sched` (who runs where), `run` (a
-//! vCPU's exits), `life` (start, stop and reset of guests), `console` and
+//! vCPU's exits), `abort` (those by an access), `life` (start, stop and reset of guests), `console` and
 //! `monitor`.
 #![no_std]
 
@@ -29,6 +30,7 @@ extern crate alloc;
 pub mod arch;
 pub mod bundle;
 pub mod device;
+pub mod emulate;
 pub mod granules;
 pub mod guest;
 pub mod image;
@@ -39,6 +41,8 @@ pub mod rmi_call;
 pub mod transcript;
 pub mod turns;
 
+#[cfg(target_os = "none")]
+pub mod abort;
 #[cfg(target_os = "none")]
 pub mod console;
 #[cfg(target_os = "none")]

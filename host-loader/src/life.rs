@@ -7,8 +7,10 @@
 //! ([`crate::pace`]), which its CPU does between the turns of others and on the
 //! account of the vCPU that left.
 
+use crate::abort;
 use crate::console::Console;
 use crate::guest::build::{self, Memory, Resources};
+use crate::guest::ram::Run;
 use crate::guest::realm::Realm;
 use crate::image::GuestMemory;
 use crate::machine::{self, Machine};
@@ -54,6 +56,8 @@ pub struct Vcpu {
     pub off: AtomicBool,
     /// The CPU that it runs on.
     pub cpu: usize,
+    /// How often an instruction was left to it again.
+    pub repeats: abort::Repeats,
 }
 
 /// A guest that runs.
@@ -66,6 +70,12 @@ pub struct Guest {
     pub rd: u64,
     /// Its RAM, IPAs.
     pub ram: Range<u64>,
+    /// And where that is.
+    pub runs: Vec<Run>,
+    /// It is stopped when it accesses what it does not have.
+    pub strict: bool,
+    /// It has done so, and the log has it.
+    pub trespassed: AtomicBool,
     /// Its vCPUs.
     pub vcpus: Vec<Vcpu>,
     /// Its UART, and where that leads.
@@ -216,6 +226,7 @@ pub async fn create(
             starts: AtomicU32::new(u32::from(index == 0)),
             off: AtomicBool::new(index != 0),
             cpu,
+            repeats: abort::Repeats::default(),
         })
         .collect();
     Ok(Arc::new(Guest {
@@ -223,6 +234,9 @@ pub async fn create(
         name: settings.name.clone(),
         rd: realm.rd(),
         ram: memory.ram.range(),
+        runs: memory.ram.runs().to_vec(),
+        strict: settings.strict,
+        trespassed: AtomicBool::new(false),
         vcpus,
         console: Mutex::new(Console::new(settings.console)),
         stop: AtomicU8::new(0),

@@ -197,6 +197,17 @@ pub fn kick(rec: u64) -> Result<(), CallError> {
     call([vendor::KICK, rec, 0, 0, 0, 0]).map(drop)
 }
 
+/// Writes a plain guest's registers ([`rmi::registers::Registers`]) to `page`,
+/// inside one granule.
+pub fn rec_read(rec: u64, page: u64) -> Result<(), CallError> {
+    call([vendor::REC_READ, rec, page, 0, 0, 0]).map(drop)
+}
+
+/// Takes them back from `page`, and ends the vCPU's last abort.
+pub fn rec_write(rec: u64, page: u64) -> Result<(), CallError> {
+    call([vendor::REC_WRITE, rec, page, 0, 0, 0]).map(drop)
+}
+
 /// PSCI `CPU_ON` of the machine: starts the CPU `mpidr` at `entry` with X0 =
 /// `context`. The error is PSCI's code.
 pub fn machine_cpu_on(mpidr: u64, entry: u64, context: u64) -> Result<(), i64> {

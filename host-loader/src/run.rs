@@ -1,7 +1,7 @@
 //! A vCPU's exits: entered until it needs more than its device models.
 
-use crate::guest::map;
-use crate::guest::realm::describe;
+use crate::abort::{self, Next};
+use crate::emulate::execute::Written;
 use crate::life::{Guest, Stop};
 use crate::machine::Machine;
 use crate::rmi_call::{self, CallError};
@@ -62,7 +62,7 @@ pub fn run(
         // SAFETY: As above; the reference ends before the next entry.
         let exit = unsafe { &(*vcpu.run).exit };
         match ExitReason::from_raw(exit.exit_reason) {
-            Some(ExitReason::Sync) => match sync(machine, guest, exit) {
+            Some(ExitReason::Sync) => match sync(machine, guest, index, exit) {
                 Sync::Mmio(value) => {
                     // SAFETY: As above.
                     unsafe { (*vcpu.run).enter.gprs[0] = value };
@@ -71,10 +71,9 @@ pub fn run(
                 // The guest executes it again, after whoever else has a turn.
                 Sync::Again => return Outcome::Interrupted,
                 Sync::Wait => return Outcome::Waits(deadline(exit)),
-                Sync::Fault => {
-                    fault(guest, index, exit);
-                    return Outcome::Stopping;
-                }
+                Sync::Abort(Next::Enter | Next::Later) => {}
+                Sync::Abort(Next::External) => *pending = EnterFlags::INJECT_SEA,
+                Sync::Abort(Next::Stopped) => return Outcome::Stopping,
             },
             Some(ExitReason::Irq | ExitReason::Fiq) => return Outcome::Interrupted,
             Some(ExitReason::Psci) => match psci_call(guest, index, exit) {
@@ -83,7 +82,8 @@ pub fn run(
             },
             Some(ExitReason::SError) => {
                 error(guest, format_args!("vCPU {index}: SError"));
-                fault(guest, index, exit);
+                abort::report(guest, index, exit, None);
+                guest.stop(Stop::Fault);
                 return Outcome::Stopping;
             }
             Some(ExitReason::RipasChange | ExitReason::HostCall) | None => {
@@ -119,73 +119,37 @@ enum Sync {
     Again,
     /// WFI.
     Wait,
-    /// Nothing the host serves.
-    Fault,
-}
-
-fn ipa(exit: &RecExit) -> u64 {
-    // HPFAR_EL2.FIPA: IPA[51:12] in bits 43:4.
-    (exit.hpfar >> 4 & 0xff_ffff_ffff) << 12 | exit.far & 0xfff
+    /// Any other abort.
+    Abort(Next),
 }
 
 #[inline]
-fn sync(machine: &Machine, guest: &Guest, exit: &RecExit) -> Sync {
+fn sync(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit) -> Sync {
     let esr = Syndrome(exit.esr);
     if esr.class() == Class::WFX {
         return Sync::Wait;
     }
-    if !esr.is_emulatable() {
-        return Sync::Fault;
-    }
-    let ipa = ipa(exit);
-    if map::UART.contains(&ipa) {
-        let offset = ipa - map::UART.start;
-        let mut console = guest.console.lock();
+    if esr.is_emulatable() {
+        let (ipa, size) = (abort::ipa(exit), esr.size().into());
         if esr.is_write() {
-            if !console.write(guest, machine, offset, esr.cut(exit.gprs[0])) {
-                return Sync::Again;
+            let value = esr.cut(exit.gprs[0]);
+            match abort::device_write(machine, guest, ipa, size, value) {
+                Written::Done => return Sync::Mmio(0),
+                Written::Later => return Sync::Again,
+                Written::Nowhere => {}
             }
-            return Sync::Mmio(0);
+        } else if let Some(value) = abort::device_read(machine, guest, ipa, size) {
+            return Sync::Mmio(esr.extend(value));
         }
-        let value = console.read(guest, machine, offset);
-        return Sync::Mmio(esr.extend(value));
     }
-    if map::FLASH.contains(&ipa) {
-        // Erased, and not to be written.
-        return Sync::Mmio(if esr.is_write() {
-            0
-        } else {
-            esr.extend(u64::MAX)
-        });
+    match abort::serve(machine, guest, index, exit) {
+        Next::Later => Sync::Again,
+        next => Sync::Abort(next),
     }
-    Sync::Fault
 }
 
 fn error(guest: &Guest, text: fmt::Arguments<'_>) {
     guest.log(Level::Error, text);
-}
-
-/// Reports what the guest did and stops it.
-fn fault(guest: &Guest, index: usize, exit: &RecExit) {
-    let ipa = ipa(exit);
-    let did = match Syndrome(exit.esr).class() {
-        Class::INST_ABORT_LOWER => "fetched from",
-        _ => "accessed",
-    };
-    error(
-        guest,
-        format_args!(
-            "vCPU {index} {did} IPA {ipa:#x}\n  {}\n  elr={:#x} far={:#x}\n  {}\n  \
-             esr={:#x} spsr={:#x}",
-            describe(ipa, &guest.ram),
-            exit.elr,
-            exit.far,
-            Syndrome(exit.esr),
-            exit.esr,
-            exit.spsr
-        ),
-    );
-    guest.stop(Stop::Fault);
 }
 
 /// Serves a PSCI call: what became of the vCPU, or `None` to go on.

@@ -14,6 +14,7 @@
 //! | `vcpus` | 1 or more |
 //! | `mode` | `"plain"`, optional |
 //! | `console` | `true` (default for the first guest) or `false`, optional |
+//! | `strict` | `true`: stopped when it accesses what it does not have, optional |
 //! | `entry` | address at which a raw binary begins, optional |
 
 use std::fs;
@@ -54,6 +55,8 @@ pub struct Guest {
     pub mode: Mode,
     /// Whether its console is the machine's; the first guest's is by default.
     pub console: Option<bool>,
+    /// Whether it is stopped when it accesses what it does not have.
+    pub strict: bool,
     /// Where a raw binary is entered.
     pub entry: Option<u64>,
 }
@@ -76,6 +79,8 @@ struct Entry {
     #[serde(default)]
     mode: Mode,
     console: Option<bool>,
+    #[serde(default)]
+    strict: bool,
     entry: Option<u64>,
 }
 
@@ -98,6 +103,8 @@ struct PackedGuest<'a> {
     mode: Mode,
     #[serde(skip_serializing_if = "Option::is_none")]
     console: Option<bool>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    strict: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     entry: Option<u64>,
 }
@@ -176,6 +183,7 @@ fn parse(text: &str, file: &str, folder: &Path) -> Result<Vec<Guest>> {
             vcpus,
             mode: entry.mode,
             console: entry.console,
+            strict: entry.strict,
             entry: entry.entry,
             name,
         });
@@ -210,6 +218,7 @@ pub fn packed(guests: &[Guest]) -> Result<String> {
             vcpus: guest.vcpus,
             mode: guest.mode,
             console: guest.console,
+            strict: guest.strict,
             entry: guest.entry,
         })
         .collect();

@@ -10,6 +10,7 @@
 //! | `vcpus` | 1 to the machine's CPUs | 1 |
 //! | `mode` | `"plain"` | `"plain"` |
 //! | `console` | it owns the first UART | the first guest does |
+//! | `strict` | it is stopped when it accesses what it does not have | `false` |
 //! | `load` | IPA of a raw binary | RAM base + 512 KiB |
 //! | `entry` | IPA where a raw binary starts | its first byte |
 //!
@@ -52,6 +53,8 @@ pub struct GuestConfig {
     pub vcpus: Located<usize>,
     /// It owns the first UART.
     pub console: bool,
+    /// It is stopped when it accesses what it does not have.
+    pub strict: bool,
     /// IPA of a raw binary.
     pub load: Option<Located<u64>>,
     /// IPA where a raw binary starts.
@@ -77,6 +80,8 @@ struct Table {
     vcpus: Option<Spanned<i64>>,
     mode: Option<Spanned<String>>,
     console: Option<Spanned<bool>>,
+    #[serde(default)]
+    strict: bool,
     load: Option<Spanned<i64>>,
     entry: Option<Spanned<i64>>,
 }
@@ -297,6 +302,7 @@ impl Reader<'_> {
             memory,
             vcpus,
             console: false,
+            strict: table.strict,
             load: table.load.map(|at| self.address("load", at)).transpose()?,
             entry: table
                 .entry

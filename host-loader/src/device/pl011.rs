@@ -3,9 +3,14 @@
 //! The transmit FIFO is that of whatever the bytes go to: the model shows what it
 //! was last told of it ([`Pl011::set_sender`]), and its interrupt rises when a
 //! byte was taken and when there is room again, until it is cleared. The receive
-//! FIFO is 32 deep, 1 deep when LCR_H.FEN is 0. The receive timeout is instant
-//! too: RT rises whenever bytes wait, so that a driver that set a trigger level
-//! is not left waiting for more.
+//! FIFO is 16 deep, 1 deep when LCR_H.FEN is 0; its interrupt rises with each
+//! byte, whatever IFLS says, and falls when the FIFO is empty or it is cleared.
+//! There is no receive timeout. Registers keep what is written to them, bits
+//! that are reserved too. Every access is of the register that its offset lies
+//! in, from that register's lowest bit on.
+//!
+//! One thing is otherwise: what arrives before the guest has ever enabled the
+//! UART, or while it loops back to itself, waits until it can be received.
 //!
 //! The model is pure: [`Pl011::read`] and [`Pl011::write`] change state, and the
 //! caller carries the byte out and asks [`Pl011::line_change`] what became of
@@ -15,25 +20,32 @@ bitflags::bitflags! {
     /// Interrupts: RIS, IMSC, MIS and ICR.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     struct Interrupts: u32 {
-        /// Receive FIFO at its trigger level.
-        const RX = 1 << 4;
-        /// Transmit FIFO at its trigger level.
-        const TX = 1 << 5;
-        /// Bytes wait in the receive FIFO.
-        const RT = 1 << 6;
-        /// Framing, parity, break and overrun errors.
-        const ERRORS = 0xf << 7;
-        /// Modem lines.
+        /// Modem lines: RI, CTS, DCD and DSR.
         const MODEM = 0xf;
+        /// Bytes wait in the receive FIFO.
+        const RX = 1 << 4;
+        /// A byte was sent.
+        const TX = 1 << 5;
+        /// What never rises here: receive timeout and errors; and what is no
+        /// interrupt, but is kept by IMSC.
+        const _ = !0;
     }
 }
 
-const DEPTH: usize = 32;
+const DEPTH: usize = 16;
 
+const LCR_H_BRK: u32 = 1 << 0;
 const LCR_H_FEN: u32 = 1 << 4;
+const CR_UARTEN: u32 = 1 << 0;
 const CR_LBE: u32 = 1 << 7;
+const CR_DTR: u32 = 1 << 10;
+const CR_RTS: u32 = 1 << 11;
+const CR_OUT1: u32 = 1 << 12;
+const CR_OUT2: u32 = 1 << 13;
 /// CR at reset: receive and transmit enabled, the UART itself not.
 const CR_RESET: u32 = 0x300;
+/// DR: a break was received.
+const DR_BREAK: u16 = 1 << 10;
 const FR_CTS: u32 = 1 << 0;
 const FR_DSR: u32 = 1 << 1;
 const FR_DCD: u32 = 1 << 2;
@@ -42,6 +54,15 @@ const FR_RXFE: u32 = 1 << 4;
 const FR_TXFF: u32 = 1 << 5;
 const FR_RXFF: u32 = 1 << 6;
 const FR_TXFE: u32 = 1 << 7;
+const FR_RI: u32 = 1 << 8;
+
+/// A modem output of CR, the input of FR that it is looped to, its interrupt.
+const LOOPS: [(u32, u32, u32); 4] = [
+    (CR_OUT2, FR_RI, 1 << 0),
+    (CR_RTS, FR_CTS, 1 << 1),
+    (CR_OUT1, FR_DCD, 1 << 2),
+    (CR_DTR, FR_DSR, 1 << 3),
+];
 
 /// Peripheral and cell identification, 0xfe0 to 0xffc.
 const ID: [u8; 8] = [0x11, 0x10, 0x14, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
@@ -75,12 +96,17 @@ impl Sender {
 /// The model's state.
 #[derive(Clone, Debug)]
 pub struct Pl011 {
-    fifo: [u8; DEPTH],
+    /// Bytes with their errors, as DR has them.
+    fifo: [u16; DEPTH],
     first: usize,
     waiting: usize,
-    /// RT was cleared by the driver with bytes still there.
-    timeout_cleared: bool,
-    transmitted: bool,
+    /// The guest has enabled the UART, now or before.
+    was_enabled: bool,
+    /// RIS.
+    raw: Interrupts,
+    /// FR's modem inputs.
+    modem: u32,
+    rsr: u32,
     sender: Sender,
     mask: Interrupts,
     line: bool,
@@ -106,8 +132,10 @@ impl Pl011 {
             fifo: [0; DEPTH],
             first: 0,
             waiting: 0,
-            timeout_cleared: false,
-            transmitted: false,
+            was_enabled: false,
+            raw: Interrupts::empty(),
+            modem: 0,
+            rsr: 0,
             sender: Sender::IDLE,
             mask: Interrupts::empty(),
             line: false,
@@ -131,6 +159,9 @@ impl Pl011 {
 
     /// Bytes that [`receive`](Self::receive) takes now.
     pub const fn room(&self) -> usize {
+        if self.cr & CR_LBE != 0 {
+            return 0;
+        }
         self.depth().saturating_sub(self.waiting)
     }
 
@@ -141,52 +172,34 @@ impl Pl011 {
 
     /// There is room again after there was none: the transmit interrupt rises.
     pub const fn has_room(&mut self) {
-        self.transmitted = true;
+        self.raw = self.raw.union(Interrupts::TX);
     }
 
     /// Whether a write to the register at `offset` is a byte to send, as
     /// [`write`](Self::write) gives it.
     pub const fn sends(&self, offset: u64) -> bool {
-        offset == 0 && self.cr & CR_LBE == 0
+        offset & !3 == 0 && self.cr & CR_LBE == 0
     }
 
     /// Puts a byte into the receive FIFO: false if it is full.
     pub fn receive(&mut self, byte: u8) -> bool {
-        if self.room() == 0 {
+        self.room() > 0 && self.put(byte.into())
+    }
+
+    fn put(&mut self, word: u16) -> bool {
+        if self.waiting >= self.depth() {
             return false;
         }
-        self.fifo[(self.first + self.waiting) % DEPTH] = byte;
+        self.fifo[(self.first + self.waiting) % DEPTH] = word;
         self.waiting += 1;
-        self.timeout_cleared = false;
+        self.raw |= Interrupts::RX;
         true
-    }
-
-    /// Bytes in the receive FIFO at which RX rises, by IFLS.RXIFLSEL.
-    fn trigger(&self) -> usize {
-        if self.depth() == 1 {
-            return 1;
-        }
-        match self.ifls >> 3 & 7 {
-            0 => DEPTH / 8,
-            1 => DEPTH / 4,
-            2 => DEPTH / 2,
-            3 => DEPTH * 3 / 4,
-            _ => DEPTH * 7 / 8,
-        }
-    }
-
-    fn raw(&self) -> Interrupts {
-        let mut raw = Interrupts::empty();
-        raw.set(Interrupts::TX, self.transmitted);
-        raw.set(Interrupts::RX, self.waiting >= self.trigger());
-        raw.set(Interrupts::RT, self.waiting > 0 && !self.timeout_cleared);
-        raw
     }
 
     /// The interrupt line's new level, once after each change.
     #[inline]
     pub fn line_change(&mut self) -> Option<bool> {
-        let level = self.raw().intersects(self.mask);
+        let level = self.raw.intersects(self.mask);
         if level == self.line {
             return None;
         }
@@ -198,28 +211,34 @@ impl Pl011 {
         if self.waiting == 0 {
             return 0;
         }
-        let byte = self.fifo[self.first];
+        let word = u32::from(self.fifo[self.first]);
         self.first = (self.first + 1) % DEPTH;
         self.waiting -= 1;
-        self.timeout_cleared = false;
-        byte.into()
+        if self.waiting == 0 {
+            self.raw -= Interrupts::RX;
+        }
+        self.rsr = word >> 8;
+        word
+    }
+
+    fn flags(&self) -> u32 {
+        let mut flags = self.sender.flags() | self.modem;
+        if self.waiting == 0 {
+            flags |= FR_RXFE;
+        }
+        if self.waiting >= self.depth() {
+            flags |= FR_RXFF;
+        }
+        flags
     }
 
     /// Reads the register at `offset` (below 4096). What is reserved is zero.
     #[inline]
     pub fn read(&mut self, offset: u64) -> u32 {
-        let value = match offset & !3 {
-            0x18 => {
-                let mut flags = self.sender.flags() | FR_CTS | FR_DSR | FR_DCD;
-                if self.waiting == 0 {
-                    flags |= FR_RXFE;
-                }
-                if self.room() == 0 {
-                    flags |= FR_RXFF;
-                }
-                flags
-            }
+        match offset & !3 {
+            0x18 => self.flags(),
             0x00 => self.take(),
+            0x04 => self.rsr,
             0x20 => self.ilpr,
             0x24 => self.ibrd,
             0x28 => self.fbrd,
@@ -227,55 +246,71 @@ impl Pl011 {
             0x30 => self.cr,
             0x34 => self.ifls,
             0x38 => self.mask.bits(),
-            0x3c => self.raw().bits(),
-            0x40 => (self.raw() & self.mask).bits(),
+            0x3c => self.raw.bits(),
+            0x40 => (self.raw & self.mask).bits(),
             0x48 => self.dmacr,
             id @ 0xfe0..=0xffc => ID[(id - 0xfe0) as usize / 4].into(),
             _ => 0,
-        };
-        value >> (8 * (offset & 3))
+        }
     }
 
     /// Writes the register at `offset` (below 4096): the byte to send, if any.
-    /// Writes to reserved or read-only registers, and to the upper bytes of
-    /// one, change nothing.
+    /// Writes to reserved or read-only registers change nothing.
     #[inline]
     pub fn write(&mut self, offset: u64, value: u32) -> Option<u8> {
-        match offset {
+        match offset & !3 {
             0x00 => {
-                self.transmitted = true;
+                self.raw |= Interrupts::TX;
                 if self.cr & CR_LBE != 0 {
-                    self.receive(value as u8);
+                    self.put((value & 0xff) as u16);
                     return None;
                 }
                 return Some(value as u8);
             }
-            0x20 => self.ilpr = value & 0xff,
+            0x04 => self.rsr = 0,
+            0x20 => self.ilpr = value,
             0x24 => self.ibrd = value & 0xffff,
             0x28 => self.fbrd = value & 0x3f,
-            0x2c => {
-                // The FIFO is emptied when it is switched.
-                if (self.lcr_h ^ value) & LCR_H_FEN != 0 {
-                    self.waiting = 0;
-                }
-                self.lcr_h = value & 0xff;
+            0x2c => self.set_line_control(value),
+            0x30 => {
+                self.cr = value;
+                self.was_enabled |= value & CR_UARTEN != 0;
+                self.loop_modem_lines();
             }
-            0x30 => self.cr = value & 0xff87,
-            0x34 => self.ifls = value & 0x3f,
-            0x38 => self.mask = Interrupts::from_bits_truncate(value),
-            0x44 => {
-                let cleared = Interrupts::from_bits_truncate(value);
-                if cleared.contains(Interrupts::TX) {
-                    self.transmitted = false;
-                }
-                if cleared.contains(Interrupts::RT) {
-                    self.timeout_cleared = true;
-                }
-            }
-            0x48 => self.dmacr = value & 7,
+            0x34 => self.ifls = value,
+            0x38 => self.mask = Interrupts::from_bits_retain(value),
+            0x44 => self.raw -= Interrupts::from_bits_retain(value),
+            0x48 => self.dmacr = value,
             _ => {}
         }
         None
+    }
+
+    fn set_line_control(&mut self, value: u32) {
+        let changed = self.lcr_h ^ value;
+        // The FIFO is emptied when it is switched.
+        if changed & LCR_H_FEN != 0 && self.was_enabled {
+            self.waiting = 0;
+        }
+        self.lcr_h = value;
+        if changed & value & LCR_H_BRK != 0 && self.cr & CR_LBE != 0 {
+            self.put(DR_BREAK);
+        }
+    }
+
+    /// While the UART loops back, its modem outputs are its inputs.
+    fn loop_modem_lines(&mut self) {
+        if self.cr & CR_LBE == 0 {
+            return;
+        }
+        self.modem = 0;
+        self.raw -= Interrupts::MODEM;
+        for (output, input, interrupt) in LOOPS {
+            if self.cr & output != 0 {
+                self.modem |= input;
+                self.raw |= Interrupts::from_bits_retain(interrupt);
+            }
+        }
     }
 }
 
@@ -286,6 +321,7 @@ mod tests {
 
     const DR: u64 = 0;
     const FR: u64 = 0x18;
+    const CR: u64 = 0x30;
     const LCR_H: u64 = 0x2c;
     const IMSC: u64 = 0x38;
     const RIS: u64 = 0x3c;
@@ -353,29 +389,33 @@ mod tests {
     }
 
     #[test]
-    fn receiving_raises_a_timeout_at_once_and_rx_at_the_trigger() {
+    fn the_first_byte_interrupts_whatever_the_level() {
         let mut uart = Pl011::new();
+        uart.write(CR, CR_RESET | CR_UARTEN);
         uart.write(LCR_H, 0x70);
-        uart.write(IMSC, 1 << 4 | 1 << 6);
-        for i in 0..DEPTH {
-            assert!(uart.receive(i as u8));
-            assert_eq!(uart.read(RIS) >> 4 & 1, u32::from(i + 1 >= 16));
-            assert_eq!(uart.read(RIS) >> 6 & 1, 1);
-        }
+        uart.write(0x34, 0x3f);
+        uart.write(IMSC, 1 << 4);
+        assert!(uart.receive(1));
         assert_eq!(uart.line_change(), Some(true));
-        assert!(!uart.receive(99));
+        assert_eq!(uart.read(RIS), 1 << 4);
+        for i in 1..16 {
+            assert_eq!(uart.read(FR) & FR_RXFF, 0);
+            assert!(uart.receive(1 + i));
+        }
         assert_ne!(uart.read(FR) & FR_RXFF, 0);
-        for i in 0..DEPTH {
-            assert_eq!(uart.read(DR), i as u32);
+        assert!(!uart.receive(99));
+        for i in 0..16 {
+            assert_eq!(uart.read(RIS), 1 << 4);
+            assert_eq!(uart.read(DR), 1 + i);
         }
         assert_ne!(uart.read(FR) & FR_RXFE, 0);
         assert_eq!(uart.line_change(), Some(false));
         // Cleared with a byte waiting: quiet until the next one.
         uart.receive(1);
-        uart.write(ICR, 1 << 6);
+        uart.write(ICR, 1 << 4);
         assert_eq!(uart.read(RIS), 0);
         uart.receive(2);
-        assert_eq!(uart.read(RIS), 1 << 6);
+        assert_eq!(uart.read(RIS), 1 << 4);
     }
 
     #[test]
@@ -383,7 +423,62 @@ mod tests {
         let mut uart = Pl011::new();
         assert!(uart.receive(1));
         assert!(!uart.receive(2));
-        assert_eq!(uart.read(RIS), 1 << 4 | 1 << 6);
+        assert_eq!(uart.read(RIS), 1 << 4);
+    }
+
+    #[test]
+    fn what_came_before_the_uart_was_enabled_is_not_lost() {
+        let mut uart = Pl011::new();
+        uart.receive(b'h');
+        // As firmware sets it up: off, FIFO on, on.
+        uart.write(CR, 0);
+        uart.write(LCR_H, 0x70);
+        uart.write(CR, CR_RESET | CR_UARTEN);
+        assert_eq!(uart.read(DR), u32::from(b'h'));
+        // A driver that switches the FIFO later empties it.
+        uart.receive(b'e');
+        uart.write(LCR_H, 0x60);
+        assert_eq!(uart.read(FR) & FR_RXFE, FR_RXFE);
+    }
+
+    #[test]
+    fn registers_are_those_of_qemus_machine() {
+        let mut uart = Pl011::new();
+        assert_eq!(uart.read(FR), 0x90);
+        for (offset, reset, kept) in [
+            (0x20, 0, !0),
+            (0x24, 0, 0xffff),
+            (0x28, 0, 0x3f),
+            (LCR_H, 0, !0),
+            (CR, CR_RESET, !CR_LBE),
+            (0x34, 0x12, !0),
+            (IMSC, 0, !0),
+            (0x48, 0, !0),
+            (0x04, 0, 0),
+            (0x08, 0, 0),
+        ] {
+            assert_eq!(uart.read(offset), reset, "{offset:#x}");
+            uart.write(offset, !CR_LBE);
+            assert_eq!(uart.read(offset), kept & !CR_LBE, "{offset:#x}");
+        }
+        // A byte of a register is its lowest one, whichever it is.
+        assert_eq!(uart.read(0xfe1) & 0xff, 0x11);
+        assert_eq!(uart.write(3, 0x41), Some(0x41));
+    }
+
+    #[test]
+    fn what_loops_back_is_received() {
+        let mut uart = Pl011::new();
+        uart.write(CR, CR_RESET | CR_LBE | CR_UARTEN);
+        assert!(!uart.receive(7), "the line is cut off");
+        assert_eq!(uart.write(DR, 0x41), None);
+        assert_eq!((uart.read(RIS), uart.read(DR)), (3 << 4, 0x41));
+        uart.write(LCR_H, LCR_H_BRK);
+        assert_eq!((uart.read(DR), uart.read(0x04)), (0x400, 4));
+        uart.write(0x04, 0);
+        assert_eq!(uart.read(0x04), 0);
+        uart.write(CR, 0x3f80);
+        assert_eq!((uart.read(FR), uart.read(RIS)), (0x197, 0x2f));
     }
 
     proptest! {
@@ -403,7 +498,7 @@ mod tests {
                     prop_assert_eq!(uart.read(DR), u32::from(first));
                 } else if step == 2 && offset & !3 != DR {
                     uart.read(offset);
-                } else if step == 3 && offset & !3 != LCR_H && offset != DR {
+                } else if step == 3 && ![DR, LCR_H, CR].contains(&(offset & !3)) {
                     uart.write(offset, value);
                 }
                 if let Some(level) = uart.line_change() {

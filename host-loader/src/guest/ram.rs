@@ -5,6 +5,8 @@ use crate::image::GuestMemory;
 use crate::pace::{PIECE, Pace};
 use alloc::vec::Vec;
 use core::ops::Range;
+use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
 /// A contiguous part of a guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +17,81 @@ pub struct Run {
     pub pa: u64,
     /// Bytes.
     pub size: u64,
+}
+
+/// A place in a guest's RAM, which the guest may access at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spot {
+    pa: u64,
+}
+
+/// The place of `size` bytes at `ipa`, an aligned 1, 2, 4 or 8; `None` where
+/// there is no RAM.
+pub fn find(runs: &[Run], ipa: u64, size: u64) -> Option<Spot> {
+    let run = runs
+        .iter()
+        .find(|run| ipa >= run.ipa && ipa - run.ipa < run.size)?;
+    let offset = ipa - run.ipa;
+    let fits = ipa.is_multiple_of(size) && size <= run.size - offset;
+    fits.then_some(Spot {
+        pa: run.pa + offset,
+    })
+}
+
+impl Spot {
+    fn pointer<T>(self) -> *mut T {
+        core::ptr::with_exposed_provenance_mut(self.pa as usize)
+    }
+
+    /// Reads `size` bytes, as many as [`find`] was asked for. `coherent`: all of
+    /// the guest's accesses are cached (FEAT_S2FWB).
+    pub fn load(self, size: u64, coherent: bool) -> u64 {
+        if !coherent {
+            insn::clean_to_poc(self.pa, size);
+        }
+        // SAFETY: `find` made the place: aligned, `size` bytes of the guest's
+        // RAM, which is the host's while the guest lives. Atomic, since the
+        // guest may access them at the same time.
+        unsafe {
+            match size {
+                1 => AtomicU8::from_ptr(self.pointer()).load(Relaxed).into(),
+                2 => AtomicU16::from_ptr(self.pointer()).load(Relaxed).into(),
+                4 => AtomicU32::from_ptr(self.pointer()).load(Relaxed).into(),
+                _ => AtomicU64::from_ptr(self.pointer()).load(Relaxed),
+            }
+        }
+    }
+
+    /// Writes `size` bytes, as many as [`find`] was asked for.
+    pub fn store(self, size: u64, value: u64, coherent: bool) {
+        // SAFETY: As for `load`.
+        unsafe {
+            match size {
+                1 => AtomicU8::from_ptr(self.pointer()).store(value as u8, Relaxed),
+                2 => AtomicU16::from_ptr(self.pointer()).store(value as u16, Relaxed),
+                4 => AtomicU32::from_ptr(self.pointer()).store(value as u32, Relaxed),
+                _ => AtomicU64::from_ptr(self.pointer()).store(value, Relaxed),
+            }
+        }
+        if !coherent {
+            insn::clean_to_poc(self.pa, size);
+        }
+    }
+
+    /// Replaces eight bytes; false if they are not `old`.
+    pub fn exchange(self, old: u64, new: u64, coherent: bool) -> bool {
+        if !coherent {
+            insn::clean_to_poc(self.pa, 8);
+        }
+        // SAFETY: As for `load`, with a size of 8.
+        let exchanged = unsafe {
+            AtomicU64::from_ptr(self.pointer()).compare_exchange(old, new, Relaxed, Relaxed)
+        };
+        if !coherent {
+            insn::clean_to_poc(self.pa, 8);
+        }
+        exchanged.is_ok()
+    }
 }
 
 /// All of a guest's RAM, by IPA from its base without a hole.
@@ -180,5 +257,36 @@ mod tests {
         assert_eq!(second[0x170], 1);
         at_once(ram.zero_all(&Pace::new()));
         assert!(first.iter().chain(&second).all(|&b| b == 0));
+    }
+
+    #[test]
+    fn a_spot_is_aligned_and_inside_one_run() {
+        let mut bytes = vec![0u64; 1024];
+        let pa = bytes.as_mut_ptr().expose_provenance() as u64;
+        let runs = [
+            Run {
+                ipa: 0x4000_0000,
+                pa,
+                size: 4096,
+            },
+            Run {
+                ipa: 0x4000_1000,
+                pa: pa + 4096,
+                size: 4096,
+            },
+        ];
+        let find = |ipa, size| find(&runs, ipa, size);
+        assert_eq!(find(0x3fff_ffff, 1), None);
+        assert_eq!(find(0x4000_2000, 1), None);
+        assert_eq!(find(0x4000_1004, 8), None);
+        assert_eq!(find(u64::MAX, 1), None);
+        let spot = find(0x4000_1ff8, 8).unwrap();
+        spot.store(8, 0x1122_3344_5566_7788, false);
+        assert!(spot.exchange(0x1122_3344_5566_7788, 7, true));
+        assert!(!spot.exchange(8, 9, false));
+        find(0x4000_1fff, 1).unwrap().store(1, 0x1ff, true);
+        assert_eq!(spot.load(8, false), 0xff00_0000_0000_0007);
+        assert_eq!(find(0x4000_1ffe, 2).unwrap().load(2, true), 0xff00);
+        assert_eq!(find(0x4000_1ffc, 4).unwrap().load(4, true), 0xff00_0000);
     }
 }

@@ -64,6 +64,8 @@ const CALLS: [u64; 40] = [
     vendor::REC_HISTORY,
     vendor::KICK,
     vendor::LOG_INPUT,
+    vendor::REC_READ,
+    vendor::REC_WRITE,
     0,
 ];
 

@@ -17,6 +17,7 @@
 //! | [`feature`] | feature register 0 and the vendor feature register |
 //! | [`params`] | what `REALM_CREATE` and `REC_CREATE` read |
 //! | [`run`] | the page that `REC_ENTER` reads and writes |
+//! | [`registers`] | the page of `REC_READ` and `REC_WRITE` |
 //! | [`rtt`] | descriptors, states and RIPAS values of the RTT commands |
 //! | [`syndrome`] | ESR_ELx, which exit records carry |
 //! | [`psci`] | return codes and states of PSCI 1.1 |
@@ -30,6 +31,7 @@ pub mod feature;
 pub mod fid;
 pub mod params;
 pub mod psci;
+pub mod registers;
 pub mod rtt;
 pub mod run;
 pub mod status;

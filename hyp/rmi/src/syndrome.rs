@@ -163,6 +163,16 @@ impl Syndrome {
         value & (u64::MAX >> (64 - 8 * self.size()))
     }
 
+    /// Data abort with ISV: between a register's value and the bus's, for an
+    /// access that is big-endian or not.
+    pub const fn ordered(self, value: u64, big_endian: bool) -> u64 {
+        if big_endian {
+            value.swap_bytes() >> (64 - 8 * self.size())
+        } else {
+            value
+        }
+    }
+
     /// System register access: the encoding, Op0 to CRm where `MSR` has them.
     pub const fn sysreg(self) -> u32 {
         (self.0 & 0x3f_fc1e) as u32

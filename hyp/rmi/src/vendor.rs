@@ -39,6 +39,14 @@ pub const KICK: u64 = 0xC600_0007;
 pub const LOG_INPUT: u64 = 0xC600_0008;
 /// Bytes that [`LOG_INPUT`] gives at most.
 pub const LOG_INPUT_MAX: usize = 24;
+/// `REC_READ(rec, pa)`: writes [`crate::registers::Registers`] of a vCPU that
+/// does not run to the start of a granule of the host's memory. Plain guests
+/// only; `ERROR_INPUT` for others.
+pub const REC_READ: u64 = 0xC600_0010;
+/// `REC_WRITE(rec, pa)`: takes them back and ends the vCPU's last exit, an
+/// abort, as [`crate::registers::Finish`] says. `ERROR_REC`
+/// after any other exit.
+pub const REC_WRITE: u64 = 0xC600_0011;
 
 /// Where EL2's vGIC puts the distributor in a guest's IPA space: QEMU virt's map.
 pub const GICD_IPA: u64 = 0x0800_0000;

@@ -30,6 +30,13 @@ impl Gprs {
         }
     }
 
+    /// Whether data accesses of its level are big-endian, by SCTLR_EL1: EE for
+    /// EL1, E0E for EL0.
+    pub const fn is_big_endian(&self, sctlr: u64) -> bool {
+        let bit = if self.pstate & 0b1100 == 0 { 24 } else { 25 };
+        sctlr >> bit & 1 != 0
+    }
+
     /// Register `n` as an instruction names it: 31 reads as zero.
     pub fn get(&self, n: u32) -> u64 {
         self.x.get(n as usize).copied().unwrap_or(0)
@@ -218,6 +225,16 @@ impl FpState {
         fpcr: 0,
         fpsr: 0,
     };
+
+    /// V0 to V31.
+    pub const fn q(&self) -> &[u128; 32] {
+        &self.q
+    }
+
+    /// Replaces V0 to V31.
+    pub fn set_q(&mut self, q: [u128; 32]) {
+        self.q = q;
+    }
 
     /// Takes the CPU's FP/SIMD registers. CPTR_EL2.TFP must be clear.
     pub fn save(&mut self) {

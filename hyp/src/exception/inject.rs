@@ -33,13 +33,42 @@ pub fn external_abort(gprs: &mut Gprs, cause: Syndrome, far: u64) {
 
 /// The same for a vCPU that is not loaded.
 pub fn external_abort_saved(gprs: &mut Gprs, saved: &mut El1, cause: Syndrome, far: u64) {
+    saved_registers(saved, |el1| take_abort(gprs, el1, cause, far));
+}
+
+/// An abort with these parts of a syndrome (WnR, CM, FnV, fault status), of a
+/// fetch or of data, for a vCPU that is not loaded.
+pub fn abort_saved(gprs: &mut Gprs, saved: &mut El1, fetch: bool, iss: u64, far: u64) {
+    saved_registers(saved, |el1| {
+        el1.far = far;
+        let class = abort_class(fetch, gprs.pstate);
+        let iss = iss & (ABORT_FLAGS | 0x3f);
+        take(gprs, el1, u64::from(class.0) << 26 | IL | iss);
+    });
+}
+
+fn saved_registers(saved: &mut El1, f: impl FnOnce(&mut Registers)) {
     let mut el1 = Registers {
         sctlr: saved.sctlr,
         vbar: saved.vbar,
         ..Registers::default()
     };
-    take_abort(gprs, &mut el1, cause, far);
+    f(&mut el1);
     (saved.esr, saved.elr, saved.spsr, saved.far) = (el1.esr, el1.elr, el1.spsr, el1.far);
+}
+
+/// WnR, CM and FnV of an abort's syndrome.
+const ABORT_FLAGS: u64 = 1 << 6 | 1 << 8 | 1 << 10;
+
+/// The class of an abort that EL1 takes from PSTATE's level.
+fn abort_class(fetch: bool, pstate: u64) -> Class {
+    let from_el0 = pstate & 0b1100 == 0;
+    match (fetch, from_el0) {
+        (true, true) => Class::INST_ABORT_LOWER,
+        (true, false) => Class::INST_ABORT,
+        (false, true) => Class::DATA_ABORT_LOWER,
+        (false, false) => Class::DATA_ABORT,
+    }
 }
 
 /// The EL1 registers that taking an exception reads and writes.
@@ -71,16 +100,11 @@ impl Registers {
 }
 
 fn take_abort(gprs: &mut Gprs, el1: &mut Registers, cause: Syndrome, far: u64) {
-    let from_el0 = gprs.pstate & 0b1100 == 0;
-    let class = match (cause.class(), from_el0) {
-        (Class::INST_ABORT_LOWER, true) => Class::INST_ABORT_LOWER,
-        (Class::INST_ABORT_LOWER, false) => Class::INST_ABORT,
-        (_, true) => Class::DATA_ABORT_LOWER,
-        (_, false) => Class::DATA_ABORT,
-    };
+    let fetch = cause.class() == Class::INST_ABORT_LOWER;
+    let class = abort_class(fetch, gprs.pstate);
     // WnR, CM and FnV are told; the access's own syndrome is not, as on hardware
     // for an abort taken to EL1. That a walk was struck is in the fault code.
-    let keep = cause.0 & (1 << 6 | 1 << 8 | 1 << 10);
+    let keep = cause.0 & ABORT_FLAGS;
     let fault = if cause.on_walk() {
         Fault::EXTERNAL_ON_WALK
     } else {

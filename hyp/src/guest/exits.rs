@@ -118,12 +118,16 @@ fn gic_access(
 ) -> Next {
     guest.fold(run);
     let (vcpu, size) = (guest.rec.index, esr.size() as usize);
+    let big_endian = run.gprs.is_big_endian(mrs!("sctlr_el1"));
     if esr.is_write() {
-        let value = run.gprs.get(esr.register());
+        let value = esr.ordered(run.gprs.get(esr.register()), big_endian);
         guest.vgic(|v| v.write(vcpu, frame, offset, size, value));
     } else {
         match guest.vgic(|v| v.read(vcpu, frame, offset, size)) {
-            Read::Value(value) => run.gprs.set(esr.register(), esr.extend(value)),
+            Read::Value(value) => {
+                let value = esr.ordered(value, big_endian);
+                run.gprs.set(esr.register(), esr.extend(value));
+            }
             // Other vCPUs were kicked and will have answered when the guest
             // executes the instruction again.
             Read::Again => return Next::Enter,
@@ -150,7 +154,8 @@ fn abort_exit(run: &mut Run, esr: Syndrome, ipa: u64) -> Next {
         ..Record::new(ExitReason::Sync)
     };
     if emulatable && esr.is_write() {
-        record.gprs[0] = run.gprs.get(esr.register());
+        let big_endian = run.gprs.is_big_endian(mrs!("sctlr_el1"));
+        record.gprs[0] = esr.ordered(run.gprs.get(esr.register()), big_endian);
     }
     Next::Exit(record)
 }
@@ -301,9 +306,10 @@ fn read(guest: &Interrupts<'_>, run: &Run, register: Sysreg) -> Option<u64> {
 }
 
 /// MDSCR_EL1 bits that a guest may set: single step, which needs nothing but
-/// PSTATE, and access of EL0 to the (empty) debug channel.
+/// PSTATE, of EL1 by itself too, and access of EL0 to the (empty) debug channel.
 const MDSCR_SS: u64 = 1;
 const MDSCR_TDCC: u64 = 1 << 12;
+const MDSCR_KDE: u64 = 1 << 13;
 
 /// A trapped MSR: false for a register that the guest does not have.
 fn write(guest: &mut Interrupts<'_>, run: &mut Run, register: Sysreg, value: u64) -> bool {
@@ -329,7 +335,7 @@ fn write(guest: &mut Interrupts<'_>, run: &mut Run, register: Sysreg, value: u64
             run.ptimer.cval = mrs!("cntpct_el0").wrapping_add(ticks);
             guest.physical_timer(run);
         }
-        sysreg::MDSCR_EL1 => msr!("mdscr_el1", value & (MDSCR_SS | MDSCR_TDCC)),
+        sysreg::MDSCR_EL1 => msr!("mdscr_el1", value & (MDSCR_SS | MDSCR_TDCC | MDSCR_KDE)),
         sysreg::ACTLR_EL1 | sysreg::ICC_SRE_EL1 => {}
         r if r.is_debug() => {}
         _ => return false,

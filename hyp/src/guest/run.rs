@@ -174,7 +174,9 @@ fn finish_previous_exit(run: &mut Run, entry: &Entry) {
     match core::mem::replace(&mut run.pending, Pending::Nothing) {
         Pending::Mmio(esr, _) if entry.flags.contains(EnterFlags::EMUL_MMIO) => {
             if !esr.is_write() {
-                run.gprs.set(esr.register(), esr.extend(entry.value));
+                let big_endian = run.gprs.is_big_endian(run.el1.sctlr);
+                let value = esr.ordered(entry.value, big_endian);
+                run.gprs.set(esr.register(), esr.extend(value));
             }
             run.gprs.step();
         }

@@ -2,24 +2,24 @@
 
 use core::ptr::NonNull;
 
-use arm_pl011_uart::{
-    DataBits, FifoLevel, Interrupts, LineConfig, PL011Registers, Parity, StopBits, Uart,
-    UniqueMmioPointer,
-};
+use arm_pl011_uart::{FifoLevel, Interrupts, PL011Registers, Uart, UniqueMmioPointer};
 
 use super::drain::Port;
 
 /// UARTCR (DDI0183, 3.3.8), which the driver sets as a whole.
 const CR: usize = 0x30;
+/// UARTIBRD, UARTFBRD and UARTLCR_H, which it sets with the FIFOs on.
+const IBRD: usize = 0x24;
+const FBRD: usize = 0x28;
+const LCR_H: usize = 0x2c;
 /// UARTCR: UARTEN and TXE.
 const ENABLED: u32 = 1 | 1 << 8;
-/// What a UART is set to that nobody has set up: 115200 8N1, from the 24 MHz
-/// that Arm's platforms have.
-const LINE: LineConfig = LineConfig {
-    data_bits: DataBits::Bits8,
-    parity: Parity::None,
-    stop_bits: StopBits::One,
-};
+/// UARTCR: RXE.
+const RECEIVES: u32 = 1 << 9;
+/// UARTLCR_H: the FIFOs are on.
+const FEN: u32 = 1 << 4;
+/// UARTLCR_H: WLEN of 8 bits.
+const EIGHT_BITS: u32 = 0b11 << 5;
 
 /// Whose a UART is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +60,7 @@ impl Pl011 {
             awaited: false,
         };
         if pl011.control() & ENABLED != ENABLED {
-            // Its line settings say nothing.
-            let _ = pl011.uart.enable(LINE, 115_200, 24_000_000);
+            pl011.enable();
         }
         if owner == Owner::El2 {
             pl011
@@ -72,8 +71,28 @@ impl Pl011 {
         Some(pl011)
     }
 
+    /// Turns on a UART that the firmware has left off, so that its line settings
+    /// say nothing: 115200 8N1, from the 24 MHz that Arm's platforms have. The
+    /// FIFOs stay as they are: turning them on would drop a byte that was
+    /// received already, and that is a guest's.
+    fn enable(&mut self) {
+        let [cr, ibrd, fbrd, lcr_h] = [CR, IBRD, FBRD, LCR_H].map(|at| self.register(at));
+        // SAFETY: `new`'s promise.
+        unsafe {
+            cr.write_volatile(0);
+            ibrd.write_volatile(13);
+            fbrd.write_volatile(1);
+            lcr_h.write_volatile(lcr_h.read_volatile() & FEN | EIGHT_BITS);
+            cr.write_volatile(ENABLED | RECEIVES);
+        }
+    }
+
+    fn register(&self, offset: usize) -> *mut u32 {
+        self.base.as_ptr().cast::<u32>().wrapping_add(offset / 4)
+    }
+
     fn control_register(&self) -> *mut u32 {
-        self.base.as_ptr().cast::<u32>().wrapping_add(CR / 4)
+        self.register(CR)
     }
 
     fn control(&self) -> u32 {

@@ -10,6 +10,7 @@ pub mod fake;
 mod granule;
 mod realm;
 mod rec;
+mod registers;
 mod rtt;
 mod vendor;
 
@@ -69,6 +70,8 @@ pub fn serve(cpu: &mut Cpu, function: u64, args: [u64; 5]) -> Option<Answer> {
         calls::REC_PENDING => vendor::rec_pending(system, a),
         calls::REC_HISTORY => vendor::rec_history(system, a, b),
         calls::KICK => vendor::kick(system, a),
+        calls::REC_READ => registers::read(system, a, b),
+        calls::REC_WRITE => registers::write(system, a, b),
         // Confidential realms come with their own issue: DATA_*, RIPAS, RSI.
         _ => return Some([NOT_SUPPORTED, 0, 0, 0, 0]),
     };

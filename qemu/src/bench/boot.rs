@@ -171,6 +171,7 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
                 vcpus: 1,
                 mode: Mode::Plain,
                 console: None,
+                strict: false,
                 entry: None,
             };
             let count = |what: &str, machine: &Machine, bare: bool| {

@@ -57,6 +57,10 @@ pub struct Boot {
     #[arg(conflicts_with_all = ["guests", "bundle"])]
     pub mode: Mode,
 
+    /// Stop a guest that accesses what it does not have
+    #[arg(long, conflicts_with = "bundle")]
+    pub strict: bool,
+
     /// Granule of Undercroft's own translation tables
     #[arg(long, value_enum, default_value = "4k")]
     pub granule: Granule,

@@ -99,8 +99,12 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
         });
     }
     if let Some(file) = &boot.guests {
+        let mut list = config::read(file)?;
+        for guest in &mut list {
+            guest.strict |= boot.strict;
+        }
         return Ok(Guests {
-            list: config::read(file)?,
+            list,
             bundle: None,
             style: as_they_are(shell)?,
             firmware: false,
@@ -150,6 +154,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             vcpus: boot.smp.unwrap_or(1),
             mode: boot.mode,
             console: None,
+            strict: boot.strict,
             entry: None,
         }],
         bundle: None,

@@ -237,6 +237,7 @@ fn guest(context: &Context, name: &str) -> Result<Guest> {
         vcpus: 1,
         mode: Mode::Plain,
         console: None,
+        strict: false,
         entry: None,
     })
 }

@@ -150,6 +150,7 @@ fn guest(context: &Context, program: &str, cmdline: &str, console: bool) -> Resu
         vcpus: 1,
         mode: Mode::Plain,
         console: Some(console),
+        strict: false,
         entry: None,
     })
 }

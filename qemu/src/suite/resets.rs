@@ -120,6 +120,7 @@ fn guest(name: &str, kernel: &Path, cmdline: &str, console: bool) -> Guest {
         vcpus: 1,
         mode: Mode::Plain,
         console: Some(console),
+        strict: false,
         entry: None,
     }
 }

@@ -89,6 +89,18 @@ pub fn map_gib(slot: u64, pa: u64, normal: bool, extra: u64) -> u64 {
     slot << 30
 }
 
+/// Makes the 1 GiB at VA `slot << 30` the 1 GiB at `pa` by one store, and leaves
+/// the TLBs as they are: what they still hold is the caller's purpose.
+pub fn replace_gib(slot: u64, pa: u64, normal: bool) {
+    let block = pa & !((1 << 30) - 1) | BLOCK | u64::from(normal) << 2;
+    // SAFETY: Inside the table.
+    unsafe {
+        let entry = TABLE.0.get().cast::<u64>().add((slot & 511) as usize);
+        entry.write_volatile(block);
+        asm!("dsb ishst", options(nostack));
+    }
+}
+
 /// Block attribute: EL0 may read and write (and EL1 not execute).
 pub const EL0: u64 = 1 << 6;
 

@@ -1,18 +1,23 @@
 //! A guest that does what it must not: the word `do=` of its command line says
-//! what. It should be stopped with a report, and never get to its last line.
+//! what. It takes an external abort, as on hardware, and goes on; a strict guest
+//! is stopped with a report, and never gets to its last line.
 //!
 //! | `do=` | does |
 //! |---|---|
 //! | `read-above`, `write-above` | touches the first byte above its RAM |
 //! | `exec-above` | jumps there |
+//! | `pair-above`, `post-above` | loads from there what has no syndrome |
 //! | `read-hole` | reads where QEMU's virt machine has a device, and it has none |
 //! | `beyond` | reads far above its RAM, below 4 GiB |
-//! | `ldp-uart` | loads a pair from the UART: nothing that can be emulated |
+//! | `pair-gic` | loads a pair from the distributor |
 //! | `walk-above` | has the MMU walk tables that are not there |
+//! | `exec-walk-above` | the same by a jump |
 //! | `odd-gic` | reads the distributor unaligned, through Normal memory |
+//! | `code-gone` | loads a pair from the UART, and takes its own code away |
+//! | `races` | changes code and tables under such loads, from another CPU |
 //!
-//! `odd-gic` is the guest's own affair: it reads zero or faults in the guest,
-//! and goes on.
+//! `odd-gic`, `code-gone` and `races` are the guest's own affair: they read
+//! something or fault in the guest, and it goes on.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 tests::program!(image::main, 1);
@@ -20,17 +25,121 @@ tests::program!(image::main, 1);
 #[cfg(target_os = "none")]
 mod image {
     use core::arch::asm;
+    use core::cell::UnsafeCell;
+    use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-    use tests::bare::{asm as instr, exception, machine, mmu};
+    use tests::bare::{asm as instr, cpu, exception, machine, mmu};
     use tests::println;
 
     /// A virtio transport of QEMU's virt machine.
     const HOLE: u64 = 0x0a00_0000;
     const BEYOND: u64 = 0xf000_0000;
+    /// Identification of the UART.
+    const ID: u64 = 0xfe0;
     /// Virtual gibibytes that nothing else uses.
     const ALIAS: u64 = 511;
     /// Where there is no table to walk.
     const NO_TABLE: u64 = 0xe000_0000;
+
+    /// # Safety
+    /// The caller expects what may come.
+    unsafe fn pair(at: u64) -> u64 {
+        let (low, high): (u64, u64);
+        // SAFETY: The caller's promise.
+        unsafe { asm!("ldp {0:w}, {1:w}, [{2}]", out(reg) low, out(reg) high, in(reg) at) };
+        low ^ high
+    }
+
+    #[repr(C, align(4096))]
+    struct Code(UnsafeCell<[u32; 1024]>);
+
+    // SAFETY: Races on it are what the program is about.
+    unsafe impl Sync for Code {}
+
+    static CODE: Code = Code(UnsafeCell::new([0; 1024]));
+    static AT_UART: AtomicU64 = AtomicU64::new(0);
+    static DONE: AtomicBool = AtomicBool::new(false);
+
+    /// `ldp w0, w1, [x0]`, `nop`, `ldraa x0, [x0]`, `dc zva, x1`, `ret`.
+    const LDP: u32 = 0x2940_0400;
+    const OTHERS: [u32; 5] = [LDP, 0xd503_201f, 0xf820_0400, 0xd50b_7421, LDP];
+    const RET: u32 = 0xd65f_03c0;
+
+    fn word(n: usize) -> *mut u32 {
+        CODE.0.get().cast::<u32>().wrapping_add(n)
+    }
+
+    /// Calls the code through the alias of RAM, with X0.
+    fn call(alias: u64, x0: u64) -> u64 {
+        let at = alias + (CODE.0.get().expose_provenance() as u64 & ((1 << 30) - 1));
+        let value: u64;
+        // SAFETY: The code is a load and a return, whatever a race makes of it.
+        unsafe {
+            asm!("blr x9", in("x9") at, inout("x0") x0 => value, out("x30") _,
+                clobber_abi("C"));
+        }
+        value
+    }
+
+    /// The second instruction finds its own code to be a device.
+    fn code_gone(uart: u64) -> u64 {
+        let ram = machine::get().image.start;
+        // SAFETY: Nobody else is here.
+        unsafe {
+            word(0).write_volatile(LDP);
+            word(1).write_volatile(RET);
+        }
+        let alias = mmu::map_gib(ALIAS, ram, true, 0);
+        instr::clean(
+            word(0).expose_provenance() as u64,
+            word(2).expose_provenance() as u64,
+        );
+        let first = call(alias, uart + ID);
+        // From here on the code is where the guest has none, while the TLB may
+        // still have it.
+        mmu::replace_gib(ALIAS, 0, true);
+        let second = exception::probe(|| call(alias, uart + ID));
+        println!("code-gone: {first:#x}, then {second:x?}");
+        first
+    }
+
+    /// One CPU loads pairs from the UART, another one changes the code and the
+    /// table that leads to it all the while.
+    fn races(uart: u64) -> u64 {
+        let ram = machine::get().image.start;
+        // SAFETY: Nobody else is here yet.
+        unsafe {
+            word(0).write_volatile(LDP);
+            word(1).write_volatile(RET);
+        }
+        mmu::map_gib(ALIAS, ram, true, 0);
+        AT_UART.store(uart, Ordering::SeqCst);
+        let started = cpu::start(1, || {
+            let ram = machine::get().image.start;
+            for n in 0.. {
+                // SAFETY: The race is the purpose.
+                unsafe { word(0).write_volatile(OTHERS[n % OTHERS.len()]) };
+                mmu::replace_gib(ALIAS, if n % 7 == 0 { 0 } else { ram }, true);
+                if DONE.load(Ordering::SeqCst) {
+                    break;
+                }
+            }
+        });
+        if started != 0 {
+            println!("FAIL races: CPU_ON answers {started}");
+        }
+        let mut met = 0;
+        for _ in 0..5000 {
+            let result = exception::probe(|| call(ALIAS << 30, uart + ID));
+            met += u64::from(result.is_err());
+        }
+        DONE.store(true, Ordering::SeqCst);
+        if !cpu::wait_off(1) {
+            println!("FAIL races: the other CPU does not end");
+        }
+        println!("races: survived");
+        met
+    }
 
     pub fn main() {
         let machine = machine::get();
@@ -51,20 +160,29 @@ mod image {
                 }
                 "read-hole" => u64::from(instr::read32(HOLE)),
                 "beyond" => u64::from(instr::read32(BEYOND)),
-                "ldp-uart" => {
-                    let (low, high): (u64, u64);
-                    asm!("ldp {}, {}, [{}]", out(reg) low, out(reg) high, in(reg) machine.uart);
-                    low ^ high
+                "pair-above" => pair(above),
+                "post-above" => {
+                    let mut at = above;
+                    asm!("ldr {0:w}, [{1}], #4", out(reg) _, inout(reg) at);
+                    at
                 }
+                "pair-gic" => pair(machine.gicd),
                 "walk-above" => {
                     let table = mmu::map_table(ALIAS, NO_TABLE);
                     u64::from(instr::read32(table))
+                }
+                "exec-walk-above" => {
+                    let table = mmu::map_table(ALIAS, NO_TABLE);
+                    asm!("blr {}", in(reg) table, out("x30") _, clobber_abi("C"));
+                    0
                 }
                 "odd-gic" => {
                     let alias = mmu::map_gib(ALIAS, machine.gicd, true, 0);
                     let offset = machine.gicd & ((1 << 30) - 1);
                     u64::from(instr::read32(alias + offset + 1))
                 }
+                "code-gone" => code_gone(machine.uart),
+                "races" => races(machine.uart),
                 _ => {
                     println!("FAIL trespass: do={what} is none of those it knows");
                     0

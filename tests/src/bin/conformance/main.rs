@@ -15,7 +15,11 @@ mod irq;
 #[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
+mod mmio;
+#[cfg(target_os = "none")]
 mod psci;
+#[cfg(target_os = "none")]
+mod sequence;
 #[cfg(target_os = "none")]
 mod step;
 #[cfg(target_os = "none")]
@@ -46,6 +50,8 @@ mod image {
         crate::timer::checks(&mut suite);
         crate::gic::checks(&mut suite);
         crate::memory::checks(&mut suite, bare);
+        crate::mmio::checks(&mut suite);
+        crate::sequence::checks(&mut suite);
         crate::step::checks(&mut suite);
         crate::cpu_features::checks(&mut suite, bare);
         if cpu::count() > 1 {

@@ -1,5 +1,6 @@
-//! Software step (DDI0487, D2.12) of code at EL0, over instructions that the
-//! hypervisor emulates: each is one step, no more and no less.
+//! Software step (DDI0487, D2.12) of code at EL0, and of EL1's own, over
+//! instructions that the hypervisor emulates: each is one step, no more and no
+//! less.
 
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -12,18 +13,22 @@ use tests::suite::Suite;
 use tests::{mrs, msr};
 
 // x0 = the UART's identification, x1 = the distributor's GICD_TYPER, both at
-// addresses that EL0 reaches; x2 = where EL0 begins.
+// addresses that the code reaches; x2 = where it begins, x3 = its PSTATE.
 global_asm!(
-    ".global el0_code",
-    "el0_code:",
+    ".global step_code",
+    "step_code:",
     "ldr w3, [x0]",
     "ldr w4, [x1]",
     "nop",
     "ldrb w5, [x0, #4]",
     "nop",
+    "ldp w6, w7, [x0], #8",
+    "ldr w6, [x0, #-8]!",
+    "2: ldxr w6, [x0]",
+    "add w7, w6, #1",
     "svc #0",
-    ".global el0_enter",
-    "el0_enter:",
+    ".global step_enter",
+    "step_enter:",
     "stp x29, x30, [sp, #-96]!",
     "stp x19, x20, [sp, #16]",
     "stp x21, x22, [sp, #32]",
@@ -31,13 +36,11 @@ global_asm!(
     "stp x25, x26, [sp, #64]",
     "stp x27, x28, [sp, #80]",
     "msr elr_el1, x2",
-    "mov x2, #0x3c0",
-    "orr x2, x2, #0x200000",
-    "msr spsr_el1, x2",
+    "msr spsr_el1, x3",
     "isb",
     "eret",
-    ".global el0_back",
-    "el0_back:",
+    ".global step_back",
+    "step_back:",
     "ldp x27, x28, [sp, #80]",
     "ldp x25, x26, [sp, #64]",
     "ldp x23, x24, [sp, #48]",
@@ -48,9 +51,9 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    static el0_code: u8;
-    static el0_back: u8;
-    fn el0_enter(x0: u64, x1: u64, at: u64);
+    static step_code: u8;
+    static step_back: u8;
+    fn step_enter(x0: u64, x1: u64, at: u64, pstate: u64);
 }
 
 /// PSTATE.SS: the next instruction is executed, and then the exception comes.
@@ -68,8 +71,8 @@ static READ: AtomicU64 = AtomicU64::new(0);
 
 fn serve(frame: &mut Frame) -> bool {
     match frame.esr >> 26 {
-        // Software step from EL0.
-        0x32 => {
+        // Software step, from EL0 and from EL1.
+        0x32 | 0x33 => {
             let count = COUNT.fetch_add(1, Ordering::Relaxed);
             let offset = frame.elr - START.load(Ordering::Relaxed);
             STEPS[count % STEPS.len()].store(offset, Ordering::Relaxed);
@@ -82,34 +85,59 @@ fn serve(frame: &mut Frame) -> bool {
         0x15 => READ.store(frame.x[5], Ordering::Relaxed),
         _ => return false,
     }
-    frame.elr = (&raw const el0_back).addr() as u64;
+    frame.elr = (&raw const step_back).addr() as u64;
     frame.spsr = mrs!("daif") | 0b0101;
     true
 }
 
+/// MDSCR_EL1: software step, and debug exceptions of EL1 to itself.
+const MDSCR_SS: u64 = 1;
+const MDSCR_KDE: u64 = 1 << 13;
+
 /// The checks.
 pub fn checks(suite: &mut Suite<Console>) {
     let machine = machine::get();
-    let code = (&raw const el0_code).addr() as u64;
-    let start = mmu::map_gib(CODE_SLOT, code, true, mmu::EL0) + (code & IN_GIB);
+    let code = (&raw const step_code).addr() as u64;
+    let el0 = mmu::map_gib(CODE_SLOT, code, true, mmu::EL0) + (code & IN_GIB);
     let device = mmu::map_gib(DEVICE_SLOT, machine.uart, false, mmu::EL0);
     let uart = device + (machine.uart & IN_GIB);
     let gic = device + (machine.gicd & IN_GIB);
-    START.store(start, Ordering::Relaxed);
-    COUNT.store(0, Ordering::Relaxed);
     exception::on_sync(serve);
     msr!("oslar_el1", 0);
-    msr!("mdscr_el1", 1);
-    suite.equal("step/mdscr", mrs!("mdscr_el1") & 1, 1);
-    // SAFETY: EL0 reads two devices and comes back by SVC.
-    unsafe { el0_enter(uart + 0xff0, gic + gicd::TYPER, start) };
-    msr!("mdscr_el1", 0);
-    let count = COUNT.load(Ordering::Relaxed);
-    let steps = STEPS.each_ref().map(|step| step.load(Ordering::Relaxed));
-    suite.check(
-        "step/each-instruction",
-        count == 5 && steps[..5] == [4, 8, 12, 16, 20],
-        format_args!("{count} steps, to {:?}", &steps[..count.min(16)]),
-    );
-    suite.equal("step/emulated-value", READ.load(Ordering::Relaxed), 0xf0);
+    // EL0 with all of DAIF masked; EL1h with D, of debug exceptions, clear.
+    for (names, start, mdscr, pstate) in [
+        (
+            ["step/mdscr", "step/each-instruction", "step/emulated-value"],
+            el0,
+            MDSCR_SS,
+            0x3c0 | SS,
+        ),
+        (
+            [
+                "step/el1-mdscr",
+                "step/el1-each-instruction",
+                "step/el1-emulated-value",
+            ],
+            code,
+            MDSCR_SS | MDSCR_KDE,
+            0x1c5 | SS,
+        ),
+    ] {
+        START.store(start, Ordering::Relaxed);
+        COUNT.store(0, Ordering::Relaxed);
+        READ.store(0, Ordering::Relaxed);
+        msr!("mdscr_el1", mdscr);
+        suite.equal(names[0], mrs!("mdscr_el1") & mdscr, mdscr);
+        // SAFETY: The code reads two devices and comes back by SVC.
+        unsafe { step_enter(uart + 0xff0, gic + gicd::TYPER, start, pstate) };
+        msr!("mdscr_el1", 0);
+        let count = COUNT.load(Ordering::Relaxed);
+        let steps = STEPS.each_ref().map(|step| step.load(Ordering::Relaxed));
+        suite.check(
+            names[1],
+            count == 9 && (1..10).zip(steps).all(|(n, step)| step == 4 * n),
+            format_args!("{count} steps, to {:?}", &steps[..count.min(16)]),
+        );
+        suite.equal(names[2], READ.load(Ordering::Relaxed), 0xf0);
+    }
 }

@@ -23,7 +23,7 @@ const FIRST: u64 = 256;
 const PAGES: u64 = 8;
 
 /// Every function of the RMI and our own; PSCI's: [`power_call`].
-const FUNCTIONS: [u64; 28] = [
+const FUNCTIONS: [u64; 30] = [
     fid::RMI_VERSION,
     fid::RMI_GRANULE_DELEGATE,
     fid::RMI_GRANULE_UNDELEGATE,
@@ -52,6 +52,8 @@ const FUNCTIONS: [u64; 28] = [
     vendor::REC_PENDING,
     vendor::KICK,
     vendor::LOG_INPUT,
+    vendor::REC_READ,
+    vendor::REC_WRITE,
 ];
 
 static SEED: AtomicU64 = AtomicU64::new(0);

@@ -4,6 +4,7 @@ use core::arch::global_asm;
 use core::mem::offset_of;
 
 use rmi::fid;
+use rmi::registers::{Finish, Registers};
 use rmi::run::{EnterFlags, ExitReason, RecEnter, RecExit, RecRun};
 use rmi::vendor;
 use tests::bare::asm::{read32, read64, write32, write64};
@@ -243,6 +244,10 @@ fn devices(suite: &mut Suite<Console>) {
     );
     let exit = enter(0, emulate, 0);
     expect("enter/pair-not-emulated", exit.status == REC, exit);
+    registers(suite);
+    let mut expect = |name: &str, right: bool, exit: Exit| {
+        suite.check(name, right, format_args!("{exit:x?}"));
+    };
     let exit = enter(0, EnterFlags::INJECT_SEA, 0);
     let right =
         is_access(&exit, 24, 8, true) && exit.gprs[0] >> 26 == 0x25 && exit.gprs[0] & 0x3f == 0x10;
@@ -266,6 +271,83 @@ fn devices(suite: &mut Suite<Console>) {
         call(vendor::REC_PENDING, [at(RECS), 0, 0, 0, 0])[1],
         0,
     );
+}
+
+/// The vCPU's registers at an access without a syndrome: told, taken back as the
+/// guest's own, and the access left to it again.
+fn registers(suite: &mut Suite<Console>) {
+    let (rec, page) = (at(RECS), at(PARAMS));
+    // SAFETY: The page is the host's, and no reference to it is left.
+    let registers =
+        || unsafe { &mut *core::ptr::with_exposed_provenance_mut::<Registers>(page as usize) };
+    suite.equal(
+        "registers/read",
+        status(vendor::REC_READ, rec, page, 0),
+        SUCCESS,
+    );
+    let right = registers().pc == RAM + 36 && registers().x[19] == DEVICE;
+    suite.check(
+        "registers/told",
+        right,
+        format_args!("{:x?}", registers().pc),
+    );
+    suite.equal(
+        "registers/unaligned",
+        status(vendor::REC_READ, rec, page + 8, 0),
+        INPUT,
+    );
+    suite.equal(
+        "registers/no-rec",
+        status(vendor::REC_READ, at(RD), page, 0),
+        INPUT,
+    );
+    suite.equal(
+        "registers/into-rec",
+        status(vendor::REC_READ, rec, rec, 0),
+        INPUT,
+    );
+    registers().finish = 77;
+    suite.equal(
+        "registers/no-end",
+        status(vendor::REC_WRITE, rec, page, 0),
+        INPUT,
+    );
+    // EL2h is what a guest would love to be.
+    registers().pstate = 0x3c9;
+    registers().finish = Finish::Abort as u64;
+    (registers().iss, registers().far) = (0x21, 0x77);
+    suite.equal(
+        "registers/write",
+        status(vendor::REC_WRITE, rec, page, 0),
+        SUCCESS,
+    );
+    suite.equal(
+        "registers/write-again",
+        status(vendor::REC_WRITE, rec, page, 0),
+        REC,
+    );
+    let exit = enter(0, NONE, 0);
+    let right = is_access(&exit, 24, 8, true) && exit.gprs[0] == 0x9600_0021;
+    suite.check("registers/abort", right, format_args!("{exit:x?}"));
+    let exit = enter(0, EnterFlags::EMUL_MMIO, 0);
+    let right = is_access(&exit, 32, 8, true) && exit.gprs[0] == 0x77;
+    suite.check("registers/abort-far", right, format_args!("{exit:x?}"));
+    // The pair once more, from its place.
+    suite.equal(
+        "registers/read-again",
+        status(vendor::REC_READ, rec, page, 0),
+        SUCCESS,
+    );
+    registers().pc = RAM + 36;
+    registers().finish = Finish::Done as u64;
+    suite.equal(
+        "registers/back",
+        status(vendor::REC_WRITE, rec, page, 0),
+        SUCCESS,
+    );
+    let exit = enter(0, NONE, 0);
+    let right = exit.reason == 0 && exit.esr >> 26 == 0x24 && exit.esr & 1 << 24 == 0;
+    suite.check("registers/pair-again", right, format_args!("{exit:x?}"));
 }
 
 fn is_psci(exit: &Exit, call: &[u64]) -> bool {

@@ -1,0 +1,690 @@
+//! Emulated accesses on a machine of a page of registers and some RAM: what is
+//! translated how, what is accessed in which order, and what an abort leaves.
+
+use host_loader::emulate::execute::{Abort, Place, Space, Written};
+use host_loader::emulate::state::Cpu;
+use host_loader::emulate::walk::{self, Access, Fault, Kind, Tables};
+use host_loader::emulate::{self, Cause, Outcome};
+use proptest::prelude::*;
+use rmi::registers::Registers;
+use zerocopy::FromZeros;
+
+/// RAM, high enough for its address to need 52 bits where there are so many.
+const RAM: u64 = 0x4000_0000;
+const RAM_SIZE: u64 = 8 << 20;
+const DEVICE: u64 = 0x0900_0000;
+
+/// The machine, and every access of its device: address, size, value written.
+struct Machine {
+    /// Where its RAM is.
+    base: u64,
+    ram: Vec<u64>,
+    seen: Vec<(u64, u64, Option<u64>)>,
+    /// The device takes no more.
+    full: bool,
+}
+
+impl Machine {
+    fn new(base: u64) -> Self {
+        Self {
+            base,
+            ram: vec![0; RAM_SIZE as usize / 8],
+            seen: Vec::new(),
+            full: false,
+        }
+    }
+
+    fn word(&mut self, ipa: u64) -> Option<&mut u64> {
+        self.ram
+            .get_mut(usize::try_from(ipa.checked_sub(self.base)? / 8).ok()?)
+    }
+
+    fn set(&mut self, ipa: u64, value: u64) {
+        *self.word(ipa).expect("RAM") = value;
+    }
+}
+
+impl Tables for Machine {
+    fn load(&mut self, ipa: u64) -> Option<u64> {
+        assert_eq!(ipa % 8, 0);
+        self.word(ipa).map(|word| *word)
+    }
+
+    fn exchange(&mut self, ipa: u64, old: u64, new: u64) -> bool {
+        let word = self.word(ipa).expect("RAM");
+        let same = *word == old;
+        if same {
+            *word = new;
+        }
+        same
+    }
+}
+
+impl Space for Machine {
+    fn place(&self, ipa: u64) -> Place {
+        match ipa {
+            ipa if ipa >= self.base && ipa - self.base < RAM_SIZE => Place::Ram,
+            ipa if ipa & !0xfff == DEVICE => Place::Device,
+            _ => Place::Nothing,
+        }
+    }
+
+    fn read(&mut self, ipa: u64, size: u64) -> Option<u64> {
+        assert!(ipa.is_multiple_of(size) && size <= 8);
+        let mask = u64::MAX >> (64 - 8 * size);
+        match self.place(ipa) {
+            Place::Ram => Some(*self.word(ipa)? >> (8 * (ipa % 8)) & mask),
+            Place::Device => {
+                self.seen.push((ipa, size, None));
+                // A byte's value is its offset.
+                Some((0..size).fold(0, |all, n| all | (ipa + n & 0xff) << (8 * n)))
+            }
+            Place::Nothing => None,
+        }
+    }
+
+    fn write(&mut self, ipa: u64, size: u64, value: u64) -> Written {
+        assert!(ipa.is_multiple_of(size) && size <= 8);
+        let mask = u64::MAX >> (64 - 8 * size);
+        match self.place(ipa) {
+            Place::Ram => {
+                let at = 8 * (ipa % 8);
+                let word = self.word(ipa).expect("RAM");
+                *word = *word & !(mask << at) | value << at;
+                Written::Done
+            }
+            Place::Device => {
+                self.seen.push((ipa, size, Some(value)));
+                Written::Done
+            }
+            Place::Nothing => Written::Nowhere,
+        }
+    }
+
+    fn takes(&mut self, ipa: u64, size: u64) -> bool {
+        !self.full || size == 0 || self.place(ipa) != Place::Device
+    }
+}
+
+/// EL1h, the MMU off, code at the start of RAM.
+fn cpu() -> Cpu {
+    let mut registers = Registers::new_zeroed();
+    registers.pstate = 0x3c5;
+    registers.pc = RAM;
+    Cpu {
+        registers,
+        zero_block: 64,
+    }
+}
+
+/// Runs one word at RAM's start.
+fn run(cpu: &mut Cpu, machine: &mut Machine, word: u32) -> Outcome {
+    machine.set(RAM, word.into());
+    emulate::run(cpu, machine, 0xfa0, false)
+}
+
+/// A way to translate.
+#[derive(Clone, Copy, Debug)]
+struct Format {
+    shift: u32,
+    va_bits: u32,
+    /// LPA2's descriptors.
+    ds: bool,
+    /// 52 bits of output.
+    wide: bool,
+    upper: bool,
+    big_endian: bool,
+}
+
+fn formats() -> impl Strategy<Value = Format> {
+    let granule = prop::sample::select(vec![12u32, 14, 16]);
+    (granule, any::<[bool; 4]>()).prop_flat_map(|(shift, [ds, wide, upper, big_endian])| {
+        let ds = ds && shift != 16;
+        let wide = ds || (wide && shift == 16);
+        let most = if ds || shift == 16 { 52 } else { 48 };
+        (25u32.max(shift + 1)..=most).prop_map(move |va_bits| Format {
+            shift,
+            va_bits,
+            ds,
+            wide,
+            upper,
+            big_endian,
+        })
+    })
+}
+
+impl Format {
+    fn stride(self) -> u32 {
+        self.shift - 3
+    }
+
+    fn start(self) -> i8 {
+        let mut level = 3;
+        let mut covered = self.shift + self.stride();
+        while covered < self.va_bits {
+            covered += self.stride();
+            level -= 1;
+        }
+        level
+    }
+
+    fn low(self, level: i8) -> u32 {
+        self.shift + (3 - level) as u32 * self.stride()
+    }
+
+    /// The bits of an address in a descriptor.
+    fn in_descriptor(self, address: u64) -> u64 {
+        let low = address & ((1 << 48) - 1);
+        if self.ds {
+            address & ((1 << 50) - 1) | (address >> 50 & 3) << 8
+        } else if self.shift == 16 {
+            low | (address >> 48 & 0xf) << 12
+        } else {
+            low
+        }
+    }
+
+    fn is_block_level(self, level: i8) -> bool {
+        match self.shift {
+            12 => level == 1 || level == 2 || (level == 0 && self.ds),
+            14 => level == 2 || (level == 1 && self.ds),
+            _ => level == 2 || (level == 1 && self.wide),
+        }
+    }
+
+    /// Sets the vCPU's registers up for it.
+    fn enable(self, cpu: &mut Cpu, root: u64) {
+        let tg: u64 = match (self.shift, self.upper) {
+            (12, false) => 0,
+            (14, false) => 2,
+            (16, false) => 1,
+            (12, true) => 2,
+            (14, true) => 1,
+            _ => 3,
+        };
+        let tsz = u64::from(64 - self.va_bits);
+        let ips = if self.wide { 6 } else { 5 };
+        let half = if self.upper {
+            tsz << 16 | tg << 30 | 1 << 7
+        } else {
+            tsz | tg << 14 | 1 << 23
+        };
+        let r = &mut cpu.registers;
+        r.tcr = half | ips << 32 | u64::from(self.ds) << 59;
+        r.sctlr = 1 | u64::from(self.big_endian) << 25;
+        let base = if self.wide {
+            root & ((1 << 48) - 1) | (root >> 48) << 2
+        } else {
+            root
+        };
+        // An ASID, which is no part of the address.
+        r.ttbr[usize::from(self.upper)] = base | 0xabcd << 48;
+    }
+
+    /// Maps `va` to `page` by a leaf of `level` with these attributes.
+    fn map(
+        self,
+        machine: &mut Machine,
+        cpu: &mut Cpu,
+        va: u64,
+        page: u64,
+        level: i8,
+        attributes: u64,
+    ) {
+        let table_of = |n: i64| machine.base + (n as u64) * (1 << self.shift);
+        let root = table_of(1);
+        let mut tables = Vec::new();
+        for (n, at) in (self.start()..=level).enumerate() {
+            let low = self.low(at);
+            let bits = self.stride().min(self.va_bits - low);
+            let index = va >> low & ((1 << bits) - 1);
+            let descriptor = if at < level {
+                self.in_descriptor(table_of(n as i64 + 2)) | 3
+            } else {
+                let kind = if level == 3 { 3 } else { 1 };
+                self.in_descriptor(page) | attributes | kind
+            };
+            tables.push((table_of(n as i64 + 1) + 8 * index, descriptor));
+        }
+        for (at, descriptor) in tables {
+            let stored = if self.big_endian {
+                descriptor.swap_bytes()
+            } else {
+                descriptor
+            };
+            machine.set(at, stored);
+        }
+        self.enable(cpu, root);
+    }
+}
+
+const AF: u64 = 1 << 10;
+const READ: Access = Access {
+    kind: Kind::Read,
+    as_el0: false,
+};
+
+proptest! {
+    #[test]
+    fn every_format_leads_where_its_tables_say(
+        format in formats(), va in any::<u64>(), page in any::<u64>(), down in 0i8..3, high: bool,
+    ) {
+        let level = 3 - down;
+        prop_assume!(level >= format.start());
+        prop_assume!(level == 3 || format.is_block_level(level));
+        // Tables beyond 48 bits, where these are formats that reach them.
+        let base = if format.wide && high { 0xe_0000_4000_0000 } else { RAM };
+        let mut machine = Machine::new(base);
+        let mut cpu = cpu();
+        let inside = va & ((1 << format.va_bits) - 1);
+        let va = if format.upper { !0 << format.va_bits | inside } else { inside };
+        let bits = if format.wide { 52 } else { 48 };
+        let page = page & ((1 << bits) - 1) & (!0 << format.low(level));
+        format.map(&mut machine, &mut cpu, va, page, level, AF);
+        let offset = va & ((1 << format.low(level)) - 1);
+        let found = walk::translate(&cpu, &mut machine, va, READ);
+        prop_assert_eq!(found, Ok(page | offset));
+        // Another half, another entry, an address in no half.
+        let other = walk::translate(&cpu, &mut machine, !va, READ);
+        prop_assert_eq!(other, Err(Fault(4)));
+        let flipped = va ^ 1 << format.low(level);
+        if format.low(level) < format.va_bits {
+            let other = walk::translate(&cpu, &mut machine, flipped, READ);
+            let code = if level < 0 { 0x2b } else { 4 + level as u8 };
+            prop_assert_eq!(other, Err(Fault(code)));
+        }
+        if format.va_bits < 55 {
+            let none = va ^ 1 << format.va_bits;
+            prop_assert_eq!(walk::translate(&cpu, &mut machine, none, READ), Err(Fault(4)));
+        }
+        // Tags are no part of an address where the guest says so.
+        let tagged = va ^ 0xa5 << 56;
+        prop_assert_eq!(walk::translate(&cpu, &mut machine, tagged, READ), Err(Fault(4)));
+        cpu.registers.tcr |= 3 << 37;
+        prop_assert_eq!(walk::translate(&cpu, &mut machine, tagged, READ), Ok(page | offset));
+    }
+
+    #[test]
+    fn no_tables_and_no_registers_break_the_walk(
+        registers in any::<[u64; 4]>(), words in any::<[u64; 32]>(), va in any::<u64>(),
+        pstate in any::<u64>(), write: bool, as_el0: bool,
+    ) {
+        let mut machine = Machine::new(RAM);
+        for (n, slot) in machine.ram.iter_mut().enumerate() {
+            *slot = words[n % 32] & 0xffff_0000_0000_0fff | RAM | (n as u64 & 0x7f) << 12;
+        }
+        let mut cpu = cpu();
+        cpu.registers.sctlr = registers[0] | 1;
+        cpu.registers.tcr = registers[1];
+        cpu.registers.pstate = pstate;
+        cpu.registers.ttbr = [RAM | registers[2] & 0x7f_f000, RAM | registers[3] & 0x7f_f000];
+        let kind = if write { Kind::Write } else { Kind::Read };
+        // Any answer is right that is one.
+        let _ = walk::translate(&cpu, &mut machine, va, Access { kind, as_el0 });
+    }
+
+    #[test]
+    fn no_instruction_breaks_the_machine(
+        words in prop::collection::vec(any::<u32>(), 1..8), x in any::<[u64; 31]>(),
+        at in 0u64..0x2000, pstate in any::<u64>(),
+    ) {
+        let mut machine = Machine::new(RAM);
+        for (n, word) in words.iter().enumerate() {
+            // Mostly what is a load or store.
+            let word = if n % 2 == 0 { word & !(1 << 25) | 1 << 27 } else { *word };
+            machine.write(RAM + 4 * n as u64, 4, word.into());
+        }
+        let mut cpu = cpu();
+        cpu.registers.x = x.map(|x| if x % 3 == 0 { x } else { DEVICE - 0x1000 + at });
+        cpu.registers.sp = [DEVICE + at, DEVICE - at];
+        cpu.registers.pstate = pstate & !(1 << 4);
+        let before = cpu;
+        let outcome = emulate::run(&mut cpu, &mut machine, DEVICE, false);
+        if outcome == Outcome::Again {
+            prop_assert_eq!(cpu, before);
+        }
+        prop_assert_eq!(cpu.registers.sctlr, before.registers.sctlr);
+    }
+}
+
+/// A page of a 4K table of 39 bits, with these attributes, and the access.
+fn permission(attributes: u64, edit: impl FnOnce(&mut Cpu), access: Access) -> Result<u64, Fault> {
+    let format = Format {
+        shift: 12,
+        va_bits: 39,
+        ds: false,
+        wide: false,
+        upper: false,
+        big_endian: false,
+    };
+    let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
+    format.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, attributes);
+    edit(&mut cpu);
+    walk::translate(&cpu, &mut machine, 0x1000, access)
+}
+
+#[test]
+fn permissions_are_the_architectures() {
+    const EL0: u64 = 1 << 6;
+    const READ_ONLY: u64 = 1 << 7;
+    const UXN: u64 = 1 << 54;
+    const PXN: u64 = 1 << 53;
+    const PAN: u64 = 1 << 22;
+    const EPAN: u64 = 1 << 57;
+    const WXN: u64 = 1 << 19;
+    let nothing = |_: &mut Cpu| {};
+    let at = |kind, as_el0| Access { kind, as_el0 };
+    let [el1, el0] =
+        [false, true].map(|el| [Kind::Read, Kind::Write, Kind::Fetch].map(|k| at(k, el)));
+    let denied = Err(Fault(0x0f));
+    let allowed = Ok(DEVICE);
+    for (attributes, of_el1, of_el0) in [
+        (AF | UXN, [true, true, true], [false, false, false]),
+        (AF | EL0, [true, true, false], [true, true, true]),
+        (
+            AF | EL0 | READ_ONLY | PXN,
+            [true, false, false],
+            [true, false, true],
+        ),
+        (
+            AF | READ_ONLY | UXN,
+            [true, false, true],
+            [false, false, false],
+        ),
+        (
+            AF | EL0 | READ_ONLY | UXN,
+            [true, false, true],
+            [true, false, false],
+        ),
+    ] {
+        for n in 0..3 {
+            for (access, right) in [(el1[n], of_el1[n]), (el0[n], of_el0[n])] {
+                let found = permission(attributes, nothing, access);
+                let expected = if right { allowed } else { denied };
+                assert_eq!(found, expected, "{attributes:#x} {access:?}");
+            }
+        }
+    }
+    let pan = |cpu: &mut Cpu| cpu.registers.pstate |= PAN;
+    assert_eq!(permission(AF | EL0, pan, el1[0]), denied);
+    assert_eq!(permission(AF | EL0, pan, el0[0]), allowed);
+    assert_eq!(permission(AF, pan, el1[0]), allowed);
+    let epan = |cpu: &mut Cpu| {
+        cpu.registers.pstate |= PAN;
+        cpu.registers.sctlr |= EPAN;
+    };
+    assert_eq!(permission(AF, epan, el1[0]), denied, "EL0 may execute it");
+    assert_eq!(permission(AF | UXN, epan, el1[0]), allowed);
+    let wxn = |cpu: &mut Cpu| cpu.registers.sctlr |= WXN;
+    assert_eq!(permission(AF, wxn, el1[2]), denied);
+    assert_eq!(permission(AF | READ_ONLY, wxn, el1[2]), allowed);
+    let e0pd = |cpu: &mut Cpu| cpu.registers.tcr |= 1 << 55;
+    assert_eq!(permission(AF | EL0, e0pd, el0[0]), Err(Fault(4)));
+    assert_eq!(permission(AF | EL0, e0pd, el1[0]), allowed);
+    assert_eq!(
+        permission(0, nothing, el1[0]),
+        Err(Fault(0x0b)),
+        "not accessed yet"
+    );
+    let narrow = |cpu: &mut Cpu| cpu.registers.tcr &= !(7 << 32);
+    assert_eq!(
+        permission(AF | 1 << 40, narrow, el1[0]),
+        Err(Fault(3)),
+        "of 32 bits"
+    );
+}
+
+#[test]
+fn hardware_updates_are_made_where_the_guest_asks_for_them() {
+    const READ_ONLY: u64 = 1 << 7;
+    const DBM: u64 = 1 << 51;
+    let format = Format {
+        shift: 12,
+        va_bits: 39,
+        ds: false,
+        wide: false,
+        upper: false,
+        big_endian: true,
+    };
+    let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
+    format.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, DBM | READ_ONLY);
+    cpu.registers.tcr |= 3 << 39;
+    let leaf = RAM + 3 * 4096 + 8;
+    assert_eq!(
+        walk::translate(&cpu, &mut machine, 0x1000, READ),
+        Ok(DEVICE)
+    );
+    let now = machine.load(leaf).map(u64::swap_bytes);
+    assert_eq!(now, Some(DEVICE | DBM | READ_ONLY | AF | 3));
+    let write = Access {
+        kind: Kind::Write,
+        as_el0: false,
+    };
+    assert_eq!(
+        walk::translate(&cpu, &mut machine, 0x1000, write),
+        Ok(DEVICE)
+    );
+    assert_eq!(
+        machine.load(leaf).map(u64::swap_bytes),
+        Some(DEVICE | DBM | AF | 3)
+    );
+}
+
+#[test]
+fn a_walk_out_of_ram_is_an_external_abort_with_its_level() {
+    for level in [0, 1, 2, 3] {
+        let format = Format {
+            shift: 12,
+            va_bits: 48,
+            ds: false,
+            wide: false,
+            upper: false,
+            big_endian: false,
+        };
+        let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
+        format.map(&mut machine, &mut cpu, 0, DEVICE, 3, AF);
+        if level == 0 {
+            cpu.registers.ttbr[0] = 0x1000;
+        } else {
+            machine.set(RAM + 4096 * level, 0x1003);
+        }
+        let found = walk::translate(&cpu, &mut machine, 0, READ);
+        assert_eq!(found, Err(Fault(0x14 + level as u8)));
+        assert!(found.is_err_and(Fault::is_external));
+    }
+}
+
+/// `ldp w0, w2, [x1], #8`, `stp w0, w2, [x1], #8`.
+const LDP_POST: u32 = 0x28c1_0820;
+const STP_POST: u32 = 0x2881_0820;
+
+#[test]
+fn of_a_pair_across_the_edge_the_first_half_is_done() {
+    let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
+    cpu.registers.x[..3].copy_from_slice(&[1, DEVICE + 0xffc, 2]);
+    let before = cpu;
+    for (word, seen) in [
+        (STP_POST, (DEVICE + 0xffc, 4, Some(1))),
+        (LDP_POST, (DEVICE + 0xffc, 4, None)),
+    ] {
+        machine.seen.clear();
+        let abort = Abort {
+            far: DEVICE + 0x1000,
+            code: Abort::EXTERNAL,
+            write: word == STP_POST,
+            fetch: false,
+        };
+        let outcome = run(&mut cpu, &mut machine, word);
+        assert_eq!(outcome, Outcome::Abort(abort, Cause::Access));
+        assert_eq!(machine.seen, [seen]);
+        assert_eq!(cpu, before, "no writeback, no load");
+    }
+}
+
+#[test]
+fn of_a_pair_whose_second_page_has_no_translation_nothing_is_done() {
+    let format = Format {
+        shift: 12,
+        va_bits: 39,
+        ds: false,
+        wide: false,
+        upper: false,
+        big_endian: false,
+    };
+    let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
+    // Code and device, page by page, in one table.
+    format.map(&mut machine, &mut cpu, 0x4000, RAM, 3, AF);
+    format.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, AF);
+    cpu.registers.pc = 0x4000;
+    cpu.registers.x[..3].copy_from_slice(&[1, 0x1ffc, 2]);
+    let Outcome::Abort(abort, Cause::Access) = run(&mut cpu, &mut machine, STP_POST) else {
+        panic!("no abort");
+    };
+    assert_eq!((abort.far, abort.code, abort.write), (0x2000, 0x07, true));
+    assert_eq!(machine.seen, []);
+}
+
+#[test]
+fn what_is_ram_is_left_to_the_guest_and_a_part_of_it_is_not() {
+    let (mut cpu, mut machine) = (cpu(), Machine::new(DEVICE + 0x1000));
+    cpu.registers.pc = machine.base;
+    machine.set(machine.base, STP_POST.into());
+    cpu.registers.x[..3].copy_from_slice(&[1, machine.base + 64, 2]);
+    let outcome = emulate::run(&mut cpu, &mut machine, 0, true);
+    assert_eq!(outcome, Outcome::Again);
+    assert_eq!(machine.load(machine.base + 64), Some(0));
+    // Half a device's, half RAM.
+    machine.set(machine.base, 0x2900_0820_u64 | 0);
+    cpu.registers.x[1] = DEVICE + 0xffc;
+    // The code would be overwritten: it stands elsewhere.
+    machine.set(machine.base + 0x100, 0x2900_0820);
+    cpu.registers.pc = machine.base + 0x100;
+    assert_eq!(emulate::run(&mut cpu, &mut machine, 0, true), Outcome::Done);
+    assert_eq!(machine.seen, [(DEVICE + 0xffc, 4, Some(1))]);
+    assert_eq!(machine.load(machine.base).map(|word| word as u32), Some(2));
+}
+
+#[test]
+fn a_device_without_room_has_the_whole_instruction_wait() {
+    // Half RAM, half a device: not even the RAM is written.
+    let (mut cpu, mut machine) = (cpu(), Machine::new(DEVICE - RAM_SIZE));
+    machine.full = true;
+    let pc = machine.base;
+    machine.set(pc, STP_POST.into());
+    cpu.registers.pc = pc;
+    cpu.registers.x[..3].copy_from_slice(&[1, DEVICE - 4, 2]);
+    let before = cpu;
+    assert_eq!(
+        emulate::run(&mut cpu, &mut machine, 0, true),
+        Outcome::Later
+    );
+    assert_eq!((cpu, machine.load(DEVICE - 8)), (before, Some(0)));
+    // A load does not wait for room.
+    machine.set(pc, LDP_POST.into());
+    assert_eq!(
+        emulate::run(&mut cpu, &mut machine, 0, false),
+        Outcome::Done
+    );
+    machine.full = false;
+    machine.set(pc, STP_POST.into());
+    cpu = before;
+    assert_eq!(emulate::run(&mut cpu, &mut machine, 0, true), Outcome::Done);
+    assert_eq!(machine.seen.last(), Some(&(DEVICE, 4, Some(2))));
+}
+
+#[test]
+fn big_endian_values_are_swapped_each() {
+    let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
+    cpu.registers.sctlr = 1 << 25;
+    cpu.registers.x[..3].copy_from_slice(&[0x1122_3344, DEVICE, 0x5566_7788]);
+    assert_eq!(run(&mut cpu, &mut machine, STP_POST), Outcome::Done);
+    let swapped = [
+        (DEVICE, 4, Some(0x4433_2211)),
+        (DEVICE + 4, 4, Some(0x8877_6655)),
+    ];
+    assert_eq!(machine.seen, swapped);
+    // ldr q0, [x1]: 16 bytes as one.
+    cpu.registers.x[1] = DEVICE;
+    cpu.registers.pc = RAM;
+    assert_eq!(run(&mut cpu, &mut machine, 0x3dc0_0020), Outcome::Done);
+    assert_eq!(cpu.v(0), 0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f);
+}
+
+#[test]
+fn literals_are_found_from_the_pc() {
+    // Code right before the device: ldr w5, .+0x100 and ldrsw x5.
+    let (mut cpu, mut machine) = (cpu(), Machine::new(DEVICE - RAM_SIZE));
+    let pc = DEVICE - 0x80;
+    for (word, value) in [
+        (0x1800_0805, 0x8382_8180),
+        (0x9800_0805, 0xffff_ffff_8382_8180),
+    ] {
+        machine.set(pc, word);
+        cpu.registers.pc = pc;
+        assert_eq!(
+            emulate::run(&mut cpu, &mut machine, 0, false),
+            Outcome::Done
+        );
+        assert_eq!((cpu.x(5), cpu.registers.pc), (value, pc + 4));
+    }
+}
+
+#[test]
+fn what_cannot_be_done_has_a_defined_answer() {
+    let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
+    let external = Abort {
+        far: 0xfa0,
+        code: Abort::EXTERNAL,
+        write: false,
+        fetch: false,
+    };
+    let abort = |cause| Outcome::Abort(external, cause);
+    // ldraa x0, [x0]; then what is no load or store at all.
+    assert_eq!(
+        run(&mut cpu, &mut machine, 0xf820_0400),
+        abort(Cause::Unknown(0xf820_0400))
+    );
+    assert_eq!(run(&mut cpu, &mut machine, 0xd503_201f), Outcome::Again);
+    cpu.registers.pc = DEVICE;
+    assert_eq!(
+        run(&mut cpu, &mut machine, LDP_POST),
+        abort(Cause::NoCode(DEVICE))
+    );
+    cpu.registers.pc = 1 << 60;
+    assert_eq!(
+        run(&mut cpu, &mut machine, LDP_POST),
+        abort(Cause::NoCode(0))
+    );
+    cpu.registers.pc = RAM;
+    cpu.registers.pstate = 0x10;
+    assert_eq!(run(&mut cpu, &mut machine, LDP_POST), abort(Cause::Aarch32));
+    // Tables that have gone: the guest meets the fault itself.
+    cpu.registers.pstate = 0x3c5;
+    cpu.registers.sctlr = 1;
+    cpu.registers.tcr = 25 | 5 << 32;
+    cpu.registers.ttbr[0] = RAM + 4096;
+    assert_eq!(run(&mut cpu, &mut machine, LDP_POST), Outcome::Again);
+    assert_eq!(machine.seen, []);
+}
+
+#[test]
+fn a_sequence_that_only_the_guest_can_execute_is_told() {
+    let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
+    cpu.registers.x[1] = DEVICE;
+    // ldxr w0, [x1]; fmov d0, d1; stxr w2, w0, [x1].
+    let words = [0x885f_7c20u32, 0x1e60_4020, 0x8802_7c20];
+    for (n, word) in words.iter().enumerate() {
+        machine.write(RAM + 4 * n as u64, 4, (*word).into());
+    }
+    let outcome = emulate::run(&mut cpu, &mut machine, DEVICE, false);
+    assert_eq!(outcome, Outcome::Parted(0x1e60_4020));
+    assert_eq!(cpu.registers.pc, RAM + 4);
+    // While the guest steps, each instruction is one.
+    cpu.registers.pc = RAM;
+    cpu.registers.pstate |= 1 << 21;
+    assert_eq!(
+        emulate::run(&mut cpu, &mut machine, DEVICE, false),
+        Outcome::Done
+    );
+    assert_eq!(cpu.registers.pc, RAM + 4);
+}

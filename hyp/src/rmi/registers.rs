@@ -1,0 +1,117 @@
+//! `REC_READ` and `REC_WRITE`: a plain guest's registers, for a host that
+//! emulates what the syndrome does not tell.
+//!
+//! A plain guest's memory is the host's to change anyway, so its registers are
+//! no secret. What the host gives back is data: it reaches EL1's registers, the
+//! PC and the flags, never the rest of PSTATE.
+
+use ::rmi::Status;
+use ::rmi::params::RealmFlags;
+use ::rmi::registers::{Finish, Registers};
+use zerocopy::FromZeros;
+
+use super::realm::lock;
+use super::{NONE, Outcome};
+use crate::System;
+use crate::exception::inject;
+use crate::memory::granule::State;
+use crate::memory::phys;
+use crate::realm::Realm;
+use crate::rec::{NO_PE, Pending, Rec, Run};
+
+/// N, Z, C and V.
+const FLAGS: u64 = 0xf << 28;
+/// PSTATE.SS and BTYPE, which an instruction that was executed leaves clear.
+const OF_NEXT: u64 = 1 << 21 | 0b11 << 10;
+
+/// Does `f` with the registers of a plain guest's vCPU that does not run, and
+/// the page at `pa`, which is in a granule of the host's.
+fn with<R>(
+    system: &System,
+    rec: u64,
+    pa: u64,
+    f: impl FnOnce(&mut Run) -> Result<R, Status>,
+) -> Result<R, Status> {
+    // Aligned to a power of two that is larger than the structure and smaller
+    // than a granule: it lies in one.
+    if !pa.is_multiple_of(size_of::<Registers>().next_power_of_two() as u64) {
+        return Err(Status::ErrorInput);
+    }
+    let granule = pa & !(system.granules.size() - 1);
+    let page = system.granules.get(granule).ok_or(Status::ErrorInput)?;
+    let _pin = page.pin(State::Ns).ok_or(Status::ErrorInput)?;
+    let rec_lock = lock(system, rec, State::Rec)?;
+    if rec_lock.count() != 0 {
+        return Err(Status::ErrorRec);
+    }
+    // SAFETY: the REC's lock is held.
+    let vcpu = unsafe { Rec::at(rec) };
+    // SAFETY: it counts in its RD.
+    let realm = unsafe { Realm::at(vcpu.rd) };
+    if !realm.flags.contains(RealmFlags::NONCONF) {
+        return Err(Status::ErrorInput);
+    }
+    // SAFETY: the REC's lock is held, and it does not run.
+    f(unsafe { &mut *vcpu.run.get() })
+}
+
+/// Tells the host a vCPU's registers.
+pub fn read(system: &System, rec: u64, pa: u64) -> Outcome {
+    with(system, rec, pa, |run| {
+        let mut out = Registers::new_zeroed();
+        for (out, q) in out.v.iter_mut().zip(run.fp.q()) {
+            *out = [*q as u64, (*q >> 64) as u64];
+        }
+        let (gprs, el1) = (&run.gprs, &run.el1);
+        out.x = gprs.x;
+        out.sp = [el1.sp_el0, el1.sp_el1];
+        (out.pc, out.pstate) = (gprs.pc, gprs.pstate);
+        (out.sctlr, out.tcr) = (el1.sctlr, el1.tcr);
+        out.ttbr = [el1.ttbr0, el1.ttbr1];
+        // SAFETY: inside a granule of the host's, which `with` has pinned.
+        unsafe { phys::write(pa, out) };
+        Ok(NONE)
+    })
+}
+
+/// Takes a vCPU's registers, and ends its last exit.
+pub fn write(system: &System, rec: u64, pa: u64) -> Outcome {
+    with(system, rec, pa, |run| {
+        // SAFETY: inside a granule of the host's, which `with` has pinned.
+        // Copied once.
+        let new: Registers = unsafe { phys::read(pa) };
+        let finish = Finish::from_raw(new.finish).ok_or(Status::ErrorInput)?;
+        if !matches!(run.pending, Pending::Abort(..) | Pending::Mmio(..)) {
+            return Err(Status::ErrorRec);
+        }
+        run.pending = Pending::Nothing;
+        if finish == Finish::Again {
+            return Ok(NONE);
+        }
+        take(run, &new);
+        if finish == Finish::Abort {
+            let Run { gprs, el1, .. } = run;
+            inject::abort_saved(gprs, el1, new.fetch & 1 != 0, new.iss, new.far);
+        }
+        Ok(NONE)
+    })
+}
+
+fn take(run: &mut Run, new: &Registers) {
+    let v = new
+        .v
+        .map(|[low, high]| u128::from(low) | u128::from(high) << 64);
+    if v != *run.fp.q() {
+        run.fp.set_q(v);
+        // Whatever a PE still holds of them is old.
+        run.fp_pe = NO_PE;
+    }
+    let (gprs, el1) = (&mut run.gprs, &mut run.el1);
+    gprs.x = new.x;
+    [el1.sp_el0, el1.sp_el1] = new.sp;
+    if gprs.pc != new.pc {
+        gprs.pstate &= !OF_NEXT;
+    }
+    gprs.pc = new.pc;
+    gprs.pstate = gprs.pstate & !FLAGS | new.pstate & FLAGS;
+}
