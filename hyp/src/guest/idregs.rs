@@ -2,7 +2,8 @@
 //! fixed. A field that has no row is hidden: reads as 0.
 //!
 //! A feature is shown only where EL2 carries its state over a world switch, or
-//! where it has none. What is hidden is trapped too, or has no state of its own:
+//! where it has none, and so each row has an upper bound: what a CPU of the
+//! future adds to a field is hidden until somebody has looked. What is hidden is trapped too, or has no state of its own:
 //! using it all the same harms the guest alone. Fields: DDI0487, D24.2.
 
 use super::sysreg::{Sysreg, sysreg};
@@ -10,16 +11,16 @@ use super::sysreg::{Sysreg, sysreg};
 /// What becomes of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Show {
-    /// The CPU's value.
-    Cpu,
-    /// The CPU's value, but no more than this.
+    /// The CPU's value, but no more than this: the newest that was looked at.
     AtMost(u64),
+    /// The same for a field whose 0xf means that there is less than 0.
+    Signed(u64),
     /// This value.
     Fixed(u64),
     /// PARange: the width of the guest's IPA space.
     IpaRange,
 }
-use Show::{AtMost, Cpu, Fixed, IpaRange};
+use Show::{AtMost, Fixed, IpaRange, Signed};
 
 /// A row: register, lowest bit of a four-bit field, what becomes of it.
 type Row = (Sysreg, u32, Show, &'static str);
@@ -42,85 +43,95 @@ const TABLE: &[Row] = &[
     (
         PFR0,
         0,
-        Cpu,
+        AtMost(2),
         "EL0: AArch64, and AArch32 where the CPU has it",
     ),
     (PFR0, 4, Fixed(1), "EL1: AArch64"),
-    (PFR0, 16, Cpu, "FP"),
-    (PFR0, 20, Cpu, "AdvSIMD"),
+    (PFR0, 16, Signed(1), "FP"),
+    (PFR0, 20, Signed(1), "AdvSIMD"),
     (PFR0, 24, Fixed(1), "GICv3 system registers"),
-    (PFR0, 48, Cpu, "DIT"),
+    (PFR0, 48, AtMost(1), "DIT"),
     (PFR0, 56, AtMost(1), "CSV2, without SCXTNUM"),
-    (PFR0, 60, Cpu, "CSV3"),
-    (PFR1, 0, Cpu, "BTI"),
-    (PFR1, 4, Cpu, "SSBS"),
+    (PFR0, 60, AtMost(1), "CSV3"),
+    (PFR1, 0, AtMost(1), "BTI"),
+    (PFR1, 4, AtMost(2), "SSBS"),
     (DFR0, 0, Fixed(6), "debug architecture v8.0"),
     (DFR0, 12, Fixed(1), "breakpoints: 2, which read as zero"),
     (DFR0, 20, Fixed(1), "watchpoints: 2, which read as zero"),
-    (DFR0, 36, Cpu, "double lock"),
-    (ISAR0, 4, Cpu, "AES, PMULL"),
-    (ISAR0, 8, Cpu, "SHA1"),
-    (ISAR0, 12, Cpu, "SHA2"),
-    (ISAR0, 16, Cpu, "CRC32"),
-    (ISAR0, 20, Cpu, "LSE atomics"),
-    (ISAR0, 28, Cpu, "RDM"),
-    (ISAR0, 32, Cpu, "SHA3"),
-    (ISAR0, 36, Cpu, "SM3"),
-    (ISAR0, 40, Cpu, "SM4"),
-    (ISAR0, 44, Cpu, "DotProd"),
-    (ISAR0, 48, Cpu, "FHM"),
-    (ISAR0, 52, Cpu, "FlagM"),
-    (ISAR0, 56, Cpu, "TLBI OS and range"),
-    (ISAR0, 60, Cpu, "RNG"),
-    (ISAR1, 0, Cpu, "DPB"),
-    (ISAR1, 4, Cpu, "pointer authentication, QARMA5"),
-    (ISAR1, 8, Cpu, "pointer authentication, IMPDEF"),
-    (ISAR1, 12, Cpu, "JSCVT"),
-    (ISAR1, 16, Cpu, "FCMA"),
-    (ISAR1, 20, Cpu, "LRCPC"),
-    (ISAR1, 24, Cpu, "generic authentication, QARMA5"),
-    (ISAR1, 28, Cpu, "generic authentication, IMPDEF"),
-    (ISAR1, 32, Cpu, "FRINTTS"),
-    (ISAR1, 36, Cpu, "SB"),
-    (ISAR1, 40, Cpu, "SPECRES"),
-    (ISAR1, 44, Cpu, "BF16"),
-    (ISAR1, 48, Cpu, "DGH"),
-    (ISAR1, 52, Cpu, "I8MM"),
-    (ISAR2, 4, Cpu, "RPRES"),
-    (ISAR2, 8, Cpu, "generic authentication, QARMA3"),
-    (ISAR2, 12, Cpu, "pointer authentication, QARMA3"),
-    (ISAR2, 20, Cpu, "HBC"),
-    (ISAR2, 24, Cpu, "PAC frac"),
-    (ISAR2, 28, Cpu, "CLRBHB"),
-    (ISAR2, 40, Cpu, "PRFMSLC"),
-    (ISAR2, 48, Cpu, "RPRFM"),
-    (ISAR2, 52, Cpu, "CSSC"),
+    (DFR0, 36, Signed(0), "double lock"),
+    (ISAR0, 4, AtMost(2), "AES, PMULL"),
+    (ISAR0, 8, AtMost(1), "SHA1"),
+    (ISAR0, 12, AtMost(2), "SHA2"),
+    (ISAR0, 16, AtMost(1), "CRC32"),
+    (ISAR0, 20, AtMost(2), "LSE atomics, not of 128 bits"),
+    (ISAR0, 28, AtMost(1), "RDM"),
+    (ISAR0, 32, AtMost(1), "SHA3"),
+    (ISAR0, 36, AtMost(1), "SM3"),
+    (ISAR0, 40, AtMost(1), "SM4"),
+    (ISAR0, 44, AtMost(1), "DotProd"),
+    (ISAR0, 48, AtMost(1), "FHM"),
+    (ISAR0, 52, AtMost(2), "FlagM"),
+    (ISAR0, 56, AtMost(2), "TLBI OS and range"),
+    (ISAR0, 60, AtMost(1), "RNG"),
+    (ISAR1, 0, AtMost(2), "DPB"),
+    (ISAR1, 4, AtMost(5), "pointer authentication, QARMA5"),
+    (ISAR1, 8, AtMost(5), "pointer authentication, IMPDEF"),
+    (ISAR1, 12, AtMost(1), "JSCVT"),
+    (ISAR1, 16, AtMost(1), "FCMA"),
+    (ISAR1, 20, AtMost(2), "LRCPC, to LRCPC2"),
+    (ISAR1, 24, AtMost(1), "generic authentication, QARMA5"),
+    (ISAR1, 28, AtMost(1), "generic authentication, IMPDEF"),
+    (ISAR1, 32, AtMost(1), "FRINTTS"),
+    (ISAR1, 36, AtMost(1), "SB"),
+    (ISAR1, 40, AtMost(2), "SPECRES"),
+    (ISAR1, 44, AtMost(2), "BF16"),
+    (ISAR1, 48, AtMost(1), "DGH"),
+    (ISAR1, 52, AtMost(1), "I8MM"),
+    (ISAR2, 4, AtMost(1), "RPRES"),
+    (ISAR2, 8, AtMost(1), "generic authentication, QARMA3"),
+    (ISAR2, 12, AtMost(5), "pointer authentication, QARMA3"),
+    (ISAR2, 20, AtMost(1), "HBC"),
+    (ISAR2, 24, AtMost(1), "PAC frac"),
+    (ISAR2, 28, AtMost(1), "CLRBHB"),
+    (ISAR2, 40, AtMost(1), "PRFMSLC"),
+    (ISAR2, 48, AtMost(1), "RPRFM"),
+    (ISAR2, 52, AtMost(1), "CSSC, not compare-and-branch"),
     (MMFR0, 0, IpaRange, "PARange"),
-    (MMFR0, 4, Cpu, "ASID bits"),
-    (MMFR0, 8, Cpu, "mixed endian"),
-    (MMFR0, 16, Cpu, "mixed endian at EL0"),
-    (MMFR0, 20, Cpu, "16K granule"),
-    (MMFR0, 24, Cpu, "64K granule"),
-    (MMFR0, 28, Cpu, "4K granule"),
-    (MMFR1, 0, Cpu, "HAFDBS"),
-    (MMFR1, 12, Cpu, "HPDS"),
-    (MMFR1, 20, Cpu, "PAN"),
-    (MMFR1, 36, Cpu, "ETS"),
-    (MMFR1, 44, Cpu, "AFP"),
-    (MMFR1, 48, Cpu, "nTLBPA"),
-    (MMFR1, 60, Cpu, "ECBHB"),
-    (MMFR2, 0, Cpu, "CnP"),
-    (MMFR2, 4, Cpu, "UAO"),
-    (MMFR2, 8, Cpu, "LSMAOC"),
-    (MMFR2, 16, Cpu, "LVA"),
-    (MMFR2, 20, Cpu, "CCIDX"),
-    (MMFR2, 28, Cpu, "TTST"),
-    (MMFR2, 32, Cpu, "LSE2"),
-    (MMFR2, 36, Cpu, "IDST"),
-    (MMFR2, 48, Cpu, "TTL"),
-    (MMFR2, 52, Cpu, "BBM"),
-    (MMFR2, 60, Cpu, "E0PD"),
-    (MMFR3, 60, Cpu, "Spec_FPACC"),
+    (MMFR0, 4, AtMost(2), "ASID bits"),
+    (MMFR0, 8, AtMost(1), "mixed endian"),
+    (MMFR0, 16, AtMost(1), "mixed endian at EL0"),
+    (MMFR0, 20, AtMost(2), "16K granule"),
+    (MMFR0, 24, Signed(0), "64K granule"),
+    (MMFR0, 28, Signed(1), "4K granule"),
+    (
+        MMFR1,
+        0,
+        AtMost(2),
+        "HAFDBS: access flag and dirty state of leaves; tables' and the dirty log need TCR2_EL1",
+    ),
+    (MMFR1, 12, AtMost(2), "HPDS"),
+    (MMFR1, 20, AtMost(3), "PAN"),
+    (MMFR1, 36, AtMost(3), "ETS"),
+    (MMFR1, 44, AtMost(1), "AFP"),
+    (MMFR1, 48, AtMost(1), "nTLBPA"),
+    (MMFR1, 60, AtMost(1), "ECBHB"),
+    (MMFR2, 0, AtMost(1), "CnP"),
+    (MMFR2, 4, AtMost(1), "UAO"),
+    (MMFR2, 8, AtMost(1), "LSMAOC"),
+    (
+        MMFR2,
+        16,
+        AtMost(1),
+        "LVA, not the 56 bits of 128-bit descriptors",
+    ),
+    (MMFR2, 20, AtMost(1), "CCIDX"),
+    (MMFR2, 28, AtMost(1), "TTST"),
+    (MMFR2, 32, AtMost(1), "LSE2"),
+    (MMFR2, 36, AtMost(1), "IDST"),
+    (MMFR2, 48, AtMost(1), "TTL"),
+    (MMFR2, 52, AtMost(2), "BBM"),
+    (MMFR2, 60, AtMost(1), "E0PD"),
+    (MMFR3, 60, AtMost(1), "Spec_FPACC"),
 ];
 
 /// The AArch32 ID registers, CRm 1 to 3, are the CPU's, but for these fields.
@@ -162,8 +173,9 @@ pub fn view(register: Sysreg, cpu: u64, ipa_bits: u8) -> u64 {
     rows.fold(0, |value, &(_, shift, show, _)| {
         let field = cpu >> shift & 0xf;
         let shown = match show {
-            Cpu => field,
             AtMost(limit) => field.min(limit),
+            Signed(limit) if field < 8 => field.min(limit),
+            Signed(_) => field,
             Fixed(fixed) => fixed,
             IpaRange => field.min(pa_range(ipa_bits)),
         };
@@ -210,10 +222,40 @@ mod tests {
         }
     }
 
+    /// The largest values that were looked at, field by field, from the registers'
+    /// descriptions: what is above, or what a new row shows, is a new feature.
+    #[test]
+    fn a_cpu_of_the_future_shows_nothing_new() {
+        for (register, newest) in [
+            (PFR0, 0x1101_0000_0111_0012),
+            (PFR1, 0x21),
+            (DFR0, 0x10_1006),
+            (ISAR0, 0x1221_1111_1021_2120),
+            (ISAR1, 0x0011_2211_1121_1552),
+            (ISAR2, 0x0011_0100_1110_5110),
+            (MMFR0, 0x1021_0126),
+            (MMFR1, 0x1001_1030_0030_2002),
+            (MMFR2, 0x1021_0011_1011_0111),
+            (MMFR3, 0x1000_0000_0000_0000),
+        ] {
+            // Signed fields are at most 7.
+            let fields = TABLE.iter().filter(|row| row.0 == register);
+            let most = fields.fold(0, |all, row| {
+                let field = if matches!(row.2, Signed(_)) { 7 } else { 0xf };
+                all | field << row.1
+            });
+            let shown = view(register, most, 52);
+            assert_eq!(shown, newest, "{register}: {shown:#x}");
+        }
+        // Less than nothing stays.
+        assert_eq!(view(PFR0, 0x00ff_0000, 48) >> 16 & 0xff, 0xff, "no FP");
+        assert_eq!(view(MMFR0, 0xff << 24, 48) >> 24 & 0xff, 0xff, "16K alone");
+    }
+
     #[test]
     fn what_has_no_row_is_hidden() {
         assert_eq!(view(PFR0, u64::MAX, 48) >> 28 & 0xf_ffff, 0, "RAS to AMU");
-        assert_eq!(view(PFR1, u64::MAX, 48), 0xff);
+        assert_eq!(view(PFR1, u64::MAX, 48), 0x21);
         assert_eq!(view(sysreg(3, 0, 0, 4, 4), u64::MAX, 48), 0, "SVE features");
         assert_eq!(view(sysreg(3, 0, 0, 7, 7), u64::MAX, 48), 0, "reserved");
     }
