@@ -87,7 +87,7 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
     unsafe { heap::grow_from(granules) };
 
     let me = insn::mpidr() & 0xff_00ff_ffff;
-    let index = platform.cpus.iter().position(|&mpidr| mpidr == me);
+    let index = cpus.iter().position(|cpu| cpu.mpidr == me);
     cpu::set_index(index.ok_or_else(|| format!("device tree: no CPU with MPIDR {me:#x}"))?);
     // SAFETY: The registers are mapped as Device, and this is their driver.
     let mut gic = unsafe { Controller::new(&platform.gic) }?;
@@ -197,11 +197,13 @@ fn taken_ranges(dtb: u64, tree: &[u8], platform: &Platform) -> Vec<Range<u64>> {
     taken
 }
 
-/// The CPUs with stacks for all but this one.
+/// The CPUs with stacks for all but this one. Those that EL2 does not drive are
+/// none of them: it has told so.
 fn cpus(platform: &Platform, granules: &mut Granules) -> Result<Vec<Cpu>, String> {
     let me = insn::mpidr() & 0xff_00ff_ffff;
     let mut cpus = Vec::new();
-    for &mpidr in &platform.cpus {
+    let driven = |mpidr: &&u64| rmi_call::machine_has_cpu(**mpidr);
+    for &mpidr in platform.cpus.iter().filter(driven) {
         let mut stack = |size: u64| -> Result<u64, String> {
             if mpidr == me {
                 return Ok(0);

@@ -7,7 +7,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::ops::Range;
-use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::fdt::FdtNode;
 use dtoolkit::standard::{NodeStandard, Status};
 use dtoolkit::{Node, Property};
 
@@ -58,7 +58,7 @@ pub struct Platform {
 
 /// The boot arguments alone, of a tree that may be of no other use.
 pub fn boot_arguments(dtb: &[u8]) -> &str {
-    let fdt = Fdt::new(dtb).ok();
+    let fdt = devtree::open(dtb).ok();
     let chosen = fdt.and_then(|fdt| fdt.root().child("chosen"));
     let property = chosen.and_then(|chosen| chosen.property("bootargs"));
     property.and_then(|p| p.value_as().ok()).unwrap_or("")
@@ -235,7 +235,7 @@ impl Platform {
     ///
     /// Errors say which node or property is not as it must be.
     pub fn parse(dtb: &[u8]) -> Result<Self, String> {
-        let fdt = Fdt::new(dtb).map_err(error)?;
+        let fdt = devtree::open(dtb).map_err(|damage| damage.to_string())?;
         let root = fdt.root();
         let mut platform = Self {
             // The architecture's recommended PPI, until /timer tells.

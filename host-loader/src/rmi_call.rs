@@ -218,6 +218,13 @@ pub fn machine_cpu_on(mpidr: u64, entry: u64, context: u64) -> Result<(), i64> {
     }
 }
 
+/// Whether EL2 drives the machine's CPU `mpidr` (PSCI `AFFINITY_INFO` knows it).
+pub fn machine_has_cpu(mpidr: u64) -> bool {
+    let function = u64::from(fid::PSCI_AFFINITY_INFO_64);
+    let [x0, ..] = smc([function, mpidr, 0, 0, 0, 0]);
+    x0 as i64 >= 0
+}
+
 /// PSCI `SYSTEM_OFF` of the machine.
 #[cfg(target_os = "none")]
 pub fn machine_off() -> ! {

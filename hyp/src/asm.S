@@ -19,6 +19,32 @@ _head:
     .long   0
 
 // ---------------------------------------------------------------------------
+// Control registers of EL2 that newer CPUs have beside SCTLR_EL2 and TCR_EL2: all
+// that they add is off. Out of reset they hold anything. Clobbers x6.
+    .macro  newer_controls
+    mrs     x6, S3_0_C0_C7_3            // ID_AA64MMFR3_EL1
+    tst     x6, #0xf                    // TCRX
+    b.eq    .Lnewer1_\@
+    msr     S3_4_C2_C0_3, xzr           // TCR2_EL2
+.Lnewer1_\@:
+    tst     x6, #0xf0                   // SCTLRX
+    b.eq    .Lnewer2_\@
+    msr     S3_4_C1_C0_3, xzr           // SCTLR2_EL2
+.Lnewer2_\@:
+    mrs     x6, id_aa64pfr1_el1
+    tst     x6, #(0xf << 44)            // GCS
+    b.eq    .Lnewer3_\@
+    msr     S3_4_C2_C5_0, xzr           // GCSCR_EL2
+.Lnewer3_\@:
+    mrs     x6, id_aa64dfr0_el1
+    tst     x6, #(0xf << 40)            // TraceFilt
+    b.eq    .Lnewer4_\@
+    msr     S3_4_C1_C2_1, xzr           // TRFCR_EL2
+.Lnewer4_\@:
+    isb
+    .endm
+
+// ---------------------------------------------------------------------------
 // The boot CPU: MMU and caches off, x0 = device tree. Relocates the image, sets
 // up a stack and the vectors of the exception level it finds itself at.
 primary_entry:
@@ -50,7 +76,7 @@ primary_entry:
     ldr     x0, =0x30c50830             // SCTLR_EL2: RES1, MMU and caches off
     msr     sctlr_el2, x0
     msr     tpidr_el2, xzr
-    isb
+    newer_controls
     adrp    x0, vectors
     add     x0, x0, :lo12:vectors
     msr     vbar_el2, x0
@@ -84,6 +110,7 @@ take_up:
     mov     x0, #(1 << 31)
     msr     hcr_el2, x0
     isb
+    newer_controls
     ldp     x1, x2, [x19, #16]
     ldp     x3, x4, [x19, #32]
     tlbi    alle2

@@ -17,11 +17,12 @@ mod image {
     use hyp::cpu::pe::{Pe, Power};
     use hyp::cpu::{Cpu, instr};
     use hyp::exception::{host, report};
+    use hyp::log::uart::Owner;
     use hyp::memory::guarded;
     use hyp::memory::region::Region;
     use hyp::memory::stage1::Image;
     use hyp::{System, mrs, psci};
-    use log::{debug, error, info};
+    use log::{debug, error, info, warn};
     use rmi::end::How;
     use spin::Once;
     use spin::mutex::{SpinMutex, SpinMutexGuard};
@@ -55,8 +56,9 @@ mod image {
         let tree = unsafe { tree::bytes(dtb) };
         let machine = SpinMutexGuard::leak(MACHINE.lock());
         let read = tree.and_then(|data| machine.read(dtb, data).map(|()| data));
-        let Ok(tree) = read else {
-            halt() // no tree, no console to say it on
+        let tree = match read {
+            Ok(tree) => tree,
+            Err(why) => no_machine(machine, tree.unwrap_or(&[]), why),
         };
         // From here on a fault has a report, of the log's UART too.
         report::set_image(base, &raw const __image_end as u64);
@@ -93,7 +95,14 @@ mod image {
         let features = Features::read();
         info!("cpu: {features}");
         machine.check()?;
-        supported(&features)?;
+        features.check()?;
+        if machine.pes_left > 0 {
+            warn!(
+                "{} CPUs stay off: {} are driven, and the device tree has more",
+                machine.pes_left,
+                tree::MAX_PES
+            );
+        }
         let granules = TableGranules::choose(&features, machine.settings.granule)?;
         machine.settle(tree, &granules.steps(&features), &probe)?;
         let machine = &*machine;
@@ -128,16 +137,6 @@ mod image {
     fn probe(address: u64) -> Option<u32> {
         // SAFETY: a register of a device in the tree, which no driver uses yet.
         unsafe { guarded::read32(address) }.ok()
-    }
-
-    fn supported(features: &Features) -> Result<(), BootError> {
-        if !features.e2h0 {
-            return Err("this CPU has no EL2 without VHE (FEAT_E2H0): not supported yet");
-        }
-        if !features.gic_sysregs {
-            return Err("this CPU has no GICv3 system registers (QEMU: -M virt,gic-version=3)");
-        }
-        Ok(())
     }
 
     /// The image's parts, and the appendix that the runner put behind it.
@@ -243,6 +242,20 @@ mod image {
         hyp::log::end(How::Status(2));
         psci::system_off();
         halt()
+    }
+
+    /// The same when the device tree cannot be read: said on the UART that it
+    /// seems to have, and with the power calls that are likely.
+    fn no_machine(machine: &Machine, data: &[u8], why: BootError) -> ! {
+        let mut uarts = machine.uarts();
+        if uarts.log.is_none() {
+            uarts.log = devtree::guess_uart(data).map(|base| (base, Owner::Host));
+        }
+        // SAFETY: the tree's words look like a PL011's, which nobody drives yet;
+        // with the MMU off, its registers are at their own address.
+        unsafe { hyp::log::start(uarts, machine.settings.end) };
+        error!("{why}");
+        stop(machine.psci_by_hvc || mrs!("CurrentEL") >> 2 & 3 != 2)
     }
 
     /// The same before there is anything but a device tree.

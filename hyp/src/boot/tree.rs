@@ -60,6 +60,8 @@ pub struct Machine {
     pub ppi: Ppis,
     /// MPIDR of every PE, the boot PE among them.
     pub pes: ArrayVec<u64, MAX_PES>,
+    /// PEs of the tree beyond these: they stay off, nobody can start them.
+    pub pes_left: usize,
     /// PSCI is called by HVC, as on a machine without EL2.
     pub psci_by_hvc: bool,
     /// What the command line asks for.
@@ -109,8 +111,6 @@ pub type TreeError = &'static str;
 /// Device trees larger than this are refused (the boot protocol's limit, 2 MiB).
 const MAX_TREE: usize = 2 << 20;
 
-const DAMAGED: TreeError = "the device tree in x0 is damaged";
-
 /// In what steps rights are given, in bytes, and how far they reach.
 #[derive(Clone, Copy, Debug)]
 pub struct Steps {
@@ -146,6 +146,7 @@ impl Machine {
                 hyp_timer: 0,
             },
             pes: ArrayVec::new_const(),
+            pes_left: 0,
             psci_by_hvc: false,
             settings: Settings::DEFAULT,
         }
@@ -156,14 +157,16 @@ impl Machine {
     /// # Errors
     /// What is damaged, in words for the person who boots.
     pub fn read(&mut self, dtb: u64, data: &[u8]) -> Result<(), TreeError> {
-        let fdt = Fdt::new(data).map_err(|_| DAMAGED)?;
+        let fdt = devtree::open(data).map_err(devtree::Damage::words)?;
         self.dtb = Region::new(dtb, data.len() as u64).ok_or("the device tree wraps around")?;
         self.settings = Settings::parse(bootargs(fdt));
         self.psci_by_hvc = fdt
             .find_node("/psci")
             .and_then(|psci| psci.property("method"))
             .is_some_and(|p| p.value() == b"hvc\0");
+        // Before there is anything to refuse, so that it can be said.
         self.console = stdout(fdt);
+        self.uart = log_uart(fdt, self.settings.log_on_serial1).or(self.console);
         self.initrd = initrd(fdt);
         place::walk(fdt, &mut |place| {
             if place.enabled {
@@ -191,7 +194,7 @@ impl Machine {
         steps: &Steps,
         probe: devices::Probe<'_>,
     ) -> Result<(), TreeError> {
-        let fdt = Fdt::new(data).map_err(|_| DAMAGED)?;
+        let fdt = devtree::open(data).map_err(devtree::Damage::words)?;
         let too_many = |_| "the device tree has too many ranges of RAM and reserved memory";
         for region in self.memory.iter() {
             self.ram
@@ -277,8 +280,7 @@ impl Machine {
             Some(b"cpu\0") if node.name_without_address() == "cpu" => {
                 let reg = node.reg().ok().flatten().and_then(|mut r| r.next());
                 if let Some(mpidr) = reg.and_then(|r| r.address::<u64>().ok()) {
-                    // More PEs than we drive stay off: nobody can start them.
-                    let _ = self.pes.try_push(mpidr);
+                    self.pes_left += usize::from(self.pes.try_push(mpidr).is_err());
                 }
             }
             _ => {}

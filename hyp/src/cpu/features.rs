@@ -80,18 +80,55 @@ fn field(register: u64, shift: u32) -> u8 {
     (register >> shift & 0xf) as u8
 }
 
+/// ID registers, as the CPU has them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct IdRegisters {
+    /// ID_AA64MMFR0_EL1 to ID_AA64MMFR4_EL1; the fourth is not looked at.
+    pub mmfr: [u64; 5],
+    /// ID_AA64ISAR0_EL1 to ID_AA64ISAR2_EL1.
+    pub isar: [u64; 3],
+    /// ID_AA64PFR0_EL1 and ID_AA64PFR1_EL1.
+    pub pfr: [u64; 2],
+    /// CTR_EL0.
+    pub ctr: u64,
+    /// MIDR_EL1.
+    pub midr: u64,
+}
+
+impl IdRegisters {
+    /// Those of this CPU.
+    pub fn read() -> Self {
+        Self {
+            mmfr: [
+                mrs!("id_aa64mmfr0_el1"),
+                mrs!("id_aa64mmfr1_el1"),
+                mrs!("S3_0_C0_C7_2"),
+                0,
+                mrs!("S3_0_C0_C7_4"),
+            ],
+            isar: [
+                mrs!("id_aa64isar0_el1"),
+                mrs!("id_aa64isar1_el1"),
+                mrs!("S3_0_C0_C6_2"),
+            ],
+            pfr: [mrs!("id_aa64pfr0_el1"), mrs!("id_aa64pfr1_el1")],
+            ctr: mrs!("ctr_el0"),
+            midr: mrs!("midr_el1"),
+        }
+    }
+}
+
 impl Features {
     /// Reads the ID registers of this CPU.
     pub fn read() -> Self {
-        let mmfr0 = mrs!("id_aa64mmfr0_el1");
-        let mmfr1 = mrs!("id_aa64mmfr1_el1");
-        let mmfr2 = mrs!("S3_0_C0_C7_2");
-        let mmfr4 = mrs!("S3_0_C0_C7_4");
-        let isar0 = mrs!("id_aa64isar0_el1");
-        let isar1 = mrs!("id_aa64isar1_el1");
-        let isar2 = mrs!("S3_0_C0_C6_2");
-        let pfr0 = mrs!("id_aa64pfr0_el1");
-        let pfr1 = mrs!("id_aa64pfr1_el1");
+        Self::of(&IdRegisters::read())
+    }
+
+    /// What these ID registers say.
+    pub fn of(registers: &IdRegisters) -> Self {
+        let [mmfr0, mmfr1, mmfr2, _, mmfr4] = registers.mmfr;
+        let [isar0, isar1, isar2] = registers.isar;
+        let [pfr0, pfr1] = registers.pfr;
         let (stage1, stage2) = granules(mmfr0);
         Self {
             pa_bits: [32, 36, 40, 42, 44, 48, 52, 56]
@@ -110,7 +147,7 @@ impl Features {
             bbm: field(mmfr2, 52),
             ttst: field(mmfr2, 28) >= 1,
             lva: field(mmfr2, 16) >= 1,
-            dic: mrs!("ctr_el0") >> 29 & 1 != 0,
+            dic: registers.ctr >> 29 & 1 != 0,
             pauth: isar1 & 0xff00_0ff0 != 0 || isar2 & 0xff00 != 0,
             sve: field(pfr0, 32) >= 1,
             sme: field(pfr1, 24) >= 1,
@@ -122,9 +159,23 @@ impl Features {
             gic_sysregs: field(pfr0, 24) >= 1,
             ras: field(pfr0, 28) >= 1,
             mpam: field(pfr0, 40) >= 1 || field(pfr1, 16) >= 1,
-            dcache_line: 4 << (mrs!("ctr_el0") >> 16 & 0xf),
-            midr: mrs!("midr_el1"),
+            dcache_line: 4 << (registers.ctr >> 16 & 0xf),
+            midr: registers.midr,
         }
+    }
+
+    /// Whether EL2 can run on this CPU.
+    ///
+    /// # Errors
+    /// What it lacks, in words for the person who boots.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if !self.e2h0 {
+            return Err("this CPU has no EL2 without VHE (FEAT_E2H0): not supported yet");
+        }
+        if !self.gic_sysregs {
+            return Err("this CPU has no GICv3 system registers (QEMU: -M virt,gic-version=3)");
+        }
+        Ok(())
     }
 
     /// True when a PE that has `self` can do all that `boot`, the features that
@@ -259,6 +310,24 @@ mod tests {
             !Features { fwb: true, ..boot }.covers(&boot),
             "another encoding"
         );
+    }
+
+    /// ID_AA64MMFR4_EL1.E2H0 is signed: what is less than 0 lacks some of it.
+    #[test]
+    fn a_cpu_without_e2h0_is_refused_by_a_sentence() {
+        let with = |e2h0: u64, gic: u64| {
+            Features::of(&IdRegisters {
+                mmfr: [0, 0, 0, 0, e2h0 << 24],
+                pfr: [gic << 24, 0],
+                ..IdRegisters::default()
+            })
+            .check()
+        };
+        assert_eq!(with(0, 1), Ok(()));
+        for lacking in [0xe, 0xf] {
+            assert!(with(lacking, 1).is_err_and(|why| why.contains("FEAT_E2H0")));
+        }
+        assert!(with(0, 0).is_err_and(|why| why.contains("GICv3")));
     }
 
     #[test]

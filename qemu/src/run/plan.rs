@@ -24,6 +24,9 @@ use crate::workspace::Workspace;
 /// RAM beside the guests': for EL2, the host and the tables of both.
 const OVERHEAD: Size = Size::mib(256);
 
+/// The most CPUs that a guest has: what EL2 has indices for.
+const MAX_VCPUS: u32 = 64;
+
 /// The word that asks for no file.
 const NONE: &str = "none";
 
@@ -109,6 +112,9 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             style: as_they_are(shell)?,
             firmware: false,
         });
+    }
+    if let Some(smp) = boot.smp.filter(|smp| *smp > MAX_VCPUS) {
+        bail!("--smp {smp}: a guest has at most {MAX_VCPUS} CPUs");
     }
     let wants = Wants::of(workspace, boot, shell)?;
     let cache = Cache::of(workspace);

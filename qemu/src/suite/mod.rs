@@ -19,6 +19,7 @@ pub mod resets;
 pub mod runner;
 pub mod shares;
 pub mod stays_up;
+pub mod trees;
 
 use std::path::PathBuf;
 
@@ -233,5 +234,6 @@ pub fn all(workspace: &Workspace) -> Vec<Case> {
     cases.extend(on_target::cases());
     cases.extend(devices::cases());
     cases.extend(bad_input::cases());
+    cases.extend(trees::cases());
     cases
 }

@@ -3,7 +3,7 @@
 use core::cell::UnsafeCell;
 use core::ops::Range;
 
-use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::fdt::FdtNode;
 use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
 
@@ -83,7 +83,7 @@ pub unsafe fn bytes(dtb: u64) -> Option<&'static [u8]> {
 impl Machine {
     /// Reads the tree; `None` without a console.
     pub fn read(tree: &'static [u8], image: Range<u64>) -> Option<Self> {
-        let fdt = Fdt::new(tree).ok()?;
+        let fdt = devtree::open(tree).ok()?;
         let mut machine = Self {
             tree,
             image,

@@ -3,7 +3,7 @@
 
 use core::arch::asm;
 
-use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::fdt::FdtNode;
 use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
 use rmi::vendor::KICK_SGI;
@@ -56,7 +56,7 @@ pub fn for_each(visit: &mut dyn FnMut(FdtNode<'_>, Device)) {
             }
         }
     }
-    if let Ok(tree) = Fdt::new(machine::get().tree) {
+    if let Ok(tree) = devtree::open(machine::get().tree) {
         descend(tree.root(), visit);
     }
 }

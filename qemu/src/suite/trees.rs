@@ -1,0 +1,258 @@
+//! Device trees that Linux boots boot here, whatever their names and however
+//! large; and one that cannot be read is told of on the UART that it seems to
+//! have, before the machine ends.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::call::{Call, Called};
+use super::{Case, Context};
+use crate::build;
+
+/// Memory of these machines.
+const RAM: &str = "768M";
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (name, node, property) in [
+        (
+            "long-property",
+            "a",
+            "snps,quirk-frame-length-adjustment-and-more",
+        ),
+        (
+            "long-node",
+            "a-node-whose-name-is-longer-than-31-characters",
+            "a",
+        ),
+        ("odd-property", "a", "vendor,prop_with*star"),
+        ("odd-node", "regulator:odd name@1@2", "a"),
+    ] {
+        cases.push(Case::new(format!("trees/{name}"), move |context| {
+            let folder = tempfile::tempdir_in(&context.folder)?;
+            let mut tree = of_qemu(context, folder.path())?;
+            tree.add_node(node, property);
+            let file = folder.path().join("tree.dtb");
+            fs::write(&file, tree.bytes())?;
+            Call::run(context)?
+                .args(["--guest", "hello", "--ram", RAM, "--", "-dtb"])
+                .args([&file])
+                .call()?
+                .ended(0)?
+                .shows(&["goodbye"])?;
+            Ok(())
+        }));
+    }
+    cases.push(Case::new("trees/damaged", |context| {
+        let called = booted_by_hand(context, |tree| {
+            let at = tree.structure.len() - 8;
+            tree.structure[at..at + 4].copy_from_slice(&77u32.to_be_bytes());
+        })?;
+        called.shows(&["the device tree", "damaged", "end: status 2"])?;
+        Ok(())
+    }));
+    cases.push(Case::new("trees/no-interrupt-controller", |context| {
+        let called = booted_by_hand(context, |tree| {
+            // Nobody's binding.
+            replace(&mut tree.structure, b"arm,gic-v3\0", b"arm,gic-v9\0");
+        })?;
+        called.shows(&["the device tree has no GICv3", "end: status 2"])?;
+        Ok(())
+    }));
+    cases.push(Case::new("trees/more-cpus-than-driven", |context| {
+        let hello = build::program(&context.workspace, "hello")?;
+        let folder = tempfile::tempdir_in(&context.folder)?;
+        fs::copy(hello, folder.path().join("hello"))?;
+        let guest = |name: &str, vcpus: u32| {
+            format!(
+                "[[guest]]\nname = \"{name}\"\nkernel = \"hello\"\nmemory = \"32M\"\n\
+                 vcpus = {vcpus}\n"
+            )
+        };
+        let file = folder.path().join("guests.toml");
+        fs::write(&file, guest("a", 64) + &guest("b", 64) + &guest("c", 2))?;
+        Call::run(context)?
+            .args(["--smp", "130", "--cpu", "cortex-a72", "--guests"])
+            .args([&file])
+            .call()?
+            .ended(0)?
+            .tells(&["2 CPUs stay off", "128"])?
+            .tells(&["CPUs: 128"])?;
+        Ok(())
+    }));
+    cases.push(Case::new("trees/smp-of-no-guest", |context| {
+        Call::run(context)?
+            .args(["--guest", "hello", "--smp", "65"])
+            .call()?
+            .ended(125)?
+            .tells(&["--smp 65", "64"])?;
+        Ok(())
+    }));
+    cases.push(Case::new("trees/xlnx-versal-virt", versal));
+    cases
+}
+
+/// Another machine than virt, from its own device tree.
+fn versal(context: &Context) -> Result<()> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let bundle = folder.path().join("bundle.cpio");
+    let guest = build::program(&context.workspace, "hello")?;
+    let toml = "[[guest]]\nname = \"a\"\nkernel = \"k\"\nmemory = \"64M\"\nvcpus = 2\n";
+    let mut archive = crate::newc::Archive::new();
+    archive.file("guests.toml", toml.as_bytes())?;
+    archive.file("k", &fs::read(guest)?)?;
+    fs::write(&bundle, archive.finish()?)?;
+    let called = Call::program(&context.qemu()?.program, super::boots::LIMIT)
+        .args(["-M", "xlnx-versal-virt", "-m", "2G", "-serial", "stdio"])
+        .args(["-nodefaults", "-display", "none", "-no-reboot", "-kernel"])
+        .args([&context.image()?.file])
+        .args(["-initrd"])
+        .args([&bundle])
+        .call()?
+        .ended(0)?;
+    called.shows(&["hello from vcpu 1", "end: status 0"])?;
+    Ok(())
+}
+
+/// A tree's two blocks; no reservations.
+struct Tree {
+    structure: Vec<u8>,
+    strings: Vec<u8>,
+}
+
+impl Tree {
+    fn read(data: &[u8]) -> Result<Self> {
+        let field = |n: usize| -> Result<usize> {
+            let bytes = data.get(4 * n..4 * n + 4).context("a header")?;
+            Ok(u32::from_be_bytes(bytes.try_into()?) as usize)
+        };
+        let block = |at: usize, size: usize| data.get(at..at + size).context("a block");
+        Ok(Self {
+            structure: block(field(2)?, field(9)?)?.to_vec(),
+            strings: block(field(3)?, field(8)?)?.to_vec(),
+        })
+    }
+
+    /// A node of the root's, with one property.
+    fn add_node(&mut self, name: &str, property: &str) {
+        let at = self.structure.len() - 8;
+        let name_at = self.strings.len() as u32;
+        self.strings.extend(property.as_bytes());
+        self.strings.push(0);
+        let mut node = 1u32.to_be_bytes().to_vec();
+        node.extend(name.as_bytes());
+        node.push(0);
+        node.resize(node.len().next_multiple_of(4), 0);
+        for word in [3, 4, name_at, 0x20, 2] {
+            node.extend(word.to_be_bytes());
+        }
+        self.structure.splice(at..at, node);
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let (reservations, structure) = (40u32, 56u32);
+        let strings = structure + self.structure.len() as u32;
+        let sizes = [self.strings.len() as u32, self.structure.len() as u32];
+        let total = strings + sizes[0];
+        let header = [
+            0xd00d_feed,
+            total,
+            structure,
+            strings,
+            reservations,
+            17,
+            16,
+            0,
+            sizes[0],
+            sizes[1],
+        ];
+        let mut data: Vec<u8> = header.iter().flat_map(|word| word.to_be_bytes()).collect();
+        data.extend([0; 16]);
+        data.extend(&self.structure);
+        data.extend(&self.strings);
+        data
+    }
+}
+
+fn replace(data: &mut [u8], from: &[u8], to: &[u8]) {
+    let at = data.windows(from.len()).position(|part| part == from);
+    if let Some(at) = at {
+        data[at..at + to.len()].copy_from_slice(to);
+    }
+}
+
+/// The tree that QEMU makes for its virt machine.
+fn of_qemu(context: &Context, folder: &Path) -> Result<Tree> {
+    let file = folder.join("qemu.dtb");
+    let machine = format!(
+        "virt,virtualization=on,gic-version=3,dumpdtb={}",
+        file.display()
+    );
+    Call::program(&context.qemu()?.program, super::boots::LIMIT)
+        .args([
+            "-machine",
+            &machine,
+            "-m",
+            RAM,
+            "-cpu",
+            "max",
+            "-nodefaults",
+        ])
+        .args(["-display", "none", "-serial", "null", "-serial", "null"])
+        .call()?
+        .ended(0)?;
+    Tree::read(&fs::read(file)?)
+}
+
+/// Boots the image with a tree that QEMU itself would not take: both are put
+/// into RAM, and three instructions go from one to the other.
+fn booted_by_hand(context: &Context, edit: impl FnOnce(&mut Tree)) -> Result<Called> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let mut tree = of_qemu(context, folder.path())?;
+    edit(&mut tree);
+    let file = folder.path().join("tree.dtb");
+    fs::write(&file, tree.bytes())?;
+    let image = &context.image()?.file;
+    ensure!(
+        ![image, &file]
+            .iter()
+            .any(|file| file.to_string_lossy().contains(',')),
+        "QEMU takes no commas in names"
+    );
+    let put =
+        |file: &Path, at: &str| format!("loader,file={},addr={at},force-raw=on", file.display());
+    // movz x0, #0x4800, lsl #16; movz x1, #0x4020, lsl #16; br x1.
+    let code = ["0xd2a80401d2a90000,data-len=8", "0xd61f0020,data-len=4"];
+    let called = Call::program(&context.qemu()?.program, super::boots::LIMIT)
+        .args([
+            "-machine",
+            "virt,virtualization=on,gic-version=3",
+            "-m",
+            RAM,
+        ])
+        .args([
+            "-cpu",
+            "max",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-no-reboot",
+        ])
+        .args(["-serial", "stdio", "-device", &put(image, "0x40200000")])
+        .args(["-device", &put(&file, "0x48000000")])
+        .args([
+            "-device",
+            &format!("loader,addr=0x47000000,data={}", code[0]),
+        ])
+        .args([
+            "-device",
+            &format!("loader,addr=0x47000008,data={}", code[1]),
+        ])
+        .args(["-device", "loader,addr=0x47000000,cpu-num=0"])
+        .call()?
+        .ended(0)?;
+    Ok(called)
+}
