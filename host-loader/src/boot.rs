@@ -18,6 +18,7 @@ use host_loader::machine::{self, Cpu, Machine};
 use host_loader::pace::{Pace, at_once};
 use host_loader::platform::{Platform, Uart, boot_arguments};
 use host_loader::port::Port;
+use host_loader::seed::Seeds;
 use host_loader::{heap, life, logger, rmi_call, sched};
 use rmi::feature::{Feature0, VendorFeatures};
 use rmi::vendor::RangeKind;
@@ -118,7 +119,13 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
         bundle.guests.len()
     );
     let paces = bundle.guests.iter().map(|_| Pace::new()).collect();
+    let seeds = Seeds::new(&platform.rng_seed);
+    if seeds.next().is_none() {
+        log::warn!("no randomness: this CPU has no FEAT_RNG, and the device tree");
+        log::warn!("  no rng-seed; guests get neither rng-seed nor kaslr-seed");
+    }
     let machine = machine::install(Machine {
+        seeds,
         live: AtomicUsize::new(bundle.guests.len()),
         platform,
         features,

@@ -12,6 +12,7 @@
 //! | [`guest`] | a guest's map, device tree and realm |
 //! | [`device`] | device models |
 //! | [`emulate`] | accesses that tell too little of themselves |
+//! | [`seed`] | randomness for guests |
 //! | [`turns`] | whose turn it is on a CPU |
 //! | [`pace`] | long work in steps |
 //! | [`rmi_call`] | calls to EL2 |
@@ -38,6 +39,7 @@ pub mod logger;
 pub mod pace;
 pub mod platform;
 pub mod rmi_call;
+pub mod seed;
 pub mod transcript;
 pub mod turns;
 

@@ -157,6 +157,7 @@ fn resources(machine: &Machine, config: usize) -> Resources<'_> {
         bundle: &machine.bundle,
         unpacker: &machine.unpacker,
         blank: machine.blank,
+        seeds: &machine.seeds,
     }
 }
 

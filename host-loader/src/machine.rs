@@ -12,6 +12,7 @@ use crate::life::Guest;
 use crate::pace::Pace;
 use crate::platform::Platform;
 use crate::port::Port;
+use crate::seed::Seeds;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
@@ -52,6 +53,8 @@ pub struct Machine {
     pub paces: Vec<Pace>,
     /// A granule of ones; see [`crate::guest::build::Resources`].
     pub blank: u64,
+    /// Randomness for guests.
+    pub seeds: Seeds,
     /// The CPUs, in the device tree's order.
     pub cpus: Vec<Cpu>,
     /// The interrupt controller.

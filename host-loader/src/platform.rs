@@ -44,6 +44,8 @@ pub struct Platform {
     pub initrd: Option<Range<u64>>,
     /// Boot arguments.
     pub bootargs: String,
+    /// `/chosen/rng-seed`: what the boot loader has drawn for whoever it boots.
+    pub rng_seed: Vec<u8>,
     /// Affinities (MPIDR_EL1 fields) of the CPUs, in the tree's order.
     pub cpus: Vec<u64>,
     /// The interrupt controller.
@@ -235,7 +237,7 @@ impl Platform {
     ///
     /// Errors say which node or property is not as it must be.
     pub fn parse(dtb: &[u8]) -> Result<Self, String> {
-        let fdt = devtree::open(dtb).map_err(|damage| damage.to_string())?;
+        let fdt = devtree::open(dtb).map_err(error)?;
         let root = fdt.root();
         let mut platform = Self {
             // The architecture's recommended PPI, until /timer tells.
@@ -268,6 +270,9 @@ impl Platform {
                 }
             };
             platform.bootargs = text("bootargs")?.unwrap_or_default();
+            if let Some(seed) = chosen.property("rng-seed") {
+                platform.rng_seed = seed.value().to_vec();
+            }
             stdout = text("stdout-path")?.map(|name| resolve(&aliases, &name));
             let address = |name: &str| -> Result<Option<u64>, String> {
                 match chosen.property(name) {

@@ -197,6 +197,11 @@ pub fn kick(rec: u64) -> Result<(), CallError> {
     call([vendor::KICK, rec, 0, 0, 0, 0]).map(drop)
 }
 
+/// 256 random bits of the CPU's.
+pub fn random() -> Result<[u64; 4], CallError> {
+    call([vendor::RANDOM, 0, 0, 0, 0, 0])
+}
+
 /// Writes a plain guest's registers ([`rmi::registers::Registers`]) to `page`,
 /// inside one granule.
 pub fn rec_read(rec: u64, page: u64) -> Result<(), CallError> {

@@ -75,7 +75,7 @@ struct Table {
     kernel: Spanned<String>,
     initrd: Option<Spanned<String>>,
     #[serde(default)]
-    cmdline: String,
+    cmdline: Option<Spanned<String>>,
     memory: Option<Spanned<String>>,
     vcpus: Option<Spanned<i64>>,
     mode: Option<Spanned<String>>,
@@ -89,6 +89,10 @@ struct Table {
 /// The unit that guest memory is counted in: what one level-2 block of the 4K
 /// granule covers.
 pub const MEMORY_UNIT: u64 = 2 << 20;
+
+/// Bytes of the longest command line that Linux on arm64 takes, without the zero
+/// at its end (COMMAND_LINE_SIZE).
+pub const MAX_CMDLINE: usize = 2047;
 
 /// The most that the file may be long. Reading takes up to 20 MiB of the heap for
 /// that (`tests/memory.rs`).
@@ -292,13 +296,30 @@ impl Reader<'_> {
                 }
             }
         };
-        if table.cmdline.contains('\0') {
-            return fail(name_line, "cmdline holds a zero byte".to_owned());
-        }
+        let cmdline = match table.cmdline {
+            None => String::new(),
+            Some(text) => {
+                let text = self.located("cmdline", text);
+                if text.value.contains('\0') {
+                    return fail(text.line, "cmdline holds a zero byte".to_owned());
+                }
+                if text.value.len() > MAX_CMDLINE {
+                    let length = text.value.len();
+                    return fail(
+                        text.line,
+                        format!(
+                            "cmdline is {length} bytes long: expected at most {MAX_CMDLINE}, \
+                             which is what Linux takes"
+                        ),
+                    );
+                }
+                text.value
+            }
+        };
         Ok(GuestConfig {
             kernel: self.located("kernel", table.kernel),
             initrd: table.initrd.map(|file| self.located("initrd", file)),
-            cmdline: table.cmdline,
+            cmdline,
             memory,
             vcpus,
             console: false,
@@ -361,6 +382,19 @@ mod tests {
             }
             assert!(!message.contains('\n'), "{message}");
         }
+        let cmdline = |length: usize| format!("{MINIMAL}cmdline = \"{}\"\n", "x".repeat(length));
+        let long = error(&cmdline(MAX_CMDLINE + 1));
+        assert!(
+            long.starts_with("guests.toml:4") && long.contains("2048"),
+            "{long}"
+        );
+        assert!(long.contains("guest \"a\": cmdline"), "{long}");
+        assert!(parse(cmdline(MAX_CMDLINE).as_bytes()).is_ok());
+        let zero = error(&format!("{MINIMAL}cmdline = \"a\\u0000b\"\n"));
+        assert!(
+            zero.starts_with("guests.toml:4") && zero.contains("zero"),
+            "{zero}"
+        );
         assert!(error("").contains("[[guest]]"));
         assert!(error("[[guest]]\nname=\"a\"\n").contains("kernel"));
         assert!(error("[[guest]]\nname=\"a b\"\nkernel=\"k\"\n").contains("guests.toml:2"));

@@ -11,6 +11,7 @@ use crate::granules::Granules;
 use crate::image::stream::Unpacker;
 use crate::image::{self, GuestMemory, ImageError, RawPlace};
 use crate::pace::Pace;
+use crate::seed::{Seed, Seeds};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -40,6 +41,8 @@ pub struct Resources<'a> {
     pub bundle: &'a Bundle<'a>,
     /// What unpacks kernels, one at a time.
     pub unpacker: &'a Mutex<Unpacker>,
+    /// Randomness for its device tree.
+    pub seeds: &'a Seeds,
     /// A granule of ones that stands for erased flash.
     pub blank: u64,
     /// How long the work goes on before others have their turn.
@@ -275,6 +278,7 @@ fn write_tree(
     config: &GuestConfig,
     ram: &Range<u64>,
     initrd: Option<Range<u64>>,
+    seed: Option<Seed>,
 ) -> Result<Vec<u8>, String> {
     let mpidrs: Vec<u64> = (0..config.vcpus.value as u64)
         .map(rmi::params::index_mpidr)
@@ -285,6 +289,7 @@ fn write_tree(
         mpidrs: &mpidrs,
         cmdline: &config.cmdline,
         initrd,
+        seed,
     })
     .map_err(|e| refuse(config, line, format_args!("device tree: {e}")))?;
     if tree.len() as u64 > TREE_SPACE {
@@ -351,10 +356,13 @@ async fn load(
         place::choose(&range, &placed, size, tree.len() as u64)
             .map_err(|e| refuse(config, config.memory.line, e))
     };
+    let seed = resources.seeds.next();
     if tree.is_empty() {
         // The addresses in it change neither the tree's length nor its place.
-        let draft = write_tree(config, &range, initrd.map(|_| 0..0))?;
-        *tree = write_tree(config, &range, places(&draft)?.initrd)?;
+        let draft = write_tree(config, &range, initrd.map(|_| 0..0), seed)?;
+        *tree = write_tree(config, &range, places(&draft)?.initrd, seed)?;
+    } else if let Some(seed) = &seed {
+        fdt::set_seed(tree, seed);
     }
     let places = places(tree)?;
     if let (Some(range), Some(bytes)) = (&places.initrd, initrd) {

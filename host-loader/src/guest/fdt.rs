@@ -2,10 +2,12 @@
 //! less what is not there.
 
 use super::map;
+use crate::seed::Seed;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::Range;
+use dtoolkit::{Node, Property};
 use vm_fdt::{Error, FdtWriter};
 
 /// What the tree tells.
@@ -19,6 +21,8 @@ pub struct Machine<'a> {
     pub cmdline: &'a str,
     /// Where the initrd is.
     pub initrd: Option<Range<u64>>,
+    /// Randomness of this start.
+    pub seed: Option<Seed>,
 }
 
 /// Interrupt specifier: an SPI.
@@ -59,6 +63,10 @@ pub fn write(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
     if let Some(initrd) = &machine.initrd {
         fdt.property_u64("linux,initrd-start", initrd.start)?;
         fdt.property_u64("linux,initrd-end", initrd.end)?;
+    }
+    if let Some(seed) = &machine.seed {
+        fdt.property("rng-seed", &seed.rng)?;
+        fdt.property_u64("kaslr-seed", seed.kaslr)?;
     }
     fdt.end_node(node)?;
 
@@ -131,6 +139,29 @@ pub fn write(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
     fdt.finish()
 }
 
+/// Replaces the seeds of a tree that was written with some.
+pub fn set_seed(tree: &mut [u8], seed: &Seed) {
+    for (name, bytes) in [
+        ("rng-seed", &seed.rng[..]),
+        ("kaslr-seed", &seed.kaslr.to_be_bytes()),
+    ] {
+        if let Some(at) = chosen_value(tree, name)
+            && at.len() == bytes.len()
+        {
+            tree[at].copy_from_slice(bytes);
+        }
+    }
+}
+
+/// Where the value of a property of `/chosen` is.
+fn chosen_value(tree: &[u8], name: &str) -> Option<Range<usize>> {
+    let fdt = devtree::open(tree).ok()?;
+    let property = fdt.find_node("/chosen")?.property(name)?;
+    let value = property.value();
+    let start = value.as_ptr().addr() - tree.as_ptr().addr();
+    Some(start..start + value.len())
+}
+
 fn registers(fdt: &mut FdtWriter, ranges: &[Range<u64>]) -> Result<(), Error> {
     let cells: Vec<u64> = ranges
         .iter()
@@ -176,14 +207,27 @@ mod tests {
             mpidrs: &mpidrs,
             cmdline: "console=ttyAMA0",
             initrd: Some(0x4800_0000..0x4800_1234),
+            seed: Some(Seed {
+                rng: [0x5a; 32],
+                kaslr: 7,
+            }),
         };
-        let tree = write(&machine).unwrap();
+        let mut tree = write(&machine).unwrap();
         let read = Platform::parse(&tree).unwrap();
         assert_eq!(read.memory, core::slice::from_ref(&machine.ram));
         assert_eq!(read.cpus, mpidrs);
         assert_eq!(read.cpus[16], 0x100);
         assert_eq!(read.bootargs, machine.cmdline);
         assert_eq!(read.initrd, machine.initrd);
+        assert_eq!(read.rng_seed, [0x5a; 32]);
+        let other = Seed {
+            rng: [7; 32],
+            kaslr: 0x0102_0304_0506_0708,
+        };
+        set_seed(&mut tree, &other);
+        assert_eq!(Platform::parse(&tree).unwrap().rng_seed, other.rng);
+        let kaslr = chosen_value(&tree, "kaslr-seed").unwrap();
+        assert_eq!(tree[kaslr], [1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(read.timer_intid, 30);
         assert_eq!(read.gic.distributor, map::GICD);
         assert_eq!(

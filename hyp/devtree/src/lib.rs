@@ -34,7 +34,7 @@ pub enum Damage {
 }
 
 impl Damage {
-    /// What is wrong, in words.
+    /// What is wrong, as a sentence of its own.
     pub const fn words(self) -> &'static str {
         match self {
             Self::NoTree => "the device tree has no end",
@@ -49,11 +49,13 @@ impl Damage {
 
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.words())?;
         match self {
-            Self::Structure(at) | Self::Name(at) => write!(f, " at byte {at:#x}"),
-            Self::Version(version) => write!(f, " ({version})"),
-            _ => Ok(()),
+            Self::NoTree => f.write_str("it has no end"),
+            Self::Version(version) => write!(f, "version {version} is not read here"),
+            Self::Block => f.write_str("a block reaches beyond its end"),
+            Self::Reservations => f.write_str("its memory reservations do not end"),
+            Self::Structure(at) => write!(f, "its structure is damaged at byte {at:#x}"),
+            Self::Name(at) => write!(f, "a name is no text, at byte {at:#x}"),
         }
     }
 }

@@ -124,7 +124,7 @@ fn what_is_damaged_is_said() {
     let name = root + 32;
     no_text[name] = 0xff;
     assert_eq!(open(&no_text).err(), Some(Damage::Name(name)));
-    assert!(std::format!("{}", Damage::Name(name)).contains("no text at byte"));
+    assert!(std::format!("{}", Damage::Name(name)).contains("no text, at byte"));
 }
 
 #[test]

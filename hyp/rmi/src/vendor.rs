@@ -39,6 +39,9 @@ pub const KICK: u64 = 0xC600_0007;
 pub const LOG_INPUT: u64 = 0xC600_0008;
 /// Bytes that [`LOG_INPUT`] gives at most.
 pub const LOG_INPUT_MAX: usize = 24;
+/// `RANDOM()`: X1–X4 = 256 random bits of the CPU's (FEAT_RNG). `NOT_SUPPORTED`
+/// on a CPU without; `ERROR_INPUT` when it has none at the moment.
+pub const RANDOM: u64 = 0xC600_0012;
 /// `REC_READ(rec, pa)`: writes [`crate::registers::Registers`] of a vCPU that
 /// does not run to the start of a granule of the host's memory. Plain guests
 /// only; `ERROR_INPUT` for others.

@@ -70,6 +70,7 @@ pub fn serve(cpu: &mut Cpu, function: u64, args: [u64; 5]) -> Option<Answer> {
         calls::REC_PENDING => vendor::rec_pending(system, a),
         calls::REC_HISTORY => vendor::rec_history(system, a, b),
         calls::KICK => vendor::kick(system, a),
+        calls::RANDOM if system.features.rng => vendor::random(),
         calls::REC_READ => registers::read(system, a, b),
         calls::REC_WRITE => registers::write(system, a, b),
         // Confidential realms come with their own issue: DATA_*, RIPAS, RSI.

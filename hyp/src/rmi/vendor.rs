@@ -152,6 +152,15 @@ pub fn rec_history(system: &System, rec: u64, pa: u64) -> Outcome {
     Ok([count, 0, 0, 0])
 }
 
+/// 256 random bits of the CPU's.
+pub fn random() -> Outcome {
+    let mut words = [0; 4];
+    for word in &mut words {
+        *word = crate::cpu::instr::random().ok_or(Status::ErrorInput)?;
+    }
+    Ok(words)
+}
+
 /// Has a vCPU come back to the host.
 pub fn kick(system: &System, rec: u64) -> Outcome {
     let granule = system.granules.get(rec).ok_or(Status::ErrorInput)?;

@@ -1,5 +1,6 @@
 //! Resets again and again, beside guests that stay, and where memory is short.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -97,6 +98,18 @@ fn beside(context: &Context) -> Result<()> {
         capture.until("boot")
     };
     talk(&mut capture).map_err(|error| error.context(capture.last_words()))?;
+    // Each start has a seed of its own.
+    let seeds: Vec<_> = (capture.log().iter())
+        .filter_map(|line| line.split_once("guest resets: seed "))
+        .map(|(_, seed)| seed)
+        .collect();
+    let distinct: BTreeSet<_> = seeds.iter().filter(|seed| **seed != "0x0").collect();
+    ensure!(
+        seeds.len() >= MANY && distinct.len() == seeds.len(),
+        "{} seeds, {} of them distinct",
+        seeds.len(),
+        distinct.len()
+    );
     without_errors(&capture)
 }
 

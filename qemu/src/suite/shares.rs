@@ -83,6 +83,7 @@ fn guest(context: &Context, what: &str) -> Result<Guest> {
         vcpus: 1,
         mode: Mode::Plain,
         console: Some(what == "measure"),
+        strict: false,
         entry: None,
     })
 }

@@ -153,6 +153,16 @@ impl Machine {
         }
     }
 
+    /// The first eight bytes of `/chosen/rng-seed`; 0 without one.
+    pub fn seed(&self) -> u64 {
+        let fdt = devtree::open(self.tree).ok();
+        let chosen = fdt.and_then(|fdt| fdt.find_node("/chosen"));
+        let seed = chosen.as_ref().and_then(|node| node.property("rng-seed"));
+        let bytes = seed.as_ref().and_then(|seed| seed.value().get(..8));
+        let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
+        bytes.map_or(0, u64::from_le_bytes)
+    }
+
     /// The end of the RAM that the program itself lies in.
     pub fn ram_end(&self) -> u64 {
         let own = self

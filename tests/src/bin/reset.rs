@@ -3,7 +3,7 @@
 //!
 //! A machine begins with its other CPUs off and, with `sweep=yes`, with RAM that
 //! is zero but for the program and its device tree: before each reset all of that
-//! is filled with ones.
+//! is filled with ones. Each time its device tree has another seed, which it says.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 tests::program!(image::main, 1);
@@ -39,6 +39,7 @@ mod image {
                 println!("FAIL cpu 1 does not start");
             }
         }
+        println!("seed {:#x}", machine.seed());
         println!("boot");
         if is("again") {
             psci::system_reset();
