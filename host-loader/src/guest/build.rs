@@ -259,7 +259,7 @@ pub async fn build(
             }
         }
         for _ in 0..config.vcpus.value {
-            realm.add_rec(work.granules, loaded.entry, loaded.tree)?;
+            realm.add_rec(work.granules, loaded.entry, loaded.x0)?;
             work.pace.step().await;
         }
         realm.activate()
@@ -301,7 +301,7 @@ fn write_tree(
 
 struct Loaded {
     entry: u64,
-    tree: u64,
+    x0: u64,
     firmware: bool,
 }
 
@@ -368,7 +368,9 @@ async fn load(
     if let (Some(range), Some(bytes)) = (&places.initrd, initrd) {
         ram.write_in_steps(range.start, bytes, resources.pace).await;
     }
-    ram.write(places.tree, tree);
+    for at in [Some(places.tree), places.copy].into_iter().flatten() {
+        ram.write(at, tree);
+    }
     log::debug!(
         "guest {}: {:?} kernel {:#x}-{:#x}, entry {:#x}, device tree {:#x}",
         config.name,
@@ -380,7 +382,7 @@ async fn load(
     );
     Ok(Loaded {
         entry: placed.entry,
-        tree: places.tree,
+        x0: places.x0,
         firmware: placed.kind == image::Kind::Raw,
     })
 }

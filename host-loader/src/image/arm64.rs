@@ -9,6 +9,9 @@ const MAGIC: &[u8; 4] = b"ARM\x64";
 const ALIGN: u64 = 2 << 20;
 /// The text offset of Images from before the header said it (Linux < 3.17).
 const OLD_TEXT_OFFSET: u64 = 0x8_0000;
+/// QEMU keeps its own first instructions at RAM's base, in so many bytes: an Image
+/// that would begin in them stands 2 MiB higher.
+const LOADER: u64 = 4 << 10;
 
 /// The header's fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +54,8 @@ impl Header {
     }
 }
 
-/// Places an Image one step above RAM's base, as QEMU does, whose own first
-/// instructions stand below it.
+/// Places an Image where the boot protocol and QEMU have it: at its text offset
+/// from RAM's base, or one step above that.
 pub async fn load(
     header: Header,
     stream: &mut Stream<'_>,
@@ -64,7 +67,8 @@ pub async fn load(
     } else {
         header.text_offset
     };
-    let base = memory.range().start.next_multiple_of(ALIGN) + ALIGN;
+    let step = if text_offset < LOADER { ALIGN } else { 0 };
+    let base = memory.range().start.next_multiple_of(ALIGN) + step;
     let start = base.saturating_add(text_offset);
     // Before a byte is written, so that the message tells the whole need.
     let whole = check(memory, start, header.image_size)?;

@@ -306,6 +306,27 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn an_image_stands_where_qemu_puts_it() {
+        let mut ram = Ram::new(8 << 20);
+        for (offset, entry) in [
+            (0, 0x4020_0000),
+            (0xffc, 0x4020_0ffc),
+            (0x1000, 0x4000_1000),
+            (0x8_0000, 0x4008_0000),
+            (0x20_0000, 0x4020_0000),
+        ] {
+            let mut kernel = image(5000, 0x2000);
+            kernel[8..16].copy_from_slice(&u64::to_le_bytes(offset));
+            let placed = load(&kernel, RawPlace::default(), &mut ram).unwrap();
+            assert_eq!(
+                (placed.entry, placed.range.start),
+                (entry, entry),
+                "{offset:#x}"
+            );
+        }
+    }
+
+    #[test]
     fn a_first_instruction_off_its_place_is_refused() {
         let mut ram = Ram::new(8 << 20);
         for offset in [1u64, 2, 3, 5, 0x8_0001] {
@@ -318,7 +339,7 @@ pub(crate) mod tests {
             // A very old one does not say its offset there.
             kernel[16..24].fill(0);
             let placed = load(&kernel, RawPlace::default(), &mut ram).unwrap();
-            assert_eq!(placed.entry, 0x4028_0000);
+            assert_eq!(placed.entry, 0x4008_0000);
         }
         let mut kernel = image(5000, 0x2000);
         kernel[8] = 4;

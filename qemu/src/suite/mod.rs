@@ -13,6 +13,7 @@ pub mod log;
 pub mod native;
 pub mod nightly;
 pub mod on_target;
+pub mod placement;
 pub mod proof;
 pub mod report;
 pub mod resets;
@@ -235,5 +236,6 @@ pub fn all(workspace: &Workspace) -> Vec<Case> {
     cases.extend(devices::cases());
     cases.extend(bad_input::cases());
     cases.extend(trees::cases());
+    cases.extend(placement::cases());
     cases
 }

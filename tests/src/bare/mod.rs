@@ -26,6 +26,9 @@ pub const MAX_CPUS: usize = 8;
 /// Stack of each CPU in bytes.
 pub const STACK: usize = 64 << 10;
 
+/// Where RAM begins on QEMU's virt machine.
+pub const RAM_BASE: u64 = 0x4000_0000;
+
 #[repr(C, align(4096))]
 struct Stacks(UnsafeCell<[[u8; STACK]; MAX_CPUS]>);
 
@@ -50,8 +53,10 @@ unsafe extern "C" {
 }
 
 extern "C" fn boot(dtb: u64, base: u64, end: u64) -> ! {
-    // SAFETY: x0 as the boot protocol has it.
-    let tree = unsafe { machine::bytes(dtb) };
+    // SAFETY: x0 as the boot protocol has it. Where it is none, RAM begins where
+    // QEMU's virt machine has it, and a program that is no Linux finds its tree
+    // there.
+    let tree = unsafe { machine::bytes(dtb).or_else(|| machine::bytes(RAM_BASE)) };
     let Some(machine) = tree.and_then(|tree| Machine::read(tree, base..end)) else {
         // No device tree, no console to say it on.
         loop {
