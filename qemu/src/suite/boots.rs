@@ -191,6 +191,17 @@ pub fn cases() -> Vec<Case> {
             talk_to_u_boot(Capture::start(&machine, LIMIT, false)?)
         }),
         Case::new("boots/console-input", console_input),
+        Case::new("boots/first-input-byte", |context| {
+            // Typed before there is anybody to read: the first key stops the
+            // automatic boot, and none is lost.
+            Call::run(context)?
+                .args(["--guest", "u-boot"])
+                .stdin("hello\nversion\npoweroff\n")
+                .call()?
+                .ended(0)?
+                .shows(&["command 'ello'", "U-Boot 20"])?;
+            Ok(())
+        }),
         Case::new("boots/from-u-boot", from_u_boot),
         Case::new("boots/large-memory", |context| {
             // More than the first GiB, and RAM across a 4 GiB boundary.
