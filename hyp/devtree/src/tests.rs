@@ -1,7 +1,6 @@
 extern crate std;
 
 use super::*;
-use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
 use proptest::prelude::*;
 use std::string::String;

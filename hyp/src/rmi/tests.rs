@@ -209,7 +209,7 @@ fn registers_are_refused_where_they_are_nobodys() {
             [rec, page + 8],
             [rec, page + 512],
             [rec, rec],
-            [rec, u64::MAX & !0x3ff],
+            [rec, !0x3ff],
             [rd, page],
             [page, page],
             [u64::MAX, page],
