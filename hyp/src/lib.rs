@@ -10,6 +10,7 @@
 //! | [`exception`] | the host's traps, injection, reports of EL2's own death |
 //! | [`rmi`] | the host's calls |
 //! | [`realm`], [`rec`] | what a guest and a vCPU are |
+//! | [`kicks`] | who interrupts whom when a vCPU's interrupts change |
 //! | [`guest`] | a guest's turn: exits, interrupts, ID registers, PSCI |
 //! | [`psci`] | the host's power calls, relayed to the firmware |
 //! | [`log`] | a ring, and the UART that follows it |
@@ -22,6 +23,7 @@ pub mod boot;
 pub mod cpu;
 pub mod exception;
 pub mod guest;
+pub mod kicks;
 pub mod log;
 pub mod memory;
 pub mod psci;

@@ -14,7 +14,9 @@ use spin::mutex::SpinMutex;
 use vgic::{Affinity, Distributor, Redistributor, VcpuSet};
 
 use crate::boot::tree::MAX_PES;
+use crate::cpu::pe::Pe;
 use crate::cpu::{gic, pe};
+use crate::kicks::Kicked;
 use crate::memory::phys;
 use crate::memory::pool::entries_in_ram;
 use crate::rec::Rec;
@@ -135,7 +137,7 @@ impl Realm {
         Vcpus {
             realm: self,
             me,
-            kicked: 0,
+            kicked: Kicked::default(),
         }
     }
 }
@@ -145,11 +147,8 @@ impl Realm {
 pub struct Vcpus<'a> {
     realm: &'a Realm,
     me: Option<usize>,
-    /// Those that were kicked, a bit each: they look when the lock is free.
-    kicked: u64,
+    kicked: Kicked,
 }
-
-const _: () = assert!(MAX_RECS <= u64::BITS as usize);
 
 impl VcpuSet for Vcpus<'_> {
     fn count(&self) -> usize {
@@ -170,14 +169,9 @@ impl VcpuSet for Vcpus<'_> {
     }
 
     fn kick(&mut self, vcpu: usize) {
-        if self.me == Some(vcpu) {
+        if self.me == Some(vcpu) || !self.kicked.is_first(vcpu) {
             return;
         }
-        let bit = u64::checked_shl(1, vcpu as u32).unwrap_or(0);
-        if self.kicked & bit != 0 {
-            return;
-        }
-        self.kicked |= bit;
         if let Some(rec) = self.realm.rec(vcpu) {
             // SAFETY: as `redistributor`; what a kick reads is atomic.
             kick(rec, unsafe { Rec::at(rec) });
@@ -185,27 +179,13 @@ impl VcpuSet for Vcpus<'_> {
     }
 }
 
-/// Has the REC at `pa` look at its interrupts, which have just changed: if it
-/// runs, its PE is interrupted; if it waits in the host of the PE where it last
-/// ran, the host is, which may sleep. While that PE runs another REC nothing is
-/// sent: its host looks when that one comes out.
-///
-/// One interrupt is enough until somebody looks. None is lost: whoever runs a REC
-/// or asks for it publishes that ([`Pe::set_runs`], [`Rec::looks`]) before it
-/// looks, the caller changes the interrupts before it reads either, and all of
-/// these are in one order (SeqCst).
-///
-/// [`Pe::set_runs`]: pe::Pe::set_runs
+/// Has the REC at `pa` look at its interrupts, which have just changed.
 pub fn kick(pa: u64, rec: &Rec) {
     let me = crate::mrs!("mpidr_el1") & pe::MPIDR_AFFINITY;
-    let last = rec.pe.load(Ordering::SeqCst) as usize;
-    let Some(pe) = pe::all().get(last).filter(|pe| pe.mpidr != me) else {
-        return;
-    };
-    if matches!(pe.runs(), runs if runs == pa || runs == pe::NO_REC)
-        && !rec.kicked.swap(true, Ordering::SeqCst)
-    {
-        gic::send_kick(pe.mpidr);
+    let all = pe::all();
+    let others = |pe: usize| all.get(pe).filter(|pe| pe.mpidr != me);
+    if let Some(pe) = rec.kicks.changed(pa, |pe| others(pe).map(Pe::runs)) {
+        gic::send_kick(all[pe].mpidr);
     }
 }
 

@@ -6,7 +6,7 @@
 //! `vgic` lock. The rest is atomic or never changes.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use rmi::vendor::{Exit, HISTORY_LEN};
 use vgic::{Affinity, ListRegisters, Redistributor};
@@ -14,6 +14,7 @@ use vgic::{Affinity, ListRegisters, Redistributor};
 use crate::cpu::context::{El1, FpState, Gprs, VirtualTimer};
 use crate::cpu::gic::VirtualInterface;
 use crate::exception::inject;
+use crate::kicks::Kicks;
 use crate::memory::phys;
 use ::rmi::syndrome::Syndrome;
 
@@ -31,10 +32,8 @@ pub struct Rec {
     runnable: AtomicBool,
     /// The host wants it back: it exits as soon as it can.
     pub exit_requested: AtomicBool,
-    /// It was kicked and has not looked since ([`crate::realm::kick`]).
-    pub kicked: AtomicBool,
-    /// PE where it runs or last ran.
-    pub pe: AtomicU32,
+    /// Where it runs, for those who interrupt it.
+    pub kicks: Kicks,
     /// SGIs, PPIs and what the list registers hold.
     pub redistributor: UnsafeCell<Redistributor>,
     /// Registers and all that only its runner needs.
@@ -124,8 +123,7 @@ impl Rec {
             index,
             runnable: AtomicBool::new(false),
             exit_requested: AtomicBool::new(false),
-            kicked: AtomicBool::new(false),
-            pe: AtomicU32::new(NO_PE),
+            kicks: Kicks::new(),
             redistributor: UnsafeCell::new(Redistributor::new(Affinity::from_mpidr(mpidr))),
             run: UnsafeCell::new(Run {
                 gprs: Gprs::reset(0),
@@ -158,12 +156,6 @@ impl Rec {
     /// May be entered.
     pub fn runnable(&self) -> bool {
         self.runnable.load(Ordering::Acquire)
-    }
-
-    /// Says that its interrupts are looked at from here on: what came before is
-    /// seen, what comes later kicks again.
-    pub fn looks(&self) {
-        self.kicked.store(false, Ordering::SeqCst);
     }
 
     /// Turns it on or off.

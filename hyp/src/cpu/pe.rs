@@ -181,14 +181,9 @@ impl Pe {
         let _ = (self.power).compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// Says which REC runs here, by its PA, or that none does any more.
-    pub fn set_runs(&self, rec: u64) {
-        self.runs.store(rec, Ordering::SeqCst);
-    }
-
-    /// The REC that runs here, or [`NO_REC`].
-    pub fn runs(&self) -> u64 {
-        self.runs.load(Ordering::SeqCst)
+    /// Which REC runs here, by its PA, or [`NO_REC`]: `kicks`'s to change.
+    pub fn runs(&self) -> &AtomicU64 {
+        &self.runs
     }
 
     /// Notes that the host wrote to this PE's redistributor.

@@ -8,7 +8,6 @@ use rmi::vendor::Exit;
 use super::exits::{self, Next};
 use super::interrupts::Interrupts;
 use crate::cpu::context::{Exception, enter};
-use crate::cpu::pe::NO_REC;
 use crate::cpu::{Cpu, GuestState, SavedState, hcr};
 use crate::exception::report::stop_if_dying;
 use crate::mrs;
@@ -68,8 +67,7 @@ pub fn run(
     finish_previous_exit(run, entry);
     // Published before the vCPU's interrupts are looked at, so that a kick that
     // comes after the look finds this PE.
-    rec.pe.store(cpu.pe.index as u32, Ordering::SeqCst);
-    cpu.pe.set_runs(pa);
+    rec.kicks.enters(cpu.pe.index, cpu.pe.runs(), pa);
     let mut trap = 0;
     if entry.flags.contains(EnterFlags::TRAP_WFI) {
         trap |= hcr::TWI;
@@ -97,9 +95,7 @@ pub fn run(
     }
     let mut record = turns(&mut guest, pa, run);
     guest.leave(run);
-    // A kick that was sent and not taken is the host's now; the next is sent.
-    cpu.pe.set_runs(NO_REC);
-    rec.looks();
+    rec.kicks.leaves(cpu.pe.runs());
     let now = mrs!("cntpct_el0");
     cpu.switch_to_host(SavedState {
         rec: pa,
@@ -122,8 +118,8 @@ pub fn run(
 /// Enters the guest until an exit needs the host.
 fn turns(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run) -> Record {
     loop {
-        guest.rec.looks();
-        if guest.rec.exit_requested.swap(false, Ordering::Acquire) {
+        guest.rec.kicks.looks();
+        if guest.rec.exit_requested.swap(false, Ordering::SeqCst) {
             return Record::new(ExitReason::Irq);
         }
         guest.prepare(run);

@@ -115,7 +115,7 @@ pub fn rec_pending(system: &System, rec: u64) -> Outcome {
     }
     // SAFETY: the REC's lock is held, and it does not run.
     let (vcpu, run) = unsafe { (Rec::at(rec), &mut *Rec::at(rec).run.get()) };
-    vcpu.looks();
+    vcpu.kicks.looks();
     // SAFETY: it counts in its RD.
     let realm = unsafe { Realm::at(vcpu.rd) };
     let now = mrs!("cntpct_el0");
@@ -167,7 +167,7 @@ pub fn kick(system: &System, rec: u64) -> Outcome {
     let _lock = granule.lock(State::Rec).ok_or(Status::ErrorInput)?;
     // SAFETY: the REC's lock is held.
     let vcpu = unsafe { Rec::at(rec) };
-    vcpu.exit_requested.store(true, Ordering::Release);
+    vcpu.exit_requested.store(true, Ordering::SeqCst);
     realm::kick(rec, vcpu);
     Ok(NONE)
 }
