@@ -114,6 +114,10 @@ macro_rules! el1_registers {
                 }
             }
 
+            /// The names of those that every CPU has.
+            #[cfg(test)]
+            pub const NAMES: &[&str] = &[$($name,)*];
+
             /// All zero: only for [`El1::reset`].
             const ZERO: Self = Self { $($field: 0,)* keys: [0; 10], vdisr: 0 };
         }

@@ -5,6 +5,7 @@ pub mod features;
 pub mod gic;
 pub mod instr;
 pub mod pe;
+pub mod worlds;
 
 use crate::System;
 use crate::msr;
@@ -55,6 +56,21 @@ pub mod hcr {
     /// Trap MTE's GMID_EL1.
     pub const TID5: u64 = 1 << 58;
 }
+
+/// HCR_EL2 while a guest runs, but for what every lower level has.
+const GUEST_HCR: u64 = hcr::SWIO
+    | hcr::FMO
+    | hcr::IMO
+    | hcr::AMO
+    | hcr::FB
+    | hcr::BSU_INNER
+    | hcr::TID3
+    | hcr::TSC
+    | hcr::TIDCP
+    | hcr::TACR
+    | hcr::TLOR
+    | hcr::TERR
+    | hcr::TID5;
 
 /// CPTR_EL2 with E2H = 0: RES1, and traps of SVE, SME, trace and AMU.
 const CPTR: u64 = 0x22ff | 1 << 8 | 1 << 12 | 1 << 20 | 1 << 30;
@@ -223,21 +239,7 @@ impl Cpu {
     }
 
     fn guest_traps(&self, guest: &GuestState<'_>, trap: u64) {
-        let bits = hcr::SWIO
-            | hcr::FMO
-            | hcr::IMO
-            | hcr::AMO
-            | hcr::FB
-            | hcr::BSU_INNER
-            | hcr::TID3
-            | hcr::TSC
-            | hcr::TIDCP
-            | hcr::TACR
-            | hcr::TLOR
-            | hcr::TERR
-            | hcr::TID5
-            | trap;
-        msr!("hcr_el2", self.hcr(bits));
+        msr!("hcr_el2", self.hcr(GUEST_HCR | trap));
         msr!("cnthctl_el2", 0b01); // counter yes; physical timer traps
         msr!("vmpidr_el2", guest.vmpidr);
         msr!("vtcr_el2", guest.vtcr);

@@ -136,8 +136,9 @@ impl View {
     }
 }
 
-/// What a host may have made of the timer's interrupt before it enters a guest.
-const SETTINGS: [(&str, fn()); 7] = [
+/// What a host may have made of the timer's interrupt and of its CPU interface
+/// before it enters a guest.
+const SETTINGS: [(&str, fn()); 8] = [
     ("usual", || ()),
     ("disabled", || gic::put(gicd::ICENABLER, TIMER)),
     ("group-0", || gic::change(gicd::IGROUPR, TIMER, false)),
@@ -151,6 +152,12 @@ const SETTINGS: [(&str, fn()); 7] = [
     }),
     ("pending", || gic::put(gicd::ISPENDR, TIMER)),
     ("active", || gic::put(gicd::ISACTIVER, TIMER)),
+    ("interface", || {
+        msr!("icc_pmr_el1", 0x60);
+        msr!("icc_ctlr_el1", MODE_1);
+        msr!("icc_bpr1_el1", 5);
+        msr!("icc_igrpen1_el1", 0);
+    }),
 ];
 
 /// This CPU's GIC as a host has it that uses its virtual timer, which does not

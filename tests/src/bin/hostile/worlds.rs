@@ -7,6 +7,7 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use hyp::cpu::worlds::{self, Fate};
 use rmi::run::EnterFlags;
 use tests::bare::asm::{clean, read64, write64};
 use tests::bare::console::Console;
@@ -312,6 +313,7 @@ fn pairs(suite: &mut Suite<Console>) {
     let kept = writer.read(suite, 7);
     let changed = kept.against(before).count();
     suite.check("worlds/guest-has-its-own", changed > 20, changed);
+    known(suite, moving, [before, kept]);
 
     host_write();
     let wrote = host_read(8);
@@ -326,6 +328,36 @@ fn pairs(suite: &mut Suite<Console>) {
     unsafe { Routine::run(host_restores(), [host.0, 0, 0]) };
     let gone = writer.0.destroy() & reader.0.destroy();
     suite.check("worlds/gone", gone, "something did not come back");
+}
+
+/// What EL2 knows of a register, by its numbers.
+fn row(register: u32) -> Option<&'static worlds::Row> {
+    let field = |shift: u32, bits: u32| (register >> shift & ((1 << bits) - 1)) as u8;
+    let op0 = 2 + field(14, 1);
+    worlds::of([op0, field(11, 3), field(7, 4), field(3, 4), field(0, 3)])
+}
+
+/// Every register that a guest's own write has changed is one that EL2 knows to
+/// be its own, and none of those that it traps has taken the pattern.
+fn known(suite: &mut Suite<Console>, moving: Moving, [before, after]: [Table; 2]) {
+    let changed = after.against(before);
+    for register in changed.filter(|&register| moving.0.value(register) == 0) {
+        let value = after.value(register);
+        let row = row(register);
+        let right = match row.map(|row| row.fate) {
+            None => false,
+            Some(Fate::Trapped(_)) => value != PATTERN,
+            Some(_) => true,
+        };
+        if !right {
+            let was = before.value(register);
+            suite.check(
+                "worlds/known",
+                false,
+                format_args!("register {register:#06x}: {was:#x}, then {value:#x}: {row:?}"),
+            );
+        }
+    }
 }
 
 /// Of the two lives of a CPU, which.
