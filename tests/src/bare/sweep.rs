@@ -109,7 +109,7 @@ pub enum Routine {
 
 impl Routine {
     /// Bytes of it.
-    pub const fn len(self) -> u64 {
+    pub const fn bytes(self) -> u64 {
         let each = match self {
             Self::Read => 12,
             Self::Write => 4,
@@ -122,7 +122,7 @@ impl Routine {
     /// Reads read them all.
     ///
     /// # Safety
-    /// [`Self::len`] bytes from there are the caller's, and nobody runs them.
+    /// [`Self::bytes`] bytes from there are the caller's, and nobody runs them.
     pub unsafe fn write(self, at: u64, leave: impl Fn(u32) -> bool) {
         const MOV_X0_X3: u32 = 0xaa03_03e0;
         const STR_X0: u32 = 0xf800_8420; // str x0, [x1], #8
@@ -149,7 +149,7 @@ impl Routine {
             }
         }
         put(RET);
-        super::asm::clean(at, at + self.len());
+        super::asm::clean(at, at + self.bytes());
         // SAFETY: what was written is in memory; no stale instruction is kept.
         unsafe { asm!("ic iallu", "dsb nsh", "isb", options(nostack)) };
     }

@@ -27,8 +27,8 @@ const BYTES: u64 = VALUES + TABLE;
 /// Bytes of a value for each register.
 const TABLE: u64 = 8 * REGISTERS as u64;
 
-const _: () = assert!(READS + Routine::Read.len() <= WRITES);
-const _: () = assert!(WRITES + Routine::Write.len() <= VALUES);
+const _: () = assert!(READS + Routine::Read.bytes() <= WRITES);
+const _: () = assert!(WRITES + Routine::Write.bytes() <= VALUES);
 
 /// What a guest is told to do.
 const READ: u64 = 1;
