@@ -554,7 +554,7 @@ fn what_is_ram_is_left_to_the_guest_and_a_part_of_it_is_not() {
     assert_eq!(outcome, Outcome::Again);
     assert_eq!(machine.load(machine.base + 64), Some(0));
     // Half a device's, half RAM.
-    machine.set(machine.base, 0x2900_0820_u64 | 0);
+    machine.set(machine.base, 0x2900_0820_u64);
     cpu.registers.x[1] = DEVICE + 0xffc;
     // The code would be overwritten: it stands elsewhere.
     machine.set(machine.base + 0x100, 0x2900_0820);
