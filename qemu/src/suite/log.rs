@@ -186,7 +186,10 @@ fn machine(context: &Context, folder: &Path, guests: &[Guest], log_uart: bool) -
 fn forge(context: &Context, how: &str, expected: &Ending, one_uart: bool) -> Result<()> {
     let folder = tempfile::tempdir_in(&context.folder)?;
     let then = if how == "killed" { "hang" } else { how };
-    let guests = [guest(context, "forge", &format!("then={then}"), one_uart)?];
+    let guests = [Guest {
+        strict: true,
+        ..guest(context, "forge", &format!("then={then}"), one_uart)?
+    }];
     let machine = machine(context, folder.path(), &guests, !one_uart)?;
     let mut capture = Capture::start(&machine, LIMIT, false)?;
     if how == "killed" {

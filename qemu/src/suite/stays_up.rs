@@ -71,7 +71,7 @@ fn ten_resets(context: &Context) -> Result<()> {
     ended_well(talk(&mut capture), &capture)
 }
 
-/// One guest reads where it has nothing and is stopped with a report that
+/// One strict guest reads where it has nothing and is stopped with a report that
 /// names it and the address; the other one, beside it, finishes its work.
 fn outside(context: &Context) -> Result<()> {
     let folder = tempfile::tempdir_in(&context.folder)?;
@@ -96,7 +96,7 @@ fn outside(context: &Context) -> Result<()> {
         toml += &format!(
             "[[guest]]\nname = {name:?}\nkernel = {kernel:?}\ninitrd = {initrd:?}\n\
              cmdline = \"console=ttyAMA0 quiet\"\nmemory = \"256M\"\nvcpus = 1\n\
-             console = {console}\n"
+             console = {console}\nstrict = true\n"
         );
     }
     let file = folder.path().join("guests.toml");

@@ -3,7 +3,7 @@
 //! could move, hide, cut or begin a line. It never asks its UART for room.
 //!
 //! The word `then=` of its command line says how it ends, in the middle of a
-//! line: `off`, `fault` (it touches what is not its own), or `hang`.
+//! line: `off`, `fault` (it touches what is not its own, and is strict), or `hang`.
 //!
 //! It also looks for the boot arguments of the machine, which are none of its
 //! business, in its device tree and in all of its RAM.
