@@ -77,7 +77,7 @@ impl Space for Machine {
             Place::Device => {
                 self.seen.push((ipa, size, None));
                 // A byte's value is its offset.
-                Some((0..size).fold(0, |all, n| all | (ipa + n & 0xff) << (8 * n)))
+                Some((0..size).fold(0, |all, n| all | ((ipa + n) & 0xff) << (8 * n)))
             }
             Place::Nothing => None,
         }
