@@ -3,15 +3,16 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use qemu_start::At;
 use serde::Deserialize;
 
 use crate::image::{assemble, flat, header};
 use crate::setup::rust::{self, TARGET};
-use crate::ui;
-use crate::workspace::{Workspace, cargo};
+use crate::ui::{self, Step};
+use crate::workspace::Workspace;
 
 /// The image file and the programs that it was made of.
 #[derive(Clone, Debug)]
@@ -51,7 +52,8 @@ pub fn image_or(workspace: &Workspace, file: Option<&Path>) -> Result<Image> {
 /// When one of them does not build; cargo has then told why.
 pub fn image(workspace: &Workspace) -> Result<Image> {
     rust::ensure_target(&workspace.root)?;
-    let built = cargo_build(workspace, &["-p", "hyp", "-p", "host-loader"])?;
+    let what = ["-p", "hyp", "-p", "host-loader"];
+    let built = cargo_build(workspace, "Undercroft's image", &what)?;
     let elf = |name: &str| {
         built
             .iter()
@@ -104,7 +106,8 @@ pub fn elf(workspace: &Workspace, name: &str) -> Result<PathBuf> {
         bail!("this tree has no bare-metal program `{name}` in `tests`");
     }
     rust::ensure_target(&workspace.root)?;
-    let built = cargo_build(workspace, &["-p", "tests", "--bin", name])?;
+    let what = ["-p", "tests", "--bin", name];
+    let built = cargo_build(workspace, &format!("guest {name}"), &what)?;
     let elf = built.into_iter().find(|(target, _)| target == name);
     elf.map(|(_, file)| file)
         .with_context(|| format!("cargo built no program `{name}`"))
@@ -115,18 +118,11 @@ pub fn elf(workspace: &Workspace, name: &str) -> Result<PathBuf> {
 /// # Errors
 /// When it does not build.
 pub fn plugin(workspace: &Workspace) -> Result<PathBuf> {
-    let output = Command::new(cargo())
-        // Not a release: its crates are those that built the runner just now.
-        .args(["build", "-p", "qemu", "--example", "count"])
-        .args(MESSAGES)
-        .current_dir(&workspace.root)
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    if !output.status.success() {
-        bail!("the plugin that counts instructions does not build");
-    }
-    artifacts(&output.stdout)
+    let mut command = workspace.cargo();
+    // Not a release: its crates are those that built the runner just now.
+    command.args(["build", "-p", "qemu", "--example", "count"]);
+    let output = call(&mut command, "the counting plugin")?;
+    artifacts(&output)
         .find(|artifact| artifact.target.name == "count")
         .and_then(|artifact| artifact.filenames.into_iter().next())
         .context("cargo built no plugin")
@@ -134,27 +130,55 @@ pub fn plugin(workspace: &Workspace) -> Result<PathBuf> {
 
 const MESSAGES: [&str; 1] = ["--message-format=json-render-diagnostics"];
 
-/// Runs cargo for [`TARGET`]; it shows its own progress. Returns the programs
-/// by name.
-fn cargo_build(workspace: &Workspace, what: &[&str]) -> Result<Vec<(String, PathBuf)>> {
-    let output = Command::new(cargo())
+/// Runs cargo for [`TARGET`]. Returns the programs by name.
+fn cargo_build(
+    workspace: &Workspace,
+    title: &str,
+    what: &[&str],
+) -> Result<Vec<(String, PathBuf)>> {
+    let mut command = workspace.cargo();
+    command
         .args(["build", "--release", "--target", TARGET])
         .args(what)
-        .args(MESSAGES)
-        .current_dir(&workspace.root)
         // The user's flags would replace those that make images relocatable.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("CARGO_FUTURE_INCOMPAT_REPORT_FREQUENCY", "never")
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    if !output.status.success() {
-        bail!("the build failed; cargo's messages above say where");
-    }
-    Ok(artifacts(&output.stdout)
+        .env("CARGO_FUTURE_INCOMPAT_REPORT_FREQUENCY", "never");
+    let output = call(&mut command, title)?;
+    Ok(artifacts(&output)
         .filter_map(|artifact| Some((artifact.target.name, artifact.executable?)))
         .collect())
+}
+
+/// Runs a build, silent unless it fails, and returns cargo's messages.
+fn call(command: &mut Command, title: &str) -> Result<Vec<u8>> {
+    command.args(MESSAGES);
+    let mut step = None;
+    let colour = console::colors_enabled_stderr();
+    let built = qemu_start::build(command, colour, |at| {
+        // Nothing to build is nothing to say.
+        let text = match &at {
+            At::Building { done, of, .. } if done == of => return,
+            At::Building { what, .. } => format!("{title}: {what}"),
+            At::Other(line) if line.starts_with("Finished") => return,
+            At::Other(line) => format!("{title}: {line}"),
+        };
+        let step = step.get_or_insert_with(|| Step::new("Building", title.to_string()));
+        step.say(text);
+        if let At::Building { done, of, .. } = at {
+            step.count(done.into(), of.into());
+        }
+    });
+    let built = built.context("cannot run cargo")?;
+    if !built.well {
+        drop(step);
+        ui::say(String::from_utf8_lossy(&built.said).trim_end());
+        bail!("{title} does not build; cargo says above why");
+    }
+    if let Some(step) = step {
+        step.done("Built", title);
+    }
+    Ok(built.stdout)
 }
 
 #[derive(Deserialize)]

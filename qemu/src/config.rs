@@ -9,11 +9,11 @@
 //! | `name` | letters, digits, `-`, `_` and `.`; differs between guests |
 //! | `kernel` | file: arm64 Image, gzip, EFI zboot, ELF, or raw binary |
 //! | `initrd` | file, optional |
-//! | `cmdline` | text, optional |
-//! | `memory` | such as `"512M"` |
-//! | `vcpus` | 1 or more |
+//! | `cmdline` | text, at most 2047 bytes, optional |
+//! | `memory` | such as `"512M"`, a multiple of 2M |
+//! | `vcpus` | 1 to 64 |
 //! | `mode` | `"plain"`, optional |
-//! | `console` | `true` (default for the first guest) or `false`, optional |
+//! | `console` | `true` (default for the first guest) or `false`, optional; one guest at most |
 //! | `strict` | `true`: stopped when it accesses what it does not have, optional |
 //! | `entry` | address at which a raw binary begins, optional |
 
@@ -21,10 +21,11 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+use crate::guests::catalogue;
 use crate::size::Size;
 
 /// How a guest's memory stands towards the host.
@@ -61,6 +62,66 @@ pub struct Guest {
     pub entry: Option<u64>,
 }
 
+/// The unit that a guest's memory is counted in: what one level-2 block of the 4K
+/// granule covers (`host-loader`'s `MEMORY_UNIT`).
+const MEMORY_UNIT: u64 = 2 << 20;
+
+/// The most vCPUs that a guest can have: EL2 has indices for so many
+/// (`hyp::realm::MAX_RECS`).
+pub const MAX_VCPUS: u32 = 64;
+
+/// The longest command line: an arm64 Linux has 2048 bytes for it and its end
+/// (`COMMAND_LINE_SIZE`).
+const MAX_CMDLINE: usize = 2047;
+
+/// Where the settings of a guest stand, as `FILE:LINE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its memory.
+    pub memory: String,
+    /// Its vCPUs.
+    pub vcpus: String,
+}
+
+/// What is wrong with an amount of a guest's memory.
+///
+/// # Errors
+/// When no guest can have it; the message says what is expected.
+pub fn check_memory(memory: Size) -> Result<()> {
+    if !memory.bytes().is_multiple_of(MEMORY_UNIT) {
+        bail!("{memory} of memory: expected a multiple of 2M, such as \"512M\"");
+    }
+    Ok(())
+}
+
+/// What is wrong with a number of a guest's vCPUs.
+///
+/// # Errors
+/// When no guest can have so many; the message says what is expected.
+pub fn check_vcpus(vcpus: u32) -> Result<()> {
+    if !(1..=MAX_VCPUS).contains(&vcpus) {
+        bail!("{vcpus} vCPUs: expected 1 to {MAX_VCPUS}");
+    }
+    Ok(())
+}
+
+/// What is wrong with a kernel's command line.
+///
+/// # Errors
+/// When no kernel can take it; the message says what is expected.
+pub fn check_cmdline(cmdline: &str) -> Result<()> {
+    if cmdline.contains('\0') {
+        bail!("a command line with a NUL, where it would end: expected text");
+    }
+    if cmdline.len() > MAX_CMDLINE {
+        bail!(
+            "a command line of {} bytes: expected at most {MAX_CMDLINE}, a kernel takes no more",
+            cmdline.len()
+        );
+    }
+    Ok(())
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -73,12 +134,12 @@ struct Entry {
     name: Spanned<String>,
     kernel: Spanned<PathBuf>,
     initrd: Option<Spanned<PathBuf>>,
-    cmdline: Option<String>,
-    memory: Size,
+    cmdline: Option<Spanned<String>>,
+    memory: Spanned<Size>,
     vcpus: Spanned<u32>,
     #[serde(default)]
     mode: Mode,
-    console: Option<bool>,
+    console: Option<Spanned<bool>>,
     #[serde(default)]
     strict: bool,
     entry: Option<u64>,
@@ -125,70 +186,143 @@ impl Guest {
 ///
 /// # Errors
 /// Names the file, the line, the key and what was expected there.
-pub fn read(file: &Path) -> Result<Vec<Guest>> {
-    let text =
-        fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+pub fn read(file: &Path) -> Result<(Vec<Guest>, Vec<Place>)> {
+    let bytes = fs::read(file).with_context(|| match file.to_str() {
+        // The two options are easily taken for each other.
+        Some(name) if catalogue::find(name).is_ok() && !file.exists() => format!(
+            "--guests takes a guests.toml; the guest of that name is --guest {name}: cannot \
+             read {name}"
+        ),
+        _ => format!("cannot read {}", file.display()),
+    })?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let before = &error.as_bytes()[..valid];
+        let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+        anyhow!("{}:{line}: not UTF-8 text", file.display())
+    })?;
     let folder = file.parent().unwrap_or(Path::new("."));
     parse(&text, &file.display().to_string(), folder)
 }
 
-fn parse(text: &str, file: &str, folder: &Path) -> Result<Vec<Guest>> {
-    let at = |span: Range<usize>| {
-        let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
-        format!("{file}:{line}")
-    };
+fn parse(text: &str, file: &str, folder: &Path) -> Result<(Vec<Guest>, Vec<Place>)> {
+    let reader = Reader { text, file, folder };
     let read: File = match toml::from_str(text) {
         Ok(read) => read,
         Err(error) => {
-            let place = error.span().map_or_else(|| file.to_string(), at);
+            let place = error
+                .span()
+                .map_or_else(|| file.to_string(), |span| reader.at(span));
             bail!("{place}: {}", error.message().replace('\n', "; "));
         }
     };
     if read.guest.get_ref().is_empty() {
         bail!(
             "{}: `guest` is empty: expected at least one [[guest]]",
-            at(read.guest.span())
+            reader.at(read.guest.span())
         );
     }
-    let mut guests: Vec<Guest> = Vec::new();
+    let (mut guests, mut places): (Vec<Guest>, Vec<Place>) = (Vec::new(), Vec::new());
     for entry in read.guest.into_inner() {
         let entry = entry.into_inner();
-        let place = at(entry.name.span());
+        reader.beside(&entry, &guests)?;
+        places.push(Place {
+            memory: reader.at(entry.memory.span()),
+            vcpus: reader.at(entry.vcpus.span()),
+        });
+        guests.push(reader.guest(entry)?);
+    }
+    Ok((guests, places))
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    /// The file's name, for messages.
+    file: &'a str,
+    /// Where relative files are.
+    folder: &'a Path,
+}
+
+impl Reader<'_> {
+    fn at(&self, span: Range<usize>) -> String {
+        let before = &self.text[..span.start.min(self.text.len())];
+        format!("{}:{}", self.file, before.matches('\n').count() + 1)
+    }
+
+    /// A setting and where it stands, to begin a message with.
+    fn setting<T>(&self, guest: &str, key: &str, value: &Spanned<T>) -> String {
+        format!("{}: `{key}` of guest `{guest}`", self.at(value.span()))
+    }
+
+    /// What is wrong with a guest beside those before it.
+    fn beside(&self, entry: &Entry, others: &[Guest]) -> Result<()> {
+        let name = entry.name.get_ref();
+        if others.iter().any(|guest| guest.name == *name) {
+            bail!(
+                "{}: `name`: there are two guests `{name}`: expected names that differ",
+                self.at(entry.name.span())
+            );
+        }
+        let owner = others.iter().find(|guest| guest.console == Some(true));
+        if let (Some(console), Some(owner)) = (&entry.console, owner)
+            && *console.get_ref()
+        {
+            bail!(
+                "{}: guest `{}` has the console already: expected one at most",
+                self.setting(name, "console", console),
+                owner.name
+            );
+        }
+        Ok(())
+    }
+
+    fn guest(&self, entry: Entry) -> Result<Guest> {
+        let place = self.at(entry.name.span());
         let name = entry.name.into_inner();
-        check_name(&name).with_context(|| place.clone())?;
-        if guests.iter().any(|guest| guest.name == name) {
-            bail!("{place}: `name`: there are two guests `{name}`: expected names that differ");
+        check_name(&name).context(place)?;
+        check_vcpus(*entry.vcpus.get_ref())
+            .with_context(|| self.setting(&name, "vcpus", &entry.vcpus))?;
+        check_memory(*entry.memory.get_ref())
+            .with_context(|| self.setting(&name, "memory", &entry.memory))?;
+        if let Some(cmdline) = &entry.cmdline {
+            check_cmdline(cmdline.get_ref())
+                .with_context(|| self.setting(&name, "cmdline", cmdline))?;
         }
-        let place = at(entry.vcpus.span());
-        let vcpus = entry.vcpus.into_inner();
-        if vcpus == 0 {
-            bail!("{place}: `vcpus` of guest `{name}` is 0: expected 1 or more");
-        }
-        let found = |key: &str, path: Spanned<PathBuf>| {
-            let place = at(path.span());
-            let path = folder.join(path.into_inner());
-            if !path.is_file() {
-                bail!(
-                    "{place}: `{key}` of guest `{name}`: there is no file {}",
-                    path.display()
-                );
-            }
-            Ok(path)
+        let found = |key: &str, path: Spanned<PathBuf>| -> Result<PathBuf> {
+            let file = self.folder.join(path.get_ref());
+            check_file(&file).with_context(|| self.setting(&name, key, &path))?;
+            Ok(file)
         };
-        guests.push(Guest {
+        Ok(Guest {
             kernel: found("kernel", entry.kernel)?,
             initrd: entry.initrd.map(|path| found("initrd", path)).transpose()?,
-            cmdline: entry.cmdline,
-            memory: entry.memory,
-            vcpus,
+            cmdline: entry.cmdline.map(Spanned::into_inner),
+            memory: entry.memory.into_inner(),
+            vcpus: entry.vcpus.into_inner(),
             mode: entry.mode,
-            console: entry.console,
+            console: entry.console.map(Spanned::into_inner),
             strict: entry.strict,
             entry: entry.entry,
             name,
-        });
+        })
     }
-    Ok(guests)
+}
+
+/// What is wrong with a file that a guest is to get.
+///
+/// # Errors
+/// When there is none, or it is empty.
+pub fn check_file(path: &Path) -> Result<()> {
+    let Ok(file) = path.metadata() else {
+        bail!("there is no file {}", path.display());
+    };
+    if !file.is_file() {
+        bail!("{} is no file", path.display());
+    }
+    if file.len() == 0 {
+        bail!("{} is empty", path.display());
+    }
+    Ok(())
 }
 
 fn check_name(name: &str) -> Result<()> {
@@ -233,7 +367,8 @@ mod tests {
                         memory = \"512M\"\nvcpus = 2\n";
 
     fn read_text(text: &str) -> Result<Vec<Guest>> {
-        parse(text, "guests.toml", Path::new(env!("CARGO_MANIFEST_DIR")))
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+        parse(text, "guests.toml", folder).map(|(guests, _)| guests)
     }
 
     #[test]
@@ -256,7 +391,41 @@ mod tests {
         for (text, expected) in [
             (
                 GOOD.replace("vcpus = 2", "vcpus = 0"),
-                &[":5:", "`vcpus`", "1 or more"][..],
+                &[":5:", "`vcpus`", "expected 1 to 123"][..],
+            ),
+            (
+                GOOD.replace("vcpus = 2", "vcpus = 124"),
+                &[":5:", "`vcpus`", "124", "expected 1 to 123"],
+            ),
+            (
+                GOOD.replace("512M", "129M"),
+                &[":4:", "`memory`", "129M", "multiple of 2M"],
+            ),
+            (
+                GOOD.replace("512M", "1K"),
+                &[":4:", "`memory`", "1K", "multiple of 2M"],
+            ),
+            (
+                GOOD.replace("vcpus", "cmdline = \"a\\u0000b\"\nvcpus"),
+                &[":5:", "`cmdline`", "NUL"],
+            ),
+            (
+                GOOD.replace(
+                    "vcpus",
+                    &format!("cmdline = \"{}\"\nvcpus", "x".repeat(2048)),
+                ),
+                &[":5:", "`cmdline`", "2048", "2047"],
+            ),
+            (
+                format!(
+                    "{GOOD}console = true\n{}console = true\n",
+                    GOOD.replace("\"a\"", "\"b\"")
+                ),
+                &[":12:", "`console`", "`b`", "`a`"],
+            ),
+            (
+                GOOD.replace("Cargo.toml", "src"),
+                &[":3:", "`kernel`", "is no file"],
             ),
             (
                 GOOD.replace("vcpus", "cpus"),

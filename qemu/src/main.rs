@@ -11,7 +11,10 @@
 //! | [`run`] | a machine that runs, to its end |
 //! | [`mod@bench`] | what a boot costs |
 //! | [`suite`] | every test of the project |
-//! | [`child`], [`ui`], [`size`] | small things that the others share |
+//! | [`child`], [`scratch`], [`ui`], [`size`] | small things that the others share |
+
+// Everything that is said goes through `ui`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
 mod build;
@@ -24,6 +27,7 @@ mod image;
 mod machine;
 mod newc;
 mod run;
+mod scratch;
 mod setup;
 mod size;
 mod suite;
@@ -32,9 +36,10 @@ mod workspace;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::run::ending::FAILED;
+use crate::run::ending::{FAILED, NO_READER};
+use crate::ui::ReaderGone;
 
 /// Builds Undercroft, boots guests on it, tests it.
 ///
@@ -45,7 +50,8 @@ use crate::run::ending::FAILED;
     name = "cargo qemu",
     bin_name = "cargo qemu",
     version,
-    max_term_width = 80
+    max_term_width = 80,
+    after_help = HELP
 )]
 struct Cli {
     #[command(subcommand)]
@@ -62,21 +68,60 @@ enum Action {
     /// List, fetch or build guests
     Guests(command::guests::Options),
     /// Run every test of the project
+    #[command(after_help = TEST_HELP)]
     Test(command::test::Options),
     /// Measure
     Bench(command::bench::Options),
+    /// Print what completes these commands in your shell
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions(command::completions::Options),
 }
+
+/// The first things to try.
+const HELP: &str = "\
+Examples:
+  cargo qemu run                      a shell in a Debian guest
+  cargo qemu run --exec 'uname -a'    one command in it
+  cargo qemu run --help               all that a guest and its machine can be
+  cargo qemu guests                   the guests that can be had by name
+  cargo qemu test --filter runner/    some of the tests";
 
 /// What the options alone do not say.
 const RUN_HELP: &str = "\
+Examples:
+  cargo qemu run                                a shell in a Debian guest
+  cargo qemu run --exec 'nproc' --smp 4         one command on four CPUs
+  cargo qemu run < script.sh                    a script in the guest's shell
+  cargo qemu run --guest debian13-16k --granule 16k
+  cargo qemu run --kernel Image --initrd initrd.cpio --append console=ttyAMA0
+  cargo qemu run --guests guests.toml           several guests at once
+  cargo qemu run --dry-run -- -d int            arguments of QEMU behind --
+
 At a terminal the guest's console is yours; Ctrl-a x leaves, Ctrl-a h shows
 more. Without one, and without --exec, the guest's shell reads standard input
 as its script; a guest without our shell, such as u-boot, has standard input
 and output as its console.
 
 The guest's output is on standard output, Undercroft's log on standard error.
-Exit status: CMD's own, or the machine's; 124 when the time was over, 125 when
-Undercroft, QEMU or the guest's kernel failed.";
+
+Exit status: CMD's own. 124 when the time was over. 125 when it is not CMD
+that failed: an option or a file is wrong, a guest cannot start, or it ended
+before CMD did; 128 and a signal's number when that ended the run.";
+
+const TEST_HELP: &str = "\
+Examples:
+  cargo qemu test --list                        the cases
+  cargo qemu test --filter boots/debian13       those with this in their name
+  cargo qemu test --filter check/ --filter crate/
+  cargo qemu test --tier full --json            all, for a program to read
+
+Ctrl-C prints the sums so far.";
+
+const COMPLETIONS_HELP: &str = "\
+Examples:
+  cargo qemu completions bash >> ~/.bashrc
+  cargo qemu completions zsh > ~/.zfunc/_cargo-qemu   a folder of your fpath
+  cargo qemu completions fish > ~/.config/fish/conf.d/cargo-qemu.fish";
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
@@ -85,19 +130,40 @@ fn main() -> ExitCode {
             .location()
             .map_or_else(String::new, |place| format!(" at {place}"));
         let said = panic.payload_as_str().unwrap_or("no reason given");
-        eprintln!("error: cargo qemu itself failed{place}: {said}; please report this");
+        ui::error(format_args!(
+            "cargo qemu itself failed{place}: {said}; please report this"
+        ));
     }));
-    let done = match Cli::parse().command {
+    let mut cli = Cli::command();
+    // Asking git for the commit takes a moment that nothing else needs.
+    if std::env::args().any(|word| word == "--version" || word == "-V") {
+        cli = cli.version(command::version());
+    }
+    let action = match cli
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+    {
+        Ok(cli) => cli.command,
+        Err(error) => {
+            // Help and the version go to standard output, mistakes elsewhere;
+            // either may have no reader.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { FAILED } else { 0 });
+        }
+    };
+    let done = match action {
         Action::Run(options) => command::run::run(&options),
         Action::Image(options) => command::image::image(&options),
         Action::Guests(options) => command::guests::guests(&options),
         Action::Test(options) => command::test::test(&options),
         Action::Bench(options) => command::bench::bench(&options),
+        Action::Completions(options) => command::completions::completions(&options, Cli::command()),
     };
     match done {
         Ok(status) => ExitCode::from(status),
+        Err(error) if error.is::<ReaderGone>() => ExitCode::from(NO_READER),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            ui::error(format_args!("{error:#}"));
             ExitCode::from(FAILED)
         }
     }

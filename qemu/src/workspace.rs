@@ -1,11 +1,14 @@
 //! Where things are: the project, cargo's target directory, the cache.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+
+/// Names a cache of guests of the user's.
+pub const GUESTS: &str = "UNDERCROFT_GUESTS";
 
 /// The directories of the project that the runner works in.
 #[derive(Clone, Debug)]
@@ -15,6 +18,7 @@ pub struct Workspace {
     /// Cargo's target directory.
     pub target: PathBuf,
     packages: Vec<Package>,
+    guests: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -36,14 +40,51 @@ struct Target {
     kind: Vec<String>,
 }
 
+/// The tree that the runner works in: the one that cargo started it from, else
+/// the one that its program lies in, else the one that it was built from. A
+/// tree that was copied with its target directory is one of its own.
+///
+/// # Errors
+/// When none of them is there any more.
+pub fn root() -> Result<PathBuf> {
+    let started_from = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let program = env::current_exe().ok();
+    let built_from = Some(PathBuf::from(env!("CARGO_MANIFEST_DIR")));
+    let ours = |dir: &&Path| {
+        ["hyp", "qemu"]
+            .iter()
+            .all(|package| dir.join(package).join("Cargo.toml").is_file())
+    };
+    [started_from, program, built_from]
+        .iter()
+        .flatten()
+        .find_map(|place| place.ancestors().find(ours))
+        .map(Path::to_path_buf)
+        .context("the project's sources are no longer there; run cargo qemu inside of them")
+}
+
+/// A variable that names a file or a folder, which may be relative to where
+/// the user is.
+///
+/// # Errors
+/// When the current folder is gone.
+pub fn path_from(variable: &str) -> Result<Option<PathBuf>> {
+    let Some(value) = env::var_os(variable).filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let path = path::absolute(&value)
+        .with_context(|| format!("{variable}={}", Path::new(&value).display()))?;
+    Ok(Some(path))
+}
+
 impl Workspace {
-    /// Asks cargo, from the folder that the runner was built in.
+    /// Asks cargo about the tree that the runner works in.
     ///
     /// # Errors
-    /// When cargo cannot be run, or the sources are no longer where the
-    /// runner was built.
+    /// When cargo cannot be run, or there is no such tree.
     pub fn find() -> Result<Self> {
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+        let manifest = root()?.join("Cargo.toml");
+        // Where the user is: a relative target directory is meant from there.
         let output = Command::new(cargo())
             .args([
                 "metadata",
@@ -66,7 +107,18 @@ impl Workspace {
             root: read.workspace_root,
             target: read.target_directory,
             packages: read.packages,
+            guests: path_from(GUESTS)?,
         })
+    }
+
+    /// Cargo in this tree, building where it builds for the user.
+    pub fn cargo(&self) -> Command {
+        let mut command = Command::new(cargo());
+        command
+            .current_dir(&self.root)
+            // A relative one would be another folder there.
+            .env("CARGO_TARGET_DIR", &self.target);
+        command
     }
 
     /// Where the runner keeps images and its own apt state.
@@ -74,13 +126,14 @@ impl Workspace {
         self.target.join("undercroft")
     }
 
-    /// Where guests' kernels are kept: `$UNDERCROFT_GUESTS`, or `guests` in
-    /// the target directory.
+    /// Where guests' kernels are kept unless the user says otherwise.
     pub fn guests(&self) -> PathBuf {
-        match env::var_os("UNDERCROFT_GUESTS") {
-            Some(dir) if !dir.is_empty() => dir.into(),
-            _ => self.target.join("guests"),
-        }
+        self.target.join("guests")
+    }
+
+    /// Where else guests' kernels may be: `$UNDERCROFT_GUESTS`.
+    pub fn guests_of_user(&self) -> Option<&Path> {
+        self.guests.as_deref()
     }
 
     /// Whether `package` has a program called `name`.

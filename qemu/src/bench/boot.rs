@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use rmi::end::Token;
+use serde::Serialize;
 
 use super::first_process;
 use crate::build::{self, Image};
@@ -25,6 +26,7 @@ use crate::guests::fetch::Cache;
 use crate::machine::virt::{DEFAULT_CPU, Machine};
 use crate::run::capture::Capture;
 use crate::run::ending::Ending;
+use crate::scratch;
 use crate::setup::qemu::Qemu;
 use crate::size::Size;
 use crate::ui::{self, Step};
@@ -72,7 +74,8 @@ impl Default for Options {
 }
 
 /// What the guest's console says, and what Undercroft may cost with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 enum Chatter {
     Quiet,
     Full,
@@ -104,18 +107,28 @@ impl fmt::Display for Chatter {
     }
 }
 
-/// One row of the table.
-#[derive(Clone, Debug)]
+/// One row of the table, as JSON too.
+#[derive(Clone, Debug, Serialize)]
 pub struct Row {
     guest: String,
+    #[serde(rename = "console")]
     chatter: Chatter,
+    /// Instructions on the bare machine.
     bare: u64,
+    /// Instructions under Undercroft.
+    #[serde(rename = "undercroft")]
     under: u64,
 }
 
 impl Row {
-    fn ratio(&self) -> f64 {
+    /// How much more runs under Undercroft.
+    pub fn ratio(&self) -> f64 {
         self.under as f64 / self.bare as f64
+    }
+
+    /// The most that the ratio may be.
+    pub fn gate(&self) -> f64 {
+        self.chatter.gate()
     }
 
     /// Whether the row stays within its gate.
@@ -151,7 +164,7 @@ pub const HEAD: &str = "guest         console            bare     undercroft    
 pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<Vec<Row>> {
     let plugin = build::plugin(workspace)?;
     let image = build::image_or(workspace, options.image.as_deref())?;
-    let folder = tempfile::tempdir().context("cannot make a folder")?;
+    let folder = scratch::folder(workspace)?;
     let initrd = folder.path().join("initrd");
     fs::write(&initrd, first_process::ramdisk()?).context("cannot write the initial RAM disk")?;
     let mut rows = Vec::new();
@@ -286,7 +299,7 @@ fn count(machine: &Machine, seed: u32, plugin: &Path, folder: &Path, bare: bool)
     match (ending, count) {
         (Ending::Status(0), Some(count)) => Ok(count),
         (ending, count) => {
-            eprint!("{}", capture.last_words());
+            ui::say(capture.last_words().trim_end());
             if count.is_none() {
                 ui::warn("the guest did not reach /init");
             }

@@ -1,19 +1,23 @@
 //! `cargo qemu bench`.
 
-use std::process::Command;
-
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
 use crate::bench::boot;
+use crate::bench::pgtable::{self, Counted, Timed};
 use crate::run::ending::FAILED;
 use crate::setup::{qemu, valgrind};
 use crate::ui;
-use crate::workspace::{Workspace, cargo};
+use crate::workspace::Workspace;
 
 /// Which benchmark.
 #[derive(Args, Debug)]
 pub struct Options {
+    /// Print JSON: an object a line for each row
+    #[arg(long, global = true)]
+    json: bool,
+
     #[command(subcommand)]
     what: What,
 }
@@ -28,54 +32,75 @@ enum What {
     Pgtable,
 }
 
+/// A row of `bench boot` with what is computed from it.
+#[derive(Serialize)]
+struct Boot<'a> {
+    #[serde(flatten)]
+    row: &'a boot::Row,
+    ratio: f64,
+    gate: f64,
+    passed: bool,
+}
+
 /// Measures; a missed gate is a failure.
 ///
 /// # Errors
 /// When it does not come to a measurement.
 pub fn bench(options: &Options) -> Result<u8> {
     let workspace = Workspace::find()?;
-    match &options.what {
-        What::Boot(options) => {
-            let qemu = qemu::ensure(&workspace.scratch())?;
-            let rows = boot::measure(&workspace, &qemu, options)?;
-            println!(
-                "instructions from EL2 entry to /init (QEMU {}, -icount)",
-                qemu.version
-            );
-            println!("{}", boot::HEAD);
-            for row in &rows {
-                println!("{row}");
-            }
-            Ok(if rows.iter().all(boot::Row::passes) {
-                0
-            } else {
-                FAILED
-            })
-        }
-        What::Pgtable => {
-            if let Err(why) = valgrind::ensure(&workspace.scratch())? {
-                ui::warn(format_args!("instructions are not counted: {why}"));
-            } else if !cargo_bench(
-                &workspace,
-                &["--bench", "instructions", "--", "--all", "--fixed"],
-            )? {
-                return Ok(FAILED);
-            }
-            if !cargo_bench(&workspace, &["--bench", "time", "--", "--quiet"])? {
-                return Ok(FAILED);
-            }
-            Ok(0)
-        }
-    }
+    let well = match &options.what {
+        What::Boot(what) => boot(&workspace, what, options.json)?,
+        What::Pgtable => pgtable(&workspace, options.json)?,
+    };
+    Ok(if well { 0 } else { FAILED })
 }
 
-/// Runs a benchmark of pgtable; whether it says that all is well.
-fn cargo_bench(workspace: &Workspace, arguments: &[&str]) -> Result<bool> {
-    let status = Command::new(cargo())
-        .args(["bench", "--quiet", "-p", "pgtable"])
-        .args(arguments)
-        .current_dir(&workspace.root)
-        .status()
-        .context("cannot run cargo")?;
-    Ok(status.success())
+fn boot(workspace: &Workspace, options: &boot::Options, json: bool) -> Result<bool> {
+    let qemu = qemu::ensure(&workspace.scratch())?;
+    let rows = boot::measure(workspace, &qemu, options)?;
+    if !json {
+        ui::print(format_args!(
+            "instructions from EL2 entry to /init (QEMU {}, -icount)\n{}",
+            qemu.version,
+            boot::HEAD
+        ))?;
+    }
+    for row in &rows {
+        if json {
+            object(&Boot {
+                row,
+                ratio: row.ratio(),
+                gate: row.gate(),
+                passed: row.passes(),
+            })?;
+        } else {
+            ui::print(row)?;
+        }
+    }
+    Ok(rows.iter().all(boot::Row::passes))
+}
+
+fn pgtable(workspace: &Workspace, json: bool) -> Result<bool> {
+    let counted = valgrind::ensure(&workspace.scratch())?;
+    if let Err(why) = &counted {
+        ui::warn(format_args!("instructions are not counted: {why}"));
+    }
+    if !json {
+        let counted = counted.is_err() || pgtable::show(workspace, pgtable::COUNT)?;
+        return Ok(counted && pgtable::show(workspace, pgtable::TIME)?);
+    }
+    let mut well = true;
+    if counted.is_ok() {
+        let (rows, passed): (Vec<Counted>, bool) = pgtable::count(workspace)?;
+        rows.iter().try_for_each(object)?;
+        well = passed;
+    }
+    let rows: Vec<Timed> = pgtable::time(workspace)?;
+    rows.iter().try_for_each(object)?;
+    Ok(well)
+}
+
+fn object(row: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string(row).context("a row is JSON")?;
+    Ok(ui::print(text)?)
 }

@@ -1,7 +1,10 @@
 //! `cargo qemu guests`: what the catalogue has, fetched or built ahead.
 
-use anyhow::Result;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
 use crate::build;
 use crate::guests::catalogue::{self, CATALOGUE, Guest, Origin};
@@ -12,6 +15,10 @@ use crate::workspace::Workspace;
 /// What to do with guests; nothing said, list them.
 #[derive(Args, Debug)]
 pub struct Options {
+    /// Print JSON: an object a line for each guest
+    #[arg(long, global = true)]
+    json: bool,
+
     #[command(subcommand)]
     action: Option<Action>,
 }
@@ -32,38 +39,101 @@ enum Action {
     },
 }
 
+/// A guest as one JSON object on a line.
+#[derive(Serialize)]
+struct Line<'a> {
+    name: &'a str,
+    about: &'a str,
+    /// `fetched` from Debian's archive, or `built` from this tree.
+    origin: &'a str,
+    /// Its file, where there is one yet.
+    file: Option<PathBuf>,
+    /// The package and its version, where that is known.
+    version: Option<String>,
+}
+
 /// Lists, fetches or builds.
 ///
 /// # Errors
 /// When a guest is unknown or cannot be had.
 pub fn guests(options: &Options) -> Result<u8> {
     let workspace = Workspace::find()?;
-    match options.action.as_ref().unwrap_or(&Action::List) {
-        Action::List => list(&workspace),
-        Action::Fetch { names } => fetch(&workspace, &chosen(names, false)?)?,
+    let list = match options.action.as_ref().unwrap_or(&Action::List) {
+        Action::List => CATALOGUE.iter().collect(),
+        Action::Fetch { names } => {
+            let guests = chosen(names, false)?;
+            for guest in &guests {
+                fetch(&workspace, guest)?;
+            }
+            guests
+        }
         Action::Build { names } => {
-            for guest in chosen(names, true)? {
-                if let Origin::Ours { program } = guest.origin {
-                    let file = build::program(&workspace, program)?;
+            let guests = chosen(names, true)?;
+            for guest in &guests {
+                let file = build(&workspace, guest)?;
+                if !options.json {
                     ui::note("Built", format_args!("{}: {}", guest.name, file.display()));
                 }
             }
+            guests
+        }
+    };
+    let listed = matches!(options.action, None | Some(Action::List));
+    let cache = Cache::of(&workspace);
+    for guest in list {
+        if options.json {
+            object(&workspace, &cache, guest, listed)?;
+        } else if listed {
+            let state = match guest.origin {
+                Origin::Ours { .. } => "built from this tree".to_string(),
+                Origin::Linux { .. } | Origin::Firmware { .. } => cache
+                    .version(guest)
+                    .unwrap_or_else(|| "not fetched yet".into()),
+            };
+            ui::print(format_args!("{:<22}{}", guest.name, guest.about))?;
+            ui::print(format_args!("{:<22}{state}", ""))?;
         }
     }
     Ok(0)
 }
 
-/// Fetches these guests, and busybox for those that get a shell.
+/// Prints a guest as JSON; one of ours is built for it unless it is only listed.
+fn object(workspace: &Workspace, cache: &Cache, guest: &Guest, listed: bool) -> Result<()> {
+    let ours = matches!(guest.origin, Origin::Ours { .. });
+    let file = match (ours, listed) {
+        (true, true) => None,
+        (true, false) => Some(build(workspace, guest)?),
+        (false, _) => cache.file(guest).filter(|file| file.is_file()),
+    };
+    let line = Line {
+        name: guest.name,
+        about: guest.about,
+        origin: if ours { "built" } else { "fetched" },
+        file,
+        version: cache.version(guest),
+    };
+    let text = serde_json::to_string(&line).context("a guest is JSON")?;
+    Ok(ui::print(text)?)
+}
+
+fn build(workspace: &Workspace, guest: &Guest) -> Result<PathBuf> {
+    match guest.origin {
+        Origin::Ours { program } => build::program(workspace, program),
+        Origin::Linux { .. } | Origin::Firmware { .. } => {
+            anyhow::bail!("guest `{}` is fetched, not built", guest.name)
+        }
+    }
+}
+
+/// Fetches a guest, and busybox if it gets a shell.
 ///
 /// # Errors
-/// When one cannot be had.
-pub fn fetch(workspace: &Workspace, guests: &[&Guest]) -> Result<()> {
+/// When one of them cannot be had.
+pub fn fetch(workspace: &Workspace, guest: &Guest) -> Result<()> {
     let cache = Cache::of(workspace);
-    for guest in guests {
-        cache.kernel(guest)?;
-        if guest.has_shell() {
-            cache.busybox()?;
-        }
+    cache.kernel(guest)?;
+    if guest.has_shell() {
+        cache.busybox()?;
     }
     Ok(())
 }
@@ -86,18 +156,4 @@ fn chosen(names: &[String], ours: bool) -> Result<Vec<&'static Guest>> {
         }
     }
     Ok(guests)
-}
-
-fn list(workspace: &Workspace) {
-    let cache = Cache::of(workspace);
-    for guest in &CATALOGUE {
-        let state = match guest.origin {
-            Origin::Ours { .. } => "built from this tree".to_string(),
-            Origin::Linux { .. } | Origin::Firmware { .. } => cache
-                .version(guest)
-                .unwrap_or_else(|| "not fetched yet".into()),
-        };
-        println!("{:<14}{}", guest.name, guest.about);
-        println!("{:<14}{state}", "");
-    }
 }

@@ -8,9 +8,9 @@ use clap::Args;
 
 use crate::build;
 use crate::bundle;
-use crate::command::run;
 use crate::run::options::Boot;
 use crate::run::plan::{self, Shell};
+use crate::scratch;
 use crate::ui;
 use crate::workspace::Workspace;
 
@@ -31,7 +31,7 @@ pub struct Options {
 /// When something cannot be built, fetched or written.
 pub fn image(options: &Options) -> Result<u8> {
     let workspace = Workspace::find()?;
-    let folder = run::temporary(&workspace)?;
+    let folder = scratch::folder(&workspace)?;
     let guests = plan::guests(
         &workspace,
         &options.boot,
@@ -46,7 +46,7 @@ pub fn image(options: &Options) -> Result<u8> {
             fs::read(file).with_context(|| format!("cannot read {}", file.display()))?
         }
     };
-    let bootargs = options.boot.bootargs(false);
+    let bootargs = options.boot.bootargs(false, options.boot.log);
     let memory: u64 = guests.list.iter().map(|guest| guest.memory.as_mib()).sum();
     let cpus = guests
         .list

@@ -1,11 +1,9 @@
 //! `cargo qemu run`.
 
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use tempfile::TempDir;
+use anyhow::Result;
 
 use crate::build::{self, Image};
 use crate::machine::virt::{Console, Machine};
@@ -13,6 +11,7 @@ use crate::run::gdb;
 use crate::run::options::Run;
 use crate::run::plan::{self, Guests, Shell, Style};
 use crate::run::watch::{self, Manner};
+use crate::scratch;
 use crate::setup::qemu::{self, Qemu};
 use crate::ui;
 use crate::workspace::Workspace;
@@ -32,19 +31,17 @@ pub fn run(options: &Run) -> Result<u8> {
     if options.dry_run {
         // Its files must outlive this process, or the command would not work.
         let folder = workspace.scratch().join("dry-run");
-        make(&folder)?;
+        scratch::make(&folder)?;
         let (machine, guests, _) = prepare(&workspace, qemu, options, &shell, &folder)?;
-        println!("{}", machine.command_line(console(&guests)));
+        ui::print(machine.command_line(console(&guests)))?;
         return Ok(0);
     }
-    let folder = temporary(&workspace)?;
+    let folder = scratch::folder(&workspace)?;
     let (machine, guests, image) = prepare(&workspace, qemu, options, &shell, folder.path())?;
     if let Some(image) = &image {
         gdb::tell(&machine, image, &guests);
     }
-    if guests.style == Style::Terminal {
-        ui::note("Booting", "leave with Ctrl-a x");
-    }
+    tell_consoles(&guests);
     let default = (guests.style != Style::Terminal && options.gdb.is_none()).then_some(PATIENCE);
     let timeout = match options.timeout {
         None => default,
@@ -56,6 +53,8 @@ pub fn run(options: &Run) -> Result<u8> {
         timeout,
         bare: options.bare,
         verbose: options.verbose,
+        log: options.boot.log,
+        speaks: guests.console_owner().is_some(),
     };
     Ok(watch::run(&machine, &manner)?.exit_code())
 }
@@ -84,19 +83,28 @@ fn console(guests: &Guests) -> Console {
     }
 }
 
-/// A folder for files of this run alone.
-///
-/// # Errors
-/// When it cannot be made.
-pub fn temporary(workspace: &Workspace) -> Result<TempDir> {
-    let scratch = workspace.scratch();
-    make(&scratch)?;
-    tempfile::Builder::new()
-        .prefix("run-")
-        .tempdir_in(&scratch)
-        .with_context(|| format!("cannot make a folder in {}", scratch.display()))
-}
-
-fn make(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
+/// Several guests: who has the console, and where the others' words go.
+fn tell_consoles(guests: &Guests) {
+    if guests.list.len() < 2 {
+        return;
+    }
+    let owner = guests.console_owner();
+    if let Some(owner) = owner {
+        let place = match guests.style {
+            Style::Terminal => "this terminal",
+            Style::Command { .. } | Style::Raw => "standard input and output",
+        };
+        ui::note("Console", format_args!("guest {} has {place}", owner.name));
+    }
+    for guest in &guests.list {
+        if owner.is_none_or(|owner| owner.name != guest.name) {
+            ui::note(
+                "Console",
+                format_args!("guest {0} writes to the log, as `guest {0}: …`", guest.name),
+            );
+        }
+    }
+    if owner.is_some() {
+        ui::note("", "`console = true` in guests.toml gives it to another");
+    }
 }

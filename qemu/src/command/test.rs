@@ -1,25 +1,28 @@
 //! `cargo qemu test`.
 
 use std::collections::VecDeque;
-use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
-use std::sync::{Mutex, mpsc};
+use std::path::{self, Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::build;
 use crate::command::guests;
-use crate::guests::catalogue::CATALOGUE;
-use crate::run::ending::FAILED;
+use crate::guests::catalogue;
+use crate::run::ending::{Ending, FAILED, NO_READER};
+use crate::scratch;
 use crate::setup::qemu;
 use crate::suite::native::TestsFailed;
-use crate::suite::report::{self, Report};
-use crate::suite::{self, Case, Context, Counts, Lane, Outcome, Tier};
-use crate::ui;
+use crate::suite::report::{self, Report, Whole};
+use crate::suite::{self, Case, Context, Counts, Lane, Outcome, Tier, call};
+use crate::ui::{self, Step};
 use crate::workspace::Workspace;
 
 /// What to test, and how to tell.
@@ -69,7 +72,7 @@ pub fn test(options: &Options) -> Result<u8> {
     let cases: Vec<Case> = suite::all(&workspace).into_iter().filter(chosen).collect();
     if options.list {
         for case in &cases {
-            println!("{}", case.name);
+            ui::print(&case.name)?;
         }
         return Ok(0);
     }
@@ -79,32 +82,53 @@ pub fn test(options: &Options) -> Result<u8> {
             options.filter.join(" or ")
         );
     }
-    let context = prepare(workspace, options, cases.iter().any(Case::needs_machine))?;
-    let mut report = Report::new(options.json);
+    let folder = scratch::folder(&workspace)?;
+    let context = prepare(workspace, options, &cases, folder.path())?;
+    let (to, events) = mpsc::channel();
+    watch_signals(to.clone())?;
+    let mut test = Run {
+        report: Report::new(options.json),
+        step: Step::hidden("Testing", "the first"),
+        all: cases.len(),
+        done: 0,
+        running: Vec::new(),
+        begun,
+    };
+    test.step.count(0, test.all as u64);
     let (alone, shared): (Vec<_>, Vec<_>) =
         cases.into_iter().partition(|case| case.lane == Lane::Alone);
     let (first, last): (Vec<_>, Vec<_>) = alone.into_iter().partition(|case| !case.needs_machine());
     for (cases, jobs) in [(first, 1), (shared, options.jobs), (last, 1)] {
-        run(cases, usize::from(jobs), &context, &mut report);
+        test.run(cases, usize::from(jobs), &context, (&to, &events));
     }
-    let well = report.close(begun.elapsed());
+    drop(test.step);
+    let well = test.report.close(begun.elapsed(), Whole::Yes)?;
     Ok(if well { 0 } else { FAILED })
 }
 
-/// Sets up what the cases share: QEMU, guests, the image.
-fn prepare(workspace: Workspace, options: &Options, machines: bool) -> Result<Context> {
-    let folder = workspace.scratch().join("test");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+/// Sets up what the cases share: QEMU, the image, and the guests that they boot.
+fn prepare(
+    workspace: Workspace,
+    options: &Options,
+    cases: &[Case],
+    folder: &Path,
+) -> Result<Context> {
     let (mut found, mut image) = (None, Err("it was not asked for".to_string()));
-    if machines {
+    let mut missing = Vec::new();
+    if cases.iter().any(Case::needs_machine) {
         found = Some(qemu::ensure(&workspace.scratch())?);
-        let fetched: Vec<_> = CATALOGUE
-            .iter()
-            .filter(|guest| !matches!(guest.origin, crate::guests::catalogue::Origin::Ours { .. }))
-            .collect();
-        guests::fetch(&workspace, &fetched)?;
-        image = build::image_or(&workspace, options.image.as_deref())
-            .map_err(|error| format!("{error:#}"));
+        let mut names: Vec<_> = cases.iter().flat_map(|case| &case.guests).collect();
+        names.sort();
+        names.dedup();
+        for name in names {
+            // The others need not wait for this one.
+            if let Err(error) = guests::fetch(&workspace, catalogue::find(name)?) {
+                ui::warn(format_args!("no guest {name}: {error:#}"));
+                missing.push((*name, format!("{error:#}")));
+            }
+        }
+        let given = options.image.as_deref().map(path::absolute).transpose()?;
+        image = build::image_or(&workspace, given.as_deref()).map_err(|error| format!("{error:#}"));
         if let Err(why) = &image {
             ui::warn(format_args!("no image: {why}"));
         }
@@ -113,34 +137,110 @@ fn prepare(workspace: Workspace, options: &Options, machines: bool) -> Result<Co
         runner: std::env::current_exe().context("cannot find this program")?,
         qemu: found,
         image,
-        folder,
+        missing,
+        folder: folder.to_path_buf(),
         tier: options.tier,
         workspace,
     })
 }
 
-/// Runs cases, some side by side, and reports each when it is done.
-fn run(cases: Vec<Case>, jobs: usize, context: &Context, report: &mut Report) {
-    let queue = Mutex::new(VecDeque::from(cases));
-    let (to, results) = mpsc::channel();
-    thread::scope(|scope| {
-        for _ in 0..jobs {
-            let to = to.clone();
-            let queue = &queue;
-            scope.spawn(move || {
-                loop {
-                    let next = queue.lock().ok().and_then(|mut queue| queue.pop_front());
-                    let Some(case) = next else { return };
-                    // The receiver lives as long as this scope.
-                    let _ = to.send(one(&case, context));
-                }
-            });
-        }
-        drop(to);
-        for result in results {
-            report.take(result);
+/// What happens while cases run.
+enum Event {
+    Begun(String),
+    Done(report::Result),
+    /// A worker has no more to do.
+    Idle,
+    Signal(i32),
+}
+
+/// Turns signals that would end us into events: what was found out is said first.
+fn watch_signals(to: Sender<Event>) -> Result<()> {
+    let mut signals =
+        Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot watch for signals")?;
+    thread::spawn(move || {
+        for number in signals.forever() {
+            if to.send(Event::Signal(number)).is_err() {
+                return;
+            }
         }
     });
+    Ok(())
+}
+
+/// Cases under way.
+struct Run {
+    report: Report,
+    step: Step,
+    all: usize,
+    done: usize,
+    running: Vec<String>,
+    begun: Instant,
+}
+
+impl Run {
+    /// Runs cases, some side by side, and reports each when it is done.
+    fn run(
+        &mut self,
+        cases: Vec<Case>,
+        jobs: usize,
+        context: &Context,
+        (to, events): (&Sender<Event>, &Receiver<Event>),
+    ) {
+        let queue = Mutex::new(VecDeque::from(cases));
+        thread::scope(|scope| {
+            for _ in 0..jobs {
+                let (to, queue) = (to.clone(), &queue);
+                scope.spawn(move || {
+                    loop {
+                        let next = queue.lock().ok().and_then(|mut queue| queue.pop_front());
+                        let Some(case) = next else { break };
+                        // The receiver lives as long as this scope.
+                        let _ = to.send(Event::Begun(case.name.clone()));
+                        let _ = to.send(Event::Done(one(&case, context)));
+                    }
+                    let _ = to.send(Event::Idle);
+                });
+            }
+            let mut workers = jobs;
+            while workers > 0
+                && let Ok(event) = events.recv()
+            {
+                match event {
+                    Event::Begun(name) => self.running.push(name),
+                    Event::Done(result) => {
+                        self.done += 1;
+                        self.running.retain(|name| *name != result.name);
+                        if self.report.take(result).is_err() {
+                            leave(NO_READER);
+                        }
+                    }
+                    Event::Idle => workers -= 1,
+                    Event::Signal(number) => self.interrupted(number),
+                }
+                self.step.say(self.running.join(", "));
+                self.step.count(self.done as u64, self.all as u64);
+            }
+        });
+    }
+
+    /// Says what was found out so far, and ends.
+    fn interrupted(&mut self, signal: i32) -> ! {
+        let report = std::mem::replace(&mut self.report, Report::new(false));
+        let rest = Whole::No {
+            of: self.all,
+            running: std::mem::take(&mut self.running),
+        };
+        self.step.clear();
+        // Without a reader there is nobody to tell.
+        let _ = report.close(self.begun.elapsed(), rest);
+        leave(Ending::Signal(signal).exit_code())
+    }
+}
+
+/// Ends at once, with all that cases have started.
+fn leave(status: u8) -> ! {
+    call::end_all();
+    std::process::exit(status.into())
 }
 
 fn one(case: &Case, context: &Context) -> report::Result {

@@ -41,7 +41,7 @@ pub enum Origin {
 }
 
 /// All of them; the first is the default.
-pub const CATALOGUE: [Guest; 5] = [
+pub const CATALOGUE: [Guest; 7] = [
     Guest {
         name: "debian13",
         about: "Debian 13, Linux 6.12, 4K pages",
@@ -64,6 +64,22 @@ pub const CATALOGUE: [Guest; 5] = [
         origin: Origin::Linux {
             release: "bookworm",
             package: "linux-image-arm64",
+        },
+    },
+    Guest {
+        name: "debian-backports",
+        about: "Debian's newest Linux for 13, 4K pages",
+        origin: Origin::Linux {
+            release: "trixie-backports",
+            package: "linux-image-arm64",
+        },
+    },
+    Guest {
+        name: "debian-backports-16k",
+        about: "Debian's newest Linux for 13, 16K pages",
+        origin: Origin::Linux {
+            release: "trixie-backports",
+            package: "linux-image-arm64-16k",
         },
     },
     Guest {

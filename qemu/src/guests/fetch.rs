@@ -2,47 +2,68 @@
 //!
 //! A guest is complete when its file stands in the cache: files are made
 //! beside their place and renamed into it, under a lock of the whole cache.
-//! Nothing is fetched twice, and a cache that came from elsewhere
-//! (`UNDERCROFT_GUESTS`) is used as it is.
+//! Nothing is fetched twice.
+//!
+//! A cache of the user's (`UNDERCROFT_GUESTS`) holds the same: of each guest of
+//! the archive a folder of its name with `Image`, or with the firmware's own file,
+//! and `busybox/busybox`; beside each a file `version`, which nothing needs. What
+//! is there is used as it is, other files do not matter, and what is missing is
+//! put there or, where this user may not write, into the cache under `target/`.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::catalogue::{BUSYBOX_RELEASE, Guest, Origin};
 use crate::setup::apt::{self, Apt};
-use crate::setup::sources;
+use crate::setup::sources::{self, Source};
 use crate::ui::{self, Step};
 use crate::workspace::Workspace;
 
 /// The cache of guests.
 #[derive(Debug)]
 pub struct Cache {
-    dir: PathBuf,
+    /// Where files are looked for, in this order; the last can be written.
+    dirs: Vec<PathBuf>,
     scratch: PathBuf,
 }
 
 impl Cache {
     /// The cache of this workspace; nothing is made yet.
     pub fn of(workspace: &Workspace) -> Self {
+        let theirs = workspace.guests_of_user().map(Path::to_path_buf);
+        let enough = theirs.as_deref().is_some_and(can_be_written);
+        let ours = (!enough).then(|| workspace.guests());
         Self {
-            dir: workspace.guests(),
+            dirs: theirs.into_iter().chain(ours).collect(),
             scratch: workspace.scratch(),
         }
     }
 
-    /// Where the file of a fetched guest stands, whether or not it does.
-    /// A guest of our own has none here.
+    /// Where the file of a fetched guest stands, or would. A guest of our own has
+    /// none here.
     pub fn file(&self, guest: &Guest) -> Option<PathBuf> {
         let name = match guest.origin {
             Origin::Linux { .. } => "Image",
             Origin::Firmware { file, .. } => file.rsplit('/').next()?,
             Origin::Ours { .. } => return None,
         };
-        Some(self.dir.join(guest.name).join(name))
+        Some(self.place(&Path::new(guest.name).join(name)))
+    }
+
+    /// Where this file is, or would be put.
+    fn place(&self, file: &Path) -> PathBuf {
+        let mut places = self.dirs.iter().map(|dir| dir.join(file));
+        let there = places.find(|place| place.is_file());
+        there.unwrap_or_else(|| self.own().join(file))
+    }
+
+    /// The folder that can be written.
+    fn own(&self) -> &Path {
+        self.dirs.last().expect("there is always one")
     }
 
     /// What is in the cache for this guest: a package and its version.
@@ -72,7 +93,8 @@ impl Cache {
                     .split([',', ' '])
                     .find(|word| word.starts_with("linux-image-"))
                     .with_context(|| format!("{package} names no kernel: {depends}"))?;
-                take(&apt, kernel, &file, step, |path| {
+                let kernel = holder(&apt, kernel)?;
+                take(&apt, &kernel, &file, step, |path| {
                     path.starts_with("boot/vmlinuz-")
                         || (path.starts_with("usr/lib/modules/") && path.ends_with("/vmlinuz"))
                 })
@@ -96,7 +118,7 @@ impl Cache {
     /// # Errors
     /// As for [`Cache::kernel`].
     pub fn busybox(&self) -> Result<PathBuf> {
-        let file = self.dir.join("busybox").join("busybox");
+        let file = self.place(Path::new("busybox/busybox"));
         self.ensure(&file, "busybox for the guests' shell", |step| {
             let apt = self.apt(BUSYBOX_RELEASE, step)?;
             take(&apt, "busybox-static", &file, step, |path| {
@@ -117,7 +139,7 @@ impl Cache {
         }
         let folder = file.parent().context("a file of the cache has a folder")?;
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let lock = self.dir.join(".lock");
+        let lock = self.own().join(".lock");
         let lock =
             File::create(&lock).with_context(|| format!("cannot write {}", lock.display()))?;
         lock.lock().context("cannot lock the cache of guests")?;
@@ -140,20 +162,69 @@ impl Cache {
         if !apt::available() {
             bail!("this machine has no apt to fetch Debian's packages with");
         }
-        let Some(mirror) = sources::mirror() else {
-            bail!(
+        let mut failed = None;
+        for mirror in sources::mirrors()? {
+            match self.apt_of(&mirror, release, step) {
+                Ok(apt) => return Ok(apt),
+                // The likeliest comes first: what it says is what matters.
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        Err(failed.unwrap_or_else(|| {
+            anyhow!(
                 "this machine's apt knows no archive of Debian: name one in {}, \
                  and install Debian's keys, debian-archive-keyring",
                 sources::VARIABLE
-            );
-        };
+            )
+        }))
+    }
+
+    fn apt_of(&self, mirror: &Source, release: &str, step: &Step) -> Result<Apt> {
         let mirror = mirror.with_suites(&[release]);
         ui::note("Using", format_args!("{} {release}", mirror.uri));
         let dir = self.scratch.join(format!("apt-{release}"));
-        let apt = Apt::foreign(&dir, &[mirror], "arm64")?;
-        apt.update(false, step)?;
+        let apt = Apt::foreign(&dir, std::slice::from_ref(&mirror), "arm64")?;
+        apt.update(step)?;
+        let releases = apt.releases()?;
+        let other = releases.iter().find(|found| !found.is(release));
+        if let Some(other) = other {
+            bail!(
+                "{} is no archive of Debian's {release}: it says that it is {} {}",
+                mirror.uri,
+                other.origin,
+                other.codename
+            );
+        }
         Ok(apt)
     }
+}
+
+/// Whether this user can put files into a folder, which may not be there yet.
+fn can_be_written(dir: &Path) -> bool {
+    use rustix::fs::{Access, access};
+    if dir.is_dir() {
+        return access(dir, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+    }
+    fs::create_dir_all(dir).is_ok()
+}
+
+/// The package that holds the kernel: `package` itself or, as Debian has it from
+/// Linux 7.0 on, the `linux-binary-` package that it depends on.
+fn holder(apt: &Apt, package: &str) -> Result<String> {
+    for field in ["Pre-Depends", "Depends"] {
+        // A package need not depend on any.
+        let depends = apt.field(package, field).unwrap_or_default();
+        if let Some(binary) = binary_package(&depends) {
+            return Ok(binary.into());
+        }
+    }
+    Ok(package.into())
+}
+
+fn binary_package(depends: &str) -> Option<&str> {
+    depends
+        .split([',', ' ', '|'])
+        .find(|word| word.starts_with("linux-binary-"))
 }
 
 /// Downloads `package`, takes the file that `wanted` picks out of it to `to`
@@ -167,7 +238,7 @@ fn take(
 ) -> Result<String> {
     let version = apt.field(package, "Version")?;
     step.say(format!("{package} {version}"));
-    let (_folder, deb) = apt.download(package, step)?;
+    let deb = apt.download(package, step)?;
     extract(&deb, to, wanted).with_context(|| format!("cannot unpack {package}"))?;
     Ok(format!("{package} {version}"))
 }
@@ -210,6 +281,13 @@ fn pick(tar: impl Read, to: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_may_be_in_a_package_of_its_own() {
+        let depends = "kmod, linux-binary-7.3.4-arm64 (= 7.3.4-1), initramfs-tools | dracut";
+        assert_eq!(binary_package(depends), Some("linux-binary-7.3.4-arm64"));
+        assert_eq!(binary_package("kmod, linux-base (>= 4.3)"), None);
+    }
 
     #[test]
     fn the_wanted_file_is_taken_and_a_missing_one_told() {

@@ -20,8 +20,8 @@ pub enum Task {
     Shell,
     /// Run a command and tell its output and status.
     Command {
-        /// What `sh -c` gets.
-        command: String,
+        /// A script of the shell's, of any size.
+        command: Vec<u8>,
         /// The mark around its output.
         mark: String,
     },
@@ -57,7 +57,7 @@ pub fn build(busybox: &Path, name: &str, task: &Task) -> Result<Vec<u8>> {
     archive.file("undercroft/name", name.as_bytes())?;
     archive.file("undercroft/terminal", terminal(task).as_bytes())?;
     if let Task::Command { command, mark } = task {
-        archive.file("undercroft/command", command.as_bytes())?;
+        archive.file("undercroft/command", command)?;
         archive.file("undercroft/mark", mark.as_bytes())?;
     }
     archive.finish()

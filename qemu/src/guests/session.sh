@@ -12,13 +12,17 @@ if [ -f /undercroft/command ]; then
     # what was said before has left, so that no line of it cuts the mark; then
     # bytes pass unchanged.
     dmesg -n 1
+    # A kernel that dies resets the guest at once, which ends the run.
+    echo -1 >/proc/sys/kernel/panic
     stty -opost -echo
     printf '\n%s begin\n' "$(cat /undercroft/mark)"
-    sh -c "$(cat /undercroft/command)" </dev/null 2>&1
+    # Read from its file: an argument would be limited to 128 KiB.
+    sh -c '. /undercroft/command' </dev/null 2>&1
     status=$?
     printf '%s end %d\n' "$(cat /undercroft/mark)" $status
 else
     [ -z "$rows" ] || stty rows "$rows" cols "$cols"
+    echo "A shell in guest $(cat /undercroft/name): \`poweroff\` ends it, Ctrl-a x leaves QEMU."
     sh -l
 fi
 # Waits until all has been said, and keeps the kernel from a last word.

@@ -49,7 +49,7 @@ pub struct Machine {
 /// Where the ends of the first UART are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Console {
-    /// A terminal, with QEMU's monitor behind Ctrl-a.
+    /// A person's, with QEMU's monitor behind Ctrl-a.
     Terminal,
     /// Standard input and output as they are.
     Pipes,
@@ -117,7 +117,7 @@ impl Machine {
                     add(&["-serial", "chardev:log"]);
                 }
                 add(&["-chardev", &format!("socket,id=monitor,fd={monitor}")]);
-                add(&["-mon", "chardev=monitor,mode=readline"]);
+                add(&["-qmp", "chardev:monitor"]);
             }
         }
         if let Some(port) = self.gdb {

@@ -9,6 +9,7 @@ use rmi::end::Token;
 use super::ending::{self, Ending, Said};
 use super::session::{Event, Session};
 use crate::machine::virt::{Console, Machine};
+use crate::ui;
 
 /// A machine whose words are kept.
 #[derive(Debug)]
@@ -168,7 +169,12 @@ impl Capture {
                 self.log.push(line);
             }
             Event::Qemu(line) => self.log.push(line),
-            Event::Signal(_) | Event::Closed => {}
+            Event::Signal(_)
+            | Event::Told
+            | Event::Reset
+            | Event::Deaf
+            | Event::Drained
+            | Event::Closed => {}
         }
     }
 
@@ -181,7 +187,7 @@ impl Capture {
             text += &format!("{line}\n");
         }
         for line in &console[console.len().saturating_sub(20)..] {
-            text += &format!("  | {}\n", line.trim_end());
+            text += &format!("  | {}\n", ui::plain(line).trim_end());
         }
         text
     }

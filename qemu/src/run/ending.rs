@@ -13,12 +13,17 @@ use anyhow::{Context as _, Result};
 use rmi::end::{End, How, Token};
 use rmi::text::plain;
 
+use super::options::Level;
 use crate::ui;
 
 /// Exit status when the time was over, as `timeout` has it.
 pub const TIMED_OUT: u8 = 124;
 /// Exit status when Undercroft or the machine failed, not the guest's command.
 pub const FAILED: u8 = 125;
+
+/// Exit status when standard output has no reader any more, as a shell shows
+/// SIGPIPE.
+pub const NO_READER: u8 = 128 + 13;
 
 /// Why a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,16 +42,41 @@ pub enum Ending {
     TimedOut(Duration),
     /// The user or another process ended us by this signal.
     Signal(i32),
+    /// The user left it at its terminal.
+    Left,
+    /// Nobody reads what the guest's command says any more.
+    NoReader,
+    /// The guest ended before its command had.
+    Cut(Cut),
+}
+
+/// How a guest's command came to no end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest was reset.
+    Reset,
+    /// The guest powered off and its console has said nothing at all.
+    Silent,
 }
 
 impl Ending {
-    /// What the runner's own exit status is, unless a command's is told.
+    /// What the runner's own exit status is, unless a command's is told: a
+    /// command can end with any, so those of a failure are few.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Status(status) => *status,
+            Self::Status(0) | Self::Left => 0,
+            Self::NoReader => NO_READER,
             Self::TimedOut(_) => TIMED_OUT,
             Self::Signal(number) => 128u8.saturating_add(u8::try_from(*number).unwrap_or(0)),
-            Self::Panic | Self::Unsaid | Self::Qemu(_) | Self::GuestPanic => FAILED,
+            // A status of the machine's is not one of a command's.
+            Self::Status(_)
+            | Self::Panic
+            | Self::Unsaid
+            | Self::Qemu(_)
+            | Self::GuestPanic
+            | Self::Cut(_) => FAILED,
         }
     }
 
@@ -68,6 +98,15 @@ impl fmt::Display for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status(0) => write!(f, "every guest powered off"),
+            // `host-loader`'s `life::end`.
+            Self::Status(1) => write!(
+                f,
+                "a guest was stopped (status 1); Undercroft's log says above which, and why"
+            ),
+            Self::Status(2) => write!(
+                f,
+                "a guest could not be started (status 2); Undercroft's log says above why"
+            ),
             Self::Status(status) => write!(f, "the machine ended with status {status}"),
             Self::Panic => write!(f, "Undercroft failed: its report stands in the log above"),
             Self::Unsaid => write!(
@@ -79,6 +118,19 @@ impl fmt::Display for Ending {
             Self::GuestPanic => write!(f, "the guest's kernel panicked"),
             Self::TimedOut(after) => write!(f, "not done after {}", ui::seconds(*after)),
             Self::Signal(number) => write!(f, "ended by signal {number}"),
+            Self::Left => write!(f, "left"),
+            Self::NoReader => write!(f, "nobody reads standard output any more"),
+            Self::Cut(Cut::PoweredOff) => {
+                write!(f, "the guest powered off before its command had ended")
+            }
+            Self::Cut(Cut::Reset) => {
+                write!(f, "the guest was reset before its command had ended")
+            }
+            Self::Cut(Cut::Silent) => write!(
+                f,
+                "the guest ended without a word on its console: perhaps its kernel expects \
+                 to be loaded elsewhere, or another console"
+            ),
         }
     }
 }
@@ -115,6 +167,15 @@ pub fn shown(line: &str) -> String {
 /// The text of a line of the log, behind `[   1.234567] hyp  INFO  `, or
 /// `None` when the line is not one of the log.
 pub fn message(line: &str) -> Option<&str> {
+    parts(line).map(|(_, text)| text)
+}
+
+/// The level of a line of the log.
+pub fn level(line: &str) -> Option<Level> {
+    parts(line).map(|(level, _)| level)
+}
+
+fn parts(line: &str) -> Option<(Level, &str)> {
     let (time, rest) = line.trim_start().strip_prefix('[')?.split_once(']')?;
     let (whole, fraction) = time.trim().split_once('.')?;
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -126,8 +187,15 @@ pub fn message(line: &str) -> Option<&str> {
         return None;
     }
     let (level, text) = rest.trim_start().split_once(' ')?;
-    let known = ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"].contains(&level);
-    known.then(|| text.trim())
+    let known = [
+        ("ERROR", Level::Error),
+        ("WARN", Level::Warn),
+        ("INFO", Level::Info),
+        ("DEBUG", Level::Debug),
+        ("TRACE", Level::Trace),
+    ];
+    let (_, level) = known.iter().find(|(name, _)| *name == level)?;
+    Some((*level, text.trim()))
 }
 
 /// The last word that a line holds, if it does. With a token that is enough: a
@@ -256,7 +324,13 @@ mod tests {
     fn only_success_is_success() {
         for (ending, code) in [
             (Ending::Status(0), 0),
-            (Ending::Status(9), 9),
+            (Ending::Status(1), FAILED),
+            (Ending::Status(9), FAILED),
+            (Ending::Left, 0),
+            (Ending::NoReader, 141),
+            (Ending::Cut(Cut::PoweredOff), FAILED),
+            (Ending::Cut(Cut::Reset), FAILED),
+            (Ending::Cut(Cut::Silent), FAILED),
             (Ending::Panic, FAILED),
             (Ending::Unsaid, FAILED),
             (Ending::GuestPanic, FAILED),

@@ -42,13 +42,20 @@ pub fn tell(machine: &Machine, image: &Image, guests: &Guests) {
         "Waiting",
         format_args!("for a debugger on port {port}; start it with"),
     );
-    eprintln!("\n{line}\n");
-    eprintln!("hyp is at {address:#x}; break there with `hbreak *{address:#x}`.");
+    ui::say(format_args!("\n{line}\n"));
+    ui::say(format_args!(
+        "hyp is at {address:#x}; break there with `hbreak *{address:#x}`."
+    ));
     match &image.host {
-        Some(_) if fits => eprintln!("host-loader is at {RAM_BASE:#x}, as the log will confirm."),
+        Some(_) if fits => ui::say(format_args!(
+            "host-loader is at {RAM_BASE:#x}, as the log will confirm."
+        )),
         Some(host) => {
-            eprintln!("host-loader is where the log says `host at ADDRESS`; then, in gdb:");
-            eprintln!("  add-symbol-file {} -o ADDRESS", host.display());
+            ui::say("host-loader is where the log says `host at ADDRESS`; then, in gdb:");
+            ui::say(format_args!(
+                "  add-symbol-file {} -o ADDRESS",
+                host.display()
+            ));
         }
         None => {}
     }
@@ -58,9 +65,9 @@ pub fn tell(machine: &Machine, image: &Image, guests: &Guests) {
             || "its kernel's place is its format's to say".into(),
             |offset| format!("kernel at {:#x}", GUEST_RAM_BASE + QEMU_KEEPS + offset),
         );
-        eprintln!(
+        ui::say(format_args!(
             "guest {}: RAM from IPA {GUEST_RAM_BASE:#x}, {kernel}.",
             guest.name
-        );
+        ));
     }
 }

@@ -19,7 +19,12 @@ enum State {
     Within,
     Status,
     Done(u8),
+    /// The mark that begins output came again: the guest has started anew.
+    Again,
 }
+
+/// A status is a number of three digits; what goes on for longer is none.
+const LONGEST_STATUS: usize = 8;
 
 impl Scanner {
     /// Awaits output between lines that begin with `mark`.
@@ -49,29 +54,38 @@ impl Scanner {
                         return output;
                     }
                 },
-                State::Within => match find(&self.held, &self.end) {
-                    Some(at) => {
+                State::Within => match (find(&self.held, &self.end), find(&self.held, &self.begin))
+                {
+                    (Some(at), again) if again.is_none_or(|again| at < again) => {
                         output.extend(&self.held[..at]);
                         self.held.drain(..at + self.end.len());
                         self.state = State::Status;
                     }
-                    None => {
-                        let keep = possible(&self.held, &self.end);
+                    (_, Some(again)) => {
+                        output.extend(&self.held[..again]);
+                        self.state = State::Again;
+                    }
+                    (_, None) => {
+                        let keep =
+                            possible(&self.held, &self.end).max(possible(&self.held, &self.begin));
                         let sure = self.held.len() - keep;
                         output.extend(self.held.drain(..sure));
                         return output;
                     }
                 },
                 State::Status => {
-                    let Some(at) = self.held.iter().position(|b| *b == b'\n') else {
-                        return output;
+                    let end = self.held.iter().position(|b| *b == b'\n');
+                    let at = match end {
+                        Some(at) => at,
+                        None if self.held.len() > LONGEST_STATUS => self.held.len(),
+                        None => return output,
                     };
                     let text = String::from_utf8_lossy(&self.held[..at]).into_owned();
                     // A status that cannot be read is a failure, never success.
                     self.state = State::Done(text.trim().parse().unwrap_or(u8::MAX));
                     self.held.clear();
                 }
-                State::Done(_) => {
+                State::Done(_) | State::Again => {
                     self.held.clear();
                     return output;
                 }
@@ -82,6 +96,11 @@ impl Scanner {
     /// Whether the command has begun.
     pub fn begun(&self) -> bool {
         self.state != State::Before
+    }
+
+    /// Whether the guest began anew before the command had ended.
+    pub fn began_again(&self) -> bool {
+        self.state == State::Again
     }
 
     /// The command's exit status, once it is known.
@@ -151,6 +170,29 @@ mod tests {
         assert_eq!(scanner.feed(b"M begin\nabcM e"), b"abc");
         assert_eq!(scanner.rest(), b"M e");
         assert_eq!(scanner.status(), None);
+    }
+
+    #[test]
+    fn a_guest_that_begins_anew_is_told_and_its_mark_is_no_output() {
+        let console = b"M begin\nabc\nreboot: x\nM begin\nabc\nM end 0\n";
+        for chunk in 1..console.len() {
+            let mut scanner = Scanner::new("M");
+            let mut output = Vec::new();
+            for part in console.chunks(chunk) {
+                output.extend(scanner.feed(part));
+            }
+            output.extend(scanner.rest());
+            assert_eq!(output, b"abc\nreboot: x\n", "chunks of {chunk}");
+            assert!(scanner.began_again());
+            assert_eq!(scanner.status(), None);
+        }
+    }
+
+    #[test]
+    fn a_status_without_an_end_is_not_waited_for() {
+        let mut scanner = Scanner::new("M");
+        scanner.feed(&[b"M begin\nM end ".as_slice(), &[b'7'; 5000]].concat());
+        assert_eq!(scanner.status(), Some(255));
     }
 
     #[test]

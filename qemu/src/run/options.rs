@@ -3,11 +3,17 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, ValueHint};
 
 use crate::config::Mode;
 use crate::machine::virt::DEFAULT_CPU;
 use crate::size::Size;
+
+/// The groups of options in the help.
+const WHAT: &str = "What to boot";
+const MACHINE: &str = "The guest and its machine";
+const HOW: &str = "What to do with it";
+const SAYS: &str = "What is said";
 
 /// What to boot.
 #[derive(Args, Clone, Debug)]
@@ -15,46 +21,56 @@ pub struct Boot {
     /// A guest of the catalogue: see `cargo qemu guests`
     #[arg(long, value_name = "NAME", default_value = "debian13")]
     #[arg(conflicts_with_all = ["kernel", "guests", "bundle"])]
+    #[arg(help_heading = WHAT)]
     pub guest: String,
 
     /// A kernel of your own: arm64 Image, gzip, EFI zboot, ELF or raw binary
     #[arg(long, value_name = "FILE", conflicts_with_all = ["guests", "bundle"])]
+    #[arg(help_heading = WHAT, value_hint = ValueHint::FilePath)]
     pub kernel: Option<PathBuf>,
 
     /// Its initial RAM disk; without, a Linux gets one with a busybox shell
     /// (`none`: it gets none)
     #[arg(long, value_name = "FILE", requires = "kernel")]
+    #[arg(help_heading = WHAT, value_hint = ValueHint::FilePath)]
     pub initrd: Option<PathBuf>,
 
     /// The kernel's command line, or what is added to a catalogue guest's
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     #[arg(conflicts_with_all = ["guests", "bundle"])]
+    #[arg(help_heading = WHAT)]
     pub append: Option<String>,
 
     /// Guests of your own configuration, a guests.toml
     #[arg(long, value_name = "FILE", conflicts_with = "bundle")]
+    #[arg(help_heading = WHAT, value_hint = ValueHint::FilePath)]
     pub guests: Option<PathBuf>,
 
     /// A bundle made before, as it is (`none`: boot without one)
     #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = WHAT, value_hint = ValueHint::FilePath)]
     pub bundle: Option<PathBuf>,
 
     /// CPUs of the guest, and of the machine
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512))]
+    #[arg(help_heading = MACHINE)]
     pub smp: Option<u32>,
 
     /// Memory of the guest
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     #[arg(conflicts_with_all = ["guests", "bundle"])]
+    #[arg(help_heading = MACHINE)]
     pub memory: Size,
 
     /// Memory of the whole machine, instead of what the guests need
     #[arg(long, value_name = "SIZE")]
+    #[arg(help_heading = MACHINE)]
     pub ram: Option<Size>,
 
     /// How the guest's memory stands towards the host
     #[arg(long, value_enum, default_value = "plain")]
     #[arg(conflicts_with_all = ["guests", "bundle"])]
+    #[arg(help_heading = MACHINE)]
     pub mode: Mode,
 
     /// Stop a guest that accesses what it does not have
@@ -63,14 +79,17 @@ pub struct Boot {
 
     /// Granule of Undercroft's own translation tables
     #[arg(long, value_enum, default_value = "4k")]
+    #[arg(help_heading = MACHINE)]
     pub granule: Granule,
 
     /// How much Undercroft logs
     #[arg(long, value_enum, value_name = "LEVEL", default_value = "info")]
+    #[arg(help_heading = SAYS)]
     pub log: Level,
 
     /// An image built before, instead of building one
     #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = WHAT, value_hint = ValueHint::FilePath)]
     pub image: Option<PathBuf>,
 }
 
@@ -82,6 +101,7 @@ pub struct Run {
 
     /// The CPU, as QEMU calls it
     #[arg(long, value_name = "NAME", default_value = DEFAULT_CPU)]
+    #[arg(help_heading = MACHINE)]
     pub cpu: String,
 
     /// Run CMD in the guest's shell instead of leaving you there; its output
@@ -92,39 +112,48 @@ pub struct Run {
         allow_hyphen_values = true,
         conflicts_with = "bundle"
     )]
+    #[arg(help_heading = HOW)]
     pub exec: Option<String>,
 
     /// End the machine after this many seconds (0: never) [default: 300, or
     /// never at a terminal]
     #[arg(long, value_name = "SECONDS", overrides_with = "timeout")]
+    #[arg(help_heading = HOW)]
     pub timeout: Option<u64>,
 
     /// Wait for a debugger, and print the line that starts one
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "1234")]
+    #[arg(help_heading = HOW)]
     pub gdb: Option<u16>,
 
     /// Keep the log on the guest's console, as QEMU before 9.1 must
     #[arg(long)]
+    #[arg(help_heading = SAYS)]
     pub one_uart: bool,
 
     /// Print the QEMU command instead of running it
     #[arg(long)]
+    #[arg(help_heading = HOW)]
     pub dry_run: bool,
 
     /// Boot the guest on QEMU itself, without Undercroft, to compare
     #[arg(long, conflicts_with_all = ["guests", "bundle", "image", "gdb"])]
+    #[arg(help_heading = HOW)]
     pub bare: bool,
 
     /// Show the guest's boot messages on standard error with --exec, too
     #[arg(long, short)]
+    #[arg(help_heading = SAYS)]
     pub verbose: bool,
 
     /// Say nothing but what the guest and Undercroft say
     #[arg(long, short)]
+    #[arg(help_heading = SAYS)]
     pub quiet: bool,
 
     /// Passed to QEMU
     #[arg(last = true, value_name = "QEMU ARGUMENTS")]
+    #[arg(help_heading = HOW)]
     pub extra: Vec<OsString>,
 }
 
@@ -142,8 +171,8 @@ pub enum Granule {
     K64,
 }
 
-/// A level of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+/// A level of the log; later ones hold the earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Level {
     /// What failed
     Error,
@@ -158,15 +187,15 @@ pub enum Level {
 }
 
 impl Boot {
-    /// The boot arguments of the image.
-    pub fn bootargs(&self, log_uart: bool) -> String {
+    /// The boot arguments of the image, which is to log at `level`.
+    pub fn bootargs(&self, log_uart: bool, level: Level) -> String {
         let name = |value: Option<clap::builder::PossibleValue>| {
             value.map_or_else(String::new, |value| value.get_name().to_string())
         };
         let mut text = format!(
             "undercroft.granule={} undercroft.loglevel={}",
             name(self.granule.to_possible_value()),
-            name(self.log.to_possible_value())
+            name(level.to_possible_value())
         );
         if log_uart {
             text += " undercroft.log=serial1";

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::ending;
-use super::options::{Boot, Run};
+use super::options::{Boot, Level, Run};
 use crate::build::{self, Image};
 use crate::bundle;
-use crate::config::{self, Guest};
+use crate::config::{self, Guest, Place};
 use crate::guests::catalogue::{self, Origin};
 use crate::guests::fetch::Cache;
 use crate::guests::initrd::{self, Task};
@@ -23,9 +23,6 @@ use crate::workspace::Workspace;
 
 /// RAM beside the guests': for EL2, the host and the tables of both.
 const OVERHEAD: Size = Size::mib(256);
-
-/// The most CPUs that a guest has: what EL2 has indices for.
-const MAX_VCPUS: u32 = 64;
 
 /// The word that asks for no file.
 const NONE: &str = "none";
@@ -53,8 +50,20 @@ pub struct Guests {
     pub bundle: Option<Option<PathBuf>>,
     /// Where the guests' console goes.
     pub style: Style,
+    /// Where each guest's settings stand, if in a file of the user's.
+    pub places: Vec<Place>,
     /// The only guest is a firmware, which QEMU itself boots from flash.
     pub firmware: bool,
+}
+
+impl Guests {
+    /// The guest whose console is the machine's: the one that says so, else the
+    /// first, unless it says that it is not.
+    pub fn console_owner(&self) -> Option<&Guest> {
+        let asks = |guest: &&Guest| guest.console == Some(true);
+        let first = || self.list.first().filter(|first| first.console.is_none());
+        self.list.iter().find(asks).or_else(first)
+    }
 }
 
 /// What decides the style of a run.
@@ -98,11 +107,12 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             list: Vec::new(),
             bundle: Some(bundle),
             style: as_they_are(shell)?,
+            places: Vec::new(),
             firmware: false,
         });
     }
     if let Some(file) = &boot.guests {
-        let mut list = config::read(file)?;
+        let (mut list, places) = config::read(file)?;
         for guest in &mut list {
             guest.strict |= boot.strict;
         }
@@ -110,12 +120,11 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             list,
             bundle: None,
             style: as_they_are(shell)?,
+            places,
             firmware: false,
         });
     }
-    if let Some(smp) = boot.smp.filter(|smp| *smp > MAX_VCPUS) {
-        bail!("--smp {smp}: a guest has at most {MAX_VCPUS} CPUs");
-    }
+    config::check_memory(boot.memory).with_context(|| format!("--memory {}", boot.memory))?;
     let wants = Wants::of(workspace, boot, shell)?;
     let cache = Cache::of(workspace);
     let (initrd, style) = match wants.initrd {
@@ -150,6 +159,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
     .filter(|text| !text.is_empty())
     .collect::<Vec<_>>()
     .join(" ");
+    config::check_cmdline(&cmdline).context("--append")?;
     Ok(Guests {
         list: vec![Guest {
             name: wants.name,
@@ -165,6 +175,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
         }],
         bundle: None,
         style,
+        places: Vec::new(),
         firmware: wants.firmware,
     })
 }
@@ -200,13 +211,14 @@ impl<'a> Wants<'a> {
         if read == 0 {
             bail!("--kernel: {} is empty", kernel.display());
         }
+        let is_linux = is_linux(&head);
         let initrd = match &boot.initrd {
             Some(file) if file.as_os_str() == NONE => Initrd::None,
-            Some(file) if !file.is_file() => {
-                bail!("--initrd: there is no file {}", file.display())
+            Some(file) => {
+                config::check_file(file).context("--initrd")?;
+                Initrd::Theirs(file.clone())
             }
-            Some(file) => Initrd::Theirs(file.clone()),
-            None if is_linux(&head) => {
+            None if is_linux => {
                 ui::note(
                     "Adding",
                     "an initial RAM disk with busybox (--initrd none: none)",
@@ -215,13 +227,17 @@ impl<'a> Wants<'a> {
             }
             None => Initrd::None,
         };
-        let linux = !matches!(initrd, Initrd::None);
+        if let (Shell::Command(_), Initrd::Theirs(_), false) = (shell, &initrd, is_linux) {
+            as_they_are(shell)?;
+        }
+        // What is no Linux may mean anything by its command line.
+        let ours = is_linux && !matches!(initrd, Initrd::None) && append.is_none();
         Ok(Self {
             name: "guest".into(),
             kernel: kernel.clone(),
             initrd,
-            cmdline: (linux && append.is_none()).then(|| "console=ttyAMA0".to_string()),
-            ours: append.is_none(),
+            cmdline: ours.then(|| "console=ttyAMA0".to_string()),
+            ours,
             firmware: false,
             append,
         })
@@ -280,15 +296,15 @@ fn as_they_are(shell: &Shell) -> Result<Style> {
 fn task(shell: &Shell) -> Result<(Task, Style)> {
     let command = match shell {
         Shell::Interactive => return Ok((Task::Shell, Style::Terminal)),
-        Shell::Command(command) => command.clone(),
+        Shell::Command(command) => command.clone().into_bytes(),
         Shell::Script => {
             ui::note(
                 "Reading",
                 "the guest's shell script from standard input (no terminal)",
             );
-            let mut script = String::new();
+            let mut script = Vec::new();
             std::io::stdin()
-                .read_to_string(&mut script)
+                .read_to_end(&mut script)
                 .context("cannot read the shell script on standard input")?;
             script
         }
@@ -316,18 +332,22 @@ pub fn machine(
     folder: &Path,
 ) -> Result<Machine> {
     let log_uart = Machine::can_have_log_uart(&qemu) && !options.one_uart;
-    let most = guests.list.iter().max_by_key(|guest| guest.vcpus);
-    let cpus = options
-        .boot
-        .smp
-        .unwrap_or_else(|| most.map_or(1, |guest| guest.vcpus));
-    if let Some(guest) = most.filter(|guest| guest.vcpus > cpus) {
-        bail!(
-            "guest `{}` wants {} vCPUs and the machine has {cpus} CPUs: give it \
-             more with --smp",
-            guest.name,
-            guest.vcpus
-        );
+    let most = guests.list.iter().map(|guest| guest.vcpus).max();
+    let cpus = options.boot.smp.or(most).unwrap_or(1);
+    for (index, guest) in guests.list.iter().enumerate() {
+        let place = guests.places.get(index);
+        if let Err(error) = config::check_vcpus(guest.vcpus) {
+            bail!("--smp {cpus}: {error}");
+        }
+        if guest.vcpus > cpus {
+            bail!(
+                "{}guest `{}` wants {} vCPUs and the machine has {cpus} CPUs: give it \
+                 more with --smp",
+                at(place.map(|place| &place.vcpus)),
+                guest.name,
+                guest.vcpus
+            );
+        }
     }
     let (initrd, packed) = match &guests.bundle {
         Some(bundle) => {
@@ -344,7 +364,13 @@ pub fn machine(
             )
         }
     };
-    let ram = ram(options, &guests.list, packed)?;
+    let ram = ram(options, guests, packed)?;
+    // What a machine that is watched says of resets and of its last exits, we
+    // need; what of it is shown is the user's choice.
+    let level = match options.dry_run {
+        true => options.boot.log,
+        false => options.boot.log.max(Level::Info),
+    };
     Ok(Machine {
         qemu,
         cpu: options.cpu.clone(),
@@ -352,7 +378,7 @@ pub fn machine(
         ram,
         kernel: Some(image.file.clone()),
         initrd,
-        append: options.boot.bootargs(log_uart),
+        append: options.boot.bootargs(log_uart, level),
         end: Some(ending::token()?),
         el2: true,
         log_uart,
@@ -361,17 +387,24 @@ pub fn machine(
     })
 }
 
+/// A place in a file of the user's, to begin a message with.
+fn at(place: Option<&String>) -> String {
+    place.map_or_else(String::new, |place| format!("{place}: "))
+}
+
 /// As much RAM as the guests need, or what the user says, if they fit.
-fn ram(options: &Run, guests: &[Guest], bundle: u64) -> Result<Size> {
-    let sum: u64 = guests
+fn ram(options: &Run, guests: &Guests, bundle: u64) -> Result<Size> {
+    let (list, places) = (&guests.list, &guests.places);
+    let sum: u64 = list
         .iter()
         .try_fold(0u64, |sum, guest| sum.checked_add(guest.memory.bytes()))
         .context("the guests' memory is more than any machine has")?;
     if let Some(ram) = options.boot.ram {
-        if let Some(guest) = guests.iter().find(|guest| guest.memory >= ram) {
+        if let Some((index, guest)) = list.iter().enumerate().find(|(_, g)| g.memory >= ram) {
             bail!(
-                "guest `{}` wants {} of memory and the machine has {ram}: give \
+                "{}guest `{}` wants {} of memory and the machine has {ram}: give \
                  it less, or the machine more with --ram",
+                at(places.get(index).map(|place| &place.memory)),
                 guest.name,
                 guest.memory
             );
@@ -384,7 +417,7 @@ fn ram(options: &Run, guests: &[Guest], bundle: u64) -> Result<Size> {
         }
         return Ok(ram);
     }
-    let sum = if guests.is_empty() {
+    let sum = if list.is_empty() {
         options.boot.memory.bytes()
     } else {
         sum

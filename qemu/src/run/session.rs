@@ -9,14 +9,17 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use command_fds::{CommandFdExt, FdMapping};
 
 use super::one_uart::{Part, Splitter};
+use super::outlet::{Room, Taken};
+use super::qmp::{self, Cpus, Qmp, Start};
 use crate::child::end_with_us;
 use crate::machine::virt::{Console, Control, Machine};
 
@@ -39,8 +42,33 @@ pub enum Event {
     Qemu(String),
     /// A signal to the runner.
     Signal(i32),
+    /// QEMU ends because it was told to, for instance by Ctrl-a x.
+    Told,
+    /// QEMU ends because what runs on the machine has reset it.
+    Reset,
+    /// Standard output has no reader any more.
+    Deaf,
+    /// All that was to be written has been.
+    Drained,
     /// QEMU has closed one of its outputs; there are as many as readers.
     Closed,
+}
+
+/// An event, and the room that its bytes take until they are written.
+#[derive(Debug)]
+pub struct Sent {
+    /// The event.
+    pub event: Event,
+    taken: Taken,
+}
+
+impl From<Event> for Sent {
+    fn from(event: Event) -> Self {
+        Self {
+            event,
+            taken: Taken::default(),
+        }
+    }
 }
 
 /// A machine that runs.
@@ -48,9 +76,12 @@ pub struct Session {
     child: Child,
     stdin: Option<ChildStdin>,
     log: Option<UnixStream>,
-    monitor: UnixStream,
-    events: Receiver<Event>,
-    sender: Sender<Event>,
+    qmp: Qmp,
+    events: Receiver<Sent>,
+    sender: Sender<Sent>,
+    room: Arc<Room>,
+    /// Of the event that was taken last.
+    taken: Taken,
     readers: usize,
     begun: Instant,
 }
@@ -69,6 +100,25 @@ impl Session {
     /// # Errors
     /// When QEMU cannot be started.
     pub fn start(machine: &Machine, console: Console) -> Result<Self> {
+        Self::begin(machine, console, &[])
+    }
+
+    /// Starts the machine, unless its CPUs begin where they cannot run what is on
+    /// it.
+    ///
+    /// # Errors
+    /// When QEMU cannot be started, or its CPUs are not of the right kind.
+    pub fn start_checked(machine: &Machine, console: Console) -> Result<Self> {
+        let mut session = Self::begin(machine, console, &["-S"])?;
+        let registers = session.qmp.registers(Cpus::First, None);
+        check(qmp::start(&registers), machine)?;
+        if machine.gdb.is_none() {
+            session.qmp.go();
+        }
+        Ok(session)
+    }
+
+    fn begin(machine: &Machine, console: Console, arguments: &[&str]) -> Result<Self> {
         let (log, log_of_qemu) = UnixStream::pair().context("cannot make a socket")?;
         let (monitor, monitor_of_qemu) = UnixStream::pair().context("cannot make a socket")?;
         let control = Control::Sockets {
@@ -77,11 +127,11 @@ impl Session {
         };
         let mut command = Command::new(&machine.qemu.program);
         command.args(machine.arguments(console, control));
-        if console == Console::Pipes {
-            command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        }
-        command.stderr(Stdio::piped());
+        command.args(arguments);
         command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .fd_mappings(vec![
                 FdMapping {
                     parent_fd: OwnedFd::from(log_of_qemu),
@@ -101,12 +151,15 @@ impl Session {
         drop(command);
 
         let (sender, events) = mpsc::channel();
+        let (qmp, listener) = qmp::open(monitor)?;
         let mut session = Self {
             stdin: child.stdin.take(),
             log: None,
-            monitor,
+            qmp,
             events,
             sender,
+            room: Arc::default(),
+            taken: Taken::default(),
             readers: 0,
             begun: Instant::now(),
             child,
@@ -126,21 +179,34 @@ impl Session {
             session.log = Some(log.try_clone().context("cannot copy a socket")?);
             session.reader(move |to| read_lines(log, to, Event::Log));
         }
+        session.reader(move |to| {
+            listener.listen(|name, data| {
+                let event = match (name, data["reason"].as_str()) {
+                    ("SHUTDOWN", Some("host-qmp-quit" | "host-ui")) => Event::Told,
+                    ("SHUTDOWN", Some("guest-reset")) => Event::Reset,
+                    _ => return,
+                };
+                to.send(event, 0);
+            });
+        });
+        session.qmp.begin();
         Ok(session)
     }
 
-    fn reader(&mut self, read: impl FnOnce(&Sender<Event>) + Send + 'static) {
+    fn reader(&mut self, read: impl FnOnce(&Way) + Send + 'static) {
         self.readers += 1;
-        let to = self.sender.clone();
+        let way = Way {
+            to: self.sender.clone(),
+            room: self.room.clone(),
+        };
         thread::spawn(move || {
-            read(&to);
-            // A session that is gone needs no word of it.
-            let _ = to.send(Event::Closed);
+            read(&way);
+            way.send(Event::Closed, 0);
         });
     }
 
     /// Through which others report events, such as signals.
-    pub fn sender(&self) -> Sender<Event> {
+    pub fn sender(&self) -> Sender<Sent> {
         self.sender.clone()
     }
 
@@ -153,24 +219,40 @@ impl Session {
     /// QEMU has closed everything.
     pub fn next(&mut self, deadline: Option<Instant>) -> Option<Event> {
         while self.readers > 0 {
-            let event = match deadline {
-                None => self.events.recv().ok()?,
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    match self.events.recv_timeout(left) {
-                        Ok(event) => event,
-                        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                            return None;
-                        }
-                    }
-                }
-            };
-            match event {
+            match self.receive(deadline)? {
                 Event::Closed => self.readers -= 1,
                 event => return Some(event),
             }
         }
         None
+    }
+
+    /// As [`Session::next`], after QEMU has closed everything.
+    pub fn next_after_end(&mut self, deadline: Option<Instant>) -> Option<Event> {
+        self.receive(deadline)
+    }
+
+    fn receive(&mut self, deadline: Option<Instant>) -> Option<Event> {
+        self.taken = Taken::default();
+        let sent = match deadline {
+            None => self.events.recv().ok()?,
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                match self.events.recv_timeout(left) {
+                    Ok(sent) => sent,
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                        return None;
+                    }
+                }
+            }
+        };
+        self.taken = sent.taken;
+        Some(sent.event)
+    }
+
+    /// The room that the last event's bytes take: whoever keeps them keeps it.
+    pub fn taken(&mut self) -> Taken {
+        std::mem::take(&mut self.taken)
     }
 
     /// Whether QEMU has closed everything, and no event will come.
@@ -211,25 +293,8 @@ impl Session {
 
     /// Asks QEMU's monitor for the registers of all CPUs.
     pub fn registers(&mut self) -> String {
-        self.monitor(b"info registers -a\n")
-    }
-
-    fn monitor(&mut self, command: &[u8]) -> String {
-        let mut text = Vec::new();
         // A monitor that does not answer is not waited for for long.
-        let patience = Some(Duration::from_millis(500));
-        let asked = self
-            .monitor
-            .set_read_timeout(patience)
-            .and_then(|()| self.monitor.write_all(command));
-        let mut buffer = [0; 4096];
-        while asked.is_ok() && text.len() < 1 << 20 {
-            match self.monitor.read(&mut buffer) {
-                Ok(0) | Err(_) => break,
-                Ok(count) => text.extend(&buffer[..count]),
-            }
-        }
-        String::from_utf8_lossy(&text).into_owned()
+        self.qmp.registers(Cpus::All, Some(Duration::from_secs(2)))
     }
 
     /// Has QEMU killed as if somebody else had done it.
@@ -267,15 +332,53 @@ impl Drop for Session {
     }
 }
 
-fn read_console(mut from: impl Read, to: &Sender<Event>, mut splitter: Splitter) {
+/// Refuses CPUs that cannot run what is on the machine.
+fn check(start: Start, machine: &Machine) -> Result<()> {
+    match (start, machine.el2) {
+        (Start::Aarch32, _) => bail!(
+            "--cpu {}: it has no AArch64 to run 64-bit code in: take one that has, such as \
+             max, cortex-a72 or neoverse-n1",
+            machine.cpu
+        ),
+        (Start::Level(level @ (0 | 1)), true) => bail!(
+            "--cpu {}: it starts at EL{level}, and Undercroft needs EL2: take a CPU that has \
+             EL2, and QEMU's `virtualization=on`",
+            machine.cpu
+        ),
+        // A machine that says nothing has ended; its own words tell why.
+        (Start::Level(_) | Start::Unknown, _) => Ok(()),
+    }
+}
+
+/// A reader's way to the session.
+struct Way {
+    to: Sender<Sent>,
+    room: Arc<Room>,
+}
+
+impl Way {
+    /// Sends an event of so many bytes; whether somebody listens.
+    fn send(&self, event: Event, bytes: usize) -> bool {
+        let taken = match bytes {
+            0 => Taken::default(),
+            bytes => self.room.take(bytes),
+        };
+        self.to.send(Sent { event, taken }).is_ok()
+    }
+}
+
+fn read_console(mut from: impl Read, to: &Way, mut splitter: Splitter) {
     let mut buffer = [0; 4096];
     let send = |parts: Vec<Part>| {
-        parts.into_iter().all(|part| {
-            to.send(match part {
-                Part::Console(bytes) => Event::Console(bytes),
-                Part::Log(line) => Event::Log(line),
-            })
-            .is_ok()
+        parts.into_iter().all(|part| match part {
+            Part::Console(bytes) => {
+                let count = bytes.len();
+                to.send(Event::Console(bytes), count)
+            }
+            Part::Log(line) => {
+                let count = line.len();
+                to.send(Event::Log(line), count)
+            }
         })
     };
     loop {
@@ -293,16 +396,16 @@ fn read_console(mut from: impl Read, to: &Sender<Event>, mut splitter: Splitter)
 }
 
 /// Reads lines, bounded in length, whatever bytes they hold.
-fn read_lines(from: impl Read, to: &Sender<Event>, event: fn(String) -> Event) {
+fn read_lines(from: impl Read, to: &Way, event: fn(String) -> Event) {
     let mut from = BufReader::new(from);
     let mut line = Vec::new();
     loop {
         line.clear();
         match from.by_ref().take(16 << 10).read_until(b'\n', &mut line) {
             Ok(0) => return,
-            Ok(_) => {
+            Ok(count) => {
                 let text = String::from_utf8_lossy(&line).trim_end().to_string();
-                if to.send(event(text)).is_err() {
+                if !to.send(event(text), count) {
                     return;
                 }
             }

@@ -1,8 +1,8 @@
 //! Stays with a running machine until it ends, and says why it did.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
-use std::process::ChildStdin;
+use std::io::IsTerminal;
+use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,15 @@ use rmi::end::Token;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::ending::{self, Ending, Said};
+use super::ending::{self, Cut, Ending, Said};
 use super::marks::Scanner;
+use super::options::Level;
+use super::outlet::{Outlet, Taken, To};
 use super::plan::Style;
-use super::session::{Event, Session};
+use super::session::{Event, Sent, Session};
+use super::terminal::{Terminal, forward};
 use crate::machine::virt::{Console, Machine};
+use crate::ui;
 
 /// How long a machine may take to end after its command was done, and after
 /// its guest's kernel gave up.
@@ -23,8 +27,11 @@ const POWER_OFF: Duration = Duration::from_secs(30);
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// How long the answer to "last exits" is awaited, and the pause that ends it.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(700);
+
+/// How long a reader may take for the rest after a run that was cut short.
+const LAST_BYTES: Duration = Duration::from_secs(1);
 
 /// How much of a console is kept for a report.
 const TAIL: usize = 4 << 10;
@@ -63,6 +70,10 @@ pub struct Manner {
     pub bare: bool,
     /// The guest's boot messages go to standard error.
     pub verbose: bool,
+    /// What of Undercroft's log is shown.
+    pub log: Level,
+    /// A guest whose console we have is expected to say something.
+    pub speaks: bool,
 }
 
 /// Starts `machine` and stays with it.
@@ -74,46 +85,63 @@ pub fn run(machine: &Machine, manner: &Manner) -> Result<Outcome> {
         Style::Terminal => Console::Terminal,
         Style::Command { .. } | Style::Raw => Console::Pipes,
     };
-    let _terminal = (console == Console::Terminal).then(Terminal::keep);
-    let mut session = Session::start(machine, console)?;
-    watch_signals(&session)?;
-    if manner.style == Style::Raw
+    let mut session = Session::start_checked(machine, console)?;
+    let _terminal = (console == Console::Terminal).then(Terminal::raw);
+    watch_signals(session.sender())?;
+    if !matches!(manner.style, Style::Command { .. })
         && let Some(input) = session.take_input()
     {
         thread::spawn(move || forward(input));
     }
-    Watch::new(manner, machine.end).until_end(&mut session)
+    let outlet = Outlet::open(session.sender());
+    Watch::new(manner, outlet, machine.end).until_end(&mut session)
 }
 
 /// One watch over one machine.
 struct Watch<'a> {
     manner: &'a Manner,
+    outlet: Outlet,
     scanner: Option<Scanner>,
     token: Option<Token>,
     said: Option<Said>,
     tail: VecDeque<u8>,
+    /// The guest's kernel gave up before its command began.
     guest_panic: bool,
-    /// Lines of QEMU's own, shown when it fails.
-    complaints: Vec<String>,
+    /// The host has reset the guest.
+    guest_reset: bool,
+    /// QEMU was told to end.
+    told: bool,
     /// Standard output is gone: nobody wants the rest.
     deaf: bool,
+    /// Every level of the log is shown.
+    all_levels: bool,
+    /// Where the console's output and ours meet: whether what was written last
+    /// there has left the line open.
+    open_line: bool,
+    /// Console and log share a terminal.
+    shared: bool,
 }
 
 impl<'a> Watch<'a> {
-    fn new(manner: &'a Manner, token: Option<Token>) -> Self {
+    fn new(manner: &'a Manner, outlet: Outlet, token: Option<Token>) -> Self {
         let scanner = match &manner.style {
             Style::Command { mark } => Some(Scanner::new(mark)),
             Style::Terminal | Style::Raw => None,
         };
         Self {
             manner,
+            outlet,
             scanner,
             token,
             said: None,
             tail: VecDeque::new(),
             guest_panic: false,
-            complaints: Vec::new(),
+            guest_reset: false,
+            told: false,
             deaf: false,
+            all_levels: false,
+            open_line: false,
+            shared: std::io::stdout().is_terminal() && std::io::stderr().is_terminal(),
         }
     }
 
@@ -121,17 +149,25 @@ impl<'a> Watch<'a> {
         let begun = Instant::now();
         let mut deadline = self.manner.timeout.map(|timeout| begun + timeout);
         let mut hurried = false;
+        // Why the machine was stopped; what it had said before still comes.
+        let mut stopped = None;
         let ending = loop {
             match session.next(deadline) {
                 Some(Event::Signal(number)) => {
                     session.stop()?;
                     break Ending::Signal(number);
                 }
-                Some(event) => self.take(event)?,
-                None if session.is_over() => {
+                Some(event) => {
+                    let taken = session.taken();
+                    self.take(event, taken);
+                }
+                None if stopped.is_some() || session.is_over() => {
+                    if let Some(ending) = stopped {
+                        break ending;
+                    }
                     let status = session.wait()?;
-                    if self.guest_panic && self.said.is_none_or(|said| said != Said::Panic) {
-                        break Ending::GuestPanic;
+                    if self.told && self.manner.style == Style::Terminal && self.said.is_none() {
+                        break Ending::Left;
                     }
                     break Ending::of(self.said, status, self.manner.bare);
                 }
@@ -141,10 +177,14 @@ impl<'a> Watch<'a> {
                     } else {
                         Ending::TimedOut(begun.elapsed())
                     };
-                    self.diagnose(session)?;
+                    self.diagnose(session);
                     session.stop()?;
                     break ending;
                 }
+            }
+            if let Some(ending) = self.no_use_to_wait().filter(|_| stopped.is_none()) {
+                session.stop()?;
+                stopped = Some(ending);
             }
             if !hurried && (self.guest_panic || self.command().is_some()) {
                 hurried = true;
@@ -158,76 +198,152 @@ impl<'a> Watch<'a> {
             }
         };
         if let Some(rest) = self.scanner.as_mut().map(Scanner::rest) {
-            self.print(&rest);
+            self.print(rest, Taken::default());
         }
         let command = self.command();
+        let ending = self.judged(ending);
+        let ending = self.drain(session, ending);
         let outcome = Outcome { ending, command };
         self.report(&outcome);
         Ok(outcome)
+    }
+
+    /// Why the machine need not run on, if it need not.
+    fn no_use_to_wait(&self) -> Option<Ending> {
+        if self.deaf {
+            return Some(Ending::NoReader);
+        }
+        let scanner = self.scanner.as_ref()?;
+        let again = scanner.began_again() || (self.guest_reset && scanner.status().is_none());
+        // What ran once is not run again and again.
+        again.then_some(Ending::Cut(Cut::Reset))
+    }
+
+    /// The ending that a machine's end is for the guest's command.
+    fn judged(&self, ending: Ending) -> Ending {
+        let ended = matches!(ending, Ending::Status(0) | Ending::Cut(Cut::Reset));
+        if !ended || self.command().is_some() {
+            return ending;
+        }
+        match self.scanner {
+            Some(_) if self.guest_panic || has_panic(&self.tail) => Ending::GuestPanic,
+            Some(_) if ending == Ending::Status(0) => Ending::Cut(Cut::PoweredOff),
+            None if self.manner.speaks && self.tail.is_empty() => Ending::Cut(Cut::Silent),
+            _ => ending,
+        }
+    }
+
+    /// Waits until all is written, as any program does; after a run that was cut
+    /// short not for long.
+    fn drain(&mut self, session: &mut Session, ending: Ending) -> Ending {
+        let cut = matches!(ending, Ending::TimedOut(_) | Ending::Signal(_));
+        let deadline = cut.then(|| Instant::now() + LAST_BYTES);
+        self.outlet.close();
+        loop {
+            match session.next_after_end(deadline) {
+                Some(Event::Drained) | None => return ending,
+                Some(Event::Signal(number)) => return Ending::Signal(number),
+                Some(Event::Deaf) => return Ending::NoReader,
+                // QEMU is gone; what it had said before has been taken.
+                Some(_) => {}
+            }
+        }
     }
 
     fn command(&self) -> Option<u8> {
         self.scanner.as_ref()?.status()
     }
 
-    fn take(&mut self, event: Event) -> Result<()> {
+    fn take(&mut self, event: Event, taken: Taken) {
         match event {
-            Event::Console(bytes) => self.console(&bytes),
+            Event::Console(bytes) => self.console(&bytes, taken),
             Event::Log(line) => {
                 if let Some(said) = ending::said(&line, self.token) {
                     self.said = Some(said);
                 }
-                eprintln!("{}", ending::shown(&line));
+                if ending::message(&line).is_some_and(is_reset) {
+                    self.guest_reset = true;
+                }
+                if self.all_levels || ending::level(&line).is_none_or(|l| l <= self.manner.log) {
+                    self.tell(&line, taken);
+                }
             }
-            Event::Qemu(line) => {
-                eprintln!("{line}");
-                self.complaints.push(line);
-            }
-            Event::Signal(_) | Event::Closed => {}
+            Event::Qemu(line) => self.tell(&line, taken),
+            Event::Told => self.told = true,
+            // Of a machine that is all the guest's.
+            Event::Reset => self.guest_reset |= self.manner.bare,
+            Event::Deaf => self.deaf = true,
+            Event::Signal(_) | Event::Closed | Event::Drained => {}
         }
-        Ok(())
     }
 
-    fn console(&mut self, bytes: &[u8]) {
-        self.tail.extend(bytes);
-        let contiguous = self.tail.make_contiguous();
-        let watched = self.manner.style != Style::Terminal;
-        if watched && !self.guest_panic && self.scanner.is_some() {
-            let from = contiguous
-                .len()
-                .saturating_sub(bytes.len() + GUEST_PANIC.len());
-            let new = &contiguous[from..];
-            self.guest_panic = new.windows(GUEST_PANIC.len()).any(|w| w == GUEST_PANIC);
+    fn console(&mut self, bytes: &[u8], taken: Taken) {
+        if self.tail.is_empty() && self.manner.style == Style::Terminal {
+            self.hint();
         }
-        let surplus = self.tail.len().saturating_sub(TAIL);
+        self.tail.extend(bytes);
+        let surplus = self.tail.len().saturating_sub(TAIL.max(bytes.len()));
         self.tail.drain(..surplus);
         match &mut self.scanner {
-            None => self.print(bytes),
+            None => self.print(bytes.to_vec(), taken),
             Some(scanner) => {
                 let booting = !scanner.begun();
                 let output = scanner.feed(bytes);
+                // Later it could be the command's own words.
+                self.guest_panic |= booting && !scanner.begun() && has_panic(&self.tail);
                 if booting && self.manner.verbose {
-                    // Nobody is told if standard error is gone.
-                    let _ = io::stderr().write_all(bytes);
+                    self.outlet
+                        .write(To::Errors, bytes.to_vec(), Taken::default());
                 }
-                self.print(&output);
+                self.print(output, taken);
             }
+        }
+        let surplus = self.tail.len().saturating_sub(TAIL);
+        self.tail.drain(..surplus);
+    }
+
+    /// How to leave: the last of our words before the guest's first.
+    fn hint(&mut self) {
+        let text = "the guest has the terminal; leave with Ctrl-a x";
+        if let Some(line) = ui::note_line("Booting", text) {
+            self.outlet
+                .write(To::Errors, line.into_bytes(), Taken::default());
         }
     }
 
-    fn print(&mut self, bytes: &[u8]) {
-        if bytes.is_empty() || self.deaf {
-            return;
+    fn print(&mut self, bytes: Vec<u8>, taken: Taken) {
+        let Some(last) = bytes.last() else { return };
+        self.open_line = *last != b'\n';
+        if !self.deaf {
+            self.outlet.write(To::Output, bytes, taken);
         }
-        let mut out = io::stdout().lock();
-        // A reader that has gone does not end the guest's command.
-        self.deaf = out.write_all(bytes).and_then(|()| out.flush()).is_err();
+    }
+
+    /// Writes a line on standard error, on a line of its own.
+    fn tell(&mut self, line: &str, taken: Taken) {
+        // Nobody is to know by what we know the image's last word.
+        let token = self.token.as_ref().map_or("", Token::as_str);
+        let line = match token {
+            "" => line.to_string(),
+            token => line.replace(&format!("{token} "), ""),
+        };
+        let mut text = ui::fold(&ui::plain(&line), "    ");
+        text.push('\n');
+        if self.shared && std::mem::take(&mut self.open_line) {
+            text.insert(0, '\n');
+        }
+        self.outlet.write(To::Errors, text.into_bytes(), taken);
     }
 
     /// What a machine that hangs was doing: the last exits of every vCPU by
     /// the host's own account or, where the host says nothing, the registers.
-    fn diagnose(&mut self, session: &mut Session) -> Result<()> {
-        eprintln!("the machine hangs; asking it for the last exits of every vCPU");
+    fn diagnose(&mut self, session: &mut Session) {
+        self.all_levels = true;
+        let none = Taken::default;
+        self.tell(
+            "the machine hangs; asking it for the last exits of every vCPU",
+            none(),
+        );
         let mut answers = 0;
         if !self.manner.bare && session.ask_last_exits() {
             let end = Instant::now() + ANSWER;
@@ -237,35 +353,80 @@ impl<'a> Watch<'a> {
                     answers += 1;
                     next = Instant::now() + PAUSE;
                 }
-                self.take(event)?;
+                let taken = session.taken();
+                self.take(event, taken);
             }
         }
         if answers == 0 {
-            eprintln!("no answer; the CPUs stand at");
+            self.tell("no answer; the CPUs stand at", none());
             for line in interesting(&session.registers()) {
-                eprintln!("  {line}");
+                self.tell(&format!("  {line}"), none());
             }
         }
-        Ok(())
     }
 
     fn report(&self, outcome: &Outcome) {
         let code = outcome.exit_code();
         let told = outcome.command.is_some() && matches!(outcome.ending, Ending::Status(0));
-        if code == 0 || told {
+        let line = if self.shared && self.open_line {
+            "\n"
+        } else {
+            ""
+        };
+        if code == 0 || told || outcome.ending == Ending::NoReader {
+            if !line.is_empty() && self.manner.style == Style::Terminal {
+                ui::say("");
+            }
             return;
         }
-        if self.scanner.is_some() && !self.tail.is_empty() {
-            eprintln!("the guest's console said last:");
-            let tail: Vec<u8> = self.tail.iter().copied().collect();
-            let text = String::from_utf8_lossy(&tail);
-            let lines: Vec<_> = text.lines().collect();
-            for line in &lines[lines.len().saturating_sub(20)..] {
-                eprintln!("  | {}", line.trim_end());
+        if let Style::Command { mark } = &self.manner.style
+            && !self.tail.is_empty()
+        {
+            ui::say(format_args!("{line}the guest's console said last:"));
+            for line in last_words(&self.tail, mark) {
+                ui::say(format_args!("  | {line}"));
             }
+        } else if !line.is_empty() {
+            ui::say("");
         }
-        eprintln!("error: {}", outcome.ending);
+        ui::error(&outcome.ending);
     }
+}
+
+/// Whether the host says, in its own words, that it has reset the guest.
+fn is_reset(message: &str) -> bool {
+    let rest = message.strip_prefix("guest ");
+    let words = rest.and_then(|rest| rest.split_once(": "));
+    words.is_some_and(|(name, what)| !name.contains(' ') && what == "reset")
+}
+
+/// Whether Linux has given up: a line of its own says so.
+fn has_panic(console: &VecDeque<u8>) -> bool {
+    let bytes: Vec<u8> = console.iter().copied().collect();
+    bytes.split(|b| *b == b'\n').any(|line| {
+        // A time goes before it: `[   12.345678] Kernel panic …`.
+        let text = match line.iter().position(|b| *b == b']') {
+            Some(at) if line.starts_with(b"[") => &line[at + 1..],
+            _ => line,
+        };
+        text.trim_ascii_start().starts_with(GUEST_PANIC)
+    })
+}
+
+/// What a console said last, for people: without marks of ours, and without what
+/// would steer a terminal.
+fn last_words(tail: &VecDeque<u8>, mark: &str) -> Vec<String> {
+    let bytes: Vec<u8> = tail.iter().copied().collect();
+    let text = String::from_utf8_lossy(&bytes);
+    // The first line of what was kept, and a mark at its end, may be parts.
+    let cut = usize::from(tail.len() >= TAIL);
+    let lines: Vec<String> = text
+        .lines()
+        .skip(cut)
+        .filter(|line| !line.contains(mark) && (line.is_empty() || !mark.starts_with(line)))
+        .map(|line| ui::plain(line).trim_end().to_string())
+        .collect();
+    lines[lines.len().saturating_sub(20)..].to_vec()
 }
 
 /// The lines of QEMU's register dump that say where a CPU is.
@@ -283,13 +444,12 @@ fn interesting(dump: &str) -> Vec<&str> {
 
 /// Turns signals that would end the runner into events, so that it can end the
 /// machine first.
-fn watch_signals(session: &Session) -> Result<()> {
-    let to = session.sender();
+fn watch_signals(to: Sender<Sent>) -> Result<()> {
     let mut signals =
         Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot watch for signals")?;
     thread::spawn(move || {
         for number in signals.forever() {
-            if to.send(Event::Signal(number)).is_err() {
+            if to.send(Event::Signal(number).into()).is_err() {
                 return;
             }
         }
@@ -297,43 +457,46 @@ fn watch_signals(session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// Sends standard input to the guest's console until either is gone.
-fn forward(mut to: ChildStdin) {
-    let mut from = io::stdin().lock();
-    let mut buffer = [0; 4096];
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) | Err(_) => break,
-            Ok(count) => {
-                if to
-                    .write_all(&buffer[..count])
-                    .and_then(|()| to.flush())
-                    .is_err()
-                {
-                    break;
-                }
-            }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tail(text: &str) -> VecDeque<u8> {
+        text.bytes().collect()
+    }
+
+    #[test]
+    fn a_panic_is_a_line_of_the_kernels_own() {
+        for text in [
+            "[    1.234567] Kernel panic - not syncing: VFS\r\n",
+            "a\r\nKernel panic - not syncing: x",
+            "[   12.0][  T1] Kernel panic - not syncing: x"
+                .replace("[  T1] ", "")
+                .as_str(),
+        ] {
+            assert!(has_panic(&tail(text)), "{text}");
+        }
+        for text in ["grep: Kernel panic - not syncing", "Kernel panics", ""] {
+            assert!(!has_panic(&tail(text)), "{text}");
         }
     }
-    // QEMU goes on without an input; the console stays as it is.
-    std::mem::forget(to);
-}
 
-/// The terminal's settings, put back at the end whatever QEMU left.
-struct Terminal(Option<rustix::termios::Termios>);
-
-impl Terminal {
-    fn keep() -> Self {
-        Self(rustix::termios::tcgetattr(rustix::stdio::stdin()).ok())
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        if let Some(settings) = &self.0 {
-            use rustix::termios::{OptionalActions, tcsetattr};
-            // Where it fails there is no terminal any more.
-            let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, settings);
+    #[test]
+    fn a_reset_is_told_by_the_host_alone() {
+        assert!(is_reset("guest debian13: reset"));
+        for text in [
+            "guest a: I say: reset",
+            "guest a: resets",
+            "guest a b: reset",
+            "reset",
+        ] {
+            assert!(!is_reset(text), "{text}");
         }
+    }
+
+    #[test]
+    fn last_words_have_no_marks_and_steer_no_terminal() {
+        let words = last_words(&tail("one\r\nM-1 begin\n\u{1b}[31mtwo\u{7}\nM-"), "M-1");
+        assert_eq!(words, ["one", "two"]);
     }
 }

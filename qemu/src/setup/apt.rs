@@ -8,10 +8,9 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use tempfile::TempDir;
 
 use super::sources::Source;
-use crate::ui::Step;
+use crate::ui::{self, Step};
 use crate::workspace::in_path;
 
 /// Whether this machine has apt and dpkg.
@@ -19,11 +18,69 @@ pub fn available() -> bool {
     in_path("apt-get").is_some() && in_path("dpkg-deb").is_some()
 }
 
-/// An apt whose sources and state lie in one folder.
+/// An apt whose sources and state lie in one folder, which its user owns: only
+/// what must be root runs as root.
 #[derive(Clone, Debug)]
 pub struct Apt {
     dir: PathBuf,
-    options: Vec<String>,
+}
+
+/// Settings that hold for every apt of ours.
+const COMMON: [(&str, &str); 17] = [
+    // Progress goes to standard output, for us; the rest is errors.
+    ("quiet", "2"),
+    ("APT::Status-Fd", "1"),
+    ("Dpkg::Use-Pty", "0"),
+    ("Dir::Etc::sourceparts", "/dev/null"),
+    ("Dir::Etc::preferences", "/dev/null"),
+    ("Dir::Etc::preferencesparts", "/dev/null"),
+    ("Dir::Cache::pkgcache", ""),
+    ("Dir::Cache::srcpkgcache", ""),
+    // Nothing but the index of packages is of use here.
+    ("Acquire::Languages", "none"),
+    (
+        "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled",
+        "false",
+    ),
+    (
+        "Acquire::IndexTargets::deb::DEP-11-icons-small::DefaultEnabled",
+        "false",
+    ),
+    (
+        "Acquire::IndexTargets::deb::DEP-11-icons::DefaultEnabled",
+        "false",
+    ),
+    ("Acquire::IndexTargets::deb::CNF::DefaultEnabled", "false"),
+    ("Acquire::Retries", "3"),
+    // An index that cannot be fetched is an error, not an old index.
+    ("APT::Update::Error-Mode", "any"),
+    // Our folders may lie where apt's own user cannot look.
+    ("APT::Sandbox::User", "root"),
+    // Another apt at work is waited for.
+    ("DPkg::Lock::Timeout", "600"),
+];
+
+/// Lists of settings that are emptied, not added to: hooks of the machine are
+/// about its own state.
+const CLEARED: [&str; 4] = [
+    "APT::Architectures",
+    "APT::Update::Pre-Invoke",
+    "APT::Update::Post-Invoke",
+    "APT::Update::Post-Invoke-Success",
+];
+
+/// Where a package comes from, by the archive's own signed word (the `Release`
+/// file: Debian wiki, DebianRepository/Format).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// The archive's address.
+    pub uri: String,
+    /// `Origin`, such as `Debian`.
+    pub origin: String,
+    /// `Codename`, such as `trixie`.
+    pub codename: String,
+    /// `Suite`, such as `stable`.
+    pub suite: String,
 }
 
 impl Apt {
@@ -37,13 +94,18 @@ impl Apt {
             .iter()
             .map(|s| s.stanza(Some(architecture)))
             .collect();
-        let mut apt = Self::prepare(dir, stanzas)?;
-        let status = dir.join("status");
-        fs::write(&status, "").with_context(|| format!("cannot write {}", status.display()))?;
-        apt.set("Dir::State::status", status.display());
-        apt.set("Dir::Cache", dir.join("cache").display());
-        apt.set("APT::Architecture", architecture);
-        apt.set("APT::Architectures::", architecture);
+        let (status, cache) = (dir.join("status"), dir.join("cache"));
+        let apt = Self::prepare(
+            dir,
+            stanzas,
+            &[
+                ("Dir::State::status", shown(&status)?),
+                ("Dir::Cache", shown(&cache)?),
+                ("APT::Architecture", architecture),
+                ("APT::Architectures::", architecture),
+            ],
+        )?;
+        write(&status, "")?;
         Ok(apt)
     }
 
@@ -52,106 +114,91 @@ impl Apt {
     /// # Errors
     /// When `dir` cannot be written.
     pub fn native(dir: &Path, sources: &[Source]) -> Result<Self> {
-        Self::prepare(dir, sources.iter().map(|s| s.stanza(None)).collect())
+        Self::prepare(dir, sources.iter().map(|s| s.stanza(None)).collect(), &[])
     }
 
-    fn prepare(dir: &Path, stanzas: String) -> Result<Self> {
+    fn prepare(dir: &Path, stanzas: String, more: &[(&str, &str)]) -> Result<Self> {
         for folder in ["lists/partial", "cache/archives/partial"] {
             let folder = dir.join(folder);
             fs::create_dir_all(&folder)
                 .with_context(|| format!("cannot make {}", folder.display()))?;
         }
-        let list = dir.join("debian.sources");
-        fs::write(&list, stanzas).with_context(|| format!("cannot write {}", list.display()))?;
-        let mut apt = Self {
-            dir: dir.to_path_buf(),
-            options: Vec::new(),
-        };
-        apt.set("Dir::State::lists", dir.join("lists").display());
-        apt.set("Dir::Etc::sourcelist", list.display());
-        for (name, value) in [
-            ("Dir::Etc::sourceparts", "/dev/null"),
-            ("Dir::Etc::preferences", "/dev/null"),
-            ("Dir::Etc::preferencesparts", "/dev/null"),
-            ("Dir::Cache::pkgcache", ""),
-            ("Dir::Cache::srcpkgcache", ""),
-            // Nothing but the index of packages is of use here.
-            ("Acquire::Languages", "none"),
-            (
-                "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled",
-                "false",
-            ),
-            (
-                "Acquire::IndexTargets::deb::DEP-11-icons-small::DefaultEnabled",
-                "false",
-            ),
-            (
-                "Acquire::IndexTargets::deb::DEP-11-icons::DefaultEnabled",
-                "false",
-            ),
-            ("Acquire::IndexTargets::deb::CNF::DefaultEnabled", "false"),
-            ("Acquire::Retries", "3"),
-            // Our folders may lie where apt's own user cannot look.
-            ("APT::Sandbox::User", "root"),
-            // Another apt at work is waited for.
-            ("DPkg::Lock::Timeout", "600"),
-            // Hooks of the machine are about its own state.
-            ("APT::Update::Post-Invoke-Success", ""),
-        ] {
-            apt.set(name, value);
+        let (list, lists) = (dir.join("debian.sources"), dir.join("lists"));
+        write(&list, &stanzas)?;
+        let own = [
+            ("Dir::State::lists", shown(&lists)?),
+            ("Dir::Etc::sourcelist", shown(&list)?),
+        ];
+        let mut text = String::from("// Of cargo qemu.\n");
+        for name in CLEARED {
+            text += &format!("#clear {name};\n");
         }
+        for (name, value) in own.iter().chain(&COMMON).chain(more) {
+            text += &format!("{name} \"{value}\";\n");
+        }
+        let apt = Self {
+            dir: dir.to_path_buf(),
+        };
+        write(&apt.config(), &text)?;
         Ok(apt)
     }
 
-    fn set(&mut self, name: &str, value: impl std::fmt::Display) {
-        self.options.push("-o".into());
-        self.options.push(format!("{name}={value}"));
+    fn config(&self) -> PathBuf {
+        self.dir.join("apt.conf")
     }
 
-    /// Fetches the index of packages.
+    /// Fetches the index of packages, as this user.
     ///
     /// # Errors
     /// With apt's own words when it fails.
-    pub fn update(&self, privileged: bool, step: &Step) -> Result<()> {
-        let mut command = self.get(privileged);
+    pub fn update(&self, step: &Step) -> Result<()> {
+        let mut command = self.command("apt-get");
         command.arg("update");
         follow(command, step).context("apt cannot fetch the index of packages")
     }
 
-    /// Installs `packages` into this machine.
+    /// Where the packages of its index come from.
     ///
     /// # Errors
-    /// With apt's own words when it fails.
-    pub fn install(&self, release: Option<&str>, packages: &[&str], step: &Step) -> Result<()> {
-        let mut command = self.get(true);
-        command.args(["install", "-y", "--no-install-recommends"]);
-        if let Some(release) = release {
-            command.args(["-t", release]);
-        }
-        command.args(packages);
-        follow(command, step).with_context(|| format!("apt cannot install {}", packages.join(" ")))
+    /// When apt cannot be run.
+    pub fn releases(&self) -> Result<Vec<Release>> {
+        releases(self.command("apt-get"))
     }
 
-    /// Downloads `package` and returns its file, and the folder that holds it
-    /// while it is kept.
+    /// The command that installs `packages` into this machine, as root.
+    pub fn install_command(&self, release: Option<&str>, packages: &[&str]) -> Vec<String> {
+        let mut words: Vec<String> = Vec::new();
+        words.extend(["env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C"].map(String::from));
+        words.extend([
+            "apt-get".into(),
+            "-c".into(),
+            self.config().display().to_string(),
+        ]);
+        words.extend(["install", "-y", "--no-install-recommends"].map(String::from));
+        if let Some(release) = release {
+            words.extend(["-t".into(), release.into()]);
+        }
+        words.extend(packages.iter().map(ToString::to_string));
+        words
+    }
+
+    /// Downloads `package` and returns its file, which is there until the next.
     ///
     /// # Errors
     /// With apt's own words when it fails.
-    pub fn download(&self, package: &str, step: &Step) -> Result<(TempDir, PathBuf)> {
-        let folder = tempfile::tempdir_in(&self.dir)
-            .with_context(|| format!("cannot make a folder in {}", self.dir.display()))?;
-        let mut command = self.get(false);
-        command
-            .arg("download")
-            .arg(package)
-            .current_dir(folder.path());
+    pub fn download(&self, package: &str, step: &Step) -> Result<PathBuf> {
+        // Whoever was killed here has left something; the cache's lock is ours.
+        let folder = self.dir.join("download");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let mut command = self.command("apt-get");
+        command.arg("download").arg(package).current_dir(&folder);
         follow(command, step).with_context(|| format!("apt cannot download {package}"))?;
-        let file = fs::read_dir(folder.path())?
+        fs::read_dir(folder)?
             .flatten()
             .map(|entry| entry.path())
             .find(|file| file.extension().is_some_and(|e| e == "deb"))
-            .with_context(|| format!("apt left no file of {package}"))?;
-        Ok((folder, file))
+            .with_context(|| format!("apt left no file of {package}"))
     }
 
     /// A field of the newest version of `package`, for instance `Depends`.
@@ -159,10 +206,9 @@ impl Apt {
     /// # Errors
     /// When the archive does not have the package.
     pub fn field(&self, package: &str, field: &str) -> Result<String> {
-        let output = Command::new("apt-cache")
-            .args(&self.options)
+        let output = self
+            .command("apt-cache")
             .args(["show", "--no-all-versions", package])
-            .env("LC_ALL", "C")
             .output()
             .context("cannot run apt-cache")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -172,48 +218,99 @@ impl Apt {
             .with_context(|| format!("the archive has no package {package} (field {field})"))
     }
 
-    fn get(&self, privileged: bool) -> Command {
-        let mut command = if privileged && !rustix::process::geteuid().is_root() {
-            let mut sudo = Command::new("sudo");
-            sudo.args([
-                "env",
-                "DEBIAN_FRONTEND=noninteractive",
-                "LC_ALL=C",
-                "apt-get",
-            ]);
-            sudo
-        } else {
-            Command::new("apt-get")
-        };
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
         command
             .env("DEBIAN_FRONTEND", "noninteractive")
             .env("LC_ALL", "C")
-            .args(["-qq", "-o", "APT::Status-Fd=1", "-o", "Dpkg::Use-Pty=0"])
-            .args(&self.options);
+            .arg("-c")
+            .arg(self.config())
+            .stdin(Stdio::null());
         command
     }
 }
 
-/// Asks for the password of sudo, where one is needed, before a progress bar
-/// would write over the question.
+/// Where the packages that this machine's own apt knows come from.
 ///
 /// # Errors
-/// When this user may not become root.
-pub fn ask_for_root(what_for: &str) -> Result<()> {
+/// When apt cannot be run.
+pub fn releases_of_machine() -> Result<Vec<Release>> {
+    releases(Command::new("apt-get"))
+}
+
+fn releases(mut command: Command) -> Result<Vec<Release>> {
+    let output = command
+        .args(["indextargets", "--format"])
+        .arg("$(REPO_URI)\t$(ORIGIN)\t$(CODENAME)\t$(SUITE)")
+        .arg("Created-By: Packages")
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run apt-get")?;
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(release)
+        .collect())
+}
+
+/// A line of [`releases`]; a word that apt does not know stays as it was asked.
+fn release(line: &str) -> Option<Release> {
+    let mut words = line.split('\t').map(|word| {
+        if word.starts_with("$(") {
+            String::new()
+        } else {
+            word.to_string()
+        }
+    });
+    Some(Release {
+        uri: words.next()?.trim_end_matches('/').into(),
+        origin: words.next()?,
+        codename: words.next()?,
+        suite: words.next()?,
+    })
+}
+
+fn write(file: &Path, text: &str) -> Result<()> {
+    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// A path as apt's configuration takes it.
+fn shown(path: &Path) -> Result<&str> {
+    path.to_str()
+        .filter(|text| !text.contains(['"', ';', '\n']))
+        .with_context(|| format!("apt cannot take the path {}", path.display()))
+}
+
+/// Runs a command as root: shows it first where that is not this user, so that
+/// nobody gives a password for what they have not seen.
+///
+/// # Errors
+/// When this user may not become root, and when it fails.
+pub fn as_root(words: &[String], what_for: &str, step: impl FnOnce() -> Step) -> Result<()> {
+    let mut command;
     if rustix::process::geteuid().is_root() {
-        return Ok(());
+        command = Command::new(&words[0]);
+        command.args(&words[1..]);
+    } else {
+        let line = shlex::try_join(words.iter().map(String::as_str))
+            .context("a command of ours has no NUL")?;
+        if in_path("sudo").is_none() {
+            bail!(
+                "{what_for} must be installed by root, and there is no sudo; let root run\n\n  \
+                 {line}\n"
+            );
+        }
+        // Whole, so that it can be copied; the user must see it, even with -q.
+        ui::say(format_args!("{:>12} sudo {line}", "Running"));
+        // Asked now, before a status line would write over the question.
+        let asked = Command::new("sudo").arg("-v").status();
+        if !asked.context("cannot run sudo")?.success() {
+            bail!("{what_for} must be installed by root, and sudo refused");
+        }
+        command = Command::new("sudo");
+        command.args(words);
     }
-    if in_path("sudo").is_none() {
-        bail!("{what_for} must be installed by root, and there is no sudo");
-    }
-    let status = Command::new("sudo")
-        .arg("-v")
-        .status()
-        .context("cannot run sudo")?;
-    if !status.success() {
-        bail!("{what_for} must be installed by root, and sudo refused");
-    }
-    Ok(())
+    let step = step();
+    follow(command, &step)
 }
 
 /// Runs apt and shows its progress, which it reports on its standard output as
@@ -260,4 +357,18 @@ fn follow(mut command: Command, step: &Step) -> Result<()> {
         bail!("{told}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_is_read_and_what_apt_does_not_know_is_empty() {
+        let read = release("http://m/debian/\tDebian\ttrixie\tstable").expect("four words");
+        assert_eq!((&*read.uri, &*read.origin), ("http://m/debian", "Debian"));
+        assert_eq!((&*read.codename, &*read.suite), ("trixie", "stable"));
+        let unknown = release("http://m/x/\t$(ORIGIN)\t$(CODENAME)\t$(SUITE)").expect("four");
+        assert_eq!((&*unknown.origin, &*unknown.codename), ("", ""));
+    }
 }

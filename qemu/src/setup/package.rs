@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
 use super::{apt, sources};
 use crate::ui::Step;
@@ -20,50 +19,35 @@ pub enum From {
 
 /// Installs `package` from the machine's own mirror.
 ///
-/// `scratch` is where an apt state may be kept.
+/// `scratch` is where an apt state may be kept. What is in it is this user's:
+/// root reads it, and writes where root's packages go.
 ///
 /// # Errors
 /// When this user may not, or with apt's own words when it fails.
 pub fn install(scratch: &Path, package: &'static str, newness: From) -> Result<()> {
-    apt::ask_for_root(package)?;
-    let step = Step::new("Installing", package);
-    let mut from = sources::of_machine();
+    let step = || Step::new("Installing", package);
     let backports = newness == From::Backports && codename().as_deref() == Some("bookworm");
     let release = backports.then_some("bookworm-backports");
-    if let (Some(release), Some(mirror)) = (release, sources::mirror()) {
+    let dir = scratch.join("apt-machine");
+    let mut from = sources::of_machine(&dir)?;
+    if let Some(release) = release
+        && let Some(mirror) = sources::mirrors()?.first()
+    {
         from.push(mirror.with_suites(&[release]));
     }
     if from.is_empty() {
         // Not Debian: its own apt knows best.
-        let update = ["-qq", "update"];
-        let install = ["-qq", "install", "-y", "--no-install-recommends", package];
-        for arguments in [&update[..], &install[..]] {
-            as_root("apt-get", arguments)?;
-        }
+        let words = |text: &str| text.split(' ').map(String::from).collect::<Vec<_>>();
+        apt::as_root(&words("apt-get -qq update"), package, step)?;
+        let install = "env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
+                       --no-install-recommends";
+        let mut install = words(install);
+        install.push(package.into());
+        apt::as_root(&install, package, step)?;
     } else {
-        let apt = apt::Apt::native(&scratch.join("apt-machine"), &from)?;
-        apt.update(true, &step)?;
-        apt.install(release, &[package], &step)?;
-    }
-    step.done("Installed", package);
-    Ok(())
-}
-
-fn as_root(program: &str, arguments: &[&str]) -> Result<()> {
-    let mut command = if rustix::process::geteuid().is_root() {
-        Command::new(program)
-    } else {
-        let mut sudo = Command::new("sudo");
-        sudo.arg(program);
-        sudo
-    };
-    let output = command
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .output()
-        .with_context(|| format!("cannot run {program}"))?;
-    if !output.status.success() {
-        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        let apt = apt::Apt::native(&dir, &from)?;
+        apt.update(&Step::new("Reading", "the index of packages"))?;
+        apt::as_root(&apt.install_command(release, &[package]), package, step)?;
     }
     Ok(())
 }

@@ -4,10 +4,21 @@
 //! Both notations are read: one-line `.list` files and deb822 `.sources`
 //! files, see sources.list(5). What cannot be understood is left out: another
 //! stanza may do.
+//!
+//! Many archives call their suite `stable`. Whose archive it is says the signed
+//! `Release` file in it, by `Origin`; apt knows that of what it has fetched.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use super::apt::{self, Apt, Release};
+use crate::ui::Step;
+
+/// What Debian's own archive says in its `Release` file.
+const ORIGINS: [&str; 2] = ["Debian", "Debian Backports"];
 
 /// The releases of Debian by the names that sources give them.
 const RELEASES: [&str; 8] = [
@@ -21,7 +32,8 @@ const RELEASES: [&str; 8] = [
     "unstable",
 ];
 
-/// Names an archive of Debian for machines whose own sources name none.
+/// Names an archive of Debian instead of the machine's own, for instance where
+/// those name none.
 pub const VARIABLE: &str = "UNDERCROFT_DEBIAN_MIRROR";
 
 /// The keys of Debian's archive, by the package of the same name.
@@ -82,8 +94,96 @@ impl Source {
     }
 }
 
-/// All sources of Debian packages that this machine's apt knows.
-pub fn of_machine() -> Vec<Source> {
+/// All sources of Debian's own archive that this machine's apt knows. What the
+/// machine itself has fetched nothing from is asked; `dir` is for that.
+///
+/// # Errors
+/// When apt cannot be run.
+pub fn of_machine(dir: &Path) -> Result<Vec<Source>> {
+    let known = apt::releases_of_machine()?;
+    let candidates = candidates(configured(), &known);
+    if candidates.iter().all(|source| is_known(source, &known)) {
+        return Ok(candidates);
+    }
+    let mut sources = Vec::new();
+    for source in candidates {
+        let asked = || -> Result<bool> {
+            let apt = Apt::native(dir, std::slice::from_ref(&source))?;
+            apt.update(&Step::new("Asking", source.uri.clone()))?;
+            Ok(apt.releases()?.iter().all(Release::is_debian))
+        };
+        // One that does not answer may still be needed; apt will say so.
+        if asked().unwrap_or(true) {
+            sources.push(source);
+        }
+    }
+    Ok(sources)
+}
+
+/// The archives that whole releases of Debian may come from, the likeliest first:
+/// the one that [`VARIABLE`] names, or the machine's own mirrors. What comes from
+/// them is still to be asked for its origin: [`Release::is`].
+///
+/// # Errors
+/// When apt cannot be run.
+pub fn mirrors() -> Result<Vec<Source>> {
+    if let Some(uri) = env::var(VARIABLE).ok().filter(|uri| !uri.is_empty()) {
+        return Ok(vec![Source {
+            uri,
+            suites: Vec::new(),
+            components: vec!["main".into()],
+            signed_by: Path::new(KEYRING).is_file().then(|| KEYRING.into()),
+        }]);
+    }
+    let known = apt::releases_of_machine()?;
+    let mut own = candidates(configured(), &known);
+    own.retain(Source::is_release);
+    own.sort_by_key(|source| !is_known(source, &known));
+    Ok(own)
+}
+
+/// Those sources that may be Debian's by their suites, and of which apt does not
+/// know that they are somebody else's.
+fn candidates(sources: Vec<Source>, known: &[Release]) -> Vec<Source> {
+    let foreign = |source: &Source| {
+        let mut own = known.iter().filter(|release| source.has(release));
+        own.any(|release| !release.origin.is_empty() && !release.is_debian())
+    };
+    sources
+        .into_iter()
+        .filter(|source| source.is_debian() && !foreign(source))
+        .collect()
+}
+
+/// Whether apt knows that all of this is Debian's.
+fn is_known(source: &Source, known: &[Release]) -> bool {
+    let mut own = known
+        .iter()
+        .filter(|release| source.has(release))
+        .peekable();
+    own.peek().is_some() && own.all(Release::is_debian)
+}
+
+impl Source {
+    fn has(&self, release: &Release) -> bool {
+        self.uri.trim_end_matches('/') == release.uri
+    }
+}
+
+impl Release {
+    /// Whether it is Debian's own.
+    pub fn is_debian(&self) -> bool {
+        ORIGINS.contains(&self.origin.as_str())
+    }
+
+    /// Whether it is Debian's own release of this name.
+    pub fn is(&self, name: &str) -> bool {
+        self.is_debian() && (self.codename == name || self.suite == name)
+    }
+}
+
+/// All sources that this machine's apt is configured for.
+fn configured() -> Vec<Source> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     let mut parts: Vec<PathBuf> = fs::read_dir("/etc/apt/sources.list.d")
         .into_iter()
@@ -93,26 +193,7 @@ pub fn of_machine() -> Vec<Source> {
         .collect();
     parts.sort();
     files.append(&mut parts);
-    files
-        .iter()
-        .flat_map(|file| read(file))
-        .filter(Source::is_debian)
-        .collect()
-}
-
-/// The archive that whole releases of Debian come from: the machine's own
-/// mirror, or the one that [`VARIABLE`] names.
-pub fn mirror() -> Option<Source> {
-    let own = of_machine().into_iter().find(Source::is_release);
-    own.or_else(|| {
-        let uri = env::var(VARIABLE).ok().filter(|uri| !uri.is_empty())?;
-        Some(Source {
-            uri,
-            suites: Vec::new(),
-            components: vec!["main".into()],
-            signed_by: Path::new(KEYRING).is_file().then(|| KEYRING.into()),
-        })
-    })
+    files.iter().flat_map(|file| read(file)).collect()
 }
 
 fn read(file: &Path) -> Vec<Source> {
@@ -220,6 +301,35 @@ mod tests {
         assert_eq!(read[0].suites, ["bookworm", "bookworm-updates"]);
         let again = deb822(&read[0].stanza(Some("arm64")));
         assert_eq!(again, read, "a stanza says what was read");
+    }
+
+    #[test]
+    fn whose_archive_it_is_says_its_origin_not_its_suite() {
+        let brave = one_line("deb [arch=amd64] https://brave.example stable main").expect("one");
+        let debian = one_line("deb http://m/debian/ stable main").expect("one");
+        let unknown = one_line("deb http://n/debian trixie main").expect("one");
+        let release = |uri: &str, origin: &str| Release {
+            uri: uri.into(),
+            origin: origin.into(),
+            codename: "trixie".into(),
+            suite: "stable".into(),
+        };
+        let known = [
+            release("https://brave.example", "Brave Software"),
+            release("http://m/debian", "Debian"),
+        ];
+        let all = vec![brave.clone(), unknown.clone(), debian.clone()];
+        assert_eq!(
+            candidates(all, &known),
+            [unknown.clone(), debian.clone()],
+            "Brave's suite is `stable` too"
+        );
+        assert!(is_known(&debian, &known) && !is_known(&unknown, &known));
+        assert!(!is_known(&brave, &known));
+        let theirs = release("http://m/debian", "Brave Software");
+        assert!(!theirs.is("trixie") && !theirs.is("stable"));
+        let ours = release("http://m/debian", "Debian");
+        assert!(ours.is("trixie") && ours.is("stable") && !ours.is("bookworm"));
     }
 
     #[test]

@@ -13,6 +13,12 @@ use crate::newc::Archive;
 
 const GUEST: &str = "[[guest]]\nname = \"a\"\nkernel = \"a/kernel\"\nmemory = \"64M\"\nvcpus = 1\n";
 
+/// A command line that no kernel takes.
+const LONG: &str = match std::str::from_utf8(&[b'x'; 2048]) {
+    Ok(text) => text,
+    Err(_) => "",
+};
+
 /// The cases.
 pub fn cases() -> Vec<Case> {
     let mut cases = told_by_the_runner();
@@ -59,6 +65,25 @@ fn wrong_configurations() -> Vec<Wrong> {
             &["guests.toml:3:", "kernel", "a/nothing"],
         ),
         wrong(
+            "odd-memory",
+            GUEST.replace("64M", "129M"),
+            &["guests.toml:4:", "memory", "129M", "2M"],
+        ),
+        wrong(
+            "two-consoles",
+            format!(
+                "{GUEST}console = true\n\n{}console = true\n",
+                GUEST.replace("\"a\"", "\"b\"")
+            ),
+            &["guests.toml:13:", "console"],
+        ),
+        wrong(
+            "nul-in-cmdline",
+            GUEST.replace("vcpus = 1", "cmdline = \"a\\u0000b\"\nvcpus = 1"),
+            // The image names the guest's line.
+            &["guests.toml:", "cmdline"],
+        ),
+        wrong(
             "two-of-a-name",
             format!("{GUEST}\n{GUEST}"),
             &["guests.toml:8:", "name"],
@@ -68,7 +93,24 @@ fn wrong_configurations() -> Vec<Wrong> {
 
 fn told_by_the_runner() -> Vec<Case> {
     let mut cases = Vec::new();
-    for wrong in wrong_configurations() {
+    let only_here = [
+        Wrong {
+            name: "more-vcpus-than-a-guest-can-have",
+            configuration: GUEST.replace("vcpus = 1", "vcpus = 124"),
+            names: &["guests.toml:5:", "vcpus", "124", "123"],
+        },
+        Wrong {
+            name: "long-cmdline",
+            configuration: format!("{GUEST}cmdline = \"{}\"\n", "x".repeat(2048)),
+            names: &["guests.toml:6:", "cmdline", "2048", "2047"],
+        },
+        Wrong {
+            name: "kernel-is-a-folder",
+            configuration: GUEST.replace("a/kernel", "a"),
+            names: &["guests.toml:3:", "kernel"],
+        },
+    ];
+    for wrong in wrong_configurations().into_iter().chain(only_here) {
         cases.push(Case::new(
             format!("bad-input/runner-{}", wrong.name),
             move |context| {
@@ -84,7 +126,22 @@ fn told_by_the_runner() -> Vec<Case> {
             },
         ));
     }
-    let simple: [(&str, &[&str], &[&str]); 6] = [
+    let simple: [(&str, &[&str], &[&str]); 9] = [
+        (
+            "guests-is-a-guest",
+            &["--guests", "debian13"],
+            &["--guest debian13"],
+        ),
+        (
+            "odd-memory-option",
+            &["--memory", "129M"],
+            &["--memory", "129M", "2M"],
+        ),
+        (
+            "long-append",
+            &["--append", LONG, "--kernel", "/proc/self/exe"],
+            &["--append", "2047"],
+        ),
         (
             "no-kernel",
             &["--kernel", "/nonexistent/kernel"],
@@ -136,7 +193,7 @@ fn told_by_the_runner() -> Vec<Case> {
                 .args(["--smp", "2", "--guests"])
                 .args([file])
                 .call()?;
-            told(&called, &["`a`", "4 vCPUs", "2 CPUs"])
+            told(&called, &["guests.toml:5:", "`a`", "4 vCPUs", "2 CPUs"])
         },
     ));
     cases
@@ -168,18 +225,21 @@ fn told_by_the_image() -> Vec<Case> {
     cases.push(Case::new("bad-input/image-not-a-bundle", |context| {
         image_tells(context, &[0x5a; 4096], &[], &["cpio"])
     }));
-    cases.push(Case::new("bad-input/image-truncated-bundle", |context| {
-        let kernel = fs::read(runner::kernel(context)?)?;
-        let whole = bundle(GUEST, &kernel)?;
-        // In the middle of the kernel, and in the middle of its header.
-        image_tells(context, &whole[..whole.len() / 2], &[], &["cpio"])?;
-        image_tells(
-            context,
-            &whole[..whole.len() - kernel.len() - 200],
-            &[],
-            &["cpio"],
-        )
-    }));
+    cases.push(
+        Case::new("bad-input/image-truncated-bundle", |context| {
+            let kernel = fs::read(runner::kernel(context)?)?;
+            let whole = bundle(GUEST, &kernel)?;
+            // In the middle of the kernel, and in the middle of its header.
+            image_tells(context, &whole[..whole.len() / 2], &[], &["cpio"])?;
+            image_tells(
+                context,
+                &whole[..whole.len() - kernel.len() - 200],
+                &[],
+                &["cpio"],
+            )
+        })
+        .boots(&["debian13"]),
+    );
     cases.push(Case::new("bad-input/image-corrupt-kernel", |context| {
         // Each begins as one of the formats, and goes on as none.
         let mut zboot = vec![0u8; 256];
@@ -206,9 +266,8 @@ fn told_by_the_image() -> Vec<Case> {
     cases.push(Case::new("bad-input/image-empty-kernel", |context| {
         image_tells(context, &bundle(GUEST, b"")?, &[], &["a", "kernel"])
     }));
-    cases.push(Case::new(
-        "bad-input/image-guest-larger-than-ram",
-        |context| {
+    cases.push(
+        Case::new("bad-input/image-guest-larger-than-ram", |context| {
             let text = GUEST.replace("64M", "64G");
             let kernel = fs::read(runner::kernel(context)?)?;
             image_tells(
@@ -217,38 +276,41 @@ fn told_by_the_image() -> Vec<Case> {
                 &["--ram", "1G"],
                 &["a", "memory"],
             )
-        },
-    ));
-    cases.push(Case::new(
-        "bad-input/image-kernel-larger-than-guest",
-        |context| {
+        })
+        .boots(&["debian13"]),
+    );
+    cases.push(
+        Case::new("bad-input/image-kernel-larger-than-guest", |context| {
             let text = GUEST.replace("64M", "16M");
             let kernel = fs::read(runner::kernel(context)?)?;
             image_tells(context, &bundle(&text, &kernel)?, &[], &["a", "kernel"])
-        },
-    ));
+        })
+        .boots(&["debian13"]),
+    );
     cases.extend(in_little_memory());
-    cases.push(Case::new("bad-input/image-regions-collide", |context| {
-        // The initial RAM disk leaves no room that the kernel does not need.
-        let text = GUEST
-            .replace("64M", "96M")
-            .replace("memory", "initrd = \"a/initrd\"\nmemory");
-        let kernel = fs::read(runner::kernel(context)?)?;
-        let mut archive = Archive::new();
-        archive.file(CONFIGURATION, text.as_bytes())?;
-        archive.folder("a");
-        archive.file("a/kernel", &kernel)?;
-        archive.file("a/initrd", &vec![0x11; 80 << 20])?;
-        image_tells(
-            context,
-            &archive.finish()?,
-            &["--ram", "1G"],
-            &["a", "initrd"],
-        )
-    }));
-    cases.push(Case::new(
-        "bad-input/image-more-vcpus-than-cpus",
-        |context| {
+    cases.push(
+        Case::new("bad-input/image-regions-collide", |context| {
+            // The initial RAM disk leaves no room that the kernel does not need.
+            let text = GUEST
+                .replace("64M", "96M")
+                .replace("memory", "initrd = \"a/initrd\"\nmemory");
+            let kernel = fs::read(runner::kernel(context)?)?;
+            let mut archive = Archive::new();
+            archive.file(CONFIGURATION, text.as_bytes())?;
+            archive.folder("a");
+            archive.file("a/kernel", &kernel)?;
+            archive.file("a/initrd", &vec![0x11; 80 << 20])?;
+            image_tells(
+                context,
+                &archive.finish()?,
+                &["--ram", "1G"],
+                &["a", "initrd"],
+            )
+        })
+        .boots(&["debian13"]),
+    );
+    cases.push(
+        Case::new("bad-input/image-more-vcpus-than-cpus", |context| {
             let text = GUEST.replace("vcpus = 1", "vcpus = 3");
             let kernel = fs::read(runner::kernel(context)?)?;
             image_tells(
@@ -257,8 +319,9 @@ fn told_by_the_image() -> Vec<Case> {
                 &["--smp", "2"],
                 &["a", "vcpus"],
             )
-        },
-    ));
+        })
+        .boots(&["debian13"]),
+    );
     cases.push(Case::new("bad-input/image-no-el2", |context| {
         let folder = tempfile::tempdir_in(&context.folder)?;
         let file = folder.path().join("bundle.cpio");

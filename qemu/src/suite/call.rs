@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::Context;
 use crate::child::end_with_us;
+use crate::ui;
 
 /// How long a call of the runner may take in all, beyond its own `--timeout`.
 pub const LIMIT: Duration = Duration::from_secs(300);
@@ -43,16 +44,23 @@ pub struct Call {
     command: Command,
     stdin: Vec<u8>,
     stderr_shown: bool,
+    unread: bool,
     limit: Duration,
 }
 
 impl Call {
     /// A call of any program.
     pub fn program(program: impl AsRef<OsStr>, limit: Duration) -> Self {
+        Self::of(Command::new(program), limit)
+    }
+
+    /// A call of a command that is prepared already.
+    pub fn of(command: Command, limit: Duration) -> Self {
         Self {
-            command: Command::new(program),
+            command,
             stdin: Vec::new(),
             stderr_shown: false,
+            unread: false,
             limit,
         }
     }
@@ -80,8 +88,25 @@ impl Call {
     }
 
     /// What it reads on standard input; nothing otherwise.
-    pub fn stdin(mut self, text: &str) -> Self {
-        self.stdin = text.as_bytes().to_vec();
+    pub fn stdin(self, text: &str) -> Self {
+        self.stdin_bytes(text.as_bytes())
+    }
+
+    /// The same, of any bytes.
+    pub fn stdin_bytes(mut self, bytes: &[u8]) -> Self {
+        self.stdin = bytes.to_vec();
+        self
+    }
+
+    /// Its standard output is read only when it has ended.
+    pub fn unread(mut self) -> Self {
+        self.unread = true;
+        self
+    }
+
+    /// A variable less of its environment.
+    pub fn without(mut self, name: &str) -> Self {
+        self.command.env_remove(name);
         self
     }
 
@@ -122,19 +147,25 @@ impl Call {
             })
             .spawn()
             .with_context(|| format!("cannot run {:?}", self.command.get_program()))?;
+        let _live = Live::begin(&child);
         if let Some(mut stdin) = child.stdin.take() {
             let text = std::mem::take(&mut self.stdin);
             // A program that does not read it all is judged by what it says.
             thread::spawn(move || stdin.write_all(&text));
         }
-        let stdout = collect(child.stdout.take());
         let stderr = collect(child.stderr.take());
+        let (ended, end) = mpsc::channel();
+        let wait_for = self.unread.then_some(end);
+        let stdout = collect_after(child.stdout.take(), wait_for);
         let left = || self.limit.saturating_sub(begun.elapsed());
         let read = |from: &mpsc::Receiver<Vec<u8>>| {
             let bytes = from.recv_timeout(left()).ok()?;
             Some(String::from_utf8_lossy(&bytes).into_owned())
         };
-        let (Some(out), Some(err)) = (read(&stdout), read(&stderr)) else {
+        // With its standard error closed it has ended, and may be read.
+        let err = read(&stderr);
+        drop(ended);
+        let (Some(out), Some(err)) = (read(&stdout), err) else {
             // What it still says shows that it has cleaned up behind itself.
             signal_all(&child, Signal::TERM);
             let said = |from: &mpsc::Receiver<Vec<u8>>| {
@@ -163,9 +194,41 @@ impl Call {
     }
 }
 
+/// Process groups of calls under way.
+static LIVE: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// Ends all calls that are under way.
+pub fn end_all() {
+    for group in LIVE.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        signal_group(*group, Signal::TERM);
+    }
+}
+
+/// A call under way.
+struct Live(u32);
+
+impl Live {
+    fn begin(child: &Child) -> Self {
+        let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
+        live.push(child.id());
+        Self(child.id())
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
+        live.retain(|group| *group != self.0);
+    }
+}
+
 /// Sends a signal to a child and to its own children.
 fn signal_all(child: &Child, signal: Signal) {
-    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    signal_group(child.id(), signal);
+}
+
+fn signal_group(group: u32, signal: Signal) {
+    let group = i32::try_from(group).ok().and_then(Pid::from_raw);
     if let Some(group) = group {
         // An error means that all of them have ended.
         let _ = kill_process_group(group, signal);
@@ -173,8 +236,18 @@ fn signal_all(child: &Child, signal: Signal) {
 }
 
 fn collect(from: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+    collect_after(from, None)
+}
+
+/// Collects what comes after `end` is dropped, where there is one.
+fn collect_after(
+    from: Option<impl Read + Send + 'static>,
+    end: Option<mpsc::Receiver<()>>,
+) -> mpsc::Receiver<Vec<u8>> {
     let (to, receiver) = mpsc::channel();
     thread::spawn(move || {
+        // An error means that it is dropped, which is what is waited for.
+        let _ = end.map(|end| end.recv());
         let mut bytes = Vec::new();
         if let Some(mut from) = from {
             // What was read before an error counts.
@@ -287,7 +360,7 @@ impl Called {
             let lines: Vec<_> = from.lines().collect();
             for line in &lines[lines.len().saturating_sub(25)..] {
                 // A String takes all that is written.
-                let _ = writeln!(text, "  {mark} {line}");
+                let _ = writeln!(text, "  {mark} {}", ui::plain(line));
             }
         }
         text

@@ -51,6 +51,8 @@ pub struct Context {
     pub qemu: Option<Qemu>,
     /// The image under test; `Err` says why there is none.
     pub image: Result<Image, String>,
+    /// Guests that cannot be had, and why.
+    pub missing: Vec<(&'static str, String)>,
     /// Where cases leave what they made, each in a folder of its name.
     pub folder: PathBuf,
     /// How much is tested.
@@ -161,6 +163,9 @@ pub struct Case {
     pub tier: Tier,
     /// Whether others may run beside it.
     pub lane: Lane,
+    /// Guests of the archive that it boots, so that they are there before its time
+    /// is measured.
+    pub guests: Vec<&'static str>,
     body: Body,
 }
 
@@ -182,6 +187,7 @@ impl Case {
             name: name.into(),
             tier: Tier::Quick,
             lane: Lane::Shared,
+            guests: Vec::new(),
             body: Box::new(move |context| body(context).map(|()| Counts::ONE.into())),
         }
     }
@@ -195,6 +201,7 @@ impl Case {
             name: name.into(),
             tier: Tier::Quick,
             lane: Lane::Alone,
+            guests: Vec::new(),
             body: Box::new(move |context| body(context).map(Into::into)),
         }
     }
@@ -205,11 +212,21 @@ impl Case {
         self
     }
 
+    /// The same case, which boots these guests of the archive.
+    pub fn boots(mut self, guests: &[&'static str]) -> Self {
+        self.guests.extend(guests);
+        self
+    }
+
     /// Runs it.
     ///
     /// # Errors
     /// When it fails; the error is the reason.
     pub fn run(&self, context: &Context) -> Result<Outcome> {
+        let lacks = |(name, _): &&(&str, String)| self.guests.contains(name);
+        if let Some((name, why)) = context.missing.iter().find(lacks) {
+            anyhow::bail!("there is no guest {name} to boot: {why}");
+        }
         (self.body)(context)
     }
 

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::call::Call;
 use super::{Case, Context, Counts, Tier};
 use crate::setup::rust::TARGET;
-use crate::workspace::{Workspace, cargo};
+use crate::workspace::Workspace;
 
 /// Crates whose programs run on the machine, not here.
 const BARE_METAL: [&str; 3] = ["hyp", "host-loader", "tests"];
@@ -152,9 +152,8 @@ fn call(context: &Context, arguments: &[&str]) -> Result<(bool, String)> {
         Tier::Quick => LIMIT,
         Tier::Full => LIMIT_OF_FULL,
     };
-    let mut call = Call::program(cargo(), limit)
+    let mut call = Call::of(context.workspace.cargo(), limit)
         .args(arguments)
-        .within(&context.workspace.root)
         .env("RUSTDOCFLAGS", "-D warnings")
         .env("CARGO_TERM_COLOR", "never");
     if context.tier == Tier::Full {

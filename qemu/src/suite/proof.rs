@@ -9,7 +9,6 @@ use anyhow::{Result, bail, ensure};
 use super::call::{Call, Called};
 use super::{Case, Context, Counts, Outcome, Tier};
 use crate::setup::valgrind;
-use crate::workspace::cargo;
 
 /// Building included.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -141,9 +140,7 @@ fn speed(context: &Context) -> Result<Outcome> {
 }
 
 fn cargo_call(context: &Context, limit: Duration) -> Call {
-    Call::program(cargo(), limit)
-        .within(&context.workspace.root)
-        .env("CARGO_TERM_COLOR", "never")
+    Call::of(context.workspace.cargo(), limit).env("CARGO_TERM_COLOR", "never")
 }
 
 /// Asks that cargo's tests passed, and that there was one.

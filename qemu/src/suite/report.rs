@@ -1,13 +1,12 @@
 //! What `cargo qemu test` says: a line a case, failures in full at the end,
 //! and a closing line with the sums, alone on its line.
 
-use std::io::Write;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::Counts;
-use crate::ui;
+use crate::ui::{self, ReaderGone};
 
 /// How a case ended.
 #[derive(Clone, Debug)]
@@ -46,6 +45,23 @@ struct Sums {
     failed: u32,
     skipped: u32,
     seconds: f64,
+    /// Cases that were not run, or not to their end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interrupted: Option<usize>,
+}
+
+/// Whether all cases were run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whole {
+    /// All.
+    Yes,
+    /// It was interrupted.
+    No {
+        /// The number of all cases.
+        of: usize,
+        /// Those that were under way.
+        running: Vec<String>,
+    },
 }
 
 /// Writes results as they come.
@@ -65,7 +81,10 @@ impl Report {
     }
 
     /// Takes a result and writes its line.
-    pub fn take(&mut self, result: Result) {
+    ///
+    /// # Errors
+    /// When nobody reads it.
+    pub fn take(&mut self, result: Result) -> std::result::Result<(), ReaderGone> {
         let status = if result.why.is_some() {
             "failed"
         } else if result.counts.passed == 0 && result.counts.skipped > 0 {
@@ -83,26 +102,34 @@ impl Report {
                 skipped: result.counts.skipped,
                 says: result.says.as_deref(),
                 why: result.why.as_deref(),
-            });
+            })?;
         } else {
             let tests = match result.counts.passed + result.counts.failed {
                 0 | 1 => String::new(),
                 tests => format!(", {tests} tests"),
             };
-            println!(
+            ui::print(format_args!(
                 "{status:>12} {} ({}{tests})",
                 result.name,
                 ui::seconds(result.took)
-            );
+            ))?;
             for line in result.says.iter().flat_map(|says| says.lines()) {
-                println!("{line}");
+                ui::print(line)?;
             }
         }
         self.results.push(result);
+        Ok(())
     }
 
     /// Writes the failures and the closing line; returns whether all is well.
-    pub fn close(self, took: Duration) -> bool {
+    ///
+    /// # Errors
+    /// When nobody reads it.
+    pub fn close(self, took: Duration, whole: Whole) -> std::result::Result<bool, ReaderGone> {
+        let interrupted = match &whole {
+            Whole::Yes => None,
+            Whole::No { of, .. } => Some(of - self.results.len()),
+        };
         let mut sums = Counts::default();
         for result in &self.results {
             sums += result.counts;
@@ -113,27 +140,41 @@ impl Report {
                 failed: sums.failed,
                 skipped: sums.skipped,
                 seconds: took.as_secs_f64(),
-            });
-            return sums.failed == 0;
+                interrupted,
+            })?;
+            return Ok(sums.failed == 0);
         }
         for result in &self.results {
             if let Some(why) = &result.why {
-                println!("\nfailed: {}\n{}", result.name, why.trim_end());
+                ui::print(format_args!(
+                    "\nfailed: {}\n{}",
+                    result.name,
+                    why.trim_end()
+                ))?;
             }
         }
-        println!("\nin {}", ui::seconds(took));
+        if let Whole::No { of, running } = whole {
+            ui::print(format_args!(
+                "\ninterrupted: {} of {of} cases have ended",
+                self.results.len()
+            ))?;
+            for name in running {
+                ui::print(format_args!("  under way: {name}"))?;
+            }
+        }
+        ui::print(format_args!("\nin {}", ui::seconds(took)))?;
         let skipped = match sums.skipped {
             0 => String::new(),
             skipped => format!(", {skipped} skipped"),
         };
-        println!("{} passed, {} failed{skipped}", sums.passed, sums.failed);
-        sums.failed == 0
+        ui::print(format_args!(
+            "{} passed, {} failed{skipped}",
+            sums.passed, sums.failed
+        ))?;
+        Ok(sums.failed == 0)
     }
 
-    fn print(&self, line: &impl Serialize) {
-        let mut out = std::io::stdout().lock();
-        // Without a reader there is nobody to tell.
-        let _ = serde_json::to_writer(&mut out, line);
-        let _ = out.write_all(b"\n");
+    fn print(&self, line: &impl Serialize) -> std::result::Result<(), ReaderGone> {
+        ui::print(serde_json::to_string(line).expect("text and numbers are JSON"))
     }
 }

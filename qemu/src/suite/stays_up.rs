@@ -5,6 +5,7 @@ use anyhow::Result;
 
 use super::boots::{LIMIT, ended_well, machine_with_shell};
 use super::call::Call;
+use super::runner::exit::once_begun;
 use super::{Case, Context, runner};
 use crate::guests::fetch::Cache;
 use crate::guests::initrd::{self, Task};
@@ -18,10 +19,13 @@ const TIMES: usize = 10;
 /// lets a process touch.
 const NOWHERE: &str = "0xa0000000";
 
+/// The guest that cases boot.
+const LINUX: &[&str] = &["debian13"];
+
 /// The cases.
 pub fn cases() -> Vec<Case> {
     vec![
-        Case::new("stays-up/ten-resets", ten_resets),
+        Case::new("stays-up/ten-resets", ten_resets).boots(LINUX),
         Case::new("stays-up/ten-power-offs", |context| {
             for time in 1..=TIMES {
                 let ended = Call::run(context)?
@@ -32,25 +36,22 @@ pub fn cases() -> Vec<Case> {
             }
             Ok(())
         }),
-        Case::new("stays-up/guest-outside-its-memory", outside),
+        Case::new("stays-up/guest-outside-its-memory", outside).boots(LINUX),
         Case::new("stays-up/hang-tells-last-exits", |context| {
-            Call::run(context)?
-                .args([
-                    "--guest",
-                    "debian13",
-                    "--exec",
-                    "sleep 1000",
-                    "--timeout",
-                    "60",
-                ])
-                .call()?
-                .ended(124)?
-                .tells(&["last exits"])?
-                // Reason and registers of each vCPU, and the region where there is one.
-                .tells(&["debian13/0", "elr=", "far=", "ipa="])?
-                .calmly()?;
+            // Whatever of the log the user wants to see.
+            once_begun(|patience| {
+                let call = Call::run(context)?.args(["--guest", "debian13", "--log", "error"]);
+                let command = ["--exec", "echo begun; sleep 10000"];
+                Ok(call.args(command).args(["--timeout", patience]))
+            })?
+            .ended(124)?
+            .tells(&["last exits"])?
+            // Reason and registers of each vCPU, and the region where there is one.
+            .tells(&["debian13/0", "elr=", "far=", "ipa="])?
+            .calmly()?;
             Ok(())
-        }),
+        })
+        .boots(LINUX),
     ]
 }
 
@@ -88,7 +89,7 @@ fn outside(context: &Context) -> Result<()> {
     let mut toml = String::new();
     for (name, command, console) in guests {
         let task = Task::Command {
-            command,
+            command: command.into_bytes(),
             mark: initrd::mark(),
         };
         let initrd = folder.path().join(format!("{name}.cpio"));

@@ -1,10 +1,17 @@
-//! The runner itself, with guests that QEMU boots without Undercroft: what
-//! fails here is not the image's fault.
+//! The runner itself, most of it with guests that QEMU boots without Undercroft:
+//! what fails here is not the image's fault.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`exit`] | what the exit status says |
+
+pub mod exit;
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use anyhow::{Context as _, Result, ensure};
 
+use self::exit::once_begun;
 use super::boots::{LIMIT, talk_to_u_boot};
 use super::call::Call;
 use super::{Case, Context};
@@ -15,8 +22,17 @@ use crate::run::capture::Capture;
 use crate::size::Size;
 use crate::workspace::in_path;
 
+/// The guest that most cases boot.
+const LINUX: &[&str] = &["debian13"];
+
 /// The cases.
 pub fn cases() -> Vec<Case> {
+    let mut cases = basics();
+    cases.extend(exit::cases());
+    cases
+}
+
+fn basics() -> Vec<Case> {
     vec![
         Case::new("runner/exec", |context| {
             let command = r"printf 'a\r\n\0b'; echo c >&2; exit 7";
@@ -26,7 +42,8 @@ pub fn cases() -> Vec<Case> {
                 .ended(7)?
                 .printed("a\r\n\0bc\n")?;
             Ok(())
-        }),
+        })
+        .boots(LINUX),
         Case::new("runner/script", |context| {
             // Neither a terminal nor a command: the shell reads our input.
             bare(context)
@@ -35,7 +52,8 @@ pub fn cases() -> Vec<Case> {
                 .ended(3)?
                 .printed("aarch64\n")?;
             Ok(())
-        }),
+        })
+        .boots(LINUX),
         Case::new("runner/own-kernel", |context| {
             let kernel = kernel(context)?;
             Call::bare(context)
@@ -52,17 +70,18 @@ pub fn cases() -> Vec<Case> {
                 .ended(0)?
                 .printed("one two\n")?;
             Ok(())
-        }),
+        })
+        .boots(LINUX),
         Case::new("runner/timeout", |context| {
-            bare(context)
-                .args(["--exec", "echo begun; sleep 1000", "--timeout", "15"])
-                .call()?
+            let command = ["--exec", "echo begun; sleep 10000"];
+            once_begun(|patience| Ok(bare(context).args(command).args(["--timeout", patience])))?
                 .ended(124)?
                 .printed("begun\n")?
                 .tells(&["not done after"])?
                 .tells(&["PC="])?;
             Ok(())
-        }),
+        })
+        .boots(LINUX),
         Case::new("runner/guest-panic", |context| {
             bare(context)
                 .args(["--exec", "echo c >/proc/sysrq-trigger"])
@@ -70,7 +89,8 @@ pub fn cases() -> Vec<Case> {
                 .ended(125)?
                 .tells(&["guest's kernel panicked"])?;
             Ok(())
-        }),
+        })
+        .boots(LINUX),
         Case::new("runner/dry-run", |context| {
             let called = Call::bare(context)
                 .args(["--bare", "--dry-run", "--cpu", "cortex-a72", "--smp", "3"])
@@ -90,7 +110,8 @@ pub fn cases() -> Vec<Case> {
                 );
             }
             Ok(())
-        }),
+        })
+        .boots(LINUX),
         Case::new("runner/u-boot", |context| {
             let mut machine = Machine {
                 qemu: context.qemu()?.clone(),
@@ -109,7 +130,8 @@ pub fn cases() -> Vec<Case> {
             let file = Cache::of(&context.workspace).kernel(catalogue::find("u-boot")?)?;
             machine.extra.push(file.into());
             talk_to_u_boot(Capture::start(&machine, LIMIT, true)?)
-        }),
+        })
+        .boots(&["u-boot"]),
         Case::new("runner/no-apt", |context| {
             // Another distribution: programs are there, apt is not.
             let folder = tempfile::tempdir_in(&context.folder)?;
@@ -142,12 +164,12 @@ pub fn cases() -> Vec<Case> {
                 .ended(0)?
                 .printed("aarch64\n")?;
             Ok(())
-        }),
+        })
+        .boots(LINUX),
         Case::new("runner/old-qemu", |context| {
             let folder = tempfile::tempdir_in(&context.folder)?;
             let program = folder.path().join("qemu");
-            std::fs::write(&program, "#!/bin/sh\necho QEMU emulator version 7.2.0\n")?;
-            std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755))?;
+            self::program(&program, "#!/bin/sh\necho QEMU emulator version 7.2.0\n")?;
             Call::bare(context)
                 .args(["--dry-run"])
                 .env("UNDERCROFT_QEMU", &program)
@@ -160,6 +182,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
+/// A call that boots a Linux on QEMU itself.
 fn bare(context: &Context) -> Call {
     Call::bare(context).args(["--bare", "--guest", "debian13"])
 }
@@ -167,4 +190,13 @@ fn bare(context: &Context) -> Call {
 /// Some Linux, as a file of the user's own.
 pub fn kernel(context: &Context) -> Result<std::path::PathBuf> {
     Cache::of(&context.workspace).kernel(catalogue::find("debian13")?)
+}
+
+/// Writes a program.
+fn program(file: &std::path::Path, text: &str) -> Result<()> {
+    std::fs::write(file, text)?;
+    Ok(std::fs::set_permissions(
+        file,
+        PermissionsExt::from_mode(0o755),
+    )?)
 }
