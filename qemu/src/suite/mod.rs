@@ -15,6 +15,7 @@ pub mod nightly;
 pub mod on_target;
 pub mod placement;
 pub mod proof;
+pub mod pty;
 pub mod report;
 pub mod resets;
 pub mod runner;

@@ -4,8 +4,12 @@
 //! | module | idea |
 //! |---|---|
 //! | [`exit`] | what the exit status says |
+//! | [`output`] | what is said, at a terminal and elsewhere |
+//! | [`first`] | the first hour: what a machine lacks, and where things go |
 
 pub mod exit;
+pub mod first;
+pub mod output;
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -29,6 +33,8 @@ const LINUX: &[&str] = &["debian13"];
 pub fn cases() -> Vec<Case> {
     let mut cases = basics();
     cases.extend(exit::cases());
+    cases.extend(output::cases());
+    cases.extend(first::cases());
     cases
 }
 

@@ -1,0 +1,337 @@
+//! What the runner says, at a terminal of 80 columns, in a pipe, and to programs.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::super::call::{Call, LIMIT};
+use super::super::pty::{COLUMNS, Pty};
+use super::super::{Case, Context};
+use super::{LINUX, bare};
+
+/// Two cases that take no time, for a test of tests.
+const TWO: [&str; 4] = [
+    "--filter",
+    "runner/old-qemu",
+    "--filter",
+    "runner/wrong-cache",
+];
+
+/// What moves a terminal's cursor, or colours its letters.
+const ESCAPE: char = '\u{1b}';
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    let mut cases = at_a_terminal();
+    cases.extend(in_a_pipe());
+    cases.extend(of_the_log());
+    cases.extend(for_programs());
+    cases
+}
+
+fn at_a_terminal() -> Vec<Case> {
+    vec![
+        Case::new("runner/terminal", |context| {
+            let mut pty = Pty::start(at_terminal(context, &[])?, LIMIT)?;
+            pty.until("leave with Ctrl-a x")?;
+            let before = pty.text();
+            ensure!(!before.contains("debian13:~#"), "the guest was first");
+            // Our own init says it as well, right before its prompt.
+            pty.until("Ctrl-a x leaves QEMU")?;
+            pty.until("debian13:~# ")?;
+            pty.type_in("echo $((6 * 7))\r")?;
+            pty.until("42")?;
+            pty.type_in("\u{1}x")?;
+            let status = pty.finish()?;
+            ensure!(status == Some(0), "left with {status:?}\n{}", pty.text());
+            ensure!(!pty.text().contains("error"), "{}", pty.text());
+            fits(&pty)
+        })
+        .boots(LINUX),
+        Case::new("runner/terminal-power-off", |context| {
+            let mut pty = Pty::start(at_terminal(context, &["--quiet"])?, LIMIT)?;
+            pty.until("debian13:~# ")?;
+            ensure!(!pty.text().contains("Booting"), "{}", pty.text());
+            pty.type_in("poweroff\r")?;
+            let status = pty.finish()?;
+            ensure!(status == Some(0), "ended with {status:?}\n{}", pty.text());
+            Ok(())
+        })
+        .boots(LINUX),
+        Case::new("runner/status-line", |context| {
+            let mut pty = Pty::start(test_of_two(context)?, LIMIT)?;
+            let status = pty.finish()?;
+            ensure!(status == Some(0), "{}", pty.text());
+            let lines = pty.lines();
+            let counted = |line: &&String| line.contains("Testing") && line.contains("/2 ");
+            lines.iter().find(counted).context("no status line")?;
+            ensure!(
+                lines
+                    .last()
+                    .is_some_and(|line| line == "2 passed, 0 failed"),
+                "something was left behind:\n{}",
+                pty.text()
+            );
+            fits(&pty)
+        }),
+        Case::new("runner/dumb-terminal", |context| {
+            let mut command = test_of_two(context)?;
+            command.env("TERM", "dumb");
+            let mut pty = Pty::start(command, LIMIT)?;
+            ensure!(pty.finish()? == Some(0), "{}", pty.text());
+            let text = String::from_utf8_lossy(&pty.shown).into_owned();
+            ensure!(!text.contains(ESCAPE), "{text:?}");
+            ensure!(!text.contains("Testing"), "{text}");
+            Ok(())
+        }),
+        Case::new("runner/interrupted-test", |context| {
+            // A QEMU that never ends: the second case is under way until Ctrl-C.
+            let folder = tempfile::tempdir_in(&context.folder)?;
+            let qemu = folder.path().join("qemu");
+            let script = "#!/bin/sh\n[ \"$1\" = --version ] && exec echo QEMU emulator \
+                          version 10.0\nexec sleep 100000\n";
+            super::program(&qemu, script)?;
+            let mut command = Command::new(&context.runner);
+            command
+                .args(["test", "--jobs", "1", "--image"])
+                .arg(&context.image()?.file)
+                .args(["--filter", "runner/old-qemu", "--filter", "tests/hello"])
+                .env("UNDERCROFT_QEMU", &qemu)
+                .env("TERM", "dumb");
+            let mut pty = Pty::start(command, LIMIT)?;
+            pty.until("passed runner/old-qemu")?;
+            pty.type_in("\u{3}")?;
+            pty.until("interrupted: 1 of 2 cases have ended")?;
+            pty.until("1 passed, 0 failed")?;
+            ensure!(pty.finish()? == Some(130), "{}", pty.text());
+            Ok(())
+        }),
+    ]
+}
+
+fn in_a_pipe() -> Vec<Case> {
+    vec![
+        Case::new("runner/first-line-alone", |context| {
+            let runner = context.runner.display();
+            for command in [
+                "guests",
+                "guests --json",
+                "test --list",
+                "run --help",
+                "--help",
+            ] {
+                let line = format!("'{runner}' {command} | head -1");
+                let called = Call::program("sh", LIMIT).args(["-c", &line]).call()?;
+                let called = called.ended(0)?;
+                ensure!(called.stderr.is_empty(), "{command}: {}", called.stderr);
+                ensure!(called.stdout.lines().count() == 1, "{command}");
+            }
+            // Nobody to say it to is no reason to fail.
+            let line = format!("'{runner}' guests 2>&1 >/dev/full");
+            let called = Call::program("sh", LIMIT).args(["-c", &line]).call()?;
+            ensure!(called.stdout.is_empty(), "{}", called.stdout);
+            let line = format!("{{ '{runner}' run --smp 0; echo $? >&3; }} 2>&1 | : 3>&1");
+            let line = format!("exec 3>&1; {line}");
+            let called = Call::program("sh", LIMIT).args(["-c", &line]).call()?;
+            called.printed("125\n")?;
+            Ok(())
+        }),
+        Case::new("runner/first-line-of-a-command", |context| {
+            // `yes` has no end of its own: the run ends with its reader.
+            let line = format!(
+                "exec 3>&1; {{ '{}' run --bare --timeout 0 --exec yes; echo $? >&3; }} | head -1",
+                context.runner.display()
+            );
+            let called = Call::program("sh", LIMIT).args(["-c", &line]).call()?;
+            let called = called.ended(0)?.printed("y\n141\n")?.calmly()?;
+            ensure!(!called.stderr.contains("error"), "{}", called.stderr);
+            Ok(())
+        })
+        .boots(LINUX),
+        Case::new("runner/log-without-a-reader", |context| {
+            let line = format!(
+                "exec 3>&1; {{ '{}' run --guest hello --image '{}'; echo $? >&3; }} 2>&1 | head -1",
+                context.runner.display(),
+                context.image()?.file.display()
+            );
+            let called = Call::program("sh", LIMIT).args(["-c", &line]).call()?;
+            ensure!(
+                called.stdout.contains("141") || called.stdout.contains('0'),
+                "{called:?}"
+            );
+            called.ended(0)?.calmly()?;
+            Ok(())
+        }),
+    ]
+}
+
+fn of_the_log() -> Vec<Case> {
+    vec![
+        Case::new("runner/log-levels", |context| {
+            for (level, none) in [("error", &["INFO", "WARN"][..]), ("warn", &["INFO"])] {
+                let called = Call::run(context)?
+                    .args(["--quiet", "--log", level, "--guest", "hello"])
+                    .call()?
+                    .ended(0)?;
+                for word in none {
+                    ensure!(!called.stderr.contains(word), "{}", called.stderr);
+                }
+            }
+            Ok(())
+        }),
+        Case::new("runner/quiet", |context| {
+            let called = Call::run(context)?
+                .args(["--quiet", "--guest", "hello"])
+                .call()?
+                .ended(0)?;
+            // Lines of the log, and nothing else.
+            let other = called.stderr.lines().find(|line| !line.starts_with('['));
+            ensure!(other.is_none(), "{other:?}");
+            Ok(())
+        }),
+        Case::new("runner/last-words-steer-no-terminal", |context| {
+            let command = r"printf '\033[2J\007evil\033]0;x\007\n'; poweroff -f; sleep 100";
+            let called = bare(context).args(["--exec", command]).call()?.ended(125)?;
+            let called = called.tells(&["  | ", "evil"])?;
+            let steers = |c: char| c.is_control() && c != '\n';
+            ensure!(!called.stderr.contains(steers), "{:?}", called.stderr);
+            Ok(())
+        })
+        .boots(LINUX),
+        Case::new("runner/several-guests", |context| {
+            let folder = tempfile::tempdir_in(&context.folder)?;
+            let hello = crate::build::program(&context.workspace, "hello")?;
+            let guest = |name: &str| {
+                format!(
+                    "[[guest]]\nname = {name:?}\nkernel = {hello:?}\nmemory = \"64M\"\nvcpus = 1\n"
+                )
+            };
+            let file = folder.path().join("guests.toml");
+            fs::write(&file, guest("one") + &guest("two"))?;
+            Call::run(context)?
+                .args(["--guests"])
+                .args([&file])
+                .call()?
+                .ended(0)?
+                .shows(&["hello"])?
+                .tells(&["Console", "guest one has standard input and output"])?
+                .tells(&["Console", "guest two", "the log", "`guest two: "])?
+                .tells(&["host", "guest two: hello"])?;
+            Ok(())
+        }),
+    ]
+}
+
+fn for_programs() -> Vec<Case> {
+    vec![
+        Case::new("runner/json", |context| {
+            let called = Call::program(&context.runner, LIMIT)
+                .args(["guests", "--json"])
+                .call()?
+                .ended(0)?;
+            let mut names = Vec::new();
+            for line in called.stdout.lines() {
+                let guest: serde_json::Value = serde_json::from_str(line)?;
+                names.push(guest["name"].as_str().context("a name")?.to_string());
+            }
+            ensure!(
+                names.first().is_some_and(|name| name == "debian13"),
+                "{names:?}"
+            );
+            ensure!(names.contains(&"debian-backports-16k".into()), "{names:?}");
+            for bench in ["boot", "pgtable"] {
+                let call = Call::program(&context.runner, LIMIT);
+                let help = call.args(["bench", bench, "--help"]).call()?.ended(0)?;
+                help.shows(&["--json"])?;
+            }
+            Ok(())
+        }),
+        Case::new("runner/version", |context| {
+            let git = Call::program("git", LIMIT)
+                .args(["rev-parse", "--short=12", "HEAD"])
+                .within(&context.workspace.root)
+                .call();
+            let called = Call::program(&context.runner, LIMIT)
+                .args(["--version"])
+                .call()?
+                .ended(0)?
+                .shows(&["cargo qemu", env!("CARGO_PKG_VERSION")])?;
+            if let Ok(git) = git
+                && git.code == Some(0)
+            {
+                called.shows(&[git.stdout.trim()])?;
+            }
+            Ok(())
+        }),
+        Case::new("runner/completions", |context| {
+            let script = Call::program(&context.runner, LIMIT)
+                .args(["completions", "bash"])
+                .call()?
+                .ended(0)?
+                .stdout;
+            let folder = tempfile::tempdir_in(&context.folder)?;
+            let file = folder.path().join("completions");
+            fs::write(&file, script)?;
+            let ask = format!(
+                "_cargo() {{ COMPREPLY=(cargo-own); }}; complete -F _cargo cargo\n. '{}'\n\
+                 f=$(complete -p cargo | sed 's/.*-F \\([^ ]*\\).*/\\1/')\n\
+                 COMP_WORDS=(cargo qemu run --gran); COMP_CWORD=3\n\
+                 $f cargo --gran run; echo \"${{COMPREPLY[@]}}\"\n\
+                 COMP_WORDS=(cargo qemu b); COMP_CWORD=2\n\
+                 $f cargo b qemu; echo \"${{COMPREPLY[@]}}\"\n\
+                 COMP_WORDS=(cargo bu); COMP_CWORD=1\n\
+                 $f cargo bu cargo; echo \"${{COMPREPLY[@]}}\"\n",
+                file.display()
+            );
+            Call::program("bash", LIMIT)
+                .args(["-c", &ask])
+                .call()?
+                .ended(0)?
+                .printed("--granule\nbench\ncargo-own\n")?;
+            for (shell, sign) in [
+                ("zsh", "#compdef cargo-qemu"),
+                ("fish", "complete -c cargo"),
+            ] {
+                Call::program(&context.runner, LIMIT)
+                    .args(["completions", shell])
+                    .call()?
+                    .ended(0)?
+                    .shows(&[sign, "granule"])?;
+            }
+            Ok(())
+        }),
+    ]
+}
+
+/// A shell in a guest, at a terminal.
+fn at_terminal(context: &Context, arguments: &[&str]) -> Result<Command> {
+    let mut command = Command::new(&context.runner);
+    command
+        .args(["run", "--guest", "debian13", "--append", "quiet", "--image"])
+        .arg(&context.image()?.file)
+        .args(arguments)
+        .env("TERM", "xterm");
+    Ok(command)
+}
+
+fn test_of_two(context: &Context) -> Result<Command> {
+    let mut command = Command::new(&context.runner);
+    command
+        .args(["test", "--image"])
+        .arg(&context.image()?.file)
+        .args(TWO)
+        .env("TERM", "xterm");
+    Ok(command)
+}
+
+/// Asks that nothing was wider than the terminal.
+fn fits(pty: &Pty) -> Result<()> {
+    for line in pty.lines() {
+        ensure!(
+            console::measure_text_width(&line) <= usize::from(COLUMNS),
+            "wider than {COLUMNS} columns: {line}"
+        );
+    }
+    Ok(())
+}
