@@ -223,14 +223,22 @@ fn parse(text: &str, file: &str, folder: &Path) -> Result<(Vec<Guest>, Vec<Place
         );
     }
     let (mut guests, mut places): (Vec<Guest>, Vec<Place>) = (Vec::new(), Vec::new());
+    // What the file alone tells comes first, then what else is there.
+    let mut files = Vec::new();
     for entry in read.guest.into_inner() {
         let entry = entry.into_inner();
         reader.beside(&entry, &guests)?;
+        reader.settings(&entry)?;
         places.push(Place {
             memory: reader.at(entry.memory.span()),
             vcpus: reader.at(entry.vcpus.span()),
         });
-        guests.push(reader.guest(entry)?);
+        let (guest, of_guest) = reader.guest(entry);
+        guests.push(guest);
+        files.extend(of_guest);
+    }
+    for (file, setting) in files {
+        check_file(&file).context(setting)?;
     }
     Ok((guests, places))
 }
@@ -276,26 +284,35 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn guest(&self, entry: Entry) -> Result<Guest> {
-        let place = self.at(entry.name.span());
-        let name = entry.name.into_inner();
-        check_name(&name).context(place)?;
+    /// What is wrong with a guest's settings by themselves.
+    fn settings(&self, entry: &Entry) -> Result<()> {
+        let name = entry.name.get_ref();
+        check_name(name).with_context(|| self.at(entry.name.span()))?;
         check_vcpus(*entry.vcpus.get_ref())
-            .with_context(|| self.setting(&name, "vcpus", &entry.vcpus))?;
+            .with_context(|| self.setting(name, "vcpus", &entry.vcpus))?;
         check_memory(*entry.memory.get_ref())
-            .with_context(|| self.setting(&name, "memory", &entry.memory))?;
+            .with_context(|| self.setting(name, "memory", &entry.memory))?;
         if let Some(cmdline) = &entry.cmdline {
             check_cmdline(cmdline.get_ref())
-                .with_context(|| self.setting(&name, "cmdline", cmdline))?;
+                .with_context(|| self.setting(name, "cmdline", cmdline))?;
         }
-        let found = |key: &str, path: Spanned<PathBuf>| -> Result<PathBuf> {
+        Ok(())
+    }
+
+    /// The guest, and its files with the settings that name them.
+    fn guest(&self, entry: Entry) -> (Guest, Vec<(PathBuf, String)>) {
+        let name = entry.name.into_inner();
+        let mut files = Vec::new();
+        let mut file = |key: &str, path: Spanned<PathBuf>| {
             let file = self.folder.join(path.get_ref());
-            check_file(&file).with_context(|| self.setting(&name, key, &path))?;
-            Ok(file)
+            files.push((file.clone(), self.setting(&name, key, &path)));
+            file
         };
-        Ok(Guest {
-            kernel: found("kernel", entry.kernel)?,
-            initrd: entry.initrd.map(|path| found("initrd", path)).transpose()?,
+        let kernel = file("kernel", entry.kernel);
+        let initrd = entry.initrd.map(|path| file("initrd", path));
+        let guest = Guest {
+            kernel,
+            initrd,
             cmdline: entry.cmdline.map(Spanned::into_inner),
             memory: entry.memory.into_inner(),
             vcpus: entry.vcpus.into_inner(),
@@ -304,7 +321,8 @@ impl Reader<'_> {
             strict: entry.strict,
             entry: entry.entry,
             name,
-        })
+        };
+        (guest, files)
     }
 }
 

@@ -94,7 +94,7 @@ pub fn run(machine: &Machine, manner: &Manner) -> Result<Outcome> {
         thread::spawn(move || forward(input));
     }
     let outlet = Outlet::open(session.sender());
-    Watch::new(manner, outlet, machine.end).until_end(&mut session)
+    Watch::new(manner, outlet, machine).until_end(&mut session)
 }
 
 /// One watch over one machine.
@@ -109,6 +109,8 @@ struct Watch<'a> {
     guest_panic: bool,
     /// The host has reset the guest.
     guest_reset: bool,
+    /// No guest writes where the log is.
+    log_apart: bool,
     /// QEMU was told to end.
     told: bool,
     /// Standard output is gone: nobody wants the rest.
@@ -123,7 +125,7 @@ struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    fn new(manner: &'a Manner, outlet: Outlet, token: Option<Token>) -> Self {
+    fn new(manner: &'a Manner, outlet: Outlet, machine: &Machine) -> Self {
         let scanner = match &manner.style {
             Style::Command { mark } => Some(Scanner::new(mark)),
             Style::Terminal | Style::Raw => None,
@@ -132,11 +134,12 @@ impl<'a> Watch<'a> {
             manner,
             outlet,
             scanner,
-            token,
+            token: machine.end,
             said: None,
             tail: VecDeque::new(),
             guest_panic: false,
             guest_reset: false,
+            log_apart: machine.log_uart,
             told: false,
             deaf: false,
             all_levels: false,
@@ -261,7 +264,7 @@ impl<'a> Watch<'a> {
                 if let Some(said) = ending::said(&line, self.token) {
                     self.said = Some(said);
                 }
-                if ending::message(&line).is_some_and(is_reset) {
+                if self.log_apart && ending::message(&line).is_some_and(is_reset) {
                     self.guest_reset = true;
                 }
                 if self.all_levels || ending::level(&line).is_none_or(|l| l <= self.manner.log) {

@@ -25,6 +25,10 @@ const VERB: usize = 12;
 /// Shorter builds are not worth a line.
 const NOTICEABLE: Duration = Duration::from_millis(1500);
 
+/// Variables that may name a file from where the user is, and whether a bare name
+/// is one; else it is looked for in `PATH`.
+const PATHS: [(&str, bool); 2] = [("UNDERCROFT_GUESTS", true), ("UNDERCROFT_QEMU", false)];
+
 /// The file by which cargo's target directory is known.
 const TAG: &str = "CACHEDIR.TAG";
 
@@ -57,6 +61,15 @@ fn start() -> Result<std::convert::Infallible, String> {
     if let Some(target) = target {
         command.env("CARGO_TARGET_DIR", target);
         runner.env("CARGO_TARGET_DIR", target);
+    }
+    for (name, bare) in PATHS {
+        let value = env::var_os(name).map(PathBuf::from);
+        let is_file = |path: &PathBuf| bare || path.components().count() > 1;
+        let named = value.filter(|path| path.is_relative() && is_file(path));
+        if let Some(absolute) = named.and_then(|path| std::path::absolute(path).ok()) {
+            // What the runner starts may be elsewhere.
+            runner.env(name, absolute);
+        }
     }
     let mut status = Status::new(quiet(&arguments));
     let built = qemu_start::build(&mut command, io::stderr().is_terminal(), |at| {
@@ -141,8 +154,17 @@ impl Status {
         }
         let elapsed = self.begun.elapsed();
         if well && elapsed >= NOTICEABLE {
-            let seconds = elapsed.as_secs_f64();
-            self.write(&format!("{:>12} the runner in {seconds:.1} s\n", "Built"));
+            let all = elapsed.as_secs_f64();
+            let took = if all < 100.0 {
+                format!("{all:.1} s")
+            } else {
+                format!(
+                    "{} min {} s",
+                    elapsed.as_secs() / 60,
+                    elapsed.as_secs() % 60
+                )
+            };
+            self.write(&format!("{:>12} the runner in {took}\n", "Built"));
         }
     }
 
