@@ -360,7 +360,7 @@ fn in_little_memory() -> Vec<Case> {
                 let folder = tempfile::tempdir_in(&context.folder)?;
                 let file = folder.path().join("bundle.cpio");
                 fs::write(&file, bundle(&text, b"a kernel")?)?;
-                let called = boot_with(context, &file, &RAM)?.ended(2)?;
+                let called = boot_with(context, &file, &RAM)?.ended(125)?;
                 told(&called, names)?;
             }
             Ok(())
