@@ -6,7 +6,9 @@
 //! the same machine gives the same number every time.
 //!
 //! Facts: QEMU's `include/qemu/qemu-plugin.h`, API version 2 (QEMU 9.0) and
-//! later, of which only what has stayed the same since is used.
+//! later. From version 7 (QEMU 11.1) on, a callback of a translated block gets
+//! the block and data of ours, before it got our id and the block; the rest of
+//! what is used here has stayed the same.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
@@ -28,7 +30,12 @@ const NO_REGISTERS: c_int = 0;
 unsafe extern "C" {
     fn qemu_plugin_scoreboard_new(element_size: usize) -> *mut c_void;
     fn qemu_plugin_u64_sum(entry: Counter) -> u64;
-    fn qemu_plugin_register_vcpu_tb_trans_cb(id: u64, cb: extern "C" fn(u64, *mut c_void));
+    // Before version 7 there is no third argument, and nobody looks at it.
+    fn qemu_plugin_register_vcpu_tb_trans_cb(
+        id: u64,
+        cb: extern "C" fn(*mut c_void, *mut c_void),
+        userdata: *mut c_void,
+    );
     fn qemu_plugin_tb_n_insns(tb: *const c_void) -> usize;
     fn qemu_plugin_tb_get_insn(tb: *const c_void, index: usize) -> *mut c_void;
     fn qemu_plugin_insn_vaddr(insn: *const c_void) -> u64;
@@ -46,9 +53,28 @@ unsafe extern "C" {
     );
 }
 
-/// The API version that QEMU compares with those it speaks.
+/// The API version that QEMU compares with those it speaks: the runner knows
+/// which QEMU it builds this for.
 #[unsafe(no_mangle)]
-pub static qemu_plugin_version: c_int = 2;
+pub static qemu_plugin_version: c_int = match option_env!("UNDERCROFT_PLUGIN_API") {
+    Some(text) => match c_int::from_str_radix(text, 10) {
+        Ok(version) => version,
+        Err(_) => panic!("UNDERCROFT_PLUGIN_API is no number"),
+    },
+    None => 2,
+};
+
+/// From this API version on the block comes first.
+const BLOCK_FIRST: c_int = 7;
+
+/// The beginning of `qemu_info_t`.
+#[repr(C)]
+struct Info {
+    target: *const c_char,
+    /// The API versions that QEMU speaks.
+    oldest: c_int,
+    newest: c_int,
+}
 
 /// What the arguments asked for, and the counter.
 struct Task {
@@ -69,11 +95,12 @@ static REACHED: AtomicBool = AtomicBool::new(false);
 /// Called by QEMU once, before the machine runs; 0 means success.
 ///
 /// # Safety
-/// `argv` points to `argc` strings that end with a NUL, as QEMU guarantees.
+/// `argv` points to `argc` strings that end with a NUL, and `info` to what QEMU
+/// says of itself, as QEMU guarantees.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qemu_plugin_install(
     id: u64,
-    _info: *const c_void,
+    info: *const c_void,
     argc: c_int,
     argv: *const *const c_char,
 ) -> c_int {
@@ -106,15 +133,31 @@ pub unsafe extern "C" fn qemu_plugin_install(
     {
         return 1;
     }
+    // SAFETY: the caller promises QEMU's description of itself.
+    let newest = unsafe { (*info.cast::<Info>()).newest };
+    let translated = if newest >= BLOCK_FIRST {
+        block_first
+    } else {
+        block_second
+    };
     // SAFETY: `id` is ours, and the callback lives as long as this library,
-    // which is never unloaded.
-    unsafe { qemu_plugin_register_vcpu_tb_trans_cb(id, translated) };
+    // which is never unloaded. It takes what this QEMU gives it.
+    unsafe { qemu_plugin_register_vcpu_tb_trans_cb(id, translated, std::ptr::null_mut()) };
     0
+}
+
+extern "C" fn block_first(block: *mut c_void, _data: *mut c_void) {
+    translated(block);
+}
+
+/// The first argument is our id: a number of 64 bits, passed as a pointer is.
+extern "C" fn block_second(_id: *mut c_void, block: *mut c_void) {
+    translated(block);
 }
 
 /// Called for each block that QEMU translates: counts each of its instructions
 /// and watches for the one that ends the count.
-extern "C" fn translated(_id: u64, block: *mut c_void) {
+fn translated(block: *mut c_void) {
     let Some(task) = TASK.get() else { return };
     // SAFETY: QEMU passes a block that is valid during this call.
     let count = unsafe { qemu_plugin_tb_n_insns(block) };

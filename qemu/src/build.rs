@@ -10,6 +10,7 @@ use qemu_start::At;
 use serde::Deserialize;
 
 use crate::image::{assemble, flat, header};
+use crate::setup::qemu::Qemu;
 use crate::setup::rust::{self, TARGET};
 use crate::ui::{self, Step};
 use crate::workspace::Workspace;
@@ -113,14 +114,16 @@ pub fn elf(workspace: &Workspace, name: &str) -> Result<PathBuf> {
         .with_context(|| format!("cargo built no program `{name}`"))
 }
 
-/// Builds the plugin that counts instructions, for this machine's QEMU.
+/// Builds the plugin that counts instructions, for this QEMU.
 ///
 /// # Errors
 /// When it does not build.
-pub fn plugin(workspace: &Workspace) -> Result<PathBuf> {
+pub fn plugin(workspace: &Workspace, qemu: &Qemu) -> Result<PathBuf> {
     let mut command = workspace.cargo();
     // Not a release: its crates are those that built the runner just now.
-    command.args(["build", "-p", "qemu", "--example", "count"]);
+    command
+        .args(["build", "-p", "qemu", "--example", "count"])
+        .env("UNDERCROFT_PLUGIN_API", qemu.plugin_api().to_string());
     let output = call(&mut command, "the counting plugin")?;
     artifacts(&output)
         .find(|artifact| artifact.target.name == "count")

@@ -162,7 +162,7 @@ pub const HEAD: &str = "guest         console            bare     undercroft    
 /// When something cannot be built, fetched or booted, or a count differs from
 /// the same count before.
 pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<Vec<Row>> {
-    let plugin = build::plugin(workspace)?;
+    let plugin = build::plugin(workspace, qemu)?;
     let image = build::image_or(workspace, options.image.as_deref())?;
     let folder = scratch::folder(workspace)?;
     let initrd = folder.path().join("initrd");

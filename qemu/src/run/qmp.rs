@@ -127,11 +127,14 @@ pub enum Start {
 }
 
 /// Reads `PSTATE=400003c9 -Z-- EL2h …` or, in AArch32, `PSR=400001da … hyp32`.
+/// From QEMU 11.1 on PSTATE has 16 digits.
 pub fn start(registers: &str) -> Start {
     let word = |name: &str| {
-        let at = registers.find(name)? + name.len();
-        let digits = registers.get(at..at + 8)?;
-        u32::from_str_radix(digits, 16).ok()
+        let (_, rest) = registers.split_once(name)?;
+        let digits = rest.split(|c: char| !c.is_ascii_hexdigit()).next()?;
+        // Fewer are the beginning of a dump that was cut.
+        let whole = digits.len() >= 8;
+        u64::from_str_radix(digits, 16).ok().filter(|_| whole)
     };
     match (word("PSTATE="), word("PSR=")) {
         // PSTATE.M[3:2], Arm ARM C5.2.20 (SPSR_EL2).
@@ -154,6 +157,7 @@ mod tests {
                 Start::Level(2),
             ),
             ("PSTATE=400003c5 -Z-- EL1h    FPU disabled", Start::Level(1)),
+            ("PSTATE=00000000400003c9 -Z-- EL2h  SVCR=0", Start::Level(2)),
             ("PSTATE=000003cd ---- S EL3h", Start::Level(3)),
             ("R00=00000000\nPSR=400001da -Z-- A hyp32", Start::Aarch32),
             ("", Start::Unknown),

@@ -43,6 +43,14 @@ pub struct Qemu {
     pub version: Version,
 }
 
+impl Qemu {
+    /// The version of the plugin API to build for (`QEMU_PLUGIN_VERSION` in its
+    /// `qemu-plugin.h`): from 11.1 on none before 7 is taken.
+    pub fn plugin_api(&self) -> u32 {
+        if self.version >= Version(11, 1) { 7 } else { 2 }
+    }
+}
+
 /// Finds QEMU, or installs it where there is none that is new enough.
 ///
 /// `scratch` is where an apt state may be kept.
