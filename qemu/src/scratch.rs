@@ -4,7 +4,8 @@
 //! A folder belongs to whoever holds the lock of the file in it; making one and
 //! sweeping the others happens under a lock of all.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -47,6 +48,8 @@ fn within(scratch: &Path) -> Result<Folder> {
     sweep(scratch);
     let dir = tempfile::Builder::new()
         .prefix(PREFIX)
+        // A debugger's socket in it is nobody else's.
+        .permissions(Permissions::from_mode(0o700))
         .tempdir_in(scratch)
         .with_context(|| format!("cannot make a folder in {}", scratch.display()))?;
     let lock = locked(&dir.path().join(LOCK))?;
@@ -100,6 +103,8 @@ mod tests {
         fs::create_dir(&kept).expect("makes");
 
         let own = within(scratch.path()).expect("a folder");
+        let mode = own.path().metadata().expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "whoever looks into it is this user");
         assert!(own.path().is_dir() && other.path().is_dir() && kept.is_dir());
         assert!(!killed.exists() && !barely_begun.exists());
         let place = own.path().to_path_buf();

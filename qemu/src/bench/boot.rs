@@ -231,7 +231,7 @@ fn bare(qemu: &Qemu, guest: &Guest) -> Machine {
         end: None,
         el2: false,
         log_uart: false,
-        gdb: None,
+        debugger: None,
         extra: Vec::new(),
     }
 }

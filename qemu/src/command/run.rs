@@ -1,13 +1,15 @@
 //! `cargo qemu run`.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::build::{self, Image};
 use crate::machine::virt::{Console, Machine};
-use crate::run::gdb;
+use crate::run::gdb::{self, Gdb};
 use crate::run::options::Run;
 use crate::run::plan::{self, Guests, Shell, Style};
 use crate::run::watch::{self, Manner};
@@ -32,15 +34,21 @@ pub fn run(options: &Run) -> Result<u8> {
         // Its files must outlive this process, or the command would not work.
         let folder = workspace.scratch().join("dry-run");
         scratch::make(&folder)?;
-        let (machine, guests, _) = prepare(&workspace, qemu, options, &shell, &folder)?;
+        // Whoever can look into it can connect to the debugger's socket.
+        fs::set_permissions(&folder, Permissions::from_mode(0o700))
+            .with_context(|| format!("cannot keep others out of {}", folder.display()))?;
+        let mut prepared = prepare(&workspace, qemu, options, &shell, &folder)?;
+        let gdb = debugger(options, &mut prepared, &folder)?;
+        let (machine, guests, _) = prepared;
         ui::print(machine.command_line(console(&guests)))?;
+        // QEMU makes its socket where we say, which then must be there.
+        gdb.map(Gdb::keep);
         return Ok(0);
     }
     let folder = scratch::folder(&workspace)?;
-    let (machine, guests, image) = prepare(&workspace, qemu, options, &shell, folder.path())?;
-    if let Some(image) = &image {
-        gdb::tell(&machine, image, &guests);
-    }
+    let mut prepared = prepare(&workspace, qemu, options, &shell, folder.path())?;
+    let _gdb = debugger(options, &mut prepared, folder.path())?;
+    let (machine, guests, _) = prepared;
     tell_consoles(&guests);
     let default = (guests.style != Style::Terminal && options.gdb.is_none()).then_some(PATIENCE);
     let timeout = match options.timeout {
@@ -66,7 +74,10 @@ fn prepare(
     shell: &Shell,
     folder: &Path,
 ) -> Result<(Machine, Guests, Option<Image>)> {
-    let guests = plan::guests(workspace, &options.boot, shell, folder)?;
+    let mut guests = plan::guests(workspace, &options.boot, shell, folder)?;
+    if let Some(file) = &options.guest_symbols {
+        plan::debugged(&mut guests, file)?;
+    }
     if options.bare {
         let machine = plan::bare_machine(qemu, options, &guests)?;
         return Ok((machine, guests, None));
@@ -74,6 +85,22 @@ fn prepare(
     let image = build::image_or(workspace, options.boot.image.as_deref())?;
     let machine = plan::machine(qemu, options, &guests, &image, folder)?;
     Ok((machine, guests, Some(image)))
+}
+
+/// Lets the machine wait for a debugger if that is asked for, and says how to
+/// start one.
+fn debugger(
+    options: &Run,
+    (machine, guests, image): &mut (Machine, Guests, Option<Image>),
+    folder: &Path,
+) -> Result<Option<Gdb>> {
+    let (Some(port), Some(image)) = (options.gdb, image) else {
+        return Ok(None);
+    };
+    let gdb = Gdb::open(port, folder)?;
+    machine.debugger = Some(gdb.at.clone());
+    gdb::tell(machine, image, guests, folder)?;
+    Ok(Some(gdb))
 }
 
 fn console(guests: &Guests) -> Console {

@@ -40,10 +40,19 @@ pub struct Machine {
     pub el2: bool,
     /// Whether the log has a UART of its own.
     pub log_uart: bool,
-    /// The TCP port at which QEMU waits for a debugger.
-    pub gdb: Option<u16>,
+    /// Where QEMU waits for a debugger.
+    pub debugger: Option<Debugger>,
     /// Further arguments of QEMU, as they are.
     pub extra: Vec<OsString>,
+}
+
+/// Where QEMU waits for a debugger before it runs the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Debugger {
+    /// A Unix socket, which QEMU makes.
+    Socket(PathBuf),
+    /// A TCP port of this machine alone, and of all its users.
+    Port(u16),
 }
 
 /// Where the ends of the first UART are.
@@ -120,8 +129,17 @@ impl Machine {
                 add(&["-qmp", "chardev:monitor"]);
             }
         }
-        if let Some(port) = self.gdb {
-            add(&["-S", "-gdb", &format!("tcp:127.0.0.1:{port}")]);
+        match &self.debugger {
+            None => {}
+            Some(Debugger::Port(port)) => {
+                add(&["-S", "-gdb", &format!("tcp:127.0.0.1:{port}")]);
+            }
+            Some(Debugger::Socket(path)) => {
+                // A comma would end the path.
+                let path = path.display().to_string().replace(',', ",,");
+                let socket = format!("socket,id=gdb,path={path},server=on,wait=off");
+                add(&["-S", "-chardev", &socket, "-gdb", "chardev:gdb"]);
+            }
         }
         let watched = control != Control::Plain;
         if !self.append.is_empty() {
@@ -190,7 +208,7 @@ mod tests {
             end: Some(Token::of_bits(7)),
             el2: true,
             log_uart: true,
-            gdb: None,
+            debugger: None,
             extra: vec!["-trace".into()],
         }
     }

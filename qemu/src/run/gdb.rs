@@ -1,10 +1,27 @@
-//! The line that starts a debugger on a machine that waits for one.
+//! A debugger for a machine that waits for one: where it connects, and the line
+//! that starts it.
+//!
+//! QEMU's server gives whoever connects its monitor, and with that all that its
+//! user may do. So it listens on a socket in a folder of this user's alone,
+//! unless a TCP port is asked for.
+
+use std::env::consts::ARCH;
+use std::fs::{self, Permissions};
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use object::{Object, ObjectSegment};
+use tempfile::TempDir;
 
 use super::plan::Guests;
 use crate::build::Image;
 use crate::image::{appendix, header};
-use crate::machine::virt::{Machine, RAM_BASE};
+use crate::machine::virt::{Debugger, Machine, RAM_BASE};
 use crate::ui;
+use crate::workspace::in_path;
 
 /// QEMU keeps this much at the base of RAM for itself, and so does the host
 /// for a guest's Image.
@@ -13,61 +30,280 @@ const QEMU_KEEPS: u64 = 2 << 20;
 /// Where a plain guest sees the base of its RAM.
 const GUEST_RAM_BASE: u64 = 0x4000_0000;
 
-/// Prints the debugger's line, with the symbols of both images, and where the
-/// guests are loaded.
-pub fn tell(machine: &Machine, image: &Image, guests: &Guests) {
-    let Some(port) = machine.gdb else { return };
-    let mut line = format!("gdb-multiarch -ex 'target remote 127.0.0.1:{port}'");
-    // QEMU loads an image at its offset from the base of RAM, but not into
-    // the first 2 MiB, where its own few instructions stand.
-    let offset = std::fs::read(&image.file)
-        .ok()
-        .as_deref()
-        .and_then(header::text_offset);
-    let mut address = RAM_BASE + offset.unwrap_or(0);
-    if offset.unwrap_or(0) < 4096 {
-        address += QEMU_KEEPS;
-    }
-    if let Some(hyp) = &image.hyp {
-        line += &format!(" -ex 'add-symbol-file {} -o {address:#x}'", hyp.display());
-    }
-    // hyp puts the host at the lowest place that is free, which is below hyp
-    // itself unless the host has outgrown it.
-    let data = std::fs::read(&image.file).unwrap_or_default();
-    let fits = appendix::payload_len(&data).is_some_and(|len| RAM_BASE + len <= address);
-    if let Some(host) = image.host.as_ref().filter(|_| fits) {
-        line += &format!(" -ex 'add-symbol-file {} -o {RAM_BASE:#x}'", host.display());
-    }
-    ui::note(
-        "Waiting",
-        format_args!("for a debugger on port {port}; start it with"),
-    );
-    ui::say(format_args!("\n{line}\n"));
-    ui::say(format_args!(
-        "hyp is at {address:#x}; break there with `hbreak *{address:#x}`."
-    ));
-    match &image.host {
-        Some(_) if fits => ui::say(format_args!(
-            "host-loader is at {RAM_BASE:#x}, as the log will confirm."
-        )),
-        Some(host) => {
-            ui::say("host-loader is where the log says `host at ADDRESS`; then, in gdb:");
-            ui::say(format_args!(
-                "  add-symbol-file {} -o ADDRESS",
-                host.display()
-            ));
+/// The longest path that a Unix socket can have (`struct sockaddr_un`, less a NUL).
+const LONGEST_SOCKET: usize = 107;
+
+/// Debian's package of a gdb that knows the machine, and its program.
+pub const PACKAGE: &str = "gdb-multiarch";
+
+/// Where the debugger finds the machine, while this lives.
+#[derive(Debug)]
+pub struct Gdb {
+    /// For QEMU.
+    pub at: Debugger,
+    /// A folder of its own where the run's is too deep for a socket.
+    folder: Option<TempDir>,
+}
+
+impl Gdb {
+    /// A socket in `folder`, which is this user's alone, or a TCP port.
+    ///
+    /// # Errors
+    /// When the port is another's.
+    pub fn open(port: Option<u16>, folder: &Path) -> Result<Self> {
+        if let Some(port) = port {
+            free(port)?;
+            return Ok(Self {
+                at: Debugger::Port(port),
+                folder: None,
+            });
         }
-        None => {}
+        let socket = folder.join("gdb.socket");
+        if fits(&socket) {
+            // Of a dry run before, perhaps.
+            let _ = fs::remove_file(&socket);
+            return Ok(Self {
+                at: Debugger::Socket(socket),
+                folder: None,
+            });
+        }
+        let short = tempfile::Builder::new()
+            .prefix("undercroft-gdb-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir()
+            .context("cannot make a folder for the debugger's socket")?;
+        Ok(Self {
+            at: Debugger::Socket(short.path().join("gdb.socket")),
+            folder: Some(short),
+        })
     }
-    for guest in &guests.list {
-        let head = std::fs::read(&guest.kernel).unwrap_or_default();
-        let kernel = header::text_offset(&head).map_or_else(
-            || "its kernel's place is its format's to say".into(),
-            |offset| format!("kernel at {:#x}", GUEST_RAM_BASE + QEMU_KEEPS + offset),
-        );
-        ui::say(format_args!(
-            "guest {}: RAM from IPA {GUEST_RAM_BASE:#x}, {kernel}.",
-            guest.name
+}
+
+impl Gdb {
+    /// Leaves what it made for whoever starts the machine.
+    pub fn keep(self) {
+        if let Some(folder) = self.folder {
+            let _ = folder.keep();
+        }
+    }
+}
+
+/// Whether a socket can have this path, for QEMU and for gdb, which takes what
+/// has a colon for a host and a port.
+fn fits(socket: &Path) -> bool {
+    let text = socket.as_os_str().as_encoded_bytes();
+    text.len() <= LONGEST_SOCKET && !text.contains(&b':') && socket.to_str().is_some()
+}
+
+/// Asks for a port that nobody has.
+fn free(port: u16) -> Result<()> {
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => bail!(
+            "--gdb {port}: another program listens on port {port}: take another, or --gdb \
+             alone, which needs none"
+        ),
+        Err(error) => Err(error).with_context(|| format!("--gdb {port}: cannot listen there")),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Where what is debugged stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Places {
+    hyp: u64,
+    /// `None` where only the log knows.
+    host: Option<u64>,
+}
+
+impl Places {
+    fn of(image: &[u8]) -> Self {
+        let hyp = kernel_place(RAM_BASE, image).unwrap_or(RAM_BASE + QEMU_KEEPS);
+        // hyp puts the host at the lowest place that is free, which is below hyp
+        // itself unless the host has outgrown it.
+        let len = appendix::payload_len(image);
+        let below = len.is_some_and(|len| RAM_BASE + len <= hyp);
+        Self {
+            hyp,
+            host: below.then_some(RAM_BASE),
+        }
+    }
+}
+
+/// Where an arm64 Image that begins with `head` is loaded, by QEMU and by the
+/// host: not into the first 2 MiB, where a boot loader keeps things of its own.
+fn kernel_place(ram: u64, head: &[u8]) -> Option<u64> {
+    let offset = header::text_offset(head)?;
+    let kept = if offset < 4096 { QEMU_KEEPS } else { 0 };
+    Some(ram + kept + offset)
+}
+
+/// Writes what gdb is to do into `folder`, and prints the line that has it done.
+///
+/// # Errors
+/// When a file cannot be read or written, or gdb cannot take its name.
+pub fn tell(machine: &Machine, image: &Image, guests: &Guests, folder: &Path) -> Result<()> {
+    let Some(debugger) = &machine.debugger else {
+        return Ok(());
+    };
+    let data = fs::read(&image.file).unwrap_or_default();
+    let places = Places::of(&data);
+    let mut script = String::from("set confirm off\nset architecture aarch64\n");
+    if let Some(hyp) = &image.hyp {
+        script += &symbols(hyp, Some(places.hyp))?;
+    }
+    if let (Some(host), Some(at)) = (&image.host, places.host) {
+        script += &symbols(host, Some(at))?;
+    }
+    if let Some(file) = &guests.symbols {
+        let head = guests.list.first().map(|guest| fs::read(&guest.kernel));
+        let head = head.transpose().context("cannot read the guest's kernel")?;
+        let place = kernel_place(GUEST_RAM_BASE, &head.unwrap_or_default());
+        script += &symbols(file, place.filter(|_| floats(file)))?;
+    }
+    script += &match debugger {
+        Debugger::Port(port) => format!("target remote 127.0.0.1:{port}\n"),
+        // Not quoted: gdb takes all of the line.
+        Debugger::Socket(path) => format!("target remote {}\n", path.display()),
+    };
+    let file = folder.join("gdb");
+    fs::write(&file, script).with_context(|| format!("cannot write {}", file.display()))?;
+
+    let (program, installed) = program();
+    let file = file.to_str().context("a path that is no text")?;
+    let line = shlex::try_join([program, "-x", file]).context("a path with a NUL")?;
+    ui::say(format_args!(
+        "The machine waits for a debugger. In another terminal:\n\n  {line}\n"
+    ));
+    if !installed {
+        let lack = format!("{program} is not in PATH: sudo apt-get install {PACKAGE}");
+        ui::say(ui::fold(&lack, "  "));
+    }
+    if let Debugger::Port(port) = debugger {
+        ui::warn(format_args!(
+            "every user of this machine can reach port {port}, and with it all that you may \
+             do; --gdb alone is yours alone"
         ));
+    }
+    ui::say(ui::fold(&whereabouts(&places, image, guests), "  "));
+    Ok(())
+}
+
+/// What stands where, for people.
+fn whereabouts(places: &Places, image: &Image, guests: &Guests) -> String {
+    let mut text = format!("hyp is at {:#x}", places.hyp);
+    text += &match (places.host, &image.host) {
+        (Some(at), _) => format!(", host-loader at {at:#x}."),
+        (None, Some(host)) => format!(
+            ", host-loader where the log says `host at ADDRESS`; then, in gdb:\n  \
+             add-symbol-file {} -o ADDRESS",
+            quoted(host).unwrap_or_default()
+        ),
+        (None, None) => ".".into(),
+    };
+    for guest in &guests.list {
+        let head = fs::read(&guest.kernel).unwrap_or_default();
+        let kernel = kernel_place(GUEST_RAM_BASE, &head).map_or_else(
+            || "its kernel's place is its format's to say".into(),
+            |place| format!("kernel at {place:#x}"),
+        );
+        text += &format!(
+            "\nguest {}: RAM from IPA {GUEST_RAM_BASE:#x}, {kernel}.",
+            guest.name
+        );
+    }
+    if guests.symbols.is_none() && !guests.list.is_empty() {
+        text += "\nA guest's own names come from --guest-symbols FILE, such as its vmlinux.";
+    }
+    text
+}
+
+/// The command that reads a file's symbols, which stand at `at` if not where
+/// they are linked.
+fn symbols(file: &Path, at: Option<u64>) -> Result<String> {
+    let at = at.map_or_else(String::new, |at| format!(" -o {at:#x}"));
+    Ok(format!("add-symbol-file {}{at}\n", quoted(file)?))
+}
+
+/// A path as gdb's commands take it: between quotes, with a backslash before what
+/// would end them.
+fn quoted(path: &Path) -> Result<String> {
+    let text = path
+        .to_str()
+        .filter(|text| !text.contains('\n'))
+        .with_context(|| format!("gdb cannot take the path {}", path.display()))?;
+    let text = text.replace('\\', "\\\\").replace('"', "\\\"");
+    Ok(format!("\"{text}\""))
+}
+
+/// Whether a program is linked at 0, to stand anywhere.
+fn floats(file: &Path) -> bool {
+    let data = fs::read(file).unwrap_or_default();
+    let lowest = object::File::parse(&*data)
+        .ok()
+        .and_then(|file| file.segments().map(|segment| segment.address()).min());
+    lowest == Some(0)
+}
+
+/// The debugger to start, and whether it is there.
+fn program() -> (&'static str, bool) {
+    // A gdb for this machine alone knows no other.
+    let own = (ARCH == "aarch64").then_some("gdb");
+    let known = [Some(PACKAGE), Some("aarch64-linux-gnu-gdb"), own];
+    let found = known.into_iter().flatten().find(|p| in_path(p).is_some());
+    (found.unwrap_or(PACKAGE), found.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_stands_in_the_runs_folder_or_in_a_short_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let own = Gdb::open(None, folder.path()).expect("opens");
+        let Debugger::Socket(path) = &own.at else {
+            panic!("a port");
+        };
+        assert!(path.starts_with(folder.path()));
+        for name in ["x".repeat(120), "a:b".into()] {
+            let deep = folder.path().join(name);
+            fs::create_dir(&deep).expect("makes");
+            let other = Gdb::open(None, &deep).expect("opens");
+            let Debugger::Socket(path) = &other.at else {
+                panic!("a port");
+            };
+            assert!(fits(path), "{}", path.display());
+            let parent = path.parent().expect("a folder");
+            let mode = parent.metadata().expect("there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o700);
+        }
+    }
+
+    #[test]
+    fn a_busy_port_is_named() {
+        let busy = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let port = busy.local_addr().expect("an address").port();
+        let error = Gdb::open(Some(port), Path::new("/nowhere")).expect_err("busy");
+        assert!(error.to_string().contains(&format!("port {port}")));
+    }
+
+    #[test]
+    fn a_path_can_be_any_text() {
+        let path = Path::new("/a b/\"c\"/d\\e");
+        assert_eq!(
+            symbols(path, Some(0x10)).expect("a path"),
+            "add-symbol-file \"/a b/\\\"c\\\"/d\\\\e\" -o 0x10\n"
+        );
+        assert!(quoted(Path::new("/a\nb")).is_err());
+    }
+
+    #[test]
+    fn an_image_stands_where_its_header_says() {
+        let mut image = vec![0; 64];
+        image[56..60].copy_from_slice(b"ARM\x64");
+        assert_eq!(kernel_place(0x4000_0000, &image), Some(0x4020_0000));
+        image[8..16].copy_from_slice(&0x8_0000u64.to_le_bytes());
+        assert_eq!(kernel_place(0x4000_0000, &image), Some(0x4008_0000));
+        assert_eq!(kernel_place(0, b"raw"), None);
     }
 }

@@ -121,10 +121,17 @@ pub struct Run {
     #[arg(help_heading = HOW)]
     pub timeout: Option<u64>,
 
-    /// Wait for a debugger, and print the line that starts one
-    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "1234")]
+    /// Wait for a debugger, and print the line that starts one; with PORT it
+    /// connects there, where every user of this machine can
+    #[arg(long, value_name = "PORT", num_args = 0..=1)]
     #[arg(help_heading = HOW)]
-    pub gdb: Option<u16>,
+    pub gdb: Option<Option<u16>>,
+
+    /// The guest's names for the debugger, such as its vmlinux; a Linux gets
+    /// `nokaslr` on its command line
+    #[arg(long, value_name = "FILE", requires = "gdb", conflicts_with = "bundle")]
+    #[arg(help_heading = HOW, value_hint = ValueHint::FilePath)]
+    pub guest_symbols: Option<PathBuf>,
 
     /// Keep the log on the guest's console, as QEMU before 9.1 must
     #[arg(long)]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{IsTerminal, Read};
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -23,6 +23,10 @@ use crate::workspace::Workspace;
 
 /// RAM beside the guests': for EL2, the host and the tables of both.
 const OVERHEAD: Size = Size::mib(256);
+
+/// What keeps a Linux where it is linked (Documentation/admin-guide/
+/// kernel-parameters.txt).
+const NO_KASLR: &str = "nokaslr";
 
 /// The word that asks for no file.
 const NONE: &str = "none";
@@ -54,6 +58,8 @@ pub struct Guests {
     pub places: Vec<Place>,
     /// The only guest is a firmware, which QEMU itself boots from flash.
     pub firmware: bool,
+    /// Where a debugger finds the names of the first guest.
+    pub symbols: Option<PathBuf>,
 }
 
 impl Guests {
@@ -109,6 +115,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             style: as_they_are(shell)?,
             places: Vec::new(),
             firmware: false,
+            symbols: None,
         });
     }
     if let Some(file) = &boot.guests {
@@ -122,6 +129,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             style: as_they_are(shell)?,
             places,
             firmware: false,
+            symbols: None,
         });
     }
     config::check_memory(boot.memory).with_context(|| format!("--memory {}", boot.memory))?;
@@ -177,7 +185,27 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
         style,
         places: Vec::new(),
         firmware: wants.firmware,
+        symbols: None,
     })
+}
+
+/// Lets the first guest be debugged with the symbols in `file`: a Linux then
+/// stands where it is linked.
+///
+/// # Errors
+/// When there is no such file, or no such guest.
+pub fn debugged(guests: &mut Guests, file: &Path) -> Result<()> {
+    config::check_file(file).context("--guest-symbols")?;
+    let Some(guest) = guests.list.first_mut() else {
+        bail!("--guest-symbols: which guests the bundle holds is not known here");
+    };
+    if is_linux(&head(&guest.kernel)?) {
+        let cmdline = guest.cmdline.get_or_insert_default();
+        *cmdline = format!("{cmdline} {NO_KASLR}").trim_start().to_string();
+        config::check_cmdline(cmdline).with_context(|| format!("with {NO_KASLR}"))?;
+    }
+    guests.symbols = Some(path::absolute(file)?);
+    Ok(())
 }
 
 enum Initrd {
@@ -204,11 +232,8 @@ impl<'a> Wants<'a> {
         let Some(kernel) = &boot.kernel else {
             return Self::of_catalogue(workspace, boot, shell);
         };
-        let mut head = [0; 64];
-        let read = fs::File::open(kernel)
-            .and_then(|mut file| file.read(&mut head))
-            .with_context(|| format!("--kernel: cannot read {}", kernel.display()))?;
-        if read == 0 {
+        let head = head(kernel).context("--kernel")?;
+        if head.is_empty() {
             bail!("--kernel: {} is empty", kernel.display());
         }
         let is_linux = is_linux(&head);
@@ -270,6 +295,15 @@ impl<'a> Wants<'a> {
             firmware: matches!(guest.origin, Origin::Firmware { .. }),
         })
     }
+}
+
+/// The beginning of a file, as far as it tells what the file is.
+fn head(file: &Path) -> Result<Vec<u8>> {
+    let mut head = Vec::new();
+    fs::File::open(file)
+        .and_then(|from| from.take(64).read_to_end(&mut head))
+        .with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(head)
 }
 
 /// Whether a file that begins with `head` is surely a Linux, or packed as one.
@@ -382,7 +416,7 @@ pub fn machine(
         end: Some(ending::token()?),
         el2: true,
         log_uart,
-        gdb: options.gdb,
+        debugger: None,
         extra: options.extra.clone(),
     })
 }
@@ -451,7 +485,7 @@ pub fn bare_machine(qemu: Qemu, options: &Run, guests: &Guests) -> Result<Machin
         // As Undercroft shows it: a machine whose CPUs begin at EL1.
         el2: false,
         log_uart: false,
-        gdb: None,
+        debugger: None,
         extra,
     })
 }

@@ -112,7 +112,7 @@ impl Session {
         let mut session = Self::begin(machine, console, &["-S"])?;
         let registers = session.qmp.registers(Cpus::First, None);
         check(qmp::start(&registers), machine)?;
-        if machine.gdb.is_none() {
+        if machine.debugger.is_none() {
             session.qmp.go();
         }
         Ok(session)

@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{apt, sources};
-use crate::ui::Step;
+use crate::ui::{self, Step};
+use crate::workspace::in_path;
 
 /// How new a package must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,23 @@ pub enum From {
     Release,
     /// Debian 12's is too old: from its backports, where that is the machine.
     Backports,
+}
+
+/// Looks for a program and installs its package where it is missing. `None`
+/// where there is no apt to do that.
+///
+/// # Errors
+/// When apt is there and cannot install it.
+pub fn ensure(scratch: &Path, program: &str, package: &'static str) -> Result<Option<()>> {
+    if in_path(program).is_some() {
+        return Ok(Some(()));
+    }
+    if !apt::available() {
+        return Ok(None);
+    }
+    ui::note("Need", format_args!("{program} is not installed"));
+    install(scratch, package, From::Release).with_context(|| format!("install {package}"))?;
+    Ok(Some(()))
 }
 
 /// Installs `package` from the machine's own mirror.

@@ -344,7 +344,7 @@ pub fn machine(context: &Context, folder: &Path, guests: &[Guest]) -> Result<Mac
         end: Some(ending::token()?),
         el2: true,
         log_uart,
-        gdb: None,
+        debugger: None,
         extra: Vec::new(),
     })
 }

@@ -175,7 +175,7 @@ fn machine(context: &Context, folder: &Path, guests: &[Guest], log_uart: bool) -
         end: Some(ending::token()?),
         el2: true,
         log_uart,
-        gdb: None,
+        debugger: None,
         extra: Vec::new(),
     })
 }

@@ -82,7 +82,7 @@ fn guests_and_caches() -> Vec<Case> {
         maybe("runner/sudo-is-shown", sudo_is_shown),
         Case::new("runner/tests-fetch-what-they-need", |context| {
             let folder = tempfile::tempdir_in(&context.folder)?;
-            let programs = without_apt(folder.path())?;
+            let programs = without_apt(context, folder.path())?;
             let call = |filters: &[&str]| -> Result<Called> {
                 Call::program(&context.runner, LIMIT)
                     .args(["test", "--image"])
@@ -195,10 +195,12 @@ fn fetch_nowhere(context: &Context, folder: &Path) -> Result<Call> {
 }
 
 /// A folder of programs for `PATH`, as another distribution has them.
-fn without_apt(folder: &Path) -> Result<std::path::PathBuf> {
+fn without_apt(context: &Context, folder: &Path) -> Result<std::path::PathBuf> {
     let programs = folder.join("bin");
     fs::create_dir(&programs)?;
-    for name in ["cargo", "rustc", "qemu-system-aarch64"] {
+    let qemu = &context.qemu()?.program;
+    symlink(qemu, programs.join("qemu-system-aarch64"))?;
+    for name in ["cargo", "rustc"] {
         let real = in_path(name).with_context(|| format!("{name} is not in PATH"))?;
         symlink(real, programs.join(name))?;
     }

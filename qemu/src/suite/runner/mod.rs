@@ -5,8 +5,10 @@
 //! |---|---|
 //! | [`exit`] | what the exit status says |
 //! | [`output`] | what is said, at a terminal and elsewhere |
+//! | [`debug`] | a debugger on a machine, and what is traced of it |
 //! | [`first`] | the first hour: what a machine lacks, and where things go |
 
+pub mod debug;
 pub mod exit;
 pub mod first;
 pub mod output;
@@ -35,6 +37,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(exit::cases());
     cases.extend(output::cases());
     cases.extend(first::cases());
+    cases.extend(debug::cases());
     cases
 }
 
@@ -130,7 +133,7 @@ fn basics() -> Vec<Case> {
                 end: None,
                 el2: false,
                 log_uart: false,
-                gdb: None,
+                debugger: None,
                 extra: vec!["-bios".into()],
             };
             let file = Cache::of(&context.workspace).kernel(catalogue::find("u-boot")?)?;
@@ -143,14 +146,17 @@ fn basics() -> Vec<Case> {
             let folder = tempfile::tempdir_in(&context.folder)?;
             let programs = folder.path().join("bin");
             std::fs::create_dir(&programs)?;
-            for program in ["cargo", "rustc", "qemu-system-aarch64"] {
+            for program in ["cargo", "rustc"] {
                 let real = in_path(program).with_context(|| format!("{program} is not in PATH"))?;
                 symlink(real, programs.join(program))?;
             }
+            let qemu = &context.qemu()?.program;
+            symlink(qemu, programs.join("qemu-system-aarch64"))?;
             let call = || {
                 Call::bare(context)
                     .args(["--bare", "--exec", "uname -m"])
                     .env("PATH", &programs)
+                    .without("UNDERCROFT_QEMU")
                     .env("UNDERCROFT_GUESTS", folder.path().join("guests"))
             };
             let called = call().call()?.failed()?.calmly()?;
