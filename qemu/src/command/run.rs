@@ -42,7 +42,9 @@ pub fn run(options: &Run) -> Result<u8> {
         let (machine, guests, _) = prepared;
         ui::print(machine.command_line(console(&guests)))?;
         // QEMU makes its socket where we say, which then must be there.
-        gdb.map(Gdb::keep);
+        if let Some(gdb) = gdb {
+            gdb.keep();
+        }
         return Ok(0);
     }
     let folder = scratch::folder(&workspace)?;

@@ -5,9 +5,11 @@
 //! |---|---|
 //! | [`exit`] | what the exit status says |
 //! | [`output`] | what is said, at a terminal and elsewhere |
+//! | [`boot_loader`] | the files of `cargo qemu image`, and who boots them |
 //! | [`debug`] | a debugger on a machine, and what is traced of it |
 //! | [`first`] | the first hour: what a machine lacks, and where things go |
 
+pub mod boot_loader;
 pub mod debug;
 pub mod exit;
 pub mod first;
@@ -38,6 +40,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(output::cases());
     cases.extend(first::cases());
     cases.extend(debug::cases());
+    cases.extend(boot_loader::cases());
     cases
 }
 

@@ -1,0 +1,122 @@
+//! The files that `cargo qemu image` writes, booted as their README says.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+
+use super::super::boots::LIMIT;
+use super::super::call::{self, Call};
+use super::super::{Case, Context};
+use crate::guests::catalogue;
+use crate::guests::fetch::Cache;
+use crate::machine::virt::{DEFAULT_CPU, Machine};
+use crate::run::capture::Capture;
+use crate::run::ending::Ending;
+use crate::size::Size;
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    vec![Case::new("runner/image-by-u-boot", by_u_boot).boots(&["u-boot"])]
+}
+
+/// U-Boot for QEMU finds the script on a disk and boots by it, untouched.
+fn by_u_boot(context: &Context) -> Result<()> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    // QEMU shows a folder as a FAT disk.
+    let disk = folder.path().join("disk");
+    Call::program(&context.runner, call::LIMIT)
+        .args(["image", "--guest", "hello", "--image"])
+        .args([&context.image()?.file])
+        .args(["--output"])
+        .args([&disk])
+        .call()?
+        .ended(0)?;
+    let script = fs::read(disk.join("boot.cmd"))?;
+    fs::write(disk.join("boot.scr"), boot_script(&script))?;
+    let firmware = Cache::of(&context.workspace).kernel(catalogue::find("u-boot")?)?;
+    let machine = Machine {
+        qemu: context.qemu()?.clone(),
+        cpu: DEFAULT_CPU.into(),
+        cpus: 1,
+        ram: Size::mib(1024),
+        kernel: None,
+        initrd: None,
+        append: String::new(),
+        end: None,
+        el2: true,
+        log_uart: false,
+        debugger: None,
+        extra: vec![
+            "-bios".into(),
+            firmware.into(),
+            "-drive".into(),
+            format!(
+                "file=fat:{},format=raw,if=none,id=disk,read-only=on",
+                disk.display().to_string().replace(',', ",,")
+            )
+            .into(),
+            "-device".into(),
+            "virtio-blk-pci,drive=disk".into(),
+        ],
+    };
+    let mut capture = Capture::start(&machine, LIMIT, false)?;
+    let ending = capture
+        .until("hello from EL1")
+        .and_then(|()| capture.finish())
+        .map_err(|error| error.context(capture.last_words()))?;
+    ensure!(ending == Ending::Status(0), "{ending}");
+    Ok(())
+}
+
+/// What `mkimage -A arm64 -T script` makes of a script (U-Boot's
+/// `include/image.h`, `struct legacy_img_hdr`): a header of 64 bytes, the length
+/// of each script and a 0, the script.
+fn boot_script(script: &[u8]) -> Vec<u8> {
+    const LEN: usize = 64;
+    let mut body = Vec::new();
+    body.extend((script.len() as u32).to_be_bytes());
+    body.extend([0; 4]);
+    body.extend(script);
+    let header = |own_sum: u32| {
+        let mut header = Vec::new();
+        let (magic, time, load, entry) = (0x2705_1956u32, 0, 0, 0);
+        let words = [
+            magic,
+            own_sum,
+            time,
+            body.len() as u32,
+            load,
+            entry,
+            crc32(&body),
+        ];
+        header.extend(words.iter().flat_map(|word| word.to_be_bytes()));
+        // Linux, arm64, a script, not compressed.
+        header.extend([5, 22, 6, 0]);
+        header.resize(LEN, 0);
+        header
+    };
+    // Its own sum is over the header without it.
+    let mut file = header(crc32(&header(0)));
+    file.extend(&body);
+    file
+}
+
+/// The CRC of Ethernet and zlib, bit by bit.
+fn crc32(data: &[u8]) -> u32 {
+    let rest = data.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            crc >> 1 ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 }
+        })
+    });
+    !rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sum_is_as_everybody_has_it() {
+        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+    }
+}
