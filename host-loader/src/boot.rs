@@ -19,7 +19,7 @@ use host_loader::pace::{Pace, at_once};
 use host_loader::platform::{Platform, Uart, boot_arguments};
 use host_loader::port::Port;
 use host_loader::seed::Seeds;
-use host_loader::{heap, life, logger, rmi_call, sched};
+use host_loader::{heap, life, logger, rmi_call, sched, trace};
 use rmi::feature::{Feature0, VendorFeatures};
 use rmi::vendor::RangeKind;
 use spin::Mutex;
@@ -72,6 +72,7 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
     logger::set_token(boot_arguments(tree));
     let platform = Platform::parse(tree)?;
     logger::set_level(&platform.bootargs);
+    trace::set(&platform.bootargs);
     let (rmi, features) = el2()?;
     let granule = 1u64 << features.granule_shift;
 

@@ -40,6 +40,7 @@ pub mod pace;
 pub mod platform;
 pub mod rmi_call;
 pub mod seed;
+pub mod trace;
 pub mod transcript;
 pub mod turns;
 

@@ -5,6 +5,7 @@ use crate::emulate::execute::Written;
 use crate::life::{Guest, Stop};
 use crate::machine::Machine;
 use crate::rmi_call::{self, CallError};
+use crate::trace::{self, ipa};
 use core::fmt;
 use log::Level;
 use rmi::Status;
@@ -61,6 +62,7 @@ pub fn run(
         }
         // SAFETY: As above; the reference ends before the next entry.
         let exit = unsafe { &(*vcpu.run).exit };
+        trace::exit(&guest.name, index, exit);
         match ExitReason::from_raw(exit.exit_reason) {
             Some(ExitReason::Sync) => match sync(machine, guest, index, exit) {
                 Sync::Mmio(value) => {

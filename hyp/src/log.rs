@@ -15,6 +15,7 @@
 pub mod drain;
 pub mod line;
 pub mod ring;
+pub mod trace;
 pub mod uart;
 
 use core::fmt::{self, Write};

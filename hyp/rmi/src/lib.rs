@@ -11,6 +11,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`call`] | the names of calls, for people |
 //! | [`end`] | the last line of the log, and the token in it |
 //! | [`fid`] | function identifiers of RMI, RSI and PSCI |
 //! | [`status`] | return codes, packed and unpacked |
@@ -26,6 +27,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod call;
 pub mod end;
 pub mod feature;
 pub mod fid;

@@ -90,6 +90,8 @@ pub struct Settings {
     pub log_on_serial1: bool,
     /// `undercroft.end=`: what the machine's last line must hold.
     pub end: Option<Token>,
+    /// `undercroft.trace=` has `calls`.
+    pub trace_calls: bool,
     /// `undercroft.crash=`: EL2 dies on purpose, so that its report is tested.
     pub crash: Option<Crash>,
 }
@@ -419,6 +421,7 @@ impl Settings {
         granule: None,
         log_on_serial1: false,
         end: None,
+        trace_calls: false,
         crash: None,
     };
 
@@ -443,6 +446,7 @@ impl Settings {
                 ("crash", "panic") => settings.crash = Some(Crash::Panic),
                 ("crash", "abort") => settings.crash = Some(Crash::Abort),
                 ("crash", "stack") => settings.crash = Some(Crash::Stack),
+                ("trace", kinds) => settings.trace_calls = kinds.split(',').any(|k| k == "calls"),
                 ("log", "serial1") => settings.log_on_serial1 = true,
                 _ => {}
             }

@@ -9,6 +9,7 @@ use crate::cpu::Cpu;
 use crate::cpu::context::{Exception, enter};
 use crate::guest::idregs;
 use crate::guest::sysreg::{self, Sysreg};
+use crate::log::trace::{self, Answer};
 use crate::{mrs, psci, rmi as rmi_calls};
 use ::rmi::syndrome::{Class, Syndrome};
 
@@ -53,19 +54,36 @@ fn synchronous(cpu: &mut Cpu) {
 
 /// RMI, our own calls, or PSCI: function in X0.
 fn call(cpu: &mut Cpu) {
+    if !trace::calls() {
+        serve(cpu);
+        return;
+    }
+    let x: [u64; 6] = core::array::from_fn(|n| cpu.host.gprs.x[n]);
+    if trace::is_last(x[0]) {
+        trace::of_host(&x, Answer::Never);
+    }
+    if serve(cpu) {
+        trace::of_host(&x, Answer::Results(&cpu.host.gprs.x[..5]));
+    }
+}
+
+/// Serves the call; whether it was all of it.
+#[inline]
+fn serve(cpu: &mut Cpu) -> bool {
     let x = &cpu.host.gprs.x;
     let function = x[0];
     if let Some(answer) = psci::relay(function, [x[1], x[2], x[3]]) {
         cpu.host.gprs.x[0] = answer;
-        return;
+        return true;
     }
     let args = [x[1], x[2], x[3], x[4], x[5]];
     let Some(answer) = rmi_calls::serve(cpu, function, args) else {
         // After the host's interrupts, the same again.
         cpu.host.gprs.repeat();
-        return;
+        return false;
     };
     cpu.host.gprs.x[..answer.len()].copy_from_slice(&answer);
+    true
 }
 
 /// The host touched what its stage 2 does not map: a redistributor, which EL2

@@ -12,6 +12,7 @@ use super::run::Record;
 use super::sysreg::{self, Sysreg};
 use crate::exception::host::faulting_ipa;
 use crate::exception::inject;
+use crate::log::trace;
 use crate::realm::State;
 use crate::rec::{Pending, Run};
 use crate::{mrs, msr};
@@ -38,10 +39,10 @@ pub fn synchronous(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run, esr: Synd
         Class::DATA_ABORT_LOWER => data_abort(guest, run, esr),
         Class::INST_ABORT_LOWER => abort_exit(run, esr, fault_ipa(esr)),
         Class::SYSREG => system_register(guest, run, esr),
-        Class::HVC => call(guest, run),
+        Class::HVC => traced_call(guest, run),
         Class::SMC => {
             run.gprs.step();
-            call(guest, run)
+            traced_call(guest, run)
         }
         Class::WFX => wait(guest, run, esr),
         Class::FP => {
@@ -183,6 +184,21 @@ impl Entropy for CpuEntropy {
     fn available(&self) -> bool {
         self.0
     }
+}
+
+/// HVC or SMC, told to who traces calls.
+fn traced_call(guest: &mut Interrupts<'_>, run: &mut Run) -> Next {
+    if !trace::calls() {
+        return call(guest, run);
+    }
+    let x = [run.gprs.x[0], run.gprs.x[1], run.gprs.x[2], run.gprs.x[3]];
+    let next = call(guest, run);
+    let answer = match next {
+        Next::Enter => trace::Answer::Results(&run.gprs.x[..4]),
+        Next::Exit(_) => trace::Answer::ToHost,
+    };
+    trace::of_guest(guest.realm.vmid, guest.rec.index, &x, answer);
+    next
 }
 
 /// HVC or SMC. The PC is past it already.

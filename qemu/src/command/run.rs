@@ -65,6 +65,7 @@ pub fn run(options: &Run) -> Result<u8> {
         verbose: options.verbose,
         log: options.boot.log,
         speaks: guests.console_owner().is_some(),
+        trace: (!options.trace.is_empty()).then(|| options.trace_file.clone()),
     };
     Ok(watch::run(&machine, &manner)?.exit_code())
 }

@@ -138,13 +138,25 @@ pub struct Run {
     #[arg(help_heading = SAYS)]
     pub one_uart: bool,
 
+    /// Write each call of the host's and of guests (RMI, PSCI, vendor) with its
+    /// result, or each exit of a vCPU to the host, into --trace-file
+    #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',')]
+    #[arg(help_heading = SAYS)]
+    pub trace: Vec<Trace>,
+
+    /// Where --trace writes
+    #[arg(long, value_name = "FILE", requires = "trace")]
+    #[arg(default_value = "undercroft.trace")]
+    #[arg(help_heading = SAYS, value_hint = ValueHint::FilePath)]
+    pub trace_file: PathBuf,
+
     /// Print the QEMU command instead of running it
     #[arg(long)]
     #[arg(help_heading = HOW)]
     pub dry_run: bool,
 
     /// Boot the guest on QEMU itself, without Undercroft, to compare
-    #[arg(long, conflicts_with_all = ["guests", "bundle", "image", "gdb"])]
+    #[arg(long, conflicts_with_all = ["guests", "bundle", "image", "gdb", "trace"])]
     #[arg(help_heading = HOW)]
     pub bare: bool,
 
@@ -162,6 +174,15 @@ pub struct Run {
     #[arg(last = true, value_name = "QEMU ARGUMENTS")]
     #[arg(help_heading = HOW)]
     pub extra: Vec<OsString>,
+}
+
+/// What is traced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Trace {
+    /// Calls with arguments and results
+    Calls,
+    /// Exits of vCPUs to the host
+    Exits,
 }
 
 /// A translation granule.
@@ -191,6 +212,19 @@ pub enum Level {
     Debug,
     /// And every step
     Trace,
+}
+
+impl Run {
+    /// The boot arguments of the image, which is to log at `level`.
+    pub fn bootargs(&self, log_uart: bool, level: Level) -> String {
+        let mut text = self.boot.bootargs(log_uart, level);
+        let kinds = self.trace.iter().filter_map(ValueEnum::to_possible_value);
+        let kinds: Vec<_> = kinds.map(|kind| kind.get_name().to_string()).collect();
+        if !kinds.is_empty() {
+            text += &format!(" undercroft.trace={}", kinds.join(","));
+        }
+        text
+    }
 }
 
 impl Boot {

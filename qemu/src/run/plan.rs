@@ -412,7 +412,7 @@ pub fn machine(
         ram,
         kernel: Some(image.file.clone()),
         initrd,
-        append: options.boot.bootargs(log_uart, level),
+        append: options.bootargs(log_uart, level),
         end: Some(ending::token()?),
         el2: true,
         log_uart,

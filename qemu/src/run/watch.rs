@@ -1,7 +1,9 @@
 //! Stays with a running machine until it ends, and says why it did.
 
 use std::collections::VecDeque;
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -74,6 +76,8 @@ pub struct Manner {
     pub log: Level,
     /// A guest whose console we have is expected to say something.
     pub speaks: bool,
+    /// Where calls and exits are written that the image traces.
+    pub trace: Option<PathBuf>,
 }
 
 /// Starts `machine` and stays with it.
@@ -81,6 +85,7 @@ pub struct Manner {
 /// # Errors
 /// When QEMU cannot be run; what the machine does is an [`Outcome`].
 pub fn run(machine: &Machine, manner: &Manner) -> Result<Outcome> {
+    let trace = manner.trace.as_deref().map(Trace::create).transpose()?;
     let console = match manner.style {
         Style::Terminal => Console::Terminal,
         Style::Command { .. } | Style::Raw => Console::Pipes,
@@ -94,7 +99,9 @@ pub fn run(machine: &Machine, manner: &Manner) -> Result<Outcome> {
         thread::spawn(move || forward(input));
     }
     let outlet = Outlet::open(session.sender());
-    Watch::new(manner, outlet, machine).until_end(&mut session)
+    let mut watch = Watch::new(manner, outlet, machine);
+    watch.trace = trace;
+    watch.until_end(&mut session)
 }
 
 /// One watch over one machine.
@@ -122,6 +129,58 @@ struct Watch<'a> {
     open_line: bool,
     /// Console and log share a terminal.
     shared: bool,
+    trace: Option<Trace>,
+}
+
+/// A file of traced calls and exits.
+struct Trace {
+    file: BufWriter<File>,
+    name: PathBuf,
+    lines: u64,
+    failed: Option<io::Error>,
+}
+
+impl Trace {
+    fn create(name: &Path) -> Result<Self> {
+        let file = File::create(name)
+            .with_context(|| format!("--trace-file: cannot write {}", name.display()))?;
+        Ok(Self {
+            file: BufWriter::new(file),
+            name: name.to_path_buf(),
+            lines: 0,
+            failed: None,
+        })
+    }
+
+    /// Takes a line of the log if it is one of the trace's.
+    fn takes(&mut self, line: &str) -> bool {
+        if !is_traced(line) {
+            return false;
+        }
+        self.lines += 1;
+        if self.failed.is_none() {
+            self.failed = writeln!(self.file, "{}", ending::shown(line)).err();
+        }
+        true
+    }
+
+    /// Says where it is, or why it is not whole.
+    fn close(mut self) {
+        let failed = self.failed.take().or_else(|| self.file.flush().err());
+        let name = self.name.display();
+        match failed {
+            Some(error) => ui::warn(format_args!("{name} is not whole: {error}")),
+            None => ui::note("Traced", format_args!("{} lines into {name}", self.lines)),
+        }
+    }
+}
+
+/// Whether a line of the log is one that was asked for by `--trace`. A guest's
+/// own words stand behind its name, and so are none.
+fn is_traced(line: &str) -> bool {
+    ending::level(line) == Some(Level::Trace)
+        && ending::message(line)
+            .is_some_and(|text| text.starts_with("call ") || text.starts_with("exit "))
 }
 
 impl<'a> Watch<'a> {
@@ -144,6 +203,7 @@ impl<'a> Watch<'a> {
             deaf: false,
             all_levels: false,
             open_line: false,
+            trace: None,
             shared: std::io::stdout().is_terminal() && std::io::stderr().is_terminal(),
         }
     }
@@ -206,6 +266,9 @@ impl<'a> Watch<'a> {
         let command = self.command();
         let ending = self.judged(ending);
         let ending = self.drain(session, ending);
+        if let Some(trace) = self.trace.take() {
+            trace.close();
+        }
         let outcome = Outcome { ending, command };
         self.report(&outcome);
         Ok(outcome)
@@ -266,6 +329,9 @@ impl<'a> Watch<'a> {
                 }
                 if self.log_apart && ending::message(&line).is_some_and(is_reset) {
                     self.guest_reset = true;
+                }
+                if self.trace.as_mut().is_some_and(|trace| trace.takes(&line)) {
+                    return;
                 }
                 if self.all_levels || ending::level(&line).is_none_or(|l| l <= self.manner.log) {
                     self.tell(&line, taken);
@@ -481,6 +547,21 @@ mod tests {
         }
         for text in ["grep: Kernel panic - not syncing", "Kernel panics", ""] {
             assert!(!has_panic(&tail(text)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_traced_line_is_no_guests() {
+        assert!(is_traced(
+            "[    0.1] hyp  TRACE call RMI_FEATURES(0x0) = 0x0, 0x1"
+        ));
+        assert!(is_traced("[    0.1] host TRACE exit a/0: interrupt"));
+        for line in [
+            "[    0.1] host INFO  exit a/0: interrupt",
+            "[    0.1] host TRACE guest a: call x()",
+            "call x()",
+        ] {
+            assert!(!is_traced(line), "{line}");
         }
     }
 

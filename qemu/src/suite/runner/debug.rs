@@ -1,4 +1,4 @@
-//! A debugger on a machine that the runner started.
+//! A debugger on a machine that the runner started, and what is traced of it.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -33,6 +33,45 @@ pub fn cases() -> Vec<Case> {
             let script = fs::read_to_string(words.last().context("a file")?)?;
             ensure!(!script.contains("add-symbol-file"), "{script}");
             ensure!(script.contains("target remote /"), "{script}");
+            Ok(())
+        }),
+        Case::new("runner/trace", |context| {
+            let folder = tempfile::tempdir_in(&context.folder)?;
+            let file = folder.path().join("a trace");
+            let called = Call::run(context)?
+                .args(["--guest", "hello", "--trace", "calls,exits", "--trace-file"])
+                .args([&file])
+                .call()?
+                .ended(0)?
+                .shows(&["hello"])?
+                .tells(&["Traced", "lines into", "a trace"])?
+                .calmly()?;
+            for word in ["TRACE", "dropped"] {
+                ensure!(!called.stderr.contains(word), "{}", called.stderr);
+            }
+            let text = fs::read_to_string(&file)?;
+            for parts in [
+                // Calls of the host's: RMI, PSCI and vendor, refused ones too.
+                &["call RMI_REALM_CREATE(0x", ", 0x", ") = 0x0"][..],
+                &["call VENDOR_MEMORY_RANGE(0x3) = 0x1"],
+                &["call RMI_REC_ENTER(0x", ") = 0x0"],
+                // A guest's, which the host answers.
+                &["call of vmid ", "/0: PSCI_SYSTEM_OFF(): the host"],
+                &["exit hello/0: PSCI_SYSTEM_OFF()"],
+            ] {
+                let found = |line: &str| parts.iter().all(|part| line.contains(part));
+                ensure!(text.lines().any(found), "no {parts:?} in\n{text}");
+            }
+            // Its own lines are no calls worth a line each.
+            ensure!(!text.contains("VENDOR_LOG("), "{text}");
+            // What cannot be written is told before a machine starts.
+            Call::run(context)?
+                .args(["--guest", "hello", "--trace", "calls", "--trace-file"])
+                .args([folder.path()])
+                .call()?
+                .ended(125)?
+                .tells(&["error", "--trace-file"])?
+                .printed("")?;
             Ok(())
         }),
         Case::new("runner/gdb-busy-port", |context| {
