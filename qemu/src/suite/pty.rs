@@ -122,6 +122,12 @@ impl Pty {
         }
     }
 
+    /// What was shown up to the end of what was awaited last; more may have come
+    /// with it.
+    pub fn until_now(&self) -> String {
+        String::from_utf8_lossy(&self.shown[..self.searched]).into_owned()
+    }
+
     /// Waits for the program's end, and returns its exit status.
     ///
     /// # Errors

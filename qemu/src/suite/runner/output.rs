@@ -35,7 +35,7 @@ fn at_a_terminal() -> Vec<Case> {
         Case::new("runner/terminal", |context| {
             let mut pty = Pty::start(at_terminal(context, &[])?, LIMIT)?;
             pty.until("leave with Ctrl-a x")?;
-            let before = pty.text();
+            let before = pty.until_now();
             ensure!(!before.contains("debian13:~#"), "the guest was first");
             // Our own init says it as well, right before its prompt.
             pty.until("Ctrl-a x leaves QEMU")?;
