@@ -38,7 +38,8 @@ pub fn run(options: &Run) -> Result<u8> {
         fs::set_permissions(&folder, Permissions::from_mode(0o700))
             .with_context(|| format!("cannot keep others out of {}", folder.display()))?;
         let mut prepared = prepare(&workspace, qemu, options, &shell, &folder)?;
-        let gdb = debugger(options, &mut prepared, &folder)?;
+        let (gdb, ready) = debugger(options, &mut prepared, &folder)?.unzip();
+        ready.iter().for_each(ui::say);
         let (machine, guests, _) = prepared;
         ui::print(machine.command_line(console(&guests)))?;
         // QEMU makes its socket where we say, which then must be there.
@@ -49,7 +50,7 @@ pub fn run(options: &Run) -> Result<u8> {
     }
     let folder = scratch::folder(&workspace)?;
     let mut prepared = prepare(&workspace, qemu, options, &shell, folder.path())?;
-    let _gdb = debugger(options, &mut prepared, folder.path())?;
+    let (_gdb, ready) = debugger(options, &mut prepared, folder.path())?.unzip();
     let (machine, guests, _) = prepared;
     tell_consoles(&guests);
     let default = (guests.style != Style::Terminal && options.gdb.is_none()).then_some(PATIENCE);
@@ -65,6 +66,7 @@ pub fn run(options: &Run) -> Result<u8> {
         verbose: options.verbose,
         log: options.boot.log,
         speaks: guests.console_owner().is_some(),
+        ready,
         trace: (!options.trace.is_empty()).then(|| options.trace_file.clone()),
     };
     Ok(watch::run(&machine, &manner)?.exit_code())
@@ -90,20 +92,20 @@ fn prepare(
     Ok((machine, guests, Some(image)))
 }
 
-/// Lets the machine wait for a debugger if that is asked for, and says how to
-/// start one.
+/// Lets the machine wait for a debugger if that is asked for; how to start one is
+/// the text.
 fn debugger(
     options: &Run,
     (machine, guests, image): &mut (Machine, Guests, Option<Image>),
     folder: &Path,
-) -> Result<Option<Gdb>> {
+) -> Result<Option<(Gdb, String)>> {
     let (Some(port), Some(image)) = (options.gdb, image) else {
         return Ok(None);
     };
     let gdb = Gdb::open(port, folder)?;
     machine.debugger = Some(gdb.at.clone());
-    gdb::tell(machine, image, guests, folder)?;
-    Ok(Some(gdb))
+    let told = gdb::told(machine, image, guests, folder)?;
+    Ok(told.map(|told| (gdb, told)))
 }
 
 fn console(guests: &Guests) -> Console {

@@ -137,13 +137,19 @@ fn kernel_place(ram: u64, head: &[u8]) -> Option<u64> {
     Some(ram + kept + offset)
 }
 
-/// Writes what gdb is to do into `folder`, and prints the line that has it done.
+/// Writes what gdb is to do into `folder`, and returns the line that has it done,
+/// with what to know: for when QEMU listens.
 ///
 /// # Errors
 /// When a file cannot be read or written, or gdb cannot take its name.
-pub fn tell(machine: &Machine, image: &Image, guests: &Guests, folder: &Path) -> Result<()> {
+pub fn told(
+    machine: &Machine,
+    image: &Image,
+    guests: &Guests,
+    folder: &Path,
+) -> Result<Option<String>> {
     let Some(debugger) = &machine.debugger else {
-        return Ok(());
+        return Ok(None);
     };
     let data = fs::read(&image.file).unwrap_or_default();
     let places = Places::of(&data);
@@ -171,12 +177,11 @@ pub fn tell(machine: &Machine, image: &Image, guests: &Guests, folder: &Path) ->
     let (program, installed) = program();
     let file = file.to_str().context("a path that is no text")?;
     let line = shlex::try_join([program, "-x", file]).context("a path with a NUL")?;
-    ui::say(format_args!(
-        "The machine waits for a debugger. In another terminal:\n\n  {line}\n"
-    ));
+    let mut text =
+        format!("The machine waits for a debugger. In another terminal:\n\n  {line}\n\n");
     if !installed {
         let lack = format!("{program} is not in PATH: sudo apt-get install {PACKAGE}");
-        ui::say(ui::fold(&lack, "  "));
+        text += &format!("{}\n", ui::fold(&lack, "  "));
     }
     if let Debugger::Port(port) = debugger {
         ui::warn(format_args!(
@@ -184,8 +189,8 @@ pub fn tell(machine: &Machine, image: &Image, guests: &Guests, folder: &Path) ->
              do; --gdb alone is yours alone"
         ));
     }
-    ui::say(ui::fold(&whereabouts(&places, image, guests), "  "));
-    Ok(())
+    text += &ui::fold(&whereabouts(&places, image, guests), "  ");
+    Ok(Some(text))
 }
 
 /// What stands where, for people.

@@ -76,6 +76,8 @@ pub struct Manner {
     pub log: Level,
     /// A guest whose console we have is expected to say something.
     pub speaks: bool,
+    /// What to say once QEMU is there, and listens where it is to.
+    pub ready: Option<String>,
     /// Where calls and exits are written that the image traces.
     pub trace: Option<PathBuf>,
 }
@@ -91,6 +93,7 @@ pub fn run(machine: &Machine, manner: &Manner) -> Result<Outcome> {
         Style::Command { .. } | Style::Raw => Console::Pipes,
     };
     let mut session = Session::start_checked(machine, console)?;
+    manner.ready.iter().for_each(ui::say);
     let _terminal = (console == Console::Terminal).then(Terminal::raw);
     watch_signals(session.sender())?;
     if !matches!(manner.style, Style::Command { .. })
