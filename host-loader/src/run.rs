@@ -5,7 +5,7 @@ use crate::emulate::execute::Written;
 use crate::life::{Guest, Stop};
 use crate::machine::Machine;
 use crate::rmi_call::{self, CallError};
-use crate::trace::{self, ipa};
+use crate::trace;
 use core::fmt;
 use log::Level;
 use rmi::Status;

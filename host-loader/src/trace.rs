@@ -76,7 +76,7 @@ impl fmt::Display for What<'_> {
 }
 
 /// The IPA that an abort struck.
-pub fn ipa(exit: &RecExit) -> u64 {
+fn ipa(exit: &RecExit) -> u64 {
     // HPFAR_EL2.FIPA: IPA[51:12] in bits 43:4.
     (exit.hpfar >> 4 & 0xff_ffff_ffff) << 12 | exit.far & 0xfff
 }

@@ -409,11 +409,11 @@ mod tests {
         for (text, expected) in [
             (
                 GOOD.replace("vcpus = 2", "vcpus = 0"),
-                &[":5:", "`vcpus`", "expected 1 to 123"][..],
+                &[":5:", "`vcpus`", "expected 1 to 64"][..],
             ),
             (
-                GOOD.replace("vcpus = 2", "vcpus = 124"),
-                &[":5:", "`vcpus`", "124", "expected 1 to 123"],
+                GOOD.replace("vcpus = 2", "vcpus = 65"),
+                &[":5:", "`vcpus`", "65", "expected 1 to 64"],
             ),
             (
                 GOOD.replace("512M", "129M"),
