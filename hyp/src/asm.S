@@ -260,6 +260,19 @@ guarded_clean:
     b       1b
 0:  dsb     sy
 
+    b       guarded_done
+
+// guarded_translate(x0 = address, x1 = where PAR_EL1 goes). The walk goes through
+// a guest's tables, which may lie where no memory answers.
+    .global guarded_translate
+guarded_translate:
+    msr     spsel, #0
+guarded_walk:
+    at      s1e1r, x0
+    isb
+    mrs     x2, par_el1
+    str     x2, [x1]
+
 guarded_done:
     msr     spsel, #1
     mov     x0, #0
@@ -280,10 +293,15 @@ guarded_abort:
     adr     x4, guarded_end
     cmp     x3, x4
     b.hs    0f
-    mrs     x3, esr_el2
-    ubfx    x4, x3, #26, #6
+    adr     x4, guarded_walk
+    cmp     x3, x4
+    mov     x4, #0x08                   // 0x10, 0x18: external abort, parity
+    mov     x3, #0x0f                   // 0x10 to 0x1f: the same, on a walk too
+    csel    x3, x3, x4, eq
+    mrs     x4, esr_el2
+    bic     x3, x4, x3
     and     x3, x3, #0x3f
-    bic     x3, x3, #0x08               // 0x10, 0x18: external abort, parity
+    ubfx    x4, x4, #26, #6
     cmp     x4, #0x25
     ccmp    x3, #0x10, #0, eq
     b.ne    0f

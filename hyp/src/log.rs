@@ -165,6 +165,13 @@ pub fn turn() {
     }
 }
 
+/// The same for a call that has written a line, which pays for it.
+pub fn written() {
+    if WRITTEN.load(Ordering::Relaxed) != SENT.load(Ordering::Relaxed) {
+        send(Patience::CALL);
+    }
+}
+
 /// Sends all that waits, does what turns the machine off, and goes on if the
 /// firmware did not.
 pub fn closing<R>(off: impl FnOnce() -> R) -> R {

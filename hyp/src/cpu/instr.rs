@@ -224,18 +224,6 @@ pub fn random() -> Option<u64> {
     None
 }
 
-/// Issues `at s1e1r`: stage 1 of the current EL1, as for a read. Operand:
-/// address. The answer is in PAR_EL1.
-pub fn at_s1e1r(operand: u64) {
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: writes PAR_EL1 alone, which the caller saves.
-    unsafe {
-        core::arch::asm!("at s1e1r, {}", in(reg) operand, options(nostack));
-    }
-    #[cfg(not(target_arch = "aarch64"))]
-    let _ = operand;
-}
-
 /// Calls the level above by `hvc` with this function identifier: only for a
 /// machine that has entered the image at EL1, to turn it off.
 pub fn hvc(function: u64) {

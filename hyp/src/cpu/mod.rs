@@ -57,6 +57,11 @@ pub mod hcr {
     pub const TID5: u64 = 1 << 58;
 }
 
+/// HCR_EL2 while the host runs, but for what every lower level has: what is not
+/// switched between it and guests, and how the CPU itself behaves, is not its.
+const HOST_HCR: u64 =
+    hcr::SWIO | hcr::TID3 | hcr::TSC | hcr::TIDCP | hcr::TACR | hcr::TLOR | hcr::TERR;
+
 /// HCR_EL2 while a guest runs, but for what every lower level has.
 const GUEST_HCR: u64 = hcr::SWIO
     | hcr::FMO
@@ -168,7 +173,7 @@ impl Cpu {
     /// Traps and translation of the host: stage 2, calls, hidden features.
     /// Interrupts are its own.
     fn host_traps(&self) {
-        msr!("hcr_el2", self.hcr(hcr::TSC | hcr::TID3 | hcr::SWIO));
+        msr!("hcr_el2", self.hcr(HOST_HCR));
         msr!("cnthctl_el2", 0b11); // counter and timer are the host's
         msr!("vmpidr_el2", 1 << 31 | self.pe.mpidr);
         self.set_fp_trap(self.fp_owner != FpOwner::Host);
@@ -333,13 +338,12 @@ pub struct SavedState<'a> {
     pub fp_pe: &'a u32,
 }
 
-/// PAR_EL1 of a translation of `address` by the current EL1's own tables; the
-/// guest's PAR_EL1 stays as it was.
-pub fn translate_stage1(address: u64) -> u64 {
+/// PAR_EL1 of a translation of `address` by the current EL1's own tables, or
+/// `None` when that walk meets an external abort; the guest's PAR_EL1 stays as it
+/// was.
+pub fn translate_stage1(address: u64) -> Option<u64> {
     let saved = crate::mrs!("par_el1");
-    instr::at_s1e1r(address);
-    instr::isb();
-    let par = crate::mrs!("par_el1");
+    let par = crate::memory::guarded::translate_stage1(address).ok();
     msr!("par_el1", saved);
     par
 }

@@ -123,6 +123,11 @@ fn system_register(cpu: &mut Cpu, esr: Syndrome) {
         if read {
             gprs.set(rt, if register == sysreg::OSLSR_EL1 { 8 } else { 0 });
         }
+    } else if register == sysreg::ACTLR_EL1 {
+        // How the CPU itself works is nobody's to change.
+        if read {
+            gprs.set(rt, 0);
+        }
     } else {
         debug!("host: access to {register} at {:#x}: undefined", gprs.pc);
         inject::undefined(gprs);

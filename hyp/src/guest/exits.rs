@@ -37,7 +37,10 @@ mod map {
 pub fn synchronous(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run, esr: Syndrome) -> Next {
     match esr.class() {
         Class::DATA_ABORT_LOWER => data_abort(guest, run, esr),
-        Class::INST_ABORT_LOWER => abort_exit(run, esr, fault_ipa(esr)),
+        Class::INST_ABORT_LOWER => match fault_ipa(esr) {
+            Some(ipa) => abort_exit(run, esr, ipa),
+            None => Next::Enter,
+        },
         Class::SYSREG => system_register(guest, run, esr),
         Class::HVC => traced_call(guest, run),
         Class::SMC => {
@@ -65,23 +68,22 @@ pub fn synchronous(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run, esr: Synd
 }
 
 /// The IPA that an abort struck. HPFAR_EL2 is not written for permission faults
-/// on the access itself: those are looked up as the guest would.
-fn fault_ipa(esr: Syndrome) -> u64 {
+/// on the access itself: those are looked up as the guest would. `None` when its
+/// tables do not lead there any more: what it does again meets what they say now.
+fn fault_ipa(esr: Syndrome) -> Option<u64> {
     let permission = matches!(esr.fault().0, 0x0c..=0x0f) && !esr.on_walk();
     if !permission {
-        return faulting_ipa();
+        return Some(faulting_ipa());
     }
     let far = mrs!("far_el2");
-    let par = crate::cpu::translate_stage1(far);
-    if par & 1 != 0 {
-        // The guest changed its own tables meanwhile: it will fault again.
-        return faulting_ipa();
-    }
-    par & 0x000f_ffff_ffff_f000 | far & 0xfff
+    let par = crate::cpu::translate_stage1(far)?;
+    (par & 1 == 0).then_some(par & 0x000f_ffff_ffff_f000 | far & 0xfff)
 }
 
 fn data_abort(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Next {
-    let ipa = fault_ipa(esr);
+    let Some(ipa) = fault_ipa(esr) else {
+        return Next::Enter;
+    };
     if esr.has_access()
         && esr.fault().is_translation()
         && let Some((frame, offset)) = gic_frame(guest, ipa)
@@ -203,7 +205,7 @@ fn traced_call(guest: &mut Interrupts<'_>, run: &mut Run) -> Next {
 
 /// HVC or SMC. The PC is past it already.
 fn call(guest: &mut Interrupts<'_>, run: &mut Run) -> Next {
-    let x = [run.gprs.x[0], run.gprs.x[1], run.gprs.x[2], run.gprs.x[3]];
+    let x = psci::arguments([run.gprs.x[0], run.gprs.x[1], run.gprs.x[2], run.gprs.x[3]]);
     let mut entropy = CpuEntropy(guest.cpu.system.features.rng);
     let answer = psci::call(&x, &mut entropy);
     let returned = |run: &mut Run, value: u64| {

@@ -42,12 +42,18 @@ pub trait Entropy {
     fn available(&self) -> bool;
 }
 
-/// Serves a guest's call: function in `x[0]`, arguments in `x[1..4]`.
+/// X0 to X3 of a call, as it counts them: those of a 32-bit call by their low
+/// halves only (SMCCC 1.2, 3.1).
+pub fn arguments(x: [u64; 4]) -> [u64; 4] {
+    let narrow = x[0] & 1 << 30 == 0;
+    x.map(|x| if narrow { x & 0xffff_ffff } else { x })
+}
+
+/// Serves a guest's call: function in `x[0]`, arguments in `x[1..4]`, as
+/// [`arguments`] gives them.
 pub fn call(x: &[u64; 4], entropy: &mut impl Entropy) -> Answer {
-    // A 32-bit call counts the low halves only (SMCCC 1.2, 3.1).
     let function = x[0] as u32;
-    let narrow = function & 1 << 30 == 0;
-    let arg = |n: usize| if narrow { x[n] & 0xffff_ffff } else { x[n] };
+    let arg = |n: usize| x[n];
     match function {
         fid::SMCCC_VERSION => Answer::Return(psci::SMCCC_VERSION_1_2),
         fid::SMCCC_ARCH_FEATURES => Answer::Return(arch_features(arg(1) as u32) as u64),
@@ -84,7 +90,7 @@ pub fn call(x: &[u64; 4], entropy: &mut impl Entropy) -> Answer {
             Answer::Random([0x6465_6e55, 0x6f72_6372, 0x5420_7466, 0x3147_4e52])
         }
         fid::TRNG_RND_32 | fid::TRNG_RND_64 if entropy.available() => {
-            random(arg(1), narrow, entropy)
+            random(arg(1), function == fid::TRNG_RND_32, entropy)
         }
         _ => Answer::Return(rmi::NOT_SUPPORTED),
     }
@@ -162,7 +168,7 @@ mod tests {
     }
 
     fn ask(x: [u64; 4]) -> Answer {
-        call(&x, &mut Ones(true))
+        call(&arguments(x), &mut Ones(true))
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod routines {
         pub fn guarded_zero(at: *mut u8, len: usize) -> u64;
         pub fn guarded_read32(at: *const u32, to: *mut u32) -> u64;
         pub fn guarded_clean(start: u64, end: u64, line: u64) -> u64;
+        pub fn guarded_translate(address: u64, to: *mut u64) -> u64;
     }
 }
 
@@ -69,8 +70,13 @@ mod routines {
         unsafe { guarded_copy(to.cast(), at.cast(), 4) }
     }
 
-    pub unsafe fn guarded_clean(_start: u64, _end: u64, _line: u64) -> u64 {
+    pub unsafe fn guarded_clean(start: u64, end: u64, _line: u64) -> u64 {
+        fake::note_cleaned(start as usize, (end - start) as usize);
         0
+    }
+
+    pub unsafe fn guarded_translate(_address: u64, _to: *mut u64) -> u64 {
+        1
     }
 }
 
@@ -176,6 +182,19 @@ pub unsafe fn clean_invalidate(pa: u64, len: u64, line: u64) {
     let first = start & !(line - 1);
     // SAFETY: the caller's promise; the instruction changes no content.
     let _ = unsafe { routines::guarded_clean(first, start + len, line) };
+}
+
+/// PAR_EL1 of a translation of `address` by the current EL1's own tables, as for
+/// a read. The register holds it too.
+///
+/// # Errors
+/// [`ExternalAbort`] when the walk met one, which the register does not tell.
+pub fn translate_stage1(address: u64) -> Result<u64> {
+    let mut par = 0;
+    // SAFETY: reads a lower level's tables through its own translation, and
+    // writes `par`.
+    outcome(unsafe { routines::guarded_translate(address, &raw mut par) })?;
+    Ok(par)
 }
 
 #[cfg(test)]

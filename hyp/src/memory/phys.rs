@@ -53,9 +53,11 @@ pub unsafe fn write<T: zerocopy::IntoBytes>(pa: u64, value: T) {
 pub mod fake {
     extern crate std;
     use crate::memory::region::Region;
-    use std::cell::Cell;
+    use std::cell::{Cell, RefCell};
+    use std::vec::Vec;
 
     std::thread_local! {
+        static CLEANED: RefCell<Vec<Region>> = const { RefCell::new(Vec::new()) };
         static MEMORY: Cell<(u64, usize, usize)> = const { Cell::new((0, 0, 0)) };
         static HOLE: Cell<Region> = const { Cell::new(Region::EMPTY) };
     }
@@ -88,6 +90,18 @@ pub mod fake {
         let offset = pointer.wrapping_sub(memory);
         let accessed = Region::new(base.wrapping_add(offset as u64), len as u64);
         offset < size && accessed.is_some_and(|accessed| HOLE.get().overlaps(&accessed))
+    }
+
+    /// Notes that what is behind the pointer was cleaned to memory.
+    pub fn note_cleaned(pointer: usize, len: usize) {
+        let (base, memory, _) = MEMORY.get();
+        let at = base.wrapping_add(pointer.wrapping_sub(memory) as u64);
+        CLEANED.with_borrow_mut(|all| all.extend(Region::new(at, len as u64)));
+    }
+
+    /// What was cleaned since the last call.
+    pub fn cleaned() -> Vec<Region> {
+        CLEANED.take()
     }
 
     /// Where `pa` is.

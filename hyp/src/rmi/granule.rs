@@ -46,11 +46,16 @@ pub fn delegate(system: &System, pa: u64) -> Outcome {
 pub fn undelegate(system: &System, pa: u64) -> Outcome {
     let granule = system.granules.get(pa).ok_or(Status::ErrorInput)?;
     let locked = granule.lock(State::Delegated).ok_or(Status::ErrorInput)?;
-    system
-        .host
-        .give(pa, system.granules.size())
-        .map_err(|_| Status::ErrorInput)?;
-    locked.become_(State::Ns);
+    let size = system.granules.size();
+    if !system.features.fwb {
+        // The host may look past the caches, where what was written there before
+        // the zeros can still stand.
+        // SAFETY: a delegated granule is RAM, which EL2's own map has.
+        unsafe { guarded::clean_invalidate(pa, size, system.features.dcache_line) };
+    }
+    system.host.give(pa, size).map_err(|_| Status::ErrorInput)?;
+    // Before anybody may map it: a block that holds it is counted by then.
     system.granules.return_to_host(pa);
+    locked.become_(State::Ns);
     Ok(NONE)
 }

@@ -56,13 +56,15 @@ pub fn create(system: &System, list_registers: usize, rd: u64, rec: u64, params:
         .link(intid::VIRTUAL_TIMER, system.machine.ppi.virtual_timer);
     // SAFETY: a locked, delegated granule is EL2's, aligned, and large enough.
     unsafe { phys::pointer::<Rec>(rec).write(vcpu) };
-    rec_lock.become_(State::Rec);
+    rd_lock.granule().get();
     {
         let _vgic = realm.vgic.lock();
         realm.set_rec(index as usize, rec);
         realm.created.store(index + 1, Ordering::Release);
     }
-    rd_lock.granule().get();
+    // Last: from here on it may be destroyed, which takes it off the list and
+    // uncounts it, and does not wait for the RD's lock.
+    rec_lock.become_(State::Rec);
     Ok(NONE)
 }
 

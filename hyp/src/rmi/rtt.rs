@@ -128,7 +128,14 @@ pub fn fold(system: &System, rd: u64, ipa: u64, at: u64) -> Outcome {
         let first = (at == Level::L3)
             .then(|| mapped_at(tables, ipa, Level::L3))
             .flatten();
-        let block = first.filter(|first| system.granules.get_block(*first));
+        let block = first.filter(|first| first.is_multiple_of(size));
+        if block.is_some_and(|block| !system.granules.get_block(block)) {
+            // A part of it is not the host's, or was not a moment ago: no block.
+            return Err(RttError::Rtt {
+                level: at,
+                top: Ipa::new(ipa),
+            });
+        }
         let folded = tables.fold(pe, Ipa::new(ipa), at);
         if let Ok(table) = folded {
             scrub_table(system, table.get());

@@ -403,6 +403,86 @@ fn large_blocks_take_turns() {
     h.ok(fid::RMI_GRANULE_DELEGATE, &[inside]);
 }
 
+/// Every command of the tables at every level, those that no tree has included.
+#[test]
+fn levels_that_a_tree_has_not_are_refused() {
+    for granule in Granule::ALL {
+        let mut h = Host::new(granule, 64 << 20);
+        h.realm();
+        let (rd, rtt) = (h.page(1), h.page(40));
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[rtt]);
+        let start = i64::from(h.geometry().start().get());
+        for level in (-5..start).chain(4..9) {
+            for ipa in [
+                0,
+                h.size,
+                1 << 30,
+                1 << 39,
+                (1 << 40) - h.size,
+                1 << 40,
+                1 << 63,
+            ] {
+                let (at, page) = (level as u64, RAM | DESC);
+                for (function, args) in [
+                    (fid::RMI_RTT_MAP_UNPROTECTED, [rd, ipa, at, page]),
+                    (fid::RMI_RTT_UNMAP_UNPROTECTED, [rd, ipa, at, 0]),
+                    (fid::RMI_RTT_CREATE, [rd, rtt, ipa, at]),
+                    (fid::RMI_RTT_DESTROY, [rd, ipa, at, 0]),
+                    (fid::RMI_RTT_FOLD, [rd, ipa, at, 0]),
+                    (fid::RMI_RTT_READ_ENTRY, [rd, ipa, at, 0]),
+                ] {
+                    let status = h.status(function, &args);
+                    assert_eq!(status, Status::ErrorInput, "{function:#x} {ipa:#x} {level}");
+                }
+            }
+        }
+    }
+}
+
+/// Between the moment that a granule is the host's again and the one that its
+/// block is whole, nothing that holds it becomes a block that nobody counts.
+#[test]
+fn pages_of_a_block_that_is_not_whole_do_not_fold() {
+    let mut h = Host::new(Granule::K4, 16 << 20);
+    h.realm();
+    let (rd, block) = (h.page(1), RAM + (8 << 20));
+    for (n, level) in [(40, 1), (41, 2), (42, 3)] {
+        let table = h.page(n);
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[table]);
+        let made = h.status(fid::RMI_RTT_CREATE, &[rd, table, 0, level]);
+        let above = i64::from(h.geometry().start().get()) >= level as i64;
+        assert_eq!(made == Status::Success, !above, "level {level}");
+    }
+    for at in (0..2 << 20).step_by(4096) {
+        h.ok(
+            fid::RMI_RTT_MAP_UNPROTECTED,
+            &[rd, at, 3, (block + at) | DESC],
+        );
+    }
+    // As UNDELEGATE on another CPU leaves it for a moment.
+    assert!(h.cpu.system.granules.leave_host(block));
+    let folded = h.status(fid::RMI_RTT_FOLD, &[rd, 0, 3]);
+    assert!(matches!(folded, Status::ErrorRtt(_)), "{folded:?}");
+    h.cpu.system.granules.return_to_host(block);
+    h.ok(fid::RMI_RTT_FOLD, &[rd, 0, 3]);
+    h.ok(fid::RMI_RTT_UNMAP_UNPROTECTED, &[rd, 0, 2]);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[block]);
+}
+
+/// Without FEAT_S2FWB a host looks past the caches: memory has the zeros too.
+#[test]
+fn what_comes_back_is_zero_in_memory() {
+    for granule in Granule::ALL {
+        let mut h = Host::new(granule, 16 << 20);
+        let page = h.page(3);
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[page]);
+        phys::fake::cleaned();
+        h.ok(fid::RMI_GRANULE_UNDELEGATE, &[page]);
+        let all = [Region::new(page, h.size).expect("no overflow")];
+        assert_eq!(phys::fake::cleaned(), all);
+    }
+}
+
 /// A realm's VMID is another's when the last turn of its end is over, and not
 /// before: its root has 16 tables, which take many.
 #[test]

@@ -75,6 +75,7 @@ pub fn log(system: &System, level: u64, pa: u64, length: u64) -> Outcome {
     }
     // The host filters by the same setting; the last line goes out at any.
     crate::log::of_host(level, text);
+    crate::log::written();
     Ok(NONE)
 }
 

@@ -265,7 +265,11 @@ impl<M: TableMem> Rtt<M> {
 
     fn inside(&self, ipa: Ipa, aligned_to: Level) -> Result<(), RttError> {
         let shape = &self.tree.core.shape;
-        if ipa.get() >= shape.ia_end() || ipa.get() & (shape.span(aligned_to) - 1) != 0 {
+        // Above the start there may be no level at all: its span would be nothing.
+        if aligned_to < shape.start()
+            || ipa.get() >= shape.ia_end()
+            || ipa.get() & (shape.span(aligned_to) - 1) != 0
+        {
             return Err(RttError::Input);
         }
         Ok(())

@@ -17,6 +17,7 @@ pub fn checks(suite: &mut Suite<Console>) {
     let word = |name| machine::get().argument(name).and_then(number);
     if let Some(pa) = word("absent") {
         absent(suite, pa);
+        crate::races::walk_to_nowhere(suite, pa);
     }
     if let Some(pa) = word("keep") {
         kept(suite, pa);

@@ -242,8 +242,8 @@ fn rouse() {
     let others = machine::get().mpidrs.iter().zip(&LEFT).enumerate();
     for (index, (mpidr, left)) in others.take(cpu::count()).skip(1) {
         cpu::within(60, || {
-            if affinity_info(*mpidr) == 1 {
-                cpu::start(index, run);
+            if affinity_info(*mpidr) == 1 && cpu::start(index, run) == 0 {
+                STARTED.fetch_add(1, Ordering::Relaxed);
             }
             left.load(Ordering::Relaxed) == 0
         });
@@ -279,8 +279,9 @@ pub fn checks(suite: &mut Suite<Console>, seed: u64, count: u64) {
         .sum();
     suite.equal("fuzz/calls-left", left, 0);
     let started = STARTED.load(Ordering::Relaxed);
-    let alone = cpu::count() == 1;
-    suite.check("fuzz/cpus-went-off-and-on", alone || started > 0, started);
+    // In a few calls it may be that none goes off.
+    let few = cpu::count() == 1 || count < 4000;
+    suite.check("fuzz/cpus-went-off-and-on", few || started > 0, started);
     let succeeded = SUCCEEDED.load(Ordering::Relaxed);
     suite.check("fuzz/some-succeeded", succeeded > count / 100, succeeded);
     let entered = ENTERED.load(Ordering::Relaxed);

@@ -272,9 +272,13 @@ fn sleeps() {
     let guest = Tiny::existing(0, BYTES, 2);
     let mut exit = guest.go(0, TRAP_WFI, 0);
     let (mut kicks, mut sleeps) = (0, 0);
-    while !STOP.load(Ordering::SeqCst) {
+    loop {
         while gic::acknowledge_and_end() == KICK_SGI {
             kicks += 1;
+        }
+        // After that: the interrupt that says so may be one of these.
+        if STOP.load(Ordering::SeqCst) {
+            break;
         }
         let pending = call(vendor::REC_PENDING, [guest.rec(0), 0, 0, 0, 0])[1] == 1;
         if pending || !exit.is_wfi() {

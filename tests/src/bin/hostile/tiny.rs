@@ -71,6 +71,11 @@ impl Tiny {
     /// the 4 KiB at `code`, `vcpus` that all start there with X0 = their index.
     /// `None` when a call fails.
     pub fn build(n: u64, vmid: u16, code: *const u8, bytes: u64, vcpus: u64) -> Option<Self> {
+        Self::build_new(n, vmid, code, bytes, vcpus).filter(Self::activate)
+    }
+
+    /// The same, up to the call that activates it.
+    pub fn build_new(n: u64, vmid: u16, code: *const u8, bytes: u64, vcpus: u64) -> Option<Self> {
         let this = Self::existing(n, bytes, vcpus);
         let (rd, root, params) = (this.granule(0), this.granule(1), this.granule(2));
         let mut right = delegate(rd) == SUCCESS && delegate(root) == SUCCESS;
@@ -97,8 +102,22 @@ impl Tiny {
                 && status(fid::RMI_REC_CREATE, rd, this.rec(vcpu), params) == SUCCESS;
             fill(this.run(vcpu), 0);
         }
-        right &= status(fid::RMI_REALM_ACTIVATE, rd, 0, 0) == SUCCESS;
         right.then_some(this)
+    }
+
+    /// `REALM_ACTIVATE`; whether it succeeded.
+    pub fn activate(&self) -> bool {
+        status(fid::RMI_REALM_ACTIVATE, self.rd(), 0, 0) == SUCCESS
+    }
+
+    /// PA of its RD.
+    pub fn rd(&self) -> u64 {
+        self.granule(0)
+    }
+
+    /// PA of its page of parameters, which nobody looks into between two calls.
+    pub fn params(&self) -> u64 {
+        self.granule(2)
     }
 
     /// Guest number `n`, which [`Self::build`] made with the same numbers.
