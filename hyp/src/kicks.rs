@@ -48,7 +48,8 @@ impl Word for AtomicU64 {
 pub struct Kicks<W = AtomicU64> {
     /// PE where it runs or last ran.
     pe: W,
-    /// It was kicked and has not looked since.
+    /// The number, from 1, of the PE where it was kicked, and has not looked since.
+    /// One that was sent to a PE that it has left meanwhile stands for no other.
     kicked: W,
 }
 
@@ -98,7 +99,8 @@ impl<W: Word> Kicks<W> {
         let pe = usize::try_from(self.pe.get()).ok()?;
         let now = runs(pe)?.get();
         let hears = now == rec || now == NO_REC;
-        (hears && self.kicked.swap(1) == 0).then_some(pe)
+        let number = (pe as u64).wrapping_add(1);
+        (hears && self.kicked.swap(number) != number).then_some(pe)
     }
 }
 
@@ -297,6 +299,29 @@ mod tests {
             open.extend(next.filter(|next| known.insert(next.clone())));
         }
         ends
+    }
+
+    /// A kicker that looked where a vCPU was, before it went elsewhere, does not
+    /// keep the next from reaching it.
+    #[test]
+    fn a_kick_to_a_pe_that_it_has_left_stands_for_no_other() {
+        const REC: u64 = 0x8000;
+        let runs = [const { AtomicU64::new(NO_REC) }; 2];
+        let kicks = Kicks::new();
+        kicks.enters(0, &runs[0], REC);
+        kicks.leaves(&runs[0]);
+        let first = kicks.changed(REC, |pe| {
+            kicks.enters(1, &runs[1], REC);
+            kicks.looks();
+            Some(&runs[pe])
+        });
+        assert_eq!(first, Some(0));
+        assert_eq!(kicks.changed(REC, |pe| Some(&runs[pe])), Some(1));
+        assert_eq!(
+            kicks.changed(REC, |pe| Some(&runs[pe])),
+            None,
+            "one is enough"
+        );
     }
 
     #[test]

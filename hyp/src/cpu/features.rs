@@ -191,6 +191,7 @@ impl Features {
                 f.e2h0,
                 f.gic_sysregs,
                 f.dcache_line,
+                (f.ras, f.sve, f.sme, f.hcx, f.fgt, f.mpam),
             )
         };
         let least = |f: &Self| {
@@ -200,6 +201,10 @@ impl Features {
                 f.ttl.into(),
                 f.xnx.into(),
                 f.ttst.into(),
+                f.lva.into(),
+                f.dic.into(),
+                f.rng.into(),
+                f.ecv,
             ]
         };
         same(self) == same(boot)
@@ -310,6 +315,28 @@ mod tests {
             !Features { fwb: true, ..boot }.covers(&boot),
             "another encoding"
         );
+        // What EL2 switches or opens on every PE, or on none: neither more nor less.
+        let with: [fn(&mut Features); 6] = [
+            |f| f.ras = true,
+            |f| f.sve = true,
+            |f| f.sme = true,
+            |f| f.hcx = true,
+            |f| f.fgt = 1,
+            |f| f.mpam = true,
+        ];
+        // What it uses where the boot CPU has it.
+        let least: [fn(&mut Features); 4] = [
+            |f| f.lva = true,
+            |f| f.dic = true,
+            |f| f.rng = true,
+            |f| f.ecv = 1,
+        ];
+        for (n, change) in with.iter().chain(&least).enumerate() {
+            let mut other = boot;
+            change(&mut other);
+            assert!(!boot.covers(&other), "{other:?}");
+            assert_eq!(other.covers(&boot), n >= with.len(), "{other:?}");
+        }
     }
 
     /// ID_AA64MMFR4_EL1.E2H0 is signed: what is less than 0 lacks some of it.

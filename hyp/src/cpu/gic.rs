@@ -325,12 +325,14 @@ impl Gic {
 
     /// Sets the pending state of an interrupt below 1020.
     fn make_pending(&self, intid: u32) {
-        let (base, word) = if intid < 32 {
-            (self.rd_base + gicr::SGI_BASE, 0)
-        } else {
-            (self.gicd, u64::from(intid / 32))
-        };
-        write32(base + 0x200 + word * 4, 1 << (intid % 32));
+        if let Some((redistributor, offset)) = ispendr(intid) {
+            let base = if redistributor {
+                self.rd_base
+            } else {
+                self.gicd
+            };
+            write32(base + offset, 1 << (intid % 32));
+        }
     }
 
     /// Borrows from the host, for a guest: the CPU interface, so that every
@@ -423,7 +425,7 @@ impl Gic {
     /// the host, or nothing.
     pub fn take(&self) -> Taken {
         let pending = (mrs!("S3_0_C12_C12_2") & 0xff_ffff) as u32;
-        if (SPECIAL..8192).contains(&pending) {
+        if is_special(pending) {
             return Taken::Nothing;
         }
         let taken = match pending {
@@ -437,11 +439,11 @@ impl Gic {
         instr::dsb_sy();
         if intid & 0xff_ffff != u64::from(pending) {
             // A higher priority came between: it goes back to pending.
-            let intid = intid & 0xff_ffff;
-            if intid < u64::from(SPECIAL) {
-                msr!("S3_0_C12_C12_1", intid);
-                msr!("S3_0_C12_C11_1", intid);
-                self.make_pending(intid as u32);
+            let intid = (intid & 0xff_ffff) as u32;
+            if !is_special(intid) {
+                msr!("S3_0_C12_C12_1", u64::from(intid));
+                msr!("S3_0_C12_C11_1", u64::from(intid));
+                self.make_pending(intid);
             }
             return Taken::Host;
         }
@@ -452,6 +454,26 @@ impl Gic {
         instr::isb();
         taken
     }
+}
+
+/// Reads of the acknowledge registers that name no interrupt (IHI0069H, 2.2.1).
+/// Not so the extended PPIs and SPIs of GICv3.1, behind them.
+const fn is_special(intid: u32) -> bool {
+    matches!(intid, SPECIAL..=1023)
+}
+
+/// Where an interrupt is made pending: whether in the redistributor, and the
+/// offset there of its ISPENDR word. `None` for an LPI, which the host has none of.
+fn ispendr(intid: u32) -> Option<(bool, u64)> {
+    let word = |from: u32| (intid - from) as u64 / 32 * 4;
+    Some(match intid {
+        0..32 => (true, gicr::ISPENDR0),
+        32..SPECIAL => (false, 0x200 + word(0)),
+        // GICR_ISPENDR<n>E, n from 1, and GICD_ISPENDR<n>E.
+        1056..1120 => (true, gicr::ISPENDR0 + 4 + word(1056)),
+        4096..5120 => (false, 0x1600 + word(4096)),
+        _ => return None,
+    })
 }
 
 /// What [`Gic::take`] found.
@@ -537,4 +559,39 @@ pub fn read_misr() -> u64 {
 /// Reads ICH_VMCR_EL2.
 pub fn read_vmcr() -> u64 {
     mrs!("S3_4_C12_C11_7")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_extended_interrupts_are_interrupts() {
+        for intid in [
+            0, 31, 32, 1019, 1024, 1056, 1119, 4096, 5119, 8192, 0xff_ffff,
+        ] {
+            assert!(!is_special(intid), "{intid}");
+        }
+        assert!((1020..=1023).all(is_special));
+    }
+
+    /// IHI0069H, 12.9 and 12.11.
+    #[test]
+    fn every_interrupt_is_made_pending_by_its_own_register() {
+        for (intid, place) in [
+            (5, Some((true, 0x1_0200))),
+            (31, Some((true, 0x1_0200))),
+            (32, Some((false, 0x204))),
+            (1019, Some((false, 0x27c))),
+            (1020, None),
+            (1056, Some((true, 0x1_0204))),
+            (1119, Some((true, 0x1_0208))),
+            (1120, None),
+            (4096, Some((false, 0x1600))),
+            (5119, Some((false, 0x167c))),
+            (8192, None),
+        ] {
+            assert_eq!(ispendr(intid), place, "{intid}");
+        }
+    }
 }
