@@ -15,7 +15,7 @@ use super::{NONE, Outcome};
 use crate::System;
 use crate::exception::inject;
 use crate::memory::granule::State;
-use crate::memory::phys;
+use crate::memory::guarded;
 use crate::realm::Realm;
 use crate::rec::{NO_PE, Pending, Rec, Run};
 
@@ -69,8 +69,8 @@ pub fn read(system: &System, rec: u64, pa: u64) -> Outcome {
         (out.sctlr, out.tcr) = (el1.sctlr, el1.tcr);
         out.ttbr = [el1.ttbr0, el1.ttbr1];
         // SAFETY: inside a granule of the host's, which `with` has pinned.
-        unsafe { phys::write(pa, out) };
-        Ok(NONE)
+        let told = unsafe { guarded::write(pa, &out) };
+        told.map(|()| NONE).map_err(|_| Status::ErrorInput)
     })
 }
 
@@ -79,7 +79,8 @@ pub fn write(system: &System, rec: u64, pa: u64) -> Outcome {
     with(system, rec, pa, |run| {
         // SAFETY: inside a granule of the host's, which `with` has pinned.
         // Copied once.
-        let new: Registers = unsafe { phys::read(pa) };
+        let new = unsafe { guarded::read::<Registers>(pa) };
+        let new = new.map_err(|_| Status::ErrorInput)?;
         let finish = Finish::from_raw(new.finish).ok_or(Status::ErrorInput)?;
         if !matches!(run.pending, Pending::Abort(..) | Pending::Mmio(..)) {
             return Err(Status::ErrorRec);

@@ -61,6 +61,9 @@ fn absent(suite: &mut Suite<Console>, pa: u64) {
     suite.equal("absent/enter", enter(at(RUN)), SUCCESS);
     let history = |page| calls::call(vendor::REC_HISTORY, [at(RECS), page, 0, 0, 0]);
     suite.equal("absent/history-page", history(pa)[0], INPUT);
+    for call in [vendor::REC_READ, vendor::REC_WRITE] {
+        suite.equal("absent/registers", status(call, at(RECS), pa, 0), INPUT);
+    }
     let told = history(at(PARAMS));
     let right = told[0] == SUCCESS && told[1] > 0;
     suite.check("absent/history", right, format_args!("{told:x?}"));
