@@ -380,6 +380,7 @@ fn permissions_are_the_architectures() {
     let allowed = Ok(DEVICE);
     for (attributes, of_el1, of_el0) in [
         (AF | UXN, [true, true, true], [false, false, false]),
+        (AF, [true, true, true], [false, false, true]),
         (AF | EL0, [true, true, false], [true, true, true]),
         (
             AF | EL0 | READ_ONLY | PXN,
@@ -417,6 +418,8 @@ fn permissions_are_the_architectures() {
     assert_eq!(permission(AF | UXN, epan, el1[0]), allowed);
     let wxn = |cpu: &mut Cpu| cpu.registers.sctlr |= WXN;
     assert_eq!(permission(AF, wxn, el1[2]), denied);
+    assert_eq!(permission(AF, wxn, el0[2]), allowed, "EL0 may not write it");
+    assert_eq!(permission(AF | EL0, wxn, el0[2]), denied);
     assert_eq!(permission(AF | READ_ONLY, wxn, el1[2]), allowed);
     let e0pd = |cpu: &mut Cpu| cpu.registers.tcr |= 1 << 55;
     assert_eq!(permission(AF | EL0, e0pd, el0[0]), Err(Fault(4)));

@@ -173,7 +173,7 @@ mod image {
             report::crash(crash);
         }
         let mut cpu = Cpu::new(pe, system);
-        pe.set_power(Power::On);
+        pe.arrive(Power::On);
         cpu.begin_host(system.host_image.base(), system.machine.dtb.base());
         hyp::log::host_runs();
         host::run(&mut cpu)
@@ -231,7 +231,7 @@ mod image {
             halt()
         }
         let mut cpu = Cpu::new(pe, system);
-        pe.set_power(Power::On);
+        pe.arrive(Power::On);
         let (pc, context) = pe.start();
         cpu.begin_host(pc, context);
         host::run(&mut cpu)

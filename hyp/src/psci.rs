@@ -34,7 +34,7 @@ pub fn refuse_start(pe: &Pe) {
 }
 
 fn refuse(pe: &Pe, firmware: &impl Firmware) {
-    pe.set_power(Power::Off);
+    pe.arrive(Power::Off);
     firmware.call(fid::PSCI_CPU_OFF, [0; 3]);
 }
 
@@ -145,11 +145,11 @@ impl<F: Firmware> Relay<'_, F> {
         let Some(pe) = self.at(target) else {
             return psci::INVALID_PARAMETERS;
         };
-        match pe.claim_start(entry, context) {
+        let claim = match pe.claim_start(entry, context) {
             Err(Power::Starting) => return psci::ON_PENDING,
             Err(_) => return psci::ALREADY_ON,
-            Ok(()) => {}
-        }
+            Ok(claim) => claim,
+        };
         let start = [
             pe.mpidr,
             self.firmware.entry(),
@@ -157,19 +157,21 @@ impl<F: Firmware> Relay<'_, F> {
         ];
         let answer = self.firmware.call(fid::PSCI_CPU_ON_64, start);
         if answer != psci::SUCCESS {
-            pe.give_up_start();
+            pe.give_up_start(claim);
         }
         answer
     }
 
     /// Does not come back, unless the firmware denies it.
     fn cpu_off(&self) -> i64 {
-        if let Some(pe) = self.me {
-            pe.set_power(Power::Off);
+        if let Some(pe) = self.me
+            && !pe.leave()
+        {
+            return psci::DENIED;
         }
         let answer = self.firmware.call(fid::PSCI_CPU_OFF, [0; 3]);
         if let Some(pe) = self.me {
-            pe.set_power(Power::On);
+            pe.stay();
         }
         answer
     }

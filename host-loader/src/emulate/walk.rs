@@ -291,7 +291,8 @@ fn permit(
     let sctlr = cpu.registers.sctlr;
     let wxn = sctlr & sctlr::WXN != 0;
     let allowed = match (access.kind, access.as_el0) {
-        (Kind::Fetch, true) => el0 && !uxn && !(wxn && writable),
+        // It needs not be allowed to read: memory may be for execution only.
+        (Kind::Fetch, true) => !(uxn || wxn && writable && el0),
         // What EL0 may write, EL1 does not execute.
         (Kind::Fetch, false) => !pxn && !(writable && (el0 || wxn)),
         (kind, true) => el0 && (kind == Kind::Read || writable),

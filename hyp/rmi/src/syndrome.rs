@@ -106,6 +106,11 @@ impl Syndrome {
         self.class().0 == Class::DATA_ABORT_LOWER.0 && self.has_access()
     }
 
+    /// The instruction has 4 bytes, not 2 (IL).
+    pub const fn is_long(self) -> bool {
+        self.0 >> 25 & 1 != 0
+    }
+
     /// Data abort: it was a write (WnR). A cache maintenance instruction (CM)
     /// counts as none.
     pub const fn is_write(self) -> bool {

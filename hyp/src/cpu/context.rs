@@ -1,8 +1,13 @@
 //! What a lower exception level has in registers: general purpose, EL1 system
 //! registers, timers, and FP/SIMD.
 
+use rmi::syndrome::Syndrome;
+
 use super::features::Features;
 use crate::{mrs, msr};
+
+/// PSTATE.nRW: AArch32.
+const PSTATE_AARCH32: u64 = 1 << 4;
 
 /// General-purpose registers, program counter and PSTATE of a lower level.
 /// The layout is asm.S's.
@@ -31,8 +36,11 @@ impl Gprs {
     }
 
     /// Whether data accesses of its level are big-endian, by SCTLR_EL1: EE for
-    /// EL1, E0E for EL0.
+    /// EL1, E0E for EL0; by PSTATE.E in AArch32.
     pub const fn is_big_endian(&self, sctlr: u64) -> bool {
+        if self.is_aarch32() {
+            return self.pstate >> 9 & 1 != 0;
+        }
         let bit = if self.pstate & 0b1100 == 0 { 24 } else { 25 };
         sctlr >> bit & 1 != 0
     }
@@ -49,8 +57,30 @@ impl Gprs {
         }
     }
 
-    /// Steps over an instruction (4 bytes: every instruction that EL2 emulates
-    /// is A64, or A32 from EL0, where the condition passed).
+    const fn is_aarch32(&self) -> bool {
+        self.pstate & PSTATE_AARCH32 != 0
+    }
+
+    /// Steps over the instruction whose condition passed and that this syndrome
+    /// is of: in AArch32, which EL0 may have, of 2 or 4 bytes (IL), and one of an
+    /// IT block (DDI0487, ITAdvance).
+    pub fn step_over(&mut self, esr: Syndrome) {
+        if !self.is_aarch32() {
+            return self.step();
+        }
+        let length = if esr.is_long() { 4 } else { 2 };
+        self.pc = self.pc.wrapping_add(length) & 0xffff_ffff;
+        let state = (self.pstate >> 10 & 0x3f) << 2 | self.pstate >> 25 & 0b11;
+        let next = if state & 0b111 == 0 {
+            0
+        } else {
+            state & 0xe0 | state << 1 & 0x1f
+        };
+        self.pstate &= !(1 << 21 | 0x3f << 10 | 0b11 << 25);
+        self.pstate |= next >> 2 << 10 | (next & 0b11) << 25;
+    }
+
+    /// Steps over an instruction of AArch64.
     pub fn step(&mut self) {
         self.pc = self.pc.wrapping_add(4);
         // The step consumes a pending software step and a BTI check.
@@ -322,5 +352,32 @@ mod tests {
         assert_eq!((g.get(31), g.get(30)), (0, 8));
         g.step();
         assert_eq!(g.pc, 0x1004);
+    }
+
+    /// IT is PSTATE[15:10] for its bits 7 to 2, PSTATE[26:25] for the others.
+    #[test]
+    fn an_instruction_of_aarch32_is_as_long_as_it_is() {
+        const LONG: Syndrome = Syndrome(1 << 25);
+        const SHORT: Syndrome = Syndrome(0);
+        let it = |it: u64| 0x30 | it >> 2 << 10 | (it & 0b11) << 25;
+        for (before, esr, pc, after) in [
+            (0x10, LONG, 0x1004, 0x10),
+            (0x30, SHORT, 0x1002, 0x30),
+            (0x30, LONG, 0x1004, 0x30),
+            // ITTEE EQ: its first instruction, its third, its last.
+            (it(0b0000_0111), SHORT, 0x1002, it(0b0000_1110)),
+            (it(0b0001_1100), SHORT, 0x1002, it(0b0001_1000)),
+            (it(0b0001_1000), LONG, 0x1004, 0x30),
+            // AArch64: SS and BTYPE are consumed.
+            (1 << 21 | 0b11 << 10, SHORT, 0x1004, 0),
+        ] {
+            let mut g = Gprs::reset(0x1000);
+            g.pstate = before;
+            g.step_over(esr);
+            assert_eq!((g.pc, g.pstate), (pc, after), "{before:#x}");
+        }
+        let mut g = Gprs::reset(0);
+        g.pstate = 0x10 | 1 << 9;
+        assert!(g.is_big_endian(0), "setend be");
     }
 }

@@ -4,7 +4,7 @@
 //! A `Pe` is shared: other PEs read it to start or to interrupt this one. What a
 //! PE alone touches is on its own stack ([`crate::cpu::Cpu`]).
 
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use spin::Once;
 
@@ -36,7 +36,7 @@ pub struct Regime {
 pub const NO_REC: u64 = u64::MAX;
 
 /// Whether a PE runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Power {
     /// Off, or never started.
@@ -46,6 +46,15 @@ pub enum Power {
     /// Runs.
     On = 2,
 }
+
+/// The bits of a [`Power`].
+const POWER: u64 = 0b11;
+/// Somebody is about to start it, and above this bit, how many were before.
+const CLAIMED: u64 = 0b100;
+
+/// The right to start a PE: one at a time has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim(u64);
 
 /// One PE. The first words are asm.S's.
 #[derive(Debug)]
@@ -61,7 +70,8 @@ pub struct Pe {
     pub mpidr: u64,
     /// Its redistributor's RD_base.
     pub gicr: u64,
-    power: AtomicU8,
+    /// A [`Power`], [`CLAIMED`], and how often it was.
+    power: AtomicU64,
     redistributor_changed: AtomicBool,
     /// PA of the REC that runs here, or [`NO_REC`].
     runs: AtomicU64,
@@ -132,7 +142,7 @@ impl Pe {
             index,
             mpidr,
             gicr,
-            power: AtomicU8::new(Power::Off as u8),
+            power: AtomicU64::new(Power::Off as u64),
             redistributor_changed: AtomicBool::new(true),
             runs: AtomicU64::new(NO_REC),
             start_pc: AtomicU64::new(0),
@@ -142,7 +152,11 @@ impl Pe {
 
     /// Whether it runs.
     pub fn power(&self) -> Power {
-        match self.power.load(Ordering::Acquire) {
+        Self::power_of(self.power.load(Ordering::Acquire))
+    }
+
+    fn power_of(word: u64) -> Power {
+        match word & POWER {
             0 => Power::Off,
             1 => Power::Starting,
             _ => Power::On,
@@ -154,31 +168,54 @@ impl Pe {
     ///
     /// # Errors
     /// What it is, when it is not off.
-    pub fn claim_start(&self, pc: u64, context: u64) -> Result<(), Power> {
+    pub fn claim_start(&self, pc: u64, context: u64) -> Result<Claim, Power> {
+        let word = self.power.load(Ordering::Acquire);
+        if word & (CLAIMED | POWER) != Power::Off as u64 {
+            return Err(Self::power_of(word).max(Power::Starting));
+        }
+        let claim = (word & !(CLAIMED | POWER)).wrapping_add(CLAIMED << 1)
+            | CLAIMED
+            | Power::Starting as u64;
         self.power
-            .compare_exchange(
-                Power::Off as u8,
-                Power::Starting as u8,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            )
-            .map_err(|_| self.power())?;
+            .compare_exchange(word, claim, Ordering::AcqRel, Ordering::Acquire)
+            // Off again already, it is somebody else's to start.
+            .map_err(|now| Self::power_of(now).max(Power::Starting))?;
         self.start_pc.store(pc, Ordering::Release);
         self.start_context.store(context, Ordering::Release);
-        Ok(())
+        Ok(Claim(claim))
     }
 
-    /// Sets the state: a PE its own.
-    pub fn set_power(&self, power: Power) {
-        self.power.store(power as u8, Ordering::Release);
+    /// This PE has come up: it is on, or goes off again at once. Its claim has
+    /// served.
+    pub fn arrive(&self, power: Power) {
+        self.change(|word| Some(word & !(CLAIMED | POWER) | power as u64));
     }
 
-    /// Ends a claim whose start the firmware refused. One that has denied its own
-    /// `CPU_OFF` meanwhile is on.
-    pub fn give_up_start(&self) {
-        let (from, to) = (Power::Starting as u8, Power::Off as u8);
-        // Whoever else changed it knows better.
-        let _ = (self.power).compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
+    /// This PE goes off, in a moment. False while somebody is about to start it,
+    /// who has met one that was denied its going off before.
+    pub fn leave(&self) -> bool {
+        self.change(|word| (word & CLAIMED == 0).then_some(word & !POWER | Power::Off as u64))
+    }
+
+    /// The firmware has denied it.
+    pub fn stay(&self) {
+        self.change(|word| Some(word & !POWER | Power::On as u64));
+    }
+
+    /// Ends a claim whose start the firmware refused: the PE is off, unless it has
+    /// stayed on meanwhile.
+    pub fn give_up_start(&self, Claim(claim): Claim) {
+        self.change(|word| {
+            let mine = (word | POWER) == (claim | POWER);
+            let on = word & POWER == Power::On as u64;
+            let power = if on { Power::On } else { Power::Off };
+            mine.then_some(word & !(CLAIMED | POWER) | power as u64)
+        });
+    }
+
+    fn change(&self, to: impl FnMut(u64) -> Option<u64>) -> bool {
+        let changed = (self.power).fetch_update(Ordering::AcqRel, Ordering::Acquire, to);
+        changed.is_ok()
     }
 
     /// Which REC runs here, by its PA, or [`NO_REC`]: `kicks`'s to change.
@@ -298,10 +335,17 @@ mod tests {
             0x1000,
         );
         let pe = Pe::new(0, 0, 0, &s, Regime::default(), 0);
-        assert_eq!(pe.claim_start(0x80000, 7), Ok(()));
+        let claim = pe.claim_start(0x80000, 7).expect("it is off");
         assert_eq!(pe.claim_start(0x90000, 8), Err(Power::Starting));
         assert_eq!(pe.start(), (0x80000, 7));
-        pe.set_power(Power::On);
+        pe.arrive(Power::On);
         assert_eq!(pe.claim_start(0x90000, 8), Err(Power::On));
+        // A claim that was overtaken gives up nothing of the next.
+        assert!(pe.leave());
+        let next = pe.claim_start(0xa0000, 9).expect("it is off again");
+        pe.give_up_start(claim);
+        assert_eq!(pe.power(), Power::Starting);
+        pe.give_up_start(next);
+        assert_eq!(pe.power(), Power::Off);
     }
 }

@@ -92,7 +92,7 @@ fn data_abort(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Next 
     }
     if esr.is_cache_maintenance() && esr.fault().is_translation() && !esr.on_walk() {
         // By address, of what is not memory: there is nothing to maintain.
-        run.gprs.step();
+        run.gprs.step_over(esr);
         return Next::Enter;
     }
     abort_exit(run, esr, ipa)
@@ -136,7 +136,7 @@ fn gic_access(
             Read::Again => return Next::Enter,
         }
     }
-    run.gprs.step();
+    run.gprs.step_over(esr);
     Next::Enter
 }
 
@@ -165,7 +165,7 @@ fn abort_exit(run: &mut Run, esr: Syndrome, ipa: u64) -> Next {
 
 /// WFI or WFE that the host had trapped.
 fn wait(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Next {
-    run.gprs.step();
+    run.gprs.step_over(esr);
     guest.fold(run);
     let wfe = esr.0 & 1 != 0;
     if !wfe && guest.deliverable() {

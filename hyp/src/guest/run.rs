@@ -174,7 +174,7 @@ fn finish_previous_exit(run: &mut Run, entry: &Entry) {
                 let value = esr.ordered(entry.value, big_endian);
                 run.gprs.set(esr.register(), esr.extend(value));
             }
-            run.gprs.step();
+            run.gprs.step_over(esr);
         }
         Pending::Mmio(esr, far) | Pending::Abort(esr, far)
             if entry.flags.contains(EnterFlags::INJECT_SEA) =>

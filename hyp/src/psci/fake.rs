@@ -127,7 +127,7 @@ impl Seat<'_> {
         if refuse {
             super::refuse(pe, self);
         } else {
-            pe.set_power(Power::On);
+            pe.arrive(Power::On);
             assert_eq!(pe.start(), (pc, context), "it begins where the host said");
         }
     }
@@ -274,7 +274,7 @@ pub fn run(count: usize, input: &[u8]) {
         }),
         changed: Condvar::new(),
     };
-    machine.pes[0].set_power(Power::On);
+    machine.pes[0].arrive(Power::On);
     thread::scope(|scope| {
         let machine = &machine;
         let seats = (0..count).map(|me| Seat { machine, me });
