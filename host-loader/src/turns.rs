@@ -438,4 +438,65 @@ mod tests {
             assert_eq!(again, start_at != 0);
         }
     }
+
+    #[test]
+    fn the_one_that_has_a_turn_keeps_it_when_one_before_it_leaves() {
+        let mut turns = Turns::new(SLICE);
+        let mut vcpus: Vec<Vcpu> = (0..3).map(|_| Vcpu::new(Habit::Spins)).collect();
+        for (vcpu, used) in vcpus.iter_mut().zip([9, 1, 2]) {
+            vcpu.turn.charge(used);
+        }
+        assert_eq!(turns.choose(&mut vcpus, 0).run, Some(1));
+        vcpus[1].turn.charge(SLICE / 4);
+        vcpus.remove(0);
+        turns.removed(0);
+        assert_eq!(turns.choose(&mut vcpus, 0).run, Some(0));
+        vcpus[0].turn.charge(1);
+        vcpus.remove(0);
+        turns.removed(0);
+        assert_eq!(turns.choose(&mut vcpus, 0).run, Some(0));
+    }
+
+    #[test]
+    fn a_wait_keeps_one_slice_and_interrupts_nobody_before_its_time() {
+        let clock = 100 * SLICE;
+        let turns = Turns {
+            clock,
+            ..Turns::new(SLICE)
+        };
+        for (before, after) in [
+            (None, clock),
+            (Some(0), clock - SLICE),
+            (Some(clock - 1), clock - 1),
+            (Some(clock + 1), clock + 1),
+        ] {
+            assert_eq!(turns.after_wait(before), after, "{before:?}");
+        }
+        let mut other = Vcpu::new(Habit::Spins);
+        let now = 7;
+        for (ahead, wakes, calls) in [
+            // Its deadline is nothing before it is entitled to a turn.
+            (300, Some(now + 1), now + 300 + SLICE / 2 + 1),
+            (0, Some(now + SLICE - 1), now + SLICE - 1),
+            // Its interrupts are looked for once a slice.
+            (0, None, now + SLICE),
+            (5 * SLICE, None, now + SLICE),
+        ] {
+            other.turn = Turn::new(State::Waits(wakes));
+            other.turn.charge(clock + ahead);
+            assert_eq!(turns.calls(&mut other, clock, now), Some(calls));
+        }
+    }
+
+    #[test]
+    fn the_least_account_only_grows() {
+        let mut turns = Turns::new(SLICE);
+        let mut vcpus = [Vcpu::new(Habit::Spins)];
+        for (used, clock) in [(100, 100), (10, 100), (101, 101)] {
+            vcpus[0].turn = Turn::new(State::Ready);
+            vcpus[0].turn.charge(used);
+            turns.choose(&mut vcpus, 0);
+            assert_eq!(turns.clock, clock);
+        }
+    }
 }

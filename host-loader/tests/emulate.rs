@@ -6,7 +6,7 @@ use host_loader::emulate::state::Cpu;
 use host_loader::emulate::walk::{self, Access, Fault, Kind, Tables};
 use host_loader::emulate::{self, Cause, Outcome};
 use proptest::prelude::*;
-use rmi::registers::Registers;
+use rmi::registers::{Finish, Registers};
 use zerocopy::FromZeros;
 
 /// RAM, high enough for its address to need 52 bits where there are so many.
@@ -690,4 +690,298 @@ fn a_sequence_that_only_the_guest_can_execute_is_told() {
         Outcome::Done
     );
     assert_eq!(cpu.registers.pc, RAM + 4);
+}
+
+const PLAIN: Format = Format {
+    shift: 12,
+    va_bits: 39,
+    ds: false,
+    wide: false,
+    upper: false,
+    big_endian: false,
+};
+
+/// As [`permission`] of a page below a table with these bits.
+fn below(
+    table: u64,
+    attributes: u64,
+    edit: impl FnOnce(&mut Cpu),
+    access: Access,
+) -> Result<u64, Fault> {
+    let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
+    PLAIN.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, attributes);
+    let entry = machine.load(RAM + 4096).expect("RAM");
+    machine.set(RAM + 4096, entry | table);
+    edit(&mut cpu);
+    walk::translate(&cpu, &mut machine, 0x1000, access)
+}
+
+#[test]
+fn tables_take_permissions_away_unless_they_do_not_count() {
+    const EL0: u64 = 1 << 6;
+    let at = |kind, as_el0| Access { kind, as_el0 };
+    let (read, write) = (at(Kind::Read, false), at(Kind::Write, false));
+    let [el1, el0] = [false, true].map(|el| at(Kind::Fetch, el));
+    for (table, attributes, denied, allowed) in [
+        (1 << 62, AF, write, read),
+        (1 << 61, AF | EL0, at(Kind::Read, true), read),
+        (1 << 60, AF | EL0, el0, read),
+        (1 << 60, AF, el0, el1),
+        (1 << 59, AF, el1, read),
+        (1 << 59, AF | EL0, el1, el0),
+    ] {
+        let nothing = |_: &mut Cpu| {};
+        let found = below(table, attributes, nothing, denied);
+        assert_eq!(found, Err(Fault(0x0f)), "{table:#x} {denied:?}");
+        let found = below(table, attributes, nothing, allowed);
+        assert_eq!(found, Ok(DEVICE), "{table:#x} {allowed:?}");
+    }
+    // TCR_EL1.HPD0.
+    let flat = |cpu: &mut Cpu| cpu.registers.tcr |= 1 << 41;
+    assert_eq!(below(1 << 62, AF, flat, write), Ok(DEVICE));
+    // A table beyond TCR_EL1.IPS is not read.
+    let narrow = |cpu: &mut Cpu| cpu.registers.tcr &= !(7 << 32);
+    assert_eq!(below(1 << 40, AF, narrow, read), Err(Fault(2)));
+}
+
+#[test]
+fn a_half_that_is_off_and_tags_of_code_lead_nowhere() {
+    let fetch = Access {
+        kind: Kind::Fetch,
+        as_el0: false,
+    };
+    let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
+    PLAIN.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, AF);
+    // TBI0, then TBID0 too.
+    cpu.registers.tcr |= 1 << 37;
+    let tagged = 0xa5 << 56 | 0x1000;
+    assert_eq!(
+        walk::translate(&cpu, &mut machine, tagged, fetch),
+        Ok(DEVICE)
+    );
+    cpu.registers.tcr |= 1 << 51;
+    assert_eq!(
+        walk::translate(&cpu, &mut machine, tagged, fetch),
+        Err(Fault(4))
+    );
+    assert_eq!(
+        walk::translate(&cpu, &mut machine, tagged, READ),
+        Ok(DEVICE)
+    );
+    // EPD0.
+    cpu.registers.tcr |= 1 << 7;
+    assert_eq!(
+        walk::translate(&cpu, &mut machine, 0x1000, READ),
+        Err(Fault(4))
+    );
+}
+
+/// Tables that another vCPU changes in the moment of an update.
+struct Changing(Machine);
+
+impl Tables for Changing {
+    fn load(&mut self, ipa: u64) -> Option<u64> {
+        self.0.load(ipa)
+    }
+    fn exchange(&mut self, _: u64, _: u64, _: u64) -> bool {
+        false
+    }
+}
+
+#[test]
+fn an_entry_that_changes_meanwhile_is_none_and_dirty_state_is_asked_for() {
+    let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
+    PLAIN.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, 1 << 51 | 1 << 7);
+    // TCR_EL1.HA without HD: DBM says nothing.
+    cpu.registers.tcr |= 1 << 39;
+    let write = Access {
+        kind: Kind::Write,
+        as_el0: false,
+    };
+    assert_eq!(
+        walk::translate(&cpu, &mut machine, 0x1000, write),
+        Err(Fault(0x0f))
+    );
+    let found = walk::translate(&cpu, &mut Changing(machine), 0x1000, READ);
+    assert_eq!(found, Err(Fault(7)));
+}
+
+/// Runs words from RAM's start, with X1 at the device.
+fn run_all(cpu: &mut Cpu, machine: &mut Machine, words: &[u32]) -> Outcome {
+    for (n, word) in words.iter().enumerate() {
+        machine.write(RAM + 4 * n as u64, 4, (*word).into());
+    }
+    cpu.registers.pc = RAM;
+    cpu.registers.x[1] = DEVICE;
+    emulate::run(cpu, machine, DEVICE, false)
+}
+
+#[test]
+fn a_store_exclusive_succeeds_where_its_load_was() {
+    // ldxr w0, [x1]; add x1, x1, #4 or nop; stxr w2, w0, [x1].
+    for (between, status, written) in [(0x9100_1021, 1, 0), (0xd503_201f, 0, 1)] {
+        let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
+        let words = [0x885f_7c20, between, 0x8802_7c20];
+        assert_eq!(run_all(&mut cpu, &mut machine, &words), Outcome::Done);
+        assert_eq!((cpu.x(2), cpu.registers.pc), (status, RAM + 12));
+        assert_eq!(machine.seen.len(), 1 + written);
+    }
+    // Another load-exclusive is the begin of another sequence.
+    let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
+    let words = [0x885f_7c20, 0x885f_7c20];
+    assert_eq!(run_all(&mut cpu, &mut machine, &words), Outcome::Done);
+    assert_eq!((cpu.registers.pc, machine.seen.len()), (RAM + 4, 1));
+}
+
+#[test]
+fn atomics_load_though_they_do_not_store_and_abort_as_writes() {
+    let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
+    // cas w0, w2, [x1]: W0 is not what is there.
+    assert_eq!(
+        run_all(&mut cpu, &mut machine, &[0x88a0_7c22]),
+        Outcome::Done
+    );
+    assert_eq!((cpu.x(0), machine.seen.len()), (0x0302_0100, 1));
+    // ldadd w0, w2, [x1], where nothing is.
+    machine.set(RAM, 0xb820_0022);
+    (cpu.registers.pc, cpu.registers.x[1]) = (RAM, DEVICE + 0x1000);
+    let abort = Abort {
+        far: DEVICE + 0x1000,
+        code: Abort::EXTERNAL,
+        write: true,
+        fetch: false,
+    };
+    let outcome = emulate::run(&mut cpu, &mut machine, 0, true);
+    assert_eq!(outcome, Outcome::Abort(abort, Cause::Access));
+}
+
+#[test]
+fn zeros_fill_the_block_that_holds_the_address() {
+    let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
+    // dc zva, x2.
+    cpu.registers.x[2] = DEVICE + 0x85;
+    assert_eq!(
+        run_all(&mut cpu, &mut machine, &[0xd50b_7422]),
+        Outcome::Done
+    );
+    let zeros: Vec<_> = (0..64).map(|n| (DEVICE + 0x80 + n, 1, Some(0))).collect();
+    assert_eq!(machine.seen, zeros);
+}
+
+#[test]
+fn unprivileged_accesses_are_el0s_without_uao() {
+    for (uao, done) in [(0, false), (1 << 23, true)] {
+        let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
+        PLAIN.map(&mut machine, &mut cpu, 0x4000, RAM, 3, AF);
+        PLAIN.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, AF);
+        // ldtr w0, [x1].
+        machine.set(RAM, 0xb840_0820);
+        (cpu.registers.pc, cpu.registers.x[1]) = (0x4000, 0x1000);
+        cpu.registers.pstate |= uao;
+        match emulate::run(&mut cpu, &mut machine, 0x1000, false) {
+            Outcome::Done => assert!(done),
+            Outcome::Abort(abort, _) => assert_eq!((abort.code, done), (0x0f, false)),
+            outcome => panic!("{outcome:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_odd_pc_is_the_guests_to_meet() {
+    let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
+    cpu.registers.pc = RAM + 2;
+    assert_eq!(
+        emulate::run(&mut cpu, &mut machine, 0, false),
+        Outcome::Again
+    );
+}
+
+#[test]
+fn el2_is_told_all_of_an_abort_and_nothing_of_the_last() {
+    let mut registers = Registers::new_zeroed();
+    for (write, fetch, iss) in [
+        (true, false, 0x50),
+        (false, true, 0x10),
+        (false, false, 0x10),
+    ] {
+        let abort = Abort {
+            far: 0x1234,
+            code: Abort::EXTERNAL,
+            write,
+            fetch,
+        };
+        emulate::finish(&mut registers, &Outcome::Abort(abort, Cause::Access));
+        assert_eq!((registers.iss, registers.far), (iss, 0x1234));
+        assert_eq!(registers.fetch, u64::from(fetch));
+        assert_eq!(registers.finish, Finish::Abort as u64);
+    }
+    for (outcome, finish) in [
+        (Outcome::Done, Finish::Done),
+        (Outcome::Parted(0), Finish::Done),
+        (Outcome::Again, Finish::Again),
+        (Outcome::Later, Finish::Again),
+    ] {
+        emulate::finish(&mut registers, &outcome);
+        assert_eq!(registers.finish, finish as u64, "{outcome:?}");
+    }
+}
+
+#[test]
+fn what_stands_between_exclusives_is_the_architectures() {
+    use host_loader::emulate::integer;
+    let run = |word: u32, flags: u64, x: [u64; 3]| {
+        let mut cpu = cpu();
+        cpu.registers.x[..3].copy_from_slice(&x);
+        cpu.set_flags(flags);
+        integer::execute(&mut cpu, word).then(|| cpu.x(0))
+    };
+    const ADC: u32 = 0x9a02_0020;
+    const ADD_UXTB: u32 = 0x8b22_0020;
+    const CSEL: u32 = 0x9a82_0020;
+    const CLS: u32 = 0xdac0_1420;
+    // By N, Z, C and V.
+    for flags in 0..16 {
+        let [n, z, c, v] = [3, 2, 1, 0].map(|bit| flags >> bit & 1 != 0);
+        assert_eq!(run(ADC, flags, [0, 1, 2]), Some(3 + u64::from(c)));
+        let holds = [
+            z,
+            !z,
+            c,
+            !c,
+            n,
+            !n,
+            v,
+            !v,
+            c && !z,
+            !c || z,
+            n == v,
+            n != v,
+            n == v && !z,
+            n != v || z,
+            true,
+            true,
+        ];
+        for (condition, holds) in holds.into_iter().enumerate() {
+            let word = CSEL | (condition as u32) << 12;
+            let right = if holds { 1 } else { 2 };
+            assert_eq!(
+                run(word, flags, [0, 1, 2]),
+                Some(right),
+                "{condition} {flags:#x}"
+            );
+        }
+    }
+    for shift in 0..8 {
+        let right = (shift <= 4).then_some(1 + (2 << shift));
+        assert_eq!(run(ADD_UXTB | shift << 10, 0, [0, 1, 0x102]), right);
+    }
+    for (x, wide, narrow) in [
+        (0, 63, 31),
+        (1, 62, 30),
+        (!0, 63, 31),
+        (1 << 63 | 1 << 31, 0, 0),
+    ] {
+        assert_eq!(run(CLS, 0, [0, x, 0]), Some(wide), "{x:#x}");
+        assert_eq!(run(CLS & !(1 << 31), 0, [0, x, 0]), Some(narrow), "{x:#x}");
+    }
 }

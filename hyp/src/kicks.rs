@@ -392,6 +392,10 @@ mod tests {
         kicks.leaves(&runs);
         Word::set(&runs, OTHER);
         assert_eq!(kicks.changed(REC, |_| Some(&runs)), None);
+        // Nobody was kicked: nothing stands for the next.
+        Word::set(&runs, NO_REC);
+        assert_eq!(kicks.changed(REC, |_| Some(&runs)), Some(0));
+        kicks.looks();
         assert_eq!(Kicks::new().changed(REC, |_| Some(&runs)), None);
         assert_eq!(kicks.changed(REC, |_| None), None);
     }

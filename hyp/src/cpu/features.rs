@@ -295,6 +295,7 @@ impl fmt::Display for Features {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
     use super::GranuleSupport::{Lpa2, No, Yes};
     use super::*;
 
@@ -316,7 +317,12 @@ mod tests {
             "another encoding"
         );
         // What EL2 switches or opens on every PE, or on none: neither more nor less.
-        let with: [fn(&mut Features); 6] = [
+        let with: [fn(&mut Features); 11] = [
+            |f| f.stage1[0] = Yes,
+            |f| f.stage2[2] = Lpa2,
+            |f| f.vmid16 = true,
+            |f| f.pauth = true,
+            |f| f.dcache_line = 64,
             |f| f.ras = true,
             |f| f.sve = true,
             |f| f.sme = true,
@@ -325,7 +331,11 @@ mod tests {
             |f| f.mpam = true,
         ];
         // What it uses where the boot CPU has it.
-        let least: [fn(&mut Features); 4] = [
+        let least: [fn(&mut Features); 8] = [
+            |f| f.tlbi_range = true,
+            |f| f.ttl = true,
+            |f| f.xnx = true,
+            |f| f.ttst = true,
             |f| f.lva = true,
             |f| f.dic = true,
             |f| f.rng = true,
@@ -371,5 +381,55 @@ mod tests {
             granules(0x323_1020_0006),
             ([Lpa2, Lpa2, Yes], [Lpa2, Lpa2, Yes])
         );
+    }
+
+    /// One field of one register, and all that it says.
+    #[test]
+    fn every_feature_is_read_from_its_own_field() {
+        type Case = (fn(&mut IdRegisters), fn(&mut Features));
+        let none = Features::of(&IdRegisters::default());
+        let cases: [Case; 34] = [
+            (|r| r.mmfr[0] = 5, |f| f.pa_bits = 48),
+            (|r| r.mmfr[0] = 7, |f| f.pa_bits = 52),
+            (|r| r.mmfr[0] = 0xf, |f| f.pa_bits = 48),
+            (|r| r.mmfr[0] = 1 << 56, |f| f.fgt = 1),
+            (|r| r.mmfr[0] = 2 << 60, |f| f.ecv = 2),
+            (|r| r.mmfr[1] = 2, |f| f.hafdbs = 2),
+            (|r| r.mmfr[1] = 2 << 4, |f| f.vmid16 = true),
+            (|r| r.mmfr[1] = 1 << 28, |f| f.xnx = true),
+            (|r| r.mmfr[1] = 1 << 36, |_| {}),
+            (|r| r.mmfr[1] = 1 << 40, |f| f.hcx = true),
+            (|r| r.mmfr[2] = 1 << 16, |f| f.lva = true),
+            (|r| r.mmfr[2] = 1 << 28, |f| f.ttst = true),
+            (|r| r.mmfr[2] = 1 << 40, |f| f.fwb = true),
+            (|r| r.mmfr[2] = 1 << 48, |f| f.ttl = true),
+            (|r| r.mmfr[2] = 2 << 52, |f| f.bbm = 2),
+            (|r| r.mmfr[4] = 0xe << 24, |f| f.e2h0 = false),
+            (|r| r.isar[0] = 1 << 56, |_| {}),
+            (|r| r.isar[0] = 2 << 56, |f| f.tlbi_range = true),
+            (|r| r.isar[0] = 1 << 60, |f| f.rng = true),
+            (|r| r.isar[1] = 1 << 4, |f| f.pauth = true),
+            (|r| r.isar[1] = 1 << 8, |f| f.pauth = true),
+            (|r| r.isar[1] = 1 << 24, |f| f.pauth = true),
+            (|r| r.isar[1] = 1 << 28, |f| f.pauth = true),
+            (|r| r.isar[2] = 1 << 8, |f| f.pauth = true),
+            (|r| r.isar[2] = 1 << 12, |f| f.pauth = true),
+            (|r| r.pfr[0] = 1 << 24, |f| f.gic_sysregs = true),
+            (|r| r.pfr[0] = 1 << 28, |f| f.ras = true),
+            (|r| r.pfr[0] = 1 << 32, |f| f.sve = true),
+            (|r| r.pfr[0] = 1 << 40, |f| f.mpam = true),
+            (|r| r.pfr[1] = 1 << 16, |f| f.mpam = true),
+            (|r| r.pfr[1] = 1 << 24, |f| f.sme = true),
+            (|r| r.ctr = 4 << 16 | 3, |f| f.dcache_line = 64),
+            (|r| r.ctr = 1 << 29, |f| f.dic = true),
+            (|r| r.midr = 0x410f_d0c0, |f| f.midr = 0x410f_d0c0),
+        ];
+        for (n, (set, say)) in cases.into_iter().enumerate() {
+            let (mut registers, mut right) = (IdRegisters::default(), none);
+            set(&mut registers);
+            say(&mut right);
+            let read = Features::of(&registers);
+            assert_eq!(std::format!("{read:?}"), std::format!("{right:?}"), "{n}");
+        }
     }
 }

@@ -128,9 +128,14 @@ pub fn redistributors<R: Registers>(
     })
 }
 
+/// An affinity of MPIDR_EL1's as GICR_TYPER has it.
+fn affinity(mpidr: u64) -> u64 {
+    (mpidr & 0xff_ffff) | (mpidr >> 8 & 0xff00_0000)
+}
+
 /// The redistributor of the PE with this affinity: its RD_base.
 pub fn find_redistributor(regions: &[Region], stride: Option<u64>, mpidr: u64) -> Option<u64> {
-    let affinity = (mpidr & 0xff_ffff) | (mpidr >> 8 & 0xff00_0000);
+    let affinity = affinity(mpidr);
     regions
         .iter()
         .flat_map(|region| redistributors(&Machines, *region, stride))
@@ -593,5 +598,19 @@ mod tests {
         ] {
             assert_eq!(ispendr(intid), place, "{intid}");
         }
+    }
+
+    /// ICH_VTR_EL2.PREbits of 4, 5 and 6: 5, 6 and 7 bits of preemption.
+    #[test]
+    fn active_priorities_have_the_words_of_their_bits() {
+        for (field, words) in [(4, 1), (5, 2), (6, 4)] {
+            assert_eq!(active_words(field << 26 | 0x9000_000f), words, "{field}");
+        }
+    }
+
+    #[test]
+    fn an_affinity_is_of_four_levels() {
+        // U and MT are none of it.
+        assert_eq!(affinity(0x12_c134_5678), 0x1234_5678);
     }
 }

@@ -266,8 +266,27 @@ mod tests {
         // 5 GiB of RAM from 1 GiB on: 33 bits, which no PARange names.
         assert_eq!(view(MMFR0, 6, 33) & 0xf, 1);
         assert_eq!(view(MMFR0, 6, 40) & 0xf, 2);
+        for (bits, range) in [
+            (36, 1),
+            (37, 2),
+            (41, 3),
+            (42, 3),
+            (43, 4),
+            (44, 4),
+            (45, 5),
+        ] {
+            assert_eq!(view(MMFR0, 6, bits) & 0xf, range, "{bits}");
+        }
+        assert_eq!(view(MMFR0, 6, 48) & 0xf, 5);
+        assert_eq!(view(MMFR0, 6, 49) & 0xf, 6);
         assert_eq!(view(MMFR0, 2, 52) & 0xf, 2);
         assert_eq!(view(MMFR0, 6, 52) & 0xf, 6);
+    }
+
+    #[test]
+    fn no_ras_in_either_state() {
+        assert_eq!(view(PFR0, u64::MAX, 48) >> 28 & 0xf, 0);
+        assert_eq!(view(sysreg(3, 0, 0, 1, 0), u64::MAX, 48), !0xff00_0000);
     }
 
     #[test]

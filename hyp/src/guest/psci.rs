@@ -216,4 +216,42 @@ mod tests {
             Answer::Return(rmi::NOT_SUPPORTED)
         );
     }
+
+    #[test]
+    fn what_is_not_there_is_not_told() {
+        struct Empty;
+        impl Entropy for Empty {
+            fn random(&mut self) -> Option<u64> {
+                None
+            }
+            fn available(&self) -> bool {
+                true
+            }
+        }
+        let invalid = Answer::Return(psci::INVALID_PARAMETERS as u64);
+        let unsupported = Answer::Return(rmi::NOT_SUPPORTED);
+        for level in [1, 3, u64::MAX] {
+            for function in [fid::PSCI_AFFINITY_INFO_32, fid::PSCI_AFFINITY_INFO_64] {
+                assert_eq!(ask([function.into(), 0, level, 0]), invalid, "{level}");
+            }
+        }
+        // SMCCC_ARCH_WORKAROUND_1, 2, 3, and ARCH_SOC_ID.
+        for function in [0x8000_8000, 0x8000_7fff, 0x8000_3fff, 0x8000_0002] {
+            let features = fid::SMCCC_ARCH_FEATURES.into();
+            assert_eq!(ask([features, function, 0, 0]), unsupported);
+        }
+        for function in [
+            fid::TRNG_VERSION,
+            fid::TRNG_FEATURES,
+            fid::TRNG_GET_UUID,
+            fid::TRNG_RND_32,
+            fid::TRNG_RND_64,
+        ] {
+            let x = [function.into(), fid::TRNG_RND_64.into(), 0, 0];
+            assert_eq!(call(&x, &mut Ones(false)), unsupported, "{function:#x}");
+        }
+        // NO_ENTROPY: to be asked again.
+        let x = [fid::TRNG_RND_64.into(), 64, 0, 0];
+        assert_eq!(call(&x, &mut Empty), Answer::Return(-3i64 as u64));
+    }
 }

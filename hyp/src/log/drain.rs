@@ -461,7 +461,9 @@ mod tests {
         fn what_is_not_sent_is_counted(
             steps in prop::collection::vec((0usize..900, 0u64..40, any::<bool>()), 1..60),
         ) {
-            let line = b"[    1.000000] host INFO  something\r\n";
+            // Not as a notice ends what it cuts: a line that lacks its end alone is
+            // no whole one.
+            let line = b"[    1.000000] host INFO  something\n";
             let mut lines = Lines::default();
             let mut drain = slow(1);
             for (count, speed, taken) in steps {
@@ -478,7 +480,7 @@ mod tests {
             drain.drain(&mut lines, &no_counter(), Patience::LAST);
             let told = text(&drain);
             let (mut lost, mut sent) = (0, 0);
-            for (n, part) in told.split_inclusive("\r\n").enumerate() {
+            for (n, part) in told.split_inclusive('\n').enumerate() {
                 if part.contains("dropped") {
                     lost += part.split_whitespace().nth(4).unwrap().parse::<u64>().unwrap();
                     prop_assert!(part.starts_with('['), "{}: {}", n, part);
@@ -490,5 +492,70 @@ mod tests {
             }
             prop_assert_eq!(lost + sent, lines.ring.written());
         }
+    }
+
+    #[test]
+    fn a_turn_on_a_slow_uart_is_bounded_by_the_clock() {
+        // A byte takes 50 µs: four of them are all of a call's patience.
+        let mut lines = Lines::default();
+        lines.ring.push(&[b'a'; 100]);
+        let mut drain = slow(50);
+        drain.drain(&mut lines, &Counter(Some(1), Cell::new(0)), Patience::CALL);
+        assert!((2..=5).contains(&text(&drain).len()), "{}", text(&drain));
+    }
+
+    /// It waits as ever for a UART that has taken a byte, and for one that
+    /// somebody hopes for.
+    #[test]
+    fn a_uart_that_stalled_once_is_waited_for_again() {
+        for hope in [false, true] {
+            let mut lines = Lines::default();
+            lines.ring.push(b"one\r\n");
+            let mut drain = slow(0);
+            drain.drain(&mut lines, &no_counter(), Patience::CALL);
+            if hope {
+                drain.hope();
+            } else {
+                drain.port.as_mut().unwrap().looks_a_byte = 1;
+                drain.drain(&mut lines, &no_counter(), Patience::CALL);
+                assert_eq!(text(&drain), "one\r\n");
+                lines.ring.push(b"two\r\n");
+            }
+            drain.port.as_mut().unwrap().looks_a_byte = 0;
+            let before = looks(&drain);
+            drain.drain(&mut lines, &no_counter(), Patience::CALL);
+            assert!(looks(&drain) - before > 1000, "hope: {hope}");
+        }
+        // And for another one.
+        let mut lines = Lines::default();
+        lines.ring.push(b"one\r\n");
+        let mut drain = slow(0);
+        drain.drain(&mut lines, &no_counter(), Patience::CALL);
+        drain.replace(slow(0).port);
+        drain.drain(&mut lines, &no_counter(), Patience::CALL);
+        assert!(looks(&drain) > 1000);
+    }
+
+    #[test]
+    fn what_was_refused_is_told_when_the_line_ends_and_when() {
+        let clock = Counter(Some(1), Cell::new(2_000_000));
+        let told = "hyp  WARN  7 bytes of the log were dropped\r\n";
+        let begin = || {
+            let mut lines = Lines::default();
+            lines.ring.push(b"ab");
+            let mut drain = slow(1);
+            drain.drain(&mut lines, &no_counter(), Patience::CALL);
+            lines.refused = 7;
+            lines.ring.push(b"c\r\n");
+            (lines, drain)
+        };
+        let (mut lines, mut drain) = begin();
+        drain.drain(&mut lines, &clock, Patience::CALL);
+        assert_eq!(text(&drain), format!("abc\r\n[    2.000001] {told}"));
+        // Another UART has no line begun.
+        let (mut lines, mut drain) = begin();
+        drain.replace(slow(1).port);
+        drain.drain(&mut lines, &clock, Patience::CALL);
+        assert_eq!(text(&drain), format!("[    2.000002] {told}c\r\n"));
     }
 }

@@ -224,4 +224,13 @@ mod tests {
             assert_eq!(read::<u64>(0x10_3000), Ok(0));
         }
     }
+
+    #[test]
+    fn whole_lines_are_cleaned() {
+        fake::install(0x10_0000, 0x1_0000);
+        fake::cleaned();
+        // SAFETY: this test's memory.
+        unsafe { clean_invalidate(0x10_0079, 8, 64) };
+        assert_eq!(fake::cleaned(), [Region::new(0x10_0040, 0x41).unwrap()]);
+    }
 }

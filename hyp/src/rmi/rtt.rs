@@ -343,3 +343,37 @@ pub fn unmap_unprotected(system: &System, rd: u64, ipa: u64, at: u64) -> Option<
         Ok(Err(error)) => topped(error).map(|(status, top)| Err((status, [top, 0, 0, 0]))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_is_read_as_it_is_told() {
+        let pa = 0x4000_5000;
+        for memory in 0..=abi::DESC_MEMATTR_MASK {
+            for access in [
+                0,
+                abi::DESC_READ,
+                abi::DESC_WRITE,
+                abi::DESC_READ | abi::DESC_WRITE,
+            ] {
+                let descriptor = pa | memory << abi::DESC_MEMATTR_SHIFT | access;
+                let Some((to, attrs)) = parse(descriptor) else {
+                    continue;
+                };
+                assert_eq!(to, pa);
+                assert_eq!(describe(Pa::new(to), attrs), descriptor);
+                let device = matches!(attrs.memory, Memory::Device(_));
+                assert_eq!(attrs.execute == Execute::Never, device, "{memory}");
+            }
+        }
+        let known = abi::DESC_OA
+            | abi::DESC_MEMATTR_MASK << abi::DESC_MEMATTR_SHIFT
+            | abi::DESC_READ
+            | abi::DESC_WRITE;
+        for bit in (0..64).filter(|bit| known >> bit & 1 == 0) {
+            assert!(parse(pa | abi::DESC_READ | 1 << bit).is_none(), "bit {bit}");
+        }
+    }
+}

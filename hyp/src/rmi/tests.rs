@@ -9,7 +9,8 @@ extern crate std;
 use std::vec::Vec;
 
 use ::rmi::params::{RealmFlags, RealmParams, RecFlags, RecParams, index_mpidr};
-use ::rmi::{NOT_SUPPORTED, Status, fid, rtt, vendor};
+use ::rmi::run::EnterFlags;
+use ::rmi::{NOT_SUPPORTED, Status, fid, psci, rtt, vendor};
 use pgtable::Granule;
 use proptest::prelude::*;
 use zerocopy::{FromZeros, IntoBytes};
@@ -23,6 +24,7 @@ use crate::cpu::context::El1;
 use crate::memory::granule::State;
 use crate::memory::phys;
 use crate::memory::region::Region;
+use crate::realm::Realm;
 use crate::rec::{NO_PE, Pending, Rec, Run};
 
 /// The host's RAM, unless more is needed.
@@ -122,14 +124,23 @@ fn a_write_of_registers_reaches_no_more_of_pstate_than_the_flags() {
     run.fp.set_q(q);
     (run.el1.sp_el0, run.el1.sp_el1) = (10, 11);
     (run.el1.tcr, run.el1.ttbr0, run.fp_pe) = (12, 13, 0);
+    run.el1.ttbr1 = 14;
     let (rec, page) = (h.page(60), h.page(3));
     h.ok(vendor::REC_READ, &[rec, page]);
     // SAFETY: the fake host's page.
     let mut registers: Registers = unsafe { phys::read(page) };
     assert_eq!((registers.x[3], registers.sp), (33, [10, 11]));
     assert_eq!(registers.v[31], [7, 1 << 63]);
-    assert_eq!((registers.tcr, registers.ttbr[0]), (12, 13));
+    assert_eq!((registers.tcr, registers.ttbr), (12, [13, 14]));
     assert_eq!((registers.pc, registers.pstate), (0x4000_0000, 0x8020_0c05));
+
+    // An instruction that is not over yet leaves step and BTYPE.
+    registers.finish = Finish::Done as u64;
+    h.write(3, registers);
+    h.ok(vendor::REC_WRITE, &[rec, page]);
+    assert_eq!(run.gprs.pstate, 0x8020_0c05);
+    run.pending = Pending::Abort(Syndrome(0x9200_0006), 0x900_0000);
+    run.fp_pe = 0;
 
     registers.pstate = 0x4000_01c9; // EL2h, Z.
     registers.pc = u64::MAX - 3;
@@ -183,7 +194,7 @@ fn a_write_of_registers_ends_an_abort_as_it_is_told() {
         (Finish::Abort, 0x50, 0, 0x25 << 26 | 1 << 25 | 0x50),
         (Finish::Again, 0x10, 1, 0),
     ] {
-        run.pending = Pending::Abort(Syndrome(0x9200_0006), 0);
+        run.pending = Pending::Mmio(Syndrome(0x9200_0006), 0);
         (run.el1.esr, run.gprs.x[0]) = (0, 5);
         (registers.finish, registers.iss, registers.fetch) = (finish as u64, iss, fetch);
         registers.x[0] = 6;
@@ -358,6 +369,45 @@ fn blocks_and_pages_of_them_are_counted_alike() {
     for page in (block..block + 0x20_0000).step_by(0x1000) {
         assert_eq!(granules.get(page).unwrap().count(), 0);
     }
+}
+
+/// A gigabyte, of which EL2 would count the first page.
+#[test]
+fn blocks_that_nobody_can_count_are_refused() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm();
+    assert_eq!(h.geometry().start(), pgtable::Level::L1);
+    let map = [h.page(1), RAM, 1, RAM | DESC];
+    assert_eq!(
+        h.status(fid::RMI_RTT_MAP_UNPROTECTED, &map),
+        Status::ErrorInput
+    );
+    assert_eq!(h.granule(0).count(), 0);
+}
+
+#[test]
+fn tables_that_are_refused_change_no_count() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm();
+    let (rd, block) = (h.page(1), RAM + 0x20_0000);
+    for page in [42, 43] {
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(page)]);
+    }
+    h.ok(fid::RMI_RTT_CREATE, &[rd, h.page(42), RAM, 2]);
+    h.ok(fid::RMI_RTT_MAP_UNPROTECTED, &[rd, RAM, 2, block | DESC]);
+    // Not where an entry of level 2 begins.
+    let create = [rd, h.page(43), RAM + 0x1000, 3];
+    assert_eq!(h.status(fid::RMI_RTT_CREATE, &create), Status::ErrorInput);
+    h.ok(fid::RMI_RTT_UNMAP_UNPROTECTED, &[rd, RAM, 2]);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[block]);
+    h.ok(fid::RMI_GRANULE_UNDELEGATE, &[block]);
+    // A page is no block, though it is where one could begin.
+    h.ok(fid::RMI_RTT_CREATE, &[rd, h.page(43), RAM, 3]);
+    h.ok(fid::RMI_RTT_MAP_UNPROTECTED, &[rd, RAM, 3, block | DESC]);
+    let folded = h.status(fid::RMI_RTT_FOLD, &[rd, RAM, 3]);
+    assert!(matches!(folded, Status::ErrorRtt(_)), "{folded:?}");
+    h.ok(fid::RMI_RTT_UNMAP_UNPROTECTED, &[rd, RAM, 3]);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[block]);
 }
 
 /// Without FEAT_S2FWB a block of 32 MiB is cleaned 8 MiB a turn. Its memory
@@ -609,6 +659,163 @@ fn recs_come_in_order_and_only_while_new() {
         Status::ErrorRealm(0),
         "not NEW"
     );
+}
+
+#[test]
+fn a_rec_begins_as_its_parameters_say() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm();
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(60)]);
+    let args = [h.page(1), h.page(60), h.page(2)];
+    let mut p = RecParams::new_zeroed();
+    p.num_aux = 1;
+    h.write(2, p);
+    assert_eq!(h.status(fid::RMI_REC_CREATE, &args), Status::ErrorInput);
+    p.num_aux = 0;
+    p.pc = 0x4000_1234;
+    p.gprs = [1, 2, 3, 4, 5, 6, 7, 8];
+    h.write(2, p);
+    h.ok(fid::RMI_REC_CREATE, &args);
+    // SAFETY: the fake machine's REC, which nobody runs.
+    let gprs = &unsafe { &*Rec::at(h.page(60)).run.get() }.gprs;
+    assert_eq!(
+        (gprs.pc, gprs.x[..9].to_vec()),
+        (p.pc, std::vec![1, 2, 3, 4, 5, 6, 7, 8, 0])
+    );
+}
+
+#[test]
+fn a_realm_has_no_more_recs_than_it_can_list() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm();
+    let most = crate::realm::MAX_RECS as u64;
+    for index in 0..most {
+        h.rec(index, 100 + index);
+    }
+    let mut p = RecParams::new_zeroed();
+    p.mpidr = index_mpidr(most);
+    h.write(2, p);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(60)]);
+    let args = [h.page(1), h.page(60), h.page(2)];
+    assert_eq!(h.status(fid::RMI_REC_CREATE, &args), Status::ErrorInput);
+}
+
+#[test]
+fn a_rec_that_runs_is_left_alone() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm();
+    h.rec(0, 60);
+    let (rd, rec, page) = (h.page(1), h.page(60), h.page(3));
+    h.ok(fid::RMI_REALM_ACTIVATE, &[rd]);
+    let granule = h.cpu.system.granules.get(rec).unwrap();
+    granule.get();
+    assert_eq!(h.status(fid::RMI_REC_DESTROY, &[rec]), Status::ErrorRec);
+    assert_eq!(h.status(fid::RMI_REC_ENTER, &[rec, page]), Status::ErrorRec);
+    granule.put();
+    // SAFETY: the fake machine's realm.
+    let realm = unsafe { Realm::at(rd) };
+    assert_eq!(realm.rec(0), Some(rec));
+    h.ok(fid::RMI_REC_DESTROY, &[rec]);
+    assert_eq!(realm.rec(0), None, "nobody finds it any more");
+}
+
+/// What an entry says must be an answer to the last exit.
+#[test]
+fn an_entry_answers_what_the_last_exit_asked() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    let run = aborted(&mut h);
+    let (rd, rec, page) = (h.page(1), h.page(60), h.page(3));
+    h.ok(fid::RMI_REALM_ACTIVATE, &[rd]);
+    let (mmio, sea) = (EnterFlags::EMUL_MMIO, EnterFlags::INJECT_SEA);
+    for (pending, flags) in [
+        (Pending::CpuOn(1, 0, 0), EnterFlags::empty()),
+        (Pending::AffinityInfo(1), EnterFlags::empty()),
+        (Pending::Abort(Syndrome(0x9200_0006), 0), mmio),
+        (Pending::Nothing, mmio),
+        (Pending::Nothing, sea),
+    ] {
+        run.pending = pending;
+        h.write(3, flags.bits());
+        let refused = h.status(fid::RMI_REC_ENTER, &[rec, page]);
+        assert_eq!(refused, Status::ErrorRec, "{pending:?} {flags:?}");
+        assert_eq!(run.pending, pending);
+    }
+    // SAFETY: the fake machine's realm.
+    unsafe { Realm::at(rd) }.set_state(crate::realm::State::SystemOff);
+    let ended = h.status(fid::RMI_REC_ENTER, &[rec, page]);
+    assert_eq!(ended, Status::ErrorRealm(1));
+}
+
+#[test]
+fn a_psci_call_is_completed_once_by_a_vcpu_of_its_realm() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    let run = aborted(&mut h);
+    h.rec(1, 61);
+    // Another realm, with a vCPU 1 of its own.
+    for page in [4, 32, 33, 62, 63] {
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(page)]);
+    }
+    h.write(2, h.realm_params(2, 32));
+    h.ok(fid::RMI_REALM_CREATE, &[h.page(4), h.page(2)]);
+    for (index, page) in [(0, 62), (1, 63)] {
+        let mut p = RecParams::new_zeroed();
+        p.mpidr = index_mpidr(index);
+        h.write(2, p);
+        let args = [h.page(4), h.page(page), h.page(2)];
+        h.ok(fid::RMI_REC_CREATE, &args);
+    }
+    let [caller, target, other] = [60, 61, 63].map(|n| h.page(n));
+    // SAFETY: the fake machine's REC, which nobody runs.
+    let vcpu = unsafe { Rec::at(target) };
+    let on = Pending::CpuOn(index_mpidr(1), 0x4000_0000, 7);
+    let info = Pending::AffinityInfo(index_mpidr(1));
+    let (done, denied) = (psci::SUCCESS as u64, psci::DENIED as u64);
+    vcpu.set_runnable(false);
+    run.pending = on;
+    for args in [
+        [caller, other, done],
+        [caller, caller, done],
+        [caller, target, psci::ALREADY_ON as u64],
+        [caller, target, 1],
+        [target, caller, done],
+    ] {
+        let refused = h.status(fid::RMI_PSCI_COMPLETE, &args);
+        assert_eq!(refused, Status::ErrorInput, "{args:x?}");
+    }
+    for busy in [caller, target] {
+        h.cpu.system.granules.get(busy).unwrap().get();
+    }
+    let args = [caller, target, done];
+    assert_eq!(h.status(fid::RMI_PSCI_COMPLETE, &args), Status::ErrorInput);
+    h.cpu.system.granules.get(caller).unwrap().put();
+    assert_eq!((run.pending, vcpu.runnable()), (on, false));
+    // Still on its way out of CPU_OFF.
+    h.ok(fid::RMI_PSCI_COMPLETE, &args);
+    assert_eq!(
+        (run.gprs.x[0] as i64, vcpu.runnable()),
+        (psci::ON_PENDING, false)
+    );
+    h.cpu.system.granules.get(target).unwrap().put();
+    for (pending, status, answer, runnable) in [
+        (info, done, psci::AFFINITY_OFF, false),
+        (on, denied, psci::DENIED, false),
+        (on, done, psci::SUCCESS, true),
+        (on, done, psci::ALREADY_ON, true),
+        (info, done, psci::AFFINITY_ON, true),
+    ] {
+        run.pending = pending;
+        let args = [caller, target, status];
+        h.ok(fid::RMI_PSCI_COMPLETE, &args);
+        assert_eq!((run.gprs.x[0] as i64, vcpu.runnable()), (answer, runnable));
+        assert_eq!(
+            h.status(fid::RMI_PSCI_COMPLETE, &args),
+            Status::ErrorInput,
+            "twice"
+        );
+    }
+    // SAFETY: as above.
+    let gprs = &unsafe { &*vcpu.run.get() }.gprs;
+    assert_eq!((gprs.pc, gprs.x[0]), (0x4000_0000, 7));
 }
 
 #[test]

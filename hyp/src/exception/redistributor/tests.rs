@@ -280,3 +280,17 @@ proptest! {
         }
     }
 }
+
+/// A region that ends with its last frame, whose TYPER.Last is clear.
+#[test]
+fn a_region_is_full_of_frames() {
+    let fake = Fake::default();
+    for (size, frames) in [(0x2_0000, 1), (0x3_ffff, 1), (0x4_0000, 2), (0x1_ffff, 0)] {
+        let region = Region::new(BASE, size).unwrap();
+        assert_eq!(
+            redistributors(&fake, region, None).count(),
+            frames,
+            "{size:#x}"
+        );
+    }
+}

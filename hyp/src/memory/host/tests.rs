@@ -23,6 +23,23 @@ fn set(regions: &[(u64, u64)]) -> Regions {
 
 /// A host with this RAM, without 2.2 MiB that are EL2's, and these devices.
 fn host_with(granule: Granule, ram: &Regions, devices: &Regions) -> HostMemory {
+    host_without(
+        granule,
+        ram,
+        &set(&[(RAM + 0x20_0000, 0x23_0000)]),
+        devices,
+        0,
+    )
+}
+
+/// A host whose pool begins so many bytes into EL2's memory.
+fn host_without(
+    granule: Granule,
+    ram: &Regions,
+    taken: &Regions,
+    devices: &Regions,
+    before: u64,
+) -> HostMemory {
     let features = Features {
         pa_bits: 40,
         // Without it what leaves is cleaned, and here is no RAM to clean.
@@ -30,17 +47,16 @@ fn host_with(granule: Granule, ram: &Regions, devices: &Regions) -> HostMemory {
         ..Features::default()
     };
     let geometry = geometry(&features, granule, 40, false, Start::Concatenate).unwrap();
-    let taken = set(&[(RAM + 0x20_0000, 0x23_0000)]);
     let size = granule.page_size();
     let pages = pool_pages(ram, devices, &geometry);
     let bytes = Pool::bytes_for(pages, size);
-    phys::fake::install(0x8000_0000, bytes as usize);
-    let region = Region::new(0x8000_0000, bytes).unwrap();
+    phys::fake::install(0x8000_0000, (before + bytes) as usize);
+    let region = Region::new(0x8000_0000 + before, bytes).unwrap();
     // SAFETY: the fake memory is this test's.
     let pool = Box::leak(Box::new(unsafe { Pool::new(region, size) }));
     let ranges = Ranges {
         ram,
-        taken: &taken,
+        taken,
         devices,
     };
     HostMemory::new(&features, geometry, &ranges, pool).unwrap()
@@ -181,5 +197,61 @@ proptest! {
             }
             prop_assert_eq!(host.pool.left(), before, "{:?}", granule);
         }
+    }
+}
+
+/// What is EL2's in part is all of it, and what is RAM in part is none.
+#[test]
+fn granules_that_are_the_hosts_in_part_are_not_its() {
+    for granule in Granule::ALL {
+        let size = granule.page_size();
+        let half = size / 2;
+        let ram = set(&[(RAM + half, RAM_SIZE)]);
+        let own = RAM + (4 << 20);
+        let taken = set(&[(own + half, size)]);
+        let host = host_without(granule, &ram, &taken, &Regions::new(), 0);
+        for (at, reached) in [
+            (RAM + half, false),
+            (RAM + size, true),
+            (own - 1, true),
+            (own, false),
+            (own + half - 1, false),
+            (own + 2 * size - 1, false),
+            (own + 2 * size, true),
+            (RAM + RAM_SIZE - 1, true),
+            (RAM + RAM_SIZE, false),
+        ] {
+            assert_eq!(host.reaches(at), reached, "{granule:?} {at:#x}");
+        }
+    }
+}
+
+/// The root is aligned to all of its tables; the pool is to one.
+#[test]
+fn a_pool_that_begins_anywhere_has_room_for_every_granule_apart() {
+    for granule in Granule::ALL {
+        let size = granule.page_size();
+        let ram = set(&[(RAM, 8 << 20)]);
+        for before in (0..16).map(|n| n * size) {
+            let none = Regions::new();
+            let host = host_without(granule, &ram, &none, &none, before);
+            for page in (RAM..RAM + (8 << 20)).step_by(size as usize) {
+                host.take(page, size).unwrap();
+            }
+        }
+    }
+}
+
+/// Each feature reaches the format: here VTCR_EL2.VS.
+#[test]
+fn vmids_are_as_wide_as_the_cpus() {
+    for vmid16 in [false, true] {
+        let features = Features {
+            pa_bits: 40,
+            vmid16,
+            ..Features::default()
+        };
+        let geometry = geometry(&features, Granule::K4, 40, false, Start::Concatenate).unwrap();
+        assert_eq!(geometry.vtcr() >> 19 & 1 != 0, vmid16);
     }
 }
