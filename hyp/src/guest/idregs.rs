@@ -3,8 +3,9 @@
 //!
 //! A feature is shown only where EL2 carries its state over a world switch, or
 //! where it has none, and so each row has an upper bound: what a CPU of the
-//! future adds to a field is hidden until somebody has looked. What is hidden is trapped too, or has no state of its own:
-//! using it all the same harms the guest alone. Fields: DDI0487, D24.2.
+//! future adds to a field is hidden until somebody has looked. What is hidden is
+//! trapped too, or has no state of its own: using it all the same harms the guest
+//! alone. Fields: DDI0487, D24.2.
 
 use super::sysreg::{Sysreg, sysreg};
 
@@ -134,18 +135,27 @@ const TABLE: &[Row] = &[
     (MMFR3, 60, AtMost(1), "Spec_FPACC"),
 ];
 
-/// The AArch32 ID registers, CRm 1 to 3, are the CPU's, but for these fields.
-const AARCH32_HIDDEN: &[(Sysreg, u64, &str)] = &[
-    (
-        sysreg(3, 0, 0, 1, 0),
-        0xff00_0000,
-        "ID_PFR0_EL1: RAS, AMU's neighbours",
-    ),
-    (
-        sysreg(3, 0, 0, 1, 2),
-        0x0fff_f0f0,
-        "ID_DFR0_EL1: PMU and trace",
-    ),
+const PFR0_32: Sysreg = sysreg(3, 0, 0, 1, 0);
+const DFR0_32: Sysreg = sysreg(3, 0, 0, 1, 2);
+const PFR2_32: Sysreg = sysreg(3, 0, 0, 3, 4);
+const DFR1_32: Sysreg = sysreg(3, 0, 0, 3, 5);
+
+/// The AArch32 ID registers, CRm 1 to 3, are the CPU's, but for these fields:
+/// A32 gets no new features, and what has state there is AArch64's too, where it
+/// is hidden.
+const AARCH32: &[Row] = &[
+    (PFR0_32, 20, Fixed(0), "AMU"),
+    (PFR0_32, 28, Fixed(0), "RAS"),
+    (DFR0_32, 0, AtMost(6), "debug architecture v8.0"),
+    (DFR0_32, 4, Fixed(0), "debug of the Secure state"),
+    (DFR0_32, 12, Fixed(0), "trace"),
+    (DFR0_32, 16, Fixed(0), "trace by memory"),
+    (DFR0_32, 20, Fixed(0), "debug of M profile"),
+    (DFR0_32, 24, Fixed(0), "PMU"),
+    (DFR0_32, 28, Fixed(0), "trace filters"),
+    (PFR2_32, 8, Fixed(0), "RAS frac"),
+    (DFR1_32, 0, Fixed(0), "PMU of several threads"),
+    (DFR1_32, 4, Fixed(0), "HPMN0"),
 ];
 
 /// The code of ID_AA64MMFR0_EL1.PARange for the narrowest range that holds an
@@ -165,12 +175,14 @@ const fn pa_range(bits: u8) -> u64 {
 /// The value that a guest with `ipa_bits` of IPA space reads from an ID register
 /// whose value on the CPU is `cpu`.
 pub fn view(register: Sysreg, cpu: u64, ipa_bits: u8) -> u64 {
-    if register.crm() <= 3 {
-        let hidden = AARCH32_HIDDEN.iter().find(|row| row.0 == register);
-        return cpu & !hidden.map_or(0, |row| row.1);
-    }
-    let rows = TABLE.iter().filter(|row| row.0 == register);
-    rows.fold(0, |value, &(_, shift, show, _)| {
+    // A field without a row is the CPU's in AArch32, and 0 in AArch64.
+    let (table, without_row) = if register.crm() <= 3 {
+        (AARCH32, cpu)
+    } else {
+        (TABLE, 0)
+    };
+    let rows = table.iter().filter(|row| row.0 == register);
+    rows.fold(without_row, |value, &(_, shift, show, _)| {
         let field = cpu >> shift & 0xf;
         let shown = match show {
             AtMost(limit) => field.min(limit),
@@ -179,7 +191,7 @@ pub fn view(register: Sysreg, cpu: u64, ipa_bits: u8) -> u64 {
             Fixed(fixed) => fixed,
             IpaRange => field.min(pa_range(ipa_bits)),
         };
-        value | shown << shift
+        value & !(0xf << shift) | shown << shift
     })
 }
 
@@ -214,11 +226,13 @@ mod tests {
 
     #[test]
     fn each_field_has_one_row() {
-        for (n, a) in TABLE.iter().enumerate() {
-            for b in &TABLE[n + 1..] {
-                assert!((a.0, a.1) != (b.0, b.1), "{} and {}", a.3, b.3);
+        for table in [TABLE, AARCH32] {
+            for (n, a) in table.iter().enumerate() {
+                for b in &table[n + 1..] {
+                    assert!((a.0, a.1) != (b.0, b.1), "{} and {}", a.3, b.3);
+                }
+                assert_eq!(a.1 % 4, 0, "{}", a.3);
             }
-            assert_eq!(a.1 % 4, 0, "{}", a.3);
         }
     }
 
@@ -283,15 +297,22 @@ mod tests {
         assert_eq!(view(MMFR0, 6, 52) & 0xf, 6);
     }
 
+    /// DIT has no state of its own; CSV2 and what A32 had at first stays.
     #[test]
-    fn no_ras_in_either_state() {
-        assert_eq!(view(PFR0, u64::MAX, 48) >> 28 & 0xf, 0);
-        assert_eq!(view(sysreg(3, 0, 0, 1, 0), u64::MAX, 48), !0xff00_0000);
-    }
-
-    #[test]
-    fn no_pmu_in_either_state() {
-        assert_eq!(view(DFR0, u64::MAX, 48) >> 8 & 0xf, 0);
-        assert_eq!(view(sysreg(3, 0, 0, 1, 2), u64::MAX, 48) >> 24 & 0xf, 0);
+    fn what_has_state_is_hidden_in_either_state() {
+        assert_eq!(view(DFR0, u64::MAX, 48) >> 8 & 0xf, 0, "PMU");
+        assert_eq!(view(PFR0, u64::MAX, 48) >> 28 & 0xf, 0, "RAS");
+        for (register, all) in [
+            (PFR0_32, 0x0f0f_ffff),
+            (DFR0_32, 0x0000_0f06),
+            (PFR2_32, 0xffff_f0ff),
+            (DFR1_32, 0xffff_ff00),
+        ] {
+            let seen = view(register, 0xffff_ffff, 48);
+            assert_eq!(seen, all, "{register}: {seen:#x}");
+        }
+        // Debug v8.0 as the AArch64 register says it, or less.
+        assert_eq!(view(DFR0_32, 5, 48), 5);
+        assert_eq!(view(sysreg(3, 0, 0, 2, 5), 0x1234_5678, 48), 0x1234_5678);
     }
 }
