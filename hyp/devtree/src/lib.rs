@@ -62,6 +62,8 @@ impl fmt::Display for Damage {
 
 const MAGIC: u32 = 0xd00d_feed;
 const VERSION: u32 = 17;
+/// The oldest that is read. It does not say how long the structure is.
+const OLDEST: u32 = 16;
 const HEADER: usize = 40;
 
 const BEGIN_NODE: u32 = 1;
@@ -86,7 +88,7 @@ pub fn open(data: &[u8]) -> Result<Fdt<'_>, Damage> {
     let [structure, strings, reservations] =
         [field(2)?, field(3)?, field(4)?].map(|at| at as usize);
     let (version, compatible) = (field(5)?, field(6)?);
-    if version < VERSION || compatible > VERSION {
+    if version < OLDEST || compatible > VERSION {
         return Err(Damage::Version(compatible));
     }
     let end_of = |start: usize, size: u32| {
@@ -96,7 +98,11 @@ pub fn open(data: &[u8]) -> Result<Fdt<'_>, Damage> {
         end.ok_or(Damage::Block)
     };
     let strings = strings..end_of(strings, field(8)?)?;
-    let structure = structure..end_of(structure, field(9)?)?;
+    let structure = if version < VERSION {
+        structure..data.len()
+    } else {
+        structure..end_of(structure, field(9)?)?
+    };
     if !structure.start.is_multiple_of(4) {
         return Err(Damage::Block);
     }
@@ -165,6 +171,10 @@ impl Walk<'_> {
 
     /// Behind the root's end, there is the structure's.
     fn end(&self, at: usize) -> Result<(), Damage> {
+        let mut at = at;
+        while word(self.structure, at) == Some(NOP) {
+            at += 4;
+        }
         if word(self.structure, at) == Some(END) {
             Ok(())
         } else {

@@ -24,7 +24,7 @@ fn tree(node: &str, property: &str) -> Vec<u8> {
     push(&mut all, &[NOP, PROP, 4, 0, 77]);
     begin(&mut all, node);
     push(&mut all, &[PROP, 6, reg, 1, 2 << 16]);
-    push(&mut all, &[END_NODE, NOP, END_NODE, END]);
+    push(&mut all, &[END_NODE, NOP, END_NODE, NOP, END]);
     strings.push(0);
     // The strings first, as no writer does it that is known here, and Linux
     // takes it all the same.
@@ -107,7 +107,7 @@ fn what_is_damaged_is_said() {
     assert_eq!(open(&good[..good.len() - 1]).err(), Some(Damage::NoTree));
     assert_eq!(with(0, 0), Damage::NoTree);
     assert_eq!(with(24, 18), Damage::Version(18));
-    assert_eq!(with(20, 16), Damage::Version(16));
+    assert_eq!(with(20, 15), Damage::Version(16));
     assert_eq!(with(8, u32::MAX), Damage::Block);
     assert_eq!(with(36, u32::MAX), Damage::Block);
     assert_eq!(with(32, u32::MAX), Damage::Block);
@@ -118,12 +118,24 @@ fn what_is_damaged_is_said() {
     // A property longer than the tree, one whose name is beyond the strings.
     assert_eq!(with(root + 16, u32::MAX), Damage::Structure(root + 12));
     assert_eq!(with(root + 20, 1000), Damage::Structure(root + 12));
-    assert_eq!(with(good.len() - 4, NOP), Damage::Structure(good.len() - 4));
+    assert_eq!(with(good.len() - 4, NOP), Damage::Structure(good.len()));
     let mut no_text = tree("a", "b");
     let name = root + 32;
     no_text[name] = 0xff;
     assert_eq!(open(&no_text).err(), Some(Damage::Name(name)));
     assert!(std::format!("{}", Damage::Name(name)).contains("no text, at byte"));
+}
+
+/// Version 16 has no length of the structure: what is there in the header is
+/// something else.
+#[test]
+fn the_version_before_is_read() {
+    let mut data = tree("a", "b");
+    data[20..24].copy_from_slice(&16u32.to_be_bytes());
+    data[36..40].copy_from_slice(&u32::MAX.to_be_bytes());
+    let fdt = open(&data).expect("version 16");
+    assert_eq!(fdt.root().children().count(), 1);
+    read_all(fdt);
 }
 
 #[test]

@@ -14,35 +14,54 @@ use crate::build;
 /// Memory of these machines.
 const RAM: &str = "768M";
 
+/// What is done to QEMU's tree.
+type Edit = fn(&mut Tree);
+
+/// Trees that Linux boots.
+const GOOD: [(&str, Edit); 6] = [
+    ("long-property", |tree| {
+        tree.add_named("a", "snps,quirk-frame-length-adjustment-and-more");
+    }),
+    ("long-node", |tree| {
+        tree.add_named("a-node-whose-name-is-longer-than-31-characters", "a");
+    }),
+    ("odd-property", |tree| {
+        tree.add_named("a", "vendor,prop_with*star");
+    }),
+    ("odd-node", |tree| {
+        tree.add_named("regulator:odd name@1@2", "a");
+    }),
+    ("reserved-ranges", |tree| tree.reserve(120)),
+    ("nested", |tree| tree.nest(60)),
+];
+
+/// Trees that are too much for a table of ours, and what is said.
+const TOO_MUCH: [(&str, &str, Edit); 2] = [
+    (
+        "too-many-reserved-ranges",
+        "reserves too many ranges",
+        |tree| tree.reserve(300),
+    ),
+    ("nested-too-deep", "nested more than 64", |tree| {
+        tree.nest(2000);
+    }),
+];
+
 /// The cases.
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (name, node, property) in [
-        (
-            "long-property",
-            "a",
-            "snps,quirk-frame-length-adjustment-and-more",
-        ),
-        (
-            "long-node",
-            "a-node-whose-name-is-longer-than-31-characters",
-            "a",
-        ),
-        ("odd-property", "a", "vendor,prop_with*star"),
-        ("odd-node", "regulator:odd name@1@2", "a"),
-    ] {
+    for (name, edit) in GOOD {
         cases.push(Case::new(format!("trees/{name}"), move |context| {
-            let folder = tempfile::tempdir_in(&context.folder)?;
-            let mut tree = of_qemu(context, folder.path())?;
-            tree.add_node(node, property);
-            let file = folder.path().join("tree.dtb");
-            fs::write(&file, tree.bytes())?;
-            Call::run(context)?
-                .args(["--guest", "hello", "--ram", RAM, "--", "-dtb"])
-                .args([&file])
-                .call()?
-                .ended(0)?
-                .shows(&["goodbye"])?;
+            booted(context, edit)?.ended(0)?.shows(&["goodbye"])?;
+            Ok(())
+        }));
+    }
+    for (name, says, edit) in TOO_MUCH {
+        cases.push(Case::new(format!("trees/{name}"), move |context| {
+            booted(context, edit)?
+                .ended(125)?
+                .tells(&["the device tree", says])?
+                .tells(&["end: ", "status 2"])?;
             Ok(())
         }));
     }
@@ -136,20 +155,67 @@ impl Tree {
         })
     }
 
-    /// A node of the root's, with one property.
-    fn add_node(&mut self, name: &str, property: &str) {
-        let at = self.structure.len() - 8;
+    /// The words of a property.
+    fn property(&mut self, name: &str, value: &[u32]) -> Vec<u8> {
         let name_at = self.strings.len() as u32;
-        self.strings.extend(property.as_bytes());
+        self.strings.extend(name.as_bytes());
         self.strings.push(0);
+        let header = [3, 4 * value.len() as u32, name_at];
+        let words = header.iter().chain(value);
+        words.flat_map(|word| word.to_be_bytes()).collect()
+    }
+
+    /// A node with all of this inside.
+    fn node(name: &str, inside: &[u8]) -> Vec<u8> {
         let mut node = 1u32.to_be_bytes().to_vec();
         node.extend(name.as_bytes());
         node.push(0);
         node.resize(node.len().next_multiple_of(4), 0);
-        for word in [3, 4, name_at, 0x20, 2] {
-            node.extend(word.to_be_bytes());
-        }
+        node.extend(inside);
+        node.extend(2u32.to_be_bytes());
+        node
+    }
+
+    /// Puts a node below the root.
+    fn add(&mut self, node: Vec<u8>) {
+        let at = self.structure.len() - 8;
         self.structure.splice(at..at, node);
+    }
+
+    /// A node of this name with a property of that one.
+    fn add_named(&mut self, node: &str, property: &str) {
+        let inside = self.property(property, &[0x20]);
+        self.add(Self::node(node, &inside));
+    }
+
+    /// So many pages of RAM, each by itself; nobody may map every second one.
+    fn reserve(&mut self, count: u32) {
+        let mut inside = self.property("#address-cells", &[2]);
+        inside.extend(self.property("#size-cells", &[2]));
+        inside.extend(self.property("ranges", &[]));
+        let no_map = self.property("no-map", &[]);
+        for n in 0..count {
+            let at = 0x6000_0000 + n * 0x2_0000;
+            let mut page = self.property("reg", &[0, at, 0, 0x1000]);
+            if n % 2 == 0 {
+                page.extend(&no_map);
+            }
+            inside.extend(Self::node(&format!("page@{at:x}"), &page));
+        }
+        self.add(Self::node("reserved-memory", &inside));
+    }
+
+    /// So many buses, one on the other, and a device on the last.
+    fn nest(&mut self, depth: u32) {
+        let mut bus = self.property("#address-cells", &[2]);
+        bus.extend(self.property("#size-cells", &[2]));
+        bus.extend(self.property("ranges", &[]));
+        let registers = self.property("reg", &[0, 0x0b00_0000, 0, 0x1000]);
+        let mut inside = Self::node("device@b000000", &registers);
+        for _ in 1..depth {
+            inside = Self::node("bus", &[&bus[..], &inside].concat());
+        }
+        self.add(inside);
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -175,6 +241,19 @@ impl Tree {
         data.extend(&self.strings);
         data
     }
+}
+
+/// The usual machine with a tree that was changed, and a small guest.
+fn booted(context: &Context, edit: Edit) -> Result<Called> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let mut tree = of_qemu(context, folder.path())?;
+    edit(&mut tree);
+    let file = folder.path().join("tree.dtb");
+    fs::write(&file, tree.bytes())?;
+    Call::run(context)?
+        .args(["--guest", "hello", "--ram", RAM, "--", "-dtb"])
+        .args([&file])
+        .call()
 }
 
 fn replace(data: &mut [u8], from: &[u8], to: &[u8]) {

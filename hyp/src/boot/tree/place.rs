@@ -8,8 +8,9 @@ use dtoolkit::{Node, Property};
 use super::TreeError;
 use crate::memory::region::Region;
 
-/// Most nodes above one another; real trees have less than ten.
-const MAX_DEPTH: usize = 32;
+/// Most nodes above one another, as many as Linux takes (FDT_MAX_DEPTH); real
+/// trees have less than ten.
+const MAX_DEPTH: usize = 64;
 
 /// A node and those above it.
 #[derive(Clone, Copy)]
@@ -117,7 +118,7 @@ impl<'a, 'p> Place<'a, 'p> {
 /// Visits every node below the root, those above others first.
 ///
 /// # Errors
-/// Nodes nested more than 32 deep, in words.
+/// Nodes nested more than 64 deep, in words.
 pub fn walk<'a>(
     fdt: Fdt<'a>,
     visit: &mut dyn FnMut(&Place<'a, '_>) -> Result<(), TreeError>,
@@ -130,7 +131,7 @@ pub fn walk<'a>(
     ) -> Result<(), TreeError> {
         for child in node.children() {
             if depth == MAX_DEPTH {
-                return Err("the device tree is nested more than 32 nodes deep");
+                return Err("the device tree is nested more than 64 nodes deep");
             }
             let place = Place::below(above, child);
             visit(&place)?;
