@@ -66,16 +66,9 @@ impl Repeats {
     }
 }
 
-/// The IPA of an abort, as far as EL2 tells it: of one that struck a walk, the
-/// page of the table.
-pub fn ipa(exit: &RecExit) -> u64 {
-    // HPFAR_EL2.FIPA: IPA[51:12] in bits 43:4.
-    let page = (exit.hpfar >> 4 & 0xff_ffff_ffff) << 12;
-    if Syndrome(exit.esr).on_walk() {
-        page
-    } else {
-        page | exit.far & 0xfff
-    }
+/// The IPA of an abort, as far as EL2 tells it.
+pub const fn ipa(exit: &RecExit) -> u64 {
+    Syndrome(exit.esr).ipa(exit.hpfar, exit.far)
 }
 
 /// Serves an abort that is no access of a device with a syndrome.

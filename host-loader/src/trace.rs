@@ -51,7 +51,7 @@ impl fmt::Display for What<'_> {
                 write!(f, "{esr}")?;
                 let data = esr.class() == Class::DATA_ABORT_LOWER;
                 if data || esr.class() == Class::INST_ABORT_LOWER {
-                    write!(f, " ipa={:#x}", ipa(exit))?;
+                    write!(f, " ipa={:#x}", esr.ipa(exit.hpfar, exit.far))?;
                 }
                 if data && esr.is_emulatable() && esr.is_write() {
                     write!(f, " value={:#x}", esr.cut(exit.gprs[0]))?;
@@ -73,12 +73,6 @@ impl fmt::Display for What<'_> {
             None => write!(f, "reason {}", exit.exit_reason),
         }
     }
-}
-
-/// The IPA that an abort struck.
-fn ipa(exit: &RecExit) -> u64 {
-    // HPFAR_EL2.FIPA: IPA[51:12] in bits 43:4.
-    (exit.hpfar >> 4 & 0xff_ffff_ffff) << 12 | exit.far & 0xfff
 }
 
 #[cfg(test)]

@@ -127,6 +127,19 @@ impl Syndrome {
         self.0 >> 7 & 1 != 0
     }
 
+    /// Abort of a lower level: the IPA that it struck, as far as HPFAR_EL2 and
+    /// FAR_EL2 tell it. FAR is the address that was translated: of a table that a
+    /// walk read, the page alone is known.
+    pub const fn ipa(self, hpfar: u64, far: u64) -> u64 {
+        // HPFAR_EL2.FIPA: IPA[51:12] in bits 43:4.
+        let page = (hpfar >> 4 & 0xff_ffff_ffff) << 12;
+        if self.on_walk() {
+            page
+        } else {
+            page | far & 0xfff
+        }
+    }
+
     /// Abort: FAR is not valid (FnV).
     pub const fn far_not_valid(self) -> bool {
         self.0 >> 10 & 1 != 0
@@ -246,6 +259,10 @@ impl fmt::Display for Syndrome {
                 write!(f, ", level {}", fault.0 & 3)?;
             }
         }
+        let of_lower = matches!(class, Class::DATA_ABORT_LOWER | Class::INST_ABORT_LOWER);
+        if of_lower && self.on_walk() {
+            f.write_str(" of stage 2 on a stage-1 walk")?;
+        }
         if data {
             f.write_str(if self.is_write() { ", write" } else { ", read" })?;
         }
@@ -280,6 +297,17 @@ mod tests {
                 "data abort of a lower level, synchronous external abort, read, \
                  no syndrome of the access",
             ),
+            (
+                // S1PTW.
+                0x24 << 26 | 1 << 7 | 6,
+                "data abort of a lower level, translation fault, level 2 of stage 2 \
+                 on a stage-1 walk, read, no syndrome of the access",
+            ),
+            (
+                0x20 << 26 | 1 << 7 | 7,
+                "instruction abort of a lower level, translation fault, level 3 of \
+                 stage 2 on a stage-1 walk",
+            ),
             (0x5a00_0000, "HVC"),
             (0x3f << 26, "exception class 0x3f"),
         ] {
@@ -294,6 +322,17 @@ mod tests {
         assert!(!Syndrome(0x24 << 26).is_emulatable());
         assert!(!Syndrome(0x20 << 26 | isv).is_emulatable());
         assert!(!Syndrome(0x25 << 26 | isv).is_emulatable());
+    }
+
+    #[test]
+    fn of_a_table_that_a_walk_read_the_page_alone_is_known() {
+        let (hpfar, far) = (0xf_1234_5670 << 4 | 0xf, 0xffff_8000_0000_0abc);
+        assert_eq!(
+            Syndrome(0x24 << 26).ipa(hpfar, far),
+            0xf_1234_5670 << 12 | 0xabc
+        );
+        let walk = Syndrome(0x24 << 26 | 1 << 7);
+        assert_eq!(walk.ipa(hpfar, far), 0xf_1234_5670 << 12);
     }
 
     #[test]

@@ -89,7 +89,7 @@ fn serve(cpu: &mut Cpu) -> bool {
 /// The host touched what its stage 2 does not map: a redistributor, which EL2
 /// stands in for, or what is not the host's.
 fn abort(cpu: &mut Cpu, esr: Syndrome) {
-    let ipa = faulting_ipa();
+    let ipa = faulting_ipa(esr);
     let system = cpu.system;
     if esr.fault().is_translation() {
         if system.host.reaches(ipa) {
@@ -102,15 +102,19 @@ fn abort(cpu: &mut Cpu, esr: Syndrome) {
     }
     debug!(
         "host: {} of {ipa:#x} at {:#x}: external abort",
-        if esr.is_write() { "write" } else { "read" },
+        match (esr.on_walk(), esr.is_write()) {
+            (true, _) => "walk",
+            (_, true) => "write",
+            (_, false) => "read",
+        },
         cpu.host.gprs.pc
     );
     inject::external_abort(&mut cpu.host.gprs, esr, mrs!("far_el2"));
 }
 
 /// The IPA of a stage-2 fault that HPFAR_EL2 holds (not a permission fault).
-pub fn faulting_ipa() -> u64 {
-    (mrs!("hpfar_el2") & 0xfff_ffff_fff0) << 8 | mrs!("far_el2") & 0xfff
+pub fn faulting_ipa(esr: Syndrome) -> u64 {
+    esr.ipa(mrs!("hpfar_el2"), mrs!("far_el2"))
 }
 
 fn system_register(cpu: &mut Cpu, esr: Syndrome) {

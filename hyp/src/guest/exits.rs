@@ -73,7 +73,7 @@ pub fn synchronous(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run, esr: Synd
 fn fault_ipa(esr: Syndrome) -> Option<u64> {
     let permission = matches!(esr.fault().0, 0x0c..=0x0f) && !esr.on_walk();
     if !permission {
-        return Some(faulting_ipa());
+        return Some(faulting_ipa(esr));
     }
     let far = mrs!("far_el2");
     let par = crate::cpu::translate_stage1(far)?;

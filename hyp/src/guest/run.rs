@@ -158,7 +158,7 @@ fn note(run: &mut Run, exception: Exception, esr: Syndrome) {
         elr: run.gprs.pc,
         far: if sync && abort { mrs!("far_el2") } else { 0 },
         ipa: if sync && abort {
-            crate::exception::host::faulting_ipa()
+            crate::exception::host::faulting_ipa(esr)
         } else {
             0
         },
