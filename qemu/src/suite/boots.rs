@@ -232,6 +232,17 @@ pub fn cases() -> Vec<Case> {
             Ok(())
         })
         .boots(&["u-boot"]),
+        Case::new("boots/random-from-the-start", |context| {
+            // A CPU that has no random numbers of its own.
+            Call::run(context)?
+                .args(["--guest", "debian13", "--cpu", "cortex-a72"])
+                .args(["--exec", "dmesg | grep -e KASLR -e 'crng init'"])
+                .call()?
+                .ended(0)?
+                .shows(&["KASLR enabled", "[    0.000000] random: crng init done"])?;
+            Ok(())
+        })
+        .boots(LINUX),
         Case::new("boots/from-u-boot", from_u_boot).boots(&["debian13", "u-boot"]),
         Case::new("boots/large-memory", |context| {
             // More than the first GiB, and RAM across a 4 GiB boundary.

@@ -85,7 +85,12 @@ pub fn cases() -> Vec<Case> {
             },
         ));
     }
-    for what in ["odd-gic", "pair-gic", "code-gone", "races"] {
+    cases.push(Case::new("tests/trespass-pair-gic", |context| {
+        let called = guest(context, "trespass", &["--append", "do=pair-gic"])?.ended(0)?;
+        let called = called.shows(&["went on: exception 0x96000010 at 0x8000000"])?;
+        reported_once(&called.tells(&["vCPU 0 read from IPA 0x8000000"])?)
+    }));
+    for what in ["odd-gic", "code-gone", "races"] {
         cases.push(Case::new(
             format!("tests/trespass-{what}"),
             move |context| {
@@ -112,7 +117,12 @@ pub fn cases() -> Vec<Case> {
     ] {
         cases.push(Case::new(
             format!("tests/conformance-{name}"),
-            move |context| all_passed(guest(context, "conformance", &options)?),
+            move |context| {
+                let called = guest(context, "conformance", &options)?;
+                // It takes many aborts, and knows of each that it came.
+                reported_once(&called)?;
+                all_passed(called)
+            },
         ));
     }
     for (how, words, frame) in [
@@ -241,6 +251,7 @@ fn trespass(context: &Context, what: &str) -> Result<()> {
     let append = format!("do={what}");
     let called = guest(context, "trespass", &["--append", &append])?.ended(0)?;
     let mut called = called.tells(&["guest", "IPA"])?;
+    reported_once(&called)?;
     if what.contains("walk") {
         // The IPA is a table's, of whose address HPFAR has the page alone.
         called = called
@@ -266,6 +277,18 @@ fn trespass(context: &Context, what: &str) -> Result<()> {
         .ended(0)?;
     let there = went_on(&bare)?;
     ensure!(here == there, "here {here}\non QEMU {there}");
+    Ok(())
+}
+
+/// The log tells one abort of the guest's, and says that it tells no more.
+fn reported_once(called: &Called) -> Result<()> {
+    let count = |sign: &str| called.stderr.matches(sign).count();
+    let (reports, promises) = (count(" elr="), count("more of them are not told"));
+    ensure!(
+        (reports, promises) == (1, 1),
+        "{reports} reports and {promises} ends of them\n{}",
+        called.stderr
+    );
     Ok(())
 }
 

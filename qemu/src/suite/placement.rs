@@ -17,45 +17,93 @@ const MAGIC: usize = 0x38;
 /// How a program becomes another kernel.
 type Form = fn(Vec<u8>) -> Vec<u8>;
 
+/// An initrd of an odd size, after which the device tree is aligned again.
+const INITRD: usize = (5 << 20) + 123;
+
+/// What is booted.
+struct Boot {
+    name: &'static str,
+    options: &'static [&'static str],
+    initrd: bool,
+    form: Form,
+}
+
+const fn boot(name: &'static str, form: Form) -> Boot {
+    Boot {
+        name,
+        options: &[],
+        initrd: false,
+        form,
+    }
+}
+
 /// The cases.
 pub fn cases() -> Vec<Case> {
-    let forms: [(&str, &[&str], Form); 7] = [
-        ("image", &[], |image| image),
-        ("image-text-offset", &[], |image| {
-            with(image, TEXT_OFFSET, 0x8_0000)
-        }),
-        ("image-of-no-size", &[], |image| {
+    let long: Form = |image| {
+        let mut image = raw(image);
+        image.resize(140 << 20, 0);
+        image
+    };
+    let of_text_offset: Form = |image| with(image, TEXT_OFFSET, 0x8_0000);
+    let to_elf: Form = |image| elf(&image, 0x4010_0000);
+    let boots = [
+        boot("image", |image| image),
+        boot("image-text-offset", of_text_offset),
+        boot("image-of-no-size", |image| {
             with(with(image, TEXT_OFFSET, 0x30_0000), IMAGE_SIZE, 0)
         }),
-        ("raw", &[], raw),
-        ("raw-in-little-memory", &["--memory", "64M"], raw),
-        ("raw-long", &["--memory", "512M"], |image| {
-            let mut image = raw(image);
-            image.resize(140 << 20, 0);
-            image
-        }),
-        ("elf", &[], |image| elf(&image, 0x4010_0000)),
+        boot("image-large", |image| with(image, IMAGE_SIZE, 140 << 20)),
+        boot("raw", raw),
+        Boot {
+            options: &["--memory", "64M"],
+            ..boot("raw-in-little-memory", raw)
+        },
+        Boot {
+            options: &["--memory", "512M"],
+            ..boot("raw-long", long)
+        },
+        boot("elf", to_elf),
+        Boot {
+            initrd: true,
+            ..boot("image-and-initrd", of_text_offset)
+        },
+        Boot {
+            initrd: true,
+            options: &["--memory", "64M"],
+            ..boot("image-and-initrd-in-little-memory", |image| image)
+        },
+        Boot {
+            initrd: true,
+            ..boot("raw-long-and-initrd", long)
+        },
     ];
-    forms
+    boots
         .into_iter()
-        .map(|(name, options, form)| {
-            Case::new(format!("placement/{name}"), move |context| {
-                placed(context, options, form)
+        .map(|boot| {
+            Case::new(format!("placement/{}", boot.name), move |context| {
+                placed(context, &boot)
             })
         })
         .collect()
 }
 
-fn placed(context: &Context, options: &[&str], form: Form) -> Result<()> {
+fn placed(context: &Context, what: &Boot) -> Result<()> {
     let program = fs::read(build::program(&context.workspace, "placed")?)?;
     let folder = tempfile::tempdir_in(&context.folder)?;
     let kernel = folder.path().join("kernel");
-    fs::write(&kernel, form(program))?;
+    fs::write(&kernel, (what.form)(program))?;
+    let initrd = folder.path().join("initrd");
+    fs::write(&initrd, vec![0x5a; INITRD])?;
+    let initrd = if what.initrd {
+        initrd.as_os_str()
+    } else {
+        "none".as_ref()
+    };
     let boot = |call: Call| -> Result<(String, String)> {
         let called = call
-            .args(["--initrd", "none", "--kernel"])
-            .args([&kernel])
-            .args(options)
+            .args(["--initrd".as_ref(), initrd])
+            .args(["--kernel".as_ref(), kernel.as_os_str()])
+            .args(what.options)
             .call()?
             .ended(0)?;
         let line = |sign: &str| {

@@ -163,6 +163,18 @@ impl Machine {
         bytes.map_or(0, u64::from_le_bytes)
     }
 
+    /// Where the initrd is, if there is one.
+    pub fn initrd(&self) -> Option<Range<u64>> {
+        let chosen = devtree::open(self.tree).ok()?.find_node("/chosen")?;
+        let address = |name| {
+            // Of one cell, or two.
+            let property = chosen.property(name)?;
+            let bytes = property.value().iter();
+            Some(bytes.fold(0, |all, byte| all << 8 | u64::from(*byte)))
+        };
+        Some(address("linux,initrd-start")?..address("linux,initrd-end")?)
+    }
+
     /// The end of the RAM that the program itself lies in.
     pub fn ram_end(&self) -> u64 {
         let own = self

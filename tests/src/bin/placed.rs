@@ -12,7 +12,8 @@ mod image {
     pub fn main() {
         let machine = machine::get();
         let tree = machine.tree.as_ptr().addr();
-        println!("placed at {:#x}, tree at {tree:#x}", machine.image.start);
+        let (image, initrd) = (machine.image.start, machine.initrd());
+        println!("placed at {image:#x}, tree at {tree:#x}, initrd at {initrd:x?}");
         // SAFETY: RAM begins there on the machines that this is run on.
         let at_base = unsafe { machine::bytes(RAM_BASE) };
         let same = at_base.is_some_and(|bytes| bytes == machine.tree);
