@@ -468,7 +468,8 @@ fn atomic<S: Space>(cpu: &mut Cpu, span: &mut Span<'_, S>, action: Action) -> Re
             t,
             size,
         } => {
-            let old = span.load(0, 1 << size).map_err(as_write)? as u64;
+            // An abort is the read's, as on QEMU; the architecture leaves it open.
+            let old = span.load(0, 1 << size)? as u64;
             let new = combined(combine, old, cpu.x(s), size);
             span.store(0, 1 << size, new.into())?;
             cpu.set_x(t, old);
@@ -478,16 +479,16 @@ fn atomic<S: Space>(cpu: &mut Cpu, span: &mut Span<'_, S>, action: Action) -> Re
             let mut same = true;
             let mut old = [0; 2];
             for n in 0..count {
-                let value = span.load(n << size, 1 << size).map_err(as_write)? as u64;
+                let value = span.load(n << size, 1 << size)? as u64;
                 same &= value == cpu.x(second(s, n)) & mask(1 << size);
                 old[n as usize] = value;
             }
             for n in 0..count {
-                if same {
-                    let value = cpu.x(second(t, n)) & mask(1 << size);
-                    span.store(n << size, 1 << size, value.into())?;
-                }
-                cpu.set_x(second(s, n), old[n as usize]);
+                let old = old[n as usize];
+                // What is not replaced is written again, as on QEMU.
+                let new = if same { cpu.x(second(t, n)) } else { old };
+                span.store(n << size, 1 << size, (new & mask(1 << size)).into())?;
+                cpu.set_x(second(s, n), old);
             }
         }
         _ => {}
@@ -498,17 +499,6 @@ fn atomic<S: Space>(cpu: &mut Cpu, span: &mut Span<'_, S>, action: Action) -> Re
 /// Register `n` of a pair; 31 has no second.
 fn second(register: u8, n: u64) -> u8 {
     register + n as u8
-}
-
-/// An atomic's abort is a write's, whichever half it struck.
-fn as_write(undone: Undone) -> Undone {
-    match undone {
-        Undone::Abort(abort) => Undone::Abort(Abort {
-            write: true,
-            ..abort
-        }),
-        other => other,
-    }
 }
 
 fn combined(combine: Combine, old: u64, operand: u64, size: u8) -> u64 {

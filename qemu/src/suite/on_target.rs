@@ -18,6 +18,9 @@ use crate::image::assemble;
 /// Of the long sequences of the full tier.
 const LIMIT_OF_FULL: Duration = Duration::from_secs(3600);
 
+/// Lines of `accesses`.
+const KINDS_OF_ACCESS: usize = 23;
+
 /// What `trespass` can be told to do that its guest takes an abort for.
 const TRESPASSES: [&str; 9] = [
     "read-above",
@@ -98,6 +101,12 @@ pub fn cases() -> Vec<Case> {
                 let called = guest(context, "trespass", &["--smp", "2", "--append", &append])?;
                 failed_none(&called.ended(0)?.shows(&["went on"])?)
             },
+        ));
+    }
+    for (cpu, seed) in [("max", 1), ("max", 2), ("cortex-a72", 3)] {
+        cases.push(Case::new(
+            format!("tests/accesses-as-on-qemu-{cpu}-{seed}"),
+            move |context| accesses(context, cpu, &format!("seed={seed}")),
         ));
     }
     for (name, options) in [
@@ -277,6 +286,37 @@ fn trespass(context: &Context, what: &str) -> Result<()> {
         .ended(0)?;
     let there = went_on(&bare)?;
     ensure!(here == there, "here {here}\non QEMU {there}");
+    Ok(())
+}
+
+/// Loads and stores of the UART do in a guest what they do on QEMU itself.
+fn accesses(context: &Context, cpu: &str, append: &str) -> Result<()> {
+    let kernel = build::program(&context.workspace, "accesses")?;
+    let digests = |call: Call| -> Result<Vec<String>> {
+        let called = call
+            .args(["--initrd", "none", "--cpu", cpu, "--append", append])
+            .args(["--kernel".as_ref(), kernel.as_os_str()])
+            .call()?
+            .ended(0)?
+            .shows(&["all told"])?;
+        let lines = called.stdout.lines().filter(|l| l.contains("digest"));
+        Ok(lines.map(str::to_owned).collect())
+    };
+    let here = digests(Call::run(context)?)?;
+    let there = digests(Call::bare(context).args(["--bare"]))?;
+    let differ = here.iter().zip(&there).filter(|(a, b)| a != b);
+    let differ: String = differ
+        .map(|(a, b)| format!("here {a}\nQEMU {b}\n"))
+        .collect();
+    ensure!(here.len() == there.len() && differ.is_empty(), "{differ}");
+    ensure!(
+        here.len() == KINDS_OF_ACCESS,
+        "{} kinds of access, expected {KINDS_OF_ACCESS}",
+        here.len()
+    );
+    // A CPU that has all of them did some of each.
+    let none = here.iter().find(|line| line.contains(": 0 done"));
+    ensure!(none.is_none() || cpu != "max", "{none:?}");
     Ok(())
 }
 
