@@ -159,7 +159,12 @@ impl Machine {
     /// # Errors
     /// What is damaged, in words for the person who boots.
     pub fn read(&mut self, dtb: u64, data: &[u8]) -> Result<(), TreeError> {
-        let fdt = devtree::open(data).map_err(devtree::Damage::words)?;
+        let fdt = devtree::open(data).map_err(|damage| match damage {
+            devtree::Damage::NoTree if data.len() == MAX_TREE => {
+                "the device tree is longer than 2 MiB, the boot protocol's limit"
+            }
+            damage => damage.words(),
+        })?;
         self.dtb = Region::new(dtb, data.len() as u64).ok_or("the device tree wraps around")?;
         self.settings = Settings::parse(bootargs(fdt));
         self.psci_by_hvc = fdt
@@ -455,7 +460,8 @@ impl Settings {
     }
 }
 
-/// The bytes of the tree at `pa`, by the length its header states.
+/// The bytes of the tree at `pa`, by the length its header states; of one that is
+/// longer than 2 MiB the first of them, so that its console can be guessed.
 ///
 /// # Errors
 /// When there is no tree.
@@ -470,10 +476,10 @@ pub unsafe fn bytes<'a>(pa: u64) -> Result<&'a [u8], TreeError> {
     let header = pa as *const u32;
     // SAFETY: the caller's promise.
     let (magic, length) = unsafe { (header.read(), header.add(1).read()) };
-    let length = u32::from_be(length) as usize;
-    if u32::from_be(magic) != 0xd00d_feed || length > MAX_TREE {
+    if u32::from_be(magic) != 0xd00d_feed {
         return Err("x0 points at no device tree");
     }
+    let length = (u32::from_be(length) as usize).min(MAX_TREE);
     // SAFETY: the caller's promise, for the length that the tree itself states.
     Ok(unsafe { core::slice::from_raw_parts(pa as *const u8, length) })
 }

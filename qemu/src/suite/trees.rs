@@ -73,6 +73,15 @@ pub fn cases() -> Vec<Case> {
         called.shows(&["the device tree", "damaged", "end: status 2"])?;
         Ok(())
     }));
+    cases.push(Case::new("trees/longer-than-2-mib", |context| {
+        let called = booted_by_hand(context, |tree| {
+            let value = vec![0; 3 << 18];
+            let node = tree.property("long", &value);
+            tree.add(Tree::node("long", &node));
+        })?;
+        called.shows(&["the device tree is longer than 2 MiB", "end: status 2"])?;
+        Ok(())
+    }));
     cases.push(Case::new("trees/no-interrupt-controller", |context| {
         let called = booted_by_hand(context, |tree| {
             // Nobody's binding.
