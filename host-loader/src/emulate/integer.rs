@@ -8,23 +8,7 @@
 //! left to the processor.
 
 use super::state::Cpu;
-
-const fn bits(word: u32, high: u32, low: u32) -> u32 {
-    word >> low & (u32::MAX >> (31 - (high - low)))
-}
-
-const fn bit(word: u32, n: u32) -> bool {
-    word >> n & 1 != 0
-}
-
-const fn register(word: u32, low: u32) -> u8 {
-    bits(word, low + 4, low) as u8
-}
-
-const fn signed(word: u32, high: u32, low: u32) -> i64 {
-    let unused = 31 - high;
-    ((word << unused) as i32 >> (unused + low)) as i64
-}
+use super::word::{bit, bits, register, signed};
 
 /// Bits of a register: 32 or 64, by sf.
 const fn width(word: u32) -> u32 {
@@ -450,7 +434,8 @@ fn branch(cpu: &mut Cpu, word: u32) -> bool {
                 4
             }
         }
-        // NOP, and DSB, DMB and ISB: the exit has been all of them.
+        // NOP, and DSB, DMB and ISB: what the host accesses for the guest has a
+        // fence on either side.
         _ if word == 0xd503_201f => 4,
         _ if word & 0xffff_f01f == 0xd503_301f && matches!(bits(word, 7, 5), 4..=6) => 4,
         _ => return false,

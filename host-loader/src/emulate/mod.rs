@@ -16,6 +16,7 @@ pub mod instruction;
 pub mod integer;
 pub mod state;
 pub mod walk;
+mod word;
 
 use execute::{Abort, Mark, OfRam, Place, Space, Undone};
 use instruction::Action;

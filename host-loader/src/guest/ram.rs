@@ -5,8 +5,8 @@ use crate::image::GuestMemory;
 use crate::pace::{PIECE, Pace};
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, fence};
 
 /// A contiguous part of a guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,9 @@ pub struct Run {
     pub size: u64,
 }
 
-/// A place in a guest's RAM, which the guest may access at the same time.
+/// A place in a guest's RAM, which the guest may access at the same time. A fence
+/// on either side of each access does what a barrier beside it, or an acquire or
+/// release in it, would: which of them the guest wrote needs nobody to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spot {
     pa: u64,
@@ -49,21 +51,29 @@ impl Spot {
         if !coherent {
             insn::clean_to_poc(self.pa, size);
         }
+        fence(SeqCst);
         // SAFETY: `find` made the place: aligned, `size` bytes of the guest's
         // RAM, which is the host's while the guest lives. Atomic, since the
         // guest may access them at the same time.
-        unsafe {
+        let value = unsafe {
             match size {
                 1 => AtomicU8::from_ptr(self.pointer()).load(Relaxed).into(),
                 2 => AtomicU16::from_ptr(self.pointer()).load(Relaxed).into(),
                 4 => AtomicU32::from_ptr(self.pointer()).load(Relaxed).into(),
                 _ => AtomicU64::from_ptr(self.pointer()).load(Relaxed),
             }
-        }
+        };
+        fence(SeqCst);
+        value
     }
 
     /// Writes `size` bytes, as many as [`find`] was asked for.
     pub fn store(self, size: u64, value: u64, coherent: bool) {
+        if !coherent {
+            // The line that the value goes into may be older than memory.
+            insn::clean_to_poc(self.pa, size);
+        }
+        fence(SeqCst);
         // SAFETY: As for `load`.
         unsafe {
             match size {
@@ -73,6 +83,7 @@ impl Spot {
                 _ => AtomicU64::from_ptr(self.pointer()).store(value, Relaxed),
             }
         }
+        fence(SeqCst);
         if !coherent {
             insn::clean_to_poc(self.pa, size);
         }
@@ -85,7 +96,7 @@ impl Spot {
         }
         // SAFETY: As for `load`, with a size of 8.
         let exchanged = unsafe {
-            AtomicU64::from_ptr(self.pointer()).compare_exchange(old, new, Relaxed, Relaxed)
+            AtomicU64::from_ptr(self.pointer()).compare_exchange(old, new, SeqCst, SeqCst)
         };
         if !coherent {
             insn::clean_to_poc(self.pa, 8);
