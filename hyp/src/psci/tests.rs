@@ -1,0 +1,180 @@
+//! Calls on PEs and a firmware of the development machine.
+
+extern crate std;
+use super::*;
+use crate::cpu::pe::{Regime, Stacks};
+use crate::memory::region::Region;
+use core::cell::{Cell, RefCell};
+use proptest::prelude::*;
+use std::vec::Vec;
+
+/// A firmware that answers everything alike, and what it was asked.
+struct Says {
+    answer: i64,
+    asked: RefCell<Vec<(u32, [u64; 3])>>,
+    waited: Cell<u32>,
+}
+
+impl Firmware for Says {
+    fn call(&self, function: u32, args: [u64; 3]) -> i64 {
+        self.asked.borrow_mut().push((function, args));
+        self.answer
+    }
+    fn entry(&self) -> u64 {
+        0x4008_0000
+    }
+    fn standby(&self) {
+        self.waited.set(self.waited.get() + 1);
+    }
+}
+
+fn says(answer: i64) -> Says {
+    Says {
+        answer,
+        asked: RefCell::default(),
+        waited: Cell::default(),
+    }
+}
+
+/// PEs 0 and 1, which are off.
+fn two() -> [Pe; 2] {
+    let stacks = Region::new(0, 2 * Stacks::stride(0x1000)).expect("no overflow");
+    let stacks = Stacks::new(stacks, 0x1000);
+    [0, 1].map(|n| Pe::new(n, n as u64, 0, &stacks, Regime::default(), 0))
+}
+
+#[track_caller]
+fn answers(pes: &[Pe], firmware: &Says, function: u32, args: [u64; 3], expected: i64) {
+    let relay = Relay {
+        pes,
+        me: pes.first(),
+        firmware,
+    };
+    let answer = relay.call(function.into(), args).map(|x0| x0 as i64);
+    assert_eq!(answer, Some(expected), "{function:#x} {args:x?}");
+}
+
+#[test]
+fn every_function_that_features_names_is_served() {
+    let (pes, firmware) = (two(), says(psci::SUCCESS));
+    for function in (0x8400_0000u32..0x8400_0020).chain(0xc400_0000..0xc400_0020) {
+        let relay = Relay {
+            pes: &pes,
+            me: None,
+            firmware: &firmware,
+        };
+        let args = [fid::PSCI_VERSION.into(), 0, 0];
+        let served = relay.call(function.into(), args) != Some(psci::NOT_SUPPORTED as u64);
+        let told = features(function.into()) == psci::SUCCESS;
+        assert_eq!(told, served, "{function:#x}");
+    }
+}
+
+#[test]
+fn affinities_are_whole_and_of_level_0() {
+    let (pes, firmware) = (two(), says(psci::AFFINITY_OFF));
+    let on = fid::PSCI_CPU_ON_64;
+    let info = fid::PSCI_AFFINITY_INFO_64;
+    for bits in [2, 1 << 8, 1 << 24, 1 << 31, 1 << 32, 1 << 63] {
+        for function in [on, info] {
+            let args = [bits | 1, 0, 0];
+            answers(&pes, &firmware, function, args, psci::INVALID_PARAMETERS);
+        }
+    }
+    answers(&pes, &firmware, info, [1, 1, 0], psci::INVALID_PARAMETERS);
+    assert_eq!(firmware.asked.take(), []);
+    // A 32-bit call has no upper halves.
+    let high = 7 << 32;
+    let args = [high | 1, high, high];
+    answers(
+        &pes,
+        &firmware,
+        fid::PSCI_AFFINITY_INFO_32,
+        args,
+        psci::AFFINITY_OFF,
+    );
+    answers(
+        &pes,
+        &firmware,
+        fid::PSCI_CPU_ON_32,
+        [high | 1, high | 8, high | 9],
+        1,
+    );
+    let block = core::ptr::from_ref(&pes[1]) as u64;
+    let asked = [
+        (fid::PSCI_AFFINITY_INFO_64, [1, 0, 0]),
+        (fid::PSCI_CPU_ON_64, [1, 0x4008_0000, block]),
+    ];
+    assert_eq!(firmware.asked.take(), asked);
+    assert_eq!(pes[1].start(), (8, 9));
+}
+
+#[test]
+fn a_pe_is_off_when_the_firmware_says_so() {
+    let pes = two();
+    let info = fid::PSCI_AFFINITY_INFO_64;
+    for (firmware, told) in [
+        (psci::AFFINITY_ON, psci::AFFINITY_ON),
+        (psci::AFFINITY_ON_PENDING, psci::AFFINITY_ON_PENDING),
+        (psci::AFFINITY_OFF, psci::AFFINITY_OFF),
+        (psci::INVALID_PARAMETERS, psci::AFFINITY_OFF),
+    ] {
+        answers(&pes, &says(firmware), info, [1, 0, 0], told);
+    }
+    let firmware = says(psci::SUCCESS);
+    answers(
+        &pes,
+        &firmware,
+        fid::PSCI_CPU_ON_64,
+        [1, 0, 0],
+        psci::SUCCESS,
+    );
+    for (power, of_on, of_info) in [
+        (Power::Starting, psci::ON_PENDING, psci::AFFINITY_ON_PENDING),
+        (Power::On, psci::ALREADY_ON, psci::AFFINITY_ON),
+    ] {
+        pes[1].arrive(power);
+        answers(&pes, &firmware, fid::PSCI_CPU_ON_64, [1, 0, 0], of_on);
+        answers(&pes, &firmware, info, [1, 0, 0], of_info);
+    }
+    assert_eq!(firmware.asked.borrow().len(), 1, "the first start alone");
+}
+
+#[test]
+fn a_suspended_pe_waits() {
+    let (pes, firmware) = (two(), says(psci::DENIED));
+    for function in [fid::PSCI_CPU_SUSPEND_32, fid::PSCI_CPU_SUSPEND_64] {
+        answers(&pes, &firmware, function, [0; 3], psci::SUCCESS);
+    }
+    assert_eq!(
+        (firmware.waited.get(), firmware.asked.take()),
+        (2, Vec::new())
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    /// Whatever PEs turn themselves off and each other on, and whatever the
+    /// firmware refuses meanwhile.
+    #[test]
+    fn cpus_go_off_and_on_in_any_order(
+        count in 1usize..4,
+        input in prop::collection::vec(prop_oneof![any::<u8>(), 0u8..4], 1..256),
+    ) {
+        fake::run(count, &input);
+    }
+}
+
+/// One PE claims the other's start while that is on its way out of a
+/// `CPU_OFF` that the firmware denies, and is off for good, by the next, when
+/// the firmware is asked to start it.
+#[test]
+fn a_claim_outlives_a_denied_cpu_off() {
+    let input = [
+        0, 169, 0, 0, 2, 0, 0, 53, 0, 0, 0, 0, 0, 0, 71, 0, 0, 0, 0, 0, 0, 133, 0, 0, 109, 24, 0,
+        0, 1, 30, 49, 0, 0, 20, 219, 0, 0, 0, 11, 0, 53, 0, 0, 0, 0, 0, 0, 0, 11, 0, 0, 0, 7, 0, 0,
+        49, 46, 0, 0, 7, 1, 0, 14, 118, 0, 55, 161, 53, 0, 0, 5, 172, 0, 0, 215, 2,
+    ];
+    fake::run(2, &input);
+}

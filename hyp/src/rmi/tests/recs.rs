@@ -1,0 +1,203 @@
+//! A realm's vCPUs: made, entered, answered and destroyed.
+
+use super::*;
+
+#[test]
+fn recs_come_in_order_and_only_while_new() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm();
+    let mut p = RecParams::new_zeroed();
+    p.mpidr = index_mpidr(1);
+    h.write(2, p);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(60)]);
+    let args = [h.page(1), h.page(60), h.page(2)];
+    assert_eq!(h.status(fid::RMI_REC_CREATE, &args), Status::ErrorInput);
+    h.rec(0, 61);
+    h.write(2, p);
+    h.ok(fid::RMI_REC_CREATE, &args);
+    assert_eq!(
+        h.status(fid::RMI_REC_ENTER, &[h.page(61), h.page(3)]),
+        Status::ErrorRealm(0),
+        "NEW"
+    );
+    h.ok(fid::RMI_REALM_ACTIVATE, &[h.page(1)]);
+    assert_eq!(
+        h.status(fid::RMI_REALM_ACTIVATE, &[h.page(1)]),
+        Status::ErrorRealm(0)
+    );
+    assert_eq!(
+        h.status(fid::RMI_REC_ENTER, &[h.page(60), h.page(3)]),
+        Status::ErrorRec,
+        "off"
+    );
+    assert_eq!(
+        h.status(fid::RMI_REC_ENTER, &[h.page(61), h.page(61)]),
+        Status::ErrorInput
+    );
+    p.mpidr = index_mpidr(2);
+    h.write(2, p);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(62)]);
+    let args = [h.page(1), h.page(62), h.page(2)];
+    assert_eq!(
+        h.status(fid::RMI_REC_CREATE, &args),
+        Status::ErrorRealm(0),
+        "not NEW"
+    );
+}
+
+#[test]
+fn a_rec_begins_as_its_parameters_say() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm();
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(60)]);
+    let args = [h.page(1), h.page(60), h.page(2)];
+    let mut p = RecParams::new_zeroed();
+    p.num_aux = 1;
+    h.write(2, p);
+    assert_eq!(h.status(fid::RMI_REC_CREATE, &args), Status::ErrorInput);
+    p.num_aux = 0;
+    p.pc = 0x4000_1234;
+    p.gprs = [1, 2, 3, 4, 5, 6, 7, 8];
+    h.write(2, p);
+    h.ok(fid::RMI_REC_CREATE, &args);
+    // SAFETY: the fake machine's REC, which nobody runs.
+    let gprs = &unsafe { &*Rec::at(h.page(60)).run.get() }.gprs;
+    assert_eq!(
+        (gprs.pc, gprs.x[..9].to_vec()),
+        (p.pc, std::vec![1, 2, 3, 4, 5, 6, 7, 8, 0])
+    );
+}
+
+#[test]
+fn a_realm_has_no_more_recs_than_it_can_list() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm();
+    let most = crate::realm::MAX_RECS as u64;
+    for index in 0..most {
+        h.rec(index, 100 + index);
+    }
+    let mut p = RecParams::new_zeroed();
+    p.mpidr = index_mpidr(most);
+    h.write(2, p);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(60)]);
+    let args = [h.page(1), h.page(60), h.page(2)];
+    assert_eq!(h.status(fid::RMI_REC_CREATE, &args), Status::ErrorInput);
+}
+
+#[test]
+fn a_rec_that_runs_is_left_alone() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm();
+    h.rec(0, 60);
+    let (rd, rec, page) = (h.page(1), h.page(60), h.page(3));
+    h.ok(fid::RMI_REALM_ACTIVATE, &[rd]);
+    let granule = h.cpu.system.granules.get(rec).unwrap();
+    granule.get();
+    assert_eq!(h.status(fid::RMI_REC_DESTROY, &[rec]), Status::ErrorRec);
+    assert_eq!(h.status(fid::RMI_REC_ENTER, &[rec, page]), Status::ErrorRec);
+    granule.put();
+    // SAFETY: the fake machine's realm.
+    let realm = unsafe { Realm::at(rd) };
+    assert_eq!(realm.rec(0), Some(rec));
+    h.ok(fid::RMI_REC_DESTROY, &[rec]);
+    assert_eq!(realm.rec(0), None, "nobody finds it any more");
+}
+
+/// What an entry says must be an answer to the last exit.
+#[test]
+fn an_entry_answers_what_the_last_exit_asked() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    let run = aborted(&mut h);
+    let (rd, rec, page) = (h.page(1), h.page(60), h.page(3));
+    h.ok(fid::RMI_REALM_ACTIVATE, &[rd]);
+    let (mmio, sea) = (EnterFlags::EMUL_MMIO, EnterFlags::INJECT_SEA);
+    for (pending, flags) in [
+        (Pending::CpuOn(1, 0, 0), EnterFlags::empty()),
+        (Pending::AffinityInfo(1), EnterFlags::empty()),
+        (Pending::Abort(Syndrome(0x9200_0006), 0), mmio),
+        (Pending::Nothing, mmio),
+        (Pending::Nothing, sea),
+    ] {
+        run.pending = pending;
+        h.write(3, flags.bits());
+        let refused = h.status(fid::RMI_REC_ENTER, &[rec, page]);
+        assert_eq!(refused, Status::ErrorRec, "{pending:?} {flags:?}");
+        assert_eq!(run.pending, pending);
+    }
+    // SAFETY: the fake machine's realm.
+    unsafe { Realm::at(rd) }.set_state(crate::realm::State::SystemOff);
+    let ended = h.status(fid::RMI_REC_ENTER, &[rec, page]);
+    assert_eq!(ended, Status::ErrorRealm(1));
+}
+
+#[test]
+fn a_psci_call_is_completed_once_by_a_vcpu_of_its_realm() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    let run = aborted(&mut h);
+    h.rec(1, 61);
+    // Another realm, with a vCPU 1 of its own.
+    for page in [4, 32, 33, 62, 63] {
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(page)]);
+    }
+    h.write(2, h.realm_params(2, 32));
+    h.ok(fid::RMI_REALM_CREATE, &[h.page(4), h.page(2)]);
+    for (index, page) in [(0, 62), (1, 63)] {
+        let mut p = RecParams::new_zeroed();
+        p.mpidr = index_mpidr(index);
+        h.write(2, p);
+        let args = [h.page(4), h.page(page), h.page(2)];
+        h.ok(fid::RMI_REC_CREATE, &args);
+    }
+    let [caller, target, other] = [60, 61, 63].map(|n| h.page(n));
+    // SAFETY: the fake machine's REC, which nobody runs.
+    let vcpu = unsafe { Rec::at(target) };
+    let on = Pending::CpuOn(index_mpidr(1), 0x4000_0000, 7);
+    let info = Pending::AffinityInfo(index_mpidr(1));
+    let (done, denied) = (psci::SUCCESS as u64, psci::DENIED as u64);
+    vcpu.set_runnable(false);
+    run.pending = on;
+    for args in [
+        [caller, other, done],
+        [caller, caller, done],
+        [caller, target, psci::ALREADY_ON as u64],
+        [caller, target, 1],
+        [target, caller, done],
+    ] {
+        let refused = h.status(fid::RMI_PSCI_COMPLETE, &args);
+        assert_eq!(refused, Status::ErrorInput, "{args:x?}");
+    }
+    for busy in [caller, target] {
+        h.cpu.system.granules.get(busy).unwrap().get();
+    }
+    let args = [caller, target, done];
+    assert_eq!(h.status(fid::RMI_PSCI_COMPLETE, &args), Status::ErrorInput);
+    h.cpu.system.granules.get(caller).unwrap().put();
+    assert_eq!((run.pending, vcpu.runnable()), (on, false));
+    // Still on its way out of CPU_OFF.
+    h.ok(fid::RMI_PSCI_COMPLETE, &args);
+    assert_eq!(
+        (run.gprs.x[0] as i64, vcpu.runnable()),
+        (psci::ON_PENDING, false)
+    );
+    h.cpu.system.granules.get(target).unwrap().put();
+    for (pending, status, answer, runnable) in [
+        (info, done, psci::AFFINITY_OFF, false),
+        (on, denied, psci::DENIED, false),
+        (on, done, psci::SUCCESS, true),
+        (on, done, psci::ALREADY_ON, true),
+        (info, done, psci::AFFINITY_ON, true),
+    ] {
+        run.pending = pending;
+        let args = [caller, target, status];
+        h.ok(fid::RMI_PSCI_COMPLETE, &args);
+        assert_eq!((run.gprs.x[0] as i64, vcpu.runnable()), (answer, runnable));
+        assert_eq!(
+            h.status(fid::RMI_PSCI_COMPLETE, &args),
+            Status::ErrorInput,
+            "twice"
+        );
+    }
+    // SAFETY: as above.
+    let gprs = &unsafe { &*vcpu.run.get() }.gprs;
+    assert_eq!((gprs.pc, gprs.x[0]), (0x4000_0000, 7));
+}
