@@ -54,8 +54,8 @@ static SENDER: SpinMutex<Drain<Pl011>> = SpinMutex::new(Drain::new(None));
 static SHARED: AtomicBool = AtomicBool::new(false);
 /// Set once the host takes turns.
 static HOST_RUNS: AtomicBool = AtomicBool::new(false);
-/// Set when the last line was said, and while the machine goes off: what others
-/// would still say is refused, so that this line is not lost among it.
+/// Set when the last line was said, and while the machine goes off: nothing that
+/// others would still say comes behind it.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 /// Bytes in the ring so far, and bytes sent.
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
@@ -122,37 +122,59 @@ pub fn host_runs() {
 
 /// Writes one line: time, who, level, text.
 pub fn line(who: &str, level: Level, text: fmt::Arguments<'_>) {
-    let mut line = Text::<{ line::LONGEST }>::new();
-    // What does not fit is cut.
-    let _ = line::head(&mut line, uptime_us(), who, level).and_then(|()| line.write_fmt(text));
-    line.end_line();
-    let bytes = line.as_bytes();
-    let push = |ring: &mut Ring| {
-        ring.push(bytes);
-        WRITTEN.store(ring.written(), Ordering::Release);
-    };
-    let open = !CLOSED.load(Ordering::Relaxed);
-    let pushed = open.then(|| with(&RING, push)).flatten();
-    if pushed.is_none() {
-        REFUSED.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-    }
+    write(who, level, text, || sole(&RING, TRIES));
     if !HOST_RUNS.load(Ordering::Relaxed) {
         send(Patience::BOOT);
     }
 }
 
+/// Puts a line into the ring that `ring` gets. What is said behind the last line
+/// is not missed.
+fn write(
+    who: &str,
+    level: Level,
+    text: fmt::Arguments<'_>,
+    ring: impl FnOnce() -> Option<Sole<Ring>>,
+) {
+    if CLOSED.load(Ordering::Relaxed) {
+        return;
+    }
+    let mut line = Text::<{ line::LONGEST }>::new();
+    // What does not fit is cut.
+    let _ = line::head(&mut line, uptime_us(), who, level).and_then(|()| line.write_fmt(text));
+    line.end_line();
+    let bytes = line.as_bytes();
+    match ring() {
+        Some(mut ring) => {
+            ring.push(bytes);
+            WRITTEN.store(ring.written(), Ordering::Release);
+        }
+        None => {
+            REFUSED.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The ring, for what must not be lost: whoever has it may not run for a while.
+fn ring_at_last() -> Option<Sole<Ring>> {
+    sole_within(&RING, Patience::LAST.total)
+}
+
 /// Writes the last line, and sends all that waits.
 pub fn end(how: How) {
     let token = token();
-    line("hyp ", Level::Error, format_args!("{}", End { token, how }));
+    let text = End { token, how };
+    write("hyp ", Level::Error, format_args!("{text}"), ring_at_last);
     flush();
 }
 
 /// One line of the host's. Its last one is the log's.
 pub fn of_host(level: Level, text: &str) {
-    line("host", level, format_args!("{text}"));
     if End::parse(text, token()).is_some() {
+        write("host", level, format_args!("{text}"), ring_at_last);
         CLOSED.store(true, Ordering::Relaxed);
+    } else {
+        line("host", level, format_args!("{text}"));
     }
 }
 
@@ -189,7 +211,7 @@ fn flush() {
     };
     at_uart(|| {
         sender.hope();
-        send_last(&mut sender, &mut Lines);
+        send_last(&mut sender, &mut Lines(ring_at_last));
     });
 }
 
@@ -221,7 +243,7 @@ fn send(patience: Patience) {
         return;
     };
     at_uart(|| {
-        sender.drain(&mut Lines, &Counter, patience);
+        sender.drain(&mut Lines(|| sole(&RING, TRIES)), &Counter, patience);
         let left = sender.sent() != WRITTEN.load(Ordering::Relaxed);
         if let Some(port) = &mut sender.port {
             port.await_room(left);
@@ -413,12 +435,12 @@ impl drain::Source for Held<'_> {
     }
 }
 
-/// The ring, as the sender sees it.
-struct Lines;
+/// The ring, as the sender sees it, and how the sender gets it.
+struct Lines<F>(F);
 
-impl drain::Source for Lines {
+impl<F: Fn() -> Option<Sole<Ring>>> drain::Source for Lines<F> {
     fn read(&mut self, from: u64, to: &mut [u8]) -> Option<Taken> {
-        with(&RING, |ring| ring.read(from, to))
+        Some(self.0()?.read(from, to))
     }
 
     fn refused(&mut self) -> u64 {
@@ -442,4 +464,46 @@ pub fn uptime_us() -> u64 {
     let frequency = mrs!("cntfrq_el0").max(1);
     let count = u128::from(mrs!("cntpct_el0"));
     (count * 1_000_000 / u128::from(frequency)) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::string::String;
+    use std::thread;
+
+    /// On a loaded machine, whoever has the ring may not run for long.
+    #[test]
+    fn the_last_line_waits_for_who_has_the_ring() {
+        share();
+        host_runs();
+        let text = std::format!(
+            "{}",
+            End {
+                token: None,
+                how: How::Status(7)
+            }
+        );
+        thread::scope(|scope| {
+            let ring = RING.lock();
+            let writer = scope.spawn(|| of_host(Level::Info, &text));
+            // Far longer than a line waits.
+            for _ in 0..100 * u64::from(TRIES) {
+                core::hint::spin_loop();
+            }
+            drop(ring);
+            writer.join().unwrap();
+        });
+        line("host", Level::Info, format_args!("more"));
+        let mut bytes = [0; 4096];
+        let ring = RING.lock();
+        let from = ring.written().saturating_sub(bytes.len() as u64);
+        let count = ring.read(from, &mut bytes).count;
+        let told = String::from_utf8_lossy(&bytes[..count]);
+        assert!(told.trim_end().ends_with(&text), "{told}");
+        assert_eq!(REFUSED.load(Ordering::Relaxed), 0, "nothing was missed");
+        drop(ring);
+        CLOSED.store(false, Ordering::Relaxed);
+    }
 }

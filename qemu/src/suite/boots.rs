@@ -28,7 +28,7 @@ const LINUX: &[&str] = &["debian13"];
 const QUESTION: &str = "uname -a; grep -c processor /proc/cpuinfo; dmesg | grep -i psci";
 
 /// How long a machine of a case may run.
-pub const LIMIT: Duration = Duration::from_secs(240);
+pub const LIMIT: Duration = Duration::from_secs(600);
 
 /// Every granule with CPUs of each kind that can translate with it.
 const EVERY_GRANULE: [(&str, &str); 13] = [

@@ -19,13 +19,13 @@ use crate::child::end_with_us;
 use crate::ui;
 
 /// How long a call of the runner may take in all, beyond its own `--timeout`.
-pub const LIMIT: Duration = Duration::from_secs(300);
+pub const LIMIT: Duration = Duration::from_secs(660);
 
 /// How long a program may take to end after it was asked to.
 const CLEAN_UP: Duration = Duration::from_secs(5);
 
 /// The patience that cases give a machine.
-const TIMEOUT: &str = "240";
+const TIMEOUT: &str = "600";
 
 /// How a call ended.
 #[derive(Clone, Debug)]

@@ -94,7 +94,7 @@ pub fn wake(index: usize) -> i64 {
 pub fn wait_off(index: usize) -> bool {
     let mpidr = machine::get().mpidrs[index];
     let asked = ASKED[index].load(Ordering::Relaxed);
-    within(10, || starts(index) >= asked) && within(10, || psci::affinity_info(mpidr) == 1)
+    eventually(|| starts(index) >= asked) && eventually(|| psci::affinity_info(mpidr) == 1)
 }
 
 /// Runs `job` on all other CPUs and `mine` here, and waits for the others to be
@@ -111,15 +111,19 @@ pub fn together(job: fn(), mine: impl FnOnce()) -> bool {
     right
 }
 
-/// Repeats `what` until it is true; false when it is not within `seconds`.
-pub fn within(seconds: u64, mut what: impl FnMut() -> bool) -> bool {
+/// Seconds that a check waits for what has to come. No verdict hangs on them where
+/// it comes at all, however slow or loaded the machine is.
+pub const PATIENCE: u64 = 100;
+
+/// Repeats `what` until it is true; false when it is not for [`PATIENCE`].
+pub fn eventually(mut what: impl FnMut() -> bool) -> bool {
     let frequency = crate::mrs!("cntfrq_el0").max(1 << 20);
     let start = now();
     loop {
         if what() {
             return true;
         }
-        if now() - start > seconds * frequency {
+        if now() - start > PATIENCE * frequency {
             return false;
         }
         core::hint::spin_loop();

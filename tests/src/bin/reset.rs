@@ -35,7 +35,7 @@ mod image {
                     asm::wfe();
                 }
             });
-            if !cpu::within(5, || cpu::starts(1) == 1) {
+            if !cpu::eventually(|| cpu::starts(1) == 1) {
                 println!("FAIL cpu 1 does not start");
             }
         }

@@ -116,7 +116,7 @@ fn sgis(suite: &mut Suite<Console>) {
     // Acknowledged it is active, and may become pending besides.
     asm::irq_off();
     gic::send_sgi(3, cpu::index());
-    let pending = cpu::within(1, || mrs!("icc_hppir1_el1") == 3);
+    let pending = cpu::eventually(|| mrs!("icc_hppir1_el1") == 3);
     suite.check("gic/hppir", pending, mrs!("icc_hppir1_el1"));
     suite.equal("gic/acknowledge", u64::from(gic::acknowledge()), 3);
     let state = (gic::get(gicd::ISPENDR, 3), gic::get(gicd::ISACTIVER, 3));
@@ -127,7 +127,7 @@ fn sgis(suite: &mut Suite<Console>) {
     );
     suite.equal("gic/rpr", mrs!("icc_rpr_el1") & 0xff, 0x80);
     gic::send_sgi(3, cpu::index());
-    let both = cpu::within(1, || gic::get(gicd::ISPENDR, 3));
+    let both = cpu::eventually(|| gic::get(gicd::ISPENDR, 3));
     let active = gic::get(gicd::ISACTIVER, 3);
     suite.check(
         "gic/active-and-pending",
@@ -152,7 +152,7 @@ fn sgis(suite: &mut Suite<Console>) {
     while sent < 1000 {
         gic::send_sgi(5, cpu::index());
         sent += 1;
-        if !cpu::within(2, || irq::taken(5) == sent) {
+        if !cpu::eventually(|| irq::taken(5) == sent) {
             break;
         }
     }
@@ -177,7 +177,7 @@ fn nest(intid: u32) {
         gic::send_sgi(other, cpu::index());
     }
     asm::irq_on();
-    cpu::within(1, || NESTED.load(Ordering::Acquire) & 1 << 7 != 0);
+    cpu::eventually(|| NESTED.load(Ordering::Acquire) & 1 << 7 != 0);
     irq::settle();
     asm::irq_off();
     NESTED.fetch_or(1 << 31, Ordering::AcqRel);
@@ -197,7 +197,7 @@ fn priorities(suite: &mut Suite<Console>) {
         gic::send_sgi(intid, cpu::index());
     }
     asm::irq_on();
-    cpu::within(2, || irq::taken(9) == 1);
+    cpu::eventually(|| irq::taken(9) == 1);
     let mut seen = irq::order();
     let seen = [seen.next(), seen.next(), seen.next(), seen.next()];
     suite.check(
@@ -211,7 +211,7 @@ fn priorities(suite: &mut Suite<Console>) {
     irq::on_each(nest);
     NESTED.store(0, Ordering::Release);
     gic::send_sgi(6, cpu::index());
-    cpu::within(5, || irq::taken(9) == 1);
+    cpu::eventually(|| irq::taken(9) == 1);
     irq::on_each(irq::nothing);
     let mut seen = irq::order();
     let seen = [seen.next(), seen.next(), seen.next(), seen.next()];
@@ -266,7 +266,7 @@ fn eoi_mode_1(suite: &mut Suite<Console>) {
     msr!("icc_ctlr_el1", mrs!("icc_ctlr_el1") | 2);
     suite.equal("gic/eoimode", mrs!("icc_ctlr_el1") & 2, 2);
     gic::send_sgi(4, cpu::index());
-    cpu::within(1, || mrs!("icc_hppir1_el1") == 4);
+    cpu::eventually(|| mrs!("icc_hppir1_el1") == 4);
     suite.equal("gic/eoimode1-acknowledge", u64::from(gic::acknowledge()), 4);
     gic::end(4);
     suite.equal("gic/eoimode1-drop", mrs!("icc_rpr_el1") & 0xff, 0xff);
@@ -278,7 +278,7 @@ fn eoi_mode_1(suite: &mut Suite<Console>) {
     // While it is active it is not taken again; another of its priority is.
     gic::send_sgi(4, cpu::index());
     gic::send_sgi(10, cpu::index());
-    cpu::within(1, || mrs!("icc_hppir1_el1") == 10);
+    cpu::eventually(|| mrs!("icc_hppir1_el1") == 10);
     suite.equal("gic/eoimode1-other", u64::from(gic::acknowledge()), 10);
     suite.equal(
         "gic/eoimode1-not-again",
@@ -288,7 +288,7 @@ fn eoi_mode_1(suite: &mut Suite<Console>) {
     gic::end(10);
     gic::deactivate(10);
     gic::deactivate(4);
-    cpu::within(1, || mrs!("icc_hppir1_el1") == 4);
+    cpu::eventually(|| mrs!("icc_hppir1_el1") == 4);
     suite.check("gic/dir-inactive", !gic::get(gicd::ISACTIVER, 4), "active");
     suite.equal("gic/dir-then-again", u64::from(gic::acknowledge()), 4);
     gic::end(4);
@@ -298,10 +298,10 @@ fn eoi_mode_1(suite: &mut Suite<Console>) {
     gic::set_edge(SPI, true);
     gic::route(SPI, cpu::index());
     gic::send_sgi(4, cpu::index());
-    cpu::within(1, || mrs!("icc_hppir1_el1") == 4);
+    cpu::eventually(|| mrs!("icc_hppir1_el1") == 4);
     let low = gic::acknowledge();
     gic::put(gicd::ISPENDR, SPI);
-    cpu::within(1, || mrs!("icc_hppir1_el1") == u64::from(SPI));
+    cpu::eventually(|| mrs!("icc_hppir1_el1") == u64::from(SPI));
     let high = gic::acknowledge();
     gic::end(high);
     gic::end(low);
@@ -331,7 +331,7 @@ fn spis(suite: &mut Suite<Console>) {
     // Disabled while pending, perhaps in a list register.
     asm::irq_off();
     gic::put(gicd::ISPENDR, SPI);
-    cpu::within(1, || mrs!("icc_hppir1_el1") == u64::from(SPI));
+    cpu::eventually(|| mrs!("icc_hppir1_el1") == u64::from(SPI));
     gic::put(gicd::ICENABLER, SPI);
     gic::sync();
     suite.equal(
@@ -354,7 +354,7 @@ fn spis(suite: &mut Suite<Console>) {
     // Cleared while pending.
     asm::irq_off();
     gic::put(gicd::ISPENDR, SPI);
-    cpu::within(1, || mrs!("icc_hppir1_el1") == u64::from(SPI));
+    cpu::eventually(|| mrs!("icc_hppir1_el1") == u64::from(SPI));
     gic::put(gicd::ICPENDR, SPI);
     gic::sync();
     asm::irq_on();
@@ -453,13 +453,13 @@ fn level(suite: &mut Suite<Console>) {
     asm::irq_off();
     // SAFETY: As above.
     unsafe { write32(machine.uart + pl011::IMSC, pl011::TX) };
-    let high = cpu::within(1, || gic::get(gicd::ISPENDR, intid));
+    let high = cpu::eventually(|| gic::get(gicd::ISPENDR, intid));
     gic::put(gicd::ICPENDR, intid);
     gic::sync();
     let stays = gic::get(gicd::ISPENDR, intid);
     // SAFETY: As above.
     unsafe { write32(machine.uart + pl011::ICR, pl011::TX) };
-    let low = cpu::within(1, || !gic::get(gicd::ISPENDR, intid));
+    let low = cpu::eventually(|| !gic::get(gicd::ISPENDR, intid));
     irq::forget();
     asm::irq_on();
     irq::settle();
@@ -503,7 +503,7 @@ fn many(suite: &mut Suite<Console>) {
     }
     gic::sync();
     asm::irq_on();
-    let all = cpu::within(5, || (0..MANY).all(|n| irq::taken(SPI + n) == 1));
+    let all = cpu::eventually(|| (0..MANY).all(|n| irq::taken(SPI + n) == 1));
     irq::settle();
     let once = (0..MANY).all(|n| irq::taken(SPI + n) == 1);
     suite.check("gic/60-at-once", all && once, "not each once");
@@ -524,7 +524,7 @@ fn many(suite: &mut Suite<Console>) {
         gic::put(gicd::ISPENDR, SPI + n);
     }
     let mut acknowledged = 0u64;
-    let done = cpu::within(5, || {
+    let done = cpu::eventually(|| {
         let intid = gic::acknowledge();
         if (SPI..SPI + MANY).contains(&intid) {
             acknowledged |= 1 << (intid - SPI);
@@ -582,13 +582,13 @@ pub fn other_cpus(suite: &mut Suite<Console>) {
     READY.store(0, Ordering::Release);
     let others = 1..cpu::count();
     let started = others.clone().all(|index| cpu::start(index, take) == 0);
-    let ready = cpu::within(5, || READY.load(Ordering::Acquire) as usize == others.len());
+    let ready = cpu::eventually(|| READY.load(Ordering::Acquire) as usize == others.len());
     suite.check("gic/others-ready", started && ready, "not all are");
 
     gic::send_sgi_to_others(1);
     let all = others
         .clone()
-        .all(|index| cpu::within(5, || irq::taken_by(index, 1) == 1));
+        .all(|index| cpu::eventually(|| irq::taken_by(index, 1) == 1));
     irq::settle();
     let once = others.clone().all(|index| irq::taken_by(index, 1) == 1);
     suite.check("gic/irm-others", all && once, "not each once");
@@ -599,7 +599,7 @@ pub fn other_cpus(suite: &mut Suite<Console>) {
     }
     let all = others
         .clone()
-        .all(|index| cpu::within(5, || irq::taken_by(index, 2) == 1));
+        .all(|index| cpu::eventually(|| irq::taken_by(index, 2) == 1));
     suite.check("gic/sgi-to-each", all, "not each");
 
     // A hundred to each, one by one: all wake from WFI.
@@ -607,7 +607,7 @@ pub fn other_cpus(suite: &mut Suite<Console>) {
     for round in 1..=100 {
         for index in others.clone() {
             gic::send_sgi(3, index);
-            woken += u32::from(cpu::within(2, || irq::taken_by(index, 3) == round));
+            woken += u32::from(cpu::eventually(|| irq::taken_by(index, 3) == round));
         }
     }
     suite.equal("gic/sgis-wake-wfi", woken.into(), 100 * others.len() as u64);
@@ -615,7 +615,7 @@ pub fn other_cpus(suite: &mut Suite<Console>) {
     // A pending bit set from here, in the other's redistributor.
     // SAFETY: GICR_ISPENDR0 of CPU 1.
     unsafe { write32(gic::redistributor(1) + gicr::SGI + gicd::ISPENDR, 1 << 4) };
-    let came = cpu::within(5, || irq::taken_by(1, 4) == 1);
+    let came = cpu::eventually(|| irq::taken_by(1, 4) == 1);
     suite.check("gic/remote-ispendr", came, irq::taken_by(1, 4));
 
     // An SPI for the other one.
@@ -623,7 +623,7 @@ pub fn other_cpus(suite: &mut Suite<Console>) {
     gic::route(SPI, 1);
     gic::enable(SPI, 0x80);
     gic::put(gicd::ISPENDR, SPI);
-    let came = cpu::within(5, || irq::taken_by(1, SPI) == 1);
+    let came = cpu::eventually(|| irq::taken_by(1, SPI) == 1);
     suite.check(
         "gic/spi-to-other",
         came && irq::taken(SPI) == 0,
@@ -634,9 +634,9 @@ pub fn other_cpus(suite: &mut Suite<Console>) {
     asm::irq_off();
     gic::route(SPI, 0);
     gic::put(gicd::ISPENDR, SPI);
-    cpu::within(1, || mrs!("icc_hppir1_el1") == u64::from(SPI));
+    cpu::eventually(|| mrs!("icc_hppir1_el1") == u64::from(SPI));
     gic::route(SPI, 1);
-    let came = cpu::within(5, || irq::taken_by(1, SPI) == 2);
+    let came = cpu::eventually(|| irq::taken_by(1, SPI) == 2);
     suite.check("gic/rerouted-pending", came, irq::taken_by(1, SPI));
     suite.equal("gic/rerouted-not-here", u64::from(gic::acknowledge()), 1023);
     asm::irq_on();
@@ -647,14 +647,14 @@ pub fn other_cpus(suite: &mut Suite<Console>) {
     asm::irq_off();
     gic::route(SPI, 0);
     gic::put(gicd::ISPENDR, SPI);
-    cpu::within(1, || mrs!("icc_hppir1_el1") == u64::from(SPI));
+    cpu::eventually(|| mrs!("icc_hppir1_el1") == u64::from(SPI));
     let own = gic::acknowledge();
     gic::route(SPI, 1);
     gic::put(gicd::ISPENDR, SPI);
     irq::settle();
     let before = irq::taken_by(1, SPI);
     gic::end(own);
-    let came = cpu::within(5, || irq::taken_by(1, SPI) == 3);
+    let came = cpu::eventually(|| irq::taken_by(1, SPI) == 3);
     asm::irq_on();
     suite.check("gic/active-here-pending-there", came && before == 2, before);
     gic::disable(SPI);

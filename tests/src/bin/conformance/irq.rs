@@ -74,7 +74,7 @@ pub fn order() -> impl Iterator<Item = u32> {
 
 /// Waits until this CPU took it `count` times.
 pub fn arrives(intid: u32, count: u32) -> bool {
-    cpu::within(5, || taken(intid) >= count)
+    cpu::eventually(|| taken(intid) >= count)
 }
 
 /// Lets some time pass in which something wrong could happen: accesses that

@@ -144,11 +144,11 @@ pub fn other_cpus(suite: &mut Suite<Console>, bare: bool) {
     SEEN.store(0, Ordering::SeqCst);
     let job = || {
         SEEN.store(asm::mpidr() + 1, Ordering::SeqCst);
-        cpu::within(20, || SEEN.load(Ordering::SeqCst) == u64::MAX);
+        cpu::eventually(|| SEEN.load(Ordering::SeqCst) == u64::MAX);
     };
     let on = cpu::start(1, job);
     suite.check("psci/cpu-on", on == 0, on);
-    let up = cpu::within(5, || SEEN.load(Ordering::SeqCst) != 0);
+    let up = cpu::eventually(|| SEEN.load(Ordering::SeqCst) != 0);
     let mpidr = SEEN.load(Ordering::SeqCst);
     suite.check(
         "psci/cpu-on-runs",

@@ -2,7 +2,7 @@
 //! one of them go off and are turned on again; then all of that memory must come
 //! back.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rmi::{fid, vendor};
 use tests::bare::console::Console;
@@ -57,6 +57,8 @@ const FUNCTIONS: [u64; 30] = [
 ];
 
 static SEED: AtomicU64 = AtomicU64::new(0);
+/// Every CPU was asked to start.
+static ALL_STARTED: AtomicBool = AtomicBool::new(false);
 /// Calls that each CPU has still to make.
 static LEFT: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 static STARTED: AtomicU64 = AtomicU64::new(0);
@@ -154,6 +156,8 @@ fn sensible(random: &mut Random) -> (u64, [u64; 5]) {
 }
 
 fn run() {
+    // One that goes ahead may start another before it is asked to.
+    cpu::eventually(|| ALL_STARTED.load(Ordering::Acquire));
     // An interrupt that is always pending: no vCPU runs for long.
     gic::start_cpu();
     gic::enable(30, 0x80);
@@ -241,7 +245,7 @@ fn power_call(random: &mut Random) {
 fn rouse() {
     let others = machine::get().mpidrs.iter().zip(&LEFT).enumerate();
     for (index, (mpidr, left)) in others.take(cpu::count()).skip(1) {
-        cpu::within(60, || {
+        cpu::eventually(|| {
             if affinity_info(*mpidr) == 1 && cpu::start(index, run) == 0 {
                 STARTED.fetch_add(1, Ordering::Relaxed);
             }
@@ -270,6 +274,7 @@ pub fn checks(suite: &mut Suite<Console>, seed: u64, count: u64) {
     }
     gic::start_distributor();
     let all = cpu::together(run, || {
+        ALL_STARTED.store(true, Ordering::Release);
         run();
         rouse();
     });

@@ -213,7 +213,7 @@ fn beside_a_split(suite: &mut Suite<Console>) {
     };
     let started = cpu::start(1, reader);
     suite.check("beside/started", started == 0, started);
-    let reads = cpu::within(10, || READS.load(Ordering::SeqCst) > 0);
+    let reads = cpu::eventually(|| READS.load(Ordering::SeqCst) > 0);
     let mut done = true;
     for _ in 0..1000 {
         done &= delegate(at(3)) == SUCCESS && undelegate(at(3)) == SUCCESS;

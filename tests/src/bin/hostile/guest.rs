@@ -491,7 +491,7 @@ fn running(suite: &mut Suite<Console>) -> Exit {
         ENTERED.store(2, Ordering::SeqCst);
     };
     suite.equal("running/cpu", cpu::start(1, job) as u64, 0);
-    let runs = cpu::within(5, || {
+    let runs = cpu::eventually(|| {
         ENTERED.load(Ordering::SeqCst) == 1 && status(vendor::REC_PENDING, second, 0, 0) == REC
     });
     if runs {
@@ -517,7 +517,7 @@ fn running(suite: &mut Suite<Console>) -> Exit {
         suite.equal("running/kick", status(vendor::KICK, second, 0, 0), SUCCESS);
     }
     suite.check("running/runs", runs, "the vCPU is not seen to run");
-    let left = cpu::within(5, || ENTERED.load(Ordering::SeqCst) == 2);
+    let left = cpu::eventually(|| ENTERED.load(Ordering::SeqCst) == 2);
     let reason = exit_word(offset_of!(RecExit, exit_reason));
     let answer = ANSWER.load(Ordering::SeqCst);
     let right = left && answer == SUCCESS && reason == ExitReason::Irq as u64;

@@ -178,7 +178,7 @@ fn fires() -> bool {
         msr!("cntv_cval_el0", 0);
         msr!("cntv_ctl_el0", 1);
         let mut intid = gic::NOTHING;
-        cpu::within(5, || {
+        cpu::eventually(|| {
             intid = gic::acknowledge();
             intid != gic::NOTHING
         });

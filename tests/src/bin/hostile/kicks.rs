@@ -121,7 +121,7 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 static WRONG: AtomicU64 = AtomicU64::new(0);
 
 fn until(what: &AtomicU64, value: u64) -> bool {
-    cpu::within(60, || what.load(Ordering::SeqCst) >= value)
+    cpu::eventually(|| what.load(Ordering::SeqCst) >= value)
 }
 
 fn wrong_unless(right: bool, bit: u32) {
@@ -207,9 +207,7 @@ fn runs_another() {
 fn beside(suite: &mut Suite<Console>, guest: &Tiny, spinner: &Tiny) {
     let began = begin(runs_another) && until(&CAME_TO, 1);
     suite.check("kicks/waits", began, "CPU 1 does not come to it");
-    let runs = cpu::within(60, || {
-        status(vendor::REC_PENDING, spinner.rec(0), 0, 0) != SUCCESS
-    });
+    let runs = cpu::eventually(|| status(vendor::REC_PENDING, spinner.rec(0), 0, 0) != SUCCESS);
     suite.check("kicks/spins", runs, "the spinner does not run");
     suite.check("kicks/flood", send(guest, FLOOD), "the sender is lost");
     let at_flood_end = CAME_TO.load(Ordering::SeqCst);

@@ -78,7 +78,7 @@ fn destroyed_at_birth(suite: &mut Suite<Console>) {
             write_rec(guest.params(), index, false, RAM, 0);
             let before = DESTROYED.load(Ordering::SeqCst);
             let made = status(fid::RMI_REC_CREATE, guest.rd(), victim, guest.params());
-            let gone = cpu::within(10, || DESTROYED.load(Ordering::SeqCst) != before);
+            let gone = cpu::eventually(|| DESTROYED.load(Ordering::SeqCst) != before);
             if made != SUCCESS || !gone {
                 suite.check("races/create", false, format_args!("{index}: {made:#x}"));
                 break;

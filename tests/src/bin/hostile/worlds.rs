@@ -266,7 +266,7 @@ pub fn checks(suite: &mut Suite<Console>) {
     }
     let woken = cpu::start(1, || {
         let first = machine::get().mpidrs[0];
-        let off = cpu::within(60, || affinity_info(first) == 1);
+        let off = cpu::eventually(|| affinity_info(first) == 1);
         tests::println!("the boot CPU is off: {off}, on: {}", cpu::wake(0));
     });
     let denied = cpu::off_until_woken();
