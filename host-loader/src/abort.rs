@@ -299,7 +299,11 @@ impl Space for View<'_> {
     fn takes(&mut self, ipa: u64, size: u64) -> bool {
         size == 0
             || ipa & !0xfff != map::UART.start
-            || self.guest.console.lock().takes(self.machine, ipa & 0xfff)
+            || self
+                .guest
+                .console
+                .lock()
+                .takes(self.guest, self.machine, ipa & 0xfff)
     }
 }
 

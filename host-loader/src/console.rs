@@ -63,18 +63,66 @@ impl Console {
         }
     }
 
-    /// The guest reads the register at `offset`.
+    /// Takes what waits in the guest's page, and then lets it be accessed without
+    /// the host again: false if not all could be taken.
+    pub fn catch_up(&mut self, guest: &Guest, machine: &Machine) -> bool {
+        let all = self.close(guest, machine);
+        self.open(guest, machine, all);
+        all
+    }
+
+    /// Has every access be the host's, and takes what waits: false if there is no
+    /// room for all of it.
     #[inline]
-    pub fn read(&mut self, guest: &Guest, machine: &Machine, offset: u64) -> u64 {
-        let room = self.uart.room();
-        if self.owner && offset & !3 == FR {
+    fn close(&mut self, guest: &Guest, machine: &Machine) -> bool {
+        let Some(page) = guest.posted() else {
+            return true;
+        };
+        page.close();
+        while let Some(write) = page.next() {
+            if !self.set(guest, machine, write.offset(), write.value) {
+                return false;
+            }
+            page.taken();
+        }
+        true
+    }
+
+    /// Signals what has become of the interrupt and, unless something waits for
+    /// room, shows what can be accessed without the host.
+    #[inline]
+    fn open(&mut self, guest: &Guest, machine: &Machine, all_taken: bool) {
+        self.signal(guest);
+        if !all_taken {
+            return;
+        }
+        if let Some(page) = guest.posted() {
+            self.ask_sender(machine);
+            page.show(&self.uart.view());
+        }
+    }
+
+    /// Asks how it stands with what the bytes go to.
+    #[inline]
+    fn ask_sender(&mut self, machine: &Machine) {
+        if self.owner {
             let mut port = machine.console.lock();
             let sender = port.as_mut().map_or(Sender::IDLE, Port::sender);
             self.uart.set_sender(sender);
         }
+    }
+
+    /// The guest reads the register at `offset`.
+    #[inline]
+    pub fn read(&mut self, guest: &Guest, machine: &Machine, offset: u64) -> u64 {
+        let all = self.close(guest, machine);
+        let room = self.uart.room();
+        if offset & !3 == FR {
+            self.ask_sender(machine);
+        }
         let value = self.uart.read(offset);
         self.refill(machine, room);
-        self.signal(guest);
+        self.open(guest, machine, all);
         value.into()
     }
 
@@ -95,18 +143,29 @@ impl Console {
     #[inline]
     #[must_use]
     pub fn write(&mut self, guest: &Guest, machine: &Machine, offset: u64, value: u64) -> bool {
+        let all = self.close(guest, machine);
+        let done = all && self.set(guest, machine, offset, value as u32);
+        self.open(guest, machine, all);
+        done
+    }
+
+    /// The register at `offset` is written: false when there is no room.
+    #[inline]
+    fn set(&mut self, guest: &Guest, machine: &Machine, offset: u64, value: u32) -> bool {
         if self.uart.sends(offset) && !self.send(guest, machine, value as u8) {
             return false;
         }
         let room = self.uart.room();
-        self.uart.write(offset, value as u32);
+        self.uart.write(offset, value);
         self.refill(machine, room);
-        self.signal(guest);
         true
     }
 
     /// Whether a write to the register at `offset` can be done now.
-    pub fn takes(&self, machine: &Machine, offset: u64) -> bool {
+    pub fn takes(&mut self, guest: &Guest, machine: &Machine, offset: u64) -> bool {
+        if !self.catch_up(guest, machine) {
+            return false;
+        }
         !self.owner
             || !self.uart.sends(offset)
             || machine
@@ -144,6 +203,14 @@ impl Console {
     }
 }
 
+/// After an exit: takes what the guest's vCPUs have written meanwhile.
+#[inline]
+pub fn take(machine: &Machine, guest: &Guest) {
+    if guest.posted().is_some_and(|page| !page.is_empty()) {
+        guest.console.lock().catch_up(guest, machine);
+    }
+}
+
 /// The machine's first UART has received something, or has room again: the guest
 /// that owns it is told; with no such guest, what was received waits.
 pub fn input(machine: &Machine) {
@@ -159,7 +226,7 @@ pub fn input(machine: &Machine) {
                     console.uart.has_room();
                 }
             }
-            console.signal(&guest);
+            console.catch_up(&guest, machine);
         }
         None => {
             if let Some(port) = machine.console.lock().as_mut() {

@@ -8,6 +8,7 @@
 //! account of the vCPU that left.
 
 use crate::abort;
+use crate::arch::insn;
 use crate::console::Console;
 use crate::guest::build::{self, Memory, Resources};
 use crate::guest::ram::Run;
@@ -28,6 +29,7 @@ use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use core::task::{Context, Waker};
 use log::Level;
+use posted::Page;
 use rmi::end::How;
 use rmi::run::RecRun;
 use spin::Mutex;
@@ -80,13 +82,17 @@ pub struct Guest {
     pub vcpus: Vec<Vcpu>,
     /// Its UART, and where that leads.
     pub console: Mutex<Console>,
+    /// The UART's page of accesses that need not wait; under the console's lock,
+    /// but for a look whether anything waits.
+    pub posted: Option<*const Page>,
     stop: AtomicU8,
     attached: AtomicUsize,
     parts: Mutex<Option<(Realm, Memory)>>,
 }
 
-// SAFETY: The one field that is not Send and Sync by itself is `Vcpu::run`, and
-// only the CPU that holds the vCPU follows it, in `run`.
+// SAFETY: The fields that are not Send and Sync by themselves are `Vcpu::run`, which
+// only the CPU that holds the vCPU follows, in `run`, and `posted`, whose content
+// is atomic.
 unsafe impl Send for Guest {}
 // SAFETY: As above.
 unsafe impl Sync for Guest {}
@@ -95,6 +101,14 @@ impl Guest {
     /// Logs what it has done, or had done to it: every line has its name.
     pub fn log(&self, level: Level, text: fmt::Arguments<'_>) {
         logger::of_guest(&self.name, level, text);
+    }
+
+    /// The page in which writes to its UART wait.
+    #[inline]
+    pub fn posted(&self) -> Option<&Page> {
+        // SAFETY: The page was written when the realm was built, and is given back
+        // with it, when nobody runs the guest any more.
+        self.posted.map(|page| unsafe { &*page })
     }
 
     /// It is about to stop: do not enter it again.
@@ -240,6 +254,7 @@ pub async fn create(
         trespassed: AtomicBool::new(false),
         vcpus,
         console: Mutex::new(Console::new(settings.console)),
+        posted: realm.posted(),
         stop: AtomicU8::new(0),
         attached: AtomicUsize::new(cpus.len()),
         parts: Mutex::new(Some((realm, memory))),
@@ -270,9 +285,26 @@ pub fn leave(machine: &'static Machine, guest: Arc<Guest>) -> Option<Job> {
     last.then(|| Job::new(machine, guest.config, finish(machine, guest)))
 }
 
+/// Takes what the guest has last written to its UART. Where the machine's UART takes
+/// nothing for a while, the rest is lost.
+async fn drain(machine: &Machine, guest: &Guest) {
+    let mut end = insn::cntpct() + insn::cntfrq();
+    loop {
+        let before = guest.posted().and_then(Page::next);
+        if guest.console.lock().catch_up(guest, machine) || insn::cntpct() > end {
+            return;
+        }
+        if guest.posted().and_then(Page::next) != before {
+            end = insn::cntpct() + insn::cntfrq();
+        }
+        machine.paces[guest.config].wait().await;
+    }
+}
+
 /// Takes the guest apart, which nobody runs any more, and builds it again if it
 /// was reset.
 async fn finish(machine: &'static Machine, guest: Arc<Guest>) {
+    drain(machine, &guest).await;
     guest.console.lock().flush(&guest.name);
     {
         let mut owner = machine.console_guest.lock();

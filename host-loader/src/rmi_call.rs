@@ -177,6 +177,12 @@ pub fn log_input() -> Result<([u8; vendor::LOG_INPUT_MAX], usize), CallError> {
     Ok((bytes, (count as usize).min(vendor::LOG_INPUT_MAX)))
 }
 
+/// Lets accesses of the realm's device at `ipa` wait in `page`, for `delay` ticks at
+/// most; see [`vendor::SET_POSTED`].
+pub fn set_posted(rd: u64, page: u64, ipa: u64, delay: u64) -> Result<(), CallError> {
+    call([vendor::SET_POSTED, rd, page, ipa, delay, 0]).map(drop)
+}
+
 /// Drives the guest's SPI `intid` to `level`.
 pub fn set_spi(rd: u64, intid: u32, level: bool) -> Result<(), CallError> {
     call([vendor::SET_SPI, rd, intid.into(), level.into(), 0, 0]).map(drop)

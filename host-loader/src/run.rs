@@ -1,6 +1,7 @@
 //! A vCPU's exits: entered until it needs more than its device models.
 
 use crate::abort::{self, Next};
+use crate::console;
 use crate::emulate::execute::Written;
 use crate::life::{Guest, Stop};
 use crate::machine::Machine;
@@ -60,6 +61,7 @@ pub fn run(
                 return Outcome::Stopping;
             }
         }
+        console::take(machine, guest);
         // SAFETY: As above; the reference ends before the next entry.
         let exit = unsafe { &(*vcpu.run).exit };
         trace::exit(&guest.name, index, exit);

@@ -249,6 +249,14 @@ guarded_read32:
     str     w2, [x1]
     b       guarded_done
 
+// guarded_load64(x0 = word, x1 = where its value goes)
+    .global guarded_load64
+guarded_load64:
+    msr     spsel, #0
+    ldr     x2, [x0]
+    str     x2, [x1]
+    b       guarded_done
+
 // guarded_clean(x0 = first line, x1 = end, x2 = bytes of a line)
     .global guarded_clean
 guarded_clean:

@@ -73,6 +73,12 @@ pub fn system() -> &'static System {
         .expect("boot builds the system before it is used")
 }
 
+/// What all PEs share, once boot has built it: for reports of EL2's death.
+#[cfg(target_os = "none")]
+pub fn try_system() -> Option<&'static System> {
+    SYSTEM.get()
+}
+
 /// Makes it known.
 #[cfg(target_os = "none")]
 pub fn set_system(system: System) -> &'static System {
@@ -96,6 +102,12 @@ pub fn system() -> &'static System {
     SYSTEM
         .get()
         .expect("the test sets the system before it is used")
+}
+
+/// The same, where there is one.
+#[cfg(not(target_os = "none"))]
+pub fn try_system() -> Option<&'static System> {
+    SYSTEM.get()
 }
 
 /// Makes it known to this test, or forgets it.

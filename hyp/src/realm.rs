@@ -3,8 +3,9 @@
 //! Lock protocol. The RD granule's own lock guards creation and destruction of
 //! the realm and of its RECs. While a REC exists the RD stays (its count), so a
 //! running REC reaches its realm without that lock; what it shares with others
-//! is behind two locks here: `rtt`, the tables, and `vgic`, the interrupts of all
-//! vCPUs. Neither is held while the other is taken, nor while a guest runs.
+//! is behind locks here: `rtt`, the tables, and `vgic`, the interrupts of all
+//! vCPUs; and behind a third, `posted`, the page of its device's accesses. None is
+//! held while another is taken, nor while a guest runs.
 
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -16,6 +17,7 @@ use vgic::{Affinity, Distributor, Redistributor, VcpuSet};
 use crate::boot::tree::MAX_PES;
 use crate::cpu::pe::Pe;
 use crate::cpu::{gic, pe};
+use crate::guest::posted::Posting;
 use crate::kicks::Kicked;
 use crate::memory::phys;
 use crate::memory::pool::entries_in_ram;
@@ -57,6 +59,8 @@ pub struct Realm {
     pub rtt: SpinMutex<Option<Rtt<RttMem>>>,
     /// Its interrupts: those of the distributor here, a vCPU's in its REC.
     pub vgic: SpinMutex<Distributor>,
+    /// Accesses of its device that need not wait for the host.
+    pub posted: SpinMutex<Option<Posting>>,
     /// PAs of its RECs by index, 0 for none.
     recs: [AtomicU64; MAX_RECS],
     /// RECs ever created: the next index.
@@ -81,6 +85,7 @@ impl Realm {
             root,
             rtt: SpinMutex::new(Some(rtt)),
             vgic: SpinMutex::new(Distributor::new()),
+            posted: SpinMutex::new(None),
             recs: [const { AtomicU64::new(0) }; MAX_RECS],
             created: AtomicU64::new(0),
             last_on_pe: [const { AtomicU8::new(0) }; MAX_PES],

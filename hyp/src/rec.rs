@@ -57,6 +57,8 @@ pub struct Run {
     pub vtimer: VirtualTimer,
     /// The physical timer, which EL2 plays with CNTHP.
     pub ptimer: PhysicalTimer,
+    /// When it must come out to the host, which has something to take.
+    pub call_host_at: Option<u64>,
     /// The virtual CPU interface.
     pub interface: VirtualInterface,
     /// The list registers, as last filled.
@@ -132,6 +134,7 @@ impl Rec {
                 fp_pe: NO_PE,
                 vtimer: VirtualTimer::default(),
                 ptimer: PhysicalTimer::default(),
+                call_host_at: None,
                 interface: VirtualInterface::default(),
                 lrs: ListRegisters::new(list_registers),
                 lrs_loaded: false,
@@ -174,6 +177,7 @@ impl Run {
         self.fp_pe = NO_PE;
         self.vtimer = VirtualTimer::default();
         self.ptimer = PhysicalTimer::default();
+        self.call_host_at = None;
         self.interface = VirtualInterface::default();
         self.lrs = ListRegisters::new(self.lrs.count());
         self.lrs_loaded = false;

@@ -16,6 +16,8 @@
 //! caller carries the byte out and asks [`Pl011::line_change`] what became of
 //! the interrupt line. One lock around it is the user's.
 
+use posted::View;
+
 bitflags::bitflags! {
     /// Interrupts: RIS, IMSC, MIS and ICR.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,11 @@ bitflags::bitflags! {
 }
 
 const DEPTH: usize = 16;
+
+/// Offsets (DDI0183 3.2) of the data register, the flags, and the interrupts raised.
+const DR: u64 = 0x00;
+const FR: u64 = 0x18;
+const RIS: u64 = 0x3c;
 
 const LCR_H_BRK: u32 = 1 << 0;
 const LCR_H_FEN: u32 = 1 << 4;
@@ -207,6 +214,26 @@ impl Pl011 {
         Some(level)
     }
 
+    /// What of it needs no host. A byte may wait where sending it would change no
+    /// interrupt's level; of all that can be read it then changes RIS alone, and
+    /// that only where TX is not raised yet.
+    pub fn view(&self) -> View {
+        let mut view = View::CLOSED;
+        for offset in [0x04, 0x20, 0x24, 0x28, 0x2c, 0x30, 0x34, 0x38, 0x40, 0x48] {
+            view.reads(offset, self.peek(offset), true);
+        }
+        let raised = self.raw.contains(Interrupts::TX);
+        view.reads(RIS, self.peek(RIS), raised);
+        if self.sender == Sender::IDLE {
+            view.reads(FR, self.peek(FR), true);
+        }
+        let quiet = raised || !self.mask.contains(Interrupts::TX);
+        if quiet && !self.sender.full && self.cr & CR_LBE == 0 {
+            view.waits(DR);
+        }
+        view
+    }
+
     fn take(&mut self) -> u32 {
         if self.waiting == 0 {
             return 0;
@@ -236,8 +263,16 @@ impl Pl011 {
     #[inline]
     pub fn read(&mut self, offset: u64) -> u32 {
         match offset & !3 {
-            0x18 => self.flags(),
-            0x00 => self.take(),
+            DR => self.take(),
+            other => self.peek(other),
+        }
+    }
+
+    /// The register at `offset`, a multiple of four, of those that no read changes.
+    #[inline]
+    fn peek(&self, offset: u64) -> u32 {
+        match offset {
+            FR => self.flags(),
             0x04 => self.rsr,
             0x20 => self.ilpr,
             0x24 => self.ibrd,
@@ -246,7 +281,7 @@ impl Pl011 {
             0x30 => self.cr,
             0x34 => self.ifls,
             0x38 => self.mask.bits(),
-            0x3c => self.raw.bits(),
+            RIS => self.raw.bits(),
             0x40 => (self.raw & self.mask).bits(),
             0x48 => self.dmacr,
             id @ 0xfe0..=0xffc => ID[(id - 0xfe0) as usize / 4].into(),
@@ -259,7 +294,7 @@ impl Pl011 {
     #[inline]
     pub fn write(&mut self, offset: u64, value: u32) -> Option<u8> {
         match offset & !3 {
-            0x00 => {
+            DR => {
                 self.raw |= Interrupts::TX;
                 if self.cr & CR_LBE != 0 {
                     self.put((value & 0xff) as u16);
@@ -319,12 +354,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const DR: u64 = 0;
-    const FR: u64 = 0x18;
     const CR: u64 = 0x30;
     const LCR_H: u64 = 0x2c;
     const IMSC: u64 = 0x38;
-    const RIS: u64 = 0x3c;
     const MIS: u64 = 0x40;
     const ICR: u64 = 0x44;
 

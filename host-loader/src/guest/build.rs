@@ -4,6 +4,7 @@ use super::place::{self, TREE_SPACE};
 use super::ram::{GuestRam, Run};
 use super::realm::{Realm, Rights, Shape, Work};
 use super::{fdt, map};
+use crate::arch::insn;
 use crate::bundle::config::GuestConfig;
 use crate::bundle::quote::Value;
 use crate::bundle::{Bundle, CONFIG};
@@ -157,9 +158,10 @@ pub fn needs(
         .sum();
     let vcpus = config.vcpus.value as u64;
     let parts = memory.ram.runs().len() as u64;
-    // A REC, its auxiliary granules and its run page; RD, roots, parameters.
+    // A REC, its auxiliary granules and its run page; RD, roots, parameters, the
+    // page of posted writes.
     let rec = rmi::params::MAX_REC_AUX as u64 + 2;
-    let realm = u64::from(shape.roots) + 2 + rec * vcpus;
+    let realm = u64::from(shape.roots) + 3 + rec * vcpus;
     Ok(Needs {
         heap: HEAP_GUEST + HEAP_VCPU * vcpus + HEAP_RUN * parts,
         runs: (tables(flash, 3) + ram + realm + parts) as usize,
@@ -197,6 +199,10 @@ pub fn unpacker(bundle: &Bundle<'_>, granules: &Mutex<Granules>) -> Result<Unpac
         )
     }))
 }
+
+/// How long what a guest has written to its UART may wait for the host, as a part
+/// of a second: a reader at a terminal does not see it.
+const POSTED_PART: u64 = 200;
 
 /// The most vCPUs that a guest has: what its map has redistributors for, and
 /// what EL2 has indices for.
@@ -258,6 +264,8 @@ pub async fn build(
                 realm.map(work, blank, Rights::Read).await?;
             }
         }
+        let delay = insn::cntfrq() / POSTED_PART;
+        realm.add_posted(work.granules, map::UART.start, delay)?;
         for _ in 0..config.vcpus.value {
             realm.add_rec(work.granules, loaded.entry, loaded.x0)?;
             work.pace.step().await;

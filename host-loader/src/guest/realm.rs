@@ -16,6 +16,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
+use posted::Page;
 use rmi::Status;
 use rmi::feature::VendorFeatures;
 use rmi::params::{RealmFlags, RealmParams, RecFlags, RecParams};
@@ -141,6 +142,8 @@ pub struct Realm {
     tables: usize,
     aux_count: usize,
     recs: Vec<Rec>,
+    /// The page of accesses that need not wait, from the host's granules.
+    posted: Option<u64>,
 }
 
 /// Those of all realms that live. Innermost lock.
@@ -196,6 +199,7 @@ impl Realm {
             tables: 0,
             aux_count: 0,
             recs: Vec::new(),
+            posted: None,
         };
         match realm.try_create(work.granules, features) {
             Ok(()) => Ok(realm),
@@ -402,6 +406,35 @@ impl Realm {
         Ok(())
     }
 
+    /// Gives the device at `device`, of the IPA space, a page for accesses that need
+    /// not wait for the host; see crate `posted`.
+    pub fn add_posted(
+        &mut self,
+        granules: &Mutex<Granules>,
+        device: u64,
+        delay: u64,
+    ) -> Result<(), RealmError> {
+        let size = self.shape.granule();
+        let page = granules
+            .lock()
+            .take(size, size)
+            .ok_or(RealmError::NoMemory("a device's page"))?;
+        // SAFETY: As in `with_page`. The page stays the host's; see `posted`.
+        unsafe { core::ptr::with_exposed_provenance_mut::<Page>(page as usize).write(Page::new()) };
+        if let Err(error) = rmi_call::set_posted(self.rd, page, device, delay) {
+            granules.lock().give(page, size);
+            return Err(RealmError::Call("SET_POSTED", error));
+        }
+        self.posted = Some(page);
+        Ok(())
+    }
+
+    /// That page.
+    pub fn posted(&self) -> Option<*const Page> {
+        self.posted
+            .map(|page| core::ptr::with_exposed_provenance(page as usize))
+    }
+
     /// PA of vCPU `index`: what calls name it by.
     pub fn rec(&self, index: usize) -> u64 {
         self.recs[index].granule
@@ -454,6 +487,9 @@ impl Realm {
         {
             leaked("REALM_DESTROY", error);
             return;
+        }
+        if let Some(page) = self.posted.take() {
+            granules.lock().give(page, size);
         }
         if let Some(vmid) = self.vmid.take() {
             VMIDS.lock().give(vmid);

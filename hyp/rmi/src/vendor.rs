@@ -51,6 +51,15 @@ pub const REC_READ: u64 = 0xC600_0010;
 /// after any other exit.
 pub const REC_WRITE: u64 = 0xC600_0011;
 
+/// `SET_POSTED(rd, page, ipa, delay)`: a page of the host's, at the start of a
+/// granule, says from now on which accesses of the realm's device at `ipa` (4 KiB
+/// of its IPA space) EL2 serves or lets wait in it; crate `posted` has its layout.
+/// What waits calls the host after `delay` ticks of the counter, by an exit with
+/// reason IRQ, or sooner. The page cannot be delegated meanwhile. `page` = 0 takes
+/// it back; so does the realm's end. `ERROR_INPUT` where there is one already, or
+/// none to take back.
+pub const SET_POSTED: u64 = 0xC600_0013;
+
 /// Where EL2's vGIC puts the distributor in a guest's IPA space: QEMU virt's map.
 pub const GICD_IPA: u64 = 0x0800_0000;
 /// Where it puts the redistributors, 128 KiB for each vCPU.

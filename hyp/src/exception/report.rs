@@ -125,6 +125,7 @@ pub fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     }
     where_am_i(&mut log);
     backtrace(&mut log, None, frame);
+    left_behind(&mut log);
     end(log)
 }
 
@@ -164,7 +165,15 @@ extern "C" fn el2_exception(frame: &Frame) -> ! {
     }
     where_am_i(&mut log);
     backtrace(&mut log, Some(frame.pc), frame.x[29]);
+    left_behind(&mut log);
     end(log)
+}
+
+/// What guests have written that the host will not take any more.
+fn left_behind(log: &mut LastWords) {
+    if let Some(system) = crate::try_system() {
+        crate::guest::posted::report(&system.granules, log);
+    }
 }
 
 fn where_am_i(log: &mut LastWords) {

@@ -18,6 +18,18 @@ pub mod intid {
     pub const PHYSICAL_TIMER: u32 = 30;
 }
 
+/// Sets CNTHP for the guest's physical timer, unless its line is high already, and
+/// for the host.
+fn set_cnthp(run: &Run, level: bool) {
+    let of_guest = run.ptimer.deadline().filter(|_| !level);
+    let Some(at) = of_guest.into_iter().chain(run.call_host_at).min() else {
+        msr!("cnthp_ctl_el2", 0);
+        return;
+    };
+    msr!("cnthp_cval_el2", at);
+    msr!("cnthp_ctl_el2", 1);
+}
+
 /// A vCPU on this PE with everything its interrupts take.
 pub struct Interrupts<'a> {
     /// The PE.
@@ -119,7 +131,10 @@ impl Interrupts<'_> {
                 // If the level fell meanwhile, filling clears the active state.
                 run.lrs_loaded = false;
             }
-            Taken::HypTimer => self.physical_timer(run),
+            Taken::HypTimer => {
+                self.physical_timer(run);
+                return run.call_host_at.is_some_and(|at| mrs!("cntpct_el0") >= at);
+            }
             Taken::Maintenance => self.fold(run),
         }
         false
@@ -128,16 +143,19 @@ impl Interrupts<'_> {
     /// The guest's physical timer changed, or fired: moves its line and sets
     /// CNTHP for the next time.
     pub fn physical_timer(&mut self, run: &Run) {
-        let now = mrs!("cntpct_el0");
-        let level = run.ptimer.level(now);
+        let level = run.ptimer.level(mrs!("cntpct_el0"));
         let vcpu = self.rec.index;
         let _ = self.vgic(|v| v.set_ppi(vcpu, intid::PHYSICAL_TIMER, level));
-        match run.ptimer.deadline() {
-            Some(deadline) if !level => {
-                msr!("cnthp_cval_el2", deadline);
-                msr!("cnthp_ctl_el2", 1);
-            }
-            _ => msr!("cnthp_ctl_el2", 0),
+        set_cnthp(run, level);
+    }
+
+    /// Has the vCPU come out to the host after so many ticks, unless it does so
+    /// sooner.
+    pub fn call_host_in(&mut self, run: &mut Run, ticks: u64) {
+        if run.call_host_at.is_none() {
+            let now = mrs!("cntpct_el0");
+            run.call_host_at = Some(now.saturating_add(ticks));
+            set_cnthp(run, run.ptimer.level(now));
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod exits;
 pub mod idregs;
 pub mod interrupts;
+pub mod posted;
 pub mod psci;
 pub mod run;
 pub mod sysreg;

@@ -65,6 +65,7 @@ pub fn run(
     entry: &Entry,
 ) -> Record {
     finish_previous_exit(run, entry);
+    run.call_host_at = None;
     // Published before the vCPU's interrupts are looked at, so that a kick that
     // comes after the look finds this PE.
     rec.kicks.enters(cpu.pe.index, cpu.pe.runs(), pa);

@@ -331,6 +331,19 @@ impl Granules {
             .get(range.first + ((pa - range.region.base()) >> self.shift) as usize)
     }
 
+    /// Tells `each` the granules that are in `state` when it comes to them, by PA.
+    pub fn each(&self, state: State, mut each: impl FnMut(u64)) {
+        for range in self.ranges {
+            let count = (range.region.size() >> self.shift) as usize;
+            let words = &self.words[range.first..range.first + count];
+            for (n, granule) in words.iter().enumerate() {
+                if granule.state() == state {
+                    each(range.region.base() + ((n as u64) << self.shift));
+                }
+            }
+        }
+    }
+
     /// The span that `pa` is in.
     fn span(&self, pa: u64) -> Option<&Span> {
         let range = self.ranges.iter().find(|r| r.region.contains(pa))?;

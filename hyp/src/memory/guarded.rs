@@ -23,6 +23,7 @@ mod routines {
         pub fn guarded_put(base: *mut u8, fields: *const [u64; 2], count: usize) -> u64;
         pub fn guarded_zero(at: *mut u8, len: usize) -> u64;
         pub fn guarded_read32(at: *const u32, to: *mut u32) -> u64;
+        pub fn guarded_load64(at: *const u64, to: *mut u64) -> u64;
         pub fn guarded_clean(start: u64, end: u64, line: u64) -> u64;
         pub fn guarded_translate(address: u64, to: *mut u64) -> u64;
     }
@@ -68,6 +69,11 @@ mod routines {
     pub unsafe fn guarded_read32(at: *const u32, to: *mut u32) -> u64 {
         // SAFETY: the caller's promise.
         unsafe { guarded_copy(to.cast(), at.cast(), 4) }
+    }
+
+    pub unsafe fn guarded_load64(at: *const u64, to: *mut u64) -> u64 {
+        // SAFETY: the caller's promise.
+        unsafe { guarded_copy(to.cast(), at.cast(), 8) }
     }
 
     pub unsafe fn guarded_clean(start: u64, end: u64, _line: u64) -> u64 {
@@ -169,6 +175,21 @@ pub unsafe fn read32(pa: u64) -> Result<u32> {
     let mut value = 0;
     // SAFETY: the caller's promise.
     outcome(unsafe { routines::guarded_read32(pointer(pa), &raw mut value) })?;
+    Ok(value)
+}
+
+/// Reads a word of memory that others may write meanwhile: none of its bytes is
+/// of another moment than the rest.
+///
+/// # Errors
+/// [`ExternalAbort`].
+///
+/// # Safety
+/// As [`read`]; `pa` is a multiple of 8.
+pub unsafe fn load64(pa: u64) -> Result<u64> {
+    let mut value = 0;
+    // SAFETY: the caller's promise.
+    outcome(unsafe { routines::guarded_load64(pointer(pa), &raw mut value) })?;
     Ok(value)
 }
 

@@ -66,6 +66,7 @@ pub fn serve(cpu: &mut Cpu, function: u64, args: [u64; 5]) -> Option<Answer> {
         calls::MEMORY_RANGE => vendor::memory_range(system, a),
         calls::LOG => vendor::log(system, a, b, c),
         calls::LOG_INPUT => vendor::log_input(),
+        calls::SET_POSTED => vendor::set_posted(system, [a, b, c, d]),
         calls::SET_SPI => vendor::set_spi(system, a, b, c),
         calls::REC_PENDING => vendor::rec_pending(system, a),
         calls::REC_HISTORY => vendor::rec_history(system, a, b),

@@ -138,6 +138,9 @@ pub fn destroy(system: &System, rd: u64) -> Result<Option<[u64; 4]>, Status> {
     }
     *rtt = None;
     drop(rtt);
+    if let Some(posting) = realm.posted.lock().take() {
+        posting.end(&system.granules);
+    }
     let (base, count) = realm.root;
     system.vmids.release(realm.vmid);
     let size = system.granules.size();

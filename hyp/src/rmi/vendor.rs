@@ -13,6 +13,7 @@ use super::realm::lock;
 use super::{NONE, Outcome};
 use crate::System;
 use crate::guest::interrupts::intid;
+use crate::guest::posted::Posting;
 use crate::memory::granule::State;
 use crate::memory::guarded;
 use crate::mrs;
@@ -89,6 +90,28 @@ pub fn log_input() -> Outcome {
     }
     let [x2, x3, x4] = words;
     Ok([count as u64, x2, x3, x4])
+}
+
+/// A page for the accesses of a realm's device that need not wait for the host, or
+/// none any more.
+pub fn set_posted(system: &System, [rd, page, ipa, delay]: [u64; 4]) -> Outcome {
+    let _lock = lock(system, rd, State::Rd)?;
+    // SAFETY: the RD's lock is held.
+    let realm = unsafe { Realm::at(rd) };
+    let mut posted = realm.posted.lock();
+    if page == 0 {
+        let posting = posted.take().ok_or(Status::ErrorInput)?;
+        posting.end(&system.granules);
+        return Ok(NONE);
+    }
+    let aligned = ipa.is_multiple_of(posted::PAGE as u64);
+    if posted.is_some() || !aligned || ipa >> realm.ipa_bits != 0 {
+        return Err(Status::ErrorInput);
+    }
+    let granule = system.granules.get(page).ok_or(Status::ErrorInput)?;
+    let pin = granule.pin(State::Ns).ok_or(Status::ErrorInput)?;
+    *posted = Some(Posting::new(page, pin, ipa, delay));
+    Ok(NONE)
 }
 
 /// Drives a line of a guest's interrupt controller.

@@ -1,0 +1,162 @@
+//! The host's side.
+
+use core::convert::Infallible;
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+
+use crate::{Access, Memory, PAGE, REGISTERS, Write, word};
+
+/// The page. Who closes it, takes from it or shows a view in it holds the lock
+/// that the device is modelled under.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct Page {
+    words: [AtomicU64; PAGE / 8],
+}
+
+/// What EL2 may do without the host: bits are registers, the lowest the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Reads as `values` say, whatever waits.
+    pub readable: u64,
+    /// Reads as `values` say while no write waits.
+    pub readable_when_empty: u64,
+    /// Writes may wait.
+    pub writable: u64,
+    /// What the registers read as.
+    pub values: [u32; REGISTERS],
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self::CLOSED
+    }
+}
+
+impl View {
+    /// Everything is the host's.
+    pub const CLOSED: Self = Self {
+        readable: 0,
+        readable_when_empty: 0,
+        writable: 0,
+        values: [0; REGISTERS],
+    };
+
+    /// The register at `offset` reads as `value`; `whatever_waits`, or only while
+    /// no write does.
+    pub const fn reads(&mut self, offset: u64, value: u32, whatever_waits: bool) {
+        let register = offset as usize / 4;
+        self.values[register] = value;
+        if whatever_waits {
+            self.readable |= 1 << register;
+        } else {
+            self.readable_when_empty |= 1 << register;
+        }
+    }
+
+    /// A write to the register at `offset` may wait.
+    pub const fn waits(&mut self, offset: u64) {
+        self.writable |= 1 << (offset / 4);
+    }
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Page {
+    /// A closed page in which nothing waits.
+    pub const fn new() -> Self {
+        Self {
+            words: [const { AtomicU64::new(0) }; PAGE / 8],
+        }
+    }
+
+    fn load(&self, word: usize) -> u64 {
+        self.words[word].load(Ordering::Acquire)
+    }
+
+    fn store(&self, word: usize, value: u64) {
+        self.words[word].store(value, Ordering::Release);
+    }
+
+    /// Whether nothing waits.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.load(word::POSTED) == self.words[word::TAKEN].load(Ordering::Relaxed)
+    }
+
+    /// From here on every access is the host's, but for those that EL2 is at.
+    /// What is posted all the same is seen by [`Self::next`], or calls the host.
+    #[inline]
+    pub fn close(&self) {
+        for word in [word::WRITABLE, word::READABLE_WHEN_EMPTY, word::READABLE] {
+            self.store(word, 0);
+        }
+        fence(Ordering::SeqCst);
+    }
+
+    /// The write that waits longest. It waits until it is [`Self::taken`].
+    #[inline]
+    pub fn next(&self) -> Option<Write> {
+        loop {
+            if self.is_empty() {
+                return None;
+            }
+            let position = self.words[word::TAKEN].load(Ordering::Relaxed);
+            match Write::unpack(self.load(word::entry(position))) {
+                Some(write) => return Some(write),
+                // EL2 posts no such thing.
+                None => self.taken(),
+            }
+        }
+    }
+
+    /// What [`Self::next`] gave is done.
+    #[inline]
+    pub fn taken(&self) {
+        let taken = self.words[word::TAKEN].load(Ordering::Relaxed);
+        self.store(word::TAKEN, taken + 1);
+    }
+
+    /// Opens the page: what EL2 may do from here on.
+    #[inline]
+    pub fn show(&self, view: &View) {
+        let shown = view.readable | view.readable_when_empty;
+        for register in (0..REGISTERS).filter(|register| shown >> register & 1 != 0) {
+            self.store(word::VALUES + register, view.values[register].into());
+        }
+        self.store(word::READABLE, view.readable);
+        self.store(word::READABLE_WHEN_EMPTY, view.readable_when_empty);
+        self.store(word::WRITABLE, view.writable);
+    }
+}
+
+/// Who posts may stand beside the host, as in tests of both.
+impl Memory for &Page {
+    type Error = Infallible;
+
+    fn load(&mut self, word: usize) -> Result<u64, Infallible> {
+        Ok(Page::load(self, word))
+    }
+
+    fn store(&mut self, word: usize, value: u64) -> Result<(), Infallible> {
+        Page::store(self, word, value);
+        Ok(())
+    }
+
+    fn fence(&mut self) {
+        fence(Ordering::SeqCst);
+    }
+}
+
+impl Write {
+    /// Offset of the register in the device's page.
+    pub const fn offset(&self) -> u64 {
+        self.access.offset()
+    }
+}
+
+const _: () = assert!(size_of::<Page>() == PAGE);
+const _: () = assert!(Access::new(0, 4).is_some());

@@ -1,0 +1,138 @@
+//! Accesses of a guest's device that need not wait for the host.
+//!
+//! The host models a device; each access of a guest is an exit to it, which costs
+//! two switches of the world. Two kinds need none: a read of a register whose
+//! value the host has written down, since reading it changes nothing, and a write
+//! that nobody can see the effect of before the host is asked for something
+//! else. The first are answered by EL2, the second wait in a ring until the host
+//! takes them (KVM's name for these is coalesced MMIO).
+//!
+//! Both live in one page of the host's memory, for one page of one guest's IPA
+//! space. The host says, register by register, what may be read and what may
+//! wait; EL2 believes that for this guest's accesses and for nothing else, and
+//! trusts no position that stands in the page.
+//!
+//! **Order.** All vCPUs post under one lock of EL2's, so the ring's order is the
+//! order of the writes. Before the host serves any access itself it closes the
+//! page ([`Page::close`]) and takes what waits: every write that was posted before
+//! that access began comes before it. EL2 looks again after it has posted
+//! ([`Poster::write`]): either it sees that the page was closed meanwhile, and the
+//! host is called at once, or the host sees the write.
+
+#![cfg_attr(not(test), no_std)]
+
+mod host;
+mod poster;
+#[cfg(test)]
+mod tests;
+
+pub use host::{Page, View};
+pub use poster::{Memory, Post, Poster};
+
+/// Registers, of four bytes, that a page speaks for: those at the start of the
+/// device's page.
+pub const REGISTERS: usize = 64;
+
+/// Writes that the ring holds.
+pub const ENTRIES: u64 = 256;
+
+/// Writes that wait when the host is called: half of what the ring holds, so that
+/// the other half is there until it comes.
+pub const CALL_AT: u64 = ENTRIES / 2;
+
+/// Bytes of the page; granules are no smaller.
+pub const PAGE: usize = 4096;
+
+/// Where what stands, in words of eight bytes.
+mod word {
+    use super::{ENTRIES, PAGE, REGISTERS};
+
+    /// Writes that the host has taken, ever.
+    pub const TAKEN: usize = 0;
+    /// Registers (a bit each) a write to which may wait.
+    pub const WRITABLE: usize = 1;
+    /// Registers that read as they stand in the page.
+    pub const READABLE: usize = 2;
+    /// Those that do while no write waits.
+    pub const READABLE_WHEN_EMPTY: usize = 3;
+    /// Writes that EL2 has posted, ever.
+    pub const POSTED: usize = 8;
+    /// The registers' values.
+    pub const VALUES: usize = 32;
+    /// The ring.
+    pub const ENTRY: usize = 256;
+
+    const _: () = assert!(VALUES + REGISTERS <= ENTRY);
+    const _: () = assert!(ENTRY + ENTRIES as usize == PAGE / 8);
+
+    /// The word of the entry at a position.
+    pub const fn entry(position: u64) -> usize {
+        ENTRY + (position % ENTRIES) as usize
+    }
+}
+
+/// What of the device is accessed: the lowest bytes of a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// The register, counted in fours of bytes.
+    register: u8,
+    /// Bytes: 1, 2 or 4.
+    size: u8,
+}
+
+impl Access {
+    /// An access of `size` bytes at `offset` of the device's page; `None` for one
+    /// that is always the host's.
+    pub const fn new(offset: u64, size: u64) -> Option<Self> {
+        let simple = offset.is_multiple_of(4) && matches!(size, 1 | 2 | 4);
+        if !simple || offset >= 4 * REGISTERS as u64 {
+            return None;
+        }
+        Some(Self {
+            register: (offset / 4) as u8,
+            size: size as u8,
+        })
+    }
+
+    /// Offset of the register in the device's page.
+    pub const fn offset(self) -> u64 {
+        4 * self.register as u64
+    }
+
+    const fn bit(self) -> u64 {
+        1 << self.register
+    }
+
+    /// As much of `value` as is accessed.
+    const fn cut(self, value: u64) -> u64 {
+        value & (u64::MAX >> (64 - 8 * self.size as u32))
+    }
+}
+
+/// A write that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// Of what.
+    pub access: Access,
+    /// The value, no more than the access holds.
+    pub value: u32,
+}
+
+impl Write {
+    /// Value \[31:0\], register \[39:32\], size \[47:40\].
+    const fn pack(self) -> u64 {
+        let Access { register, size } = self.access;
+        self.value as u64 | (register as u64) << 32 | (size as u64) << 40
+    }
+
+    const fn unpack(word: u64) -> Option<Self> {
+        let (register, size) = (word >> 32 & 0xff, word >> 40 & 0xff);
+        match Access::new(4 * register, size) {
+            Some(access) => Some(Self {
+                access,
+                value: access.cut(word & 0xffff_ffff) as u32,
+            }),
+            None => None,
+        }
+    }
+}

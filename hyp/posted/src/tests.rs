@@ -1,0 +1,278 @@
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::thread;
+use std::vec::Vec;
+
+use proptest::prelude::*;
+
+use crate::*;
+
+const DATA: Access = match Access::new(0, 1) {
+    Some(access) => access,
+    None => panic!(),
+};
+
+fn open() -> View {
+    let mut view = View::CLOSED;
+    view.reads(0x18, 0x1_2345, true);
+    view.reads(0x3c, 7, false);
+    view.waits(0);
+    view
+}
+
+fn post(poster: &mut Poster, mut page: &Page, value: u64) -> Post {
+    let Ok(post) = poster.write(&mut page, DATA, value);
+    post
+}
+
+fn read(poster: &Poster, mut page: &Page, offset: u64, size: u64) -> Option<u64> {
+    let Ok(value) = poster.read(&mut page, Access::new(offset, size)?);
+    value
+}
+
+#[test]
+fn only_plain_accesses_of_the_first_registers_are_served() {
+    for offset in 0..PAGE as u64 {
+        for size in 0..=16 {
+            let right = offset % 4 == 0 && offset < 256 && matches!(size, 1 | 2 | 4);
+            assert_eq!(
+                Access::new(offset, size).is_some(),
+                right,
+                "{offset} {size}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_write_is_what_its_word_says() {
+    for register in 0..REGISTERS as u64 {
+        for size in [1, 2, 4] {
+            let access = Access::new(4 * register, size).unwrap();
+            let value = access.cut(0x8765_4321) as u32;
+            let write = Write { access, value };
+            assert_eq!(Write::unpack(write.pack()), Some(write));
+        }
+    }
+    for word in [0, 3 << 40, 1 << 40 | 64 << 32] {
+        assert_eq!(Write::unpack(word), None, "{word:#x}");
+    }
+}
+
+#[test]
+fn a_closed_page_serves_nothing() {
+    let (page, mut poster) = (Page::new(), Poster::new());
+    assert_eq!(post(&mut poster, &page, 1), Post::Refused);
+    page.show(&open());
+    page.close();
+    assert_eq!(post(&mut poster, &page, 1), Post::Refused);
+    assert_eq!(read(&poster, &page, 0x18, 4), None);
+    assert_eq!(read(&poster, &page, 0x3c, 4), None);
+    assert!(page.is_empty());
+}
+
+#[test]
+fn reads_are_as_wide_as_they_are_and_wait_for_what_waits() {
+    let (page, mut poster) = (Page::new(), Poster::new());
+    page.show(&open());
+    assert_eq!(read(&poster, &page, 0x18, 4), Some(0x1_2345));
+    assert_eq!(read(&poster, &page, 0x18, 2), Some(0x2345));
+    assert_eq!(read(&poster, &page, 0x18, 1), Some(0x45));
+    assert_eq!(read(&poster, &page, 0x3c, 4), Some(7));
+    assert_eq!(read(&poster, &page, 0x1c, 4), None);
+    assert_eq!(post(&mut poster, &page, 1), Post::Done);
+    assert_eq!(read(&poster, &page, 0x18, 4), Some(0x1_2345));
+    assert_eq!(
+        read(&poster, &page, 0x3c, 4),
+        None,
+        "it may not stand for the write"
+    );
+    page.taken();
+    assert_eq!(read(&poster, &page, 0x3c, 4), Some(7));
+}
+
+#[test]
+fn half_a_ring_calls_the_host_and_a_full_one_takes_nothing() {
+    let (page, mut poster) = (Page::new(), Poster::new());
+    page.show(&open());
+    for n in 0..ENTRIES {
+        let right = if n + 1 < CALL_AT {
+            Post::Done
+        } else {
+            Post::Call
+        };
+        assert_eq!(post(&mut poster, &page, n), right, "{n}");
+    }
+    assert_eq!(post(&mut poster, &page, 0), Post::Refused);
+    let mut left = 0;
+    let Ok(()) = poster.waiting(&mut &page, |write| {
+        assert_eq!(u64::from(write.value), left);
+        left += 1;
+    });
+    assert_eq!(left, ENTRIES);
+    for n in 0..ENTRIES {
+        assert_eq!(page.next().map(|write| write.value as u64), Some(n & 0xff));
+        page.taken();
+    }
+    assert_eq!(page.next(), None);
+}
+
+/// A page whose host writes anything into it, or that is not there.
+struct Hostile<'a>(&'a mut dyn FnMut() -> Option<u64>);
+
+impl Memory for Hostile<'_> {
+    type Error = ();
+    fn load(&mut self, word: usize) -> Result<u64, ()> {
+        assert!(word < PAGE / 8);
+        (self.0)().ok_or(())
+    }
+    fn store(&mut self, word: usize, _: u64) -> Result<(), ()> {
+        assert!(word < PAGE / 8);
+        (self.0)().map(drop).ok_or(())
+    }
+    fn fence(&mut self) {}
+}
+
+proptest! {
+    /// Whatever the host writes, EL2 stays inside the page and counts for itself.
+    #[test]
+    fn a_hostile_page_is_survived(
+        words in prop::collection::vec(prop::option::weighted(0.95, any::<u64>()), 1..400),
+        offsets in prop::collection::vec((0u64..256, any::<bool>()), 1..60),
+    ) {
+        let mut words = words.into_iter().cycle();
+        let mut next = || words.next().flatten();
+        let mut poster = Poster::new();
+        for (offset, write) in offsets {
+            let Some(access) = Access::new(offset & !3, 4) else { continue };
+            if write {
+                let _ = poster.write(&mut Hostile(&mut next), access, 1);
+            } else {
+                let _ = poster.read(&mut Hostile(&mut next), access);
+            }
+        }
+        let mut told = 0;
+        let _ = poster.waiting(&mut Hostile(&mut next), |_| told += 1);
+        prop_assert!(told <= ENTRIES);
+    }
+
+    /// What is taken is what was posted, in order, each once.
+    #[test]
+    fn nothing_is_lost_or_told_twice(
+        steps in prop::collection::vec((0u64..300, 0u64..300), 1..40),
+    ) {
+        let (page, mut poster) = (Page::new(), Poster::new());
+        page.show(&open());
+        let mut waits = VecDeque::new();
+        let mut n = 0;
+        for (posts, takes) in steps {
+            for _ in 0..posts {
+                n += 1;
+                if post(&mut poster, &page, n) == Post::Refused {
+                    prop_assert_eq!(waits.len() as u64, ENTRIES);
+                } else {
+                    waits.push_back(n & 0xff);
+                }
+            }
+            for _ in 0..takes {
+                let taken = page.next().map(|write| u64::from(write.value));
+                prop_assert_eq!(taken, waits.pop_front());
+                if taken.is_some() {
+                    page.taken();
+                }
+            }
+            prop_assert_eq!(page.is_empty(), waits.is_empty());
+        }
+    }
+}
+
+/// Which of the two goes on at each access to the page, until both have ended.
+struct Turns {
+    /// Who goes on: bits, the lowest first.
+    order: Mutex<u64>,
+    moved: std::sync::Condvar,
+    ended: [AtomicBool; 2],
+}
+
+impl Turns {
+    fn take(&self, me: usize) -> MutexGuard<'_, u64> {
+        let order = self.order.lock().unwrap();
+        let other = || self.ended[1 - me].load(Ordering::SeqCst);
+        self.moved
+            .wait_while(order, |order| (*order & 1) as usize != me && !other())
+            .unwrap()
+    }
+
+    fn step<R>(&self, me: usize, f: impl FnOnce() -> R) -> R {
+        let mut order = self.take(me);
+        let result = f();
+        *order >>= 1;
+        self.moved.notify_all();
+        result
+    }
+
+    fn end(&self, me: usize) {
+        let _order = self.order.lock().unwrap();
+        self.ended[me].store(true, Ordering::SeqCst);
+        self.moved.notify_all();
+    }
+}
+
+struct InTurn<'a>(&'a Page, &'a Turns);
+
+impl Memory for InTurn<'_> {
+    type Error = core::convert::Infallible;
+    fn load(&mut self, word: usize) -> Result<u64, Self::Error> {
+        self.1.step(0, || (&mut { self.0 }).load(word))
+    }
+    fn store(&mut self, word: usize, value: u64) -> Result<(), Self::Error> {
+        self.1.step(0, || (&mut { self.0 }).store(word, value))
+    }
+    fn fence(&mut self) {}
+}
+
+/// In every order of the accesses of both: a host that closes the page and takes
+/// what waits has taken the write, or is called for it, or the write was refused.
+#[test]
+fn in_every_order_a_write_is_seen_or_calls_the_host() {
+    let mut outcomes = Vec::new();
+    // EL2 has six accesses, the host four steps.
+    for order in (0u64..1 << 10).filter(|order| order.count_ones() == 4) {
+        let page = Page::new();
+        page.show(&open());
+        let turns = Turns {
+            order: Mutex::new(order),
+            moved: std::sync::Condvar::new(),
+            ended: [AtomicBool::new(false), AtomicBool::new(false)],
+        };
+        let (posted, seen) = thread::scope(|scope| {
+            let el2 = scope.spawn(|| {
+                let mut poster = Poster::new();
+                let Ok(post) = poster.write(&mut InTurn(&page, &turns), DATA, 5);
+                turns.end(0);
+                post
+            });
+            // As `Page::close`, store by store.
+            for word in [word::WRITABLE, word::READABLE_WHEN_EMPTY, word::READABLE] {
+                let Ok(()) = turns.step(1, || (&mut &page).store(word, 0));
+            }
+            let seen = turns.step(1, || page.next().is_some());
+            turns.end(1);
+            (el2.join().unwrap(), seen)
+        });
+        match posted {
+            Post::Refused => assert!(page.is_empty(), "{order:b}"),
+            Post::Done => assert!(seen, "{order:b}"),
+            Post::Call => assert!(!page.is_empty(), "{order:b}"),
+        }
+        outcomes.push((posted, seen));
+    }
+    for outcome in [
+        (Post::Refused, false),
+        (Post::Done, true),
+        (Post::Call, false),
+    ] {
+        assert!(outcomes.contains(&outcome), "{outcome:?} never came");
+    }
+}
