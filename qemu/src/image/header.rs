@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 const LEN: usize = 64;
 const TEXT_OFFSET: usize = 8;
 const IMAGE_SIZE: usize = 16;
+const OLD_TEXT_OFFSET: u64 = 0x8_0000;
 const MAGIC_AT: usize = 56;
 const MAGIC: &[u8] = b"ARM\x64";
 
@@ -28,8 +29,18 @@ pub fn set_size(image: &mut [u8], size: u64) -> Result<()> {
     Ok(())
 }
 
-/// The offset from a 2 MiB boundary at which the image wants to stand.
+/// The offset from a 2 MiB boundary at which the image wants to stand. One whose
+/// size is 0 is from before the header said either (Linux < 3.17).
 pub fn text_offset(image: &[u8]) -> Option<u64> {
-    let bytes = image.get(TEXT_OFFSET..TEXT_OFFSET + 8)?;
-    is_image(image).then(|| u64::from_le_bytes(bytes.try_into().expect("8 bytes")))
+    if !is_image(image) {
+        return None;
+    }
+    let word = |at: usize| {
+        let bytes = image.get(at..at + 8)?;
+        Some(u64::from_le_bytes(bytes.try_into().ok()?))
+    };
+    match word(IMAGE_SIZE)? {
+        0 => Some(OLD_TEXT_OFFSET),
+        _ => word(TEXT_OFFSET),
+    }
 }

@@ -306,9 +306,15 @@ mod tests {
     fn an_image_stands_where_its_header_says() {
         let mut image = vec![0; 64];
         image[56..60].copy_from_slice(b"ARM\x64");
-        assert_eq!(kernel_place(0x4000_0000, &image), Some(0x4020_0000));
-        image[8..16].copy_from_slice(&0x8_0000u64.to_le_bytes());
+        // Of no size, and so of an old kernel, whatever it says of an offset.
         assert_eq!(kernel_place(0x4000_0000, &image), Some(0x4008_0000));
+        image[8..16].copy_from_slice(&0x4321_0000u64.to_le_bytes());
+        assert_eq!(kernel_place(0x4000_0000, &image), Some(0x4008_0000));
+        image[8..16].copy_from_slice(&0u64.to_le_bytes());
+        image[16..24].copy_from_slice(&0x1_0000u64.to_le_bytes());
+        assert_eq!(kernel_place(0x4000_0000, &image), Some(0x4020_0000));
+        image[8..16].copy_from_slice(&0x10_0000u64.to_le_bytes());
+        assert_eq!(kernel_place(0x4000_0000, &image), Some(0x4010_0000));
         assert_eq!(kernel_place(0, b"raw"), None);
     }
 }
