@@ -338,9 +338,14 @@ async fn load(
     let placed = image::load(kernel_file, place, &mut unpacker, ram, resources.pace).await;
     drop(unpacker);
     let placed = placed.map_err(|e| {
+        // The setting that mends it.
+        let line = match &e {
+            ImageError::DoesNotFit(_) => config.memory.line,
+            _ => kernel.line,
+        };
         refuse(
             config,
-            kernel.line,
+            line,
             format_args!("kernel = {}: {e}", Value(&kernel.value)),
         )
     })?;

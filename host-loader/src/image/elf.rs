@@ -240,6 +240,13 @@ pub(crate) mod tests {
         ));
         assert!(matches!(
             fail(&elf(&[(0x1000, b"text", 4)], 0x1000)),
+            ImageError::Below {
+                start: 0x1000,
+                ram: 0x4000_0000
+            }
+        ));
+        assert!(matches!(
+            fail(&elf(&[(0x5000_0000, b"text", 4)], 0x5000_0000)),
             ImageError::DoesNotFit(_)
         ));
         assert!(matches!(

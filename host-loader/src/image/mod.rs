@@ -40,8 +40,15 @@ pub enum ImageError {
     /// Unpacking it takes this many bytes of the host's memory, more than was
     /// set aside.
     NoMemory(u64),
-    /// It needs this IPA range, which is not all inside RAM.
+    /// It needs this IPA range, which ends behind RAM.
     DoesNotFit(Range<u64>),
+    /// It needs what is below RAM, which begins here.
+    Below {
+        /// Where it begins.
+        start: u64,
+        /// Where RAM does.
+        ram: u64,
+    },
 }
 
 impl fmt::Display for ImageError {
@@ -60,6 +67,11 @@ impl fmt::Display for ImageError {
                 "it needs {:#x} to {:#x}, which is not all inside the guest's RAM; \
                  give it more memory",
                 range.start, range.end
+            ),
+            Self::Below { start, ram } => write!(
+                f,
+                "it begins at {start:#x}, and the guest's RAM at {ram:#x}; \
+                 it is linked or loaded for another machine"
             ),
         }
     }
@@ -105,7 +117,11 @@ const HEAD: usize = 4096;
 fn check(memory: &impl GuestMemory, start: u64, size: u64) -> Result<Range<u64>, ImageError> {
     let range = start..start.saturating_add(size);
     let ram = memory.range();
-    if range.start < ram.start || range.end > ram.end || range.end == u64::MAX {
+    if range.start < ram.start {
+        let (start, ram) = (range.start, ram.start);
+        return Err(ImageError::Below { start, ram });
+    }
+    if range.end > ram.end || range.end == u64::MAX {
         return Err(ImageError::DoesNotFit(range));
     }
     Ok(range)

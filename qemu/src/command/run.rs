@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::build::{self, Image};
+use crate::config;
 use crate::machine::virt::{Console, Machine};
 use crate::run::gdb::{self, Gdb};
 use crate::run::options::Run;
@@ -59,6 +60,7 @@ pub fn run(options: &Run) -> Result<u8> {
         Some(0) => None,
         Some(seconds) => Some(Duration::from_secs(seconds)),
     };
+    let settings = guests.places.packed(&config::packed(&guests.list)?);
     let manner = Manner {
         style: guests.style.clone(),
         timeout,
@@ -68,6 +70,7 @@ pub fn run(options: &Run) -> Result<u8> {
         speaks: guests.console_owner().is_some(),
         ready,
         trace: (!options.trace.is_empty()).then(|| options.trace_file.clone()),
+        settings,
     };
     Ok(watch::run(&machine, &manner)?.exit_code())
 }

@@ -17,6 +17,8 @@
 //! | `strict` | `true`: stopped when it accesses what it does not have, optional |
 //! | `entry` | address at which a raw binary begins, optional |
 
+pub mod places;
+
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -25,6 +27,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+use self::places::Places;
 use crate::guests::catalogue;
 use crate::size::Size;
 
@@ -73,15 +76,6 @@ pub const MAX_VCPUS: u32 = 64;
 /// The longest command line: an arm64 Linux has 2048 bytes for it and its end
 /// (`COMMAND_LINE_SIZE`).
 const MAX_CMDLINE: usize = 2047;
-
-/// Where the settings of a guest stand, as `FILE:LINE`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Its memory.
-    pub memory: String,
-    /// Its vCPUs.
-    pub vcpus: String,
-}
 
 /// What is wrong with an amount of a guest's memory.
 ///
@@ -186,7 +180,7 @@ impl Guest {
 ///
 /// # Errors
 /// Names the file, the line, the key and what was expected there.
-pub fn read(file: &Path) -> Result<(Vec<Guest>, Vec<Place>)> {
+pub fn read(file: &Path) -> Result<(Vec<Guest>, Places)> {
     let bytes = fs::read(file).with_context(|| match file.to_str() {
         // The two options are easily taken for each other.
         Some(name) if catalogue::find(name).is_ok() && !file.exists() => format!(
@@ -205,7 +199,7 @@ pub fn read(file: &Path) -> Result<(Vec<Guest>, Vec<Place>)> {
     parse(&text, &file.display().to_string(), folder)
 }
 
-fn parse(text: &str, file: &str, folder: &Path) -> Result<(Vec<Guest>, Vec<Place>)> {
+fn parse(text: &str, file: &str, folder: &Path) -> Result<(Vec<Guest>, Places)> {
     let reader = Reader { text, file, folder };
     let read: File = match toml::from_str(text) {
         Ok(read) => read,
@@ -222,17 +216,13 @@ fn parse(text: &str, file: &str, folder: &Path) -> Result<(Vec<Guest>, Vec<Place
             reader.at(read.guest.span())
         );
     }
-    let (mut guests, mut places): (Vec<Guest>, Vec<Place>) = (Vec::new(), Vec::new());
+    let mut guests: Vec<Guest> = Vec::new();
     // What the file alone tells comes first, then what else is there.
     let mut files = Vec::new();
     for entry in read.guest.into_inner() {
         let entry = entry.into_inner();
         reader.beside(&entry, &guests)?;
         reader.settings(&entry)?;
-        places.push(Place {
-            memory: reader.at(entry.memory.span()),
-            vcpus: reader.at(entry.vcpus.span()),
-        });
         let (guest, of_guest) = reader.guest(entry);
         guests.push(guest);
         files.extend(of_guest);
@@ -240,7 +230,7 @@ fn parse(text: &str, file: &str, folder: &Path) -> Result<(Vec<Guest>, Vec<Place
     for (file, setting) in files {
         check_file(&file).context(setting)?;
     }
-    Ok((guests, places))
+    Ok((guests, Places::in_file(text, file)))
 }
 
 struct Reader<'a> {

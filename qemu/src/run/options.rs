@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
 
-use crate::config::Mode;
+use crate::config::{MAX_VCPUS, Mode};
 use crate::machine::virt::DEFAULT_CPU;
 use crate::size::Size;
 
@@ -51,8 +51,9 @@ pub struct Boot {
     #[arg(help_heading = WHAT, value_hint = ValueHint::FilePath)]
     pub bundle: Option<PathBuf>,
 
-    /// CPUs of the guest, and of the machine
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512))]
+    /// CPUs of the guest, and of the machine: 1 to 64; of a machine for --guests
+    /// or --bundle as many as QEMU allows
+    #[arg(long, value_name = "N", value_parser = cpus)]
     #[arg(help_heading = MACHINE)]
     pub smp: Option<u32>,
 
@@ -174,6 +175,17 @@ pub struct Run {
     #[arg(last = true, value_name = "QEMU ARGUMENTS")]
     #[arg(help_heading = HOW)]
     pub extra: Vec<OsString>,
+}
+
+/// A number of CPUs. How many a machine has at most is QEMU's to say.
+fn cpus(text: &str) -> Result<u32, String> {
+    let cpus = text.parse().ok().filter(|cpus| *cpus > 0);
+    cpus.ok_or_else(|| {
+        format!(
+            "expected 1 to {MAX_VCPUS}, as many as a guest can have; for a machine of \
+             several guests (--guests, --bundle) as many as QEMU allows"
+        )
+    })
 }
 
 /// What is traced.

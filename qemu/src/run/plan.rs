@@ -1,5 +1,6 @@
 //! From options to a machine: which guests, with which files, in how much RAM.
 
+use std::fmt::Display;
 use std::fs;
 use std::io::{IsTerminal, Read};
 use std::path::{self, Path, PathBuf};
@@ -10,7 +11,8 @@ use super::ending;
 use super::options::{Boot, Level, Run};
 use crate::build::{self, Image};
 use crate::bundle;
-use crate::config::{self, Guest, Place};
+use crate::config::places::Places;
+use crate::config::{self, Guest};
 use crate::guests::catalogue::{self, Origin};
 use crate::guests::fetch::Cache;
 use crate::guests::initrd::{self, Task};
@@ -54,8 +56,8 @@ pub struct Guests {
     pub bundle: Option<Option<PathBuf>>,
     /// Where the guests' console goes.
     pub style: Style,
-    /// Where each guest's settings stand, if in a file of the user's.
-    pub places: Vec<Place>,
+    /// Where each guest's settings come from.
+    pub places: Places,
     /// The only guest is a firmware, which QEMU itself boots from flash.
     pub firmware: bool,
     /// Where a debugger finds the names of the first guest.
@@ -113,7 +115,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             list: Vec::new(),
             bundle: Some(bundle),
             style: as_they_are(shell)?,
-            places: Vec::new(),
+            places: Places::default(),
             firmware: false,
             symbols: None,
         });
@@ -132,7 +134,8 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             symbols: None,
         });
     }
-    config::check_memory(boot.memory).with_context(|| format!("--memory {}", boot.memory))?;
+    check(boot)?;
+    let places = of_options(boot);
     let wants = Wants::of(workspace, boot, shell)?;
     let cache = Cache::of(workspace);
     let (initrd, style) = match wants.initrd {
@@ -183,7 +186,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
         }],
         bundle: None,
         style,
-        places: Vec::new(),
+        places,
         firmware: wants.firmware,
         symbols: None,
     })
@@ -206,6 +209,37 @@ pub fn debugged(guests: &mut Guests, file: &Path) -> Result<()> {
     }
     guests.symbols = Some(path::absolute(file)?);
     Ok(())
+}
+
+/// What is wrong with a single guest as the options describe it, before anything
+/// is fetched or read for it.
+fn check(boot: &Boot) -> Result<()> {
+    config::check_memory(boot.memory).with_context(|| format!("--memory {}", boot.memory))?;
+    if let Some(smp) = boot.smp {
+        config::check_vcpus(smp).with_context(|| format!("--smp {smp}"))?;
+    }
+    Ok(())
+}
+
+/// The options that a single guest's settings come from.
+fn of_options(boot: &Boot) -> Places {
+    let option = |name: &str, value: &dyn Display| format!("--{name} {value}");
+    let kernel = match &boot.kernel {
+        Some(file) => option("kernel", &file.display()),
+        None => option("guest", &boot.guest),
+    };
+    let initrd = boot.initrd.as_ref();
+    Places::by_options([
+        ("name", kernel.clone()),
+        (
+            "initrd",
+            initrd.map_or(kernel.clone(), |file| option("initrd", &file.display())),
+        ),
+        ("kernel", kernel),
+        ("cmdline", "--append".into()),
+        ("memory", option("memory", &boot.memory)),
+        ("vcpus", option("smp", &boot.smp.unwrap_or(1))),
+    ])
 }
 
 enum Initrd {
@@ -369,15 +403,11 @@ pub fn machine(
     let most = guests.list.iter().map(|guest| guest.vcpus).max();
     let cpus = options.boot.smp.or(most).unwrap_or(1);
     for (index, guest) in guests.list.iter().enumerate() {
-        let place = guests.places.get(index);
-        if let Err(error) = config::check_vcpus(guest.vcpus) {
-            bail!("--smp {cpus}: {error}");
-        }
         if guest.vcpus > cpus {
             bail!(
                 "{}guest `{}` wants {} vCPUs and the machine has {cpus} CPUs: give it \
                  more with --smp",
-                at(place.map(|place| &place.vcpus)),
+                at(guests.places.of(index, "vcpus")),
                 guest.name,
                 guest.vcpus
             );
@@ -421,8 +451,8 @@ pub fn machine(
     })
 }
 
-/// A place in a file of the user's, to begin a message with.
-fn at(place: Option<&String>) -> String {
+/// A place where the user has said something, to begin a message with.
+fn at(place: Option<&str>) -> String {
     place.map_or_else(String::new, |place| format!("{place}: "))
 }
 
@@ -438,7 +468,7 @@ fn ram(options: &Run, guests: &Guests, bundle: u64) -> Result<Size> {
             bail!(
                 "{}guest `{}` wants {} of memory and the machine has {ram}: give \
                  it less, or the machine more with --ram",
-                at(places.get(index).map(|place| &place.memory)),
+                at(places.of(index, "memory")),
                 guest.name,
                 guest.memory
             );

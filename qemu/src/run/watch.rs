@@ -20,6 +20,7 @@ use super::outlet::{Outlet, Taken, To};
 use super::plan::Style;
 use super::session::{Event, Sent, Session};
 use super::terminal::{Terminal, forward};
+use crate::config::places::Packed;
 use crate::machine::virt::{Console, Machine};
 use crate::ui;
 
@@ -80,6 +81,8 @@ pub struct Manner {
     pub ready: Option<String>,
     /// Where calls and exits are written that the image traces.
     pub trace: Option<PathBuf>,
+    /// What the lines of the bundle's configuration are to the user.
+    pub settings: Packed,
 }
 
 /// Starts `machine` and stays with it.
@@ -337,6 +340,7 @@ impl<'a> Watch<'a> {
                     return;
                 }
                 if self.all_levels || ending::level(&line).is_none_or(|l| l <= self.manner.log) {
+                    let line = self.manner.settings.told(&line).unwrap_or(line);
                     self.tell(&line, taken);
                 }
             }

@@ -126,7 +126,7 @@ fn told_by_the_runner() -> Vec<Case> {
             },
         ));
     }
-    let simple: [(&str, &[&str], &[&str]); 9] = [
+    let simple: [(&str, &[&str], &[&str]); 11] = [
         (
             "guests-is-a-guest",
             &["--guests", "debian13"],
@@ -152,7 +152,22 @@ fn told_by_the_runner() -> Vec<Case> {
             &["--guest", "plan9"],
             &["plan9", "debian13"],
         ),
-        ("zero-cpus", &["--smp", "0"], &["--smp", "0"]),
+        // What is said is what is allowed, and not of another machine.
+        (
+            "zero-cpus",
+            &["--smp", "0"],
+            &["--smp", "0", "expected 1 to 64", "--guests"],
+        ),
+        (
+            "more-cpus-than-a-guest-can-have",
+            &["--smp", "65", "--kernel", "/nonexistent/kernel"],
+            &["--smp 65", "expected 1 to 64"],
+        ),
+        (
+            "more-cpus-than-a-machine-can-have",
+            &["--smp", "100000", "--bundle", "none"],
+            &["100000", "CPU"],
+        ),
         (
             "memory",
             &["--memory", "lots"],
@@ -174,7 +189,7 @@ fn told_by_the_runner() -> Vec<Case> {
             format!("bad-input/runner-{name}"),
             move |context| {
                 let mut call = Call::bare(context).args(arguments);
-                if name == "larger-than-ram" {
+                if ["larger-than-ram", "more-cpus-than-a-machine-can-have"].contains(&name) {
                     call = Call::run(context)?.args(arguments);
                 }
                 told(&call.call()?, names)
@@ -196,6 +211,31 @@ fn told_by_the_runner() -> Vec<Case> {
             told(&called, &["guests.toml:5:", "`a`", "4 vCPUs", "2 CPUs"])
         },
     ));
+    cases.push(Case::new("bad-input/runner-little-memory", |context| {
+        // Only the image knows what a kernel takes, and it has another file.
+        let folder = tempfile::tempdir_in(&context.folder)?;
+        let file = folder.path().join("mine.toml");
+        let kernel = crate::build::program(&context.workspace, "hello")?;
+        let text = format!(
+            "# Mine.\n\n[[guest]]\nmemory = \"2M\"\nname = \"a\"\nkernel = {kernel:?}\nvcpus = 1\n"
+        );
+        fs::write(&file, text)?;
+        let called = Call::run(context)?
+            .args(["--guests"])
+            .args([&file])
+            .call()?;
+        told(
+            &called.ended(125)?,
+            &["mine.toml:4:", "\"a\"", "more memory"],
+        )?;
+        let called = Call::run(context)?
+            .args(["--guest", "hello", "--memory", "2M"])
+            .call()?;
+        told(
+            &called.ended(125)?,
+            &["--memory 2M: ", "\"hello\"", "more memory"],
+        )
+    }));
     cases
 }
 

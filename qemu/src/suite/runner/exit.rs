@@ -82,6 +82,7 @@ fn whose_fault() -> Vec<Case> {
                 .args(["--memory", "16M", "--exec", "exit 2"])
                 .call()?
                 .ended(125)?
+                .tells(&["ERROR --memory 16M: ", "more memory"])?
                 .tells(&["error", "could not be started"])?
                 .calmly()?;
             Ok(())
