@@ -64,13 +64,16 @@ enum Action {
     #[command(after_help = RUN_HELP)]
     Run(Box<run::options::Run>),
     /// Write the files that any arm64 boot loader needs
+    #[command(after_help = IMAGE_HELP)]
     Image(Box<command::image::Options>),
     /// List, fetch or build guests
+    #[command(after_help = GUESTS_HELP)]
     Guests(command::guests::Options),
     /// Run every test of the project
     #[command(after_help = TEST_HELP)]
     Test(command::test::Options),
-    /// Measure
+    /// Measure what a boot and the table library cost
+    #[command(after_help = BENCH_HELP)]
     Bench(command::bench::Options),
     /// Print what completes these commands in your shell
     #[command(after_help = COMPLETIONS_HELP)]
@@ -107,6 +110,29 @@ The guest's output is on standard output, Undercroft's log on standard error.
 Exit status: CMD's own. 124 when the time was over. 125 when it is not CMD
 that failed: an option or a file is wrong, a guest cannot start, or it ended
 before CMD did; 128 and a signal's number when that ended the run.";
+
+const IMAGE_HELP: &str = "\
+Examples:
+  cargo qemu image -o boot                      Undercroft and a Debian guest
+  cargo qemu image -o boot --guests guests.toml
+
+boot/README.txt then says how U-Boot and QEMU start it.";
+
+const GUESTS_HELP: &str = "\
+Examples:
+  cargo qemu guests                             what there is
+  cargo qemu guests --json                      for a program to read
+  cargo qemu guests fetch debian12 u-boot
+  cargo qemu guests fetch                       all, before a flight
+  cargo qemu guests build hello";
+
+const BENCH_HELP: &str = "\
+Examples:
+  cargo qemu bench boot                         instructions of a boot
+  cargo qemu bench boot --guest debian12 --seeds 10
+  cargo qemu bench pgtable --json               for a program to read
+
+A gate that is missed is a failure: exit status 125.";
 
 const TEST_HELP: &str = "\
 Examples:
@@ -165,6 +191,50 @@ fn main() -> ExitCode {
         Err(error) => {
             ui::error(format_args!("{error:#}"));
             ExitCode::from(FAILED)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lines of a help that can be typed: up to what explains them, and what
+    /// is the shell's.
+    fn examples(help: &str) -> Vec<String> {
+        let lines = help
+            .lines()
+            .filter_map(|line| line.strip_prefix("  cargo "));
+        lines
+            .map(|line| {
+                let end = line.find("  ").unwrap_or(line.len());
+                let typed = line[..end].split(['<', '>']).next().unwrap_or_default();
+                format!("cargo {}", typed.trim())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_command_has_examples_that_can_be_typed() {
+        let mut cli = Cli::command();
+        cli.build();
+        let helps = std::iter::once(cli.clone())
+            .chain(cli.get_subcommands().cloned())
+            .filter(|command| command.get_name() != "help");
+        for mut command in helps {
+            let help = command.render_long_help().to_string();
+            let examples = examples(&help);
+            assert!(examples.len() > 1, "{} has no examples", command.get_name());
+            for example in examples {
+                // Cargo's alias is the first two words.
+                let words = shlex::split(&example).expect("a shell can read it");
+                let read = Cli::command().try_get_matches_from(&words[1..]);
+                let shown = |e: &clap::Error| !e.use_stderr();
+                assert!(
+                    read.as_ref().map_or_else(shown, |_| true),
+                    "{example}: {read:?}"
+                );
+            }
         }
     }
 }

@@ -76,6 +76,7 @@ pub struct Boot {
 
     /// Stop a guest that accesses what it does not have
     #[arg(long, conflicts_with = "bundle")]
+    #[arg(help_heading = MACHINE)]
     pub strict: bool,
 
     /// Granule of Undercroft's own translation tables

@@ -5,11 +5,14 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use object::{Object, ObjectSection};
 
 use super::super::call::{Call, Called, LIMIT};
 use super::super::pty::Pty;
 use super::super::{Case, Context, Counts, Lane, Outcome};
-use super::{LINUX, bare};
+use super::first::{maybe, without_apt};
+use super::{LINUX, bare, program};
+use crate::image::{appendix, flat, symbols};
 use crate::run::gdb;
 use crate::setup::package;
 
@@ -35,6 +38,29 @@ pub fn cases() -> Vec<Case> {
             ensure!(script.contains("target remote /"), "{script}");
             Ok(())
         }),
+        Case::new("runner/gdb-comes-from-a-package", |context| {
+            // A machine without any gdb is told where one is to be had.
+            let folder = tempfile::tempdir_in(&context.folder)?;
+            let programs = without_apt(context, folder.path())?;
+            let call = || -> Result<Call> {
+                let call = Call::run(context)?.args(["--guest", "hello", "--dry-run", "--gdb"]);
+                Ok(call.env("PATH", &programs))
+            };
+            let line = format!("sudo apt-get install {}", gdb::PACKAGE);
+            call()?
+                .call()?
+                .ended(0)?
+                .tells(&[gdb::PACKAGE, " -x "])?
+                .tells(&["not in PATH", &line])?;
+            program(&programs.join(gdb::PACKAGE), "#!/bin/sh\n")?;
+            let called = call()?.call()?.ended(0)?.tells(&[gdb::PACKAGE, " -x "])?;
+            ensure!(!called.stderr.contains("apt-get"), "{}", called.stderr);
+            Ok(())
+        }),
+        maybe(
+            "runner/debug-information-stays-out-of-the-image",
+            flat_image,
+        ),
         Case::new("runner/trace", |context| {
             let folder = tempfile::tempdir_in(&context.folder)?;
             let file = folder.path().join("a trace");
@@ -85,6 +111,34 @@ pub fn cases() -> Vec<Case> {
             Ok(())
         }),
     ]
+}
+
+/// What is for a debugger is in the ELF files, and what is loaded in the image.
+fn flat_image(context: &Context) -> Result<Outcome> {
+    let image = context.image()?;
+    let (Some(hyp), Some(host)) = (&image.hyp, &image.host) else {
+        return Ok(Outcome::skipped("the image was not built here"));
+    };
+    let size = fs::metadata(&image.file)?.len();
+    let (mut loaded, mut debug) = (0, 0);
+    for elf in [hyp, host] {
+        let data = fs::read(elf)?;
+        let file = object::File::parse(&*data)?;
+        let of_debugger = |name: object::Result<&str>| name.is_ok_and(|n| n.starts_with(".debug_"));
+        let sections = file
+            .sections()
+            .filter(|section| of_debugger(section.name()));
+        debug += sections.map(|section| section.size()).sum::<u64>();
+        loaded += (flat::binary(&data)?.len() + symbols::table(&data)?.len()) as u64;
+    }
+    // Each of the two has a header of its own, and is padded twice.
+    let most = loaded + 4 * appendix::UNIT as u64;
+    ensure!(size <= most, "{size} bytes, of which {loaded} are loaded");
+    ensure!(
+        debug > size,
+        "{debug} bytes of debug information show no source"
+    );
+    Ok(Counts::ONE.into())
 }
 
 /// A case that drives a gdb, where there is one or can be.
@@ -291,7 +345,7 @@ fn elf_of(name: &str, address: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use object::{Object, ObjectSymbol};
+    use object::ObjectSymbol;
 
     #[test]
     fn an_elf_of_one_function_has_it() {

@@ -178,7 +178,10 @@ fn done() -> Result<Outcome> {
 }
 
 /// A case that may be skipped, beside others.
-fn maybe(name: &str, body: impl Fn(&Context) -> Result<Outcome> + Send + Sync + 'static) -> Case {
+pub fn maybe(
+    name: &str,
+    body: impl Fn(&Context) -> Result<Outcome> + Send + Sync + 'static,
+) -> Case {
     let mut case = Case::of_cargo(name, body);
     case.lane = Lane::Shared;
     case
@@ -195,7 +198,7 @@ fn fetch_nowhere(context: &Context, folder: &Path) -> Result<Call> {
 }
 
 /// A folder of programs for `PATH`, as another distribution has them.
-fn without_apt(context: &Context, folder: &Path) -> Result<std::path::PathBuf> {
+pub fn without_apt(context: &Context, folder: &Path) -> Result<std::path::PathBuf> {
     let programs = folder.join("bin");
     fs::create_dir(&programs)?;
     let qemu = &context.qemu()?.program;

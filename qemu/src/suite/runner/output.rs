@@ -1,13 +1,14 @@
 //! What the runner says, at a terminal of 80 columns, in a pipe, and to programs.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::super::call::{Call, LIMIT};
 use super::super::pty::{COLUMNS, Pty};
-use super::super::{Case, Context};
+use super::super::{Case, Context, Counts};
 use super::{LINUX, bare};
 
 /// Two cases that take no time, for a test of tests.
@@ -225,14 +226,60 @@ fn of_the_log() -> Vec<Case> {
 
 fn for_programs() -> Vec<Case> {
     vec![
+        Case::new("runner/help", help),
+        Case::new("runner/json-of-bench-boot", |context| {
+            let called = Call::program(&context.runner, super::LIMIT * 3)
+                .args(["bench", "boot", "--seeds", "1", "--json", "--image"])
+                .args([&context.image()?.file])
+                .call()?;
+            let rows = rows(&called.stdout)?;
+            ensure!(rows.len() == 2, "{}", called.stdout);
+            let mut well = true;
+            for (row, console) in rows.iter().zip(["quiet", "full"]) {
+                ensure!(
+                    row["guest"] == "debian13" && row["console"] == console,
+                    "{row}"
+                );
+                let number = |key: &str| row[key].as_f64().with_context(|| format!("{key}: {row}"));
+                let ratio = number("undercroft")? / number("bare")?;
+                ensure!((ratio - number("ratio")?).abs() < 1e-9, "{row}");
+                ensure!(row["passed"] == (ratio <= number("gate")?), "{row}");
+                well &= row["passed"] == true;
+            }
+            called.ended(if well { 0 } else { 125 })?.calmly()?;
+            Ok(())
+        })
+        .boots(LINUX),
+        Case::of_cargo("runner/json-of-bench-pgtable", |context: &Context| {
+            let called = Call::program(&context.runner, super::LIMIT * 3)
+                .args(["bench", "pgtable", "--json"])
+                .call()?
+                .ended(0)?
+                .calmly()?;
+            let rows = rows(&called.stdout)?;
+            let with = |key: &str| rows.iter().filter(|row| row[key].is_number()).count();
+            let counted = crate::workspace::in_path("valgrind").is_some();
+            ensure!((with("instructions") > 0) == counted, "{}", called.stdout);
+            ensure!(with("nanoseconds") > 0, "{}", called.stdout);
+            Ok(Counts::ONE)
+        })
+        .full(),
         Case::new("runner/json", |context| {
             let called = Call::program(&context.runner, LIMIT)
                 .args(["guests", "--json"])
                 .call()?
                 .ended(0)?;
             let mut names = Vec::new();
-            for line in called.stdout.lines() {
-                let guest: serde_json::Value = serde_json::from_str(line)?;
+            for guest in rows(&called.stdout)? {
+                for key in ["name", "about", "origin"] {
+                    ensure!(guest[key].is_string(), "{key} of {guest}");
+                }
+                for key in ["file", "version"] {
+                    ensure!(guest[key].is_string() || guest[key].is_null(), "{guest}");
+                }
+                // What was fetched is there.
+                let file = guest["file"].as_str().map(Path::new);
+                ensure!(file.is_none_or(Path::is_file), "{guest}");
                 names.push(guest["name"].as_str().context("a name")?.to_string());
             }
             ensure!(
@@ -240,11 +287,6 @@ fn for_programs() -> Vec<Case> {
                 "{names:?}"
             );
             ensure!(names.contains(&"debian-backports-16k".into()), "{names:?}");
-            for bench in ["boot", "pgtable"] {
-                let call = Call::program(&context.runner, LIMIT);
-                let help = call.args(["bench", bench, "--help"]).call()?.ended(0)?;
-                help.shows(&["--json"])?;
-            }
             Ok(())
         }),
         Case::new("runner/version", |context| {
@@ -302,6 +344,81 @@ fn for_programs() -> Vec<Case> {
             Ok(())
         }),
     ]
+}
+
+/// What is read by a person who looks for an option: groups, and examples.
+fn help(context: &Context) -> Result<()> {
+    let help = |words: &[&str]| -> Result<String> {
+        let call = Call::program(&context.runner, LIMIT).args(words);
+        let called = call
+            .args(["--help"])
+            .env("COLUMNS", "80")
+            .call()?
+            .ended(0)?;
+        for line in called.stdout.lines() {
+            let width = console::measure_text_width(line);
+            ensure!(width <= usize::from(COLUMNS), "{words:?}: {line}");
+        }
+        Ok(called.stdout)
+    };
+    for command in [&["run"][..], &["image"]] {
+        let text = help(command)?;
+        let heads = text
+            .lines()
+            .filter(|line| !line.starts_with(' ') && line.ends_with(':'));
+        let heads: Vec<_> = heads.collect();
+        for head in [
+            "What to boot:",
+            "The guest and its machine:",
+            "What is said:",
+            "Examples:",
+        ] {
+            ensure!(
+                heads.contains(&head),
+                "{command:?} has no {head} but {heads:?}"
+            );
+        }
+        // What is in no group is of every command, or what this one is about.
+        let (_, rest) = text.split_once("\nOptions:\n").context("no options")?;
+        let rest = rest.split("\n\nWhat").next().unwrap_or_default();
+        let names = rest
+            .split_whitespace()
+            .filter(|word| word.starts_with("--"));
+        let odd: Vec<_> = names
+            .filter(|name| !["--help", "--output"].contains(name))
+            .collect();
+        ensure!(
+            odd.is_empty(),
+            "{command:?}: {odd:?} are in no group\n{rest}"
+        );
+    }
+    for command in [
+        &[][..],
+        &["guests"],
+        &["test"],
+        &["bench"],
+        &["completions"],
+    ] {
+        ensure!(
+            help(command)?.contains("\nExamples:\n  cargo qemu "),
+            "{command:?}"
+        );
+    }
+    // Each bench can be read by a program.
+    let benches = help(&["bench"])?;
+    let (_, list) = benches.split_once("Commands:\n").context("no benches")?;
+    let names = list.lines().take_while(|line| !line.is_empty());
+    let names = names.filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
+    for name in names.filter(|name| !name.is_empty() && *name != "help") {
+        ensure!(help(&["bench", name])?.contains("--json"), "bench {name}");
+    }
+    Ok(())
+}
+
+/// The objects of an output that has one a line.
+fn rows(text: &str) -> Result<Vec<serde_json::Value>> {
+    let row = |line| serde_json::from_str(line).with_context(|| format!("no JSON: {line}"));
+    text.lines().map(row).collect()
 }
 
 /// A shell in a guest, at a terminal.
