@@ -1,43 +1,25 @@
 //! `cargo qemu bench boot`: how many instructions a Linux guest's boot takes,
 //! from the first at EL2 to the first of `/init`: bare, and under Undercroft.
-//!
-//! QEMU counts them (`plugin/count.rs`), with `-icount`, so that the same
-//! images give the same number each time. *Bare* is the same kernel, initial
-//! RAM disk and CPU on a machine whose CPUs begin at EL1, which is what the
-//! guest sees under Undercroft.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use rmi::end::Token;
 use serde::Serialize;
 
+use super::counted::{self, Counting, MEMORY};
 use super::first_process;
-use crate::build::{self, Image};
-use crate::bundle;
+use crate::build;
 use crate::config::{Guest, Mode};
 use crate::guests::catalogue;
 use crate::guests::fetch::Cache;
-use crate::machine::virt::{DEFAULT_CPU, Machine};
-use crate::run::capture::Capture;
-use crate::run::ending::Ending;
+use crate::machine::virt::Machine;
 use crate::scratch;
 use crate::setup::qemu::Qemu;
-use crate::size::Size;
-use crate::ui::{self, Step};
+use crate::ui::Step;
 use crate::workspace::Workspace;
-
-/// The guest's memory; the machine has as much more for Undercroft.
-const MEMORY: Size = Size::mib(512);
-const RAM: Size = Size::mib(1024);
-
-/// How long one boot may take.
-const LIMIT: Duration = Duration::from_secs(600);
 
 /// What to measure.
 #[derive(Args, Clone, Debug)]
@@ -194,7 +176,15 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
                 for seed in 1..=options.seeds {
                     step.at(f64::from(seed - 1) / f64::from(options.seeds));
                     let counts = (0..options.repeat)
-                        .map(|_| count(machine, seed, &plugin, folder.path(), bare))
+                        .map(|_| {
+                            let how = Counting {
+                                plugin: &plugin,
+                                folder: folder.path(),
+                                until: first_process::entry(),
+                                seed,
+                            };
+                            counted::count(machine, how, bare)
+                        })
                         .collect::<Result<Vec<_>>>()
                         .with_context(|| title.clone())?;
                     if counts.iter().any(|count| *count != counts[0]) {
@@ -205,8 +195,8 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
                 step.done("Measured", title);
                 Ok(sum / u64::from(options.seeds))
             };
-            let bare = count("bare", &bare(qemu, &guest), true)?;
-            let machine = under(qemu, &guest, &image, folder.path())?;
+            let bare = count("bare", &counted::bare(qemu, &guest), true)?;
+            let machine = counted::under(qemu, &guest, &image, folder.path())?;
             let under = count("under Undercroft", &machine, false)?;
             rows.push(Row {
                 guest: name.clone(),
@@ -217,93 +207,4 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
         }
     }
     Ok(rows)
-}
-
-fn bare(qemu: &Qemu, guest: &Guest) -> Machine {
-    Machine {
-        qemu: qemu.clone(),
-        cpu: DEFAULT_CPU.into(),
-        cpus: 1,
-        ram: guest.memory,
-        kernel: Some(guest.kernel.clone()),
-        initrd: guest.initrd.clone(),
-        append: guest.cmdline.clone().unwrap_or_default(),
-        end: None,
-        el2: false,
-        log_uart: false,
-        debugger: None,
-        extra: Vec::new(),
-    }
-}
-
-fn under(qemu: &Qemu, guest: &Guest, image: &Image, folder: &Path) -> Result<Machine> {
-    let file = folder.join("bundle.cpio");
-    fs::write(&file, bundle::pack(std::slice::from_ref(guest))?)
-        .with_context(|| format!("cannot write {}", file.display()))?;
-    let log_uart = Machine::can_have_log_uart(qemu);
-    let log = if log_uart {
-        " undercroft.log=serial1"
-    } else {
-        ""
-    };
-    Ok(Machine {
-        ram: RAM,
-        kernel: Some(image.file.clone()),
-        initrd: Some(file),
-        append: format!("undercroft.granule=4k undercroft.loglevel=info{log}"),
-        // The same at each boot, as all that could make a difference.
-        end: Some(Token::of_bits(1)),
-        el2: true,
-        log_uart,
-        ..bare(qemu, guest)
-    })
-}
-
-/// Boots once and returns the count at `/init`.
-fn count(machine: &Machine, seed: u32, plugin: &Path, folder: &Path, bare: bool) -> Result<u64> {
-    let out = folder.join("count");
-    // Of an earlier boot; there may be none.
-    let _ = fs::remove_file(&out);
-    let mut machine = machine.clone();
-    let plugin = format!(
-        "{},until={:#x},out={}",
-        plugin.display(),
-        first_process::entry(),
-        out.display()
-    );
-    // One tick an instruction, and nothing that differs from run to run: no
-    // seeds in the device tree, the same random numbers of the CPU's own, no
-    // clock of the day.
-    let steady = [
-        "-icount",
-        "shift=0,sleep=off",
-        "-machine",
-        "dtb-randomness=off",
-    ];
-    let seed = seed.to_string();
-    let fixed = [
-        "-seed",
-        &seed,
-        "-rtc",
-        "base=2026-01-01,clock=vm",
-        "-plugin",
-        &plugin,
-    ];
-    let all = steady.into_iter().chain(fixed);
-    machine.extra.extend(all.map(OsString::from));
-    let mut capture = Capture::start(&machine, LIMIT, bare)?;
-    let ending = capture.finish()?;
-    let count = fs::read_to_string(&out)
-        .ok()
-        .and_then(|text| text.trim().parse().ok());
-    match (ending, count) {
-        (Ending::Status(0), Some(count)) => Ok(count),
-        (ending, count) => {
-            ui::say(capture.last_words().trim_end());
-            if count.is_none() {
-                ui::warn("the guest did not reach /init");
-            }
-            bail!("{ending}")
-        }
-    }
 }

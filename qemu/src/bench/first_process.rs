@@ -22,24 +22,76 @@ const PHDR_LEN: u16 = 56;
 /// # Errors
 /// None in practice.
 pub fn ramdisk() -> anyhow::Result<Vec<u8>> {
-    initrd::of_program(&program())
+    initrd::of_program(&elf(&power_off()))
 }
 
-/// The program: powers the machine off.
-fn program() -> Vec<u8> {
-    let code: Vec<u32> = [(0, MAGIC1), (1, MAGIC2), (2, POWER_OFF), (8, REBOOT)]
+/// Bytes of a line that [`writer`] writes, as they come out: the terminal puts a
+/// carriage return before the newline.
+pub const LINE: u64 = 65;
+
+/// The initial RAM disk of a program that writes so many lines (below 65536) to
+/// its standard output, waits until they have left, and powers off; and the
+/// address where it does the last.
+///
+/// # Errors
+/// None in practice.
+pub fn writer(lines: u16) -> anyhow::Result<(Vec<u8>, u64)> {
+    let (write, ioctl, drain) = (64, 29, 0x5409);
+    let mut code = vec![
+        movz(19, lines),
+        0xb400_0013 | 9 << 5, // cbz x19, behind the loop
+        movz(0, 1),
+        0, // adr x1, text
+        movz(2, 64),
+        movz(8, write),
+        SVC,
+        0xd100_0673,                                // sub x19, x19, #1
+        0x1400_0000 | (-7i32 as u32 & 0x03ff_ffff), // b to the cbz
+        NOP,
+        movz(0, 1),
+        movz(1, drain),
+        movz(2, 1),
+        movz(8, ioctl),
+        SVC,
+    ];
+    let end = START + u64::from(EHDR_LEN + PHDR_LEN) + 4 * code.len() as u64;
+    code.extend(power_off());
+    // adr, from itself.
+    let to_text = (code.len() as u32 - 3) * 4;
+    code[3] = 0x1000_0001 | (to_text >> 2) << 5;
+    let text = b"0123456789abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ\n";
+    let words = text.as_chunks::<4>().0.iter();
+    code.extend(words.map(|word| u32::from_le_bytes(*word)));
+    Ok((initrd::of_program(&elf(&code))?, end))
+}
+
+const SVC: u32 = 0xd400_0001;
+const NOP: u32 = 0xd503_201f;
+
+/// `movz x<register>, #value`.
+const fn movz(register: u32, value: u16) -> u32 {
+    0xd280_0000 | (value as u32) << 5 | register
+}
+
+/// The code that powers the machine off.
+fn power_off() -> Vec<u32> {
+    [(0, MAGIC1), (1, MAGIC2), (2, POWER_OFF), (8, REBOOT)]
         .into_iter()
         .flat_map(|(register, value)| {
-            let (low, high) = (value as u32 & 0xffff, (value >> 16) as u32 & 0xffff);
-            // movz x<register>, #low; movk x<register>, #high, lsl #16
+            let high = (value >> 16) as u32 & 0xffff;
+            // movk x<register>, #high, lsl #16
             [
-                0xd280_0000 | low << 5 | register,
+                movz(register, value as u16),
                 0xf2a0_0000 | high << 5 | register,
             ]
         })
-        // svc #0; b .
-        .chain([0xd400_0001, 0x1400_0000])
-        .collect();
+        // b .
+        .chain([SVC, 0x1400_0000])
+        .collect()
+}
+
+/// A program of this code.
+fn elf(code: &[u32]) -> Vec<u8> {
     let code: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
     let offset = u64::from(EHDR_LEN + PHDR_LEN);
     let length = offset + code.len() as u64;
@@ -79,7 +131,7 @@ mod tests {
 
     #[test]
     fn it_is_a_program_that_starts_where_it_says() {
-        let elf = program();
+        let elf = elf(&power_off());
         let file = object::File::parse(&*elf).expect("an ELF file");
         assert_eq!(file.entry(), entry());
         let segment = file.segments().next().expect("a segment");
@@ -88,5 +140,11 @@ mod tests {
         // movz x0, #0xdead
         let at = usize::from(EHDR_LEN + PHDR_LEN);
         assert_eq!(elf[at..at + 4], 0xd29b_d5a0u32.to_le_bytes());
+    }
+
+    #[test]
+    fn movz_is_what_an_assembler_makes_of_it() {
+        assert_eq!(movz(0, 0xdead), 0xd29b_d5a0);
+        assert_eq!(movz(19, 1600), 0xd280_c813);
     }
 }

@@ -4,8 +4,8 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use crate::bench::boot;
 use crate::bench::pgtable::{self, Counted, Timed};
+use crate::bench::{boot, console};
 use crate::run::ending::FAILED;
 use crate::setup::{qemu, valgrind};
 use crate::ui;
@@ -26,6 +26,8 @@ pub struct Options {
 enum What {
     /// Instructions of a guest's boot, bare and under Undercroft
     Boot(boot::Options),
+    /// What a byte on a guest's console costs, bare and under Undercroft
+    Console(console::Options),
     /// The table library: instructions, stores, TLBIs, barriers, table pages
     /// of each workload in each format, what the choice of a granule costs; then
     /// nanoseconds, for information
@@ -50,6 +52,7 @@ pub fn bench(options: &Options) -> Result<u8> {
     let workspace = Workspace::find()?;
     let well = match &options.what {
         What::Boot(what) => boot(&workspace, what, options.json)?,
+        What::Console(what) => console(&workspace, what, options.json)?,
         What::Pgtable => pgtable(&workspace, options.json)?,
     };
     Ok(if well { 0 } else { FAILED })
@@ -78,6 +81,17 @@ fn boot(workspace: &Workspace, options: &boot::Options, json: bool) -> Result<bo
         }
     }
     Ok(rows.iter().all(boot::Row::passes))
+}
+
+fn console(workspace: &Workspace, options: &console::Options, json: bool) -> Result<bool> {
+    let qemu = qemu::ensure(&workspace.scratch())?;
+    let row = console::measure(workspace, &qemu, options)?;
+    if json {
+        object(&row)?;
+    } else {
+        ui::print(&row)?;
+    }
+    Ok(row.passes())
 }
 
 fn pgtable(workspace: &Workspace, json: bool) -> Result<bool> {

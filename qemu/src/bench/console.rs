@@ -1,0 +1,172 @@
+//! `cargo qemu bench console`: what a byte costs that a Linux guest writes to its
+//! console, in instructions, and what many cost in time: bare, and under
+//! Undercroft.
+//!
+//! The first process writes lines and waits until they have left; a boot with no
+//! lines is taken off. So the count holds all there is: the system call, the
+//! terminal, the driver with its interrupts, and what serves its accesses.
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Serialize;
+
+use super::counted::{self, Counting, LIMIT, MEMORY};
+use super::first_process::{self, LINE};
+use crate::build;
+use crate::config::{Guest, Mode};
+use crate::guests::catalogue;
+use crate::guests::fetch::Cache;
+use crate::machine::virt::Machine;
+use crate::run::capture::Capture;
+use crate::run::ending::Ending;
+use crate::scratch;
+use crate::setup::qemu::Qemu;
+use crate::ui::Step;
+use crate::workspace::Workspace;
+
+/// Lines that are written: 100 KiB.
+const LINES: u16 = 1576;
+const BYTES: u64 = LINES as u64 * LINE;
+
+/// The most instructions that a byte may cost under Undercroft, all in all.
+const GATE: f64 = 400.0;
+/// What as many bytes are to cost in time, at most, as a ratio to bare: for
+/// information, since time is the machine's.
+pub const TIME_GOAL: f64 = 1.5;
+
+/// What to measure.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Options {
+    /// An image built before, instead of building one
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+}
+
+/// What was measured, as JSON too.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    bytes: u64,
+    /// Instructions a byte.
+    bare: f64,
+    #[serde(rename = "undercroft")]
+    under: f64,
+    gate: f64,
+    /// Whole runs, boot included.
+    seconds: f64,
+    seconds_undercroft: f64,
+}
+
+impl Row {
+    /// Whether it stays within the gate.
+    pub fn passes(&self) -> bool {
+        self.under <= self.gate
+    }
+
+    /// Time under Undercroft for time bare, boot included.
+    pub fn time_ratio(&self) -> f64 {
+        self.seconds_undercroft / self.seconds
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.passes() { "ok" } else { "MISSED" };
+        writeln!(
+            f,
+            "{} bytes    bare  undercroft  ratio    gate\n\
+             instructions/byte{:>7.0}{:>12.0}{:>6.2}x{:>8.0}  {verdict}",
+            self.bytes,
+            self.bare,
+            self.under,
+            self.under / self.bare,
+            self.gate
+        )?;
+        let reached = if self.time_ratio() <= TIME_GOAL {
+            "reached"
+        } else {
+            "not reached"
+        };
+        write!(
+            f,
+            "seconds, with boot{:>6.1}{:>12.1}{:>6.2}x{:>7.1}x  {reached}",
+            self.seconds,
+            self.seconds_undercroft,
+            self.time_ratio(),
+            TIME_GOAL
+        )
+    }
+}
+
+/// Measures.
+///
+/// # Errors
+/// When something cannot be built, fetched or booted.
+pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<Row> {
+    let plugin = build::plugin(workspace, qemu)?;
+    let image = build::image_or(workspace, options.image.as_deref())?;
+    let folder = scratch::folder(workspace)?;
+    let name = "debian13";
+    let kernel = Cache::of(workspace).kernel(catalogue::find(name)?)?;
+    let step = Step::new("Measuring", "a console's bytes".to_string());
+    // Instructions, by lines and kind of machine; and the time of those that write.
+    let mut counts = [[0u64; 2]; 2];
+    let mut times = [Duration::ZERO; 2];
+    for (n, lines) in [0, LINES].into_iter().enumerate() {
+        let (ramdisk, until) = first_process::writer(lines)?;
+        let initrd = folder.path().join("initrd");
+        fs::write(&initrd, ramdisk).context("cannot write the initial RAM disk")?;
+        let guest = Guest {
+            name: name.into(),
+            kernel: kernel.clone(),
+            initrd: Some(initrd),
+            cmdline: Some("console=ttyAMA0 quiet".into()),
+            memory: MEMORY,
+            vcpus: 1,
+            mode: Mode::Plain,
+            console: None,
+            strict: false,
+            entry: None,
+        };
+        let machines = [
+            counted::bare(qemu, &guest),
+            counted::under(qemu, &guest, &image, folder.path())?,
+        ];
+        for (m, machine) in machines.iter().enumerate() {
+            step.at((2 * n + m) as f64 / 4.0);
+            let how = Counting {
+                plugin: &plugin,
+                folder: folder.path(),
+                until,
+                seed: 1,
+            };
+            counts[m][n] = counted::count(machine, how, m == 0)?;
+            times[m] = time(machine, m == 0)?;
+        }
+    }
+    step.done("Measured", "a console's bytes".to_string());
+    let per_byte = |[none, all]: [u64; 2]| (all as f64 - none as f64) / BYTES as f64;
+    let [bare, under] = counts.map(per_byte);
+    let [seconds, seconds_undercroft] = times.map(|time| time.as_secs_f64());
+    Ok(Row {
+        bytes: BYTES,
+        bare,
+        under,
+        gate: GATE,
+        seconds,
+        seconds_undercroft,
+    })
+}
+
+/// How long a run takes that nobody counts.
+fn time(machine: &Machine, bare: bool) -> Result<Duration> {
+    let begun = Instant::now();
+    match Capture::start(machine, LIMIT, bare)?.finish()? {
+        Ending::Status(0) => Ok(begun.elapsed()),
+        ending => bail!("{ending}"),
+    }
+}
