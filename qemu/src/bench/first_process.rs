@@ -29,44 +29,51 @@ pub fn ramdisk() -> anyhow::Result<Vec<u8>> {
 /// carriage return before the newline.
 pub const LINE: u64 = 65;
 
-/// The initial RAM disk of a program that writes so many lines (below 65536) to
-/// its standard output, waits until they have left, and powers off; and the
-/// address where it does the last.
+/// The initial RAM disk of a program that sleeps for so many seconds, writes so many
+/// lines (below 65536) to its standard output, waits until they have left, and
+/// powers off; and the address where it does the last.
 ///
 /// # Errors
 /// None in practice.
-pub fn writer(lines: u16) -> anyhow::Result<(Vec<u8>, u64)> {
-    let (write, ioctl, drain) = (64, 29, 0x5409);
+pub fn writer(seconds: u64, lines: u16) -> anyhow::Result<(Vec<u8>, u64)> {
+    let (nanosleep, write, ioctl, drain) = (101, 64, 29, 0x5409);
+    let text = b"0123456789abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ\n";
     let mut code = vec![
+        ADR, // the time, to x0
+        movz(1, 0),
+        movz(8, nanosleep),
+        SVC,
         movz(19, lines),
-        0xb400_0013 | 9 << 5, // cbz x19, behind the loop
+        0xb400_0013 | 8 << 5, // cbz x19, behind the loop
         movz(0, 1),
-        0, // adr x1, text
-        movz(2, 64),
+        ADR | 1, // the text, to x1
+        movz(2, text.len() as u16),
         movz(8, write),
         SVC,
         0xd100_0673,                                // sub x19, x19, #1
         0x1400_0000 | (-7i32 as u32 & 0x03ff_ffff), // b to the cbz
-        NOP,
         movz(0, 1),
         movz(1, drain),
         movz(2, 1),
         movz(8, ioctl),
         SVC,
     ];
-    let end = START + u64::from(EHDR_LEN + PHDR_LEN) + 4 * code.len() as u64;
+    let end = entry() + 4 * code.len() as u64;
     code.extend(power_off());
-    // adr, from itself.
-    let to_text = (code.len() as u32 - 3) * 4;
-    code[3] = 0x1000_0001 | (to_text >> 2) << 5;
-    let text = b"0123456789abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ\n";
-    let words = text.as_chunks::<4>().0.iter();
+    for (at, data) in [(0, code.len()), (7, code.len() + 4)] {
+        code[at] |= ((data - at) as u32) << 5;
+    }
+    let time = [seconds, 0].map(u64::to_le_bytes);
+    let data = time.as_flattened().iter().chain(text).copied();
+    let data: Vec<u8> = data.collect();
+    let words = data.as_chunks::<4>().0.iter();
     code.extend(words.map(|word| u32::from_le_bytes(*word)));
     Ok((initrd::of_program(&elf(&code))?, end))
 }
 
+/// `adr x0, .`; bits from 5 up count words from here.
+const ADR: u32 = 0x1000_0000;
 const SVC: u32 = 0xd400_0001;
-const NOP: u32 = 0xd503_201f;
 
 /// `movz x<register>, #value`.
 const fn movz(register: u32, value: u16) -> u32 {
