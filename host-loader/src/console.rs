@@ -16,6 +16,7 @@ use crate::port::Port;
 use crate::rmi_call;
 use crate::transcript::Transcript;
 use log::Level;
+use posted::Page;
 
 /// FR, whose transmit side is the machine's UART's.
 const FR: u64 = 0x18;
@@ -50,9 +51,7 @@ impl Console {
             let mut port = machine.console.lock();
             return port.as_mut().is_none_or(|port| port.put(byte));
         }
-        if let Some(text) = self.transcript.push(byte) {
-            guest.log(Level::Info, format_args!("{text}"));
-        }
+        self.log(guest, byte);
         true
     }
 
@@ -79,13 +78,46 @@ impl Console {
             return true;
         };
         page.close();
-        while let Some(write) = page.next() {
+        while !page.is_empty() {
+            self.send_posted(guest, machine, page);
+            // What is no byte, or has no room.
+            let Some(write) = page.next() else { break };
             if !self.set(guest, machine, write.offset(), write.value) {
                 return false;
             }
             page.taken();
         }
         true
+    }
+
+    /// Takes bytes to send, as far as they come one after the other and have room.
+    #[inline]
+    fn send_posted(&mut self, guest: &Guest, machine: &Machine, page: &Page) {
+        let mut port = self.owner.then(|| machine.console.lock());
+        while let Some(write) = page.next() {
+            let (offset, byte) = (write.offset(), write.value as u8);
+            let sent = self.uart.sends(offset)
+                && match &mut port {
+                    Some(port) => port.as_mut().is_none_or(|port| port.put(byte)),
+                    None => {
+                        self.log(guest, byte);
+                        true
+                    }
+                };
+            if !sent {
+                return;
+            }
+            self.uart.write(offset, write.value);
+            page.taken();
+        }
+    }
+
+    /// Logs the line that ends with this byte.
+    #[inline]
+    fn log(&mut self, guest: &Guest, byte: u8) {
+        if let Some(text) = self.transcript.push(byte) {
+            guest.log(Level::Info, format_args!("{text}"));
+        }
     }
 
     /// Signals what has become of the interrupt and, unless something waits for

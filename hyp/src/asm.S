@@ -257,6 +257,27 @@ guarded_load64:
     str     x2, [x1]
     b       guarded_done
 
+// guarded_load64_both(x0, x1 = words, x2 = where their values go): in this order.
+    .global guarded_load64_both
+guarded_load64_both:
+    msr     spsel, #0
+    ldar    x0, [x0]
+    ldar    x1, [x1]
+    stp     x0, x1, [x2]
+    b       guarded_done
+
+// guarded_store64_both(x0, x1 = words, x2, x3 = their values, x4 = a word that is
+// loaded behind both, x5 = where its value goes): in this order.
+    .global guarded_store64_both
+guarded_store64_both:
+    msr     spsel, #0
+    stlr    x2, [x0]
+    stlr    x3, [x1]
+    dmb     ish
+    ldr     x4, [x4]
+    str     x4, [x5]
+    b       guarded_done
+
 // guarded_clean(x0 = first line, x1 = end, x2 = bytes of a line)
     .global guarded_clean
 guarded_clean:

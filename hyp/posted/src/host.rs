@@ -22,6 +22,8 @@ pub struct View {
     pub readable_when_empty: u64,
     /// Writes may wait.
     pub writable: u64,
+    /// A write of the value changes nothing.
+    pub steady: u64,
     /// What the registers read as.
     pub values: [u32; REGISTERS],
 }
@@ -38,6 +40,7 @@ impl View {
         readable: 0,
         readable_when_empty: 0,
         writable: 0,
+        steady: 0,
         values: [0; REGISTERS],
     };
 
@@ -53,11 +56,26 @@ impl View {
         }
     }
 
+    /// The register at `offset` keeps `value`: it reads as that, and a write of that
+    /// changes nothing.
+    pub const fn keeps(&mut self, offset: u64, value: u32) {
+        self.reads(offset, value, true);
+        self.steady |= 1 << (offset / 4);
+    }
+
     /// A write to the register at `offset` may wait.
     pub const fn waits(&mut self, offset: u64) {
         self.writable |= 1 << (offset / 4);
     }
 }
+
+/// What [`Page::close`] clears.
+pub(crate) const CLOSED: [usize; 4] = [
+    word::WRITABLE,
+    word::STEADY,
+    word::READABLE_WHEN_EMPTY,
+    word::READABLE,
+];
 
 impl Default for Page {
     fn default() -> Self {
@@ -91,7 +109,7 @@ impl Page {
     /// What is posted all the same is seen by [`Self::next`], or calls the host.
     #[inline]
     pub fn close(&self) {
-        for word in [word::WRITABLE, word::READABLE_WHEN_EMPTY, word::READABLE] {
+        for word in CLOSED {
             self.store(word, 0);
         }
         fence(Ordering::SeqCst);
@@ -123,11 +141,14 @@ impl Page {
     /// Opens the page: what EL2 may do from here on.
     #[inline]
     pub fn show(&self, view: &View) {
-        let shown = view.readable | view.readable_when_empty;
-        for register in (0..REGISTERS).filter(|register| shown >> register & 1 != 0) {
+        let mut shown = view.readable | view.readable_when_empty;
+        while shown != 0 {
+            let register = shown.trailing_zeros() as usize;
             self.store(word::VALUES + register, view.values[register].into());
+            shown &= shown - 1;
         }
         self.store(word::READABLE, view.readable);
+        self.store(word::STEADY, view.steady);
         self.store(word::READABLE_WHEN_EMPTY, view.readable_when_empty);
         self.store(word::WRITABLE, view.writable);
     }

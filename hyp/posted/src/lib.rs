@@ -1,11 +1,12 @@
 //! Accesses of a guest's device that need not wait for the host.
 //!
 //! The host models a device; each access of a guest is an exit to it, which costs
-//! two switches of the world. Two kinds need none: a read of a register whose
-//! value the host has written down, since reading it changes nothing, and a write
-//! that nobody can see the effect of before the host is asked for something
-//! else. The first are answered by EL2, the second wait in a ring until the host
-//! takes them (KVM's name for these is coalesced MMIO).
+//! two switches of the world. Three kinds need none: a read of a register whose
+//! value the host has written down, since reading it changes nothing; a write of
+//! the value that a register has; and a write that nobody can see the effect of
+//! before the host is asked for something else. The first are answered by EL2, the
+//! second done with, the third wait in a ring until the host takes them (KVM's
+//! name for these is coalesced MMIO).
 //!
 //! Both live in one page of the host's memory, for one page of one guest's IPA
 //! space. The host says, register by register, what may be read and what may
@@ -55,6 +56,8 @@ mod word {
     pub const READABLE: usize = 2;
     /// Those that do while no write waits.
     pub const READABLE_WHEN_EMPTY: usize = 3;
+    /// Registers that a write of what stands in the page leaves as they are.
+    pub const STEADY: usize = 4;
     /// Writes that EL2 has posted, ever.
     pub const POSTED: usize = 8;
     /// The registers' values.

@@ -22,6 +22,28 @@ pub trait Memory {
 
     /// Completes all stores before any later load.
     fn fence(&mut self);
+
+    /// Loads two words, in this order.
+    ///
+    /// # Errors
+    /// The page did not answer.
+    #[inline]
+    fn load_both(&mut self, words: [usize; 2]) -> Result<[u64; 2], Self::Error> {
+        Ok([self.load(words[0])?, self.load(words[1])?])
+    }
+
+    /// Stores two words and completes both stores, then loads one, all in this order.
+    ///
+    /// # Errors
+    /// The page did not answer.
+    #[inline]
+    fn store_both(&mut self, stores: [(usize, u64); 2], load: usize) -> Result<u64, Self::Error> {
+        for (word, value) in stores {
+            self.store(word, value)?;
+        }
+        self.fence();
+        self.load(load)
+    }
 }
 
 /// What became of a write.
@@ -29,7 +51,7 @@ pub trait Memory {
 pub enum Post {
     /// It is the host's to serve.
     Refused,
-    /// It waits in the ring.
+    /// It waits in the ring, or changes nothing.
     Done,
     /// The same, and the host is to come now.
     Call,
@@ -40,12 +62,20 @@ pub enum Post {
 pub struct Poster {
     /// Writes posted, ever. The page has it for the host; this one counts.
     posted: u64,
+    /// Of these, taken when this was last looked at.
+    taken: u64,
+    /// Registers a write to which might wait when that was last looked at.
+    writable: u64,
 }
 
 impl Poster {
     /// Nothing is posted.
     pub const fn new() -> Self {
-        Self { posted: 0 }
+        Self {
+            posted: 0,
+            taken: 0,
+            writable: 0,
+        }
     }
 
     /// What a read gives; `None` when it is the host's to serve.
@@ -53,22 +83,29 @@ impl Poster {
     /// # Errors
     /// The page did not answer.
     #[inline]
-    pub fn read<M: Memory>(&self, page: &mut M, access: Access) -> Result<Option<u64>, M::Error> {
+    pub fn read<M: Memory>(
+        &mut self,
+        page: &mut M,
+        access: Access,
+    ) -> Result<Option<u64>, M::Error> {
+        let value_at = word::VALUES + usize::from(access.register);
+        let [readable, value] = page.load_both([word::READABLE, value_at])?;
+        if readable & access.bit() != 0 {
+            return Ok(Some(access.cut(value)));
+        }
         // In this order: a host that takes a write forbids this first, and allows
         // it again when the value tells what the write did.
-        let empty = page.load(word::TAKEN)? == self.posted;
-        let mut may = page.load(word::READABLE)?;
-        if empty {
-            may |= page.load(word::READABLE_WHEN_EMPTY)?;
-        }
-        if may & access.bit() == 0 {
-            return Ok(None);
-        }
-        let value = page.load(word::VALUES + usize::from(access.register))?;
-        Ok(Some(access.cut(value)))
+        self.taken = page.load(word::TAKEN)?;
+        let [readable, value] = page.load_both([word::READABLE_WHEN_EMPTY, value_at])?;
+        let right = self.taken == self.posted && readable & access.bit() != 0;
+        Ok(right.then(|| access.cut(value)))
     }
 
     /// Posts a write, if it may wait and there is room.
+    ///
+    /// What may wait is known from the write before. If the page was closed since,
+    /// that is seen behind this one, as if it had come just before: the host comes
+    /// at once and serves it.
     ///
     /// # Errors
     /// The page did not answer.
@@ -79,20 +116,37 @@ impl Poster {
         access: Access,
         value: u64,
     ) -> Result<Post, M::Error> {
-        let may_wait = |page: &mut M| Ok(page.load(word::WRITABLE)? & access.bit() != 0);
-        let waiting = self.posted.wrapping_sub(page.load(word::TAKEN)?);
-        if waiting >= ENTRIES || !may_wait(page)? {
+        if self.writable & access.bit() == 0 {
+            self.writable = page.load(word::WRITABLE)?;
+        }
+        let full = self.posted.wrapping_sub(self.taken) >= CALL_AT - 1;
+        if full {
+            self.taken = page.load(word::TAKEN)?;
+        }
+        let waiting = self.posted.wrapping_sub(self.taken);
+        if self.writable & access.bit() == 0 {
+            return Self::write_steady(page, access, value);
+        }
+        if waiting >= ENTRIES {
             return Ok(Post::Refused);
         }
         let value = access.cut(value) as u32;
-        page.store(word::entry(self.posted), Write { access, value }.pack())?;
-        self.posted += 1;
-        page.store(word::POSTED, self.posted)?;
-        page.fence();
-        if waiting + 1 >= CALL_AT || !may_wait(page)? {
+        let entry = (word::entry(self.posted), Write { access, value }.pack());
+        let posted = (word::POSTED, self.posted + 1);
+        let writable = page.store_both([entry, posted], word::WRITABLE)?;
+        (self.posted, self.writable) = (self.posted + 1, writable);
+        if waiting + 1 >= CALL_AT || writable & access.bit() == 0 {
             return Ok(Post::Call);
         }
         Ok(Post::Done)
+    }
+
+    /// A write that may not wait, but perhaps changes nothing.
+    fn write_steady<M: Memory>(page: &mut M, access: Access, value: u64) -> Result<Post, M::Error> {
+        let value_at = word::VALUES + usize::from(access.register);
+        let [steady, now] = page.load_both([word::STEADY, value_at])?;
+        let same = steady & access.bit() != 0 && access.cut(value) == now;
+        Ok(if same { Post::Done } else { Post::Refused })
     }
 
     /// Tells `each` the writes that wait, oldest first, for a host that will not

@@ -26,7 +26,7 @@ fn post(poster: &mut Poster, mut page: &Page, value: u64) -> Post {
     post
 }
 
-fn read(poster: &Poster, mut page: &Page, offset: u64, size: u64) -> Option<u64> {
+fn read(poster: &mut Poster, mut page: &Page, offset: u64, size: u64) -> Option<u64> {
     let Ok(value) = poster.read(&mut page, Access::new(offset, size)?);
     value
 }
@@ -65,10 +65,15 @@ fn a_closed_page_serves_nothing() {
     let (page, mut poster) = (Page::new(), Poster::new());
     assert_eq!(post(&mut poster, &page, 1), Post::Refused);
     page.show(&open());
+    assert_eq!(post(&mut poster, &page, 1), Post::Done);
+    page.taken();
     page.close();
+    // The first one behind the close calls the host, and it is the last.
+    assert_eq!(post(&mut poster, &page, 1), Post::Call);
+    page.taken();
     assert_eq!(post(&mut poster, &page, 1), Post::Refused);
-    assert_eq!(read(&poster, &page, 0x18, 4), None);
-    assert_eq!(read(&poster, &page, 0x3c, 4), None);
+    assert_eq!(read(&mut poster, &page, 0x18, 4), None);
+    assert_eq!(read(&mut poster, &page, 0x3c, 4), None);
     assert!(page.is_empty());
 }
 
@@ -76,20 +81,45 @@ fn a_closed_page_serves_nothing() {
 fn reads_are_as_wide_as_they_are_and_wait_for_what_waits() {
     let (page, mut poster) = (Page::new(), Poster::new());
     page.show(&open());
-    assert_eq!(read(&poster, &page, 0x18, 4), Some(0x1_2345));
-    assert_eq!(read(&poster, &page, 0x18, 2), Some(0x2345));
-    assert_eq!(read(&poster, &page, 0x18, 1), Some(0x45));
-    assert_eq!(read(&poster, &page, 0x3c, 4), Some(7));
-    assert_eq!(read(&poster, &page, 0x1c, 4), None);
+    assert_eq!(read(&mut poster, &page, 0x18, 4), Some(0x1_2345));
+    assert_eq!(read(&mut poster, &page, 0x18, 2), Some(0x2345));
+    assert_eq!(read(&mut poster, &page, 0x18, 1), Some(0x45));
+    assert_eq!(read(&mut poster, &page, 0x3c, 4), Some(7));
+    assert_eq!(read(&mut poster, &page, 0x1c, 4), None);
     assert_eq!(post(&mut poster, &page, 1), Post::Done);
-    assert_eq!(read(&poster, &page, 0x18, 4), Some(0x1_2345));
+    assert_eq!(read(&mut poster, &page, 0x18, 4), Some(0x1_2345));
     assert_eq!(
-        read(&poster, &page, 0x3c, 4),
+        read(&mut poster, &page, 0x3c, 4),
         None,
         "it may not stand for the write"
     );
     page.taken();
-    assert_eq!(read(&poster, &page, 0x3c, 4), Some(7));
+    assert_eq!(read(&mut poster, &page, 0x3c, 4), Some(7));
+}
+
+#[test]
+fn a_write_of_what_is_there_changes_nothing() {
+    let (page, mut poster) = (Page::new(), Poster::new());
+    let mut view = open();
+    view.keeps(0x38, 0x1_0050);
+    page.show(&view);
+    let mut write = |offset, size, value| {
+        let access = Access::new(offset, size).unwrap();
+        let Ok(post) = poster.write(&mut &page, access, value);
+        post
+    };
+    assert_eq!(write(0x38, 4, 0x1_0050), Post::Done);
+    assert_eq!(write(0x38, 4, 0x1_0051), Post::Refused);
+    // Half a register is written with zeros above.
+    assert_eq!(write(0x38, 2, 0x50), Post::Refused);
+    assert_eq!(
+        write(0x18, 4, 0x1_2345),
+        Post::Refused,
+        "that one only reads"
+    );
+    page.close();
+    assert_eq!(write(0x38, 4, 0x1_0050), Post::Refused);
+    assert!(page.is_empty());
 }
 
 #[test]
@@ -237,10 +267,17 @@ impl Memory for InTurn<'_> {
 #[test]
 fn in_every_order_a_write_is_seen_or_calls_the_host() {
     let mut outcomes = Vec::new();
-    // EL2 has six accesses, the host four steps.
-    for order in (0u64..1 << 10).filter(|order| order.count_ones() == 4) {
+    // EL2 has five accesses, or four when it knows from before what may wait; the
+    // host has five steps.
+    let orders = (0u64..1 << 10).filter(|order| order.count_ones() == 5);
+    for (order, knows) in orders.flat_map(|order| [(order, false), (order, true)]) {
         let page = Page::new();
         page.show(&open());
+        let mut poster = Poster::new();
+        if knows {
+            assert_eq!(post(&mut poster, &page, 4), Post::Done);
+            page.taken();
+        }
         let turns = Turns {
             order: Mutex::new(order),
             moved: std::sync::Condvar::new(),
@@ -248,13 +285,12 @@ fn in_every_order_a_write_is_seen_or_calls_the_host() {
         };
         let (posted, seen) = thread::scope(|scope| {
             let el2 = scope.spawn(|| {
-                let mut poster = Poster::new();
                 let Ok(post) = poster.write(&mut InTurn(&page, &turns), DATA, 5);
                 turns.end(0);
                 post
             });
             // As `Page::close`, store by store.
-            for word in [word::WRITABLE, word::READABLE_WHEN_EMPTY, word::READABLE] {
+            for word in host::CLOSED {
                 let Ok(()) = turns.step(1, || (&mut &page).store(word, 0));
             }
             let seen = turns.step(1, || page.next().is_some());

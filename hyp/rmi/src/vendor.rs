@@ -26,7 +26,7 @@ pub const SET_SPI: u64 = 0xC600_0004;
 /// from WFI, or a timer that has fired.
 pub const REC_PENDING: u64 = 0xC600_0005;
 /// `REC_HISTORY(rec, pa)`: writes the vCPU's last exits, those that EL2 served
-/// too, to the start of a granule of the host's memory: X1 = count, oldest first,
+/// too (but not those that a page of [`SET_POSTED`] did), to the start of a granule of the host's memory: X1 = count, oldest first,
 /// as [`Exit`]. Plain guests only.
 pub const REC_HISTORY: u64 = 0xC600_0006;
 /// `KICK(rec)`: makes the vCPU exit to the host (reason IRQ) if it runs.

@@ -7,7 +7,6 @@ use vgic::{Frame, Read, SgiRegister};
 
 use super::idregs;
 use super::interrupts::Interrupts;
-use super::posted;
 use super::psci::{self, Answer, Entropy};
 use super::run::Record;
 use super::sysreg::{self, Sysreg};
@@ -85,13 +84,11 @@ fn data_abort(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Next 
     let Some(ipa) = fault_ipa(esr) else {
         return Next::Enter;
     };
-    if esr.has_access() && esr.fault().is_translation() {
-        if let Some((frame, offset)) = gic_frame(guest, ipa) {
-            return gic_access(guest, run, esr, frame, offset);
-        }
-        if let Some(next) = posted::access(guest, run, esr, ipa) {
-            return next;
-        }
+    if esr.has_access()
+        && esr.fault().is_translation()
+        && let Some((frame, offset)) = gic_frame(guest, ipa)
+    {
+        return gic_access(guest, run, esr, frame, offset);
     }
     if esr.is_cache_maintenance() && esr.fault().is_translation() && !esr.on_walk() {
         // By address, of what is not memory: there is nothing to maintain.

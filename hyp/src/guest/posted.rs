@@ -4,13 +4,11 @@
 use core::fmt::Write;
 use core::sync::atomic::{Ordering, fence};
 
-use ::rmi::run::ExitReason;
-use ::rmi::syndrome::Syndrome;
-use posted::{Access, Memory, PAGE, Post, Poster};
+use ::rmi::syndrome::{Class, Syndrome};
+use posted::{Access, Memory, Post, Poster};
 
-use super::exits::Next;
 use super::interrupts::Interrupts;
-use super::run::Record;
+use crate::exception::host::faulting_ipa;
 use crate::memory::granule::{Granules, Pin, State};
 use crate::memory::guarded::{self, ExternalAbort};
 use crate::memory::phys;
@@ -18,12 +16,13 @@ use crate::mrs;
 use crate::realm::Realm;
 use crate::rec::Run;
 
-/// A page of the host's, and the device that it speaks for.
+/// Of a realm without such a page: where no device is.
+pub const NOWHERE: u64 = u64::MAX;
+
+/// A page of the host's that speaks for a device.
 #[derive(Debug)]
 pub struct Posting {
     page: HostPage,
-    /// Where the device is in the IPA space, a multiple of [`PAGE`].
-    ipa: u64,
     /// How long a write may wait, in ticks of the counter.
     delay: u64,
     poster: Poster,
@@ -52,16 +51,27 @@ impl Memory for HostPage {
     fn fence(&mut self) {
         fence(Ordering::SeqCst);
     }
+
+    fn load_both(&mut self, words: [usize; 2]) -> Result<[u64; 2], ExternalAbort> {
+        // SAFETY: as above.
+        unsafe { guarded::load64_both(words.map(|word| self.0 + 8 * word as u64)) }
+    }
+
+    fn store_both(&mut self, stores: [(usize, u64); 2], load: usize) -> Result<u64, ExternalAbort> {
+        let at = |word: usize| self.0 + 8 * word as u64;
+        let stores = stores.map(|(word, value)| (at(word), value));
+        // SAFETY: as above.
+        unsafe { guarded::store64_both(stores, at(load)) }
+    }
 }
 
 impl Posting {
     /// The page at the start of the granule that `pin` keeps the host's, from now
     /// on.
-    pub fn new(page: u64, pin: Pin<'_>, ipa: u64, delay: u64) -> Self {
+    pub fn new(page: u64, pin: Pin<'_>, delay: u64) -> Self {
         pin.keep();
         Self {
             page: HostPage(page),
-            ipa,
             delay,
             poster: Poster::new(),
         }
@@ -75,40 +85,75 @@ impl Posting {
     }
 }
 
-/// Serves an access at `ipa`, or has it wait; `None` when it is the host's.
-pub fn access(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome, ipa: u64) -> Option<Next> {
+/// What became of an exception.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// It is no access that is served here.
+    No,
+    /// The guest goes on.
+    Enter,
+    /// The same, but the host is to come before.
+    CallHost,
+}
+
+/// Serves an access of the device, or has it wait. This is the way of every byte
+/// on a console: nothing else is done here.
+#[inline]
+pub fn serve(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Served {
+    let device = guest.realm.posted_at.load(Ordering::Relaxed);
+    let plain =
+        esr.class() == Class::DATA_ABORT_LOWER && esr.has_access() && esr.fault().is_translation();
+    if !plain {
+        return Served::No;
+    }
+    // Above the device's page as below it: no register of the page's.
+    let offset = faulting_ipa(esr).wrapping_sub(device);
+    let Some(access) = Access::new(offset, esr.size().into()) else {
+        return Served::No;
+    };
+    serve_access(guest, run, esr, access)
+}
+
+fn serve_access(
+    guest: &mut Interrupts<'_>,
+    run: &mut Run,
+    esr: Syndrome,
+    access: Access,
+) -> Served {
     let mut posting = guest.realm.posted.lock();
-    let Posting {
+    let Some(Posting {
         page,
-        ipa: base,
         delay,
         poster,
-    } = posting.as_mut()?;
-    let offset = ipa.checked_sub(*base).filter(|at| *at < PAGE as u64)?;
-    let access = Access::new(offset, esr.size().into())?;
+    }) = posting.as_mut()
+    else {
+        return Served::No;
+    };
     let big_endian = run.gprs.is_big_endian(mrs!("sctlr_el1"));
     if !esr.is_write() {
         // A page that does not answer serves nothing.
-        let value = poster.read(page, access).ok()??;
+        let Ok(Some(value)) = poster.read(page, access) else {
+            return Served::No;
+        };
         let value = esr.ordered(value, big_endian);
         run.gprs.set(esr.register(), esr.extend(value));
         run.gprs.step_over(esr);
-        return Some(Next::Enter);
+        return Served::Enter;
     }
     let value = esr.ordered(run.gprs.get(esr.register()), big_endian);
-    let post = poster.write(page, access, value).ok()?;
+    let post = poster.write(page, access, value);
     let delay = *delay;
     drop(posting);
     match post {
-        Post::Refused => None,
-        Post::Done => {
+        Err(ExternalAbort) | Ok(Post::Refused) => Served::No,
+        Ok(Post::Done) => {
             run.gprs.step_over(esr);
             guest.call_host_in(run, delay);
-            Some(Next::Enter)
+            Served::Enter
         }
-        Post::Call => {
+        Ok(Post::Call) => {
             run.gprs.step_over(esr);
-            Some(Next::Exit(Record::new(ExitReason::Irq)))
+            Served::CallHost
         }
     }
 }

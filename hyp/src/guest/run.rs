@@ -7,6 +7,7 @@ use rmi::vendor::Exit;
 
 use super::exits::{self, Next};
 use super::interrupts::Interrupts;
+use super::posted::{self, Served};
 use crate::cpu::context::{Exception, enter};
 use crate::cpu::{Cpu, GuestState, SavedState, hcr};
 use crate::exception::report::stop_if_dying;
@@ -120,31 +121,37 @@ pub fn run(
 fn turns(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run) -> Record {
     loop {
         guest.rec.kicks.looks();
-        if guest.rec.exit_requested.swap(false, Ordering::SeqCst) {
+        if guest.rec.exit_requested.load(Ordering::SeqCst)
+            && guest.rec.exit_requested.swap(false, Ordering::SeqCst)
+        {
             return Record::new(ExitReason::Irq);
         }
         guest.prepare(run);
         let exception = enter(&mut run.gprs);
         stop_if_dying();
         let esr = Syndrome(mrs!("esr_el2"));
-        note(run, exception, esr);
-        let next = match exception {
-            Exception::Sync => exits::synchronous(guest, pa, run, esr),
-            Exception::Irq => {
-                if guest.physical(run) {
-                    Next::Exit(Record::new(ExitReason::Irq))
-                } else {
-                    Next::Enter
-                }
+        if exception == Exception::Sync {
+            match posted::serve(guest, run, esr) {
+                Served::Enter => continue,
+                Served::CallHost => return Record::new(ExitReason::Irq),
+                Served::No => {}
             }
-            Exception::Fiq => Next::Exit(Record::new(ExitReason::Fiq)),
-            Exception::SError => Next::Exit(Record {
-                esr: esr.0,
-                ..Record::new(ExitReason::SError)
-            }),
-        };
-        if let Next::Exit(record) = next {
-            return record;
+        }
+        note(run, exception, esr);
+        match exception {
+            Exception::Sync => match exits::synchronous(guest, pa, run, esr) {
+                Next::Enter => {}
+                Next::Exit(record) => return record,
+            },
+            Exception::Irq if guest.physical(run) => return Record::new(ExitReason::Irq),
+            Exception::Irq => {}
+            Exception::Fiq => return Record::new(ExitReason::Fiq),
+            Exception::SError => {
+                return Record {
+                    esr: esr.0,
+                    ..Record::new(ExitReason::SError)
+                };
+            }
         }
     }
 }

@@ -24,6 +24,15 @@ mod routines {
         pub fn guarded_zero(at: *mut u8, len: usize) -> u64;
         pub fn guarded_read32(at: *const u32, to: *mut u32) -> u64;
         pub fn guarded_load64(at: *const u64, to: *mut u64) -> u64;
+        pub fn guarded_load64_both(first: *const u64, second: *const u64, to: *mut u64) -> u64;
+        pub fn guarded_store64_both(
+            first: *mut u64,
+            second: *mut u64,
+            value: u64,
+            last: u64,
+            load: *const u64,
+            to: *mut u64,
+        ) -> u64;
         pub fn guarded_clean(start: u64, end: u64, line: u64) -> u64;
         pub fn guarded_translate(address: u64, to: *mut u64) -> u64;
     }
@@ -74,6 +83,27 @@ mod routines {
     pub unsafe fn guarded_load64(at: *const u64, to: *mut u64) -> u64 {
         // SAFETY: the caller's promise.
         unsafe { guarded_copy(to.cast(), at.cast(), 8) }
+    }
+
+    pub unsafe fn guarded_load64_both(first: *const u64, second: *const u64, to: *mut u64) -> u64 {
+        // SAFETY: the caller's promise.
+        unsafe { guarded_load64(first, to) | guarded_load64(second, to.add(1)) }
+    }
+
+    pub unsafe fn guarded_store64_both(
+        first: *mut u64,
+        second: *mut u64,
+        value: u64,
+        last: u64,
+        load: *const u64,
+        to: *mut u64,
+    ) -> u64 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            guarded_copy(first.cast(), (&raw const value).cast(), 8)
+                | guarded_copy(second.cast(), (&raw const last).cast(), 8)
+                | guarded_load64(load, to)
+        }
     }
 
     pub unsafe fn guarded_clean(start: u64, end: u64, _line: u64) -> u64 {
@@ -191,6 +221,48 @@ pub unsafe fn load64(pa: u64) -> Result<u64> {
     // SAFETY: the caller's promise.
     outcome(unsafe { routines::guarded_load64(pointer(pa), &raw mut value) })?;
     Ok(value)
+}
+
+/// Reads two such words, in this order.
+///
+/// # Errors
+/// [`ExternalAbort`].
+///
+/// # Safety
+/// As [`load64`], for each.
+#[inline]
+pub unsafe fn load64_both([first, second]: [u64; 2]) -> Result<[u64; 2]> {
+    let mut values = [0; 2];
+    let to = values.as_mut_ptr();
+    // SAFETY: the caller's promise; `to` has room for both.
+    outcome(unsafe { routines::guarded_load64_both(pointer(first), pointer(second), to) })?;
+    Ok(values)
+}
+
+/// Writes two words, and then reads the one at `load`: whoever sees the second sees
+/// the first, and both can be seen before the last is read.
+///
+/// # Errors
+/// [`ExternalAbort`]; one may have been written.
+///
+/// # Safety
+/// As [`load64`], for each.
+#[inline]
+pub unsafe fn store64_both(stores: [(u64, u64); 2], load: u64) -> Result<u64> {
+    let [(first, value), (second, last)] = stores;
+    let mut loaded = 0;
+    // SAFETY: the caller's promise.
+    outcome(unsafe {
+        routines::guarded_store64_both(
+            pointer(first),
+            pointer(second),
+            value,
+            last,
+            pointer(load),
+            &raw mut loaded,
+        )
+    })?;
+    Ok(loaded)
 }
 
 /// Cleans and invalidates memory to the point of coherency, in lines of `line`

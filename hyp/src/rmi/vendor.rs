@@ -13,7 +13,7 @@ use super::realm::lock;
 use super::{NONE, Outcome};
 use crate::System;
 use crate::guest::interrupts::intid;
-use crate::guest::posted::Posting;
+use crate::guest::posted::{NOWHERE, Posting};
 use crate::memory::granule::State;
 use crate::memory::guarded;
 use crate::mrs;
@@ -101,6 +101,7 @@ pub fn set_posted(system: &System, [rd, page, ipa, delay]: [u64; 4]) -> Outcome 
     let mut posted = realm.posted.lock();
     if page == 0 {
         let posting = posted.take().ok_or(Status::ErrorInput)?;
+        realm.posted_at.store(NOWHERE, Ordering::Relaxed);
         posting.end(&system.granules);
         return Ok(NONE);
     }
@@ -110,7 +111,8 @@ pub fn set_posted(system: &System, [rd, page, ipa, delay]: [u64; 4]) -> Outcome 
     }
     let granule = system.granules.get(page).ok_or(Status::ErrorInput)?;
     let pin = granule.pin(State::Ns).ok_or(Status::ErrorInput)?;
-    *posted = Some(Posting::new(page, pin, ipa, delay));
+    *posted = Some(Posting::new(page, pin, delay));
+    realm.posted_at.store(ipa, Ordering::Relaxed);
     Ok(NONE)
 }
 
