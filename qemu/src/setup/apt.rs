@@ -27,8 +27,9 @@ pub struct Apt {
 
 /// Settings that hold for every apt of ours.
 const COMMON: [(&str, &str); 17] = [
-    // Progress goes to standard output, for us; the rest is errors.
-    ("quiet", "2"),
+    // Progress goes to standard output, for us, and so does why a file cannot be
+    // fetched; the rest is errors.
+    ("quiet", "1"),
     ("APT::Status-Fd", "1"),
     ("Dpkg::Use-Pty", "0"),
     ("Dir::Etc::sourceparts", "/dev/null"),
@@ -331,37 +332,102 @@ fn follow(mut command: Command, step: &Step) -> Result<()> {
         }
         text
     });
+    let mut transport = Transport::default();
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
             let mut parts = line.splitn(4, ':');
             let kind = parts.next();
-            if let (Some("dlstatus" | "pmstatus"), Some(percent)) = (kind, parts.nth(1))
-                && let Ok(percent) = percent.parse::<f64>()
-            {
-                step.at(percent / 100.0);
+            if let Some("dlstatus" | "pmstatus") = kind {
+                if let Some(Ok(percent)) = parts.nth(1).map(str::parse::<f64>) {
+                    step.at(percent / 100.0);
+                }
+            } else {
+                transport.take(&line);
             }
         }
     }
     let status = child.wait().context("apt-get was lost")?;
     let errors = errors.join().unwrap_or_default();
     if !status.success() {
-        let told: Vec<_> = errors
-            .lines()
-            .filter(|line| line.starts_with("E:"))
-            .collect();
-        let told = if told.is_empty() {
-            errors.trim().to_string()
-        } else {
-            told.join("; ")
-        };
-        bail!("{told}");
+        bail!("{}", why(&transport, &errors));
     }
     Ok(())
+}
+
+/// What apt says on its standard output of files that it could not fetch: `Err:`,
+/// and below it why.
+#[derive(Debug, Default)]
+struct Transport {
+    failed: bool,
+    reasons: Vec<String>,
+}
+
+impl Transport {
+    fn take(&mut self, line: &str) {
+        let reason = line.strip_prefix("  ").map(str::trim);
+        if let Some(reason) = reason.filter(|_| self.failed)
+            && !self.reasons.iter().any(|known| known == reason)
+        {
+            self.reasons.push(reason.into());
+        }
+        self.failed = line.starts_with("Err:");
+    }
+}
+
+/// Why apt failed: what the transport said, where the errors do not repeat it,
+/// and the errors. Of an archive that cannot be reached they may say no more than
+/// that it has no index.
+fn why(transport: &Transport, errors: &str) -> String {
+    let told: Vec<_> = errors
+        .lines()
+        .filter(|line| line.starts_with("E:"))
+        .collect();
+    let reasons = transport.reasons.iter().map(String::as_str);
+    let reasons = reasons.filter(|reason| !errors.contains(reason));
+    let all: Vec<_> = reasons.chain(told).collect();
+    if all.is_empty() {
+        errors.trim().to_string()
+    } else {
+        all.join("; ")
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_archive_out_of_reach_is_not_one_without_an_index() {
+        // apt 3.0 behind a proxy of an unreachable network.
+        let mut transport = Transport::default();
+        for line in [
+            "Ign:1 http://m/debian bookworm InRelease",
+            "Err:2 http://m/debian bookworm Release",
+            "  Cannot initiate the connection to 10.1.1.1:9. - connect (101: Network is unreachable)",
+            "Err:3 http://m/debian bookworm Other",
+            "  Cannot initiate the connection to 10.1.1.1:9. - connect (101: Network is unreachable)",
+            "Reading package lists...",
+            "  of no file",
+        ] {
+            transport.take(line);
+        }
+        let text = why(
+            &transport,
+            "W: x\nE: The repository 'http://m/debian' no longer has a Release file.\n",
+        );
+        assert_eq!(
+            text,
+            "Cannot initiate the connection to 10.1.1.1:9. - connect (101: Network is \
+             unreachable); E: The repository 'http://m/debian' no longer has a Release file."
+        );
+        // Where the errors say it, once is enough.
+        let mut transport = Transport::default();
+        transport.take("Err:1 http://m/debian bookworm InRelease");
+        transport.take("  Could not connect");
+        let text = why(&transport, "E: Failed to fetch http://m  Could not connect");
+        assert_eq!(text, "E: Failed to fetch http://m  Could not connect");
+        assert_eq!(why(&Transport::default(), " killed\n"), "killed");
+    }
 
     #[test]
     fn a_release_is_read_and_what_apt_does_not_know_is_empty() {
