@@ -39,7 +39,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::run::ending::{FAILED, NO_READER};
-use crate::ui::ReaderGone;
+use crate::ui::Unwritten;
 
 /// Builds Undercroft, boots guests on it, tests it.
 ///
@@ -187,7 +187,13 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(status) => ExitCode::from(status),
-        Err(error) if error.is::<ReaderGone>() => ExitCode::from(NO_READER),
+        Err(error)
+            if error
+                .downcast_ref::<Unwritten>()
+                .is_some_and(Unwritten::reader_gone) =>
+        {
+            ExitCode::from(NO_READER)
+        }
         Err(error) => {
             ui::error(format_args!("{error:#}"));
             ExitCode::from(FAILED)

@@ -41,29 +41,36 @@ fn quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }
 
-/// Standard output has no reader any more: there is nothing left to do.
-#[derive(Clone, Copy, Debug)]
-pub struct ReaderGone;
+/// Standard output cannot be written any more.
+#[derive(Debug)]
+pub struct Unwritten(io::Error);
 
-impl fmt::Display for ReaderGone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("nobody reads standard output any more")
+impl Unwritten {
+    /// Whether whoever has read it has gone: then all is said.
+    pub fn reader_gone(&self) -> bool {
+        self.0.kind() == io::ErrorKind::BrokenPipe
     }
 }
 
-impl std::error::Error for ReaderGone {}
+impl fmt::Display for Unwritten {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot write standard output: {}", self.0)
+    }
+}
+
+impl std::error::Error for Unwritten {}
 
 /// Writes a line to standard output.
 ///
 /// # Errors
-/// When its reader has gone, which ends what is being done, in silence.
-pub fn print(text: impl Display) -> Result<(), ReaderGone> {
+/// When it cannot be written; without a reader all ends, in silence.
+pub fn print(text: impl Display) -> Result<(), Unwritten> {
     // As one write: lines of other processes do not come between.
     let text = format!("{text}\n");
     beside_status(|| {
         let mut out = io::stdout().lock();
         let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        written.map_err(|_| ReaderGone)
+        written.map_err(Unwritten)
     })
 }
 

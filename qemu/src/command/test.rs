@@ -210,8 +210,12 @@ impl Run {
                     Event::Done(result) => {
                         self.done += 1;
                         self.running.retain(|name| *name != result.name);
-                        if self.report.take(result).is_err() {
-                            leave(NO_READER);
+                        if let Err(why) = self.report.take(result) {
+                            if why.reader_gone() {
+                                leave(NO_READER);
+                            }
+                            ui::error(why);
+                            leave(FAILED);
                         }
                     }
                     Event::Idle => workers -= 1,

@@ -172,7 +172,7 @@ impl Capture {
             Event::Signal(_)
             | Event::Told
             | Event::Reset
-            | Event::Deaf
+            | Event::Deaf(_)
             | Event::Drained
             | Event::Closed => {}
         }

@@ -46,6 +46,8 @@ pub enum Ending {
     Left,
     /// Nobody reads what the guest's command says any more.
     NoReader,
+    /// What the guest's command says cannot be written, and why.
+    Unwritten(String),
     /// The guest ended before its command had.
     Cut(Cut),
 }
@@ -76,6 +78,7 @@ impl Ending {
             | Self::Unsaid
             | Self::Qemu(_)
             | Self::GuestPanic
+            | Self::Unwritten(_)
             | Self::Cut(_) => FAILED,
         }
     }
@@ -120,6 +123,7 @@ impl fmt::Display for Ending {
             Self::Signal(number) => write!(f, "ended by signal {number}"),
             Self::Left => write!(f, "left"),
             Self::NoReader => write!(f, "nobody reads standard output any more"),
+            Self::Unwritten(why) => write!(f, "cannot write standard output: {why}"),
             Self::Cut(Cut::PoweredOff) => {
                 write!(f, "the guest powered off before its command had ended")
             }
@@ -328,6 +332,7 @@ mod tests {
             (Ending::Status(9), FAILED),
             (Ending::Left, 0),
             (Ending::NoReader, 141),
+            (Ending::Unwritten("full".into()), 125),
             (Ending::Cut(Cut::PoweredOff), FAILED),
             (Ending::Cut(Cut::Reset), FAILED),
             (Ending::Cut(Cut::Silent), FAILED),

@@ -66,7 +66,7 @@ struct Piece {
     _taken: Taken,
 }
 
-/// The way out. It tells by events when standard output has no reader any more,
+/// The way out. It tells by events when standard output cannot be written any more,
 /// and when all was written after [`Outlet::close`].
 #[derive(Debug)]
 pub struct Outlet {
@@ -96,10 +96,12 @@ impl Outlet {
                 let written = write(piece.to, &piece.bytes);
                 // Without standard error there is nobody to tell, and nothing
                 // less to do.
-                if written.is_err() && piece.to == To::Output && !deaf {
+                if let (Err(why), To::Output, false) = (written, piece.to, deaf) {
                     deaf = true;
+                    let gone = why.kind() == io::ErrorKind::BrokenPipe;
+                    let why = (!gone).then(|| why.to_string());
                     // The session is gone: so is the one who would know.
-                    let _ = events.send(Event::Deaf.into());
+                    let _ = events.send(Event::Deaf(why).into());
                 }
             }
             // As above.
@@ -188,7 +190,10 @@ mod tests {
             outlet.write(To::Output, vec![1], Taken::default());
         }
         outlet.close();
-        assert!(matches!(seen.recv().expect("an event").event, Event::Deaf));
+        assert!(matches!(
+            seen.recv().expect("an event").event,
+            Event::Deaf(None)
+        ));
         assert!(matches!(
             seen.recv().expect("an event").event,
             Event::Drained

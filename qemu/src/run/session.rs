@@ -46,8 +46,8 @@ pub enum Event {
     Told,
     /// QEMU ends because what runs on the machine has reset it.
     Reset,
-    /// Standard output has no reader any more.
-    Deaf,
+    /// Standard output cannot be written, and why; `None` where its reader has gone.
+    Deaf(Option<String>),
     /// All that was to be written has been.
     Drained,
     /// QEMU has closed one of its outputs; there are as many as readers.

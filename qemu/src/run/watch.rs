@@ -126,8 +126,8 @@ struct Watch<'a> {
     log_apart: bool,
     /// QEMU was told to end.
     told: bool,
-    /// Standard output is gone: nobody wants the rest.
-    deaf: bool,
+    /// Standard output is gone, and this is why: nobody gets the rest.
+    deaf: Option<Ending>,
     /// Every level of the log is shown.
     all_levels: bool,
     /// Where the console's output and ours meet: whether what was written last
@@ -181,6 +181,11 @@ impl Trace {
     }
 }
 
+/// The ending of a run whose output cannot be written.
+fn deaf(why: Option<String>) -> Ending {
+    why.map_or(Ending::NoReader, Ending::Unwritten)
+}
+
 /// Whether a line of the log is one that was asked for by `--trace`. A guest's
 /// own words stand behind its name, and so are none.
 fn is_traced(line: &str) -> bool {
@@ -206,7 +211,7 @@ impl<'a> Watch<'a> {
             guest_reset: false,
             log_apart: machine.log_uart,
             told: false,
-            deaf: false,
+            deaf: None,
             all_levels: false,
             open_line: false,
             trace: None,
@@ -282,8 +287,8 @@ impl<'a> Watch<'a> {
 
     /// Why the machine need not run on, if it need not.
     fn no_use_to_wait(&self) -> Option<Ending> {
-        if self.deaf {
-            return Some(Ending::NoReader);
+        if let Some(deaf) = &self.deaf {
+            return Some(deaf.clone());
         }
         let scanner = self.scanner.as_ref()?;
         let again = scanner.began_again() || (self.guest_reset && scanner.status().is_none());
@@ -315,7 +320,7 @@ impl<'a> Watch<'a> {
             match session.next_after_end(deadline) {
                 Some(Event::Drained) | None => return ending,
                 Some(Event::Signal(number)) => return Ending::Signal(number),
-                Some(Event::Deaf) => return Ending::NoReader,
+                Some(Event::Deaf(why)) => return deaf(why),
                 // QEMU is gone; what it had said before has been taken.
                 Some(_) => {}
             }
@@ -348,7 +353,7 @@ impl<'a> Watch<'a> {
             Event::Told => self.told = true,
             // Of a machine that is all the guest's.
             Event::Reset => self.guest_reset |= self.manner.bare,
-            Event::Deaf => self.deaf = true,
+            Event::Deaf(why) => self.deaf = Some(deaf(why)),
             Event::Signal(_) | Event::Closed | Event::Drained => {}
         }
     }
@@ -390,7 +395,7 @@ impl<'a> Watch<'a> {
     fn print(&mut self, bytes: Vec<u8>, taken: Taken) {
         let Some(last) = bytes.last() else { return };
         self.open_line = *last != b'\n';
-        if !self.deaf {
+        if self.deaf.is_none() {
             self.outlet.write(To::Output, bytes, taken);
         }
     }

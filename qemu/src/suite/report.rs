@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Counts;
-use crate::ui::{self, ReaderGone};
+use crate::ui::{self, Unwritten};
 
 /// How a case ended.
 #[derive(Clone, Debug)]
@@ -84,7 +84,7 @@ impl Report {
     ///
     /// # Errors
     /// When nobody reads it.
-    pub fn take(&mut self, result: Result) -> std::result::Result<(), ReaderGone> {
+    pub fn take(&mut self, result: Result) -> std::result::Result<(), Unwritten> {
         let status = if result.why.is_some() {
             "failed"
         } else if result.counts.passed == 0 && result.counts.skipped > 0 {
@@ -125,7 +125,7 @@ impl Report {
     ///
     /// # Errors
     /// When nobody reads it.
-    pub fn close(self, took: Duration, whole: Whole) -> std::result::Result<bool, ReaderGone> {
+    pub fn close(self, took: Duration, whole: Whole) -> std::result::Result<bool, Unwritten> {
         let interrupted = match &whole {
             Whole::Yes => None,
             Whole::No { of, .. } => Some(of - self.results.len()),
@@ -174,7 +174,7 @@ impl Report {
         Ok(sums.failed == 0)
     }
 
-    fn print(&self, line: &impl Serialize) -> std::result::Result<(), ReaderGone> {
+    fn print(&self, line: &impl Serialize) -> std::result::Result<(), Unwritten> {
         ui::print(serde_json::to_string(line).expect("text and numbers are JSON"))
     }
 }

@@ -128,10 +128,12 @@ fn in_a_pipe() -> Vec<Case> {
                 ensure!(called.stderr.is_empty(), "{command}: {}", called.stderr);
                 ensure!(called.stdout.lines().count() == 1, "{command}");
             }
-            // Nobody to say it to is no reason to fail.
-            let line = format!("'{runner}' guests 2>&1 >/dev/full");
+            // A full disk is another thing: what is there is not all.
+            let line = format!("'{runner}' guests >/dev/full");
             let called = Call::program("sh", LIMIT).args(["-c", &line]).call()?;
-            ensure!(called.stdout.is_empty(), "{}", called.stdout);
+            called
+                .ended(125)?
+                .tells(&["error: cannot write standard output", "space"])?;
             let line = format!("{{ '{runner}' run --smp 0; echo $? >&3; }} 2>&1 | : 3>&1");
             let line = format!("exec 3>&1; {line}");
             let called = Call::program("sh", LIMIT).args(["-c", &line]).call()?;
@@ -147,6 +149,18 @@ fn in_a_pipe() -> Vec<Case> {
             let called = Call::program("sh", LIMIT).args(["-c", &line]).call()?;
             let called = called.ended(0)?.printed("y\n141\n")?.calmly()?;
             ensure!(!called.stderr.contains("error"), "{}", called.stderr);
+            Ok(())
+        })
+        .boots(LINUX),
+        Case::new("runner/command-onto-a-full-disk", |context| {
+            let line = format!(
+                "'{}' run --bare --timeout 0 --exec yes >/dev/full",
+                context.runner.display()
+            );
+            let called = Call::program("sh", LIMIT).args(["-c", &line]).call()?;
+            called
+                .ended(125)?
+                .tells(&["error: cannot write standard output", "space"])?;
             Ok(())
         })
         .boots(LINUX),
