@@ -6,9 +6,11 @@
 //! guest with `strict = true` is stopped instead.
 
 use crate::arch::insn;
-use crate::emulate::execute::{Abort, Place, Space, Written};
+use crate::console::Console;
+use crate::device::bus::{self, Joined};
+use crate::emulate::execute::{Abort, Nowhere, Place, Space};
 use crate::emulate::state::Cpu;
-use crate::emulate::walk::{self, Access, Kind, Tables};
+use crate::emulate::walk::{self, Access, Kind, Miss, Tables};
 use crate::emulate::{self, Cause, Outcome};
 use crate::guest::map;
 use crate::guest::ram;
@@ -169,15 +171,22 @@ fn decide(
         registers: *registers,
         zero_block: 4 << (insn::dczid() & 0xf),
     };
-    let mut space = View { machine, guest };
-    let outcome = if esr.on_walk() {
-        on_walk(&cpu, &mut space, exit)
-    } else if esr.is_cache_maintenance() {
-        // There is nothing to maintain.
-        cpu.registers.pc = cpu.registers.pc.wrapping_add(4);
-        Outcome::Done
-    } else {
-        emulate::run(&mut cpu, &mut space, exit.far, esr.is_write())
+    let outcome = {
+        // No other vCPU's access comes into the middle of one.
+        let mut space = View {
+            machine,
+            guest,
+            console: &mut guest.console.lock(),
+        };
+        if esr.on_walk() {
+            on_walk(&cpu, &mut space, exit)
+        } else if esr.is_cache_maintenance() {
+            // There is nothing to maintain.
+            cpu.registers.pc = cpu.registers.pc.wrapping_add(4);
+            Outcome::Done
+        } else {
+            emulate::run(&mut cpu, &mut space, exit.far, esr.is_write())
+        }
     };
     let outcome = bounded(&guest.vcpus[index], exit, outcome);
     // What was done before an instruction of a sequence aborted is done; an
@@ -187,7 +196,7 @@ fn decide(
     }
     let (abort, cause) = match outcome {
         Outcome::Abort(abort, cause) => (abort, cause),
-        Outcome::Later => return (Next::Later, outcome),
+        Outcome::Later | Outcome::Paused => return (Next::Later, outcome),
         _ => return (Next::Enter, outcome),
     };
     let external = abort.code == Abort::EXTERNAL || walk::Fault(abort.code).is_external();
@@ -213,7 +222,7 @@ fn on_walk(cpu: &Cpu, space: &mut View<'_>, exit: &RecExit) -> Outcome {
     };
     let as_el0 = cpu.is_el0();
     match walk::translate(cpu, space, exit.far, Access { kind, as_el0 }) {
-        Err(fault) if fault.is_external() => {
+        Err(Miss::Fault(fault)) if fault.is_external() => {
             let abort = Abort {
                 far: exit.far,
                 code: fault.0,
@@ -233,7 +242,7 @@ fn bounded(vcpu: &Vcpu, exit: &RecExit, outcome: Outcome) -> Outcome {
     let cause = match outcome {
         Outcome::Again => Cause::Access,
         Outcome::Parted(word) => Cause::Parted(word),
-        Outcome::Done | Outcome::Later | Outcome::Abort(..) => {
+        Outcome::Done | Outcome::Later | Outcome::Paused | Outcome::Abort(..) => {
             vcpu.repeats.clear();
             return outcome;
         }
@@ -256,6 +265,7 @@ fn bounded(vcpu: &Vcpu, exit: &RecExit, outcome: Outcome) -> Outcome {
 struct View<'a> {
     machine: &'a Machine,
     guest: &'a Guest,
+    console: &'a mut Console,
 }
 
 impl Tables for View<'_> {
@@ -281,83 +291,116 @@ impl Space for View<'_> {
         }
     }
 
-    fn read(&mut self, ipa: u64, size: u64) -> Option<u64> {
+    fn read(&mut self, ipa: u64, size: u64) -> Result<u64, Nowhere> {
         if let Some(at) = ram::find(&self.guest.runs, ipa, size) {
-            return Some(at.load(size, self.machine.features.fwb));
+            return Ok(at.load(size, self.machine.features.fwb));
         }
-        device_read(self.machine, self.guest, ipa, size)
+        match Device::of(ipa, size).ok_or(Nowhere)? {
+            Device::Uart(offset) => {
+                let read = |at| self.console.read(self.guest, self.machine, at);
+                Ok(bus::read_piece(offset, size, read))
+            }
+            Device::Flash => Ok(erased(size)),
+        }
     }
 
-    fn write(&mut self, ipa: u64, size: u64, value: u64) -> Written {
+    fn write(&mut self, ipa: u64, size: u64, value: u64) -> Result<(), Nowhere> {
         if let Some(at) = ram::find(&self.guest.runs, ipa, size) {
             at.store(size, value, self.machine.features.fwb);
-            return Written::Done;
+            return Ok(());
         }
-        device_write(self.machine, self.guest, ipa, size, value)
+        if let Device::Uart(offset) = Device::of(ipa, size).ok_or(Nowhere)? {
+            for (at, value) in bus::writes_of_piece(offset, size, value) {
+                self.console.write(self.guest, self.machine, at, value);
+            }
+        }
+        Ok(())
     }
 
     fn takes(&mut self, ipa: u64, size: u64) -> bool {
-        size == 0
-            || ipa & !0xfff != map::UART.start
+        let is_uart = size > 0 && ipa & !(PAGE - 1) == map::UART.start;
+        !is_uart
             || self
-                .guest
                 .console
-                .lock()
-                .takes(self.guest, self.machine, ipa & 0xfff)
+                .takes(self.guest, self.machine, ipa & (PAGE - 1))
     }
+}
+
+/// What stage 1 translates at once, at the least.
+const PAGE: u64 = 4096;
+
+/// A device of the host's.
+enum Device {
+    /// The PL011, at this offset.
+    Uart(u64),
+    /// Erased, and not to be written.
+    Flash,
+}
+
+impl Device {
+    /// The one that has all of an access. What leaves a page goes elsewhere than
+    /// to the next address: nobody knows here where.
+    #[inline]
+    fn of(ipa: u64, size: u64) -> Option<Self> {
+        if ipa % PAGE + size > PAGE {
+            None
+        } else if map::UART.contains(&ipa) {
+            Some(Self::Uart(ipa - map::UART.start))
+        } else {
+            map::FLASH.contains(&ipa).then_some(Self::Flash)
+        }
+    }
+}
+
+/// What erased flash reads as.
+const fn erased(size: u64) -> u64 {
+    u64::MAX >> (64 - 8 * size)
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// It is done.
+    Done,
+    /// It has not begun, and could be done later.
+    Later,
+    /// There is nothing to write to.
+    Nowhere,
 }
 
 /// A read of a device of the host's; `None` where there is none for all of it.
 #[inline]
 pub fn device_read(machine: &Machine, guest: &Guest, ipa: u64, size: u64) -> Option<u64> {
-    if let Some(offset) = offset_in(&map::UART, ipa, size) {
-        let mut console = guest.console.lock();
-        return Some(parts(offset, size).fold(0, |value, (at, bytes)| {
-            let part = console.read(guest, machine, offset + at) & (u64::MAX >> (64 - 8 * bytes));
-            value | part << (8 * at)
-        }));
+    let Device::Uart(offset) = Device::of(ipa, size)? else {
+        return Some(erased(size));
+    };
+    let mut console = guest.console.lock();
+    let mut joined = Joined::default();
+    for (at, bytes) in bus::pieces(offset, size) {
+        let read = |at| console.read(guest, machine, at);
+        joined.add(bus::read_piece(offset + at, bytes, read), bytes);
     }
-    // Erased, and not to be written.
-    offset_in(&map::FLASH, ipa, size).map(|_| u64::MAX >> (64 - 8 * size))
+    Some(joined.value(size))
 }
 
-/// A write to a device of the host's, where there is one for all of it.
+/// A write to a device of the host's, where there is one for all of it: all of
+/// its pieces, or none.
 #[inline]
 pub fn device_write(machine: &Machine, guest: &Guest, ipa: u64, size: u64, value: u64) -> Written {
-    if let Some(offset) = offset_in(&map::UART, ipa, size) {
-        let mut console = guest.console.lock();
-        for (at, bytes) in parts(offset, size) {
-            let part = value >> (8 * at) & (u64::MAX >> (64 - 8 * bytes));
-            if !console.write(guest, machine, offset + at, part) {
+    match Device::of(ipa, size) {
+        Some(Device::Uart(offset)) => {
+            let mut console = guest.console.lock();
+            if !console.takes(guest, machine, offset) {
                 return Written::Later;
             }
+            for (at, bytes) in bus::pieces(offset, size) {
+                for (at, value) in bus::writes_of_piece(offset + at, bytes, value >> (8 * at)) {
+                    console.write(guest, machine, at, value);
+                }
+            }
+            Written::Done
         }
-        return Written::Done;
-    }
-    match offset_in(&map::FLASH, ipa, size) {
-        Some(_) => Written::Done,
+        Some(Device::Flash) => Written::Done,
         None => Written::Nowhere,
     }
-}
-
-/// Where an access is in a range that holds all of it.
-fn offset_in(range: &Range<u64>, ipa: u64, size: u64) -> Option<u64> {
-    let offset = ipa.checked_sub(range.start)?;
-    let room = (range.end - range.start).checked_sub(size)?;
-    (offset <= room).then_some(offset)
-}
-
-/// The pieces, offset and bytes, in which an access reaches registers of four
-/// bytes, as on QEMU's virt machine: of the lowest bit that is set in address or
-/// size, and never more than a register.
-fn parts(offset: u64, size: u64) -> impl Iterator<Item = (u64, u64)> {
-    let mut at = 0;
-    core::iter::from_fn(move || {
-        if at >= size {
-            return None;
-        }
-        let bytes = 1 << ((size - at) | (offset + at) | 4).trailing_zeros();
-        at += bytes;
-        Some((at - bytes, bytes))
-    })
 }

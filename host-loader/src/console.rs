@@ -2,12 +2,15 @@
 //! that owns it, to the log, line by line, for the others.
 //!
 //! Output goes straight into the machine's UART, and while that is full the
-//! guest's is: FR says so, and a write that comes all the same is not done yet;
-//! the guest executes it again. So nothing is lost, and it is the guest's time
-//! that passes. Input waits where it is, in the machine's UART, while the guest's FIFO is
-//! full, and holds up its sender: nothing is lost, and nothing is buffered here.
+//! guest's is: FR says so, and a write that comes all the same is not begun; the
+//! guest executes it again. So nothing is lost or said twice, and it is the guest's
+//! time that passes. Of a write that was begun, the few bytes that find no room any
+//! more wait here, before all others. Input waits where it is, in the machine's
+//! UART, while the guest's FIFO is full, and holds up its sender: nothing is lost,
+//! and nothing of it is buffered here.
 
 use crate::arch::insn;
+use crate::device::owed::Owed;
 use crate::device::pl011::{Pl011, Sender};
 use crate::life::Guest;
 use crate::logger;
@@ -31,6 +34,7 @@ pub struct Console {
     /// The model.
     pub uart: Pl011,
     owner: bool,
+    owed: Owed,
     transcript: Transcript,
 }
 
@@ -40,19 +44,35 @@ impl Console {
         Self {
             uart: Pl011::new(),
             owner,
+            owed: Owed::NOTHING,
             transcript: Transcript::new(),
         }
     }
 
-    /// Takes the byte that the guest sends: false when there is no room.
+    /// Takes the byte that the guest sends.
     #[inline]
-    fn send(&mut self, guest: &Guest, machine: &Machine, byte: u8) -> bool {
+    fn send(&mut self, guest: &Guest, machine: &Machine, byte: u8) {
         if self.owner {
-            let mut port = machine.console.lock();
-            return port.as_mut().is_none_or(|port| port.put(byte));
+            if let Some(port) = machine.console.lock().as_mut() {
+                self.owed.send(byte, |byte| port.put(byte));
+            }
+        } else {
+            self.log(guest, byte);
         }
-        self.log(guest, byte);
-        true
+    }
+
+    /// Sends what is owed: whether that was all. If not, room interrupts.
+    #[inline]
+    fn pay(&mut self, port: &mut Port) -> bool {
+        self.owed.pay(|byte| port.put(byte))
+    }
+
+    /// Waits, not for long, until nothing is owed: the guest is gone.
+    pub fn settle(&mut self, machine: &Machine) {
+        within_bounds(|| {
+            let mut port = machine.console.lock();
+            port.as_mut().is_none_or(|port| self.pay(port))
+        });
     }
 
     /// Logs what the guest `name` wrote of a line.
@@ -80,12 +100,15 @@ impl Console {
         page.close();
         while !page.is_empty() {
             self.send_posted(guest, machine, page);
-            // What is no byte, or has no room.
-            let Some(write) = page.next() else { break };
-            if !self.set(guest, machine, write.offset(), write.value) {
-                return false;
+            match page.next() {
+                // There is no room for it.
+                Some(write) if self.uart.sends(write.offset()) => return false,
+                Some(write) => {
+                    self.set(guest, machine, write.offset(), write.value);
+                    page.taken();
+                }
+                None => {}
             }
-            page.taken();
         }
         true
     }
@@ -94,20 +117,21 @@ impl Console {
     #[inline]
     fn send_posted(&mut self, guest: &Guest, machine: &Machine, page: &Page) {
         let mut port = self.owner.then(|| machine.console.lock());
-        while let Some(write) = page.next() {
-            let (offset, byte) = (write.offset(), write.value as u8);
-            let sent = self.uart.sends(offset)
-                && match &mut port {
-                    Some(port) => port.as_mut().is_none_or(|port| port.put(byte)),
-                    None => {
-                        self.log(guest, byte);
-                        true
+        while let Some(write) = page.next()
+            && self.uart.sends(write.offset())
+        {
+            let byte = write.value as u8;
+            match &mut port {
+                Some(port) => {
+                    if let Some(port) = port.as_mut()
+                        && !(self.pay(port) && port.put(byte))
+                    {
+                        return;
                     }
-                };
-            if !sent {
-                return;
+                }
+                None => self.log(guest, byte),
             }
-            self.uart.write(offset, write.value);
+            self.uart.write(write.offset(), write.value);
             page.taken();
         }
     }
@@ -139,14 +163,20 @@ impl Console {
     fn ask_sender(&mut self, machine: &Machine) {
         if self.owner {
             let mut port = machine.console.lock();
-            let sender = port.as_mut().map_or(Sender::IDLE, Port::sender);
+            let sender = port.as_mut().map_or(Sender::IDLE, |port| {
+                if self.pay(port) {
+                    port.sender()
+                } else {
+                    Sender::FULL
+                }
+            });
             self.uart.set_sender(sender);
         }
     }
 
     /// The guest reads the register at `offset`.
     #[inline]
-    pub fn read(&mut self, guest: &Guest, machine: &Machine, offset: u64) -> u64 {
+    pub fn read(&mut self, guest: &Guest, machine: &Machine, offset: u64) -> u32 {
         let all = self.close(guest, machine);
         let room = self.uart.room();
         if offset & !3 == FR {
@@ -155,7 +185,7 @@ impl Console {
         let value = self.uart.read(offset);
         self.refill(machine, room);
         self.open(guest, machine, all);
-        value.into()
+        value
     }
 
     /// Takes more input in, if there is more room than `before` and it waits.
@@ -170,41 +200,39 @@ impl Console {
         }
     }
 
-    /// The guest writes the register at `offset`: false when it must write again,
-    /// since there is no room for the byte.
+    /// The guest writes the register at `offset`, by an instruction that could
+    /// [begin](Self::takes).
     #[inline]
-    #[must_use]
-    pub fn write(&mut self, guest: &Guest, machine: &Machine, offset: u64, value: u64) -> bool {
+    pub fn write(&mut self, guest: &Guest, machine: &Machine, offset: u64, value: u32) {
         let all = self.close(guest, machine);
-        let done = all && self.set(guest, machine, offset, value as u32);
+        self.set(guest, machine, offset, value);
         self.open(guest, machine, all);
-        done
     }
 
-    /// The register at `offset` is written: false when there is no room.
+    /// The register at `offset` is written.
     #[inline]
-    fn set(&mut self, guest: &Guest, machine: &Machine, offset: u64, value: u32) -> bool {
-        if self.uart.sends(offset) && !self.send(guest, machine, value as u8) {
-            return false;
-        }
+    fn set(&mut self, guest: &Guest, machine: &Machine, offset: u64, value: u32) {
         let room = self.uart.room();
-        self.uart.write(offset, value);
+        if let Some(byte) = self.uart.write(offset, value) {
+            self.send(guest, machine, byte);
+        }
         self.refill(machine, room);
-        true
     }
 
-    /// Whether a write to the register at `offset` can be done now.
+    /// Whether a write from the register at `offset` on can begin: not while
+    /// there is no room for the byte that it sends, or for those that were posted
+    /// before.
+    #[inline]
     pub fn takes(&mut self, guest: &Guest, machine: &Machine, offset: u64) -> bool {
         if !self.catch_up(guest, machine) {
             return false;
         }
-        !self.owner
-            || !self.uart.sends(offset)
-            || machine
-                .console
-                .lock()
-                .as_mut()
-                .is_none_or(|port| !port.sender().full)
+        if !self.owner || !self.uart.sends(offset) {
+            return true;
+        }
+        let mut port = machine.console.lock();
+        port.as_mut()
+            .is_none_or(|port| self.pay(port) && port.has_room())
     }
 
     /// Moves what waits in the machine's UART, as much as fits; the rest
@@ -254,7 +282,7 @@ pub fn input(machine: &Machine) {
                 if port.receiving() {
                     console.fill(port);
                 }
-                if port.has_room_for_a_waiter() {
+                if port.has_room_for_a_waiter() && console.pay(port) {
                     console.uart.has_room();
                 }
             }
@@ -279,10 +307,14 @@ pub fn listen(machine: &Machine) {
 /// Waits, not for long, until the console has sent what it has: the machine goes
 /// off.
 pub fn settle(machine: &Machine) {
+    within_bounds(|| machine.console.lock().as_ref().is_none_or(Port::is_idle));
+}
+
+/// Asks until it is so, or there has been time enough.
+fn within_bounds(mut is_so: impl FnMut() -> bool) {
     let end = insn::cntpct() + insn::cntfrq() / SETTLE_PART;
     for _ in 0..SETTLE_LOOKS {
-        let console = machine.console.lock();
-        if console.as_ref().is_none_or(Port::is_idle) || insn::cntpct() > end {
+        if is_so() || insn::cntpct() > end {
             return;
         }
     }

@@ -305,7 +305,11 @@ async fn drain(machine: &Machine, guest: &Guest) {
 /// was reset.
 async fn finish(machine: &'static Machine, guest: Arc<Guest>) {
     drain(machine, &guest).await;
-    guest.console.lock().flush(&guest.name);
+    {
+        let mut console = guest.console.lock();
+        console.flush(&guest.name);
+        console.settle(machine);
+    }
     {
         let mut owner = machine.console_guest.lock();
         if owner.as_ref().is_some_and(|o| Arc::ptr_eq(o, &guest)) {

@@ -54,17 +54,23 @@ impl Port {
     /// interrupts then.
     #[inline]
     pub fn put(&mut self, byte: u8) -> bool {
-        if self.uart.is_tx_fifo_full() && !self.await_room() {
-            return false;
+        let room = self.has_room();
+        if room {
+            self.uart.write_word(byte);
         }
-        self.uart.write_word(byte);
-        true
+        room
+    }
+
+    /// There is room for a byte. If not, room interrupts.
+    #[inline]
+    pub fn has_room(&mut self) -> bool {
+        !self.uart.is_tx_fifo_full() || self.await_room()
     }
 
     /// How it stands with what was sent. If there is no room, room interrupts.
     #[inline]
     pub fn sender(&mut self) -> Sender {
-        let full = self.uart.is_tx_fifo_full() && !self.await_room();
+        let full = !self.has_room();
         Sender {
             full,
             empty: !full && self.uart.is_tx_fifo_empty(),

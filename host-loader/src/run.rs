@@ -1,8 +1,7 @@
 //! A vCPU's exits: entered until it needs more than its device models.
 
-use crate::abort::{self, Next};
+use crate::abort::{self, Next, Written};
 use crate::console;
-use crate::emulate::execute::Written;
 use crate::life::{Guest, Stop};
 use crate::machine::Machine;
 use crate::rmi_call::{self, CallError};

@@ -1,9 +1,9 @@
 //! Emulated accesses on a machine of a page of registers and some RAM: what is
 //! translated how, what is accessed in which order, and what an abort leaves.
 
-use host_loader::emulate::execute::{Abort, Place, Space, Written};
+use host_loader::emulate::execute::{Abort, Nowhere, Place, Space};
 use host_loader::emulate::state::Cpu;
-use host_loader::emulate::walk::{self, Access, Fault, Kind, Tables};
+use host_loader::emulate::walk::{self, Access, Fault, Kind, Miss, Tables};
 use host_loader::emulate::{self, Cause, Outcome};
 use proptest::prelude::*;
 use rmi::registers::{Finish, Registers};
@@ -20,8 +20,9 @@ struct Machine {
     base: u64,
     ram: Vec<u64>,
     seen: Vec<(u64, u64, Option<u64>)>,
-    /// The device takes no more.
+    /// The device takes no more; and after how many accesses it does not.
     full: bool,
+    most: usize,
 }
 
 impl Machine {
@@ -31,6 +32,7 @@ impl Machine {
             ram: vec![0; RAM_SIZE as usize / 8],
             seen: Vec::new(),
             full: false,
+            most: usize::MAX,
         }
     }
 
@@ -41,6 +43,11 @@ impl Machine {
 
     fn set(&mut self, ipa: u64, value: u64) {
         *self.word(ipa).expect("RAM") = value;
+    }
+
+    /// A word of code.
+    fn put(&mut self, ipa: u64, word: u32) {
+        self.write(ipa, 4, word.into()).expect("RAM");
     }
 }
 
@@ -69,35 +76,37 @@ impl Space for Machine {
         }
     }
 
-    fn read(&mut self, ipa: u64, size: u64) -> Option<u64> {
+    fn read(&mut self, ipa: u64, size: u64) -> Result<u64, Nowhere> {
         assert!(ipa.is_multiple_of(size) && size <= 8);
         let mask = u64::MAX >> (64 - 8 * size);
         match self.place(ipa) {
-            Place::Ram => Some(*self.word(ipa)? >> (8 * (ipa % 8)) & mask),
+            Place::Ram => Ok(*self.word(ipa).expect("RAM") >> (8 * (ipa % 8)) & mask),
             Place::Device => {
                 self.seen.push((ipa, size, None));
                 // A byte's value is its offset.
-                Some((0..size).fold(0, |all, n| all | ((ipa + n) & 0xff) << (8 * n)))
+                Ok((0..size).fold(0, |all, n| all | ((ipa + n) & 0xff) << (8 * n)))
             }
-            Place::Nothing => None,
+            Place::Nothing => Err(Nowhere),
         }
     }
 
-    fn write(&mut self, ipa: u64, size: u64, value: u64) -> Written {
+    fn write(&mut self, ipa: u64, size: u64, value: u64) -> Result<(), Nowhere> {
         assert!(ipa.is_multiple_of(size) && size <= 8);
         let mask = u64::MAX >> (64 - 8 * size);
+        let value = value & mask;
         match self.place(ipa) {
             Place::Ram => {
                 let at = 8 * (ipa % 8);
                 let word = self.word(ipa).expect("RAM");
                 *word = *word & !(mask << at) | value << at;
-                Written::Done
+                Ok(())
             }
             Place::Device => {
                 self.seen.push((ipa, size, Some(value)));
-                Written::Done
+                self.full |= self.seen.len() >= self.most;
+                Ok(())
             }
-            Place::Nothing => Written::Nowhere,
+            Place::Nothing => Err(Nowhere),
         }
     }
 
@@ -286,20 +295,20 @@ proptest! {
         prop_assert_eq!(found, Ok(page | offset));
         // Another half, another entry, an address in no half.
         let other = walk::translate(&cpu, &mut machine, !va, READ);
-        prop_assert_eq!(other, Err(Fault(4)));
+        prop_assert_eq!(other, Err(Miss::Fault(Fault(4))));
         let flipped = va ^ 1 << format.low(level);
         if format.low(level) < format.va_bits {
             let other = walk::translate(&cpu, &mut machine, flipped, READ);
             let code = if level < 0 { 0x2b } else { 4 + level as u8 };
-            prop_assert_eq!(other, Err(Fault(code)));
+            prop_assert_eq!(other, Err(Miss::Fault(Fault(code))));
         }
         if format.va_bits < 55 {
             let none = va ^ 1 << format.va_bits;
-            prop_assert_eq!(walk::translate(&cpu, &mut machine, none, READ), Err(Fault(4)));
+            prop_assert_eq!(walk::translate(&cpu, &mut machine, none, READ), Err(Miss::Fault(Fault(4))));
         }
         // Tags are no part of an address where the guest says so.
         let tagged = va ^ 0xa5 << 56;
-        prop_assert_eq!(walk::translate(&cpu, &mut machine, tagged, READ), Err(Fault(4)));
+        prop_assert_eq!(walk::translate(&cpu, &mut machine, tagged, READ), Err(Miss::Fault(Fault(4))));
         cpu.registers.tcr |= 3 << 37;
         prop_assert_eq!(walk::translate(&cpu, &mut machine, tagged, READ), Ok(page | offset));
     }
@@ -332,7 +341,7 @@ proptest! {
         for (n, word) in words.iter().enumerate() {
             // Mostly what is a load or store.
             let word = if n % 2 == 0 { word & !(1 << 25) | 1 << 27 } else { *word };
-            machine.write(RAM + 4 * n as u64, 4, word.into());
+            machine.put(RAM + 4 * n as u64, word);
         }
         let mut cpu = cpu();
         cpu.registers.x = x.map(|x| if x % 3 == 0 { x } else { DEVICE - 0x1000 + at });
@@ -348,7 +357,7 @@ proptest! {
 }
 
 /// A page of a 4K table of 39 bits, with these attributes, and the access.
-fn permission(attributes: u64, edit: impl FnOnce(&mut Cpu), access: Access) -> Result<u64, Fault> {
+fn permission(attributes: u64, edit: impl FnOnce(&mut Cpu), access: Access) -> Result<u64, Miss> {
     let format = Format {
         shift: 12,
         va_bits: 39,
@@ -376,7 +385,7 @@ fn permissions_are_the_architectures() {
     let at = |kind, as_el0| Access { kind, as_el0 };
     let [el1, el0] =
         [false, true].map(|el| [Kind::Read, Kind::Write, Kind::Fetch].map(|k| at(k, el)));
-    let denied = Err(Fault(0x0f));
+    let denied = Err(Miss::Fault(Fault(0x0f)));
     let allowed = Ok(DEVICE);
     for (attributes, of_el1, of_el0) in [
         (AF | UXN, [true, true, true], [false, false, false]),
@@ -422,17 +431,20 @@ fn permissions_are_the_architectures() {
     assert_eq!(permission(AF | EL0, wxn, el0[2]), denied);
     assert_eq!(permission(AF | READ_ONLY, wxn, el1[2]), allowed);
     let e0pd = |cpu: &mut Cpu| cpu.registers.tcr |= 1 << 55;
-    assert_eq!(permission(AF | EL0, e0pd, el0[0]), Err(Fault(4)));
+    assert_eq!(
+        permission(AF | EL0, e0pd, el0[0]),
+        Err(Miss::Fault(Fault(4)))
+    );
     assert_eq!(permission(AF | EL0, e0pd, el1[0]), allowed);
     assert_eq!(
         permission(0, nothing, el1[0]),
-        Err(Fault(0x0b)),
+        Err(Miss::Fault(Fault(0x0b))),
         "not accessed yet"
     );
     let narrow = |cpu: &mut Cpu| cpu.registers.tcr &= !(7 << 32);
     assert_eq!(
         permission(AF | 1 << 40, narrow, el1[0]),
-        Err(Fault(3)),
+        Err(Miss::Fault(Fault(3))),
         "of 32 bits"
     );
 }
@@ -492,8 +504,8 @@ fn a_walk_out_of_ram_is_an_external_abort_with_its_level() {
             machine.set(RAM + 4096 * level, 0x1003);
         }
         let found = walk::translate(&cpu, &mut machine, 0, READ);
-        assert_eq!(found, Err(Fault(0x14 + level as u8)));
-        assert!(found.is_err_and(Fault::is_external));
+        assert_eq!(found, Err(Miss::Fault(Fault(0x14 + level as u8))));
+        assert!(Fault(0x14 + level as u8).is_external());
     }
 }
 
@@ -623,10 +635,7 @@ fn big_endian_values_are_swapped_each() {
     cpu.registers.sctlr = 1 << 25;
     cpu.registers.x[..3].copy_from_slice(&[0x1122_3344, DEVICE, 0x5566_7788]);
     assert_eq!(run(&mut cpu, &mut machine, STP_POST), Outcome::Done);
-    let swapped = [
-        (DEVICE, 4, Some(0x4433_2211)),
-        (DEVICE + 4, 4, Some(0x8877_6655)),
-    ];
+    let swapped = [(DEVICE, 8, Some(0x8877_6655_4433_2211))];
     assert_eq!(machine.seen, swapped);
     // ldr q0, [x1]: 16 bytes as one.
     cpu.registers.x[1] = DEVICE;
@@ -699,7 +708,7 @@ fn a_sequence_that_only_the_guest_can_execute_is_told() {
     // ldxr w0, [x1]; fmov d0, d1; stxr w2, w0, [x1].
     let words = [0x885f_7c20u32, 0x1e60_4020, 0x8802_7c20];
     for (n, word) in words.iter().enumerate() {
-        machine.write(RAM + 4 * n as u64, 4, (*word).into());
+        machine.put(RAM + 4 * n as u64, *word);
     }
     let outcome = emulate::run(&mut cpu, &mut machine, DEVICE, false);
     assert_eq!(outcome, Outcome::Parted(0x1e60_4020));
@@ -729,7 +738,7 @@ fn below(
     attributes: u64,
     edit: impl FnOnce(&mut Cpu),
     access: Access,
-) -> Result<u64, Fault> {
+) -> Result<u64, Miss> {
     let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
     PLAIN.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, attributes);
     let entry = machine.load(RAM + 4096).expect("RAM");
@@ -754,7 +763,11 @@ fn tables_take_permissions_away_unless_they_do_not_count() {
     ] {
         let nothing = |_: &mut Cpu| {};
         let found = below(table, attributes, nothing, denied);
-        assert_eq!(found, Err(Fault(0x0f)), "{table:#x} {denied:?}");
+        assert_eq!(
+            found,
+            Err(Miss::Fault(Fault(0x0f))),
+            "{table:#x} {denied:?}"
+        );
         let found = below(table, attributes, nothing, allowed);
         assert_eq!(found, Ok(DEVICE), "{table:#x} {allowed:?}");
     }
@@ -763,7 +776,7 @@ fn tables_take_permissions_away_unless_they_do_not_count() {
     assert_eq!(below(1 << 62, AF, flat, write), Ok(DEVICE));
     // A table beyond TCR_EL1.IPS is not read.
     let narrow = |cpu: &mut Cpu| cpu.registers.tcr &= !(7 << 32);
-    assert_eq!(below(1 << 40, AF, narrow, read), Err(Fault(2)));
+    assert_eq!(below(1 << 40, AF, narrow, read), Err(Miss::Fault(Fault(2))));
 }
 
 #[test]
@@ -784,7 +797,7 @@ fn a_half_that_is_off_and_tags_of_code_lead_nowhere() {
     cpu.registers.tcr |= 1 << 51;
     assert_eq!(
         walk::translate(&cpu, &mut machine, tagged, fetch),
-        Err(Fault(4))
+        Err(Miss::Fault(Fault(4)))
     );
     assert_eq!(
         walk::translate(&cpu, &mut machine, tagged, READ),
@@ -794,7 +807,7 @@ fn a_half_that_is_off_and_tags_of_code_lead_nowhere() {
     cpu.registers.tcr |= 1 << 7;
     assert_eq!(
         walk::translate(&cpu, &mut machine, 0x1000, READ),
-        Err(Fault(4))
+        Err(Miss::Fault(Fault(4)))
     );
 }
 
@@ -811,7 +824,7 @@ impl Tables for Changing {
 }
 
 #[test]
-fn an_entry_that_changes_meanwhile_is_none_and_dirty_state_is_asked_for() {
+fn an_entry_that_changes_meanwhile_is_no_fault_and_dirty_state_is_asked_for() {
     let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
     PLAIN.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, 1 << 51 | 1 << 7);
     // TCR_EL1.HA without HD: DBM says nothing.
@@ -822,16 +835,64 @@ fn an_entry_that_changes_meanwhile_is_none_and_dirty_state_is_asked_for() {
     };
     assert_eq!(
         walk::translate(&cpu, &mut machine, 0x1000, write),
-        Err(Fault(0x0f))
+        Err(Miss::Fault(Fault(0x0f)))
     );
     let found = walk::translate(&cpu, &mut Changing(machine), 0x1000, READ);
-    assert_eq!(found, Err(Fault(7)));
+    assert_eq!(found, Err(Miss::Changed));
+}
+
+impl Space for Changing {
+    fn place(&self, ipa: u64) -> Place {
+        self.0.place(ipa)
+    }
+    fn read(&mut self, ipa: u64, size: u64) -> Result<u64, Nowhere> {
+        self.0.read(ipa, size)
+    }
+    fn write(&mut self, ipa: u64, size: u64, value: u64) -> Result<(), Nowhere> {
+        self.0.write(ipa, size, value)
+    }
+    fn takes(&mut self, ipa: u64, size: u64) -> bool {
+        self.0.takes(ipa, size)
+    }
+}
+
+#[test]
+fn a_lost_update_of_an_entry_has_the_guest_do_it_again() {
+    // ldr w0, [x1], #4; the page's access flag is not set yet, and TCR_EL1.HA is.
+    let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
+    PLAIN.map(&mut machine, &mut cpu, 0x4000, RAM, 3, AF);
+    PLAIN.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, 0);
+    machine.set(RAM, 0xb840_4420);
+    (cpu.registers.pc, cpu.registers.x[1]) = (0x4000, 0x1000);
+    cpu.registers.tcr |= 1 << 39;
+    let before = cpu;
+    let mut changing = Changing(machine);
+    let outcome = emulate::run(&mut cpu, &mut changing, 0x1000, false);
+    assert_eq!((outcome, cpu), (Outcome::Again, before));
+    assert_eq!(changing.0.seen, []);
+    // Of the fetch, too.
+    PLAIN.map(&mut changing.0, &mut cpu, 0x4000, RAM, 3, 0);
+    cpu.registers.tcr |= 1 << 39;
+    let outcome = emulate::run(&mut cpu, &mut changing, 0x1000, false);
+    assert_eq!((outcome, cpu), (Outcome::Again, before));
+    // Amidst a sequence, what came before is done: ldxr w0, [x1] of a page that
+    // is marked, then ldr w3, [x4] of one that is not.
+    PLAIN.map(&mut changing.0, &mut cpu, 0x4000, RAM, 3, AF);
+    PLAIN.map(&mut changing.0, &mut cpu, 0x1000, DEVICE, 3, AF);
+    PLAIN.map(&mut changing.0, &mut cpu, 0x2000, DEVICE, 3, 0);
+    cpu.registers.tcr |= 1 << 39;
+    changing.0.put(RAM, 0x885f_7c20);
+    changing.0.put(RAM + 4, 0xb940_0083);
+    cpu.registers.x[4] = 0x2000;
+    let outcome = emulate::run(&mut cpu, &mut changing, 0x1000, false);
+    assert_eq!((outcome, cpu.registers.pc), (Outcome::Done, 0x4004));
+    assert_eq!(changing.0.seen, [(DEVICE, 4, None)]);
 }
 
 /// Runs words from RAM's start, with X1 at the device.
 fn run_all(cpu: &mut Cpu, machine: &mut Machine, words: &[u32]) -> Outcome {
     for (n, word) in words.iter().enumerate() {
-        machine.write(RAM + 4 * n as u64, 4, (*word).into());
+        machine.put(RAM + 4 * n as u64, *word);
     }
     cpu.registers.pc = RAM;
     cpu.registers.x[1] = DEVICE;
@@ -853,6 +914,163 @@ fn a_store_exclusive_succeeds_where_its_load_was() {
     let words = [0x885f_7c20, 0x885f_7c20];
     assert_eq!(run_all(&mut cpu, &mut machine, &words), Outcome::Done);
     assert_eq!((cpu.registers.pc, machine.seen.len()), (RAM + 4, 1));
+}
+
+#[test]
+fn what_was_done_before_a_device_is_full_is_not_done_again() {
+    // ldxr w0, [x1]; str w3, [x1, #8]; str w4, [x1, #8]; stxr w2, w0, [x1]: the
+    // device takes one store.
+    let words = [0x885f_7c20, 0xb900_0823, 0xb900_0824, 0x8802_7c20];
+    let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
+    (cpu.registers.x[3], cpu.registers.x[4]) = (30, 40);
+    machine.most = 2;
+    assert_eq!(run_all(&mut cpu, &mut machine, &words), Outcome::Paused);
+    let seen = [(DEVICE, 4, None), (DEVICE + 8, 4, Some(30))];
+    assert_eq!((&machine.seen[..], cpu.registers.pc), (&seen[..], RAM + 8));
+    assert_eq!(cpu.x(0), 0x0302_0100);
+    let mut registers = Registers::new_zeroed();
+    emulate::finish(&mut registers, &Outcome::Paused);
+    assert_eq!(registers.finish, Finish::Done as u64);
+    // The guest goes on there, when there is room; its store-exclusive fails.
+    (machine.full, machine.most) = (false, usize::MAX);
+    assert_eq!(
+        emulate::run(&mut cpu, &mut machine, DEVICE, true),
+        Outcome::Done
+    );
+    assert_eq!(machine.seen[2..], [(DEVICE + 8, 4, Some(40))]);
+    assert_eq!(
+        emulate::run(&mut cpu, &mut machine, DEVICE, true),
+        Outcome::Done
+    );
+    assert_eq!((cpu.x(2), machine.seen.len()), (1, 3));
+}
+
+#[test]
+fn an_instruction_that_began_is_done_though_the_device_is_full_by_then() {
+    // stp w0, w2, [x1]; str q0, [x1]; st1 {v0.16b-v1.16b}, [x1]; dc zva, x1;
+    // swp w0, w2, [x1]; casp w4, w5, w6, w7, [x1].
+    for word in [
+        0x2900_0820,
+        0x3d80_0020,
+        0x4c00_a020,
+        0xd50b_7421,
+        0xb820_8022,
+        0x0824_7c26,
+    ] {
+        let (mut full, mut free) = (Machine::new(RAM), Machine::new(RAM));
+        full.most = 1;
+        let (mut a, mut b) = (cpu(), cpu());
+        for (cpu, machine) in [(&mut a, &mut full), (&mut b, &mut free)] {
+            let outcome = run_all(cpu, machine, &[word]);
+            assert_eq!(outcome, Outcome::Done, "{word:#x}");
+        }
+        assert_eq!((a, &full.seen), (b, &free.seen), "{word:#x}");
+        assert!(full.full);
+        // And none of it is done while it is.
+        let seen = full.seen.len();
+        assert_eq!(run_all(&mut a, &mut full, &[word]), Outcome::Later);
+        assert_eq!(full.seen.len(), seen, "{word:#x}");
+    }
+}
+
+#[test]
+fn what_begins_in_ram_and_ends_in_a_device_does_both() {
+    // str w0, [x1] and ldr w2, [x1], two bytes before a device; then with the
+    // device before RAM, and with nothing behind.
+    const STR: u32 = 0xb900_0020;
+    const LDR: u32 = 0xb940_0022;
+    let (mut cpu, mut machine) = (cpu(), Machine::new(DEVICE - RAM_SIZE));
+    let code = machine.base;
+    let run = |cpu: &mut Cpu, machine: &mut Machine, word: u32, at: u64| {
+        machine.put(code, word);
+        (cpu.registers.pc, cpu.registers.x[1]) = (code, at);
+        emulate::run(cpu, machine, at.next_multiple_of(4096), word == STR)
+    };
+    cpu.registers.x[0] = 0x4433_2211;
+    let at = DEVICE - 2;
+    assert_eq!(run(&mut cpu, &mut machine, STR, at), Outcome::Done);
+    assert_eq!(machine.load(DEVICE - 8), Some(0x2211 << 48));
+    assert_eq!(machine.seen, [(DEVICE, 2, Some(0x4433))]);
+    assert_eq!(run(&mut cpu, &mut machine, LDR, at), Outcome::Done);
+    assert_eq!(cpu.x(2), 0x0100_2211);
+    // An odd address: bytes.
+    machine.seen.clear();
+    assert_eq!(run(&mut cpu, &mut machine, STR, DEVICE - 3), Outcome::Done);
+    assert_eq!(machine.load(DEVICE - 8), Some(0x33_2211 << 40));
+    assert_eq!(machine.seen, [(DEVICE, 1, Some(0x44))]);
+    // No page behind it: RAM's part of a store is done, of a load nothing.
+    let mut machine = Machine::new(DEVICE - RAM_SIZE - 0x1000);
+    let code = machine.base;
+    machine.put(code, STR);
+    (cpu.registers.pc, cpu.registers.x[1]) = (code, DEVICE - 0x1002);
+    let Outcome::Abort(abort, Cause::Access) = emulate::run(&mut cpu, &mut machine, 0, true) else {
+        panic!("no abort");
+    };
+    assert_eq!(
+        (abort.far, abort.code, abort.write),
+        (DEVICE - 0x1000, 0x10, true)
+    );
+    assert_eq!(machine.load(DEVICE - 0x1008), Some(0x2211 << 48));
+}
+
+#[test]
+fn amidst_a_sequence_the_cpu_is_the_judge_of_alignment() {
+    // ldxr w0, [x1], then: ldr w3, [x1, #2]; stp w3, w4, [x5]; ldr w3, [sp]; stxr
+    // w2, w0, [x5]: with X5 odd, and the stack pointer no multiple of 16.
+    for word in [0xb840_2023, 0x2900_10a3, 0xb940_03e3, 0x8802_7ca0] {
+        let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
+        (cpu.registers.x[5], cpu.registers.sp) = (DEVICE + 6, [DEVICE + 8; 2]);
+        let outcome = run_all(&mut cpu, &mut machine, &[0x885f_7c20, word]);
+        assert_eq!(outcome, Outcome::Parted(word), "{word:#x}");
+        assert_eq!(machine.seen, [(DEVICE, 4, None)], "{word:#x}");
+    }
+    // Where it allowed the load, it allows the store: at 16 bytes (FEAT_LSE2).
+    let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
+    for (n, word) in [0x885f_7c20, 0x8802_7c20].into_iter().enumerate() {
+        machine.put(RAM + 4 * n as u64, word);
+    }
+    cpu.registers.x[1] = DEVICE + 2;
+    let outcome = emulate::run(&mut cpu, &mut machine, DEVICE, false);
+    assert_eq!((outcome, cpu.x(2)), (Outcome::Done, 0));
+}
+
+#[test]
+fn an_atomics_fault_is_a_reads_where_a_read_has_it_too() {
+    const READ_ONLY: u64 = 1 << 7;
+    const EL0: u64 = 1 << 6;
+    const PAN: u64 = 1 << 22;
+    // ldadd w0, w2, [x1]; cas w0, w2, [x1]; and str w2, [x1].
+    for (word, of_both) in [
+        (0xb820_0022, true),
+        (0x88a0_7c22, true),
+        (0xb900_0022, false),
+    ] {
+        for (attributes, code, reads) in [
+            (Some(AF | READ_ONLY), 0x0f, false),
+            (Some(AF | EL0), 0x0f, true),
+            (Some(0), 0x0b, true),
+            (None, 0x07, true),
+        ] {
+            let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
+            PLAIN.map(&mut machine, &mut cpu, 0x4000, RAM, 3, AF);
+            if let Some(attributes) = attributes {
+                PLAIN.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, attributes);
+            }
+            machine.put(RAM, word);
+            (cpu.registers.pc, cpu.registers.x[1]) = (0x4000, 0x1000);
+            cpu.registers.pstate |= PAN;
+            let outcome = emulate::run(&mut cpu, &mut machine, 0x1000, true);
+            let Outcome::Abort(abort, Cause::Access) = outcome else {
+                panic!("{outcome:?}");
+            };
+            let write = !(of_both && reads);
+            assert_eq!(
+                (abort.code, abort.write),
+                (code, write),
+                "{word:#x} {code:#x}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -1,3 +1,5 @@
 //! Device models: what a guest's accesses outside its RAM reach.
 
+pub mod bus;
+pub mod owed;
 pub mod pl011;

@@ -95,6 +95,13 @@ impl Sender {
         busy: false,
     };
 
+    /// One that has no room.
+    pub const FULL: Self = Self {
+        full: true,
+        empty: false,
+        busy: true,
+    };
+
     const fn flags(self) -> u32 {
         (if self.full { FR_TXFF } else { 0 })
             | (if self.empty { FR_TXFE } else { 0 })

@@ -5,10 +5,11 @@
 //! an abort among them leaves what was done, and no register changes.
 
 use super::instruction::{
-    Action, Base, Combine, Direction, Extend, Index, Instruction, Lanes, Offset, Widen,
+    Action, Base, Combine, Direction, Extend, Index, Instruction, Lanes, Offset, Touch, Widen,
 };
 use super::state::Cpu;
-use super::walk::{self, Access, Kind, Tables};
+use super::walk::{self, Access, Kind, Miss, Tables};
+use crate::device::bus::{self, Joined};
 
 /// What lies behind a guest's IPAs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,28 +22,23 @@ pub enum Place {
     Nothing,
 }
 
-/// What became of a write.
+/// There is nothing that could be read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Written {
-    /// It is done.
-    Done,
-    /// It is not, and could be later.
-    Later,
-    /// There is nothing to write to.
-    Nowhere,
-}
+pub struct Nowhere;
 
 /// A guest's memory and devices, by IPA. Accesses are of 1, 2, 4 or 8 bytes,
-/// aligned to their size.
+/// aligned to their size: pieces, as [`bus`] has them.
 pub trait Space: Tables {
     /// What is there.
     fn place(&self, ipa: u64) -> Place;
-    /// Reads RAM or a device; `None` where neither is.
-    fn read(&mut self, ipa: u64, size: u64) -> Option<u64>;
-    /// Writes RAM or a device.
-    fn write(&mut self, ipa: u64, size: u64, value: u64) -> Written;
-    /// Whether writes to these bytes can be done now: false for a device that
-    /// has no room for more.
+    /// Reads RAM or a device: all bits that are answered.
+    fn read(&mut self, ipa: u64, size: u64) -> Result<u64, Nowhere>;
+    /// Writes RAM or a device; `value` holds what follows the piece, too. A
+    /// device takes all that an instruction writes once it
+    /// [began](Space::takes).
+    fn write(&mut self, ipa: u64, size: u64, value: u64) -> Result<(), Nowhere>;
+    /// Whether an instruction that writes these bytes can begin: false for a
+    /// device that has no room.
     fn takes(&mut self, ipa: u64, size: u64) -> bool;
 }
 
@@ -69,8 +65,9 @@ impl Abort {
 pub enum Undone {
     /// The guest takes an abort.
     Abort(Abort),
-    /// All of it is RAM now: the guest can do it itself.
-    AllRam,
+    /// The guest can do it itself, or learns what its tables say now: all of it
+    /// is RAM, or an entry changed under the walk.
+    Again,
     /// The device has no room for it: the guest executes it again, later.
     Later,
 }
@@ -81,7 +78,7 @@ pub type Mark = Option<(u64, u64)>;
 /// Who does an access of nothing but RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OfRam {
-    /// The guest, which can: [`Undone::AllRam`].
+    /// The guest, which can: [`Undone::Again`].
     Left,
     /// The host.
     Done,
@@ -120,49 +117,60 @@ impl<S: Space> Span<'_, S> {
         self.pages[page] & !(PAGE - 1) | at & (PAGE - 1)
     }
 
-    /// Calls `f` with offset, IPA and size of the aligned pieces, of 8 bytes at
-    /// most, that `size` bytes at offset `at` are accessed in.
+    /// Calls `f` with offset, IPA and size of the pieces that `size` bytes at
+    /// offset `at` are accessed in.
     fn pieces(
         &mut self,
         at: u64,
         size: u64,
         write: bool,
-        mut f: impl FnMut(&mut S, u64, u64, u64) -> Written,
+        mut f: impl FnMut(&mut S, u64, u64, u64) -> Result<(), Nowhere>,
     ) -> Result<(), Undone> {
-        let mut done = 0;
-        while done < size {
-            let va = self.va.wrapping_add(at + done);
-            let piece = lowest_bit(va | (size - done) | 8);
+        let start = self.va.wrapping_add(at);
+        for (done, bytes) in bus::pieces(start, size) {
+            let va = start.wrapping_add(done);
             let ipa = self.ipa(va);
-            match f(self.space, done, ipa, piece) {
-                Written::Done => {}
-                Written::Later => return Err(Undone::Later),
-                Written::Nowhere => return Err(self.external(va, write)),
-            }
-            done += piece;
+            f(self.space, done, ipa, bytes).map_err(|Nowhere| self.external(va, write))?;
+        }
+        Ok(())
+    }
+
+    /// `size` bytes at offset `at`, the first lowest. Of more than a word, each
+    /// word is an access of its own.
+    fn load_bytes(&mut self, at: u64, size: u64) -> Result<u128, Undone> {
+        let mut value = 0u128;
+        for done in (0..size).step_by(bus::WIDEST as usize) {
+            let bytes = (size - done).min(bus::WIDEST);
+            let mut joined = Joined::default();
+            self.pieces(at + done, bytes, false, |space, _, ipa, bytes| {
+                joined.add(space.read(ipa, bytes)?, bytes);
+                Ok(())
+            })?;
+            value |= u128::from(joined.value(bytes)) << (8 * done);
+        }
+        Ok(value)
+    }
+
+    fn store_bytes(&mut self, at: u64, size: u64, value: u128) -> Result<(), Undone> {
+        for done in (0..size).step_by(bus::WIDEST as usize) {
+            let bytes = (size - done).min(bus::WIDEST);
+            let word = (value >> (8 * done)) as u64 & mask(bytes);
+            self.pieces(at + done, bytes, true, |space, offset, ipa, bytes| {
+                space.write(ipa, bytes, word >> (8 * offset))
+            })?;
         }
         Ok(())
     }
 
     /// The element of `size` bytes at offset `at`.
     fn load(&mut self, at: u64, size: u64) -> Result<u128, Undone> {
-        let mut value = 0u128;
-        self.pieces(at, size, false, |space, offset, ipa, bytes| {
-            let Some(read) = space.read(ipa, bytes) else {
-                return Written::Nowhere;
-            };
-            value |= u128::from(read) << (8 * offset);
-            Written::Done
-        })?;
+        let value = self.load_bytes(at, size)?;
         Ok(self.ordered(value, size))
     }
 
     fn store(&mut self, at: u64, size: u64, value: u128) -> Result<(), Undone> {
         let value = self.ordered(value, size);
-        self.pieces(at, size, true, |space, offset, ipa, bytes| {
-            let part = (value >> (8 * offset)) as u64 & mask(bytes);
-            space.write(ipa, bytes, part)
-        })
+        self.store_bytes(at, size, value)
     }
 
     /// Between a register's value and memory's, the first byte lowest.
@@ -173,12 +181,6 @@ impl<S: Space> Span<'_, S> {
             value
         }
     }
-}
-
-/// Bytes of the first piece of what is not aligned, as QEMU's machine makes them:
-/// the lowest bit that is set in address or size.
-const fn lowest_bit(value: u64) -> u64 {
-    1 << value.trailing_zeros()
 }
 
 /// The lowest `bytes` bytes, of 8 at most.
@@ -225,6 +227,25 @@ fn address(cpu: &Cpu, instruction: &Instruction) -> (u64, Option<(u8, u64)>) {
     }
 }
 
+/// Whether the CPU would do this access of a device without a word about its
+/// address: it and the stack pointer that leads there are aligned, or it is the
+/// one that a load-exclusive was allowed.
+pub fn is_aligned(cpu: &Cpu, instruction: &Instruction, mark: Mark) -> bool {
+    let (va, _) = address(cpu, instruction);
+    let action = instruction.action;
+    let is_stack = instruction.base == Base::Register(31);
+    if is_stack && !cpu.x_or_sp(31).is_multiple_of(16) {
+        return false;
+    }
+    match action {
+        Action::StoreExclusive { .. } => {
+            let marked = mark.is_some_and(|(ipa, _)| ipa % PAGE == va % PAGE);
+            marked || va.is_multiple_of(action.bytes())
+        }
+        _ => va.is_multiple_of(1 << action.size()),
+    }
+}
+
 /// Executes one load or store; the PC stays. On an error nothing of `cpu` has
 /// changed.
 pub fn execute(
@@ -243,9 +264,9 @@ pub fn execute(
         return Ok(());
     }
     let as_el0 = cpu.is_el0() || (instruction.unprivileged && !cpu.uao());
-    let mut span = span(cpu, space, (va, action.bytes()), action.writes(), as_el0)?;
+    let mut span = span(cpu, space, (va, action.bytes()), action.touch(), as_el0)?;
     if of_ram == OfRam::Left && span.is_ram() {
-        return Err(Undone::AllRam);
+        return Err(Undone::Again);
     }
     let mut new = *cpu;
     match action {
@@ -280,35 +301,26 @@ pub fn execute(
 pub fn zero_block(cpu: &Cpu, space: &mut impl Space, va: u64) -> Result<(), Undone> {
     let bytes = cpu.zero_block;
     let start = va & !(bytes - 1);
-    let mut span = span(cpu, space, (start, bytes), true, cpu.is_el0())?;
+    let mut span = span(cpu, space, (start, bytes), Touch::Write, cpu.is_el0())?;
     if span.is_ram() {
-        return Err(Undone::AllRam);
+        return Err(Undone::Again);
     }
     (0..bytes).try_for_each(|at| span.store(at, 1, 0))
 }
 
 /// Translates what an instruction touches, address and bytes: all of it, before
 /// any of it is accessed. Of alignment the CPU has judged: where it asks for
-/// some, an access without it does not come here.
+/// some, stage 1 has its word before stage 2 (DDI0487, AArch64.S1Translate), and
+/// an access without it does not come here.
 fn span<'a, S: Space>(
     cpu: &Cpu,
     space: &'a mut S,
     (va, bytes): (u64, u64),
-    writes: bool,
+    touch: Touch,
     as_el0: bool,
 ) -> Result<Span<'a, S>, Undone> {
-    let kind = if writes { Kind::Write } else { Kind::Read };
     let last = va.wrapping_add(bytes - 1);
-    let mut translate = |va| {
-        walk::translate(cpu, space, va, Access { kind, as_el0 }).map_err(|fault| {
-            Undone::Abort(Abort {
-                far: va,
-                code: fault.0,
-                write: writes,
-                fetch: false,
-            })
-        })
-    };
+    let mut translate = |va| translate(cpu, space, va, touch, as_el0);
     let first = translate(va)?;
     let second = if (va ^ last) & !(PAGE - 1) == 0 {
         first
@@ -323,13 +335,46 @@ fn span<'a, S: Space>(
         pages: [first, second],
     };
     let in_first = bytes.min(PAGE - va % PAGE);
-    let ready = !writes
+    let ready = touch == Touch::Read
         || (span.space.takes(first, in_first)
             && span.space.takes(second & !(PAGE - 1), bytes - in_first));
     if ready { Ok(span) } else { Err(Undone::Later) }
 }
 
-/// Moves consecutive elements to or from general registers, zero-extended.
+fn translate(
+    cpu: &Cpu,
+    tables: &mut impl Tables,
+    va: u64,
+    touch: Touch,
+    as_el0: bool,
+) -> Result<u64, Undone> {
+    let mut walk = |kind| walk::translate(cpu, tables, va, Access { kind, as_el0 });
+    let kind = match touch {
+        Touch::Read => Kind::Read,
+        Touch::Write | Touch::ReadWrite => Kind::Write,
+    };
+    let fault = match walk(kind) {
+        Ok(ipa) => return Ok(ipa),
+        Err(Miss::Changed) => return Err(Undone::Again),
+        Err(Miss::Fault(fault)) => fault,
+    };
+    // Of an instruction that does both, WnR says what could not be done if it
+    // only read (DDI0487, ESR_EL1).
+    let write = match touch {
+        Touch::Read => false,
+        Touch::Write => true,
+        Touch::ReadWrite => walk(Kind::Read).is_ok(),
+    };
+    Err(Undone::Abort(Abort {
+        far: va,
+        code: fault.0,
+        write,
+        fetch: false,
+    }))
+}
+
+/// Moves consecutive elements to or from general registers, zero-extended: one
+/// access, a pair of words too, as on QEMU's machine.
 fn general<S: Space>(
     cpu: &mut Cpu,
     span: &mut Span<'_, S>,
@@ -337,17 +382,27 @@ fn general<S: Space>(
     registers: [Option<u8>; 2],
     size: u8,
 ) -> Result<(), Undone> {
-    for (n, t) in registers.into_iter().flatten().enumerate() {
-        let at = (n as u64) << size;
-        match direction {
-            Direction::Load => {
-                let value = span.load(at, 1 << size)?;
-                cpu.set_x(t, value as u64);
+    let elements = || {
+        registers
+            .into_iter()
+            .flatten()
+            .zip((0u32..).step_by(8 << size))
+    };
+    let bytes = 1 << size;
+    match direction {
+        Direction::Load => {
+            let all = span.load_bytes(0, span.bytes)?;
+            for (t, at) in elements() {
+                let value = all >> at & u128::from(mask(bytes));
+                cpu.set_x(t, span.ordered(value, bytes) as u64);
             }
-            Direction::Store => {
-                let value = cpu.x(t) & mask(1 << size);
-                span.store(at, 1 << size, value.into())?;
-            }
+        }
+        Direction::Store => {
+            let all = elements().fold(0, |all, (t, at)| {
+                let value = cpu.x(t) & mask(bytes);
+                all | span.ordered(value.into(), bytes) << at
+            });
+            span.store_bytes(0, span.bytes, all)?;
         }
     }
     Ok(())
@@ -475,20 +530,22 @@ fn atomic<S: Space>(cpu: &mut Cpu, span: &mut Span<'_, S>, action: Action) -> Re
             cpu.set_x(t, old);
         }
         Action::CompareSwap { s, t, pair, size } => {
-            let count = 1 + u64::from(pair);
-            let mut same = true;
-            let mut old = [0; 2];
+            let (count, bytes) = (1 + u64::from(pair), 1 << size);
+            // One access of a pair, too; its first register is first in memory.
+            let in_memory = |span: &Span<'_, S>, first: u8| {
+                (0..count).fold(0, |all, n| {
+                    let value = cpu.x(second(first, n)) & mask(bytes);
+                    all | span.ordered(value.into(), bytes) << (8 * (n << size))
+                })
+            };
+            let (expected, new) = (in_memory(span, s), in_memory(span, t));
+            let old = span.load_bytes(0, span.bytes)?;
+            // What is not replaced is written again, as on QEMU.
+            let new = if old == expected { new } else { old };
+            span.store_bytes(0, span.bytes, new)?;
             for n in 0..count {
-                let value = span.load(n << size, 1 << size)? as u64;
-                same &= value == cpu.x(second(s, n)) & mask(1 << size);
-                old[n as usize] = value;
-            }
-            for n in 0..count {
-                let old = old[n as usize];
-                // What is not replaced is written again, as on QEMU.
-                let new = if same { cpu.x(second(t, n)) } else { old };
-                span.store(n << size, 1 << size, (new & mask(1 << size)).into())?;
-                cpu.set_x(second(s, n), old);
+                let value = old >> (8 * (n << size)) & u128::from(mask(bytes));
+                cpu.set_x(second(s, n), span.ordered(value, bytes) as u64);
             }
         }
         _ => {}

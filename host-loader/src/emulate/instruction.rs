@@ -70,6 +70,17 @@ pub enum Direction {
     Store,
 }
 
+/// What an instruction needs the right to do with the memory that it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Touch {
+    /// To read it.
+    Read,
+    /// To write it.
+    Write,
+    /// Both.
+    ReadWrite,
+}
+
 /// What an atomic makes of memory's value and its operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Combine {
@@ -258,14 +269,18 @@ impl Action {
         self.count() << self.size()
     }
 
-    /// It needs the right to write.
-    pub const fn writes(self) -> bool {
+    /// What it needs the right to do.
+    pub const fn touch(self) -> Touch {
         match self {
             Self::General { direction, .. }
             | Self::Vector { direction, .. }
-            | Self::Structure { direction, .. } => matches!(direction, Direction::Store),
-            Self::LoadExclusive { .. } => false,
-            Self::StoreExclusive { .. } | Self::Atomic { .. } | Self::CompareSwap { .. } => true,
+            | Self::Structure { direction, .. } => match direction {
+                Direction::Load => Touch::Read,
+                Direction::Store => Touch::Write,
+            },
+            Self::LoadExclusive { .. } => Touch::Read,
+            Self::StoreExclusive { .. } => Touch::Write,
+            Self::Atomic { .. } | Self::CompareSwap { .. } => Touch::ReadWrite,
         }
     }
 }

@@ -40,6 +40,9 @@ pub enum Outcome {
     Again,
     /// The guest executes it again once the device has room for it.
     Later,
+    /// What came before the instruction at PC is done: the guest goes on there
+    /// once the device has room for it. A store-exclusive that follows will fail.
+    Paused,
     /// The guest takes an abort.
     Abort(Abort, Cause),
 }
@@ -104,14 +107,16 @@ fn finished(cpu: &mut Cpu, done: Result<(), Undone>) -> Outcome {
             cpu.registers.pc = cpu.registers.pc.wrapping_add(4);
             Outcome::Done
         }
-        Err(Undone::AllRam) => Outcome::Again,
+        Err(Undone::Again) => Outcome::Again,
         Err(Undone::Later) => Outcome::Later,
         Err(Undone::Abort(abort)) => Outcome::Abort(abort, Cause::Access),
     }
 }
 
 /// Executes what follows a load-exclusive, until its store is done, or up to the
-/// first instruction that only the guest can execute.
+/// first instruction that only the guest can execute. What was done stays done,
+/// whatever becomes of the rest: a load of a device may not be made twice. Of
+/// alignment, the guest's CPU is the judge.
 fn sequence(cpu: &mut Cpu, space: &mut impl Space, mark: &mut Mark) -> Outcome {
     for _ in 0..SEQUENCE {
         let Ok(word) = fetch(cpu, space) else {
@@ -131,9 +136,14 @@ fn sequence(cpu: &mut Cpu, space: &mut impl Space, mark: &mut Mark) -> Outcome {
             Action::General { .. } => false,
             _ => return Outcome::Parted(word),
         };
+        if !execute::is_aligned(cpu, &instruction, *mark) {
+            return Outcome::Parted(word);
+        }
         let done = execute::execute(cpu, space, &instruction, OfRam::Done, mark);
         match finished(cpu, done) {
             Outcome::Done if !is_store => {}
+            Outcome::Again => return Outcome::Done,
+            Outcome::Later => return Outcome::Paused,
             outcome => return outcome,
         }
     }
@@ -160,14 +170,14 @@ fn fetch(cpu: &Cpu, space: &mut impl Space) -> Result<u32, Unfetched> {
     if space.place(ipa) != Place::Ram {
         return Err(Unfetched::NoRam(ipa));
     }
-    let word = space.read(ipa, 4).ok_or(Unfetched::NoRam(ipa))?;
+    let word = space.read(ipa, 4).map_err(|_| Unfetched::NoRam(ipa))?;
     Ok(word as u32)
 }
 
 /// Writes an outcome into the page that EL2 reads.
 pub fn finish(registers: &mut Registers, outcome: &Outcome) {
     let abort = match outcome {
-        Outcome::Done | Outcome::Parted(_) => {
+        Outcome::Done | Outcome::Parted(_) | Outcome::Paused => {
             registers.finish = Finish::Done as u64;
             return;
         }

@@ -61,6 +61,22 @@ impl Fault {
     }
 }
 
+/// Why an address has no IPA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// Stage 1 answers with a fault.
+    Fault(Fault),
+    /// An entry changed while it was to be marked used: what the tables say now,
+    /// another walk finds.
+    Changed,
+}
+
+impl From<Fault> for Miss {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
 mod sctlr {
     pub const M: u64 = 1 << 0;
     pub const WXN: u64 = 1 << 19;
@@ -154,13 +170,13 @@ pub fn translate(
     tables: &mut impl Tables,
     va: u64,
     access: Access,
-) -> Result<u64, Fault> {
+) -> Result<u64, Miss> {
     if cpu.registers.sctlr & sctlr::M == 0 {
         let ipa = va & (u64::MAX >> 8);
         return if ipa >> 52 == 0 {
             Ok(ipa)
         } else {
-            Err(Fault::at(Fault::ADDRESS_SIZE, 0))
+            Err(Fault::at(Fault::ADDRESS_SIZE, 0).into())
         };
     }
     let (half, input) = half(cpu, va, access)?;
@@ -175,7 +191,7 @@ pub fn translate(
     loop {
         let low = half.shift + (3 - level) as u32 * stride;
         if table >> output_bits(tcr) != 0 {
-            return Err(Fault::at(Fault::ADDRESS_SIZE, level));
+            return Err(Fault::at(Fault::ADDRESS_SIZE, level).into());
         }
         let high = half.va_bits.min(low + stride) - 1;
         let at = table + (between(input, high, low) >> low) * 8;
@@ -205,11 +221,11 @@ pub fn translate(
             continue;
         }
         if !is_leaf {
-            return Err(Fault::at(Fault::TRANSLATION, level));
+            return Err(Fault::at(Fault::TRANSLATION, level).into());
         }
         let page = address(descriptor, low, half.shift, ds, wide);
         if page >> output_bits(tcr) != 0 {
-            return Err(Fault::at(Fault::ADDRESS_SIZE, level));
+            return Err(Fault::at(Fault::ADDRESS_SIZE, level).into());
         }
         let leaf = Leaf {
             at,
@@ -272,12 +288,12 @@ fn permit(
     leaf: &Leaf,
     taken: Taken,
     access: Access,
-) -> Result<(), Fault> {
+) -> Result<(), Miss> {
     let (tcr, d) = (cpu.registers.tcr, leaf.descriptor);
     let mut marked = d;
     if !bit(d, 10) {
         if !bit(tcr, 39) {
-            return Err(Fault::at(Fault::ACCESS_FLAG, leaf.level));
+            return Err(Fault::at(Fault::ACCESS_FLAG, leaf.level).into());
         }
         marked |= 1 << 10;
     }
@@ -303,7 +319,7 @@ fn permit(
         }
     };
     if !allowed {
-        return Err(Fault::at(Fault::PERMISSION, leaf.level));
+        return Err(Fault::at(Fault::PERMISSION, leaf.level).into());
     }
     if access.kind == Kind::Write {
         marked &= !(1 << 7);
@@ -315,8 +331,7 @@ fn permit(
             marked.swap_bytes()
         };
         if !tables.exchange(leaf.at, leaf.raw, new) {
-            // Changed meanwhile: as if it had not been there.
-            return Err(Fault::at(Fault::TRANSLATION, leaf.level));
+            return Err(Miss::Changed);
         }
     }
     Ok(())
