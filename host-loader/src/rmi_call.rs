@@ -6,7 +6,9 @@
 use crate::arch::insn::smc;
 use core::fmt;
 use rmi::feature::{Feature0, VendorFeatures};
-use rmi::{Status, fid, vendor};
+use rmi::psci::Psci;
+use rmi::vendor::{self, Vendor};
+use rmi::{Command, Status};
 
 /// Why a call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,74 +36,96 @@ impl fmt::Display for CallError {
     }
 }
 
-fn call(arguments: [u64; 6]) -> Result<[u64; 4], CallError> {
-    let [x0, x1, x2, x3, x4] = smc(arguments);
+/// Makes a call of RMI or the vendor range: X1 to X4 of its answer.
+#[inline(always)]
+fn call(registers: [u64; 6]) -> Result<[u64; 4], CallError> {
+    let [x0, outputs @ ..] = smc(registers);
+    status(x0).map(|()| outputs)
+}
+
+fn status(x0: u64) -> Result<(), CallError> {
     match Status::unpack(x0) {
-        Some(Status::Success) => Ok([x1, x2, x3, x4]),
+        Some(Status::Success) => Ok(()),
         Some(status) => Err(CallError::Status(status)),
         None => Err(CallError::NotSupported),
     }
 }
 
+#[inline(always)]
+fn command(command: Command) -> Result<[u64; 4], CallError> {
+    call(command.encode())
+}
+
+fn vendor(of: Vendor) -> Result<[u64; 4], CallError> {
+    call(of.encode())
+}
+
 /// `RMI_VERSION(1.0)`: lower and higher revision on offer.
 pub fn version() -> Result<(u64, u64), CallError> {
-    call([fid::RMI_VERSION, rmi::VERSION_1_0, 0, 0, 0, 0]).map(|r| (r[0], r[1]))
+    let requested = rmi::VERSION_1_0;
+    command(Command::Version { requested }).map(|r| (r[0], r[1]))
 }
 
 /// `RMI_FEATURES(0)`.
 pub fn features() -> Result<Feature0, CallError> {
-    call([fid::RMI_FEATURES, 0, 0, 0, 0, 0]).map(|r| Feature0::unpack(r[0]))
+    command(Command::Features { index: 0 }).map(|r| Feature0::unpack(r[0]))
 }
 
 /// Gives the granule at `pa` to EL2, which zeroes it.
 pub fn granule_delegate(pa: u64) -> Result<(), CallError> {
-    call([fid::RMI_GRANULE_DELEGATE, pa, 0, 0, 0, 0]).map(drop)
+    command(Command::GranuleDelegate { pa }).map(drop)
 }
 
 /// Takes the granule at `pa` back, zeroed.
 pub fn granule_undelegate(pa: u64) -> Result<(), CallError> {
-    call([fid::RMI_GRANULE_UNDELEGATE, pa, 0, 0, 0, 0]).map(drop)
+    command(Command::GranuleUndelegate { pa }).map(drop)
 }
 
 /// Makes the delegated granule `rd` a realm after the parameters at `params`.
 pub fn realm_create(rd: u64, params: u64) -> Result<(), CallError> {
-    call([fid::RMI_REALM_CREATE, rd, params, 0, 0, 0]).map(drop)
+    command(Command::RealmCreate { rd, params }).map(drop)
 }
 
 /// Lets the realm run.
 pub fn realm_activate(rd: u64) -> Result<(), CallError> {
-    call([fid::RMI_REALM_ACTIVATE, rd, 0, 0, 0, 0]).map(drop)
+    command(Command::RealmActivate { rd }).map(drop)
 }
 
 /// Ends a realm without RECs and tables; `rd` and root RTTs stay delegated.
 pub fn realm_destroy(rd: u64) -> Result<(), CallError> {
-    call([fid::RMI_REALM_DESTROY, rd, 0, 0, 0, 0]).map(drop)
+    command(Command::RealmDestroy { rd }).map(drop)
 }
 
 /// Auxiliary granules that each REC of the realm needs.
 pub fn rec_aux_count(rd: u64) -> Result<u64, CallError> {
-    call([fid::RMI_REC_AUX_COUNT, rd, 0, 0, 0, 0]).map(|r| r[0])
+    command(Command::RecAuxCount { rd }).map(|r| r[0])
 }
 
 /// Makes the delegated granule `rec` a vCPU after the parameters at `params`.
 pub fn rec_create(rd: u64, rec: u64, params: u64) -> Result<(), CallError> {
-    call([fid::RMI_REC_CREATE, rd, rec, params, 0, 0]).map(drop)
+    command(Command::RecCreate { rd, rec, params }).map(drop)
 }
 
 /// Ends a vCPU; its granules stay delegated.
 pub fn rec_destroy(rec: u64) -> Result<(), CallError> {
-    call([fid::RMI_REC_DESTROY, rec, 0, 0, 0, 0]).map(drop)
+    command(Command::RecDestroy { rec }).map(drop)
 }
 
 /// Runs the vCPU until it needs the host; reads and writes the page `run`.
 #[inline(always)]
 pub fn rec_enter(rec: u64, run: u64) -> Result<(), CallError> {
-    call([fid::RMI_REC_ENTER, rec, run, 0, 0, 0]).map(drop)
+    command(Command::RecEnter { rec, run }).map(drop)
 }
 
 /// Makes the delegated granule `rtt` the table of `level` that covers `ipa`.
 pub fn rtt_create(rd: u64, rtt: u64, ipa: u64, level: i64) -> Result<(), CallError> {
-    call([fid::RMI_RTT_CREATE, rd, rtt, ipa, level as u64, 0]).map(drop)
+    command(Command::RttCreate {
+        rd,
+        rtt,
+        ipa,
+        level,
+    })
+    .map(drop)
 }
 
 /// What a walk over tables did, and where to go on.
@@ -115,61 +139,69 @@ pub struct Walked<T> {
 
 /// Removes the table of `level` at `ipa`: the granule that it was.
 pub fn rtt_destroy(rd: u64, ipa: u64, level: i64) -> Walked<u64> {
-    let [x0, rtt, top, ..] = smc([fid::RMI_RTT_DESTROY, rd, ipa, level as u64, 0, 0]);
+    let [x0, rtt, top, ..] = smc(Command::RttDestroy { rd, ipa, level }.encode());
     walked(x0, rtt, top)
 }
 
 /// Maps `desc` (output address, type, permissions; see [`rmi::rtt`]) at `ipa`.
 pub fn rtt_map_unprotected(rd: u64, ipa: u64, level: i64, desc: u64) -> Result<(), CallError> {
-    call([fid::RMI_RTT_MAP_UNPROTECTED, rd, ipa, level as u64, desc, 0]).map(drop)
+    command(Command::RttMapUnprotected {
+        rd,
+        ipa,
+        level,
+        desc,
+    })
+    .map(drop)
 }
 
 /// Unmaps what is mapped at `ipa` with an entry of `level`.
 pub fn rtt_unmap_unprotected(rd: u64, ipa: u64, level: i64) -> Walked<()> {
-    let [x0, top, ..] = smc([fid::RMI_RTT_UNMAP_UNPROTECTED, rd, ipa, level as u64, 0, 0]);
+    let [x0, top, ..] = smc(Command::RttUnmapUnprotected { rd, ipa, level }.encode());
     walked(x0, (), top)
 }
 
 fn walked<T>(x0: u64, value: T, top: u64) -> Walked<T> {
-    let result = match Status::unpack(x0) {
-        Some(Status::Success) => Ok(value),
-        Some(status) => Err(CallError::Status(status)),
-        None => Err(CallError::NotSupported),
-    };
+    let result = status(x0).map(|()| value);
     Walked { result, top }
 }
 
 /// Answers the PSCI call that `calling` waits in about `target`.
 pub fn psci_complete(calling: u64, target: u64, status: i64) -> Result<(), CallError> {
-    call([fid::RMI_PSCI_COMPLETE, calling, target, status as u64, 0, 0]).map(drop)
+    command(Command::PsciComplete {
+        calling,
+        target,
+        status,
+    })
+    .map(drop)
 }
 
 /// Undercroft's version word; see [`vendor::VERSION_1_0`].
 pub fn vendor_version() -> Result<u64, CallError> {
-    call([vendor::VERSION, 0, 0, 0, 0, 0]).map(|r| r[0])
+    vendor(Vendor::Version).map(|r| r[0])
 }
 
 /// Undercroft's features, the granule among them.
 pub fn vendor_features() -> Result<VendorFeatures, CallError> {
-    call([vendor::FEATURES, 0, 0, 0, 0, 0]).map(|r| VendorFeatures::unpack(r[0]))
+    vendor(Vendor::Features).map(|r| VendorFeatures::unpack(r[0]))
 }
 
 /// The `index`-th range of RAM that is taken: base, size in bytes, kind.
 pub fn memory_range(index: u64) -> Option<(u64, u64, u64)> {
-    let [base, size, kind, _] = call([vendor::MEMORY_RANGE, index, 0, 0, 0, 0]).ok()?;
+    let [base, size, kind, _] = vendor(Vendor::MemoryRange { index }).ok()?;
     Some((base, size, kind))
 }
 
 /// Writes one line, at most [`vendor::LOG_LINE_MAX`] bytes of UTF-8 without a
 /// newline, inside one granule, to the log. `level` is 1 (error) to 5 (trace).
 pub fn log_line(level: u64, line: &[u8]) -> Result<(), CallError> {
-    let at = line.as_ptr().expose_provenance() as u64;
-    call([vendor::LOG, level, at, line.len() as u64, 0, 0]).map(drop)
+    let pa = line.as_ptr().expose_provenance() as u64;
+    let length = line.len() as u64;
+    vendor(Vendor::Log { level, pa, length }).map(drop)
 }
 
 /// Takes what the log's own UART has received: its bytes, and how many there are.
 pub fn log_input() -> Result<([u8; vendor::LOG_INPUT_MAX], usize), CallError> {
-    let [count, words @ ..] = call([vendor::LOG_INPUT, 0, 0, 0, 0, 0])?;
+    let [count, words @ ..] = vendor(Vendor::LogInput)?;
     let mut bytes = [0; vendor::LOG_INPUT_MAX];
     for (part, word) in bytes.chunks_exact_mut(8).zip(words) {
         part.copy_from_slice(&word.to_le_bytes());
@@ -178,52 +210,63 @@ pub fn log_input() -> Result<([u8; vendor::LOG_INPUT_MAX], usize), CallError> {
 }
 
 /// Lets accesses of the realm's device at `ipa` wait in `page`, for `delay` ticks at
-/// most; see [`vendor::SET_POSTED`].
+/// most; see [`Vendor::SetPosted`].
 pub fn set_posted(rd: u64, page: u64, ipa: u64, delay: u64) -> Result<(), CallError> {
-    call([vendor::SET_POSTED, rd, page, ipa, delay, 0]).map(drop)
+    let call = Vendor::SetPosted {
+        rd,
+        page,
+        ipa,
+        delay,
+    };
+    vendor(call).map(drop)
 }
 
 /// Drives the guest's SPI `intid` to `level`.
 pub fn set_spi(rd: u64, intid: u32, level: bool) -> Result<(), CallError> {
-    call([vendor::SET_SPI, rd, intid.into(), level.into(), 0, 0]).map(drop)
+    let (intid, level) = (intid.into(), level.into());
+    vendor(Vendor::SetSpi { rd, intid, level }).map(drop)
 }
 
 /// The vCPU has an interrupt that would wake it from WFI.
 pub fn rec_pending(rec: u64) -> Result<bool, CallError> {
-    call([vendor::REC_PENDING, rec, 0, 0, 0, 0]).map(|r| r[0] != 0)
+    vendor(Vendor::RecPending { rec }).map(|r| r[0] != 0)
 }
 
 /// Writes the vCPU's last exits to the granule at `page`: how many.
 pub fn rec_history(rec: u64, page: u64) -> Result<u64, CallError> {
-    call([vendor::REC_HISTORY, rec, page, 0, 0, 0]).map(|r| r[0])
+    vendor(Vendor::RecHistory { rec, pa: page }).map(|r| r[0])
 }
 
 /// Makes a running vCPU exit to its host.
 pub fn kick(rec: u64) -> Result<(), CallError> {
-    call([vendor::KICK, rec, 0, 0, 0, 0]).map(drop)
+    vendor(Vendor::Kick { rec }).map(drop)
 }
 
 /// 256 random bits of the CPU's.
 pub fn random() -> Result<[u64; 4], CallError> {
-    call([vendor::RANDOM, 0, 0, 0, 0, 0])
+    vendor(Vendor::Random)
 }
 
 /// Writes a plain guest's registers ([`rmi::registers::Registers`]) to `page`,
 /// inside one granule.
 pub fn rec_read(rec: u64, page: u64) -> Result<(), CallError> {
-    call([vendor::REC_READ, rec, page, 0, 0, 0]).map(drop)
+    vendor(Vendor::RecRead { rec, pa: page }).map(drop)
 }
 
 /// Takes them back from `page`, and ends the vCPU's last abort.
 pub fn rec_write(rec: u64, page: u64) -> Result<(), CallError> {
-    call([vendor::REC_WRITE, rec, page, 0, 0, 0]).map(drop)
+    vendor(Vendor::RecWrite { rec, pa: page }).map(drop)
 }
 
 /// PSCI `CPU_ON` of the machine: starts the CPU `mpidr` at `entry` with X0 =
 /// `context`. The error is PSCI's code.
 pub fn machine_cpu_on(mpidr: u64, entry: u64, context: u64) -> Result<(), i64> {
-    let [x0, ..] = smc([u64::from(fid::PSCI_CPU_ON_64), mpidr, entry, context, 0, 0]);
-    match x0 as i64 {
+    let on = Psci::CpuOn {
+        target: mpidr,
+        entry,
+        context,
+    };
+    match power(on) {
         rmi::psci::SUCCESS => Ok(()),
         error => Err(error),
     }
@@ -231,16 +274,22 @@ pub fn machine_cpu_on(mpidr: u64, entry: u64, context: u64) -> Result<(), i64> {
 
 /// Whether EL2 drives the machine's CPU `mpidr` (PSCI `AFFINITY_INFO` knows it).
 pub fn machine_has_cpu(mpidr: u64) -> bool {
-    let function = u64::from(fid::PSCI_AFFINITY_INFO_64);
-    let [x0, ..] = smc([function, mpidr, 0, 0, 0, 0]);
-    x0 as i64 >= 0
+    let (target, level) = (mpidr, 0);
+    power(Psci::AffinityInfo { target, level }) >= 0
 }
 
 /// PSCI `SYSTEM_OFF` of the machine.
 #[cfg(target_os = "none")]
 pub fn machine_off() -> ! {
     loop {
-        smc([u64::from(fid::PSCI_SYSTEM_OFF), 0, 0, 0, 0, 0]);
+        power(Psci::SystemOff);
         crate::arch::insn::wfi();
     }
+}
+
+/// Makes a call of PSCI: X0 of its answer.
+fn power(call: Psci) -> i64 {
+    let [function, a, b, c] = call.encode();
+    let [x0, ..] = smc([function, a, b, c, 0, 0]);
+    x0 as i64
 }

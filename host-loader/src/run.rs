@@ -9,8 +9,9 @@ use crate::trace;
 use core::fmt;
 use log::Level;
 use rmi::Status;
+use rmi::call::Made;
 use rmi::params::mpidr_index;
-use rmi::psci;
+use rmi::psci::{self, Psci};
 use rmi::run::{EnterFlags, ExitReason, RecExit};
 use rmi::syndrome::{Class, Syndrome};
 
@@ -157,24 +158,18 @@ fn error(guest: &Guest, text: fmt::Arguments<'_>) {
 
 /// Serves a PSCI call: what became of the vCPU, or `None` to go on.
 fn psci_call(guest: &Guest, index: usize, exit: &RecExit) -> Option<Outcome> {
-    use rmi::fid::{
-        PSCI_AFFINITY_INFO_32, PSCI_AFFINITY_INFO_64, PSCI_CPU_OFF, PSCI_CPU_ON_32, PSCI_CPU_ON_64,
-        PSCI_CPU_SUSPEND_32, PSCI_CPU_SUSPEND_64, PSCI_SYSTEM_OFF, PSCI_SYSTEM_RESET,
-    };
-    let fid = exit.gprs[0] as u32;
-    match fid {
-        PSCI_CPU_ON_32 | PSCI_CPU_ON_64 | PSCI_AFFINITY_INFO_32 | PSCI_AFFINITY_INFO_64 => {
-            let target = mpidr_index(exit.gprs[1])
+    let [function, a, b, c, ..] = exit.gprs;
+    let call = Psci::read(function as u32, [a, b, c]);
+    match call {
+        Some(Psci::CpuOn { target, .. } | Psci::AffinityInfo { target, .. }) => {
+            let index_of_target = mpidr_index(target)
                 .and_then(|i| usize::try_from(i).ok())
                 .filter(|&i| i < guest.vcpus.len());
-            let Some(target) = target else {
+            let Some(target) = index_of_target else {
                 // EL2 answers such calls itself.
-                let mpidr = exit.gprs[1];
                 error(
                     guest,
-                    format_args!(
-                        "vCPU {index}: PSCI {fid:#x} for MPIDR {mpidr:#x}, which is no vCPU"
-                    ),
+                    format_args!("vCPU {index}: PSCI call for MPIDR {target:#x}, which is no vCPU"),
                 );
                 guest.stop(Stop::Fault);
                 return Some(Outcome::Stopping);
@@ -186,25 +181,30 @@ fn psci_call(guest: &Guest, index: usize, exit: &RecExit) -> Option<Outcome> {
                 guest.stop(Stop::Fault);
                 return Some(Outcome::Stopping);
             }
-            if matches!(fid, PSCI_CPU_ON_32 | PSCI_CPU_ON_64) {
+            if matches!(call, Some(Psci::CpuOn { .. })) {
                 crate::sched::start(vcpu);
             }
             None
         }
-        PSCI_CPU_OFF => Some(Outcome::Off),
-        PSCI_CPU_SUSPEND_32 | PSCI_CPU_SUSPEND_64 => Some(Outcome::Waits(deadline(exit))),
-        PSCI_SYSTEM_OFF => {
+        Some(Psci::CpuOff) => Some(Outcome::Off),
+        Some(Psci::CpuSuspend { .. }) => Some(Outcome::Waits(deadline(exit))),
+        Some(Psci::SystemOff) => {
             guest.stop(Stop::Off);
             Some(Outcome::Stopping)
         }
-        PSCI_SYSTEM_RESET => {
+        Some(Psci::SystemReset) => {
             guest.stop(Stop::Reset);
             Some(Outcome::Stopping)
         }
-        _ => {
+        // EL2 answers these itself.
+        Some(Psci::Version | Psci::MigrateInfoType | Psci::Features { .. }) | None => {
+            let made = Made {
+                function,
+                arguments: &[a, b, c],
+            };
             error(
                 guest,
-                format_args!("vCPU {index}: PSCI call {fid:#x} is not the host's"),
+                format_args!("vCPU {index}: the call {made} is not the host's"),
             );
             guest.stop(Stop::Fault);
             Some(Outcome::Stopping)

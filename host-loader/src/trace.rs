@@ -86,7 +86,7 @@ mod tests {
     fn an_exit_shows_what_its_record_has() {
         let mut exit = RecExit::new_zeroed();
         exit.exit_reason = ExitReason::Psci as u64;
-        exit.gprs[0] = rmi::fid::PSCI_CPU_ON_64.into();
+        exit.gprs[0] = rmi::fid::PSCI_CPU_ON.into();
         exit.gprs[1] = 1;
         assert_eq!(What(&exit).to_string(), "PSCI_CPU_ON(0x1, 0x0, 0x0)");
 

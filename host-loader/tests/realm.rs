@@ -14,9 +14,11 @@ use host_loader::granules::{self, Granules};
 use host_loader::guest::build::{self, Resources};
 use host_loader::guest::realm::Shape;
 use host_loader::pace::{Pace, at_once};
+use rmi::call::HostCall;
 use rmi::feature::{Feature0, VendorFeatures};
 use rmi::params::{RealmFlags, RealmParams, RecFlags, RecParams};
-use rmi::{Status, fid};
+use rmi::vendor::Vendor;
+use rmi::{Command, Status};
 use spin::Mutex;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,6 +57,8 @@ struct RealmState {
     /// Mapped entries: (level, IPA) to output address.
     mapped: BTreeMap<(i64, u64), u64>,
     recs: BTreeMap<u64, Vec<u64>>,
+    /// A page of the host's for the realm's device.
+    posted: Option<u64>,
 }
 
 const AUX: u64 = 3;
@@ -110,110 +114,139 @@ impl El2 {
             return [Status::ErrorInput.pack(), 0, 0, 0, 0];
         }
         let mut out = [0; 4];
-        let status = self.serve(a, &mut out);
+        let call = HostCall::decode(a).expect("a call that there is");
+        let status = self.serve(call, &mut out);
         if status != Status::Success && !matches!(status, Status::ErrorRtt(_)) {
             self.errors += 1;
         }
         [status.pack(), out[0], out[1], out[2], out[3]]
     }
 
-    fn serve(&mut self, [f, a1, a2, a3, a4, _]: [u64; 6], out: &mut [u64; 4]) -> Status {
+    fn serve(&mut self, call: HostCall, out: &mut [u64; 4]) -> Status {
+        match call {
+            HostCall::Rmi(command) => self.command(command, out),
+            HostCall::Vendor(Vendor::Log { .. }) => Status::Success,
+            HostCall::Vendor(Vendor::SetPosted { rd, page, .. }) => self.set_posted(rd, page),
+            other => panic!("{other:x?}"),
+        }
+    }
+
+    /// The realm's page for its device, until it is destroyed.
+    fn set_posted(&mut self, rd: u64, page: u64) -> Status {
+        let hosts = self.memory.contains(&page) && !self.owners.contains_key(&page);
+        match self.realm.as_mut().filter(|r| r.rd == rd) {
+            Some(realm) if realm.posted.is_none() && hosts => realm.posted = Some(page),
+            _ => return Status::ErrorInput,
+        }
+        Status::Success
+    }
+
+    fn command(&mut self, command: Command, out: &mut [u64; 4]) -> Status {
         const BAD: Status = Status::ErrorInput;
         let granule = 1u64 << self.granule_shift;
-        match f {
-            fid::RMI_GRANULE_DELEGATE => {
+        match command {
+            Command::GranuleDelegate { pa } => {
                 let mapped = self.realm.as_ref().is_some_and(|r| {
                     r.mapped
                         .iter()
-                        .any(|(&(l, _), &pa)| pa <= a1 && a1 < pa + self.size(l))
+                        .any(|(&(l, _), &to)| (to..to + self.size(l)).contains(&pa))
                 });
-                if !a1.is_multiple_of(granule)
-                    || !self.memory.contains(&a1)
-                    || self.owners.contains_key(&a1)
+                if !pa.is_multiple_of(granule)
+                    || !self.memory.contains(&pa)
+                    || self.owners.contains_key(&pa)
                     || mapped
+                    || self.realm.as_ref().is_some_and(|r| r.posted == Some(pa))
                 {
                     return BAD;
                 }
-                self.owners.insert(a1, Owner::Delegated);
+                self.owners.insert(pa, Owner::Delegated);
             }
-            fid::RMI_GRANULE_UNDELEGATE => {
-                if !self.is(a1, Owner::Delegated) {
+            Command::GranuleUndelegate { pa } => {
+                if !self.is(pa, Owner::Delegated) {
                     return BAD;
                 }
-                self.owners.remove(&a1);
+                self.owners.remove(&pa);
             }
-            fid::RMI_REALM_CREATE => return self.realm_create(a1, a2),
-            fid::RMI_REC_AUX_COUNT => out[0] = AUX,
-            fid::RMI_REALM_ACTIVATE => match &mut self.realm {
+            Command::RealmCreate { rd, params } => return self.realm_create(rd, params),
+            Command::RecAuxCount { .. } => out[0] = AUX,
+            Command::RealmActivate { .. } => match &mut self.realm {
                 Some(realm) if !realm.active => realm.active = true,
                 _ => return BAD,
             },
-            fid::RMI_RTT_CREATE => {
-                let level = a4 as i64;
-                let (up, ok) = (self.size(level - 1), self.is(a2, Owner::Delegated));
+            Command::RttCreate {
+                rd,
+                rtt,
+                ipa,
+                level,
+            } => {
+                let (up, ok) = (self.size(level - 1), self.is(rtt, Owner::Delegated));
                 let size =
                     |l| 1u64 << (self.granule_shift + (3 - l) as u32 * (self.granule_shift - 3));
-                let Some(realm) = self.realm.as_mut().filter(|r| r.rd == a1) else {
+                let Some(realm) = self.realm.as_mut().filter(|r| r.rd == rd) else {
                     return BAD;
                 };
-                if !ok || !a3.is_multiple_of(up) || level <= realm.start || level > 3 {
+                if !ok || !ipa.is_multiple_of(up) || level <= realm.start || level > 3 {
                     return BAD;
                 }
-                let reached = Self::reach(realm, size, a3, level - 1);
-                if reached < level - 1 || realm.tables.contains_key(&(level, a3)) {
+                let reached = Self::reach(realm, size, ipa, level - 1);
+                if reached < level - 1 || realm.tables.contains_key(&(level, ipa)) {
                     return Status::ErrorRtt(reached as u8);
                 }
-                realm.tables.insert((level, a3), a2);
-                self.take(a2, Owner::Rtt);
+                realm.tables.insert((level, ipa), rtt);
+                self.take(rtt, Owner::Rtt);
             }
-            fid::RMI_RTT_MAP_UNPROTECTED => {
-                let level = a3 as i64;
+            Command::RttMapUnprotected {
+                rd,
+                ipa,
+                level,
+                desc,
+            } => {
                 let size = self.size(level);
                 let sizes =
                     |l| 1u64 << (self.granule_shift + (3 - l) as u32 * (self.granule_shift - 3));
-                let pa = a4 & rmi::rtt::DESC_OA & !(size - 1);
+                let pa = desc & rmi::rtt::DESC_OA & !(size - 1);
                 let owned = (pa..pa + size)
                     .step_by(granule as usize)
                     .any(|g| self.owners.contains_key(&g) || !self.memory.contains(&g));
-                let Some(realm) = self.realm.as_mut().filter(|r| r.rd == a1) else {
+                let Some(realm) = self.realm.as_mut().filter(|r| r.rd == rd) else {
                     return BAD;
                 };
-                let rest = a4 & !pa;
+                let rest = desc & !pa;
                 let known = 7 << 2 | rmi::rtt::DESC_READ | rmi::rtt::DESC_WRITE;
                 if !matches!(level, 2 | 3)
-                    || !a2.is_multiple_of(size)
+                    || !ipa.is_multiple_of(size)
                     || owned
                     || rest & !known != 0
-                    || a2 + size > 1 << realm.ipa_bits
+                    || ipa + size > 1 << realm.ipa_bits
                 {
                     return BAD;
                 }
-                let reached = Self::reach(realm, sizes, a2, level);
-                if reached != level || realm.mapped.contains_key(&(level, a2)) {
+                let reached = Self::reach(realm, sizes, ipa, level);
+                if reached != level || realm.mapped.contains_key(&(level, ipa)) {
                     return Status::ErrorRtt(reached as u8);
                 }
-                realm.mapped.insert((level, a2), pa);
+                realm.mapped.insert((level, ipa), pa);
             }
-            fid::RMI_RTT_UNMAP_UNPROTECTED => {
+            Command::RttUnmapUnprotected { ipa, level, .. } => {
                 let Some(realm) = self.realm.as_mut() else {
                     return BAD;
                 };
-                if realm.mapped.remove(&(a3 as i64, a2)).is_none() {
+                if realm.mapped.remove(&(level, ipa)).is_none() {
                     return Status::ErrorRtt(realm.start as u8);
                 }
-                out[0] = a2 + self.size(a3 as i64);
+                out[0] = ipa + self.size(level);
             }
-            fid::RMI_RTT_DESTROY => return self.rtt_destroy(a2, a3 as i64, out),
-            fid::RMI_REC_CREATE => return self.rec_create(a1, a2, a3),
-            fid::RMI_REC_DESTROY => {
-                let Some(aux) = self.realm.as_mut().and_then(|r| r.recs.remove(&a1)) else {
+            Command::RttDestroy { ipa, level, .. } => return self.rtt_destroy(ipa, level, out),
+            Command::RecCreate { rd, rec, params } => return self.rec_create(rd, rec, params),
+            Command::RecDestroy { rec } => {
+                let Some(aux) = self.realm.as_mut().and_then(|r| r.recs.remove(&rec)) else {
                     return BAD;
                 };
-                for pa in aux.into_iter().chain([a1]) {
+                for pa in aux.into_iter().chain([rec]) {
                     self.owners.insert(pa, Owner::Delegated);
                 }
             }
-            fid::RMI_REALM_DESTROY => {
+            Command::RealmDestroy { .. } => {
                 let Some(realm) = self
                     .realm
                     .take_if(|r| r.recs.is_empty() && r.tables.is_empty())
@@ -227,8 +260,7 @@ impl El2 {
                     self.owners.insert(pa, Owner::Delegated);
                 }
             }
-            rmi::vendor::LOG => {}
-            other => panic!("call {other:#x}"),
+            other => panic!("{other:x?}"),
         }
         Status::Success
     }
@@ -277,6 +309,7 @@ impl El2 {
             tables: BTreeMap::new(),
             mapped: BTreeMap::new(),
             recs: BTreeMap::new(),
+            posted: None,
         });
         Status::Success
     }
@@ -495,7 +528,10 @@ fn round(granule_shift: u32, arena: &Arena, fail_at: Option<usize>) -> (usize, O
             assert_eq!(el2.errors, 0, "a call was refused");
         }
         // A call that fails while things are taken apart may leak, and only that.
-        let leaked = (el2.owners.len() as u64) << granule_shift;
+        // A realm that could not be ended keeps its page, too.
+        let kept = el2.realm.as_ref().and_then(|realm| realm.posted);
+        let leaked = (el2.owners.len() + usize::from(kept.is_some())) as u64;
+        let leaked = leaked << granule_shift;
         assert_eq!(resources.granules.lock().free_bytes() + leaked, before);
         if error.is_some() || fail_at.is_none() {
             assert_eq!(leaked, 0, "{error:?}: {:?}", el2.owners);

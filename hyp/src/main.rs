@@ -66,7 +66,8 @@ mod image {
         // own addresses.
         unsafe { hyp::log::start(machine.uarts(), machine.settings.end) };
         log::set_max_level(machine.settings.level);
-        hyp::log::trace::set_calls(machine.settings.trace_calls);
+        let traced = machine.settings.level == log::LevelFilter::Trace;
+        hyp::log::trace::set_calls(traced || machine.settings.trace_calls);
         let by_hvc = machine.psci_by_hvc;
         let level = mrs!("CurrentEL") >> 2 & 3;
         if level != 2 {

@@ -4,7 +4,8 @@
 //! starts must start in EL2, so `CPU_ON` goes down with EL2's own entry and the
 //! host's is kept for it.
 
-use rmi::{fid, psci};
+use rmi::fid;
+use rmi::psci::{self, Psci};
 
 #[cfg(not(target_os = "none"))]
 pub mod fake;
@@ -19,15 +20,14 @@ pub fn system_off() {
     instr::smc(u64::from(fid::PSCI_SYSTEM_OFF), [0; 3]);
 }
 
-/// Serves a PSCI or SMCCC call of the host: X0 of the answer, or `None` when it
-/// is none of those.
-pub fn relay(function: u64, args: [u64; 3]) -> Option<u64> {
+/// Serves a PSCI call of the host: X0 of the answer.
+pub fn relay(call: Psci) -> i64 {
     let relay = Relay {
         pes: pe::all(),
         me: pe::find(crate::mrs!("mpidr_el1")),
         firmware: &Smc,
     };
-    relay.call(function, args)
+    relay.call(call)
 }
 
 /// Turns this PE off again that was started and will not do.
@@ -91,33 +91,27 @@ pub struct Relay<'a, F> {
 }
 
 impl<F: Firmware> Relay<'_, F> {
-    /// Serves a call: X0 of the answer, or `None` when it is neither PSCI's nor
-    /// the SMCCC's.
-    pub fn call(&self, function: u64, args: [u64; 3]) -> Option<u64> {
-        let function = u32::try_from(function).ok()?;
-        // A 32-bit call counts the low halves only (SMCCC 1.2, 3.1).
-        let narrow = function & 1 << 30 == 0;
-        let args = args.map(|arg| if narrow { arg & 0xffff_ffff } else { arg });
-        let answer = match function {
-            fid::SMCCC_VERSION => psci::SMCCC_VERSION_1_2 as i64,
-            fid::PSCI_VERSION => psci::VERSION_1_1 as i64,
-            fid::PSCI_CPU_ON_32 | fid::PSCI_CPU_ON_64 => self.cpu_on(args),
-            fid::PSCI_AFFINITY_INFO_32 | fid::PSCI_AFFINITY_INFO_64 => {
-                self.affinity_info(args[0], args[1])
-            }
+    /// Serves a call: X0 of the answer.
+    pub fn call(&self, call: Psci) -> i64 {
+        match call {
+            Psci::Version => psci::VERSION_1_1 as i64,
+            Psci::CpuOn {
+                target,
+                entry,
+                context,
+            } => self.cpu_on(target, entry, context),
+            Psci::AffinityInfo { target, level } => self.affinity_info(target, level),
             // Standby only: EL2 keeps its state, and any interrupt ends the wait.
-            fid::PSCI_CPU_SUSPEND_32 | fid::PSCI_CPU_SUSPEND_64 => {
+            Psci::CpuSuspend { .. } => {
                 self.firmware.standby();
                 psci::SUCCESS
             }
-            fid::PSCI_CPU_OFF => self.cpu_off(),
-            fid::PSCI_MIGRATE_INFO_TYPE => psci::MIGRATE_NOT_REQUIRED,
-            fid::PSCI_SYSTEM_OFF | fid::PSCI_SYSTEM_RESET => self.firmware.call(function, [0; 3]),
-            fid::PSCI_FEATURES => features(args[0]),
-            0x8400_0000..=0x8400_001f | 0xc400_0000..=0xc400_001f => psci::NOT_SUPPORTED,
-            _ => return None,
-        };
-        Some(answer as u64)
+            Psci::CpuOff => self.cpu_off(),
+            Psci::MigrateInfoType => psci::MIGRATE_NOT_REQUIRED,
+            Psci::SystemOff => self.firmware.call(fid::PSCI_SYSTEM_OFF, [0; 3]),
+            Psci::SystemReset => self.firmware.call(fid::PSCI_SYSTEM_RESET, [0; 3]),
+            Psci::Features { function } => psci::features(function),
+        }
     }
 
     /// The PE at this affinity, as a caller names it: other bits must be zero.
@@ -135,7 +129,7 @@ impl<F: Firmware> Relay<'_, F> {
             // has got there: from then on a CPU_ON works.
             Some(Power::Off) => {
                 let asked = [target, 0, 0];
-                match self.firmware.call(fid::PSCI_AFFINITY_INFO_64, asked) {
+                match self.firmware.call(fid::PSCI_AFFINITY_INFO, asked) {
                     state @ (psci::AFFINITY_ON | psci::AFFINITY_ON_PENDING) => state,
                     _ => psci::AFFINITY_OFF,
                 }
@@ -143,7 +137,7 @@ impl<F: Firmware> Relay<'_, F> {
         }
     }
 
-    fn cpu_on(&self, [target, entry, context]: [u64; 3]) -> i64 {
+    fn cpu_on(&self, target: u64, entry: u64, context: u64) -> i64 {
         let Some(pe) = self.at(target) else {
             return psci::INVALID_PARAMETERS;
         };
@@ -157,7 +151,7 @@ impl<F: Firmware> Relay<'_, F> {
             self.firmware.entry(),
             core::ptr::from_ref(pe) as u64,
         ];
-        let answer = self.firmware.call(fid::PSCI_CPU_ON_64, start);
+        let answer = self.firmware.call(fid::PSCI_CPU_ON, start);
         if answer != psci::SUCCESS {
             pe.give_up_start(claim);
         }
@@ -176,24 +170,5 @@ impl<F: Firmware> Relay<'_, F> {
             pe.stay();
         }
         answer
-    }
-}
-
-fn features(function: u64) -> i64 {
-    match function as u32 {
-        fid::SMCCC_VERSION
-        | fid::PSCI_VERSION
-        | fid::PSCI_CPU_ON_32
-        | fid::PSCI_CPU_ON_64
-        | fid::PSCI_AFFINITY_INFO_32
-        | fid::PSCI_AFFINITY_INFO_64
-        | fid::PSCI_CPU_SUSPEND_32
-        | fid::PSCI_CPU_SUSPEND_64
-        | fid::PSCI_CPU_OFF
-        | fid::PSCI_MIGRATE_INFO_TYPE
-        | fid::PSCI_SYSTEM_OFF
-        | fid::PSCI_SYSTEM_RESET
-        | fid::PSCI_FEATURES => psci::SUCCESS,
-        _ => psci::NOT_SUPPORTED,
     }
 }

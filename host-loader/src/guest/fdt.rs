@@ -84,9 +84,9 @@ pub fn write(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
     fdt.property_string("method", "hvc")?;
     // For those who only know PSCI 0.1, which has no fixed numbers.
     for (name, fid) in [
-        ("cpu_suspend", rmi::fid::PSCI_CPU_SUSPEND_64),
+        ("cpu_suspend", rmi::fid::PSCI_CPU_SUSPEND),
         ("cpu_off", rmi::fid::PSCI_CPU_OFF),
-        ("cpu_on", rmi::fid::PSCI_CPU_ON_64),
+        ("cpu_on", rmi::fid::PSCI_CPU_ON),
     ] {
         fdt.property_u32(name, fid)?;
     }

@@ -8,12 +8,12 @@
 
 use hyp::memory::granule::State;
 use hyp::memory::phys;
+use hyp::rmi::Answer;
 use hyp::rmi::fake::{Host, RAM};
-use hyp::rmi::{Answer, serve};
 use libfuzzer_sys::fuzz_target;
 use pgtable::Granule;
 use rmi::params::{RealmFlags, RealmParams, RecFlags, RecParams, index_mpidr};
-use rmi::{NOT_SUPPORTED, Status, fid, rtt, vendor};
+use rmi::{Command, NOT_SUPPORTED, Status, fid, rtt, vendor};
 use zerocopy::{FromZeros, IntoBytes};
 
 const DESC: u64 =
@@ -23,7 +23,7 @@ const DESC: u64 =
 const RAM_SIZE: u64 = 4 << 20;
 
 /// The calls, those of which many are needed more than once.
-const CALLS: [u64; 40] = [
+const CALLS: [u64; 43] = [
     fid::RMI_GRANULE_DELEGATE,
     fid::RMI_GRANULE_DELEGATE,
     fid::RMI_GRANULE_DELEGATE,
@@ -69,23 +69,18 @@ const CALLS: [u64; 40] = [
     0,
 ];
 
-fn call(host: &mut Host, function: u64, args: &[u64]) -> Answer {
-    let mut all = [0; 5];
-    all[..args.len()].copy_from_slice(args);
-    let answer = loop {
-        if let Some(answer) = serve(&mut host.cpu, function, all) {
-            break answer;
-        }
-    };
+/// Makes a call, all of it; its answer is one of RMI's.
+fn call(host: &mut Host, x: [u64; 6]) -> Answer {
+    let answer = host.call(x);
     let known = answer[0] == NOT_SUPPORTED || Status::unpack(answer[0]).is_some();
-    assert!(known, "{function:#x} answers {:#x}", answer[0]);
+    assert!(known, "{x:x?} answers {:#x}", answer[0]);
     answer
 }
 
 #[track_caller]
-fn ok(host: &mut Host, function: u64, args: &[u64]) -> Answer {
-    let answer = call(host, function, args);
-    assert_eq!(answer[0], 0, "{function:#x} {args:x?}");
+fn ok(host: &mut Host, command: Command) -> Answer {
+    let answer = call(host, command.encode());
+    assert_eq!(answer[0], 0, "{command:x?}");
     answer
 }
 
@@ -127,12 +122,12 @@ fn argument(host: &Host, selector: u8, raw: u64) -> u64 {
 fn realm(host: &mut Host) {
     let roots = host.geometry().root_tables() as u64;
     for n in [1].into_iter().chain(16..16 + roots) {
-        let page = host.page(n);
-        ok(host, fid::RMI_GRANULE_DELEGATE, &[page]);
+        let pa = host.page(n);
+        ok(host, Command::GranuleDelegate { pa });
     }
     write(host, 2, realm_params(host, 1, 16, 40));
     let (rd, params) = (host.page(1), host.page(2));
-    ok(host, fid::RMI_REALM_CREATE, &[rd, params]);
+    ok(host, Command::RealmCreate { rd, params });
 }
 
 fn step(host: &mut Host, bytes: &[u8; 16]) {
@@ -168,8 +163,8 @@ fn step(host: &mut Host, bytes: &[u8; 16]) {
         32..=35 => write(host, n, [raw; 512]),
         which => {
             let function = CALLS[(which as usize - 36) % CALLS.len()];
-            let args = [1, 2, 3, 4, 5].map(|at| argument(host, bytes[at], raw));
-            call(host, function, &args);
+            let [a, b, c, d, e] = [1, 2, 3, 4, 5].map(|at| argument(host, bytes[at], raw));
+            call(host, [function, a, b, c, d, e]);
         }
     }
 }
@@ -197,13 +192,13 @@ fn in_state(host: &Host, state: State) -> Vec<u64> {
 /// Takes everything down, as a host would that has lost its books.
 fn take_down(host: &mut Host) {
     for rec in in_state(host, State::Rec) {
-        ok(host, fid::RMI_REC_DESTROY, &[rec]);
+        ok(host, Command::RecDestroy { rec });
     }
     for rd in in_state(host, State::Rd) {
         for level in (0..=3).rev() {
             let mut ipa = 0;
             loop {
-                let answer = call(host, fid::RMI_RTT_DESTROY, &[rd, ipa, level]);
+                let answer = call(host, Command::RttDestroy { rd, ipa, level }.encode());
                 match Status::unpack(answer[0]) {
                     // The end of the space, or no such level in this realm.
                     Some(Status::ErrorInput) => break,
@@ -214,10 +209,10 @@ fn take_down(host: &mut Host) {
                 ipa = answer[2];
             }
         }
-        ok(host, fid::RMI_REALM_DESTROY, &[rd]);
+        ok(host, Command::RealmDestroy { rd });
     }
-    for page in in_state(host, State::Delegated) {
-        ok(host, fid::RMI_GRANULE_UNDELEGATE, &[page]);
+    for pa in in_state(host, State::Delegated) {
+        ok(host, Command::GranuleUndelegate { pa });
     }
     for n in 0..host.pages() {
         let granule = host.granule(n);

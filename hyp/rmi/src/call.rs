@@ -1,93 +1,79 @@
-//! The names of calls, for people: how many arguments each has, and how many
-//! results beside X0.
+//! Calls of all kinds: what the host may call, and how calls are shown to people.
 
 use core::fmt;
 
-use crate::{fid, vendor};
+use crate::command::Command;
+use crate::psci::Psci;
+use crate::rsi::Rsi;
+use crate::smccc::trng::Trng;
+use crate::smccc::{Smccc, counted};
+use crate::status::{NOT_SUPPORTED, Status};
+pub use crate::table::Info;
+use crate::vendor::Vendor;
 
-/// A call, as a trace shows it.
+/// A call of the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Call {
-    /// Its name in its specification; `None` for one that nobody defines.
-    pub name: Option<&'static str>,
-    /// Arguments, from X1 on.
-    pub arguments: usize,
-    /// Results from X1 on.
-    pub results: usize,
+pub enum HostCall {
+    /// Of RMI.
+    Rmi(Command),
+    /// Of Undercroft's own.
+    Vendor(Vendor),
+    /// About the machine's power.
+    Psci(Psci),
+    /// Of the calling convention.
+    Smccc(Smccc),
 }
 
-/// The call of this identifier: of RMI, of PSCI and its like, or a vendor call. A
-/// 32-bit one and a 64-bit one of the same function have the same name.
-pub fn of(function: u64) -> Call {
-    let known = |name, arguments, results| Call {
-        name: Some(name),
-        arguments,
-        results,
-    };
-    let narrow = u32::try_from(function).unwrap_or(0);
-    match function {
-        fid::RMI_VERSION => return known("RMI_VERSION", 1, 2),
-        fid::RMI_GRANULE_DELEGATE => return known("RMI_GRANULE_DELEGATE", 1, 0),
-        fid::RMI_GRANULE_UNDELEGATE => return known("RMI_GRANULE_UNDELEGATE", 1, 0),
-        fid::RMI_DATA_CREATE => return known("RMI_DATA_CREATE", 5, 0),
-        fid::RMI_DATA_CREATE_UNKNOWN => return known("RMI_DATA_CREATE_UNKNOWN", 3, 0),
-        fid::RMI_DATA_DESTROY => return known("RMI_DATA_DESTROY", 2, 2),
-        fid::RMI_REALM_ACTIVATE => return known("RMI_REALM_ACTIVATE", 1, 0),
-        fid::RMI_REALM_CREATE => return known("RMI_REALM_CREATE", 2, 0),
-        fid::RMI_REALM_DESTROY => return known("RMI_REALM_DESTROY", 1, 0),
-        fid::RMI_REC_CREATE => return known("RMI_REC_CREATE", 3, 0),
-        fid::RMI_REC_DESTROY => return known("RMI_REC_DESTROY", 1, 0),
-        fid::RMI_REC_ENTER => return known("RMI_REC_ENTER", 2, 0),
-        fid::RMI_RTT_CREATE => return known("RMI_RTT_CREATE", 4, 0),
-        fid::RMI_RTT_DESTROY => return known("RMI_RTT_DESTROY", 3, 2),
-        fid::RMI_RTT_MAP_UNPROTECTED => return known("RMI_RTT_MAP_UNPROTECTED", 4, 0),
-        fid::RMI_RTT_READ_ENTRY => return known("RMI_RTT_READ_ENTRY", 3, 4),
-        fid::RMI_RTT_UNMAP_UNPROTECTED => return known("RMI_RTT_UNMAP_UNPROTECTED", 3, 1),
-        fid::RMI_PSCI_COMPLETE => return known("RMI_PSCI_COMPLETE", 3, 0),
-        fid::RMI_FEATURES => return known("RMI_FEATURES", 1, 1),
-        fid::RMI_RTT_FOLD => return known("RMI_RTT_FOLD", 3, 1),
-        fid::RMI_REC_AUX_COUNT => return known("RMI_REC_AUX_COUNT", 1, 1),
-        fid::RMI_RTT_INIT_RIPAS => return known("RMI_RTT_INIT_RIPAS", 3, 1),
-        fid::RMI_RTT_SET_RIPAS => return known("RMI_RTT_SET_RIPAS", 4, 1),
-        vendor::VERSION => return known("VENDOR_VERSION", 0, 1),
-        vendor::FEATURES => return known("VENDOR_FEATURES", 0, 1),
-        vendor::MEMORY_RANGE => return known("VENDOR_MEMORY_RANGE", 1, 3),
-        vendor::LOG => return known("VENDOR_LOG", 3, 0),
-        vendor::SET_SPI => return known("VENDOR_SET_SPI", 3, 0),
-        vendor::REC_PENDING => return known("VENDOR_REC_PENDING", 1, 1),
-        vendor::REC_HISTORY => return known("VENDOR_REC_HISTORY", 2, 1),
-        vendor::KICK => return known("VENDOR_KICK", 1, 0),
-        vendor::LOG_INPUT => return known("VENDOR_LOG_INPUT", 0, 4),
-        _ => {}
-    }
-    match narrow {
-        fid::SMCCC_VERSION => known("SMCCC_VERSION", 0, 0),
-        fid::SMCCC_ARCH_FEATURES => known("SMCCC_ARCH_FEATURES", 1, 0),
-        fid::PSCI_VERSION => known("PSCI_VERSION", 0, 0),
-        fid::PSCI_CPU_SUSPEND_32 | fid::PSCI_CPU_SUSPEND_64 => known("PSCI_CPU_SUSPEND", 3, 0),
-        fid::PSCI_CPU_OFF => known("PSCI_CPU_OFF", 0, 0),
-        fid::PSCI_CPU_ON_32 | fid::PSCI_CPU_ON_64 => known("PSCI_CPU_ON", 3, 0),
-        fid::PSCI_AFFINITY_INFO_32 | fid::PSCI_AFFINITY_INFO_64 => {
-            known("PSCI_AFFINITY_INFO", 2, 0)
+impl HostCall {
+    /// The call that X0 to X5 are; `None` when the host has none of this
+    /// identifier. The upper half of X0 is a part of that.
+    #[inline(always)]
+    pub const fn decode(x: [u64; 6]) -> Option<Self> {
+        let [function, a, b, c, d, e] = x;
+        if let Some(command) = Command::decode(function, [a, b, c, d, e]) {
+            return Some(Self::Rmi(command));
         }
-        fid::PSCI_MIGRATE_INFO_TYPE => known("PSCI_MIGRATE_INFO_TYPE", 0, 0),
-        fid::PSCI_SYSTEM_OFF => known("PSCI_SYSTEM_OFF", 0, 0),
-        fid::PSCI_SYSTEM_RESET => known("PSCI_SYSTEM_RESET", 0, 0),
-        fid::PSCI_FEATURES => known("PSCI_FEATURES", 1, 0),
-        fid::TRNG_VERSION => known("TRNG_VERSION", 0, 0),
-        fid::TRNG_FEATURES => known("TRNG_FEATURES", 1, 0),
-        fid::TRNG_GET_UUID => known("TRNG_GET_UUID", 0, 3),
-        // What is random stays with who asked for it.
-        fid::TRNG_RND_32 | fid::TRNG_RND_64 => known("TRNG_RND", 1, 0),
-        _ => Call {
-            name: None,
-            arguments: 3,
-            results: 0,
-        },
+        if let Some(call) = Vendor::decode(function, [a, b, c, d, e]) {
+            return Some(Self::Vendor(call));
+        }
+        if function >> 32 != 0 {
+            return None;
+        }
+        let function = function as u32;
+        if let Some(call) = Psci::read(function, [a, b, c]) {
+            return Some(Self::Psci(call));
+        }
+        match Smccc::decode(function, counted(function, [a, b, c])) {
+            Some(call) => Some(Self::Smccc(call)),
+            None => None,
+        }
     }
 }
 
-/// A call with its arguments, X1 and on, as `NAME(0x1, 0x2)`.
+/// The tables of all calls: of the host, of guests, of both.
+pub const TABLES: [&[Info]; 6] = [
+    Command::TABLE,
+    Vendor::TABLE,
+    Rsi::TABLE,
+    Psci::TABLE,
+    Smccc::TABLE,
+    Trng::TABLE,
+];
+
+/// The row of a function, whoever calls it: a 32-bit form has that of the 64-bit
+/// one.
+pub fn info(function: u64) -> Option<&'static Info> {
+    let wide = u32::try_from(function).ok().and_then(|function| {
+        Psci::read(function, [0; 3])
+            .map(Psci::info)
+            .or_else(|| Trng::read(function, [0; 3]).map(Trng::info))
+    });
+    let of = |info: &&Info| info.function == function;
+    wide.or_else(|| TABLES.into_iter().flatten().find(of))
+}
+
+/// A call with its arguments, X1 and on, as `NAME(0x1, 0x2)`. One that no table
+/// has shows three.
 #[derive(Clone, Copy, Debug)]
 pub struct Made<'a> {
     /// The function identifier, X0.
@@ -98,17 +84,61 @@ pub struct Made<'a> {
 
 impl fmt::Display for Made<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let call = of(self.function);
-        match call.name {
-            Some(name) => f.write_str(name)?,
+        let info = info(self.function);
+        match info {
+            Some(info) => f.write_str(info.name)?,
             None => write!(f, "{:#x}", self.function)?,
         }
-        f.write_str("(")?;
-        for (n, argument) in self.arguments.iter().take(call.arguments).enumerate() {
-            let comma = if n == 0 { "" } else { ", " };
-            write!(f, "{comma}{argument:#x}")?;
+        let count = info.map_or(3, |info| info.arguments.len());
+        write!(f, "({})", List(self.arguments, count))
+    }
+}
+
+/// The answer to a call, X0 and on, as `SUCCESS, 0x1`: X0 in words where it is a
+/// status, and as many outputs as the call has.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered<'a> {
+    /// The function that was called.
+    pub function: u64,
+    /// X0 and on.
+    pub results: &'a [u64],
+}
+
+impl fmt::Display for Answered<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((&x0, outputs)) = self.results.split_first() else {
+            return Ok(());
+        };
+        let info = info(self.function);
+        let has_status = info.is_some_and(|info| {
+            let mut tables = [Command::TABLE, Vendor::TABLE].into_iter().flatten();
+            tables.any(|row| row.function == info.function)
+        });
+        if x0 == NOT_SUPPORTED {
+            return f.write_str("NOT_SUPPORTED");
         }
-        f.write_str(")")
+        match Status::unpack(x0).filter(|_| has_status) {
+            Some(status) => write!(f, "{status}")?,
+            None => write!(f, "{x0:#x}")?,
+        }
+        let count = info.map_or(0, |info| info.outputs.len()).min(outputs.len());
+        if count != 0 {
+            write!(f, ", {}", List(outputs, count))?;
+        }
+        Ok(())
+    }
+}
+
+/// As many of these numbers as there are to be, on one line.
+struct List<'a>(&'a [u64], usize);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, number) in self.0.iter().take(self.1).enumerate() {
+            let comma = if n == 0 { "" } else { ", " };
+            write!(f, "{comma}{number:#x}")?;
+        }
+        Ok(())
     }
 }
 
@@ -116,6 +146,8 @@ impl fmt::Display for Made<'_> {
 mod tests {
     extern crate std;
     use super::*;
+    use crate::fid;
+    use crate::smccc::narrow;
     use std::string::ToString;
 
     #[test]
@@ -133,8 +165,33 @@ mod tests {
             "RMI_REALM_CREATE(0x1, 0x2)"
         );
         assert_eq!(shown(fid::PSCI_VERSION.into(), &five), "PSCI_VERSION()");
+        assert_eq!(shown(narrow(fid::TRNG_RND).into(), &five), "TRNG_RND(0x1)");
+        assert_eq!(shown(crate::vendor::RANDOM, &five), "VENDOR_RANDOM()");
         assert_eq!(shown(0xc700_0000, &five), "0xc7000000(0x1, 0x2, 0x3)");
         // The upper half is a part of the identifier.
-        assert_eq!(of(1 << 32 | u64::from(fid::PSCI_VERSION)).name, None);
+        assert_eq!(info(1 << 32 | u64::from(fid::PSCI_VERSION)), None);
+    }
+
+    #[test]
+    fn an_answer_shows_its_status_and_as_many_outputs_as_there_are() {
+        let shown = |function, results: &[u64]| Answered { function, results }.to_string();
+        let five = [0, 1, 2, 3, 4];
+        assert_eq!(shown(fid::RMI_FEATURES, &five), "SUCCESS, 0x1");
+        assert_eq!(
+            shown(fid::RMI_RTT_DESTROY, &[0x204, 0, 7, 8, 9]),
+            "ERROR_RTT(2), 0x0, 0x7"
+        );
+        assert_eq!(shown(fid::RMI_REALM_ACTIVATE, &[0x102]), "ERROR_REALM(1)");
+        assert_eq!(shown(crate::vendor::KICK, &[3, 9]), "ERROR_REC");
+        assert_eq!(shown(crate::vendor::KICK, &[1]), "ERROR_INPUT");
+        // No status, whatever it looks like.
+        assert_eq!(shown(fid::PSCI_VERSION.into(), &[1, 1]), "0x1");
+        assert_eq!(
+            shown(fid::RMI_VERSION, &[0x1_0000, 1, 2]),
+            "0x10000, 0x1, 0x2"
+        );
+        assert_eq!(shown(0, &[u64::MAX, 1]), "NOT_SUPPORTED");
+        let none = [u64::MAX, 0, 0];
+        assert_eq!(shown(fid::RMI_DATA_DESTROY, &none), "NOT_SUPPORTED");
     }
 }

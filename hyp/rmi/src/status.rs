@@ -1,5 +1,7 @@
 //! Return codes of RMI commands (DEN0137 1.0, B4.4.1 RmiCommandReturnCode).
 
+use core::fmt;
+
 /// X0 of a call whose function identifier nobody serves (SMCCC).
 pub const NOT_SUPPORTED: u64 = u64::MAX;
 
@@ -45,6 +47,19 @@ impl Status {
             3 => Some(Self::ErrorRec),
             4 => Some(Self::ErrorRtt(index)),
             _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    /// As the specification names it, with the index where it has one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Success => f.write_str("SUCCESS"),
+            Self::ErrorInput => f.write_str("ERROR_INPUT"),
+            Self::ErrorRealm(index) => write!(f, "ERROR_REALM({index})"),
+            Self::ErrorRec => f.write_str("ERROR_REC"),
+            Self::ErrorRtt(level) => write!(f, "ERROR_RTT({})", *level as i8),
         }
     }
 }

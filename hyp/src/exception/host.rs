@@ -11,6 +11,9 @@ use crate::guest::idregs;
 use crate::guest::sysreg::{self, Sysreg};
 use crate::log::trace::{self, Answer};
 use crate::{mrs, psci, rmi as rmi_calls};
+use ::rmi::NOT_SUPPORTED;
+use ::rmi::call::HostCall;
+use ::rmi::smccc::{self, Smccc};
 use ::rmi::syndrome::{Class, Syndrome};
 
 /// Runs the host on this PE for ever.
@@ -54,35 +57,44 @@ fn synchronous(cpu: &mut Cpu) {
 
 /// RMI, our own calls, or PSCI: function in X0.
 fn call(cpu: &mut Cpu) {
+    let x: [u64; 6] = core::array::from_fn(|n| cpu.host.gprs.x[n]);
+    let call = HostCall::decode(x);
     if !trace::calls() {
-        serve(cpu);
+        serve(cpu, call);
         return;
     }
-    let x: [u64; 6] = core::array::from_fn(|n| cpu.host.gprs.x[n]);
-    if trace::is_last(x[0]) {
+    if call.is_some_and(trace::is_last) {
         trace::of_host(&x, Answer::Never);
     }
-    if serve(cpu) {
+    if serve(cpu, call) {
         trace::of_host(&x, Answer::Results(&cpu.host.gprs.x[..5]));
     }
 }
 
 /// Serves the call; whether it was all of it.
 #[inline]
-fn serve(cpu: &mut Cpu) -> bool {
-    let x = &cpu.host.gprs.x;
-    let function = x[0];
-    if let Some(answer) = psci::relay(function, [x[1], x[2], x[3]]) {
-        cpu.host.gprs.x[0] = answer;
-        return true;
-    }
-    let args = [x[1], x[2], x[3], x[4], x[5]];
-    let Some(answer) = rmi_calls::serve(cpu, function, args) else {
+fn serve(cpu: &mut Cpu, call: Option<HostCall>) -> bool {
+    let answer = match call {
+        Some(HostCall::Rmi(command)) => rmi_calls::serve(cpu, command),
+        Some(HostCall::Vendor(call)) => Some(rmi_calls::serve_vendor(cpu, call)),
+        Some(HostCall::Psci(call)) => return returned(cpu, psci::relay(call) as u64),
+        Some(HostCall::Smccc(Smccc::Version)) => return returned(cpu, smccc::VERSION_1_2),
+        Some(HostCall::Smccc(Smccc::ArchFeatures { .. })) | None => {
+            return returned(cpu, NOT_SUPPORTED);
+        }
+    };
+    let Some(answer) = answer else {
         // After the host's interrupts, the same again.
         cpu.host.gprs.repeat();
         return false;
     };
     cpu.host.gprs.x[..answer.len()].copy_from_slice(&answer);
+    true
+}
+
+/// The answer of a call that has X0 alone.
+fn returned(cpu: &mut Cpu, x0: u64) -> bool {
+    cpu.host.gprs.x[0] = x0;
     true
 }
 

@@ -1,8 +1,8 @@
 //! A guest's synchronous exceptions: what EL2 serves, and what is the host's.
 
 use log::warn;
+use rmi::psci::{self as codes, Psci};
 use rmi::run::ExitReason;
-use rmi::{fid, psci as codes};
 use vgic::{Frame, Read, SgiRegister};
 
 use super::idregs;
@@ -270,7 +270,9 @@ fn known(guest: &Interrupts<'_>, mpidr: u64) -> Option<usize> {
 
 /// True when an exit record is that of a `CPU_OFF`.
 pub fn is_cpu_off(record: &Record) -> bool {
-    record.reason == ExitReason::Psci as u64 && record.gprs[0] as u32 == fid::PSCI_CPU_OFF
+    let [function, registers @ ..] = record.gprs;
+    record.reason == ExitReason::Psci as u64
+        && Psci::read(function as u32, registers) == Some(Psci::CpuOff)
 }
 
 fn system_register(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Next {

@@ -3,7 +3,9 @@
 //! EL2 answers what it can; what needs a decision of the host's (which vCPU runs
 //! when, the end of the guest) becomes an exit, as in RMI.
 
-use rmi::{fid, psci};
+use rmi::psci::{self, Psci};
+use rmi::smccc::trng::Trng;
+use rmi::smccc::{self, Smccc, counted, is_narrow};
 
 /// What becomes of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,82 +47,73 @@ pub trait Entropy {
 /// X0 to X3 of a call, as it counts them: those of a 32-bit call by their low
 /// halves only (SMCCC 1.2, 3.1).
 pub fn arguments(x: [u64; 4]) -> [u64; 4] {
-    let narrow = x[0] & 1 << 30 == 0;
-    x.map(|x| if narrow { x & 0xffff_ffff } else { x })
+    counted(x[0] as u32, x)
 }
 
-/// Serves a guest's call: function in `x[0]`, arguments in `x[1..4]`, as
-/// [`arguments`] gives them.
+/// Serves a guest's call: function in `x[0]`, of which the low half counts,
+/// arguments in `x[1..4]`. RSI is no plain guest's.
 pub fn call(x: &[u64; 4], entropy: &mut impl Entropy) -> Answer {
-    let function = x[0] as u32;
-    let arg = |n: usize| x[n];
-    match function {
-        fid::SMCCC_VERSION => Answer::Return(psci::SMCCC_VERSION_1_2),
-        fid::SMCCC_ARCH_FEATURES => Answer::Return(arch_features(arg(1) as u32) as u64),
-        fid::PSCI_VERSION => Answer::Return(psci::VERSION_1_1),
-        fid::PSCI_FEATURES => Answer::Return(psci_features(arg(1) as u32) as u64),
-        fid::PSCI_CPU_ON_32 | fid::PSCI_CPU_ON_64 => Answer::CpuOn {
-            target: arg(1),
-            entry: arg(2),
-            context: arg(3),
+    let [function, registers @ ..] = *x;
+    let function = function as u32;
+    if let Some(call) = Psci::read(function, registers) {
+        return power(call);
+    }
+    if let Some(call) = Trng::read(function, registers)
+        && entropy.available()
+    {
+        return trng(call, is_narrow(function), entropy);
+    }
+    Answer::Return(
+        match Smccc::decode(function, counted(function, registers)) {
+            Some(Smccc::Version) => smccc::VERSION_1_2,
+            Some(Smccc::ArchFeatures { function }) => arch_features(function as u32) as u64,
+            None => rmi::NOT_SUPPORTED,
         },
-        fid::PSCI_AFFINITY_INFO_32 | fid::PSCI_AFFINITY_INFO_64 => {
-            if arg(2) == 0 {
-                Answer::AffinityInfo { target: arg(1) }
-            } else {
-                // Levels above 0 are optional, and Linux asks for none.
-                Answer::Return(psci::INVALID_PARAMETERS as u64)
-            }
+    )
+}
+
+fn power(call: Psci) -> Answer {
+    match call {
+        Psci::Version => Answer::Return(psci::VERSION_1_1),
+        Psci::Features { function } => Answer::Return(psci::features(function) as u64),
+        Psci::CpuOn {
+            target,
+            entry,
+            context,
+        } => Answer::CpuOn {
+            target,
+            entry,
+            context,
+        },
+        Psci::AffinityInfo { target, level: 0 } => Answer::AffinityInfo { target },
+        // Levels above 0 are optional, and Linux asks for none.
+        Psci::AffinityInfo { .. } => Answer::Return(psci::INVALID_PARAMETERS as u64),
+        Psci::CpuOff => Answer::CpuOff,
+        Psci::CpuSuspend { .. } => Answer::Suspend,
+        Psci::SystemOff | Psci::SystemReset => Answer::SystemEnd,
+        Psci::MigrateInfoType => Answer::Return(psci::MIGRATE_NOT_REQUIRED as u64),
+    }
+}
+
+fn trng(call: Trng, narrow: bool, entropy: &mut impl Entropy) -> Answer {
+    match call {
+        Trng::Version => Answer::Return(0x1_0000),
+        Trng::Features { function } => {
+            let known = Trng::read(function as u32, [0; 3]).is_some();
+            Answer::Return(if known { 0 } else { rmi::NOT_SUPPORTED })
         }
-        fid::PSCI_CPU_OFF => Answer::CpuOff,
-        fid::PSCI_CPU_SUSPEND_32 | fid::PSCI_CPU_SUSPEND_64 => Answer::Suspend,
-        fid::PSCI_SYSTEM_OFF | fid::PSCI_SYSTEM_RESET => Answer::SystemEnd,
-        fid::PSCI_MIGRATE_INFO_TYPE => Answer::Return(psci::MIGRATE_NOT_REQUIRED as u64),
-        fid::TRNG_VERSION if entropy.available() => Answer::Return(0x1_0000),
-        fid::TRNG_FEATURES if entropy.available() => Answer::Return(match arg(1) as u32 {
-            fid::TRNG_VERSION
-            | fid::TRNG_FEATURES
-            | fid::TRNG_GET_UUID
-            | fid::TRNG_RND_32
-            | fid::TRNG_RND_64 => 0,
-            _ => rmi::NOT_SUPPORTED,
-        }),
         // "Undercroft TRNG1", as four words.
-        fid::TRNG_GET_UUID if entropy.available() => {
-            Answer::Random([0x6465_6e55, 0x6f72_6372, 0x5420_7466, 0x3147_4e52])
-        }
-        fid::TRNG_RND_32 | fid::TRNG_RND_64 if entropy.available() => {
-            random(arg(1), function == fid::TRNG_RND_32, entropy)
-        }
-        _ => Answer::Return(rmi::NOT_SUPPORTED),
+        Trng::GetUuid => Answer::Random([0x6465_6e55, 0x6f72_6372, 0x5420_7466, 0x3147_4e52]),
+        Trng::Rnd { bits } => random(bits, narrow, entropy),
     }
 }
 
 fn arch_features(function: u32) -> i64 {
-    match function {
-        fid::SMCCC_VERSION | fid::SMCCC_ARCH_FEATURES => psci::SUCCESS,
-        // No workaround is offered: -1 also says that none is known to be needed
-        // beyond what the ID registers tell.
-        _ => psci::NOT_SUPPORTED,
-    }
-}
-
-fn psci_features(function: u32) -> i64 {
-    match function {
-        fid::SMCCC_VERSION
-        | fid::PSCI_VERSION
-        | fid::PSCI_CPU_SUSPEND_32
-        | fid::PSCI_CPU_SUSPEND_64
-        | fid::PSCI_CPU_OFF
-        | fid::PSCI_CPU_ON_32
-        | fid::PSCI_CPU_ON_64
-        | fid::PSCI_AFFINITY_INFO_32
-        | fid::PSCI_AFFINITY_INFO_64
-        | fid::PSCI_MIGRATE_INFO_TYPE
-        | fid::PSCI_SYSTEM_OFF
-        | fid::PSCI_SYSTEM_RESET
-        | fid::PSCI_FEATURES => psci::SUCCESS,
-        _ => psci::NOT_SUPPORTED,
+    // No workaround is offered: -1 also says that none is known to be needed
+    // beyond what the ID registers tell.
+    match Smccc::decode(function, [0; 3]) {
+        Some(_) => psci::SUCCESS,
+        None => psci::NOT_SUPPORTED,
     }
 }
 
@@ -156,6 +149,8 @@ fn random(bits: u64, narrow: bool, entropy: &mut impl Entropy) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rmi::fid;
+    use rmi::smccc::narrow;
 
     struct Ones(bool);
     impl Entropy for Ones {
@@ -184,7 +179,7 @@ mod tests {
     #[test]
     fn narrow_calls_count_low_halves() {
         let on = ask([
-            u64::from(fid::PSCI_CPU_ON_32),
+            u64::from(narrow(fid::PSCI_CPU_ON)),
             1 << 32 | 1,
             0x4000_0000,
             7 << 32,
@@ -201,14 +196,14 @@ mod tests {
 
     #[test]
     fn random_bits_fill_from_the_least_significant_register() {
-        let rnd = |bits| ask([u64::from(fid::TRNG_RND_64), bits, 0, 0]);
+        let rnd = |bits| ask([u64::from(fid::TRNG_RND), bits, 0, 0]);
         assert_eq!(rnd(1), Answer::Random([0, 0, 0, 1]));
         assert_eq!(rnd(65), Answer::Random([0, 0, 1, u64::MAX]));
         assert_eq!(rnd(192), Answer::Random([0, u64::MAX, u64::MAX, u64::MAX]));
         assert_eq!(rnd(193), Answer::Return(-2i64 as u64));
         assert_eq!(rnd(0), Answer::Return(-2i64 as u64));
         assert_eq!(
-            ask([u64::from(fid::TRNG_RND_32), 33, 0, 0]),
+            ask([u64::from(narrow(fid::TRNG_RND)), 33, 0, 0]),
             Answer::Random([0, 0, 1, 0xffff_ffff])
         );
         assert_eq!(
@@ -231,7 +226,7 @@ mod tests {
         let invalid = Answer::Return(psci::INVALID_PARAMETERS as u64);
         let unsupported = Answer::Return(rmi::NOT_SUPPORTED);
         for level in [1, 3, u64::MAX] {
-            for function in [fid::PSCI_AFFINITY_INFO_32, fid::PSCI_AFFINITY_INFO_64] {
+            for function in [narrow(fid::PSCI_AFFINITY_INFO), fid::PSCI_AFFINITY_INFO] {
                 assert_eq!(ask([function.into(), 0, level, 0]), invalid, "{level}");
             }
         }
@@ -244,14 +239,14 @@ mod tests {
             fid::TRNG_VERSION,
             fid::TRNG_FEATURES,
             fid::TRNG_GET_UUID,
-            fid::TRNG_RND_32,
-            fid::TRNG_RND_64,
+            narrow(fid::TRNG_RND),
+            fid::TRNG_RND,
         ] {
-            let x = [function.into(), fid::TRNG_RND_64.into(), 0, 0];
+            let x = [function.into(), fid::TRNG_RND.into(), 0, 0];
             assert_eq!(call(&x, &mut Ones(false)), unsupported, "{function:#x}");
         }
         // NO_ENTROPY: to be asked again.
-        let x = [fid::TRNG_RND_64.into(), 64, 0, 0];
+        let x = [fid::TRNG_RND.into(), 64, 0, 0];
         assert_eq!(call(&x, &mut Empty), Answer::Return(-3i64 as u64));
     }
 }

@@ -1,4 +1,5 @@
-//! Calls, one line each, for who debugs a host or a guest: `undercroft.trace=calls`.
+//! Calls, one line each with its result, for who debugs a host or a guest:
+//! `undercroft.trace=calls`, or `undercroft.loglevel=trace` among all else.
 //!
 //! Of the host's calls all is shown, its own arguments and EL2's answers. Of a
 //! guest's, what a host may know: a plain guest hides nothing from it.
@@ -6,8 +7,9 @@
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use ::rmi::call::{self, Made};
-use ::rmi::{fid, vendor};
+use ::rmi::call::{Answered, HostCall, Made};
+use ::rmi::psci::Psci;
+use ::rmi::vendor;
 use log::Level;
 
 static CALLS: AtomicBool = AtomicBool::new(false);
@@ -48,13 +50,9 @@ pub fn of_guest(vmid: u16, vcpu: usize, x: &[u64], answer: Answer<'_>) {
 }
 
 /// Whether the host's call ends in silence, if it succeeds.
-pub fn is_last(function: u64) -> bool {
-    let last = [
-        fid::PSCI_CPU_OFF,
-        fid::PSCI_SYSTEM_OFF,
-        fid::PSCI_SYSTEM_RESET,
-    ];
-    last.map(u64::from).contains(&function)
+pub fn is_last(call: HostCall) -> bool {
+    use Psci::{CpuOff, SystemOff, SystemReset};
+    matches!(call, HostCall::Psci(CpuOff | SystemOff | SystemReset))
 }
 
 fn show(who: fmt::Arguments<'_>, x: &[u64], answer: Answer<'_>) {
@@ -72,21 +70,8 @@ fn show(who: fmt::Arguments<'_>, x: &[u64], answer: Answer<'_>) {
         Answer::ToHost => line(format_args!("{who} {made}: the host answers")),
         Answer::Never => line(format_args!("{who} {made}")),
         Answer::Results(results) => {
-            let shown = &results[..(1 + call::of(function).results).min(results.len())];
-            line(format_args!("{who} {made} = {}", List(shown)));
+            let answered = Answered { function, results };
+            line(format_args!("{who} {made} = {answered}"));
         }
-    }
-}
-
-/// Numbers on one line.
-struct List<'a>(&'a [u64]);
-
-impl fmt::Display for List<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, number) in self.0.iter().enumerate() {
-            let comma = if n == 0 { "" } else { ", " };
-            write!(f, "{comma}{number:#x}")?;
-        }
-        Ok(())
     }
 }

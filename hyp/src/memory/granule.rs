@@ -7,7 +7,7 @@
 //! DATA, and among equals by address; a
 //! granule is locked *expecting a state*, so that an argument named twice is
 //! refused (its state cannot be both) instead of waited for. State and lock
-//! change in one store ([`Locked::become_`]). The count changes without the
+//! change in one store ([`Locked::unlock_as`]). The count changes without the
 //! lock, but is 0 → n only under it: whoever holds the lock and reads 0 knows
 //! that nobody else has come to depend on the granule.
 //!
@@ -167,7 +167,7 @@ impl<'a> Locked<'a> {
     }
 
     /// Unlocks it in another state.
-    pub fn become_(self, state: State) {
+    pub fn unlock_as(self, state: State) {
         let granule = self.0;
         core::mem::forget(self);
         let change = |word: u32| Some(word & !(STATE | LOCK) | state as u32);
@@ -437,7 +437,7 @@ mod tests {
         let g = table(&[(0x4000_0000, 0x2000)]);
         let granule = g.get(0x4000_0000).unwrap();
         assert!(granule.lock(State::Delegated).is_none());
-        granule.lock(State::Ns).unwrap().become_(State::Delegated);
+        granule.lock(State::Ns).unwrap().unlock_as(State::Delegated);
         let locked = granule.lock(State::Delegated).unwrap();
         assert!(
             granule.lock(State::Rd).is_none(),
@@ -456,7 +456,7 @@ mod tests {
             granule.pin(State::Ns).unwrap().keep();
             assert_eq!(granule.count(), 2);
         }
-        granule.lock(State::Ns).unwrap().become_(State::Rtt);
+        granule.lock(State::Ns).unwrap().unlock_as(State::Rtt);
         assert_eq!((granule.state(), granule.count()), (State::Rtt, 1));
         granule.put();
         assert!(granule.pin(State::Ns).is_none());

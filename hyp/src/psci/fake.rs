@@ -12,7 +12,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 use std::{thread, vec};
 
-use rmi::{fid, psci};
+use rmi::fid;
+use rmi::psci::{self, Psci};
+use rmi::smccc::narrow;
 
 use super::{Firmware, Relay};
 use crate::cpu::pe::{Pe, Power, Regime, Stacks};
@@ -23,20 +25,20 @@ const ENTRY: u64 = 0x4008_0000;
 
 /// Functions that the host calls; those of one kind are as likely as another.
 const FUNCTIONS: [u32; 14] = [
-    fid::PSCI_CPU_ON_64,
-    fid::PSCI_CPU_ON_64,
-    fid::PSCI_CPU_ON_64,
-    fid::PSCI_CPU_ON_32,
+    fid::PSCI_CPU_ON,
+    fid::PSCI_CPU_ON,
+    fid::PSCI_CPU_ON,
+    narrow(fid::PSCI_CPU_ON),
     fid::PSCI_CPU_OFF,
     fid::PSCI_CPU_OFF,
     fid::PSCI_CPU_OFF,
-    fid::PSCI_AFFINITY_INFO_64,
-    fid::PSCI_AFFINITY_INFO_32,
-    fid::PSCI_CPU_SUSPEND_64,
+    fid::PSCI_AFFINITY_INFO,
+    narrow(fid::PSCI_AFFINITY_INFO),
+    fid::PSCI_CPU_SUSPEND,
     fid::PSCI_SYSTEM_RESET,
     fid::PSCI_FEATURES,
-    fid::SMCCC_VERSION,
-    0x8400_001f,
+    fid::PSCI_VERSION,
+    fid::PSCI_MIGRATE_INFO_TYPE,
 ];
 
 /// What unwinds a PE that the firmware has turned off.
@@ -146,10 +148,10 @@ impl Seat<'_> {
             me: Some(&machine.pes[self.me]),
             firmware: self,
         };
-        let answer = relay.call(function.into(), [target, entry, context]);
-        let answer = answer.expect("one of PSCI's or the SMCCC's") as i64;
-        let right = match function {
-            fid::PSCI_CPU_ON_64 | fid::PSCI_CPU_ON_32 => matches!(
+        let call = Psci::read(function, [target, entry, context]).expect("one of PSCI's");
+        let answer = relay.call(call);
+        let right = match call {
+            Psci::CpuOn { .. } => matches!(
                 answer,
                 psci::SUCCESS
                     | psci::INVALID_PARAMETERS
@@ -157,7 +159,7 @@ impl Seat<'_> {
                     | psci::ON_PENDING
                     | psci::INTERNAL_FAILURE
             ),
-            fid::PSCI_CPU_OFF => answer == psci::DENIED,
+            Psci::CpuOff => answer == psci::DENIED,
             _ => true,
         };
         assert!(right, "{function:#x} answers {answer}");
@@ -194,7 +196,7 @@ impl Seat<'_> {
         let mut state = self.machine.lock();
         let target = pes.iter().position(|pe| pe.mpidr == args[0]);
         match (function, target) {
-            (fid::PSCI_CPU_ON_64, Some(target)) => {
+            (fid::PSCI_CPU_ON, Some(target)) => {
                 let with = [ENTRY, core::ptr::from_ref(&pes[target]) as u64];
                 assert_eq!(
                     args[1..],
@@ -213,7 +215,7 @@ impl Seat<'_> {
                     }
                 }
             }
-            (fid::PSCI_AFFINITY_INFO_64, Some(target)) => match state.seen[target] {
+            (fid::PSCI_AFFINITY_INFO, Some(target)) => match state.seen[target] {
                 Seen::On => psci::AFFINITY_ON,
                 Seen::Pending(..) => psci::AFFINITY_ON_PENDING,
                 Seen::Off => psci::AFFINITY_OFF,

@@ -6,6 +6,7 @@ use crate::cpu::pe::{Regime, Stacks};
 use crate::memory::region::Region;
 use core::cell::{Cell, RefCell};
 use proptest::prelude::*;
+use rmi::smccc::narrow;
 use std::vec::Vec;
 
 /// A firmware that answers everything alike, and what it was asked.
@@ -50,22 +51,25 @@ fn answers(pes: &[Pe], firmware: &Says, function: u32, args: [u64; 3], expected:
         me: pes.first(),
         firmware,
     };
-    let answer = relay.call(function.into(), args).map(|x0| x0 as i64);
-    assert_eq!(answer, Some(expected), "{function:#x} {args:x?}");
+    let call = Psci::read(function, args).expect("one of PSCI's");
+    assert_eq!(relay.call(call), expected, "{call:x?}");
 }
 
 #[test]
 fn every_function_that_features_names_is_served() {
     let (pes, firmware) = (two(), says(psci::SUCCESS));
+    let relay = Relay {
+        pes: &pes,
+        me: None,
+        firmware: &firmware,
+    };
     for function in (0x8400_0000u32..0x8400_0020).chain(0xc400_0000..0xc400_0020) {
-        let relay = Relay {
-            pes: &pes,
-            me: None,
-            firmware: &firmware,
+        let call = Psci::read(function, [fid::PSCI_VERSION.into(), 0, 0]);
+        let served = call.is_some_and(|call| relay.call(call) != psci::NOT_SUPPORTED);
+        let asked = Psci::Features {
+            function: function.into(),
         };
-        let args = [fid::PSCI_VERSION.into(), 0, 0];
-        let served = relay.call(function.into(), args) != Some(psci::NOT_SUPPORTED as u64);
-        let told = features(function.into()) == psci::SUCCESS;
+        let told = relay.call(asked) == psci::SUCCESS;
         assert_eq!(told, served, "{function:#x}");
     }
 }
@@ -73,8 +77,8 @@ fn every_function_that_features_names_is_served() {
 #[test]
 fn affinities_are_whole_and_of_level_0() {
     let (pes, firmware) = (two(), says(psci::AFFINITY_OFF));
-    let on = fid::PSCI_CPU_ON_64;
-    let info = fid::PSCI_AFFINITY_INFO_64;
+    let on = fid::PSCI_CPU_ON;
+    let info = fid::PSCI_AFFINITY_INFO;
     for bits in [2, 1 << 8, 1 << 24, 1 << 31, 1 << 32, 1 << 63] {
         for function in [on, info] {
             let args = [bits | 1, 0, 0];
@@ -89,21 +93,21 @@ fn affinities_are_whole_and_of_level_0() {
     answers(
         &pes,
         &firmware,
-        fid::PSCI_AFFINITY_INFO_32,
+        narrow(fid::PSCI_AFFINITY_INFO),
         args,
         psci::AFFINITY_OFF,
     );
     answers(
         &pes,
         &firmware,
-        fid::PSCI_CPU_ON_32,
+        narrow(fid::PSCI_CPU_ON),
         [high | 1, high | 8, high | 9],
         1,
     );
     let block = core::ptr::from_ref(&pes[1]) as u64;
     let asked = [
-        (fid::PSCI_AFFINITY_INFO_64, [1, 0, 0]),
-        (fid::PSCI_CPU_ON_64, [1, 0x4008_0000, block]),
+        (fid::PSCI_AFFINITY_INFO, [1, 0, 0]),
+        (fid::PSCI_CPU_ON, [1, 0x4008_0000, block]),
     ];
     assert_eq!(firmware.asked.take(), asked);
     assert_eq!(pes[1].start(), (8, 9));
@@ -112,7 +116,7 @@ fn affinities_are_whole_and_of_level_0() {
 #[test]
 fn a_pe_is_off_when_the_firmware_says_so() {
     let pes = two();
-    let info = fid::PSCI_AFFINITY_INFO_64;
+    let info = fid::PSCI_AFFINITY_INFO;
     for (firmware, told) in [
         (psci::AFFINITY_ON, psci::AFFINITY_ON),
         (psci::AFFINITY_ON_PENDING, psci::AFFINITY_ON_PENDING),
@@ -122,19 +126,13 @@ fn a_pe_is_off_when_the_firmware_says_so() {
         answers(&pes, &says(firmware), info, [1, 0, 0], told);
     }
     let firmware = says(psci::SUCCESS);
-    answers(
-        &pes,
-        &firmware,
-        fid::PSCI_CPU_ON_64,
-        [1, 0, 0],
-        psci::SUCCESS,
-    );
+    answers(&pes, &firmware, fid::PSCI_CPU_ON, [1, 0, 0], psci::SUCCESS);
     for (power, of_on, of_info) in [
         (Power::Starting, psci::ON_PENDING, psci::AFFINITY_ON_PENDING),
         (Power::On, psci::ALREADY_ON, psci::AFFINITY_ON),
     ] {
         pes[1].arrive(power);
-        answers(&pes, &firmware, fid::PSCI_CPU_ON_64, [1, 0, 0], of_on);
+        answers(&pes, &firmware, fid::PSCI_CPU_ON, [1, 0, 0], of_on);
         answers(&pes, &firmware, info, [1, 0, 0], of_info);
     }
     assert_eq!(firmware.asked.borrow().len(), 1, "the first start alone");
@@ -143,7 +141,7 @@ fn a_pe_is_off_when_the_firmware_says_so() {
 #[test]
 fn a_suspended_pe_waits() {
     let (pes, firmware) = (two(), says(psci::DENIED));
-    for function in [fid::PSCI_CPU_SUSPEND_32, fid::PSCI_CPU_SUSPEND_64] {
+    for function in [narrow(fid::PSCI_CPU_SUSPEND), fid::PSCI_CPU_SUSPEND] {
         answers(&pes, &firmware, function, [0; 3], psci::SUCCESS);
     }
     assert_eq!(

@@ -7,9 +7,11 @@ use std::alloc::{Layout, dealloc};
 use std::boxed::Box;
 use std::vec::Vec;
 
+use ::rmi::call::HostCall;
 use log::LevelFilter;
 use pgtable::{Geometry, Granule, Level, Pa, Stage2, Start, Synced, TableMem, Vmid};
 
+use super::{Answer, UNKNOWN, serve, serve_vendor};
 use crate::System;
 use crate::boot::tree::{Machine, Ppis};
 use crate::cpu::Cpu;
@@ -134,6 +136,25 @@ impl Host {
             pe,
             memory: Layout::from_size_align(bytes, ALIGN).expect("a size that fits"),
             left: tables.left(),
+        }
+    }
+
+    /// One turn of a call of the host's, X0 to X5, as EL2's door reads it: `None`
+    /// if there is more of it to be done. Nobody serves power here.
+    pub fn turn(&mut self, x: [u64; 6]) -> Option<Answer> {
+        match HostCall::decode(x) {
+            Some(HostCall::Rmi(command)) => serve(&mut self.cpu, command),
+            Some(HostCall::Vendor(call)) => Some(serve_vendor(&mut self.cpu, call)),
+            Some(HostCall::Psci(_) | HostCall::Smccc(_)) | None => Some(UNKNOWN),
+        }
+    }
+
+    /// A whole call.
+    pub fn call(&mut self, x: [u64; 6]) -> Answer {
+        loop {
+            if let Some(answer) = self.turn(x) {
+                return answer;
+            }
         }
     }
 

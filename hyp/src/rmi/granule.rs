@@ -6,15 +6,14 @@
 
 use ::rmi::Status;
 
-use super::{NONE, Outcome};
+use super::{Outcome, args};
 use crate::System;
 use crate::memory::granule::State;
 use crate::memory::guarded;
 
 /// Takes the granule at `pa` from the host.
 pub fn delegate(system: &System, pa: u64) -> Outcome {
-    let granule = system.granules.get(pa).ok_or(Status::ErrorInput)?;
-    let locked = granule.lock(State::Ns).ok_or(Status::ErrorInput)?;
+    let locked = args::lock(system, pa, State::Ns)?;
     if locked.count() != 0 {
         return Err(Status::ErrorInput); // some guest has it mapped
     }
@@ -33,19 +32,18 @@ pub fn delegate(system: &System, pa: u64) -> Outcome {
         if system.host.give(pa, size).is_ok() {
             system.granules.return_to_host(pa);
         } else {
-            locked.become_(State::Hyp);
+            locked.unlock_as(State::Hyp);
         }
         return Err(Status::ErrorInput);
     }
-    locked.become_(State::Delegated);
-    Ok(NONE)
+    locked.unlock_as(State::Delegated);
+    Ok(())
 }
 
 /// Gives the granule at `pa` back to the host. It is all zero: whatever it was
 /// used for since, the command that ended that use scrubbed it.
 pub fn undelegate(system: &System, pa: u64) -> Outcome {
-    let granule = system.granules.get(pa).ok_or(Status::ErrorInput)?;
-    let locked = granule.lock(State::Delegated).ok_or(Status::ErrorInput)?;
+    let locked = args::lock(system, pa, State::Delegated)?;
     let size = system.granules.size();
     if !system.features.fwb {
         // The host may look past the caches, where what was written there before
@@ -56,6 +54,6 @@ pub fn undelegate(system: &System, pa: u64) -> Outcome {
     system.host.give(pa, size).map_err(|_| Status::ErrorInput)?;
     // Before anybody may map it: a block that holds it is counted by then.
     system.granules.return_to_host(pa);
-    locked.become_(State::Ns);
-    Ok(NONE)
+    locked.unlock_as(State::Ns);
+    Ok(())
 }

@@ -1,10 +1,12 @@
-//! The host's calls: RMI 1.0 and the vendor range.
+//! The host's calls: RMI 1.0 and the vendor range, one handler each.
 //!
-//! Arguments are numbers from the host: each handler checks all of them before
-//! it changes anything, and a command either happens whole or changes nothing.
+//! Arguments are numbers from the host: each handler checks all of them (by what
+//! stands in `args`) before it changes anything, and a command either happens
+//! whole or changes nothing.
 //! Those that clean much memory, on CPUs without FEAT_S2FWB, take several turns.
 //! What the host keeps in its own memory is copied once and then checked.
 
+mod args;
 #[cfg(not(target_os = "none"))]
 pub mod fake;
 mod granule;
@@ -15,7 +17,8 @@ mod rtt;
 mod vendor;
 
 use ::rmi::feature::Feature0;
-use ::rmi::{NOT_SUPPORTED, Status, VERSION_1_0, fid, vendor as calls};
+use ::rmi::vendor::Vendor;
+use ::rmi::{Command, NOT_SUPPORTED, Status, VERSION_1_0};
 
 use crate::cpu::Cpu;
 use crate::cpu::features::GranuleSupport;
@@ -23,73 +26,157 @@ use crate::cpu::features::GranuleSupport;
 /// X0–X4 of an answer.
 pub type Answer = [u64; 5];
 
-/// Success, or why not; the outputs go to X1–X4.
-type Outcome = Result<[u64; 4], Status>;
+/// The answer to a call that nobody serves.
+pub const UNKNOWN: Answer = [NOT_SUPPORTED, 0, 0, 0, 0];
 
-const NONE: [u64; 4] = [0; 4];
+/// Success, or why not.
+type Outcome<T = ()> = Result<T, Status>;
 
-/// Serves a call of the host: function and X1–X5. `None` if it did as much as
-/// one call may and there is more: the host makes the same call again.
-pub fn serve(cpu: &mut Cpu, function: u64, args: [u64; 5]) -> Option<Answer> {
+/// The outcome of a command that tells where to go on, in failure too.
+struct Walked<T> {
+    outcome: Outcome<T>,
+    /// `top` of RMI 1.0; 0 when an argument was refused.
+    top: u64,
+}
+
+impl<T> From<Status> for Walked<T> {
+    fn from(status: Status) -> Self {
+        Self {
+            outcome: Err(status),
+            top: 0,
+        }
+    }
+}
+
+/// Serves a command. `None` if it did as much as one call may and there is more:
+/// the host makes the same call again.
+pub fn serve(cpu: &mut Cpu, command: Command) -> Option<Answer> {
     let system = cpu.system;
-    let [a, b, c, d, _] = args;
-    let outcome = match function {
-        fid::RMI_VERSION => {
-            let status = if a == VERSION_1_0 {
-                Status::Success
-            } else {
-                Status::ErrorInput
-            };
-            return Some([status.pack(), VERSION_1_0, VERSION_1_0, 0, 0]);
+    let outcome = match command {
+        Command::Version { requested } => return Some(version(requested)),
+        Command::Features { index } => Ok(outputs(&[feature(cpu, index)])),
+        Command::GranuleDelegate { pa } => granule::delegate(system, pa).map(none),
+        Command::GranuleUndelegate { pa } => granule::undelegate(system, pa).map(none),
+        Command::RealmCreate { rd, params } => realm::create(system, rd, params).map(none),
+        Command::RealmDestroy { rd } => realm::destroy(system, rd).transpose()?.map(none),
+        Command::RealmActivate { rd } => realm::activate(system, rd).map(none),
+        Command::RecAuxCount { rd } => rec::aux_count(system, rd).map(|n| outputs(&[n])),
+        Command::RecCreate { rd, rec, params } => {
+            rec::create(system, cpu.gic.list_registers, rd, rec, params).map(none)
         }
-        fid::RMI_FEATURES => Ok([if a == 0 { features(cpu).pack() } else { 0 }, 0, 0, 0]),
-        fid::RMI_GRANULE_DELEGATE => granule::delegate(system, a),
-        fid::RMI_GRANULE_UNDELEGATE => granule::undelegate(system, a),
-        fid::RMI_REALM_CREATE => realm::create(system, a, b),
-        fid::RMI_REALM_DESTROY => realm::destroy(system, a).transpose()?,
-        fid::RMI_REALM_ACTIVATE => realm::activate(system, a),
-        fid::RMI_REC_AUX_COUNT => rec::aux_count(system, a),
-        fid::RMI_REC_CREATE => rec::create(system, cpu.gic.list_registers, a, b, c),
-        fid::RMI_REC_DESTROY => rec::destroy(system, a),
-        fid::RMI_REC_ENTER => rec::enter(cpu, a, b),
-        fid::RMI_PSCI_COMPLETE => rec::psci_complete(system, a, b, c),
-        fid::RMI_RTT_CREATE => rtt::create(system, a, b, c, d),
-        fid::RMI_RTT_DESTROY => return Some(with_top(rtt::destroy(system, a, b, c)?)),
-        fid::RMI_RTT_FOLD => rtt::fold(system, a, b, c),
-        fid::RMI_RTT_READ_ENTRY => rtt::read_entry(system, a, b, c),
-        fid::RMI_RTT_MAP_UNPROTECTED => rtt::map_unprotected(system, a, b, c, d)?,
-        fid::RMI_RTT_UNMAP_UNPROTECTED => {
-            return Some(with_top(rtt::unmap_unprotected(system, a, b, c)?));
+        Command::RecDestroy { rec } => rec::destroy(system, rec).map(none),
+        Command::RecEnter { rec, run } => rec::enter(cpu, rec, run).map(none),
+        Command::PsciComplete {
+            calling,
+            target,
+            status,
+        } => rec::psci_complete(system, calling, target, status).map(none),
+        Command::RttCreate {
+            rd,
+            rtt,
+            ipa,
+            level,
+        } => rtt::create(system, rd, rtt, ipa, level).map(none),
+        Command::RttDestroy { rd, ipa, level } => {
+            let Walked { outcome, top } = rtt::destroy(system, rd, ipa, level)?;
+            return Some(told(outcome, |rtt| [rtt.unwrap_or(0), top, 0, 0]));
         }
-        calls::VERSION => Ok([calls::VERSION_1_0, 0, 0, 0]),
-        calls::FEATURES => Ok([vendor::features(system).pack(), 0, 0, 0]),
-        calls::MEMORY_RANGE => vendor::memory_range(system, a),
-        calls::LOG => vendor::log(system, a, b, c),
-        calls::LOG_INPUT => vendor::log_input(),
-        calls::SET_POSTED => vendor::set_posted(system, [a, b, c, d]),
-        calls::SET_SPI => vendor::set_spi(system, a, b, c),
-        calls::REC_PENDING => vendor::rec_pending(system, a),
-        calls::REC_HISTORY => vendor::rec_history(system, a, b),
-        calls::KICK => vendor::kick(system, a),
-        calls::RANDOM if system.features.rng => vendor::random(),
-        calls::REC_READ => registers::read(system, a, b),
-        calls::REC_WRITE => registers::write(system, a, b),
-        // Confidential realms come with their own issue: DATA_*, RIPAS, RSI.
-        _ => return Some([NOT_SUPPORTED, 0, 0, 0, 0]),
+        Command::RttFold { rd, ipa, level } => {
+            rtt::fold(system, rd, ipa, level).map(|rtt| outputs(&[rtt]))
+        }
+        Command::RttReadEntry { rd, ipa, level } => {
+            rtt::read_entry(system, rd, ipa, level).map(rtt::Entry::outputs)
+        }
+        Command::RttMapUnprotected {
+            rd,
+            ipa,
+            level,
+            desc,
+        } => rtt::map_unprotected(system, rd, ipa, level, desc)?.map(none),
+        Command::RttUnmapUnprotected { rd, ipa, level } => {
+            let Walked { outcome, top } = rtt::unmap_unprotected(system, rd, ipa, level)?;
+            return Some(told(outcome, |_| [top, 0, 0, 0]));
+        }
+        // Confidential realms come with their own issue.
+        Command::DataCreate { .. }
+        | Command::DataCreateUnknown { .. }
+        | Command::DataDestroy { .. }
+        | Command::RttInitRipas { .. }
+        | Command::RttSetRipas { .. } => return Some(UNKNOWN),
     };
-    Some(match outcome {
-        Ok([x1, x2, x3, x4]) => [Status::Success.pack(), x1, x2, x3, x4],
-        Err(status) => [status.pack(), 0, 0, 0, 0],
+    Some(answer(outcome))
+}
+
+/// Serves a call of Undercroft's own.
+pub fn serve_vendor(cpu: &mut Cpu, call: Vendor) -> Answer {
+    let system = cpu.system;
+    answer(match call {
+        Vendor::Version => Ok(outputs(&[::rmi::vendor::VERSION_1_0])),
+        Vendor::Features => Ok(outputs(&[vendor::features(system).pack()])),
+        Vendor::MemoryRange { index } => {
+            vendor::memory_range(system, index).map(|range| outputs(&range))
+        }
+        Vendor::Log { level, pa, length } => vendor::log(system, level, pa, length).map(none),
+        Vendor::LogInput => vendor::log_input(),
+        Vendor::SetPosted {
+            rd,
+            page,
+            ipa,
+            delay,
+        } => vendor::set_posted(system, rd, page, ipa, delay).map(none),
+        Vendor::SetSpi { rd, intid, level } => vendor::set_spi(system, rd, intid, level).map(none),
+        Vendor::RecPending { rec } => {
+            vendor::rec_pending(system, rec).map(|pending| outputs(&[pending.into()]))
+        }
+        Vendor::RecHistory { rec, pa } => {
+            vendor::rec_history(system, rec, pa).map(|count| outputs(&[count]))
+        }
+        Vendor::Kick { rec } => vendor::kick(system, rec).map(none),
+        Vendor::Random if !system.features.rng => return UNKNOWN,
+        Vendor::Random => vendor::random(),
+        Vendor::RecRead { rec, pa } => registers::read(system, rec, pa).map(none),
+        Vendor::RecWrite { rec, pa } => registers::write(system, rec, pa).map(none),
     })
 }
 
-/// Outcomes of the commands that tell `top` in failure too.
-fn with_top(outcome: Result<[u64; 4], (Status, [u64; 4])>) -> Answer {
-    let (status, [x1, x2, x3, x4]) = match outcome {
-        Ok(outputs) => (Status::Success, outputs),
-        Err(failed) => failed,
+/// X1–X4 of a command without outputs.
+fn none((): ()) -> [u64; 4] {
+    [0; 4]
+}
+
+/// X1–X4 of these outputs.
+fn outputs<const N: usize>(values: &[u64; N]) -> [u64; 4] {
+    core::array::from_fn(|n| values.get(n).copied().unwrap_or(0))
+}
+
+fn answer(outcome: Outcome<[u64; 4]>) -> Answer {
+    told(outcome, |outputs| outputs.unwrap_or([0; 4]))
+}
+
+/// The answer whose outputs depend on what came of the command, or that nothing
+/// did.
+fn told<T>(outcome: Outcome<T>, outputs: impl FnOnce(Option<T>) -> [u64; 4]) -> Answer {
+    let (status, value) = match outcome {
+        Ok(value) => (Status::Success, Some(value)),
+        Err(status) => (status, None),
     };
+    let [x1, x2, x3, x4] = outputs(value);
     [status.pack(), x1, x2, x3, x4]
+}
+
+/// There is one revision, which a refusal tells too.
+fn version(requested: u64) -> Answer {
+    let status = if requested == VERSION_1_0 {
+        Status::Success
+    } else {
+        Status::ErrorInput
+    };
+    [status.pack(), VERSION_1_0, VERSION_1_0, 0, 0]
+}
+
+/// Only the first feature register has anything.
+fn feature(cpu: &Cpu, index: u64) -> u64 {
+    if index == 0 { features(cpu).pack() } else { 0 }
 }
 
 fn features(cpu: &Cpu) -> Feature0 {

@@ -3,29 +3,18 @@
 use ::rmi::Status;
 use ::rmi::params::{RealmFlags, RealmParams};
 use arrayvec::ArrayVec;
-use pgtable::{Ipa, Level, Pa, RemovedLeaf, Rtt, Start, Vmid};
+use pgtable::{Ipa, Pa, RemovedLeaf, Rtt, Start, Vmid};
 
-use super::{NONE, Outcome};
+use super::Outcome;
+use super::args::{self, copy_from_host, lock};
 use crate::System;
 use crate::cpu::features::GranuleSupport;
 use crate::memory::granule::{Locked, State};
-use crate::memory::{guarded, host, maintenance, phys};
+use crate::memory::{host, maintenance, phys};
 use crate::realm::{self, Realm, RttMem};
 
 /// Most root granules: 16 concatenated tables.
 const MAX_ROOTS: usize = 16;
-
-/// Reads one structure from a granule of the host's: copied once, and the
-/// granule stays the host's for the time of the copy.
-pub fn copy_from_host<T>(system: &System, pa: u64) -> Result<T, Status>
-where
-    T: zerocopy::FromBytes + zerocopy::IntoBytes,
-{
-    let granule = system.granules.get(pa).ok_or(Status::ErrorInput)?;
-    let _pin = granule.pin(State::Ns).ok_or(Status::ErrorInput)?;
-    // SAFETY: RAM of the host's, a granule from `pa`, which is aligned to one.
-    unsafe { guarded::read(pa) }.map_err(|_| Status::ErrorInput)
-}
 
 /// Builds a realm from its parameters, in state NEW.
 pub fn create(system: &System, rd: u64, params: u64) -> Outcome {
@@ -41,10 +30,7 @@ pub fn create(system: &System, rd: u64, params: u64) -> Outcome {
     if lpa2 && system.features.stage2(system.granule) != GranuleSupport::Lpa2 {
         return Err(Status::ErrorInput);
     }
-    let level = i8::try_from(params.rtt_level_start)
-        .ok()
-        .and_then(Level::new)
-        .ok_or(Status::ErrorInput)?;
+    let level = args::level(params.rtt_level_start)?;
     let geometry = host::geometry(
         &system.features,
         system.granule,
@@ -92,10 +78,10 @@ pub fn create(system: &System, rd: u64, params: u64) -> Outcome {
     // SAFETY: a locked, delegated granule is EL2's, aligned, and large enough.
     unsafe { phys::pointer::<Realm>(rd).write(realm) };
     for root in root_locks {
-        root.become_(State::Rtt);
+        root.unlock_as(State::Rtt);
     }
-    rd_lock.become_(State::Rd);
-    Ok(NONE)
+    rd_lock.unlock_as(State::Rd);
+    Ok(())
 }
 
 /// Lets the realm run.
@@ -107,12 +93,12 @@ pub fn activate(system: &System, rd: u64) -> Outcome {
         return Err(Status::ErrorRealm(0));
     }
     realm.set_state(realm::State::Active);
-    Ok(NONE)
+    Ok(())
 }
 
 /// Ends a realm that has no REC and no table below its root: RD and root go back
 /// to DELEGATED, the VMID is free. `None`: call again.
-pub fn destroy(system: &System, rd: u64) -> Result<Option<[u64; 4]>, Status> {
+pub fn destroy(system: &System, rd: u64) -> Outcome<Option<()>> {
     let rd_lock = lock(system, rd, State::Rd)?;
     // SAFETY: the RD's lock is held.
     let realm = unsafe { Realm::at(rd) };
@@ -127,11 +113,10 @@ pub fn destroy(system: &System, rd: u64) -> Result<Option<[u64; 4]>, Status> {
         return Err(Status::ErrorRealm(0));
     }
     let mut pe = maintenance::Pe::new(system.features.dcache_line);
-    let mut unmapped =
-        |leaf: RemovedLeaf| super::rtt::put_host_memory(system, leaf.pa().get(), leaf.size());
+    let mut unmapped = |leaf: RemovedLeaf| system.granules.take_back(leaf.pa().get(), leaf.size());
     let end = 1 << tables.geometry().ipa_bits();
     let done = tables
-        .retire(&mut pe, &mut unmapped, &mut super::rtt::budget())
+        .retire(&mut pe, &mut unmapped, &mut args::budget())
         .map_err(|_| Status::ErrorRealm(0))?;
     if done.get() < end {
         return Ok(None);
@@ -148,20 +133,11 @@ pub fn destroy(system: &System, rd: u64) -> Result<Option<[u64; 4]>, Status> {
         if let Some(lock) = system.granules.get(root).and_then(|g| g.lock(State::Rtt)) {
             // SAFETY: no walker and no TLB knows the root any more.
             unsafe { phys::zero(root, size) };
-            lock.become_(State::Delegated);
+            lock.unlock_as(State::Delegated);
         }
     }
     // SAFETY: nobody else has the RD: its lock is held and its count is 0.
     unsafe { phys::zero(rd, size) };
-    rd_lock.become_(State::Delegated);
-    Ok(Some(NONE))
-}
-
-/// Locks a granule that must be in `state`.
-pub fn lock(system: &System, pa: u64, state: State) -> Result<Locked<'_>, Status> {
-    system
-        .granules
-        .get(pa)
-        .and_then(|g| g.lock(state))
-        .ok_or(Status::ErrorInput)
+    rd_lock.unlock_as(State::Delegated);
+    Ok(Some(()))
 }

@@ -7,8 +7,8 @@ use ::rmi::run::{EnterFlags, RecRun};
 use ::rmi::{Status, psci};
 use vgic::Vgic;
 
-use super::realm::{copy_from_host, lock};
-use super::{NONE, Outcome};
+use super::Outcome;
+use super::args::{copy_from_host, lock, lock_idle_rec, pin};
 use crate::System;
 use crate::cpu::Cpu;
 use crate::guest::exits;
@@ -21,9 +21,9 @@ use crate::realm::{self, MAX_RECS, Realm};
 use crate::rec::{Pending, Rec};
 
 /// A REC fits in its granule: it needs no other.
-pub fn aux_count(system: &System, rd: u64) -> Outcome {
+pub fn aux_count(system: &System, rd: u64) -> Outcome<u64> {
     let _lock = lock(system, rd, State::Rd)?;
-    Ok(NONE)
+    Ok(0)
 }
 
 /// Makes a vCPU of a realm in state NEW.
@@ -64,16 +64,13 @@ pub fn create(system: &System, list_registers: usize, rd: u64, rec: u64, params:
     }
     // Last: from here on it may be destroyed, which takes it off the list and
     // uncounts it, and does not wait for the RD's lock.
-    rec_lock.become_(State::Rec);
-    Ok(NONE)
+    rec_lock.unlock_as(State::Rec);
+    Ok(())
 }
 
 /// Ends a vCPU that does not run.
 pub fn destroy(system: &System, rec: u64) -> Outcome {
-    let rec_lock = lock(system, rec, State::Rec)?;
-    if rec_lock.count() != 0 {
-        return Err(Status::ErrorRec);
-    }
+    let rec_lock = lock_idle_rec(system, rec)?;
     // SAFETY: the REC's lock is held.
     let vcpu = unsafe { Rec::at(rec) };
     let (rd, index) = (vcpu.rd, vcpu.index);
@@ -86,23 +83,19 @@ pub fn destroy(system: &System, rec: u64) -> Outcome {
     // SAFETY: nobody else has it: its lock is held, its count is 0, and the
     // realm does not list it any more.
     unsafe { phys::zero(rec, system.granules.size()) };
-    rec_lock.become_(State::Delegated);
+    rec_lock.unlock_as(State::Delegated);
     if let Some(rd) = system.granules.get(rd) {
         rd.put();
     }
-    Ok(NONE)
+    Ok(())
 }
 
 /// Runs a vCPU on this PE until the host is needed.
 pub fn enter(cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     let system = cpu.system;
-    let page_granule = system.granules.get(page).ok_or(Status::ErrorInput)?;
-    let _page = page_granule.pin(State::Ns).ok_or(Status::ErrorInput)?;
-    let granule = system.granules.get(rec).ok_or(Status::ErrorInput)?;
-    let rec_lock = granule.lock(State::Rec).ok_or(Status::ErrorInput)?;
-    if rec_lock.count() != 0 {
-        return Err(Status::ErrorRec);
-    }
+    let _page = pin(system, page)?;
+    let rec_lock = lock_idle_rec(system, rec)?;
+    let granule = rec_lock.granule();
     let enter = core::mem::offset_of!(RecRun, enter) as u64;
     let gprs = core::mem::offset_of!(::rmi::run::RecEnter, gprs) as u64;
     // SAFETY: the page is the host's RAM, pinned as such. Copied once.
@@ -149,7 +142,7 @@ pub fn enter(cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     granule.put();
     // A page that was read and cannot be written: the vCPU has run, and the host
     // does not learn how far.
-    told.map(|()| NONE).map_err(|_| Status::ErrorInput)
+    told.map_err(|_| Status::ErrorInput)
 }
 
 /// Writes an exit record into the run page.
@@ -189,8 +182,7 @@ unsafe fn write_exit(page: u64, record: &Record) -> Result<(), ExternalAbort> {
 }
 
 /// Answers the PSCI call that `calling` waits for, about `target`.
-pub fn psci_complete(system: &System, calling: u64, target: u64, status: u64) -> Outcome {
-    let status = status as i64;
+pub fn psci_complete(system: &System, calling: u64, target: u64, status: i64) -> Outcome {
     if calling == target || !matches!(status, psci::SUCCESS | psci::DENIED) {
         return Err(Status::ErrorInput);
     }
@@ -236,7 +228,7 @@ pub fn psci_complete(system: &System, calling: u64, target: u64, status: u64) ->
     };
     state.pending = Pending::Nothing;
     state.gprs.x[0] = answer as u64;
-    Ok(NONE)
+    Ok(())
 }
 
 /// Turns a vCPU on. Its granule is locked and it does not run.

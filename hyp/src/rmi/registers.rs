@@ -10,11 +10,10 @@ use ::rmi::params::RealmFlags;
 use ::rmi::registers::{Finish, Registers};
 use zerocopy::FromZeros;
 
-use super::realm::lock;
-use super::{NONE, Outcome};
+use super::Outcome;
+use super::args::{lock_idle_rec, pin_around};
 use crate::System;
 use crate::exception::inject;
-use crate::memory::granule::State;
 use crate::memory::guarded;
 use crate::realm::Realm;
 use crate::rec::{NO_PE, Pending, Rec, Run};
@@ -32,18 +31,11 @@ fn with<R>(
     pa: u64,
     f: impl FnOnce(&mut Run) -> Result<R, Status>,
 ) -> Result<R, Status> {
-    // Aligned to a power of two that is larger than the structure and smaller
-    // than a granule: it lies in one.
     if !pa.is_multiple_of(size_of::<Registers>().next_power_of_two() as u64) {
         return Err(Status::ErrorInput);
     }
-    let granule = pa & !(system.granules.size() - 1);
-    let page = system.granules.get(granule).ok_or(Status::ErrorInput)?;
-    let _pin = page.pin(State::Ns).ok_or(Status::ErrorInput)?;
-    let rec_lock = lock(system, rec, State::Rec)?;
-    if rec_lock.count() != 0 {
-        return Err(Status::ErrorRec);
-    }
+    let _pin = pin_around(system, pa, size_of::<Registers>() as u64)?;
+    let _lock = lock_idle_rec(system, rec)?;
     // SAFETY: the REC's lock is held.
     let vcpu = unsafe { Rec::at(rec) };
     // SAFETY: it counts in its RD.
@@ -70,7 +62,7 @@ pub fn read(system: &System, rec: u64, pa: u64) -> Outcome {
         out.ttbr = [el1.ttbr0, el1.ttbr1];
         // SAFETY: inside a granule of the host's, which `with` has pinned.
         let told = unsafe { guarded::write(pa, &out) };
-        told.map(|()| NONE).map_err(|_| Status::ErrorInput)
+        told.map_err(|_| Status::ErrorInput)
     })
 }
 
@@ -87,14 +79,14 @@ pub fn write(system: &System, rec: u64, pa: u64) -> Outcome {
         }
         run.pending = Pending::Nothing;
         if finish == Finish::Again {
-            return Ok(NONE);
+            return Ok(());
         }
         take(run, &new);
         if finish == Finish::Abort {
             let Run { gprs, el1, .. } = run;
             inject::abort_saved(gprs, el1, new.fetch & 1 != 0, new.iss, new.far);
         }
-        Ok(NONE)
+        Ok(())
     })
 }
 

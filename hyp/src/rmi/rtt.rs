@@ -1,29 +1,18 @@
 //! The RTT commands of a plain guest: tables, and the host's memory in them.
 //!
-//! Memory of the host's that a guest maps is counted while it is mapped, by page
-//! or by block, and that count blocks its delegation.
+//! Memory of the host's that a guest maps is counted while it is mapped
+//! ([`crate::memory::lent`]).
 
 use ::rmi::Status;
 use ::rmi::rtt::{self as abi, EntryState};
-use pgtable::{
-    Access, Attrs, Budget, Execute, Ipa, Level, Memory, Pa, RemovedLeaf, RttError, RttState,
-};
+use pgtable::{Access, Attrs, Execute, Ipa, Level, Memory, Pa, RemovedLeaf, RttError, RttState};
 
-use super::realm::lock;
-use super::{NONE, Outcome};
+use super::args::{budget, level, lock};
+use super::{Outcome, Walked};
 use crate::System;
 use crate::memory::granule::State;
 use crate::memory::{maintenance, phys};
 use crate::realm::{Realm, RttMem};
-
-/// Outcome of the commands that tell `top` in failure too.
-type Topped = Result<[u64; 4], (Status, [u64; 4])>;
-
-/// Work of one call on a CPU without FEAT_S2FWB: 8 MiB of memory cleaned, a
-/// few milliseconds. The host takes its interrupts, and goes on.
-pub fn budget() -> Budget {
-    Budget::entries(2048)
-}
 
 /// Calls `f` with the realm's tables, under the RD's lock no longer than to find
 /// them: the realm cannot go while its `rtt` lock is held.
@@ -47,36 +36,34 @@ fn with_rtt<R>(
 fn with_rtt_at<R>(
     system: &System,
     rd: u64,
-    at: u64,
+    at: i64,
     f: impl FnOnce(&mut pgtable::Rtt<RttMem>, &mut maintenance::Pe, Level) -> R,
 ) -> Result<R, Status> {
     let at = level(at)?;
     with_rtt(system, rd, |tables, pe| f(tables, pe, at))
 }
 
-fn level(raw: u64) -> Result<Level, Status> {
-    i8::try_from(raw as i64)
-        .ok()
-        .and_then(Level::new)
-        .ok_or(Status::ErrorInput)
-}
-
 /// The status of a failure of a command that has no budget.
 fn status(error: RttError) -> Status {
-    topped(error).map_or(Status::ErrorInput, |(status, _)| status)
-}
-
-/// The status and `top` of a failure; `None` if the budget ended.
-fn topped(error: RttError) -> Option<(Status, u64)> {
     match error {
-        RttError::Input => Some((Status::ErrorInput, 0)),
-        RttError::Rtt { level, top } => Some((Status::ErrorRtt(level.get() as u8), top.get())),
-        RttError::Again => None,
+        RttError::Input | RttError::Again => Status::ErrorInput,
+        RttError::Rtt { level, .. } => Status::ErrorRtt(level.get() as u8),
     }
 }
 
+/// What the host is told of a walk; `None` if the budget ended.
+fn walked<T>(result: Result<(T, Ipa), RttError>) -> Option<Walked<T>> {
+    let (outcome, top) = match result {
+        Ok((value, top)) => (Ok(value), top.get()),
+        Err(RttError::Again) => return None,
+        Err(error @ RttError::Rtt { top, .. }) => (Err(status(error)), top.get()),
+        Err(error @ RttError::Input) => (Err(status(error)), 0),
+    };
+    Some(Walked { outcome, top })
+}
+
 /// Puts the delegated granule `rtt` into the realm as a table of `at`.
-pub fn create(system: &System, rd: u64, rtt: u64, ipa: u64, at: u64) -> Outcome {
+pub fn create(system: &System, rd: u64, rtt: u64, ipa: u64, at: i64) -> Outcome {
     let at = level(at)?;
     with_rtt(system, rd, |tables, pe| {
         // After the realm's locks, as every command has it.
@@ -85,42 +72,40 @@ pub fn create(system: &System, rd: u64, rtt: u64, ipa: u64, at: u64) -> Outcome 
         let block = (at == Level::L3)
             .then(|| mapped_at(tables, ipa, Level::L2))
             .flatten();
-        if block.is_some_and(|block| !get_pages(system, block)) {
+        if block.is_some_and(|block| !system.granules.lend_pages(block)) {
             return Err(Status::ErrorInput);
         }
         let created = tables.create(pe, Ipa::new(ipa), at, Pa::new(rtt));
         if let Some(block) = block {
             match created {
                 Ok(()) => system.granules.put_block(block),
-                Err(_) => put_pages(system, block, block + system.granules.span_size()),
+                Err(_) => system.granules.take_back_all_pages(block),
             }
         }
         created.map_err(status)?;
-        table.become_(State::Rtt);
-        Ok(NONE)
+        table.unlock_as(State::Rtt);
+        Ok(())
     })?
 }
 
-/// Takes the table of `at` at `ipa` out of the realm. `None`: call again.
-pub fn destroy(system: &System, rd: u64, ipa: u64, at: u64) -> Option<Topped> {
+/// Takes the table of `at` at `ipa` out of the realm: its granule. `None`: call
+/// again.
+pub fn destroy(system: &System, rd: u64, ipa: u64, at: i64) -> Option<Walked<u64>> {
     let removed = with_rtt_at(system, rd, at, |tables, pe, at| {
         let mut unmapped =
-            |leaf: RemovedLeaf| put_host_memory(system, leaf.pa().get(), leaf.size());
-        let removed = tables.destroy(pe, Ipa::new(ipa), at, &mut unmapped, &mut budget());
-        if let Ok(removed) = &removed {
-            scrub_table(system, removed.pa.get());
-        }
-        removed
+            |leaf: RemovedLeaf| system.granules.take_back(leaf.pa().get(), leaf.size());
+        let removed = tables.destroy(pe, Ipa::new(ipa), at, &mut unmapped, &mut budget())?;
+        scrub_table(system, removed.pa.get());
+        Ok((removed.pa.get(), removed.top))
     });
     match removed {
-        Err(status) => Some(Err((status, NONE))),
-        Ok(Ok(removed)) => Some(Ok([removed.pa.get(), removed.top.get(), 0, 0])),
-        Ok(Err(error)) => topped(error).map(|(status, top)| Err((status, [0, top, 0, 0]))),
+        Err(status) => Some(status.into()),
+        Ok(result) => walked(result),
     }
 }
 
-/// Makes one entry of a table of alike entries.
-pub fn fold(system: &System, rd: u64, ipa: u64, at: u64) -> Outcome {
+/// Makes one entry of a table of alike entries: the granule that it was.
+pub fn fold(system: &System, rd: u64, ipa: u64, at: i64) -> Outcome<u64> {
     let at = level(at)?;
     let folded = with_rtt(system, rd, |tables, pe| {
         // Pages of the host's memory become a block of it: counted as such.
@@ -141,13 +126,13 @@ pub fn fold(system: &System, rd: u64, ipa: u64, at: u64) -> Outcome {
             scrub_table(system, table.get());
         }
         match (folded, block) {
-            (Ok(_), Some(block)) => put_pages(system, block, block + size),
+            (Ok(_), Some(block)) => system.granules.take_back_all_pages(block),
             (Err(_), Some(block)) => system.granules.put_block(block),
             (_, None) => {}
         }
         folded
     })?;
-    folded.map(|table| [table.get(), 0, 0, 0]).map_err(status)
+    folded.map(Pa::get).map_err(status)
 }
 
 /// A table that left its tree becomes a delegated granule again.
@@ -155,12 +140,28 @@ fn scrub_table(system: &System, pa: u64) {
     if let Some(table) = system.granules.get(pa).and_then(|g| g.lock(State::Rtt)) {
         // SAFETY: the tree has let go of it, and no walker knows it.
         unsafe { phys::zero(pa, system.granules.size()) };
-        table.become_(State::Delegated);
+        table.unlock_as(State::Delegated);
+    }
+}
+
+/// What stands in a realm's tables.
+pub struct Entry {
+    level: Level,
+    state: EntryState,
+    descriptor: u64,
+    ripas: u64,
+}
+
+impl Entry {
+    /// X1–X4 of `RTT_READ_ENTRY`.
+    pub fn outputs(self) -> [u64; 4] {
+        let level = i64::from(self.level.get()) as u64;
+        [level, self.state as u64, self.descriptor, self.ripas]
     }
 }
 
 /// Tells what stands at `ipa`, down to `at`.
-pub fn read_entry(system: &System, rd: u64, ipa: u64, at: u64) -> Outcome {
+pub fn read_entry(system: &System, rd: u64, ipa: u64, at: i64) -> Outcome<Entry> {
     let at = level(at)?;
     let read = with_rtt(system, rd, |tables, _| tables.read(Ipa::new(ipa), at))?;
     let entry = read.map_err(status)?;
@@ -171,12 +172,12 @@ pub fn read_entry(system: &System, rd: u64, ipa: u64, at: u64) -> Outcome {
         RttState::AssignedNs { pa, attrs } => (EntryState::Assigned, describe(pa, attrs), 0),
         RttState::Table(pa) => (EntryState::Table, pa.get(), 0),
     };
-    Ok([
-        entry.level.get() as i64 as u64,
-        state as u64,
+    Ok(Entry {
+        level: entry.level,
+        state,
         descriptor,
         ripas,
-    ])
+    })
 }
 
 /// The descriptor of `RTT_MAP_UNPROTECTED` that makes this mapping.
@@ -242,7 +243,7 @@ pub fn map_unprotected(
     system: &System,
     rd: u64,
     ipa: u64,
-    at: u64,
+    at: i64,
     descriptor: u64,
 ) -> Option<Outcome> {
     let Some((pa, attrs)) = parse(descriptor) else {
@@ -254,65 +255,21 @@ pub fn map_unprotected(
             return Err(RttError::Input);
         }
         let size = geometry.span(at);
-        if !get_host_memory(system, pa, size) {
+        if !system.granules.lend(pa, size) {
             return Err(RttError::Input);
         }
         let (ipa, to, budget) = (Ipa::new(ipa), Pa::new(pa), &mut budget());
         let mapped = tables.map_unprotected(pe, ipa, at, to, attrs, 1, budget);
         if mapped.is_err() {
-            put_host_memory(system, pa, size);
+            system.granules.take_back(pa, size);
         }
         mapped
     });
     match mapped {
         Err(status) => Some(Err(status)),
-        Ok(Ok(_)) => Some(Ok(NONE)),
-        Ok(Err(error)) => topped(error).map(|(status, _)| Err(status)),
-    }
-}
-
-/// Counts a mapping of `[pa, pa + size)`, a page or a block: false, and nothing
-/// counted, unless all of it is the host's RAM.
-fn get_host_memory(system: &System, pa: u64, size: u64) -> bool {
-    if size == system.granules.span_size() {
-        return system.granules.get_block(pa);
-    }
-    let granule = system.granules.get(pa);
-    match granule.and_then(|granule| granule.pin(State::Ns)) {
-        Some(pin) if size == system.granules.size() => {
-            pin.keep();
-            true
-        }
-        _ => false,
-    }
-}
-
-/// Takes the count of [`get_host_memory`] back.
-pub fn put_host_memory(system: &System, pa: u64, size: u64) {
-    if size == system.granules.span_size() {
-        system.granules.put_block(pa);
-    } else if let Some(granule) = system.granules.get(pa) {
-        granule.put();
-    }
-}
-
-/// Counts each page of a block's memory, before the block becomes a table.
-fn get_pages(system: &System, block: u64) -> bool {
-    let (size, step) = (system.granules.span_size(), system.granules.size());
-    for page in (block..block + size).step_by(step as usize) {
-        if !get_host_memory(system, page, step) {
-            put_pages(system, block, page);
-            return false;
-        }
-    }
-    true
-}
-
-/// Takes the counts of the pages in `[from, to)` back.
-fn put_pages(system: &System, from: u64, to: u64) {
-    let step = system.granules.size();
-    for page in (from..to).step_by(step as usize) {
-        put_host_memory(system, page, step);
+        Ok(Ok(_)) => Some(Ok(())),
+        Ok(Err(RttError::Again)) => None,
+        Ok(Err(error)) => Some(Err(status(error))),
     }
 }
 
@@ -328,19 +285,16 @@ fn mapped_at(tables: &pgtable::Rtt<RttMem>, ipa: u64, at: Level) -> Option<u64> 
 }
 
 /// Unmaps one entry of `at`. `None`: call again.
-pub fn unmap_unprotected(system: &System, rd: u64, ipa: u64, at: u64) -> Option<Topped> {
+pub fn unmap_unprotected(system: &System, rd: u64, ipa: u64, at: i64) -> Option<Walked<()>> {
     let removed = with_rtt_at(system, rd, at, |tables, pe, at| {
         let size = tables.geometry().span(at);
-        let removed = tables.unmap_unprotected(pe, Ipa::new(ipa), at, &mut budget());
-        if let Ok(removed) = &removed {
-            put_host_memory(system, removed.pa.get(), size);
-        }
-        removed
+        let removed = tables.unmap_unprotected(pe, Ipa::new(ipa), at, &mut budget())?;
+        system.granules.take_back(removed.pa.get(), size);
+        Ok(((), removed.top))
     });
     match removed {
-        Err(status) => Some(Err((status, NONE))),
-        Ok(Ok(removed)) => Some(Ok([removed.top.get(), 0, 0, 0])),
-        Ok(Err(error)) => topped(error).map(|(status, top)| Err((status, [top, 0, 0, 0]))),
+        Err(status) => Some(status.into()),
+        Ok(result) => walked(result),
     }
 }
 

@@ -9,8 +9,8 @@ use ::rmi::vendor::{Exit, HISTORY_LEN, LOG_INPUT_MAX, LOG_LINE_MAX, RangeKind};
 use log::Level;
 use vgic::Vgic;
 
-use super::realm::lock;
-use super::{NONE, Outcome};
+use super::Outcome;
+use super::args::{lock, lock_idle_rec, pin, pin_around};
 use crate::System;
 use crate::guest::interrupts::intid;
 use crate::guest::posted::{NOWHERE, Posting};
@@ -34,7 +34,7 @@ pub fn features(system: &System) -> VendorFeatures {
 }
 
 /// The ranges of RAM that were taken before the host began.
-pub fn memory_range(system: &System, index: u64) -> Outcome {
+pub fn memory_range(system: &System, index: u64) -> Outcome<[u64; 3]> {
     let hyp = system.own.iter().map(|r| (*r, RangeKind::Hypervisor));
     let host = core::iter::once((system.host_image, RangeKind::HostImage));
     let withheld = system.machine.withheld.iter();
@@ -45,7 +45,7 @@ pub fn memory_range(system: &System, index: u64) -> Outcome {
         .ok()
         .and_then(|index| all.clone().nth(index))
         .ok_or(Status::ErrorInput)?;
-    Ok([region.base(), region.size(), kind as u64, 0])
+    Ok([region.base(), region.size(), kind as u64])
 }
 
 /// One line of the host's, into the log.
@@ -58,15 +58,13 @@ pub fn log(system: &System, level: u64, pa: u64, length: u64) -> Outcome {
         5 => Level::Trace,
         _ => return Err(Status::ErrorInput),
     };
-    let granule = pa & !(system.granules.size() - 1);
-    if length > LOG_LINE_MAX || pa - granule + length > system.granules.size() {
+    if length > LOG_LINE_MAX {
         return Err(Status::ErrorInput);
     }
     let mut line = [0u8; LOG_LINE_MAX as usize];
     let line = &mut line[..length as usize];
     {
-        let page = system.granules.get(granule).ok_or(Status::ErrorInput)?;
-        let _pin = page.pin(State::Ns).ok_or(Status::ErrorInput)?;
+        let _pin = pin_around(system, pa, length)?;
         // SAFETY: inside a granule of the host's, pinned as such.
         unsafe { guarded::read_bytes(pa, line) }.map_err(|_| Status::ErrorInput)?;
     }
@@ -77,11 +75,11 @@ pub fn log(system: &System, level: u64, pa: u64, length: u64) -> Outcome {
     // The host filters by the same setting; the last line goes out at any.
     crate::log::of_host(level, text);
     crate::log::written();
-    Ok(NONE)
+    Ok(())
 }
 
 /// What was typed at the log's own UART.
-pub fn log_input() -> Outcome {
+pub fn log_input() -> Outcome<[u64; 4]> {
     let mut bytes = [0; LOG_INPUT_MAX];
     let count = crate::log::receive(&mut bytes).ok_or(Status::ErrorInput)?;
     let mut words = [0; LOG_INPUT_MAX / 8];
@@ -94,7 +92,7 @@ pub fn log_input() -> Outcome {
 
 /// A page for the accesses of a realm's device that need not wait for the host, or
 /// none any more.
-pub fn set_posted(system: &System, [rd, page, ipa, delay]: [u64; 4]) -> Outcome {
+pub fn set_posted(system: &System, rd: u64, page: u64, ipa: u64, delay: u64) -> Outcome {
     let _lock = lock(system, rd, State::Rd)?;
     // SAFETY: the RD's lock is held.
     let realm = unsafe { Realm::at(rd) };
@@ -103,17 +101,16 @@ pub fn set_posted(system: &System, [rd, page, ipa, delay]: [u64; 4]) -> Outcome 
         let posting = posted.take().ok_or(Status::ErrorInput)?;
         realm.posted_at.store(NOWHERE, Ordering::Relaxed);
         posting.end(&system.granules);
-        return Ok(NONE);
+        return Ok(());
     }
     let aligned = ipa.is_multiple_of(posted::PAGE as u64);
     if posted.is_some() || !aligned || ipa >> realm.ipa_bits != 0 {
         return Err(Status::ErrorInput);
     }
-    let granule = system.granules.get(page).ok_or(Status::ErrorInput)?;
-    let pin = granule.pin(State::Ns).ok_or(Status::ErrorInput)?;
+    let pin = pin(system, page)?;
     *posted = Some(Posting::new(page, pin, delay));
     realm.posted_at.store(ipa, Ordering::Relaxed);
-    Ok(NONE)
+    Ok(())
 }
 
 /// Drives a line of a guest's interrupt controller.
@@ -130,15 +127,12 @@ pub fn set_spi(system: &System, rd: u64, spi: u64, level: u64) -> Outcome {
     Vgic::new(&mut dist, &mut vcpus)
         .set_spi(spi, level == 1)
         .map_err(|_| Status::ErrorInput)?;
-    Ok(NONE)
+    Ok(())
 }
 
 /// Whether a vCPU that waits in the host would be woken.
-pub fn rec_pending(system: &System, rec: u64) -> Outcome {
-    let rec_lock = lock(system, rec, State::Rec)?;
-    if rec_lock.count() != 0 {
-        return Err(Status::ErrorRec);
-    }
+pub fn rec_pending(system: &System, rec: u64) -> Outcome<bool> {
+    let _lock = lock_idle_rec(system, rec)?;
     // SAFETY: the REC's lock is held, and it does not run.
     let (vcpu, run) = unsafe { (Rec::at(rec), &mut *Rec::at(rec).run.get()) };
     vcpu.kicks.looks();
@@ -155,17 +149,13 @@ pub fn rec_pending(system: &System, rec: u64) -> Outcome {
     let _ = vgic.set_ppi(vcpu.index, intid::PHYSICAL_TIMER, ptimer);
     let pending = vgic.pending(vcpu.index, run.interface.vmcr);
     drop(dist);
-    Ok([u64::from(pending), 0, 0, 0])
+    Ok(pending)
 }
 
 /// The last exits of a vCPU that does not run, oldest first.
-pub fn rec_history(system: &System, rec: u64, pa: u64) -> Outcome {
-    let page = system.granules.get(pa).ok_or(Status::ErrorInput)?;
-    let _pin = page.pin(State::Ns).ok_or(Status::ErrorInput)?;
-    let rec_lock = lock(system, rec, State::Rec)?;
-    if rec_lock.count() != 0 {
-        return Err(Status::ErrorRec);
-    }
+pub fn rec_history(system: &System, rec: u64, pa: u64) -> Outcome<u64> {
+    let _pin = pin(system, pa)?;
+    let _lock = lock_idle_rec(system, rec)?;
     // SAFETY: the REC's lock is held, and it does not run.
     let run = unsafe { &*Rec::at(rec).run.get() };
     let count = run.exits.min(HISTORY_LEN as u64);
@@ -175,11 +165,11 @@ pub fn rec_history(system: &System, rec: u64, pa: u64) -> Outcome {
         unsafe { guarded::write(pa + n * size_of::<Exit>() as u64, &exit) }
             .map_err(|_| Status::ErrorInput)?;
     }
-    Ok([count, 0, 0, 0])
+    Ok(count)
 }
 
 /// 256 random bits of the CPU's.
-pub fn random() -> Outcome {
+pub fn random() -> Outcome<[u64; 4]> {
     let mut words = [0; 4];
     for word in &mut words {
         *word = crate::cpu::instr::random().ok_or(Status::ErrorInput)?;
@@ -189,11 +179,10 @@ pub fn random() -> Outcome {
 
 /// Has a vCPU come back to the host.
 pub fn kick(system: &System, rec: u64) -> Outcome {
-    let granule = system.granules.get(rec).ok_or(Status::ErrorInput)?;
-    let _lock = granule.lock(State::Rec).ok_or(Status::ErrorInput)?;
+    let _lock = lock(system, rec, State::Rec)?;
     // SAFETY: the REC's lock is held.
     let vcpu = unsafe { Rec::at(rec) };
     vcpu.exit_requested.store(true, Ordering::SeqCst);
     realm::kick(rec, vcpu);
-    Ok(NONE)
+    Ok(())
 }

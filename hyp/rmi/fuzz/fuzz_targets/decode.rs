@@ -1,10 +1,11 @@
-//! What crosses the interface, from any bits: results, feature registers,
+//! What crosses the interface, from any bits: calls, results, feature registers,
 //! parameter and run pages, syndromes. Nothing panics, and whatever has a
 //! meaning says the same after a round trip. `cargo fuzz run decode`.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use rmi::call::{HostCall, Made, TABLES, info};
 use rmi::feature::{Feature0, VendorFeatures};
 use rmi::params::{self, RealmFlags, RealmParams, RecFlags, RecParams};
 use rmi::run::{EnterFlags, ExitReason, RecRun};
@@ -80,6 +81,30 @@ fn syndrome(raw: u64, value: u64) {
     assert_eq!(raw >> 26 & 0x3f, u64::from(esr.class().0));
 }
 
+/// Six registers as a call of the host's, and as words for people.
+fn call(x: [u64; 6]) {
+    let made = Made {
+        function: x[0],
+        arguments: &x[1..],
+    };
+    let words = made.to_string();
+    assert!(words.ends_with(')') && words.len() < 160);
+    let Some(call) = HostCall::decode(x) else {
+        return;
+    };
+    // 32-bit forms are those of the same call.
+    let back: Vec<u64> = match call {
+        HostCall::Rmi(call) => call.encode().into(),
+        HostCall::Vendor(call) => call.encode().into(),
+        HostCall::Psci(call) => call.encode().into(),
+        HostCall::Smccc(call) => call.encode().into(),
+    };
+    let mut again = [0; 6];
+    again[..back.len()].copy_from_slice(&back);
+    assert_eq!(HostCall::decode(again), Some(call));
+    assert!(info(x[0]).is_some_and(|info| words.starts_with(info.name)));
+}
+
 fuzz_target!(|data: &[u8]| {
     let words: Vec<u64> = data
         .as_chunks()
@@ -90,6 +115,14 @@ fuzz_target!(|data: &[u8]| {
     for (n, &raw) in words.iter().enumerate() {
         registers(raw);
         syndrome(raw, words[words.len() - 1 - n]);
+    }
+    for x in words.array_windows() {
+        call(*x);
+        // One that there is, with these arguments.
+        let rows: Vec<_> = TABLES.into_iter().flatten().collect();
+        let [n, rest @ ..] = x;
+        let [a, b, c, d, e] = rest;
+        call([rows[*n as usize % rows.len()].function, *a, *b, *c, *d, *e]);
     }
     let realm: RealmParams = page(data);
     let _ = RealmFlags::from_bits(realm.flags);

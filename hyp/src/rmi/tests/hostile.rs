@@ -161,7 +161,7 @@ proptest! {
         for (function, args, turns) in calls {
             let args = args.map(|argument| argument.value(&h));
             for _ in 0..turns {
-                if let Some(answer) = h.turn(function, &args) {
+                if let Some(answer) = h.turn(raw(function, &args)) {
                     let known = Status::unpack(answer[0]).is_some();
                     prop_assert!(answer[0] == NOT_SUPPORTED || known);
                     break;

@@ -104,7 +104,7 @@ fn large_blocks_take_turns() {
         (fid::RMI_RTT_UNMAP_UNPROTECTED, &map[..3], 1),
     ] {
         for _ in 0..3 {
-            assert_eq!(h.turn(function, args), None);
+            assert_eq!(h.turn(raw(function, args)), None);
             let given = h.status(fid::RMI_GRANULE_DELEGATE, &[inside]);
             if counted == 1 {
                 assert_eq!(given, Status::ErrorInput, "not unmapped yet");
@@ -113,7 +113,7 @@ fn large_blocks_take_turns() {
                 h.ok(fid::RMI_GRANULE_UNDELEGATE, &[inside]);
             }
         }
-        let answer = h.turn(function, args).expect("the last turn");
+        let answer = h.turn(raw(function, args)).expect("the last turn");
         assert_eq!(answer[0], Status::Success.pack());
     }
     h.ok(fid::RMI_GRANULE_DELEGATE, &[inside]);
@@ -122,7 +122,7 @@ fn large_blocks_take_turns() {
     h.ok(fid::RMI_GRANULE_UNDELEGATE, &[inside]);
     h.ok(fid::RMI_RTT_MAP_UNPROTECTED, &map);
     for _ in 0..3 {
-        assert_eq!(h.turn(fid::RMI_REALM_DESTROY, &[rd]), None);
+        assert_eq!(h.turn(raw(fid::RMI_REALM_DESTROY, &[rd])), None);
         let given = h.status(fid::RMI_GRANULE_DELEGATE, &[inside]);
         assert_eq!(given, Status::ErrorInput, "not cleaned yet");
     }
@@ -226,7 +226,7 @@ fn a_vmid_is_free_when_its_realm_has_ended() {
     h.write(2, h.realm_params(1, 64));
     let params = h.page(2);
     let mut turns = 0;
-    while h.turn(fid::RMI_REALM_DESTROY, &[rd]).is_none() {
+    while h.turn(raw(fid::RMI_REALM_DESTROY, &[rd])).is_none() {
         turns += 1;
         let again = h.status(fid::RMI_REALM_CREATE, &[other, params]);
         assert_eq!(again, Status::ErrorInput, "after {turns} turns");

@@ -78,9 +78,11 @@ pub fn cases() -> Vec<Case> {
             let text = fs::read_to_string(&file)?;
             for parts in [
                 // Calls of the host's: RMI, PSCI and vendor, refused ones too.
-                &["call RMI_REALM_CREATE(0x", ", 0x", ") = 0x0"][..],
-                &["call VENDOR_MEMORY_RANGE(0x3) = 0x1"],
-                &["call RMI_REC_ENTER(0x", ") = 0x0"],
+                &["call RMI_REALM_CREATE(0x", ", 0x", ") = SUCCESS"][..],
+                &["call VENDOR_MEMORY_RANGE(0x3) = ERROR_INPUT"],
+                &["call RMI_REC_ENTER(0x", ") = SUCCESS"],
+                &["call RMI_RTT_UNMAP_UNPROTECTED(0x", ") = SUCCESS, 0x"],
+                &["call PSCI_AFFINITY_INFO(0x0, 0x0) = 0x0"],
                 // A guest's, which the host answers.
                 &["call of vmid ", "/0: PSCI_SYSTEM_OFF(): the host"],
                 &["exit hello/0: PSCI_SYSTEM_OFF()"],
@@ -98,6 +100,17 @@ pub fn cases() -> Vec<Case> {
                 .ended(125)?
                 .tells(&["error", "--trace-file"])?
                 .printed("")?;
+            Ok(())
+        }),
+        Case::new("runner/log-trace", |context| {
+            // Each call with its result, among all else that the log has.
+            Call::run(context)?
+                .args(["--guest", "hello", "--log", "trace"])
+                .call()?
+                .ended(0)?
+                .shows(&["hello"])?
+                .tells(&["call RMI_REC_ENTER(0x", ") = SUCCESS"])?
+                .tells(&["call of vmid ", "/0: PSCI_SYSTEM_OFF(): the host"])?;
             Ok(())
         }),
         Case::new("runner/gdb-busy-port", |context| {

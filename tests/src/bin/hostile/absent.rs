@@ -2,7 +2,8 @@
 //! there is none (`absent=0x…` of the command line) and where firmware keeps it
 //! (`keep=0x…`, by `no-map`).
 
-use rmi::{fid, vendor};
+use rmi::Command;
+use rmi::vendor::{self, Vendor};
 use tests::bare::console::Console;
 use tests::bare::machine;
 use tests::suite::Suite;
@@ -36,7 +37,13 @@ fn absent(suite: &mut Suite<Console>, pa: u64) {
     }
     // Had it left the host, the abort would be EL2's: it is the machine's still.
     suite.check("absent/host-again", kept_out(pa), "there is memory");
-    let line = |at| status(vendor::LOG, 3, at, 5);
+    let line = |at| {
+        status(Vendor::Log {
+            level: 3,
+            pa: at,
+            length: 5,
+        })
+    };
     suite.equal("absent/log", line(pa), INPUT);
     suite.equal("absent/log-odd", line(pa + 13), INPUT);
 
@@ -44,25 +51,43 @@ fn absent(suite: &mut Suite<Console>, pa: u64) {
     for n in [RD, ROOT, RECS] {
         delegate(at(n));
     }
-    let create = |params| status(fid::RMI_REALM_CREATE, rd, params, 0);
+    let create = |params| status(Command::RealmCreate { rd, params });
     suite.equal("absent/realm-params", create(pa), INPUT);
     write_params(at(PARAMS), at(ROOT), 9);
     suite.equal("absent/realm", create(at(PARAMS)), SUCCESS);
-    let rec = |params| status(fid::RMI_REC_CREATE, rd, at(RECS), params);
+    let rec = |params| {
+        status(Command::RecCreate {
+            rd,
+            rec: at(RECS),
+            params,
+        })
+    };
     suite.equal("absent/rec-params", rec(pa), INPUT);
     write_rec(at(PARAMS), 0, true, 0x4000_0000, 0);
     suite.equal("absent/rec", rec(at(PARAMS)), SUCCESS);
-    let activate = status(fid::RMI_REALM_ACTIVATE, rd, 0, 0);
+    let activate = status(Command::RealmActivate { rd });
     suite.equal("absent/activate", activate, SUCCESS);
     fill(at(RUN), 0);
-    let enter = |page| status(fid::RMI_REC_ENTER, at(RECS), page, 0);
+    let enter = |page| {
+        status(Command::RecEnter {
+            rec: at(RECS),
+            run: page,
+        })
+    };
     suite.equal("absent/enter-page", enter(pa), INPUT);
     // It has no memory: an exit for each entry, and a history.
     suite.equal("absent/enter", enter(at(RUN)), SUCCESS);
-    let history = |page| calls::call(vendor::REC_HISTORY, [at(RECS), page, 0, 0, 0]);
+    let history = |page| {
+        calls::ask(Vendor::RecHistory {
+            rec: at(RECS),
+            pa: page,
+        })
+    };
     suite.equal("absent/history-page", history(pa)[0], INPUT);
-    for call in [vendor::REC_READ, vendor::REC_WRITE] {
-        suite.equal("absent/registers", status(call, at(RECS), pa, 0), INPUT);
+    let rec = at(RECS);
+    let (read, write) = (Vendor::RecRead { rec, pa }, Vendor::RecWrite { rec, pa });
+    for call in [read, write] {
+        suite.equal("absent/registers", status(call), INPUT);
     }
     let told = history(at(PARAMS));
     let right = told[0] == SUCCESS && told[1] > 0;
@@ -70,12 +95,12 @@ fn absent(suite: &mut Suite<Console>, pa: u64) {
 
     suite.equal(
         "absent/rec-destroy",
-        status(fid::RMI_REC_DESTROY, at(RECS), 0, 0),
+        status(Command::RecDestroy { rec: at(RECS) }),
         SUCCESS,
     );
     suite.equal(
         "absent/realm-destroy",
-        status(fid::RMI_REALM_DESTROY, rd, 0, 0),
+        status(Command::RealmDestroy { rd }),
         SUCCESS,
     );
     for n in [RD, ROOT, RECS] {
@@ -91,7 +116,15 @@ fn kept(suite: &mut Suite<Console>, pa: u64) {
     }
     suite.equal("keep/delegate", delegate(first), INPUT);
     suite.equal("keep/undelegate", undelegate(first), INPUT);
-    suite.equal("keep/log", status(vendor::LOG, 3, pa, 5), INPUT);
+    suite.equal(
+        "keep/log",
+        status(Vendor::Log {
+            level: 3,
+            pa,
+            length: 5,
+        }),
+        INPUT,
+    );
     let named = memory_ranges().any(|(base, size, kind)| {
         kind == vendor::RangeKind::Withheld as u64 && (base..base + size).contains(&pa)
     });

@@ -6,7 +6,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use rmi::end::{End, How, Token};
 use rmi::feature::VendorFeatures;
-use rmi::{Status, fid, vendor};
+use rmi::rsi::{self, Rsi};
+use rmi::vendor::{self, Vendor};
+use rmi::{Command, Status, fid};
 use tests::bare::asm::{self, Conduit};
 use tests::bare::console::Console;
 use tests::suite::Suite;
@@ -24,9 +26,15 @@ fn by(conduit: Conduit, function: u64, [a, b, c, d, e]: [u64; 5]) -> Answer {
     [out[0], out[1], out[2], out[3], out[4]]
 }
 
-/// Calls with up to three arguments; the status alone.
-pub fn status(function: u64, a: u64, b: u64, c: u64) -> u64 {
-    call(function, [a, b, c, 0, 0])[0]
+/// Makes a command or a vendor call.
+pub fn ask(of: impl Into<[u64; 6]>) -> Answer {
+    let [function, arguments @ ..] = of.into();
+    call(function, arguments)
+}
+
+/// Makes one; the status alone.
+pub fn status(of: impl Into<[u64; 6]>) -> u64 {
+    ask(of)[0]
 }
 
 /// Success in X0.
@@ -56,7 +64,7 @@ pub fn granule() -> u64 {
 /// The ranges that EL2 says are taken: base, size, kind.
 pub fn memory_ranges() -> impl Iterator<Item = (u64, u64, u64)> {
     (0..64).map_while(|index| {
-        let [x0, base, size, kind, _] = call(vendor::MEMORY_RANGE, [index, 0, 0, 0, 0]);
+        let [x0, base, size, kind, _] = ask(Vendor::MemoryRange { index });
         (x0 == SUCCESS).then_some((base, size, kind))
     })
 }
@@ -74,12 +82,11 @@ pub fn log(level: u64, text: &str) -> u64 {
     let length = text.len().min(256);
     // SAFETY: Only the boot CPU calls this.
     unsafe { (&mut *LINE.0.get())[..length].copy_from_slice(&text.as_bytes()[..length]) };
-    status(
-        vendor::LOG,
+    status(Vendor::Log {
         level,
-        LINE.0.get().expose_provenance() as u64,
-        length as u64,
-    )
+        pa: LINE.0.get().expose_provenance() as u64,
+        length: length as u64,
+    })
 }
 
 /// Says how the machine ends, as a host does.
@@ -112,7 +119,8 @@ impl Write for Text {
 
 /// EL2 answers as ever.
 pub fn still_there(suite: &mut Suite<Console>, name: &str) {
-    let answer = call(fid::RMI_VERSION, [rmi::VERSION_1_0, 0, 0, 0, 0]);
+    let requested = rmi::VERSION_1_0;
+    let answer = ask(Command::Version { requested });
     suite.check(
         name,
         answer[..3] == [SUCCESS, rmi::VERSION_1_0, rmi::VERSION_1_0],
@@ -135,7 +143,7 @@ pub fn identity(suite: &mut Suite<Console>) {
         [rmi::VERSION_1_0, 0, 0, 0, 0],
     );
     suite.equal("call/by-hvc", hvc[0], SUCCESS);
-    let features = call(fid::RMI_FEATURES, [0; 5]);
+    let features = ask(Command::Features { index: 0 });
     let width = features[1] & 0xff;
     suite.check(
         "call/features-0",
@@ -143,16 +151,16 @@ pub fn identity(suite: &mut Suite<Console>) {
         width,
     );
     for index in [1, 2, u64::MAX] {
-        let features = call(fid::RMI_FEATURES, [index, 0, 0, 0, 0]);
+        let features = ask(Command::Features { index });
         suite.check(
             "call/features-n",
             features[..2] == [0, 0],
             format_args!("{features:x?}"),
         );
     }
-    let version = call(vendor::VERSION, [0; 5]);
+    let version = ask(Vendor::Version);
     suite.equal("call/vendor-version", version[1], vendor::VERSION_1_0);
-    let features = VendorFeatures::unpack(call(vendor::FEATURES, [0; 5])[1]);
+    let features = VendorFeatures::unpack(ask(Vendor::Features)[1]);
     let shift = features.granule_shift;
     suite.check("call/vendor-granule", matches!(shift, 12 | 14 | 16), shift);
     GRANULE.store(1 << shift, Ordering::Relaxed);
@@ -177,7 +185,7 @@ pub fn identity(suite: &mut Suite<Console>) {
         0xC400_0163,
         0xC400_016A,
         fid::RSI_VERSION,
-        fid::RSI_LAST,
+        rsi::LAST,
         0xC400_01B0,
         0xc600_00ff,
         0x8400_0150,
@@ -186,6 +194,11 @@ pub fn identity(suite: &mut Suite<Console>) {
     ] {
         let answer = call(function, [1, 2, 3, 4, 5])[0];
         suite.equal("call/unknown", answer, rmi::NOT_SUPPORTED);
+    }
+    // Guests' calls are no host's.
+    for guests in Rsi::TABLE {
+        let answer = call(guests.function, [1, 2, 3, 4, 5])[0];
+        suite.equal("call/rsi", answer, rmi::NOT_SUPPORTED);
     }
     suite.equal("call/log", log(3, "hostile: begins"), SUCCESS);
     for (level, text) in [
@@ -214,6 +227,14 @@ pub fn identity(suite: &mut Suite<Console>) {
         (0, 1),
         ((line & !0xffff) + 0xffff, 2),
     ] {
-        suite.equal("call/log-where", status(vendor::LOG, 3, pa, length), INPUT);
+        suite.equal(
+            "call/log-where",
+            status(Vendor::Log {
+                level: 3,
+                pa,
+                length,
+            }),
+            INPUT,
+        );
     }
 }

@@ -63,8 +63,10 @@ fn lost(suite: &mut Suite<Console>) {
         let right = answer == 0 || affinity_info(mpidr) == 1;
         suite.check("host/lost-cpu", right, answer);
     }
-    let lives = (0..10_000)
-        .all(|_| calls::status(rmi::fid::RMI_VERSION, rmi::VERSION_1_0, 0, 0) == calls::SUCCESS);
+    let version = rmi::Command::Version {
+        requested: rmi::VERSION_1_0,
+    };
+    let lives = (0..10_000).all(|_| calls::status(version) == calls::SUCCESS);
     suite.check("host/lives-on", lives, "RMI_VERSION fails");
     suite.check(
         "host/lost-kept-out",

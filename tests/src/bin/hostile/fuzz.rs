@@ -4,7 +4,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rmi::{fid, vendor};
+use rmi::{Command, fid, vendor};
 use tests::bare::console::Console;
 use tests::bare::psci::{affinity_info, fid as power, psci};
 use tests::bare::{MAX_CPUS, cpu, gic, machine};
@@ -12,9 +12,9 @@ use tests::msr;
 use tests::random::Random;
 use tests::suite::Suite;
 
-use crate::calls::{self, SUCCESS, call, granule, memory_ranges, status};
+use crate::calls::{self, SUCCESS, ask, granule, memory_ranges, status};
 use crate::granules::{at, fill, own, read, undelegate, write};
-use crate::realm::{IPA_BITS, normal, start_level, write_params, write_rec};
+use crate::realm::{IPA_BITS, normal, span, start_level, write_params, write_rec};
 
 /// Granules that all calls fight over; others are parameter and run pages.
 const SHARED: u64 = 32;
@@ -22,31 +22,9 @@ const FIRST: u64 = 256;
 /// Parameters of realms, of vCPUs, and run pages, before the shared ones.
 const PAGES: u64 = 8;
 
-/// Every function of the RMI and our own; PSCI's: [`power_call`].
-const FUNCTIONS: [u64; 30] = [
-    fid::RMI_VERSION,
-    fid::RMI_GRANULE_DELEGATE,
-    fid::RMI_GRANULE_UNDELEGATE,
-    fid::RMI_DATA_CREATE,
-    fid::RMI_DATA_CREATE_UNKNOWN,
-    fid::RMI_DATA_DESTROY,
-    fid::RMI_REALM_ACTIVATE,
-    fid::RMI_REALM_CREATE,
-    fid::RMI_REALM_DESTROY,
-    fid::RMI_REC_CREATE,
-    fid::RMI_REC_DESTROY,
-    fid::RMI_REC_ENTER,
-    fid::RMI_RTT_CREATE,
-    fid::RMI_RTT_DESTROY,
-    fid::RMI_RTT_MAP_UNPROTECTED,
-    fid::RMI_RTT_READ_ENTRY,
-    fid::RMI_RTT_UNMAP_UNPROTECTED,
-    fid::RMI_PSCI_COMPLETE,
-    fid::RMI_FEATURES,
-    fid::RMI_RTT_FOLD,
-    fid::RMI_REC_AUX_COUNT,
-    fid::RMI_RTT_INIT_RIPAS,
-    fid::RMI_RTT_SET_RIPAS,
+/// Functions of our own that are called at random, beside all of the RMI's;
+/// PSCI's: [`power_call`].
+const VENDOR: [u64; 7] = [
     vendor::MEMORY_RANGE,
     vendor::SET_SPI,
     vendor::REC_PENDING,
@@ -55,6 +33,18 @@ const FUNCTIONS: [u64; 30] = [
     vendor::REC_READ,
     vendor::REC_WRITE,
 ];
+
+/// Any function, of any arguments.
+fn hostile(random: &mut Random) -> [u64; 6] {
+    let all = Command::TABLE.len() + VENDOR.len();
+    let n = random.below(all as u64) as usize;
+    let function = match n.checked_sub(Command::TABLE.len()) {
+        Some(n) => VENDOR[n],
+        None => Command::TABLE[n].function,
+    };
+    let [a, b, c, d, e] = [0; 5].map(|_: u64| any(random));
+    [function, a, b, c, d, e]
+}
 
 static SEED: AtomicU64 = AtomicU64::new(0);
 /// Every CPU was asked to start.
@@ -121,37 +111,51 @@ fn role(random: &mut Random, from: u64, count: u64) -> u64 {
 }
 
 /// A call that may well succeed.
-fn sensible(random: &mut Random) -> (u64, [u64; 5]) {
+fn sensible(random: &mut Random) -> Command {
     let rd = role(random, 8, 3);
     let rec = role(random, 11, 3);
-    let level = (start_level() + random.below(4) as i64) as u64;
+    let level = start_level() + random.below(4) as i64;
     // Roots at 0, realms at 8, vCPUs at 11, tables at 14, the host's at 24.
-    let any = role(random, 0, 24);
-    let (one, two) = (role(random, 14, 10), role(random, 24, 8));
-    let place = ipa(random);
+    let pa = role(random, 0, 24);
+    let (rtt, two) = (role(random, 14, 10), role(random, 24, 8));
+    let ipa = ipa(random);
     match random.below(16) {
-        0..4 => (fid::RMI_GRANULE_DELEGATE, [any, 0, 0, 0, 0]),
-        4 if random.below(4) == 0 => (fid::RMI_GRANULE_UNDELEGATE, [any, 0, 0, 0, 0]),
-        5 => (fid::RMI_REALM_CREATE, [rd, page(random.below(4)), 0, 0, 0]),
-        6 => (
-            fid::RMI_REC_CREATE,
-            [rd, rec, page(4 + random.below(2)), 0, 0],
-        ),
-        7 if random.below(2) == 0 => (fid::RMI_REALM_ACTIVATE, [rd, 0, 0, 0, 0]),
-        4 | 8 => (
-            fid::RMI_REC_ENTER,
-            [rec, page(6 + random.below(2)), 0, 0, 0],
-        ),
-        9 | 10 => (fid::RMI_RTT_CREATE, [rd, one, place, level, 0]),
-        11 => (fid::RMI_RTT_DESTROY, [rd, place, level, 0, 0]),
-        12 => (
-            fid::RMI_RTT_MAP_UNPROTECTED,
-            [rd, place, level, normal(two), 0],
-        ),
-        13 => (fid::RMI_RTT_UNMAP_UNPROTECTED, [rd, place, level, 0, 0]),
-        14 if random.below(4) == 0 => (fid::RMI_REC_DESTROY, [rec, 0, 0, 0, 0]),
-        15 => (fid::RMI_REALM_DESTROY, [rd, 0, 0, 0, 0]),
-        _ => (fid::RMI_PSCI_COMPLETE, [rec, role(random, 11, 3), 0, 0, 0]),
+        0..4 => Command::GranuleDelegate { pa },
+        4 if random.below(4) == 0 => Command::GranuleUndelegate { pa },
+        5 => {
+            let params = page(random.below(4));
+            Command::RealmCreate { rd, params }
+        }
+        6 => {
+            let params = page(4 + random.below(2));
+            Command::RecCreate { rd, rec, params }
+        }
+        7 if random.below(2) == 0 => Command::RealmActivate { rd },
+        4 | 8 => {
+            let run = page(6 + random.below(2));
+            Command::RecEnter { rec, run }
+        }
+        9 | 10 => Command::RttCreate {
+            rd,
+            rtt,
+            ipa,
+            level,
+        },
+        11 => Command::RttDestroy { rd, ipa, level },
+        12 => Command::RttMapUnprotected {
+            rd,
+            ipa,
+            level,
+            desc: normal(two),
+        },
+        13 => Command::RttUnmapUnprotected { rd, ipa, level },
+        14 if random.below(4) == 0 => Command::RecDestroy { rec },
+        15 => Command::RealmDestroy { rd },
+        _ => Command::PsciComplete {
+            calling: rec,
+            target: role(random, 11, 3),
+            status: 0,
+        },
     }
 }
 
@@ -184,17 +188,16 @@ fn run() {
                 undelegate(at(FIRST + n));
             }
         }
-        let (function, arguments) = if random.below(4) != 0 {
-            sensible(&mut random)
+        let registers = if random.below(4) != 0 {
+            sensible(&mut random).encode()
         } else {
-            let function = FUNCTIONS[random.below(FUNCTIONS.len() as u64) as usize];
-            (function, [0; 5].map(|_: u64| any(&mut random)))
+            hostile(&mut random)
         };
-        let x0 = call(function, arguments)[0];
+        let x0 = status(registers);
         match rmi::Status::unpack(x0) {
             Some(rmi::Status::Success) => {
                 SUCCEEDED.fetch_add(1, Ordering::Relaxed);
-                if function == fid::RMI_REC_ENTER {
+                if registers[0] == fid::RMI_REC_ENTER {
                     ENTERED.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -301,19 +304,23 @@ pub fn checks(suite: &mut Suite<Console>, seed: u64, count: u64) {
 fn take_apart(mut destroyed: impl FnMut(u64)) {
     let all = || (0..SHARED).map(|n| at(FIRST + n));
     for pa in all() {
-        status(fid::RMI_REC_DESTROY, pa, 0, 0);
+        status(Command::RecDestroy { rec: pa });
     }
     for rd in all() {
-        if call(fid::RMI_REC_AUX_COUNT, [rd, 0, 0, 0, 0])[0] != SUCCESS {
+        if status(Command::RecAuxCount { rd }) != SUCCESS {
             continue;
         }
         for level in (start_level()..=3).rev() {
-            walk(rd, level, fid::RMI_RTT_UNMAP_UNPROTECTED, 1);
+            walk(span(level), |ipa| {
+                ask(Command::RttUnmapUnprotected { rd, ipa, level })[1]
+            });
         }
         for level in (start_level() + 1..=3).rev() {
-            walk(rd, level, fid::RMI_RTT_DESTROY, 2);
+            walk(span(level - 1), |ipa| {
+                ask(Command::RttDestroy { rd, ipa, level })[2]
+            });
         }
-        destroyed(status(fid::RMI_REALM_DESTROY, rd, 0, 0));
+        destroyed(status(Command::RealmDestroy { rd }));
     }
 }
 
@@ -335,19 +342,15 @@ fn clean_up(suite: &mut Suite<Console>) {
     suite.equal("fuzz/dirty-granules", dirty, 0);
 }
 
-/// Goes through a realm's IPA space by `top`; `at` is its place in the answer.
-fn walk(rd: u64, level: i64, function: u64, place: usize) {
+/// Goes through a realm's IPA space by the `top` of `step`'s answers, by `span`
+/// where there is none.
+fn walk(span: u64, step: impl Fn(u64) -> u64) {
     let mut ipa = 0;
     let mut steps = 0;
     while ipa >> IPA_BITS == 0 && steps < 100_000 {
-        let answer = call(function, [rd, ipa, level as u64, 0, 0]);
-        let top = answer[place];
+        let top = step(ipa);
         // Live, and not to be ended at this level: one entry on.
-        ipa = if top > ipa {
-            top
-        } else {
-            ipa + crate::realm::span(if place == 1 { level } else { level - 1 })
-        };
+        ipa = if top > ipa { top } else { ipa + span };
         steps += 1;
     }
 }

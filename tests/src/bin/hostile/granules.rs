@@ -3,7 +3,7 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rmi::fid::{RMI_GRANULE_DELEGATE as DELEGATE, RMI_GRANULE_UNDELEGATE as UNDELEGATE};
+use rmi::Command;
 use rmi::vendor::RangeKind;
 use tests::bare::console::Console;
 use tests::bare::exception::{self, Caught};
@@ -67,12 +67,12 @@ pub fn is_zero(pa: u64) -> bool {
 
 /// Gives a granule to EL2.
 pub fn delegate(pa: u64) -> u64 {
-    status(DELEGATE, pa, 0, 0)
+    status(Command::GranuleDelegate { pa })
 }
 
 /// Takes it back.
 pub fn undelegate(pa: u64) -> u64 {
-    status(UNDELEGATE, pa, 0, 0)
+    status(Command::GranuleUndelegate { pa })
 }
 
 /// The checks.

@@ -3,16 +3,16 @@
 use core::arch::global_asm;
 use core::mem::offset_of;
 
-use rmi::fid;
 use rmi::registers::{Finish, Registers};
 use rmi::run::{EnterFlags, ExitReason, RecEnter, RecExit, RecRun};
-use rmi::vendor;
+use rmi::vendor::{self, Vendor};
+use rmi::{Command, fid};
 use tests::bare::asm::{read32, read64, write32, write64};
 use tests::bare::console::Console;
 use tests::bare::{cpu, gic};
 use tests::suite::Suite;
 
-use crate::calls::{INPUT, REC, SUCCESS, call, granule, realm, status};
+use crate::calls::{INPUT, REC, SUCCESS, ask, granule, realm, status};
 use crate::granules::{at, delegate, is_zero, undelegate};
 use crate::realm::{
     CODE, PARAMS, RD, RECS, ROOT, RUN, TABLES, map, normal, span, start_level, table, take_tables,
@@ -121,7 +121,10 @@ fn enter(n: u64, flags: EnterFlags, value: u64) -> Exit {
             // What EL2 must overwrite.
             write64(run + offset_of!(RecRun, exit) as u64, 0xff);
         }
-        let status = status(fid::RMI_REC_ENTER, at(RECS + n), run, 0);
+        let status = status(Command::RecEnter {
+            rec: at(RECS + n),
+            run,
+        });
         let exit = Exit {
             status,
             reason: exit_word(offset_of!(RecExit, exit_reason)),
@@ -160,7 +163,10 @@ pub fn checks(suite: &mut Suite<Console>) {
     write_params(at(PARAMS), at(ROOT), 9);
     suite.equal(
         "guest/realm",
-        status(fid::RMI_REALM_CREATE, rd, at(PARAMS), 0),
+        status(Command::RealmCreate {
+            rd,
+            params: at(PARAMS),
+        }),
         SUCCESS,
     );
     for n in 0..(3 - start_level()) as u64 {
@@ -178,22 +184,30 @@ pub fn checks(suite: &mut Suite<Console>) {
     suite.equal("guest/map", map(rd, RAM, 3, normal(at(CODE))), SUCCESS);
     for n in 0..2 {
         write_rec(at(PARAMS), n, n == 0, RAM, DEVICE);
-        let made = status(fid::RMI_REC_CREATE, rd, at(RECS + n), at(PARAMS));
+        let made = status(Command::RecCreate {
+            rd,
+            rec: at(RECS + n),
+            params: at(PARAMS),
+        });
         suite.equal("guest/rec", made, SUCCESS);
     }
     suite.equal(
         "guest/activate",
-        status(fid::RMI_REALM_ACTIVATE, rd, 0, 0),
+        status(Command::RealmActivate { rd }),
         SUCCESS,
     );
     suite.equal(
         "guest/activate-again",
-        status(fid::RMI_REALM_ACTIVATE, rd, 0, 0),
+        status(Command::RealmActivate { rd }),
         realm(0),
     );
     suite.equal(
         "guest/rec-too-late",
-        status(fid::RMI_REC_CREATE, rd, at(RD + 20), at(PARAMS)),
+        status(Command::RecCreate {
+            rd,
+            rec: at(RD + 20),
+            params: at(PARAMS),
+        }),
         INPUT,
     );
     suite.equal("enter/not-runnable", enter(1, NONE, 0).status, REC);
@@ -268,7 +282,7 @@ fn devices(suite: &mut Suite<Console>) {
     expect("exit/wfi", right, exit);
     suite.equal(
         "rec/not-pending",
-        call(vendor::REC_PENDING, [at(RECS), 0, 0, 0, 0])[1],
+        ask(Vendor::RecPending { rec: at(RECS) })[1],
         0,
     );
 }
@@ -282,7 +296,7 @@ fn registers(suite: &mut Suite<Console>) {
         || unsafe { &mut *core::ptr::with_exposed_provenance_mut::<Registers>(page as usize) };
     suite.equal(
         "registers/read",
-        status(vendor::REC_READ, rec, page, 0),
+        status(Vendor::RecRead { rec, pa: page }),
         SUCCESS,
     );
     let right = registers().pc == RAM + 36 && registers().x[19] == DEVICE;
@@ -293,23 +307,26 @@ fn registers(suite: &mut Suite<Console>) {
     );
     suite.equal(
         "registers/unaligned",
-        status(vendor::REC_READ, rec, page + 8, 0),
+        status(Vendor::RecRead { rec, pa: page + 8 }),
         INPUT,
     );
     suite.equal(
         "registers/no-rec",
-        status(vendor::REC_READ, at(RD), page, 0),
+        status(Vendor::RecRead {
+            rec: at(RD),
+            pa: page,
+        }),
         INPUT,
     );
     suite.equal(
         "registers/into-rec",
-        status(vendor::REC_READ, rec, rec, 0),
+        status(Vendor::RecRead { rec, pa: rec }),
         INPUT,
     );
     registers().finish = 77;
     suite.equal(
         "registers/no-end",
-        status(vendor::REC_WRITE, rec, page, 0),
+        status(Vendor::RecWrite { rec, pa: page }),
         INPUT,
     );
     // EL2h is what a guest would love to be.
@@ -318,12 +335,12 @@ fn registers(suite: &mut Suite<Console>) {
     (registers().iss, registers().far) = (0x21, 0x77);
     suite.equal(
         "registers/write",
-        status(vendor::REC_WRITE, rec, page, 0),
+        status(Vendor::RecWrite { rec, pa: page }),
         SUCCESS,
     );
     suite.equal(
         "registers/write-again",
-        status(vendor::REC_WRITE, rec, page, 0),
+        status(Vendor::RecWrite { rec, pa: page }),
         REC,
     );
     let exit = enter(0, NONE, 0);
@@ -335,14 +352,14 @@ fn registers(suite: &mut Suite<Console>) {
     // The pair once more, from its place.
     suite.equal(
         "registers/read-again",
-        status(vendor::REC_READ, rec, page, 0),
+        status(Vendor::RecRead { rec, pa: page }),
         SUCCESS,
     );
     registers().pc = RAM + 36;
     registers().finish = Finish::Done as u64;
     suite.equal(
         "registers/back",
-        status(vendor::REC_WRITE, rec, page, 0),
+        status(Vendor::RecWrite { rec, pa: page }),
         SUCCESS,
     );
     let exit = enter(0, NONE, 0);
@@ -359,9 +376,14 @@ fn is_psci(exit: &Exit, call: &[u64]) -> bool {
 fn power(suite: &mut Suite<Console>) {
     let (first, second) = (at(RECS), at(RECS + 1));
     let emulate = EnterFlags::EMUL_MMIO;
-    let complete =
-        |a: u64, b: u64, answer: i64| status(fid::RMI_PSCI_COMPLETE, a, b, answer as u64);
-    let on = u64::from(fid::PSCI_CPU_ON_64);
+    let complete = |a: u64, b: u64, answer: i64| {
+        status(Command::PsciComplete {
+            calling: a,
+            target: b,
+            status: answer,
+        })
+    };
+    let on = u64::from(fid::PSCI_CPU_ON);
     let exit = enter(0, NONE, 0);
     suite.check(
         "psci/cpu-on-exit",
@@ -386,7 +408,7 @@ fn power(suite: &mut Suite<Console>) {
     suite.equal("psci/denied-stays-off", enter(1, NONE, 0).status, REC);
 
     let exit = enter(0, emulate, 0);
-    let affinity = u64::from(fid::PSCI_AFFINITY_INFO_64);
+    let affinity = u64::from(fid::PSCI_AFFINITY_INFO);
     suite.check(
         "psci/affinity-exit",
         is_psci(&exit, &[affinity, 1]),
@@ -486,13 +508,16 @@ fn running(suite: &mut Suite<Console>) -> Exit {
         gic::start_cpu();
         gic::enable(vendor::KICK_SGI, 0x80);
         ENTERED.store(1, Ordering::SeqCst);
-        let answer = status(fid::RMI_REC_ENTER, at(RECS + 1), at(RUN), 0);
+        let answer = status(Command::RecEnter {
+            rec: at(RECS + 1),
+            run: at(RUN),
+        });
         ANSWER.store(answer, Ordering::SeqCst);
         ENTERED.store(2, Ordering::SeqCst);
     };
     suite.equal("running/cpu", cpu::start(1, job) as u64, 0);
     let runs = cpu::eventually(|| {
-        ENTERED.load(Ordering::SeqCst) == 1 && status(vendor::REC_PENDING, second, 0, 0) == REC
+        ENTERED.load(Ordering::SeqCst) == 1 && status(Vendor::RecPending { rec: second }) == REC
     });
     if runs {
         // Its page is pinned while it runs: then it cannot be delegated.
@@ -500,21 +525,36 @@ fn running(suite: &mut Suite<Console>) -> Exit {
         let other = at(PARAMS);
         suite.equal(
             "running/enter",
-            status(fid::RMI_REC_ENTER, second, other, 0),
+            status(Command::RecEnter {
+                rec: second,
+                run: other,
+            }),
             REC,
         );
         suite.equal(
             "running/destroy",
-            status(fid::RMI_REC_DESTROY, second, 0, 0),
+            status(Command::RecDestroy { rec: second }),
             REC,
         );
         suite.equal(
             "running/pending",
-            status(vendor::REC_PENDING, second, 0, 0),
+            status(Vendor::RecPending { rec: second }),
             REC,
         );
-        suite.equal("running/spi", status(vendor::SET_SPI, rd, 33, 1), SUCCESS);
-        suite.equal("running/kick", status(vendor::KICK, second, 0, 0), SUCCESS);
+        suite.equal(
+            "running/spi",
+            status(Vendor::SetSpi {
+                rd,
+                intid: 33,
+                level: 1,
+            }),
+            SUCCESS,
+        );
+        suite.equal(
+            "running/kick",
+            status(Vendor::Kick { rec: second }),
+            SUCCESS,
+        );
     }
     suite.check("running/runs", runs, "the vCPU is not seen to run");
     let left = cpu::eventually(|| ENTERED.load(Ordering::SeqCst) == 2);
@@ -527,7 +567,7 @@ fn running(suite: &mut Suite<Console>) -> Exit {
         format_args!("{left} {answer:#x} reason {reason}"),
     );
     suite.check("running/cpu-off", cpu::wait_off(1), "CPU 1 stays on");
-    let gone = call(fid::RMI_RTT_UNMAP_UNPROTECTED, [rd, ipa, 3, 0, 0]);
+    let gone = ask(Command::RttUnmapUnprotected { rd, ipa, level: 3 });
     suite.equal("running/unmap", gone[0], SUCCESS);
     // The poll comes out as an access again.
     let exit = enter(1, NONE, 0);
@@ -539,7 +579,11 @@ fn running(suite: &mut Suite<Console>) -> Exit {
     // Those of its own tables go with the rest: from the lowest.
     for level in (start_level() + 1..=3).rev() {
         let base = DEVICE & !(span(level - 1) - 1);
-        let gone = call(fid::RMI_RTT_DESTROY, [rd, base, level as u64, 0, 0]);
+        let gone = ask(Command::RttDestroy {
+            rd,
+            ipa: base,
+            level,
+        });
         if gone[0] == SUCCESS {
             suite.equal("running/table-back", undelegate(gone[1]), SUCCESS);
         }
@@ -550,19 +594,23 @@ fn running(suite: &mut Suite<Console>) -> Exit {
 
 fn last(suite: &mut Suite<Console>) {
     let rd = at(RD);
-    let gone = call(fid::RMI_RTT_UNMAP_UNPROTECTED, [rd, RAM, 3, 0, 0]);
+    let gone = ask(Command::RttUnmapUnprotected {
+        rd,
+        ipa: RAM,
+        level: 3,
+    });
     suite.equal("guest/unmap", gone[0], SUCCESS);
     for n in 0..2 {
         suite.equal(
             "guest/rec-destroy",
-            status(fid::RMI_REC_DESTROY, at(RECS + n), 0, 0),
+            status(Command::RecDestroy { rec: at(RECS + n) }),
             SUCCESS,
         );
     }
     take_tables(suite, rd, RAM);
     suite.equal(
         "guest/destroy",
-        status(fid::RMI_REALM_DESTROY, rd, 0, 0),
+        status(Command::RealmDestroy { rd }),
         SUCCESS,
     );
     for n in [RD, ROOT, RECS, RECS + 1] {

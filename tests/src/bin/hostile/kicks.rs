@@ -6,13 +6,13 @@ use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rmi::run::EnterFlags;
-use rmi::vendor::{self, KICK_SGI};
+use rmi::vendor::{KICK_SGI, Vendor};
 use tests::bare::asm::wfi;
 use tests::bare::console::Console;
 use tests::bare::{cpu, gic};
 use tests::suite::Suite;
 
-use crate::calls::{SUCCESS, call, status};
+use crate::calls::{SUCCESS, ask, status};
 use crate::granules::at;
 use crate::tiny::Tiny;
 
@@ -176,7 +176,10 @@ fn send(guest: &Tiny, what: u64) -> bool {
 
 /// The exits of a vCPU that does not run, as many as EL2 remembers.
 fn exits(vcpu: u64) -> u64 {
-    let answer = call(vendor::REC_HISTORY, [vcpu, at(2), 0, 0, 0]);
+    let answer = ask(Vendor::RecHistory {
+        rec: vcpu,
+        pa: at(2),
+    });
     if answer[0] == SUCCESS {
         answer[1]
     } else {
@@ -194,7 +197,7 @@ fn runs_another() {
     CAME_TO.store(2, Ordering::SeqCst);
     COUNT.store(exits(spinner.rec(0)), Ordering::SeqCst);
     // Nothing of it is lost: the one that waits has its interrupt.
-    let pending = call(vendor::REC_PENDING, [guest.rec(0), 0, 0, 0, 0]);
+    let pending = ask(Vendor::RecPending { rec: guest.rec(0) });
     wrong_unless(pending[..2] == [SUCCESS, 1], 2);
     let exit = guest.go(0, TRAP_WFI, 0);
     wrong_unless(exit.access() == Some(HEARD) && exit.value == 3, 3);
@@ -207,12 +210,18 @@ fn runs_another() {
 fn beside(suite: &mut Suite<Console>, guest: &Tiny, spinner: &Tiny) {
     let began = begin(runs_another) && until(&CAME_TO, 1);
     suite.check("kicks/waits", began, "CPU 1 does not come to it");
-    let runs = cpu::eventually(|| status(vendor::REC_PENDING, spinner.rec(0), 0, 0) != SUCCESS);
+    let runs = cpu::eventually(|| {
+        status(Vendor::RecPending {
+            rec: spinner.rec(0),
+        }) != SUCCESS
+    });
     suite.check("kicks/spins", runs, "the spinner does not run");
     suite.check("kicks/flood", send(guest, FLOOD), "the sender is lost");
     let at_flood_end = CAME_TO.load(Ordering::SeqCst);
     suite.equal("kicks/spinner-still-runs", at_flood_end, 1);
-    let out = status(vendor::KICK, spinner.rec(0), 0, 0);
+    let out = status(Vendor::Kick {
+        rec: spinner.rec(0),
+    });
     suite.equal("kicks/out", out, SUCCESS);
     suite.check("kicks/came-out", until(&CAME_TO, 2), "it still runs");
     suite.check("kicks/off", cpu::wait_off(1), "CPU 1 stays on");
@@ -278,7 +287,7 @@ fn sleeps() {
         if STOP.load(Ordering::SeqCst) {
             break;
         }
-        let pending = call(vendor::REC_PENDING, [guest.rec(0), 0, 0, 0, 0])[1] == 1;
+        let pending = ask(Vendor::RecPending { rec: guest.rec(0) })[1] == 1;
         if pending || !exit.is_wfi() {
             let heard = exit.access() == Some(HEARD);
             let flags = if heard { TRAP_WFI | EMULATE } else { TRAP_WFI };

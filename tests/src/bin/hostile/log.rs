@@ -4,14 +4,15 @@
 //! `bound=N` of the command line: no call may take longer than N ticks of the
 //! counter. Only where the counter counts instructions is that a fair question.
 
-use rmi::{fid, vendor};
+use rmi::fid;
+use rmi::vendor::Vendor;
 use tests::bare::asm::{self, Conduit};
 use tests::bare::console::Console;
 use tests::bare::{exception, machine, pl011};
 use tests::mrs;
 use tests::suite::Suite;
 
-use crate::calls::{self, INPUT, SUCCESS, call};
+use crate::calls::{self, INPUT, SUCCESS, ask};
 
 /// Lines of a flood: more than EL2's ring holds.
 const FLOOD: u64 = 400;
@@ -26,7 +27,7 @@ const CR: u64 = 0x30;
 pub fn checks(suite: &mut Suite<Console>) {
     let machine = machine::get();
     let own = crate::devices::log_uart().is_some();
-    let [status, count, ..] = call(vendor::LOG_INPUT, [0; 5]);
+    let [status, count, ..] = ask(Vendor::LogInput);
     if own {
         suite.check(
             "log/input",

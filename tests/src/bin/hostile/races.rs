@@ -3,8 +3,9 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use rmi::Command;
 use rmi::run::EnterFlags;
-use rmi::{fid, vendor};
+use rmi::vendor::Vendor;
 use tests::bare::asm::{clean, write64};
 use tests::bare::console::Console;
 use tests::bare::cpu;
@@ -40,7 +41,7 @@ pub fn checks(suite: &mut Suite<Console>) {
 fn destroy() {
     while !STOP.load(Ordering::Relaxed) {
         let rec = TARGET.load(Ordering::Relaxed);
-        if rec != 0 && status(fid::RMI_REC_DESTROY, rec, 0, 0) == SUCCESS {
+        if rec != 0 && status(Command::RecDestroy { rec }) == SUCCESS {
             DESTROYED.fetch_add(1, Ordering::SeqCst);
         }
     }
@@ -50,7 +51,7 @@ fn destroy() {
 fn look() {
     while !STOP.load(Ordering::Relaxed) {
         let rec = OTHER.load(Ordering::Relaxed);
-        status(vendor::REC_PENDING, rec, 0, 0);
+        status(Vendor::RecPending { rec });
     }
 }
 
@@ -77,7 +78,11 @@ fn destroyed_at_birth(suite: &mut Suite<Console>) {
         for index in others..VCPUS {
             write_rec(guest.params(), index, false, RAM, 0);
             let before = DESTROYED.load(Ordering::SeqCst);
-            let made = status(fid::RMI_REC_CREATE, guest.rd(), victim, guest.params());
+            let made = status(Command::RecCreate {
+                rd: guest.rd(),
+                rec: victim,
+                params: guest.params(),
+            });
             let gone = cpu::eventually(|| DESTROYED.load(Ordering::SeqCst) != before);
             if made != SUCCESS || !gone {
                 suite.check("races/create", false, format_args!("{index}: {made:#x}"));
@@ -221,7 +226,11 @@ pub fn walk_to_nowhere(suite: &mut Suite<Console>, absent: u64) {
     STOP.store(true, Ordering::SeqCst);
     suite.check("walk/end", cpu::wait_off(1), "the other CPU goes on");
     for ipa in [RAM + bytes, nowhere] {
-        let gone = calls::call(fid::RMI_RTT_UNMAP_UNPROTECTED, [guest.rd(), ipa, 3, 0, 0]);
+        let gone = calls::ask(Command::RttUnmapUnprotected {
+            rd: guest.rd(),
+            ipa,
+            level: 3,
+        });
         suite.equal("walk/unmap", gone[0], SUCCESS);
     }
     suite.check("walk/destroy", guest.destroy(), "a call failed");

@@ -2,7 +2,7 @@
 
 use core::mem::offset_of;
 
-use rmi::fid;
+use rmi::Command;
 use rmi::params::{RealmFlags, RealmParams, RecFlags, RecParams};
 use rmi::rtt::{DESC_READ, DESC_WRITE, MEMATTR_NORMAL_WB};
 use rmi::vendor::RangeKind;
@@ -11,7 +11,7 @@ use tests::bare::console::Console;
 use tests::bare::machine;
 use tests::suite::Suite;
 
-use crate::calls::{INPUT, SUCCESS, call, granule, memory_ranges, realm, rtt, status};
+use crate::calls::{INPUT, SUCCESS, ask, granule, memory_ranges, realm, rtt, status};
 use crate::granules::{at, delegate, fill, is_zero, kept_out, undelegate};
 
 /// Width of the guests' IPA space: one root table with every granule.
@@ -88,15 +88,22 @@ pub fn normal(pa: u64) -> u64 {
 
 /// `RTT_CREATE`.
 pub fn table(rd: u64, table: u64, ipa: u64, level: i64) -> u64 {
-    call(fid::RMI_RTT_CREATE, [rd, table, ipa, level as u64, 0])[0]
+    status(Command::RttCreate {
+        rd,
+        rtt: table,
+        ipa,
+        level,
+    })
 }
 
 /// `RTT_MAP_UNPROTECTED`.
 pub fn map(rd: u64, ipa: u64, level: i64, descriptor: u64) -> u64 {
-    call(
-        fid::RMI_RTT_MAP_UNPROTECTED,
-        [rd, ipa, level as u64, descriptor, 0],
-    )[0]
+    status(Command::RttMapUnprotected {
+        rd,
+        ipa,
+        level,
+        desc: descriptor,
+    })
 }
 
 /// The checks.
@@ -109,7 +116,7 @@ pub fn checks(suite: &mut Suite<Console>) {
 
 fn create(suite: &mut Suite<Console>) {
     let (rd, root, page) = (at(RD), at(ROOT), at(PARAMS));
-    let make = |rd: u64, page: u64| status(fid::RMI_REALM_CREATE, rd, page, 0);
+    let make = |rd: u64, page: u64| status(Command::RealmCreate { rd, params: page });
     write_params(page, root, 7);
     suite.equal("realm/rd-not-delegated", make(rd, page), INPUT);
     suite.equal("realm/delegate-rd", delegate(rd), SUCCESS);
@@ -225,8 +232,14 @@ fn create(suite: &mut Suite<Console>) {
 
 fn recs(suite: &mut Suite<Console>) {
     let (rd, page, run) = (at(RD), at(PARAMS), at(RUN));
-    let make = |rec: u64| status(fid::RMI_REC_CREATE, rd, rec, page);
-    let aux = call(fid::RMI_REC_AUX_COUNT, [rd, 0, 0, 0, 0]);
+    let make = |rec: u64| {
+        status(Command::RecCreate {
+            rd,
+            rec,
+            params: page,
+        })
+    };
+    let aux = ask(Command::RecAuxCount { rd });
     suite.check(
         "rec/aux-count",
         aux[0] == SUCCESS && aux[1] <= 16,
@@ -234,7 +247,7 @@ fn recs(suite: &mut Suite<Console>) {
     );
     suite.equal(
         "rec/aux-count-no-rd",
-        status(fid::RMI_REC_AUX_COUNT, page, 0, 0),
+        status(Command::RecAuxCount { rd: page }),
         INPUT,
     );
     write_rec(page, 0, true, 0, 0);
@@ -245,12 +258,20 @@ fn recs(suite: &mut Suite<Console>) {
     suite.equal("rec/is-rd", make(rd), INPUT);
     suite.equal(
         "rec/params-is-rec",
-        status(fid::RMI_REC_CREATE, rd, at(RECS), at(RECS)),
+        status(Command::RecCreate {
+            rd,
+            rec: at(RECS),
+            params: at(RECS),
+        }),
         INPUT,
     );
     suite.equal(
         "rec/no-realm",
-        status(fid::RMI_REC_CREATE, at(RECS + 1), at(RECS), page),
+        status(Command::RecCreate {
+            rd: at(RECS + 1),
+            rec: at(RECS),
+            params: page,
+        }),
         INPUT,
     );
     write_rec(page, 1, true, 0, 0);
@@ -271,7 +292,7 @@ fn recs(suite: &mut Suite<Console>) {
     suite.check("rec/kept-out", kept_out(at(RECS)), "the host reads it");
     suite.equal("rec/undelegate", undelegate(at(RECS)), INPUT);
 
-    let enter = |rec: u64, run: u64| status(fid::RMI_REC_ENTER, rec, run, 0);
+    let enter = |rec: u64, run: u64| status(Command::RecEnter { rec, run });
     fill(run, 0);
     suite.equal("enter/new", enter(at(RECS), run), realm(0));
     // The run page comes first, then the REC, then its state.
@@ -287,12 +308,12 @@ fn recs(suite: &mut Suite<Console>) {
     suite.equal("enter/rec-own", enter(run, run), INPUT);
     suite.equal(
         "realm/destroy-with-recs",
-        status(fid::RMI_REALM_DESTROY, rd, 0, 0),
+        status(Command::RealmDestroy { rd }),
         realm(0),
     );
     suite.equal(
         "realm/activate-no-rd",
-        status(fid::RMI_REALM_ACTIVATE, run, 0, 0),
+        status(Command::RealmActivate { rd: run }),
         INPUT,
     );
 }
@@ -300,7 +321,7 @@ fn recs(suite: &mut Suite<Console>) {
 fn tables(suite: &mut Suite<Console>) {
     let (rd, code) = (at(RD), at(CODE));
     let ipa = 0x4000_0000;
-    let read = |ipa: u64, level: i64| call(fid::RMI_RTT_READ_ENTRY, [rd, ipa, level as u64, 0, 0]);
+    let read = |ipa: u64, level: i64| ask(Command::RttReadEntry { rd, ipa, level });
     let first = start_level() + 1;
     suite.equal(
         "rtt/map-no-table",
@@ -437,12 +458,7 @@ fn tables(suite: &mut Suite<Console>) {
         map(rd, ipa + granule(), 3, normal(code)),
         SUCCESS,
     );
-    let unmap = |ipa: u64, level: i64| {
-        call(
-            fid::RMI_RTT_UNMAP_UNPROTECTED,
-            [rd, ipa, level as u64, 0, 0],
-        )
-    };
+    let unmap = |ipa: u64, level: i64| ask(Command::RttUnmapUnprotected { rd, ipa, level });
     let gone = unmap(ipa, 3);
     suite.check(
         "rtt/unmap",
@@ -473,12 +489,20 @@ fn tables(suite: &mut Suite<Console>) {
     );
     suite.equal(
         "rtt/destroy-root",
-        status(fid::RMI_RTT_DESTROY, rd, 0, start_level() as u64),
+        status(Command::RttDestroy {
+            rd,
+            ipa: 0,
+            level: start_level(),
+        }),
         INPUT,
     );
     suite.equal(
         "rtt/fold-root",
-        status(fid::RMI_RTT_FOLD, rd, 0, start_level() as u64),
+        status(Command::RttFold {
+            rd,
+            ipa: 0,
+            level: start_level(),
+        }),
         INPUT,
     );
     // A block, and its fold and unfold.
@@ -497,7 +521,11 @@ fn tables(suite: &mut Suite<Console>) {
         let entry = read(to + granule(), 3);
         let right = entry[..4] == [SUCCESS, 3, 1, normal(from + granule())];
         suite.check("rtt/unfolded", right, format_args!("{entry:x?}"));
-        let folded = call(fid::RMI_RTT_FOLD, [rd, to, 3, 0, 0]);
+        let folded = ask(Command::RttFold {
+            rd,
+            ipa: to,
+            level: 3,
+        });
         suite.check(
             "rtt/fold",
             folded[..2] == [SUCCESS, at(TABLES + 3)],
@@ -529,12 +557,12 @@ fn end(suite: &mut Suite<Console>) {
     for n in 0..2 {
         suite.equal(
             "rec/destroy",
-            status(fid::RMI_REC_DESTROY, at(RECS + n), 0, 0),
+            status(Command::RecDestroy { rec: at(RECS + n) }),
             SUCCESS,
         );
         suite.equal(
             "rec/destroy-again",
-            status(fid::RMI_REC_DESTROY, at(RECS + n), 0, 0),
+            status(Command::RecDestroy { rec: at(RECS + n) }),
             INPUT,
         );
         suite.equal("rec/back", undelegate(at(RECS + n)), SUCCESS);
@@ -542,18 +570,18 @@ fn end(suite: &mut Suite<Console>) {
     }
     suite.equal(
         "realm/destroy-with-tables",
-        status(fid::RMI_REALM_DESTROY, rd, 0, 0),
+        status(Command::RealmDestroy { rd }),
         realm(0),
     );
     take_tables(suite, rd, ipa);
     suite.equal(
         "realm/destroy",
-        status(fid::RMI_REALM_DESTROY, rd, 0, 0),
+        status(Command::RealmDestroy { rd }),
         SUCCESS,
     );
     suite.equal(
         "realm/destroy-again",
-        status(fid::RMI_REALM_DESTROY, rd, 0, 0),
+        status(Command::RealmDestroy { rd }),
         INPUT,
     );
     for n in [RD, ROOT] {
@@ -565,18 +593,30 @@ fn end(suite: &mut Suite<Console>) {
 /// Destroys the tables above `ipa`, the lowest first.
 pub fn take_tables(suite: &mut Suite<Console>, rd: u64, ipa: u64) {
     if start_level() + 1 < 3 {
-        let above = call(fid::RMI_RTT_DESTROY, [rd, ipa & !(span(1) - 1), 2, 0, 0]);
+        let above = ask(Command::RttDestroy {
+            rd,
+            ipa: ipa & !(span(1) - 1),
+            level: 2,
+        });
         suite.equal("rtt/destroy-with-table", above[0], rtt(2));
     }
     for n in (0..(3 - start_level()) as u64).rev() {
         let level = start_level() + 1 + n as i64;
         let base = ipa & !(span(level - 1) - 1);
-        let gone = call(fid::RMI_RTT_DESTROY, [rd, base, level as u64, 0, 0]);
+        let gone = ask(Command::RttDestroy {
+            rd,
+            ipa: base,
+            level,
+        });
         let right = gone[..2] == [SUCCESS, at(TABLES + n)] && gone[2] > base;
         suite.check("rtt/destroy", right, format_args!("{gone:x?}"));
         suite.equal("rtt/back", undelegate(at(TABLES + n)), SUCCESS);
         suite.check("rtt/zero", is_zero(at(TABLES + n)), "the old table shows");
-        let none = call(fid::RMI_RTT_DESTROY, [rd, base, level as u64, 0, 0]);
+        let none = ask(Command::RttDestroy {
+            rd,
+            ipa: base,
+            level,
+        });
         suite.equal("rtt/destroy-nothing", none[0], rtt(level - 1));
     }
 }

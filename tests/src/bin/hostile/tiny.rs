@@ -3,11 +3,11 @@
 
 use core::mem::offset_of;
 
-use rmi::fid;
+use rmi::Command;
 use rmi::run::{EnterFlags, ExitReason, RecEnter, RecExit, RecRun};
 use tests::bare::asm::{clean, read32, read64, write32, write64};
 
-use crate::calls::{SUCCESS, call, granule, status};
+use crate::calls::{SUCCESS, ask, granule, status};
 use crate::granules::{at, delegate, fill, undelegate};
 use crate::realm::{map, normal, span, start_level, table, write_params, write_rec};
 
@@ -80,7 +80,7 @@ impl Tiny {
         let (rd, root, params) = (this.granule(0), this.granule(1), this.granule(2));
         let mut right = delegate(rd) == SUCCESS && delegate(root) == SUCCESS;
         write_params(params, root, vmid);
-        right &= status(fid::RMI_REALM_CREATE, rd, params, 0) == SUCCESS;
+        right &= status(Command::RealmCreate { rd, params }) == SUCCESS;
         for level in start_level() + 1..=3 {
             let rtt = this.granule(8 + level as u64);
             let base = RAM & !(span(level - 1) - 1);
@@ -99,7 +99,11 @@ impl Tiny {
         for vcpu in 0..vcpus {
             write_rec(params, vcpu, true, RAM, vcpu);
             right &= delegate(this.rec(vcpu)) == SUCCESS
-                && status(fid::RMI_REC_CREATE, rd, this.rec(vcpu), params) == SUCCESS;
+                && status(Command::RecCreate {
+                    rd,
+                    rec: this.rec(vcpu),
+                    params,
+                }) == SUCCESS;
             fill(this.run(vcpu), 0);
         }
         right.then_some(this)
@@ -107,7 +111,7 @@ impl Tiny {
 
     /// `REALM_ACTIVATE`; whether it succeeded.
     pub fn activate(&self) -> bool {
-        status(fid::RMI_REALM_ACTIVATE, self.rd(), 0, 0) == SUCCESS
+        status(Command::RealmActivate { rd: self.rd() }) == SUCCESS
     }
 
     /// PA of its RD.
@@ -156,7 +160,10 @@ impl Tiny {
             write64(run + offset_of!(RecEnter, flags) as u64, flags.bits());
             write64(run + offset_of!(RecEnter, gprs) as u64, value);
         }
-        let status = status(fid::RMI_REC_ENTER, self.rec(vcpu), run, 0);
+        let status = status(Command::RecEnter {
+            rec: self.rec(vcpu),
+            run,
+        });
         // SAFETY: as above.
         let word =
             |offset: usize| unsafe { read64(run + (offset_of!(RecRun, exit) + offset) as u64) };
@@ -183,19 +190,25 @@ impl Tiny {
         let rd = self.granule(0);
         let mut right = true;
         for vcpu in 0..self.vcpus {
-            right &= status(fid::RMI_REC_DESTROY, self.rec(vcpu), 0, 0) == SUCCESS;
+            right &= status(Command::RecDestroy {
+                rec: self.rec(vcpu),
+            }) == SUCCESS;
             right &= undelegate(self.rec(vcpu)) == SUCCESS;
         }
         for page in 0..self.pages {
             let ipa = RAM + page * granule();
-            right &= call(fid::RMI_RTT_UNMAP_UNPROTECTED, [rd, ipa, 3, 0, 0])[0] == SUCCESS;
+            right &= status(Command::RttUnmapUnprotected { rd, ipa, level: 3 }) == SUCCESS;
         }
         for level in (start_level() + 1..=3).rev() {
             let base = RAM & !(span(level - 1) - 1);
-            let gone = call(fid::RMI_RTT_DESTROY, [rd, base, level as u64, 0, 0]);
+            let gone = ask(Command::RttDestroy {
+                rd,
+                ipa: base,
+                level,
+            });
             right &= gone[0] == SUCCESS && undelegate(gone[1]) == SUCCESS;
         }
-        right &= status(fid::RMI_REALM_DESTROY, rd, 0, 0) == SUCCESS;
+        right &= status(Command::RealmDestroy { rd }) == SUCCESS;
         right && undelegate(rd) == SUCCESS && undelegate(self.granule(1)) == SUCCESS
     }
 }
