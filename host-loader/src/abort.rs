@@ -18,12 +18,12 @@ use crate::guest::realm::describe;
 use crate::life::{Guest, Stop, Vcpu};
 use crate::machine::Machine;
 use crate::rmi_call;
+use arm64::syndrome::{Class, Syndrome};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use log::Level;
 use rmi::registers::Registers;
 use rmi::run::RecExit;
-use rmi::syndrome::{Class, Syndrome};
 use zerocopy::FromZeros;
 
 /// How often an instruction may be left to the guest again, one time after the

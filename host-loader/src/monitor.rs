@@ -10,8 +10,8 @@ use crate::rmi_call;
 use crate::sched::Held;
 use alloc::format;
 use alloc::string::String;
+use arm64::syndrome::Syndrome;
 use core::sync::atomic::Ordering;
-use rmi::syndrome::Syndrome;
 use rmi::vendor::{Exit, HISTORY_LEN};
 
 /// The byte that asks: Ctrl-T.

@@ -6,6 +6,7 @@ use crate::life::{Guest, Stop};
 use crate::machine::Machine;
 use crate::rmi_call::{self, CallError};
 use crate::trace;
+use arm64::syndrome::{Class, Syndrome};
 use core::fmt;
 use log::Level;
 use rmi::Status;
@@ -13,7 +14,6 @@ use rmi::call::Made;
 use rmi::params::mpidr_index;
 use rmi::psci::{self, Psci};
 use rmi::run::{EnterFlags, ExitReason, RecExit};
-use rmi::syndrome::{Class, Syndrome};
 
 /// What became of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

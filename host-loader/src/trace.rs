@@ -5,12 +5,12 @@
 
 use crate::logger;
 use crate::platform::boot_argument;
+use arm64::syndrome::{Class, Syndrome};
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 use log::Level;
 use rmi::call::Made;
 use rmi::run::{ExitReason, RecExit};
-use rmi::syndrome::{Class, Syndrome};
 
 static EXITS: AtomicBool = AtomicBool::new(false);
 

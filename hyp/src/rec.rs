@@ -16,7 +16,7 @@ use crate::cpu::gic::VirtualInterface;
 use crate::exception::inject;
 use crate::kicks::Kicks;
 use crate::memory::phys;
-use ::rmi::syndrome::Syndrome;
+use arm64::syndrome::Syndrome;
 
 /// The number of no PE.
 pub const NO_PE: u32 = u32::MAX;

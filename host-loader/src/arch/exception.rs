@@ -7,11 +7,11 @@
 use super::{cpu, insn, mmu};
 use crate::{logger, rmi_call};
 use appendix::{Appendix, Symbols};
+use arm64::syndrome::Syndrome;
 use core::fmt::Write;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 use rmi::end::How;
-use rmi::syndrome::Syndrome;
 use spin::Once;
 
 /// The first fault reports; a CPU that comes second waits for the end.

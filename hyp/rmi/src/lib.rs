@@ -30,7 +30,6 @@
 //! | [`run`] | the page that `REC_ENTER` reads and writes |
 //! | [`registers`] | the page of `REC_READ` and `REC_WRITE` |
 //! | [`rtt`] | descriptors, states and RIPAS values of the RTT commands |
-//! | [`syndrome`] | ESR_ELx, which exit records carry |
 //! | [`text`] | which characters the log takes |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -48,7 +47,6 @@ pub mod rtt;
 pub mod run;
 pub mod smccc;
 pub mod status;
-pub mod syndrome;
 pub mod table;
 pub mod text;
 pub mod vendor;

@@ -1,7 +1,7 @@
 //! What a lower exception level has in registers: general purpose, EL1 system
 //! registers, timers, and FP/SIMD.
 
-use rmi::syndrome::Syndrome;
+use arm64::syndrome::Syndrome;
 
 use super::features::Features;
 use crate::{mrs, msr};

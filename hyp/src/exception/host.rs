@@ -1,5 +1,6 @@
 //! The host's turn: it runs until it traps, the trap is served, it runs again.
 
+use arm64::regs::{ACTLR_EL1, ESR_EL2, FAR_EL2, HPFAR_EL2, OSLSR_EL1};
 use log::debug;
 
 use super::inject;
@@ -8,13 +9,13 @@ use super::report::stop_if_dying;
 use crate::cpu::Cpu;
 use crate::cpu::context::{Exception, enter};
 use crate::guest::idregs;
-use crate::guest::sysreg::{self, Sysreg};
 use crate::log::trace::{self, Answer};
-use crate::{mrs, psci, rmi as rmi_calls};
+use crate::{psci, rmi as rmi_calls};
 use ::rmi::NOT_SUPPORTED;
 use ::rmi::call::HostCall;
 use ::rmi::smccc::{self, Smccc};
-use ::rmi::syndrome::{Class, Syndrome};
+use arm64::syndrome::{Class, Syndrome};
+use arm64::sysreg::Sysreg;
 
 /// Runs the host on this PE for ever.
 pub fn run(cpu: &mut Cpu) -> ! {
@@ -33,7 +34,7 @@ pub fn run(cpu: &mut Cpu) -> ! {
 }
 
 fn synchronous(cpu: &mut Cpu) {
-    let esr = Syndrome(mrs!("esr_el2"));
+    let esr = Syndrome(ESR_EL2.get());
     match esr.class() {
         // An SMC trapped by TSC leaves the PC at itself; HVC does not.
         Class::SMC => {
@@ -121,12 +122,12 @@ fn abort(cpu: &mut Cpu, esr: Syndrome) {
         },
         cpu.host.gprs.pc
     );
-    inject::external_abort(&mut cpu.host.gprs, esr, mrs!("far_el2"));
+    inject::external_abort(&mut cpu.host.gprs, esr, FAR_EL2.get());
 }
 
 /// The IPA of a stage-2 fault that HPFAR_EL2 holds (not a permission fault).
 pub fn faulting_ipa(esr: Syndrome) -> u64 {
-    esr.ipa(mrs!("hpfar_el2"), mrs!("far_el2"))
+    esr.ipa(HPFAR_EL2.get(), FAR_EL2.get())
 }
 
 fn system_register(cpu: &mut Cpu, esr: Syndrome) {
@@ -137,9 +138,16 @@ fn system_register(cpu: &mut Cpu, esr: Syndrome) {
         gprs.set(rt, idregs::view(register, idregs::of_cpu(register), 52));
     } else if register.is_debug() {
         if read {
-            gprs.set(rt, if register == sysreg::OSLSR_EL1 { 8 } else { 0 });
+            gprs.set(
+                rt,
+                if register == OSLSR_EL1::ENCODING {
+                    8
+                } else {
+                    0
+                },
+            );
         }
-    } else if register == sysreg::ACTLR_EL1 {
+    } else if register == ACTLR_EL1::ENCODING {
         // How the CPU itself works is nobody's to change.
         if read {
             gprs.set(rt, 0);

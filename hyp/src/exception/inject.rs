@@ -5,7 +5,7 @@
 
 use crate::cpu::context::{El1, Gprs};
 use crate::{mrs, msr};
-use ::rmi::syndrome::{Class, Fault, Syndrome};
+use arm64::syndrome::{Class, Fault, Syndrome};
 
 /// PSTATE.PAN.
 const PAN: u64 = 1 << 22;

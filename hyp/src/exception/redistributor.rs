@@ -10,7 +10,7 @@
 
 use core::ops::Range;
 
-use rmi::syndrome::Syndrome;
+use arm64::syndrome::Syndrome;
 use rmi::vendor::KICK_SGI;
 
 use crate::boot::tree::Ppis;

@@ -8,9 +8,9 @@ use crate::cpu::{instr, pe};
 use crate::log::LastWords;
 use crate::mrs;
 use ::rmi::end::{End, How};
-#[cfg(target_os = "none")]
-use ::rmi::syndrome::Syndrome;
 use appendix::{Appendix, Header, Symbols};
+#[cfg(target_os = "none")]
+use arm64::syndrome::Syndrome;
 
 /// Set by the first CPU that dies, to what [`me`] says; the others stop at their
 /// next entry to EL2.

@@ -1,5 +1,9 @@
 //! A guest's synchronous exceptions: what EL2 serves, and what is the host's.
 
+use arm64::regs::{
+    ACTLR_EL1, CNTP_CTL_EL0, CNTP_CVAL_EL0, CNTP_TVAL_EL0, CNTPCT_EL0, FAR_EL2, ICC_ASGI1R_EL1,
+    ICC_DIR_EL1, ICC_SGI0R_EL1, ICC_SGI1R_EL1, ICC_SRE_EL1, MDSCR_EL1, OSLSR_EL1, SCTLR_EL1,
+};
 use log::warn;
 use rmi::psci::{self as codes, Psci};
 use rmi::run::ExitReason;
@@ -9,14 +13,13 @@ use super::idregs;
 use super::interrupts::Interrupts;
 use super::psci::{self, Answer, Entropy};
 use super::run::Record;
-use super::sysreg::{self, Sysreg};
 use crate::exception::host::faulting_ipa;
 use crate::exception::inject;
 use crate::log::trace;
 use crate::realm::State;
 use crate::rec::{Pending, Run};
-use crate::{mrs, msr};
-use ::rmi::syndrome::{Class, Syndrome};
+use arm64::syndrome::{Class, Syndrome};
+use arm64::sysreg::Sysreg;
 
 /// What follows an exception.
 #[derive(Debug)]
@@ -75,7 +78,7 @@ fn fault_ipa(esr: Syndrome) -> Option<u64> {
     if !permission {
         return Some(faulting_ipa(esr));
     }
-    let far = mrs!("far_el2");
+    let far = FAR_EL2.get();
     let par = crate::cpu::translate_stage1(far)?;
     (par & 1 == 0).then_some(par & 0x000f_ffff_ffff_f000 | far & 0xfff)
 }
@@ -121,7 +124,7 @@ fn gic_access(
 ) -> Next {
     guest.fold(run);
     let (vcpu, size) = (guest.rec.index, esr.size() as usize);
-    let big_endian = run.gprs.is_big_endian(mrs!("sctlr_el1"));
+    let big_endian = run.gprs.is_big_endian(SCTLR_EL1.get());
     if esr.is_write() {
         let value = esr.ordered(run.gprs.get(esr.register()), big_endian);
         guest.vgic(|v| v.write(vcpu, frame, offset, size, value));
@@ -143,7 +146,7 @@ fn gic_access(
 /// An abort that only the host can answer: by emulation, by mapping, or by
 /// stopping the guest.
 fn abort_exit(run: &mut Run, esr: Syndrome, ipa: u64) -> Next {
-    let far = mrs!("far_el2");
+    let far = FAR_EL2.get();
     let emulatable = esr.is_emulatable();
     run.pending = if emulatable {
         Pending::Mmio(esr, far)
@@ -157,7 +160,7 @@ fn abort_exit(run: &mut Run, esr: Syndrome, ipa: u64) -> Next {
         ..Record::new(ExitReason::Sync)
     };
     if emulatable && esr.is_write() {
-        let big_endian = run.gprs.is_big_endian(mrs!("sctlr_el1"));
+        let big_endian = run.gprs.is_big_endian(SCTLR_EL1.get());
         record.gprs[0] = esr.ordered(run.gprs.get(esr.register()), big_endian);
     }
     Next::Exit(record)
@@ -313,13 +316,13 @@ fn system_register(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> 
 fn read(guest: &Interrupts<'_>, run: &Run, register: Sysreg) -> Option<u64> {
     Some(match register {
         r if r.is_id() => idregs::view(r, idregs::of_cpu(r), guest.realm.ipa_bits),
-        sysreg::ACTLR_EL1 => 0,
-        sysreg::ICC_SRE_EL1 => 7,
-        sysreg::CNTP_CTL_EL0 => run.ptimer.read_ctl(mrs!("cntpct_el0")),
-        sysreg::CNTP_CVAL_EL0 => run.ptimer.cval,
-        sysreg::CNTP_TVAL_EL0 => run.ptimer.cval.wrapping_sub(mrs!("cntpct_el0")) & 0xffff_ffff,
-        sysreg::MDSCR_EL1 => mrs!("mdscr_el1"),
-        sysreg::OSLSR_EL1 => 8,
+        ACTLR_EL1::ENCODING => 0,
+        ICC_SRE_EL1::ENCODING => 7,
+        CNTP_CTL_EL0::ENCODING => run.ptimer.read_ctl(CNTPCT_EL0.get()),
+        CNTP_CVAL_EL0::ENCODING => run.ptimer.cval,
+        CNTP_TVAL_EL0::ENCODING => run.ptimer.cval.wrapping_sub(CNTPCT_EL0.get()) & 0xffff_ffff,
+        MDSCR_EL1::ENCODING => MDSCR_EL1.get(),
+        OSLSR_EL1::ENCODING => 8,
         r if r.is_debug() => 0,
         _ => return None,
     })
@@ -334,29 +337,29 @@ const MDSCR_KDE: u64 = 1 << 13;
 /// A trapped MSR: false for a register that the guest does not have.
 fn write(guest: &mut Interrupts<'_>, run: &mut Run, register: Sysreg, value: u64) -> bool {
     match register {
-        sysreg::ICC_SGI1R_EL1 => send_sgi(guest, SgiRegister::Sgi1, value),
-        sysreg::ICC_SGI0R_EL1 => send_sgi(guest, SgiRegister::Sgi0, value),
-        sysreg::ICC_ASGI1R_EL1 => send_sgi(guest, SgiRegister::Asgi1, value),
-        sysreg::ICC_DIR_EL1 => {
+        ICC_SGI1R_EL1::ENCODING => send_sgi(guest, SgiRegister::Sgi1, value),
+        ICC_SGI0R_EL1::ENCODING => send_sgi(guest, SgiRegister::Sgi0, value),
+        ICC_ASGI1R_EL1::ENCODING => send_sgi(guest, SgiRegister::Asgi1, value),
+        ICC_DIR_EL1::ENCODING => {
             guest.fold(run);
             let (vcpu, vmcr) = (guest.rec.index, crate::cpu::gic::read_vmcr());
             guest.vgic(|v| v.deactivate(vcpu, value, vmcr));
         }
-        sysreg::CNTP_CTL_EL0 => {
+        CNTP_CTL_EL0::ENCODING => {
             run.ptimer.ctl = value & 0b11;
             guest.physical_timer(run);
         }
-        sysreg::CNTP_CVAL_EL0 => {
+        CNTP_CVAL_EL0::ENCODING => {
             run.ptimer.cval = value;
             guest.physical_timer(run);
         }
-        sysreg::CNTP_TVAL_EL0 => {
+        CNTP_TVAL_EL0::ENCODING => {
             let ticks = value as u32 as i32 as i64 as u64;
-            run.ptimer.cval = mrs!("cntpct_el0").wrapping_add(ticks);
+            run.ptimer.cval = CNTPCT_EL0.get().wrapping_add(ticks);
             guest.physical_timer(run);
         }
-        sysreg::MDSCR_EL1 => msr!("mdscr_el1", value & (MDSCR_SS | MDSCR_TDCC | MDSCR_KDE)),
-        sysreg::ACTLR_EL1 | sysreg::ICC_SRE_EL1 => {}
+        MDSCR_EL1::ENCODING => MDSCR_EL1.set(value & (MDSCR_SS | MDSCR_TDCC | MDSCR_KDE)),
+        ACTLR_EL1::ENCODING | ICC_SRE_EL1::ENCODING => {}
         r if r.is_debug() => {}
         _ => return false,
     }

@@ -7,7 +7,7 @@
 //! trapped too, or has no state of its own: using it all the same harms the guest
 //! alone. Fields: DDI0487, D24.2.
 
-use super::sysreg::{Sysreg, sysreg};
+use arm64::sysreg::{Sysreg, sysreg};
 
 /// What becomes of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

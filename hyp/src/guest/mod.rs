@@ -6,7 +6,6 @@ pub mod interrupts;
 pub mod posted;
 pub mod psci;
 pub mod run;
-pub mod sysreg;
 
 /// Remembers what was said already, so that a guest cannot fill the log.
 #[derive(Debug)]

@@ -4,7 +4,7 @@
 use core::fmt::Write;
 use core::sync::atomic::{Ordering, fence};
 
-use ::rmi::syndrome::{Class, Syndrome};
+use arm64::syndrome::{Class, Syndrome};
 use posted::{Access, Memory, Post, Poster};
 
 use super::interrupts::Interrupts;

@@ -14,7 +14,7 @@ use crate::exception::report::stop_if_dying;
 use crate::mrs;
 use crate::realm::Realm;
 use crate::rec::{Pending, Rec, Run};
-use ::rmi::syndrome::Syndrome;
+use arm64::syndrome::Syndrome;
 use core::sync::atomic::Ordering;
 
 /// What the host asks of an entry, copied once from its page.

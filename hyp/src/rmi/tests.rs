@@ -21,7 +21,7 @@ use proptest::prelude::*;
 use zerocopy::{FromZeros, IntoBytes};
 
 use ::rmi::registers::{Finish, Registers};
-use ::rmi::syndrome::Syndrome;
+use arm64::syndrome::Syndrome;
 
 use super::Answer;
 use super::fake::{Host, RAM};

@@ -9,7 +9,7 @@ use rmi::call::{HostCall, Made, TABLES, info};
 use rmi::feature::{Feature0, VendorFeatures};
 use rmi::params::{self, RealmFlags, RealmParams, RecFlags, RecParams};
 use rmi::run::{EnterFlags, ExitReason, RecRun};
-use rmi::syndrome::Syndrome;
+use arm64::syndrome::Syndrome;
 use rmi::{NOT_SUPPORTED, Status, vendor};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 

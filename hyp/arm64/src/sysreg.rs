@@ -3,8 +3,9 @@
 //! ISS of EC 0x18 (DDI0487, D24.2.40): Op0 \[21:20\], Op2 \[19:17\], Op1 \[16:14\],
 //! CRn \[13:10\], CRm \[4:1\].
 
-use ::rmi::syndrome::Syndrome;
 use core::fmt;
+
+use crate::syndrome::Syndrome;
 
 /// A register's encoding in the syndrome's bits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,33 +74,10 @@ impl fmt::Debug for Sysreg {
     }
 }
 
-/// ACTLR_EL1.
-pub const ACTLR_EL1: Sysreg = sysreg(3, 0, 1, 0, 1);
-/// MDSCR_EL1.
-pub const MDSCR_EL1: Sysreg = sysreg(2, 0, 0, 2, 2);
-/// OSLSR_EL1.
-pub const OSLSR_EL1: Sysreg = sysreg(2, 0, 1, 1, 4);
-/// ICC_SRE_EL1.
-pub const ICC_SRE_EL1: Sysreg = sysreg(3, 0, 12, 12, 5);
-/// ICC_SGI1R_EL1.
-pub const ICC_SGI1R_EL1: Sysreg = sysreg(3, 0, 12, 11, 5);
-/// ICC_ASGI1R_EL1.
-pub const ICC_ASGI1R_EL1: Sysreg = sysreg(3, 0, 12, 11, 6);
-/// ICC_SGI0R_EL1.
-pub const ICC_SGI0R_EL1: Sysreg = sysreg(3, 0, 12, 11, 7);
-/// ICC_DIR_EL1.
-pub const ICC_DIR_EL1: Sysreg = sysreg(3, 0, 12, 11, 1);
-/// CNTP_TVAL_EL0.
-pub const CNTP_TVAL_EL0: Sysreg = sysreg(3, 3, 14, 2, 0);
-/// CNTP_CTL_EL0.
-pub const CNTP_CTL_EL0: Sysreg = sysreg(3, 3, 14, 2, 1);
-/// CNTP_CVAL_EL0.
-pub const CNTP_CVAL_EL0: Sysreg = sysreg(3, 3, 14, 2, 2);
-
 #[cfg(test)]
 mod tests {
-    extern crate std;
     use super::*;
+    use crate::regs::CNTP_CTL_EL0;
     use std::string::ToString;
 
     #[test]
@@ -107,9 +85,9 @@ mod tests {
         // mrs x3, cntp_ctl_el0: EC 0x18, IL.
         let iss = 3 << 20 | 1 << 17 | 3 << 14 | 14 << 10 | 3 << 5 | 2 << 1 | 1;
         let esr = Syndrome(0x18 << 26 | 1 << 25 | iss);
-        assert_eq!(Sysreg::of(esr), CNTP_CTL_EL0);
+        assert_eq!(Sysreg::of(esr), CNTP_CTL_EL0::ENCODING);
         assert_eq!((esr.sysreg_rt(), esr.sysreg_is_read()), (3, true));
-        assert_eq!(CNTP_CTL_EL0.to_string(), "S3_3_C14_C2_1");
+        assert_eq!(CNTP_CTL_EL0::ENCODING.to_string(), "S3_3_C14_C2_1");
         assert!(sysreg(3, 0, 0, 4, 0).is_id() && !sysreg(3, 0, 0, 0, 5).is_id());
     }
 }

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::process::Command;
+use std::string::String;
+use std::vec::Vec;
+use std::{assert, assert_eq, format};
 
 /// The target that the images are built for; the toolchain has it.
 const TARGET: &str = "aarch64-unknown-none-softfloat";
 
-/// The words of these instructions, one a line.
-pub fn assemble(lines: &[String]) -> Vec<u32> {
+/// The words of these instructions of an architecture, one a line.
+pub fn assemble(arch: &str, lines: &[String]) -> Vec<u32> {
     let folder = std::env::temp_dir().join(format!(
         "assembler-{}-{:?}",
         std::process::id(),
@@ -15,8 +18,7 @@ pub fn assemble(lines: &[String]) -> Vec<u32> {
     ));
     fs::create_dir_all(&folder).expect("a folder for the object");
     let (source, object) = (folder.join("all.rs"), folder.join("all.o"));
-    let mut text =
-        String::from("#![no_std]\ncore::arch::global_asm!(\".arch armv8.7-a+simd+fp\",\n");
+    let mut text = format!("#![no_std]\ncore::arch::global_asm!(\".arch {arch}\",\n");
     for line in lines {
         let line = line.replace('{', "{{").replace('}', "}}");
         text += &format!("\"{line}\",\n");

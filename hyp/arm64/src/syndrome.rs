@@ -279,7 +279,6 @@ impl fmt::Display for Syndrome {
 
 #[cfg(test)]
 mod tests {
-    extern crate std;
     use super::*;
     use std::string::ToString;
 

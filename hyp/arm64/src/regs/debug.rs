@@ -1,0 +1,12 @@
+//! Self-hosted debug (DDI0487, D24.3).
+
+super::registers! {
+    MDSCR_EL1 2 0 0 2 2 [r w] "monitor debug control", cpu;
+    DBGBVR0_EL1 2 0 0 0 4 [r w] "breakpoint 0, value";
+    DBGBCR0_EL1 2 0 0 0 5 [r w] "breakpoint 0, control";
+    DBGWVR0_EL1 2 0 0 0 6 [r w] "watchpoint 0, value";
+    DBGWCR1_EL1 2 0 0 1 7 [r w] "watchpoint 1, control";
+    OSLAR_EL1 2 0 1 0 4 [w] "OS lock, to write", cpu;
+    OSLSR_EL1 2 0 1 1 4 [r] "OS lock, to read", ours;
+    OSDLR_EL1 2 0 1 3 4 [r w] "OS double lock";
+}
