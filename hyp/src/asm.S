@@ -1,73 +1,42 @@
-// All assembly of the EL2 image but single instructions (those: cpu/instr.rs):
-// the entries of the boot CPU and of the others, the vectors, and the switch to
-// a lower exception level and back.
+// All assembly of the EL2 image but what every image has (arm64/src/image.s) and
+// single instructions (arm64::instr): the entries of the boot CPU and of the
+// others, the vectors, and the switch to a lower exception level and back.
 
-// ---------------------------------------------------------------------------
-// The arm64 Image header (Linux, Documentation/arch/arm64/booting.rst).
-    .section .head, "ax"
-    .global _head
-_head:
-    b       primary_entry
-    .long   0
-    .quad   0                           // text_offset
-    .quad   __image_size                // the runner adds the appendix
-    .quad   0x8                         // little endian, anywhere in memory
-    .quad   0
-    .quad   0
-    .quad   0
-    .ascii  "ARM\x64"
-    .long   0
+// Names of newer registers are known; the code is Armv8.0's.
+    .arch   armv9.4-a
 
 // ---------------------------------------------------------------------------
 // Control registers of EL2 that newer CPUs have beside SCTLR_EL2 and TCR_EL2: all
 // that they add is off. Out of reset they hold anything. Clobbers x6.
     .macro  newer_controls
-    mrs     x6, S3_0_C0_C7_3            // ID_AA64MMFR3_EL1
+    mrs     x6, id_aa64mmfr3_el1
     tst     x6, #0xf                    // TCRX
     b.eq    .Lnewer1_\@
-    msr     S3_4_C2_C0_3, xzr           // TCR2_EL2
+    msr     tcr2_el2, xzr
 .Lnewer1_\@:
     tst     x6, #0xf0                   // SCTLRX
     b.eq    .Lnewer2_\@
-    msr     S3_4_C1_C0_3, xzr           // SCTLR2_EL2
+    msr     sctlr2_el2, xzr
 .Lnewer2_\@:
     mrs     x6, id_aa64pfr1_el1
     tst     x6, #(0xf << 44)            // GCS
     b.eq    .Lnewer3_\@
-    msr     S3_4_C2_C5_0, xzr           // GCSCR_EL2
+    msr     gcscr_el2, xzr
 .Lnewer3_\@:
     mrs     x6, id_aa64dfr0_el1
     tst     x6, #(0xf << 40)            // TraceFilt
     b.eq    .Lnewer4_\@
-    msr     S3_4_C1_C2_1, xzr           // TRFCR_EL2
+    msr     trfcr_el2, xzr
 .Lnewer4_\@:
     isb
     .endm
 
 // ---------------------------------------------------------------------------
-// The boot CPU: MMU and caches off, x0 = device tree. Relocates the image, sets
-// up a stack and the vectors of the exception level it finds itself at.
+// The boot CPU, from image_entry: sets up a stack and the vectors of the exception
+// level it finds itself at.
+    .section .head.text, "ax"
 primary_entry:
-    msr     daifset, #0xf
-    mov     x19, x0
-    adrp    x20, _head                  // where the image is
-    add     x20, x20, :lo12:_head
-
-    adrp    x0, __rela_start
-    add     x0, x0, :lo12:__rela_start
-    adrp    x1, __rela_end
-    add     x1, x1, :lo12:__rela_end
-0:  cmp     x0, x1
-    b.hs    1f
-    ldp     x2, x3, [x0], #16           // r_offset, r_info
-    ldr     x4, [x0], #8                // r_addend
-    cmp     w3, #1027                   // R_AARCH64_RELATIVE
-    b.ne    0b
-    add     x4, x4, x20
-    str     x4, [x2, x20]
-    b       0b
-
-1:  mrs     x0, CurrentEL
+    mrs     x0, CurrentEL
     cmp     x0, #(2 << 2)
     b.ne    2f                          // Rust says why this will not do
     mov     x0, #(1 << 31)              // HCR_EL2.RW, E2H and TGE clear
@@ -77,16 +46,12 @@ primary_entry:
     msr     sctlr_el2, x0
     msr     tpidr_el2, xzr
     newer_controls
-    adrp    x0, vectors
-    add     x0, x0, :lo12:vectors
+    address x0, vectors
     msr     vbar_el2, x0
     isb
 2:  msr     spsel, #1
-    adrp    x0, __boot_stack_top
-    add     x0, x0, :lo12:__boot_stack_top
+    address x0, __boot_stack_top
     mov     sp, x0
-    mov     x29, xzr
-    mov     x30, xzr
     mov     x0, x19
     mov     x1, x20
     bl      primary_start
@@ -95,13 +60,10 @@ primary_entry:
 
 // ---------------------------------------------------------------------------
 // A CPU that was started, x0 = its `Pe`; or, with x1 = where it goes on in Rust,
-// the boot CPU when it takes up its own tables and stack. The first words of a
-// `Pe` are laid out in cpu/pe.rs:
-//   0 stack top, 8 emergency stack top, 16 TTBR0_EL2, 24 TCR_EL2, 32 MAIR_EL2,
-//   40 SCTLR_EL2, 48 Rust entry
+// the boot CPU when it takes up its own tables and stack.
     .global secondary_entry
 secondary_entry:
-    ldr     x1, [x0, #48]
+    ldr     x1, [x0, #{pe_entry}]
     .global take_up
 take_up:
     msr     daifset, #0xf
@@ -111,26 +73,14 @@ take_up:
     msr     hcr_el2, x0
     isb
     newer_controls
-    ldp     x1, x2, [x19, #16]
-    ldp     x3, x4, [x19, #32]
-    tlbi    alle2
-    dsb     nsh
-    msr     ttbr0_el2, x1
-    msr     tcr_el2, x2
-    msr     mair_el2, x3
-    isb
-    ic      iallu
-    dsb     nsh
-    isb
-    msr     sctlr_el2, x4
-    isb
-    adrp    x0, vectors
-    add     x0, x0, :lo12:vectors
+    add     x0, x19, #{pe_regime}
+    load_regime x0, el2, alle2
+    address x0, vectors
     msr     vbar_el2, x0
     msr     tpidr_el2, x19
     isb
     msr     spsel, #1
-    ldr     x0, [x19]
+    ldr     x0, [x19, #{pe_stack}]
     mov     sp, x0
     mov     x29, xzr
     mov     x30, xzr
@@ -154,10 +104,9 @@ take_up:
     msr     tpidr_el0, x0               // the guest's; it will not run again
     mrs     x0, tpidr_el2
     cbz     x0, 5f
-    ldr     x0, [x0, #8]
+    ldr     x0, [x0, #{pe_emergency}]
     b       6f
-5:  adrp    x0, boot_emergency_top
-    add     x0, x0, :lo12:boot_emergency_top
+5:  address x0, boot_emergency_top
 6:  msr     sp_el0, x0
     mov     x0, #\kind
     b       fatal
@@ -342,33 +291,21 @@ guarded_abort:
 0:  report  0
 
 // ---------------------------------------------------------------------------
-// x0 = kind, original x0 in TPIDR_EL0. Builds exception/el2.rs's `Frame`.
+// x0 = kind, original x0 in TPIDR_EL0. Builds the `Frame` of
+// exception/report.rs, which begins with X0 to X30.
 fatal:
     msr     spsel, #0
-    sub     sp, sp, #(34 * 8)
-    str     x0, [sp, #(33 * 8)]
+    sub     sp, sp, #{frame_size}
+    each_pair stp, sp
+    str     x0, [sp, #{frame_kind}]
     mrs     x0, tpidr_el0
-    stp     x0, x1, [sp, #(0 * 8)]
-    stp     x2, x3, [sp, #(2 * 8)]
-    stp     x4, x5, [sp, #(4 * 8)]
-    stp     x6, x7, [sp, #(6 * 8)]
-    stp     x8, x9, [sp, #(8 * 8)]
-    stp     x10, x11, [sp, #(10 * 8)]
-    stp     x12, x13, [sp, #(12 * 8)]
-    stp     x14, x15, [sp, #(14 * 8)]
-    stp     x16, x17, [sp, #(16 * 8)]
-    stp     x18, x19, [sp, #(18 * 8)]
-    stp     x20, x21, [sp, #(20 * 8)]
-    stp     x22, x23, [sp, #(22 * 8)]
-    stp     x24, x25, [sp, #(24 * 8)]
-    stp     x26, x27, [sp, #(26 * 8)]
-    stp     x28, x29, [sp, #(28 * 8)]
+    stp     x0, x1, [sp]
     msr     spsel, #1
     mov     x1, sp
     msr     spsel, #0
-    stp     x30, x1, [sp, #(30 * 8)]
+    stp     x30, x1, [sp, #(30 * 8)]    // Frame::sp is behind X30
     mrs     x1, elr_el2
-    str     x1, [sp, #(32 * 8)]
+    str     x1, [sp, #{frame_pc}]
     mov     x0, sp
     bl      el2_exception
 7:  wfe
@@ -376,7 +313,7 @@ fatal:
 
 // ---------------------------------------------------------------------------
 // enter_lower(x0 = &mut Gprs) -> kind of the exception that came back.
-// Gprs: x0..x30 at 0, ELR at 248, SPSR at 256 (cpu/context.rs).
+// Gprs (arm64::frame) begin with X0 to X30; PC and PSTATE are a pair.
     .global enter_lower
 enter_lower:
     stp     x29, x30, [sp, #-112]!
@@ -388,24 +325,11 @@ enter_lower:
     stp     x25, x26, [sp, #80]
     stp     x27, x28, [sp, #96]
 
-    ldp     x1, x2, [x0, #248]
+    ldp     x1, x2, [x0, #{gprs_pc}]
     msr     elr_el2, x1
     msr     spsr_el2, x2
-    ldp     x2, x3, [x0, #16]
-    ldp     x4, x5, [x0, #32]
-    ldp     x6, x7, [x0, #48]
-    ldp     x8, x9, [x0, #64]
-    ldp     x10, x11, [x0, #80]
-    ldp     x12, x13, [x0, #96]
-    ldp     x14, x15, [x0, #112]
-    ldp     x16, x17, [x0, #128]
-    ldp     x18, x19, [x0, #144]
-    ldp     x20, x21, [x0, #160]
-    ldp     x22, x23, [x0, #176]
-    ldp     x24, x25, [x0, #192]
-    ldp     x26, x27, [x0, #208]
-    ldp     x28, x29, [x0, #224]
-    ldr     x30, [x0, #240]
+    each_pair ldp, x0
+    ldr     x30, [x0, #(30 * 8)]
     ldp     x0, x1, [x0]
     eret
     dsb     nsh                         // no speculation past the return
@@ -414,84 +338,19 @@ enter_lower:
 // x0 = kind; the stack holds x0, x1, then enter_lower's frame.
 leave_lower:
     ldr     x1, [sp, #32]               // &mut Gprs
-    stp     x2, x3, [x1, #16]
+    each_pair stp, x1
+    str     x30, [x1, #(30 * 8)]
     ldp     x2, x3, [sp], #16
     stp     x2, x3, [x1]
-    stp     x4, x5, [x1, #32]
-    stp     x6, x7, [x1, #48]
-    stp     x8, x9, [x1, #64]
-    stp     x10, x11, [x1, #80]
-    stp     x12, x13, [x1, #96]
-    stp     x14, x15, [x1, #112]
-    stp     x16, x17, [x1, #128]
-    stp     x18, x19, [x1, #144]
-    stp     x20, x21, [x1, #160]
-    stp     x22, x23, [x1, #176]
-    stp     x24, x25, [x1, #192]
-    stp     x26, x27, [x1, #208]
-    stp     x28, x29, [x1, #224]
-    str     x30, [x1, #240]
     mrs     x2, elr_el2
     mrs     x3, spsr_el2
-    stp     x2, x3, [x1, #248]
+    stp     x2, x3, [x1, #{gprs_pc}]
     ldp     x19, x20, [sp, #32]
     ldp     x21, x22, [sp, #48]
     ldp     x23, x24, [sp, #64]
     ldp     x25, x26, [sp, #80]
     ldp     x27, x28, [sp, #96]
     ldp     x29, x30, [sp], #112
-    ret
-
-// ---------------------------------------------------------------------------
-// fp_save(x0 = &mut FpState), fp_restore(x0 = &FpState): q0..q31 at 0, FPCR at
-// 512, FPSR at 520. The image itself is built without FP and SIMD.
-    .arch_extension fp
-    .arch_extension simd
-    .global fp_save
-fp_save:
-    stp     q0, q1, [x0, #0]
-    stp     q2, q3, [x0, #32]
-    stp     q4, q5, [x0, #64]
-    stp     q6, q7, [x0, #96]
-    stp     q8, q9, [x0, #128]
-    stp     q10, q11, [x0, #160]
-    stp     q12, q13, [x0, #192]
-    stp     q14, q15, [x0, #224]
-    stp     q16, q17, [x0, #256]
-    stp     q18, q19, [x0, #288]
-    stp     q20, q21, [x0, #320]
-    stp     q22, q23, [x0, #352]
-    stp     q24, q25, [x0, #384]
-    stp     q26, q27, [x0, #416]
-    stp     q28, q29, [x0, #448]
-    stp     q30, q31, [x0, #480]
-    mrs     x1, fpcr
-    mrs     x2, fpsr
-    str     x1, [x0, #512]
-    str     x2, [x0, #520]
-    ret
-    .global fp_restore
-fp_restore:
-    ldp     q0, q1, [x0, #0]
-    ldp     q2, q3, [x0, #32]
-    ldp     q4, q5, [x0, #64]
-    ldp     q6, q7, [x0, #96]
-    ldp     q8, q9, [x0, #128]
-    ldp     q10, q11, [x0, #160]
-    ldp     q12, q13, [x0, #192]
-    ldp     q14, q15, [x0, #224]
-    ldp     q16, q17, [x0, #256]
-    ldp     q18, q19, [x0, #288]
-    ldp     q20, q21, [x0, #320]
-    ldp     q22, q23, [x0, #352]
-    ldp     q24, q25, [x0, #384]
-    ldp     q26, q27, [x0, #416]
-    ldp     q28, q29, [x0, #448]
-    ldp     q30, q31, [x0, #480]
-    ldr     x1, [x0, #512]
-    ldr     x2, [x0, #520]
-    msr     fpcr, x1
-    msr     fpsr, x2
     ret
 
     .bss

@@ -16,7 +16,8 @@
 //! | [`log`] | a ring, and the UART that follows it |
 //!
 //! The library also builds on the development machine, where everything but the
-//! instructions themselves (`cpu/instr.rs`, `asm.S`) is tested.
+//! assembly (`asm.S`) is tested, and the order of instructions too: there
+//! `arm64` records them.
 #![no_std]
 
 pub mod boot;

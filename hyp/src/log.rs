@@ -18,6 +18,7 @@ pub mod ring;
 pub mod trace;
 pub mod uart;
 
+use arm64::regs::{CNTFRQ_EL0, CNTPCT_EL0, affinity};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -25,7 +26,6 @@ use ::rmi::end::{End, How, Token};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
-use crate::mrs;
 use drain::{Drain, Patience};
 use line::Text;
 use ring::{Ring, Taken};
@@ -324,7 +324,7 @@ fn at_uart<R>(f: impl FnOnce() -> R) -> R {
 }
 
 fn me() -> u64 {
-    (mrs!("mpidr_el1") & crate::cpu::pe::MPIDR_AFFINITY) + 1
+    affinity() + 1
 }
 
 /// The log in the hands of a CPU that reports EL2's death: what is written goes
@@ -455,14 +455,14 @@ struct Counter;
 
 impl drain::Clock for Counter {
     fn micros(&self) -> Option<u64> {
-        (mrs!("cntfrq_el0") != 0).then(uptime_us)
+        (CNTFRQ_EL0.get() != 0).then(uptime_us)
     }
 }
 
 /// Microseconds since the counter started.
 pub fn uptime_us() -> u64 {
-    let frequency = mrs!("cntfrq_el0").max(1);
-    let count = u128::from(mrs!("cntpct_el0"));
+    let frequency = CNTFRQ_EL0.get().max(1);
+    let count = u128::from(CNTPCT_EL0.get());
     (count * 1_000_000 / u128::from(frequency)) as u64
 }
 

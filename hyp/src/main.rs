@@ -9,25 +9,44 @@
 #[cfg(target_os = "none")]
 mod image {
     use core::arch::global_asm;
+    use core::mem::offset_of;
 
     use appendix::{Appendix, Header};
+    use arm64::frame::{Gprs, Regime};
+    use arm64::instr;
+    use arm64::regs::CurrentEL;
+    use arm64::steering::{dc_ivac, hvc};
     use hyp::boot::tree::{self, Machine};
     use hyp::boot::{BootError, Layout, TableGranules};
+    use hyp::cpu::Cpu;
     use hyp::cpu::features::Features;
     use hyp::cpu::pe::{Pe, Power};
-    use hyp::cpu::{Cpu, instr};
     use hyp::exception::{host, report};
     use hyp::log::uart::Owner;
     use hyp::memory::guarded;
     use hyp::memory::region::Region;
     use hyp::memory::stage1::Image;
-    use hyp::{System, mrs, psci};
+    use hyp::{System, psci};
     use log::{debug, error, info, warn};
     use rmi::end::How;
     use spin::Once;
     use spin::mutex::{SpinMutex, SpinMutexGuard};
 
-    global_asm!(include_str!("asm.S"));
+    global_asm!(
+        include_str!("../arm64/src/image.s"),
+        include_str!("asm.S"),
+        flags = const 0x8,              // little endian, anywhere in memory
+        ttbr0 = const offset_of!(Regime, ttbr0),
+        mair = const offset_of!(Regime, mair),
+        pe_stack = const offset_of!(Pe, entry.stack_top),
+        pe_emergency = const offset_of!(Pe, entry.emergency_top),
+        pe_regime = const offset_of!(Pe, entry.regime),
+        pe_entry = const offset_of!(Pe, entry.rust),
+        gprs_pc = const offset_of!(Gprs, pc),
+        frame_pc = const offset_of!(report::Frame, pc),
+        frame_kind = const offset_of!(report::Frame, kind),
+        frame_size = const size_of::<report::Frame>(),
+    );
 
     unsafe extern "C" {
         static __text_end: u8;
@@ -69,7 +88,7 @@ mod image {
         let traced = machine.settings.level == log::LevelFilter::Trace;
         hyp::log::trace::set_calls(traced || machine.settings.trace_calls);
         let by_hvc = machine.psci_by_hvc;
-        let level = mrs!("CurrentEL") >> 2 & 3;
+        let level = CurrentEL.read(CurrentEL::EL);
         if level != 2 {
             error!("entered at EL{level}: Undercroft needs EL2 (QEMU: -M virt,virtualization=on)");
             stop(by_hvc);
@@ -128,7 +147,9 @@ mod image {
         // What was written past the caches must not be hidden by what they held.
         for region in early.into_iter().chain([data]) {
             for at in (region.base()..region.end()).step_by(line as usize) {
-                instr::dc_ivac(at);
+                // SAFETY: this PE wrote with its caches off, so that no line of
+                // what is EL2's alone holds anything that is wanted.
+                unsafe { dc_ivac(at) };
             }
         }
         instr::dsb_sy();
@@ -257,15 +278,17 @@ mod image {
         // with the MMU off, its registers are at their own address.
         unsafe { hyp::log::start(uarts, machine.settings.end) };
         error!("{why}");
-        stop(machine.psci_by_hvc || mrs!("CurrentEL") >> 2 & 3 != 2)
+        stop(machine.psci_by_hvc || CurrentEL.read(CurrentEL::EL) != 2)
     }
 
     /// The same before there is anything but a device tree.
     fn stop(psci_by_hvc: bool) -> ! {
         hyp::log::end(How::Status(2));
         if psci_by_hvc {
-            instr::hvc(u64::from(rmi::fid::PSCI_SYSTEM_OFF));
-        } else if mrs!("CurrentEL") >> 2 & 3 == 2 {
+            let off = rmi::fid::PSCI_SYSTEM_OFF.into();
+            // SAFETY: it does not come back, or changes nothing.
+            unsafe { hvc([off, 0, 0, 0, 0, 0]) };
+        } else if CurrentEL.read(CurrentEL::EL) == 2 {
             psci::system_off();
         }
         halt()

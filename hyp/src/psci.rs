@@ -12,19 +12,29 @@ pub mod fake;
 #[cfg(test)]
 mod tests;
 
-use crate::cpu::instr;
+use arm64::instr;
+use arm64::regs::affinity;
+use arm64::steering::smc;
+
 use crate::cpu::pe::{self, Pe, Power};
+
+/// Calls the firmware with SMC64's arguments; X0 of the answer.
+fn firmware(function: u32, [a, b, c]: [u64; 3]) -> u64 {
+    // SAFETY: PSCI's power calls write no memory; a PE that they start begins at
+    // EL2's own entry.
+    unsafe { smc([function.into(), a, b, c, 0, 0])[0] }
+}
 
 /// Turns the machine off.
 pub fn system_off() {
-    instr::smc(u64::from(fid::PSCI_SYSTEM_OFF), [0; 3]);
+    firmware(fid::PSCI_SYSTEM_OFF, [0; 3]);
 }
 
 /// Serves a PSCI call of the host: X0 of the answer.
 pub fn relay(call: Psci) -> i64 {
     let relay = Relay {
         pes: pe::all(),
-        me: pe::find(crate::mrs!("mpidr_el1")),
+        me: pe::find(affinity()),
         firmware: &Smc,
     };
     relay.call(call)
@@ -55,7 +65,7 @@ struct Smc;
 
 impl Firmware for Smc {
     fn call(&self, function: u32, args: [u64; 3]) -> i64 {
-        let call = || instr::smc(u64::from(function), args) as i64;
+        let call = || firmware(function, args) as i64;
         match function {
             fid::PSCI_SYSTEM_OFF | fid::PSCI_SYSTEM_RESET => crate::log::closing(call),
             _ => call(),

@@ -7,6 +7,7 @@
 //! vCPUs; and behind a third, `posted`, the page of its device's accesses. None is
 //! held while another is taken, nor while a guest runs.
 
+use arm64::regs::affinity;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use pgtable::{Level, Pa, Rtt, Synced, TableMem};
@@ -189,7 +190,7 @@ impl VcpuSet for Vcpus<'_> {
 
 /// Has the REC at `pa` look at its interrupts, which have just changed.
 pub fn kick(pa: u64, rec: &Rec) {
-    let me = crate::mrs!("mpidr_el1") & pe::MPIDR_AFFINITY;
+    let me = affinity();
     let all = pe::all();
     let others = |pe: usize| all.get(pe).filter(|pe| pe.mpidr != me);
     if let Some(pe) = rec.kicks.changed(pa, |pe| others(pe).map(Pe::runs)) {

@@ -11,7 +11,9 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use rmi::vendor::{Exit, HISTORY_LEN};
 use vgic::{Affinity, ListRegisters, Redistributor};
 
-use crate::cpu::context::{El1, FpState, Gprs, VirtualTimer};
+use arm64::frame::{FpState, Gprs};
+
+use crate::cpu::context::{El1, VirtualTimer};
 use crate::cpu::gic::VirtualInterface;
 use crate::exception::inject;
 use crate::kicks::Kicks;

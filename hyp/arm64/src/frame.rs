@@ -1,5 +1,5 @@
-//! What a lower exception level has in general and in FP/SIMD registers, as
-//! assembly saves and loads it.
+//! What assembly saves and loads: general registers, FP/SIMD registers, and how a
+//! level translates. Each begins where `offset_of!` says.
 
 use crate::syndrome::Syndrome;
 
@@ -7,7 +7,7 @@ use crate::syndrome::Syndrome;
 const PSTATE_AARCH32: u64 = 1 << 4;
 
 /// General-purpose registers, program counter and PSTATE of a lower level.
-/// Assembly knows the layout by `offset_of!`.
+/// X0 to X30 stand first.
 #[derive(Clone, Debug)]
 #[repr(C)]
 pub struct Gprs {
@@ -88,6 +88,20 @@ impl Gprs {
     pub fn repeat(&mut self) {
         self.pc = self.pc.wrapping_sub(4);
     }
+}
+
+/// How a level translates its own addresses: `image.s` loads it.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Regime {
+    /// TTBR0_ELx.
+    pub ttbr0: u64,
+    /// TCR_ELx.
+    pub tcr: u64,
+    /// MAIR_ELx.
+    pub mair: u64,
+    /// SCTLR_ELx.
+    pub sctlr: u64,
 }
 
 /// Q0–Q31, FPCR, FPSR.

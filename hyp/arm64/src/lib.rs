@@ -20,7 +20,6 @@ extern crate std;
 
 mod fields;
 pub mod frame;
-mod image;
 pub mod instr;
 pub mod mmio;
 #[cfg(not(target_os = "none"))]

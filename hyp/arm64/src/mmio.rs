@@ -61,6 +61,7 @@ words! {
 /// `SIZE` bytes of a device's registers. Whoever has one may access all of it,
 /// and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
 pub struct Frame<const SIZE: u64>(u64);
 
 impl<const SIZE: u64> Frame<SIZE> {

@@ -96,6 +96,11 @@ pub fn set_device(address: u64, size: u32, value: u64) {
     with(|cpu| cpu.store(address, size, value));
 }
 
+/// What `size` bytes of a device hold.
+pub fn device(address: u64, size: u32) -> u64 {
+    with(|cpu| cpu.load(address, size))
+}
+
 /// Sets what this thread's `smc` and `hvc` reach; `NOT_SUPPORTED` answers before.
 pub fn answer_calls(handler: Handler) {
     HANDLER.with(|h| *h.borrow_mut() = Some(handler));

@@ -3,11 +3,13 @@
 pub mod image;
 pub mod tree;
 
+use arm64::instr;
+use arm64::regs::affinity;
 use pgtable::{Granule, Start};
 
 use crate::System;
 use crate::cpu::features::{Features, GranuleSupport};
-use crate::cpu::gic;
+use crate::cpu::gic::Redistributor;
 use crate::cpu::pe::{self, Pe, Stacks};
 use crate::memory::granule::Granules;
 use crate::memory::host::{self, HostMemory};
@@ -209,10 +211,12 @@ impl Layout {
             .map_err(|_| "this CPU cannot map its physical addresses at EL2 with this granule")?;
         let tables = pool(&EL2_TABLES, self.el2_tables, self.granules.el2);
         let regime = stage1::build(features, geometry, machine, image, &self.stacks, tables)?;
-        let boot = crate::mrs!("mpidr_el1") & pe::MPIDR_AFFINITY;
+        let boot = affinity();
         let list = phys::pointer::<Pe>(self.pes.base());
         for (index, &mpidr) in machine.pes.iter().enumerate() {
-            let gicr = gic::find_redistributor(&machine.gicr, machine.gicr_stride, mpidr)
+            let (regions, stride) = (&machine.gicr, machine.gicr_stride);
+            // SAFETY: the device tree's, which EL2 maps.
+            let gicr = unsafe { Redistributor::find(regions, stride, mpidr) }
                 .ok_or("a CPU of the device tree has no redistributor in the GIC")?;
             let place = list.wrapping_add(index);
             // SAFETY: the region is EL2's and holds MAX_PES of them.
@@ -266,7 +270,7 @@ impl Layout {
             core::ptr::write_bytes(to.add(appendix.payload.len()), 0, rest);
         }
         // The host begins with its caches off, and fetches what was just written.
-        crate::cpu::instr::clean_invalidate(
+        instr::clean_invalidate(
             self.host_image.base(),
             self.host_image.size(),
             features.dcache_line,

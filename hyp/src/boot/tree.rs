@@ -14,6 +14,7 @@ use log::LevelFilter;
 use pgtable::Granule;
 use rmi::end::Token;
 
+pub use crate::cpu::gic::Ppis;
 use crate::log::Uarts;
 use crate::log::uart::Owner;
 use crate::memory::region::{Region, Regions};
@@ -66,17 +67,6 @@ pub struct Machine {
     pub psci_by_hvc: bool,
     /// What the command line asks for.
     pub settings: Settings,
-}
-
-/// INTIDs of the interrupts that EL2 has a part in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ppis {
-    /// GIC maintenance interrupt.
-    pub maintenance: u32,
-    /// Virtual timer, CNTV.
-    pub virtual_timer: u32,
-    /// EL2's physical timer, CNTHP.
-    pub hyp_timer: u32,
 }
 
 /// `undercroft.…` words of the command line.

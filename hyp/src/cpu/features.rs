@@ -1,10 +1,11 @@
 //! What the CPU has, read once, typed, and printed.
 //!
-//! Field positions are those of the ID registers in DDI0487, D24.2.
+//! Fields: DDI0487, D24.2.
 
 use core::fmt;
 
-use crate::mrs;
+use arm64::bits;
+use arm64::regs::*;
 use pgtable::Granule;
 
 /// How one stage translates with one granule.
@@ -76,10 +77,6 @@ pub struct Features {
     pub midr: u64,
 }
 
-fn field(register: u64, shift: u32) -> u8 {
-    (register >> shift & 0xf) as u8
-}
-
 /// ID registers, as the CPU has them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct IdRegisters {
@@ -100,20 +97,20 @@ impl IdRegisters {
     pub fn read() -> Self {
         Self {
             mmfr: [
-                mrs!("id_aa64mmfr0_el1"),
-                mrs!("id_aa64mmfr1_el1"),
-                mrs!("S3_0_C0_C7_2"),
+                ID_AA64MMFR0_EL1.get(),
+                ID_AA64MMFR1_EL1.get(),
+                ID_AA64MMFR2_EL1.get(),
                 0,
-                mrs!("S3_0_C0_C7_4"),
+                ID_AA64MMFR4_EL1.get(),
             ],
             isar: [
-                mrs!("id_aa64isar0_el1"),
-                mrs!("id_aa64isar1_el1"),
-                mrs!("S3_0_C0_C6_2"),
+                ID_AA64ISAR0_EL1.get(),
+                ID_AA64ISAR1_EL1.get(),
+                ID_AA64ISAR2_EL1.get(),
             ],
-            pfr: [mrs!("id_aa64pfr0_el1"), mrs!("id_aa64pfr1_el1")],
-            ctr: mrs!("ctr_el0"),
-            midr: mrs!("midr_el1"),
+            pfr: [ID_AA64PFR0_EL1.get(), ID_AA64PFR1_EL1.get()],
+            ctr: CTR_EL0.get(),
+            midr: MIDR_EL1.get(),
         }
     }
 }
@@ -132,34 +129,36 @@ impl Features {
         let (stage1, stage2) = granules(mmfr0);
         Self {
             pa_bits: [32, 36, 40, 42, 44, 48, 52, 56]
-                .get(usize::from(field(mmfr0, 0)))
+                .get(ID_AA64MMFR0_EL1::PARange.read(mmfr0) as usize)
                 .copied()
                 .unwrap_or(48)
                 .min(52),
             stage1,
             stage2,
-            vmid16: field(mmfr1, 4) == 2,
-            tlbi_range: field(isar0, 56) >= 2,
-            ttl: field(mmfr2, 48) >= 1,
-            fwb: field(mmfr2, 40) >= 1,
-            xnx: field(mmfr1, 28) >= 1,
-            hafdbs: field(mmfr1, 0),
-            bbm: field(mmfr2, 52),
-            ttst: field(mmfr2, 28) >= 1,
-            lva: field(mmfr2, 16) >= 1,
-            dic: registers.ctr >> 29 & 1 != 0,
-            pauth: isar1 & 0xff00_0ff0 != 0 || isar2 & 0xff00 != 0,
-            sve: field(pfr0, 32) >= 1,
-            sme: field(pfr1, 24) >= 1,
-            hcx: field(mmfr1, 40) >= 1,
-            fgt: field(mmfr0, 56),
-            ecv: field(mmfr0, 60),
-            rng: field(isar0, 60) >= 1,
-            e2h0: field(mmfr4, 24) == 0,
-            gic_sysregs: field(pfr0, 24) >= 1,
-            ras: field(pfr0, 28) >= 1,
-            mpam: field(pfr0, 40) >= 1 || field(pfr1, 16) >= 1,
-            dcache_line: 4 << (registers.ctr >> 16 & 0xf),
+            vmid16: ID_AA64MMFR1_EL1::VMIDBits.read(mmfr1) == 2,
+            tlbi_range: ID_AA64ISAR0_EL1::TLB.read(isar0) >= 2,
+            ttl: ID_AA64MMFR2_EL1::TTL.read(mmfr2) >= 1,
+            fwb: ID_AA64MMFR2_EL1::FWB.read(mmfr2) >= 1,
+            xnx: ID_AA64MMFR1_EL1::XNX.read(mmfr1) >= 1,
+            hafdbs: ID_AA64MMFR1_EL1::HAFDBS.read(mmfr1) as u8,
+            bbm: ID_AA64MMFR2_EL1::BBM.read(mmfr2) as u8,
+            ttst: ID_AA64MMFR2_EL1::ST.read(mmfr2) >= 1,
+            lva: ID_AA64MMFR2_EL1::VARange.read(mmfr2) >= 1,
+            dic: CTR_EL0::DIC.is_set(registers.ctr),
+            pauth: isar1 & bits!(ID_AA64ISAR1_EL1: APA, API, GPA, GPI) != 0
+                || isar2 & bits!(ID_AA64ISAR2_EL1: GPA3, APA3) != 0,
+            sve: ID_AA64PFR0_EL1::SVE.read(pfr0) >= 1,
+            sme: ID_AA64PFR1_EL1::SME.read(pfr1) >= 1,
+            hcx: ID_AA64MMFR1_EL1::HCX.read(mmfr1) >= 1,
+            fgt: ID_AA64MMFR0_EL1::FGT.read(mmfr0) as u8,
+            ecv: ID_AA64MMFR0_EL1::ECV.read(mmfr0) as u8,
+            rng: ID_AA64ISAR0_EL1::RNDR.read(isar0) >= 1,
+            e2h0: ID_AA64MMFR4_EL1::E2H0.read(mmfr4) == 0,
+            gic_sysregs: ID_AA64PFR0_EL1::GIC.read(pfr0) >= 1,
+            ras: ID_AA64PFR0_EL1::RAS.read(pfr0) >= 1,
+            mpam: ID_AA64PFR0_EL1::MPAM.read(pfr0) >= 1
+                || ID_AA64PFR1_EL1::MPAM_frac.read(pfr1) >= 1,
+            dcache_line: 4 << CTR_EL0::DminLine.read(registers.ctr),
             midr: registers.midr,
         }
     }
@@ -239,21 +238,30 @@ fn index(granule: Granule) -> usize {
 fn granules(mmfr0: u64) -> ([GranuleSupport; 3], [GranuleSupport; 3]) {
     use GranuleSupport::{Lpa2, No, Yes};
     let stage1 = [
-        match field(mmfr0, 28) {
+        match ID_AA64MMFR0_EL1::TGran4.read(mmfr0) {
             0 => Yes,
             0xf => No,
             _ => Lpa2,
         },
-        match field(mmfr0, 20) {
+        match ID_AA64MMFR0_EL1::TGran16.read(mmfr0) {
             0 => No,
             1 => Yes,
             _ => Lpa2,
         },
-        if field(mmfr0, 24) == 0 { Yes } else { No },
+        if ID_AA64MMFR0_EL1::TGran64.read(mmfr0) == 0 {
+            Yes
+        } else {
+            No
+        },
     ];
     let mut stage2 = stage1;
-    for (granule, shift) in [(0, 40), (1, 32), (2, 36)] {
-        stage2[granule] = match field(mmfr0, shift) {
+    let fields = [
+        ID_AA64MMFR0_EL1::TGran4_2,
+        ID_AA64MMFR0_EL1::TGran16_2,
+        ID_AA64MMFR0_EL1::TGran64_2,
+    ];
+    for (granule, field) in fields.into_iter().enumerate() {
+        stage2[granule] = match field.read(mmfr0) {
             0 => stage1[granule],
             1 => No,
             2 => Yes,

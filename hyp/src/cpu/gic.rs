@@ -3,318 +3,84 @@
 //! The host owns the distributor, the redistributors and, while it runs, the
 //! CPU interface. While a guest runs, EL2 takes the interrupts (HCR_EL2.IMO):
 //! it acknowledges those that are its own, and leaves every other pending for
-//! the host. Encodings: IHI0069, 12.1.10.
+//! the host.
 
-use log::warn;
-use spin::mutex::SpinMutex;
+use arm64::mmio::Frame;
+use arm64::regs::*;
+use arm64::{bits, instr};
 
-use super::instr;
-use crate::boot::tree::{Machine, Ppis};
-use crate::memory::region::Region;
-use crate::{mrs, msr};
+mod interface;
+mod loan;
+mod redistributor;
+
+pub use interface::{VirtualInterface, read_lrs, write_lrs};
+pub use loan::HostInterface;
+pub use redistributor::{Redistributor, gicr};
+
+use interface::active_words;
+use redistributor::Line;
 use rmi::vendor::KICK_SGI;
 
 /// INTIDs from here on are special: nothing is pending for us.
 pub const SPECIAL: u32 = 1020;
 
-/// Offsets in a redistributor: RD_base, and SGI_base 64 KiB above (IHI0069,
-/// 12.11).
-pub mod gicr {
-    #![allow(missing_docs)] // the names are the specification's
-    pub const CTLR: u64 = 0x0;
-    pub const TYPER: u64 = 0x8;
-    pub const STATUSR: u64 = 0x10;
-    pub const WAKER: u64 = 0x14;
-    pub const SGI_BASE: u64 = 0x1_0000;
-    pub const IGROUPR0: u64 = SGI_BASE + 0x80;
-    pub const ISENABLER0: u64 = SGI_BASE + 0x100;
-    pub const ICENABLER0: u64 = SGI_BASE + 0x180;
-    pub const ISPENDR0: u64 = SGI_BASE + 0x200;
-    pub const ICPENDR0: u64 = SGI_BASE + 0x280;
-    pub const ISACTIVER0: u64 = SGI_BASE + 0x300;
-    pub const ICACTIVER0: u64 = SGI_BASE + 0x380;
-    pub const IPRIORITYR: u64 = SGI_BASE + 0x400;
-    pub const ICFGR: u64 = SGI_BASE + 0xc00;
-    /// Both frames.
-    pub const SIZE: u64 = 0x2_0000;
-    /// With the two frames of GICv4 behind them (TYPER.VLPIS).
-    pub const SIZE_VLPIS: u64 = 0x4_0000;
+/// The distributor's frame.
+pub type Distributor = Frame<0x1_0000>;
 
-    pub const CTLR_ENABLE_LPIS: u64 = 1 << 0;
-    pub const CTLR_RWP: u64 = 1 << 3;
-    pub const TYPER_VLPIS: u64 = 1 << 1;
-    pub const TYPER_LAST: u64 = 1 << 4;
-    pub const WAKER_PROCESSOR_SLEEP: u64 = 1 << 1;
-}
-
-/// Registers of redistributors, as they are reached.
-pub trait Registers {
-    /// Reads `size` bytes (1, 4 or 8).
-    fn read(&self, address: u64, size: u32) -> u64;
-    /// Writes them.
-    fn write(&self, address: u64, size: u32, value: u64);
-    /// Replaces a register's value by what `change` makes of it, as one step for
-    /// all who change registers so.
-    fn modify(&self, address: u64, size: u32, change: impl FnOnce(u64) -> u64);
-}
-
-/// Those of the machine. Every address is in a redistributor region of the
-/// device tree, which EL2 maps as Device memory.
-#[derive(Clone, Copy, Debug)]
-pub struct Machines;
-
-/// Held from the reading of a redistributor's register to its writing.
-static MODIFY: SpinMutex<()> = SpinMutex::new(());
-
-impl Registers for Machines {
-    fn read(&self, address: u64, size: u32) -> u64 {
-        // SAFETY: a register of a redistributor, by the type's contract; reading
-        // one has no effect on memory.
-        unsafe {
-            match size {
-                1 => u64::from((address as *const u8).read_volatile()),
-                4 => u64::from((address as *const u32).read_volatile()),
-                _ => (address as *const u64).read_volatile(),
-            }
-        }
-    }
-
-    fn write(&self, address: u64, size: u32, value: u64) {
-        // SAFETY: as `read`; those who write (this file and
-        // exception/redistributor.rs) write states and settings of interrupts,
-        // none that has the GIC access memory.
-        unsafe {
-            match size {
-                1 => (address as *mut u8).write_volatile(value as u8),
-                4 => (address as *mut u32).write_volatile(value as u32),
-                _ => (address as *mut u64).write_volatile(value),
-            }
-        }
-    }
-
-    fn modify(&self, address: u64, size: u32, change: impl FnOnce(u64) -> u64) {
-        let _lock = MODIFY.lock();
-        let value = change(self.read(address, size));
-        self.write(address, size, value);
-    }
-}
-
-fn write32(address: u64, value: u32) {
-    Machines.write(address, 4, u64::from(value));
-}
-
-/// The redistributors of one region: RD_base and TYPER of each.
-pub fn redistributors<R: Registers>(
-    registers: &R,
-    region: Region,
-    stride: Option<u64>,
-) -> impl Iterator<Item = (u64, u64)> {
-    let mut next = Some(region.base());
-    core::iter::from_fn(move || {
-        let frame = next?;
-        if frame.checked_add(gicr::SIZE)? > region.end() {
-            return None;
-        }
-        let typer = registers.read(frame + gicr::TYPER, 8);
-        let own = if typer & gicr::TYPER_VLPIS != 0 {
-            gicr::SIZE_VLPIS
-        } else {
-            gicr::SIZE
-        };
-        next = frame
-            .checked_add(stride.unwrap_or(own))
-            .filter(|_| typer & gicr::TYPER_LAST == 0);
-        Some((frame, typer))
-    })
-}
-
-/// An affinity of MPIDR_EL1's as GICR_TYPER has it.
-fn affinity(mpidr: u64) -> u64 {
-    (mpidr & 0xff_ffff) | (mpidr >> 8 & 0xff00_0000)
-}
-
-/// The redistributor of the PE with this affinity: its RD_base.
-pub fn find_redistributor(regions: &[Region], stride: Option<u64>, mpidr: u64) -> Option<u64> {
-    let affinity = affinity(mpidr);
-    regions
-        .iter()
-        .flat_map(|region| redistributors(&Machines, *region, stride))
-        .find(|(_, typer)| typer >> 32 == affinity)
-        .map(|(frame, _)| frame)
+/// INTIDs of the interrupts that EL2 has a part in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ppis {
+    /// GIC maintenance interrupt.
+    pub maintenance: u32,
+    /// Virtual timer, CNTV.
+    pub virtual_timer: u32,
+    /// EL2's physical timer, CNTHP.
+    pub hyp_timer: u32,
 }
 
 /// What a PE knows of its GIC.
 #[derive(Clone, Copy, Debug)]
 pub struct Gic {
-    gicd: u64,
-    rd_base: u64,
+    distributor: Distributor,
+    redistributor: Redistributor,
     ppi: Ppis,
     /// List registers, ICH_VTR_EL2.ListRegs + 1.
     pub list_registers: usize,
-    /// Words of active priorities, from ICH_VTR_EL2.PREbits: 1, 2 or 4.
+    /// Words of active priorities: 1, 2 or 4.
     active_words: usize,
-}
-
-/// The virtual CPU interface of a vCPU while it does not run.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct VirtualInterface {
-    /// ICH_VMCR_EL2.
-    pub vmcr: u64,
-    ap0r: [u64; 4],
-    ap1r: [u64; 4],
-}
-
-/// What the host's CPU interface and the virtual timer's interrupt had before EL2
-/// borrowed them for a guest.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HostInterface {
-    pmr: u64,
-    ctlr: u64,
-    igrpen1: u64,
-    timer: Line,
-    timer_active: bool,
-    /// By a write of the host's: its timer is off meanwhile.
-    timer_pending: bool,
-}
-
-/// The settings of an SGI or PPI.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Line {
-    enabled: bool,
-    group1: bool,
-    priority: u8,
-    edge: bool,
-}
-
-impl Line {
-    /// What EL2 needs of an interrupt that it takes: a priority above the usual,
-    /// and level-sensitive as timers are.
-    const OURS: Self = Self {
-        enabled: true,
-        group1: true,
-        priority: 0x80,
-        edge: false,
-    };
-}
-
-/// Active priority words for a count of preemption bits.
-const fn active_words(vtr: u64) -> usize {
-    match (vtr >> 26 & 7) + 1 {
-        7 => 4,
-        6 => 2,
-        _ => 1,
-    }
 }
 
 impl Gic {
     /// Sets up this PE's side: system register access at EL2 and EL1.
-    pub fn init(machine: &Machine, rd_base: u64) -> Self {
-        msr!("S3_4_C12_C9_5", 0xf); // ICC_SRE_EL2: SRE, DFB, DIB, Enable
+    pub fn init(distributor: Distributor, redistributor: Redistributor, ppi: Ppis) -> Self {
+        ICC_SRE_EL2.set(bits!(ICC_SRE_EL2: SRE, DFB, DIB, ENABLE));
         instr::isb();
-        msr!("S3_0_C12_C12_5", 0x7); // ICC_SRE_EL1: the same for EL1
-        msr!("S3_4_C12_C11_0", 0); // ICH_HCR_EL2: no virtual interrupts yet
+        ICC_SRE_EL1.set(bits!(ICC_SRE_EL1: SRE, DFB, DIB));
+        ICH_HCR_EL2.set(0);
         instr::isb();
-        let vtr = mrs!("S3_4_C12_C11_1");
+        let vtr = ICH_VTR_EL2.get();
         Self {
-            gicd: machine.gicd.base(),
-            rd_base,
-            ppi: machine.ppi,
-            list_registers: (vtr & 0x1f) as usize + 1,
+            distributor,
+            redistributor,
+            ppi,
+            list_registers: ICH_VTR_EL2::ListRegs.read(vtr) as usize + 1,
             active_words: active_words(vtr),
         }
     }
 
-    /// Has the redistributor access no memory: a boot loader may have left LPIs
-    /// on, with tables in what is RAM like any other now.
+    /// Has the redistributor access no memory.
     pub fn stop_lpis(&self) {
-        let ctlr = self.rd_base + gicr::CTLR;
-        if Machines.read(ctlr, 4) & gicr::CTLR_ENABLE_LPIS == 0 {
-            return;
-        }
-        Machines.modify(ctlr, 4, |ctlr| ctlr & !gicr::CTLR_ENABLE_LPIS);
-        while Machines.read(ctlr, 4) & gicr::CTLR_RWP != 0 {
-            core::hint::spin_loop();
-        }
-        if Machines.read(ctlr, 4) & gicr::CTLR_ENABLE_LPIS != 0 {
-            warn!(
-                "the GIC goes on using the LPI tables of the boot loader: \
-                 the device tree must reserve them"
-            );
-        }
+        self.redistributor.stop_lpis();
     }
 
     /// Makes EL2's own interrupts deliverable on this PE: enabled, group 1, with
     /// a priority above the usual. The host cannot change them after that
     /// (exception/redistributor.rs).
     pub fn enable_own(&self) {
-        let asleep = gicr::WAKER_PROCESSOR_SLEEP;
-        Machines.modify(self.rd_base + gicr::WAKER, 4, |waker| waker & !asleep);
+        self.redistributor.wake();
         for intid in [self.ppi.maintenance, self.ppi.hyp_timer, KICK_SGI] {
-            self.set_line(intid, Line::OURS);
+            self.redistributor.set_line(intid, Line::OURS);
         }
-    }
-
-    /// The settings of an SGI or PPI of this PE.
-    fn line(&self, intid: u32) -> Line {
-        let bit = |offset| Machines.read(self.rd_base + offset, 4) >> intid & 1 != 0;
-        Line {
-            enabled: bit(gicr::ISENABLER0),
-            group1: bit(gicr::IGROUPR0),
-            priority: Machines.read(self.priority(intid), 1) as u8,
-            edge: intid >= 16 && self.is_edge(intid),
-        }
-    }
-
-    fn is_edge(&self, intid: u32) -> bool {
-        let (register, bit) = self.config(intid);
-        Machines.read(register, 4) & bit != 0
-    }
-
-    /// ICFGR of an interrupt, and its bit there that says edge-triggered.
-    fn config(&self, intid: u32) -> (u64, u64) {
-        let register = self.rd_base + gicr::ICFGR + u64::from(intid / 16) * 4;
-        (register, 2 << (intid % 16 * 2))
-    }
-
-    /// Changes them. When it returns, one that is disabled is not signalled.
-    fn set_line(&self, intid: u32, line: Line) {
-        // An SGI is edge-triggered, and nothing else.
-        let edge = intid >= 16 && line.edge != self.is_edge(intid);
-        // The way that an interrupt is triggered changes while it is disabled
-        // (IHI0069H, 12.9.9).
-        if !line.enabled || edge {
-            write32(self.rd_base + gicr::ICENABLER0, 1 << intid);
-            while Machines.read(self.rd_base + gicr::CTLR, 4) & gicr::CTLR_RWP != 0 {
-                core::hint::spin_loop();
-            }
-        }
-        let group = self.rd_base + gicr::IGROUPR0;
-        let bit = 1 << intid;
-        Machines.modify(group, 4, |group| {
-            if line.group1 {
-                group | bit
-            } else {
-                group & !bit
-            }
-        });
-        Machines.write(self.priority(intid), 1, line.priority.into());
-        if edge {
-            let (register, bit) = self.config(intid);
-            Machines.modify(register, 4, |config| {
-                if line.edge {
-                    config | bit
-                } else {
-                    config & !bit
-                }
-            });
-        }
-        if line.enabled {
-            write32(self.rd_base + gicr::ISENABLER0, 1 << intid);
-        }
-    }
-
-    fn priority(&self, intid: u32) -> u64 {
-        self.rd_base + gicr::IPRIORITYR + u64::from(intid)
     }
 
     /// Sets or clears the active state of the virtual timer's PPI: while active
@@ -325,111 +91,33 @@ impl Gic {
         } else {
             gicr::ICACTIVER0
         };
-        write32(self.rd_base + register, 1 << self.ppi.virtual_timer);
+        self.redistributor.put(register, self.ppi.virtual_timer);
     }
 
-    /// Sets the pending state of an interrupt below 1020.
+    /// Sets the pending state of an interrupt below 1020, or an extended one.
     fn make_pending(&self, intid: u32) {
-        if let Some((redistributor, offset)) = ispendr(intid) {
-            let base = if redistributor {
-                self.rd_base
-            } else {
-                self.gicd
-            };
-            write32(base + offset, 1 << (intid % 32));
+        let bit = 1u32 << (intid % 32);
+        match ispendr(intid) {
+            Some((true, offset)) => self.redistributor.write(offset, 4, bit.into()),
+            Some((false, offset)) => self.distributor.write(offset, bit),
+            None => {}
         }
-    }
-
-    /// Borrows from the host, for a guest: the CPU interface, so that every
-    /// priority passes, group 1 is on, and EOI only drops priority (the virtual
-    /// timer's interrupt stays active until the guest deactivates it); and that
-    /// interrupt. `changed`: the host may have changed it since the last time.
-    pub fn borrow(&self, host: &mut HostInterface, changed: bool) {
-        host.pmr = mrs!("S3_0_C4_C6_0");
-        host.ctlr = mrs!("S3_0_C12_C12_4");
-        host.igrpen1 = mrs!("S3_0_C12_C12_7");
-        msr!("S3_0_C4_C6_0", 0xff);
-        msr!("S3_0_C12_C12_4", host.ctlr | 1 << 1);
-        msr!("S3_0_C12_C12_7", 1);
-        // Without Enable, EL1's access to ICC_SRE_EL1 traps: it is shared.
-        msr!("S3_4_C12_C9_5", 0x7);
-        let timer = self.ppi.virtual_timer;
-        if changed {
-            host.timer = self.line(timer);
-        }
-        if changed || host.timer_pending {
-            let pending = Machines.read(self.rd_base + gicr::ISPENDR0, 4);
-            host.timer_pending = pending >> timer & 1 != 0;
-            if host.timer_pending {
-                write32(self.rd_base + gicr::ICPENDR0, 1 << timer);
-            }
-        }
-        if host.timer != Line::OURS {
-            self.set_line(timer, Line::OURS);
-        }
-        let active = Machines.read(self.rd_base + gicr::ISACTIVER0, 4);
-        host.timer_active = active >> timer & 1 != 0;
-        if host.timer_active {
-            self.set_timer_active(false);
-        }
-    }
-
-    /// Gives it back as it was, whatever the guest has left: it may have
-    /// acknowledged the timer's interrupt and not ended it.
-    pub fn give_back(&self, host: &HostInterface) {
-        self.set_timer_active(host.timer_active);
-        if host.timer != Line::OURS {
-            self.set_line(self.ppi.virtual_timer, host.timer);
-        }
-        if host.timer_pending {
-            write32(self.rd_base + gicr::ISPENDR0, 1 << self.ppi.virtual_timer);
-        }
-        msr!("S3_0_C4_C6_0", host.pmr);
-        msr!("S3_0_C12_C12_4", host.ctlr);
-        msr!("S3_0_C12_C12_7", host.igrpen1);
-        msr!("S3_4_C12_C9_5", 0xf);
     }
 
     /// Loads a vCPU's virtual interface, all but the list registers.
     pub fn load(&self, interface: &VirtualInterface) {
-        msr!("S3_4_C12_C11_7", interface.vmcr);
-        let (a0, a1) = (&interface.ap0r, &interface.ap1r);
-        msr!("S3_4_C12_C8_0", a0[0]);
-        msr!("S3_4_C12_C9_0", a1[0]);
-        if self.active_words > 1 {
-            msr!("S3_4_C12_C8_1", a0[1]);
-            msr!("S3_4_C12_C9_1", a1[1]);
-        }
-        if self.active_words > 2 {
-            msr!("S3_4_C12_C8_2", a0[2]);
-            msr!("S3_4_C12_C9_2", a1[2]);
-            msr!("S3_4_C12_C8_3", a0[3]);
-            msr!("S3_4_C12_C9_3", a1[3]);
-        }
+        interface.load(self.active_words);
     }
 
     /// Saves what [`Self::load`] loads, and turns the virtual interface off.
     pub fn save(&self, interface: &mut VirtualInterface) {
-        msr!("S3_4_C12_C11_0", 0);
-        interface.vmcr = mrs!("S3_4_C12_C11_7");
-        interface.ap0r[0] = mrs!("S3_4_C12_C8_0");
-        interface.ap1r[0] = mrs!("S3_4_C12_C9_0");
-        if self.active_words > 1 {
-            interface.ap0r[1] = mrs!("S3_4_C12_C8_1");
-            interface.ap1r[1] = mrs!("S3_4_C12_C9_1");
-        }
-        if self.active_words > 2 {
-            interface.ap0r[2] = mrs!("S3_4_C12_C8_2");
-            interface.ap1r[2] = mrs!("S3_4_C12_C9_2");
-            interface.ap0r[3] = mrs!("S3_4_C12_C8_3");
-            interface.ap1r[3] = mrs!("S3_4_C12_C9_3");
-        }
+        interface.save(self.active_words);
     }
 
     /// What is pending, of EL2's own interrupts, acknowledged; or that it is for
     /// the host, or nothing.
     pub fn take(&self) -> Taken {
-        let pending = (mrs!("S3_0_C12_C12_2") & 0xff_ffff) as u32;
+        let pending = ICC_HPPIR1_EL1.read(ICC_HPPIR1_EL1::INTID) as u32;
         if is_special(pending) {
             return Taken::Nothing;
         }
@@ -440,21 +128,20 @@ impl Gic {
             KICK_SGI => Taken::Kick,
             _ => return Taken::Host,
         };
-        let intid = mrs!("S3_0_C12_C12_0"); // ICC_IAR1_EL1
+        let intid = ICC_IAR1_EL1.read(ICC_IAR1_EL1::INTID) as u32;
         instr::dsb_sy();
-        if intid & 0xff_ffff != u64::from(pending) {
+        if intid != pending {
             // A higher priority came between: it goes back to pending.
-            let intid = (intid & 0xff_ffff) as u32;
             if !is_special(intid) {
-                msr!("S3_0_C12_C12_1", u64::from(intid));
-                msr!("S3_0_C12_C11_1", u64::from(intid));
+                ICC_EOIR1_EL1.set(intid.into());
+                ICC_DIR_EL1.set(intid.into());
                 self.make_pending(intid);
             }
             return Taken::Host;
         }
-        msr!("S3_0_C12_C12_1", intid); // ICC_EOIR1_EL1: drop priority
+        ICC_EOIR1_EL1.set(intid.into()); // drops the priority
         if taken != Taken::VirtualTimer {
-            msr!("S3_0_C12_C11_1", intid); // ICC_DIR_EL1
+            ICC_DIR_EL1.set(intid.into());
         }
         instr::isb();
         taken
@@ -500,70 +187,14 @@ pub enum Taken {
 
 /// Sends the kick SGI to the PE with this affinity.
 pub fn send_kick(mpidr: u64) {
-    let target = 1u64 << (mpidr & 0xf);
-    let range = mpidr >> 4 & 0xf;
-    let value = (mpidr >> 32 & 0xff) << 48
-        | range << 44
-        | (mpidr >> 16 & 0xff) << 32
-        | u64::from(KICK_SGI) << 24
-        | (mpidr >> 8 & 0xff) << 16
-        | target;
+    use ICC_SGI1R_EL1::{Aff1, Aff2, Aff3, INTID, RS, TargetList};
+    let [aff0, aff1, aff2] = [0, 8, 16].map(|shift| mpidr >> shift & 0xff);
+    let to = Aff3.val(mpidr >> 32) + Aff2.val(aff2) + Aff1.val(aff1);
     instr::dsb_ishst();
-    msr!("S3_0_C12_C11_5", value); // ICC_SGI1R_EL1
+    ICC_SGI1R_EL1.write(
+        to + RS.val(aff0 >> 4) + TargetList.val(1 << (aff0 & 0xf)) + INTID.val(KICK_SGI.into()),
+    );
     instr::isb();
-}
-
-macro_rules! list_registers {
-    ($($n:literal = $name:literal),*) => {
-        /// Reads the first `n` list registers.
-        pub fn read_lrs(n: usize, lrs: &mut [u64; 16]) {
-            $(if n > $n { lrs[$n] = mrs!($name); })*
-        }
-
-        /// Writes the first `n` list registers.
-        pub fn write_lrs(n: usize, lrs: &[u64; 16]) {
-            $(if n > $n { msr!($name, lrs[$n]); })*
-        }
-    };
-}
-
-list_registers!(
-    0 = "S3_4_C12_C12_0",
-    1 = "S3_4_C12_C12_1",
-    2 = "S3_4_C12_C12_2",
-    3 = "S3_4_C12_C12_3",
-    4 = "S3_4_C12_C12_4",
-    5 = "S3_4_C12_C12_5",
-    6 = "S3_4_C12_C12_6",
-    7 = "S3_4_C12_C12_7",
-    8 = "S3_4_C12_C13_0",
-    9 = "S3_4_C12_C13_1",
-    10 = "S3_4_C12_C13_2",
-    11 = "S3_4_C12_C13_3",
-    12 = "S3_4_C12_C13_4",
-    13 = "S3_4_C12_C13_5",
-    14 = "S3_4_C12_C13_6",
-    15 = "S3_4_C12_C13_7"
-);
-
-/// Writes ICH_HCR_EL2.
-pub fn write_hcr(value: u64) {
-    msr!("S3_4_C12_C11_0", value);
-}
-
-/// Reads ICH_HCR_EL2: EOIcount is in \[31:27\].
-pub fn read_hcr() -> u64 {
-    mrs!("S3_4_C12_C11_0")
-}
-
-/// Reads ICH_MISR_EL2.
-pub fn read_misr() -> u64 {
-    mrs!("S3_4_C12_C11_2")
-}
-
-/// Reads ICH_VMCR_EL2.
-pub fn read_vmcr() -> u64 {
-    mrs!("S3_4_C12_C11_7")
 }
 
 #[cfg(test)]
@@ -600,17 +231,13 @@ mod tests {
         }
     }
 
-    /// ICH_VTR_EL2.PREbits of 4, 5 and 6: 5, 6 and 7 bits of preemption.
     #[test]
-    fn active_priorities_have_the_words_of_their_bits() {
-        for (field, words) in [(4, 1), (5, 2), (6, 4)] {
-            assert_eq!(active_words(field << 26 | 0x9000_000f), words, "{field}");
-        }
-    }
-
-    #[test]
-    fn an_affinity_is_of_four_levels() {
-        // U and MT are none of it.
-        assert_eq!(affinity(0x12_c134_5678), 0x1234_5678);
+    fn a_kick_goes_to_its_pe_alone() {
+        let events = arm64::recording::of(|| send_kick(0x12_0034_5678));
+        let sgi = 0x12 << 48 | 7 << 44 | 0x34 << 32 | 8 << 24 | 0x56 << 16 | 1 << 8;
+        assert_eq!(
+            events[1],
+            arm64::recording::Event::Msr("ICC_SGI1R_EL1", sgi)
+        );
     }
 }

@@ -1,89 +1,35 @@
 //! A PE as EL2 drives it: traps, the host's and a guest's turn, FP/SIMD.
 
 pub mod context;
+pub mod fault;
 pub mod features;
 pub mod gic;
-pub mod instr;
 pub mod pe;
 pub mod worlds;
 
-use crate::System;
-use crate::msr;
-use context::{El1, FpState, Gprs, VirtualTimer};
-use gic::{Gic, HostInterface};
-use pe::Pe;
+use arm64::frame::{FpState, Gprs};
+use arm64::regs::*;
+use arm64::{bits, instr};
 
-/// HCR_EL2 bits (DDI0487, D24.2.53).
-pub mod hcr {
-    /// Stage 2 on.
-    pub const VM: u64 = 1 << 0;
-    /// Set/way invalidations clean too.
-    pub const SWIO: u64 = 1 << 1;
-    /// Physical FIQ, IRQ and SError to EL2.
-    pub const FMO: u64 = 1 << 3;
-    /// Physical IRQ to EL2.
-    pub const IMO: u64 = 1 << 4;
-    /// Physical SError to EL2.
-    pub const AMO: u64 = 1 << 5;
-    /// Broadcast maintenance of EL1.
-    pub const FB: u64 = 1 << 9;
-    /// Barriers of EL1 are at least inner shareable.
-    pub const BSU_INNER: u64 = 1 << 10;
-    /// Trap WFI.
-    pub const TWI: u64 = 1 << 13;
-    /// Trap WFE.
-    pub const TWE: u64 = 1 << 14;
-    /// Trap ID registers.
-    pub const TID3: u64 = 1 << 18;
-    /// Trap SMC.
-    pub const TSC: u64 = 1 << 19;
-    /// Trap implementation-defined registers.
-    pub const TIDCP: u64 = 1 << 20;
-    /// Trap ACTLR_EL1.
-    pub const TACR: u64 = 1 << 21;
-    /// EL1 is AArch64.
-    pub const RW: u64 = 1 << 31;
-    /// Trap LOR registers.
-    pub const TLOR: u64 = 1 << 35;
-    /// Trap RAS error records.
-    pub const TERR: u64 = 1 << 36;
-    /// Pointer authentication keys and instructions are not trapped.
-    pub const APK: u64 = 1 << 40;
-    /// See [`APK`].
-    pub const API: u64 = 1 << 41;
-    /// The FEAT_S2FWB encoding of stage-2 memory types.
-    pub const FWB: u64 = 1 << 46;
-    /// Trap MTE's GMID_EL1.
-    pub const TID5: u64 = 1 << 58;
-}
+use crate::System;
+use context::{El1, VirtualTimer};
+use gic::{Distributor, Gic, HostInterface};
+use pe::Pe;
 
 /// HCR_EL2 while the host runs, but for what every lower level has: what is not
 /// switched between it and guests, and how the CPU itself behaves, is not its.
-const HOST_HCR: u64 =
-    hcr::SWIO | hcr::TID3 | hcr::TSC | hcr::TIDCP | hcr::TACR | hcr::TLOR | hcr::TERR;
+const HOST_HCR: u64 = bits!(HCR_EL2: SWIO, TID3, TSC, TIDCP, TACR, TLOR, TERR);
 
-/// HCR_EL2 while a guest runs, but for what every lower level has.
-const GUEST_HCR: u64 = hcr::SWIO
-    | hcr::FMO
-    | hcr::IMO
-    | hcr::AMO
-    | hcr::FB
-    | hcr::BSU_INNER
-    | hcr::TID3
-    | hcr::TSC
-    | hcr::TIDCP
-    | hcr::TACR
-    | hcr::TLOR
-    | hcr::TERR
-    | hcr::TID5;
+/// HCR_EL2 while a guest runs, but for what every lower level has. Barriers of its
+/// own reach the inner shareable domain at least, as all that it runs on is there.
+const GUEST_HCR: u64 =
+    HOST_HCR | bits!(HCR_EL2: FMO, IMO, AMO, FB, TID5) | HCR_EL2::BSU.val(0b01).value;
 
-/// CPTR_EL2 with E2H = 0: RES1, and traps of SVE, SME, trace and AMU.
-const CPTR: u64 = 0x22ff | 1 << 8 | 1 << 12 | 1 << 20 | 1 << 30;
-/// CPTR_EL2.TFP.
-const CPTR_TFP: u64 = 1 << 10;
-/// MDCR_EL2: debug registers, OS lock, PMU, trace filter (TTRF) and profiling
-/// (TPMS) trap, the trace and profiling buffers are EL2's; HPMN is the CPU's.
-const MDCR: u64 = 1 << 19 | 1 << 14 | 1 << 11 | 1 << 10 | 1 << 9 | 1 << 6 | 1 << 5;
+/// CPTR_EL2: RES1, and traps of SVE, SME, trace and AMU.
+const CPTR: u64 = bits!(CPTR_EL2: RES1_0, RES1_9, RES1_13, TZ, TSM, TTA, TAM);
+/// MDCR_EL2: debug registers, OS lock, PMU, trace filter and profiling trap, the
+/// trace and profiling buffers are EL2's; HPMN is the CPU's.
+const MDCR: u64 = bits!(MDCR_EL2: TTRF, TPMS, TDRA, TDOSA, TDA, TPM, TPMCR);
 
 /// Whose FP/SIMD registers the PE holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,37 +72,40 @@ impl Cpu {
     /// Sets this PE up for running lower levels.
     pub fn new(pe: &'static Pe, system: &'static System) -> Self {
         let features = &system.features;
-        msr!("cptr_el2", CPTR);
-        msr!("mdcr_el2", MDCR | crate::mrs!("mdcr_el2") & 0x1f);
-        msr!("hstr_el2", 0);
-        msr!("cntvoff_el2", 0);
-        msr!("vpidr_el2", features.midr);
+        CPTR_EL2.set(CPTR);
+        MDCR_EL2.set(MDCR | MDCR_EL2.get() & bits!(MDCR_EL2: HPMN));
+        HSTR_EL2.set(0);
+        CNTVOFF_EL2.set(0);
+        VPIDR_EL2.set(features.midr);
         if features.hcx {
-            msr!("S3_4_C1_C2_2", 0); // HCRX_EL2
+            HCRX_EL2.set(0);
         }
         if features.fgt > 0 {
             // No fine-grained traps; the inverted bits then trap what is hidden.
-            msr!("S3_4_C1_C1_4", 0); // HFGRTR_EL2
-            msr!("S3_4_C1_C1_5", 0); // HFGWTR_EL2
-            msr!("S3_4_C1_C1_6", 0); // HFGITR_EL2
-            msr!("S3_4_C3_C1_4", 0); // HDFGRTR_EL2
-            msr!("S3_4_C3_C1_5", 0); // HDFGWTR_EL2
+            HFGRTR_EL2.set(0);
+            HFGWTR_EL2.set(0);
+            HFGITR_EL2.set(0);
+            HDFGRTR_EL2.set(0);
+            HDFGWTR_EL2.set(0);
         }
         if features.fgt > 1 {
-            msr!("S3_4_C3_C1_0", 0); // HDFGRTR2_EL2
-            msr!("S3_4_C3_C1_1", 0); // HDFGWTR2_EL2
-            msr!("S3_4_C3_C1_2", 0); // HFGRTR2_EL2
-            msr!("S3_4_C3_C1_3", 0); // HFGWTR2_EL2
-            msr!("S3_4_C3_C1_7", 0); // HFGITR2_EL2
+            HDFGRTR2_EL2.set(0);
+            HDFGWTR2_EL2.set(0);
+            HFGRTR2_EL2.set(0);
+            HFGWTR2_EL2.set(0);
+            HFGITR2_EL2.set(0);
         }
         if features.mpam {
-            msr!("S3_4_C10_C5_0", 0b11 << 48); // MPAM2_EL2: trap EL1's registers
+            MPAM2_EL2.set(bits!(MPAM2_EL2: TRAPMPAM0EL1, TRAPMPAM1EL1));
         }
         instr::isb();
+        // SAFETY: the device tree's distributor, which EL2 maps. What is written to
+        // it makes interrupts pending.
+        let distributor = unsafe { Distributor::new(system.machine.gicd.base()) };
         Self {
             pe,
             system,
-            gic: Gic::init(system.machine, pe.gicr),
+            gic: Gic::init(distributor, pe.gicr, system.machine.ppi),
             host: Host {
                 gprs: Gprs::reset(0),
                 el1: El1::reset(),
@@ -173,29 +122,38 @@ impl Cpu {
     /// Traps and translation of the host: stage 2, calls, hidden features.
     /// Interrupts are its own.
     fn host_traps(&self) {
-        msr!("hcr_el2", self.hcr(HOST_HCR));
-        msr!("cnthctl_el2", 0b11); // counter and timer are the host's
-        msr!("vmpidr_el2", 1 << 31 | self.pe.mpidr);
+        CNTHCTL_EL2.set(bits!(CNTHCTL_EL2: EL1PCTEN, EL1PCEN));
+        VMPIDR_EL2.set(bits!(VMPIDR_EL2: RES1) | self.pe.mpidr);
         self.set_fp_trap(self.fp_owner != FpOwner::Host);
-        msr!("vtcr_el2", self.system.host.vtcr());
-        msr!("vttbr_el2", self.system.host.vttbr());
+        let host = &self.system.host;
+        // SAFETY: EL2 translates by neither. The host is kept to its own stage 2,
+        // by traps that are its world's.
+        unsafe {
+            HCR_EL2.steer(self.hcr(HOST_HCR));
+            VTCR_EL2.steer(host.vtcr());
+            VTTBR_EL2.steer(host.vttbr());
+        }
         instr::isb();
     }
 
     /// The bits that hold for every lower level, and `more`.
     fn hcr(&self, more: u64) -> u64 {
-        let mut value = hcr::VM | hcr::RW | more;
+        let mut value = bits!(HCR_EL2: VM, RW) | more;
         if self.system.features.pauth {
-            value |= hcr::APK | hcr::API;
+            value |= bits!(HCR_EL2: APK, API);
         }
         if self.system.features.fwb {
-            value |= hcr::FWB;
+            value |= bits!(HCR_EL2: FWB);
         }
         value
     }
 
     fn set_fp_trap(&self, trap: bool) {
-        msr!("cptr_el2", if trap { CPTR | CPTR_TFP } else { CPTR });
+        CPTR_EL2.set(if trap {
+            CPTR | bits!(CPTR_EL2: TFP)
+        } else {
+            CPTR
+        });
     }
 
     /// Gives the host this PE for the first time, or after `CPU_ON`: it begins at
@@ -206,8 +164,8 @@ impl Cpu {
         self.host.el1 = El1::reset();
         self.host.el1.load(&self.system.features);
         // Out of reset as far as the host can tell, whatever the firmware keeps.
-        msr!("cntv_ctl_el0", 0);
-        msr!("cntp_ctl_el0", 0);
+        CNTV_CTL_EL0.set(0);
+        CNTP_CTL_EL0.set(0);
         self.host.fp = FpState::ZERO;
         self.fp_to_host();
         self.pe.note_redistributor_change();
@@ -244,11 +202,14 @@ impl Cpu {
     }
 
     fn guest_traps(&self, guest: &GuestState<'_>, trap: u64) {
-        msr!("hcr_el2", self.hcr(GUEST_HCR | trap));
-        msr!("cnthctl_el2", 0b01); // counter yes; physical timer traps
-        msr!("vmpidr_el2", guest.vmpidr);
-        msr!("vtcr_el2", guest.vtcr);
-        msr!("vttbr_el2", guest.vttbr);
+        CNTHCTL_EL2.set(bits!(CNTHCTL_EL2: EL1PCTEN)); // the physical timer traps
+        VMPIDR_EL2.set(guest.vmpidr);
+        // SAFETY: as for the host: the guest's own stage 2, and its world's traps.
+        unsafe {
+            HCR_EL2.steer(self.hcr(GUEST_HCR | trap));
+            VTCR_EL2.steer(guest.vtcr);
+            VTTBR_EL2.steer(guest.vttbr);
+        }
         instr::isb();
     }
 
@@ -256,7 +217,7 @@ impl Cpu {
     pub fn switch_to_host(&mut self, guest: SavedState<'_>) {
         let features = &self.system.features;
         guest.vtimer.take();
-        msr!("cnthp_ctl_el2", 0);
+        CNTHP_CTL_EL2.set(0);
         self.gic.save(guest.interface);
         if self.fp_owner == FpOwner::Rec(guest.rec) && *guest.fp_pe == self.pe.index as u32 {
             // Access is open if this guest used it; the registers stay here, so
@@ -342,8 +303,8 @@ pub struct SavedState<'a> {
 /// `None` when that walk meets an external abort; the guest's PAR_EL1 stays as it
 /// was.
 pub fn translate_stage1(address: u64) -> Option<u64> {
-    let saved = crate::mrs!("par_el1");
+    let saved = PAR_EL1.get();
     let par = crate::memory::guarded::translate_stage1(address).ok();
-    msr!("par_el1", saved);
+    PAR_EL1.set(saved);
     par
 }

@@ -6,31 +6,15 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use arm64::frame::Regime;
+use arm64::regs::{AFFINITY, affinity};
 use spin::Once;
 
-use crate::cpu::gic;
+use crate::cpu::gic::{self, Redistributor};
 use crate::memory::region::Region;
-use crate::mrs;
 
 /// Bytes of each PE's stack.
 pub const STACK: u64 = 64 << 10;
-
-/// MPIDR_EL1 without its flags: Aff3 \[39:32\], Aff2–Aff0 \[23:0\].
-pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
-
-/// EL2's own translation regime, loaded by asm.S.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct Regime {
-    /// TTBR0_EL2.
-    pub ttbr0: u64,
-    /// TCR_EL2.
-    pub tcr: u64,
-    /// MAIR_EL2.
-    pub mair: u64,
-    /// SCTLR_EL2.
-    pub sctlr: u64,
-}
 
 /// The PA of no REC.
 pub const NO_REC: u64 = u64::MAX;
@@ -56,20 +40,32 @@ const CLAIMED: u64 = 0b100;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim(u64);
 
-/// One PE. The first words are asm.S's.
+/// What asm.S needs of a PE before Rust runs on it.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Entry {
+    /// Where its stack ends.
+    pub stack_top: u64,
+    /// Where the stack for reports of its death ends.
+    pub emergency_top: u64,
+    /// EL2's own translation.
+    pub regime: Regime,
+    /// Where it goes on in Rust.
+    pub rust: u64,
+}
+
+/// One PE.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Pe {
-    stack_top: u64,
-    emergency_top: u64,
-    regime: Regime,
-    entry: u64,
+    /// Read by asm.S.
+    pub entry: Entry,
     /// Place in the list of PEs.
     pub index: usize,
     /// MPIDR_EL1, affinity fields.
     pub mpidr: u64,
-    /// Its redistributor's RD_base.
-    pub gicr: u64,
+    /// Its redistributor.
+    pub gicr: Redistributor,
     /// A [`Power`], [`CLAIMED`], and how often it was.
     power: AtomicU64,
     redistributor_changed: AtomicBool,
@@ -128,17 +124,19 @@ impl Pe {
     pub fn new(
         index: usize,
         mpidr: u64,
-        gicr: u64,
+        gicr: Redistributor,
         stacks: &Stacks,
         regime: Regime,
         entry: u64,
     ) -> Self {
         let [stack, emergency] = stacks.mapped(index);
         Self {
-            stack_top: stack.end(),
-            emergency_top: emergency.end(),
-            regime,
-            entry,
+            entry: Entry {
+                stack_top: stack.end(),
+                emergency_top: emergency.end(),
+                regime,
+                rust: entry,
+            },
             index,
             mpidr,
             gicr,
@@ -256,13 +254,13 @@ pub fn all() -> &'static [Pe] {
 
 /// The PE that this MPIDR_EL1 is of.
 pub fn find(mpidr: u64) -> Option<&'static Pe> {
-    let affinity = mpidr & MPIDR_AFFINITY;
+    let affinity = mpidr & AFFINITY;
     all().iter().find(|pe| pe.mpidr == affinity)
 }
 
 /// Sends the kick SGI to every other PE that runs.
 pub fn interrupt_others() {
-    let me = mrs!("mpidr_el1") & MPIDR_AFFINITY;
+    let me = affinity();
     for pe in all()
         .iter()
         .filter(|pe| pe.mpidr != me && pe.power() == Power::On)
@@ -299,15 +297,6 @@ pub fn is_guard_page(address: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::mem::offset_of;
-
-    #[test]
-    fn layout_is_that_of_the_assembly() {
-        assert_eq!(offset_of!(Pe, stack_top), 0);
-        assert_eq!(offset_of!(Pe, emergency_top), 8);
-        assert_eq!(offset_of!(Pe, regime), 16);
-        assert_eq!(offset_of!(Pe, entry), 48);
-    }
 
     #[test]
     fn stacks_have_guards_below() {
@@ -334,7 +323,9 @@ mod tests {
             Region::new(0x10_0000, Stacks::stride(0x1000)).unwrap(),
             0x1000,
         );
-        let pe = Pe::new(0, 0, 0, &s, Regime::default(), 0);
+        // SAFETY: a record is behind it, and no GIC.
+        let gicr = unsafe { Redistributor::new(0) };
+        let pe = Pe::new(0, 0, gicr, &s, Regime::default(), 0);
         let claim = pe.claim_start(0x80000, 7).expect("it is off");
         assert_eq!(pe.claim_start(0x90000, 8), Err(Power::Starting));
         assert_eq!(pe.start(), (0x80000, 7));

@@ -10,7 +10,9 @@
 //! The state that virtual copies hold counts: while HCR_EL2.AMO is set, a guest's
 //! DISR_EL1 is VDISR_EL2, and with FMO and IMO its ICC registers are ICV.
 
-use super::{CPTR, GUEST_HCR, MDCR, hcr};
+use arm64::bits;
+
+use super::{CPTR, GUEST_HCR, MDCR};
 
 /// What becomes of a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,11 +80,6 @@ const fn row(name: &'static str, at: [u8; 5], fate: Fate) -> Row {
 use Fate::{El1, Emulated, Switched, Trapped};
 use Trap::{Cptr, FgtZero, Hcr, HcrClear, HcrxZero, Mdcr, MdcrClear, Mpam, Sre, Timer};
 
-/// HCR_EL2.ATA: MTE's tags.
-const ATA: u64 = 1 << 56;
-/// HCR_EL2.EnSCXT: SCXTNUM_EL1 and SCXTNUM_EL0.
-const ENSCXT: u64 = 1 << 53;
-
 /// The program status goes by SPSR_EL2.
 const PSTATE: Fate = Switched("Gprs::pstate");
 const KEYS: Fate = Switched("El1::keys");
@@ -138,9 +135,21 @@ pub const TABLE: &[Row] = &[
     row("DISR_EL1", [3, 0, 12, 1, 1], Switched("El1::vdisr")),
     // The GIC's.
     row("ICC_PMR_EL1", [3, 0, 4, 6, 0], INTERFACE),
-    row("ICC_SGI1R_EL1", [3, 0, 12, 11, 5], Trapped(Hcr(hcr::IMO))),
-    row("ICC_ASGI1R_EL1", [3, 0, 12, 11, 6], Trapped(Hcr(hcr::IMO))),
-    row("ICC_SGI0R_EL1", [3, 0, 12, 11, 7], Trapped(Hcr(hcr::FMO))),
+    row(
+        "ICC_SGI1R_EL1",
+        [3, 0, 12, 11, 5],
+        Trapped(Hcr(bits!(HCR_EL2: IMO))),
+    ),
+    row(
+        "ICC_ASGI1R_EL1",
+        [3, 0, 12, 11, 6],
+        Trapped(Hcr(bits!(HCR_EL2: IMO))),
+    ),
+    row(
+        "ICC_SGI0R_EL1",
+        [3, 0, 12, 11, 7],
+        Trapped(Hcr(bits!(HCR_EL2: FMO))),
+    ),
     row("ICC_SRE_EL1", [3, 0, 12, 12, 5], Trapped(Sre)),
     row("ICC_IAR0, BPR0, AP0R", [3, 0, 12, 8, ANY], INTERFACE),
     row("ICC_AP1R", [3, 0, 12, 9, ANY], INTERFACE),
@@ -156,25 +165,37 @@ pub const TABLE: &[Row] = &[
         [3, 3, 14, 2, ANY],
         Emulated(Timer),
     ),
-    row("ACTLR_EL1", [3, 0, 1, 0, 1], Trapped(Hcr(hcr::TACR))),
+    row(
+        "ACTLR_EL1",
+        [3, 0, 1, 0, 1],
+        Trapped(Hcr(bits!(HCR_EL2: TACR))),
+    ),
     row(
         "RGSR_EL1, GCR_EL1",
         [3, 0, 1, 0, ANY],
-        Trapped(HcrClear(ATA)),
+        Trapped(HcrClear(bits!(HCR_EL2: ATA))),
     ),
     row(
         "TFSR_EL1, TFSRE0_EL1",
         [3, 0, 5, 6, ANY],
-        Trapped(HcrClear(ATA)),
+        Trapped(HcrClear(bits!(HCR_EL2: ATA))),
     ),
-    row("ZCR_EL1", [3, 0, 1, 2, 0], Trapped(Cptr(1 << 8))),
-    row("TRFCR_EL1", [3, 0, 1, 2, 1], Trapped(Mdcr(1 << 19))),
+    row(
+        "ZCR_EL1",
+        [3, 0, 1, 2, 0],
+        Trapped(Cptr(bits!(CPTR_EL2: TZ))),
+    ),
+    row(
+        "TRFCR_EL1",
+        [3, 0, 1, 2, 1],
+        Trapped(Mdcr(bits!(MDCR_EL2: TTRF))),
+    ),
     row(
         "SMPRI_EL1, SMCR_EL1",
         [3, 0, 1, 2, ANY],
-        Trapped(Cptr(1 << 12)),
+        Trapped(Cptr(bits!(CPTR_EL2: TSM))),
     ),
-    row("SVCR", [3, 3, 4, 2, 2], Trapped(Cptr(1 << 12))),
+    row("SVCR", [3, 3, 4, 2, 2], Trapped(Cptr(bits!(CPTR_EL2: TSM)))),
     row("SCTLR2_EL1", [3, 0, 1, 0, 3], Trapped(HcrxZero)),
     row("TCR2_EL1", [3, 0, 2, 0, 3], Trapped(HcrxZero)),
     row(
@@ -195,79 +216,127 @@ pub const TABLE: &[Row] = &[
     row("RCWSMASK_EL1", [3, 0, 13, 0, 3], Trapped(FgtZero)),
     row("ACCDATA_EL1", [3, 0, 13, 0, 5], Trapped(FgtZero)),
     row("TPIDR2_EL0", [3, 3, 13, 0, 5], Trapped(FgtZero)),
-    row("SCXTNUM_EL1", [3, 0, 13, 0, 7], Trapped(HcrClear(ENSCXT))),
-    row("SCXTNUM_EL0", [3, 3, 13, 0, 7], Trapped(HcrClear(ENSCXT))),
-    row("ERRSELR, ERX*", [3, 0, 5, 3, ANY], Trapped(Hcr(hcr::TERR))),
-    row("ERX*", [3, 0, 5, 4, ANY], Trapped(Hcr(hcr::TERR))),
-    row("ERXMISC*", [3, 0, 5, 5, ANY], Trapped(Hcr(hcr::TERR))),
+    row(
+        "SCXTNUM_EL1",
+        [3, 0, 13, 0, 7],
+        Trapped(HcrClear(bits!(HCR_EL2: EnSCXT))),
+    ),
+    row(
+        "SCXTNUM_EL0",
+        [3, 3, 13, 0, 7],
+        Trapped(HcrClear(bits!(HCR_EL2: EnSCXT))),
+    ),
+    row(
+        "ERRSELR, ERX*",
+        [3, 0, 5, 3, ANY],
+        Trapped(Hcr(bits!(HCR_EL2: TERR))),
+    ),
+    row(
+        "ERX*",
+        [3, 0, 5, 4, ANY],
+        Trapped(Hcr(bits!(HCR_EL2: TERR))),
+    ),
+    row(
+        "ERXMISC*",
+        [3, 0, 5, 5, ANY],
+        Trapped(Hcr(bits!(HCR_EL2: TERR))),
+    ),
     row(
         "LORSA, LOREA, LORN, LORC_EL1",
         [3, 0, 10, 4, ANY],
-        Trapped(Hcr(hcr::TLOR)),
+        Trapped(Hcr(bits!(HCR_EL2: TLOR))),
     ),
     row("MPAM1_EL1, MPAM0_EL1", [3, 0, 10, 5, ANY], Trapped(Mpam)),
     row(
         "PMINTENSET, CLR_EL1",
         [3, 0, 9, 14, ANY],
-        Trapped(Mdcr(1 << 6)),
+        Trapped(Mdcr(bits!(MDCR_EL2: TPM))),
     ),
-    row("PMSCR_EL1, PMS*", [3, 0, 9, 9, ANY], Trapped(Mdcr(1 << 14))),
+    row(
+        "PMSCR_EL1, PMS*",
+        [3, 0, 9, 9, ANY],
+        Trapped(Mdcr(bits!(MDCR_EL2: TPMS))),
+    ),
     row(
         "PMBLIMITR, PMBPTR, TRB*",
         [3, 0, 9, ANY, ANY],
-        Trapped(MdcrClear(0b11 << 24 | 0b11 << 12)),
+        Trapped(MdcrClear(bits!(MDCR_EL2: E2TB, E2PB))),
     ),
     row(
         "PMCR_EL0, PM*",
         [3, 3, 9, ANY, ANY],
-        Trapped(Mdcr(1 << 6 | 1 << 5)),
+        Trapped(Mdcr(bits!(MDCR_EL2: TPM, TPMCR))),
     ),
     row(
         "PMEVCNTR, PMEVTYPER, PMCCFILTR",
         [3, 3, 14, ANY, ANY],
-        Trapped(Mdcr(1 << 6)),
+        Trapped(Mdcr(bits!(MDCR_EL2: TPM))),
     ),
     row(
         "AMCR_EL0, AM*",
         [3, 3, 13, ANY, ANY],
-        Trapped(Cptr(1 << 30)),
+        Trapped(Cptr(bits!(CPTR_EL2: TAM))),
     ),
     row(
         "IMPDEF of EL1",
         [3, 0, 11, ANY, ANY],
-        Trapped(Hcr(hcr::TIDCP)),
+        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
     ),
     row(
         "IMPDEF of EL1",
         [3, 0, 15, ANY, ANY],
-        Trapped(Hcr(hcr::TIDCP)),
+        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
     ),
-    row("IMPDEF", [3, 1, 11, ANY, ANY], Trapped(Hcr(hcr::TIDCP))),
-    row("IMPDEF", [3, 1, 15, ANY, ANY], Trapped(Hcr(hcr::TIDCP))),
-    row("IMPDEF", [3, 2, 11, ANY, ANY], Trapped(Hcr(hcr::TIDCP))),
-    row("IMPDEF", [3, 2, 15, ANY, ANY], Trapped(Hcr(hcr::TIDCP))),
+    row(
+        "IMPDEF",
+        [3, 1, 11, ANY, ANY],
+        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
+    ),
+    row(
+        "IMPDEF",
+        [3, 1, 15, ANY, ANY],
+        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
+    ),
+    row(
+        "IMPDEF",
+        [3, 2, 11, ANY, ANY],
+        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
+    ),
+    row(
+        "IMPDEF",
+        [3, 2, 15, ANY, ANY],
+        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
+    ),
     row(
         "IMPDEF of EL0",
         [3, 3, 11, ANY, ANY],
-        Trapped(Hcr(hcr::TIDCP)),
+        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
     ),
     row(
         "IMPDEF of EL0",
         [3, 3, 15, ANY, ANY],
-        Trapped(Hcr(hcr::TIDCP)),
+        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
     ),
-    row("trace unit", [2, 1, ANY, ANY, ANY], Trapped(Cptr(1 << 20))),
+    row(
+        "trace unit",
+        [2, 1, ANY, ANY, ANY],
+        Trapped(Cptr(bits!(CPTR_EL2: TTA))),
+    ),
     row(
         "OSLAR, OSDLR, DBGPRCR_EL1",
         [2, 0, 1, ANY, ANY],
-        Trapped(Mdcr(1 << 10)),
+        Trapped(Mdcr(bits!(MDCR_EL2: TDOSA))),
     ),
     row(
         "DBGBVR, DBGWVR, MDCCINT, OSDTR",
         [2, 0, ANY, ANY, ANY],
-        Trapped(Mdcr(1 << 9)),
+        Trapped(Mdcr(bits!(MDCR_EL2: TDA))),
     ),
-    row("DBGDTR_EL0", [2, 3, ANY, ANY, ANY], Trapped(Mdcr(1 << 9))),
+    row(
+        "DBGDTR_EL0",
+        [2, 3, ANY, ANY, ANY],
+        Trapped(Mdcr(bits!(MDCR_EL2: TDA))),
+    ),
 ];
 
 /// The traps that a row names, as the CPU's registers have them for a guest, all

@@ -1,6 +1,7 @@
 //! The host's turn: it runs until it traps, the trap is served, it runs again.
 
-use arm64::regs::{ACTLR_EL1, ESR_EL2, FAR_EL2, HPFAR_EL2, OSLSR_EL1};
+use arm64::bits;
+use arm64::regs::{ACTLR_EL1, ESR_EL2, FAR_EL2, OSLSR_EL1};
 use log::debug;
 
 use super::inject;
@@ -8,6 +9,7 @@ use super::redistributor;
 use super::report::stop_if_dying;
 use crate::cpu::Cpu;
 use crate::cpu::context::{Exception, enter};
+use crate::cpu::fault::faulting_ipa;
 use crate::guest::idregs;
 use crate::log::trace::{self, Answer};
 use crate::{psci, rmi as rmi_calls};
@@ -125,11 +127,6 @@ fn abort(cpu: &mut Cpu, esr: Syndrome) {
     inject::external_abort(&mut cpu.host.gprs, esr, FAR_EL2.get());
 }
 
-/// The IPA of a stage-2 fault that HPFAR_EL2 holds (not a permission fault).
-pub fn faulting_ipa(esr: Syndrome) -> u64 {
-    esr.ipa(HPFAR_EL2.get(), FAR_EL2.get())
-}
-
 fn system_register(cpu: &mut Cpu, esr: Syndrome) {
     let register = Sysreg::of(esr);
     let (rt, read) = (esr.sysreg_rt(), esr.sysreg_is_read());
@@ -138,14 +135,8 @@ fn system_register(cpu: &mut Cpu, esr: Syndrome) {
         gprs.set(rt, idregs::view(register, idregs::of_cpu(register), 52));
     } else if register.is_debug() {
         if read {
-            gprs.set(
-                rt,
-                if register == OSLSR_EL1::ENCODING {
-                    8
-                } else {
-                    0
-                },
-            );
+            let is_lock = register == OSLSR_EL1::ENCODING;
+            gprs.set(rt, if is_lock { bits!(OSLSR_EL1: OSLM_1) } else { 0 });
         }
     } else if register == ACTLR_EL1::ENCODING {
         // How the CPU itself works is nobody's to change.

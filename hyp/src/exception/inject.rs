@@ -3,17 +3,20 @@
 //! The level's EL1 registers are the CPU's at that moment (it has just come
 //! from there). Rules: DDI0487, AArch64.TakeException.
 
-use crate::cpu::context::{El1, Gprs};
-use crate::{mrs, msr};
+use arm64::bits;
+use arm64::frame::Gprs;
+use arm64::regs::{ELR_EL1, ESR_EL1, FAR_EL1, SCTLR_EL1, SPSR_EL1, VBAR_EL1};
+
+use crate::cpu::context::El1;
 use arm64::syndrome::{Class, Fault, Syndrome};
 
 /// PSTATE.PAN.
 const PAN: u64 = 1 << 22;
-/// SCTLR_EL1.SPAN: PAN is left alone when set.
-const SPAN: u64 = 1 << 23;
-/// SCTLR_EL1.DSSBS: value of PSTATE.SSBS.
-const DSSBS: u64 = 1 << 44;
-const IL: u64 = 1 << 25;
+/// PAN is left alone when set.
+const SPAN: u64 = bits!(SCTLR_EL1: SPAN);
+/// Value of PSTATE.SSBS.
+const DSSBS: u64 = bits!(SCTLR_EL1: DSSBS);
+const IL: u64 = bits!(ESR_EL1: IL);
 
 /// Makes the instruction at `gprs.pc` undefined.
 pub fn undefined(gprs: &mut Gprs) {
@@ -27,7 +30,7 @@ pub fn undefined(gprs: &mut Gprs) {
 pub fn external_abort(gprs: &mut Gprs, cause: Syndrome, far: u64) {
     let mut el1 = Registers::live();
     take_abort(gprs, &mut el1, cause, far);
-    msr!("far_el1", el1.far);
+    FAR_EL1.set(el1.far);
     el1.commit();
 }
 
@@ -86,16 +89,16 @@ impl Registers {
     /// Those of the level that has just left the CPU.
     fn live() -> Self {
         Self {
-            sctlr: mrs!("sctlr_el1"),
-            vbar: mrs!("vbar_el1"),
+            sctlr: SCTLR_EL1.get(),
+            vbar: VBAR_EL1.get(),
             ..Self::default()
         }
     }
 
     fn commit(&self) {
-        msr!("esr_el1", self.esr);
-        msr!("elr_el1", self.elr);
-        msr!("spsr_el1", self.spsr);
+        ESR_EL1.set(self.esr);
+        ELR_EL1.set(self.elr);
+        SPSR_EL1.set(self.spsr);
     }
 }
 

@@ -13,9 +13,9 @@ use core::ops::Range;
 use arm64::syndrome::Syndrome;
 use rmi::vendor::KICK_SGI;
 
-use crate::boot::tree::Ppis;
 use crate::cpu::Cpu;
-use crate::cpu::gic::{Machines, Registers, gicr, redistributors};
+use crate::cpu::gic::Ppis;
+use crate::cpu::gic::{Redistributor, gicr};
 use crate::cpu::pe;
 use crate::memory::region::Region;
 
@@ -138,13 +138,13 @@ impl Own {
     }
 }
 
-/// Does an access to the redistributor at `rd_base`; what is read.
-fn perform(registers: &impl Registers, rd_base: u64, own: Own, access: Access) -> u64 {
+/// Does an access to a redistributor; what is read.
+fn perform(frame: Redistributor, own: Own, access: Access) -> u64 {
     let found = REGISTERS.iter().find(|row| row.0.contains(&access.offset));
     let Some((row, rule)) = found.filter(|row| access.is_allowed(row.1)) else {
         return 0;
     };
-    let (address, size) = (rd_base + access.offset, access.size);
+    let (offset, size) = (access.offset, access.size);
     let fields = |bits, intids| access.fields_of(row.start, bits, intids);
     let Some(value) = access.write else {
         let seen = match *rule {
@@ -154,18 +154,18 @@ fn perform(registers: &impl Registers, rd_base: u64, own: Own, access: Access) -
             Rule::Fields(bits) => !fields(bits, own.hidden),
             Rule::Ones => !fields(1, own.hidden),
         };
-        return registers.read(address, size) & seen;
+        return frame.read(offset, size) & seen;
     };
     let replace = |mask: u64| {
-        registers.modify(address, size, |old| old & !mask | value & mask);
+        frame.modify(offset, size, |old| old & !mask | value & mask);
     };
     match *rule {
-        Rule::Pass => registers.write(address, size, value),
+        Rule::Pass => frame.write(offset, size, value),
         Rule::Read | Rule::Type => {}
         Rule::Control => replace(CTLR_DPG),
         Rule::Waker => replace(gicr::WAKER_PROCESSOR_SLEEP & !value),
         Rule::Fields(bits) => replace(!fields(bits, own.kept)),
-        Rule::Ones => registers.write(address, size, value & !fields(1, own.kept)),
+        Rule::Ones => frame.write(offset, size, value & !fields(1, own.kept)),
     }
     0
 }
@@ -173,26 +173,25 @@ fn perform(registers: &impl Registers, rd_base: u64, own: Own, access: Access) -
 /// What the host has at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// A redistributor: its RD_base in the machine, and the offset from it.
-    Redistributor(u64, u64),
+    /// A redistributor of the machine, and the offset in it.
+    Redistributor(Redistributor, u64),
     /// Space between two of them.
     Between,
 }
 
 /// Finds the redistributor that the host has at `ipa`.
-fn locate(
-    registers: &impl Registers,
-    regions: &[Region],
-    stride: Option<u64>,
-    ipa: u64,
-) -> Option<Place> {
+///
+/// # Safety
+/// As for [`Redistributor::all_of`], for each region.
+unsafe fn locate(regions: &[Region], stride: Option<u64>, ipa: u64) -> Option<Place> {
     let region = regions.iter().find(|region| region.contains(ipa))?;
     let step = stride.unwrap_or(gicr::SIZE).max(gicr::SIZE);
     let (index, offset) = ((ipa - region.base()) / step, (ipa - region.base()) % step);
     let index = usize::try_from(index).ok()?;
-    let (rd_base, _) = redistributors(registers, *region, stride).nth(index)?;
+    // SAFETY: the caller's promise.
+    let (frame, _) = unsafe { Redistributor::all_of(*region, stride) }.nth(index)?;
     Some(if offset < gicr::SIZE {
-        Place::Redistributor(rd_base, offset)
+        Place::Redistributor(frame, offset)
     } else {
         Place::Between
     })
@@ -205,22 +204,23 @@ pub fn access(cpu: &mut Cpu, esr: Syndrome, ipa: u64) -> bool {
     if !esr.is_emulatable() {
         return false;
     }
-    let Some(place) = locate(&Machines, &machine.gicr, machine.gicr_stride, ipa) else {
+    // SAFETY: the device tree's redistributors, which EL2 maps.
+    let Some(place) = (unsafe { locate(&machine.gicr, machine.gicr_stride, ipa) }) else {
         return false;
     };
     let gprs = &mut cpu.host.gprs;
     let write = esr.is_write().then(|| esr.cut(gprs.get(esr.register())));
     let value = match place {
         Place::Between => 0,
-        Place::Redistributor(rd_base, offset) => {
+        Place::Redistributor(frame, offset) => {
             let access = Access {
                 offset,
                 size: esr.size(),
                 write,
             };
-            let value = perform(&Machines, rd_base, Own::new(&machine.ppi), access);
+            let value = perform(frame, Own::new(&machine.ppi), access);
             if write.is_some()
-                && let Some(pe) = pe::all().iter().find(|pe| pe.gicr == rd_base)
+                && let Some(pe) = pe::all().iter().find(|pe| pe.gicr == frame)
             {
                 pe.note_redistributor_change();
             }

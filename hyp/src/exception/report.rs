@@ -1,12 +1,14 @@
 //! EL2's own death: registers, syndrome in words, backtrace, and the end of the
 //! machine.
 
+use arm64::instr;
+use arm64::regs::*;
+
 use core::fmt::Write;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cpu::{instr, pe};
+use crate::cpu::pe;
 use crate::log::LastWords;
-use crate::mrs;
 use ::rmi::end::{End, How};
 use appendix::{Appendix, Header, Symbols};
 #[cfg(target_os = "none")]
@@ -26,8 +28,10 @@ static IMAGE: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 pub struct Frame {
     x: [u64; 31],
     sp: u64,
-    pc: u64,
-    kind: u64,
+    /// Where it was taken from.
+    pub pc: u64,
+    /// Its vector, 0 to 3.
+    pub kind: u64,
 }
 
 /// Remembers where the image is, for names in backtraces.
@@ -51,7 +55,7 @@ fn halt() -> ! {
 }
 
 fn me() -> u64 {
-    (mrs!("mpidr_el1") & pe::MPIDR_AFFINITY) + 1
+    affinity() + 1
 }
 
 /// Claims the one report: true for the CPU that dies first.
@@ -113,16 +117,7 @@ pub fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     if let Some(at) = info.location() {
         let _ = writeln!(log, "    at {at}");
     }
-    let frame: u64;
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: reads a register.
-    unsafe {
-        core::arch::asm!("mov {}, x29", out(reg) frame, options(nomem, nostack));
-    }
-    #[cfg(not(target_arch = "aarch64"))]
-    {
-        frame = 0;
-    }
+    let frame = instr::frame_pointer();
     where_am_i(&mut log);
     backtrace(&mut log, None, frame);
     left_behind(&mut log);
@@ -139,10 +134,10 @@ extern "C" fn el2_exception(frame: &Frame) -> ! {
     }
     let kind = ["synchronous", "IRQ", "FIQ", "SError"][(frame.kind & 3) as usize];
     let _ = writeln!(log, "\n*** EL2 exception: {kind}");
-    let esr = mrs!("esr_el2");
+    let esr = ESR_EL2.get();
     let _ = writeln!(log, "    esr {esr:#010x} ({})", Syndrome(esr));
-    let far = mrs!("far_el2");
-    let _ = writeln!(log, "    far {far:#018x} hpfar {:#x}", mrs!("hpfar_el2"));
+    let far = FAR_EL2.get();
+    let _ = writeln!(log, "    far {far:#018x} hpfar {:#x}", HPFAR_EL2.get());
     if pe::is_guard_page(far) {
         let _ = writeln!(
             log,
@@ -154,7 +149,7 @@ extern "C" fn el2_exception(frame: &Frame) -> ! {
         "    pc  {:#018x} sp  {:#018x} spsr {:#x}",
         frame.pc,
         frame.sp,
-        mrs!("spsr_el2")
+        SPSR_EL2.get()
     );
     for (n, pair) in frame.x.chunks(2).enumerate() {
         let _ = write!(log, "    x{:<2} {:#018x}", n * 2, pair[0]);
@@ -180,10 +175,10 @@ fn where_am_i(log: &mut LastWords) {
     let _ = writeln!(
         log,
         "    cpu mpidr {:#x}, image at {:#x}, hcr {:#x}, vttbr {:#x}",
-        mrs!("mpidr_el1") & 0xff_00ff_ffff,
+        affinity(),
         IMAGE[0].load(Ordering::Relaxed),
-        mrs!("hcr_el2"),
-        mrs!("vttbr_el2"),
+        HCR_EL2.get(),
+        VTTBR_EL2.get(),
     );
 }
 

@@ -1,8 +1,10 @@
 //! A guest's synchronous exceptions: what EL2 serves, and what is the host's.
 
+use arm64::bits;
 use arm64::regs::{
     ACTLR_EL1, CNTP_CTL_EL0, CNTP_CVAL_EL0, CNTP_TVAL_EL0, CNTPCT_EL0, FAR_EL2, ICC_ASGI1R_EL1,
-    ICC_DIR_EL1, ICC_SGI0R_EL1, ICC_SGI1R_EL1, ICC_SRE_EL1, MDSCR_EL1, OSLSR_EL1, SCTLR_EL1,
+    ICC_DIR_EL1, ICC_SGI0R_EL1, ICC_SGI1R_EL1, ICC_SRE_EL1, ICH_VMCR_EL2, MDSCR_EL1, OSLSR_EL1,
+    SCTLR_EL1,
 };
 use log::warn;
 use rmi::psci::{self as codes, Psci};
@@ -13,7 +15,7 @@ use super::idregs;
 use super::interrupts::Interrupts;
 use super::psci::{self, Answer, Entropy};
 use super::run::Record;
-use crate::exception::host::faulting_ipa;
+use crate::cpu::fault::faulting_ipa;
 use crate::exception::inject;
 use crate::log::trace;
 use crate::realm::State;
@@ -184,7 +186,7 @@ struct CpuEntropy(bool);
 
 impl Entropy for CpuEntropy {
     fn random(&mut self) -> Option<u64> {
-        crate::cpu::instr::random()
+        arm64::instr::rndr()
     }
     fn available(&self) -> bool {
         self.0
@@ -317,12 +319,12 @@ fn read(guest: &Interrupts<'_>, run: &Run, register: Sysreg) -> Option<u64> {
     Some(match register {
         r if r.is_id() => idregs::view(r, idregs::of_cpu(r), guest.realm.ipa_bits),
         ACTLR_EL1::ENCODING => 0,
-        ICC_SRE_EL1::ENCODING => 7,
+        ICC_SRE_EL1::ENCODING => bits!(ICC_SRE_EL1: SRE, DFB, DIB),
         CNTP_CTL_EL0::ENCODING => run.ptimer.read_ctl(CNTPCT_EL0.get()),
         CNTP_CVAL_EL0::ENCODING => run.ptimer.cval,
         CNTP_TVAL_EL0::ENCODING => run.ptimer.cval.wrapping_sub(CNTPCT_EL0.get()) & 0xffff_ffff,
         MDSCR_EL1::ENCODING => MDSCR_EL1.get(),
-        OSLSR_EL1::ENCODING => 8,
+        OSLSR_EL1::ENCODING => bits!(OSLSR_EL1: OSLM_1),
         r if r.is_debug() => 0,
         _ => return None,
     })
@@ -330,9 +332,7 @@ fn read(guest: &Interrupts<'_>, run: &Run, register: Sysreg) -> Option<u64> {
 
 /// MDSCR_EL1 bits that a guest may set: single step, which needs nothing but
 /// PSTATE, of EL1 by itself too, and access of EL0 to the (empty) debug channel.
-const MDSCR_SS: u64 = 1;
-const MDSCR_TDCC: u64 = 1 << 12;
-const MDSCR_KDE: u64 = 1 << 13;
+const MDSCR: u64 = bits!(MDSCR_EL1: SS, KDE, TDCC);
 
 /// A trapped MSR: false for a register that the guest does not have.
 fn write(guest: &mut Interrupts<'_>, run: &mut Run, register: Sysreg, value: u64) -> bool {
@@ -342,7 +342,7 @@ fn write(guest: &mut Interrupts<'_>, run: &mut Run, register: Sysreg, value: u64
         ICC_ASGI1R_EL1::ENCODING => send_sgi(guest, SgiRegister::Asgi1, value),
         ICC_DIR_EL1::ENCODING => {
             guest.fold(run);
-            let (vcpu, vmcr) = (guest.rec.index, crate::cpu::gic::read_vmcr());
+            let (vcpu, vmcr) = (guest.rec.index, ICH_VMCR_EL2.get());
             guest.vgic(|v| v.deactivate(vcpu, value, vmcr));
         }
         CNTP_CTL_EL0::ENCODING => {
@@ -358,7 +358,7 @@ fn write(guest: &mut Interrupts<'_>, run: &mut Run, register: Sysreg, value: u64
             run.ptimer.cval = CNTPCT_EL0.get().wrapping_add(ticks);
             guest.physical_timer(run);
         }
-        MDSCR_EL1::ENCODING => MDSCR_EL1.set(value & (MDSCR_SS | MDSCR_TDCC | MDSCR_KDE)),
+        MDSCR_EL1::ENCODING => MDSCR_EL1.set(value & MDSCR),
         ACTLR_EL1::ENCODING | ICC_SRE_EL1::ENCODING => {}
         r if r.is_debug() => {}
         _ => return false,

@@ -7,7 +7,8 @@
 //! trapped too, or has no state of its own: using it all the same harms the guest
 //! alone. Fields: DDI0487, D24.2.
 
-use arm64::sysreg::{Sysreg, sysreg};
+use arm64::regs::*;
+use arm64::sysreg::Sysreg;
 
 /// What becomes of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,16 +27,16 @@ use Show::{AtMost, Fixed, IpaRange, Signed};
 /// A row: register, lowest bit of a four-bit field, what becomes of it.
 type Row = (Sysreg, u32, Show, &'static str);
 
-const PFR0: Sysreg = sysreg(3, 0, 0, 4, 0);
-const PFR1: Sysreg = sysreg(3, 0, 0, 4, 1);
-const DFR0: Sysreg = sysreg(3, 0, 0, 5, 0);
-const ISAR0: Sysreg = sysreg(3, 0, 0, 6, 0);
-const ISAR1: Sysreg = sysreg(3, 0, 0, 6, 1);
-const ISAR2: Sysreg = sysreg(3, 0, 0, 6, 2);
-const MMFR0: Sysreg = sysreg(3, 0, 0, 7, 0);
-const MMFR1: Sysreg = sysreg(3, 0, 0, 7, 1);
-const MMFR2: Sysreg = sysreg(3, 0, 0, 7, 2);
-const MMFR3: Sysreg = sysreg(3, 0, 0, 7, 3);
+const PFR0: Sysreg = ID_AA64PFR0_EL1::ENCODING;
+const PFR1: Sysreg = ID_AA64PFR1_EL1::ENCODING;
+const DFR0: Sysreg = ID_AA64DFR0_EL1::ENCODING;
+const ISAR0: Sysreg = ID_AA64ISAR0_EL1::ENCODING;
+const ISAR1: Sysreg = ID_AA64ISAR1_EL1::ENCODING;
+const ISAR2: Sysreg = ID_AA64ISAR2_EL1::ENCODING;
+const MMFR0: Sysreg = ID_AA64MMFR0_EL1::ENCODING;
+const MMFR1: Sysreg = ID_AA64MMFR1_EL1::ENCODING;
+const MMFR2: Sysreg = ID_AA64MMFR2_EL1::ENCODING;
+const MMFR3: Sysreg = ID_AA64MMFR3_EL1::ENCODING;
 
 /// Everything that a guest sees of AArch64 features. Hidden, because it has no
 /// row: SVE, SME, MTE, RAS, AMU, MPAM, PMU, SPE, trace, nested virtualisation,
@@ -135,10 +136,10 @@ const TABLE: &[Row] = &[
     (MMFR3, 60, AtMost(1), "Spec_FPACC"),
 ];
 
-const PFR0_32: Sysreg = sysreg(3, 0, 0, 1, 0);
-const DFR0_32: Sysreg = sysreg(3, 0, 0, 1, 2);
-const PFR2_32: Sysreg = sysreg(3, 0, 0, 3, 4);
-const DFR1_32: Sysreg = sysreg(3, 0, 0, 3, 5);
+const PFR0_32: Sysreg = ID_PFR0_EL1::ENCODING;
+const DFR0_32: Sysreg = ID_DFR0_EL1::ENCODING;
+const PFR2_32: Sysreg = ID_PFR2_EL1::ENCODING;
+const DFR1_32: Sysreg = ID_DFR1_EL1::ENCODING;
 
 /// The AArch32 ID registers, CRm 1 to 3, are the CPU's, but for these fields:
 /// A32 gets no new features, and what has state there is AArch64's too, where it
@@ -196,11 +197,11 @@ pub fn view(register: Sysreg, cpu: u64, ipa_bits: u8) -> u64 {
 }
 
 macro_rules! id_registers {
-    ($($crm:literal $op2:literal $name:literal),* $(,)?) => {
+    ($($name:ident)*) => {
         /// The CPU's own value of an ID register; 0 for one that is reserved.
         pub fn of_cpu(register: Sysreg) -> u64 {
-            match (register.crm(), register.op2()) {
-                $(($crm, $op2) => crate::mrs!($name),)*
+            match register {
+                $($name::ENCODING => $name.get(),)*
                 _ => 0,
             }
         }
@@ -208,21 +209,20 @@ macro_rules! id_registers {
 }
 
 id_registers! {
-    1 0 "S3_0_C0_C1_0", 1 1 "S3_0_C0_C1_1", 1 2 "S3_0_C0_C1_2", 1 3 "S3_0_C0_C1_3",
-    1 4 "S3_0_C0_C1_4", 1 5 "S3_0_C0_C1_5", 1 6 "S3_0_C0_C1_6", 1 7 "S3_0_C0_C1_7",
-    2 0 "S3_0_C0_C2_0", 2 1 "S3_0_C0_C2_1", 2 2 "S3_0_C0_C2_2", 2 3 "S3_0_C0_C2_3",
-    2 4 "S3_0_C0_C2_4", 2 5 "S3_0_C0_C2_5", 2 6 "S3_0_C0_C2_6", 2 7 "S3_0_C0_C2_7",
-    3 0 "S3_0_C0_C3_0", 3 1 "S3_0_C0_C3_1", 3 2 "S3_0_C0_C3_2", 3 4 "S3_0_C0_C3_4",
-    3 5 "S3_0_C0_C3_5", 3 6 "S3_0_C0_C3_6",
-    4 0 "S3_0_C0_C4_0", 4 1 "S3_0_C0_C4_1",
-    5 0 "S3_0_C0_C5_0",
-    6 0 "S3_0_C0_C6_0", 6 1 "S3_0_C0_C6_1", 6 2 "S3_0_C0_C6_2",
-    7 0 "S3_0_C0_C7_0", 7 1 "S3_0_C0_C7_1", 7 2 "S3_0_C0_C7_2", 7 3 "S3_0_C0_C7_3",
+    ID_PFR0_EL1 ID_PFR1_EL1 ID_DFR0_EL1 ID_AFR0_EL1
+    ID_MMFR0_EL1 ID_MMFR1_EL1 ID_MMFR2_EL1 ID_MMFR3_EL1
+    ID_ISAR0_EL1 ID_ISAR1_EL1 ID_ISAR2_EL1 ID_ISAR3_EL1
+    ID_ISAR4_EL1 ID_ISAR5_EL1 ID_MMFR4_EL1 ID_ISAR6_EL1
+    MVFR0_EL1 MVFR1_EL1 MVFR2_EL1 ID_PFR2_EL1
+    ID_DFR1_EL1 ID_MMFR5_EL1 ID_AA64PFR0_EL1 ID_AA64PFR1_EL1
+    ID_AA64DFR0_EL1 ID_AA64ISAR0_EL1 ID_AA64ISAR1_EL1 ID_AA64ISAR2_EL1
+    ID_AA64MMFR0_EL1 ID_AA64MMFR1_EL1 ID_AA64MMFR2_EL1 ID_AA64MMFR3_EL1
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arm64::sysreg::sysreg;
 
     #[test]
     fn each_field_has_one_row() {

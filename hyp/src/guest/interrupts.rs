@@ -7,7 +7,10 @@ use crate::cpu::Cpu;
 use crate::cpu::gic::{self, Taken};
 use crate::realm::Realm;
 use crate::rec::{Rec, Run};
-use crate::{mrs, msr};
+use arm64::bits;
+use arm64::regs::{
+    CNTHP_CTL_EL2, CNTHP_CVAL_EL2, CNTPCT_EL0, CNTV_CTL_EL0, ICH_HCR_EL2, ICH_VMCR_EL2,
+};
 use vgic::Vgic;
 
 /// INTIDs that a guest's device tree names for its timers (QEMU virt's).
@@ -23,11 +26,11 @@ pub mod intid {
 fn set_cnthp(run: &Run, level: bool) {
     let of_guest = run.ptimer.deadline().filter(|_| !level);
     let Some(at) = of_guest.into_iter().chain(run.call_host_at).min() else {
-        msr!("cnthp_ctl_el2", 0);
+        CNTHP_CTL_EL2.set(0);
         return;
     };
-    msr!("cnthp_cval_el2", at);
-    msr!("cnthp_ctl_el2", 1);
+    CNTHP_CVAL_EL2.set(at);
+    CNTHP_CTL_EL2.set(1);
 }
 
 /// A vCPU on this PE with everything its interrupts take.
@@ -63,12 +66,12 @@ impl Interrupts<'_> {
         if sync {
             self.fold(run);
         }
-        let (vcpu, vmcr) = (self.rec.index, gic::read_vmcr());
+        let (vcpu, vmcr) = (self.rec.index, ICH_VMCR_EL2.get());
         let lrs = &mut run.lrs;
         self.vgic(|v| v.fill(vcpu, vmcr, lrs));
         self.set_timer_active(run.lrs.physical_active);
         gic::write_lrs(self.cpu.gic.list_registers, &run.lrs.lr);
-        gic::write_hcr(run.lrs.hcr);
+        ICH_HCR_EL2.set(run.lrs.hcr);
         run.lrs_loaded = true;
     }
 
@@ -83,9 +86,9 @@ impl Interrupts<'_> {
     /// The same whatever they hold: when the vCPU leaves the PE, the vGIC learns
     /// its priority mask and group enables too.
     pub fn leave(&mut self, run: &mut Run) {
-        let (vcpu, vmcr) = (self.rec.index, gic::read_vmcr());
+        let (vcpu, vmcr) = (self.rec.index, ICH_VMCR_EL2.get());
         gic::read_lrs(self.cpu.gic.list_registers, &mut run.lrs.lr);
-        run.lrs.hcr = gic::read_hcr();
+        run.lrs.hcr = ICH_HCR_EL2.get();
         let timer = self.timer_level();
         let physical = self.cpu.system.machine.ppi.virtual_timer;
         let lrs = &run.lrs;
@@ -103,7 +106,8 @@ impl Interrupts<'_> {
 
     /// The level of the virtual timer's output now.
     fn timer_level(&self) -> bool {
-        mrs!("cntv_ctl_el0") & 0b111 == 0b101
+        CNTV_CTL_EL0.get() & bits!(CNTV_CTL_EL0: ENABLE, IMASK, ISTATUS)
+            == bits!(CNTV_CTL_EL0: ENABLE, ISTATUS)
     }
 
     fn set_timer_active(&mut self, mask: u32) {
@@ -133,7 +137,7 @@ impl Interrupts<'_> {
             }
             Taken::HypTimer => {
                 self.physical_timer(run);
-                return run.call_host_at.is_some_and(|at| mrs!("cntpct_el0") >= at);
+                return run.call_host_at.is_some_and(|at| CNTPCT_EL0.get() >= at);
             }
             Taken::Maintenance => self.fold(run),
         }
@@ -143,7 +147,7 @@ impl Interrupts<'_> {
     /// The guest's physical timer changed, or fired: moves its line and sets
     /// CNTHP for the next time.
     pub fn physical_timer(&mut self, run: &Run) {
-        let level = run.ptimer.level(mrs!("cntpct_el0"));
+        let level = run.ptimer.level(CNTPCT_EL0.get());
         let vcpu = self.rec.index;
         let _ = self.vgic(|v| v.set_ppi(vcpu, intid::PHYSICAL_TIMER, level));
         set_cnthp(run, level);
@@ -153,7 +157,7 @@ impl Interrupts<'_> {
     /// sooner.
     pub fn call_host_in(&mut self, run: &mut Run, ticks: u64) {
         if run.call_host_at.is_none() {
-            let now = mrs!("cntpct_el0");
+            let now = CNTPCT_EL0.get();
             run.call_host_at = Some(now.saturating_add(ticks));
             set_cnthp(run, run.ptimer.level(now));
         }
@@ -161,7 +165,7 @@ impl Interrupts<'_> {
 
     /// True when the vCPU need not wait in WFI. Its list registers are folded.
     pub fn deliverable(&mut self) -> bool {
-        let (vcpu, vmcr) = (self.rec.index, gic::read_vmcr());
+        let (vcpu, vmcr) = (self.rec.index, ICH_VMCR_EL2.get());
         let timer = self.timer_level();
         self.vgic(|v| {
             let _ = v.set_ppi(vcpu, intid::VIRTUAL_TIMER, timer);

@@ -1,6 +1,7 @@
 //! Accesses of a device of the host's that need not wait for the host (crate
 //! `posted`): the page, and who serves them.
 
+use arm64::regs::SCTLR_EL1;
 use core::fmt::Write;
 use core::sync::atomic::{Ordering, fence};
 
@@ -8,11 +9,10 @@ use arm64::syndrome::{Class, Syndrome};
 use posted::{Access, Memory, Post, Poster};
 
 use super::interrupts::Interrupts;
-use crate::exception::host::faulting_ipa;
+use crate::cpu::fault::faulting_ipa;
 use crate::memory::granule::{Granules, Pin, State};
 use crate::memory::guarded::{self, ExternalAbort};
 use crate::memory::phys;
-use crate::mrs;
 use crate::realm::Realm;
 use crate::rec::Run;
 
@@ -129,7 +129,7 @@ fn serve_access(
     else {
         return Served::No;
     };
-    let big_endian = run.gprs.is_big_endian(mrs!("sctlr_el1"));
+    let big_endian = run.gprs.is_big_endian(SCTLR_EL1.get());
     if !esr.is_write() {
         // A page that does not answer serves nothing.
         let Ok(Some(value)) = poster.read(page, access) else {

@@ -2,6 +2,8 @@
 //!
 //! enter → exception → served here? → enter again; else → exit record, host.
 
+use arm64::bits;
+use arm64::regs::{CNTPCT_EL0, ESR_EL2, FAR_EL2};
 use rmi::run::{EnterFlags, ExitReason};
 use rmi::vendor::Exit;
 
@@ -9,9 +11,9 @@ use super::exits::{self, Next};
 use super::interrupts::Interrupts;
 use super::posted::{self, Served};
 use crate::cpu::context::{Exception, enter};
-use crate::cpu::{Cpu, GuestState, SavedState, hcr};
+use crate::cpu::fault::faulting_ipa;
+use crate::cpu::{Cpu, GuestState, SavedState};
 use crate::exception::report::stop_if_dying;
-use crate::mrs;
 use crate::realm::Realm;
 use crate::rec::{Pending, Rec, Run};
 use arm64::syndrome::Syndrome;
@@ -72,10 +74,10 @@ pub fn run(
     rec.kicks.enters(cpu.pe.index, cpu.pe.runs(), pa);
     let mut trap = 0;
     if entry.flags.contains(EnterFlags::TRAP_WFI) {
-        trap |= hcr::TWI;
+        trap |= bits!(HCR_EL2: TWI);
     }
     if entry.flags.contains(EnterFlags::TRAP_WFE) {
-        trap |= hcr::TWE;
+        trap |= bits!(HCR_EL2: TWE);
     }
     cpu.switch_to_guest(
         &GuestState {
@@ -98,7 +100,7 @@ pub fn run(
     let mut record = turns(&mut guest, pa, run);
     guest.leave(run);
     rec.kicks.leaves(cpu.pe.runs());
-    let now = mrs!("cntpct_el0");
+    let now = CNTPCT_EL0.get();
     cpu.switch_to_host(SavedState {
         rec: pa,
         el1: &mut run.el1,
@@ -129,7 +131,7 @@ fn turns(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run) -> Record {
         guest.prepare(run);
         let exception = enter(&mut run.gprs);
         stop_if_dying();
-        let esr = Syndrome(mrs!("esr_el2"));
+        let esr = Syndrome(ESR_EL2.get());
         if exception == Exception::Sync {
             match posted::serve(guest, run, esr) {
                 Served::Enter => continue,
@@ -161,15 +163,11 @@ fn note(run: &mut Run, exception: Exception, esr: Syndrome) {
     let sync = exception == Exception::Sync;
     let abort = matches!(esr.class().0, 0x20 | 0x24);
     run.note(Exit {
-        time: mrs!("cntpct_el0"),
+        time: CNTPCT_EL0.get(),
         esr: if sync { esr.0 } else { Exit::INTERRUPT },
         elr: run.gprs.pc,
-        far: if sync && abort { mrs!("far_el2") } else { 0 },
-        ipa: if sync && abort {
-            crate::exception::host::faulting_ipa(esr)
-        } else {
-            0
-        },
+        far: if sync && abort { FAR_EL2.get() } else { 0 },
+        ipa: if sync && abort { faulting_ipa(esr) } else { 0 },
     });
 }
 

@@ -1,11 +1,11 @@
 //! What `pgtable` asks of the CPU, one instruction each. Nothing is decided
 //! here.
 
+use arm64::regs::{VTCR_EL2, VTTBR_EL2};
 use pgtable::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi, TlbiKind};
 
 use super::guarded;
-use crate::cpu::instr;
-use crate::{mrs, msr};
+use arm64::instr;
 
 /// The CPU, for changes of tables.
 #[derive(Debug)]
@@ -66,14 +66,18 @@ impl Maintenance for Pe {
     #[inline]
     fn stage2(&mut self) -> Stage2Regs {
         Stage2Regs {
-            vtcr: mrs!("vtcr_el2"),
-            vttbr: mrs!("vttbr_el2"),
+            vtcr: VTCR_EL2.get(),
+            vttbr: VTTBR_EL2.get(),
         }
     }
 
     #[inline]
     fn set_stage2(&mut self, regs: Stage2Regs) {
-        msr!("vtcr_el2", regs.vtcr);
-        msr!("vttbr_el2", regs.vttbr);
+        // SAFETY: EL2 translates by neither. What is set is put back before a lower
+        // level runs.
+        unsafe {
+            VTCR_EL2.steer(regs.vtcr);
+            VTTBR_EL2.steer(regs.vttbr);
+        }
     }
 }

@@ -12,7 +12,9 @@ use super::pool::Pool;
 use super::region::{Region, Regions};
 use crate::boot::tree::Machine;
 use crate::cpu::features::{Features, GranuleSupport};
-use crate::cpu::pe::{Regime, Stacks};
+use crate::cpu::pe::Stacks;
+use arm64::bits;
+use arm64::frame::Regime;
 
 /// The parts of the image, by rights.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +37,7 @@ impl Image {
 
 /// SCTLR_EL2: RES1, and I, SA, C, A, M; WXN, so that what is writable is never
 /// executable whatever its descriptor says.
-pub const SCTLR: u64 = 0x30c5_0830 | 1 << 19 | 1 << 12 | 1 << 3 | 1 << 2 | 1 << 1 | 1;
+pub const SCTLR: u64 = 0x30c5_0830 | bits!(SCTLR_EL2: M, A, C, SA, I, WXN);
 
 /// EL2's stage 1 with this granule on this CPU: an identity map needs as many VA
 /// bits as there are PA bits.

@@ -17,8 +17,10 @@ use rmi::psci::{self, Psci};
 use rmi::smccc::narrow;
 
 use super::{Firmware, Relay};
-use crate::cpu::pe::{Pe, Power, Regime, Stacks};
+use crate::cpu::gic::Redistributor;
+use crate::cpu::pe::{Pe, Power, Stacks};
 use crate::memory::region::Region;
+use arm64::frame::Regime;
 
 /// Where the firmware starts a PE.
 const ENTRY: u64 = 0x4008_0000;
@@ -263,7 +265,9 @@ impl Firmware for Seat<'_> {
 pub fn run(count: usize, input: &[u8]) {
     let stacks = Region::new(0, count as u64 * Stacks::stride(0x1000)).expect("no overflow");
     let stacks = Stacks::new(stacks, 0x1000);
-    let pe = |n| Pe::new(n, n as u64, 0, &stacks, Regime::default(), 0);
+    // SAFETY: a record is behind it, and no GIC.
+    let gicr = unsafe { Redistributor::new(0) };
+    let pe = |n| Pe::new(n, n as u64, gicr, &stacks, Regime::default(), 0);
     let mut seen = vec![Seen::Off; count];
     seen[0] = Seen::On;
     let machine = Machine {

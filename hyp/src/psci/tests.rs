@@ -2,8 +2,10 @@
 
 extern crate std;
 use super::*;
-use crate::cpu::pe::{Regime, Stacks};
+use crate::cpu::gic::Redistributor;
+use crate::cpu::pe::Stacks;
 use crate::memory::region::Region;
+use arm64::frame::Regime;
 use core::cell::{Cell, RefCell};
 use proptest::prelude::*;
 use rmi::smccc::narrow;
@@ -41,7 +43,9 @@ fn says(answer: i64) -> Says {
 fn two() -> [Pe; 2] {
     let stacks = Region::new(0, 2 * Stacks::stride(0x1000)).expect("no overflow");
     let stacks = Stacks::new(stacks, 0x1000);
-    [0, 1].map(|n| Pe::new(n, n as u64, 0, &stacks, Regime::default(), 0))
+    // SAFETY: a record is behind it, and no GIC.
+    let gicr = unsafe { Redistributor::new(0) };
+    [0, 1].map(|n| Pe::new(n, n as u64, gicr, &stacks, Regime::default(), 0))
 }
 
 #[track_caller]

@@ -16,13 +16,15 @@ use crate::System;
 use crate::boot::tree::{Machine, Ppis};
 use crate::cpu::Cpu;
 use crate::cpu::features::{Features, GranuleSupport};
-use crate::cpu::pe::{Pe, Regime, Stacks};
+use crate::cpu::gic::Redistributor;
+use crate::cpu::pe::{Pe, Stacks};
 use crate::memory::granule::{Granule as GranuleWord, Granules};
 use crate::memory::host::{self, HostMemory};
 use crate::memory::phys;
 use crate::memory::pool::Pool;
 use crate::memory::region::{Region, Regions};
 use crate::vmid::Vmids;
+use arm64::frame::Regime;
 
 /// Where the host's RAM begins; EL2's own memory lies behind it.
 pub const RAM: u64 = 0x4000_0000;
@@ -123,7 +125,16 @@ impl Host {
         crate::set_system(Some(shared));
         let stacks = Region::new(0, Stacks::stride(0x1000)).expect("no overflow");
         let stacks = Stacks::new(stacks, 0x1000);
-        let pe = Box::into_raw(Box::new(Pe::new(0, 0, 0, &stacks, Regime::default(), 0)));
+        // SAFETY: a record is behind it, and no GIC.
+        let frame = unsafe { Redistributor::new(0) };
+        let pe = Box::into_raw(Box::new(Pe::new(
+            0,
+            0,
+            frame,
+            &stacks,
+            Regime::default(),
+            0,
+        )));
         Self {
             // SAFETY: just made, and only `drop` frees it, when the `Cpu` is
             // used no more; nothing refers to it mutably.

@@ -1,5 +1,6 @@
 //! The vendor calls (`rmi::vendor`).
 
+use arm64::regs::CNTPCT_EL0;
 use core::sync::atomic::Ordering;
 
 use ::rmi::Status;
@@ -16,7 +17,6 @@ use crate::guest::interrupts::intid;
 use crate::guest::posted::{NOWHERE, Posting};
 use crate::memory::granule::State;
 use crate::memory::guarded;
-use crate::mrs;
 use crate::realm::{self, Realm};
 use crate::rec::Rec;
 
@@ -138,7 +138,7 @@ pub fn rec_pending(system: &System, rec: u64) -> Outcome<bool> {
     vcpu.kicks.looks();
     // SAFETY: it counts in its RD.
     let realm = unsafe { Realm::at(vcpu.rd) };
-    let now = mrs!("cntpct_el0");
+    let now = CNTPCT_EL0.get();
     let vtimer = run.vtimer.ctl & 0b11 == 1 && now >= run.vtimer.cval;
     let ptimer = run.ptimer.level(now);
     let mut dist = realm.vgic.lock();
@@ -172,7 +172,7 @@ pub fn rec_history(system: &System, rec: u64, pa: u64) -> Outcome<u64> {
 pub fn random() -> Outcome<[u64; 4]> {
     let mut words = [0; 4];
     for word in &mut words {
-        *word = crate::cpu::instr::random().ok_or(Status::ErrorInput)?;
+        *word = arm64::instr::rndr().ok_or(Status::ErrorInput)?;
     }
     Ok(words)
 }

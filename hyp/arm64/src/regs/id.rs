@@ -42,3 +42,12 @@ super::registers! {
     CTR_EL0 3 3 0 0 1 [r] "cache types", ours;
     DCZID_EL0 3 3 0 0 7 [r] "what `dc zva` zeroes", ours;
 }
+
+/// The affinity fields of MPIDR_EL1: as PSCI and device trees name a PE.
+pub const AFFINITY: u64 = crate::bits!(MPIDR_EL1: Aff0, Aff1, Aff2, Aff3);
+
+/// This PE's affinity.
+#[inline]
+pub fn affinity() -> u64 {
+    MPIDR_EL1.get() & AFFINITY
+}

@@ -1,12 +1,8 @@
-//! Accesses of the host's, held against a redistributor of plain memory.
-
-extern crate std;
+//! Accesses of the host's, held against a redistributor that keeps what is written.
 
 use super::*;
-use core::cell::RefCell;
+use arm64::recording::{self, Event};
 use proptest::prelude::*;
-use std::collections::BTreeMap;
-use std::vec::Vec;
 
 const BASE: u64 = 0x80a_0000;
 
@@ -20,84 +16,56 @@ const PPI: Ppis = Ppis {
 const HIDDEN: u64 = 1 << 25 | 1 << 26;
 const KEPT: u64 = HIDDEN | 1 << 8;
 
-/// Registers that keep what is written, bytes by address, and a list of writes.
-#[derive(Default)]
-struct Fake {
-    bytes: RefCell<BTreeMap<u64, u8>>,
-    written: RefCell<Vec<(u64, u64)>>,
+/// The redistributor under test, with its registers all zero.
+fn frame() -> Redistributor {
+    recording::reset();
+    at(BASE)
 }
 
-impl Fake {
-    fn set(&self, address: u64, size: u32, value: u64) {
-        for n in 0..u64::from(size) {
-            let byte = (value >> (8 * n)) as u8;
-            self.bytes.borrow_mut().insert(address + n, byte);
-        }
-    }
-
-    /// A region of redistributors with these TYPER.VLPIS.
-    fn region(&self, base: u64, vlpis: &[bool]) -> Region {
-        let mut frame = base;
-        for (n, has_vlpis) in vlpis.iter().enumerate() {
-            let last = n + 1 == vlpis.len();
-            let typer = (n as u64) << 32 | u64::from(last) << 4 | u64::from(*has_vlpis) << 1 | 1;
-            self.set(frame + gicr::TYPER, 8, typer);
-            frame += if *has_vlpis { 0x4_0000 } else { 0x2_0000 };
-        }
-        Region::new(base, 0x100_0000).unwrap()
-    }
+fn at(rd_base: u64) -> Redistributor {
+    // SAFETY: a record is behind it, and no GIC.
+    unsafe { Redistributor::new(rd_base) }
 }
 
-impl Registers for Fake {
-    fn read(&self, address: u64, size: u32) -> u64 {
-        let bytes = self.bytes.borrow();
-        (0..u64::from(size)).fold(0, |value, n| {
-            let byte = bytes.get(&(address + n)).copied().unwrap_or(0);
-            value | u64::from(byte) << (8 * n)
-        })
+/// A region of redistributors with these TYPER.VLPIS.
+fn region(base: u64, vlpis: &[bool]) -> Region {
+    let mut frame = base;
+    for (n, has_vlpis) in vlpis.iter().enumerate() {
+        let last = n + 1 == vlpis.len();
+        let typer = (n as u64) << 32 | u64::from(last) << 4 | u64::from(*has_vlpis) << 1 | 1;
+        recording::set_device(frame + gicr::TYPER, 8, typer);
+        frame += if *has_vlpis { 0x4_0000 } else { 0x2_0000 };
     }
-
-    fn write(&self, address: u64, size: u32, value: u64) {
-        self.set(address, size, value);
-        self.written.borrow_mut().push((address - BASE, value));
-    }
-
-    fn modify(&self, address: u64, size: u32, change: impl FnOnce(u64) -> u64) {
-        self.write(address, size, change(self.read(address, size)));
-    }
+    Region::new(base, 0x100_0000).unwrap()
 }
 
-fn read(fake: &Fake, offset: u64, size: u32) -> u64 {
-    let access = Access {
-        offset,
-        size,
-        write: None,
-    };
-    perform(fake, BASE, Own::new(&PPI), access)
-}
-
-fn write(fake: &Fake, offset: u64, size: u32, value: u64) {
+fn write(frame: Redistributor, offset: u64, size: u32, value: u64) {
     let access = Access {
         offset,
         size,
         write: Some(value & (u64::MAX >> (64 - 8 * size))),
     };
-    perform(fake, BASE, Own::new(&PPI), access);
+    perform(frame, Own::new(&PPI), access);
 }
 
 /// A register that holds `before`, after a write of `value`.
 fn after(offset: u64, size: u32, before: u64, value: u64) -> u64 {
-    let fake = Fake::default();
-    fake.set(BASE + offset, size, before);
-    write(&fake, offset, size, value);
-    fake.read(BASE + offset, size)
+    let frame = frame();
+    recording::set_device(BASE + offset, size, before);
+    write(frame, offset, size, value);
+    recording::device(BASE + offset, size)
 }
 
 /// A register as the host reads it, when the machine's is all ones.
 fn seen(offset: u64, size: u32) -> u64 {
-    let fake = Fake::default();
-    fake.set(BASE + offset, size, !0);
-    read(&fake, offset, size)
+    let frame = frame();
+    recording::set_device(BASE + offset, size, !0);
+    let access = Access {
+        offset,
+        size,
+        write: None,
+    };
+    perform(frame, Own::new(&PPI), access)
 }
 
 #[test]
@@ -215,35 +183,42 @@ fn what_is_read_only_stays() {
 
 #[test]
 fn frames_follow_each_other_whatever_stands_behind_them() {
-    let fake = Fake::default();
     let regions = [
-        fake.region(BASE, &[false, true, true, false]),
-        fake.region(0x4000_0000, &[true]),
+        region(BASE, &[false, true, true, false]),
+        region(0x4000_0000, &[true]),
     ];
-    let at = |ipa| locate(&fake, &regions, None, ipa);
+    let found = |ipa| {
+        // SAFETY: a record is behind them.
+        unsafe { locate(&regions, None, ipa) }
+    };
     for (n, real) in [(0, 0), (1, 0x2_0000), (2, 0x6_0000), (3, 0xa_0000)] {
         let ipa = BASE + n * 0x2_0000 + 0x1_0400;
-        let found = Place::Redistributor(BASE + real, 0x1_0400);
-        assert_eq!(at(ipa), Some(found), "{n}");
+        let right = Place::Redistributor(at(BASE + real), 0x1_0400);
+        assert_eq!(found(ipa), Some(right), "{n}");
     }
-    assert_eq!(at(BASE + 4 * 0x2_0000), None, "behind the last");
-    assert_eq!(at(BASE - 1), None);
-    assert_eq!(at(0x4000_0008), Some(Place::Redistributor(0x4000_0000, 8)));
-    assert_eq!(at(0x4002_0000), None, "its VLPI frame is not there");
+    assert_eq!(found(BASE + 4 * 0x2_0000), None, "behind the last");
+    assert_eq!(found(BASE - 1), None);
+    assert_eq!(
+        found(0x4000_0008),
+        Some(Place::Redistributor(at(0x4000_0000), 8))
+    );
+    assert_eq!(found(0x4002_0000), None, "its VLPI frame is not there");
 }
 
 #[test]
 fn a_stride_of_the_device_tree_counts() {
-    let fake = Fake::default();
     for n in 0..2u64 {
-        fake.set(BASE + n * 0x8_0000 + 8, 8, n << 32 | n << 4 | 2);
+        recording::set_device(BASE + n * 0x8_0000 + 8, 8, n << 32 | n << 4 | 2);
     }
     let regions = [Region::new(BASE, 0x10_0000).unwrap()];
-    let at = |offset| locate(&fake, &regions, Some(0x8_0000), BASE + offset);
-    let second = BASE + 0x8_0000;
-    assert_eq!(at(0x8_0014), Some(Place::Redistributor(second, 0x14)));
-    assert_eq!(at(0x2_0000), Some(Place::Between));
-    assert_eq!(at(0x10_0000), None);
+    let found = |offset| {
+        // SAFETY: a record is behind them.
+        unsafe { locate(&regions, Some(0x8_0000), BASE + offset) }
+    };
+    let second = at(BASE + 0x8_0000);
+    assert_eq!(found(0x8_0014), Some(Place::Redistributor(second, 0x14)));
+    assert_eq!(found(0x2_0000), Some(Place::Between));
+    assert_eq!(found(0x10_0000), None);
 }
 
 proptest! {
@@ -253,14 +228,18 @@ proptest! {
     fn no_access_reaches_memory_or_el2s_interrupts(
         accesses in prop::collection::vec((0u64..0x2_0000, 0u32..4, any::<u64>()), 1..200)
     ) {
-        let fake = Fake::default();
-        for (offset, size, value) in accesses {
-            // Near the registers that there are, half of the time.
-            let offset = if value & 1 == 0 { offset } else { offset & 0x1_0fff };
-            write(&fake, offset, 1 << size, value);
-            write(&fake, offset & !3, 4, value);
-        }
-        for (offset, value) in fake.written.take() {
+        let frame = frame();
+        let events = recording::of(|| {
+            for (offset, size, value) in accesses {
+                // Near the registers that there are, half of the time.
+                let offset = if value & 1 == 0 { offset } else { offset & 0x1_0fff };
+                write(frame, offset, 1 << size, value);
+                write(frame, offset & !3, 4, value);
+            }
+        });
+        for event in events {
+            let Event::Store(address, _, value) = event else { continue };
+            let offset = address - BASE;
             let harmless = match offset {
                 0x0 => value & !CTLR_DPG == 0,
                 0x10 | 0x14 => true,
@@ -273,10 +252,10 @@ proptest! {
         }
         let own = [(0x1_0c00u64, 3u64 << 16), (0x1_0c04, 0xf << 18), (0x1_0f80, KEPT)];
         for (offset, bits) in own {
-            prop_assert_eq!(fake.read(BASE + offset, 4) & bits, 0);
+            prop_assert_eq!(recording::device(BASE + offset, 4) & bits, 0);
         }
         for id in [8, 25, 26] {
-            prop_assert_eq!(fake.read(BASE + 0x1_0400 + id, 1), 0);
+            prop_assert_eq!(recording::device(BASE + 0x1_0400 + id, 1), 0);
         }
     }
 }
@@ -284,13 +263,10 @@ proptest! {
 /// A region that ends with its last frame, whose TYPER.Last is clear.
 #[test]
 fn a_region_is_full_of_frames() {
-    let fake = Fake::default();
     for (size, frames) in [(0x2_0000, 1), (0x3_ffff, 1), (0x4_0000, 2), (0x1_ffff, 0)] {
         let region = Region::new(BASE, size).unwrap();
-        assert_eq!(
-            redistributors(&fake, region, None).count(),
-            frames,
-            "{size:#x}"
-        );
+        // SAFETY: a record is behind them.
+        let found = unsafe { Redistributor::all_of(region, None) };
+        assert_eq!(found.count(), frames, "{size:#x}");
     }
 }

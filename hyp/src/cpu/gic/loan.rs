@@ -1,0 +1,71 @@
+//! What EL2 borrows of the host's interrupts for a guest's turn, and gives back.
+
+use arm64::bits;
+use arm64::regs::*;
+
+use super::Gic;
+use super::redistributor::{Line, gicr};
+
+/// What the host's CPU interface and the virtual timer's interrupt had before EL2
+/// borrowed them for a guest.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostInterface {
+    pmr: u64,
+    ctlr: u64,
+    igrpen1: u64,
+    timer: Line,
+    timer_active: bool,
+    /// By a write of the host's: its timer is off meanwhile.
+    timer_pending: bool,
+}
+
+impl Gic {
+    /// Borrows from the host, for a guest: the CPU interface, so that every
+    /// priority passes, group 1 is on, and EOI only drops priority (the virtual
+    /// timer's interrupt stays active until the guest deactivates it); and that
+    /// interrupt. `changed`: the host may have changed it since the last time.
+    pub fn borrow(&self, host: &mut HostInterface, changed: bool) {
+        host.pmr = ICC_PMR_EL1.get();
+        host.ctlr = ICC_CTLR_EL1.get();
+        host.igrpen1 = ICC_IGRPEN1_EL1.get();
+        ICC_PMR_EL1.set(0xff);
+        ICC_CTLR_EL1.set(host.ctlr | bits!(ICC_CTLR_EL1: EOImode));
+        ICC_IGRPEN1_EL1.write(ICC_IGRPEN1_EL1::Enable::SET);
+        // Without Enable, EL1's access to ICC_SRE_EL1 traps: it is shared.
+        ICC_SRE_EL2.set(bits!(ICC_SRE_EL2: SRE, DFB, DIB));
+        let (frame, timer) = (self.redistributor, self.ppi.virtual_timer);
+        if changed {
+            host.timer = frame.line(timer);
+        }
+        if changed || host.timer_pending {
+            host.timer_pending = frame.is_pending(timer);
+            if host.timer_pending {
+                frame.put(gicr::ICPENDR0, timer);
+            }
+        }
+        if host.timer != Line::OURS {
+            frame.set_line(timer, Line::OURS);
+        }
+        host.timer_active = frame.is_active(timer);
+        if host.timer_active {
+            self.set_timer_active(false);
+        }
+    }
+
+    /// Gives it back as it was, whatever the guest has left: it may have
+    /// acknowledged the timer's interrupt and not ended it.
+    pub fn give_back(&self, host: &HostInterface) {
+        self.set_timer_active(host.timer_active);
+        let (frame, timer) = (self.redistributor, self.ppi.virtual_timer);
+        if host.timer != Line::OURS {
+            frame.set_line(timer, host.timer);
+        }
+        if host.timer_pending {
+            frame.put(gicr::ISPENDR0, timer);
+        }
+        ICC_PMR_EL1.set(host.pmr);
+        ICC_CTLR_EL1.set(host.ctlr);
+        ICC_IGRPEN1_EL1.set(host.igrpen1);
+        ICC_SRE_EL2.set(bits!(ICC_SRE_EL2: SRE, DFB, DIB, ENABLE));
+    }
+}
