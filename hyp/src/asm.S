@@ -240,14 +240,27 @@ guarded_clean:
 
     b       guarded_done
 
-// guarded_translate(x0 = address, x1 = where PAR_EL1 goes). The walk goes through
-// a guest's tables, which may lie where no memory answers.
+// guarded_translate(x0 = address, x1 = where PAR_EL1 goes, x2 = a `Look`). The walk
+// goes through a guest's tables, which may lie where no memory answers.
     .global guarded_translate
 guarded_translate:
     msr     spsel, #0
-guarded_walk:
+guarded_looks:
+    tbnz    x2, #2, 4f
+    tbnz    x2, #1, 2f
+    tbnz    x2, #0, 1f
     at      s1e1r, x0
-    isb
+    b       5f
+1:  at      s1e1w, x0
+    b       5f
+2:  tbnz    x2, #0, 3f
+    at      s1e0r, x0
+    b       5f
+3:  at      s1e0w, x0
+    b       5f
+4:  at      s12e1r, x0
+guarded_looks_end:
+5:  isb
     mrs     x2, par_el1
     str     x2, [x1]
 
@@ -271,11 +284,12 @@ guarded_abort:
     adr     x4, guarded_end
     cmp     x3, x4
     b.hs    0f
-    adr     x4, guarded_walk
-    cmp     x3, x4
+    adr     x4, guarded_looks
+    sub     x3, x3, x4
+    cmp     x3, #(guarded_looks_end - guarded_looks)
     mov     x4, #0x08                   // 0x10, 0x18: external abort, parity
     mov     x3, #0x0f                   // 0x10 to 0x1f: the same, on a walk too
-    csel    x3, x3, x4, eq
+    csel    x3, x3, x4, lo
     mrs     x4, esr_el2
     bic     x3, x4, x3
     and     x3, x3, #0x3f

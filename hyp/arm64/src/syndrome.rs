@@ -106,6 +106,13 @@ impl Syndrome {
         self.class().0 == Class::DATA_ABORT_LOWER.0 && self.has_access()
     }
 
+    /// The same without what it tells of the access (ISV, SAS, SSE, SRT, SF, AR),
+    /// as of a pair: IL is set then.
+    pub const fn without_access(self) -> Self {
+        const ACCESS: u64 = 0x7ff << 14;
+        Self(self.0 & !ACCESS | 1 << 25)
+    }
+
     /// The instruction has 4 bytes, not 2 (IL).
     pub const fn is_long(self) -> bool {
         self.0 >> 25 & 1 != 0
@@ -321,6 +328,15 @@ mod tests {
         assert!(!Syndrome(0x24 << 26).is_emulatable());
         assert!(!Syndrome(0x20 << 26 | isv).is_emulatable());
         assert!(!Syndrome(0x25 << 26 | isv).is_emulatable());
+    }
+
+    #[test]
+    fn without_its_access_a_syndrome_is_that_of_a_pair() {
+        // ISV, SAS 2, SRT 3, SF, WnR, translation fault at level 3; IL is clear.
+        let esr = 0x24 << 26 | 1 << 24 | 2 << 22 | 3 << 16 | 1 << 15 | 1 << 6 | 7;
+        let without = Syndrome(esr).without_access();
+        assert_eq!(without.0, 0x24 << 26 | 1 << 25 | 1 << 6 | 7);
+        assert!(!without.has_access());
     }
 
     #[test]

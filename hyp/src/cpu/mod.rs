@@ -12,6 +12,7 @@ use arm64::regs::*;
 use arm64::{bits, instr};
 
 use crate::System;
+use crate::memory::guarded::Look;
 use context::{El1, VirtualTimer};
 use gic::{Distributor, Gic, HostInterface};
 use pe::Pe;
@@ -300,11 +301,13 @@ pub struct SavedState<'a> {
 }
 
 /// PAR_EL1 of a translation of `address` by the current EL1's own tables, or
-/// `None` when that walk meets an external abort; the guest's PAR_EL1 stays as it
-/// was.
-pub fn translate_stage1(address: u64) -> Option<u64> {
+/// `None` when there is none, or when that walk meets an external abort. The
+/// guest's PAR_EL1 stays as it was.
+pub fn translate(address: u64, look: Look) -> Option<u64> {
+    /// PAR_EL1.F: the translation failed.
+    const FAILED: u64 = 1;
     let saved = PAR_EL1.get();
-    let par = crate::memory::guarded::translate_stage1(address).ok();
+    let par = crate::memory::guarded::translate(address, look).ok();
     PAR_EL1.set(saved);
-    par
+    par.filter(|par| par & FAILED == 0)
 }

@@ -11,11 +11,11 @@ use rmi::psci::{self as codes, Psci};
 use rmi::run::ExitReason;
 use vgic::{Frame, Read, SgiRegister};
 
+use super::access;
 use super::idregs;
 use super::interrupts::Interrupts;
 use super::psci::{self, Answer, Entropy};
 use super::run::Record;
-use crate::cpu::fault::faulting_ipa;
 use crate::exception::inject;
 use crate::log::trace;
 use crate::realm::State;
@@ -42,7 +42,7 @@ mod map {
 pub fn synchronous(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run, esr: Syndrome) -> Next {
     match esr.class() {
         Class::DATA_ABORT_LOWER => data_abort(guest, run, esr),
-        Class::INST_ABORT_LOWER => match fault_ipa(esr) {
+        Class::INST_ABORT_LOWER => match access::fault_ipa(esr, run.gprs.pstate) {
             Some(ipa) => abort_exit(run, esr, ipa),
             None => Next::Enter,
         },
@@ -72,23 +72,11 @@ pub fn synchronous(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run, esr: Synd
     }
 }
 
-/// The IPA that an abort struck. HPFAR_EL2 is not written for permission faults
-/// on the access itself: those are looked up as the guest would. `None` when its
-/// tables do not lead there any more: what it does again meets what they say now.
-fn fault_ipa(esr: Syndrome) -> Option<u64> {
-    let permission = matches!(esr.fault().0, 0x0c..=0x0f) && !esr.on_walk();
-    if !permission {
-        return Some(faulting_ipa(esr));
-    }
-    let far = FAR_EL2.get();
-    let par = crate::cpu::translate_stage1(far)?;
-    (par & 1 == 0).then_some(par & 0x000f_ffff_ffff_f000 | far & 0xfff)
-}
-
 fn data_abort(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Next {
-    let Some(ipa) = fault_ipa(esr) else {
+    let Some(ipa) = access::fault_ipa(esr, run.gprs.pstate) else {
         return Next::Enter;
     };
+    let esr = access::as_told(esr);
     if esr.has_access()
         && esr.fault().is_translation()
         && let Some((frame, offset)) = gic_frame(guest, ipa)

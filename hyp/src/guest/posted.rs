@@ -111,6 +111,10 @@ pub fn serve(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Served
     let Some(access) = Access::new(offset, esr.size().into()) else {
         return Served::No;
     };
+    // Of one that may be the end of another there is more to find out.
+    if offset == 0 && !super::access::as_told(esr).has_access() {
+        return Served::No;
+    }
     serve_access(guest, run, esr, access)
 }
 

@@ -34,7 +34,7 @@ mod routines {
             to: *mut u64,
         ) -> u64;
         pub fn guarded_clean(start: u64, end: u64, line: u64) -> u64;
-        pub fn guarded_translate(address: u64, to: *mut u64) -> u64;
+        pub fn guarded_translate(address: u64, to: *mut u64, look: u64) -> u64;
     }
 }
 
@@ -111,7 +111,7 @@ mod routines {
         0
     }
 
-    pub unsafe fn guarded_translate(_address: u64, _to: *mut u64) -> u64 {
+    pub unsafe fn guarded_translate(_address: u64, _to: *mut u64, _look: u64) -> u64 {
         1
     }
 }
@@ -277,16 +277,32 @@ pub unsafe fn clean_invalidate(pa: u64, len: u64, line: u64) {
     let _ = unsafe { routines::guarded_clean(first, start + len, line) };
 }
 
-/// PAR_EL1 of a translation of `address` by the current EL1's own tables, as for
-/// a read. The register holds it too.
+/// What an address of EL1&0 is looked up for. asm.S has the numbers too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Look {
+    /// Stage 1, to read from EL1 (`at s1e1r`).
+    El1Read = 0,
+    /// Stage 1, to write from EL1 (`at s1e1w`).
+    El1Write = 1,
+    /// Stage 1, to read from EL0 (`at s1e0r`).
+    El0Read = 2,
+    /// Stage 1, to write from EL0 (`at s1e0w`).
+    El0Write = 3,
+    /// Both stages, to read from EL1 (`at s12e1r`).
+    BothEl1Read = 4,
+}
+
+/// PAR_EL1 of a translation of `address` by the current EL1's own tables. The
+/// register holds it too.
 ///
 /// # Errors
 /// [`ExternalAbort`] when the walk met one, which the register does not tell.
-pub fn translate_stage1(address: u64) -> Result<u64> {
+pub fn translate(address: u64, look: Look) -> Result<u64> {
     let mut par = 0;
     // SAFETY: reads a lower level's tables through its own translation, and
     // writes `par`.
-    outcome(unsafe { routines::guarded_translate(address, &raw mut par) })?;
+    outcome(unsafe { routines::guarded_translate(address, &raw mut par, look as u64) })?;
     Ok(par)
 }
 

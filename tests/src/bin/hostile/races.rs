@@ -128,17 +128,20 @@ global_asm!(
 
 // One stage-1 table at 64 KiB (4K granule, level 1), which maps the first GiB of
 // RAM to itself and, by its next entry, to itself again, until another CPU says
-// otherwise; then stores there at 128 KiB, again and again.
+// otherwise; then accesses that at 128 KiB, again and again: how, says the word at
+// 96 KiB. Bit 0: it loads, else it stores; bit 1: from EL0.
 global_asm!(
     ".balign 4096",
-    "store_through_tables:",
-    "adr x9, store_through_tables",
+    "access_through_tables:",
+    "adr x9, access_through_tables",
     "add x10, x9, #0x800",
     "msr vbar_el1, x10",
     "mov x0, #0xff",
     "msr mair_el1, x0",
     "add x1, x9, #0x10, lsl #12",
     "msr ttbr0_el1, x1",
+    "add x1, x9, #0x18, lsl #12",
+    "ldr w4, [x1]",
     // T0SZ 25, inner shareable, write-back, EPD1, IPS of 48 bits.
     "ldr x0, =0x500803519",
     "msr tcr_el1, x0",
@@ -153,17 +156,28 @@ global_asm!(
     "isb",
     "mov x3, #0x80000000",
     "add x3, x3, #0x20, lsl #12",
-    "1: str x0, [x3]",
-    "b 1b",
-    ".ltorg",
-    // Synchronous, of this level: the same again.
-    ".org store_through_tables + 0xa00",
+    "tbz x4, #1, 1f",
+    "adr x5, 1f",
+    "msr elr_el1, x5",
+    "mov x5, #0x3c0",
+    "msr spsr_el1, x5",
     "eret",
-    ".org store_through_tables + 0x1000",
+    "1: tbnz x4, #0, 3f",
+    "2: str x0, [x3]",
+    "b 2b",
+    "3: ldr x0, [x3]",
+    "b 3b",
+    ".ltorg",
+    // Synchronous, of this level and of EL0: the same again.
+    ".org access_through_tables + 0xa00",
+    "eret",
+    ".org access_through_tables + 0xc00",
+    "eret",
+    ".org access_through_tables + 0x1000",
 );
 unsafe extern "C" {
     static write_igroupr: u8;
-    static store_through_tables: u8;
+    static access_through_tables: u8;
 }
 
 /// A descriptor, where it stands, and the one that takes turns with it.
@@ -183,34 +197,54 @@ fn flip() {
     }
 }
 
-/// A guest's walk is good and its store strikes memory that it may only read; when
-/// EL2 looks where that is, the walk leads to where no memory is (`absent`).
+/// How a guest accesses memory: bits of the word that tells it.
+const LOADS: u64 = 1 << 0;
+const FROM_EL0: u64 = 1 << 1;
+
+/// A guest's walk is good and its access strikes memory that it may only read, or
+/// not even that; when EL2 looks where that is, the walk leads to where no memory
+/// is (`absent`). Each way to look is one.
 pub fn walk_to_nowhere(suite: &mut Suite<Console>, absent: u64) {
     if cpu::count() == 1 {
         return;
     }
+    for how in [0, LOADS, FROM_EL0, LOADS | FROM_EL0] {
+        look_to_nowhere(suite, absent, how);
+    }
+}
+
+fn look_to_nowhere(suite: &mut Suite<Console>, absent: u64, how: u64) {
     let bytes = 0x2_0000;
-    let code = &raw const store_through_tables;
+    let code = &raw const access_through_tables;
     let Some(guest) = Tiny::build_new(GUEST, 61, code, bytes, 1) else {
         suite.check("walk/build", false, "a call failed");
         return;
     };
-    let read_only = normal(at(VICTIM)) & !rmi::rtt::DESC_WRITE;
+    let denied = if how & LOADS == 0 {
+        rmi::rtt::DESC_WRITE
+    } else {
+        rmi::rtt::DESC_READ
+    };
     let nowhere = RAM + 0x3_0000;
     for (name, ipa, page) in [
-        ("walk/read-only", RAM + bytes, read_only),
+        ("walk/denied", RAM + bytes, normal(at(VICTIM)) & !denied),
         ("walk/absent", nowhere, normal(absent)),
     ] {
         suite.equal(name, map(guest.rd(), ipa, 3, page), SUCCESS);
     }
-    let block = RAM | 1 << 10 | 3 << 8 | 1;
+    // Code is for reading only, or EL1 would not execute what EL0 may write.
+    let block = RAM | 1 << 10 | 3 << 8 | 1 << 6 | 1;
+    let code = block | 1 << 7;
     let table = guest.memory(0x1_0000);
+    let word = guest.memory(0x1_8000);
     // SAFETY: memory of the guest's, which is the host's.
     unsafe {
-        write64(table + 8, block);
+        write64(table + 8, code);
         write64(table + 16, block);
+        write64(word, how);
     }
     clean(table, table + 4096);
+    clean(word, word + 8);
     for (word, value) in SLOT.iter().zip([table + 16, block, nowhere | 3]) {
         word.store(value, Ordering::SeqCst);
     }
@@ -222,7 +256,7 @@ pub fn walk_to_nowhere(suite: &mut Suite<Console>, absent: u64) {
         let exit = guest.enter(0, EnterFlags::empty(), 0);
         struck += u64::from(exit.access() == Some(0));
     }
-    suite.check("walk/struck", struck > 0, struck);
+    suite.check("walk/struck", struck > 0, format_args!("{struck}, {how}"));
     STOP.store(true, Ordering::SeqCst);
     suite.check("walk/end", cpu::wait_off(1), "the other CPU goes on");
     for ipa in [RAM + bytes, nowhere] {

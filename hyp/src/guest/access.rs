@@ -1,0 +1,138 @@
+//! Where a guest's abort struck, and whether its syndrome tells all of the access.
+
+use crate::cpu;
+use crate::cpu::fault::faulting_ipa;
+use crate::memory::guarded::Look;
+use arm64::regs::{FAR_EL2, SCTLR_EL1};
+use arm64::syndrome::{Class, Syndrome};
+
+/// What stage 1 translates at once, at the least; and stage 2.
+const PAGE: u64 = 4096;
+/// PAR_EL1.PA.
+const PAR_PAGE: u64 = 0x000f_ffff_ffff_f000;
+/// SCTLR_EL1: stage 1 is on; alignment is checked.
+const SCTLR_M: u64 = 1 << 0;
+const SCTLR_A: u64 = 1 << 1;
+
+/// The IPA that an abort struck. HPFAR_EL2 is not written for permission faults
+/// on the access itself: those are looked up as the guest would. `None` when its
+/// tables do not lead there any more: what it does again meets what they say now.
+pub fn fault_ipa(esr: Syndrome, pstate: u64) -> Option<u64> {
+    let permission = matches!(esr.fault().0, 0x0c..=0x0f) && !esr.on_walk();
+    if !permission {
+        return Some(faulting_ipa(esr));
+    }
+    let far = FAR_EL2.get();
+    let par = cpu::translate(far, look(esr, pstate))?;
+    Some(par & PAR_PAGE | (far & (PAGE - 1)))
+}
+
+/// How to look an access up after the fact: no narrower than it was, or a guest
+/// would meet its fault for ever; and no wider than can be known, so that what its
+/// tables have come to forbid is the guest's own fault.
+///
+/// PSTATE.PAN has no part in it. The forms that ask it (`at s1e1rp`, `s1e1wp`)
+/// ask EL2's own, and LDTR, which it does not bind, is not to be told from LDR; an
+/// access that PAN forbids never came as far as stage 2. What EL0 may do there,
+/// EL1 may do without PAN: the look for EL1 is wide enough for LDTR and STTR.
+///
+/// Fetches and cache maintenance are reads of EL1, which any page allows: memory
+/// may be for execution only, and maintenance asks for less than a read does.
+fn look(esr: Syndrome, pstate: u64) -> Look {
+    // M[3:0] of AArch64's EL0 and AArch32's User mode.
+    let is_el0 = pstate & 0b1111 == 0;
+    let is_access = esr.class() == Class::DATA_ABORT_LOWER && !esr.is_cache_maintenance();
+    match (is_access, is_el0, esr.is_write()) {
+        (false, ..) | (_, false, false) => Look::El1Read,
+        (_, false, true) => Look::El1Write,
+        (_, true, false) => Look::El0Read,
+        (_, true, true) => Look::El0Write,
+    }
+}
+
+/// A data abort's syndrome, without its access where that is more than FAR tells:
+/// what runs on into the next page, which may lie anywhere; and what began in the
+/// page before, of which FAR tells the second part's address alone.
+pub fn as_told(esr: Syndrome) -> Syndrome {
+    if esr.has_access() && is_parted(esr, FAR_EL2.get(), page_is_there) {
+        esr.without_access()
+    } else {
+        esr
+    }
+}
+
+/// Whether the access at `far` may be a part of one. `is_there`: of an address, in
+/// the page before.
+fn is_parted(esr: Syndrome, far: u64, is_there: impl FnOnce(u64) -> bool) -> bool {
+    let (offset, size) = (far % PAGE, u64::from(esr.size()));
+    offset + size > PAGE || (offset == 0 && size > 1 && is_there(far.wrapping_sub(1)))
+}
+
+/// Whether an access that is not aligned could have passed this address and come
+/// to the next: both stages lead somewhere.
+fn page_is_there(address: u64) -> bool {
+    let sctlr = SCTLR_EL1.get();
+    sctlr & SCTLR_M != 0
+        && sctlr & SCTLR_A == 0
+        && cpu::translate(address, Look::BothEl1Read).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WNR: u64 = 1 << 6;
+    const CM: u64 = 1 << 8;
+    const ISV: u64 = 1 << 24;
+
+    #[test]
+    fn an_access_is_looked_up_as_what_it_was() {
+        let data = 0x24 << 26 | 0x0f;
+        for (esr, pstate, expected) in [
+            (data, 0x3c5, Look::El1Read),
+            (data, 0x3c4, Look::El1Read),
+            (data | WNR, 0x3c5, Look::El1Write),
+            (data, 0x000, Look::El0Read),
+            (data | WNR, 0x000, Look::El0Write),
+            // AArch32's User mode.
+            (data | WNR, 0x010, Look::El0Write),
+            // With PAN.
+            (data | WNR, 0x40_0005, Look::El1Write),
+            // Of caches, which counts as a write; and fetches.
+            (data | WNR | CM, 0x000, Look::El1Read),
+            (0x20 << 26 | 0x0f, 0x000, Look::El1Read),
+            (0x20 << 26 | 0x0f, 0x3c5, Look::El1Read),
+        ] {
+            assert_eq!(
+                look(Syndrome(esr), pstate),
+                expected,
+                "{esr:#x} {pstate:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_may_be_the_second_part_of_an_access_is_not_the_first() {
+        let of = |size_log2: u64| Syndrome(0x24 << 26 | ISV | size_log2 << 22);
+        for (size, far, before, parted) in [
+            (2, 0x1000, true, true),
+            (1, 0x1000, true, true),
+            (2, 0x1000, false, false),
+            // A byte has no parts; others tell their address.
+            (0, 0x1000, true, false),
+            (2, 0x1004, true, false),
+            (2, 0x1001, true, false),
+            // What runs on into the next page.
+            (2, 0x1ffd, false, true),
+            (3, 0x1ff9, false, true),
+            (3, 0x1ff8, true, false),
+            (0, 0x1fff, true, false),
+        ] {
+            let asked = |at| {
+                assert_eq!(at, far - 1);
+                before
+            };
+            assert_eq!(is_parted(of(size), far, asked), parted, "{size} {far:#x}");
+        }
+    }
+}
