@@ -250,13 +250,15 @@ impl Pl011 {
         view
     }
 
+    /// What DR holds. Of an empty FIFO, that is what last stood in its next place.
     fn take(&mut self) -> u32 {
-        if self.waiting == 0 {
-            return 0;
-        }
         let word = u32::from(self.fifo[self.first]);
-        self.first = (self.first + 1) % DEPTH;
-        self.waiting -= 1;
+        if self.waiting > 0 {
+            self.waiting -= 1;
+            if self.waiting > 0 || self.depth() == DEPTH {
+                self.first = (self.first + 1) % DEPTH;
+            }
+        }
         if self.waiting == 0 {
             self.raw -= Interrupts::RX;
         }
@@ -341,7 +343,7 @@ impl Pl011 {
         let changed = self.lcr_h ^ value;
         // The FIFO is emptied when it is switched.
         if changed & LCR_H_FEN != 0 && self.was_enabled {
-            self.waiting = 0;
+            (self.first, self.waiting) = (0, 0);
         }
         self.lcr_h = value;
         if changed & value & LCR_H_BRK != 0 && self.cr & CR_LBE != 0 {
@@ -512,6 +514,29 @@ mod tests {
         // A byte of a register is its lowest one, whichever it is.
         assert_eq!(uart.read(0xfe1) & 0xff, 0x11);
         assert_eq!(uart.write(3, 0x41), Some(0x41));
+    }
+
+    #[test]
+    fn an_empty_fifo_reads_as_what_last_stood_there() {
+        let mut uart = Pl011::new();
+        uart.write(CR, CR_RESET | CR_UARTEN);
+        // One place deep: it is always the same.
+        uart.receive(7);
+        assert_eq!([uart.read(DR), uart.read(DR), uart.read(DR)], [7, 7, 7]);
+        uart.write(LCR_H, 0x70);
+        for byte in 1..=16 {
+            uart.receive(byte);
+        }
+        (1..=16).for_each(|byte| assert_eq!(uart.read(DR), byte));
+        assert_eq!((uart.read(DR), uart.read(DR)), (1, 1));
+        uart.receive(20);
+        assert_eq!((uart.read(DR), uart.read(DR)), (20, 2));
+        // Emptied by the switch, it interrupts until somebody looks.
+        uart.write(LCR_H, 0x60);
+        uart.receive(30);
+        uart.write(LCR_H, 0x70);
+        assert_eq!((uart.read(RIS), uart.read(FR) & FR_RXFE), (1 << 4, FR_RXFE));
+        assert_eq!((uart.read(DR), uart.read(RIS)), (30, 0));
     }
 
     #[test]
