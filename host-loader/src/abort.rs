@@ -7,8 +7,8 @@
 
 use crate::arch::insn;
 use crate::console::Console;
-use crate::device::bus::{self, Joined};
-use crate::emulate::execute::{Abort, Nowhere, Place, Space};
+use crate::device::bus::{self, Joined, PAGE};
+use crate::emulate::execute::{Abort, By, Nowhere, Place, Space};
 use crate::emulate::state::Cpu;
 use crate::emulate::walk::{self, Access, Kind, Miss, Tables};
 use crate::emulate::{self, Cause, Outcome};
@@ -185,7 +185,7 @@ fn decide(
             cpu.registers.pc = cpu.registers.pc.wrapping_add(4);
             Outcome::Done
         } else {
-            emulate::run(&mut cpu, &mut space, exit.far, esr.is_write())
+            emulate::run(&mut cpu, &mut space, exit.far, By::of(esr))
         }
     };
     let outcome = bounded(&guest.vcpus[index], exit, outcome);
@@ -213,12 +213,11 @@ fn decide(
 
 /// An abort on a walk, with the level that it struck.
 fn on_walk(cpu: &Cpu, space: &mut View<'_>, exit: &RecExit) -> Outcome {
-    let esr = Syndrome(exit.esr);
-    let fetch = esr.class() == Class::INST_ABORT_LOWER;
-    let kind = match (fetch, esr.is_write()) {
-        (true, _) => Kind::Fetch,
-        (_, true) => Kind::Write,
-        (_, false) => Kind::Read,
+    let by = By::of(Syndrome(exit.esr));
+    let kind = match by {
+        By::Fetch => Kind::Fetch,
+        By::Write => Kind::Write,
+        By::Read | By::Maintenance => Kind::Read,
     };
     let as_el0 = cpu.is_el0();
     match walk::translate(cpu, space, exit.far, Access { kind, as_el0 }) {
@@ -226,8 +225,7 @@ fn on_walk(cpu: &Cpu, space: &mut View<'_>, exit: &RecExit) -> Outcome {
             let abort = Abort {
                 far: exit.far,
                 code: fault.0,
-                write: esr.is_write(),
-                fetch,
+                by,
             };
             Outcome::Abort(abort, Cause::Access)
         }
@@ -251,12 +249,10 @@ fn bounded(vcpu: &Vcpu, exit: &RecExit, outcome: Outcome) -> Outcome {
         return outcome;
     }
     vcpu.repeats.clear();
-    let esr = Syndrome(exit.esr);
     let abort = Abort {
         far: exit.far,
         code: Abort::EXTERNAL,
-        write: esr.is_write(),
-        fetch: esr.class() == Class::INST_ABORT_LOWER,
+        by: By::of(Syndrome(exit.esr)),
     };
     Outcome::Abort(abort, cause)
 }
@@ -325,9 +321,6 @@ impl Space for View<'_> {
                 .takes(self.guest, self.machine, ipa & (PAGE - 1))
     }
 }
-
-/// What stage 1 translates at once, at the least.
-const PAGE: u64 = 4096;
 
 /// A device of the host's.
 enum Device {

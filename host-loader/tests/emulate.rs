@@ -1,7 +1,7 @@
 //! Emulated accesses on a machine of a page of registers and some RAM: what is
 //! translated how, what is accessed in which order, and what an abort leaves.
 
-use host_loader::emulate::execute::{Abort, Nowhere, Place, Space};
+use host_loader::emulate::execute::{Abort, By, Nowhere, Place, Space};
 use host_loader::emulate::state::Cpu;
 use host_loader::emulate::walk::{self, Access, Fault, Kind, Miss, Tables};
 use host_loader::emulate::{self, Cause, Outcome};
@@ -129,7 +129,7 @@ fn cpu() -> Cpu {
 /// Runs one word at RAM's start.
 fn run(cpu: &mut Cpu, machine: &mut Machine, word: u32) -> Outcome {
     machine.set(RAM, word.into());
-    emulate::run(cpu, machine, 0xfa0, false)
+    emulate::run(cpu, machine, 0xfa0, By::Read)
 }
 
 /// A way to translate.
@@ -348,7 +348,7 @@ proptest! {
         cpu.registers.sp = [DEVICE + at, DEVICE - at];
         cpu.registers.pstate = pstate & !(1 << 4);
         let before = cpu;
-        let outcome = emulate::run(&mut cpu, &mut machine, DEVICE, false);
+        let outcome = emulate::run(&mut cpu, &mut machine, DEVICE, By::Read);
         if outcome == Outcome::Again {
             prop_assert_eq!(cpu, before);
         }
@@ -526,8 +526,11 @@ fn of_a_pair_across_the_edge_the_first_half_is_done() {
         let abort = Abort {
             far: DEVICE + 0x1000,
             code: Abort::EXTERNAL,
-            write: word == STP_POST,
-            fetch: false,
+            by: if word == STP_POST {
+                By::Write
+            } else {
+                By::Read
+            },
         };
         let outcome = run(&mut cpu, &mut machine, word);
         assert_eq!(outcome, Outcome::Abort(abort, Cause::Access));
@@ -548,7 +551,7 @@ fn an_atomic_reads_first_and_writes_in_any_case() {
         let Outcome::Abort(abort, Cause::Access) = run(&mut cpu, &mut machine, word) else {
             panic!("{word:#x} did not abort");
         };
-        assert_eq!((abort.far, abort.write), (DEVICE + 0x1000, false));
+        assert_eq!((abort.far, abort.by), (DEVICE + 0x1000, By::Read));
     }
     // What is not replaced is written again.
     cpu.registers.x[..3].copy_from_slice(&[1, DEVICE + 0x24, 2]);
@@ -577,7 +580,7 @@ fn of_a_pair_whose_second_page_has_no_translation_nothing_is_done() {
     let Outcome::Abort(abort, Cause::Access) = run(&mut cpu, &mut machine, STP_POST) else {
         panic!("no abort");
     };
-    assert_eq!((abort.far, abort.code, abort.write), (0x2000, 0x07, true));
+    assert_eq!((abort.far, abort.code, abort.by), (0x2000, 0x07, By::Write));
     assert_eq!(machine.seen, []);
 }
 
@@ -587,7 +590,7 @@ fn what_is_ram_is_left_to_the_guest_and_a_part_of_it_is_not() {
     cpu.registers.pc = machine.base;
     machine.set(machine.base, STP_POST.into());
     cpu.registers.x[..3].copy_from_slice(&[1, machine.base + 64, 2]);
-    let outcome = emulate::run(&mut cpu, &mut machine, 0, true);
+    let outcome = emulate::run(&mut cpu, &mut machine, 0, By::Write);
     assert_eq!(outcome, Outcome::Again);
     assert_eq!(machine.load(machine.base + 64), Some(0));
     // Half a device's, half RAM.
@@ -596,7 +599,10 @@ fn what_is_ram_is_left_to_the_guest_and_a_part_of_it_is_not() {
     // The code would be overwritten: it stands elsewhere.
     machine.set(machine.base + 0x100, 0x2900_0820);
     cpu.registers.pc = machine.base + 0x100;
-    assert_eq!(emulate::run(&mut cpu, &mut machine, 0, true), Outcome::Done);
+    assert_eq!(
+        emulate::run(&mut cpu, &mut machine, 0, By::Write),
+        Outcome::Done
+    );
     assert_eq!(machine.seen, [(DEVICE + 0xffc, 4, Some(1))]);
     assert_eq!(machine.load(machine.base).map(|word| word as u32), Some(2));
 }
@@ -612,20 +618,23 @@ fn a_device_without_room_has_the_whole_instruction_wait() {
     cpu.registers.x[..3].copy_from_slice(&[1, DEVICE - 4, 2]);
     let before = cpu;
     assert_eq!(
-        emulate::run(&mut cpu, &mut machine, 0, true),
+        emulate::run(&mut cpu, &mut machine, 0, By::Write),
         Outcome::Later
     );
     assert_eq!((cpu, machine.load(DEVICE - 8)), (before, Some(0)));
     // A load does not wait for room.
     machine.set(pc, LDP_POST.into());
     assert_eq!(
-        emulate::run(&mut cpu, &mut machine, 0, false),
+        emulate::run(&mut cpu, &mut machine, 0, By::Read),
         Outcome::Done
     );
     machine.full = false;
     machine.set(pc, STP_POST.into());
     cpu = before;
-    assert_eq!(emulate::run(&mut cpu, &mut machine, 0, true), Outcome::Done);
+    assert_eq!(
+        emulate::run(&mut cpu, &mut machine, 0, By::Write),
+        Outcome::Done
+    );
     assert_eq!(machine.seen.last(), Some(&(DEVICE, 4, Some(2))));
 }
 
@@ -656,7 +665,7 @@ fn literals_are_found_from_the_pc() {
         machine.set(pc, word);
         cpu.registers.pc = pc;
         assert_eq!(
-            emulate::run(&mut cpu, &mut machine, 0, false),
+            emulate::run(&mut cpu, &mut machine, 0, By::Read),
             Outcome::Done
         );
         assert_eq!((cpu.x(5), cpu.registers.pc), (value, pc + 4));
@@ -669,8 +678,7 @@ fn what_cannot_be_done_has_a_defined_answer() {
     let external = Abort {
         far: 0xfa0,
         code: Abort::EXTERNAL,
-        write: false,
-        fetch: false,
+        by: By::Read,
     };
     let abort = |cause| Outcome::Abort(external, cause);
     // ldraa x0, [x0]; then what is no load or store at all.
@@ -710,14 +718,14 @@ fn a_sequence_that_only_the_guest_can_execute_is_told() {
     for (n, word) in words.iter().enumerate() {
         machine.put(RAM + 4 * n as u64, *word);
     }
-    let outcome = emulate::run(&mut cpu, &mut machine, DEVICE, false);
+    let outcome = emulate::run(&mut cpu, &mut machine, DEVICE, By::Read);
     assert_eq!(outcome, Outcome::Parted(0x1e60_4020));
     assert_eq!(cpu.registers.pc, RAM + 4);
     // While the guest steps, each instruction is one.
     cpu.registers.pc = RAM;
     cpu.registers.pstate |= 1 << 21;
     assert_eq!(
-        emulate::run(&mut cpu, &mut machine, DEVICE, false),
+        emulate::run(&mut cpu, &mut machine, DEVICE, By::Read),
         Outcome::Done
     );
     assert_eq!(cpu.registers.pc, RAM + 4);
@@ -867,13 +875,13 @@ fn a_lost_update_of_an_entry_has_the_guest_do_it_again() {
     cpu.registers.tcr |= 1 << 39;
     let before = cpu;
     let mut changing = Changing(machine);
-    let outcome = emulate::run(&mut cpu, &mut changing, 0x1000, false);
+    let outcome = emulate::run(&mut cpu, &mut changing, 0x1000, By::Read);
     assert_eq!((outcome, cpu), (Outcome::Again, before));
     assert_eq!(changing.0.seen, []);
     // Of the fetch, too.
     PLAIN.map(&mut changing.0, &mut cpu, 0x4000, RAM, 3, 0);
     cpu.registers.tcr |= 1 << 39;
-    let outcome = emulate::run(&mut cpu, &mut changing, 0x1000, false);
+    let outcome = emulate::run(&mut cpu, &mut changing, 0x1000, By::Read);
     assert_eq!((outcome, cpu), (Outcome::Again, before));
     // Amidst a sequence, what came before is done: ldxr w0, [x1] of a page that
     // is marked, then ldr w3, [x4] of one that is not.
@@ -884,7 +892,7 @@ fn a_lost_update_of_an_entry_has_the_guest_do_it_again() {
     changing.0.put(RAM, 0x885f_7c20);
     changing.0.put(RAM + 4, 0xb940_0083);
     cpu.registers.x[4] = 0x2000;
-    let outcome = emulate::run(&mut cpu, &mut changing, 0x1000, false);
+    let outcome = emulate::run(&mut cpu, &mut changing, 0x1000, By::Read);
     assert_eq!((outcome, cpu.registers.pc), (Outcome::Done, 0x4004));
     assert_eq!(changing.0.seen, [(DEVICE, 4, None)]);
 }
@@ -896,7 +904,7 @@ fn run_all(cpu: &mut Cpu, machine: &mut Machine, words: &[u32]) -> Outcome {
     }
     cpu.registers.pc = RAM;
     cpu.registers.x[1] = DEVICE;
-    emulate::run(cpu, machine, DEVICE, false)
+    emulate::run(cpu, machine, DEVICE, By::Read)
 }
 
 #[test]
@@ -934,12 +942,12 @@ fn what_was_done_before_a_device_is_full_is_not_done_again() {
     // The guest goes on there, when there is room; its store-exclusive fails.
     (machine.full, machine.most) = (false, usize::MAX);
     assert_eq!(
-        emulate::run(&mut cpu, &mut machine, DEVICE, true),
+        emulate::run(&mut cpu, &mut machine, DEVICE, By::Write),
         Outcome::Done
     );
     assert_eq!(machine.seen[2..], [(DEVICE + 8, 4, Some(40))]);
     assert_eq!(
-        emulate::run(&mut cpu, &mut machine, DEVICE, true),
+        emulate::run(&mut cpu, &mut machine, DEVICE, By::Write),
         Outcome::Done
     );
     assert_eq!((cpu.x(2), machine.seen.len()), (1, 3));
@@ -984,7 +992,12 @@ fn what_begins_in_ram_and_ends_in_a_device_does_both() {
     let run = |cpu: &mut Cpu, machine: &mut Machine, word: u32, at: u64| {
         machine.put(code, word);
         (cpu.registers.pc, cpu.registers.x[1]) = (code, at);
-        emulate::run(cpu, machine, at.next_multiple_of(4096), word == STR)
+        emulate::run(
+            cpu,
+            machine,
+            at.next_multiple_of(4096),
+            if word == STR { By::Write } else { By::Read },
+        )
     };
     cpu.registers.x[0] = 0x4433_2211;
     let at = DEVICE - 2;
@@ -1003,12 +1016,13 @@ fn what_begins_in_ram_and_ends_in_a_device_does_both() {
     let code = machine.base;
     machine.put(code, STR);
     (cpu.registers.pc, cpu.registers.x[1]) = (code, DEVICE - 0x1002);
-    let Outcome::Abort(abort, Cause::Access) = emulate::run(&mut cpu, &mut machine, 0, true) else {
+    let Outcome::Abort(abort, Cause::Access) = emulate::run(&mut cpu, &mut machine, 0, By::Write)
+    else {
         panic!("no abort");
     };
     assert_eq!(
-        (abort.far, abort.code, abort.write),
-        (DEVICE - 0x1000, 0x10, true)
+        (abort.far, abort.code, abort.by),
+        (DEVICE - 0x1000, 0x10, By::Write)
     );
     assert_eq!(machine.load(DEVICE - 0x1008), Some(0x2211 << 48));
 }
@@ -1030,7 +1044,7 @@ fn amidst_a_sequence_the_cpu_is_the_judge_of_alignment() {
         machine.put(RAM + 4 * n as u64, word);
     }
     cpu.registers.x[1] = DEVICE + 2;
-    let outcome = emulate::run(&mut cpu, &mut machine, DEVICE, false);
+    let outcome = emulate::run(&mut cpu, &mut machine, DEVICE, By::Read);
     assert_eq!((outcome, cpu.x(2)), (Outcome::Done, 0));
 }
 
@@ -1059,16 +1073,16 @@ fn an_atomics_fault_is_a_reads_where_a_read_has_it_too() {
             machine.put(RAM, word);
             (cpu.registers.pc, cpu.registers.x[1]) = (0x4000, 0x1000);
             cpu.registers.pstate |= PAN;
-            let outcome = emulate::run(&mut cpu, &mut machine, 0x1000, true);
+            let outcome = emulate::run(&mut cpu, &mut machine, 0x1000, By::Write);
             let Outcome::Abort(abort, Cause::Access) = outcome else {
                 panic!("{outcome:?}");
             };
-            let write = !(of_both && reads);
-            assert_eq!(
-                (abort.code, abort.write),
-                (code, write),
-                "{word:#x} {code:#x}"
-            );
+            let by = if of_both && reads {
+                By::Read
+            } else {
+                By::Write
+            };
+            assert_eq!((abort.code, abort.by), (code, by), "{word:#x} {code:#x}");
         }
     }
 }
@@ -1096,7 +1110,7 @@ fn unprivileged_accesses_are_el0s_without_uao() {
         machine.set(RAM, 0xb840_0820);
         (cpu.registers.pc, cpu.registers.x[1]) = (0x4000, 0x1000);
         cpu.registers.pstate |= uao;
-        match emulate::run(&mut cpu, &mut machine, 0x1000, false) {
+        match emulate::run(&mut cpu, &mut machine, 0x1000, By::Read) {
             Outcome::Done => assert!(done),
             Outcome::Abort(abort, _) => assert_eq!((abort.code, done), (0x0f, false)),
             outcome => panic!("{outcome:?}"),
@@ -1109,28 +1123,44 @@ fn an_odd_pc_is_the_guests_to_meet() {
     let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
     cpu.registers.pc = RAM + 2;
     assert_eq!(
-        emulate::run(&mut cpu, &mut machine, 0, false),
+        emulate::run(&mut cpu, &mut machine, 0, By::Read),
         Outcome::Again
     );
 }
 
 #[test]
+fn who_met_an_abort_is_told_by_its_syndrome() {
+    use rmi::syndrome::Syndrome;
+    const WNR: u64 = 1 << 6;
+    const CM: u64 = 1 << 8;
+    for (esr, by) in [
+        (0x24 << 26, By::Read),
+        (0x24 << 26 | WNR, By::Write),
+        (0x24 << 26 | WNR | CM, By::Maintenance),
+        // WnR is RES0 there.
+        (0x20 << 26 | WNR, By::Fetch),
+    ] {
+        assert_eq!(By::of(Syndrome(esr)), by, "{esr:#x}");
+    }
+}
+
+#[test]
 fn el2_is_told_all_of_an_abort_and_nothing_of_the_last() {
     let mut registers = Registers::new_zeroed();
-    for (write, fetch, iss) in [
-        (true, false, 0x50),
-        (false, true, 0x10),
-        (false, false, 0x10),
+    for (by, iss) in [
+        (By::Write, 0x50),
+        (By::Fetch, 0x10),
+        (By::Maintenance, 0x150),
+        (By::Read, 0x10),
     ] {
         let abort = Abort {
             far: 0x1234,
             code: Abort::EXTERNAL,
-            write,
-            fetch,
+            by,
         };
         emulate::finish(&mut registers, &Outcome::Abort(abort, Cause::Access));
         assert_eq!((registers.iss, registers.far), (iss, 0x1234));
-        assert_eq!(registers.fetch, u64::from(fetch));
+        assert_eq!(registers.fetch, u64::from(by == By::Fetch));
         assert_eq!(registers.finish, Finish::Abort as u64);
     }
     for (outcome, finish) in [

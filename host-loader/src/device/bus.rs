@@ -10,6 +10,35 @@
 /// Bytes of the largest piece.
 pub const WIDEST: u64 = 8;
 
+/// From a device, or to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// A read.
+    Read,
+    /// A write.
+    Write,
+}
+
+/// The accesses, offset and bytes, that one of `size` bytes is made of, of
+/// [`WIDEST`] at most each. Each page's part is apart; of more bytes than that,
+/// what is left over is read first and written last.
+pub fn words(address: u64, size: u64, way: Way) -> impl Iterator<Item = (u64, u64)> {
+    let in_page = size.min(PAGE - address % PAGE);
+    let parts = [(0, in_page), (in_page, size - in_page)];
+    parts.into_iter().flat_map(move |(at, bytes)| {
+        let first = match way {
+            _ if bytes <= WIDEST => bytes,
+            Way::Read => bytes - WIDEST,
+            Way::Write => WIDEST,
+        };
+        let words = [(at, first), (at + first, bytes - first)];
+        words.into_iter().filter(|(_, bytes)| *bytes > 0)
+    })
+}
+
+/// What is translated at once, at the least.
+pub const PAGE: u64 = 4096;
+
 /// The pieces of an access, offset and bytes: each as large as the lowest bit that
 /// is set in address or size.
 pub fn pieces(address: u64, size: u64) -> impl Iterator<Item = (u64, u64)> {
@@ -95,6 +124,21 @@ mod tests {
             let found: Vec<_> = pieces(address, size).collect();
             assert_eq!(found, expected, "{address:#x} {size}");
         }
+    }
+
+    #[test]
+    fn pages_are_apart_and_sixteen_bytes_are_two_words() {
+        let of = |address, size, way| words(address, size, way).collect::<Vec<_>>();
+        for way in [Way::Read, Way::Write] {
+            assert_eq!(of(3, 16, way), [(0, 8), (8, 8)]);
+            assert_eq!(of(0xffd, 8, way), [(0, 3), (3, 5)]);
+            assert_eq!(of(0xffc, 4, way), [(0, 4)]);
+            assert_eq!(of(0xff8, 16, way), [(0, 8), (8, 8)]);
+        }
+        assert_eq!(of(0xfff, 16, Way::Read), [(0, 1), (1, 7), (8, 8)]);
+        assert_eq!(of(0xfff, 16, Way::Write), [(0, 1), (1, 8), (9, 7)]);
+        assert_eq!(of(0xff1, 16, Way::Read), [(0, 7), (7, 8), (15, 1)]);
+        assert_eq!(of(0xff1, 16, Way::Write), [(0, 8), (8, 7), (15, 1)]);
     }
 
     #[test]

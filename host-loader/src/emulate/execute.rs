@@ -9,7 +9,8 @@ use super::instruction::{
 };
 use super::state::Cpu;
 use super::walk::{self, Access, Kind, Miss, Tables};
-use crate::device::bus::{self, Joined};
+use crate::device::bus::{self, Joined, PAGE, Way};
+use rmi::syndrome::{Class, Syndrome};
 
 /// What lies behind a guest's IPAs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,43 @@ pub trait Space: Tables {
     fn takes(&mut self, ipa: u64, size: u64) -> bool;
 }
 
+/// What met an abort, as a syndrome tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// An instruction fetch.
+    Fetch,
+    /// A load.
+    Read,
+    /// A store.
+    Write,
+    /// Cache maintenance or address translation (CM): a write, too.
+    Maintenance,
+}
+
+impl By {
+    /// Who met the abort of this syndrome.
+    pub const fn of(esr: Syndrome) -> Self {
+        if esr.class().0 == Class::INST_ABORT_LOWER.0 {
+            Self::Fetch
+        } else if esr.is_cache_maintenance() {
+            Self::Maintenance
+        } else if esr.is_write() {
+            Self::Write
+        } else {
+            Self::Read
+        }
+    }
+
+    /// CM and WnR of ESR_EL1.
+    pub const fn bits(self) -> u64 {
+        match self {
+            Self::Fetch | Self::Read => 0,
+            Self::Write => 1 << 6,
+            Self::Maintenance => 1 << 8 | 1 << 6,
+        }
+    }
+}
+
 /// An abort that the guest takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abort {
@@ -49,10 +87,8 @@ pub struct Abort {
     pub far: u64,
     /// The fault status code.
     pub code: u8,
-    /// Of a store.
-    pub write: bool,
-    /// Of a fetch.
-    pub fetch: bool,
+    /// Who met it.
+    pub by: By,
 }
 
 impl Abort {
@@ -94,15 +130,12 @@ struct Span<'a, S> {
     pages: [u64; 2],
 }
 
-const PAGE: u64 = 4096;
-
 impl<S: Space> Span<'_, S> {
-    fn external(&self, at: u64, write: bool) -> Undone {
+    fn external(&self, at: u64, by: By) -> Undone {
         Undone::Abort(Abort {
             far: at,
             code: Abort::EXTERNAL,
-            write,
-            fetch: false,
+            by,
         })
     }
 
@@ -123,14 +156,14 @@ impl<S: Space> Span<'_, S> {
         &mut self,
         at: u64,
         size: u64,
-        write: bool,
+        by: By,
         mut f: impl FnMut(&mut S, u64, u64, u64) -> Result<(), Nowhere>,
     ) -> Result<(), Undone> {
         let start = self.va.wrapping_add(at);
         for (done, bytes) in bus::pieces(start, size) {
             let va = start.wrapping_add(done);
             let ipa = self.ipa(va);
-            f(self.space, done, ipa, bytes).map_err(|Nowhere| self.external(va, write))?;
+            f(self.space, done, ipa, bytes).map_err(|Nowhere| self.external(va, by))?;
         }
         Ok(())
     }
@@ -139,10 +172,9 @@ impl<S: Space> Span<'_, S> {
     /// word is an access of its own.
     fn load_bytes(&mut self, at: u64, size: u64) -> Result<u128, Undone> {
         let mut value = 0u128;
-        for done in (0..size).step_by(bus::WIDEST as usize) {
-            let bytes = (size - done).min(bus::WIDEST);
+        for (done, bytes) in bus::words(self.va.wrapping_add(at), size, Way::Read) {
             let mut joined = Joined::default();
-            self.pieces(at + done, bytes, false, |space, _, ipa, bytes| {
+            self.pieces(at + done, bytes, By::Read, |space, _, ipa, bytes| {
                 joined.add(space.read(ipa, bytes)?, bytes);
                 Ok(())
             })?;
@@ -152,10 +184,9 @@ impl<S: Space> Span<'_, S> {
     }
 
     fn store_bytes(&mut self, at: u64, size: u64, value: u128) -> Result<(), Undone> {
-        for done in (0..size).step_by(bus::WIDEST as usize) {
-            let bytes = (size - done).min(bus::WIDEST);
+        for (done, bytes) in bus::words(self.va.wrapping_add(at), size, Way::Write) {
             let word = (value >> (8 * done)) as u64 & mask(bytes);
-            self.pieces(at + done, bytes, true, |space, offset, ipa, bytes| {
+            self.pieces(at + done, bytes, By::Write, |space, offset, ipa, bytes| {
                 space.write(ipa, bytes, word >> (8 * offset))
             })?;
         }
@@ -360,16 +391,15 @@ fn translate(
     };
     // Of an instruction that does both, WnR says what could not be done if it
     // only read (DDI0487, ESR_EL1).
-    let write = match touch {
-        Touch::Read => false,
-        Touch::Write => true,
-        Touch::ReadWrite => walk(Kind::Read).is_ok(),
+    let by = match touch {
+        Touch::Read => By::Read,
+        Touch::ReadWrite if walk(Kind::Read).is_err() => By::Read,
+        Touch::Write | Touch::ReadWrite => By::Write,
     };
     Err(Undone::Abort(Abort {
         far: va,
         code: fault.0,
-        write,
-        fetch: false,
+        by,
     }))
 }
 

@@ -18,7 +18,7 @@ pub mod state;
 pub mod walk;
 mod word;
 
-use execute::{Abort, Mark, OfRam, Place, Space, Undone};
+use execute::{Abort, By, Mark, OfRam, Place, Space, Undone};
 use instruction::Action;
 use rmi::registers::{Finish, Registers};
 use state::Cpu;
@@ -62,14 +62,14 @@ pub enum Cause {
     Parted(u32),
 }
 
-/// Executes the instruction at the vCPU's PC. `far` is where it took its abort.
-pub fn run(cpu: &mut Cpu, space: &mut impl Space, far: u64, write: bool) -> Outcome {
+/// Executes the instruction at the vCPU's PC. `far` is where it took its abort, and
+/// `by` what it did there.
+pub fn run(cpu: &mut Cpu, space: &mut impl Space, far: u64, by: By) -> Outcome {
     let external = |cause| {
         let abort = Abort {
             far,
             code: Abort::EXTERNAL,
-            write,
-            fetch: false,
+            by,
         };
         Outcome::Abort(abort, cause)
     };
@@ -188,7 +188,7 @@ pub fn finish(registers: &mut Registers, outcome: &Outcome) {
         Outcome::Abort(abort, _) => abort,
     };
     registers.finish = Finish::Abort as u64;
-    registers.iss = u64::from(abort.code) | u64::from(abort.write) << 6;
+    registers.iss = u64::from(abort.code) | abort.by.bits();
     registers.far = abort.far;
-    registers.fetch = abort.fetch.into();
+    registers.fetch = (abort.by == By::Fetch).into();
 }

@@ -45,7 +45,7 @@ pub fn abort_saved(gprs: &mut Gprs, saved: &mut El1, fetch: bool, iss: u64, far:
     saved_registers(saved, |el1| {
         el1.far = far;
         let class = abort_class(fetch, gprs.pstate);
-        let iss = iss & (ABORT_FLAGS | 0x3f);
+        let iss = iss & (abort_flags(fetch) | 0x3f);
         take(gprs, el1, u64::from(class.0) << 26 | IL | iss);
     });
 }
@@ -60,8 +60,15 @@ fn saved_registers(saved: &mut El1, f: impl FnOnce(&mut Registers)) {
     (saved.esr, saved.elr, saved.spsr, saved.far) = (el1.esr, el1.elr, el1.spsr, el1.far);
 }
 
-/// WnR, CM and FnV of an abort's syndrome.
-const ABORT_FLAGS: u64 = 1 << 6 | 1 << 8 | 1 << 10;
+/// What a syndrome tells of an abort besides its fault: FnV, and of data CM and
+/// WnR. Of what only EL2 is told, ISV and its fields and S1PTW, there is nothing.
+const fn abort_flags(fetch: bool) -> u64 {
+    if fetch {
+        1 << 10
+    } else {
+        1 << 10 | 1 << 8 | 1 << 6
+    }
+}
 
 /// The class of an abort that EL1 takes from PSTATE's level.
 fn abort_class(fetch: bool, pstate: u64) -> Class {
@@ -105,9 +112,8 @@ impl Registers {
 fn take_abort(gprs: &mut Gprs, el1: &mut Registers, cause: Syndrome, far: u64) {
     let fetch = cause.class() == Class::INST_ABORT_LOWER;
     let class = abort_class(fetch, gprs.pstate);
-    // WnR, CM and FnV are told; the access's own syndrome is not, as on hardware
-    // for an abort taken to EL1. That a walk was struck is in the fault code.
-    let keep = cause.0 & ABORT_FLAGS;
+    // That a walk was struck is in the fault code.
+    let keep = cause.0 & abort_flags(fetch);
     let fault = if cause.on_walk() {
         Fault::EXTERNAL_ON_WALK
     } else {
@@ -160,6 +166,44 @@ mod tests {
         assert_eq!(target(0x3c4, SPAN).0, 0x000);
         assert_eq!(target(0x000, SPAN).0, 0x400);
         assert_eq!(target(0x010, SPAN).0, 0x600);
+    }
+
+    #[test]
+    fn an_abort_shows_what_hardware_shows_of_it() {
+        const DATA: u64 = 0x24 << 26;
+        const FETCH: u64 = 0x20 << 26;
+        const ISV: u64 = 1 << 24 | 2 << 22 | 3 << 16 | 1 << 15;
+        const S1PTW: u64 = 1 << 7;
+        let taken = |cause: u64, pstate: u64| {
+            let (mut gprs, mut saved) = (Gprs::reset(0), El1::reset());
+            gprs.pstate = pstate;
+            external_abort_saved(&mut gprs, &mut saved, Syndrome(cause), 0x77);
+            assert_eq!((saved.far, saved.spsr), (0x77, pstate));
+            saved.esr
+        };
+        for (cause, pstate, esr) in [
+            (DATA | ISV | 7, 0x3c5, 0x9600_0010),
+            (DATA | ISV | 1 << 6 | 7, 0x3c5, 0x9600_0050),
+            (DATA | 1 << 6 | 7, 0x000, 0x9200_0050),
+            // An `at`, or maintenance, whose walk was struck.
+            (DATA | S1PTW | 1 << 8 | 1 << 6 | 7, 0x3c5, 0x9600_0157),
+            (DATA | S1PTW | 7, 0x000, 0x9200_0017),
+            (FETCH | 7, 0x3c5, 0x8600_0010),
+            (FETCH | S1PTW | 7, 0x000, 0x8200_0017),
+            (FETCH | 1 << 10 | 1 << 6 | 7, 0x3c5, 0x8600_0410),
+        ] {
+            assert_eq!(taken(cause, pstate), esr, "{cause:#x} {pstate:#x}");
+        }
+    }
+
+    #[test]
+    fn whatever_a_host_says_of_an_abort_it_is_one() {
+        for (fetch, esr) in [(false, 0x9600_0574), (true, 0x8600_0434)] {
+            let (mut gprs, mut saved) = (Gprs::reset(0), El1::reset());
+            gprs.pstate = 0x3c5;
+            abort_saved(&mut gprs, &mut saved, fetch, !0 & !0b1011, 0);
+            assert_eq!(saved.esr, esr);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! MMU is on; after that, state that CPUs share is atomic.
 
 pub mod asm;
+pub mod code;
 pub mod console;
 pub mod cpu;
 pub mod exception;

@@ -14,8 +14,8 @@ tests::program!(image::main, 1);
 #[cfg(target_os = "none")]
 mod image {
     use core::arch::asm;
-    use core::cell::UnsafeCell;
 
+    use tests::bare::code::{Code, RET};
     use tests::bare::{asm as instr, exception, machine, mmu};
     use tests::random::Random;
     use tests::{mrs, msr, println};
@@ -118,15 +118,7 @@ mod image {
         kind("structure-post", 0x0d90_0000, 0xbf90_0000),
     ];
 
-    #[repr(C, align(64))]
-    struct Code(UnsafeCell<[u32; 16]>);
-
-    // SAFETY: The boot CPU alone writes and runs it.
-    unsafe impl Sync for Code {}
-
-    static CODE: Code = Code(UnsafeCell::new([0; 16]));
-
-    const RET: u32 = 0xd65f_03c0;
+    static CODE: Code = Code::new();
 
     /// What an instruction finds and leaves.
     #[derive(Clone, Copy, Debug)]
@@ -152,21 +144,7 @@ mod image {
         }
     }
 
-    fn install(word: u32) {
-        let code = CODE.0.get().cast::<u32>();
-        // SAFETY: Inside the buffer, which nobody runs now.
-        unsafe {
-            code.write_volatile(word);
-            code.add(1).write_volatile(RET);
-        }
-        let at = code.expose_provenance() as u64;
-        instr::clean(at, at + 8);
-        // SAFETY: Invalidation only.
-        unsafe { asm!("ic iallu", "dsb nsh", "isb", options(nostack)) };
-    }
-
-    fn run(state: &mut State) {
-        let at = CODE.0.get().expose_provenance() as u64;
+    fn run(state: &mut State, at: u64) {
         // SAFETY: The word reaches the UART or nothing, and writes the registers
         // named here and V0 to V10, which the program does not use.
         unsafe {
@@ -254,8 +232,8 @@ mod image {
 
     fn one(word: u32, mut state: State) -> Did {
         preset();
-        install(word);
-        let caught = exception::probe(|| run(&mut state)).err();
+        let at = CODE.put(&[word, RET]);
+        let caught = exception::probe(|| run(&mut state, at)).err();
         // SAFETY: Registers of the UART's, whose read does nothing.
         let get = |at| unsafe { instr::read32(machine::get().uart + at) };
         Did {

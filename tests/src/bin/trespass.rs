@@ -9,9 +9,11 @@
 //! | `pair-above`, `post-above` | loads from there what has no syndrome |
 //! | `read-hole` | reads where QEMU's virt machine has a device, and it has none |
 //! | `beyond` | reads far above its RAM, below 4 GiB |
-//! | `pair-gic` | loads a pair from the distributor |
+//! | `store-pair-above`, `zeros-above` | stores there what has no syndrome |
+//! | `straddle-above` | stores half above its RAM |
+//! | `gic` | does to the distributor and redistributors what has no syndrome |
 //! | `walk-above` | has the MMU walk tables that are not there |
-//! | `exec-walk-above` | the same by a jump |
+//! | `exec-walk-above`, `write-walk-above`, `at-walk-above` | the same by a jump, a store, an `at` |
 //! | `odd-gic` | reads the distributor unaligned, through Normal memory |
 //! | `code-gone` | loads a pair from the UART, and takes its own code away |
 //! | `races` | changes code and tables under such loads, from another CPU |
@@ -28,7 +30,7 @@ mod image {
     use core::cell::UnsafeCell;
     use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-    use tests::bare::{asm as instr, cpu, exception, machine, mmu};
+    use tests::bare::{asm as instr, code, cpu, exception, machine, mmu};
     use tests::println;
 
     /// A virtio transport of QEMU's virt machine.
@@ -48,6 +50,67 @@ mod image {
         // SAFETY: The caller's promise.
         unsafe { asm!("ldp {0:w}, {1:w}, [{2}]", out(reg) low, out(reg) high, in(reg) at) };
         low ^ high
+    }
+
+    /// Half of the store is RAM's, and done.
+    ///
+    /// # Safety
+    /// Nobody needs what is before `end`.
+    unsafe fn straddle(end: u64) -> u64 {
+        // SAFETY: The caller's promise; the rest is the purpose.
+        let half = unsafe {
+            instr::write64(end - 8, 0);
+            asm!("str {0:w}, [{1}]", in(reg) 0x4433_2211u64, in(reg) end - 2);
+            instr::read64(end - 8)
+        };
+        println!("before the end of RAM: {half:#x}");
+        half
+    }
+
+    /// Loads and stores without a syndrome, at X0.
+    const WITHOUT: [(&str, u32); 11] = [
+        ("ldp w1, w2, [x0]", 0x2940_0801),
+        ("stp w1, w2, [x0]", 0x2900_0801),
+        ("ldp x1, x2, [x0]", 0xa940_0801),
+        ("ldr w1, [x0], #4", 0xb840_4401),
+        ("str w1, [x0, #4]!", 0xb800_4c01),
+        ("ldr d1, [x0]", 0xfd40_0001),
+        ("st1 {v1.4s}, [x0]", 0x4c00_7801),
+        ("ldxr w1, [x0]", 0x885f_7c01),
+        ("ldadd w1, w2, [x0]", 0xb821_0002),
+        ("swp w1, w2, [x0]", 0xb821_8002),
+        ("casal w1, w2, [x0]", 0x88e1_fc02),
+    ];
+
+    /// Each of them at each of these frames; the frame is as it was.
+    ///
+    /// # Safety
+    /// Reading the frames' first word does nothing.
+    unsafe fn gic(frames: [u64; 2]) -> u64 {
+        static WORD: code::Code = code::Code::new();
+        // SAFETY: FP and SIMD are for whoever uses them.
+        unsafe { asm!("msr cpacr_el1, {}", "isb", in(reg) 3u64 << 20) };
+        for frame in frames {
+            // SAFETY: The caller's promise.
+            let before = unsafe { instr::read32(frame) };
+            for (text, word) in WITHOUT {
+                let at = WORD.put(&[word, code::RET]);
+                // SAFETY: An abort is what is expected.
+                let result = exception::probe(|| unsafe {
+                    asm!("blr {}", in(reg) at, in("x0") frame, in("x1") !before, out("x30") _,
+                        clobber_abi("C"));
+                });
+                // SAFETY: The caller's promise.
+                let after = unsafe { instr::read32(frame) };
+                match result {
+                    Err(caught) if caught.is_external_abort() && after == before => {
+                        println!("{text}: {:#x} at {:#x}", caught.esr, caught.far)
+                    }
+                    other => println!("FAIL {text}: {other:x?}, {before:#x} to {after:#x}"),
+                }
+            }
+        }
+        0
     }
 
     #[repr(C, align(4096))]
@@ -166,10 +229,29 @@ mod image {
                     asm!("ldr {0:w}, [{1}], #4", out(reg) _, inout(reg) at);
                     at
                 }
-                "pair-gic" => pair(machine.gicd),
+                "store-pair-above" => {
+                    asm!("stp {0:w}, {0:w}, [{1}]", in(reg) 0u64, in(reg) above);
+                    0
+                }
+                "zeros-above" => {
+                    asm!("dc zva, {}", in(reg) above + 0x44);
+                    0
+                }
+                "straddle-above" => straddle(above),
+                "gic" => gic([machine.gicd, machine.gicr]),
                 "walk-above" => {
                     let table = mmu::map_table(ALIAS, NO_TABLE);
                     u64::from(instr::read32(table))
+                }
+                "write-walk-above" => {
+                    let table = mmu::map_table(ALIAS, NO_TABLE);
+                    instr::write32(table, 0);
+                    0
+                }
+                "at-walk-above" => {
+                    let table = mmu::map_table(ALIAS, NO_TABLE);
+                    asm!("at s1e1r, {}", in(reg) table);
+                    0
                 }
                 "exec-walk-above" => {
                     let table = mmu::map_table(ALIAS, NO_TABLE);

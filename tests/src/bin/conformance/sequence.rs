@@ -3,8 +3,8 @@
 //! must do the same, and the store must succeed.
 
 use core::arch::asm;
-use core::cell::UnsafeCell;
 
+use tests::bare::code::{Code, RET};
 use tests::bare::console::Console;
 use tests::bare::{asm as instr, exception, machine};
 use tests::random::Random;
@@ -82,18 +82,11 @@ const FORMS: [Form; 19] = [
 
 /// `add x0, x0, #1`: what a branch may skip.
 const SKIPPED: u32 = 0x9100_0400;
-const RET: u32 = 0xd65f_03c0;
 /// `ldxr w20, [x21]` and `stxr w22, w23, [x21]`.
 const LDXR: u32 = 0x885f_7eb4;
 const STXR: u32 = 0x8816_7eb7;
 
-#[repr(C, align(64))]
-struct Code(UnsafeCell<[u32; 16]>);
-
-// SAFETY: The boot CPU alone writes and runs it.
-unsafe impl Sync for Code {}
-
-static CODE: Code = Code(UnsafeCell::new([0; 16]));
+static CODE: Code = Code::new();
 
 /// X0 to X7, NZCV, and the status of the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,23 +97,10 @@ struct State {
     status: u64,
 }
 
-fn install(words: &[u32]) {
-    let code = CODE.0.get().cast::<u32>();
-    for (n, word) in words.iter().enumerate() {
-        // SAFETY: Inside the buffer, which nobody runs now.
-        unsafe { code.add(n).write_volatile(*word) };
-    }
-    let at = code.expose_provenance() as u64;
-    instr::clean(at, at + 64);
-    // SAFETY: Invalidation only.
-    unsafe { asm!("ic iallu", "dsb nsh", "isb", options(nostack)) };
-}
-
 /// Runs the words as a function on this state.
 fn run(words: &[u32], state: State) -> State {
-    install(words);
+    let at = CODE.put(words);
     let mut state = state;
-    let at = CODE.0.get().expose_provenance() as u64;
     // SAFETY: The words write X0 to X7, X20, X22, flags and the UART's ILPR.
     unsafe {
         asm!(
