@@ -139,7 +139,12 @@ impl Status {
         let text: String = text.chars().take(COLUMNS).collect();
         if self.redrawn {
             let (verb, text) = text.split_at(VERB.min(text.len()));
-            self.write(&format!("\r\u{1b}[K{}{text}", coloured(verb)));
+            // Not wrapped where the terminal is narrower: what was drawn on another
+            // line would stay.
+            self.write(&format!(
+                "\r\u{1b}[K\u{1b}[?7l{}{text}\u{1b}[?7h",
+                coloured(verb)
+            ));
         } else {
             self.write(&format!("{:>12} the runner\n", "Building"));
         }
