@@ -358,7 +358,7 @@ impl El2 {
         }
         let reached = Self::reach(realm, size, ipa, level - 1);
         // `top`: the next live entry of the table that the walk ended in, or
-        // its end (rmi.md 1.4).
+        // its end (DEN0137 1.0, RttSkipNonLiveEntries).
         let entry = size(reached);
         let table_end = if reached == realm.start {
             1 << realm.ipa_bits

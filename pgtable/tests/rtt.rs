@@ -12,7 +12,7 @@ use pgtable::{
 };
 use std::collections::HashMap;
 
-/// An RTT entry, after the facts (rmi.md 1.3), not after `pgtable`.
+/// An RTT entry, after TF-RMM (lib/s2tt), not after `pgtable`.
 #[derive(Clone, Debug, PartialEq)]
 enum Node {
     Unassigned(Ripas),

@@ -1,7 +1,7 @@
 //! Realm translation tables: the RTT operations of RMI 1.0 on the same tree.
 //!
 //! The host supplies each table's page, so nothing here allocates. Entries
-//! are those of RMM (spec `rmi.md` 1.3), for any granule:
+//! are those of TF-RMM (lib/s2tt), for any granule:
 //!
 //! | entry | bits |
 //! |---|---|

@@ -20,6 +20,7 @@ pub mod report;
 pub mod resets;
 pub mod runner;
 pub mod shares;
+pub mod source;
 pub mod stays_up;
 pub mod trees;
 
@@ -241,7 +242,8 @@ impl Case {
 
 /// All cases, in the order in which they are worth knowing.
 pub fn all(workspace: &Workspace) -> Vec<Case> {
-    let mut cases = native::cases(workspace);
+    let mut cases = source::cases();
+    cases.extend(native::cases(workspace));
     cases.extend(proof::cases());
     cases.extend(nightly::cases());
     cases.extend(runner::cases());
