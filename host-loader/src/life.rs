@@ -150,7 +150,7 @@ impl Job {
         Self {
             config,
             pace: &machine.paces[config],
-            work: Box::pin(work),
+            work: Box::pin(context),
         }
     }
 
@@ -319,7 +319,9 @@ async fn finish(machine: &'static Machine, guest: Arc<Guest>) {
     let Some((realm, memory)) = guest.parts.lock().take() else {
         return;
     };
-    realm.destroy(resources(machine, guest.config).work()).await;
+    realm
+        .destroy(resources(machine, guest.config).build_context())
+        .await;
     let free = machine.granules.lock().free_bytes() >> 10;
     guest.log(
         Level::Debug,

@@ -560,7 +560,7 @@ fn build_once(resources: &Resources<'_>, el2: &RefCell<El2>) -> Option<String> {
                     .sum();
                 assert_eq!(ram, 6 << 20);
             }
-            at_once(realm.destroy(resources.work()));
+            at_once(realm.destroy(resources.build_context()));
             None
         }
         Err(error) => Some(error),
@@ -658,12 +658,12 @@ fn reset_often(resources: &Resources<'_>, scattered: bool) {
     let used = free - resources.granules.lock().free_bytes();
     let runs = used / resources.granules.lock().granule();
     assert!(runs as usize <= needs.runs, "{runs} runs, {needs:?}");
-    at_once(first.destroy(resources.work()));
+    at_once(first.destroy(resources.build_context()));
     for _ in 0..3 {
         let (realm, used) =
             counted(|| at_once(build::build(config, resources, &mut memory)).unwrap());
         assert!(used.peak as u64 <= needs.heap, "{used:?}, {needs:?}");
-        let ((), used) = counted(|| at_once(realm.destroy(resources.work())));
+        let ((), used) = counted(|| at_once(realm.destroy(resources.build_context())));
         assert_eq!(used.blocks, 0, "taking apart allocates");
     }
     build::release(memory, resources.granules);

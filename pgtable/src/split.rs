@@ -58,18 +58,19 @@ impl<M: TableMem> Stage2<M> {
         if !shape.leaf_ok(to) {
             return Err(stop(Error::BlockLevel { level: to }));
         }
-        let mut work = Work {
+        let mut job = SplitJob {
             start: ipa.get(),
             end,
             to: to.get(),
             pages,
             budget,
         };
-        typed(self.core.split_range(maint, &mut work))
+        typed(self.core.split_range(maint, &mut job))
     }
 }
 
-struct Work<'a, P> {
+/// A range whose blocks become tables down to level `to`, and what that takes.
+struct SplitJob<'a, P> {
     start: u64,
     end: u64,
     to: i8,
@@ -81,41 +82,41 @@ impl<M: TableMem> Core<M> {
     fn split_range<T: Maintenance, P: FnMut(Level) -> Option<Pa>>(
         &self,
         maint: &mut T,
-        work: &mut Work<'_, P>,
+        job: &mut SplitJob<'_, P>,
     ) -> Result<u64, Stopped<u64>> {
-        let mut ia = work.start;
-        while ia < work.end {
-            let mut slot = self.walk_to(ia, work.to);
+        let mut ia = job.start;
+        while ia < job.end {
+            let mut slot = self.walk_to(ia, job.to);
             let stop = |why| Err(Stopped { why, next: ia });
             if format::is_frozen(slot.raw) {
                 return stop(Error::Busy);
             }
-            if slot.level < work.to && format::is_leaf(slot.raw, slot.level) {
+            if slot.level < job.to && format::is_leaf(slot.raw, slot.level) {
                 if slot.raw & CONTIGUOUS != 0
                     && let Err(why) = self.break_group(maint, &mut slot, ia)
                 {
                     return stop(why);
                 }
-                match self.split_run(maint, &slot, ia, work) {
+                match self.split_run(maint, &slot, ia, job) {
                     Ok(next) => ia = next,
                     Err(stopped) => return Err(stopped),
                 }
             } else {
                 // Fine enough already: all of this table is, at level `to`.
-                let wide = if slot.level == work.to && slot.level > self.shape.start_raw() {
+                let wide = if slot.level == job.to && slot.level > self.shape.start_raw() {
                     slot.shift + self.shape.stride()
                 } else {
                     slot.shift
                 };
                 ia = (ia & !((1 << wide) - 1)) + (1 << wide);
-                work.budget.spend(1);
+                job.budget.spend(1);
             }
             // A block that was only split on the way down is no address done.
-            if work.budget.is_spent() && ia > work.start {
+            if job.budget.is_spent() && ia > job.start {
                 break;
             }
         }
-        Ok(ia.min(work.end))
+        Ok(ia.min(job.end))
     }
 
     /// Splits neighbouring blocks of one table. Returns how far it came.
@@ -124,7 +125,7 @@ impl<M: TableMem> Core<M> {
         maint: &mut T,
         slot: &Slot<M::Table>,
         ia: u64,
-        work: &mut Work<'_, P>,
+        job: &mut SplitJob<'_, P>,
     ) -> Result<u64, Stopped<u64>> {
         let level = slot.level;
         let step = 1u64 << slot.shift;
@@ -136,7 +137,7 @@ impl<M: TableMem> Core<M> {
         let end = slot.index + self.entries_left(slot);
         let mut index = slot.index;
         while index < end {
-            if at >= work.end || (broken > 0 && work.budget.is_spent()) {
+            if at >= job.end || (broken > 0 && job.budget.is_spent()) {
                 break;
             }
             let old = self.mem.load(slot.table, index);
@@ -144,14 +145,14 @@ impl<M: TableMem> Core<M> {
                 break;
             }
             let child = Shape::level(level + 1);
-            let pa = match self.page_of(work, child) {
+            let pa = match self.page_of(job, child) {
                 Ok(pa) => pa,
                 Err(error) => {
                     why = Some(error);
                     break;
                 }
             };
-            let built = self.build(pa, old, slot, at, work);
+            let built = self.build(pa, old, slot, at, job);
             // Frozen as the table that it becomes: nothing fails from here.
             let new = format::table(&self.shape, pa.get());
             let stored = if self.bbm2 {
@@ -175,17 +176,17 @@ impl<M: TableMem> Core<M> {
             }
             broken += 1;
             match built {
-                Built::Whole => next = at + step,
-                Built::UpTo(end, error) => {
+                SplitProgress::Whole => next = at + step,
+                SplitProgress::UpTo(end, error) => {
                     next = end.max(ia);
                     why = Some(error);
                     break;
                 }
-                Built::Budget(end) => {
+                SplitProgress::Budget(end) => {
                     next = end.max(ia);
                     break;
                 }
-                Built::OneLevel => break,
+                SplitProgress::OneLevel => break,
             }
             at += step;
             index += 1;
@@ -211,10 +212,10 @@ impl<M: TableMem> Core<M> {
     /// The caller's next page for a table of `level`.
     fn page_of<P: FnMut(Level) -> Option<Pa>>(
         &self,
-        work: &mut Work<'_, P>,
+        job: &mut SplitJob<'_, P>,
         level: Level,
     ) -> Result<Pa, Error> {
-        let page = (work.pages)(level).ok_or(Error::NoMem)?;
+        let page = (job.pages)(level).ok_or(Error::NoMem)?;
         if self.shape.is_table_page(page.get()) {
             return Ok(page);
         }
@@ -229,28 +230,28 @@ impl<M: TableMem> Core<M> {
         old: u64,
         slot: &Slot<M::Table>,
         at: u64,
-        work: &mut Work<'_, P>,
-    ) -> Built {
+        job: &mut SplitJob<'_, P>,
+    ) -> SplitProgress {
         self.fill_split(pa, old, slot.level, slot.shift);
-        work.budget.spend(1 + self.shape.index_mask() as u64);
-        let covered = at >= work.start && at + (1 << slot.shift) <= work.end;
-        if slot.level + 1 >= work.to {
-            return Built::Whole;
+        job.budget.spend(1 + self.shape.index_mask() as u64);
+        let covered = at >= job.start && at + (1 << slot.shift) <= job.end;
+        if slot.level + 1 >= job.to {
+            return SplitProgress::Whole;
         }
         if !covered {
             // One level now; the caller comes again for the parts inside.
-            return Built::OneLevel;
+            return SplitProgress::OneLevel;
         }
         let table = self.mem.locate(pa);
         let shift = slot.shift - self.shape.stride();
         for index in 0..=self.shape.index_mask() {
             let child_at = at + ((index as u64) << shift);
-            if index > 0 && work.budget.is_spent() {
-                return Built::Budget(child_at);
+            if index > 0 && job.budget.is_spent() {
+                return SplitProgress::Budget(child_at);
             }
-            let page = match self.page_of(work, Shape::level(slot.level + 2)) {
+            let page = match self.page_of(job, Shape::level(slot.level + 2)) {
                 Ok(page) => page,
-                Err(error) => return Built::UpTo(child_at, error),
+                Err(error) => return SplitProgress::UpTo(child_at, error),
             };
             let raw = self.mem.load(table, index);
             let child = Slot {
@@ -261,24 +262,24 @@ impl<M: TableMem> Core<M> {
                 index,
                 raw,
             };
-            let built = self.build(page, raw, &child, child_at, work);
+            let built = self.build(page, raw, &child, child_at, job);
             self.mem
                 .store(table, index, format::table(&self.shape, page.get()));
             let more = 1 - self.counting.of(raw);
             if more != 0 {
                 self.mem.add_count(pa, more);
             }
-            if built != Built::Whole {
+            if built != SplitProgress::Whole {
                 return built;
             }
         }
-        Built::Whole
+        SplitProgress::Whole
     }
 }
 
 /// How much of a block's subtree was built.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Built {
+enum SplitProgress {
     /// All of it.
     Whole,
     /// One level of it, as the range covers only a part.

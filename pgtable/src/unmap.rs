@@ -198,12 +198,12 @@ impl<M: TableMem> Core<M> {
             }
             let here = Slot { index, raw, ..slot };
             match self.break_other(maint, job, here, at, visit, broken) {
-                Ok(Other::Done(change)) => more += change,
-                Ok(Other::Table(change)) => {
+                Ok(BreakOutcome::Done(change)) => more += change,
+                Ok(BreakOutcome::Table(change)) => {
                     more += change;
                     first_removed.get_or_insert(at);
                 }
-                Ok(Other::Leaf(change)) => {
+                Ok(BreakOutcome::Leaf(change)) => {
                     if at != run_end {
                         broken.pending.leaves(&self.shape, run, run_end, level);
                         run = at;
@@ -212,7 +212,7 @@ impl<M: TableMem> Core<M> {
                     more += change;
                     first_removed.get_or_insert(at);
                 }
-                Ok(Other::Enter) => break,
+                Ok(BreakOutcome::Enter) => break,
                 Err(why) => {
                     result = Err(why);
                     break;
@@ -258,7 +258,7 @@ impl<M: TableMem> Core<M> {
         at: u64,
         visit: bool,
         broken: &mut Broken,
-    ) -> Result<Other, Error> {
+    ) -> Result<BreakOutcome, Error> {
         let level = slot.level;
         let step = 1u64 << slot.shift;
         let covered = at >= job.start && at + step <= job.end;
@@ -268,7 +268,7 @@ impl<M: TableMem> Core<M> {
         loop {
             let raw = self.mem.load(slot.table, slot.index);
             if raw == job.blank {
-                return Ok(Other::Done(0));
+                return Ok(BreakOutcome::Done(0));
             }
             if format::is_frozen(raw) {
                 match self.take_over(job, &slot, raw, at, broken)? {
@@ -278,7 +278,7 @@ impl<M: TableMem> Core<M> {
             }
             if format::is_table(raw, level) {
                 if !(job.exclusive && covered) {
-                    return Ok(Other::Enter);
+                    return Ok(BreakOutcome::Enter);
                 }
                 if !swap(raw, format::freeze(raw, level) | kind) {
                     continue;
@@ -298,7 +298,7 @@ impl<M: TableMem> Core<M> {
                 let span = mutant!(TableSpanStartOnly, step, self.shape.page_mask() + 1);
                 broken.pending.table(at, at + span, smallest);
                 broken.frozen = true;
-                return Ok(Other::Table(-1));
+                return Ok(BreakOutcome::Table(-1));
             }
             let mut here = Slot { raw, ..slot };
             if format::is_annotation(raw) {
@@ -306,7 +306,7 @@ impl<M: TableMem> Core<M> {
                     if !swap(raw, job.blank) {
                         continue;
                     }
-                    return Ok(Other::Done(of_blank - self.counting.of(raw)));
+                    return Ok(BreakOutcome::Done(of_blank - self.counting.of(raw)));
                 }
             } else if !format::is_leaf(raw, level) {
                 // Nothing that this crate writes, and no walk goes through it.
@@ -332,7 +332,7 @@ impl<M: TableMem> Core<M> {
                     continue;
                 }
                 broken.frozen |= visit;
-                return Ok(Other::Leaf(of_new - self.counting.of(raw)));
+                return Ok(BreakOutcome::Leaf(of_new - self.counting.of(raw)));
             } else if job.partial == Partial::Refuse {
                 return Err(Error::InsideBlock {
                     level: Shape::level(level),
@@ -344,7 +344,7 @@ impl<M: TableMem> Core<M> {
             let reached = self.reach(maint, &mut changes, ia, level + 1, Over::Anything);
             broken.stored |= changes.stored;
             reached?;
-            return Ok(Other::Enter);
+            return Ok(BreakOutcome::Enter);
         }
     }
 
@@ -357,7 +357,7 @@ impl<M: TableMem> Core<M> {
         raw: u64,
         at: u64,
         broken: &mut Broken,
-    ) -> Result<Option<Other>, Error> {
+    ) -> Result<Option<BreakOutcome>, Error> {
         let swap = |new| self.mem.cas(slot.table, slot.index, raw, new).is_ok();
         let kind = raw & format::PARKED;
         let forgotten = kind == format::HELD_EMPTY && job.exclusive;
@@ -380,20 +380,20 @@ impl<M: TableMem> Core<M> {
             // one that was forgotten.
             broken.frozen = true;
             if kind == GOING {
-                return Ok(Some(Other::Done(0)));
+                return Ok(Some(BreakOutcome::Done(0)));
             }
             let counted = self.counting.of(format::thaw(raw, slot.level));
             swap(raw | GOING);
             let end = at + (1 << slot.shift);
             broken.pending.table(at, end, self.shape.page_bits());
-            return Ok(Some(Other::Done(-counted)));
+            return Ok(Some(BreakOutcome::Done(-counted)));
         }
         if kind == GOING && !format::was_table(raw, slot.level) {
             if !swap(raw & !GOING) {
                 return Ok(None);
             }
             broken.frozen = true;
-            return Ok(Some(Other::Leaf(0)));
+            return Ok(Some(BreakOutcome::Leaf(0)));
         }
         Err(Error::Busy)
     }
@@ -447,7 +447,9 @@ impl<M: TableMem> Core<M> {
     }
 }
 
-enum Other {
+/// What breaking an entry left to be done, of one that is not simply a leaf inside
+/// the range.
+enum BreakOutcome {
     /// The entry is dealt with; the table's count changes by this.
     Done(i32),
     /// As `Done`, and a leaf stood there: to be invalidated.

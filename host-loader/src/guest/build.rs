@@ -2,7 +2,7 @@
 
 use super::place::{self, TREE_SPACE};
 use super::ram::{GuestRam, Run};
-use super::realm::{Realm, Rights, Shape, Work};
+use super::realm::{BuildContext, Realm, Rights, Shape};
 use super::{fdt, map};
 use crate::arch::insn;
 use crate::bundle::config::GuestConfig;
@@ -56,8 +56,8 @@ fn refuse(config: &GuestConfig, line: usize, what: impl core::fmt::Display) -> S
 
 impl<'a> Resources<'a> {
     /// What realms are built and taken apart with.
-    pub fn work(&self) -> Work<'a> {
-        Work {
+    pub fn build_context(&self) -> BuildContext<'a> {
+        BuildContext {
             granules: self.granules,
             pace: self.pace,
         }
@@ -238,19 +238,19 @@ pub async fn build(
     resources: &Resources<'_>,
     memory: &mut Memory,
 ) -> Result<Realm, String> {
-    let work = resources.work();
-    memory.ram.zero_all(work.pace).await;
+    let context = resources.build_context();
+    memory.ram.zero_all(context.pace).await;
     let loaded = load(config, resources, memory).await?;
     if !resources.features.fwb {
-        memory.ram.clean_all(work.pace).await;
+        memory.ram.clean_all(context.pace).await;
     }
     let shape = shape(config, resources)?;
     let sentence = |e| refuse(config, config.kernel.line, e);
-    let created = Realm::create(work, shape, &resources.features).await;
+    let created = Realm::create(context, shape, &resources.features).await;
     let mut realm = created.map_err(sentence)?;
     let mut fill = async || {
         for run in memory.ram.runs() {
-            realm.map(work, *run, Rights::ReadWrite).await?;
+            realm.map(context, *run, Rights::ReadWrite).await?;
         }
         if loaded.firmware {
             // Firmware reads its variables with more than single loads, which
@@ -261,21 +261,21 @@ pub async fn build(
                     pa: resources.blank,
                     size: shape.granule(),
                 };
-                realm.map(work, blank, Rights::Read).await?;
+                realm.map(context, blank, Rights::Read).await?;
             }
         }
         let delay = insn::cntfrq() / POSTED_PART;
-        realm.add_posted(work.granules, map::UART.start, delay)?;
+        realm.add_posted(context.granules, map::UART.start, delay)?;
         for _ in 0..config.vcpus.value {
-            realm.add_rec(work.granules, loaded.entry, loaded.x0)?;
-            work.pace.step().await;
+            realm.add_rec(context.granules, loaded.entry, loaded.x0)?;
+            context.pace.step().await;
         }
         realm.activate()
     };
     match fill().await {
         Ok(()) => Ok(realm),
         Err(error) => {
-            realm.destroy(work).await;
+            realm.destroy(context).await;
             Err(sentence(error))
         }
     }

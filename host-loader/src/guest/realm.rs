@@ -103,7 +103,7 @@ impl Shape {
 
 /// What building and taking apart work with.
 #[derive(Clone, Copy, Debug)]
-pub struct Work<'a> {
+pub struct BuildContext<'a> {
     /// The host's free RAM.
     pub granules: &'a Mutex<Granules>,
     /// Where the work may stop, and for how long it goes on.
@@ -184,7 +184,7 @@ impl Realm {
     ///
     /// On an error nothing is left behind.
     pub async fn create(
-        work: Work<'_>,
+        context: BuildContext<'_>,
         shape: Shape,
         features: &VendorFeatures,
     ) -> Result<Self, RealmError> {
@@ -201,10 +201,10 @@ impl Realm {
             recs: Vec::new(),
             posted: None,
         };
-        match realm.try_create(work.granules, features) {
+        match realm.try_create(context.granules, features) {
             Ok(()) => Ok(realm),
             Err(error) => {
-                realm.destroy(work).await;
+                realm.destroy(context).await;
                 Err(error)
             }
         }
@@ -276,7 +276,7 @@ impl Realm {
     /// On an error a part may be mapped; `destroy` knows it.
     pub async fn map(
         &mut self,
-        work: Work<'_>,
+        context: BuildContext<'_>,
         Run { ipa, pa, size }: Run,
         rights: Rights,
     ) -> Result<(), RealmError> {
@@ -291,11 +291,11 @@ impl Realm {
             let (ipa, pa) = (ipa + done, pa + done);
             let aligned = (ipa | pa).is_multiple_of(block) && size - done >= block;
             let level = if aligned { 2 } else { 3 };
-            self.map_entry(work.granules, ipa, level, pa | attributes)?;
+            self.map_entry(context.granules, ipa, level, pa | attributes)?;
             let size = self.shape.entry_size(level);
             self.note(ipa..ipa + size, level);
             done += size;
-            work.pace.step().await;
+            context.pace.step().await;
         }
         Ok(())
     }
@@ -452,8 +452,8 @@ impl Realm {
 
     /// Takes all of it apart and gives the granules back. None of its vCPUs
     /// runs. What EL2 keeps is leaked and told in the log.
-    pub async fn destroy(mut self, work: Work<'_>) {
-        let Work { granules, pace } = work;
+    pub async fn destroy(mut self, context: BuildContext<'_>) {
+        let BuildContext { granules, pace } = context;
         let size = self.shape.granule();
         for rec in self.recs.drain(..).rev() {
             granules.lock().give(rec.run, size);
@@ -479,7 +479,7 @@ impl Realm {
         }
         if self.tables > 0 {
             for level in (self.shape.start_level + 1..=3).rev() {
-                self.destroy_tables(work, level).await;
+                self.destroy_tables(context, level).await;
             }
         }
         if self.created
@@ -508,7 +508,7 @@ impl Realm {
     }
 
     /// Removes all tables of `level`, by `top` from hole to hole.
-    async fn destroy_tables(&mut self, work: Work<'_>, level: i64) {
+    async fn destroy_tables(&mut self, context: BuildContext<'_>, level: i64) {
         let end = 1u64 << self.shape.ipa_bits;
         let mut ipa = 0;
         while ipa < end && self.tables > 0 {
@@ -516,7 +516,7 @@ impl Realm {
             match walked.result {
                 Ok(rtt) => {
                     self.tables -= 1;
-                    reclaim(work.granules, rtt);
+                    reclaim(context.granules, rtt);
                 }
                 Err(CallError::Status(Status::ErrorRtt(_))) => {}
                 Err(error) => {
@@ -532,7 +532,7 @@ impl Realm {
                 return;
             }
             ipa = walked.top;
-            work.pace.step().await;
+            context.pace.step().await;
         }
     }
 }

@@ -13,7 +13,8 @@ use hyp::rmi::fake::{Host, RAM};
 use libfuzzer_sys::fuzz_target;
 use pgtable::Granule;
 use rmi::params::{RealmFlags, RealmParams, RecFlags, RecParams, index_mpidr};
-use rmi::{Command, NOT_SUPPORTED, Status, fid, rtt, vendor};
+use rmi::vendor::Vendor;
+use rmi::{Command, NOT_SUPPORTED, Status, fid, rtt};
 use zerocopy::{FromZeros, IntoBytes};
 
 const DESC: u64 =
@@ -22,52 +23,34 @@ const DESC: u64 =
 /// The host's RAM.
 const RAM_SIZE: u64 = 4 << 20;
 
-/// The calls, those of which many are needed more than once.
-const CALLS: [u64; 43] = [
+/// Calls of which many are needed, beside one of each.
+const OFTEN: [u64; 15] = [
     fid::RMI_GRANULE_DELEGATE,
     fid::RMI_GRANULE_DELEGATE,
     fid::RMI_GRANULE_DELEGATE,
     fid::RMI_GRANULE_DELEGATE,
     fid::RMI_GRANULE_DELEGATE,
-    fid::RMI_GRANULE_DELEGATE,
-    fid::RMI_GRANULE_UNDELEGATE,
-    fid::RMI_RTT_CREATE,
     fid::RMI_RTT_CREATE,
     fid::RMI_RTT_CREATE,
     fid::RMI_RTT_CREATE,
     fid::RMI_RTT_MAP_UNPROTECTED,
     fid::RMI_RTT_MAP_UNPROTECTED,
-    fid::RMI_RTT_MAP_UNPROTECTED,
+    fid::RMI_REALM_CREATE,
+    fid::RMI_REC_CREATE,
+    fid::RMI_REC_CREATE,
     fid::RMI_RTT_UNMAP_UNPROTECTED,
-    fid::RMI_RTT_DESTROY,
-    fid::RMI_RTT_FOLD,
-    fid::RMI_RTT_READ_ENTRY,
-    fid::RMI_REALM_CREATE,
-    fid::RMI_REALM_CREATE,
-    fid::RMI_REALM_DESTROY,
-    fid::RMI_REALM_ACTIVATE,
-    fid::RMI_REC_CREATE,
-    fid::RMI_REC_CREATE,
-    fid::RMI_REC_DESTROY,
-    fid::RMI_REC_AUX_COUNT,
-    fid::RMI_PSCI_COMPLETE,
-    fid::RMI_VERSION,
-    fid::RMI_FEATURES,
-    fid::RMI_DATA_CREATE,
-    fid::RMI_RTT_INIT_RIPAS,
-    vendor::VERSION,
-    vendor::FEATURES,
-    vendor::MEMORY_RANGE,
-    vendor::LOG,
-    vendor::SET_SPI,
-    vendor::REC_PENDING,
-    vendor::REC_HISTORY,
-    vendor::KICK,
-    vendor::LOG_INPUT,
-    vendor::REC_READ,
-    vendor::REC_WRITE,
     0,
 ];
+
+/// The `n`th call that is made at random.
+fn function(n: usize) -> u64 {
+    let tables = [Command::TABLE, Vendor::TABLE].into_iter().flatten();
+    let each = tables
+        .map(|info| info.function)
+        .filter(|function| *function != fid::RMI_REC_ENTER);
+    let all: Vec<u64> = each.chain(OFTEN).collect();
+    all[n % all.len()]
+}
 
 /// Makes a call, all of it; its answer is one of RMI's.
 fn call(host: &mut Host, x: [u64; 6]) -> Answer {
@@ -162,7 +145,7 @@ fn step(host: &mut Host, bytes: &[u8; 16]) {
         }
         32..=35 => write(host, n, [raw; 512]),
         which => {
-            let function = CALLS[(which as usize - 36) % CALLS.len()];
+            let function = function(which as usize - 36);
             let [a, b, c, d, e] = [1, 2, 3, 4, 5].map(|at| argument(host, bytes[at], raw));
             call(host, [function, a, b, c, d, e]);
         }

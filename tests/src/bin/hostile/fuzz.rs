@@ -4,7 +4,8 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rmi::{Command, fid, vendor};
+use rmi::vendor::{self, Vendor};
+use rmi::{Command, fid};
 use tests::bare::console::Console;
 use tests::bare::psci::{affinity_info, fid as power, psci};
 use tests::bare::{MAX_CPUS, cpu, gic, machine};
@@ -22,26 +23,15 @@ const FIRST: u64 = 256;
 /// Parameters of realms, of vCPUs, and run pages, before the shared ones.
 const PAGES: u64 = 8;
 
-/// Functions of our own that are called at random, beside all of the RMI's;
-/// PSCI's: [`power_call`].
-const VENDOR: [u64; 7] = [
-    vendor::MEMORY_RANGE,
-    vendor::SET_SPI,
-    vendor::REC_PENDING,
-    vendor::KICK,
-    vendor::LOG_INPUT,
-    vendor::REC_READ,
-    vendor::REC_WRITE,
-];
-
-/// Any function, of any arguments.
+/// Any function of the RMI's or our own, of any arguments; PSCI's: [`power_call`].
+/// But no line of the log, which is for people.
 fn hostile(random: &mut Random) -> [u64; 6] {
-    let all = Command::TABLE.len() + VENDOR.len();
-    let n = random.below(all as u64) as usize;
-    let function = match n.checked_sub(Command::TABLE.len()) {
-        Some(n) => VENDOR[n],
-        None => Command::TABLE[n].function,
+    let all = || {
+        let tables = [Command::TABLE, Vendor::TABLE].into_iter().flatten();
+        tables.filter(|info| info.function != vendor::LOG)
     };
+    let n = random.below(all().count() as u64) as usize;
+    let function = all().nth(n).map_or(0, |info| info.function);
     let [a, b, c, d, e] = [0; 5].map(|_: u64| any(random));
     [function, a, b, c, d, e]
 }
