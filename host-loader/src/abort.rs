@@ -19,7 +19,6 @@ use crate::life::{Guest, Stop, Vcpu};
 use crate::machine::Machine;
 use crate::rmi_call;
 use arm64::syndrome::{Class, Syndrome};
-use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use log::Level;
 use rmi::registers::Registers;

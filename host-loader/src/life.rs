@@ -150,7 +150,7 @@ impl Job {
         Self {
             config,
             pace: &machine.paces[config],
-            work: Box::pin(context),
+            work: Box::pin(work),
         }
     }
 

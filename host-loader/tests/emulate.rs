@@ -1130,7 +1130,7 @@ fn an_odd_pc_is_the_guests_to_meet() {
 
 #[test]
 fn who_met_an_abort_is_told_by_its_syndrome() {
-    use rmi::syndrome::Syndrome;
+    use arm64::syndrome::Syndrome;
     const WNR: u64 = 1 << 6;
     const CM: u64 = 1 << 8;
     for (esr, by) in [

@@ -10,7 +10,7 @@ use super::instruction::{
 use super::state::Cpu;
 use super::walk::{self, Access, Kind, Miss, Tables};
 use crate::device::bus::{self, Joined, PAGE, Way};
-use rmi::syndrome::{Class, Syndrome};
+use arm64::syndrome::{Class, Syndrome};
 
 /// What lies behind a guest's IPAs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

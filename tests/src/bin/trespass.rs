@@ -104,7 +104,7 @@ mod image {
                 let after = unsafe { instr::read32(frame) };
                 match result {
                     Err(caught) if caught.is_external_abort() && after == before => {
-                        println!("{text}: {:#x} at {:#x}", caught.esr, caught.far)
+                        println!("{text}: {:#x} at {:#x}", caught.esr, caught.far);
                     }
                     other => println!("FAIL {text}: {other:x?}, {before:#x} to {after:#x}"),
                 }
