@@ -201,7 +201,7 @@ mod tests {
         for (fetch, esr) in [(false, 0x9600_0574), (true, 0x8600_0434)] {
             let (mut gprs, mut saved) = (Gprs::reset(0), El1::reset());
             gprs.pstate = 0x3c5;
-            abort_saved(&mut gprs, &mut saved, fetch, !0 & !0b1011, 0);
+            abort_saved(&mut gprs, &mut saved, fetch, !0b1011, 0);
             assert_eq!(saved.esr, esr);
         }
     }
