@@ -5,7 +5,6 @@
 //! abort that the guest takes itself. The log tells the first of each guest; a
 //! guest with `strict = true` is stopped instead.
 
-use crate::arch::insn;
 use crate::console::Console;
 use crate::device::bus::{self, Joined, PAGE};
 use crate::emulate::execute::{Abort, By, Nowhere, Place, Space};
@@ -18,6 +17,7 @@ use crate::guest::realm::describe;
 use crate::life::{Guest, Stop, Vcpu};
 use crate::machine::Machine;
 use crate::rmi_call;
+use arm64::regs::DCZID_EL0;
 use arm64::syndrome::{Class, Syndrome};
 use core::sync::atomic::{AtomicU64, Ordering};
 use log::Level;
@@ -168,7 +168,7 @@ fn decide(
     let esr = Syndrome(exit.esr);
     let mut cpu = Cpu {
         registers: *registers,
-        zero_block: 4 << (insn::dczid() & 0xf),
+        zero_block: 4 << DCZID_EL0.read(DCZID_EL0::BS),
     };
     let outcome = {
         // No other vCPU's access comes into the middle of one.

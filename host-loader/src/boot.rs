@@ -6,10 +6,12 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use arm64::instr;
+use arm64::regs::affinity;
 use core::cell::UnsafeCell;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use host_loader::arch::{cpu, exception, insn, mmu};
+use host_loader::arch::{cpu, exception, mmu};
 use host_loader::bundle::{Bundle, CONFIG};
 use host_loader::gic::Controller;
 use host_loader::granules::Granules;
@@ -88,7 +90,7 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
     // SAFETY: All of the host's RAM is mapped now.
     unsafe { heap::grow_from(granules) };
 
-    let me = insn::mpidr() & 0xff_00ff_ffff;
+    let me = affinity();
     let index = cpus.iter().position(|cpu| cpu.mpidr == me);
     cpu::set_index(index.ok_or_else(|| format!("device tree: no CPU with MPIDR {me:#x}"))?);
     // SAFETY: The registers are mapped as Device, and this is their driver.
@@ -208,7 +210,7 @@ fn taken_ranges(dtb: u64, tree: &[u8], platform: &Platform) -> Vec<Range<u64>> {
 /// The CPUs with stacks for all but this one. Those that EL2 does not drive are
 /// none of them: it has told so.
 fn cpus(platform: &Platform, granules: &mut Granules) -> Result<Vec<Cpu>, String> {
-    let me = insn::mpidr() & 0xff_00ff_ffff;
+    let me = affinity();
     let mut cpus = Vec::new();
     let driven = |mpidr: &&u64| rmi_call::machine_has_cpu(**mpidr);
     for &mpidr in platform.cpus.iter().filter(driven) {
@@ -255,7 +257,7 @@ fn blank_granule(granules: &mut Granules) -> Result<u64, String> {
             size as usize,
         );
     }
-    insn::clean_to_poc(blank, size);
+    instr::clean_to_poc(blank, size);
     Ok(blank)
 }
 

@@ -9,7 +9,6 @@
 //! UART, while the guest's FIFO is full, and holds up its sender: nothing is lost,
 //! and nothing of it is buffered here.
 
-use crate::arch::insn;
 use crate::device::owed::Owed;
 use crate::device::pl011::{Pl011, Sender};
 use crate::life::Guest;
@@ -18,6 +17,7 @@ use crate::machine::Machine;
 use crate::port::Port;
 use crate::rmi_call;
 use crate::transcript::Transcript;
+use arm64::regs::{CNTFRQ_EL0, CNTPCT_EL0};
 use log::Level;
 use posted::Page;
 
@@ -312,9 +312,9 @@ pub fn settle(machine: &Machine) {
 
 /// Asks until it is so, or there has been time enough.
 fn within_bounds(mut is_so: impl FnMut() -> bool) {
-    let end = insn::cntpct() + insn::cntfrq() / SETTLE_PART;
+    let end = CNTPCT_EL0.get() + CNTFRQ_EL0.get() / SETTLE_PART;
     for _ in 0..SETTLE_LOOKS {
-        if is_so() || insn::cntpct() > end {
+        if is_so() || CNTPCT_EL0.get() > end {
             return;
         }
     }

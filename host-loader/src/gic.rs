@@ -7,7 +7,6 @@
 //! Distributor and redistributor writes happen at boot and when a CPU starts,
 //! under one lock.
 
-use crate::arch::insn;
 use crate::platform::Gic;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -16,6 +15,8 @@ use arm_gic::gicv3::{
     GicCpuInterface, GicDistributor, GicRedistributorIterator, Group, SgiTarget, SgiTargetGroup,
 };
 use arm_gic::{IntId, InterruptGroup, Trigger};
+use arm64::instr;
+use arm64::regs::{ICC_CTLR_EL1, affinity};
 use core::ptr::NonNull;
 use safe_mmio::UniqueMmioPointer;
 
@@ -79,7 +80,7 @@ impl Controller {
     ///
     /// Errors say what is missing.
     pub fn start_cpu(&mut self, private: &[u32]) -> Result<(), String> {
-        let mpidr = insn::mpidr() & 0xff_00ff_ffff;
+        let mpidr = affinity();
         let lacks = || alloc::format!("GIC: no redistributor for CPU {mpidr:#x}");
         let mut mine = None;
         for &base in &self.redistributors {
@@ -104,10 +105,10 @@ impl Controller {
                 .and_then(|()| frame.enable_interrupt(id, true));
             set_up.map_err(|e| alloc::format!("GIC: {e}"))?;
         }
-        insn::set_icc_ctlr(0);
+        ICC_CTLR_EL1.set(0);
         GicCpuInterface::set_priority_mask(0xff);
         GicCpuInterface::enable_group1(true);
-        insn::isb();
+        instr::isb();
         Ok(())
     }
 
@@ -152,8 +153,8 @@ pub fn send(number: u32, mpidr: u64) {
         SgiTarget::All
     };
     // What the sender wrote is there when the other looks.
-    insn::dsb_sy();
+    instr::dsb_sy();
     // Only a number that is no SGI is refused.
     let _ = GicCpuInterface::send_sgi(IntId::sgi(number), target, SgiTargetGroup::CurrentGroup1);
-    insn::isb();
+    instr::isb();
 }

@@ -8,7 +8,6 @@
 //! account of the vCPU that left.
 
 use crate::abort;
-use crate::arch::insn;
 use crate::console::Console;
 use crate::guest::build::{self, Memory, Resources};
 use crate::guest::ram::Run;
@@ -22,6 +21,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use arm64::regs::{CNTFRQ_EL0, CNTPCT_EL0};
 use core::fmt;
 use core::future::Future;
 use core::ops::Range;
@@ -288,14 +288,14 @@ pub fn leave(machine: &'static Machine, guest: Arc<Guest>) -> Option<Job> {
 /// Takes what the guest has last written to its UART. Where the machine's UART takes
 /// nothing for a while, the rest is lost.
 async fn drain(machine: &Machine, guest: &Guest) {
-    let mut end = insn::cntpct() + insn::cntfrq();
+    let mut end = CNTPCT_EL0.get() + CNTFRQ_EL0.get();
     loop {
         let before = guest.posted().and_then(Page::next);
-        if guest.console.lock().catch_up(guest, machine) || insn::cntpct() > end {
+        if guest.console.lock().catch_up(guest, machine) || CNTPCT_EL0.get() > end {
             return;
         }
         if guest.posted().and_then(Page::next) != before {
-            end = insn::cntpct() + insn::cntfrq();
+            end = CNTPCT_EL0.get() + CNTFRQ_EL0.get();
         }
         machine.paces[guest.config].wait().await;
     }

@@ -236,7 +236,7 @@ pub fn readable(address: u64) -> bool {
 mod tests {
     extern crate std;
     use super::*;
-    use crate::arch::insn::fake;
+    use arm64::recording;
     use std::boxed::Box;
     use std::cell::RefCell;
     use std::rc::Rc;
@@ -247,7 +247,7 @@ mod tests {
     fn sent(log: impl FnOnce()) -> Vec<(u64, String)> {
         let lines = Rc::new(RefCell::new(Vec::<(u64, String)>::new()));
         let seen = lines.clone();
-        fake::set(Box::new(move |[fid, level, at, len, ..]| {
+        recording::answer_calls(Box::new(move |[fid, level, at, len, ..]| {
             assert_eq!(fid, rmi::vendor::LOG);
             assert!(len <= LOG_LINE_MAX);
             assert_eq!(at / 4096, (at + len - 1) / 4096);

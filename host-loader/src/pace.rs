@@ -5,12 +5,11 @@
 //! polls it says until when it may work ([`Pace::allow`]); nothing wakes it, it is
 //! polled again at its next turn.
 
+use arm64::regs::CNTPCT_EL0;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::{Context, Poll, Waker};
-
-use crate::arch::insn;
 
 /// The most bytes that are copied, zeroed or cleaned between two steps: a fraction
 /// of a millisecond's work.
@@ -35,7 +34,7 @@ impl Pace {
     pub async fn step(&self) {
         let mut stopped = false;
         poll_fn(|_| {
-            if stopped || insn::cntpct() < self.0.load(Ordering::Relaxed) {
+            if stopped || CNTPCT_EL0.get() < self.0.load(Ordering::Relaxed) {
                 return Poll::Ready(());
             }
             stopped = true;

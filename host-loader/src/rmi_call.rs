@@ -3,12 +3,18 @@
 //! Addresses are the host's own: identity, so a pointer's value is its PA. A
 //! command that fails changed nothing, unless its doc says otherwise.
 
-use crate::arch::insn::smc;
 use core::fmt;
 use rmi::feature::{Feature0, VendorFeatures};
 use rmi::psci::Psci;
 use rmi::vendor::{self, Vendor};
 use rmi::{Command, Status};
+
+/// Calls EL2.
+fn smc(arguments: [u64; 6]) -> [u64; 5] {
+    // SAFETY: what a command does to memory is what its function here says, to
+    // memory that the caller names. The host keeps nothing in what it hands over.
+    unsafe { arm64::steering::smc(arguments) }
+}
 
 /// Why a call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -283,7 +289,7 @@ pub fn machine_has_cpu(mpidr: u64) -> bool {
 pub fn machine_off() -> ! {
     loop {
         power(Psci::SystemOff);
-        crate::arch::insn::wfi();
+        arm64::instr::wfi();
     }
 }
 

@@ -12,7 +12,7 @@
 //! and ends the sleep. A vCPU that is off is tried again when its `starts` have
 //! moved since before the entry that found it off.
 
-use crate::arch::{cpu, insn};
+use crate::arch::cpu;
 use crate::life::{self, Guest, Job, Vcpu};
 use crate::machine::{self, Machine};
 use crate::run::{self, Outcome};
@@ -20,6 +20,8 @@ use crate::turns::{Candidate, State, Turn, Turns};
 use crate::{console, gic, monitor, rmi_call};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use arm64::instr;
+use arm64::regs::{CNTFRQ_EL0, CNTP_CTL_EL0, CNTP_CVAL_EL0, CNTPCT_EL0};
 use core::sync::atomic::Ordering;
 use rmi::run::EnterFlags;
 
@@ -147,7 +149,7 @@ pub fn run_loop(machine: &'static Machine) -> ! {
         slots: Vec::with_capacity(vcpus),
         turns: Turns::new(slice()),
         left: Vec::with_capacity(vcpus),
-        since: insn::cntpct(),
+        since: CNTPCT_EL0.get(),
     };
     let mut reported = machine.reports.load(Ordering::Acquire);
     loop {
@@ -167,7 +169,7 @@ pub fn run_loop(machine: &'static Machine) -> ! {
 
 /// Ticks of a slice.
 fn slice() -> u64 {
-    insn::cntfrq() / SLICES
+    CNTFRQ_EL0.get() / SLICES
 }
 
 impl Running {
@@ -224,12 +226,12 @@ impl Running {
 
     /// Gives whoever's turn it is a turn, or sleeps.
     fn turn(&mut self) {
-        let choice = self.turns.choose(&mut self.slots, insn::cntpct());
+        let choice = self.turns.choose(&mut self.slots, CNTPCT_EL0.get());
         set_timer(choice.timer);
         let Some(at) = choice.run else {
-            insn::dsb_sy();
-            insn::wfi();
-            self.since = insn::cntpct();
+            instr::dsb_sy();
+            instr::wfi();
+            self.since = CNTPCT_EL0.get();
             return;
         };
         let shared = self.slots.len() > 1;
@@ -244,12 +246,12 @@ impl Running {
                 false
             }
             What::Job(job) => {
-                let soon = insn::cntpct() + slice() / JOB_PART;
+                let soon = CNTPCT_EL0.get() + slice() / JOB_PART;
                 job.pace.allow(choice.timer.unwrap_or(u64::MAX).min(soon));
                 job.turn()
             }
         };
-        let now = insn::cntpct();
+        let now = CNTPCT_EL0.get();
         slot.turn.charge(now.saturating_sub(self.since) + beside);
         self.since = now;
         if done {
@@ -265,7 +267,7 @@ fn enter(machine: &Machine, held: &mut Held, turn: &mut Turn, shared: bool) {
     held.vcpu().off.store(false, Ordering::SeqCst);
     let starts = held.vcpu().starts.load(Ordering::SeqCst);
     let outcome = run::run(machine, &held.guest, held.index, shared, &mut held.pending);
-    let soon = insn::cntpct() + slice() / SHORT_WAIT_PART;
+    let soon = CNTPCT_EL0.get() + slice() / SHORT_WAIT_PART;
     match outcome {
         Outcome::Interrupted | Outcome::Stopping => {}
         Outcome::Waits(Some(at)) if at <= soon => {}
@@ -281,12 +283,12 @@ fn enter(machine: &Machine, held: &mut Held, turn: &mut Turn, shared: bool) {
 fn set_timer(at: Option<u64>) {
     match at {
         Some(at) => {
-            insn::set_cntp_cval(at);
-            insn::set_cntp_ctl(1);
+            CNTP_CVAL_EL0.set(at);
+            CNTP_CTL_EL0.set(1);
         }
-        None => insn::set_cntp_ctl(0),
+        None => CNTP_CTL_EL0.set(0),
     }
-    insn::isb();
+    instr::isb();
 }
 
 /// Serves an interrupt of the machine, so that its line drops.

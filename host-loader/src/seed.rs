@@ -75,13 +75,13 @@ impl Seeds {
 mod tests {
     extern crate std;
     use super::*;
-    use crate::arch::insn::fake;
+    use arm64::recording;
     use std::boxed::Box;
     use std::collections::BTreeSet;
 
     fn cpu_with_numbers(has: bool) {
         let mut n = 0u64;
-        fake::set(Box::new(move |call| {
+        recording::answer_calls(Box::new(move |call| {
             if !has || call[0] != rmi::vendor::RANDOM {
                 return [rmi::NOT_SUPPORTED, 0, 0, 0, 0];
             }

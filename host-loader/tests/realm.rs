@@ -7,8 +7,8 @@
 
 mod counting;
 
+use arm64::recording;
 use counting::counted;
-use host_loader::arch::insn::fake;
 use host_loader::bundle::Bundle;
 use host_loader::granules::{self, Granules};
 use host_loader::guest::build::{self, Resources};
@@ -477,7 +477,7 @@ fn with_host<R>(case: &Case<'_>, f: impl FnOnce(&Resources<'_>, &RefCell<El2>) -
         ..El2::default()
     }));
     let served = el2.clone();
-    fake::set(Box::new(move |a| {
+    recording::answer_calls(Box::new(move |a| {
         counting::aside(|| served.borrow_mut().call(a))
     }));
     let bytes = cpio(&[("guests.toml", case.toml.as_bytes()), ("k", case.kernel)]);

@@ -1,16 +1,29 @@
 //! One CPU's own state, and how further CPUs come to Rust.
 
-use super::insn;
+use super::exception::Frame;
 use super::mmu;
 use crate::rmi_call;
 use alloc::boxed::Box;
+use arm64::frame::Regime;
+use arm64::instr;
+use arm64::regs::TPIDR_EL1;
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 core::arch::global_asm!(
+    include_str!("../../../hyp/arm64/src/image.s"),
     include_str!("entry.s"),
+    flags = const 0xa, // little endian, 4K, anywhere in memory
+    ttbr0 = const offset_of!(Regime, ttbr0),
+    mair = const offset_of!(Regime, mair),
+    exception_stack = const offset_of!(CpuLocal, exception_stack),
+    start_regime = const offset_of!(CpuStart, regime),
+    start_stack = const offset_of!(CpuStart, stack_top),
+    start_local = const offset_of!(CpuStart, local),
     boot_cpu = sym BOOT_CPU,
     early_map = sym mmu::early_map,
     registers = sym mmu::REGISTERS,
+    frame_size = const size_of::<Frame>(),
     exception_handler = sym super::exception::exception_handler,
     secondary_main = sym secondary_main,
 );
@@ -18,7 +31,7 @@ core::arch::global_asm!(
 /// What TPIDR_EL1 points to.
 #[repr(C)]
 pub struct CpuLocal {
-    /// Top of the stack that exceptions run on; entry.s reads it at offset 0.
+    /// Top of the stack that exceptions run on, for entry.s.
     exception_stack: AtomicU64,
     /// Index of this CPU among those of the device tree.
     index: AtomicU64,
@@ -41,12 +54,7 @@ static BOOT_CPU: CpuLocal = CpuLocal::new(0, 0);
 
 /// This CPU's state.
 pub fn local() -> &'static CpuLocal {
-    let pointer: *const CpuLocal;
-    // SAFETY: Reading the register has no effect.
-    unsafe {
-        core::arch::asm!("mrs {}, tpidr_el1", out(reg) pointer,
-            options(nomem, nostack, preserves_flags));
-    }
+    let pointer = core::ptr::with_exposed_provenance::<CpuLocal>(TPIDR_EL1.get() as usize);
     // SAFETY: entry.s sets TPIDR_EL1 before Rust runs, to BOOT_CPU or to a
     // leaked box; neither moves nor goes.
     unsafe { &*pointer }
@@ -65,7 +73,7 @@ pub fn set_index(index: usize) {
 /// What entry.s loads on a further CPU, with its MMU off.
 #[repr(C, align(64))]
 struct CpuStart {
-    registers: [u64; 4],
+    regime: Regime,
     stack_top: u64,
     local: u64,
 }
@@ -89,12 +97,12 @@ pub fn start(
     SECONDARY_MAIN.call_once(|| main);
     let local: &'static CpuLocal = Box::leak(Box::new(CpuLocal::new(exception_top, index as u64)));
     let start: &'static CpuStart = Box::leak(Box::new(CpuStart {
-        registers: mmu::registers(),
+        regime: mmu::regime(),
         stack_top,
         local: core::ptr::from_ref(local).expose_provenance() as u64,
     }));
     let at = core::ptr::from_ref(start).expose_provenance() as u64;
-    insn::clean_to_poc(at, size_of::<CpuStart>() as u64);
+    instr::clean_to_poc(at, size_of::<CpuStart>() as u64);
     let entry = secondary_entry as *const () as u64;
     rmi_call::machine_cpu_on(mpidr, entry, at)
 }

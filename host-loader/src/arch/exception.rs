@@ -4,9 +4,11 @@
 //! The report takes no lock and no heap, so that it works from anywhere. A
 //! fault while one is reported cuts the report short.
 
-use super::{cpu, insn, mmu};
+use super::{cpu, mmu};
 use crate::{logger, rmi_call};
 use appendix::{Appendix, Symbols};
+use arm64::instr;
+use arm64::regs::{ELR_EL1, ESR_EL1, FAR_EL1, SPSR_EL1};
 use arm64::syndrome::Syndrome;
 use core::fmt::Write;
 use core::ops::Range;
@@ -26,8 +28,8 @@ pub fn set_appendix(bytes: &'static [u8]) {
     }
 }
 
-/// What entry.s saves: X0 to X30 and SP.
-#[repr(C)]
+/// What entry.s saves: X0 to X30, then SP.
+#[repr(C, align(16))]
 pub struct Frame {
     x: [u64; 31],
     sp: u64,
@@ -41,7 +43,7 @@ fn begin() {
     }
     if REPORTING.swap(true, Ordering::Relaxed) {
         loop {
-            insn::wfi();
+            instr::wfi();
         }
     }
 }
@@ -55,16 +57,19 @@ fn end() -> ! {
 pub extern "C" fn exception_handler(vector: u64, frame: &Frame) -> ! {
     begin();
     let kind = ["synchronous exception", "IRQ", "FIQ", "SError"][vector as usize & 3];
-    let esr = insn::esr();
-    let elr = insn::elr();
+    let esr = ESR_EL1.get();
+    let elr = ELR_EL1.get();
     let line = |arguments: core::fmt::Arguments<'_>| logger::raw(logger::ERROR, arguments);
     line(format_args!(
         "PANIC: unexpected {kind} on CPU {}",
         cpu::index()
     ));
     line(format_args!("  {}", Syndrome(esr)));
-    line(format_args!("  elr {elr:#018x}  spsr {:#x}", insn::spsr()));
-    line(format_args!("  far {:#018x}  esr  {esr:#x}", insn::far()));
+    line(format_args!(
+        "  elr {elr:#018x}  spsr {:#x}",
+        SPSR_EL1.get()
+    ));
+    line(format_args!("  far {:#018x}  esr  {esr:#x}", FAR_EL1.get()));
     for (i, pair) in frame.x.chunks(2).enumerate() {
         let mut text = logger::Line::new();
         for (j, x) in pair.iter().enumerate() {
@@ -83,11 +88,7 @@ pub extern "C" fn exception_handler(vector: u64, frame: &Frame) -> ! {
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     begin();
-    let fp: u64;
-    // SAFETY: Reading the frame pointer has no effect.
-    unsafe {
-        core::arch::asm!("mov {}, x29", out(reg) fp, options(nomem, nostack, preserves_flags));
-    }
+    let fp = instr::frame_pointer();
     logger::raw(
         logger::ERROR,
         format_args!("PANIC on CPU {}: {}", cpu::index(), info.message()),

@@ -7,11 +7,14 @@
 //! non-global, so that no entry of one map is found under the other and the
 //! change of block sizes needs no break-before-make.
 
-use super::insn;
 use aarch64_paging::descriptor::El1Attributes;
 use aarch64_paging::idmap::IdMap;
 use aarch64_paging::paging::{El1And0, MemoryRegion};
 use alloc::vec::Vec;
+use arm64::bits;
+use arm64::frame::Regime;
+use arm64::instr;
+use arm64::regs::{ID_AA64MMFR0_EL1, SCTLR_EL1, TCR_EL1};
 use core::cell::UnsafeCell;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -20,11 +23,15 @@ use core::sync::atomic::{AtomicU64, Ordering};
 const MAIR: u64 = 0x04ff;
 /// TCR_EL1: T0SZ 16, walks inner-shareable write-back, 4K, no TTBR1 walks; IPS
 /// comes from ID_AA64MMFR0_EL1.
-const TCR: u64 = 16 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23;
+const TCR: u64 = TCR_EL1::T0SZ.val(16).value
+    | TCR_EL1::IRGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value
+    | TCR_EL1::ORGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value
+    | TCR_EL1::SH0::Inner.value
+    | bits!(TCR_EL1: EPD1);
 /// SCTLR_EL1: RES1 bits of Armv8.0, SA, and M, C, I.
-const SCTLR: u64 = 0x30d0_0800 | 1 << 3 | 1 << 12 | 1 << 2 | 1;
+const SCTLR: u64 = 0x30d0_0800 | bits!(SCTLR_EL1: SA, M, C, I);
 /// SCTLR_EL1.WXN: what is writable is not executable.
-const SCTLR_WXN: u64 = 1 << 19;
+const SCTLR_WXN: u64 = bits!(SCTLR_EL1: WXN);
 
 const BLOCK: u64 = 2 << 20;
 const DESC_TABLE: u64 = 3;
@@ -35,12 +42,18 @@ const DESC_AF: u64 = 1 << 10;
 const DESC_NG: u64 = 1 << 11;
 const DESC_UXN: u64 = 1 << 54;
 
-/// TTBR0_EL1, TCR_EL1, MAIR_EL1 and SCTLR_EL1 for a CPU that comes up.
+/// The fields of a [`Regime`] in their order, for a CPU that comes up.
 pub static REGISTERS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 
-/// The registers for a CPU that comes up.
-pub fn registers() -> [u64; 4] {
-    [0, 1, 2, 3].map(|i| REGISTERS[i].load(Ordering::Relaxed))
+/// How a CPU that comes up translates.
+pub fn regime() -> Regime {
+    let [ttbr0, tcr, mair, sctlr] = [0, 1, 2, 3].map(|i| REGISTERS[i].load(Ordering::Relaxed));
+    Regime {
+        ttbr0,
+        tcr,
+        mair,
+        sctlr,
+    }
 }
 
 /// Root, then at most three tables each for image and device tree: one of level
@@ -88,8 +101,12 @@ pub extern "C" fn early_map(dtb: u64, image_start: u64, image_end: u64) {
         }
     }
     // Never more than 48 bits out: TCR_EL1.DS stays 0.
-    let ips = (insn::id_aa64mmfr0() & 0xf).min(5);
-    for (register, value) in REGISTERS.iter().zip([base, TCR | ips << 32, MAIR, SCTLR]) {
+    let ips = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(5);
+    for (register, value) in
+        REGISTERS
+            .iter()
+            .zip([base, TCR | TCR_EL1::IPS.val(ips).value, MAIR, SCTLR])
+    {
         register.store(value, Ordering::Relaxed);
     }
 }
@@ -179,7 +196,7 @@ pub fn activate(map: &FinalMap) -> Result<(), aarch64_paging::MapError> {
     for range in &map.devices {
         add(range, DEVICE)?;
     }
-    insn::dsb_sy();
+    instr::dsb_sy();
     // SAFETY: The map holds the image, the stacks and the heap, all identity,
     // as the early map did; it is never dropped.
     unsafe { tables.activate() };
@@ -188,9 +205,7 @@ pub fn activate(map: &FinalMap) -> Result<(), aarch64_paging::MapError> {
     REGISTERS[0].store(ttbr, Ordering::Relaxed);
     REGISTERS[3].store(SCTLR | SCTLR_WXN, Ordering::Relaxed);
     // SAFETY: Text is read-only in the map now, so WXN takes nothing that runs.
-    unsafe {
-        core::arch::asm!("msr sctlr_el1, {}", "isb", in(reg) SCTLR | SCTLR_WXN,
-            options(nostack, preserves_flags));
-    }
+    unsafe { SCTLR_EL1.steer(SCTLR | SCTLR_WXN) };
+    instr::isb();
     Ok(())
 }

@@ -1,9 +1,5 @@
-//! What only this processor has: instructions, registers, translation.
-//!
-//! [`insn`] has one documented function per instruction and stands natively
-//! too, so that all above it compiles under test. The rest is the image's.
-
-pub mod insn;
+//! What only this processor has, of the image alone: entry, translation, CPUs,
+//! reports. Instructions and registers are `arm64`'s.
 
 #[cfg(target_os = "none")]
 pub mod cpu;

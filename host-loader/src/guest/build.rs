@@ -4,7 +4,6 @@ use super::place::{self, TREE_SPACE};
 use super::ram::{GuestRam, Run};
 use super::realm::{BuildContext, Realm, Rights, Shape};
 use super::{fdt, map};
-use crate::arch::insn;
 use crate::bundle::config::GuestConfig;
 use crate::bundle::quote::Value;
 use crate::bundle::{Bundle, CONFIG};
@@ -16,6 +15,7 @@ use crate::seed::{Seed, Seeds};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use arm64::regs::CNTFRQ_EL0;
 use core::ops::Range;
 use rmi::feature::{Feature0, VendorFeatures};
 use spin::Mutex;
@@ -264,7 +264,7 @@ pub async fn build(
                 realm.map(context, blank, Rights::Read).await?;
             }
         }
-        let delay = insn::cntfrq() / POSTED_PART;
+        let delay = CNTFRQ_EL0.get() / POSTED_PART;
         realm.add_posted(context.granules, map::UART.start, delay)?;
         for _ in 0..config.vcpus.value {
             realm.add_rec(context.granules, loaded.entry, loaded.x0)?;

@@ -1,9 +1,9 @@
 //! A guest's RAM: runs of the host's memory behind consecutive IPAs.
 
-use crate::arch::insn;
 use crate::image::GuestMemory;
 use crate::pace::{PIECE, Pace};
 use alloc::vec::Vec;
+use arm64::instr;
 use core::ops::Range;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, fence};
@@ -49,7 +49,7 @@ impl Spot {
     /// the guest's accesses are cached (FEAT_S2FWB).
     pub fn load(self, size: u64, coherent: bool) -> u64 {
         if !coherent {
-            insn::clean_to_poc(self.pa, size);
+            instr::clean_to_poc(self.pa, size);
         }
         fence(SeqCst);
         // SAFETY: `find` made the place: aligned, `size` bytes of the guest's
@@ -71,7 +71,7 @@ impl Spot {
     pub fn store(self, size: u64, value: u64, coherent: bool) {
         if !coherent {
             // The line that the value goes into may be older than memory.
-            insn::clean_to_poc(self.pa, size);
+            instr::clean_to_poc(self.pa, size);
         }
         fence(SeqCst);
         // SAFETY: As for `load`.
@@ -85,21 +85,21 @@ impl Spot {
         }
         fence(SeqCst);
         if !coherent {
-            insn::clean_to_poc(self.pa, size);
+            instr::clean_to_poc(self.pa, size);
         }
     }
 
     /// Replaces eight bytes; false if they are not `old`.
     pub fn exchange(self, old: u64, new: u64, coherent: bool) -> bool {
         if !coherent {
-            insn::clean_to_poc(self.pa, 8);
+            instr::clean_to_poc(self.pa, 8);
         }
         // SAFETY: As for `load`, with a size of 8.
         let exchanged = unsafe {
             AtomicU64::from_ptr(self.pointer()).compare_exchange(old, new, SeqCst, SeqCst)
         };
         if !coherent {
-            insn::clean_to_poc(self.pa, 8);
+            instr::clean_to_poc(self.pa, 8);
         }
         exchanged.is_ok()
     }
@@ -170,7 +170,7 @@ impl GuestRam {
         self.pieces(pace, |pa, size| {
             let to = core::ptr::with_exposed_provenance_mut::<u8>(pa as usize);
             // SAFETY: A part of a run, which `new`'s caller answers for.
-            unsafe { insn::zero_bytes(to, size as usize) };
+            unsafe { instr::zero_bytes(to, size as usize) };
         })
         .await;
     }
@@ -179,7 +179,7 @@ impl GuestRam {
     /// its caches off on a machine without FEAT_S2FWB, where dirty lines of before
     /// could be written back over what it writes.
     pub async fn clean_all(&mut self, pace: &Pace) {
-        self.pieces(pace, insn::clean_to_poc).await;
+        self.pieces(pace, instr::clean_to_poc).await;
     }
 
     /// [`GuestMemory::write`] in steps.
@@ -215,7 +215,7 @@ impl GuestMemory for GuestRam {
             // SAFETY: `parts` stays inside the runs, which `new`'s caller
             // answers for; `bytes` is the host's own and elsewhere.
             unsafe {
-                insn::copy_lines(to, now.as_ptr(), lines);
+                instr::copy_lines(to, now.as_ptr(), lines);
                 core::ptr::copy_nonoverlapping(
                     now.as_ptr().add(lines * 64),
                     to.add(lines * 64),
@@ -233,7 +233,7 @@ impl GuestMemory for GuestRam {
         self.parts(ipa, count, |pa, size| {
             let to = core::ptr::with_exposed_provenance_mut::<u8>(pa as usize);
             // SAFETY: As for `write`.
-            unsafe { insn::zero_bytes(to, size as usize) };
+            unsafe { instr::zero_bytes(to, size as usize) };
         });
     }
 }

@@ -119,6 +119,11 @@ pub fn clean_invalidate(start: u64, len: u64, line: u64) {
     dsb_sy();
 }
 
+/// As [`clean_invalidate`], in this CPU's lines.
+pub fn clean_to_poc(start: u64, len: u64) {
+    clean_invalidate(start, len, dcache_line());
+}
+
 /// Issues `mrs RNDR` (FEAT_RNG), 64 random bits: `None` when the CPU has none at
 /// the moment.
 pub fn rndr() -> Option<u64> {

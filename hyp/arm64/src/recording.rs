@@ -6,7 +6,7 @@ use std::boxed::Box;
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
-use crate::regs::{Reg, Register};
+use crate::regs::{CTR_EL0, Reg, Register};
 
 /// What the code under test did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,12 +31,23 @@ pub type Handler = Box<dyn FnMut([u64; 6]) -> [u64; 5]>;
 /// NOT_SUPPORTED (SMCCC 1.2, 5.2).
 const NOT_SUPPORTED: u64 = u64::MAX;
 
-#[derive(Default)]
 struct Cpu {
     registers: BTreeMap<&'static str, u64>,
     devices: BTreeMap<u64, u8>,
     /// What was done, while somebody wants to know it.
     events: Option<Vec<Event>>,
+}
+
+impl Default for Cpu {
+    /// All zero, but for cache lines of 64 bytes.
+    fn default() -> Self {
+        let lines = CTR_EL0::DminLine.val(4).value;
+        Self {
+            registers: BTreeMap::from([(CTR_EL0.name(), lines)]),
+            devices: BTreeMap::new(),
+            events: None,
+        }
+    }
 }
 
 std::thread_local! {
@@ -74,9 +85,15 @@ pub fn of(f: impl FnOnce()) -> Vec<Event> {
     with(|cpu| core::mem::replace(&mut cpu.events, outer)).unwrap_or_default()
 }
 
-/// Forgets every value: as a thread begins.
+/// Forgets every value: as a thread begins. A record goes on.
 pub fn reset() {
-    with(|cpu| *cpu = Cpu::default());
+    with(|cpu| {
+        let events = cpu.events.take();
+        *cpu = Cpu {
+            events,
+            ..Cpu::default()
+        };
+    });
     HANDLER.with(|handler| *handler.borrow_mut() = None);
 }
 

@@ -43,6 +43,18 @@ impl Sysreg {
         self.0 >> 17 & 7
     }
 
+    /// The word of `msr` of it from a general register (DDI0487, C6.2).
+    pub const fn msr(self, rt: u32) -> u32 {
+        let [op0, op1, crn, crm, op2] =
+            [self.op0(), self.op1(), self.crn(), self.crm(), self.op2()];
+        0xd500_0000 | op0 << 19 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5 | rt
+    }
+
+    /// The word of `mrs` of it to a general register.
+    pub const fn mrs(self, rt: u32) -> u32 {
+        self.msr(rt) | 1 << 21
+    }
+
     /// An ID register: op0 3, op1 0, CRn 0, CRm 1 to 7 (HCR_EL2.TID3).
     pub const fn is_id(self) -> bool {
         self.op0() == 3 && self.op1() == 0 && self.crn() == 0 && self.crm() >= 1 && self.crm() <= 7

@@ -67,7 +67,6 @@ el1_registers! {
         cntkctl CNTKCTL_EL1
         par PAR_EL1
         csselr CSSELR_EL1
-        tpidr_el1 TPIDR_EL1
         tpidr_el0 TPIDR_EL0
         tpidrro_el0 TPIDRRO_EL0
         sp_el1 SP_EL1
@@ -82,6 +81,7 @@ el1_registers! {
         mair MAIR_EL1
         amair AMAIR_EL1
         vbar VBAR_EL1
+        tpidr_el1 TPIDR_EL1
         sp_el0 SP_EL0;
     keys:
         0 APIAKeyLo_EL1 1 APIAKeyHi_EL1

@@ -1,126 +1,76 @@
-//! One function or macro per instruction.
+//! Access to registers and devices as programs have it, and calls with all the
+//! registers that they may use. Instructions are `arm64`'s.
 
 use core::arch::asm;
 
-/// Reads a system register by its name.
-#[macro_export]
-macro_rules! mrs {
-    ($name:literal) => {{
-        let value: u64;
-        // SAFETY: Reading a register changes nothing; one that is not there is
-        // an exception that the vectors report or that a probe expects.
-        unsafe { core::arch::asm!(concat!("mrs {}, ", $name), out(reg) value, options(nostack)) };
-        value
-    }};
+use arm64::instr;
+pub use arm64::instr::{dsb_sy as dsb, irq_off, irq_on, isb, wfe, wfi};
+use arm64::mmio::Word;
+pub use arm64::regs::affinity as mpidr;
+use arm64::regs::{CurrentEL, Reg, Writable};
+use arm64::steering::Steering;
+
+/// Writes a register, then `isb`.
+pub fn set<T: Writable>(register: Reg<T>, value: u64) {
+    register.set(value);
+    isb();
 }
 
-/// Writes a system register by its name, then `isb`.
-#[macro_export]
-macro_rules! msr {
-    ($name:literal, $value:expr) => {{
-        let value: u64 = $value;
-        // SAFETY: The programs own every register of their level, and write
-        // what their checks are about.
-        unsafe {
-            core::arch::asm!(concat!("msr ", $name, ", {}"), "isb", in(reg) value, options(nostack));
-        }
-    }};
-}
-
-/// Waits for an event.
-pub fn wfe() {
-    // SAFETY: A hint.
-    unsafe { asm!("wfe", options(nomem, nostack, preserves_flags)) };
-}
-
-/// Waits for an interrupt, masked or not.
-pub fn wfi() {
-    // SAFETY: A hint. Handlers write memory.
-    unsafe { asm!("wfi", options(nostack, preserves_flags)) };
-}
-
-/// Context synchronisation.
-pub fn isb() {
-    // SAFETY: A barrier.
-    unsafe { asm!("isb", options(nostack, preserves_flags)) };
-}
-
-/// Completes all earlier accesses, in the full system.
-pub fn dsb() {
-    // SAFETY: A barrier.
-    unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
-}
-
-/// Takes IRQs.
-pub fn irq_on() {
-    // SAFETY: The vectors serve them.
-    unsafe { asm!("msr daifclr, #2", options(nostack, preserves_flags)) };
-}
-
-/// Takes no IRQs.
-pub fn irq_off() {
-    // SAFETY: Masks, no more.
-    unsafe { asm!("msr daifset, #2", options(nostack, preserves_flags)) };
+/// Writes a register that steers a translation or exceptions, then `isb`.
+///
+/// # Safety
+/// As [`Reg::steer`] has it.
+pub unsafe fn steer<T: Steering>(register: Reg<T>, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { register.steer(value) };
+    isb();
 }
 
 /// The exception level.
 pub fn current_el() -> u64 {
-    mrs!("CurrentEL") >> 2 & 3
-}
-
-/// This CPU's affinity, as PSCI and the GIC name it.
-pub fn mpidr() -> u64 {
-    mrs!("mpidr_el1") & 0xff_00ff_ffff
+    CurrentEL.read(CurrentEL::EL)
 }
 
 /// Cleans and invalidates the data cache over `[from, to)` to the point of
 /// coherency.
 pub fn clean(from: u64, to: u64) {
-    let line = 4u64 << (mrs!("ctr_el0") >> 16 & 0xf);
-    let mut at = from & !(line - 1);
-    while at < to {
-        // SAFETY: Cleaning changes no value.
-        unsafe { asm!("dc civac, {}", in(reg) at, options(nostack, preserves_flags)) };
-        at += line;
-    }
-    dsb();
+    instr::clean_to_poc(from, to - from);
+}
+
+/// Has this CPU fetch what was written to memory.
+pub fn fetch_anew() {
+    instr::ic_iallu();
+    instr::dsb_nsh();
+    isb();
 }
 
 macro_rules! device_access {
-    ($($read:ident $write:ident $type:ty, $ldr:literal $str:literal, $modifier:literal;)*) => {$(
+    ($($read:ident $write:ident $word:ty;)*) => {$(
         /// Reads a device's register: one load that has a syndrome.
         ///
         /// # Safety
         /// `address` is a device's register, or the caller expects the fault.
-        pub unsafe fn $read(address: u64) -> $type {
-            let value: u64;
+        pub unsafe fn $read(address: u64) -> $word {
             // SAFETY: The caller's promise.
-            unsafe {
-                asm!(concat!($ldr, " {0:", $modifier, "}, [{1}]"), out(reg) value, in(reg) address,
-                    options(nostack, preserves_flags));
-            }
-            value as $type
+            unsafe { <$word>::load(address) }
         }
 
         /// Writes a device's register: one store that has a syndrome.
         ///
         /// # Safety
         /// As for the read; what the write does is the caller's.
-        pub unsafe fn $write(address: u64, value: $type) {
+        pub unsafe fn $write(address: u64, value: $word) {
             // SAFETY: The caller's promise.
-            unsafe {
-                asm!(concat!($str, " {0:", $modifier, "}, [{1}]"), in(reg) u64::from(value),
-                    in(reg) address, options(nostack, preserves_flags));
-            }
+            unsafe { value.store(address) }
         }
     )*};
 }
 
 device_access! {
-    read8 write8 u8, "ldrb" "strb", "w";
-    read16 write16 u16, "ldrh" "strh", "w";
-    read32 write32 u32, "ldr" "str", "w";
-    read64 write64 u64, "ldr" "str", "x";
+    read8 write8 u8;
+    read16 write16 u16;
+    read32 write32 u32;
+    read64 write64 u64;
 }
 
 /// How a firmware or hypervisor is called.

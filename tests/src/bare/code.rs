@@ -1,9 +1,8 @@
 //! Code that a program writes and then runs.
 
-use core::arch::asm;
 use core::cell::UnsafeCell;
 
-use super::asm::clean;
+use super::asm::{clean, fetch_anew};
 
 /// Words of a [`Code`].
 pub const WORDS: usize = 16;
@@ -34,8 +33,7 @@ impl Code {
         }
         let at = code.expose_provenance() as u64;
         clean(at, at + size_of::<Self>() as u64);
-        // SAFETY: Invalidation only.
-        unsafe { asm!("ic iallu", "dsb nsh", "isb", options(nostack)) };
+        fetch_anew();
         at
     }
 }

@@ -1,5 +1,6 @@
 //! CPUs by index: starting them, and giving them something to do.
 
+use arm64::regs::{CNTFRQ_EL0, CNTVCT_EL0, TPIDR_EL1, TPIDR_EL2};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::{MAX_CPUS, asm, machine, mmu, psci};
@@ -24,9 +25,9 @@ static PARKED: [[AtomicU64; 14]; MAX_CPUS] =
 /// This CPU's index in the device tree; the boot CPU's is 0.
 pub fn index() -> usize {
     let index = if asm::current_el() == 2 {
-        crate::mrs!("tpidr_el2")
+        TPIDR_EL2.get()
     } else {
-        crate::mrs!("tpidr_el1")
+        TPIDR_EL1.get()
     };
     index as usize
 }
@@ -117,7 +118,7 @@ pub const PATIENCE: u64 = 100;
 
 /// Repeats `what` until it is true; false when it is not for [`PATIENCE`].
 pub fn eventually(mut what: impl FnMut() -> bool) -> bool {
-    let frequency = crate::mrs!("cntfrq_el0").max(1 << 20);
+    let frequency = CNTFRQ_EL0.get().max(1 << 20);
     let start = now();
     loop {
         if what() {
@@ -133,7 +134,7 @@ pub fn eventually(mut what: impl FnMut() -> bool) -> bool {
 /// The virtual counter.
 pub fn now() -> u64 {
     asm::isb();
-    crate::mrs!("cntvct_el0")
+    CNTVCT_EL0.get()
 }
 
 pub(super) extern "C" fn secondary(index: usize) -> ! {

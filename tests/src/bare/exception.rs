@@ -7,7 +7,7 @@ use super::{MAX_CPUS, console, cpu, psci};
 
 /// What the vectors save.
 #[derive(Clone, Copy, Debug)]
-#[repr(C)]
+#[repr(C, align(16))]
 pub struct Frame {
     /// X0 to X30.
     pub x: [u64; 31],

@@ -1,9 +1,13 @@
 //! A GICv3 as a program drives it (IHI0069): raw registers, and the usual way
 //! to have them ready.
 
+use super::asm::set;
 use super::asm::{read32, read64, write32, write64};
 use super::{asm, cpu, machine};
-use crate::{mrs, msr};
+use arm64::regs::{
+    ICC_BPR1_EL1, ICC_CTLR_EL1, ICC_DIR_EL1, ICC_EOIR1_EL1, ICC_IAR1_EL1, ICC_IGRPEN1_EL1,
+    ICC_PMR_EL1, ICC_SGI1R_EL1, ICC_SRE_EL1,
+};
 
 /// Distributor registers.
 pub mod gicd {
@@ -184,7 +188,7 @@ pub fn start_distributor() {
 
 /// This CPU's redistributor and interface: on every start.
 pub fn start_cpu() {
-    msr!("icc_sre_el1", mrs!("icc_sre_el1") | 1);
+    set(ICC_SRE_EL1, ICC_SRE_EL1.get() | 1);
     set_r(gicr::WAKER, r(gicr::WAKER) & !2);
     while r(gicr::WAKER) & 4 != 0 {
         core::hint::spin_loop();
@@ -195,15 +199,15 @@ pub fn start_cpu() {
     set_r(gicr::SGI + gicd::ICPENDR, u32::MAX);
     set_r(gicr::SGI + gicd::ICACTIVER, u32::MAX);
     sync();
-    msr!("icc_ctlr_el1", 0);
-    msr!("icc_bpr1_el1", 0);
-    msr!("icc_pmr_el1", 0xff);
-    msr!("icc_igrpen1_el1", 1);
+    set(ICC_CTLR_EL1, 0);
+    set(ICC_BPR1_EL1, 0);
+    set(ICC_PMR_EL1, 0xff);
+    set(ICC_IGRPEN1_EL1, 1);
 }
 
 /// Acknowledges the highest pending interrupt.
 pub fn acknowledge() -> u32 {
-    let intid = mrs!("icc_iar1_el1") as u32;
+    let intid = ICC_IAR1_EL1.get() as u32;
     asm::dsb();
     intid
 }
@@ -219,12 +223,12 @@ pub fn acknowledge_and_end() -> u32 {
 
 /// Ends it: drops the priority and, in EOImode 0, deactivates.
 pub fn end(intid: u32) {
-    msr!("icc_eoir1_el1", u64::from(intid));
+    set(ICC_EOIR1_EL1, u64::from(intid));
 }
 
 /// Deactivates it, in EOImode 1.
 pub fn deactivate(intid: u32) {
-    msr!("icc_dir_el1", u64::from(intid));
+    set(ICC_DIR_EL1, u64::from(intid));
 }
 
 /// Sends an SGI to one CPU.
@@ -237,11 +241,11 @@ pub fn send_sgi(intid: u32, index: usize) {
         | u64::from(intid) << 24
         | 1 << (mpidr & 0xf);
     asm::dsb();
-    msr!("icc_sgi1r_el1", value);
+    set(ICC_SGI1R_EL1, value);
 }
 
 /// Sends an SGI to all CPUs but this one.
 pub fn send_sgi_to_others(intid: u32) {
     asm::dsb();
-    msr!("icc_sgi1r_el1", 1 << 40 | u64::from(intid) << 24);
+    set(ICC_SGI1R_EL1, 1 << 40 | u64::from(intid) << 24);
 }

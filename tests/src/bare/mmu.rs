@@ -2,11 +2,12 @@
 //! holds RAM is Normal, every other one Device; all may be executed, so that
 //! what stops a program is stage 2 alone.
 
-use core::arch::asm;
+use arm64::instr;
+use arm64::regs::{ID_AA64MMFR0_EL1, MAIR_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::asm::{clean, dsb};
+use super::asm::{clean, dsb, steer};
 use super::machine::Machine;
 
 #[repr(C, align(4096))]
@@ -17,7 +18,7 @@ unsafe impl Sync for Table {}
 
 static TABLE: Table = Table(UnsafeCell::new([0; 512]));
 
-/// TTBR0, TCR, MAIR and SCTLR of the program's level, for CPUs that come later.
+/// The program's `Regime`, its fields in their order, for CPUs that come later.
 pub static REGISTERS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 
 /// Attr0 Device-nGnRE, Attr1 Normal write-back.
@@ -46,7 +47,7 @@ pub fn start(machine: &Machine) {
         };
     }
     // The output range is what the CPU has: a table of 39 bits needs no more.
-    let range = crate::mrs!("id_aa64mmfr0_el1") & 7;
+    let range = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange);
     let tcr = TCR & !(7 << 32) | range.min(5) << 32;
     let values = [table.expose_provenance() as u64, tcr, MAIR, SCTLR];
     for (register, value) in REGISTERS.iter().zip(values) {
@@ -54,15 +55,17 @@ pub fn start(machine: &Machine) {
     }
     clean(machine.image.start, machine.image.end);
     dsb();
+    instr::ic_iallu();
+    instr::tlbi_vmalle1();
+    instr::dsb_nsh();
+    instr::isb();
     // SAFETY: The table maps everything at its own address, as it was.
     unsafe {
-        asm!(
-            "ic iallu", "tlbi vmalle1", "dsb nsh", "isb",
-            "msr ttbr0_el1, {0}", "msr tcr_el1, {1}", "msr mair_el1, {2}", "isb",
-            "msr sctlr_el1, {3}", "isb",
-            in(reg) values[0], in(reg) values[1], in(reg) values[2], in(reg) values[3],
-            options(nostack),
-        );
+        TTBR0_EL1.steer(values[0]);
+        TCR_EL1.steer(values[1]);
+        MAIR_EL1.steer(values[2]);
+        instr::isb();
+        steer(SCTLR_EL1, values[3]);
     }
 }
 
@@ -71,22 +74,25 @@ pub fn start(machine: &Machine) {
 pub fn map_gib(slot: u64, pa: u64, normal: bool, extra: u64) -> u64 {
     let slot = slot & 511;
     let block = pa & !((1 << 30) - 1) | BLOCK | u64::from(normal) << 2 | extra;
-    // SAFETY: Inside the table; break before make, and only programs that
-    // change an alias no other CPU uses call this.
-    unsafe {
-        let entry = TABLE.0.get().cast::<u64>().add(slot as usize);
-        entry.write_volatile(0);
-        asm!(
-            "dsb ishst",
-            "tlbi vmalle1is",
-            "dsb ish",
-            "isb",
-            options(nostack)
-        );
-        entry.write_volatile(block);
-        asm!("dsb ishst", "isb", options(nostack));
-    }
+    make(slot, block);
     slot << 30
+}
+
+/// Break before make of an entry.
+fn make(slot: u64, value: u64) {
+    // SAFETY: Inside the table, by the remainder; only programs that change an
+    // alias that no other CPU uses come here.
+    let entry = unsafe { TABLE.0.get().cast::<u64>().add((slot & 511) as usize) };
+    // SAFETY: As above.
+    unsafe { entry.write_volatile(0) };
+    instr::dsb_ishst();
+    instr::tlbi_vmalle1is();
+    instr::dsb_ish();
+    instr::isb();
+    // SAFETY: As above.
+    unsafe { entry.write_volatile(value) };
+    instr::dsb_ishst();
+    instr::isb();
 }
 
 /// Makes the 1 GiB at VA `slot << 30` the 1 GiB at `pa` by one store, and leaves
@@ -97,8 +103,8 @@ pub fn replace_gib(slot: u64, pa: u64, normal: bool) {
     unsafe {
         let entry = TABLE.0.get().cast::<u64>().add((slot & 511) as usize);
         entry.write_volatile(block);
-        asm!("dsb ishst", options(nostack));
     }
+    instr::dsb_ishst();
 }
 
 /// Block attribute: EL0 may read and write (and EL1 not execute).
@@ -106,20 +112,6 @@ pub const EL0: u64 = 1 << 6;
 
 /// Makes the 1 GiB at VA `slot << 30` a table at `pa`; returns the VA.
 pub fn map_table(slot: u64, pa: u64) -> u64 {
-    let va = map_gib(slot, 0, false, 0);
-    // SAFETY: As for a block.
-    unsafe {
-        let entry = TABLE.0.get().cast::<u64>().add((slot & 511) as usize);
-        entry.write_volatile(0);
-        asm!(
-            "dsb ishst",
-            "tlbi vmalle1is",
-            "dsb ish",
-            "isb",
-            options(nostack)
-        );
-        entry.write_volatile(pa | 0b11);
-        asm!("dsb ishst", "isb", options(nostack));
-    }
-    va
+    make(slot, pa | 0b11);
+    (slot & 511) << 30
 }

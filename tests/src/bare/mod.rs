@@ -18,6 +18,10 @@ pub mod sweep;
 
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
+use core::mem::offset_of;
+
+use arm64::frame::Regime;
+use exception::Frame;
 
 use machine::Machine;
 
@@ -39,7 +43,16 @@ unsafe impl Sync for Stacks {}
 static STACKS: Stacks = Stacks(UnsafeCell::new([[0; STACK]; MAX_CPUS]));
 
 global_asm!(
+    include_str!("../../../hyp/arm64/src/image.s"),
     include_str!("entry.s"),
+    flags = const 0xa, // little endian, 4K, anywhere in memory
+    ttbr0 = const offset_of!(Regime, ttbr0),
+    mair = const offset_of!(Regime, mair),
+    frame_elr = const offset_of!(Frame, elr),
+    frame_spsr = const offset_of!(Frame, spsr),
+    frame_esr = const offset_of!(Frame, esr),
+    frame_far = const offset_of!(Frame, far),
+    frame_size = const size_of::<Frame>(),
     stacks = sym STACKS,
     stack = const STACK,
     boot = sym boot,

@@ -2,6 +2,8 @@
 //! ever see an exception of its own, whatever is above it must live.
 
 use core::arch::asm;
+
+use arm64::instr;
 use core::cell::UnsafeCell;
 
 use super::exception::{self, Caught};
@@ -54,9 +56,12 @@ unsafe fn execute(instruction: u32, x0: u64) -> Result<u64, Caught> {
     unsafe {
         super::asm::write32(code, instruction);
         super::asm::write32(code + 4, RET);
-        asm!("dc cvau, {0}", "dsb ish", "ic ivau, {0}", "dsb ish", "isb", in(reg) code,
-            options(nostack));
     }
+    instr::dc_cvau(code);
+    instr::dsb_ish();
+    instr::ic_ivau(code);
+    instr::dsb_ish();
+    instr::isb();
     // SAFETY: The caller's promise.
     exception::probe(|| unsafe {
         let out: u64;
@@ -150,8 +155,7 @@ impl Routine {
         }
         put(RET);
         super::asm::clean(at, at + self.bytes());
-        // SAFETY: what was written is in memory; no stale instruction is kept.
-        unsafe { asm!("ic iallu", "dsb nsh", "isb", options(nostack)) };
+        super::asm::fetch_anew();
     }
 
     /// Runs one at `at` on this CPU, with X1, X2 and X3.

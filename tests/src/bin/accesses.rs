@@ -13,12 +13,14 @@ tests::program!(image::main, 1);
 
 #[cfg(target_os = "none")]
 mod image {
+    use arm64::regs::CPACR_EL1;
     use core::arch::asm;
+    use tests::bare::asm::set;
 
     use tests::bare::code::{Code, RET};
     use tests::bare::{asm as instr, exception, machine, mmu};
+    use tests::println;
     use tests::random::Random;
-    use tests::{mrs, msr, println};
 
     /// Instructions of each kind.
     const ROUNDS: u32 = 200;
@@ -318,7 +320,7 @@ mod image {
     pub fn main() {
         let machine = machine::get();
         let seed = machine.argument("seed").and_then(|n| n.parse().ok());
-        msr!("cpacr_el1", mrs!("cpacr_el1") | 3 << 20);
+        set(CPACR_EL1, CPACR_EL1.get() | 3 << 20);
         // As a device, and as memory that need not be aligned.
         let normal = mmu::map_gib(ALIAS, machine.uart, true, 0);
         let bases = [machine.uart, normal + (machine.uart & ((1 << 30) - 1))];

@@ -12,9 +12,11 @@ tests::program!(image::main, 1);
 
 #[cfg(target_os = "none")]
 mod image {
+    use arm64::regs::{CNTFRQ_EL0, CNTP_CTL_EL0, CNTP_CVAL_EL0, CNTV_CTL_EL0, CNTV_CVAL_EL0};
     use tests::bare::asm::read32;
+    use tests::bare::asm::set;
     use tests::bare::{asm, cpu, gic, machine, pl011, psci};
-    use tests::{msr, println};
+    use tests::println;
 
     pub fn main() {
         match machine::get().argument("do").unwrap_or("measure") {
@@ -49,7 +51,7 @@ mod image {
 
     /// Ticks of so many microseconds.
     fn ticks(us: u64) -> u64 {
-        tests::mrs!("cntfrq_el0") / 1000 * us / 1000
+        CNTFRQ_EL0.get() / 1000 * us / 1000
     }
 
     fn measure() {
@@ -91,19 +93,19 @@ mod image {
     const VIRTUAL: Timer = Timer {
         intid: 27,
         program: |at| {
-            msr!("cntv_cval_el0", at);
-            msr!("cntv_ctl_el0", 1);
+            set(CNTV_CVAL_EL0, at);
+            set(CNTV_CTL_EL0, 1);
         },
-        stop: || msr!("cntv_ctl_el0", 2),
+        stop: || set(CNTV_CTL_EL0, 2),
     };
 
     const PHYSICAL: Timer = Timer {
         intid: 30,
         program: |at| {
-            msr!("cntp_cval_el0", at);
-            msr!("cntp_ctl_el0", 1);
+            set(CNTP_CVAL_EL0, at);
+            set(CNTP_CTL_EL0, 1);
         },
-        stop: || msr!("cntp_ctl_el0", 2),
+        stop: || set(CNTP_CTL_EL0, 2),
     };
 
     /// Waits and works by a timer.
@@ -125,8 +127,8 @@ mod image {
         gic::start_distributor();
         gic::start_cpu();
         gic::enable(27, 0x80);
-        msr!("cntv_cval_el0", 0);
-        msr!("cntv_ctl_el0", 1);
+        set(CNTV_CVAL_EL0, 0);
+        set(CNTV_CTL_EL0, 1);
         loop {
             wait();
         }

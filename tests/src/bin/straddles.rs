@@ -11,12 +11,14 @@ tests::program!(image::main, 1);
 
 #[cfg(target_os = "none")]
 mod image {
+    use arm64::regs::CPACR_EL1;
     use core::arch::asm;
     use core::cell::UnsafeCell;
+    use tests::bare::asm::set;
 
     use tests::bare::code::{Code, RET};
     use tests::bare::{asm as instr, exception, machine, mmu, pl011};
-    use tests::{mrs, msr, println};
+    use tests::println;
 
     /// A virtual gibibyte that nothing else uses.
     const ALIAS: u64 = 500;
@@ -199,7 +201,7 @@ mod image {
     }
 
     pub fn main() {
-        msr!("cpacr_el1", mrs!("cpacr_el1") | 3 << 20);
+        set(CPACR_EL1, CPACR_EL1.get() | 3 << 20);
         uart(pl011::LCR_H, LCR_H_FIFO);
         for (name, first, second) in PAIRS {
             let edge = map([first, second]);

@@ -36,7 +36,7 @@ super::registers! {
     AMAIR_EL1 3 0 10 3 0 [r steer] "auxiliary memory attributes";
     VBAR_EL1 3 0 12 0 0 [r steer] "vectors of EL1";
     CONTEXTIDR_EL1 3 0 13 0 1 [r w] "context number", cpu;
-    TPIDR_EL1 3 0 13 0 4 [r w] "thread number of EL1";
+    TPIDR_EL1 3 0 13 0 4 [r steer] "thread number of EL1";
     TPIDR_EL0 3 3 13 0 2 [r w] "thread number of EL0";
     TPIDRRO_EL0 3 3 13 0 3 [r w] "thread number of EL0, to read there";
     CSSELR_EL1 3 2 0 0 0 [r w] "which cache CCSIDR_EL1 is of", cpu;

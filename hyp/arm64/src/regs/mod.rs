@@ -212,12 +212,6 @@ mod tests {
     use std::vec::Vec;
     use std::{assert_eq, format};
 
-    /// The word of `mrs x3` or `msr`, `x3` of an encoding (DDI0487, C6.2).
-    fn word(at: Sysreg, read: bool) -> u32 {
-        let op = at.op0() << 19 | at.op1() << 16 | at.crn() << 12 | at.crm() << 8 | at.op2() << 5;
-        0xd500_0000 | u32::from(read) << 21 | op | 3
-    }
-
     #[test]
     fn every_register_is_where_the_assembler_has_its_name() {
         let tables = [
@@ -237,7 +231,7 @@ mod tests {
                 } else {
                     format!("msr {name}, x3")
                 });
-                right.push(word(*at, read));
+                right.push(if read { at.mrs(3) } else { at.msr(3) });
             }
         }
         let words = assemble("armv9.4-a+sme", &lines);

@@ -1,13 +1,27 @@
 //! Registers and instructions of the CPU: what is hidden, what is undefined,
 //! what is kept over exits.
 
+use arm64::regs::{
+    ACTLR_EL1, CPACR_EL1, DBGBCR0_EL1, DBGBVR0_EL1, DBGWCR1_EL1, DBGWVR0_EL1, ID_AA64DFR0_EL1,
+    ID_AA64MMFR0_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, ID_AA64SMFR0_EL1, ID_AA64ZFR0_EL1,
+    OSDLR_EL1, OSLAR_EL1, OSLSR_EL1,
+};
+use arm64::sysreg::sysreg;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
+use tests::bare::asm::set;
 
 use tests::bare::console::Console;
 use tests::bare::{asm as instr, cpu, exception, gic, psci, sweep};
 use tests::suite::Suite;
-use tests::{mrs, msr};
+
+/// The last register of the ID space, which has no name.
+fn reserved() -> u64 {
+    let value;
+    // SAFETY: it reads as zero, or traps and is skipped.
+    unsafe { asm!(".inst {}", const sysreg(3, 0, 0, 7, 7).mrs(0), out("x0") value) };
+    value
+}
 
 /// What one CPU can see.
 pub fn checks(suite: &mut Suite<Console>, bare: bool) {
@@ -17,24 +31,24 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
         return;
     }
     let field = |value: u64, shift: u32| value >> shift & 0xf;
-    let pfr0 = mrs!("id_aa64pfr0_el1");
+    let pfr0 = ID_AA64PFR0_EL1.get();
     suite.equal("id/no-sve", field(pfr0, 32), 0);
     suite.equal("id/no-el2", field(pfr0, 8), 0);
     suite.equal("id/no-ras", field(pfr0, 28), 0);
     suite.equal("id/no-amu", field(pfr0, 44), 0);
     suite.equal("id/no-mpam", field(pfr0, 40), 0);
     suite.equal("id/gic", field(pfr0, 24), 1);
-    let pfr1 = mrs!("id_aa64pfr1_el1");
+    let pfr1 = ID_AA64PFR1_EL1.get();
     suite.equal("id/no-mte", field(pfr1, 8), 0);
     suite.equal("id/no-sme", field(pfr1, 24), 0);
-    let dfr0 = mrs!("id_aa64dfr0_el1");
+    let dfr0 = ID_AA64DFR0_EL1.get();
     suite.equal("id/no-pmu", field(dfr0, 8), 0);
     suite.equal("id/no-spe", field(dfr0, 32), 0);
     suite.equal("id/no-trace", field(dfr0, 4), 0);
-    suite.equal("id/zfr0", mrs!("S3_0_C0_C4_4"), 0);
-    suite.equal("id/smfr0", mrs!("S3_0_C0_C4_5"), 0);
-    suite.equal("id/reserved", mrs!("S3_0_C0_C7_7"), 0);
-    let range = mrs!("id_aa64mmfr0_el1") & 0xf;
+    suite.equal("id/zfr0", ID_AA64ZFR0_EL1.get(), 0);
+    suite.equal("id/smfr0", ID_AA64SMFR0_EL1.get(), 0);
+    suite.equal("id/reserved", reserved(), 0);
+    let range = ID_AA64MMFR0_EL1.get() & 0xf;
     suite.check("id/pa-range", range <= 6, range);
 
     macro_rules! undefined {
@@ -49,7 +63,7 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
         }};
     }
     // All may be used, as far as EL1 itself has a say: FP, SVE and SME.
-    msr!("cpacr_el1", 3 << 20 | 3 << 16 | 3 << 24);
+    set(CPACR_EL1, 3 << 20 | 3 << 16 | 3 << 24);
     undefined!("sve-cntb", ".inst 0x0420e3e0", out("x0") _);
     undefined!("sme-rdsvl", ".inst 0x04bf5820", out("x0") _);
     undefined!("sme-smstart", ".inst 0xd503477f");
@@ -71,11 +85,11 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
     undefined!("at-s12", "at s12e1r, {}", in(reg) 0u64);
     undefined!("hypervisor-timer", "mrs {}, cnthp_ctl_el2", out(reg) _);
     undefined!("cntvoff", "msr cntvoff_el2, {}", in(reg) 0u64);
-    msr!("cpacr_el1", 0);
+    set(CPACR_EL1, 0);
 
     // All there is, with nothing but undefined instructions to be seen.
     instr::irq_off();
-    msr!("cpacr_el1", 3 << 20 | 3 << 16 | 3 << 24);
+    set(CPACR_EL1, 3 << 20 | 3 << 16 | 3 << 24);
     for (name, met) in [
         ("sweep/registers", sweep::registers()),
         ("sweep/maintenance", sweep::maintenance()),
@@ -87,17 +101,17 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
 
     // Debug: there, and dead.
     let dead = exception::probe(|| {
-        msr!("dbgbvr0_el1", 0x4000_0000);
-        msr!("dbgbcr0_el1", 0x1e5);
-        msr!("dbgwvr0_el1", 0x4000_0000);
+        set(DBGBVR0_EL1, 0x4000_0000);
+        set(DBGBCR0_EL1, 0x1e5);
+        set(DBGWVR0_EL1, 0x4000_0000);
         let dead = [
-            mrs!("dbgbvr0_el1"),
-            mrs!("dbgbcr0_el1"),
-            mrs!("dbgwvr0_el1"),
-            mrs!("dbgwcr1_el1"),
+            DBGBVR0_EL1.get(),
+            DBGBCR0_EL1.get(),
+            DBGWVR0_EL1.get(),
+            DBGWCR1_EL1.get(),
         ];
-        msr!("oslar_el1", 0);
-        msr!("osdlr_el1", 0);
+        set(OSLAR_EL1, 0);
+        set(OSDLR_EL1, 0);
         dead
     });
     suite.check(
@@ -105,7 +119,7 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
         dead == Ok([0; 4]),
         format_args!("{dead:x?}"),
     );
-    let lock = exception::probe(|| mrs!("oslsr_el1"));
+    let lock = exception::probe(|| OSLSR_EL1.get());
     suite.check(
         "debug/oslsr",
         lock.is_ok_and(|lock| lock & 2 == 0),
@@ -127,14 +141,14 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
         unsafe { asm!("dc cisw, xzr", "dsb sy") };
     });
     suite.check("cpu/set-way", set_way.is_ok(), format_args!("{set_way:x?}"));
-    let actlr = exception::probe(|| mrs!("actlr_el1"));
+    let actlr = exception::probe(|| ACTLR_EL1.get());
     suite.check("cpu/actlr", actlr.is_ok(), format_args!("{actlr:x?}"));
 }
 
 /// Writes all 32 vector registers, leaves for the hypervisor in several ways, and
 /// counts those that are not what they were.
 fn kept(seed: u64) -> u64 {
-    msr!("cpacr_el1", 3 << 20);
+    set(CPACR_EL1, 3 << 20);
     let mut wrong = 0;
     let mut values = [0u64; 64];
     let (control, status) = (1u64 << 22, 1u64 << 27);

@@ -1,13 +1,17 @@
 //! The GICv3's distributor, redistributors and CPU interface (IHI0069).
 
+use arm64::regs::{
+    ELR_EL1, ICC_CTLR_EL1, ICC_HPPIR1_EL1, ICC_IGRPEN1_EL1, ICC_PMR_EL1, ICC_RPR_EL1, ICC_SRE_EL1,
+    SPSR_EL1,
+};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use tests::bare::asm::set;
 
 use tests::bare::asm::{read8, read32, read64, write32, write64};
 use tests::bare::console::Console;
 use tests::bare::gic::{self, NOTHING, gicd, gicr};
 use tests::bare::{asm, cpu, machine, pl011};
 use tests::suite::Suite;
-use tests::{mrs, msr};
 
 use crate::irq;
 
@@ -55,14 +59,14 @@ fn identity(suite: &mut Suite<Console>) {
         let halves = u64::from(low) | u64::from(high) << 32;
         suite.equal("gic/typer-halves", halves, typer);
     }
-    suite.equal("gic/idle-rpr", mrs!("icc_rpr_el1") & 0xff, 0xff);
+    suite.equal("gic/idle-rpr", ICC_RPR_EL1.get() & 0xff, 0xff);
     suite.equal(
         "gic/idle-iar",
         u64::from(gic::acknowledge()),
         u64::from(NOTHING),
     );
-    suite.equal("gic/idle-hppir", mrs!("icc_hppir1_el1"), u64::from(NOTHING));
-    suite.equal("gic/sre", mrs!("icc_sre_el1") & 1, 1);
+    suite.equal("gic/idle-hppir", ICC_HPPIR1_EL1.get(), u64::from(NOTHING));
+    suite.equal("gic/sre", ICC_SRE_EL1.get() & 1, 1);
 
     // With affinity routing the old target registers are nothing.
     gic::set_d(gicd::ITARGETSR + u64::from(SPI), 0xffff_ffff);
@@ -116,8 +120,8 @@ fn sgis(suite: &mut Suite<Console>) {
     // Acknowledged it is active, and may become pending besides.
     asm::irq_off();
     gic::send_sgi(3, cpu::index());
-    let pending = cpu::eventually(|| mrs!("icc_hppir1_el1") == 3);
-    suite.check("gic/hppir", pending, mrs!("icc_hppir1_el1"));
+    let pending = cpu::eventually(|| ICC_HPPIR1_EL1.get() == 3);
+    suite.check("gic/hppir", pending, ICC_HPPIR1_EL1.get());
     suite.equal("gic/acknowledge", u64::from(gic::acknowledge()), 3);
     let state = (gic::get(gicd::ISPENDR, 3), gic::get(gicd::ISACTIVER, 3));
     suite.check(
@@ -125,7 +129,7 @@ fn sgis(suite: &mut Suite<Console>) {
         state == (false, true),
         format_args!("{state:?}"),
     );
-    suite.equal("gic/rpr", mrs!("icc_rpr_el1") & 0xff, 0x80);
+    suite.equal("gic/rpr", ICC_RPR_EL1.get() & 0xff, 0x80);
     gic::send_sgi(3, cpu::index());
     let both = cpu::eventually(|| gic::get(gicd::ISPENDR, 3));
     let active = gic::get(gicd::ISACTIVER, 3);
@@ -168,11 +172,11 @@ fn nest(intid: u32) {
     if intid != 6 {
         NESTED.fetch_or(1 << intid, Ordering::AcqRel);
         if intid == 7 {
-            RUNNING.store(mrs!("icc_rpr_el1") & 0xff, Ordering::Release);
+            RUNNING.store(ICC_RPR_EL1.get() & 0xff, Ordering::Release);
         }
         return;
     }
-    let (elr, spsr) = (mrs!("elr_el1"), mrs!("spsr_el1"));
+    let (elr, spsr) = (ELR_EL1.get(), SPSR_EL1.get());
     for other in [7, 8, 9] {
         gic::send_sgi(other, cpu::index());
     }
@@ -181,8 +185,8 @@ fn nest(intid: u32) {
     irq::settle();
     asm::irq_off();
     NESTED.fetch_or(1 << 31, Ordering::AcqRel);
-    msr!("elr_el1", elr);
-    msr!("spsr_el1", spsr);
+    set(ELR_EL1, elr);
+    set(SPSR_EL1, spsr);
 }
 
 fn priorities(suite: &mut Suite<Console>) {
@@ -221,11 +225,11 @@ fn priorities(suite: &mut Suite<Console>) {
         format_args!("{seen:?} {:#x}", NESTED.load(Ordering::Acquire)),
     );
     suite.equal("gic/preempting-rpr", RUNNING.load(Ordering::Acquire), 0x20);
-    suite.equal("gic/rpr-after", mrs!("icc_rpr_el1") & 0xff, 0xff);
+    suite.equal("gic/rpr-after", ICC_RPR_EL1.get() & 0xff, 0xff);
 
     // The mask lets through what is above it only.
     irq::forget();
-    msr!("icc_pmr_el1", 0x60);
+    set(ICC_PMR_EL1, 0x60);
     gic::send_sgi(8, cpu::index());
     gic::send_sgi(7, cpu::index());
     let higher = irq::arrives(7, 1);
@@ -234,17 +238,17 @@ fn priorities(suite: &mut Suite<Console>) {
     suite.equal("gic/pmr-equal", u64::from(irq::taken(8)), 0);
     suite.equal("gic/pmr-masked-iar", u64::from(gic::acknowledge()), 1023);
     // 0xf0 keeps what one Security state's five bits and two states' four keep.
-    msr!("icc_pmr_el1", 0xf0);
-    suite.equal("gic/pmr-reads", mrs!("icc_pmr_el1"), 0xf0);
+    set(ICC_PMR_EL1, 0xf0);
+    suite.equal("gic/pmr-reads", ICC_PMR_EL1.get(), 0xf0);
     suite.check("gic/pmr-lifted", irq::arrives(8, 1), "not taken");
 
     // The group's own enable.
     irq::forget();
-    msr!("icc_igrpen1_el1", 0);
+    set(ICC_IGRPEN1_EL1, 0);
     gic::send_sgi(7, cpu::index());
     irq::settle();
     suite.equal("gic/igrpen1-off", u64::from(irq::taken(7)), 0);
-    msr!("icc_igrpen1_el1", 1);
+    set(ICC_IGRPEN1_EL1, 1);
     suite.check("gic/igrpen1-on", irq::arrives(7, 1), "not taken");
     // The distributor's.
     gic::set_d(gicd::CTLR, 1 << 4);
@@ -263,13 +267,13 @@ fn priorities(suite: &mut Suite<Console>) {
 fn eoi_mode_1(suite: &mut Suite<Console>) {
     irq::forget();
     asm::irq_off();
-    msr!("icc_ctlr_el1", mrs!("icc_ctlr_el1") | 2);
-    suite.equal("gic/eoimode", mrs!("icc_ctlr_el1") & 2, 2);
+    set(ICC_CTLR_EL1, ICC_CTLR_EL1.get() | 2);
+    suite.equal("gic/eoimode", ICC_CTLR_EL1.get() & 2, 2);
     gic::send_sgi(4, cpu::index());
-    cpu::eventually(|| mrs!("icc_hppir1_el1") == 4);
+    cpu::eventually(|| ICC_HPPIR1_EL1.get() == 4);
     suite.equal("gic/eoimode1-acknowledge", u64::from(gic::acknowledge()), 4);
     gic::end(4);
-    suite.equal("gic/eoimode1-drop", mrs!("icc_rpr_el1") & 0xff, 0xff);
+    suite.equal("gic/eoimode1-drop", ICC_RPR_EL1.get() & 0xff, 0xff);
     suite.check(
         "gic/eoimode1-active",
         gic::get(gicd::ISACTIVER, 4),
@@ -278,7 +282,7 @@ fn eoi_mode_1(suite: &mut Suite<Console>) {
     // While it is active it is not taken again; another of its priority is.
     gic::send_sgi(4, cpu::index());
     gic::send_sgi(10, cpu::index());
-    cpu::eventually(|| mrs!("icc_hppir1_el1") == 10);
+    cpu::eventually(|| ICC_HPPIR1_EL1.get() == 10);
     suite.equal("gic/eoimode1-other", u64::from(gic::acknowledge()), 10);
     suite.equal(
         "gic/eoimode1-not-again",
@@ -288,7 +292,7 @@ fn eoi_mode_1(suite: &mut Suite<Console>) {
     gic::end(10);
     gic::deactivate(10);
     gic::deactivate(4);
-    cpu::eventually(|| mrs!("icc_hppir1_el1") == 4);
+    cpu::eventually(|| ICC_HPPIR1_EL1.get() == 4);
     suite.check("gic/dir-inactive", !gic::get(gicd::ISACTIVER, 4), "active");
     suite.equal("gic/dir-then-again", u64::from(gic::acknowledge()), 4);
     gic::end(4);
@@ -298,10 +302,10 @@ fn eoi_mode_1(suite: &mut Suite<Console>) {
     gic::set_edge(SPI, true);
     gic::route(SPI, cpu::index());
     gic::send_sgi(4, cpu::index());
-    cpu::eventually(|| mrs!("icc_hppir1_el1") == 4);
+    cpu::eventually(|| ICC_HPPIR1_EL1.get() == 4);
     let low = gic::acknowledge();
     gic::put(gicd::ISPENDR, SPI);
-    cpu::eventually(|| mrs!("icc_hppir1_el1") == u64::from(SPI));
+    cpu::eventually(|| ICC_HPPIR1_EL1.get() == u64::from(SPI));
     let high = gic::acknowledge();
     gic::end(high);
     gic::end(low);
@@ -314,7 +318,7 @@ fn eoi_mode_1(suite: &mut Suite<Console>) {
         format_args!("{low} {high} {active:?}"),
     );
     gic::disable(SPI);
-    msr!("icc_ctlr_el1", mrs!("icc_ctlr_el1") & !2);
+    set(ICC_CTLR_EL1, ICC_CTLR_EL1.get() & !2);
     asm::irq_on();
 }
 
@@ -331,12 +335,12 @@ fn spis(suite: &mut Suite<Console>) {
     // Disabled while pending, perhaps in a list register.
     asm::irq_off();
     gic::put(gicd::ISPENDR, SPI);
-    cpu::eventually(|| mrs!("icc_hppir1_el1") == u64::from(SPI));
+    cpu::eventually(|| ICC_HPPIR1_EL1.get() == u64::from(SPI));
     gic::put(gicd::ICENABLER, SPI);
     gic::sync();
     suite.equal(
         "gic/disabled-hppir",
-        mrs!("icc_hppir1_el1"),
+        ICC_HPPIR1_EL1.get(),
         u64::from(NOTHING),
     );
     asm::irq_on();
@@ -354,7 +358,7 @@ fn spis(suite: &mut Suite<Console>) {
     // Cleared while pending.
     asm::irq_off();
     gic::put(gicd::ISPENDR, SPI);
-    cpu::eventually(|| mrs!("icc_hppir1_el1") == u64::from(SPI));
+    cpu::eventually(|| ICC_HPPIR1_EL1.get() == u64::from(SPI));
     gic::put(gicd::ICPENDR, SPI);
     gic::sync();
     asm::irq_on();
@@ -372,13 +376,13 @@ fn spis(suite: &mut Suite<Console>) {
     suite.check("gic/icactiver", irq::arrives(SPI, 3), "not taken");
 
     // Its priority changed while it is pending and masked by it.
-    msr!("icc_pmr_el1", 0x80);
+    set(ICC_PMR_EL1, 0x80);
     gic::put(gicd::ISPENDR, SPI);
     irq::settle();
     suite.equal("gic/masked-spi", u64::from(irq::taken(SPI)), 3);
     gic::set_priority(SPI, 0x40);
     suite.check("gic/raised-spi", irq::arrives(SPI, 4), "not taken");
-    msr!("icc_pmr_el1", 0xf8);
+    set(ICC_PMR_EL1, 0xf8);
 
     // IROUTER, in a word and in halves; 1-of-N reads back.
     let base = machine::get().gicd + gicd::IROUTER + u64::from(SPI) * 8;
@@ -519,7 +523,7 @@ fn many(suite: &mut Suite<Console>) {
     // All active at once, in EOImode 1, then ended in the order taken.
     irq::forget();
     asm::irq_off();
-    msr!("icc_ctlr_el1", mrs!("icc_ctlr_el1") | 2);
+    set(ICC_CTLR_EL1, ICC_CTLR_EL1.get() | 2);
     for n in 0..MANY {
         gic::put(gicd::ISPENDR, SPI + n);
     }
@@ -548,7 +552,7 @@ fn many(suite: &mut Suite<Console>) {
         .filter(|n| gic::get(gicd::ISACTIVER, SPI + n))
         .count();
     suite.equal("gic/60-inactive", active as u64, 0);
-    msr!("icc_ctlr_el1", mrs!("icc_ctlr_el1") & !2);
+    set(ICC_CTLR_EL1, ICC_CTLR_EL1.get() & !2);
     asm::irq_on();
     for n in 0..MANY {
         gic::disable(SPI + n);
@@ -634,7 +638,7 @@ pub fn other_cpus(suite: &mut Suite<Console>) {
     asm::irq_off();
     gic::route(SPI, 0);
     gic::put(gicd::ISPENDR, SPI);
-    cpu::eventually(|| mrs!("icc_hppir1_el1") == u64::from(SPI));
+    cpu::eventually(|| ICC_HPPIR1_EL1.get() == u64::from(SPI));
     gic::route(SPI, 1);
     let came = cpu::eventually(|| irq::taken_by(1, SPI) == 2);
     suite.check("gic/rerouted-pending", came, irq::taken_by(1, SPI));
@@ -647,7 +651,7 @@ pub fn other_cpus(suite: &mut Suite<Console>) {
     asm::irq_off();
     gic::route(SPI, 0);
     gic::put(gicd::ISPENDR, SPI);
-    cpu::eventually(|| mrs!("icc_hppir1_el1") == u64::from(SPI));
+    cpu::eventually(|| ICC_HPPIR1_EL1.get() == u64::from(SPI));
     let own = gic::acknowledge();
     gic::route(SPI, 1);
     gic::put(gicd::ISPENDR, SPI);

@@ -1,6 +1,7 @@
 //! Takes interrupts and remembers them: how often each came to each CPU, and in
 //! which order.
 
+use arm64::regs::CNTFRQ_EL0;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use tests::bare::{MAX_CPUS, cpu, exception, gic};
@@ -80,7 +81,7 @@ pub fn arrives(intid: u32, count: u32) -> bool {
 /// Lets some time pass in which something wrong could happen: accesses that
 /// leave for the hypervisor, too.
 pub fn settle() {
-    let end = cpu::now() + tests::mrs!("cntfrq_el0") / 500;
+    let end = cpu::now() + CNTFRQ_EL0.get() / 500;
     while cpu::now() < end {
         gic::d(gic::gicd::TYPER);
     }

@@ -4,7 +4,9 @@
 //! The UART's identification reads as 0x11, 0x10, 0x14, 0x00, 0x0d, 0xf0, 0x05,
 //! 0xb1, a word each; ILPR keeps 32 bits, IBRD behind it 16, FBRD behind that 6.
 
+use arm64::regs::{CPACR_EL1, ID_AA64ISAR0_EL1, ID_AA64ISAR1_EL1, ID_AA64MMFR0_EL1};
 use core::arch::asm;
+use tests::bare::asm::set;
 
 use tests::bare::console::Console;
 use tests::bare::{asm as instr, exception, machine, mmu};
@@ -89,14 +91,14 @@ impl Checks<'_> {
 pub fn checks(suite: &mut Suite<Console>) {
     let mut checks = Checks { suite };
     let kept = now();
-    tests::msr!("cpacr_el1", tests::mrs!("cpacr_el1") | 3 << 20);
+    set(CPACR_EL1, CPACR_EL1.get() | 3 << 20);
     index(&mut checks);
     pairs(&mut checks);
     ordered(&mut checks);
     vectors(&mut checks);
     vector_stores(&mut checks);
     exclusives(&mut checks);
-    if tests::mrs!("id_aa64isar0_el1") >> 20 & 0xf >= 2 {
+    if ID_AA64ISAR0_EL1.get() >> 20 & 0xf >= 2 {
         atomics(&mut checks);
     }
     blocks(&mut checks);
@@ -236,7 +238,7 @@ fn ordered(checks: &mut Checks<'_>) {
         "stlrh w2, [x1]"
     );
     checks.same("mmio/release", now(), [0x8765_4321, 0x44, 9]);
-    let lrcpc = tests::mrs!("id_aa64isar1_el1") >> 20 & 0xf;
+    let lrcpc = ID_AA64ISAR1_EL1.get() >> 20 & 0xf;
     if lrcpc >= 1 {
         checks.same(
             "mmio/acquire-pc",
@@ -500,7 +502,7 @@ fn blocks(checks: &mut Checks<'_>) {
 /// The same as a big-endian program sees it, with the MMU off, since its tables
 /// are not.
 fn big_endian(checks: &mut Checks<'_>) {
-    if tests::mrs!("id_aa64mmfr0_el1") >> 8 & 0xf == 0 {
+    if ID_AA64MMFR0_EL1.get() >> 8 & 0xf == 0 {
         return;
     }
     preset([0, 0, 0]);

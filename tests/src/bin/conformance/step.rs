@@ -2,15 +2,16 @@
 //! instructions that the hypervisor emulates: each is one step, no more and no
 //! less.
 
+use arm64::regs::{DAIF, MDSCR_EL1, OSLAR_EL1};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use tests::bare::asm::set;
 
 use tests::bare::console::Console;
 use tests::bare::exception::{self, Frame};
 use tests::bare::gic::gicd;
 use tests::bare::{machine, mmu};
 use tests::suite::Suite;
-use tests::{mrs, msr};
 
 // x0 = the UART's identification, x1 = the distributor's GICD_TYPER, both at
 // addresses that the code reaches; x2 = where it begins, x3 = its PSTATE.
@@ -86,7 +87,7 @@ fn serve(frame: &mut Frame) -> bool {
         _ => return false,
     }
     frame.elr = (&raw const step_back).addr() as u64;
-    frame.spsr = mrs!("daif") | 0b0101;
+    frame.spsr = DAIF.get() | 0b0101;
     true
 }
 
@@ -103,7 +104,7 @@ pub fn checks(suite: &mut Suite<Console>) {
     let uart = device + (machine.uart & IN_GIB);
     let gic = device + (machine.gicd & IN_GIB);
     exception::on_sync(serve);
-    msr!("oslar_el1", 0);
+    set(OSLAR_EL1, 0);
     // EL0 with all of DAIF masked; EL1h with D, of debug exceptions, clear.
     for (names, start, mdscr, pstate) in [
         (
@@ -126,11 +127,11 @@ pub fn checks(suite: &mut Suite<Console>) {
         START.store(start, Ordering::Relaxed);
         COUNT.store(0, Ordering::Relaxed);
         READ.store(0, Ordering::Relaxed);
-        msr!("mdscr_el1", mdscr);
-        suite.equal(names[0], mrs!("mdscr_el1") & mdscr, mdscr);
+        set(MDSCR_EL1, mdscr);
+        suite.equal(names[0], MDSCR_EL1.get() & mdscr, mdscr);
         // SAFETY: The code reads two devices and comes back by SVC.
         unsafe { step_enter(uart + 0xff0, gic + gicd::TYPER, start, pstate) };
-        msr!("mdscr_el1", 0);
+        set(MDSCR_EL1, 0);
         let count = COUNT.load(Ordering::Relaxed);
         let steps = STEPS.each_ref().map(|step| step.load(Ordering::Relaxed));
         suite.check(

@@ -1,11 +1,15 @@
 //! The generic timer's virtual and physical timers (DDI0487, D11.2).
 
+use arm64::regs::{
+    CNTFRQ_EL0, CNTP_CTL_EL0, CNTP_CVAL_EL0, CNTP_TVAL_EL0, CNTPCT_EL0, CNTV_CTL_EL0,
+    CNTV_CVAL_EL0, CNTV_TVAL_EL0, CNTVCT_EL0,
+};
 use core::sync::atomic::{AtomicU64, Ordering};
+use tests::bare::asm::set;
 
 use tests::bare::console::Console;
 use tests::bare::{asm, cpu, gic, psci};
 use tests::suite::Suite;
-use tests::{mrs, msr};
 
 use crate::irq;
 use crate::psci::Name;
@@ -38,45 +42,45 @@ impl Timer {
     fn count(self) -> u64 {
         asm::isb();
         match self {
-            Virtual => mrs!("cntvct_el0"),
-            Physical => mrs!("cntpct_el0"),
+            Virtual => CNTVCT_EL0.get(),
+            Physical => CNTPCT_EL0.get(),
         }
     }
     fn ctl(self) -> u64 {
         asm::isb();
         match self {
-            Virtual => mrs!("cntv_ctl_el0"),
-            Physical => mrs!("cntp_ctl_el0"),
+            Virtual => CNTV_CTL_EL0.get(),
+            Physical => CNTP_CTL_EL0.get(),
         }
     }
     fn set_ctl(self, value: u64) {
         match self {
-            Virtual => msr!("cntv_ctl_el0", value),
-            Physical => msr!("cntp_ctl_el0", value),
+            Virtual => set(CNTV_CTL_EL0, value),
+            Physical => set(CNTP_CTL_EL0, value),
         }
     }
     fn cval(self) -> u64 {
         match self {
-            Virtual => mrs!("cntv_cval_el0"),
-            Physical => mrs!("cntp_cval_el0"),
+            Virtual => CNTV_CVAL_EL0.get(),
+            Physical => CNTP_CVAL_EL0.get(),
         }
     }
     fn set_cval(self, value: u64) {
         match self {
-            Virtual => msr!("cntv_cval_el0", value),
-            Physical => msr!("cntp_cval_el0", value),
+            Virtual => set(CNTV_CVAL_EL0, value),
+            Physical => set(CNTP_CVAL_EL0, value),
         }
     }
     fn tval(self) -> u64 {
         match self {
-            Virtual => mrs!("cntv_tval_el0"),
-            Physical => mrs!("cntp_tval_el0"),
+            Virtual => CNTV_TVAL_EL0.get(),
+            Physical => CNTP_TVAL_EL0.get(),
         }
     }
     fn set_tval(self, value: u64) {
         match self {
-            Virtual => msr!("cntv_tval_el0", value),
-            Physical => msr!("cntp_tval_el0", value),
+            Virtual => set(CNTV_TVAL_EL0, value),
+            Physical => set(CNTP_TVAL_EL0, value),
         }
     }
 }
@@ -88,7 +92,7 @@ fn of(intid: u32) -> Option<Timer> {
 }
 
 fn ticks(microseconds: u64) -> u64 {
-    mrs!("cntfrq_el0") * microseconds / 1_000_000
+    CNTFRQ_EL0.get() * microseconds / 1_000_000
 }
 
 /// Handlers: one shot, and one that sets the next.

@@ -1,7 +1,9 @@
 //! What the CPU has, as its ID registers tell it.
 
+use arm64::regs::{
+    CTR_EL0, ID_AA64ISAR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1,
+};
 use pgtable::{Features, Granule};
-use tests::mrs;
 
 /// What the CPU has.
 #[derive(Debug)]
@@ -27,10 +29,10 @@ impl Cpu {
     /// Reads the ID registers.
     pub fn read() -> Self {
         let field = |register: u64, shift: u32| (register >> shift & 0xf) as u8;
-        let mmfr0 = mrs!("id_aa64mmfr0_el1");
-        let mmfr1 = mrs!("id_aa64mmfr1_el1");
-        let mmfr2 = mrs!("S3_0_C0_C7_2");
-        let isar0 = mrs!("id_aa64isar0_el1");
+        let mmfr0 = ID_AA64MMFR0_EL1.get();
+        let mmfr1 = ID_AA64MMFR1_EL1.get();
+        let mmfr2 = ID_AA64MMFR2_EL1.get();
+        let isar0 = ID_AA64ISAR0_EL1.get();
         // TGran4 and TGran64: 0 there, 15 none. TGran16: 0 none, 1 there.
         let stage1 = [
             match field(mmfr0, 28) {
@@ -67,7 +69,7 @@ impl Cpu {
                 hw_dirty: false,
                 ttst: field(mmfr2, 28) >= 1,
                 cnp: false,
-                dic: mrs!("ctr_el0") >> 29 & 1 != 0,
+                dic: CTR_EL0.get() >> 29 & 1 != 0,
                 bbm2: false,
             },
             hafdbs: field(mmfr1, 0),

@@ -2,14 +2,15 @@
 //! leaves stage-2 entries behind. What is kept is a walk's own access to a
 //! stage-1 table, so EL1's MMU is on here.
 
+use arm64::regs::{MAIR_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1};
 use pgtable::{
     Attrs, Budget, Caches, Errata, Granule, Ignore, Ipa, Leaves, Level, Map, Pa, Partial, Stage2,
     Stage2Config, Vmid,
 };
-use tests::bare::asm::write64;
+use tests::bare::asm::{steer, write64};
 use tests::bare::console::Console;
+use tests::println;
 use tests::suite::Suite;
-use tests::{msr, println};
 
 use crate::cpu::Cpu;
 use crate::guest::{self, Stage1};
@@ -80,10 +81,13 @@ fn stale(cpu: &Cpu, errata: Errata) -> Option<bool> {
     let table = pool.block(4096);
     // SAFETY: A page of the pool's.
     unsafe { write64(table + 8 * (ram / GIB), ram | 1 | 1 << 10 | 3 << 8) };
-    msr!("mair_el1", 0xff);
-    msr!("tcr_el1", 25 | 1 << 23 | 2 << 32);
-    msr!("ttbr0_el1", RANGE + (table - ram));
-    msr!("sctlr_el1", 0x30d0_0801u64);
+    // SAFETY: EL1's, which runs no code but for the translations below.
+    unsafe {
+        steer(MAIR_EL1, 0xff);
+        steer(TCR_EL1, 25 | 1 << 23 | 2 << 32);
+        steer(TTBR0_EL1, RANGE + (table - ram));
+        steer(SCTLR_EL1, 0x30d0_0801);
+    }
     let before = translate(root);
     let gone = tree.unmap(
         maint,
@@ -94,7 +98,8 @@ fn stale(cpu: &Cpu, errata: Errata) -> Option<bool> {
         budget,
     );
     let after = translate(root);
-    msr!("sctlr_el1", 0x30d0_0800u64);
+    // SAFETY: As above.
+    unsafe { steer(SCTLR_EL1, 0x30d0_0800) };
     guest::load(&geometry, tree.vttbr(), Stage1::Own);
     if before != Ok(root) || gone.is_err() {
         return None;

@@ -3,19 +3,17 @@
 //!
 //! Stage 1 is off and its accesses are cacheable (`HCR_EL2.DC`), as EL2's are.
 
-use core::arch::{asm, global_asm};
+use arm64::regs::{
+    CPTR_EL2, ESR_EL1, HCR_EL2, HPFAR_EL2, SCTLR_EL1, VBAR_EL1, VTCR_EL2, VTTBR_EL2,
+};
+use arm64::{bits, instr};
+use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use pgtable::Geometry;
+use tests::bare::asm::{set, steer};
 use tests::bare::exception::{self, Frame};
 use tests::bare::{MAX_CPUS, cpu};
-use tests::{mrs, msr};
-
-/// HCR_EL2: stage 2 on; stage 1 off; EL1 is AArch64; FEAT_S2FWB.
-const HCR_VM: u64 = 1;
-const HCR_DC: u64 = 1 << 12;
-const HCR_RW: u64 = 1 << 31;
-const HCR_FWB: u64 = 1 << 46;
 
 /// EL1's stage 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,35 +27,42 @@ pub enum Stage1 {
 /// Gets EL1 ready on this CPU: its MMU off, little-endian.
 pub fn start() {
     exception::on_sync(lower);
-    msr!("hcr_el2", HCR_RW);
-    msr!("cptr_el2", 0x33ff);
-    msr!("sctlr_el1", 0x30d0_0800u64);
+    // No trap of FP: RES1, and SVE's and SME's.
+    set(CPTR_EL2, bits!(CPTR_EL2: RES1_0, RES1_9, RES1_13, TZ, TSM));
+    // SAFETY: EL1 does not run, and its MMU is off.
+    unsafe {
+        steer(HCR_EL2, bits!(HCR_EL2: RW));
+        steer(SCTLR_EL1, 0x30d0_0800);
+    }
     code_at(code());
 }
 
 /// Loads a tree into this CPU's registers, and forgets all earlier ones.
 pub fn load(geometry: &Geometry, vttbr: u64, stage1: Stage1) {
-    let fwb = if geometry.features().fwb { HCR_FWB } else { 0 };
-    let off = if stage1 == Stage1::Off { HCR_DC } else { 0 };
-    msr!("hcr_el2", HCR_RW | HCR_VM | fwb | off);
-    msr!("vtcr_el2", geometry.vtcr());
-    msr!("vttbr_el2", vttbr);
-    // SAFETY: Drops what TLBs know of EL1 and EL0.
+    let mut hcr = bits!(HCR_EL2: RW, VM);
+    if geometry.features().fwb {
+        hcr |= bits!(HCR_EL2: FWB);
+    }
+    if stage1 == Stage1::Off {
+        hcr |= bits!(HCR_EL2: DC);
+    }
+    // SAFETY: A tree of this program's, for an EL1 that does not run.
     unsafe {
-        asm!(
-            "dsb ish",
-            "tlbi alle1is",
-            "dsb ish",
-            "isb",
-            options(nostack)
-        );
-    };
+        steer(HCR_EL2, hcr);
+        steer(VTCR_EL2, geometry.vtcr());
+        steer(VTTBR_EL2, vttbr);
+    }
+    instr::dsb_ish();
+    instr::tlbi_alle1is();
+    instr::dsb_ish();
+    instr::isb();
 }
 
 /// Installs another tree of the same geometry.
 pub fn switch(vttbr: u64) {
-    if mrs!("vttbr_el2") != vttbr {
-        msr!("vttbr_el2", vttbr);
+    if VTTBR_EL2.get() != vttbr {
+        // SAFETY: A tree of this program's, for an EL1 that does not run.
+        unsafe { steer(VTTBR_EL2, vttbr) };
     }
 }
 
@@ -122,7 +127,8 @@ pub fn code() -> u64 {
 
 /// Where EL1 finds its code on this CPU from now on, as an IPA.
 pub fn code_at(ipa: u64) {
-    msr!("vbar_el1", ipa + VECTORS);
+    // SAFETY: Its vectors, as it sees them.
+    unsafe { steer(VBAR_EL1, ipa + VECTORS) };
     PES[cpu::index()].code.store(ipa, Ordering::Relaxed);
 }
 
@@ -151,7 +157,7 @@ fn lower(frame: &mut Frame) -> bool {
     let pe = &PES[cpu::index()];
     pe.esr.store(frame.esr, Ordering::Relaxed);
     pe.far.store(frame.far, Ordering::Relaxed);
-    pe.hpfar.store(mrs!("hpfar_el2"), Ordering::Relaxed);
+    pe.hpfar.store(HPFAR_EL2.get(), Ordering::Relaxed);
     frame.elr = (&raw const el1_back).addr() as u64;
     frame.spsr = 0x3c9;
     true
@@ -199,7 +205,7 @@ fn run(offset: u64, x0: u64, x1: u64, spsr: u64) -> Result<u64, Fault> {
     }
     // What EL1 took itself is an external abort, or an undefined instruction.
     let own = esr >> 26 == 0x16;
-    let esr = if own { mrs!("esr_el1") } else { esr };
+    let esr = if own { ESR_EL1.get() } else { esr };
     if own && spsr == EL0 && esr >> 26 == SVC {
         return Ok(value);
     }

@@ -1,10 +1,9 @@
 //! The instructions that `pgtable` asks for, and those that ask the MMU.
 
-use core::arch::asm;
-
+use arm64::instr;
+use arm64::regs::{PAR_EL1, VTCR_EL2, VTTBR_EL2};
 use pgtable::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi, TlbiKind};
 use tests::bare::asm::clean;
-use tests::mrs;
 
 use crate::memory::{DATA, ENDS, is_ram};
 
@@ -14,35 +13,28 @@ pub struct Instructions;
 
 impl Maintenance for Instructions {
     fn barrier(&mut self, barrier: Barrier) {
-        // SAFETY: Barriers.
-        unsafe {
-            match barrier {
-                Barrier::DsbIshst => asm!("dsb ishst", options(nostack)),
-                Barrier::DsbIsh => asm!("dsb ish", options(nostack)),
-                Barrier::DsbNshst => asm!("dsb nshst", options(nostack)),
-                Barrier::DsbNsh => asm!("dsb nsh", options(nostack)),
-                Barrier::Isb => asm!("isb", options(nostack)),
-            }
+        match barrier {
+            Barrier::DsbIshst => instr::dsb_ishst(),
+            Barrier::DsbIsh => instr::dsb_ish(),
+            Barrier::DsbNshst => instr::dsb_nshst(),
+            Barrier::DsbNsh => instr::dsb_nsh(),
+            Barrier::Isb => instr::isb(),
         }
     }
 
     fn tlbi(&mut self, op: Tlbi) {
         let operand = op.operand();
-        // SAFETY: Invalidations drop copies of what tables say.
-        unsafe {
-            match op.kind() {
-                TlbiKind::Ipas2e1is => asm!("tlbi ipas2e1is, {}", in(reg) operand),
-                // By encoding: the assembler wants FEAT_TLBIRANGE for the name.
-                TlbiKind::Ripas2e1is => asm!("sys #4, c8, c0, #2, {}", in(reg) operand),
-                TlbiKind::Ipas2e1 => asm!("tlbi ipas2e1, {}", in(reg) operand),
-                TlbiKind::Vmalle1is => asm!("tlbi vmalle1is"),
-                TlbiKind::Vmalle1 => asm!("tlbi vmalle1"),
-                TlbiKind::Vmalls12e1is => asm!("tlbi vmalls12e1is"),
-                TlbiKind::Alle1is => asm!("tlbi alle1is"),
-                TlbiKind::Vae2is => asm!("tlbi vae2is, {}", in(reg) operand),
-                TlbiKind::Rvae2is => asm!("sys #4, c8, c2, #1, {}", in(reg) operand),
-                TlbiKind::Alle2is => asm!("tlbi alle2is"),
-            }
+        match op.kind() {
+            TlbiKind::Ipas2e1is => instr::tlbi_ipas2e1is(operand),
+            TlbiKind::Ripas2e1is => instr::tlbi_ripas2e1is(operand),
+            TlbiKind::Ipas2e1 => instr::tlbi_ipas2e1(operand),
+            TlbiKind::Vmalle1is => instr::tlbi_vmalle1is(),
+            TlbiKind::Vmalle1 => instr::tlbi_vmalle1(),
+            TlbiKind::Vmalls12e1is => instr::tlbi_vmalls12e1is(),
+            TlbiKind::Alle1is => instr::tlbi_alle1is(),
+            TlbiKind::Vae2is => instr::tlbi_vae2is(operand),
+            TlbiKind::Rvae2is => instr::tlbi_rvae2is(operand),
+            TlbiKind::Alle2is => instr::tlbi_alle2is(),
         }
     }
 
@@ -55,30 +47,26 @@ impl Maintenance for Instructions {
                     clean_frames(pa.get(), pa.get() + size);
                 }
             }
-            // SAFETY: Drops copies of instructions.
-            CacheOp::InvalidateInstructions => unsafe {
-                asm!("ic ialluis", "dsb ish", "isb", options(nostack));
-            },
+            CacheOp::InvalidateInstructions => {
+                instr::ic_ialluis();
+                instr::dsb_ish();
+                instr::isb();
+            }
         }
     }
 
     fn stage2(&mut self) -> Stage2Regs {
         Stage2Regs {
-            vtcr: mrs!("vtcr_el2"),
-            vttbr: mrs!("vttbr_el2"),
+            vtcr: VTCR_EL2.get(),
+            vttbr: VTTBR_EL2.get(),
         }
     }
 
     fn set_stage2(&mut self, regs: Stage2Regs) {
         // SAFETY: A tree of this program's, or what was installed before.
         unsafe {
-            asm!(
-                "msr vtcr_el2, {}",
-                "msr vttbr_el2, {}",
-                in(reg) regs.vtcr,
-                in(reg) regs.vttbr,
-                options(nostack)
-            );
+            VTCR_EL2.steer(regs.vtcr);
+            VTTBR_EL2.steer(regs.vttbr);
         }
     }
 }
@@ -105,7 +93,7 @@ pub struct At {
 }
 
 fn par(va: u64) -> Result<At, u64> {
-    let par = mrs!("par_el1");
+    let par = PAR_EL1.get();
     if par & 1 != 0 {
         return Err(par);
     }
@@ -118,15 +106,15 @@ fn par(va: u64) -> Result<At, u64> {
 
 /// `AT S12E1R`: what a read at EL1 meets, or PAR_EL1 of the fault.
 pub fn at_guest(va: u64) -> Result<At, u64> {
-    // SAFETY: Writes PAR_EL1 alone.
-    unsafe { asm!("at s12e1r, {}", "isb", in(reg) va, options(nostack)) };
+    instr::at_s12e1r(va);
+    instr::isb();
     par(va)
 }
 
 /// `AT S1E2R`: what a read at EL2 meets, or PAR_EL1 of the fault.
 pub fn at_el2(va: u64) -> Result<At, u64> {
-    // SAFETY: Writes PAR_EL1 alone.
-    unsafe { asm!("at s1e2r, {}", "isb", in(reg) va, options(nostack)) };
+    instr::at_s1e2r(va);
+    instr::isb();
     par(va)
 }
 

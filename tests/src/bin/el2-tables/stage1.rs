@@ -2,6 +2,8 @@
 //! a while, and its rights and addresses are tried; then one of them stays on for
 //! the rest of the program, so that RAM is Normal memory, where CPUs may share.
 
+use arm64::instr;
+use arm64::regs::SCTLR_EL2;
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 
@@ -13,8 +15,8 @@ use tests::bare::asm::{clean, read64, write64};
 use tests::bare::console::{self, Console};
 use tests::bare::exception::{Caught, probe};
 use tests::bare::{machine, mmu};
+use tests::println;
 use tests::suite::Suite;
-use tests::{mrs, println};
 
 use crate::cpu::{Cpu, name};
 use crate::erratum::errata;
@@ -143,7 +145,7 @@ fn on(geometry: &El2Geometry, ttbr: u64, end: u64) {
             "msr ttbr0_el2, {0}", "msr tcr_el2, {1}", "msr mair_el2, {2}", "isb",
             "msr sctlr_el2, {3}", "isb",
             in(reg) ttbr, in(reg) geometry.tcr(), in(reg) geometry.mair(),
-            in(reg) mrs!("sctlr_el2") | ON,
+            in(reg) SCTLR_EL2.get() | ON,
             options(nostack),
         );
     }
@@ -151,7 +153,7 @@ fn on(geometry: &El2Geometry, ttbr: u64, end: u64) {
 
 /// Turns the MMU off; what was written until `end` is in memory then.
 fn off(end: u64) {
-    let line = 4u64 << (mrs!("ctr_el0") >> 16 & 0xf);
+    let line = instr::dcache_line();
     // SAFETY: All is mapped at its own address. Nothing is read or written until
     // the caches are clean.
     unsafe {
@@ -159,7 +161,7 @@ fn off(end: u64) {
             "msr sctlr_el2, {0}", "isb",
             "2:", "dc civac, {1}", "add {1}, {1}, {2}", "cmp {1}, {3}", "b.lo 2b",
             "dsb sy", "tlbi alle2", "dsb nsh", "isb",
-            in(reg) mrs!("sctlr_el2") & !ON,
+            in(reg) SCTLR_EL2.get() & !ON,
             inout(reg) machine::get().image.start & !(line - 1) => _,
             in(reg) line, in(reg) end,
             options(nostack),
@@ -344,7 +346,7 @@ pub fn stay(cpu: &Cpu, high: Option<u64>) -> Option<u64> {
     let (ttbr, end) = (map.ttbr(), pool.used());
     pool.keep();
     on(&geometry, ttbr, end);
-    let registers = [ttbr, geometry.tcr(), geometry.mair(), mrs!("sctlr_el2")];
+    let registers = [ttbr, geometry.tcr(), geometry.mair(), SCTLR_EL2.get()];
     for (register, value) in mmu::REGISTERS.iter().zip(registers) {
         register.store(value, Ordering::Relaxed);
     }

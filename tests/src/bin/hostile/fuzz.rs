@@ -2,14 +2,15 @@
 //! one of them go off and are turned on again; then all of that memory must come
 //! back.
 
+use arm64::regs::{CNTP_CTL_EL0, CNTP_CVAL_EL0};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tests::bare::asm::set;
 
 use rmi::vendor::{self, Vendor};
 use rmi::{Command, fid};
 use tests::bare::console::Console;
 use tests::bare::psci::{affinity_info, fid as power, psci};
 use tests::bare::{MAX_CPUS, cpu, gic, machine};
-use tests::msr;
 use tests::random::Random;
 use tests::suite::Suite;
 
@@ -155,8 +156,8 @@ fn run() {
     // An interrupt that is always pending: no vCPU runs for long.
     gic::start_cpu();
     gic::enable(30, 0x80);
-    msr!("cntp_cval_el0", 0);
-    msr!("cntp_ctl_el0", 1);
+    set(CNTP_CVAL_EL0, 0);
+    set(CNTP_CTL_EL0, 1);
     let me = cpu::index();
     let left = &LEFT[me];
     let mut n = left.load(Ordering::Relaxed);
@@ -203,7 +204,7 @@ fn run() {
             let _ = read(shared(&mut random));
         }
     }
-    msr!("cntp_ctl_el0", 0);
+    set(CNTP_CTL_EL0, 0);
     gic::disable(30);
 }
 

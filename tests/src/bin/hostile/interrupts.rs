@@ -2,15 +2,20 @@
 //! has its own virtual timer as before, whatever the guest had begun and not
 //! ended.
 
+use arm64::regs::{
+    CNTKCTL_EL1, CNTP_CTL_EL0, CNTP_CVAL_EL0, CNTV_CTL_EL0, CNTV_CVAL_EL0, ICC_AP1R0_EL1,
+    ICC_BPR1_EL1, ICC_CTLR_EL1, ICC_IGRPEN0_EL1, ICC_IGRPEN1_EL1, ICC_PMR_EL1, ICC_RPR_EL1,
+    ICC_SRE_EL1,
+};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
+use tests::bare::asm::set;
 
 use rmi::run::EnterFlags;
 use tests::bare::console::Console;
 use tests::bare::gic::{gicd, gicr};
 use tests::bare::{cpu, gic};
 use tests::suite::Suite;
-use tests::{mrs, msr};
 
 use crate::tiny::{Exit, Tiny};
 
@@ -116,21 +121,21 @@ impl View {
         Self {
             redistributor,
             interface: [
-                mrs!("icc_sre_el1"),
-                mrs!("icc_pmr_el1"),
-                mrs!("icc_ctlr_el1"),
-                mrs!("icc_igrpen1_el1"),
-                mrs!("icc_igrpen0_el1"),
-                mrs!("icc_bpr1_el1"),
-                mrs!("icc_ap1r0_el1"),
-                mrs!("icc_rpr_el1"),
+                ICC_SRE_EL1.get(),
+                ICC_PMR_EL1.get(),
+                ICC_CTLR_EL1.get(),
+                ICC_IGRPEN1_EL1.get(),
+                ICC_IGRPEN0_EL1.get(),
+                ICC_BPR1_EL1.get(),
+                ICC_AP1R0_EL1.get(),
+                ICC_RPR_EL1.get(),
             ],
             timers: [
-                mrs!("cntv_ctl_el0"),
-                mrs!("cntv_cval_el0"),
-                mrs!("cntp_ctl_el0"),
-                mrs!("cntp_cval_el0"),
-                mrs!("cntkctl_el1"),
+                CNTV_CTL_EL0.get(),
+                CNTV_CVAL_EL0.get(),
+                CNTP_CTL_EL0.get(),
+                CNTP_CVAL_EL0.get(),
+                CNTKCTL_EL1.get(),
             ],
         }
     }
@@ -153,10 +158,10 @@ const SETTINGS: [(&str, fn()); 8] = [
     ("pending", || gic::put(gicd::ISPENDR, TIMER)),
     ("active", || gic::put(gicd::ISACTIVER, TIMER)),
     ("interface", || {
-        msr!("icc_pmr_el1", 0x60);
-        msr!("icc_ctlr_el1", MODE_1);
-        msr!("icc_bpr1_el1", 5);
-        msr!("icc_igrpen1_el1", 0);
+        set(ICC_PMR_EL1, 0x60);
+        set(ICC_CTLR_EL1, MODE_1);
+        set(ICC_BPR1_EL1, 5);
+        set(ICC_IGRPEN1_EL1, 0);
     }),
 ];
 
@@ -167,22 +172,22 @@ fn begin() {
     let at = gicr::SGI + gicd::ICFGR + 4;
     gic::set_r(at, gic::r(at) & !(2 << (TIMER % 16 * 2)));
     gic::enable(TIMER, 0xa0);
-    msr!("cntv_cval_el0", u64::MAX / 2);
-    msr!("cntv_ctl_el0", 1);
+    set(CNTV_CVAL_EL0, u64::MAX / 2);
+    set(CNTV_CTL_EL0, 1);
 }
 
 /// Whether the host's own virtual timer fires here, again and again.
 fn fires() -> bool {
-    msr!("icc_pmr_el1", 0xff);
+    set(ICC_PMR_EL1, 0xff);
     (0..3).all(|_| {
-        msr!("cntv_cval_el0", 0);
-        msr!("cntv_ctl_el0", 1);
+        set(CNTV_CVAL_EL0, 0);
+        set(CNTV_CTL_EL0, 1);
         let mut intid = gic::NOTHING;
         cpu::eventually(|| {
             intid = gic::acknowledge();
             intid != gic::NOTHING
         });
-        msr!("cntv_ctl_el0", 2);
+        set(CNTV_CTL_EL0, 2);
         cpu::now();
         if intid != gic::NOTHING {
             gic::end(intid);
@@ -234,7 +239,7 @@ pub fn checks(suite: &mut Suite<Console>) {
         }
     }
     begin();
-    msr!("cntv_ctl_el0", 0);
+    set(CNTV_CTL_EL0, 0);
     gic::disable(TIMER);
 }
 
@@ -327,7 +332,7 @@ fn take_over() {
     let inactive = !gic::get(gicd::ISACTIVER, TIMER);
     let seen = [ended, again, inactive].map(u64::from);
     SEEN.store(seen[0] << 2 | seen[1] << 1 | seen[2], Ordering::SeqCst);
-    msr!("cntv_ctl_el0", 0);
+    set(CNTV_CTL_EL0, 0);
     gic::disable(TIMER);
 }
 

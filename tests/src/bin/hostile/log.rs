@@ -4,12 +4,12 @@
 //! `bound=N` of the command line: no call may take longer than N ticks of the
 //! counter. Only where the counter counts instructions is that a fair question.
 
+use arm64::regs::CNTPCT_EL0;
 use rmi::fid;
 use rmi::vendor::Vendor;
 use tests::bare::asm::{self, Conduit};
 use tests::bare::console::Console;
 use tests::bare::{exception, machine, pl011};
-use tests::mrs;
 use tests::suite::Suite;
 
 use crate::calls::{self, INPUT, SUCCESS, ask};
@@ -77,13 +77,13 @@ fn flood() -> u64 {
 fn bounded(suite: &mut Suite<Console>, bound: u64) {
     let mut longest = 0;
     for n in 0..FLOOD {
-        let begun = mrs!("cntpct_el0");
+        let begun = CNTPCT_EL0.get();
         if n % 2 == 0 {
             calls::log(3, "and one more");
         } else {
             asm::call(Conduit::Smc, [fid::RMI_VERSION, 0x1_0000, 0, 0, 0, 0, 0, 0]);
         }
-        longest = longest.max(mrs!("cntpct_el0") - begun);
+        longest = longest.max(CNTPCT_EL0.get() - begun);
     }
     suite.check("log/bounded", longest <= bound, longest);
 }

@@ -5,12 +5,13 @@ mod mapping;
 mod shape;
 mod whole;
 
+use arm64::regs::VTTBR_EL2;
 use pgtable::{
     Attrs, Budget, Dirty, Entry, Flush, Geometry, Ignore, Ipa, Level, Map, Over, Pa, Partial,
     Stage2, Stopped, TableMem, Vmid,
 };
+use tests::println;
 use tests::random::Random;
-use tests::{mrs, println};
 
 use super::place::Places;
 use super::probe::{ensure, install, probe, touch};
@@ -176,7 +177,7 @@ impl<'p> Run<'p> {
     fn step(&mut self, kind: Kind, op: Op) -> Result<Ended, Wrong> {
         let [bits, a, b, c] = op;
         // Mostly the guest that is installed: its TLB entries live.
-        let installed = mrs!("vttbr_el2");
+        let installed = VTTBR_EL2.get();
         let current = usize::from(self.guests[1].tree.vttbr() == installed);
         let guest = if bits >> 10 & 3 == 3 {
             1 - current
@@ -210,7 +211,7 @@ impl<'p> Run<'p> {
         let result = self.operate(kind, guest, (start, end), (low, high), [bits, a, b, c]);
         self.pool.limit(u64::MAX);
         let ended = result?;
-        let now = mrs!("vttbr_el2");
+        let now = VTTBR_EL2.get();
         ensure!(
             now == installed
                 || matches!(
@@ -347,7 +348,7 @@ impl<'p> Run<'p> {
         }
         let code = self.places.code();
         let code = code..code + self.places.page();
-        let installed = mrs!("vttbr_el2");
+        let installed = VTTBR_EL2.get();
         install(&it.tree);
         let mut result = Ok(());
         for &ipa in points[..count].iter().filter(|ipa| !code.contains(ipa)) {

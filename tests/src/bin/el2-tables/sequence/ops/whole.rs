@@ -1,7 +1,7 @@
 //! Operations on all of a range or of a tree: a walk, the end.
 
+use arm64::regs::VTTBR_EL2;
 use pgtable::{Budget, Entry, Ignore, Ipa, Next, TableMem, Visit};
-use tests::mrs;
 
 use super::{Ended, Run};
 use crate::guest;
@@ -52,7 +52,7 @@ impl Run<'_> {
     pub(super) fn tear_down(&mut self, guest: usize, c: u64) -> Result<Ended, Wrong> {
         let places = [0, 1, 2, 3].map(|n| self.places.place(n));
         let it = &mut self.guests[guest];
-        let current = it.tree.vttbr() == mrs!("vttbr_el2");
+        let current = it.tree.vttbr() == VTTBR_EL2.get();
         let mut at = Ipa::new(0);
         let mut calls = 0;
         while at.get() < self.places.end() {
