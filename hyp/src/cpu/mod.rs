@@ -7,6 +7,9 @@ pub mod gic;
 pub mod pe;
 pub mod worlds;
 
+#[cfg(test)]
+mod tests;
+
 use arm64::frame::{FpState, Gprs};
 use arm64::regs::*;
 use arm64::{bits, instr};

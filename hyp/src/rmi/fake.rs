@@ -69,7 +69,15 @@ impl Host {
     /// # Panics
     /// When the development machine has no memory for it.
     pub fn new(granule: Granule, ram_size: u64) -> Self {
-        let features = Features {
+        Self::with(granule, ram_size, |_| {})
+    }
+
+    /// The same with features of its CPU changed.
+    ///
+    /// # Panics
+    /// As for [`new`](Self::new).
+    pub fn with(granule: Granule, ram_size: u64, change: fn(&mut Features)) -> Self {
+        let mut features = Features {
             pa_bits: 40,
             stage1: [GranuleSupport::Yes; 3],
             stage2: [GranuleSupport::Yes; 3],
@@ -77,6 +85,7 @@ impl Host {
             dcache_line: 64,
             ..Features::default()
         };
+        change(&mut features);
         let size = granule.page_size();
         let shift = u32::from(granule.page_bits());
         let mut ram = Regions::new();

@@ -1,0 +1,271 @@
+//! Which register is written before which, on the recording register file.
+
+extern crate std;
+
+use super::*;
+use crate::rmi::fake;
+use arm64::recording::{self, Event};
+use std::string::String;
+use std::vec::Vec;
+use std::{assert_eq, format};
+
+/// A guest's values: where each of its registers is told from the host's.
+fn guest_el1() -> El1 {
+    El1 {
+        sctlr: 0x1111,
+        ttbr0: 0x2222,
+        tcr: 0x3333,
+        vbar: 0x4444,
+        sp_el1: 0x5555,
+        ..El1::reset()
+    }
+}
+
+/// A CPU with these features, the host on it.
+fn host(change: fn(&mut crate::cpu::features::Features)) -> fake::Host {
+    recording::reset();
+    fake::Host::with(pgtable::Granule::K4, 1 << 20, change)
+}
+
+fn enter(cpu: &mut Cpu, el1: &El1, other_vcpu_ran_here: bool) -> Vec<Event> {
+    let interface = gic::VirtualInterface::default();
+    recording::of(|| {
+        let state = GuestState {
+            rec: 0x1000,
+            el1,
+            vtimer: VirtualTimer {
+                ctl: 1,
+                cval: 0x777,
+            },
+            interface: &interface,
+            fp_pe: u32::MAX,
+            vmpidr: 1 << 31 | 5,
+            vttbr: 9 << 48 | 0x5000,
+            vtcr: 0x8000_3558,
+            other_vcpu_ran_here,
+        };
+        cpu.switch_to_guest(&state, 0);
+    })
+}
+
+fn leave(cpu: &mut Cpu, el1: &mut El1) -> Vec<Event> {
+    let (mut vtimer, mut fp) = (VirtualTimer::default(), FpState::ZERO);
+    let mut interface = gic::VirtualInterface::default();
+    recording::of(|| {
+        cpu.switch_to_host(SavedState {
+            rec: 0x1000,
+            el1,
+            vtimer: &mut vtimer,
+            interface: &mut interface,
+            fp: &mut fp,
+            fp_pe: &u32::MAX,
+        });
+    })
+}
+
+/// Where an event is for the first time.
+#[track_caller]
+fn first(events: &[Event], what: impl Fn(&Event) -> bool) -> usize {
+    events.iter().position(what).expect("it is done")
+}
+
+fn writes(name: &'static str) -> impl Fn(&Event) -> bool {
+    move |event| matches!(event, Event::Msr(register, _) if *register == name)
+}
+
+fn reads(name: &'static str) -> impl Fn(&Event) -> bool {
+    move |event| *event == Event::Mrs(name)
+}
+
+fn issues(name: &'static str) -> impl Fn(&Event) -> bool {
+    move |event| matches!(event, Event::Instruction(issued, _) if *issued == name)
+}
+
+/// What every switch keeps to: nothing is overwritten that was not saved, stage 2
+/// is never off, and all is there before a lower level runs.
+fn holds_its_order(events: &[Event]) {
+    for name in El1::NAMES {
+        assert!(
+            first(events, reads(name)) < first(events, writes(name)),
+            "{name} is saved before it is overwritten"
+        );
+    }
+    for event in events {
+        if let Event::Msr("HCR_EL2", value) = event {
+            assert_eq!(value & bits!(HCR_EL2: VM, RW), bits!(HCR_EL2: VM, RW));
+            assert_eq!(value & bits!(HCR_EL2: E2H, TGE), 0);
+        }
+    }
+    let stage2 = ["HCR_EL2", "VTCR_EL2", "VTTBR_EL2"].map(|name| first(events, writes(name)));
+    let synchronised = events[stage2[2]..].iter().position(issues("isb"));
+    assert!(stage2.is_sorted() && synchronised.is_some(), "{stage2:?}");
+    assert!(
+        first(events, writes("CNTV_CVAL_EL0")) > first(events, writes("CNTV_CTL_EL0")),
+        "one timer stops before the other's time is set"
+    );
+    assert_eq!(events.last(), Some(&Event::Instruction("isb", None)));
+}
+
+#[test]
+fn both_ways_save_before_they_overwrite_and_end_synchronised() {
+    let mut host = host(|f| (f.ras, f.pauth, f.fwb) = (true, true, true));
+    let mut el1 = guest_el1();
+    holds_its_order(&enter(&mut host.cpu, &el1, false));
+    let events = leave(&mut host.cpu, &mut el1);
+    holds_its_order(&events);
+    // The virtual interface is off before its state is read, and before the host
+    // has its own stage 2 back.
+    let off = first(&events, |event| *event == Event::Msr("ICH_HCR_EL2", 0));
+    assert!(off < first(&events, reads("ICH_VMCR_EL2")));
+    assert!(off < first(&events, writes("VTTBR_EL2")));
+}
+
+#[test]
+fn what_a_vcpu_leaves_in_tlbs_goes_by_its_own_vmid() {
+    let mut host = host(|_| {});
+    let el1 = guest_el1();
+    let events = enter(&mut host.cpu, &el1, true);
+    let order = [
+        first(&events, writes("VTTBR_EL2")),
+        first(&events, writes("TTBR0_EL1")),
+        first(&events, issues("tlbi vmalle1")),
+        first(&events, issues("dsb nsh")),
+    ];
+    assert!(order.is_sorted(), "{order:?}");
+    assert!(events[order[0]..order[2]].contains(&Event::Instruction("isb", None)));
+    let mut same = guest_el1();
+    leave(&mut host.cpu, &mut same);
+    let events = enter(&mut host.cpu, &el1, false);
+    assert!(!events.iter().any(issues("tlbi vmalle1")));
+}
+
+#[test]
+fn each_world_finds_what_it_left() {
+    let mut host = host(|_| {});
+    recording::set(TTBR0_EL1, 0xaaaa);
+    recording::set(CNTV_CVAL_EL0, 0xbbbb);
+    recording::set(CNTV_CTL_EL0, 1);
+    recording::set(ICC_PMR_EL1, 0xf0);
+    let mut el1 = guest_el1();
+    enter(&mut host.cpu, &el1, false);
+    let seen = [
+        recording::get(TTBR0_EL1),
+        recording::get(VTTBR_EL2),
+        recording::get(CNTV_CVAL_EL0),
+        recording::get(ICC_PMR_EL1),
+    ];
+    assert_eq!(seen, [0x2222, 9 << 48 | 0x5000, 0x777, 0xff]);
+    recording::set(TTBR0_EL1, 0x6666);
+    leave(&mut host.cpu, &mut el1);
+    assert_eq!((el1.ttbr0, el1.vbar), (0x6666, 0x4444));
+    let seen = [
+        recording::get(TTBR0_EL1),
+        recording::get(VTTBR_EL2),
+        recording::get(CNTV_CVAL_EL0),
+        recording::get(ICC_PMR_EL1),
+    ];
+    let vttbr = host.cpu.system.host.vttbr();
+    assert_eq!(seen, [0xaaaa, vttbr, 0xbbbb, 0xf0]);
+    assert_eq!(recording::get(CNTV_CTL_EL0), 1);
+}
+
+/// FP/SIMD registers are reached where CPTR_EL2 has been opened and that is seen.
+#[test]
+fn fp_state_moves_while_its_trap_is_open() {
+    let mut host = host(|_| {});
+    enter(&mut host.cpu, &guest_el1(), false);
+    assert_ne!(recording::get(CPTR_EL2) & bits!(CPTR_EL2: TFP), 0);
+    let (fp, mut fp_pe) = (FpState::ZERO, u32::MAX);
+    let events = recording::of(|| host.cpu.fp_to_guest(0x1000, &fp, &mut fp_pe));
+    assert_eq!(
+        events,
+        [
+            Event::Msr("CPTR_EL2", CPTR),
+            Event::Instruction("isb", None),
+            Event::Instruction("fp save", None),
+            Event::Instruction("fp restore", None),
+        ]
+    );
+}
+
+/// Registers that a switch, or the start of a CPU, reads or writes.
+fn touched(change: fn(&mut crate::cpu::features::Features)) -> Vec<String> {
+    let mut all = Vec::new();
+    let events = recording::of(|| {
+        let mut host = host(change);
+        all.extend(enter(&mut host.cpu, &guest_el1(), false));
+        all.extend(leave(&mut host.cpu, &mut guest_el1()));
+    });
+    all.extend(events);
+    let name = |event: &Event| match event {
+        Event::Mrs(name) | Event::Msr(name, _) => Some(String::from(*name)),
+        _ => None,
+    };
+    let mut names: Vec<_> = all.iter().filter_map(name).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// A register that a CPU lacks is undefined at EL2 too: EL2 would die of it.
+#[test]
+fn a_register_is_touched_where_its_feature_is() {
+    let none = touched(|_| {});
+    type Case = (
+        fn(&mut crate::cpu::features::Features),
+        &'static [&'static str],
+    );
+    let cases: [Case; 6] = [
+        (|f| f.hcx = true, &["HCRX_EL2"]),
+        (
+            |f| f.fgt = 1,
+            &[
+                "HDFGRTR_EL2",
+                "HDFGWTR_EL2",
+                "HFGITR_EL2",
+                "HFGRTR_EL2",
+                "HFGWTR_EL2",
+            ],
+        ),
+        (|f| f.mpam = true, &["MPAM2_EL2"]),
+        (|f| f.ras = true, &["VDISR_EL2"]),
+        (
+            |f| f.pauth = true,
+            &[
+                "APDAKeyHi_EL1",
+                "APDAKeyLo_EL1",
+                "APDBKeyHi_EL1",
+                "APDBKeyLo_EL1",
+                "APGAKeyHi_EL1",
+                "APGAKeyLo_EL1",
+                "APIAKeyHi_EL1",
+                "APIAKeyLo_EL1",
+                "APIBKeyHi_EL1",
+                "APIBKeyLo_EL1",
+            ],
+        ),
+        (|f| f.fwb = true, &[]),
+    ];
+    for (change, registers) in cases {
+        let mut more = touched(change);
+        more.retain(|name| !none.contains(name));
+        assert_eq!(format!("{more:?}"), format!("{registers:?}"));
+    }
+}
+
+/// What TLBs and caches hold of before is gone before the host's first instruction,
+/// and by its own stage 2.
+#[test]
+fn a_host_begins_with_nothing_of_before() {
+    let mut host = host(|_| {});
+    let events = recording::of(|| host.cpu.begin_host(0x8000, 7));
+    let order = [
+        first(&events, writes("VTTBR_EL2")),
+        first(&events, issues("tlbi alle1is")),
+        first(&events, issues("ic iallu")),
+        first(&events, issues("dsb ish")),
+    ];
+    assert!(order.is_sorted(), "{order:?}");
+    assert_eq!(events.last(), Some(&Event::Instruction("isb", None)));
+    assert_eq!(recording::get(SCTLR_EL1), El1::SCTLR_RESET);
+}
