@@ -100,9 +100,19 @@ pub unsafe fn start(uarts: Uarts, token: Option<Token>) {
     log::set_max_level(LevelFilter::Info);
     if let Some((base, owner)) = uarts.log {
         // SAFETY: the caller's promise.
-        let port = || unsafe { Pl011::new(base, owner) };
-        with(&SENDER, |sender| at_uart(|| sender.port = port()));
+        unsafe { follow(base, owner) };
     }
+}
+
+/// Has the PL011 at `base` send what the ring holds from here on, and what is
+/// there already.
+///
+/// # Safety
+/// As for [`start`].
+pub unsafe fn follow(base: u64, owner: Owner) {
+    // SAFETY: the caller's promise.
+    let port = || unsafe { Pl011::new(base, owner) };
+    with(&SENDER, |sender| at_uart(|| sender.port = port()));
 }
 
 /// Says that other CPUs may log from now on.

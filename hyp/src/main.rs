@@ -22,7 +22,8 @@ mod image {
     use hyp::cpu::features::Features;
     use hyp::cpu::pe::{Pe, Power};
     use hyp::exception::{host, report};
-    use hyp::log::uart::Owner;
+    use hyp::log::Uarts;
+    use hyp::log::uart::{Owner, answers};
     use hyp::memory::guarded;
     use hyp::memory::region::Region;
     use hyp::memory::stage1::Image;
@@ -88,15 +89,20 @@ mod image {
         let traced = machine.settings.level == log::LevelFilter::Trace;
         hyp::log::trace::set_calls(traced || machine.settings.trace_calls);
         let by_hvc = machine.psci_by_hvc;
-        let level = CurrentEL.read(CurrentEL::EL);
-        if level != 2 {
-            error!("entered at EL{level}: Undercroft needs EL2 (QEMU: -M virt,virtualization=on)");
+        if level() != 2 {
+            find_uart(machine.uarts(), tree);
+            error!(
+                "entered at EL{}: Undercroft needs EL2 (QEMU: -M virt,virtualization=on)",
+                level()
+            );
             stop(by_hvc);
         }
         info!("Undercroft {} at {base:#x}", env!("CARGO_PKG_VERSION"));
+        let uarts = machine.uarts();
         let pe = match prepare(machine, tree, base) {
             Ok(pe) => pe,
             Err(why) => {
+                find_uart(uarts, tree);
                 error!("{why}");
                 stop(by_hvc);
             }
@@ -267,18 +273,43 @@ mod image {
         halt()
     }
 
-    /// The same when the device tree cannot be read: said on the UART that it
-    /// seems to have, and with the power calls that are likely.
+    /// The same when the device tree cannot be read, with the power calls that are
+    /// likely.
     fn no_machine(machine: &Machine, data: &[u8], why: BootError) -> ! {
-        let mut uarts = machine.uarts();
-        if uarts.log.is_none() {
-            uarts.log = devtree::guess_uart(data).map(|base| (base, Owner::Host));
-        }
-        // SAFETY: the tree's words look like a PL011's, which nobody drives yet;
-        // with the MMU off, its registers are at their own address.
+        let uarts = machine.uarts();
+        // SAFETY: the device tree calls them PL011s; with the MMU off, they are at
+        // their own addresses.
         unsafe { hyp::log::start(uarts, machine.settings.end) };
+        find_uart(uarts, data);
         error!("{why}");
-        stop(machine.psci_by_hvc || CurrentEL.read(CurrentEL::EL) != 2)
+        stop(machine.psci_by_hvc || level() != 2)
+    }
+
+    /// Where QEMU's virt machine has its UART.
+    const UART_OF_QEMU: u64 = 0x0900_0000;
+
+    /// Gives the log a UART for its last words, if the tree has told of none: one
+    /// that its words seem to lead to, else that of QEMU's virt machine. It must
+    /// say of itself that it is one. At another level than EL2, nobody could ask
+    /// and live, and only the tree's words count.
+    fn find_uart(uarts: Uarts, data: &[u8]) {
+        if uarts.log.is_some() {
+            return;
+        }
+        let guess = devtree::guess_uart(data);
+        let found = if level() == 2 {
+            let mut likely = guess.into_iter().chain([UART_OF_QEMU]);
+            likely.find(|base| answers(*base, &probe))
+        } else {
+            guess
+        };
+        // SAFETY: it says that it is a PL011, or the tree's words look like one's.
+        // Nobody drives it; the MMU is off.
+        found.inspect(|base| unsafe { hyp::log::follow(*base, Owner::Host) });
+    }
+
+    fn level() -> u64 {
+        CurrentEL.read(CurrentEL::EL)
     }
 
     /// The same before there is anything but a device tree.
@@ -288,7 +319,7 @@ mod image {
             let off = rmi::fid::PSCI_SYSTEM_OFF.into();
             // SAFETY: it does not come back, or changes nothing.
             unsafe { hvc([off, 0, 0, 0, 0, 0]) };
-        } else if CurrentEL.read(CurrentEL::EL) == 2 {
+        } else if level() == 2 {
             psci::system_off();
         }
         halt()

@@ -21,6 +21,20 @@ const FEN: u32 = 1 << 4;
 /// UARTLCR_H: WLEN of 8 bits.
 const EIGHT_BITS: u32 = 0b11 << 5;
 
+/// The first of the peripheral's identification registers, four bytes apart; and
+/// part number and designer in them, whatever the revision (DDI0183, 3.3.14).
+const PERIPH_ID: u64 = 0xfe0;
+const PL011: u32 = 0x4_1011;
+
+/// Whether a PL011 answers at `base`. `read`: of a register, `None` where nothing
+/// answers.
+pub fn answers(base: u64, read: &dyn Fn(u64) -> Option<u32>) -> bool {
+    let end = base.checked_add(PERIPH_ID + 16);
+    let byte = |n: u64| Some((read(base + PERIPH_ID + 4 * n)? & 0xff) << (8 * n));
+    let id = || Some(byte(0)? | byte(1)? | byte(2)?);
+    base.is_multiple_of(4) && end.is_some() && id().is_some_and(|id| id & 0xf_ffff == PL011)
+}
+
 /// Whose a UART is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
@@ -171,5 +185,32 @@ impl Port for Pl011 {
 
     fn put(&mut self, byte: u8) {
         self.uart.write_word(byte);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pl011_is_known_by_its_number_and_designer() {
+        let with = |id: u32| {
+            move |at: u64| {
+                let n = (at - 0x1000 - PERIPH_ID) / 4;
+                Some(0xffff_ff00 | id >> (8 * n) & 0xff)
+            }
+        };
+        for (id, is_one) in [
+            (0x0014_1011, true),
+            (0x0034_1011, true),
+            (0x0014_1031, false),
+            (0, false),
+            (!0, false),
+        ] {
+            assert_eq!(answers(0x1000, &with(id)), is_one, "{id:#x}");
+        }
+        assert!(!answers(0x1000, &|_| None), "nothing is there");
+        assert!(!answers(0x1002, &|_| unreachable!("an odd address")));
+        assert!(!answers(!3, &|_| unreachable!("beyond all")));
     }
 }

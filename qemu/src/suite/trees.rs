@@ -90,6 +90,45 @@ pub fn cases() -> Vec<Case> {
         called.shows(&["the device tree has no GICv3", "end: status 2"])?;
         Ok(())
     }));
+    cases.push(Case::new("trees/name-that-is-no-text", |context| {
+        let called = booted_by_hand(context, |tree| {
+            tree.add_named("odd-name", "a");
+            replace(&mut tree.structure, b"odd-name\0", b"odd\xfename\0");
+        })?;
+        called.shows(&["a name in the device tree is no text", "end: status 2"])?;
+        Ok(())
+    }));
+    cases.push(Case::new("trees/stdout-path-that-is-no-text", |context| {
+        let called = booted(context, |tree| {
+            // Of aliases, too.
+            let none = b"/pl011\xfe9000000\0";
+            while replace(&mut tree.structure, b"/pl011@9000000\0", none) {}
+        })?;
+        called.ended(0)?.shows(&["goodbye"])?;
+        Ok(())
+    }));
+    // Nothing says where a console is: QEMU's machine has one all the same.
+    cases.push(Case::new("trees/no-uart", |context| {
+        let called = booted_by_hand(context, |tree| {
+            let names: [(&[u8], &[u8]); 3] = [
+                (b"arm,pl011\0", b"arm,pl911\0"),
+                (b"pl011@", b"pl911@"),
+                (b"arm,gic-v3\0", b"arm,gic-v9\0"),
+            ];
+            for (here, not) in names {
+                while replace(&mut tree.structure, here, not) {}
+            }
+        })?;
+        called.shows(&["the device tree has no GICv3", "end: status 2"])?;
+        Ok(())
+    }));
+    for (name, x0) in [("none", NOTHING), ("not-at-x0", AT_CODE)] {
+        cases.push(Case::new(format!("trees/{name}"), move |context| {
+            let called = booted_with(context, x0, |_| {})?;
+            called.shows(&["no device tree", "end: status 2"])?;
+            Ok(())
+        }));
+    }
     cases.push(Case::new("trees/more-cpus-than-driven", |context| {
         let hello = build::program(&context.workspace, "hello")?;
         let folder = tempfile::tempdir_in(&context.folder)?;
@@ -265,11 +304,13 @@ fn booted(context: &Context, edit: Edit) -> Result<Called> {
         .call()
 }
 
-fn replace(data: &mut [u8], from: &[u8], to: &[u8]) {
+/// Replaces the first; whether there was one.
+fn replace(data: &mut [u8], from: &[u8], to: &[u8]) -> bool {
     let at = data.windows(from.len()).position(|part| part == from);
     if let Some(at) = at {
         data[at..at + to.len()].copy_from_slice(to);
     }
+    at.is_some()
 }
 
 /// The tree that QEMU makes for its virt machine.
@@ -295,9 +336,19 @@ fn of_qemu(context: &Context, folder: &Path) -> Result<Tree> {
     Tree::read(&fs::read(file)?)
 }
 
-/// Boots the image with a tree that QEMU itself would not take: both are put
-/// into RAM, and three instructions go from one to the other.
+/// `movz x0, #…, lsl #16`: where the tree is, where code is, and nowhere.
+const AT_TREE: &str = "0xd2a90000";
+const AT_CODE: &str = "0xd2a8e000";
+const NOTHING: &str = "0xd2a00000";
+
+/// Boots the image with a tree that QEMU itself would not take.
 fn booted_by_hand(context: &Context, edit: impl FnOnce(&mut Tree)) -> Result<Called> {
+    booted_with(context, AT_TREE, edit)
+}
+
+/// The same with another X0: image and tree are put into RAM, and three
+/// instructions go from one to the other.
+fn booted_with(context: &Context, x0: &str, edit: impl FnOnce(&mut Tree)) -> Result<Called> {
     let folder = tempfile::tempdir_in(&context.folder)?;
     let mut tree = of_qemu(context, folder.path())?;
     edit(&mut tree);
@@ -312,8 +363,9 @@ fn booted_by_hand(context: &Context, edit: impl FnOnce(&mut Tree)) -> Result<Cal
     );
     let put =
         |file: &Path, at: &str| format!("loader,file={},addr={at},force-raw=on", file.display());
-    // movz x0, #0x4800, lsl #16; movz x1, #0x4020, lsl #16; br x1.
-    let code = ["0xd2a80401d2a90000,data-len=8", "0xd61f0020,data-len=4"];
+    // movz x0; movz x1, #0x4020, lsl #16; br x1.
+    let first = format!("0xd2a80401{},data-len=8", x0.trim_start_matches("0x"));
+    let code = [&first, "0xd61f0020,data-len=4"];
     let called = Call::program(&context.qemu()?.program, super::boots::LIMIT)
         .args([
             "-machine",

@@ -65,6 +65,11 @@ impl Tree {
         self
     }
 
+    pub fn bytes(mut self, name: &str, bytes: &[u8]) -> Self {
+        self.writer.property(name, bytes).unwrap();
+        self
+    }
+
     pub fn flag(mut self, name: &str) -> Self {
         self.writer.property_null(name).unwrap();
         self

@@ -12,6 +12,7 @@
 //! node that is switched off) is not the host's either.
 
 use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::{Node, Property};
 use log::info;
 
 use super::place::{self, Place};
@@ -79,8 +80,11 @@ const KINDS: [(&str, Share, &str); 20] = [
 /// first may stand for more than those it falls back to.
 fn share(node: FdtNode<'_>) -> Option<Share> {
     let mut found = None;
-    for name in node.compatible()? {
-        let (_, share, _) = KINDS.iter().find(|kind| kind.0 == name)?;
+    // As bytes: a name that is no text is an unknown one, too.
+    let property = node.property("compatible")?;
+    let names = property.value().strip_suffix(&[0])?;
+    for name in names.split(|byte| *byte == 0) {
+        let (_, share, _) = KINDS.iter().find(|kind| kind.0.as_bytes() == name)?;
         if *share != Share::NoWord {
             found.get_or_insert(*share);
         }

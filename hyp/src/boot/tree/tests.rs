@@ -423,3 +423,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn texts_that_are_none_are_as_if_not_there() {
+    let tree = Tree::with_ram()
+        .node("chosen", |t| {
+            t.bytes("bootargs", b"undercroft.granule=64k \xff\0")
+                .bytes("stdout-path", b"/pl011\xff\0")
+        })
+        .device("pl011@9000000", "arm,pl011", &[0x900_0000, 0x1000])
+        .node("memory@50000000", |t| {
+            t.bytes("device_type", b"memory\xff\0")
+                .numbers("reg", &[0x5000_0000, 0x1000])
+        })
+        .node("psci", |t| t.bytes("method", b"\xff\0"));
+    let machine = machine(&tree.finish()).expect("a machine");
+    assert_eq!(machine.console.map(|uart| uart.base()), Some(0x900_0000));
+    assert_eq!(machine.settings.granule, None);
+    assert!(!machine.psci_by_hvc);
+    assert_eq!(ranges(&machine.memory), [(0x4000_0000, 0x5000_0000)]);
+}

@@ -464,3 +464,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_name_that_is_no_text_is_an_unknown_one() {
+    for (names, is_his) in [
+        (&b"arm,pl011\0arm,primecell\0"[..], true),
+        (b"arm,pl011\0\xff\0", false),
+        (b"\xff\0arm,pl011\0", false),
+        (b"arm,pl011\0\0", false),
+        (b"arm,pl011", false),
+        (b"", false),
+    ] {
+        let tree = Tree::with_ram().node("uart@9000000", |t| {
+            t.bytes("compatible", names)
+                .numbers("reg", &[0x900_0000, 0x1000])
+        });
+        let expected: &[_] = if is_his { &[UART] } else { &[] };
+        assert_eq!(of(tree, K4), expected, "{names:x?}");
+    }
+}
