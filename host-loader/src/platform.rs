@@ -260,20 +260,16 @@ impl Platform {
         }
         let mut stdout = None;
         if let Some(chosen) = root.child("chosen") {
-            let text = |name: &str| -> Result<Option<String>, String> {
-                match chosen.property(name) {
-                    None => Ok(None),
-                    Some(p) => p
-                        .value_as::<&str>()
-                        .map(|s| Some(s.to_string()))
-                        .map_err(|e| error(format_args!("/chosen/{name}: {e}"))),
-                }
+            // What is no text is as if it were not there, as EL2 has it.
+            let text = |name: &str| -> Option<String> {
+                let text = chosen.property(name)?.value_as::<&str>().ok()?;
+                Some(text.to_string())
             };
-            platform.bootargs = text("bootargs")?.unwrap_or_default();
+            platform.bootargs = text("bootargs").unwrap_or_default();
             if let Some(seed) = chosen.property("rng-seed") {
                 platform.rng_seed = seed.value().to_vec();
             }
-            stdout = text("stdout-path")?.map(|name| resolve(&aliases, &name));
+            stdout = text("stdout-path").map(|name| resolve(&aliases, &name));
             let address = |name: &str| -> Result<Option<u64>, String> {
                 match chosen.property(name) {
                     None => Ok(None),

@@ -128,6 +128,19 @@ fn without_the_word_the_log_has_no_uart_of_its_own() {
     assert_eq!(Platform::parse(&tree("serial0")).unwrap().log, None);
 }
 
+#[test]
+fn texts_that_are_none_are_as_if_not_there() {
+    let mut bytes = tree("serial1");
+    for text in [&b"serial0:115200n8"[..], b"quiet undercroft"] {
+        let at = bytes.windows(text.len()).position(|part| part == text);
+        bytes[at.expect("it is there")] = 0xff;
+    }
+    let platform = Platform::parse(&bytes).unwrap();
+    assert_eq!((&platform.bootargs[..], &platform.log), ("", &None));
+    // The first UART, as of a tree without a word.
+    assert_eq!(platform.console.map(|uart| uart.base), Some(0x1904_0000));
+}
+
 proptest! {
     #[test]
     fn damage_is_a_sentence_or_a_platform(
