@@ -25,6 +25,7 @@
 //! vCPU's exits), `abort` (those by an access), `life` (start, stop and reset of guests), `console` and
 //! `monitor`.
 #![no_std]
+#![deny(clippy::too_many_lines, clippy::too_many_arguments)]
 
 extern crate alloc;
 

@@ -9,7 +9,7 @@ use arm64::regs::{
 use log::warn;
 use rmi::psci::{self as codes, Psci};
 use rmi::run::ExitReason;
-use vgic::{Frame, Read, SgiRegister};
+use vgic::{At, Frame, Read, SgiRegister};
 
 use super::access;
 use super::idregs;
@@ -117,9 +117,9 @@ fn gic_access(
     let big_endian = run.gprs.is_big_endian(SCTLR_EL1.get());
     if esr.is_write() {
         let value = esr.ordered(run.gprs.get(esr.register()), big_endian);
-        guest.vgic(|v| v.write(vcpu, frame, offset, size, value));
+        guest.vgic(|v| v.write(vcpu, frame, At { offset, size }, value));
     } else {
-        match guest.vgic(|v| v.read(vcpu, frame, offset, size)) {
+        match guest.vgic(|v| v.read(vcpu, frame, At { offset, size })) {
             Read::Value(value) => {
                 let value = esr.ordered(value, big_endian);
                 run.gprs.set(esr.register(), esr.extend(value));

@@ -152,11 +152,11 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let (pending_in, active_in) = share(&pending, &active, limit, vmcr);
         let overflow = pending.total > pending_in;
         for &key in &pending.keys[..pending_in] {
-            let group1 = self.lend(vcpu, intid_of(key), groups, !overflow, lrs);
+            let group1 = self.lend(vcpu, intid_of(key), (groups, !overflow), lrs);
             waiting[usize::from(group1)] -= 1;
         }
         for &key in &active.keys[..active_in] {
-            self.lend(vcpu, intid_of(key), groups, !overflow, lrs);
+            self.lend(vcpu, intid_of(key), (groups, !overflow), lrs);
         }
 
         if overflow {
@@ -192,8 +192,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         &mut self,
         vcpu: usize,
         intid: u32,
-        groups: Groups,
-        again: bool,
+        (groups, again): (Groups, bool),
         lrs: &mut ListRegisters,
     ) -> bool {
         let Some(redist) = self.vcpus.redistributor(vcpu) else {

@@ -33,6 +33,7 @@
 //! two groups, [`SPIS`] SPIs, 16 SGIs and 16 PPIs, 32 priorities, no LPIs.
 #![no_std]
 #![forbid(unsafe_code)]
+#![deny(clippy::too_many_lines, clippy::too_many_arguments)]
 
 mod bank;
 mod deliver;
@@ -50,7 +51,7 @@ pub use distributor::Distributor;
 pub use host_lrs::{BadListRegisters, Interface};
 pub use intid::{Affinity, Error, PRIVATE, SPIS};
 pub use list_registers::{ListRegisters, MAX_LIST_REGISTERS, hcr, lr, vmcr};
-pub use mmio::{DISTRIBUTOR_SIZE, Frame, REDISTRIBUTOR_SIZE, Read};
+pub use mmio::{At, DISTRIBUTOR_SIZE, Frame, REDISTRIBUTOR_SIZE, Read};
 pub use redistributor::Redistributor;
 pub use sgi::SgiRegister;
 

@@ -94,6 +94,15 @@ const CHILDREN_ASLEEP: u32 = 1 << 2;
 /// `GICD_IROUTER<n>.Interrupt_Routing_Mode`
 const ROUTE_TO_ANY: u64 = 1 << 31;
 
+/// What of a frame is accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    /// Offset in the frame, in bytes.
+    pub offset: u64,
+    /// Bytes: 1, 2, 4 or 8.
+    pub size: usize,
+}
+
 /// A register of a bank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -104,8 +113,8 @@ enum Kind {
     ClearPending,
     SetActive,
     ClearActive,
-    /// `IPRIORITYR`, from this interrupt on.
-    Priority(usize),
+    /// `IPRIORITYR`, of these interrupts: the first, and how many.
+    Priority(usize, usize),
     /// `ICFGR`, for the upper or lower 16 interrupts.
     Config(usize),
 }
@@ -125,7 +134,7 @@ fn decode(offset: u64, size: usize) -> Option<(Kind, usize)> {
         ICACTIVER..0x400 => (Kind::ClearActive, at(ICACTIVER)),
         IPRIORITYR..0x800 if word || size == 1 => {
             let intid = (offset - IPRIORITYR) as usize;
-            return Some((Kind::Priority(intid % PRIVATE), intid / PRIVATE));
+            return Some((Kind::Priority(intid % PRIVATE, size), intid / PRIVATE));
         }
         ICFGR..0xd00 => (Kind::Config(at(ICFGR) % 2), at(ICFGR) / 2),
         _ => return None,
@@ -159,18 +168,19 @@ fn identification(offset: u64) -> u32 {
 }
 
 impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
-    /// A guest's read of `size` bytes at `offset` in `frame`, by `vcpu`.
+    /// A guest's read in `frame`, by `vcpu`.
     ///
     /// The vCPU's own list registers should be folded; if they are not, reads of
     /// pending and active state answer [`Read::Again`].
-    pub fn read(&mut self, vcpu: usize, frame: Frame, offset: u64, size: usize) -> Read {
+    pub fn read(&mut self, vcpu: usize, frame: Frame, at: At) -> Read {
+        let At { offset, size } = at;
         let word = size == 4 && offset.is_multiple_of(4);
         let value = match frame {
             Frame::Distributor => {
                 if let Some((kind, bank)) = decode(offset, size) {
                     return match bank.checked_sub(1) {
                         Some(bank) if bank < SPI_WORDS => {
-                            self.read_bank(vcpu, Place::Shared(bank), kind, size)
+                            self.read_bank(vcpu, Place::Shared(bank), kind)
                         }
                         _ => Read::Value(0),
                     };
@@ -186,7 +196,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             }
             Frame::Sgi(target) => match decode(offset, size) {
                 Some((kind, 0)) => {
-                    return self.read_bank(vcpu, Place::Private(target), kind, size);
+                    return self.read_bank(vcpu, Place::Private(target), kind);
                 }
                 _ => 0,
             },
@@ -213,9 +223,9 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         Read::Value(value)
     }
 
-    /// A guest's write of the low `size` bytes of `value` at `offset` in
-    /// `frame`, by `vcpu`.
-    pub fn write(&mut self, vcpu: usize, frame: Frame, offset: u64, size: usize, value: u64) {
+    /// A guest's write of the low bytes of `value` in `frame`, by `vcpu`.
+    pub fn write(&mut self, vcpu: usize, frame: Frame, at: At, value: u64) {
+        let At { offset, size } = at;
         let word = size == 4 && offset.is_multiple_of(4);
         match frame {
             Frame::Distributor => match decode(offset, size) {
@@ -223,7 +233,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
                     if let Some(bank) = bank.checked_sub(1)
                         && bank < SPI_WORDS
                     {
-                        self.write_bank(vcpu, Place::Shared(bank), kind, size, value as u32);
+                        self.write_bank(vcpu, Place::Shared(bank), kind, value as u32);
                     }
                 }
                 None => match offset {
@@ -234,7 +244,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             },
             Frame::Sgi(target) => {
                 if let Some((kind, 0)) = decode(offset, size) {
-                    self.write_bank(vcpu, Place::Private(target), kind, size, value as u32);
+                    self.write_bank(vcpu, Place::Private(target), kind, value as u32);
                 }
             }
             Frame::Redistributor(target) => {
@@ -245,7 +255,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         }
     }
 
-    fn read_bank(&mut self, reader: usize, place: Place, kind: Kind, size: usize) -> Read {
+    fn read_bank(&mut self, reader: usize, place: Place, kind: Kind) -> Read {
         let state = match kind {
             Kind::SetPending | Kind::ClearPending => Some(0),
             Kind::SetActive | Kind::ClearActive => Some(1),
@@ -264,7 +274,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             Kind::SetEnable | Kind::ClearEnable => bank.enabled.into(),
             Kind::SetPending | Kind::ClearPending => bank.pending_seen().into(),
             Kind::SetActive | Kind::ClearActive => bank.active.into(),
-            Kind::Priority(from) => bank.priority[from..from + size]
+            Kind::Priority(from, count) => bank.priority[from..from + count]
                 .iter()
                 .rev()
                 .fold(0, |value, &priority| value << 8 | u64::from(priority)),
@@ -272,7 +282,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         })
     }
 
-    fn write_bank(&mut self, writer: usize, place: Place, kind: Kind, size: usize, value: u32) {
+    fn write_bank(&mut self, writer: usize, place: Place, kind: Kind, value: u32) {
         let hw = match place {
             Place::Private(vcpu) => self.vcpus.redistributor(vcpu).map_or(0, |r| r.hw),
             Place::Shared(_) => 0,
@@ -292,10 +302,10 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             }
             Kind::SetActive => return self.write_active(writer, place, value, true),
             Kind::ClearActive => return self.write_active(writer, place, value, false),
-            Kind::Priority(from) => value
+            Kind::Priority(from, count) => value
                 .to_le_bytes()
                 .iter()
-                .take(size)
+                .take(count)
                 .enumerate()
                 .fold(0, |changed, (n, &priority)| {
                     changed | bank.set_priority(from + n, priority)

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use vgic::{
-    Affinity, Distributor, Error, Frame, ListRegisters, Read, Redistributor, SPIS, SgiRegister,
+    Affinity, At, Distributor, Error, Frame, ListRegisters, Read, Redistributor, SPIS, SgiRegister,
     VcpuSet, Vgic, hcr, lr, vmcr,
 };
 
@@ -33,6 +33,10 @@ struct Guest {
 
 const ALL_ON: u64 = 0xff << 24 | vmcr::VENG0 | vmcr::VENG1;
 
+fn at(offset: u64, size: usize) -> At {
+    At { offset, size }
+}
+
 const GICD: Frame = Frame::Distributor;
 
 impl Guest {
@@ -53,14 +57,14 @@ impl Guest {
     }
 
     fn read(&mut self, frame: Frame, offset: u64, size: usize) -> u64 {
-        match self.vgic().read(0, frame, offset, size) {
+        match self.vgic().read(0, frame, At { offset, size }) {
             Read::Value(value) => value,
             Read::Again => panic!("no list register holds anything"),
         }
     }
 
     fn write(&mut self, frame: Frame, offset: u64, size: usize, value: u64) {
-        self.vgic().write(0, frame, offset, size, value);
+        self.vgic().write(0, frame, At { offset, size }, value);
     }
 
     /// Enters vCPU `n`: the list registers it gets.
@@ -449,19 +453,28 @@ fn state_in_a_running_list_register_is_fetched_before_it_is_read() {
     guest.vgic().set_spi(50, true).unwrap();
     let mut lrs = guest.fill(1, 4);
     guest.kicked();
-    assert_eq!(guest.vgic().read(0, GICD, 0x304, 4), Read::Again);
+    assert_eq!(guest.vgic().read(0, GICD, at(0x304, 4)), Read::Again);
     assert_eq!(guest.kicked(), [1]);
-    assert_eq!(guest.vgic().read(0, GICD, 0x304, 4), Read::Again);
+    assert_eq!(guest.vgic().read(0, GICD, at(0x304, 4)), Read::Again);
     // The guest acknowledged it meanwhile. It goes on with it, and the read ends.
     lrs.lr[0] ^= lr::PENDING | lr::ACTIVE;
     let _ = guest.vgic().sync(1, ALL_ON, &lrs);
     let lrs = guest.fill(1, 4);
-    assert_eq!(guest.vgic().read(0, GICD, 0x304, 4), Read::Value(1 << 18));
+    assert_eq!(
+        guest.vgic().read(0, GICD, at(0x304, 4)),
+        Read::Value(1 << 18)
+    );
     // A later read is another question.
-    assert_eq!(guest.vgic().read(0, GICD, 0x304, 4), Read::Again);
+    assert_eq!(guest.vgic().read(0, GICD, at(0x304, 4)), Read::Again);
     let _ = guest.vgic().sync(1, ALL_ON, &lrs);
-    assert_eq!(guest.vgic().read(0, GICD, 0x304, 4), Read::Value(1 << 18));
-    assert_eq!(guest.vgic().read(0, GICD, 0x104, 4), Read::Value(1 << 18));
+    assert_eq!(
+        guest.vgic().read(0, GICD, at(0x304, 4)),
+        Read::Value(1 << 18)
+    );
+    assert_eq!(
+        guest.vgic().read(0, GICD, at(0x104, 4)),
+        Read::Value(1 << 18)
+    );
 }
 
 #[test]
@@ -469,13 +482,13 @@ fn a_question_from_long_ago_is_not_this_one() {
     let mut guest = Guest::with_spi(2, 50, 1);
     guest.vgic().set_spi(50, true).unwrap();
     let lrs = guest.fill(1, 4);
-    assert_eq!(guest.vgic().read(0, GICD, 0x304, 4), Read::Again);
+    assert_eq!(guest.vgic().read(0, GICD, at(0x304, 4)), Read::Again);
     // The reader went on to something else and comes back to it by chance.
     let _ = guest.fill(0, 4);
     let _ = guest.fill(0, 4);
     let _ = guest.vgic().sync(1, ALL_ON, &lrs);
     let _ = guest.fill(1, 4);
-    assert_eq!(guest.vgic().read(0, GICD, 0x304, 4), Read::Again);
+    assert_eq!(guest.vgic().read(0, GICD, at(0x304, 4)), Read::Again);
 }
 
 #[test]
@@ -888,7 +901,7 @@ proptest! {
                 0 | 1 => guest.write(frame, offset, size, value),
                 2 => guest.write(frame, offset & !3, 4, value),
                 3 => {
-                    if let Read::Value(value) = guest.vgic().read(vcpu, frame, offset, size) {
+                    if let Read::Value(value) = guest.vgic().read(vcpu, frame, at(offset, size)) {
                         prop_assert!(size == 8 || value >> (8 * size) == 0);
                     }
                 }

@@ -7,7 +7,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use std::collections::HashSet;
-use vgic::{
+use vgic::{At, 
     Affinity, Distributor, Frame, Interface, ListRegisters, MAX_LIST_REGISTERS, Read,
     Redistributor, SPIS, SgiRegister, VcpuSet, Vgic, hcr, lr,
 };
@@ -59,9 +59,9 @@ fn step(guest: &mut Guest, kind: u64, value: u64) {
         _ => Frame::of_redistributors(value).0,
     };
     match kind & 15 {
-        0..=3 => vgic.write(vcpu, frame, offset, size, value),
+        0..=3 => vgic.write(vcpu, frame, At { offset, size }, value),
         4 => {
-            if let Read::Value(value) = vgic.read(vcpu, frame, offset, size) {
+            if let Read::Value(value) = vgic.read(vcpu, frame, At { offset, size }) {
                 assert!(size == 8 || value >> (8 * size) == 0, "wider than it is");
             }
         }

@@ -1,7 +1,9 @@
 //! PEs with virtual CPU interfaces, and the hypervisor's part in between: what
 //! `hyp` does around the crate, reduced to its order of calls.
 
-use vgic::{Affinity, Distributor, Frame, ListRegisters, Read, Redistributor, VcpuSet, Vgic, hcr};
+use vgic::{
+    Affinity, At, Distributor, Frame, ListRegisters, Read, Redistributor, VcpuSet, Vgic, hcr,
+};
 
 use crate::hardware::Interface;
 
@@ -204,13 +206,15 @@ impl Machine {
     }
 
     pub fn write(&mut self, pe: usize, frame: Frame, offset: u64, size: usize, value: u64) {
-        self.trapped(pe, |m| m.vgic().write(pe, frame, offset, size, value));
+        self.trapped(pe, |m| {
+            m.vgic().write(pe, frame, At { offset, size }, value);
+        });
     }
 
     /// Reads as a guest does, whose instruction is executed until it is done.
     pub fn read(&mut self, pe: usize, frame: Frame, offset: u64, size: usize) -> u64 {
         for _ in 0..4 {
-            let read = self.trapped(pe, |m| m.vgic().read(pe, frame, offset, size));
+            let read = self.trapped(pe, |m| m.vgic().read(pe, frame, At { offset, size }));
             if let Read::Value(value) = read {
                 return value;
             }
