@@ -103,13 +103,13 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
 
     let bundle = bundle(&platform)?;
     for guest in &bundle.guests {
-        if guest.vcpus.value > cpus.len() {
+        if guest.guest.vcpus as usize > cpus.len() {
             return Err(format!(
                 "{CONFIG}:{}: guest \"{}\": vcpus = {}: expected at most {}, \
                  as many as the machine has CPUs",
-                guest.vcpus.line,
-                guest.name,
-                guest.vcpus.value,
+                guest.place("vcpus"),
+                guest.guest.name,
+                guest.guest.vcpus,
                 cpus.len()
             ));
         }
@@ -359,7 +359,7 @@ fn start_guests(machine: &'static Machine) -> Result<(), String> {
     let mut first = cpu::index();
     let count = machine.cpus.len();
     for (index, memory) in memories.into_iter().enumerate() {
-        let vcpus = machine.bundle.guests[index].vcpus.value;
+        let vcpus = machine.bundle.guests[index].guest.vcpus as usize;
         let cpus: Vec<usize> = (0..vcpus).map(|i| (first + i) % count).collect();
         first = (first + vcpus) % count;
         // Nobody runs yet whom it could keep waiting.

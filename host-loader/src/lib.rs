@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`platform`] | the machine, as its device tree tells it |
 //! | [`granules`] | the RAM that the host owns |
-//! | [`bundle`] | cpio archive and `guests.toml` |
+//! | [`bundle`] | cpio archive, and the guests of its `guests.toml` (`guest-config`) |
 //! | [`image`] | kernel formats, streamed into a guest's memory |
 //! | [`guest`] | a guest's map, device tree and realm |
 //! | [`device`] | device models |

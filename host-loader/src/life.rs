@@ -197,10 +197,11 @@ pub fn reserve(machine: &'static Machine, memories: &[Memory]) -> Result<(), Str
     for (index, (config, memory)) in machine.bundle.guests.iter().zip(memories).enumerate() {
         let needs = build::needs(config, &resources(machine, index), memory)?;
         // The guest of before a reset goes when the next one runs.
-        let own = size_of::<Guest>() + config.vcpus.value * size_of::<Vcpu>() + JOB;
+        let count = config.guest.vcpus as usize;
+        let own = size_of::<Guest>() + count * size_of::<Vcpu>() + JOB;
         heap += BLOCK_SIZES * (needs.heap + 2 * own.next_power_of_two() as u64);
         runs += needs.runs;
-        vcpus += config.vcpus.value;
+        vcpus += count;
     }
     // Where vCPUs arrive: no CPU has more than all of them.
     for cpu in &machine.cpus {
@@ -246,14 +247,14 @@ pub async fn create(
         .collect();
     Ok(Arc::new(Guest {
         config,
-        name: settings.name.clone(),
+        name: settings.guest.name.clone(),
         rd: realm.rd(),
         ram: memory.ram.range(),
         runs: memory.ram.runs().to_vec(),
-        strict: settings.strict,
+        strict: settings.guest.strict,
         trespassed: AtomicBool::new(false),
         vcpus,
-        console: Mutex::new(Console::new(settings.console)),
+        console: Mutex::new(Console::new(machine.bundle.console == Some(config))),
         posted: realm.posted(),
         stop: AtomicU8::new(0),
         attached: AtomicUsize::new(cpus.len()),
@@ -263,7 +264,7 @@ pub async fn create(
 
 /// Hands the guest's vCPUs to their CPUs.
 pub fn start(machine: &Machine, guest: &Arc<Guest>) {
-    if machine.bundle.guests[guest.config].console {
+    if machine.bundle.console == Some(guest.config) {
         *machine.console_guest.lock() = Some(guest.clone());
         crate::console::listen(machine);
     }

@@ -143,7 +143,7 @@ pub fn run_loop(machine: &'static Machine) -> ! {
     let me = &machine.cpus[cpu::index()];
     // Room for every vCPU there is: a reset allocates nothing here.
     let guests = machine.bundle.guests.iter();
-    let vcpus = guests.map(|guest| guest.vcpus.value).sum();
+    let vcpus = guests.map(|guest| guest.guest.vcpus as usize).sum();
     let mut running = Running {
         machine,
         slots: Vec::with_capacity(vcpus),

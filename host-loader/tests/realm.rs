@@ -588,7 +588,10 @@ fn whichever_call_fails_nothing_is_left_behind() {
         for fail_at in 1..=calls {
             let (_, error) = round(granule_shift, &arena, Some(fail_at));
             if let Some(error) = error {
-                assert!(error.starts_with("guests.toml:3: guest \"g\""), "{error}");
+                assert!(
+                    error.starts_with("guests.toml:3:10: guest \"g\""),
+                    "{error}"
+                );
             }
         }
     }

@@ -8,8 +8,7 @@ use anyhow::{Context, Result};
 use crate::config::{self, Guest};
 use crate::newc::Archive;
 
-/// The configuration's name in the bundle.
-pub const CONFIGURATION: &str = "guests.toml";
+pub use guest_config::FILE as CONFIGURATION;
 
 /// Packs `guests` with their files.
 ///

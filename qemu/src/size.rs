@@ -1,9 +1,9 @@
-//! Amounts of memory as people write them: `512M`, `2G`, `65536K`.
+//! Amounts of memory as options have them: `512M`, `2G`, `65536K`.
 
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use guest_config::size;
 
 /// A number of bytes, a whole number of KiB, more than none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,6 +13,11 @@ impl Size {
     /// The size of `mebibytes` MiB.
     pub const fn mib(mebibytes: u64) -> Self {
         Self(mebibytes << 20)
+    }
+
+    /// A size in bytes, which are whole KiB and more than none.
+    pub(crate) const fn of_bytes(bytes: u64) -> Self {
+        Self(bytes)
     }
 
     /// The size in bytes.
@@ -30,23 +35,14 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
+        // A number alone may be meant as bytes or as MiB, as QEMU has it.
+        let unit = text.ends_with(|c: char| c.is_ascii_alphabetic());
+        let bytes = size::parse(text).filter(|_| unit).ok_or_else(|| {
             format!(
-                "`{text}` is not an amount of memory: write a number and K, M \
-                 or G, such as \"512M\""
+                "`{text}` is not an amount of memory: write a number and K, M, G or T, such \
+                 as \"512M\""
             )
-        };
-        let (digits, shift) = match text.as_bytes().last() {
-            Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
-            Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
-            Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
-            _ => return Err(wrong()),
-        };
-        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(wrong());
-        }
-        let count: u64 = digits.parse().map_err(|_| wrong())?;
-        let bytes = count.checked_mul(1 << shift).ok_or_else(wrong)?;
+        })?;
         if bytes == 0 {
             return Err(format!("`{text}` is no memory at all"));
         }
@@ -56,26 +52,7 @@ impl FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (shift, unit) in [(30, 'G'), (20, 'M')] {
-            if self.0.is_multiple_of(1 << shift) {
-                return write!(f, "{}{unit}", self.0 >> shift);
-            }
-        }
-        write!(f, "{}K", self.0 >> 10)
-    }
-}
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        String::deserialize(from)?
-            .parse()
-            .map_err(de::Error::custom)
-    }
-}
-
-impl Serialize for Size {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(self)
+        size::Shown(self.0).fmt(f)
     }
 }
 
@@ -90,6 +67,8 @@ mod tests {
             ("1024m", 1 << 30, "1G"),
             ("65536K", 64 << 20, "64M"),
             ("3k", 3 << 10, "3K"),
+            ("512MiB", 512 << 20, "512M"),
+            ("1T", 1 << 40, "1024G"),
         ] {
             let size: Size = text.parse().expect(text);
             assert_eq!(size.bytes(), bytes);

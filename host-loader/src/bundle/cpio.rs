@@ -6,10 +6,10 @@
 //! Archives may follow each other, with zeroes between, as boot loaders and
 //! build tools join them; a later file of the same name wins.
 
-use super::quote::Value;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
+use guest_config::quote::Value;
 
 const HEADER: usize = 110;
 const TRAILER: &str = "TRAILER!!!";

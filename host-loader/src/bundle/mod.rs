@@ -1,19 +1,15 @@
 //! The bundle: what the boot loader passed as initrd, a cpio archive with
 //! `guests.toml` and the files that it names.
 
-pub mod config;
 pub mod cpio;
-pub mod quote;
 
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use config::GuestConfig;
 use cpio::Archive;
-use quote::Value;
-
-/// The configuration's file name in the archive.
-pub const CONFIG: &str = "guests.toml";
+pub use guest_config::FILE as CONFIG;
+use guest_config::quote::Value;
+use guest_config::{Located, console_owner};
 
 /// A bundle whose configuration is well-formed and whose files are there.
 #[derive(Debug)]
@@ -21,7 +17,9 @@ pub struct Bundle<'a> {
     /// Its files.
     pub archive: Archive<'a>,
     /// The guests, in the order of the file; at least one.
-    pub guests: Vec<GuestConfig>,
+    pub guests: Vec<Located>,
+    /// Which of them owns the first UART.
+    pub console: Option<usize>,
 }
 
 impl<'a> Bundle<'a> {
@@ -33,32 +31,33 @@ impl<'a> Bundle<'a> {
         let text = archive.file(CONFIG).ok_or_else(|| {
             format!("bundle: the initrd holds no {CONFIG}; it says which guests to run")
         })?;
-        let guests = config::parse(text)?;
-        for guest in &guests {
-            for file in [Some(&guest.kernel), guest.initrd.as_ref()]
-                .into_iter()
-                .flatten()
-            {
-                let bytes = archive.file(&file.value).ok_or_else(|| {
-                    format!(
-                        "{CONFIG}:{}: guest \"{}\": {} = {}: the bundle holds no such file",
-                        file.line,
-                        guest.name,
-                        file.key,
-                        Value(&file.value),
-                    )
-                })?;
-                if bytes.is_empty() {
-                    return Err(format!(
-                        "{CONFIG}:{}: guest \"{}\": {} = {}: the file is empty",
-                        file.line,
-                        guest.name,
-                        file.key,
-                        Value(&file.value),
-                    ));
-                }
+        let guests = guest_config::parse(text).map_err(|e| format!("{CONFIG}:{e}"))?;
+        for located in &guests {
+            let guest = &located.guest;
+            let files = [
+                ("kernel", Some(&guest.kernel)),
+                ("initrd", guest.initrd.as_ref()),
+            ];
+            for (key, file) in files {
+                let Some(file) = file else { continue };
+                let wrong = match archive.file(file) {
+                    None => "the bundle holds no such file",
+                    Some([]) => "the file is empty",
+                    Some(_) => continue,
+                };
+                return Err(format!(
+                    "{CONFIG}:{}: guest \"{}\": {key} = {}: {wrong}",
+                    located.place(key),
+                    guest.name,
+                    Value(file),
+                ));
             }
         }
-        Ok(Self { archive, guests })
+        let console = console_owner(guests.iter().map(|located| located.guest.console));
+        Ok(Self {
+            archive,
+            guests,
+            console,
+        })
     }
 }

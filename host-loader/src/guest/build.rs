@@ -4,8 +4,6 @@ use super::place::{self, TREE_SPACE};
 use super::ram::{GuestRam, Run};
 use super::realm::{BuildContext, Realm, Rights, Shape};
 use super::{fdt, map};
-use crate::bundle::config::GuestConfig;
-use crate::bundle::quote::Value;
 use crate::bundle::{Bundle, CONFIG};
 use crate::granules::Granules;
 use crate::image::stream::Unpacker;
@@ -17,6 +15,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use arm64::regs::CNTFRQ_EL0;
 use core::ops::Range;
+use guest_config::Located;
+use guest_config::quote::Value;
 use rmi::feature::{Feature0, VendorFeatures};
 use spin::Mutex;
 
@@ -50,8 +50,10 @@ pub struct Resources<'a> {
     pub pace: &'a Pace,
 }
 
-fn refuse(config: &GuestConfig, line: usize, what: impl core::fmt::Display) -> String {
-    format!("{CONFIG}:{line}: guest \"{}\": {what}", config.name)
+/// A sentence about the setting `key`.
+fn refuse(config: &Located, key: &str, what: impl core::fmt::Display) -> String {
+    let (place, name) = (config.place(key), &config.guest.name);
+    format!("{CONFIG}:{place}: guest \"{name}\": {what}")
 }
 
 impl<'a> Resources<'a> {
@@ -67,20 +69,19 @@ impl<'a> Resources<'a> {
 /// Takes a guest's RAM from the host's.
 ///
 /// The error says how much there is.
-pub fn allocate(config: &GuestConfig, resources: &Resources<'_>) -> Result<Memory, String> {
+pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, String> {
     let limit = vcpu_limit(resources);
-    if config.vcpus.value as u64 > limit {
+    if u64::from(config.guest.vcpus) > limit {
         return Err(refuse(
             config,
-            config.vcpus.line,
+            "vcpus",
             format_args!(
                 "vcpus = {}: expected at most {limit}, as many as its GIC serves",
-                config.vcpus.value
+                config.guest.vcpus
             ),
         ));
     }
-    let size = config.memory.value;
-    let line = config.memory.line;
+    let size = config.guest.memory;
     let shape = shape(config, resources)?;
     // Nobody allocates under the lock. A free range gives blocks, and what is in
     // front of them and behind.
@@ -94,7 +95,7 @@ pub fn allocate(config: &GuestConfig, resources: &Resources<'_>) -> Result<Memor
     if !taken {
         return Err(refuse(
             config,
-            line,
+            "memory",
             format_args!(
                 "memory = {} MiB: the machine has {} MiB left",
                 size >> 20,
@@ -137,7 +138,7 @@ const HEAP_RUN: u64 = 64;
 
 /// Tells what the starts and resets of a guest take, so that it is set aside.
 pub fn needs(
-    config: &GuestConfig,
+    config: &Located,
     resources: &Resources<'_>,
     memory: &Memory,
 ) -> Result<Needs, String> {
@@ -156,7 +157,7 @@ pub fn needs(
             tables(run.size, if whole { 2 } else { 3 })
         })
         .sum();
-    let vcpus = config.vcpus.value as u64;
+    let vcpus = u64::from(config.guest.vcpus);
     let parts = memory.ram.runs().len() as u64;
     // A REC, its auxiliary granules and its run page; RD, roots, parameters, the
     // page of posted writes.
@@ -172,8 +173,9 @@ pub fn needs(
 ///
 /// The error names the guest whose kernel takes more than there is.
 pub fn unpacker(bundle: &Bundle<'_>, granules: &Mutex<Granules>) -> Result<Unpacker, String> {
-    let needs = |guest: &GuestConfig| {
-        let kernel = bundle.archive.file(&guest.kernel.value).unwrap_or_default();
+    let needs = |guest: &Located| {
+        let kernel = bundle.archive.file(&guest.guest.kernel);
+        let kernel = kernel.unwrap_or_default();
         Unpacker::memory_for(kernel)
     };
     let Some(guest) = bundle.guests.iter().max_by_key(|guest| needs(guest)) else {
@@ -186,9 +188,8 @@ pub fn unpacker(bundle: &Bundle<'_>, granules: &Mutex<Granules>) -> Result<Unpac
     let taken = granules.lock().take(size as u64, 1);
     let start = taken.ok_or_else(|| {
         let error = ImageError::NoMemory(size as u64);
-        let kernel = &guest.kernel;
-        let what = format_args!("kernel = {}: {error}", Value(&kernel.value));
-        refuse(guest, kernel.line, what)
+        let kernel = Value(&guest.guest.kernel);
+        refuse(guest, "kernel", format_args!("kernel = {kernel}: {error}"))
     })?;
     // SAFETY: The granules were free: mapped, and nobody else's from here on.
     // Whatever they hold are bytes.
@@ -211,16 +212,16 @@ fn vcpu_limit(resources: &Resources<'_>) -> u64 {
     frames.min(1 << resources.rmi.max_recs_order)
 }
 
-fn shape(config: &GuestConfig, resources: &Resources<'_>) -> Result<Shape, String> {
-    let end = map::RAM_BASE.saturating_add(config.memory.value);
+fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, String> {
+    let end = map::RAM_BASE.saturating_add(config.guest.memory);
     let shape = Shape::for_ipas(resources.features.granule_shift.into(), end);
     if shape.ipa_bits > resources.rmi.s2sz.into() {
         return Err(refuse(
             config,
-            config.memory.line,
+            "memory",
             format_args!(
                 "memory = {} MiB needs {} bits of address; this CPU has {}",
-                config.memory.value >> 20,
+                config.guest.memory >> 20,
                 shape.ipa_bits,
                 resources.rmi.s2sz
             ),
@@ -234,7 +235,7 @@ fn shape(config: &GuestConfig, resources: &Resources<'_>) -> Result<Shape, Strin
 /// Errors are one sentence that names guest and culprit; nothing but the
 /// content of `memory` has changed then.
 pub async fn build(
-    config: &GuestConfig,
+    config: &Located,
     resources: &Resources<'_>,
     memory: &mut Memory,
 ) -> Result<Realm, String> {
@@ -245,7 +246,7 @@ pub async fn build(
         memory.ram.clean_all(context.pace).await;
     }
     let shape = shape(config, resources)?;
-    let sentence = |e| refuse(config, config.kernel.line, e);
+    let sentence = |e| refuse(config, "kernel", e);
     let created = Realm::create(context, shape, &resources.features).await;
     let mut realm = created.map_err(sentence)?;
     let mut fill = async || {
@@ -266,7 +267,7 @@ pub async fn build(
         }
         let delay = CNTFRQ_EL0.get() / POSTED_PART;
         realm.add_posted(context.granules, map::UART.start, delay)?;
-        for _ in 0..config.vcpus.value {
+        for _ in 0..config.guest.vcpus {
             realm.add_rec(context.granules, loaded.entry, loaded.x0)?;
             context.pace.step().await;
         }
@@ -283,26 +284,25 @@ pub async fn build(
 
 /// A guest's device tree.
 fn write_tree(
-    config: &GuestConfig,
+    config: &Located,
     ram: &Range<u64>,
     initrd: Option<Range<u64>>,
     seed: Option<Seed>,
 ) -> Result<Vec<u8>, String> {
-    let mpidrs: Vec<u64> = (0..config.vcpus.value as u64)
+    let mpidrs: Vec<u64> = (0..u64::from(config.guest.vcpus))
         .map(rmi::params::index_mpidr)
         .collect();
-    let line = config.kernel.line;
     let tree = fdt::write(&fdt::Machine {
         ram: ram.clone(),
         mpidrs: &mpidrs,
-        cmdline: &config.cmdline,
+        cmdline: &config.guest.cmdline,
         initrd,
         seed,
     })
-    .map_err(|e| refuse(config, line, format_args!("device tree: {e}")))?;
+    .map_err(|e| refuse(config, "kernel", format_args!("device tree: {e}")))?;
     if tree.len() as u64 > TREE_SPACE {
         let what = "its device tree is longer than 2 MiB; shorten cmdline";
-        return Err(refuse(config, line, what));
+        return Err(refuse(config, "kernel", what));
     }
     Ok(tree)
 }
@@ -315,17 +315,17 @@ struct Loaded {
 
 /// Fills the guest's RAM.
 async fn load(
-    config: &GuestConfig,
+    config: &Located,
     resources: &Resources<'_>,
     memory: &mut Memory,
 ) -> Result<Loaded, String> {
     let Memory { ram, tree, .. } = memory;
     let archive = &resources.bundle.archive;
     let file = |name| archive.file(name).unwrap_or_default();
-    let kernel = &config.kernel;
+    let kernel = &config.guest.kernel;
     let place = RawPlace {
-        load: config.load.as_ref().map(|l| l.value),
-        entry: config.entry.as_ref().map(|l| l.value),
+        load: config.guest.load,
+        entry: config.guest.entry,
     };
     // Held over steps, so that no CPU may wait for it in one go.
     let mut unpacker = loop {
@@ -334,40 +334,31 @@ async fn load(
             None => resources.pace.wait().await,
         }
     };
-    let kernel_file = file(&kernel.value);
+    let kernel_file = file(kernel);
     let placed = image::load(kernel_file, place, &mut unpacker, ram, resources.pace).await;
     drop(unpacker);
     let placed = placed.map_err(|e| {
         // The setting that mends it.
-        let line = match &e {
-            ImageError::DoesNotFit(_) => config.memory.line,
-            _ => kernel.line,
+        let key = match &e {
+            ImageError::DoesNotFit(_) => "memory",
+            _ => "kernel",
         };
-        refuse(
-            config,
-            line,
-            format_args!("kernel = {}: {e}", Value(&kernel.value)),
-        )
+        refuse(config, key, format_args!("kernel = {}: {e}", Value(kernel)))
     })?;
+    let raw = [("load", place.load), ("entry", place.entry)];
     if placed.kind != image::Kind::Raw
-        && let Some(at) = config.load.as_ref().or(config.entry.as_ref())
+        && let Some((key, _)) = raw.iter().find(|(_, at)| at.is_some())
     {
-        return Err(refuse(
-            config,
-            at.line,
-            format_args!(
-                "{} is for raw binaries; {} says itself where it goes",
-                at.key,
-                Value(&kernel.value)
-            ),
-        ));
+        let kernel = Value(kernel);
+        let what = format_args!("{key} is for raw binaries; {kernel} says itself where it goes");
+        return Err(refuse(config, key, what));
     }
-    let initrd = config.initrd.as_ref().map(|f| file(&f.value));
+    let initrd = config.guest.initrd.as_ref().map(|name| file(name));
     let range = ram.range();
     let places = |tree: &[u8]| {
         let size = initrd.map(|bytes| bytes.len() as u64);
         place::choose(&range, &placed, size, tree.len() as u64)
-            .map_err(|e| refuse(config, config.memory.line, e))
+            .map_err(|e| refuse(config, "memory", e))
     };
     let seed = resources.seeds.next();
     if tree.is_empty() {
@@ -386,7 +377,7 @@ async fn load(
     }
     log::debug!(
         "guest {}: {:?} kernel {:#x}-{:#x}, entry {:#x}, device tree {:#x}",
-        config.name,
+        config.guest.name,
         placed.kind,
         placed.range.start,
         placed.range.end,

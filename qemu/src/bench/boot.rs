@@ -167,6 +167,7 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
                 mode: Mode::Plain,
                 console: None,
                 strict: false,
+                load: None,
                 entry: None,
             };
             let count = |what: &str, machine: &Machine, bare: bool| {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
 
 use crate::config::{MAX_VCPUS, Mode};
@@ -69,7 +70,7 @@ pub struct Boot {
     pub ram: Option<Size>,
 
     /// How the guest's memory stands towards the host
-    #[arg(long, value_enum, default_value = "plain")]
+    #[arg(long, value_parser = modes(), default_value = "plain")]
     #[arg(conflicts_with_all = ["guests", "bundle"])]
     #[arg(help_heading = MACHINE)]
     pub mode: Mode,
@@ -176,6 +177,11 @@ pub struct Run {
     #[arg(last = true, value_name = "QEMU ARGUMENTS")]
     #[arg(help_heading = HOW)]
     pub extra: Vec<OsString>,
+}
+
+/// The modes of guests, by the words for them.
+fn modes() -> impl TypedValueParser<Value = Mode> {
+    PossibleValuesParser::new(Mode::ALL.map(|(word, _)| word)).try_map(|word| word.parse::<Mode>())
 }
 
 /// A number of CPUs. How many a machine has at most is QEMU's to say.

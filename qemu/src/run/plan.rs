@@ -68,9 +68,8 @@ impl Guests {
     /// The guest whose console is the machine's: the one that says so, else the
     /// first, unless it says that it is not.
     pub fn console_owner(&self) -> Option<&Guest> {
-        let asks = |guest: &&Guest| guest.console == Some(true);
-        let first = || self.list.first().filter(|first| first.console.is_none());
-        self.list.iter().find(asks).or_else(first)
+        let says = self.list.iter().map(|guest| guest.console);
+        guest_config::console_owner(says).and_then(|owner| self.list.get(owner))
     }
 }
 
@@ -182,6 +181,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             mode: boot.mode,
             console: None,
             strict: boot.strict,
+            load: None,
             entry: None,
         }],
         bundle: None,

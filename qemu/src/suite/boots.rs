@@ -292,6 +292,7 @@ fn guest(context: &Context, name: &str) -> Result<Guest> {
         mode: Mode::Plain,
         console: None,
         strict: false,
+        load: None,
         entry: None,
     })
 }

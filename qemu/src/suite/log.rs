@@ -151,6 +151,7 @@ fn guest(context: &Context, program: &str, cmdline: &str, console: bool) -> Resu
         mode: Mode::Plain,
         console: Some(console),
         strict: false,
+        load: None,
         entry: None,
     })
 }

@@ -134,6 +134,7 @@ fn guest(name: &str, kernel: &Path, cmdline: &str, console: bool) -> Guest {
         mode: Mode::Plain,
         console: Some(console),
         strict: false,
+        load: None,
         entry: None,
     }
 }

@@ -84,6 +84,7 @@ fn guest(context: &Context, what: &str) -> Result<Guest> {
         mode: Mode::Plain,
         console: Some(what == "measure"),
         strict: false,
+        load: None,
         entry: None,
     })
 }

@@ -1,9 +1,10 @@
-//! What the text of a bundle makes the host allocate is bounded, whatever it says.
+//! What the text of the file makes its reader allocate is bounded, whatever it says.
 
+#[path = "../../tests/counting/mod.rs"]
 mod counting;
 
 use counting::counted;
-use host_loader::bundle::config::{self, MAX_LENGTH};
+use guest_config::{FILE, MAX_LENGTH};
 use proptest::prelude::*;
 
 /// Bytes of the heap for each byte of the file, at most, and for tables in
@@ -13,11 +14,11 @@ const HEAP_OF_DEPTH: usize = 256 << 10;
 
 /// Reads the file in so much memory that the image's heap has it: the error.
 fn read(text: &str) -> Option<String> {
-    let (result, used) = counted(|| config::parse(text.as_bytes()));
+    let (result, used) = counted(|| guest_config::parse(text.as_bytes()));
     let most = HEAP_PER_BYTE * text.len().min(MAX_LENGTH) + HEAP_OF_DEPTH;
     let start: String = text.chars().take(40).collect();
     assert!(used.peak <= most, "{start}: {used:?} of {most}");
-    let error = result.err();
+    let error = result.err().map(|error| format!("{FILE}:{error}"));
     if let Some(error) = &error {
         assert!(error.starts_with("guests.toml:"), "{error}");
         assert!(
@@ -38,7 +39,7 @@ fn a_file_of_brackets_is_told_by_its_line() {
             format!("\n\n{open}{}", fill.repeat(size / fill.len()))
         };
         let error = read(&nested(MAX_LENGTH - 100)).unwrap();
-        assert!(error.starts_with("guests.toml:3: "), "{error}");
+        assert!(error.starts_with("guests.toml:3:"), "{error}");
         assert!(error.contains(what) && error.contains("..."), "{error}");
         let error = read(&nested(240 << 10)).unwrap();
         assert!(error.contains("bytes long; expected at most"), "{error}");
@@ -116,7 +117,7 @@ fn many_guests_and_long_values_are_read_or_told() {
         };
         let error = read(&text).unwrap();
         assert!(
-            error.starts_with(&format!("guests.toml:{line}: ")),
+            error.starts_with(&format!("guests.toml:{line}:")),
             "{error}"
         );
     }

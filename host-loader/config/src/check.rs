@@ -1,0 +1,87 @@
+//! What a single setting must be, wherever it comes from: the file, or an option.
+//! A refusal says what the setting is and what was expected.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+
+use super::Mode;
+use super::quote::Value;
+use super::size::Shown;
+
+/// The unit that guest memory is counted in: what one level-2 block of the 4K
+/// granule covers.
+pub const MEMORY_UNIT: u64 = 2 << 20;
+
+/// The most vCPUs that a guest can have: EL2 has indices for so many
+/// (`hyp::realm::MAX_RECS`).
+pub const MAX_VCPUS: u32 = 64;
+
+/// Bytes of the longest command line that Linux on arm64 takes, without the zero
+/// at its end (`COMMAND_LINE_SIZE`).
+pub const MAX_CMDLINE: usize = 2047;
+
+/// A guest's name.
+pub fn name(name: &str) -> Result<(), String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if matches!(name.len(), 1..=32) && !name.starts_with('.') && name.chars().all(plain) {
+        return Ok(());
+    }
+    Err(format!(
+        "name = {}: expected 1 to 32 letters, digits, -, _ or ., not beginning with .",
+        Value(name)
+    ))
+}
+
+/// Bytes of a guest's memory.
+pub fn memory(bytes: u64) -> Result<(), String> {
+    if bytes > 0 && bytes.is_multiple_of(MEMORY_UNIT) {
+        return Ok(());
+    }
+    Err(memory_is(&format!("\"{}\"", Shown(bytes))))
+}
+
+/// What is wrong with an amount of memory that reads so.
+pub(crate) fn memory_is(text: &str) -> String {
+    format!("memory = {text}: expected a multiple of 2M, such as \"512M\"")
+}
+
+/// The number of a guest's vCPUs.
+pub fn vcpus(count: i64) -> Result<u32, String> {
+    match u32::try_from(count) {
+        Ok(count @ 1..=MAX_VCPUS) => Ok(count),
+        _ => Err(format!("vcpus = {count}: expected 1 to {MAX_VCPUS}")),
+    }
+}
+
+/// A kernel's command line.
+pub fn cmdline(text: &str) -> Result<(), String> {
+    if text.contains('\0') {
+        return Err("cmdline holds a zero byte, where it would end".to_string());
+    }
+    if text.len() > MAX_CMDLINE {
+        return Err(format!(
+            "cmdline is {} bytes long: expected at most {MAX_CMDLINE}, which is what Linux \
+             takes",
+            text.len()
+        ));
+    }
+    Ok(())
+}
+
+/// A guest's mode.
+pub fn mode(text: &str) -> Result<Mode, String> {
+    if let Some((_, mode)) = Mode::ALL.iter().find(|(word, _)| *word == text) {
+        return Ok(*mode);
+    }
+    Err(match text {
+        "protected" | "realm" => {
+            format!("mode = \"{text}\" is not supported yet; use \"plain\"")
+        }
+        other => format!("mode = {}: expected \"plain\"", Value(other)),
+    })
+}
+
+/// An address of a guest's.
+pub(crate) fn address(key: &str, value: i64) -> Result<u64, String> {
+    u64::try_from(value).map_err(|_| format!("{key} = {value}: expected an address"))
+}

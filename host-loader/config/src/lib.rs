@@ -1,0 +1,178 @@
+//! `guests.toml`: which guests there are and what each gets. The runner reads it
+//! before a machine starts, the host reads it from the bundle: by this schema
+//! both, so that what one takes the other takes.
+//!
+//! | key | value | default |
+//! |---|---|---|
+//! | `name` | 1 to 32 letters, digits, `-`, `_` and `.`, not beginning with `.`; unique | required |
+//! | `kernel` | file | required |
+//! | `initrd` | file | none |
+//! | `cmdline` | the kernel's command line, at most 2047 bytes | empty |
+//! | `memory` | a multiple of 2M: bytes with K, M, G or T (also `MiB` and so on) | `"512M"` |
+//! | `vcpus` | 1 to 64 | 1 |
+//! | `mode` | `"plain"` | `"plain"` |
+//! | `console` | it owns the first UART; one guest at most | the first guest does |
+//! | `strict` | it is stopped when it accesses what it does not have | `false` |
+//! | `load` | IPA of a raw binary | RAM base + 512 KiB |
+//! | `entry` | IPA where a raw binary starts | its first byte |
+//!
+//! Files are named as who reads it finds them: beside the file, or in the bundle.
+//! Unknown keys are errors: a misspelt key must not be a silent default.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod check;
+pub mod quote;
+mod read;
+pub mod size;
+#[cfg(feature = "write")]
+mod write;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::str::FromStr;
+
+pub use read::parse;
+#[cfg(feature = "write")]
+pub use write::write;
+
+/// The file's name in a bundle.
+pub const FILE: &str = "guests.toml";
+
+/// The most that the file may be long. Reading takes up to 20 MiB of the heap for
+/// that (`tests/memory.rs`).
+pub const MAX_LENGTH: usize = 64 << 10;
+
+/// Bytes of memory of a guest that does not say.
+pub const DEFAULT_MEMORY: u64 = 512 << 20;
+
+/// One guest as configured, checked as far as the file alone allows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "write", derive(serde::Serialize))]
+pub struct Guest {
+    /// How messages call it.
+    pub name: String,
+    /// Kernel file.
+    pub kernel: String,
+    /// Initrd file.
+    #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
+    pub initrd: Option<String>,
+    /// Kernel command line.
+    #[cfg_attr(feature = "write", serde(skip_serializing_if = "String::is_empty"))]
+    pub cmdline: String,
+    /// Bytes of RAM.
+    #[cfg_attr(feature = "write", serde(serialize_with = "write::size"))]
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// How its memory stands towards the host.
+    pub mode: Mode,
+    /// Whether it is to own the first UART, if it says.
+    #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
+    pub console: Option<bool>,
+    /// It is stopped when it accesses what it does not have.
+    #[cfg_attr(feature = "write", serde(skip_serializing_if = "write::is_not"))]
+    pub strict: bool,
+    /// IPA of a raw binary.
+    #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
+    pub load: Option<u64>,
+    /// IPA where a raw binary starts.
+    #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
+    pub entry: Option<u64>,
+}
+
+/// How a guest's memory stands towards the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "write", derive(serde::Serialize))]
+#[cfg_attr(feature = "write", serde(rename_all = "lowercase"))]
+pub enum Mode {
+    /// Shared with the host; boots whatever boots on QEMU's virt machine.
+    #[default]
+    Plain,
+}
+
+impl Mode {
+    /// All modes, by the words for them.
+    pub const ALL: [(&str, Self); 1] = [("plain", Self::Plain)];
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        check::mode(text)
+    }
+}
+
+/// Where something stands in the file, both from 1; columns count characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Its line.
+    pub line: u32,
+    /// Its column.
+    pub column: u32,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+/// A guest, and where the file says what of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// The guest.
+    pub guest: Guest,
+    /// Keys that the file has, and where their values stand.
+    places: Vec<(&'static str, Place)>,
+}
+
+impl Located {
+    /// Where the value of `key` stands; that of its name if the file has none.
+    pub fn place(&self, key: &str) -> Place {
+        let of = |key: &str| self.places.iter().find(|(k, _)| *k == key);
+        let found = of(key).or_else(|| of("name"));
+        found.map_or(Place { line: 1, column: 1 }, |(_, place)| *place)
+    }
+
+    /// The keys that the file has for it, and where their values stand.
+    pub fn places(&self) -> impl Iterator<Item = (&'static str, Place)> {
+        self.places.iter().copied()
+    }
+}
+
+/// What is wrong with a file: `LINE:COLUMN: …`, one sentence, to stand behind the
+/// file's name and a colon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    /// Where.
+    pub place: Place,
+    /// What, and what was expected.
+    pub what: String,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.what)
+    }
+}
+
+impl core::error::Error for Error {}
+
+/// Which guest owns the first UART: the one that says so, or the first if nobody
+/// does and that does not say no.
+pub fn console_owner(says: impl IntoIterator<Item = Option<bool>>) -> Option<usize> {
+    let mut first = None;
+    for (index, says) in says.into_iter().enumerate() {
+        match says {
+            Some(true) => return Some(index),
+            None if index == 0 => first = Some(0),
+            _ => {}
+        }
+    }
+    first
+}
