@@ -5,6 +5,7 @@
 use core::ops::Range;
 use host_loader::image::stream::Unpacker;
 use host_loader::image::{GuestMemory, ImageError, RawPlace, load};
+use host_loader::pace::{Pace, at_once};
 use host_loader_fuzz::within;
 use libfuzzer_sys::fuzz_target;
 use std::cell::RefCell;
@@ -47,7 +48,8 @@ fuzz_target!(|bytes: &[u8]| {
     let loaded = UNPACKER.with_borrow_mut(|unpacker| {
         // Segments of an ELF file are listed; nothing else is allocated.
         within(8 << 10, || {
-            load(bytes, RawPlace::default(), unpacker, &mut ram)
+            let pace = Pace::default();
+            at_once(load(bytes, RawPlace::default(), unpacker, &mut ram, &pace))
         })
     });
     let lacks = matches!(loaded, Err(ImageError::NoMemory(_)));

@@ -214,6 +214,38 @@ fn of_the_log() -> Vec<Case> {
             Ok(())
         })
         .boots(LINUX),
+        Case::new("runner/guests-in-all-forms", |context| {
+            // What the runner or the host alone took, comes through both.
+            let folder = tempfile::tempdir_in(&context.folder)?;
+            let hello = crate::build::program(&context.workspace, "hello")?;
+            let file = folder.path().join("guests.toml");
+            for (settings, says) in [
+                ("", "hello from EL1, 1 vcpus, 512 MiB"),
+                ("memory = \"64MiB\"", "hello from EL1, 1 vcpus, 64 MiB"),
+                ("memory = \"65536KiB\"", "hello from EL1, 1 vcpus, 64 MiB"),
+                ("memory = \"67108864\"", "hello from EL1, 1 vcpus, 64 MiB"),
+            ] {
+                let guest = format!("[[guest]]\nname = \"a\"\nkernel = {hello:?}\n{settings}\n");
+                fs::write(&file, guest)?;
+                let called = Call::run(context)?
+                    .args(["--guests"])
+                    .args([&file])
+                    .call()?;
+                called.ended(0)?.shows(&[says])?;
+            }
+            // An ELF file says itself where it goes: the image reads the key, too.
+            let guest =
+                format!("[[guest]]\nname = \"a\"\nkernel = {hello:?}\nload = 0x4020_0000\n");
+            fs::write(&file, guest)?;
+            let called = Call::run(context)?
+                .args(["--guests"])
+                .args([&file])
+                .call()?;
+            called
+                .ended(125)?
+                .tells(&["guests.toml:4:8: ", "load is for raw binaries"])?;
+            Ok(())
+        }),
         Case::new("runner/several-guests", |context| {
             let folder = tempfile::tempdir_in(&context.folder)?;
             let hello = crate::build::program(&context.workspace, "hello")?;
