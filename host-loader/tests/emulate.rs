@@ -233,12 +233,9 @@ impl Format {
     /// Maps `va` to `page` by a leaf of `level` with these attributes.
     fn map(
         self,
-        machine: &mut Machine,
-        cpu: &mut Cpu,
-        va: u64,
-        page: u64,
-        level: i8,
-        attributes: u64,
+        (machine, cpu): (&mut Machine, &mut Cpu),
+        (va, page): (u64, u64),
+        (level, attributes): (i8, u64),
     ) {
         let table_of = |n: i64| machine.base + (n as u64) * (1 << self.shift);
         let root = table_of(1);
@@ -289,7 +286,7 @@ proptest! {
         let va = if format.upper { !0 << format.va_bits | inside } else { inside };
         let bits = if format.wide { 52 } else { 48 };
         let page = page & ((1 << bits) - 1) & (!0 << format.low(level));
-        format.map(&mut machine, &mut cpu, va, page, level, AF);
+        format.map((&mut machine, &mut cpu), (va, page), (level, AF));
         let offset = va & ((1 << format.low(level)) - 1);
         let found = walk::translate(&cpu, &mut machine, va, READ);
         prop_assert_eq!(found, Ok(page | offset));
@@ -367,7 +364,7 @@ fn permission(attributes: u64, edit: impl FnOnce(&mut Cpu), access: Access) -> R
         big_endian: false,
     };
     let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
-    format.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, attributes);
+    format.map((&mut machine, &mut cpu), (0x1000, DEVICE), (3, attributes));
     edit(&mut cpu);
     walk::translate(&cpu, &mut machine, 0x1000, access)
 }
@@ -462,7 +459,11 @@ fn hardware_updates_are_made_where_the_guest_asks_for_them() {
         big_endian: true,
     };
     let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
-    format.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, DBM | READ_ONLY);
+    format.map(
+        (&mut machine, &mut cpu),
+        (0x1000, DEVICE),
+        (3, DBM | READ_ONLY),
+    );
     cpu.registers.tcr |= 3 << 39;
     let leaf = RAM + 3 * 4096 + 8;
     assert_eq!(
@@ -497,7 +498,7 @@ fn a_walk_out_of_ram_is_an_external_abort_with_its_level() {
             big_endian: false,
         };
         let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
-        format.map(&mut machine, &mut cpu, 0, DEVICE, 3, AF);
+        format.map((&mut machine, &mut cpu), (0, DEVICE), (3, AF));
         if level == 0 {
             cpu.registers.ttbr[0] = 0x1000;
         } else {
@@ -573,8 +574,8 @@ fn of_a_pair_whose_second_page_has_no_translation_nothing_is_done() {
     };
     let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
     // Code and device, page by page, in one table.
-    format.map(&mut machine, &mut cpu, 0x4000, RAM, 3, AF);
-    format.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, AF);
+    format.map((&mut machine, &mut cpu), (0x4000, RAM), (3, AF));
+    format.map((&mut machine, &mut cpu), (0x1000, DEVICE), (3, AF));
     cpu.registers.pc = 0x4000;
     cpu.registers.x[..3].copy_from_slice(&[1, 0x1ffc, 2]);
     let Outcome::Abort(abort, Cause::Access) = run(&mut cpu, &mut machine, STP_POST) else {
@@ -748,7 +749,7 @@ fn below(
     access: Access,
 ) -> Result<u64, Miss> {
     let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
-    PLAIN.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, attributes);
+    PLAIN.map((&mut machine, &mut cpu), (0x1000, DEVICE), (3, attributes));
     let entry = machine.load(RAM + 4096).expect("RAM");
     machine.set(RAM + 4096, entry | table);
     edit(&mut cpu);
@@ -794,7 +795,7 @@ fn a_half_that_is_off_and_tags_of_code_lead_nowhere() {
         as_el0: false,
     };
     let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
-    PLAIN.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, AF);
+    PLAIN.map((&mut machine, &mut cpu), (0x1000, DEVICE), (3, AF));
     // TBI0, then TBID0 too.
     cpu.registers.tcr |= 1 << 37;
     let tagged = 0xa5 << 56 | 0x1000;
@@ -834,7 +835,11 @@ impl Tables for Changing {
 #[test]
 fn an_entry_that_changes_meanwhile_is_no_fault_and_dirty_state_is_asked_for() {
     let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
-    PLAIN.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, 1 << 51 | 1 << 7);
+    PLAIN.map(
+        (&mut machine, &mut cpu),
+        (0x1000, DEVICE),
+        (3, 1 << 51 | 1 << 7),
+    );
     // TCR_EL1.HA without HD: DBM says nothing.
     cpu.registers.tcr |= 1 << 39;
     let write = Access {
@@ -868,8 +873,8 @@ impl Space for Changing {
 fn a_lost_update_of_an_entry_has_the_guest_do_it_again() {
     // ldr w0, [x1], #4; the page's access flag is not set yet, and TCR_EL1.HA is.
     let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
-    PLAIN.map(&mut machine, &mut cpu, 0x4000, RAM, 3, AF);
-    PLAIN.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, 0);
+    PLAIN.map((&mut machine, &mut cpu), (0x4000, RAM), (3, AF));
+    PLAIN.map((&mut machine, &mut cpu), (0x1000, DEVICE), (3, 0));
     machine.set(RAM, 0xb840_4420);
     (cpu.registers.pc, cpu.registers.x[1]) = (0x4000, 0x1000);
     cpu.registers.tcr |= 1 << 39;
@@ -879,15 +884,15 @@ fn a_lost_update_of_an_entry_has_the_guest_do_it_again() {
     assert_eq!((outcome, cpu), (Outcome::Again, before));
     assert_eq!(changing.0.seen, []);
     // Of the fetch, too.
-    PLAIN.map(&mut changing.0, &mut cpu, 0x4000, RAM, 3, 0);
+    PLAIN.map((&mut changing.0, &mut cpu), (0x4000, RAM), (3, 0));
     cpu.registers.tcr |= 1 << 39;
     let outcome = emulate::run(&mut cpu, &mut changing, 0x1000, By::Read);
     assert_eq!((outcome, cpu), (Outcome::Again, before));
     // Amidst a sequence, what came before is done: ldxr w0, [x1] of a page that
     // is marked, then ldr w3, [x4] of one that is not.
-    PLAIN.map(&mut changing.0, &mut cpu, 0x4000, RAM, 3, AF);
-    PLAIN.map(&mut changing.0, &mut cpu, 0x1000, DEVICE, 3, AF);
-    PLAIN.map(&mut changing.0, &mut cpu, 0x2000, DEVICE, 3, 0);
+    PLAIN.map((&mut changing.0, &mut cpu), (0x4000, RAM), (3, AF));
+    PLAIN.map((&mut changing.0, &mut cpu), (0x1000, DEVICE), (3, AF));
+    PLAIN.map((&mut changing.0, &mut cpu), (0x2000, DEVICE), (3, 0));
     cpu.registers.tcr |= 1 << 39;
     changing.0.put(RAM, 0x885f_7c20);
     changing.0.put(RAM + 4, 0xb940_0083);
@@ -1066,9 +1071,9 @@ fn an_atomics_fault_is_a_reads_where_a_read_has_it_too() {
             (None, 0x07, true),
         ] {
             let (mut machine, mut cpu) = (Machine::new(RAM), cpu());
-            PLAIN.map(&mut machine, &mut cpu, 0x4000, RAM, 3, AF);
+            PLAIN.map((&mut machine, &mut cpu), (0x4000, RAM), (3, AF));
             if let Some(attributes) = attributes {
-                PLAIN.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, attributes);
+                PLAIN.map((&mut machine, &mut cpu), (0x1000, DEVICE), (3, attributes));
             }
             machine.put(RAM, word);
             (cpu.registers.pc, cpu.registers.x[1]) = (0x4000, 0x1000);
@@ -1104,8 +1109,8 @@ fn zeros_fill_the_block_that_holds_the_address() {
 fn unprivileged_accesses_are_el0s_without_uao() {
     for (uao, done) in [(0, false), (1 << 23, true)] {
         let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
-        PLAIN.map(&mut machine, &mut cpu, 0x4000, RAM, 3, AF);
-        PLAIN.map(&mut machine, &mut cpu, 0x1000, DEVICE, 3, AF);
+        PLAIN.map((&mut machine, &mut cpu), (0x4000, RAM), (3, AF));
+        PLAIN.map((&mut machine, &mut cpu), (0x1000, DEVICE), (3, AF));
         // ldtr w0, [x1].
         machine.set(RAM, 0xb840_0820);
         (cpu.registers.pc, cpu.registers.x[1]) = (0x4000, 0x1000);

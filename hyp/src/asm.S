@@ -215,16 +215,18 @@ guarded_load64_both:
     stp     x0, x1, [x2]
     b       guarded_done
 
-// guarded_store64_both(x0, x1 = words, x2, x3 = their values, x4 = a word that is
-// loaded behind both, x5 = where its value goes): in this order.
+// guarded_store64_both(x0 = two pairs of word and value, x1 = a word that is loaded
+// behind both, x2 = where its value goes): in this order.
     .global guarded_store64_both
 guarded_store64_both:
     msr     spsel, #0
-    stlr    x2, [x0]
-    stlr    x3, [x1]
+    ldp     x3, x4, [x0]
+    ldp     x5, x6, [x0, #16]
+    stlr    x4, [x3]
+    stlr    x6, [x5]
     dmb     ish
-    ldr     x4, [x4]
-    str     x4, [x5]
+    ldr     x3, [x1]
+    str     x3, [x2]
     b       guarded_done
 
 // guarded_clean(x0 = first line, x1 = end, x2 = bytes of a line)

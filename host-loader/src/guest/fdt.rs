@@ -53,7 +53,7 @@ pub fn write(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
     fdt.property_null("dma-coherent")?;
 
     let node = fdt.begin_node("aliases")?;
-    let uart = format!("/pl011@{:x}", map::UART.start);
+    let uart = uart();
     fdt.property_string("serial0", &uart)?;
     fdt.end_node(node)?;
 
@@ -103,6 +103,14 @@ pub fn write(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
     fdt.property_null("always-on")?;
     fdt.end_node(node)?;
 
+    uart_and_clock(&mut fdt)?;
+    interrupt_controller(&mut fdt, machine.mpidrs.len() as u64)?;
+
+    fdt.end_node(root)?;
+    fdt.finish()
+}
+
+fn uart_and_clock(fdt: &mut FdtWriter) -> Result<(), Error> {
     let node = fdt.begin_node("apb-pclk")?;
     fdt.property_string("compatible", "fixed-clock")?;
     fdt.property_u32("#clock-cells", 0)?;
@@ -111,14 +119,16 @@ pub fn write(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
     fdt.property_phandle(CLOCK)?;
     fdt.end_node(node)?;
 
-    let node = fdt.begin_node(&uart[1..])?;
+    let node = fdt.begin_node(&uart()[1..])?;
     fdt.property_string_list("compatible", strings(&["arm,pl011", "arm,primecell"]))?;
-    registers(&mut fdt, &[map::UART])?;
+    registers(fdt, &[map::UART])?;
     fdt.property_array_u32("interrupts", &[SPI, map::UART_SPI, LEVEL_HIGH])?;
     fdt.property_array_u32("clocks", &[CLOCK, CLOCK])?;
     fdt.property_string_list("clock-names", strings(&["uartclk", "apb_pclk"]))?;
-    fdt.end_node(node)?;
+    fdt.end_node(node)
+}
 
+fn interrupt_controller(fdt: &mut FdtWriter, vcpus: u64) -> Result<(), Error> {
     let node = fdt.begin_node(&format!("intc@{:x}", map::GICD.start))?;
     fdt.property_string("compatible", "arm,gic-v3")?;
     fdt.property_u32("#interrupt-cells", 3)?;
@@ -127,16 +137,15 @@ pub fn write(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
     fdt.property_u32("#size-cells", 2)?;
     fdt.property_null("ranges")?;
     fdt.property_u32("#redistributor-regions", 1)?;
-    let frames = machine.mpidrs.len() as u64 * map::GICR_STRIDE;
-    registers(
-        &mut fdt,
-        &[map::GICD, map::GICR.start..map::GICR.start + frames],
-    )?;
+    let frames = vcpus * map::GICR_STRIDE;
+    registers(fdt, &[map::GICD, map::GICR.start..map::GICR.start + frames])?;
     fdt.property_phandle(GIC)?;
-    fdt.end_node(node)?;
+    fdt.end_node(node)
+}
 
-    fdt.end_node(root)?;
-    fdt.finish()
+/// The path of the UART's node.
+fn uart() -> String {
+    format!("/pl011@{:x}", map::UART.start)
 }
 
 /// Replaces the seeds of a tree that was written with some.

@@ -80,7 +80,8 @@ pub async fn load(
 
 type Layout = (Vec<Segment>, u64, Range<u64>);
 
-fn layout(head: &[u8], memory: &impl GuestMemory) -> Result<Layout, ImageError> {
+/// The file's entry, and its segments, of whatever kind.
+fn headers(head: &[u8]) -> Result<(u64, SegmentTable<'_, AnyEndian>), ImageError> {
     let corrupt = |_| ImageError::Corrupt("ELF header");
     let cut = ImageError::Corrupt("ELF headers are cut off");
     // The parser indexes the first bytes without asking.
@@ -116,10 +117,15 @@ fn layout(head: &[u8], memory: &impl GuestMemory) -> Result<Layout, ImageError> 
             head.get(at..end)
         })
         .ok_or(cut)?;
+    Ok((header.e_entry, SegmentTable::new(endian, class, table)))
+}
+
+fn layout(head: &[u8], memory: &impl GuestMemory) -> Result<Layout, ImageError> {
+    let (e_entry, table) = headers(head)?;
     let mut segments: Vec<Segment> = Vec::new();
     let mut entry = None;
     let mut range: Option<Range<u64>> = None;
-    for segment in SegmentTable::new(endian, class, table).iter() {
+    for segment in table.iter() {
         let ProgramHeader {
             p_type,
             p_offset: start,
@@ -139,7 +145,7 @@ fn layout(head: &[u8], memory: &impl GuestMemory) -> Result<Layout, ImageError> 
             .checked_add(file_size)
             .ok_or(ImageError::Corrupt("an ELF segment past the file"))?;
         let place = check(memory, p_paddr, size)?;
-        let inside = header.e_entry.wrapping_sub(p_vaddr);
+        let inside = e_entry.wrapping_sub(p_vaddr);
         if inside < size {
             entry = Some(place.start + inside);
         }

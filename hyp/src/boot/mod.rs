@@ -10,7 +10,7 @@ use pgtable::{Granule, Start};
 use crate::System;
 use crate::cpu::features::{Features, GranuleSupport};
 use crate::cpu::gic::Redistributor;
-use crate::cpu::pe::{self, Pe, Stacks};
+use crate::cpu::pe::{self, Entry, Pe, Stacks};
 use crate::memory::granule::Granules;
 use crate::memory::host::{self, HostMemory};
 use crate::memory::phys;
@@ -210,7 +210,7 @@ impl Layout {
         let geometry = stage1::geometry(features, self.granules.el2)
             .map_err(|_| "this CPU cannot map its physical addresses at EL2 with this granule")?;
         let tables = pool(&EL2_TABLES, self.el2_tables, self.granules.el2);
-        let regime = stage1::build(features, geometry, machine, image, &self.stacks, tables)?;
+        let regime = stage1::build((machine, features), geometry, image, &self.stacks, tables)?;
         let boot = affinity();
         let list = phys::pointer::<Pe>(self.pes.base());
         for (index, &mpidr) in machine.pes.iter().enumerate() {
@@ -220,7 +220,10 @@ impl Layout {
                 .ok_or("a CPU of the device tree has no redistributor in the GIC")?;
             let place = list.wrapping_add(index);
             // SAFETY: the region is EL2's and holds MAX_PES of them.
-            unsafe { place.write(Pe::new(index, mpidr, gicr, &self.stacks, regime, entry)) };
+            unsafe {
+                let entry = Entry::new(&self.stacks, index, regime, entry);
+                place.write(Pe::new(index, mpidr, gicr, entry));
+            }
         }
         // SAFETY: so many were just written, and nobody takes them away.
         let list = unsafe { core::slice::from_raw_parts(list, machine.pes.len()) };

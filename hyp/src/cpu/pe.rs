@@ -54,6 +54,19 @@ pub struct Entry {
     pub rust: u64,
 }
 
+impl Entry {
+    /// Of the PE `index`, which goes on at `rust`.
+    pub fn new(stacks: &Stacks, index: usize, regime: Regime, rust: u64) -> Self {
+        let [stack, emergency] = stacks.mapped(index);
+        Self {
+            stack_top: stack.end(),
+            emergency_top: emergency.end(),
+            regime,
+            rust,
+        }
+    }
+}
+
 /// One PE.
 #[derive(Debug)]
 #[repr(C)]
@@ -121,22 +134,9 @@ impl Stacks {
 
 impl Pe {
     /// A PE that is off.
-    pub fn new(
-        index: usize,
-        mpidr: u64,
-        gicr: Redistributor,
-        stacks: &Stacks,
-        regime: Regime,
-        entry: u64,
-    ) -> Self {
-        let [stack, emergency] = stacks.mapped(index);
+    pub fn new(index: usize, mpidr: u64, gicr: Redistributor, entry: Entry) -> Self {
         Self {
-            entry: Entry {
-                stack_top: stack.end(),
-                emergency_top: emergency.end(),
-                regime,
-                rust: entry,
-            },
+            entry,
             index,
             mpidr,
             gicr,
@@ -325,7 +325,7 @@ mod tests {
         );
         // SAFETY: a record is behind it, and no GIC.
         let gicr = unsafe { Redistributor::new(0) };
-        let pe = Pe::new(0, 0, gicr, &s, Regime::default(), 0);
+        let pe = Pe::new(0, 0, gicr, Entry::new(&s, 0, Regime::default(), 0));
         let claim = pe.claim_start(0x80000, 7).expect("it is off");
         assert_eq!(pe.claim_start(0x90000, 8), Err(Power::Starting));
         assert_eq!(pe.start(), (0x80000, 7));

@@ -12,10 +12,9 @@ use super::interrupts::Interrupts;
 use super::posted::{self, Served};
 use crate::cpu::context::{Exception, enter};
 use crate::cpu::fault::faulting_ipa;
-use crate::cpu::{Cpu, GuestState, SavedState};
+use crate::cpu::{GuestState, SavedState};
 use crate::exception::report::stop_if_dying;
-use crate::realm::Realm;
-use crate::rec::{Pending, Rec, Run};
+use crate::rec::{Pending, Run};
 use arm64::syndrome::Syndrome;
 use core::sync::atomic::Ordering;
 
@@ -59,14 +58,9 @@ impl Record {
 
 /// Runs the vCPU in the REC granule at `pa`, which this PE holds. The checks of
 /// `REC_ENTER` are done.
-pub fn run(
-    cpu: &mut Cpu,
-    realm: &Realm,
-    rec: &Rec,
-    pa: u64,
-    run: &mut Run,
-    entry: &Entry,
-) -> Record {
+pub fn run(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run, entry: &Entry) -> Record {
+    let (realm, rec) = (guest.realm, guest.rec);
+    let cpu = &mut *guest.cpu;
     finish_previous_exit(run, entry);
     run.call_host_at = None;
     // Published before the vCPU's interrupts are looked at, so that a kick that
@@ -93,12 +87,12 @@ pub fn run(
         },
         trap,
     );
-    let mut guest = Interrupts { cpu, realm, rec };
     if run.ptimer.ctl != 0 {
         guest.physical_timer(run);
     }
-    let mut record = turns(&mut guest, pa, run);
+    let mut record = turns(guest, pa, run);
     guest.leave(run);
+    let cpu = &mut *guest.cpu;
     rec.kicks.leaves(cpu.pe.runs());
     let now = CNTPCT_EL0.get();
     cpu.switch_to_host(SavedState {

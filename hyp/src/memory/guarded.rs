@@ -25,14 +25,8 @@ mod routines {
         pub fn guarded_read32(at: *const u32, to: *mut u32) -> u64;
         pub fn guarded_load64(at: *const u64, to: *mut u64) -> u64;
         pub fn guarded_load64_both(first: *const u64, second: *const u64, to: *mut u64) -> u64;
-        pub fn guarded_store64_both(
-            first: *mut u64,
-            second: *mut u64,
-            value: u64,
-            last: u64,
-            load: *const u64,
-            to: *mut u64,
-        ) -> u64;
+        pub fn guarded_store64_both(stores: *const [u64; 2], load: *const u64, to: *mut u64)
+        -> u64;
         pub fn guarded_clean(start: u64, end: u64, line: u64) -> u64;
         pub fn guarded_translate(address: u64, to: *mut u64, look: u64) -> u64;
     }
@@ -91,19 +85,20 @@ mod routines {
     }
 
     pub unsafe fn guarded_store64_both(
-        first: *mut u64,
-        second: *mut u64,
-        value: u64,
-        last: u64,
+        stores: *const [u64; 2],
         load: *const u64,
         to: *mut u64,
     ) -> u64 {
         // SAFETY: the caller's promise.
-        unsafe {
-            guarded_copy(first.cast(), (&raw const value).cast(), 8)
-                | guarded_copy(second.cast(), (&raw const last).cast(), 8)
-                | guarded_load64(load, to)
+        for [at, value] in unsafe { core::slice::from_raw_parts(stores, 2) } {
+            let at = core::ptr::with_exposed_provenance_mut(*at as usize);
+            // SAFETY: the caller's promise.
+            if unsafe { guarded_copy(at, (&raw const *value).cast(), 8) } != 0 {
+                return 1;
+            }
         }
+        // SAFETY: the caller's promise.
+        unsafe { guarded_load64(load, to) }
     }
 
     pub unsafe fn guarded_clean(start: u64, end: u64, _line: u64) -> u64 {
@@ -249,18 +244,12 @@ pub unsafe fn load64_both([first, second]: [u64; 2]) -> Result<[u64; 2]> {
 /// As [`load64`], for each.
 #[inline]
 pub unsafe fn store64_both(stores: [(u64, u64); 2], load: u64) -> Result<u64> {
-    let [(first, value), (second, last)] = stores;
+    let address = |pa| pointer::<u64>(pa).expose_provenance() as u64;
+    let stores = stores.map(|(pa, value)| [address(pa), value]);
     let mut loaded = 0;
     // SAFETY: the caller's promise.
     outcome(unsafe {
-        routines::guarded_store64_both(
-            pointer(first),
-            pointer(second),
-            value,
-            last,
-            pointer(load),
-            &raw mut loaded,
-        )
+        routines::guarded_store64_both(stores.as_ptr(), pointer(load), &raw mut loaded)
     })?;
     Ok(loaded)
 }

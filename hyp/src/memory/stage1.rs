@@ -79,9 +79,8 @@ pub fn pool_pages(ram: &Regions, pes: usize) -> u64 {
 /// # Errors
 /// In words.
 pub fn build(
-    features: &Features,
+    (machine, features): (&Machine, &Features),
     geometry: El2Geometry,
-    machine: &Machine,
     image: &Image,
     stacks: &Stacks,
     pool: &'static Pool,

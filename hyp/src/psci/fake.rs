@@ -18,7 +18,7 @@ use rmi::smccc::narrow;
 
 use super::{Firmware, Relay};
 use crate::cpu::gic::Redistributor;
-use crate::cpu::pe::{Pe, Power, Stacks};
+use crate::cpu::pe::{Entry, Pe, Power, Stacks};
 use crate::memory::region::Region;
 use arm64::frame::Regime;
 
@@ -267,7 +267,14 @@ pub fn run(count: usize, input: &[u8]) {
     let stacks = Stacks::new(stacks, 0x1000);
     // SAFETY: a record is behind it, and no GIC.
     let gicr = unsafe { Redistributor::new(0) };
-    let pe = |n| Pe::new(n, n as u64, gicr, &stacks, Regime::default(), 0);
+    let pe = |n| {
+        Pe::new(
+            n,
+            n as u64,
+            gicr,
+            Entry::new(&stacks, n, Regime::default(), 0),
+        )
+    };
     let mut seen = vec![Seen::Off; count];
     seen[0] = Seen::On;
     let machine = Machine {

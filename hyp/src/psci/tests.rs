@@ -3,7 +3,7 @@
 extern crate std;
 use super::*;
 use crate::cpu::gic::Redistributor;
-use crate::cpu::pe::Stacks;
+use crate::cpu::pe::{Entry, Stacks};
 use crate::memory::region::Region;
 use arm64::frame::Regime;
 use core::cell::{Cell, RefCell};
@@ -45,7 +45,14 @@ fn two() -> [Pe; 2] {
     let stacks = Stacks::new(stacks, 0x1000);
     // SAFETY: a record is behind it, and no GIC.
     let gicr = unsafe { Redistributor::new(0) };
-    [0, 1].map(|n| Pe::new(n, n as u64, gicr, &stacks, Regime::default(), 0))
+    [0, 1].map(|n| {
+        Pe::new(
+            n,
+            n as u64,
+            gicr,
+            Entry::new(&stacks, n, Regime::default(), 0),
+        )
+    })
 }
 
 #[track_caller]

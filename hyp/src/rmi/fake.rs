@@ -17,7 +17,7 @@ use crate::boot::tree::{Machine, Ppis};
 use crate::cpu::Cpu;
 use crate::cpu::features::{Features, GranuleSupport};
 use crate::cpu::gic::Redistributor;
-use crate::cpu::pe::{Pe, Stacks};
+use crate::cpu::pe::{Entry, Pe, Stacks};
 use crate::memory::granule::{Granule as GranuleWord, Granules};
 use crate::memory::host::{self, HostMemory};
 use crate::memory::phys;
@@ -140,9 +140,7 @@ impl Host {
             0,
             0,
             frame,
-            &stacks,
-            Regime::default(),
-            0,
+            Entry::new(&stacks, 0, Regime::default(), 0),
         )));
         Self {
             // SAFETY: just made, and only `drop` frees it, when the `Cpu` is

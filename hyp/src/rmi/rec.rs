@@ -12,7 +12,7 @@ use super::args::{copy_from_host, lock, lock_idle_rec, pin};
 use crate::System;
 use crate::cpu::Cpu;
 use crate::guest::exits;
-use crate::guest::interrupts::intid;
+use crate::guest::interrupts::{Interrupts, intid};
 use crate::guest::run::{self, Entry, Record};
 use crate::memory::granule::State;
 use crate::memory::guarded::{self, ExternalAbort};
@@ -132,7 +132,12 @@ pub fn enter(cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     granule.get();
     drop(rec_lock);
 
-    let record = run::run(cpu, realm, vcpu, rec, state, &Entry { flags, value });
+    let mut guest = Interrupts {
+        cpu,
+        realm,
+        rec: vcpu,
+    };
+    let record = run::run(&mut guest, rec, state, &Entry { flags, value });
 
     // SAFETY: the page is still pinned as the host's.
     let told = unsafe { write_exit(page, &record) };

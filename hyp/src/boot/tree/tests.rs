@@ -42,15 +42,6 @@ impl Board {
     fn build(self) -> Result<Vec<u8>, vm_fdt::Error> {
         let reserve = FdtReserveEntry::new(0x4010_0000, 0x1000)?;
         let mut w = FdtWriter::new_with_mem_reserv(&[reserve])?;
-        let base = if self.soc { 0 } else { 0x800_0000 };
-        let interrupts = |list: &[(u32, u32)]| -> Vec<u32> {
-            let cells = |&(kind, number)| {
-                let mut cells = std::vec![kind, number, 4];
-                cells.resize(self.interrupt_cells, 0);
-                cells
-            };
-            list.iter().flat_map(cells).collect()
-        };
         let root = w.begin_node("")?;
         w.property_u32("#address-cells", 2)?;
         w.property_u32("#size-cells", 2)?;
@@ -82,28 +73,33 @@ impl Board {
         }
         w.end_node(node)?;
 
-        // Two nodes, out of order, and one that is switched off.
-        for (at, status) in [
-            (0x8_0000_0000u64, "okay"),
-            (0x4000_0000, "okay"),
-            (0x9_0000_0000, "disabled"),
-        ] {
-            let node = w.begin_node(&std::format!("memory@{at:x}"))?;
-            w.property_string("device_type", "memory")?;
-            w.property_string("status", status)?;
-            w.property_array_u64("reg", &[at, 0x1000_0000])?;
-            w.end_node(node)?;
-        }
+        memory(&mut w)?;
+        self.cpus(&mut w)?;
 
-        let node = w.begin_node("reserved-memory")?;
-        w.property_u32("#address-cells", 2)?;
-        w.property_u32("#size-cells", 2)?;
-        w.property_null("ranges")?;
-        let child = w.begin_node("firmware@40200000")?;
-        w.property_array_u64("reg", &[0x4020_0000, 0x2000])?;
-        w.end_node(child)?;
+        let node = w.begin_node("psci")?;
+        w.property_string("method", "smc")?;
+        w.end_node(node)?;
+        let node = w.begin_node("timer")?;
+        w.property_string("compatible", "arm,armv8-timer")?;
+        let list = [(1, 13), (1, 14), (1, 11), (1, 10)];
+        w.property_array_u32("interrupts", &self.interrupts(&list))?;
         w.end_node(node)?;
 
+        self.devices(&mut w)?;
+        w.end_node(root)?;
+        w.finish()
+    }
+
+    fn interrupts(&self, list: &[(u32, u32)]) -> Vec<u32> {
+        let cells = |&(kind, number)| {
+            let mut cells = std::vec![kind, number, 4];
+            cells.resize(self.interrupt_cells, 0);
+            cells
+        };
+        list.iter().flat_map(cells).collect()
+    }
+
+    fn cpus(&self, w: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
         let node = w.begin_node("cpus")?;
         w.property_u32("#address-cells", self.cpu_cells)?;
         w.property_u32("#size-cells", 0)?;
@@ -117,17 +113,11 @@ impl Board {
             }
             w.end_node(cpu)?;
         }
-        w.end_node(node)?;
+        w.end_node(node)
+    }
 
-        let node = w.begin_node("psci")?;
-        w.property_string("method", "smc")?;
-        w.end_node(node)?;
-        let node = w.begin_node("timer")?;
-        w.property_string("compatible", "arm,armv8-timer")?;
-        let list = [(1, 13), (1, 14), (1, 11), (1, 10)];
-        w.property_array_u32("interrupts", &interrupts(&list))?;
-        w.end_node(node)?;
-
+    fn devices(&self, w: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
+        let base = if self.soc { 0 } else { 0x800_0000 };
         let soc = if self.soc {
             let soc = w.begin_node("soc")?;
             w.property_u32("#address-cells", 2)?;
@@ -140,7 +130,7 @@ impl Board {
         let node = w.begin_node("intc")?;
         w.property_string("compatible", "arm,gic-v3")?;
         w.property_array_u64("reg", &[base, 0x1_0000, base + 0xa_0000, 0xf6_0000])?;
-        w.property_array_u32("interrupts", &interrupts(&[(1, 9)]))?;
+        w.property_array_u32("interrupts", &self.interrupts(&[(1, 9)]))?;
         w.end_node(node)?;
         for offset in [0x100_0000, 0x104_0000u64] {
             let node = w.begin_node(&std::format!("pl011@{offset:x}"))?;
@@ -154,9 +144,33 @@ impl Board {
         if let Some(soc) = soc {
             w.end_node(soc)?;
         }
-        w.end_node(root)?;
-        w.finish()
+        Ok(())
     }
+}
+
+fn memory(w: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
+    // Two nodes, out of order, and one that is switched off.
+    for (at, status) in [
+        (0x8_0000_0000u64, "okay"),
+        (0x4000_0000, "okay"),
+        (0x9_0000_0000, "disabled"),
+    ] {
+        let node = w.begin_node(&std::format!("memory@{at:x}"))?;
+        w.property_string("device_type", "memory")?;
+        w.property_string("status", status)?;
+        w.property_array_u64("reg", &[at, 0x1000_0000])?;
+        w.end_node(node)?;
+    }
+
+    let node = w.begin_node("reserved-memory")?;
+    w.property_u32("#address-cells", 2)?;
+    w.property_u32("#size-cells", 2)?;
+    w.property_null("ranges")?;
+    let child = w.begin_node("firmware@40200000")?;
+    w.property_array_u64("reg", &[0x4020_0000, 0x2000])?;
+    w.end_node(child)?;
+    w.end_node(node)?;
+    Ok(())
 }
 
 fn read(board: Board) -> Machine {
