@@ -205,7 +205,7 @@ impl Machine {
         answer
     }
 
-    pub fn write(&mut self, pe: usize, frame: Frame, offset: u64, size: usize, value: u64) {
+    pub fn write(&mut self, pe: usize, frame: Frame, (offset, size): (u64, usize), value: u64) {
         self.trapped(pe, |m| {
             m.vgic().write(pe, frame, At { offset, size }, value);
         });
