@@ -84,6 +84,7 @@ impl Console {
 
     /// Takes what waits in the guest's page, and then lets it be accessed without
     /// the host again: false if not all could be taken.
+    #[inline]
     pub fn catch_up(&mut self, guest: &Guest, machine: &Machine) -> bool {
         let all = self.close(guest, machine);
         self.open(guest, machine, all);
@@ -274,8 +275,9 @@ pub fn take(machine: &Machine, guest: &Guest) {
 /// The machine's first UART has received something, or has room again: the guest
 /// that owns it is told; with no such guest, what was received waits.
 pub fn input(machine: &Machine) {
-    let guest = machine.console_guest.lock().clone();
-    match guest {
+    // Held until all is done: whoever takes the guest apart takes it from here first,
+    // so its page and its realm are there.
+    match &*machine.console_guest.lock() {
         Some(guest) => {
             let mut console = guest.console.lock();
             if let Some(port) = machine.console.lock().as_mut() {
@@ -286,7 +288,7 @@ pub fn input(machine: &Machine) {
                     console.uart.has_room();
                 }
             }
-            console.catch_up(&guest, machine);
+            console.catch_up(guest, machine);
         }
         None => {
             if let Some(port) = machine.console.lock().as_mut() {

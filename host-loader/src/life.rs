@@ -83,7 +83,8 @@ pub struct Guest {
     /// Its UART, and where that leads.
     pub console: Mutex<Console>,
     /// The UART's page of accesses that need not wait; under the console's lock,
-    /// but for a look whether anything waits.
+    /// but for a look whether anything waits. For those who hold one of its vCPUs
+    /// and, as long as it is there, [`Machine::console_guest`].
     pub posted: Option<*const Page>,
     stop: AtomicU8,
     attached: AtomicUsize,
@@ -289,15 +290,27 @@ pub fn leave(machine: &'static Machine, guest: Arc<Guest>) -> Option<Job> {
 /// Takes what the guest has last written to its UART. Where the machine's UART takes
 /// nothing for a while, the rest is lost.
 async fn drain(machine: &Machine, guest: &Guest) {
-    let mut end = CNTPCT_EL0.get() + CNTFRQ_EL0.get();
+    let patience = CNTFRQ_EL0.get();
+    let (mut end, mut before) = (CNTPCT_EL0.get() + patience, u64::MAX);
     loop {
-        let before = guest.posted().and_then(Page::next);
-        if guest.console.lock().catch_up(guest, machine) || CNTPCT_EL0.get() > end {
+        let waiting = {
+            let mut console = guest.console.lock();
+            console.catch_up(guest, machine);
+            guest.posted().map_or(0, Page::waiting)
+        };
+        let now = CNTPCT_EL0.get();
+        if waiting < before {
+            end = now + patience;
+        }
+        if waiting == 0 {
             return;
         }
-        if guest.posted().and_then(Page::next) != before {
-            end = CNTPCT_EL0.get() + CNTFRQ_EL0.get();
+        if now > end {
+            let text = "bytes found no room on the console";
+            guest.log(Level::Warn, format_args!("its last {waiting} {text}"));
+            return;
         }
+        before = waiting;
         machine.paces[guest.config].wait().await;
     }
 }

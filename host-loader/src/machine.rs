@@ -1,6 +1,6 @@
 //! The one instance of everything that CPUs share.
 //!
-//! Lock order, outer to inner: a guest's UART, then a port. [`Machine::granules`],
+//! Lock order, outer to inner: [`Machine::console_guest`], a guest's UART, a port. [`Machine::granules`],
 //! the GIC and a CPU's inbox are innermost: nothing is locked while they are held,
 //! and nothing is allocated, since the heap takes RAM from the granules.
 

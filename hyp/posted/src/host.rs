@@ -99,10 +99,17 @@ impl Page {
         self.words[word].store(value, Ordering::Release);
     }
 
+    /// How many writes wait.
+    #[inline]
+    pub fn waiting(&self) -> u64 {
+        let taken = self.words[word::TAKEN].load(Ordering::Relaxed);
+        self.load(word::POSTED).wrapping_sub(taken)
+    }
+
     /// Whether nothing waits.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.load(word::POSTED) == self.words[word::TAKEN].load(Ordering::Relaxed)
+        self.waiting() == 0
     }
 
     /// From here on every access is the host's, but for those that EL2 is at.

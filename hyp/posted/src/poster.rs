@@ -150,7 +150,7 @@ impl Poster {
     }
 
     /// Tells `each` the writes that wait, oldest first, for a host that will not
-    /// take them any more.
+    /// take them any more. A page that never had one is not touched.
     ///
     /// # Errors
     /// The page did not answer.
@@ -159,6 +159,9 @@ impl Poster {
         page: &mut M,
         mut each: impl FnMut(Write),
     ) -> Result<(), M::Error> {
+        if self.posted == 0 {
+            return Ok(());
+        }
         let waiting = self.posted.wrapping_sub(page.load(word::TAKEN)?);
         let known = waiting.min(ENTRIES).min(self.posted);
         for position in self.posted - known..self.posted {

@@ -164,6 +164,20 @@ impl Memory for Hostile<'_> {
     fn fence(&mut self) {}
 }
 
+/// The page of a host that named memory which is not there.
+#[test]
+fn a_page_that_never_answered_is_not_looked_at_again() {
+    let (mut accesses, mut poster) = (0, Poster::new());
+    let mut absent = || {
+        accesses += 1;
+        None
+    };
+    assert_eq!(poster.write(&mut Hostile(&mut absent), DATA, 1), Err(()));
+    let mut told = 0;
+    let waiting = poster.waiting(&mut Hostile(&mut absent), |_| told += 1);
+    assert_eq!((waiting, told, accesses), (Ok(()), 0, 1));
+}
+
 proptest! {
     /// Whatever the host writes, EL2 stays inside the page and counts for itself.
     #[test]

@@ -1,10 +1,10 @@
 //! Accesses of a device of the host's that need not wait for the host (crate
 //! `posted`): the page, and who serves them.
 
-use arm64::regs::SCTLR_EL1;
 use core::fmt::Write;
 use core::sync::atomic::{Ordering, fence};
 
+use arm64::regs::SCTLR_EL1;
 use arm64::syndrome::{Class, Syndrome};
 use posted::{Access, Memory, Post, Poster};
 
@@ -22,6 +22,8 @@ pub const NOWHERE: u64 = u64::MAX;
 /// A page of the host's that speaks for a device.
 #[derive(Debug)]
 pub struct Posting {
+    /// Where the device is, IPA.
+    device: u64,
     page: HostPage,
     /// How long a write may wait, in ticks of the counter.
     delay: u64,
@@ -66,11 +68,12 @@ impl Memory for HostPage {
 }
 
 impl Posting {
-    /// The page at the start of the granule that `pin` keeps the host's, from now
-    /// on.
-    pub fn new(page: u64, pin: Pin<'_>, delay: u64) -> Self {
+    /// For the device at the IPA `device`: the page at the start of the granule that
+    /// `pin` keeps the host's, from now on.
+    pub fn new(device: u64, page: u64, pin: Pin<'_>, delay: u64) -> Self {
         pin.keep();
         Self {
+            device,
             page: HostPage(page),
             delay,
             poster: Poster::new(),
@@ -115,17 +118,20 @@ pub fn serve(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Served
     if offset == 0 && !super::access::as_told(esr).has_access() {
         return Served::No;
     }
-    serve_access(guest, run, esr, access)
+    serve_access(guest, run, esr, device, access)
 }
 
+#[inline]
 fn serve_access(
     guest: &mut Interrupts<'_>,
     run: &mut Run,
     esr: Syndrome,
+    at: u64,
     access: Access,
 ) -> Served {
     let mut posting = guest.realm.posted.lock();
     let Some(Posting {
+        device,
         page,
         delay,
         poster,
@@ -133,6 +139,10 @@ fn serve_access(
     else {
         return Served::No;
     };
+    // The host may have given it another device meanwhile.
+    if *device != at {
+        return Served::No;
+    }
     let big_endian = run.gprs.is_big_endian(SCTLR_EL1.get());
     if !esr.is_write() {
         // A page that does not answer serves nothing.
@@ -171,7 +181,8 @@ impl Memory for Left {
     fn load(&mut self, word: usize) -> Result<u64, ExternalAbort> {
         let at = phys::pointer::<u64>(self.0.0 + 8 * word as u64);
         // SAFETY: as `HostPage::load`. Not by a guarded routine, which works on
-        // the stack that a report may be on; the page has answered before.
+        // the stack that a report may be on; a page in which something was posted
+        // has answered before.
         Ok(unsafe { at.read_volatile() })
     }
 

@@ -108,7 +108,7 @@ pub fn set_posted(system: &System, rd: u64, page: u64, ipa: u64, delay: u64) -> 
         return Err(Status::ErrorInput);
     }
     let pin = pin(system, page)?;
-    *posted = Some(Posting::new(page, pin, delay));
+    *posted = Some(Posting::new(ipa, page, pin, delay));
     realm.posted_at.store(ipa, Ordering::Relaxed);
     Ok(())
 }
