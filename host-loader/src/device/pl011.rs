@@ -37,11 +37,13 @@ bitflags::bitflags! {
 const DEPTH: usize = 16;
 
 /// Offsets (DDI0183 3.2) of the data register, the flags, control, and the interrupts
-/// raised.
+/// raised,
+/// and what clears them.
 const DR: u64 = 0x00;
 const FR: u64 = 0x18;
 const CR: u64 = 0x30;
 const RIS: u64 = 0x3c;
+const ICR: u64 = 0x44;
 
 const LCR_H_BRK: u32 = 1 << 0;
 const LCR_H_FEN: u32 = 1 << 4;
@@ -229,7 +231,8 @@ impl Pl011 {
     /// written to them may be written with that.
     pub fn view(&self) -> View {
         let mut view = View::CLOSED;
-        for offset in [0x20, 0x24, 0x28, 0x2c, 0x34, 0x38, 0x48] {
+        // Of ICR, which reads as 0, a write of that clears nothing.
+        for offset in [0x20, 0x24, 0x28, 0x2c, 0x34, 0x38, ICR, 0x48] {
             view.keeps(offset, self.peek(offset));
         }
         if self.cr & CR_LBE == 0 {
@@ -376,7 +379,6 @@ mod tests {
     const LCR_H: u64 = 0x2c;
     const IMSC: u64 = 0x38;
     const MIS: u64 = 0x40;
-    const ICR: u64 = 0x44;
 
     #[test]
     fn it_is_identified_as_a_pl011() {

@@ -123,16 +123,9 @@ fn turns(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run) -> Record {
             return Record::new(ExitReason::Irq);
         }
         guest.prepare(run);
-        let exception = enter(&mut run.gprs);
-        stop_if_dying();
-        let esr = Syndrome(ESR_EL2.get());
-        if exception == Exception::Sync {
-            match posted::serve(guest, run, esr) {
-                Served::Enter => continue,
-                Served::CallHost => return Record::new(ExitReason::Irq),
-                Served::No => {}
-            }
-        }
+        let Some((exception, esr)) = enter_past_posted(guest, run) else {
+            return Record::new(ExitReason::Irq);
+        };
         note(run, exception, esr);
         match exception {
             Exception::Sync => match exits::synchronous(guest, pa, run, esr) {
@@ -148,6 +141,28 @@ fn turns(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run) -> Record {
                     ..Record::new(ExitReason::SError)
                 };
             }
+        }
+    }
+}
+
+/// Enters the guest, again after each access that [`posted`] serves: `None` when
+/// the host is to take what waits.
+///
+/// Such an access changes none of the vCPU's interrupts, and whoever else changes
+/// them interrupts the PE: by an interrupt that is still pending when the guest is
+/// entered. So nothing need be looked at, as if the guest had not come out.
+fn enter_past_posted(guest: &mut Interrupts<'_>, run: &mut Run) -> Option<(Exception, Syndrome)> {
+    loop {
+        let exception = enter(&mut run.gprs);
+        stop_if_dying();
+        let esr = Syndrome(ESR_EL2.get());
+        if exception != Exception::Sync {
+            return Some((exception, esr));
+        }
+        match posted::serve(guest, run, esr) {
+            Served::Enter => {}
+            Served::CallHost => return None,
+            Served::No => return Some((exception, esr)),
         }
     }
 }
