@@ -308,9 +308,14 @@ fn trespass(context: &Context, what: &str) -> Result<()> {
             .tells(&["has its tables at IPA 0xe0000000"])?
             .tells(&["of stage 2 on a stage-1 walk"])?;
     }
+    // What it says from its first line on, up to that it went on.
     let went_on = |called: &Called| {
-        let line = called.stdout.lines().find(|line| line.contains("went on"));
-        line.map(str::to_owned).context("it did not go on")
+        let from = called.stdout.find("trespass:");
+        let text = from.map_or("", |at| &called.stdout[at..]);
+        let lines: Vec<_> = text.lines().map(str::trim_end).collect();
+        let last = lines.iter().position(|line| line.contains("went on"));
+        last.map(|n| lines[..=n].join("\n"))
+            .context("it did not go on")
     };
     let here = went_on(&called)?;
     ensure!(here.contains("exception"), "no exception: {here}");
