@@ -118,22 +118,30 @@ impl Console {
     #[inline]
     fn send_posted(&mut self, guest: &Guest, machine: &Machine, page: &Page) {
         let mut port = self.owner.then(|| machine.console.lock());
+        if let Some(port) = port.as_mut().and_then(|port| port.as_mut())
+            && !self.pay(port)
+        {
+            return;
+        }
+        let mut last = None;
         while let Some(write) = page.next()
             && self.uart.sends(write.offset())
         {
             let byte = write.value as u8;
             match &mut port {
                 Some(port) => {
-                    if let Some(port) = port.as_mut()
-                        && !(self.pay(port) && port.put(byte))
-                    {
-                        return;
+                    if port.as_mut().is_some_and(|port| !port.put(byte)) {
+                        break;
                     }
                 }
                 None => self.log(guest, byte),
             }
-            self.uart.write(write.offset(), write.value);
+            last = Some(write);
             page.taken();
+        }
+        // What many do to the model, the last does.
+        if let Some(write) = last {
+            self.uart.write(write.offset(), write.value);
         }
     }
 

@@ -406,6 +406,21 @@ mod tests {
     }
 
     #[test]
+    fn many_bytes_to_send_are_to_the_model_what_one_is() {
+        for mask in [0, 1 << 5] {
+            let mut one = Pl011::new();
+            one.write(IMSC, mask);
+            let mut many = one.clone();
+            for byte in 0..99 {
+                assert!(many.sends(DR));
+                many.write(DR, byte);
+            }
+            one.write(DR, 0);
+            assert_eq!(std::format!("{one:?}"), std::format!("{many:?}"));
+        }
+    }
+
+    #[test]
     fn what_the_bytes_go_to_is_what_fr_shows() {
         let mut uart = Pl011::new();
         let mut flags = |full, empty, busy| {
@@ -628,7 +643,7 @@ mod tests {
         }
 
         fn read(&mut self, offset: u64) -> u32 {
-            let access = posted::Access::new(offset, 4).unwrap();
+            let access = posted::Access::new(offset, 2).unwrap();
             let Ok(value) = self.poster.read(&mut &self.page, access);
             match value {
                 Some(value) => value as u32,
@@ -637,7 +652,7 @@ mod tests {
         }
 
         fn write(&mut self, offset: u64, value: u32) {
-            let access = posted::Access::new(offset, 4).unwrap();
+            let access = posted::Access::new(offset, 2).unwrap();
             let Ok(post) = self.poster.write(&mut &self.page, access, value.into());
             match post {
                 posted::Post::Done => {}

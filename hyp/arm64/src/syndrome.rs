@@ -154,7 +154,12 @@ impl Syndrome {
 
     /// Data abort with ISV: bytes of the access.
     pub const fn size(self) -> u32 {
-        1 << (self.0 >> 22 & 0b11)
+        1 << self.size_shift()
+    }
+
+    /// Data abort with ISV: log2 of the bytes of the access (SAS).
+    pub const fn size_shift(self) -> u32 {
+        (self.0 >> 22 & 0b11) as u32
     }
 
     /// Data abort with ISV: the register named (SRT).
@@ -165,21 +170,17 @@ impl Syndrome {
     /// Data abort with ISV: what is loaded into the register for `value` read:
     /// sign extension (SSE) and register width (SF).
     pub const fn extend(self, value: u64) -> u64 {
-        let bits = self.size() * 8;
-        let value = if bits == 64 {
-            value
-        } else {
-            value & ((1 << bits) - 1)
-        };
-        if self.0 >> 21 & 1 != 0 && bits < 64 {
-            let extended = ((value << (64 - bits)) as i64 >> (64 - bits)) as u64;
-            return if self.0 >> 15 & 1 != 0 {
-                extended
-            } else {
-                extended & 0xffff_ffff
-            };
+        let unused = 64 - 8 * self.size();
+        let top = value << unused;
+        if self.0 >> 21 & 1 == 0 || unused == 0 {
+            return top >> unused;
         }
-        value
+        let extended = (top as i64 >> unused) as u64;
+        if self.0 >> 15 & 1 != 0 {
+            extended
+        } else {
+            extended & 0xffff_ffff
+        }
     }
 
     /// Data abort with ISV: what a store puts on the bus of the register's

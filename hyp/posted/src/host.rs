@@ -187,4 +187,4 @@ impl Write {
 }
 
 const _: () = assert!(size_of::<Page>() == PAGE);
-const _: () = assert!(Access::new(0, 4).is_some());
+const _: () = assert!(Access::new(0, 2).is_some());

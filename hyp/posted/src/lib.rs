@@ -80,21 +80,24 @@ mod word {
 pub struct Access {
     /// The register, counted in fours of bytes.
     register: u8,
-    /// Bytes: 1, 2 or 4.
-    size: u8,
+    /// log2 of the bytes: 0, 1 or 2.
+    shift: u8,
 }
 
+/// The bits of a register's offset that are not 0.
+const OFFSET: u64 = 4 * (REGISTERS as u64 - 1);
+
 impl Access {
-    /// An access of `size` bytes at `offset` of the device's page; `None` for one
-    /// that is always the host's.
-    pub const fn new(offset: u64, size: u64) -> Option<Self> {
-        let simple = offset.is_multiple_of(4) && matches!(size, 1 | 2 | 4);
-        if !simple || offset >= 4 * REGISTERS as u64 {
+    /// An access of `1 << shift` bytes at `offset` of the device's page; `None` for
+    /// one that is always the host's.
+    #[inline]
+    pub const fn new(offset: u64, shift: u32) -> Option<Self> {
+        if offset & !OFFSET != 0 || shift > 2 {
             return None;
         }
         Some(Self {
             register: (offset / 4) as u8,
-            size: size as u8,
+            shift: shift as u8,
         })
     }
 
@@ -109,7 +112,7 @@ impl Access {
 
     /// As much of `value` as is accessed.
     const fn cut(self, value: u64) -> u64 {
-        value & (u64::MAX >> (64 - 8 * self.size as u32))
+        value & (u64::MAX >> (64 - (8 << self.shift)))
     }
 }
 
@@ -123,15 +126,15 @@ pub struct Write {
 }
 
 impl Write {
-    /// Value \[31:0\], register \[39:32\], size \[47:40\].
+    /// Value \[31:0\], register \[39:32\], log2 of the bytes \[47:40\].
     const fn pack(self) -> u64 {
-        let Access { register, size } = self.access;
-        self.value as u64 | (register as u64) << 32 | (size as u64) << 40
+        let Access { register, shift } = self.access;
+        self.value as u64 | (register as u64) << 32 | (shift as u64) << 40
     }
 
     const fn unpack(word: u64) -> Option<Self> {
-        let (register, size) = (word >> 32 & 0xff, word >> 40 & 0xff);
-        match Access::new(4 * register, size) {
+        let (register, shift) = (word >> 32 & 0xff, word >> 40 & 0xff);
+        match Access::new(4 * register, shift as u32) {
             Some(access) => Some(Self {
                 access,
                 value: access.cut(word & 0xffff_ffff) as u32,

@@ -118,24 +118,25 @@ impl Poster {
     ) -> Result<Post, M::Error> {
         if self.writable & access.bit() == 0 {
             self.writable = page.load(word::WRITABLE)?;
+            if self.writable & access.bit() == 0 {
+                return Self::write_steady(page, access, value);
+            }
         }
-        let full = self.posted.wrapping_sub(self.taken) >= CALL_AT - 1;
-        if full {
+        let mut waiting = self.posted.wrapping_sub(self.taken);
+        if waiting >= CALL_AT - 1 {
             self.taken = page.load(word::TAKEN)?;
-        }
-        let waiting = self.posted.wrapping_sub(self.taken);
-        if self.writable & access.bit() == 0 {
-            return Self::write_steady(page, access, value);
-        }
-        if waiting >= ENTRIES {
-            return Ok(Post::Refused);
+            waiting = self.posted.wrapping_sub(self.taken);
+            if waiting >= ENTRIES {
+                return Ok(Post::Refused);
+            }
         }
         let value = access.cut(value) as u32;
         let entry = (word::entry(self.posted), Write { access, value }.pack());
-        let posted = (word::POSTED, self.posted + 1);
-        let writable = page.store_both([entry, posted], word::WRITABLE)?;
-        (self.posted, self.writable) = (self.posted + 1, writable);
-        if waiting + 1 >= CALL_AT || writable & access.bit() == 0 {
+        // Nobody lives to see it wrap.
+        let posted = self.posted.wrapping_add(1);
+        let writable = page.store_both([entry, (word::POSTED, posted)], word::WRITABLE)?;
+        (self.posted, self.writable) = (posted, writable);
+        if waiting >= CALL_AT - 1 || writable & access.bit() == 0 {
             return Ok(Post::Call);
         }
         Ok(Post::Done)

@@ -34,12 +34,20 @@ pub struct Posting {
 #[derive(Clone, Copy, Debug)]
 struct HostPage(u64);
 
+impl HostPage {
+    /// The PA of a word in it; the page's is a multiple of what it holds.
+    #[inline]
+    const fn word(self, word: usize) -> u64 {
+        self.0 | 8 * word as u64
+    }
+}
+
 impl Memory for HostPage {
     type Error = ExternalAbort;
 
     fn load(&mut self, word: usize) -> Result<u64, ExternalAbort> {
         // SAFETY: in the page, which is the host's as long as the pin is kept.
-        let value = unsafe { guarded::load64(self.0 + 8 * word as u64) };
+        let value = unsafe { guarded::load64(self.word(word)) };
         fence(Ordering::Acquire);
         value
     }
@@ -56,14 +64,13 @@ impl Memory for HostPage {
 
     fn load_both(&mut self, words: [usize; 2]) -> Result<[u64; 2], ExternalAbort> {
         // SAFETY: as above.
-        unsafe { guarded::load64_both(words.map(|word| self.0 + 8 * word as u64)) }
+        unsafe { guarded::load64_both(words.map(|word| self.word(word))) }
     }
 
     fn store_both(&mut self, stores: [(usize, u64); 2], load: usize) -> Result<u64, ExternalAbort> {
-        let at = |word: usize| self.0 + 8 * word as u64;
-        let stores = stores.map(|(word, value)| (at(word), value));
+        let stores = stores.map(|(word, value)| (self.word(word), value));
         // SAFETY: as above.
-        unsafe { guarded::store64_both(stores, at(load)) }
+        unsafe { guarded::store64_both(stores, self.word(load)) }
     }
 }
 
@@ -111,7 +118,7 @@ pub fn serve(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Served
     }
     // Above the device's page as below it: no register of the page's.
     let offset = faulting_ipa(esr).wrapping_sub(device);
-    let Some(access) = Access::new(offset, esr.size().into()) else {
+    let Some(access) = Access::new(offset, esr.size_shift()) else {
         return Served::No;
     };
     // Of one that may be the end of another there is more to find out.
@@ -179,7 +186,7 @@ impl Memory for Left {
     type Error = ExternalAbort;
 
     fn load(&mut self, word: usize) -> Result<u64, ExternalAbort> {
-        let at = phys::pointer::<u64>(self.0.0 + 8 * word as u64);
+        let at = phys::pointer::<u64>(self.0.word(word));
         // SAFETY: as `HostPage::load`. Not by a guarded routine, which works on
         // the stack that a report may be on; a page in which something was posted
         // has answered before.
