@@ -7,6 +7,7 @@
 extern crate std;
 
 mod hostile;
+mod posted;
 mod recs;
 mod registers;
 mod tables;

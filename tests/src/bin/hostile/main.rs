@@ -31,6 +31,8 @@ mod log;
 #[cfg(target_os = "none")]
 mod masters;
 #[cfg(target_os = "none")]
+mod posted;
+#[cfg(target_os = "none")]
 mod races;
 #[cfg(target_os = "none")]
 mod realm;
@@ -84,6 +86,7 @@ mod image {
         crate::worlds::checks(&mut suite);
         crate::interrupts::checks(&mut suite);
         crate::kicks::checks(&mut suite);
+        crate::posted::checks(&mut suite);
         crate::races::checks(&mut suite);
         crate::fuzz::checks(&mut suite, seed, count);
         crate::cpus::checks(&mut suite);
