@@ -38,7 +38,7 @@ impl HostPage {
     /// The PA of a word in it; the page's is a multiple of what it holds.
     #[inline]
     const fn word(self, word: usize) -> u64 {
-        self.0 | 8 * word as u64
+        self.0 | (8 * word as u64)
     }
 }
 

@@ -21,12 +21,13 @@ tests::program!(image::main, 1);
 
 #[cfg(target_os = "none")]
 mod image {
+    use arm64::regs::{CNTFRQ_EL0, CNTP_CTL_EL0, CNTP_CVAL_EL0};
     use core::fmt::{self, Write};
     use core::sync::atomic::{AtomicU64, Ordering};
 
     use tests::bare::asm::{read64, wfi, write32};
     use tests::bare::{cpu, gic, machine, pl011, psci};
-    use tests::{msr, println};
+    use tests::println;
 
     /// Numbers that all CPUs write together.
     const TURNS: u64 = 3000;
@@ -53,7 +54,7 @@ mod image {
     }
 
     fn micros() -> u64 {
-        cpu::now() * 1_000_000 / tests::mrs!("cntfrq_el0")
+        cpu::now() * 1_000_000 / CNTFRQ_EL0.get()
     }
 
     fn written() {
@@ -92,8 +93,8 @@ mod image {
             }
             "timer" => timer(),
             "fired" => {
-                msr!("cntp_cval_el0", 0);
-                msr!("cntp_ctl_el0", 1);
+                CNTP_CVAL_EL0.set(0);
+                CNTP_CTL_EL0.set(1);
                 written();
                 loop {
                     core::hint::spin_loop();
@@ -116,10 +117,10 @@ mod image {
         gic::start_distributor();
         gic::start_cpu();
         gic::enable(INTID, 0x80);
-        let step = tests::mrs!("cntfrq_el0") / 100;
+        let step = CNTFRQ_EL0.get() / 100;
         let arm = || {
-            msr!("cntp_cval_el0", cpu::now() + step);
-            msr!("cntp_ctl_el0", 1);
+            CNTP_CVAL_EL0.set(cpu::now() + step);
+            CNTP_CTL_EL0.set(1);
         };
         arm();
         written();

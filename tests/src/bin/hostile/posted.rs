@@ -351,7 +351,7 @@ fn nonsense(suite: &mut Suite<Console>, guest: &Tiny) {
 fn in_time(suite: &mut Suite<Console>, guest: &Tiny) {
     let page = fresh(PAGE);
     page.show(&open());
-    let delay = tests::mrs!("cntfrq_el0") / 1000;
+    let delay = arm64::regs::CNTFRQ_EL0.get() / 1000;
     suite.equal("time/set", set(guest, at(PAGE), DEVICE, delay), SUCCESS);
     let begun = cpu::now();
     let mut exit = guest.go(0, NONE, 0);
