@@ -1,5 +1,7 @@
-//! What only this processor has, of the image alone: entry, translation, CPUs,
-//! reports. Instructions and registers are `arm64`'s.
+//! What only this processor has: entry, translation, CPUs, reports, and bytes in
+//! bulk, which stand natively too. Instructions and registers are `arm64`'s.
+
+pub mod bytes;
 
 #[cfg(target_os = "none")]
 pub mod cpu;

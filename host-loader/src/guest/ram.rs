@@ -1,5 +1,6 @@
 //! A guest's RAM: runs of the host's memory behind consecutive IPAs.
 
+use crate::arch::bytes;
 use crate::image::GuestMemory;
 use crate::pace::{PIECE, Pace};
 use alloc::vec::Vec;
@@ -170,7 +171,7 @@ impl GuestRam {
         self.pieces(pace, |pa, size| {
             let to = core::ptr::with_exposed_provenance_mut::<u8>(pa as usize);
             // SAFETY: A part of a run, which `new`'s caller answers for.
-            unsafe { instr::zero_bytes(to, size as usize) };
+            unsafe { bytes::zero_bytes(to, size as usize) };
         })
         .await;
     }
@@ -215,7 +216,7 @@ impl GuestMemory for GuestRam {
             // SAFETY: `parts` stays inside the runs, which `new`'s caller
             // answers for; `bytes` is the host's own and elsewhere.
             unsafe {
-                instr::copy_lines(to, now.as_ptr(), lines);
+                bytes::copy_lines(to, now.as_ptr(), lines);
                 core::ptr::copy_nonoverlapping(
                     now.as_ptr().add(lines * 64),
                     to.add(lines * 64),
@@ -233,7 +234,7 @@ impl GuestMemory for GuestRam {
         self.parts(ipa, count, |pa, size| {
             let to = core::ptr::with_exposed_provenance_mut::<u8>(pa as usize);
             // SAFETY: As for `write`.
-            unsafe { instr::zero_bytes(to, size as usize) };
+            unsafe { bytes::zero_bytes(to, size as usize) };
         });
     }
 }

@@ -11,6 +11,8 @@
 //! DISR_EL1 is VDISR_EL2, and with FMO and IMO its ICC registers are ICV.
 
 use arm64::bits;
+use arm64::regs::*;
+use arm64::sysreg::Sysreg;
 
 use super::{CPTR, GUEST_HCR, MDCR};
 
@@ -73,8 +75,15 @@ pub fn of(at: [u8; 5]) -> Option<&'static Row> {
     TABLE.iter().filter(fits).min_by_key(width)
 }
 
-const fn row(name: &'static str, at: [u8; 5], fate: Fate) -> Row {
-    Row { name, at, fate }
+const fn at(register: Sysreg) -> [u8; 5] {
+    let r = register;
+    [
+        r.op0() as u8,
+        r.op1() as u8,
+        r.crn() as u8,
+        r.crm() as u8,
+        r.op2() as u8,
+    ]
 }
 
 use Fate::{El1, Emulated, Switched, Trapped};
@@ -88,256 +97,121 @@ const VIRTUAL_TIMER: Fate = Switched("VirtualTimer");
 /// The guest's is the virtual one, the host's the physical one.
 const INTERFACE: Fate = Switched("gic::VirtualInterface");
 
-/// The table.
-pub const TABLE: &[Row] = &[
-    row("SCTLR_EL1", [3, 0, 1, 0, 0], El1),
-    row("CPACR_EL1", [3, 0, 1, 0, 2], El1),
-    row("TTBR0_EL1", [3, 0, 2, 0, 0], El1),
-    row("TTBR1_EL1", [3, 0, 2, 0, 1], El1),
-    row("TCR_EL1", [3, 0, 2, 0, 2], El1),
-    row("SPSR_EL1", [3, 0, 4, 0, 0], El1),
-    row("ELR_EL1", [3, 0, 4, 0, 1], El1),
-    row("SP_EL0", [3, 0, 4, 1, 0], El1),
-    row("SP_EL1", [3, 4, 4, 1, 0], El1),
-    row("AFSR0_EL1", [3, 0, 5, 1, 0], El1),
-    row("AFSR1_EL1", [3, 0, 5, 1, 1], El1),
-    row("ESR_EL1", [3, 0, 5, 2, 0], El1),
-    row("FAR_EL1", [3, 0, 6, 0, 0], El1),
-    row("PAR_EL1", [3, 0, 7, 4, 0], El1),
-    row("MAIR_EL1", [3, 0, 10, 2, 0], El1),
-    row("AMAIR_EL1", [3, 0, 10, 3, 0], El1),
-    row("VBAR_EL1", [3, 0, 12, 0, 0], El1),
-    row("CONTEXTIDR_EL1", [3, 0, 13, 0, 1], El1),
-    row("TPIDR_EL1", [3, 0, 13, 0, 4], El1),
-    row("CNTKCTL_EL1", [3, 0, 14, 1, 0], El1),
-    row("CSSELR_EL1", [3, 2, 0, 0, 0], El1),
-    row(
-        "CCSIDR_EL1, CCSIDR2_EL1",
-        [3, 1, 0, 0, ANY],
-        Switched("CSSELR_EL1"),
-    ),
-    row("TPIDR_EL0", [3, 3, 13, 0, 2], El1),
-    row("TPIDRRO_EL0", [3, 3, 13, 0, 3], El1),
-    // Trapped too: a guest sets but a few bits of it.
-    row("MDSCR_EL1", [2, 0, 0, 2, 2], El1),
-    row("APIAKey, APIBKey", [3, 0, 2, 1, ANY], KEYS),
-    row("APDAKey, APDBKey", [3, 0, 2, 2, ANY], KEYS),
-    row("APGAKey", [3, 0, 2, 3, ANY], KEYS),
-    row("FPCR, FPSR", [3, 3, 4, 4, ANY], FP),
-    row("SPSel, CurrentEL, PAN, UAO", [3, 0, 4, 2, ANY], PSTATE),
-    row("ALLINT", [3, 0, 4, 3, 0], PSTATE),
-    row("NZCV, DAIF, DIT, SSBS, TCO", [3, 3, 4, 2, ANY], PSTATE),
-    row(
-        "CNTV_TVAL, CTL, CVAL_EL0",
-        [3, 3, 14, 3, ANY],
-        VIRTUAL_TIMER,
-    ),
-    row("DISR_EL1", [3, 0, 12, 1, 1], Switched("El1::vdisr")),
-    // The GIC's.
-    row("ICC_PMR_EL1", [3, 0, 4, 6, 0], INTERFACE),
-    row(
-        "ICC_SGI1R_EL1",
-        [3, 0, 12, 11, 5],
-        Trapped(Hcr(bits!(HCR_EL2: IMO))),
-    ),
-    row(
-        "ICC_ASGI1R_EL1",
-        [3, 0, 12, 11, 6],
-        Trapped(Hcr(bits!(HCR_EL2: IMO))),
-    ),
-    row(
-        "ICC_SGI0R_EL1",
-        [3, 0, 12, 11, 7],
-        Trapped(Hcr(bits!(HCR_EL2: FMO))),
-    ),
-    row("ICC_SRE_EL1", [3, 0, 12, 12, 5], Trapped(Sre)),
-    row("ICC_IAR0, BPR0, AP0R", [3, 0, 12, 8, ANY], INTERFACE),
-    row("ICC_AP1R", [3, 0, 12, 9, ANY], INTERFACE),
-    row("ICC_DIR, RPR", [3, 0, 12, 11, ANY], INTERFACE),
-    row(
-        "ICC_IAR1, BPR1, CTLR, IGRPEN",
-        [3, 0, 12, 12, ANY],
-        INTERFACE,
-    ),
-    // What a guest is kept from.
-    row(
-        "CNTP_TVAL, CTL, CVAL_EL0",
-        [3, 3, 14, 2, ANY],
-        Emulated(Timer),
-    ),
-    row(
-        "ACTLR_EL1",
-        [3, 0, 1, 0, 1],
-        Trapped(Hcr(bits!(HCR_EL2: TACR))),
-    ),
-    row(
-        "RGSR_EL1, GCR_EL1",
-        [3, 0, 1, 0, ANY],
-        Trapped(HcrClear(bits!(HCR_EL2: ATA))),
-    ),
-    row(
-        "TFSR_EL1, TFSRE0_EL1",
-        [3, 0, 5, 6, ANY],
-        Trapped(HcrClear(bits!(HCR_EL2: ATA))),
-    ),
-    row(
-        "ZCR_EL1",
-        [3, 0, 1, 2, 0],
-        Trapped(Cptr(bits!(CPTR_EL2: TZ))),
-    ),
-    row(
-        "TRFCR_EL1",
-        [3, 0, 1, 2, 1],
-        Trapped(Mdcr(bits!(MDCR_EL2: TTRF))),
-    ),
-    row(
-        "SMPRI_EL1, SMCR_EL1",
-        [3, 0, 1, 2, ANY],
-        Trapped(Cptr(bits!(CPTR_EL2: TSM))),
-    ),
-    row("SVCR", [3, 3, 4, 2, 2], Trapped(Cptr(bits!(CPTR_EL2: TSM)))),
-    row("SCTLR2_EL1", [3, 0, 1, 0, 3], Trapped(HcrxZero)),
-    row("TCR2_EL1", [3, 0, 2, 0, 3], Trapped(HcrxZero)),
-    row(
-        "GCSCR_EL1, GCSPR, GCSCRE0",
-        [3, 0, 2, 5, ANY],
-        Trapped(FgtZero),
-    ),
-    row("GCSPR_EL0", [3, 3, 2, 5, 1], Trapped(FgtZero)),
-    row("FPMR", [3, 3, 4, 4, 2], Trapped(HcrxZero)),
-    row(
-        "PIRE0, PIR, POR, S2POR_EL1",
-        [3, 0, 10, 2, ANY],
-        Trapped(FgtZero),
-    ),
-    row("POR_EL0", [3, 3, 10, 2, 4], Trapped(FgtZero)),
-    row("AMAIR2_EL1", [3, 0, 10, 3, 1], Trapped(FgtZero)),
-    row("RCWMASK, RCWSMASK_EL1", [3, 0, 13, 0, 6], Trapped(FgtZero)),
-    row("RCWSMASK_EL1", [3, 0, 13, 0, 3], Trapped(FgtZero)),
-    row("ACCDATA_EL1", [3, 0, 13, 0, 5], Trapped(FgtZero)),
-    row("TPIDR2_EL0", [3, 3, 13, 0, 5], Trapped(FgtZero)),
-    row(
-        "SCXTNUM_EL1",
-        [3, 0, 13, 0, 7],
-        Trapped(HcrClear(bits!(HCR_EL2: EnSCXT))),
-    ),
-    row(
-        "SCXTNUM_EL0",
-        [3, 3, 13, 0, 7],
-        Trapped(HcrClear(bits!(HCR_EL2: EnSCXT))),
-    ),
-    row(
-        "ERRSELR, ERX*",
-        [3, 0, 5, 3, ANY],
-        Trapped(Hcr(bits!(HCR_EL2: TERR))),
-    ),
-    row(
-        "ERX*",
-        [3, 0, 5, 4, ANY],
-        Trapped(Hcr(bits!(HCR_EL2: TERR))),
-    ),
-    row(
-        "ERXMISC*",
-        [3, 0, 5, 5, ANY],
-        Trapped(Hcr(bits!(HCR_EL2: TERR))),
-    ),
-    row(
-        "LORSA, LOREA, LORN, LORC_EL1",
-        [3, 0, 10, 4, ANY],
-        Trapped(Hcr(bits!(HCR_EL2: TLOR))),
-    ),
-    row("MPAM1_EL1, MPAM0_EL1", [3, 0, 10, 5, ANY], Trapped(Mpam)),
-    row(
-        "PMINTENSET, CLR_EL1",
-        [3, 0, 9, 14, ANY],
-        Trapped(Mdcr(bits!(MDCR_EL2: TPM))),
-    ),
-    row(
-        "PMSCR_EL1, PMS*",
-        [3, 0, 9, 9, ANY],
-        Trapped(Mdcr(bits!(MDCR_EL2: TPMS))),
-    ),
-    row(
-        "PMBLIMITR, PMBPTR, TRB*",
-        [3, 0, 9, ANY, ANY],
-        Trapped(MdcrClear(bits!(MDCR_EL2: E2TB, E2PB))),
-    ),
-    row(
-        "PMCR_EL0, PM*",
-        [3, 3, 9, ANY, ANY],
-        Trapped(Mdcr(bits!(MDCR_EL2: TPM, TPMCR))),
-    ),
-    row(
-        "PMEVCNTR, PMEVTYPER, PMCCFILTR",
-        [3, 3, 14, ANY, ANY],
-        Trapped(Mdcr(bits!(MDCR_EL2: TPM))),
-    ),
-    row(
-        "AMCR_EL0, AM*",
-        [3, 3, 13, ANY, ANY],
-        Trapped(Cptr(bits!(CPTR_EL2: TAM))),
-    ),
-    row(
-        "IMPDEF of EL1",
-        [3, 0, 11, ANY, ANY],
-        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
-    ),
-    row(
-        "IMPDEF of EL1",
-        [3, 0, 15, ANY, ANY],
-        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
-    ),
-    row(
-        "IMPDEF",
-        [3, 1, 11, ANY, ANY],
-        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
-    ),
-    row(
-        "IMPDEF",
-        [3, 1, 15, ANY, ANY],
-        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
-    ),
-    row(
-        "IMPDEF",
-        [3, 2, 11, ANY, ANY],
-        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
-    ),
-    row(
-        "IMPDEF",
-        [3, 2, 15, ANY, ANY],
-        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
-    ),
-    row(
-        "IMPDEF of EL0",
-        [3, 3, 11, ANY, ANY],
-        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
-    ),
-    row(
-        "IMPDEF of EL0",
-        [3, 3, 15, ANY, ANY],
-        Trapped(Hcr(bits!(HCR_EL2: TIDCP))),
-    ),
-    row(
-        "trace unit",
-        [2, 1, ANY, ANY, ANY],
-        Trapped(Cptr(bits!(CPTR_EL2: TTA))),
-    ),
-    row(
-        "OSLAR, OSDLR, DBGPRCR_EL1",
-        [2, 0, 1, ANY, ANY],
-        Trapped(Mdcr(bits!(MDCR_EL2: TDOSA))),
-    ),
-    row(
-        "DBGBVR, DBGWVR, MDCCINT, OSDTR",
-        [2, 0, ANY, ANY, ANY],
-        Trapped(Mdcr(bits!(MDCR_EL2: TDA))),
-    ),
-    row(
-        "DBGDTR_EL0",
-        [2, 3, ANY, ANY, ANY],
-        Trapped(Mdcr(bits!(MDCR_EL2: TDA))),
-    ),
-];
+/// Rows by what becomes of them: name, Op0, Op1, CRn, CRm, Op2. Where two fit, the
+/// one with more numbers counts.
+macro_rules! table {
+    (El1: $($register:ident)+; $($fate:expr => $($name:literal [$($n:tt)+]),+;)*) => {
+        /// The table.
+        pub const TABLE: &[Row] = &[
+            $(Row { name: $register.name(), at: at($register::ENCODING), fate: El1 },)+
+            $($(Row { name: $name, at: [$(table!(@number $n)),+], fate: $fate },)+)*
+        ];
+    };
+    (@number _) => { ANY };
+    (@number $n:literal) => { $n };
+}
+
+table! {
+    // MDSCR_EL1 is trapped too: a guest sets but a few bits of it.
+    El1: SCTLR_EL1 CPACR_EL1 TTBR0_EL1 TTBR1_EL1 TCR_EL1 SPSR_EL1 ELR_EL1 SP_EL0 SP_EL1
+        AFSR0_EL1 AFSR1_EL1 ESR_EL1 FAR_EL1 PAR_EL1 MAIR_EL1 AMAIR_EL1 VBAR_EL1
+        CONTEXTIDR_EL1 TPIDR_EL1 CNTKCTL_EL1 CSSELR_EL1 TPIDR_EL0 TPIDRRO_EL0 MDSCR_EL1;
+    Switched("CSSELR_EL1") =>
+        "CCSIDR_EL1, CCSIDR2_EL1" [3 1 0 0 _];
+    KEYS =>
+        "APIAKey, APIBKey" [3 0 2 1 _],
+        "APDAKey, APDBKey" [3 0 2 2 _],
+        "APGAKey" [3 0 2 3 _];
+    FP =>
+        "FPCR, FPSR" [3 3 4 4 _];
+    PSTATE =>
+        "SPSel, CurrentEL, PAN, UAO" [3 0 4 2 _],
+        "ALLINT" [3 0 4 3 0],
+        "NZCV, DAIF, DIT, SSBS, TCO" [3 3 4 2 _];
+    VIRTUAL_TIMER =>
+        "CNTV_TVAL, CTL, CVAL_EL0" [3 3 14 3 _];
+    Switched("El1::vdisr") =>
+        "DISR_EL1" [3 0 12 1 1];
+    INTERFACE =>
+        "ICC_PMR_EL1" [3 0 4 6 0],
+        "ICC_IAR0, BPR0, AP0R" [3 0 12 8 _],
+        "ICC_AP1R" [3 0 12 9 _],
+        "ICC_DIR, RPR" [3 0 12 11 _],
+        "ICC_IAR1, BPR1, CTLR, IGRPEN" [3 0 12 12 _];
+    Trapped(Hcr(bits!(HCR_EL2: IMO))) =>
+        "ICC_SGI1R_EL1" [3 0 12 11 5],
+        "ICC_ASGI1R_EL1" [3 0 12 11 6];
+    Trapped(Hcr(bits!(HCR_EL2: FMO))) =>
+        "ICC_SGI0R_EL1" [3 0 12 11 7];
+    Trapped(Sre) =>
+        "ICC_SRE_EL1" [3 0 12 12 5];
+    Emulated(Timer) =>
+        "CNTP_TVAL, CTL, CVAL_EL0" [3 3 14 2 _];
+    Trapped(Hcr(bits!(HCR_EL2: TACR))) =>
+        "ACTLR_EL1" [3 0 1 0 1];
+    Trapped(HcrClear(bits!(HCR_EL2: ATA))) =>
+        "RGSR_EL1, GCR_EL1" [3 0 1 0 _],
+        "TFSR_EL1, TFSRE0_EL1" [3 0 5 6 _];
+    Trapped(Cptr(bits!(CPTR_EL2: TZ))) =>
+        "ZCR_EL1" [3 0 1 2 0];
+    Trapped(Mdcr(bits!(MDCR_EL2: TTRF))) =>
+        "TRFCR_EL1" [3 0 1 2 1];
+    Trapped(Cptr(bits!(CPTR_EL2: TSM))) =>
+        "SMPRI_EL1, SMCR_EL1" [3 0 1 2 _],
+        "SVCR" [3 3 4 2 2];
+    Trapped(HcrxZero) =>
+        "SCTLR2_EL1" [3 0 1 0 3],
+        "TCR2_EL1" [3 0 2 0 3],
+        "FPMR" [3 3 4 4 2];
+    Trapped(FgtZero) =>
+        "GCSCR_EL1, GCSPR, GCSCRE0" [3 0 2 5 _],
+        "GCSPR_EL0" [3 3 2 5 1],
+        "PIRE0, PIR, POR, S2POR_EL1" [3 0 10 2 _],
+        "POR_EL0" [3 3 10 2 4],
+        "AMAIR2_EL1" [3 0 10 3 1],
+        "RCWMASK, RCWSMASK_EL1" [3 0 13 0 6],
+        "RCWSMASK_EL1" [3 0 13 0 3],
+        "ACCDATA_EL1" [3 0 13 0 5],
+        "TPIDR2_EL0" [3 3 13 0 5];
+    Trapped(HcrClear(bits!(HCR_EL2: EnSCXT))) =>
+        "SCXTNUM_EL1" [3 0 13 0 7],
+        "SCXTNUM_EL0" [3 3 13 0 7];
+    Trapped(Hcr(bits!(HCR_EL2: TERR))) =>
+        "ERRSELR, ERX*" [3 0 5 3 _],
+        "ERX*" [3 0 5 4 _],
+        "ERXMISC*" [3 0 5 5 _];
+    Trapped(Hcr(bits!(HCR_EL2: TLOR))) =>
+        "LORSA, LOREA, LORN, LORC_EL1" [3 0 10 4 _];
+    Trapped(Mpam) =>
+        "MPAM1_EL1, MPAM0_EL1" [3 0 10 5 _];
+    Trapped(Mdcr(bits!(MDCR_EL2: TPM))) =>
+        "PMINTENSET, CLR_EL1" [3 0 9 14 _],
+        "PMEVCNTR, PMEVTYPER, PMCCFILTR" [3 3 14 _ _];
+    Trapped(Mdcr(bits!(MDCR_EL2: TPMS))) =>
+        "PMSCR_EL1, PMS*" [3 0 9 9 _];
+    Trapped(MdcrClear(bits!(MDCR_EL2: E2TB, E2PB))) =>
+        "PMBLIMITR, PMBPTR, TRB*" [3 0 9 _ _];
+    Trapped(Mdcr(bits!(MDCR_EL2: TPM, TPMCR))) =>
+        "PMCR_EL0, PM*" [3 3 9 _ _];
+    Trapped(Cptr(bits!(CPTR_EL2: TAM))) =>
+        "AMCR_EL0, AM*" [3 3 13 _ _];
+    Trapped(Hcr(bits!(HCR_EL2: TIDCP))) =>
+        "IMPDEF of EL1" [3 0 11 _ _],
+        "IMPDEF of EL1" [3 0 15 _ _],
+        "IMPDEF" [3 1 11 _ _],
+        "IMPDEF" [3 1 15 _ _],
+        "IMPDEF" [3 2 11 _ _],
+        "IMPDEF" [3 2 15 _ _],
+        "IMPDEF of EL0" [3 3 11 _ _],
+        "IMPDEF of EL0" [3 3 15 _ _];
+    Trapped(Cptr(bits!(CPTR_EL2: TTA))) =>
+        "trace unit" [2 1 _ _ _];
+    Trapped(Mdcr(bits!(MDCR_EL2: TDOSA))) =>
+        "OSLAR, OSDLR, DBGPRCR_EL1" [2 0 1 _ _];
+    Trapped(Mdcr(bits!(MDCR_EL2: TDA))) =>
+        "DBGBVR, DBGWVR, MDCCINT, OSDTR" [2 0 _ _ _],
+        "DBGDTR_EL0" [2 3 _ _ _];
+}
 
 /// The traps that a row names, as the CPU's registers have them for a guest, all
 /// features there: true when they hold.

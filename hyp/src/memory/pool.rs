@@ -14,51 +14,60 @@ pub struct Table(*const AtomicU64);
 
 impl Table {
     /// The table at `pa`.
+    ///
+    /// # Safety
+    /// It is mapped, as all RAM is, and EL2's for as long as the table is used.
     #[inline(always)]
-    pub fn at(pa: Pa) -> Self {
+    pub unsafe fn at(pa: Pa) -> Self {
         Self(phys::pointer(pa.get()))
     }
 
     /// Its entry `index`.
+    ///
+    /// # Safety
+    /// The table has so many.
     #[inline(always)]
-    pub fn entry(&self, index: usize) -> &AtomicU64 {
-        // SAFETY: pgtable stays inside the tables that it was given, which are
-        // EL2's for as long as they are linked, and mapped, as all RAM is.
+    pub unsafe fn entry(&self, index: usize) -> &AtomicU64 {
+        // SAFETY: the caller's promise, and that of `at`.
         unsafe { &*self.0.add(index) }
     }
 }
 
-/// Reads and writes of table entries, shared by every kind of table memory.
+/// Reads and writes of table entries, shared by every kind of table memory: of the
+/// tables that pgtable was given, which are EL2's for as long as they are linked,
+/// and it stays inside them.
 macro_rules! entries_in_ram {
     () => {
         type Table = $crate::memory::pool::Table;
 
         #[inline(always)]
         fn locate(&self, pa: pgtable::Pa) -> Self::Table {
-            $crate::memory::pool::Table::at(pa)
+            // SAFETY: a table of pgtable's.
+            unsafe { $crate::memory::pool::Table::at(pa) }
         }
 
         #[inline(always)]
         fn load(&self, table: Self::Table, index: usize) -> u64 {
-            table
-                .entry(index)
-                .load(core::sync::atomic::Ordering::Acquire)
+            // SAFETY: inside it.
+            let entry = unsafe { table.entry(index) };
+            entry.load(core::sync::atomic::Ordering::Acquire)
         }
 
         #[inline(always)]
         fn store(&self, table: Self::Table, index: usize, value: u64) {
-            table
-                .entry(index)
-                .store(value, core::sync::atomic::Ordering::Release);
+            // SAFETY: inside it.
+            let entry = unsafe { table.entry(index) };
+            entry.store(value, core::sync::atomic::Ordering::Release);
         }
 
         #[inline(always)]
         fn cas(&self, table: Self::Table, index: usize, old: u64, new: u64) -> Result<(), u64> {
             use core::sync::atomic::Ordering::{AcqRel, Acquire};
-            let swapped = table
-                .entry(index)
-                .compare_exchange(old, new, AcqRel, Acquire);
-            swapped.map(|_| ())
+            // SAFETY: inside it.
+            let entry = unsafe { table.entry(index) };
+            entry
+                .compare_exchange(old, new, AcqRel, Acquire)
+                .map(|_| ())
         }
     };
 }

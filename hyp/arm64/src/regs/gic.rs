@@ -28,8 +28,8 @@ super::registers! {
     ICH_AP1R3_EL2 3 4 12 9 3 [r w] "active priorities of group 1";
     ICH_HCR_EL2 3 4 12 11 0 [r w] "control of the virtual interface", cpu;
     ICH_VTR_EL2 3 4 12 11 1 [r] "shape of the virtual interface", cpu;
-    ICH_MISR_EL2 3 4 12 11 2 [r] "maintenance interrupts", ours;
-    ICH_VMCR_EL2 3 4 12 11 7 [r w] "the virtual interface's own settings", ours;
+    ICH_MISR_EL2 3 4 12 11 2 [r] "maintenance interrupts";
+    ICH_VMCR_EL2 3 4 12 11 7 [r w] "the virtual interface's own settings";
     ICH_LR0_EL2 3 4 12 12 0 [r w] "list register", cpu;
     ICH_LR1_EL2 3 4 12 12 1 [r w] "list register";
     ICH_LR2_EL2 3 4 12 12 2 [r w] "list register";

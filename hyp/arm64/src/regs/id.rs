@@ -4,9 +4,9 @@
 super::registers! {
     MIDR_EL1 3 0 0 0 0 [r] "implementer, part and revision", cpu;
     MPIDR_EL1 3 0 0 0 5 [r] "affinity", cpu;
-    ID_PFR0_EL1 3 0 0 1 0 [r] "AArch32 processor features";
+    ID_PFR0_EL1 3 0 0 1 0 [r] "AArch32 processor features", ours;
     ID_PFR1_EL1 3 0 0 1 1 [r] "AArch32 processor features";
-    ID_DFR0_EL1 3 0 0 1 2 [r] "AArch32 debug features";
+    ID_DFR0_EL1 3 0 0 1 2 [r] "AArch32 debug features", ours;
     ID_AFR0_EL1 3 0 0 1 3 [r] "AArch32 auxiliary features";
     ID_MMFR0_EL1 3 0 0 1 4 [r] "AArch32 memory model";
     ID_MMFR1_EL1 3 0 0 1 5 [r] "AArch32 memory model";
@@ -23,8 +23,8 @@ super::registers! {
     MVFR0_EL1 3 0 0 3 0 [r] "AArch32 floating point";
     MVFR1_EL1 3 0 0 3 1 [r] "AArch32 floating point";
     MVFR2_EL1 3 0 0 3 2 [r] "AArch32 floating point";
-    ID_PFR2_EL1 3 0 0 3 4 [r] "AArch32 processor features";
-    ID_DFR1_EL1 3 0 0 3 5 [r] "AArch32 debug features";
+    ID_PFR2_EL1 3 0 0 3 4 [r] "AArch32 processor features", ours;
+    ID_DFR1_EL1 3 0 0 3 5 [r] "AArch32 debug features", ours;
     ID_MMFR5_EL1 3 0 0 3 6 [r] "AArch32 memory model";
     ID_AA64PFR0_EL1 3 0 0 4 0 [r] "processor features", ours;
     ID_AA64PFR1_EL1 3 0 0 4 1 [r] "processor features", ours;
