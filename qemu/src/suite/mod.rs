@@ -8,6 +8,7 @@
 pub mod bad_input;
 pub mod boots;
 pub mod call;
+pub mod console;
 pub mod devices;
 pub mod log;
 pub mod native;
@@ -253,6 +254,7 @@ pub fn all(workspace: &Workspace) -> Vec<Case> {
     cases.extend(shares::cases());
     cases.extend(log::cases());
     cases.extend(on_target::cases());
+    cases.extend(console::cases());
     cases.extend(devices::cases());
     cases.extend(bad_input::cases());
     cases.extend(trees::cases());

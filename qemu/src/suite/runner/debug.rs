@@ -155,7 +155,7 @@ fn flat_image(context: &Context) -> Result<Outcome> {
 }
 
 /// A case that drives a gdb, where there is one or can be.
-fn with_gdb(name: &str, body: fn(&Context) -> Result<()>) -> Case {
+pub fn with_gdb(name: &str, body: fn(&Context) -> Result<()>) -> Case {
     let mut case = Case::of_cargo(name, move |context: &Context| {
         let scratch = context.workspace.scratch();
         if package::ensure(&scratch, gdb::PACKAGE, gdb::PACKAGE)?.is_none() {
@@ -255,19 +255,30 @@ fn in_the_guest(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// A machine that waits for a debugger.
-fn debugged(context: &Context, more: impl FnOnce(&mut Command) -> Result<()>) -> Result<Pty> {
+/// A machine that waits for a debugger, and has the guest `hello` if no other is
+/// asked for.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn debugged(context: &Context, more: impl FnOnce(&mut Command) -> Result<()>) -> Result<Pty> {
     let mut command = Command::new(&context.runner);
     command.args(["run", "--timeout", "240", "--gdb", "--memory", "256M"]);
     more(&mut command)?;
-    if !command.get_args().any(|word| word == "--exec") {
+    let others = ["--exec", "--kernel"];
+    if !command
+        .get_args()
+        .any(|word| others.iter().any(|other| word == *other))
+    {
         command.args(["--guest", "hello"]);
     }
     Pty::start(command, LIMIT)
 }
 
 /// The line that starts the debugger.
-fn line(pty: &mut Pty) -> Result<String> {
+///
+/// # Errors
+/// When there is none.
+pub fn line(pty: &mut Pty) -> Result<String> {
     pty.until(" -x ")?;
     pty.until("\n")?;
     let lines = pty.lines();
@@ -278,7 +289,10 @@ fn line(pty: &mut Pty) -> Result<String> {
 /// Starts the debugger as a person does, with these commands after its own. Its
 /// status is not looked at: a machine that goes on may have ended before QEMU has
 /// answered the `detach`.
-fn gdb(line: &str, commands: &[&str]) -> Result<Called> {
+///
+/// # Errors
+/// When it cannot be started.
+pub fn gdb(line: &str, commands: &[&str]) -> Result<Called> {
     let mut words = vec!["-nx".to_string(), "-batch".to_string()];
     for command in commands {
         words.extend(["-ex".into(), (*command).to_string()]);
