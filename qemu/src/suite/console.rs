@@ -247,7 +247,8 @@ fn types_while_it_prints(context: &Context) -> Result<()> {
         capture.type_in("stty -echo; echo qui''et\n")?;
         capture.until("quiet")?;
         capture.until("# ")?;
-        let prints = format!("seq {PRINTED} | sed s/$/p/ & head -n {TYPED} >/tmp/typed; wait");
+        let prints =
+            format!("echo; seq {PRINTED} | sed s/$/p/ & head -n {TYPED} >/tmp/typed; wait");
         let says = "echo; md5sum </tmp/typed; wc -l </tmp/typed; exit";
         capture.type_in(&format!("{prints}; {says}\n{typed}"))?;
         capture.finish()
