@@ -199,7 +199,11 @@ pub fn send_kick(mpidr: u64) {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use super::*;
+    use arm64::recording::{self, Event};
+    use std::vec::Vec;
 
     #[test]
     fn the_extended_interrupts_are_interrupts() {
@@ -231,13 +235,117 @@ mod tests {
         }
     }
 
+    /// What was written before is seen by whoever takes the kick.
     #[test]
-    fn a_kick_goes_to_its_pe_alone() {
-        let events = arm64::recording::of(|| send_kick(0x12_0034_5678));
+    fn a_kick_goes_to_its_pe_alone_and_behind_what_it_tells() {
         let sgi = 0x12 << 48 | 7 << 44 | 0x34 << 32 | 8 << 24 | 0x56 << 16 | 1 << 8;
         assert_eq!(
-            events[1],
-            arm64::recording::Event::Msr("ICC_SGI1R_EL1", sgi)
+            recording::of(|| send_kick(0x12_0034_5678)),
+            [
+                Event::Instruction("dsb ishst", None),
+                Event::Msr("ICC_SGI1R_EL1", sgi),
+                Event::Instruction("isb", None),
+            ]
         );
+    }
+
+    const GICD: u64 = 0x800_0000;
+    const GICR: u64 = 0x80a_0000;
+
+    fn gic() -> Gic {
+        recording::reset();
+        // SAFETY: a record is behind them, and no GIC.
+        let (distributor, redistributor) =
+            unsafe { (Distributor::new(GICD), Redistributor::new(GICR)) };
+        let ppi = Ppis {
+            maintenance: 25,
+            virtual_timer: 27,
+            hyp_timer: 26,
+        };
+        Gic::init(distributor, redistributor, ppi)
+    }
+
+    /// What is done when the GIC says that `pending` is, and then gives
+    /// `acknowledged`.
+    fn takes(pending: u64, acknowledged: u64) -> (Taken, Vec<Event>) {
+        let gic = gic();
+        recording::set(ICC_HPPIR1_EL1, pending);
+        recording::set(ICC_IAR1_EL1, acknowledged);
+        let mut taken = Taken::Nothing;
+        let events = recording::of(|| taken = gic.take());
+        (taken, events)
+    }
+
+    #[test]
+    fn an_own_interrupt_is_ended_once_it_is_acknowledged() {
+        let (look, acknowledge) = (Event::Mrs("ICC_HPPIR1_EL1"), Event::Mrs("ICC_IAR1_EL1"));
+        let (dsb, isb) = (
+            Event::Instruction("dsb sy", None),
+            Event::Instruction("isb", None),
+        );
+        for (intid, what) in [
+            (25, Taken::Maintenance),
+            (26, Taken::HypTimer),
+            (8, Taken::Kick),
+        ] {
+            let (drop, end) = (
+                Event::Msr("ICC_EOIR1_EL1", intid),
+                Event::Msr("ICC_DIR_EL1", intid),
+            );
+            let right = [look, acknowledge, dsb, drop, end, isb];
+            assert_eq!(takes(intid, intid), (what, right.to_vec()));
+        }
+        // The guest deactivates its timer's itself.
+        let drop = Event::Msr("ICC_EOIR1_EL1", 27);
+        let right = [look, acknowledge, dsb, drop, isb];
+        assert_eq!(takes(27, 27), (Taken::VirtualTimer, right.to_vec()));
+        // The host's, and nothing, are only looked at.
+        assert_eq!(takes(40, 40), (Taken::Host, [look].to_vec()));
+        assert_eq!(takes(1023, 1023), (Taken::Nothing, [look].to_vec()));
+    }
+
+    #[test]
+    fn an_interrupt_of_the_hosts_that_came_between_is_pending_again() {
+        for (intid, store) in [
+            (33, Event::Store(GICD + 0x204, 4, 2)),
+            (5, Event::Store(GICR + 0x1_0200, 4, 1 << 5)),
+            (4097, Event::Store(GICD + 0x1600, 4, 2)),
+        ] {
+            let (taken, events) = takes(26, intid);
+            let ended = [
+                Event::Msr("ICC_EOIR1_EL1", intid),
+                Event::Msr("ICC_DIR_EL1", intid),
+                store,
+            ];
+            assert_eq!((taken, &events[3..]), (Taken::Host, &ended[..]));
+        }
+        let (taken, events) = takes(26, 1023);
+        assert_eq!((taken, events.len()), (Taken::Host, 3), "it has gone");
+    }
+
+    /// How an interrupt is triggered changes while it is disabled (IHI0069H, 12.9.9).
+    #[test]
+    fn the_timers_interrupt_is_borrowed_disabled_first_and_enabled_last() {
+        let gic = gic();
+        recording::set_device(GICR + gicr::ICFGR + 4, 4, 2 << 22);
+        let mut host = HostInterface::default();
+        let stores: Vec<_> = recording::of(|| gic.borrow(&mut host, true))
+            .into_iter()
+            .filter(|event| matches!(event, Event::Store(..)))
+            .collect();
+        let bit = 1 << 27;
+        assert_eq!(
+            stores,
+            [
+                Event::Store(GICR + gicr::ICENABLER0, 4, bit),
+                Event::Store(GICR + gicr::IGROUPR0, 4, bit),
+                Event::Store(GICR + gicr::IPRIORITYR + 27, 1, 0x80),
+                Event::Store(GICR + gicr::ICFGR + 4, 4, 0),
+                Event::Store(GICR + gicr::ISENABLER0, 4, bit),
+            ]
+        );
+        gic.give_back(&host);
+        let edge = recording::device(GICR + gicr::ICFGR + 4, 4);
+        assert_eq!(edge, 2 << 22, "the host's again");
     }
 }

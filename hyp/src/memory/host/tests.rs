@@ -4,6 +4,7 @@ extern crate std;
 
 use super::super::phys;
 use super::*;
+use arm64::regs::VTCR_EL2;
 use pgtable::{Granule, Start};
 use proptest::prelude::*;
 use std::boxed::Box;
@@ -253,5 +254,33 @@ fn vmids_are_as_wide_as_the_cpus() {
         };
         let geometry = geometry(&features, Granule::K4, 40, false, Start::Concatenate).unwrap();
         assert_eq!(geometry.vtcr() >> 19 & 1 != 0, vmid16);
+    }
+}
+
+/// 52 bits of IPA with 4K are FEAT_LPA2's: DS, and for level -1 SL2 with SL0 clear.
+#[test]
+fn wide_tables_say_so_in_the_manuals_fields() {
+    let features = Features {
+        pa_bits: 52,
+        ..Features::default()
+    };
+    let below = Start::At(pgtable::Level::MINUS_1);
+    for (granule, lpa2, bits, start, tg0, level) in [
+        (Granule::K4, true, 52, below, 0, Some((0, 1))),
+        (Granule::K4, true, 52, Start::Concatenate, 0, Some((2, 0))),
+        (Granule::K4, false, 48, Start::Concatenate, 0, Some((2, 0))),
+        (Granule::K16, true, 52, Start::Concatenate, 2, None),
+        (Granule::K64, false, 52, Start::Concatenate, 1, None),
+    ] {
+        let geometry = geometry(&features, granule, bits, lpa2, start).unwrap();
+        let vtcr = geometry.vtcr();
+        assert_eq!(VTCR_EL2::T0SZ.read(vtcr), 64 - u64::from(bits));
+        assert_eq!(VTCR_EL2::TG0.read(vtcr), tg0);
+        assert_eq!(VTCR_EL2::DS.is_set(vtcr), lpa2);
+        assert!(VTCR_EL2::RES1.is_set(vtcr));
+        if let Some(level) = level {
+            let found = (VTCR_EL2::SL0.read(vtcr), VTCR_EL2::SL2.read(vtcr));
+            assert_eq!(found, level, "{granule:?} {start:?}");
+        }
     }
 }
