@@ -185,24 +185,31 @@ fn in_hyp_and_host(context: &Context) -> Result<()> {
     let called = gdb(
         &line,
         &[
-            "break hyp::rmi::serve if function == 0xc4000158",
+            "break hyp::rmi::realm::create",
             "break host_loader::rmi_call::realm_create",
             "continue",
             "frame",
             "continue",
-            "print/x function",
+            "print rd",
             "info args",
             "print hyp::log::HOST_RUNS",
             "backtrace",
+            "up",
+            "info args",
             "delete",
             "detach",
         ],
     )?;
+    let value = called.stdout.lines().find_map(|l| l.strip_prefix("$1 = "));
+    let rd = value.context("no argument's value")?.to_string();
     called
         .shows(&["host_loader", "rmi_call.rs"])?
-        .shows(&["hyp::rmi::serve (cpu=0x", "hyp/src/rmi/mod.rs:"])?
-        .shows(&["$1 = 0xc4000158"])?
-        .shows(&["args = [", "]"])?
+        .shows(&[
+            "hyp::rmi::realm::create (system=0x",
+            "hyp/src/rmi/realm.rs:",
+        ])?
+        .shows(&[&format!("rd = {rd}\n")])?
+        .shows(&[&format!("RealmCreate{{rd: {rd},")])?
         .shows(&["$2 = core::sync::atomic::AtomicBool", "value: 1"])?
         .shows(&["hyp::exception::host::run", "host.rs:"])?;
     let status = pty.finish()?;
