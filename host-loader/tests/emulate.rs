@@ -1238,3 +1238,47 @@ fn what_stands_between_exclusives_is_the_architectures() {
         assert_eq!(run(CLS & !(1 << 31), 0, [0, x, 0]), Some(narrow), "{x:#x}");
     }
 }
+
+/// QEMU 11's `max` has FEAT_CSSC.
+#[test]
+fn the_short_sequences_of_cssc_are_the_architectures() {
+    use host_loader::emulate::integer;
+    let run = |word: u32, n: u64, m: u64| {
+        let mut cpu = cpu();
+        cpu.registers.x[..3].copy_from_slice(&[7, n, m]);
+        integer::execute(&mut cpu, word).then(|| cpu.x(0))
+    };
+    // Encodings of wide forms with X0, X1, and X2 or an immediate of 0xfe.
+    const CTZ: u32 = 0xdac0_1820;
+    const CNT: u32 = 0xdac0_1c20;
+    const ABS: u32 = 0xdac0_2020;
+    const OF_TWO: [u32; 4] = [0x9ac2_6020, 0x9ac2_6420, 0x9ac2_6820, 0x9ac2_6c20];
+    const IMMEDIATE: [u32; 4] = [0x91c3_f820, 0x91c7_f820, 0x91cb_f820, 0x91cf_f820];
+    const NARROW: u32 = 1 << 31;
+    for (word, n, wide, narrow) in [
+        (CTZ, 0, 64, 32),
+        (CTZ, 8, 3, 3),
+        (CTZ, 1 << 40, 40, 32),
+        (CNT, 0xffff_0000_0000_0001, 17, 1),
+        (ABS, -5i64 as u64, 5, 5),
+        (ABS, 0x8000_0000, 0x8000_0000, 0x8000_0000),
+        (ABS, 1 << 63, 1 << 63, 0),
+    ] {
+        assert_eq!(run(word, n, 0), Some(wide), "{word:#x} {n:#x}");
+        assert_eq!(run(word & !NARROW, n, 0), Some(narrow), "{word:#x} {n:#x}");
+    }
+    let minus = -2i64 as u64;
+    for (n, m, right) in [(1, minus, [1, minus, minus, 1]), (3, 2, [3, 3, 2, 2])] {
+        for (word, right) in OF_TWO.into_iter().zip(right) {
+            assert_eq!(run(word, n, m), Some(right), "{word:#x}");
+            let narrow = right & 0xffff_ffff;
+            assert_eq!(run(word & !NARROW, n, m), Some(narrow), "{word:#x}");
+        }
+    }
+    for (word, right) in IMMEDIATE.into_iter().zip([1, 0xfe, minus, 1]) {
+        assert_eq!(run(word, 1, 0), Some(right), "{word:#x}");
+        // The same with flags to set, and a fifth kind, are none.
+        assert_eq!(run(word | 1 << 29, 1, 0), None);
+        assert_eq!(run(word | 1 << 20 | 1 << 21, 1, 0), None);
+    }
+}

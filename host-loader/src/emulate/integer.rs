@@ -116,6 +116,18 @@ fn immediate(cpu: &mut Cpu, word: u32) -> Option<()> {
             let value = sum(cpu, word, cpu.x_or_sp(rn), b, None);
             put_sp(cpu, word, value, bit(word, 29))
         }
+        // SMAX, UMAX, SMIN, UMIN (FEAT_CSSC).
+        0b011 if bits(word, 30, 29) == 0 && bit(word, 22) => {
+            let byte = bits(word, 17, 10) as u8;
+            let kind = bits(word, 21, 18);
+            let m = if kind & 1 == 0 {
+                i64::from(byte.cast_signed()) as u64
+            } else {
+                byte.into()
+            };
+            let value = extreme(word, kind, cpu.x(rn), m)?;
+            put(cpu, word, value)
+        }
         // AND, ORR, EOR, ANDS.
         0b100 => {
             let (mask, _) = bit_masks(word)?;
@@ -324,7 +336,22 @@ fn of_registers(cpu: &mut Cpu, word: u32) -> Option<()> {
     }
 }
 
-/// RBIT, REV16, REV32, REV, CLZ, CLS.
+/// The larger (kinds 0, 1) or smaller (2, 3) of two, with a sign (0, 2) or without.
+fn extreme(word: u32, kind: u32, n: u64, m: u64) -> Option<u64> {
+    let width = width(word);
+    let unused = 64 - width;
+    let signed = |value: u64| (value << unused) as i64 >> unused;
+    let (un, um) = (n & low_bits(width), m & low_bits(width));
+    Some(match kind {
+        0 => signed(n).max(signed(m)) as u64,
+        1 => un.max(um),
+        2 => signed(n).min(signed(m)) as u64,
+        3 => un.min(um),
+        _ => return None,
+    })
+}
+
+/// RBIT, REV16, REV32, REV, CLZ, CLS; and of FEAT_CSSC, CTZ, CNT, ABS.
 fn of_one(word: u32, n: u64) -> Option<u64> {
     let width = width(word);
     if bits(word, 20, 16) != 0 {
@@ -347,11 +374,17 @@ fn of_one(word: u32, n: u64) -> Option<u64> {
             let flips = (n ^ n >> 1) & low_bits(width - 1);
             u64::from(flips.leading_zeros() - (64 - width) - 1)
         }
+        6 => u64::from(n.trailing_zeros().min(width)),
+        7 => u64::from(n.count_ones()),
+        8 => {
+            let unused = 64 - width;
+            ((n << unused) as i64 >> unused).wrapping_abs() as u64
+        }
         _ => return None,
     })
 }
 
-/// UDIV, SDIV, LSLV, LSRV, ASRV, RORV.
+/// UDIV, SDIV, LSLV, LSRV, ASRV, RORV; and of FEAT_CSSC, SMAX, UMAX, SMIN, UMIN.
 fn of_two(word: u32, n: u64, m: u64) -> Option<u64> {
     let width = width(word);
     let unused = 64 - width;
@@ -361,6 +394,7 @@ fn of_two(word: u32, n: u64, m: u64) -> Option<u64> {
         0b10 => un.checked_div(um).unwrap_or(0),
         0b11 if um == 0 => 0,
         0b11 => signed(n).wrapping_div(signed(m)) as u64,
+        op @ 0b1_1000..=0b1_1011 => extreme(word, op & 3, n, m)?,
         op @ 0b1000..=0b1011 => shifted(n, op & 3, (um % u64::from(width)) as u32, width),
         _ => return None,
     })
