@@ -378,10 +378,18 @@ impl Transport {
 /// and the errors. Of an archive that cannot be reached they may say no more than
 /// that it has no index.
 fn why(transport: &Transport, errors: &str) -> String {
-    let told: Vec<_> = errors
-        .lines()
-        .filter(|line| line.starts_with("E:"))
-        .collect();
+    let mut told: Vec<String> = Vec::new();
+    let mut of_package = false;
+    for line in errors.lines() {
+        if of_package && let Some(last) = told.last_mut() {
+            // Of a package dpkg says in the next line what failed.
+            *last += line;
+        } else if line.starts_with("E:") || line.starts_with("dpkg: error") {
+            told.push(line.trim().to_string());
+        }
+        of_package = line.starts_with("dpkg: error");
+    }
+    let told = told.iter().map(String::as_str);
     let reasons = transport.reasons.iter().map(String::as_str);
     let reasons = reasons.filter(|reason| !errors.contains(reason));
     let all: Vec<_> = reasons.chain(told).collect();
@@ -427,6 +435,11 @@ mod tests {
         let text = why(&transport, "E: Failed to fetch http://m  Could not connect");
         assert_eq!(text, "E: Failed to fetch http://m  Could not connect");
         assert_eq!(why(&Transport::default(), " killed\n"), "killed");
+        let dpkg = "x\ndpkg: error processing package a (--configure):\n b failed\nc\nE: d\n";
+        assert_eq!(
+            why(&Transport::default(), dpkg),
+            "dpkg: error processing package a (--configure): b failed; E: d"
+        );
     }
 
     #[test]
