@@ -166,6 +166,17 @@ impl Apt {
         releases(self.command("apt-get"))
     }
 
+    /// Whether this machine can have `package` as it is: tried, and nothing done.
+    pub fn can_install(&self, package: &str) -> bool {
+        let mut command = self.command("apt-get");
+        command
+            .args(["install", "--simulate", "-y", "--no-install-recommends"])
+            .arg(package)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    }
+
     /// The command that installs `packages` into this machine, as root.
     pub fn install_command(&self, release: Option<&str>, packages: &[&str]) -> Vec<String> {
         let mut words: Vec<String> = Vec::new();

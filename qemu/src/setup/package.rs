@@ -5,9 +5,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{apt, sources};
+use super::apt::{self, Apt};
+use super::sources::{self, Source};
 use crate::ui::{self, Step};
 use crate::workspace::in_path;
+
+/// What Debian 12 has of newer packages.
+const BACKPORTS: &str = "bookworm-backports";
 
 /// How new a package must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,16 +48,13 @@ pub fn ensure(scratch: &Path, program: &str, package: &'static str) -> Result<Op
 /// When this user may not, or with apt's own words when it fails.
 pub fn install(scratch: &Path, package: &'static str, newness: From) -> Result<()> {
     let step = || Step::new("Installing", package);
-    let backports = newness == From::Backports && codename().as_deref() == Some("bookworm");
-    let release = backports.then_some("bookworm-backports");
     let dir = scratch.join("apt-machine");
     let mut from = sources::of_machine(&dir)?;
-    if let Some(release) = release
-        && let Some(mirror) = sources::mirrors()?.first()
-    {
-        from.push(mirror.with_suites(&[release]));
-    }
-    if from.is_empty() {
+    let backports = match (codename().as_deref(), sources::mirrors()?.first()) {
+        (Some("bookworm"), Some(mirror)) => Some(mirror.with_suites(&[BACKPORTS])),
+        _ => None,
+    };
+    if from.is_empty() && (newness == From::Release || backports.is_none()) {
         // Not Debian: its own apt knows best.
         let words = |text: &str| text.split(' ').map(String::from).collect::<Vec<_>>();
         apt::as_root(&words("apt-get -qq update"), package, step)?;
@@ -61,13 +62,25 @@ pub fn install(scratch: &Path, package: &'static str, newness: From) -> Result<(
                        --no-install-recommends";
         let mut install = words(install);
         install.push(package.into());
-        apt::as_root(&install, package, step)?;
-    } else {
-        let apt = apt::Apt::native(&dir, &from)?;
-        apt.update(&Step::new("Reading", "the index of packages"))?;
-        apt::as_root(&apt.install_command(release, &[package]), package, step)?;
+        return apt::as_root(&install, package, step);
     }
-    Ok(())
+    let prepare = |from: &[Source]| -> Result<Apt> {
+        let apt = Apt::native(&dir, from)?;
+        apt.update(&Step::new("Reading", "the index of packages"))?;
+        Ok(apt)
+    };
+    let mut apt = prepare(&from)?;
+    let mut release = None;
+    // Where libraries came along with a QEMU from backports, the release alone may
+    // have nothing that goes with them.
+    if let Some(backports) = backports
+        && (newness == From::Backports || !apt.can_install(package))
+    {
+        from.push(backports);
+        apt = prepare(&from)?;
+        release = Some(BACKPORTS);
+    }
+    apt::as_root(&apt.install_command(release, &[package]), package, step)
 }
 
 /// Debian's name for the release that this machine runs.
