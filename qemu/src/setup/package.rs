@@ -1,12 +1,13 @@
 //! A package of the machine's own distribution, installed.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use super::apt::{self, Apt};
 use super::sources::{self, Source};
+use crate::scratch;
 use crate::ui::{self, Step};
 use crate::workspace::in_path;
 
@@ -34,8 +35,13 @@ pub fn ensure(scratch: &Path, program: &str, package: &'static str) -> Result<Op
     if !apt::available() {
         return Ok(None);
     }
+    // One at a time: somebody else may be installing just this.
+    let _alone = alone(scratch)?;
+    if in_path(program).is_some() {
+        return Ok(Some(()));
+    }
     ui::note("Need", format_args!("{program} is not installed"));
-    install(scratch, package, From::Release).with_context(|| format!("install {package}"))?;
+    install_alone(scratch, package, From::Release).with_context(|| format!("install {package}"))?;
     Ok(Some(()))
 }
 
@@ -47,6 +53,21 @@ pub fn ensure(scratch: &Path, program: &str, package: &'static str) -> Result<Op
 /// # Errors
 /// When this user may not, or with apt's own words when it fails.
 pub fn install(scratch: &Path, package: &'static str, newness: From) -> Result<()> {
+    let _alone = alone(scratch)?;
+    install_alone(scratch, package, newness)
+}
+
+/// Keeps the apt state of this machine to whoever holds this.
+fn alone(scratch: &Path) -> Result<File> {
+    scratch::make(scratch)?;
+    let lock = scratch.join("apt-machine.lock");
+    let lock = File::create(&lock).with_context(|| format!("cannot write {}", lock.display()))?;
+    lock.lock()
+        .context("cannot wait for another run that installs packages")?;
+    Ok(lock)
+}
+
+fn install_alone(scratch: &Path, package: &'static str, newness: From) -> Result<()> {
     let step = || Step::new("Installing", package);
     let dir = scratch.join("apt-machine");
     let mut from = sources::of_machine(&dir)?;
