@@ -21,7 +21,8 @@ use arm64::regs::{CNTFRQ_EL0, CNTPCT_EL0};
 use log::Level;
 use posted::Page;
 
-/// FR, whose transmit side is the machine's UART's.
+/// DR, and FR, whose transmit side is the machine's UART's.
+const DR: u64 = 0x00;
 const FR: u64 = 0x18;
 
 /// A part of a second that the machine's end waits for bytes that were sent.
@@ -105,7 +106,7 @@ impl Console {
                 // There is no room for it.
                 Some(write) if self.uart.sends(write.offset()) => return false,
                 Some(write) => {
-                    self.set(guest, machine, write.offset(), write.value);
+                    self.set(guest, machine, write.offset(), write.value());
                     page.taken();
                 }
                 None => {}
@@ -117,31 +118,32 @@ impl Console {
     /// Takes bytes to send, as far as they come one after the other and have room.
     #[inline]
     fn send_posted(&mut self, guest: &Guest, machine: &Machine, page: &Page) {
-        let mut port = self.owner.then(|| machine.console.lock());
-        if let Some(port) = port.as_mut().and_then(|port| port.as_mut())
-            && !self.pay(port)
-        {
+        if !self.uart.sends(DR) {
             return;
         }
-        let mut last = None;
-        while let Some(write) = page.next()
-            && self.uart.sends(write.offset())
-        {
-            let byte = write.value as u8;
-            match &mut port {
-                Some(port) => {
-                    if port.as_mut().is_some_and(|port| !port.put(byte)) {
-                        break;
-                    }
-                }
-                None => self.log(guest, byte),
+        let taken = if self.owner {
+            let mut port = machine.console.lock();
+            if port.as_mut().is_some_and(|port| !self.pay(port)) {
+                return;
             }
-            last = Some(write);
-            page.taken();
-        }
-        // What many do to the model, the last does.
-        if let Some(write) = last {
-            self.uart.write(write.offset(), write.value);
+            match port.as_mut() {
+                Some(port) => {
+                    page.take(|write| write.offset() == DR && port.put(write.value() as u8))
+                }
+                None => page.take(|write| write.offset() == DR),
+            }
+        } else {
+            page.take(|write| {
+                let sends = write.offset() == DR;
+                if sends {
+                    self.log(guest, write.value() as u8);
+                }
+                sends
+            })
+        };
+        // What many bytes do to the model, one does.
+        if taken != 0 {
+            self.uart.write(DR, 0);
         }
     }
 

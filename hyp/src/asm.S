@@ -112,10 +112,17 @@ take_up:
     b       fatal
     .endm
 
-// From a lower level: x0 and x1 to the stack, then back into `enter_lower`.
+// From a lower level: SP is the address of its `Gprs` (arm64::frame), which get
+// X0 to X30.
     .macro  from_lower kind
     .balign 0x80
-    stp     x0, x1, [sp, #-16]!
+    stp     x0, x1, [sp]
+    each_pair stp, sp
+    str     x30, [sp, #(30 * 8)]
+    .if     \kind == 0
+    ldp     x2, x1, [sp, #{gprs_stack}]
+    cbnz    x1, at_vector
+    .endif
     mov     x0, #\kind
     b       leave_lower
     .endm
@@ -198,37 +205,6 @@ guarded_read32:
     str     w2, [x1]
     b       guarded_done
 
-// guarded_load64(x0 = word, x1 = where its value goes)
-    .global guarded_load64
-guarded_load64:
-    msr     spsel, #0
-    ldr     x2, [x0]
-    str     x2, [x1]
-    b       guarded_done
-
-// guarded_load64_both(x0, x1 = words, x2 = where their values go): in this order.
-    .global guarded_load64_both
-guarded_load64_both:
-    msr     spsel, #0
-    ldar    x0, [x0]
-    ldar    x1, [x1]
-    stp     x0, x1, [x2]
-    b       guarded_done
-
-// guarded_store64_both(x0 = two pairs of word and value, x1 = a word that is loaded
-// behind both, x2 = where its value goes): in this order.
-    .global guarded_store64_both
-guarded_store64_both:
-    msr     spsel, #0
-    ldp     x3, x4, [x0]
-    ldp     x5, x6, [x0, #16]
-    stlr    x4, [x3]
-    stlr    x6, [x5]
-    dmb     ish
-    ldr     x3, [x1]
-    str     x3, [x2]
-    b       guarded_done
-
 // guarded_clean(x0 = first line, x1 = end, x2 = bytes of a line)
     .global guarded_clean
 guarded_clean:
@@ -242,12 +218,23 @@ guarded_clean:
 
     b       guarded_done
 
+// guarded_is_there(x0 = address) -> PAR_EL1 of both stages, for a read of EL1; 1 (F)
+// after an external abort. Changes x0, x3 and x4 alone.
+    .global guarded_is_there
+guarded_looks:
+guarded_is_there:
+    msr     spsel, #0
+    at      s12e1r, x0
+    isb
+    mrs     x0, par_el1
+    msr     spsel, #1
+    ret
+
 // guarded_translate(x0 = address, x1 = where PAR_EL1 goes, x2 = a `Look`). The walk
 // goes through a guest's tables, which may lie where no memory answers.
     .global guarded_translate
 guarded_translate:
     msr     spsel, #0
-guarded_looks:
     tbnz    x2, #2, 4f
     tbnz    x2, #1, 2f
     tbnz    x2, #0, 1f
@@ -329,44 +316,59 @@ fatal:
 
 // ---------------------------------------------------------------------------
 // enter_lower(x0 = &mut Gprs) -> kind of the exception that came back.
-// Gprs (arm64::frame) begin with X0 to X30; PC and PSTATE are a pair.
+// X0 to X30 stand first in Gprs; PC and PSTATE are a pair.
     .global enter_lower
 enter_lower:
-    stp     x29, x30, [sp, #-112]!
+    stp     x29, x30, [sp, #-96]!
     mov     x29, sp
-    str     x0, [sp, #16]
-    stp     x19, x20, [sp, #32]
-    stp     x21, x22, [sp, #48]
-    stp     x23, x24, [sp, #64]
-    stp     x25, x26, [sp, #80]
-    stp     x27, x28, [sp, #96]
+    stp     x19, x20, [sp, #16]
+    stp     x21, x22, [sp, #32]
+    stp     x23, x24, [sp, #48]
+    stp     x25, x26, [sp, #64]
+    stp     x27, x28, [sp, #80]
+    str     x29, [x0, #{gprs_stack}]
+    mov     sp, x0
 
     ldp     x1, x2, [x0, #{gprs_pc}]
     msr     elr_el2, x1
     msr     spsr_el2, x2
-    each_pair ldp, x0
-    ldr     x30, [x0, #(30 * 8)]
-    ldp     x0, x1, [x0]
+resume:
+    each_kept_pair ldp, sp
+resume_scratch:
+    each_scratch_pair ldp, sp
+    ldr     x30, [sp, #(30 * 8)]
+    ldp     x0, x1, [sp]
     eret
     dsb     nsh                         // no speculation past the return
     isb
 
-// x0 = kind; the stack holds x0, x1, then enter_lower's frame.
+// A synchronous exception of a level for which somebody serves at the vector, X1, on
+// the stack X2:
+// guest::posted::serve says by `Served` how to go on. Rust's functions keep X19 to
+// X29.
+at_vector:
+    mov     x19, sp
+    mov     x0, sp
+    mov     sp, x2
+    bl      {serve}
+    mov     sp, x19
+    tbnz    x0, #0, resume_scratch      // Enter
+    cmp     x0, #{enter_changed}
+    b.eq    resume                      // else No, or the host: a kind
+
+// x0 = kind.
 leave_lower:
-    ldr     x1, [sp, #32]               // &mut Gprs
-    each_pair stp, x1
-    str     x30, [x1, #(30 * 8)]
-    ldp     x2, x3, [sp], #16
-    stp     x2, x3, [x1]
     mrs     x2, elr_el2
     mrs     x3, spsr_el2
-    stp     x2, x3, [x1, #{gprs_pc}]
-    ldp     x19, x20, [sp, #32]
-    ldp     x21, x22, [sp, #48]
-    ldp     x23, x24, [sp, #64]
-    ldp     x25, x26, [sp, #80]
-    ldp     x27, x28, [sp, #96]
-    ldp     x29, x30, [sp], #112
+    stp     x2, x3, [sp, #{gprs_pc}]
+    ldr     x1, [sp, #{gprs_stack}]
+    mov     sp, x1
+    ldp     x19, x20, [sp, #16]
+    ldp     x21, x22, [sp, #32]
+    ldp     x23, x24, [sp, #48]
+    ldp     x25, x26, [sp, #64]
+    ldp     x27, x28, [sp, #80]
+    ldp     x29, x30, [sp], #96
     ret
 
     .bss

@@ -20,9 +20,11 @@ mod image {
     use hyp::boot::tree::{self, Machine};
     use hyp::boot::{BootError, Layout, TableGranules};
     use hyp::cpu::Cpu;
+    use hyp::cpu::context::Served;
     use hyp::cpu::features::Features;
     use hyp::cpu::pe::{Pe, Power};
     use hyp::exception::{host, report};
+    use hyp::guest::posted;
     use hyp::log::Uarts;
     use hyp::log::uart::{Owner, answers};
     use hyp::memory::guarded;
@@ -45,6 +47,9 @@ mod image {
         pe_regime = const offset_of!(Pe, entry.regime),
         pe_entry = const offset_of!(Pe, entry.rust),
         gprs_pc = const offset_of!(Gprs, pc),
+        gprs_stack = const Gprs::STACK,
+        serve = sym posted::serve,
+        enter_changed = const Served::EnterChanged as u64,
         frame_pc = const offset_of!(report::Frame, pc),
         frame_kind = const offset_of!(report::Frame, kind),
         frame_size = const size_of::<report::Frame>(),

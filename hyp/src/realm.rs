@@ -18,7 +18,7 @@ use vgic::{Affinity, Distributor, Redistributor, VcpuSet};
 use crate::boot::tree::MAX_PES;
 use crate::cpu::pe::Pe;
 use crate::cpu::{gic, pe};
-use crate::guest::posted::{self, Posting};
+use crate::guest::posted;
 use crate::kicks::Kicked;
 use crate::memory::phys;
 use crate::memory::pool::entries_in_ram;
@@ -61,9 +61,7 @@ pub struct Realm {
     /// Its interrupts: those of the distributor here, a vCPU's in its REC.
     pub vgic: SpinMutex<Distributor>,
     /// Accesses of its device that need not wait for the host.
-    pub posted: SpinMutex<Option<Posting>>,
-    /// And where the device is in the IPA space, a multiple of 4 KiB.
-    pub posted_at: AtomicU64,
+    pub posted: posted::Device,
     /// PAs of its RECs by index, 0 for none.
     recs: [AtomicU64; MAX_RECS],
     /// RECs ever created: the next index.
@@ -88,8 +86,7 @@ impl Realm {
             root,
             rtt: SpinMutex::new(Some(rtt)),
             vgic: SpinMutex::new(Distributor::new()),
-            posted: SpinMutex::new(None),
-            posted_at: AtomicU64::new(posted::NOWHERE),
+            posted: posted::Device::without_page(),
             recs: [const { AtomicU64::new(0) }; MAX_RECS],
             created: AtomicU64::new(0),
             last_on_pe: [const { AtomicU8::new(0) }; MAX_PES],

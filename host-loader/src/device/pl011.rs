@@ -629,7 +629,7 @@ mod tests {
             self.calls += 1;
             self.page.close();
             while let Some(write) = self.page.next() {
-                self.set(write.offset(), write.value);
+                self.set(write.offset(), write.value());
                 self.page.taken();
             }
             let result = f(self);

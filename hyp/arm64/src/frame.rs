@@ -5,11 +5,14 @@ use crate::syndrome::Syndrome;
 
 /// PSTATE.nRW: AArch32.
 const PSTATE_AARCH32: u64 = 1 << 4;
+/// PSTATE.SS and BTYPE: a software step that is pending, and a BTI check. A step over
+/// an instruction of AArch64 consumes them.
+const STEP: u64 = 1 << 21 | 0b11 << 10;
 
 /// General-purpose registers, program counter and PSTATE of a lower level.
-/// X0 to X30 stand first.
+/// X0 to X30 stand first. While the level runs, SP_EL2 is the address of this.
 #[derive(Clone, Debug)]
-#[repr(C)]
+#[repr(C, align(16))]
 pub struct Gprs {
     /// X0–X30.
     pub x: [u64; 31],
@@ -17,6 +20,19 @@ pub struct Gprs {
     pub pc: u64,
     /// SPSR_EL2: the state it goes on in.
     pub pstate: u64,
+    /// EL2's stack pointer while the level runs.
+    stack: u64,
+    /// For whom EL2's vectors hand exceptions on before it leaves the level, as
+    /// that one knows: 0 for nobody.
+    pub at_vector: u64,
+    /// Whether the host will be called for what is served there.
+    pub host_is_called: bool,
+}
+
+impl Gprs {
+    /// Offset of the stack pointer, for assembly; `at_vector` is behind it.
+    pub const STACK: usize = core::mem::offset_of!(Self, stack);
+    const _PAIR: () = assert!(core::mem::offset_of!(Self, at_vector) == Self::STACK + 8);
 }
 
 /// SPSR of a fresh EL1: EL1h, all of DAIF masked.
@@ -29,6 +45,9 @@ impl Gprs {
             x: [0; 31],
             pc,
             pstate: PSTATE_EL1H_MASKED,
+            stack: 0,
+            at_vector: 0,
+            host_is_called: false,
         }
     }
 
@@ -40,6 +59,17 @@ impl Gprs {
         }
         let bit = if self.pstate & 0b1100 == 0 { 24 } else { 25 };
         sctlr >> bit & 1 != 0
+    }
+
+    /// Whether some level of AArch64 has big-endian data, by SCTLR_EL1 (EE, E0E).
+    pub const fn may_be_big_endian(sctlr: u64) -> bool {
+        sctlr & (0b11 << 24) != 0
+    }
+
+    /// Whether a step over an instruction changes nothing of this PSTATE: it is of
+    /// AArch64, and there is nothing to consume.
+    pub const fn steps_plainly(pstate: u64) -> bool {
+        pstate & (PSTATE_AARCH32 | STEP) == 0
     }
 
     /// Register `n` as an instruction names it: 31 reads as zero.
@@ -80,8 +110,7 @@ impl Gprs {
     /// Steps over an instruction of AArch64.
     pub fn step(&mut self) {
         self.pc = self.pc.wrapping_add(4);
-        // The step consumes a pending software step and a BTI check.
-        self.pstate &= !(1 << 21 | 0b11 << 10);
+        self.pstate &= !STEP;
     }
 
     /// Steps back to the instruction that was stepped over.

@@ -65,6 +65,12 @@ image_entry:
 
 // X2 to X29 to or from an array of general registers at `at`.
     .macro  each_pair transfer, at
+    each_scratch_pair \transfer, \at
+    each_kept_pair \transfer, \at
+    .endm
+
+// Of these, those that a function may change, and X19.
+    .macro  each_scratch_pair transfer, at
     \transfer x2, x3, [\at, #(2 * 8)]
     \transfer x4, x5, [\at, #(4 * 8)]
     \transfer x6, x7, [\at, #(6 * 8)]
@@ -74,6 +80,10 @@ image_entry:
     \transfer x14, x15, [\at, #(14 * 8)]
     \transfer x16, x17, [\at, #(16 * 8)]
     \transfer x18, x19, [\at, #(18 * 8)]
+    .endm
+
+// And those that it keeps.
+    .macro  each_kept_pair transfer, at
     \transfer x20, x21, [\at, #(20 * 8)]
     \transfer x22, x23, [\at, #(22 * 8)]
     \transfer x24, x25, [\at, #(24 * 8)]

@@ -106,6 +106,14 @@ impl Syndrome {
         self.class().0 == Class::DATA_ABORT_LOWER.0 && self.has_access()
     }
 
+    /// A data abort of a lower level with nothing beside it to find out: the access
+    /// itself met no translation at a level of 0 to 3 (EC, CM, S1PTW, DFSC), and is
+    /// told (ISV) and not sign-extended (SSE).
+    pub const fn is_plain_access(self) -> bool {
+        const LOOKED_AT: u64 = 0x3f << 26 | 1 << 24 | 1 << 21 | 1 << 8 | 1 << 7 | 0x3c;
+        self.0 & LOOKED_AT == (Class::DATA_ABORT_LOWER.0 as u64) << 26 | 1 << 24 | 0x04
+    }
+
     /// The same without what it tells of the access (ISV, SAS, SSE, SRT, SF, AR),
     /// as of a pair: IL is set then.
     pub const fn without_access(self) -> Self {
@@ -122,6 +130,11 @@ impl Syndrome {
     /// counts as none.
     pub const fn is_write(self) -> bool {
         self.0 >> 6 & 1 != 0 && self.0 >> 8 & 1 == 0
+    }
+
+    /// Data abort: WnR alone, of an access that is known to be no maintenance.
+    pub const fn has_wnr(self) -> bool {
+        self.0 >> 6 & 1 != 0
     }
 
     /// Data abort: of a cache maintenance instruction (CM).

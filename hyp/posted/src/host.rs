@@ -1,6 +1,5 @@
 //! The host's side.
 
-use core::convert::Infallible;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::{Access, Memory, PAGE, REGISTERS, Write, word};
@@ -125,17 +124,29 @@ impl Page {
     /// The write that waits longest. It waits until it is [`Self::taken`].
     #[inline]
     pub fn next(&self) -> Option<Write> {
-        loop {
-            if self.is_empty() {
-                return None;
-            }
-            let position = self.words[word::TAKEN].load(Ordering::Relaxed);
-            match Write::unpack(self.load(word::entry(position))) {
-                Some(write) => return Some(write),
-                // EL2 posts no such thing.
-                None => self.taken(),
-            }
+        if self.is_empty() {
+            return None;
         }
+        let position = self.words[word::TAKEN].load(Ordering::Relaxed);
+        Some(Write(self.load(word::entry(position))))
+    }
+
+    /// Gives the writes that wait now to `each`, oldest first, up to the first that
+    /// it does not take: how many are taken.
+    #[inline]
+    pub fn take(&self, mut each: impl FnMut(Write) -> bool) -> u64 {
+        let posted = self.load(word::POSTED);
+        let begin = self.words[word::TAKEN].load(Ordering::Relaxed);
+        let mut taken = begin;
+        while taken != posted {
+            let entry = self.words[word::entry(taken)].load(Ordering::Relaxed);
+            if !each(Write(entry)) {
+                break;
+            }
+            taken = taken.wrapping_add(1);
+            self.store(word::TAKEN, taken);
+        }
+        taken.wrapping_sub(begin)
     }
 
     /// What [`Self::next`] gave is done.
@@ -161,28 +172,20 @@ impl Page {
     }
 }
 
-/// Who posts may stand beside the host, as in tests of both.
 impl Memory for &Page {
-    type Error = Infallible;
-
-    fn load(&mut self, word: usize) -> Result<u64, Infallible> {
-        Ok(Page::load(self, word))
+    #[inline]
+    fn load(&mut self, word: usize) -> u64 {
+        Page::load(self, word)
     }
 
-    fn store(&mut self, word: usize, value: u64) -> Result<(), Infallible> {
+    #[inline]
+    fn store(&mut self, word: usize, value: u64) {
         Page::store(self, word, value);
-        Ok(())
     }
 
+    #[inline]
     fn fence(&mut self) {
         fence(Ordering::SeqCst);
-    }
-}
-
-impl Write {
-    /// Offset of the register in the device's page.
-    pub const fn offset(&self) -> u64 {
-        self.access.offset()
     }
 }
 

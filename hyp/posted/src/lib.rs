@@ -49,12 +49,12 @@ pub const PAGE: usize = 4096;
 mod word {
     use super::{ENTRIES, PAGE, REGISTERS};
 
-    /// Writes that the host has taken, ever.
-    pub const TAKEN: usize = 0;
-    /// Registers (a bit each) a write to which may wait.
+    /// Registers (a bit each) that read as they stand in the page.
+    pub const READABLE: usize = 0;
+    /// Registers a write to which may wait.
     pub const WRITABLE: usize = 1;
-    /// Registers that read as they stand in the page.
-    pub const READABLE: usize = 2;
+    /// Writes that the host has taken, ever.
+    pub const TAKEN: usize = 2;
     /// Those that do while no write waits.
     pub const READABLE_WHEN_EMPTY: usize = 3;
     /// Registers that a write of what stands in the page leaves as they are.
@@ -75,13 +75,17 @@ mod word {
     }
 }
 
-/// What of the device is accessed: the lowest bytes of a register.
+/// What of the device is accessed: the lowest bytes of a register. What the way of
+/// every byte needs of it is at hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// The register, counted in fours of bytes.
-    register: u8,
-    /// log2 of the bytes: 0, 1 or 2.
-    shift: u8,
+    /// The register's bit in a set of registers.
+    bit: u64,
+    /// The bits that are accessed.
+    mask: u64,
+    /// What an entry of the ring says of it: the register, counted in fours of
+    /// bytes, \[37:32\]; log2 of the bytes, 0, 1 or 2, \[41:40\].
+    entry: u64,
 }
 
 /// The bits of a register's offset that are not 0.
@@ -96,50 +100,52 @@ impl Access {
             return None;
         }
         Some(Self {
-            register: (offset / 4) as u8,
-            shift: shift as u8,
+            bit: 1 << (offset / 4),
+            mask: u64::MAX >> (64 - (8 << shift)),
+            entry: (offset / 4) << 32 | (shift as u64) << 40,
         })
     }
 
-    /// Offset of the register in the device's page.
-    pub const fn offset(self) -> u64 {
-        4 * self.register as u64
-    }
+    /// A byte of the first register.
+    pub const DATA: Self = match Self::new(0, 0) {
+        Some(access) => access,
+        None => panic!(),
+    };
 
-    const fn bit(self) -> u64 {
-        1 << self.register
+    const fn register(self) -> usize {
+        (self.entry >> 32 & 0x3f) as usize
     }
 
     /// As much of `value` as is accessed.
     const fn cut(self, value: u64) -> u64 {
-        value & (u64::MAX >> (64 - (8 << self.shift)))
+        value & self.mask
     }
 }
 
-/// A write that waits.
+/// A write that waits, as its entry of the ring has it: the value, no more than is
+/// accessed, \[31:0\], and what of the device ([`Access::entry`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Write {
-    /// Of what.
-    pub access: Access,
-    /// The value, no more than the access holds.
-    pub value: u32,
-}
+pub struct Write(u64);
 
 impl Write {
-    /// Value \[31:0\], register \[39:32\], log2 of the bytes \[47:40\].
-    const fn pack(self) -> u64 {
-        let Access { register, shift } = self.access;
-        self.value as u64 | (register as u64) << 32 | (shift as u64) << 40
+    const fn new(access: Access, value: u64) -> Self {
+        Self(value & access.mask | access.entry)
     }
 
-    const fn unpack(word: u64) -> Option<Self> {
-        let (register, shift) = (word >> 32 & 0xff, word >> 40 & 0xff);
-        match Access::new(4 * register, shift as u32) {
-            Some(access) => Some(Self {
-                access,
-                value: access.cut(word & 0xffff_ffff) as u32,
-            }),
-            None => None,
-        }
+    /// Offset of the register in the device's page.
+    #[inline]
+    pub const fn offset(self) -> u64 {
+        self.0 >> 30 & OFFSET
+    }
+
+    /// log2 of the bytes that are written.
+    pub const fn size_shift(self) -> u32 {
+        (self.0 >> 40 & 0b11) as u32
+    }
+
+    /// The value.
+    #[inline]
+    pub const fn value(self) -> u32 {
+        self.0 as u32
     }
 }

@@ -135,6 +135,31 @@ unsafe extern "C" {
     fn enter_lower(gprs: *mut Gprs) -> u64;
 }
 
+/// What became of a synchronous exception at the vector, which asm.S acts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Served {
+    /// Nothing: the lower level comes back with it.
+    No = 0,
+    /// The lower level goes on; of its registers in `Gprs`, X0 to X19 and X30 may
+    /// have changed.
+    Enter = 1,
+    /// The lower level goes on, and any may have changed.
+    EnterChanged = 2,
+    /// The lower level comes back: [`Exception::HostSoon`].
+    HostSoon = Self::HOST_SOON,
+    /// The lower level comes back: [`Exception::HostNow`].
+    HostNow = Self::HOST_NOW,
+}
+
+impl Served {
+    /// The last of the registers before X30 that [`Self::Enter`] is enough for.
+    pub const LAST: u32 = 19;
+    // Even, and no vector's.
+    const HOST_SOON: u64 = 4;
+    const HOST_NOW: u64 = 6;
+}
+
 /// The vector by which a lower level came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exception {
@@ -146,6 +171,11 @@ pub enum Exception {
     Fiq,
     /// A system error.
     SError,
+    /// None is left: it was served at the vector, and the host is to see it in a
+    /// while.
+    HostSoon,
+    /// The same, and the host is to see it now.
+    HostNow,
 }
 
 /// Leaves EL2 with these registers, until the next exception to EL2.
@@ -164,6 +194,8 @@ pub fn enter(gprs: &mut Gprs) -> Exception {
         0 => Exception::Sync,
         1 => Exception::Irq,
         2 => Exception::Fiq,
+        Served::HOST_SOON => Exception::HostSoon,
+        Served::HOST_NOW => Exception::HostNow,
         _ => Exception::SError,
     }
 }

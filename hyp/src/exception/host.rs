@@ -27,7 +27,7 @@ pub fn run(cpu: &mut Cpu) -> ! {
         match exception {
             Exception::Sync => synchronous(cpu),
             // Neither is routed to EL2 while the host runs.
-            Exception::Irq | Exception::Fiq | Exception::SError => {
+            exception => {
                 panic!("{exception:?} from the host at {:#x}", cpu.host.gprs.pc)
             }
         }

@@ -2,8 +2,8 @@
 
 use crate::cpu;
 use crate::cpu::fault::faulting_ipa;
-use crate::memory::guarded::Look;
-use arm64::regs::{FAR_EL2, SCTLR_EL1};
+use crate::memory::guarded::{self, Look};
+use arm64::regs::{FAR_EL2, PAR_EL1, SCTLR_EL1};
 use arm64::syndrome::{Class, Syndrome};
 
 /// What stage 1 translates at once, at the least; and stage 2.
@@ -61,6 +61,22 @@ pub fn as_told(esr: Syndrome) -> Syndrome {
     }
 }
 
+/// Whether accesses of memory need not be aligned: stage 1 is on, and does not ask
+/// for it.
+pub const fn may_be_unaligned(sctlr: u64) -> bool {
+    sctlr & (SCTLR_M | SCTLR_A) == SCTLR_M
+}
+
+/// Whether an access at `far`, the start of a page, may be the end of one that began
+/// in the page before, if such need not be aligned.
+#[inline(always)]
+pub fn is_second(far: u64) -> bool {
+    let saved = PAR_EL1.get();
+    let is_there = guarded::is_there(far.wrapping_sub(1));
+    PAR_EL1.set(saved);
+    is_there
+}
+
 /// Whether the access at `far` may be a part of one. `is_there`: of an address, in
 /// the page before.
 fn is_parted(esr: Syndrome, far: u64, is_there: impl FnOnce(u64) -> bool) -> bool {
@@ -71,10 +87,7 @@ fn is_parted(esr: Syndrome, far: u64, is_there: impl FnOnce(u64) -> bool) -> boo
 /// Whether an access that is not aligned could have passed this address and come
 /// to the next: both stages lead somewhere.
 fn page_is_there(address: u64) -> bool {
-    let sctlr = SCTLR_EL1.get();
-    sctlr & SCTLR_M != 0
-        && sctlr & SCTLR_A == 0
-        && cpu::translate(address, Look::BothEl1Read).is_some()
+    may_be_unaligned(SCTLR_EL1.get()) && cpu::translate(address, Look::BothEl1Read).is_some()
 }
 
 #[cfg(test)]

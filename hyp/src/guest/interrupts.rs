@@ -159,6 +159,7 @@ impl Interrupts<'_> {
         if run.call_host_at.is_none() {
             let now = CNTPCT_EL0.get();
             run.call_host_at = Some(now.saturating_add(ticks));
+            run.gprs.host_is_called = true;
             set_cnthp(run, run.ptimer.level(now));
         }
     }

@@ -2,202 +2,251 @@
 //! `posted`): the page, and who serves them.
 
 use core::fmt::Write;
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::{AtomicBool, Ordering};
 
-use arm64::regs::SCTLR_EL1;
-use arm64::syndrome::{Class, Syndrome};
-use posted::{Access, Memory, Post, Poster};
+use arm64::frame::Gprs;
+use arm64::regs::{ELR_EL2, ESR_EL2, FAR_EL2, HPFAR_EL2, SCTLR_EL1, SPSR_EL2};
+use arm64::syndrome::Syndrome;
+use posted::{Access, PAGE, Page, Post, Poster};
+use spin::mutex::SpinMutex;
 
-use super::interrupts::Interrupts;
-use crate::cpu::fault::faulting_ipa;
+use super::access;
+use crate::cpu::context::Served;
 use crate::memory::granule::{Granules, Pin, State};
 use crate::memory::guarded::{self, ExternalAbort};
 use crate::memory::phys;
 use crate::realm::Realm;
-use crate::rec::Run;
 
-/// Of a realm without such a page: where no device is.
-pub const NOWHERE: u64 = u64::MAX;
+/// What a realm's device may have: a page of the host's that speaks for it.
+#[derive(Debug)]
+pub struct Device {
+    /// Whether it has one, for those who are about to enter the guest.
+    there: AtomicBool,
+    posting: SpinMutex<Posting>,
+}
 
-/// A page of the host's that speaks for a device.
+impl Device {
+    /// One without a page.
+    pub const fn without_page() -> Self {
+        Self {
+            there: AtomicBool::new(false),
+            posting: SpinMutex::new(Posting::NONE),
+        }
+    }
+
+    /// Whether it has one. That changes under the RD's lock.
+    pub fn is_set(&self) -> bool {
+        self.there.load(Ordering::Relaxed)
+    }
+
+    /// Gives it a page, for vCPUs that are entered from now on.
+    pub fn set(&self, posting: Posting) {
+        *self.posting.lock() = posting;
+        self.there.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes its page away, from all vCPUs: false when it has none.
+    pub fn end(&self, granules: &Granules) -> bool {
+        self.there.store(false, Ordering::Relaxed);
+        let posting = core::mem::replace(&mut *self.posting.lock(), Posting::NONE);
+        let Some(granule) = posting.page.and_then(|_| granules.get(posting.granule)) else {
+            return false;
+        };
+        granule.put();
+        true
+    }
+
+    /// How long a write may wait, in ticks of the counter.
+    pub fn delay(&self) -> u64 {
+        self.posting.lock().delay
+    }
+
+    /// Does `f` as one that dies with the lock in its hands does.
+    #[cfg(test)]
+    pub fn while_held(&self, f: impl FnOnce()) {
+        let _held = self.posting.lock();
+        f();
+    }
+
+    /// For [`Gprs::at_vector`] of a vCPU of its realm: 0, or where [`serve`] finds
+    /// this.
+    pub fn at_vector(&self) -> u64 {
+        if self.is_set() {
+            core::ptr::from_ref(self).expose_provenance() as u64
+        } else {
+            0
+        }
+    }
+}
+
+/// A page of the host's, and the device that it speaks for.
 #[derive(Debug)]
 pub struct Posting {
-    /// Where the device is, IPA.
-    device: u64,
-    page: HostPage,
+    /// HPFAR_EL2 of a fault in the device's page.
+    hpfar: u64,
+    /// At the start of a granule that stays the host's, where memory answers.
+    page: Option<&'static Page>,
+    /// PA of that granule.
+    granule: u64,
     /// How long a write may wait, in ticks of the counter.
     delay: u64,
+    /// The last read that was served, and the last write.
+    known: [Known; 2],
     poster: Poster,
 }
 
-/// The page's PA: the start of a granule of the host's that is pinned.
-#[derive(Clone, Copy, Debug)]
-struct HostPage(u64);
+impl Posting {
+    /// No page, for no device.
+    const NONE: Self = Self {
+        hpfar: u64::MAX,
+        page: None,
+        granule: 0,
+        delay: 0,
+        known: [Known::NONE; 2],
+        poster: Poster::new(),
+    };
 
-impl HostPage {
-    /// The PA of a word in it; the page's is a multiple of what it holds.
-    #[inline]
-    const fn word(self, word: usize) -> u64 {
-        self.0 | (8 * word as u64)
+    /// For the device at the IPA `device`, a multiple of 4 KiB: the page at the
+    /// start of the granule that `pin` keeps the host's, from now on.
+    ///
+    /// # Errors
+    /// [`ExternalAbort`]: no memory answers there.
+    pub fn new(device: u64, page: u64, pin: Pin<'_>, delay: u64) -> Result<Self, ExternalAbort> {
+        try_all(page)?;
+        pin.keep();
+        Ok(Self {
+            hpfar: device >> 12 << 4,
+            // SAFETY: the granule is the host's until `Device::end`, and EL2 touches
+            // it by atomic accesses alone.
+            page: Some(unsafe { &*phys::pointer::<Page>(page) }),
+            granule: page,
+            delay,
+            ..Self::NONE
+        })
     }
 }
 
-impl Memory for HostPage {
-    type Error = ExternalAbort;
+/// Reads and writes all of the page once, so that who serves at the vector need not
+/// reckon with an external abort.
+fn try_all(page: u64) -> Result<(), ExternalAbort> {
+    for line in (page..).step_by(64).take(PAGE / 64) {
+        // SAFETY: of the host's granule, as the caller says; aligned.
+        unsafe {
+            let words: [u64; 8] = guarded::read(line)?;
+            guarded::write(line, &words)?;
+        }
+    }
+    Ok(())
+}
 
-    fn load(&mut self, word: usize) -> Result<u64, ExternalAbort> {
-        // SAFETY: in the page, which is the host's as long as the pin is kept.
-        let value = unsafe { guarded::load64(self.word(word)) };
-        fence(Ordering::Acquire);
-        value
+/// An access that was looked at before: a driver makes the same ones again and
+/// again.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Known {
+    /// ESR_EL2, FAR_EL2 and SCTLR_EL1, from which the rest follows.
+    of: [u64; 3],
+    access: Access,
+    /// It may be the end of one that began in the page before.
+    may_be_second: bool,
+    /// When it is served.
+    then: Served,
+}
+
+impl Known {
+    /// None: no access has this syndrome.
+    const NONE: Self = Self {
+        of: [u64::MAX; 3],
+        access: Access::DATA,
+        may_be_second: false,
+        then: Served::No,
+    };
+
+    /// Whether it is what is known.
+    #[inline(always)]
+    const fn is(&self, [esr, far, sctlr]: [u64; 3]) -> bool {
+        (esr ^ self.of[0]) | (far ^ self.of[1]) | (sctlr ^ self.of[2]) == 0
     }
 
-    fn store(&mut self, word: usize, value: u64) -> Result<(), ExternalAbort> {
-        fence(Ordering::Release);
-        // SAFETY: as above; both are multiples of 8.
-        unsafe { guarded::put(self.0, &[[8 * word as u64, value]]) }
+    /// What there is to know of an access; `None` for one that is the host's.
+    fn look_at(of: [u64; 3]) -> Option<Self> {
+        let [esr, far, sctlr] = of;
+        let esr = Syndrome(esr);
+        if !esr.is_plain_access() || Gprs::may_be_big_endian(sctlr) {
+            return None;
+        }
+        let (offset, shift) = (far % PAGE as u64, esr.size_shift());
+        let is_read = !esr.has_wnr();
+        Some(Self {
+            of,
+            access: Access::new(offset, shift)?,
+            may_be_second: offset == 0 && shift != 0 && access::may_be_unaligned(sctlr),
+            then: if is_read && esr.register() > Served::LAST {
+                Served::EnterChanged
+            } else {
+                Served::Enter
+            },
+        })
     }
+}
 
-    fn fence(&mut self) {
-        fence(Ordering::SeqCst);
+/// Serves an access of the device, or has it wait, as soon as the exception is
+/// taken: ELR_EL2 and SPSR_EL2 are as the guest left them. This is the way of every
+/// byte on a console: what is not plain is not served here, but by the host.
+///
+/// It changes none of the vCPU's interrupts, and whoever else changes them
+/// interrupts the PE: by an interrupt that is still pending when the guest goes
+/// on. So nothing need be looked at, as if the guest had not come out.
+pub extern "C" fn serve(gprs: &mut Gprs, device: &Device) -> Served {
+    let this = [ESR_EL2.get(), FAR_EL2.get(), SCTLR_EL1.get()];
+    let mut posting = device.posting.lock();
+    let served = posting.serve(gprs, this);
+    drop(posting);
+    if served != Served::No {
+        ELR_EL2.set(ELR_EL2.get().wrapping_add(4));
     }
-
-    fn load_both(&mut self, words: [usize; 2]) -> Result<[u64; 2], ExternalAbort> {
-        // SAFETY: as above.
-        unsafe { guarded::load64_both(words.map(|word| self.word(word))) }
-    }
-
-    fn store_both(&mut self, stores: [(usize, u64); 2], load: usize) -> Result<u64, ExternalAbort> {
-        let stores = stores.map(|(word, value)| (self.word(word), value));
-        // SAFETY: as above.
-        unsafe { guarded::store64_both(stores, self.word(load)) }
-    }
+    served
 }
 
 impl Posting {
-    /// For the device at the IPA `device`: the page at the start of the granule that
-    /// `pin` keeps the host's, from now on.
-    pub fn new(device: u64, page: u64, pin: Pin<'_>, delay: u64) -> Self {
-        pin.keep();
-        Self {
-            device,
-            page: HostPage(page),
-            delay,
-            poster: Poster::new(),
-        }
-    }
-
-    /// Lets go of the page.
-    pub fn end(self, granules: &Granules) {
-        if let Some(granule) = granules.get(self.page.0) {
-            granule.put();
-        }
-    }
-}
-
-/// What became of an exception.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Served {
-    /// It is no access that is served here.
-    No,
-    /// The guest goes on.
-    Enter,
-    /// The same, but the host is to come before.
-    CallHost,
-}
-
-/// Serves an access of the device, or has it wait. This is the way of every byte
-/// on a console: nothing else is done here.
-#[inline]
-pub fn serve(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Served {
-    let device = guest.realm.posted_at.load(Ordering::Relaxed);
-    let plain =
-        esr.class() == Class::DATA_ABORT_LOWER && esr.has_access() && esr.fault().is_translation();
-    if !plain {
-        return Served::No;
-    }
-    // Above the device's page as below it: no register of the page's.
-    let offset = faulting_ipa(esr).wrapping_sub(device);
-    let Some(access) = Access::new(offset, esr.size_shift()) else {
-        return Served::No;
-    };
-    // Of one that may be the end of another there is more to find out.
-    if offset == 0 && !super::access::as_told(esr).has_access() {
-        return Served::No;
-    }
-    serve_access(guest, run, esr, device, access)
-}
-
-#[inline]
-fn serve_access(
-    guest: &mut Interrupts<'_>,
-    run: &mut Run,
-    esr: Syndrome,
-    at: u64,
-    access: Access,
-) -> Served {
-    let mut posting = guest.realm.posted.lock();
-    let Some(Posting {
-        device,
-        page,
-        delay,
-        poster,
-    }) = posting.as_mut()
-    else {
-        return Served::No;
-    };
-    // The host may have given it another device meanwhile.
-    if *device != at {
-        return Served::No;
-    }
-    let big_endian = run.gprs.is_big_endian(SCTLR_EL1.get());
-    if !esr.is_write() {
-        // A page that does not answer serves nothing.
-        let Ok(Some(value)) = poster.read(page, access) else {
+    /// Serves an access with this ESR_EL2, FAR_EL2 and SCTLR_EL1.
+    #[inline(always)]
+    fn serve(&mut self, gprs: &mut Gprs, this: [u64; 3]) -> Served {
+        let Some(mut page) = self.page else {
             return Served::No;
         };
-        let value = esr.ordered(value, big_endian);
-        run.gprs.set(esr.register(), esr.extend(value));
-        run.gprs.step_over(esr);
-        return Served::Enter;
-    }
-    let value = esr.ordered(run.gprs.get(esr.register()), big_endian);
-    let post = poster.write(page, access, value);
-    let delay = *delay;
-    drop(posting);
-    match post {
-        Err(ExternalAbort) | Ok(Post::Refused) => Served::No,
-        Ok(Post::Done) => {
-            run.gprs.step_over(esr);
-            guest.call_host_in(run, delay);
-            Served::Enter
+        if self.hpfar != HPFAR_EL2.get() {
+            return Served::No;
         }
-        Ok(Post::Call) => {
-            run.gprs.step_over(esr);
-            Served::CallHost
+        let esr = Syndrome(this[0]);
+        let known = &mut self.known[usize::from(esr.has_wnr())];
+        if !known.is(this) {
+            let Some(now) = Known::look_at(this) else {
+                return Served::No;
+            };
+            *known = now;
+        }
+        if !Gprs::steps_plainly(SPSR_EL2.get())
+            || (known.may_be_second && access::is_second(this[1]))
+        {
+            return Served::No;
+        }
+        if esr.has_wnr() {
+            let value = gprs.get(esr.register());
+            match self.poster.write(&mut page, known.access, value) {
+                Post::Refused => Served::No,
+                Post::Done if gprs.host_is_called => Served::Enter,
+                Post::Done => Served::HostSoon,
+                Post::Call => Served::HostNow,
+            }
+        } else {
+            let Some(value) = self.poster.read(&mut page, known.access) else {
+                return Served::No;
+            };
+            gprs.set(esr.register(), value);
+            known.then
         }
     }
-}
-
-/// The page of a host that will not look at it again.
-struct Left(HostPage);
-
-impl Memory for Left {
-    type Error = ExternalAbort;
-
-    fn load(&mut self, word: usize) -> Result<u64, ExternalAbort> {
-        let at = phys::pointer::<u64>(self.0.word(word));
-        // SAFETY: as `HostPage::load`. Not by a guarded routine, which works on
-        // the stack that a report may be on; a page in which something was posted
-        // has answered before.
-        Ok(unsafe { at.read_volatile() })
-    }
-
-    fn store(&mut self, _word: usize, _value: u64) -> Result<(), ExternalAbort> {
-        Err(ExternalAbort)
-    }
-
-    fn fence(&mut self) {}
 }
 
 /// Tells, when EL2 dies, what guests have written that the host has not taken.
@@ -205,19 +254,19 @@ pub fn report(granules: &Granules, log: &mut impl Write) {
     granules.each(State::Rd, |rd| {
         // SAFETY: the granule is an RD, and no call ends while EL2 dies.
         let realm = unsafe { Realm::at(rd) };
-        let Some(posting) = realm.posted.try_lock() else {
+        let Some(posting) = realm.posted.posting.try_lock() else {
             return;
         };
-        let Some(Posting { page, poster, .. }) = &*posting else {
+        let Some(mut page) = posting.page else {
             return;
         };
         let mut begun = false;
-        let _ = poster.waiting(&mut Left(*page), |write| {
+        posting.poster.waiting(&mut page, |write| {
             if !begun {
                 begun = true;
                 let _ = write!(log, "guest vmid {}: the host has not seen: ", realm.vmid);
             }
-            let _ = write!(log, "{}", core::ascii::escape_default(write.value as u8));
+            let _ = write!(log, "{}", core::ascii::escape_default(write.value() as u8));
         });
         if begun {
             let _ = writeln!(log);

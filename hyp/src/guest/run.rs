@@ -9,7 +9,6 @@ use rmi::vendor::Exit;
 
 use super::exits::{self, Next};
 use super::interrupts::Interrupts;
-use super::posted::{self, Served};
 use crate::cpu::context::{Exception, enter};
 use crate::cpu::fault::faulting_ipa;
 use crate::cpu::{GuestState, SavedState};
@@ -63,6 +62,8 @@ pub fn run(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run, entry: &Entry) ->
     let cpu = &mut *guest.cpu;
     finish_previous_exit(run, entry);
     run.call_host_at = None;
+    run.gprs.host_is_called = false;
+    run.gprs.at_vector = realm.posted.at_vector();
     // Published before the vCPU's interrupts are looked at, so that a kick that
     // comes after the look finds this PE.
     rec.kicks.enters(cpu.pe.index, cpu.pe.runs(), pa);
@@ -123,11 +124,15 @@ fn turns(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run) -> Record {
             return Record::new(ExitReason::Irq);
         }
         guest.prepare(run);
-        let Some((exception, esr)) = enter_past_posted(guest, run) else {
-            return Record::new(ExitReason::Irq);
-        };
-        note(run, exception, esr);
+        let exception = enter(&mut run.gprs);
+        stop_if_dying();
+        let esr = Syndrome(ESR_EL2.get());
+        if !matches!(exception, Exception::HostSoon | Exception::HostNow) {
+            note(run, exception, esr);
+        }
         match exception {
+            Exception::HostSoon => guest.call_host_in(run, guest.realm.posted.delay()),
+            Exception::HostNow => return Record::new(ExitReason::Irq),
             Exception::Sync => match exits::synchronous(guest, pa, run, esr) {
                 Next::Enter => {}
                 Next::Exit(record) => return record,
@@ -141,28 +146,6 @@ fn turns(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run) -> Record {
                     ..Record::new(ExitReason::SError)
                 };
             }
-        }
-    }
-}
-
-/// Enters the guest, again after each access that [`posted`] serves: `None` when
-/// the host is to take what waits.
-///
-/// Such an access changes none of the vCPU's interrupts, and whoever else changes
-/// them interrupts the PE: by an interrupt that is still pending when the guest is
-/// entered. So nothing need be looked at, as if the guest had not come out.
-fn enter_past_posted(guest: &mut Interrupts<'_>, run: &mut Run) -> Option<(Exception, Syndrome)> {
-    loop {
-        let exception = enter(&mut run.gprs);
-        stop_if_dying();
-        let esr = Syndrome(ESR_EL2.get());
-        if exception != Exception::Sync {
-            return Some((exception, esr));
-        }
-        match posted::serve(guest, run, esr) {
-            Served::Enter => {}
-            Served::CallHost => return None,
-            Served::No => return Some((exception, esr)),
         }
     }
 }

@@ -23,10 +23,6 @@ mod routines {
         pub fn guarded_put(base: *mut u8, fields: *const [u64; 2], count: usize) -> u64;
         pub fn guarded_zero(at: *mut u8, len: usize) -> u64;
         pub fn guarded_read32(at: *const u32, to: *mut u32) -> u64;
-        pub fn guarded_load64(at: *const u64, to: *mut u64) -> u64;
-        pub fn guarded_load64_both(first: *const u64, second: *const u64, to: *mut u64) -> u64;
-        pub fn guarded_store64_both(stores: *const [u64; 2], load: *const u64, to: *mut u64)
-        -> u64;
         pub fn guarded_clean(start: u64, end: u64, line: u64) -> u64;
         pub fn guarded_translate(address: u64, to: *mut u64, look: u64) -> u64;
     }
@@ -74,40 +70,19 @@ mod routines {
         unsafe { guarded_copy(to.cast(), at.cast(), 4) }
     }
 
-    pub unsafe fn guarded_load64(at: *const u64, to: *mut u64) -> u64 {
-        // SAFETY: the caller's promise.
-        unsafe { guarded_copy(to.cast(), at.cast(), 8) }
-    }
-
-    pub unsafe fn guarded_load64_both(first: *const u64, second: *const u64, to: *mut u64) -> u64 {
-        // SAFETY: the caller's promise.
-        unsafe { guarded_load64(first, to) | guarded_load64(second, to.add(1)) }
-    }
-
-    pub unsafe fn guarded_store64_both(
-        stores: *const [u64; 2],
-        load: *const u64,
-        to: *mut u64,
-    ) -> u64 {
-        // SAFETY: the caller's promise.
-        for [at, value] in unsafe { core::slice::from_raw_parts(stores, 2) } {
-            let at = core::ptr::with_exposed_provenance_mut(*at as usize);
-            // SAFETY: the caller's promise.
-            if unsafe { guarded_copy(at, (&raw const *value).cast(), 8) } != 0 {
-                return 1;
-            }
-        }
-        // SAFETY: the caller's promise.
-        unsafe { guarded_load64(load, to) }
-    }
-
     pub unsafe fn guarded_clean(start: u64, end: u64, _line: u64) -> u64 {
         fake::note_cleaned(start as usize, (end - start) as usize);
         0
     }
 
-    pub unsafe fn guarded_translate(_address: u64, _to: *mut u64, _look: u64) -> u64 {
-        1
+    pub unsafe fn guarded_translate(_address: u64, to: *mut u64, _look: u64) -> u64 {
+        let Some(par) = fake::translation() else {
+            return 1;
+        };
+        arm64::regs::PAR_EL1.set(par);
+        // SAFETY: the caller's promise.
+        unsafe { to.write(par) };
+        0
     }
 }
 
@@ -203,57 +178,6 @@ pub unsafe fn read32(pa: u64) -> Result<u32> {
     Ok(value)
 }
 
-/// Reads a word of memory that others may write meanwhile: none of its bytes is
-/// of another moment than the rest.
-///
-/// # Errors
-/// [`ExternalAbort`].
-///
-/// # Safety
-/// As [`read`]; `pa` is a multiple of 8.
-pub unsafe fn load64(pa: u64) -> Result<u64> {
-    let mut value = 0;
-    // SAFETY: the caller's promise.
-    outcome(unsafe { routines::guarded_load64(pointer(pa), &raw mut value) })?;
-    Ok(value)
-}
-
-/// Reads two such words, in this order.
-///
-/// # Errors
-/// [`ExternalAbort`].
-///
-/// # Safety
-/// As [`load64`], for each.
-#[inline]
-pub unsafe fn load64_both([first, second]: [u64; 2]) -> Result<[u64; 2]> {
-    let mut values = [0; 2];
-    let to = values.as_mut_ptr();
-    // SAFETY: the caller's promise; `to` has room for both.
-    outcome(unsafe { routines::guarded_load64_both(pointer(first), pointer(second), to) })?;
-    Ok(values)
-}
-
-/// Writes two words, and then reads the one at `load`: whoever sees the second sees
-/// the first, and both can be seen before the last is read.
-///
-/// # Errors
-/// [`ExternalAbort`]; one may have been written.
-///
-/// # Safety
-/// As [`load64`], for each.
-#[inline]
-pub unsafe fn store64_both(stores: [(u64, u64); 2], load: u64) -> Result<u64> {
-    let address = |pa| pointer::<u64>(pa).expose_provenance() as u64;
-    let stores = stores.map(|(pa, value)| [address(pa), value]);
-    let mut loaded = 0;
-    // SAFETY: the caller's promise.
-    outcome(unsafe {
-        routines::guarded_store64_both(stores.as_ptr(), pointer(load), &raw mut loaded)
-    })?;
-    Ok(loaded)
-}
-
 /// Cleans and invalidates memory to the point of coherency, in lines of `line`
 /// bytes. What answers with an external abort holds nothing to be cleaned.
 ///
@@ -280,6 +204,29 @@ pub enum Look {
     El0Write = 3,
     /// Both stages, to read from EL1 (`at s12e1r`).
     BothEl1Read = 4,
+}
+
+/// Whether both stages lead somewhere for a read of `address` by the current EL1.
+/// PAR_EL1 changes. As little as can be: it is asked for each byte of a console.
+#[inline(always)]
+pub fn is_there(address: u64) -> bool {
+    #[cfg(target_os = "none")]
+    let par = {
+        let mut par = address;
+        // SAFETY: reads a lower level's tables through its own translation; the
+        // routine changes these registers alone.
+        unsafe {
+            core::arch::asm!(
+                "mov {link}, x30", "bl guarded_is_there", "mov x30, {link}",
+                link = out(reg) _, inout("x0") par, out("x3") _, out("x4") _,
+                options(nostack)
+            );
+        }
+        par
+    };
+    #[cfg(not(target_os = "none"))]
+    let par = translate(address, Look::BothEl1Read).unwrap_or(1);
+    par & 1 == 0
 }
 
 /// PAR_EL1 of a translation of `address` by the current EL1's own tables. The

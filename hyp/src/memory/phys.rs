@@ -60,6 +60,7 @@ pub mod fake {
         static CLEANED: RefCell<Vec<Region>> = const { RefCell::new(Vec::new()) };
         static MEMORY: Cell<(u64, usize, usize)> = const { Cell::new((0, 0, 0)) };
         static HOLE: Cell<Region> = const { Cell::new(Region::EMPTY) };
+        static TRANSLATION: Cell<Option<u64>> = const { Cell::new(None) };
     }
 
     /// Gives this thread `len` bytes of zeroed memory at physical address
@@ -90,6 +91,17 @@ pub mod fake {
         let offset = pointer.wrapping_sub(memory);
         let accessed = Region::new(base.wrapping_add(offset as u64), len as u64);
         offset < size && accessed.is_some_and(|accessed| HOLE.get().overlaps(&accessed))
+    }
+
+    /// What every translation of a lower level's address gives as PAR_EL1; `None`: an
+    /// external abort on its walk.
+    pub fn set_translation(par: Option<u64>) {
+        TRANSLATION.set(par);
+    }
+
+    /// PAR_EL1 of a translation.
+    pub fn translation() -> Option<u64> {
+        TRANSLATION.get()
     }
 
     /// Notes that what is behind the pointer was cleaned to memory.

@@ -123,9 +123,7 @@ pub fn destroy(system: &System, rd: u64) -> Outcome<Option<()>> {
     }
     *rtt = None;
     drop(rtt);
-    if let Some(posting) = realm.posted.lock().take() {
-        posting.end(&system.granules);
-    }
+    realm.posted.end(&system.granules);
     let (base, count) = realm.root;
     system.vmids.release(realm.vmid);
     let size = system.granules.size();

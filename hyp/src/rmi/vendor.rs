@@ -14,7 +14,7 @@ use super::Outcome;
 use super::args::{lock, lock_idle_rec, pin, pin_around};
 use crate::System;
 use crate::guest::interrupts::intid;
-use crate::guest::posted::{NOWHERE, Posting};
+use crate::guest::posted::Posting;
 use crate::memory::granule::State;
 use crate::memory::guarded;
 use crate::realm::{self, Realm};
@@ -96,20 +96,23 @@ pub fn set_posted(system: &System, rd: u64, page: u64, ipa: u64, delay: u64) -> 
     let _lock = lock(system, rd, State::Rd)?;
     // SAFETY: the RD's lock is held.
     let realm = unsafe { Realm::at(rd) };
-    let mut posted = realm.posted.lock();
+    let outcome = |done| {
+        if done {
+            Ok(())
+        } else {
+            Err(Status::ErrorInput)
+        }
+    };
     if page == 0 {
-        let posting = posted.take().ok_or(Status::ErrorInput)?;
-        realm.posted_at.store(NOWHERE, Ordering::Relaxed);
-        posting.end(&system.granules);
-        return Ok(());
+        return outcome(realm.posted.end(&system.granules));
     }
     let aligned = ipa.is_multiple_of(posted::PAGE as u64);
-    if posted.is_some() || !aligned || ipa >> realm.ipa_bits != 0 {
+    if !aligned || ipa >> realm.ipa_bits != 0 || realm.posted.is_set() {
         return Err(Status::ErrorInput);
     }
     let pin = pin(system, page)?;
-    *posted = Some(Posting::new(ipa, page, pin, delay));
-    realm.posted_at.store(ipa, Ordering::Relaxed);
+    let posting = Posting::new(ipa, page, pin, delay).map_err(|_| Status::ErrorInput)?;
+    realm.posted.set(posting);
     Ok(())
 }
 

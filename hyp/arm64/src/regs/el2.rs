@@ -28,6 +28,7 @@ super::registers! {
     HDFGWTR_EL2 3 4 3 1 5 [r w] "traps of debug register writes, FEAT_FGT", cpu;
     HFGITR2_EL2 3 4 3 1 7 [r w] "traps of instructions, FEAT_FGT2";
     SPSR_EL2 3 4 4 0 0 [r w] "state that an exception to EL2 saved", cpu;
+    ELR_EL2 3 4 4 0 1 [r w] "where an exception to EL2 came from";
     ESR_EL2 3 4 5 2 0 [r w] "syndrome of an exception to EL2", cpu;
     FAR_EL2 3 4 6 0 0 [r w] "fault address of EL2";
     HPFAR_EL2 3 4 6 0 4 [r w] "faulting IPA", cpu;
