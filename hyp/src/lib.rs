@@ -4,16 +4,22 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`exception`] | the host's traps, reports of EL2's own death |
 //! | [`boot`] | device tree, layout of EL2's memory, the host's image |
-//! | [`cpu`] | features, registers of lower levels, traps, the physical GIC |
-//! | [`memory`] | granule ownership, EL2's own map, the host's stage 2 |
-//! | [`exception`] | the host's traps, injection, reports of EL2's own death |
 //! | [`rmi`] | the host's calls |
-//! | [`realm`], [`rec`] | what a guest and a vCPU are |
-//! | [`kicks`] | who interrupts whom when a vCPU's interrupts change |
-//! | [`guest`] | a guest's turn: exits, interrupts, ID registers, PSCI |
 //! | [`psci`] | the host's power calls, relayed to the firmware |
+//! | [`guest`] | a guest's turn: exits, interrupts, ID registers, PSCI |
+//! | [`system`] | what all PEs share |
+//! | [`realm`], [`rec`] | what a guest and a vCPU are |
+//! | [`kicks`] | which PE is interrupted when a vCPU's interrupts change |
+//! | [`vmid`] | VMIDs in use |
+//! | [`cpu`] | registers of lower levels, traps, injection, the physical GIC |
+//! | [`memory`] | granule ownership, EL2's own map, the host's stage 2 |
+//! | [`features`] | what the CPU has |
 //! | [`log`] | a ring, and the UART that follows it |
+//!
+//! The higher stand above: which may name which is a picture of
+//! `docs/architecture.md`, held by `cargo qemu test --filter check/floors`.
 //!
 //! The library also builds on the development machine, where everything but the
 //! assembly (`asm.S`) is tested, and the order of instructions too: there
@@ -23,7 +29,9 @@
 
 pub mod boot;
 pub mod cpu;
+mod errors;
 pub mod exception;
+pub mod features;
 pub mod guest;
 pub mod kicks;
 pub mod log;
@@ -32,98 +40,5 @@ pub mod psci;
 pub mod realm;
 pub mod rec;
 pub mod rmi;
+pub mod system;
 pub mod vmid;
-
-use boot::tree::Machine;
-use cpu::features::{Features, GranuleSupport};
-use memory::granule::Granules;
-use memory::host::HostMemory;
-use memory::region::Region;
-
-/// Everything that all PEs share, complete before a lower level runs.
-#[derive(Debug)]
-pub struct System {
-    /// The machine.
-    pub machine: &'static Machine,
-    /// Its CPUs' features: those of the boot PE, which the others must share.
-    pub features: Features,
-    /// The granule of every table.
-    pub granule: pgtable::Granule,
-    /// Who owns each granule of RAM.
-    pub granules: Granules,
-    /// The host's stage 2.
-    pub host: HostMemory,
-    /// RAM that is EL2's own: image and working memory.
-    pub own: [Region; 2],
-    /// Where the host's image was placed.
-    pub host_image: Region,
-    /// VMIDs in use.
-    pub vmids: vmid::Vmids,
-}
-
-#[cfg(target_os = "none")]
-static SYSTEM: spin::Once<System> = spin::Once::new();
-
-/// What all PEs share.
-///
-/// # Panics
-/// Before boot has built it.
-#[cfg(target_os = "none")]
-pub fn system() -> &'static System {
-    SYSTEM
-        .get()
-        .expect("boot builds the system before it is used")
-}
-
-/// What all PEs share, once boot has built it: for reports of EL2's death.
-#[cfg(target_os = "none")]
-pub fn try_system() -> Option<&'static System> {
-    SYSTEM.get()
-}
-
-/// Makes it known.
-#[cfg(target_os = "none")]
-pub fn set_system(system: System) -> &'static System {
-    SYSTEM.call_once(|| system)
-}
-
-#[cfg(not(target_os = "none"))]
-extern crate std;
-
-#[cfg(not(target_os = "none"))]
-std::thread_local! {
-    static SYSTEM: core::cell::Cell<Option<&'static System>> = const { core::cell::Cell::new(None) };
-}
-
-/// What all PEs share: on the development machine, of this test.
-///
-/// # Panics
-/// Before the test has set it.
-#[cfg(not(target_os = "none"))]
-pub fn system() -> &'static System {
-    SYSTEM
-        .get()
-        .expect("the test sets the system before it is used")
-}
-
-/// The same, where there is one.
-#[cfg(not(target_os = "none"))]
-pub fn try_system() -> Option<&'static System> {
-    SYSTEM.get()
-}
-
-/// Makes it known to this test, or forgets it.
-#[cfg(not(target_os = "none"))]
-pub fn set_system(system: Option<&'static System>) {
-    SYSTEM.set(system);
-}
-
-/// The widest IPA space that this CPU has with this granule, in bits.
-pub fn max_ipa_bits(features: &Features, granule: pgtable::Granule) -> u8 {
-    let wide = granule == pgtable::Granule::K64 || features.stage2(granule) == GranuleSupport::Lpa2;
-    if wide {
-        features.pa_bits
-    } else {
-        features.pa_bits.min(48)
-    }
-}

@@ -14,6 +14,7 @@
 
 pub mod drain;
 pub mod line;
+pub mod once;
 pub mod ring;
 pub mod trace;
 pub mod uart;

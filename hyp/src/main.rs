@@ -17,20 +17,21 @@ mod image {
     use arm64::instr;
     use arm64::regs::CurrentEL;
     use arm64::steering::{dc_ivac, hvc};
-    use hyp::boot::tree::{self, Machine};
+    use hyp::boot::tree::{self, Machine, TreeError};
     use hyp::boot::{BootError, Layout, TableGranules};
     use hyp::cpu::Cpu;
     use hyp::cpu::context::Served;
-    use hyp::cpu::features::Features;
-    use hyp::cpu::pe::{Pe, Power};
+    use hyp::cpu::pe::{self, Pe, Power};
     use hyp::exception::{host, report};
+    use hyp::features::Features;
     use hyp::guest::posted;
     use hyp::log::Uarts;
     use hyp::log::uart::{Owner, answers};
     use hyp::memory::guarded;
     use hyp::memory::region::Region;
     use hyp::memory::stage1::Image;
-    use hyp::{System, psci};
+    use hyp::psci;
+    use hyp::system::System;
     use log::{debug, error, info, warn};
     use rmi::end::How;
     use spin::Once;
@@ -133,7 +134,7 @@ mod image {
             warn!(
                 "{} CPUs stay off: {} are driven, and the device tree has more",
                 machine.pes_left,
-                tree::MAX_PES
+                pe::MAX_PES
             );
         }
         let granules = TableGranules::choose(&features, machine.settings.granule)?;
@@ -176,15 +177,15 @@ mod image {
 
     /// The image's parts, and the appendix that the runner put behind it.
     fn find_image(base: u64, flat_end: u64) -> Result<(Image, Appendix<'static>), BootError> {
-        const NONE: BootError = "nothing behind the image: build with `cargo qemu image`";
         // SAFETY: the boot loader put the whole file into RAM, which goes on
         // behind the image's end.
         let header = unsafe { core::slice::from_raw_parts(flat_end as *const u8, Header::LEN) };
-        let length = Header::read(header).ok_or(NONE)?.total_len();
+        let length = Header::read(header)
+            .ok_or(BootError::NoAppendix)?
+            .total_len();
         // SAFETY: as above, for the length that the runner wrote.
         let bytes = unsafe { core::slice::from_raw_parts(flat_end as *const u8, length as usize) };
-        let appendix =
-            Appendix::split(bytes).ok_or("the image's appendix is damaged: build it again")?;
+        let appendix = Appendix::split(bytes).ok_or(BootError::BadAppendix)?;
         let text_end = &raw const __text_end as u64;
         let rodata_end = &raw const __rodata_end as u64;
         let part = |from: u64, to: u64| Region::new(from, to - from).unwrap_or(Region::EMPTY);
@@ -202,21 +203,21 @@ mod image {
     /// The boot PE, MMU on: takes charge of memory, begins the host.
     extern "C" fn primary_main(pe: &'static Pe) -> ! {
         hyp::log::share();
-        let system = take_charge();
-        if let Some(crash) = system.machine.settings.crash {
+        let (system, machine) = take_charge();
+        if let Some(crash) = machine.settings.crash {
             report::crash(crash);
         }
-        let mut cpu = Cpu::new(pe, system);
+        let mut cpu = Cpu::new(pe, &system.features, system.gic, system.host.regs());
         pe.arrive(Power::On);
-        cpu.begin_host(system.host_image.base(), system.machine.dtb.base());
+        cpu.begin_host(system.host_image.base(), machine.dtb.base());
         hyp::log::host_runs();
-        host::run(&mut cpu)
+        host::run(system, &mut cpu)
     }
 
     /// Builds what all PEs share. A frame of its own: what it moves about is
     /// large, and the host's turn never ends.
     #[inline(never)]
-    fn take_charge() -> &'static System {
+    fn take_charge() -> (&'static System, &'static Machine) {
         let found = FOUND.get().and_then(|found| found.lock().take());
         let found = found.expect("primary_start leaves what it found");
         let pes = found.machine.pes.len();
@@ -228,20 +229,19 @@ mod image {
             layout,
         } = found;
         let system = match layout.build_system(machine, features, &image, &appendix) {
-            Ok(system) => hyp::set_system(system),
+            Ok(system) => system.install(),
             Err(why) => refuse(why),
         };
-        for region in system.machine.ram.iter() {
+        for region in machine.ram.iter() {
             info!("ram {region}");
         }
-        for region in system.machine.devices.iter() {
+        for region in machine.devices.iter() {
             debug!("device of the host {region}");
         }
         info!("image {}, own memory {}", image.region(), layout.own);
         info!(
             "{} granules of {} KiB, {pes} cpus",
-            system
-                .machine
+            machine
                 .ram
                 .iter()
                 .map(|r| r.size() >> system.granules.shift())
@@ -249,12 +249,12 @@ mod image {
             system.granules.size() >> 10,
         );
         info!("host at {:#x}", system.host_image.base());
-        system
+        (system, machine)
     }
 
     /// Any PE that the host turned on, the one that booted among them.
     extern "C" fn started_main(pe: &'static Pe) -> ! {
-        let system = hyp::system();
+        let system = System::installed().expect("the host runs before it starts a CPU");
         let features = Features::read();
         if !features.covers(&system.features) {
             error!(
@@ -264,11 +264,11 @@ mod image {
             psci::refuse_start(pe);
             halt()
         }
-        let mut cpu = Cpu::new(pe, system);
+        let mut cpu = Cpu::new(pe, &system.features, system.gic, system.host.regs());
         pe.arrive(Power::On);
         let (pc, context) = pe.start();
         cpu.begin_host(pc, context);
-        host::run(&mut cpu)
+        host::run(system, &mut cpu)
     }
 
     /// Says why this machine will not do, and turns it off.
@@ -281,7 +281,7 @@ mod image {
 
     /// The same when the device tree cannot be read, with the power calls that are
     /// likely.
-    fn no_machine(machine: &Machine, data: &[u8], why: BootError) -> ! {
+    fn no_machine(machine: &Machine, data: &[u8], why: TreeError) -> ! {
         let uarts = machine.uarts();
         // SAFETY: the device tree calls them PL011s; with the MMU off, they are at
         // their own addresses.

@@ -15,15 +15,14 @@ use rmi::params::RealmFlags;
 use spin::mutex::SpinMutex;
 use vgic::{Affinity, Distributor, Redistributor, VcpuSet};
 
-use crate::boot::tree::MAX_PES;
-use crate::cpu::pe::Pe;
+use crate::cpu::pe::{MAX_PES, Pe};
 use crate::cpu::{gic, pe};
 use crate::guest::posted;
 use crate::kicks::Kicked;
+use crate::memory::granule::{Granule, Granules};
 use crate::memory::phys;
 use crate::memory::pool::entries_in_ram;
 use crate::rec::Rec;
-use crate::system;
 
 /// RECs of one realm, a power of two (feature register 0, MAX_RECS_ORDER).
 pub const MAX_RECS: usize = 64;
@@ -198,7 +197,10 @@ pub fn kick(pa: u64, rec: &Rec) {
 /// Memory of a realm's tables: granules that the host gave, one RTT command at a
 /// time; the count is the granule's.
 #[derive(Clone, Copy, Debug)]
-pub struct RttMem;
+pub struct RttMem {
+    /// Who owns each granule.
+    pub granules: &'static Granules,
+}
 
 impl TableMem for RttMem {
     entries_in_ram!();
@@ -210,14 +212,12 @@ impl TableMem for RttMem {
     fn free(&self, _table: Pa, _level: Level, _proof: &Synced) {}
 
     fn count(&self, table: Pa) -> u32 {
-        system()
-            .granules
-            .get(table.get())
-            .map_or(0, crate::memory::granule::Granule::count)
+        let granule = self.granules.get(table.get());
+        granule.map_or(0, Granule::count)
     }
 
     fn add_count(&self, table: Pa, by: i32) {
-        if let Some(granule) = system().granules.get(table.get()) {
+        if let Some(granule) = self.granules.get(table.get()) {
             granule.add(by);
         }
     }

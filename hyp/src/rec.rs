@@ -15,7 +15,7 @@ use arm64::frame::{FpState, Gprs};
 
 use crate::cpu::context::{El1, VirtualTimer};
 use crate::cpu::gic::VirtualInterface;
-use crate::exception::inject;
+use crate::cpu::inject;
 use crate::kicks::Kicks;
 use crate::memory::phys;
 use arm64::syndrome::Syndrome;

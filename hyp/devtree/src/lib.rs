@@ -34,29 +34,24 @@ pub enum Damage {
     Name(usize),
 }
 
-impl Damage {
-    /// What is wrong, as a sentence of its own.
-    pub const fn words(self) -> &'static str {
-        match self {
-            Self::NoTree => "the device tree has no end",
-            Self::Version(_) => "the device tree is of a version that is too new or too old",
-            Self::Block => "a block of the device tree reaches beyond its end",
-            Self::Reservations => "the device tree's memory reservations do not end",
-            Self::Structure(_) => "the device tree's structure is damaged",
-            Self::Name(_) => "a name in the device tree is no text",
-        }
-    }
-}
-
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoTree => f.write_str("it has no end"),
-            Self::Version(version) => write!(f, "version {version} is not read here"),
-            Self::Block => f.write_str("a block reaches beyond its end"),
-            Self::Reservations => f.write_str("its memory reservations do not end"),
-            Self::Structure(at) => write!(f, "its structure is damaged at byte {at:#x}"),
-            Self::Name(at) => write!(f, "a name is no text, at byte {at:#x}"),
+            Self::NoTree => f.write_str("the device tree has no end"),
+            Self::Version(version) => {
+                write!(
+                    f,
+                    "the device tree is of version {version}, which is not read"
+                )
+            }
+            Self::Block => f.write_str("a block of the device tree reaches beyond its end"),
+            Self::Reservations => f.write_str("the device tree's memory reservations do not end"),
+            Self::Structure(at) => {
+                write!(f, "the device tree's structure is damaged at byte {at:#x}")
+            }
+            Self::Name(at) => {
+                write!(f, "a name in the device tree is no text, at byte {at:#x}")
+            }
         }
     }
 }

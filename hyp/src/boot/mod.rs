@@ -7,23 +7,40 @@ use arm64::instr;
 use arm64::regs::affinity;
 use pgtable::{Granule, Start};
 
-use crate::System;
-use crate::cpu::features::{Features, GranuleSupport};
 use crate::cpu::gic::Redistributor;
 use crate::cpu::pe::{self, Entry, Pe, Stacks};
+use crate::errors::errors;
+use crate::features::{CpuError, Features, GranuleSupport};
 use crate::memory::granule::Granules;
-use crate::memory::host::{self, HostMemory};
+use crate::memory::host::{self, HostError, HostMemory};
 use crate::memory::phys;
 use crate::memory::pool::Pool;
 use crate::memory::region::{Region, Regions};
-use crate::memory::stage1::{self, Image};
+use crate::memory::stage1::{self, Image, MapError};
+use crate::system::System;
 use crate::vmid::Vmids;
 use appendix::Appendix;
 use image::ImageHeader;
-use tree::{Machine, Steps};
+use tree::{Machine, Steps, TreeError};
 
-/// Why the image cannot run here; the text tells a person what to do.
-pub type BootError = &'static str;
+errors! {
+    /// Why the image cannot run here.
+    BootError {
+        NoAppendix: "nothing behind the image: build with `cargo qemu image`",
+        BadAppendix: "the image's appendix is damaged: build it again",
+        ImageOutside: "the image lies outside of RAM, or where no-map reserves it: load it elsewhere",
+        NoHostImage: "the host's image behind this one is no arm64 Image: build with cargo qemu",
+        NoSpace: "too little RAM for EL2's own tables (QEMU: give it more with -m)",
+        NoHostSpace: "too little RAM for the host's image (QEMU: give it more with -m)",
+        ManyDevices: "the device tree has too many ranges of EL2's devices",
+        NoRedistributor: "a CPU of the device tree has no redistributor in the GIC",
+        NoBootCpu: "the device tree does not name the CPU that it boots on",
+    }
+    Tree(TreeError),
+    Cpu(CpuError),
+    Map(MapError),
+    Host(HostError),
+}
 
 /// Where the host's image must begin: the arm64 boot protocol's alignment.
 const HOST_ALIGN: u64 = 2 << 20;
@@ -58,25 +75,17 @@ impl TableGranules {
     ///
     /// # Errors
     /// A CPU without what was asked for.
-    pub fn choose(features: &Features, asked: Option<Granule>) -> Result<Self, BootError> {
+    pub fn choose(features: &Features, asked: Option<Granule>) -> Result<Self, CpuError> {
         let has = |granule| features.stage2(granule) != GranuleSupport::No;
         let stage2 = match asked {
             Some(granule) if has(granule) => granule,
-            Some(Granule::K4) => return Err("undercroft.granule=4k: this CPU has no 4K stage 2"),
-            Some(Granule::K16) => {
-                return Err(
-                    "undercroft.granule=16k: this CPU has no 16K stage 2 (try --granule 4k or 64k)",
-                );
-            }
-            Some(Granule::K64) => {
-                return Err(
-                    "undercroft.granule=64k: this CPU has no 64K stage 2 (try --granule 4k)",
-                );
-            }
+            Some(Granule::K4) => return Err(CpuError::No4k),
+            Some(Granule::K16) => return Err(CpuError::No16k),
+            Some(Granule::K64) => return Err(CpuError::No64k),
             None => Granule::ALL
                 .into_iter()
                 .find(|g| has(*g))
-                .ok_or("this CPU has no stage 2")?,
+                .ok_or(CpuError::NoStage2)?,
         };
         let own = |granule| features.stage1(granule) != GranuleSupport::No;
         let el2 = if own(stage2) {
@@ -84,7 +93,7 @@ impl TableGranules {
         } else {
             Granule::ALL.into_iter().find(|g| own(*g))
         };
-        let el2 = el2.ok_or("this CPU has no translation at EL2")?;
+        let el2 = el2.ok_or(CpuError::NoStage1)?;
         Ok(Self { stage2, el2 })
     }
 
@@ -98,16 +107,16 @@ impl TableGranules {
         Steps {
             memory: self.align(),
             device: self.stage2.page_size(),
-            end: 1 << crate::max_ipa_bits(features, self.stage2),
+            end: 1 << features.max_ipa_bits(self.stage2),
         }
     }
 }
 
-fn host_geometry(features: &Features, granule: Granule) -> Result<pgtable::Geometry, BootError> {
+fn host_geometry(features: &Features, granule: Granule) -> Result<pgtable::Geometry, CpuError> {
     let lpa2 = features.stage2(granule) == GranuleSupport::Lpa2 && features.pa_bits > 48;
-    let bits = crate::max_ipa_bits(features, granule);
+    let bits = features.max_ipa_bits(granule);
     host::geometry(features, granule, bits, lpa2, Start::Concatenate)
-        .map_err(|_| "this CPU has no stage 2 as wide as its physical addresses")
+        .map_err(|_| CpuError::NarrowStage2)
 }
 
 impl Layout {
@@ -127,9 +136,7 @@ impl Layout {
         let geometry = host_geometry(features, granule)?;
         let pes = machine.pes.len();
         if !machine.ram.covers(&image.region().grow_to(align)) {
-            return Err(
-                "the image lies outside of RAM, or where no-map reserves it: load it elsewhere",
-            );
+            return Err(BootError::ImageOutside);
         }
 
         let mut taken = Regions::new();
@@ -142,7 +149,7 @@ impl Layout {
         {
             taken
                 .insert(region.grow_to(align))
-                .map_err(|_| "the device tree reserves too many ranges of memory")?;
+                .map_err(|_| TreeError::ManyReserved)?;
         }
 
         let sizes = [
@@ -151,7 +158,7 @@ impl Layout {
                 el2_granule.page_size(),
             ),
             Stacks::stride(el2_granule.page_size()) * pes as u64,
-            size_of::<[Pe; tree::MAX_PES]>() as u64,
+            size_of::<[Pe; pe::MAX_PES]>() as u64,
             Granules::bytes_for(&machine.ram, u32::from(granule.page_bits())),
             Pool::bytes_for(
                 host::pool_pages(&machine.ram, &machine.devices, &geometry),
@@ -162,10 +169,8 @@ impl Layout {
         let own = machine
             .ram
             .place(sizes.iter().sum(), align, &taken)
-            .ok_or("too little RAM for EL2's own tables (QEMU: give it more with -m)")?;
-        taken
-            .insert(own)
-            .map_err(|_| "the device tree reserves too many ranges of memory")?;
+            .ok_or(BootError::NoSpace)?;
+        taken.insert(own).map_err(|_| TreeError::ManyReserved)?;
         let mut at = own.base();
         let mut part = |size: u64| {
             at += size;
@@ -173,8 +178,7 @@ impl Layout {
         };
         let [el2_tables, stacks, pe_list, granule_words, host_tables] = sizes.map(&mut part);
 
-        let header = ImageHeader::read(appendix.payload)
-            .ok_or("the host's image behind this one is no arm64 Image: build with cargo qemu")?;
+        let header = ImageHeader::read(appendix.payload).ok_or(BootError::NoHostImage)?;
         let size = header
             .image_size
             .max(appendix.payload.len() as u64)
@@ -182,7 +186,7 @@ impl Layout {
         let host_image = machine
             .ram
             .place(size, HOST_ALIGN, &taken)
-            .ok_or("too little RAM for the host's image (QEMU: give it more with -m)")?;
+            .ok_or(BootError::NoHostSpace)?;
         Ok(Self {
             granules,
             own,
@@ -207,17 +211,32 @@ impl Layout {
         image: &Image,
         entry: u64,
     ) -> Result<&'static Pe, BootError> {
-        let geometry = stage1::geometry(features, self.granules.el2)
-            .map_err(|_| "this CPU cannot map its physical addresses at EL2 with this granule")?;
+        let geometry =
+            stage1::geometry(features, self.granules.el2).map_err(|_| CpuError::NarrowStage1)?;
         let tables = pool(&EL2_TABLES, self.el2_tables, self.granules.el2);
-        let regime = stage1::build((machine, features), geometry, image, &self.stacks, tables)?;
+        // Two of them may share a page.
+        let (mut devices, page) = (Regions::new(), self.granules.el2.page_size());
+        let gic = &machine.gic;
+        let frames = gic.redistributors.iter().copied().chain([gic.distributor]);
+        for region in frames.chain(machine.uart).chain(machine.console) {
+            devices
+                .insert(region.grow_to(page))
+                .map_err(|_| BootError::ManyDevices)?;
+        }
+        let parts = stage1::Parts {
+            image,
+            ram: &machine.ram,
+            stacks: self.stacks.region,
+            stack_parts: (0..machine.pes.len()).flat_map(|pe| self.stacks.mapped(pe)),
+            devices: &devices,
+        };
+        let regime = stage1::build(parts, geometry, features.dcache_line, tables)?;
         let boot = affinity();
         let list = phys::pointer::<Pe>(self.pes.base());
         for (index, &mpidr) in machine.pes.iter().enumerate() {
-            let (regions, stride) = (&machine.gicr, machine.gicr_stride);
             // SAFETY: the device tree's, which EL2 maps.
-            let gicr = unsafe { Redistributor::find(regions, stride, mpidr) }
-                .ok_or("a CPU of the device tree has no redistributor in the GIC")?;
+            let gicr =
+                unsafe { Redistributor::find(gic, mpidr) }.ok_or(BootError::NoRedistributor)?;
             let place = list.wrapping_add(index);
             // SAFETY: the region is EL2's and holds MAX_PES of them.
             unsafe {
@@ -228,7 +247,7 @@ impl Layout {
         // SAFETY: so many were just written, and nobody takes them away.
         let list = unsafe { core::slice::from_raw_parts(list, machine.pes.len()) };
         pe::set_all(list, self.stacks);
-        pe::find(boot).ok_or("the device tree does not name the CPU that it boots on")
+        pe::find(boot).ok_or(BootError::NoBootCpu)
     }
 
     /// Parts that were written before the caches were on.
@@ -254,7 +273,7 @@ impl Layout {
         let mut taken = Regions::new();
         for region in own {
             granules.claim(region);
-            taken.insert(region).map_err(|_| "too many ranges")?;
+            taken.insert(region).map_err(|_| TreeError::ManyReserved)?;
         }
         let geometry = host_geometry(&features, self.granules.stage2)?;
         let tables = pool(&HOST_TABLES, self.host_tables, self.granules.stage2);
@@ -279,12 +298,13 @@ impl Layout {
             features.dcache_line,
         );
         Ok(System {
-            machine,
             features,
+            gic: &machine.gic,
             granule: self.granules.stage2,
             granules,
             host,
             own,
+            withheld: &machine.withheld,
             host_image: self.host_image,
             vmids: Vmids::new(),
         })

@@ -7,6 +7,7 @@ pub mod devices;
 mod place;
 
 use arrayvec::ArrayVec;
+use devtree::Damage;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
@@ -14,14 +15,13 @@ use log::LevelFilter;
 use pgtable::Granule;
 use rmi::end::Token;
 
-pub use crate::cpu::gic::Ppis;
+use crate::cpu::gic::Frames;
+use crate::cpu::pe::MAX_PES;
+use crate::errors::errors;
 use crate::log::Uarts;
 use crate::log::uart::Owner;
 use crate::memory::region::{Region, Regions};
 use place::Place;
-
-/// PEs that one image drives.
-pub const MAX_PES: usize = 128;
 
 /// What EL2 knows of the machine it runs on.
 #[derive(Debug)]
@@ -50,15 +50,8 @@ pub struct Machine {
     /// PL011 that the boot loader calls the console; the host's, whichever the
     /// log has.
     pub console: Option<Region>,
-    /// GICv3 distributor.
-    pub gicd: Region,
-    /// GICv3 redistributor regions.
-    pub gicr: ArrayVec<Region, 8>,
-    /// Bytes from one redistributor to the next, where it is not told by each
-    /// (`redistributor-stride`).
-    pub gicr_stride: Option<u64>,
-    /// INTIDs of the PPIs that EL2 serves.
-    pub ppi: Ppis,
+    /// The GICv3.
+    pub gic: Frames,
     /// MPIDR of every PE, the boot PE among them.
     pub pes: ArrayVec<u64, MAX_PES>,
     /// PEs of the tree beyond these: they stay off, nobody can start them.
@@ -97,8 +90,27 @@ pub enum Crash {
     Stack,
 }
 
-/// Why a machine cannot be run on; the text tells a person what to do.
-pub type TreeError = &'static str;
+errors! {
+    /// Why the tree's machine cannot be run on.
+    TreeError {
+        NoPointer: "x0 holds no device tree (it must be 8-byte aligned)",
+        NoTree: "x0 points at no device tree",
+        TooLong: "the device tree is longer than 2 MiB, the boot protocol's limit",
+        Wraps: "the device tree wraps around",
+        TooDeep: "the device tree is nested more than 64 nodes deep",
+        ManyRam: "the device tree has too many ranges of RAM and reserved memory",
+        ManyReserved: "the device tree reserves too many ranges of memory",
+        ManyDevices: "the device tree has too many ranges of devices",
+        TreeOutside: "the device tree lies outside of RAM, or where no-map reserves it",
+        InitrdOutside: "the initrd lies outside of RAM, or where no-map reserves it",
+        NoRam: "the device tree has no /memory node with RAM",
+        NoGic: "the device tree has no GICv3 (QEMU: -M virt,gic-version=3)",
+        NoMaintenance: "the GIC has no maintenance interrupt (QEMU: -M virt,virtualization=on)",
+        NoTimer: "the device tree has no arm,armv8-timer with interrupts for EL2",
+        NoCpus: "the device tree has no CPUs",
+    }
+    Damaged(Damage),
+}
 
 /// Device trees larger than this are refused (the boot protocol's limit, 2 MiB).
 const MAX_TREE: usize = 2 << 20;
@@ -129,14 +141,7 @@ impl Machine {
             dtb: Region::EMPTY,
             uart: None,
             console: None,
-            gicd: Region::EMPTY,
-            gicr: ArrayVec::new_const(),
-            gicr_stride: None,
-            ppi: Ppis {
-                maintenance: 0,
-                virtual_timer: 0,
-                hyp_timer: 0,
-            },
+            gic: Frames::NONE,
             pes: ArrayVec::new_const(),
             pes_left: 0,
             psci_by_hvc: false,
@@ -147,15 +152,13 @@ impl Machine {
     /// Reads the tree at `dtb`, whose bytes are `data`.
     ///
     /// # Errors
-    /// What is damaged, in words for the person who boots.
+    /// What is damaged.
     pub fn read(&mut self, dtb: u64, data: &[u8]) -> Result<(), TreeError> {
         let fdt = devtree::open(data).map_err(|damage| match damage {
-            devtree::Damage::NoTree if data.len() == MAX_TREE => {
-                "the device tree is longer than 2 MiB, the boot protocol's limit"
-            }
-            damage => damage.words(),
+            Damage::NoTree if data.len() == MAX_TREE => TreeError::TooLong,
+            damage => damage.into(),
         })?;
-        self.dtb = Region::new(dtb, data.len() as u64).ok_or("the device tree wraps around")?;
+        self.dtb = Region::new(dtb, data.len() as u64).ok_or(TreeError::Wraps)?;
         self.settings = Settings::parse(bootargs(fdt));
         self.psci_by_hvc = fdt
             .find_node("/psci")
@@ -184,15 +187,15 @@ impl Machine {
     /// what steps rights are given. `data`: the tree, as for [`Self::read`].
     ///
     /// # Errors
-    /// A machine that cannot be run on, in words for the person who boots.
+    /// A machine that cannot be run on.
     pub fn settle(
         &mut self,
         data: &[u8],
         steps: &Steps,
         probe: devices::Probe<'_>,
     ) -> Result<(), TreeError> {
-        let fdt = devtree::open(data).map_err(devtree::Damage::words)?;
-        let too_many = |_| "the device tree has too many ranges of RAM and reserved memory";
+        let fdt = devtree::open(data)?;
+        let too_many = |_| TreeError::ManyRam;
         for region in self.memory.iter() {
             self.ram
                 .insert(region.shrink_to(steps.memory))
@@ -210,10 +213,10 @@ impl Machine {
         }
         self.withheld.remove_all(&self.ram).map_err(too_many)?;
         if !self.ram.covers(&self.dtb) {
-            return Err("the device tree lies outside of RAM, or where no-map reserves it");
+            return Err(TreeError::TreeOutside);
         }
         if self.initrd.is_some_and(|initrd| !self.ram.covers(&initrd)) {
-            return Err("the initrd lies outside of RAM, or where no-map reserves it");
+            return Err(TreeError::InitrdOutside);
         }
         self.devices = devices::of_host(fdt, self, steps, probe)?;
         Ok(())
@@ -233,22 +236,22 @@ impl Machine {
     /// Whether everything is there that EL2 needs.
     ///
     /// # Errors
-    /// What is missing, in words for the person who boots.
+    /// What is missing.
     pub fn check(&self) -> Result<(), TreeError> {
         if self.memory.is_empty() {
-            return Err("the device tree has no /memory node with RAM");
+            return Err(TreeError::NoRam);
         }
-        if self.gicd.is_empty() || self.gicr.is_empty() {
-            return Err("the device tree has no GICv3 (QEMU: -M virt,gic-version=3)");
+        if self.gic.distributor.is_empty() || self.gic.redistributors.is_empty() {
+            return Err(TreeError::NoGic);
         }
-        if self.ppi.maintenance == 0 {
-            return Err("the GIC has no maintenance interrupt (QEMU: -M virt,virtualization=on)");
+        if self.gic.ppi.maintenance == 0 {
+            return Err(TreeError::NoMaintenance);
         }
-        if self.ppi.virtual_timer == 0 || self.ppi.hyp_timer == 0 {
-            return Err("the device tree has no arm,armv8-timer with interrupts for EL2");
+        if self.gic.ppi.virtual_timer == 0 || self.gic.ppi.hyp_timer == 0 {
+            return Err(TreeError::NoTimer);
         }
         if self.pes.is_empty() {
-            return Err("the device tree has no CPUs");
+            return Err(TreeError::NoCpus);
         }
         Ok(())
     }
@@ -271,8 +274,7 @@ impl Machine {
         let device_type = node.property("device_type");
         match device_type.as_ref().map(Property::value) {
             Some(b"memory\0") => {
-                return insert_all(&mut self.memory, place)
-                    .map_err(|()| "the device tree has too many ranges of RAM");
+                return insert_all(&mut self.memory, place).map_err(|()| TreeError::ManyRam);
             }
             Some(b"cpu\0") if node.name_without_address() == "cpu" => {
                 let reg = node.reg().ok().flatten().and_then(|mut r| r.next());
@@ -289,7 +291,7 @@ impl Machine {
                     // Order of the binding: secure, non-secure, virtual, EL2
                     // physical.
                     let both = ppi(node, 2).zip(ppi(node, 3));
-                    (self.ppi.virtual_timer, self.ppi.hyp_timer) = both.unwrap_or((0, 0));
+                    (self.gic.ppi.virtual_timer, self.gic.ppi.hyp_timer) = both.unwrap_or((0, 0));
                 }
                 // The first, where no stdout-path names another.
                 "arm,pl011" => self.console = self.console.or_else(|| place.registers(0)),
@@ -310,22 +312,22 @@ impl Machine {
 
     fn gic(&mut self, place: &Place<'_, '_>) {
         let node = place.node;
-        self.gicd = place.registers(0).unwrap_or(Region::EMPTY);
+        self.gic.distributor = place.registers(0).unwrap_or(Region::EMPTY);
         let regions = node
             .property("#redistributor-regions")
             .and_then(|p| p.value_as::<u32>().ok())
             .unwrap_or(1);
-        self.gicr = (1..=regions as usize)
+        self.gic.redistributors = (1..=regions as usize)
             .filter_map(|n| place.registers(n))
             .take(8)
             .collect();
-        self.gicr_stride = node.property("redistributor-stride").and_then(cells);
-        self.ppi.maintenance = ppi(node, 0).unwrap_or(0);
+        self.gic.stride = node.property("redistributor-stride").and_then(cells);
+        self.gic.ppi.maintenance = ppi(node, 0).unwrap_or(0);
     }
 }
 
 fn too_many_reserved<E>(_: E) -> TreeError {
-    "the device tree reserves too many ranges of memory"
+    TreeError::ManyReserved
 }
 
 /// All registers of a node, as far as the CPU reaches them.
@@ -461,13 +463,13 @@ impl Settings {
 /// protocol's promise for x0. Nobody writes to it while EL2 reads it.
 pub unsafe fn bytes<'a>(pa: u64) -> Result<&'a [u8], TreeError> {
     if pa == 0 || !pa.is_multiple_of(8) {
-        return Err("x0 holds no device tree (it must be 8-byte aligned)");
+        return Err(TreeError::NoPointer);
     }
     let header = pa as *const u32;
     // SAFETY: the caller's promise.
     let (magic, length) = unsafe { (header.read(), header.add(1).read()) };
     if u32::from_be(magic) != 0xd00d_feed {
-        return Err("x0 points at no device tree");
+        return Err(TreeError::NoTree);
     }
     let length = (u32::from_be(length) as usize).min(MAX_TREE);
     // SAFETY: the caller's promise, for the length that the tree itself states.

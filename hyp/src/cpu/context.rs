@@ -5,7 +5,7 @@ use arm64::frame::Gprs;
 use arm64::regs::*;
 use arm64::regs::{CNTV_CTL_EL0, CNTV_CVAL_EL0};
 
-use super::features::Features;
+use crate::features::Features;
 
 macro_rules! el1_registers {
     (safe: $($field:ident $register:ident)*; steering: $($steering:ident $steers:ident)*;

@@ -5,9 +5,11 @@
 //! it acknowledges those that are its own, and leaves every other pending for
 //! the host.
 
+use crate::memory::region::Region;
 use arm64::mmio::Frame;
 use arm64::regs::*;
 use arm64::{bits, instr};
+use arrayvec::ArrayVec;
 
 mod interface;
 mod loan;
@@ -38,12 +40,41 @@ pub struct Ppis {
     pub hyp_timer: u32,
 }
 
+/// Where the machine's GIC is, and EL2's interrupts of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frames {
+    /// The distributor.
+    pub distributor: Region,
+    /// Regions of redistributors.
+    pub redistributors: ArrayVec<Region, 8>,
+    /// Bytes from one redistributor to the next, where it is not told by each
+    /// (`redistributor-stride`).
+    pub stride: Option<u64>,
+    /// The PPIs that EL2 serves.
+    pub ppi: Ppis,
+}
+
+impl Frames {
+    /// Of a machine that nothing is known of.
+    pub const NONE: Self = Self {
+        distributor: Region::EMPTY,
+        redistributors: ArrayVec::new_const(),
+        stride: None,
+        ppi: Ppis {
+            maintenance: 0,
+            virtual_timer: 0,
+            hyp_timer: 0,
+        },
+    };
+}
+
 /// What a PE knows of its GIC.
 #[derive(Clone, Copy, Debug)]
 pub struct Gic {
     distributor: Distributor,
     redistributor: Redistributor,
-    ppi: Ppis,
+    /// INTIDs of EL2's own interrupts.
+    pub ppi: Ppis,
     /// List registers, ICH_VTR_EL2.ListRegs + 1.
     pub list_registers: usize,
     /// Words of active priorities: 1, 2 or 4.

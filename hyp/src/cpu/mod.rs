@@ -1,9 +1,10 @@
 //! A PE as EL2 drives it: traps, the host's and a guest's turn, FP/SIMD.
 
 pub mod context;
+pub mod dying;
 pub mod fault;
-pub mod features;
 pub mod gic;
+pub mod inject;
 pub mod pe;
 pub mod worlds;
 
@@ -14,11 +15,13 @@ use arm64::frame::{FpState, Gprs};
 use arm64::regs::*;
 use arm64::{bits, instr};
 
-use crate::System;
+use crate::features::Features;
+use crate::log::once::Once;
 use crate::memory::guarded::Look;
 use context::{El1, VirtualTimer};
-use gic::{Distributor, Gic, HostInterface};
+use gic::{Distributor, Frames, Gic, HostInterface};
 use pe::Pe;
+use pgtable::Stage2Regs;
 
 /// HCR_EL2 while the host runs, but for what every lower level has: what is not
 /// switched between it and guests, and how the CPU itself behaves, is not its.
@@ -59,8 +62,10 @@ pub struct Host {
 pub struct Cpu {
     /// What others see of it.
     pub pe: &'static Pe,
-    /// The machine.
-    pub system: &'static System,
+    /// What every PE has.
+    pub features: &'static Features,
+    /// The host's stage 2.
+    host_stage2: Stage2Regs,
     /// Its GIC.
     pub gic: Gic,
     /// The host.
@@ -69,13 +74,17 @@ pub struct Cpu {
     /// While a guest runs: the virtual timer's PPI is active at the physical GIC.
     pub timer_active: bool,
     /// Exits of unknown system registers that were logged already, by encoding.
-    pub logged: crate::guest::Once,
+    pub logged: Once,
 }
 
 impl Cpu {
     /// Sets this PE up for running lower levels.
-    pub fn new(pe: &'static Pe, system: &'static System) -> Self {
-        let features = &system.features;
+    pub fn new(
+        pe: &'static Pe,
+        features: &'static Features,
+        frames: &Frames,
+        host_stage2: Stage2Regs,
+    ) -> Self {
         CPTR_EL2.set(CPTR);
         MDCR_EL2.set(MDCR | MDCR_EL2.get() & bits!(MDCR_EL2: HPMN));
         HSTR_EL2.set(0);
@@ -105,11 +114,12 @@ impl Cpu {
         instr::isb();
         // SAFETY: the device tree's distributor, which EL2 maps. What is written to
         // it makes interrupts pending.
-        let distributor = unsafe { Distributor::new(system.machine.gicd.base()) };
+        let distributor = unsafe { Distributor::new(frames.distributor.base()) };
         Self {
             pe,
-            system,
-            gic: Gic::init(distributor, pe.gicr, system.machine.ppi),
+            features,
+            host_stage2,
+            gic: Gic::init(distributor, pe.gicr, frames.ppi),
             host: Host {
                 gprs: Gprs::reset(0),
                 el1: El1::reset(),
@@ -119,7 +129,7 @@ impl Cpu {
             },
             fp_owner: FpOwner::Host,
             timer_active: false,
-            logged: crate::guest::Once::new(),
+            logged: Once::new(),
         }
     }
 
@@ -129,13 +139,13 @@ impl Cpu {
         CNTHCTL_EL2.set(bits!(CNTHCTL_EL2: EL1PCTEN, EL1PCEN));
         VMPIDR_EL2.set(bits!(VMPIDR_EL2: RES1) | self.pe.mpidr);
         self.set_fp_trap(self.fp_owner != FpOwner::Host);
-        let host = &self.system.host;
+        let host = self.host_stage2;
         // SAFETY: EL2 translates by neither. The host is kept to its own stage 2,
         // by traps that are its world's.
         unsafe {
             HCR_EL2.steer(self.hcr(HOST_HCR));
-            VTCR_EL2.steer(host.vtcr());
-            VTTBR_EL2.steer(host.vttbr());
+            VTCR_EL2.steer(host.vtcr);
+            VTTBR_EL2.steer(host.vttbr);
         }
         instr::isb();
     }
@@ -143,10 +153,10 @@ impl Cpu {
     /// The bits that hold for every lower level, and `more`.
     fn hcr(&self, more: u64) -> u64 {
         let mut value = bits!(HCR_EL2: VM, RW) | more;
-        if self.system.features.pauth {
+        if self.features.pauth {
             value |= bits!(HCR_EL2: APK, API);
         }
-        if self.system.features.fwb {
+        if self.features.fwb {
             value |= bits!(HCR_EL2: FWB);
         }
         value
@@ -166,7 +176,7 @@ impl Cpu {
         self.host.gprs = Gprs::reset(pc);
         self.host.gprs.x[0] = context;
         self.host.el1 = El1::reset();
-        self.host.el1.load(&self.system.features);
+        self.host.el1.load(self.features);
         // Out of reset as far as the host can tell, whatever the firmware keeps.
         CNTV_CTL_EL0.set(0);
         CNTP_CTL_EL0.set(0);
@@ -185,7 +195,7 @@ impl Cpu {
     /// Takes the PE from the host and gives it to a guest with this register
     /// state. `trap`: TWI and TWE as the host asked.
     pub fn switch_to_guest(&mut self, guest: &GuestState<'_>, trap: u64) {
-        let features = &self.system.features;
+        let features = self.features;
         self.host.el1.save(features);
         self.host.vtimer.take();
         let changed = self.pe.take_redistributor_change();
@@ -219,7 +229,7 @@ impl Cpu {
 
     /// Takes the PE back from a guest for the host, saving the guest's state.
     pub fn switch_to_host(&mut self, guest: SavedState<'_>) {
-        let features = &self.system.features;
+        let features = self.features;
         guest.vtimer.take();
         CNTHP_CTL_EL2.set(0);
         self.gic.save(guest.interface);

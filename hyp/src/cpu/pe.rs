@@ -13,6 +13,9 @@ use spin::Once;
 use crate::cpu::gic::{self, Redistributor};
 use crate::memory::region::Region;
 
+/// PEs that one image drives.
+pub const MAX_PES: usize = 128;
+
 /// Bytes of each PE's stack.
 pub const STACK: u64 = 64 << 10;
 

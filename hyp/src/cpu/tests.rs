@@ -22,7 +22,7 @@ fn guest_el1() -> El1 {
 }
 
 /// A CPU with these features, the host on it.
-fn host(change: fn(&mut crate::cpu::features::Features)) -> fake::Host {
+fn host(change: fn(&mut crate::features::Features)) -> fake::Host {
     recording::reset();
     fake::Host::with(pgtable::Granule::K4, 1 << 20, change)
 }
@@ -164,7 +164,7 @@ fn each_world_finds_what_it_left() {
         recording::get(CNTV_CVAL_EL0),
         recording::get(ICC_PMR_EL1),
     ];
-    let vttbr = host.cpu.system.host.vttbr();
+    let vttbr = host.system.host.regs().vttbr;
     assert_eq!(seen, [0xaaaa, vttbr, 0xbbbb, 0xf0]);
     assert_eq!(recording::get(CNTV_CTL_EL0), 1);
 }
@@ -189,7 +189,7 @@ fn fp_state_moves_while_its_trap_is_open() {
 }
 
 /// Registers that a switch, or the start of a CPU, reads or writes.
-fn touched(change: fn(&mut crate::cpu::features::Features)) -> Vec<String> {
+fn touched(change: fn(&mut crate::features::Features)) -> Vec<String> {
     let mut all = Vec::new();
     let events = recording::of(|| {
         let mut host = host(change);
@@ -211,10 +211,7 @@ fn touched(change: fn(&mut crate::cpu::features::Features)) -> Vec<String> {
 #[test]
 fn a_register_is_touched_where_its_feature_is() {
     let none = touched(|_| {});
-    type Case = (
-        fn(&mut crate::cpu::features::Features),
-        &'static [&'static str],
-    );
+    type Case = (fn(&mut crate::features::Features), &'static [&'static str]);
     let cases: [Case; 6] = [
         (|f| f.hcx = true, &["HCRX_EL2"]),
         (

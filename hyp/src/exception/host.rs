@@ -4,14 +4,15 @@ use arm64::bits;
 use arm64::regs::{ACTLR_EL1, ESR_EL2, FAR_EL2, OSLSR_EL1};
 use log::debug;
 
-use super::inject;
 use super::redistributor;
-use super::report::stop_if_dying;
 use crate::cpu::Cpu;
 use crate::cpu::context::{Exception, enter};
+use crate::cpu::dying::stop_if_dying;
 use crate::cpu::fault::faulting_ipa;
+use crate::cpu::inject;
 use crate::guest::idregs;
 use crate::log::trace::{self, Answer};
+use crate::system::System;
 use crate::{psci, rmi as rmi_calls};
 use ::rmi::NOT_SUPPORTED;
 use ::rmi::call::HostCall;
@@ -20,12 +21,12 @@ use arm64::syndrome::{Class, Syndrome};
 use arm64::sysreg::Sysreg;
 
 /// Runs the host on this PE for ever.
-pub fn run(cpu: &mut Cpu) -> ! {
+pub fn run(system: &'static System, cpu: &mut Cpu) -> ! {
     loop {
         let exception = enter(&mut cpu.host.gprs);
         stop_if_dying();
         match exception {
-            Exception::Sync => synchronous(cpu),
+            Exception::Sync => synchronous(system, cpu),
             // Neither is routed to EL2 while the host runs.
             exception => {
                 panic!("{exception:?} from the host at {:#x}", cpu.host.gprs.pc)
@@ -35,16 +36,16 @@ pub fn run(cpu: &mut Cpu) -> ! {
     }
 }
 
-fn synchronous(cpu: &mut Cpu) {
+fn synchronous(system: &'static System, cpu: &mut Cpu) {
     let esr = Syndrome(ESR_EL2.get());
     match esr.class() {
         // An SMC trapped by TSC leaves the PC at itself; HVC does not.
         Class::SMC => {
             cpu.host.gprs.step();
-            call(cpu);
+            call(system, cpu);
         }
-        Class::HVC => call(cpu),
-        Class::DATA_ABORT_LOWER | Class::INST_ABORT_LOWER => abort(cpu, esr),
+        Class::HVC => call(system, cpu),
+        Class::DATA_ABORT_LOWER | Class::INST_ABORT_LOWER => abort(system, cpu, esr),
         Class::SYSREG => system_register(cpu, esr),
         Class::FP => cpu.fp_to_host(),
         class => {
@@ -59,27 +60,27 @@ fn synchronous(cpu: &mut Cpu) {
 }
 
 /// RMI, our own calls, or PSCI: function in X0.
-fn call(cpu: &mut Cpu) {
+fn call(system: &'static System, cpu: &mut Cpu) {
     let x: [u64; 6] = core::array::from_fn(|n| cpu.host.gprs.x[n]);
     let call = HostCall::decode(x);
     if !trace::calls() {
-        serve(cpu, call);
+        serve(system, cpu, call);
         return;
     }
     if call.is_some_and(trace::is_last) {
         trace::of_host(&x, Answer::Never);
     }
-    if serve(cpu, call) {
+    if serve(system, cpu, call) {
         trace::of_host(&x, Answer::Results(&cpu.host.gprs.x[..5]));
     }
 }
 
 /// Serves the call; whether it was all of it.
 #[inline]
-fn serve(cpu: &mut Cpu, call: Option<HostCall>) -> bool {
+fn serve(system: &'static System, cpu: &mut Cpu, call: Option<HostCall>) -> bool {
     let answer = match call {
-        Some(HostCall::Rmi(command)) => rmi_calls::serve(cpu, command),
-        Some(HostCall::Vendor(call)) => Some(rmi_calls::serve_vendor(cpu, call)),
+        Some(HostCall::Rmi(command)) => rmi_calls::serve(system, cpu, command),
+        Some(HostCall::Vendor(call)) => Some(rmi_calls::serve_vendor(system, call)),
         Some(HostCall::Psci(call)) => return returned(cpu, psci::relay(call) as u64),
         Some(HostCall::Smccc(Smccc::Version)) => return returned(cpu, smccc::VERSION_1_2),
         Some(HostCall::Smccc(Smccc::ArchFeatures { .. })) | None => {
@@ -103,14 +104,13 @@ fn returned(cpu: &mut Cpu, x0: u64) -> bool {
 
 /// The host touched what its stage 2 does not map: a redistributor, which EL2
 /// stands in for, or what is not the host's.
-fn abort(cpu: &mut Cpu, esr: Syndrome) {
+fn abort(system: &System, cpu: &mut Cpu, esr: Syndrome) {
     let ipa = faulting_ipa(esr);
-    let system = cpu.system;
     if esr.fault().is_translation() {
         if system.host.reaches(ipa) {
             return; // it may: a block around it was being split or folded
         }
-        if redistributor::access(cpu, esr, ipa) {
+        if redistributor::access(cpu, system.gic, esr, ipa) {
             cpu.host.gprs.step();
             return;
         }

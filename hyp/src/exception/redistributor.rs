@@ -14,10 +14,8 @@ use arm64::syndrome::Syndrome;
 use rmi::vendor::KICK_SGI;
 
 use crate::cpu::Cpu;
-use crate::cpu::gic::Ppis;
-use crate::cpu::gic::{Redistributor, gicr};
+use crate::cpu::gic::{Frames, Ppis, Redistributor, gicr};
 use crate::cpu::pe;
-use crate::memory::region::Region;
 
 /// What an access to a register does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,7 +181,8 @@ enum Place {
 ///
 /// # Safety
 /// As for [`Redistributor::all_of`], for each region.
-unsafe fn locate(regions: &[Region], stride: Option<u64>, ipa: u64) -> Option<Place> {
+unsafe fn locate(frames: &Frames, ipa: u64) -> Option<Place> {
+    let (regions, stride) = (&frames.redistributors, frames.stride);
     let region = regions.iter().find(|region| region.contains(ipa))?;
     let step = stride.unwrap_or(gicr::SIZE).max(gicr::SIZE);
     let (index, offset) = ((ipa - region.base()) / step, (ipa - region.base()) % step);
@@ -199,13 +198,12 @@ unsafe fn locate(regions: &[Region], stride: Option<u64>, ipa: u64) -> Option<Pl
 
 /// Does the access of the host's that was trapped with `esr` at `ipa`; false when
 /// there is no redistributor, or the syndrome does not tell the access.
-pub fn access(cpu: &mut Cpu, esr: Syndrome, ipa: u64) -> bool {
-    let machine = cpu.system.machine;
+pub fn access(cpu: &mut Cpu, frames: &Frames, esr: Syndrome, ipa: u64) -> bool {
     if !esr.is_emulatable() {
         return false;
     }
     // SAFETY: the device tree's redistributors, which EL2 maps.
-    let Some(place) = (unsafe { locate(&machine.gicr, machine.gicr_stride, ipa) }) else {
+    let Some(place) = (unsafe { locate(frames, ipa) }) else {
         return false;
     };
     let gprs = &mut cpu.host.gprs;
@@ -218,7 +216,7 @@ pub fn access(cpu: &mut Cpu, esr: Syndrome, ipa: u64) -> bool {
                 size: esr.size(),
                 write,
             };
-            let value = perform(frame, Own::new(&machine.ppi), access);
+            let value = perform(frame, Own::new(&frames.ppi), access);
             if write.is_some()
                 && let Some(pe) = pe::all().iter().find(|pe| pe.gicr == frame)
             {

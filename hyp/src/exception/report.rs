@@ -7,16 +7,14 @@ use arm64::regs::*;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cpu::pe;
+use crate::cpu::{dying, pe};
 use crate::log::LastWords;
+use crate::system::System;
 use ::rmi::end::{End, How};
 use appendix::{Appendix, Header, Symbols};
 #[cfg(target_os = "none")]
 use arm64::syndrome::Syndrome;
 
-/// Set by the first CPU that dies, to what [`me`] says; the others stop at their
-/// next entry to EL2.
-static DYING: AtomicU64 = AtomicU64::new(0);
 /// How often the CPU that reports has died while it did.
 static AGAIN: AtomicU64 = AtomicU64::new(0);
 /// Start and end of the image in memory, its appendix included.
@@ -40,46 +38,11 @@ pub fn set_image(base: u64, flat_end: u64) {
     IMAGE[1].store(flat_end, Ordering::Relaxed);
 }
 
-/// Stops this CPU for good if another has reported EL2's death.
-#[inline]
-pub fn stop_if_dying() {
-    if DYING.load(Ordering::Relaxed) != 0 {
-        halt();
-    }
-}
-
-fn halt() -> ! {
-    loop {
-        instr::wfe();
-    }
-}
-
-fn me() -> u64 {
-    affinity() + 1
-}
-
-/// Claims the one report: true for the CPU that dies first.
-fn claim() -> bool {
-    if !crate::log::is_shared() {
-        // One CPU, perhaps with its MMU off: exclusive accesses need not work.
-        let first = DYING.load(Ordering::Relaxed) == 0;
-        DYING.store(me(), Ordering::Relaxed);
-        return first;
-    }
-    DYING
-        .compare_exchange(0, me(), Ordering::AcqRel, Ordering::Acquire)
-        .is_ok()
-}
-
 /// Takes the log for the one report. Another CPU's death stops here. Its own,
 /// while it reports, cuts the report short; a third one ends the machine as it
 /// is.
 fn begin() -> LastWords {
-    let first = claim();
-    if DYING.load(Ordering::Relaxed) != me() {
-        halt();
-    }
-    if first {
+    if dying::claim(!crate::log::is_shared()) {
         pe::interrupt_others();
         return crate::log::last_words();
     }
@@ -107,7 +70,7 @@ fn end(mut log: LastWords) -> ! {
 
 fn off() -> ! {
     crate::psci::system_off();
-    halt()
+    dying::halt()
 }
 
 /// Reports a Rust panic.
@@ -166,7 +129,7 @@ extern "C" fn el2_exception(frame: &Frame) -> ! {
 
 /// What guests have written that the host will not take any more.
 fn left_behind(log: &mut LastWords) {
-    if let Some(system) = crate::try_system() {
+    if let Some(system) = System::installed() {
         crate::guest::posted::report(&system.granules, log);
     }
 }

@@ -16,7 +16,7 @@ use super::idregs;
 use super::interrupts::Interrupts;
 use super::psci::{self, Answer, Entropy};
 use super::run::Record;
-use crate::exception::inject;
+use crate::cpu::inject;
 use crate::log::trace;
 use crate::realm::State;
 use crate::rec::{Pending, Run};
@@ -199,7 +199,7 @@ fn traced_call(guest: &mut Interrupts<'_>, run: &mut Run) -> Next {
 /// HVC or SMC. The PC is past it already.
 fn call(guest: &mut Interrupts<'_>, run: &mut Run) -> Next {
     let x = psci::arguments([run.gprs.x[0], run.gprs.x[1], run.gprs.x[2], run.gprs.x[3]]);
-    let mut entropy = CpuEntropy(guest.cpu.system.features.rng);
+    let mut entropy = CpuEntropy(guest.cpu.features.rng);
     let answer = psci::call(&x, &mut entropy);
     let returned = |run: &mut Run, value: u64| {
         run.gprs.x[0] = value;

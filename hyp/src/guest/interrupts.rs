@@ -90,7 +90,7 @@ impl Interrupts<'_> {
         gic::read_lrs(self.cpu.gic.list_registers, &mut run.lrs.lr);
         run.lrs.hcr = ICH_HCR_EL2.get();
         let timer = self.timer_level();
-        let physical = self.cpu.system.machine.ppi.virtual_timer;
+        let physical = self.cpu.gic.ppi.virtual_timer;
         let lrs = &run.lrs;
         let synced = self.vgic(|v| {
             let synced = v.sync(vcpu, vmcr, lrs);
@@ -111,7 +111,7 @@ impl Interrupts<'_> {
     }
 
     fn set_timer_active(&mut self, mask: u32) {
-        let active = mask & 1 << self.cpu.system.machine.ppi.virtual_timer != 0;
+        let active = mask & 1 << self.cpu.gic.ppi.virtual_timer != 0;
         if active != self.cpu.timer_active {
             self.cpu.gic.set_timer_active(active);
             self.cpu.timer_active = active;

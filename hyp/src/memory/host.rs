@@ -12,14 +12,15 @@
 
 use pgtable::{
     Attrs, Budget, Caches, Entry, Errata, Geometry, Ignore, Ipa, Leaves, Level, Map, Over, Pa,
-    Partial, Stage2, Stage2Config, TableMem, Vmid,
+    Partial, Stage2, Stage2Config, Stage2Regs, TableMem, Vmid,
 };
 use spin::mutex::SpinMutex;
 
 use super::maintenance;
 use super::pool::Pool;
 use super::region::{Region, Regions};
-use crate::cpu::features::Features;
+use crate::errors::errors;
+use crate::features::Features;
 
 /// The host's VMID; guests have the others.
 pub const HOST_VMID: u16 = 0;
@@ -40,9 +41,19 @@ pub struct Ranges<'a> {
 pub struct HostMemory {
     tree: SpinMutex<Stage2<&'static Pool>>,
     pool: &'static Pool,
-    vttbr: u64,
-    vtcr: u64,
+    regs: Stage2Regs,
     line: u64,
+}
+
+errors! {
+    /// Why the host gets no memory.
+    HostError {
+        Pool: "the pool of host tables is too small for its root",
+        Root: "the host's root table lies beyond the CPU's reach",
+        Pieces: "the machine's RAM is in too many pieces",
+        Ram: "the machine's RAM does not fit the host's stage 2",
+        Devices: "the machine's devices do not fit the host's stage 2",
+    }
 }
 
 /// Stage 2 for `ipa_bits` on this CPU.
@@ -90,21 +101,23 @@ impl HostMemory {
     /// Builds the tree.
     ///
     /// # Errors
-    /// In words, when the machine's RAM is beyond the tables' reach.
+    /// A machine that the tables cannot cover.
     pub fn new(
         features: &Features,
         geometry: Geometry,
         ranges: &Ranges<'_>,
         pool: &'static Pool,
-    ) -> Result<Self, &'static str> {
+    ) -> Result<Self, HostError> {
         let root = pool
             .take_root(geometry.root_tables() as u64)
-            .ok_or("the pool of host tables is too small for its root")?;
-        let tree = Stage2::new(geometry, root, Vmid::new(HOST_VMID), pool)
-            .map_err(|_| "the host's root table lies beyond the CPU's reach")?;
+            .ok_or(HostError::Pool)?;
+        let tree =
+            Stage2::new(geometry, root, Vmid::new(HOST_VMID), pool).map_err(|_| HostError::Root)?;
         let host = Self {
-            vttbr: tree.vttbr(),
-            vtcr: geometry.vtcr(),
+            regs: Stage2Regs {
+                vttbr: tree.vttbr(),
+                vtcr: geometry.vtcr(),
+            },
             tree: SpinMutex::new(tree),
             pool,
             line: features.dcache_line,
@@ -113,27 +126,22 @@ impl HostMemory {
         let mut ram = ranges.ram.clone();
         for taken in ranges.taken.iter() {
             ram.remove(taken.grow_to(granule))
-                .map_err(|_| "the machine's RAM is in too many pieces")?;
+                .map_err(|_| HostError::Pieces)?;
         }
         for region in ram.iter().map(|region| region.shrink_to(granule)) {
             host.map(region, Attrs::MEMORY)
-                .map_err(|_| "the machine's RAM does not fit the host's stage 2")?;
+                .map_err(|_| HostError::Ram)?;
         }
         for region in ranges.devices.iter() {
             host.map(*region, Attrs::DEVICE)
-                .map_err(|_| "the machine's devices do not fit the host's stage 2")?;
+                .map_err(|_| HostError::Devices)?;
         }
         Ok(host)
     }
 
-    /// `VTTBR_EL2` while the host runs.
-    pub fn vttbr(&self) -> u64 {
-        self.vttbr
-    }
-
-    /// `VTCR_EL2` while the host runs.
-    pub fn vtcr(&self) -> u64 {
-        self.vtcr
+    /// The registers of stage 2 while the host runs.
+    pub fn regs(&self) -> Stage2Regs {
+        self.regs
     }
 
     fn pe(&self) -> maintenance::Pe {

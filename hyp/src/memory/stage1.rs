@@ -10,9 +10,8 @@ use pgtable::{El2Attrs, El2Config, El2Geometry, El2Map, El2Range, Errata, Leaves
 use super::maintenance;
 use super::pool::Pool;
 use super::region::{Region, Regions};
-use crate::boot::tree::Machine;
-use crate::cpu::features::{Features, GranuleSupport};
-use crate::cpu::pe::Stacks;
+use crate::errors::errors;
+use crate::features::{Features, GranuleSupport};
 use arm64::bits;
 use arm64::frame::Regime;
 
@@ -74,24 +73,45 @@ pub fn pool_pages(ram: &Regions, pes: usize) -> u64 {
     4 + 8 * parts
 }
 
-/// Builds the map and returns what asm.S loads.
+/// What the map has.
+#[derive(Debug)]
+pub struct Parts<'a, S> {
+    /// EL2's image.
+    pub image: &'a Image,
+    /// RAM, the image's and the stacks' too.
+    pub ram: &'a Regions,
+    /// The stacks and their guards.
+    pub stacks: Region,
+    /// Those of them that are no guards.
+    pub stack_parts: S,
+    /// Devices that EL2 drives.
+    pub devices: &'a Regions,
+}
+
+errors! {
+    /// Why there is no map.
+    MapError {
+        Pool: "the pool of EL2's tables is too small",
+        Root: "EL2's root table lies beyond the CPU's reach",
+        Part: "EL2 cannot map what the device tree names: two parts overlap, or lie beyond the CPU's address range",
+        Pieces: "the machine's RAM is in too many pieces",
+    }
+}
+
+/// Builds the map and returns what asm.S loads. `line`: the data cache line, bytes.
 ///
 /// # Errors
-/// In words.
+/// A machine that the tables cannot cover.
 pub fn build(
-    (machine, features): (&Machine, &Features),
+    parts: Parts<'_, impl Iterator<Item = Region>>,
     geometry: El2Geometry,
-    image: &Image,
-    stacks: &Stacks,
+    line: u64,
     pool: &'static Pool,
-) -> Result<Regime, &'static str> {
-    let root = pool
-        .take_root(1)
-        .ok_or("the pool of EL2's tables is too small")?;
-    let mut map = El2Map::new(geometry, root, pool)
-        .map_err(|_| "EL2's root table lies beyond the CPU's reach")?;
+) -> Result<Regime, MapError> {
+    let root = pool.take_root(1).ok_or(MapError::Pool)?;
+    let mut map = El2Map::new(geometry, root, pool).map_err(|_| MapError::Root)?;
     let granule = geometry.shape().granule().page_size();
-    let mut pe = maintenance::Pe::new(features.dcache_line);
+    let mut pe = maintenance::Pe::new(line);
     let mut add = |region: Region, attrs: El2Attrs| {
         let region = region.grow_to(granule);
         if region.is_empty() {
@@ -104,9 +124,10 @@ pub fn build(
         };
         map.map(&mut pe, range, attrs, Leaves::Largest, Over::Nothing)
             .map(|_| ())
-            .map_err(|_| "EL2 cannot map what the device tree names: two parts overlap, or lie beyond the CPU's address range")
+            .map_err(|_| MapError::Part)
     };
 
+    let image = parts.image;
     add(image.text, El2Attrs::CODE)?;
     for part in image.rodata {
         add(part, El2Attrs::RODATA)?;
@@ -114,29 +135,18 @@ pub fn build(
     add(image.data, El2Attrs::DATA)?;
 
     // RAM, less the image and the stacks' region; of that, what is no guard.
-    let mut ram = machine.ram.clone();
-    for region in [image.region(), stacks.region] {
+    let mut ram = parts.ram.clone();
+    for region in [image.region(), parts.stacks] {
         ram.remove(region.grow_to(granule))
-            .map_err(|_| "the machine's RAM is in too many pieces")?;
+            .map_err(|_| MapError::Pieces)?;
     }
     for region in ram.iter() {
         add(*region, El2Attrs::DATA)?;
     }
-    for pe in 0..machine.pes.len() {
-        for stack in stacks.mapped(pe) {
-            add(stack, El2Attrs::DATA)?;
-        }
+    for stack in parts.stack_parts {
+        add(stack, El2Attrs::DATA)?;
     }
-
-    // Two of them may share a page.
-    let mut devices = Regions::new();
-    let gic = machine.gicr.iter().copied().chain([machine.gicd]);
-    for region in gic.chain(machine.uart).chain(machine.console) {
-        devices
-            .insert(region.grow_to(granule))
-            .map_err(|_| "too many ranges")?;
-    }
-    for region in devices.iter() {
+    for region in parts.devices.iter() {
         add(*region, El2Attrs::DEVICE)?;
     }
 

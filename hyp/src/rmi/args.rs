@@ -4,9 +4,9 @@
 use ::rmi::Status;
 use pgtable::{Budget, Level};
 
-use crate::System;
 use crate::memory::granule::{Locked, Pin, State};
 use crate::memory::guarded;
+use crate::system::System;
 
 /// Locks the granule at `pa`, which must be in `state`.
 pub fn lock(system: &System, pa: u64, state: State) -> Result<Locked<'_>, Status> {

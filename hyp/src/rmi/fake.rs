@@ -8,21 +8,20 @@ use std::boxed::Box;
 use std::vec::Vec;
 
 use ::rmi::call::HostCall;
-use log::LevelFilter;
+use arrayvec::ArrayVec;
 use pgtable::{Geometry, Granule, Level, Pa, Stage2, Start, Synced, TableMem, Vmid};
 
 use super::{Answer, UNKNOWN, serve, serve_vendor};
-use crate::System;
-use crate::boot::tree::{Machine, Ppis};
 use crate::cpu::Cpu;
-use crate::cpu::features::{Features, GranuleSupport};
-use crate::cpu::gic::Redistributor;
+use crate::cpu::gic::{Frames, Ppis, Redistributor};
 use crate::cpu::pe::{Entry, Pe, Stacks};
+use crate::features::{Features, GranuleSupport};
 use crate::memory::granule::{Granule as GranuleWord, Granules};
 use crate::memory::host::{self, HostMemory};
 use crate::memory::phys;
 use crate::memory::pool::Pool;
 use crate::memory::region::{Region, Regions};
+use crate::system::System;
 use crate::vmid::Vmids;
 use arm64::frame::Regime;
 
@@ -37,11 +36,12 @@ const ALIGN: usize = 0x1_0000;
 pub struct Host {
     /// What its calls are served on.
     pub cpu: Cpu,
+    /// What all CPUs share.
+    pub system: &'static System,
     /// Bytes of a granule.
     pub size: u64,
     ram: u64,
-    system: *mut System,
-    machine: *mut Machine,
+    shared: *mut System,
     pool: *mut Pool,
     pe: *mut Pe,
     memory: Layout,
@@ -49,18 +49,17 @@ pub struct Host {
     left: u64,
 }
 
-fn machine(ram: Regions) -> Machine {
-    let mut machine = Machine::new();
-    machine.settings.level = LevelFilter::Off;
-    machine.ram = ram;
-    machine.ppi = Ppis {
+static GIC: Frames = Frames {
+    distributor: Region::EMPTY,
+    redistributors: ArrayVec::new_const(),
+    stride: None,
+    ppi: Ppis {
         maintenance: 25,
         virtual_timer: 27,
         hyp_timer: 26,
-    };
-    machine.pes.push(0);
-    machine
-}
+    },
+};
+static WITHHELD: Regions = Regions::new();
 
 impl Host {
     /// A machine with this granule and this much RAM of the host's, which no
@@ -116,22 +115,20 @@ impl Host {
             devices: &none,
         };
         let host = HostMemory::new(&features, geometry, &ranges, tables);
-        let machine = Box::into_raw(Box::new(machine(ram)));
-        let system = Box::into_raw(Box::new(System {
-            // SAFETY: just made, and only `drop` frees it, after the `System`.
-            machine: unsafe { &*machine },
+        let shared = Box::into_raw(Box::new(System {
             features,
+            gic: &GIC,
             granule,
             granules,
             host: host.expect("RAM fits"),
             own: [Region::EMPTY; 2],
+            withheld: &WITHHELD,
             host_image: Region::EMPTY,
             vmids: Vmids::new(),
         }));
-        // SAFETY: just made, and only `drop` frees it, when the `Cpu` that has
-        // this reference is used no more; nothing refers to it mutably.
-        let shared = unsafe { &*system };
-        crate::set_system(Some(shared));
+        // SAFETY: just made, and only `drop` frees it, when nothing that has this
+        // reference is used any more; nothing refers to it mutably.
+        let system = unsafe { &*shared };
         let stacks = Region::new(0, Stacks::stride(0x1000)).expect("no overflow");
         let stacks = Stacks::new(stacks, 0x1000);
         // SAFETY: a record is behind it, and no GIC.
@@ -145,11 +142,16 @@ impl Host {
         Self {
             // SAFETY: just made, and only `drop` frees it, when the `Cpu` is
             // used no more; nothing refers to it mutably.
-            cpu: Cpu::new(unsafe { &*pe }, shared),
+            cpu: Cpu::new(
+                unsafe { &*pe },
+                &system.features,
+                system.gic,
+                system.host.regs(),
+            ),
+            system,
             size,
             ram: ram_size,
-            system,
-            machine,
+            shared,
             pool,
             pe,
             memory: Layout::from_size_align(bytes, ALIGN).expect("a size that fits"),
@@ -161,8 +163,8 @@ impl Host {
     /// if there is more of it to be done. Nobody serves power here.
     pub fn turn(&mut self, x: [u64; 6]) -> Option<Answer> {
         match HostCall::decode(x) {
-            Some(HostCall::Rmi(command)) => serve(&mut self.cpu, command),
-            Some(HostCall::Vendor(call)) => Some(serve_vendor(&mut self.cpu, call)),
+            Some(HostCall::Rmi(command)) => serve(self.system, &mut self.cpu, command),
+            Some(HostCall::Vendor(call)) => Some(serve_vendor(self.system, call)),
             Some(HostCall::Psci(_) | HostCall::Smccc(_)) | None => Some(UNKNOWN),
         }
     }
@@ -178,7 +180,7 @@ impl Host {
 
     /// The format of the host's stage 2.
     pub fn geometry(&self) -> Geometry {
-        geometry(&self.cpu.system.features, self.cpu.system.granule)
+        geometry(&self.system.features, self.system.granule)
     }
 
     /// Where the host's `n`th granule is.
@@ -196,7 +198,7 @@ impl Host {
     /// # Panics
     /// When it has fewer.
     pub fn granule(&self, n: u64) -> &GranuleWord {
-        self.cpu.system.granules.get(self.page(n)).expect("is RAM")
+        self.system.granules.get(self.page(n)).expect("is RAM")
     }
 
     /// Whether a granule is all zeros.
@@ -212,8 +214,8 @@ impl Host {
     /// # Panics
     /// When one is mapped to another.
     pub fn mapped(&self) -> Vec<bool> {
-        let host = &self.cpu.system.host;
-        let root = host.vttbr() & 0x0000_ffff_ffff_fffe;
+        let host = &self.system.host;
+        let root = host.regs().vttbr & 0x0000_ffff_ffff_fffe;
         let tree = Stage2::new(self.geometry(), Pa::new(root), Vmid::new(0), Look);
         let tree = tree.expect("it is the root of a tree");
         (0..self.pages())
@@ -236,14 +238,12 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         let memory = phys::fake::pointer(RAM) as *mut u8;
-        crate::set_system(None);
         phys::fake::remove();
-        // SAFETY: `new` made all five for this machine alone. `cpu`, which has
-        // references, is not used again and has nothing to drop; by the two
-        // calls above nobody else finds system or memory.
+        // SAFETY: `new` made all four for this machine alone. `cpu` and `system`,
+        // which refer to them, are not used again and have nothing to drop; by the
+        // call above nobody else finds the memory.
         unsafe {
-            drop(Box::from_raw(self.system));
-            drop(Box::from_raw(self.machine));
+            drop(Box::from_raw(self.shared));
             drop(Box::from_raw(self.pool));
             drop(Box::from_raw(self.pe));
             dealloc(memory, self.memory);

@@ -7,9 +7,9 @@
 use ::rmi::Status;
 
 use super::{Outcome, args};
-use crate::System;
 use crate::memory::granule::State;
 use crate::memory::guarded;
+use crate::system::System;
 
 /// Takes the granule at `pa` from the host.
 pub fn delegate(system: &System, pa: u64) -> Outcome {

@@ -21,7 +21,8 @@ use ::rmi::vendor::Vendor;
 use ::rmi::{Command, NOT_SUPPORTED, Status, VERSION_1_0};
 
 use crate::cpu::Cpu;
-use crate::cpu::features::GranuleSupport;
+use crate::features::GranuleSupport;
+use crate::system::System;
 
 /// X0–X4 of an answer.
 pub type Answer = [u64; 5];
@@ -50,11 +51,10 @@ impl<T> From<Status> for Walked<T> {
 
 /// Serves a command. `None` if it did as much as one call may and there is more:
 /// the host makes the same call again.
-pub fn serve(cpu: &mut Cpu, command: Command) -> Option<Answer> {
-    let system = cpu.system;
+pub fn serve(system: &'static System, cpu: &mut Cpu, command: Command) -> Option<Answer> {
     let outcome = match command {
         Command::Version { requested } => return Some(version(requested)),
-        Command::Features { index } => Ok(outputs(&[feature(cpu, index)])),
+        Command::Features { index } => Ok(outputs(&[feature(system, cpu, index)])),
         Command::GranuleDelegate { pa } => granule::delegate(system, pa).map(none),
         Command::GranuleUndelegate { pa } => granule::undelegate(system, pa).map(none),
         Command::RealmCreate { rd, params } => realm::create(system, rd, params).map(none),
@@ -65,7 +65,7 @@ pub fn serve(cpu: &mut Cpu, command: Command) -> Option<Answer> {
             rec::create(system, cpu.gic.list_registers, rd, rec, params).map(none)
         }
         Command::RecDestroy { rec } => rec::destroy(system, rec).map(none),
-        Command::RecEnter { rec, run } => rec::enter(cpu, rec, run).map(none),
+        Command::RecEnter { rec, run } => rec::enter(system, cpu, rec, run).map(none),
         Command::PsciComplete {
             calling,
             target,
@@ -108,8 +108,7 @@ pub fn serve(cpu: &mut Cpu, command: Command) -> Option<Answer> {
 }
 
 /// Serves a call of Undercroft's own.
-pub fn serve_vendor(cpu: &mut Cpu, call: Vendor) -> Answer {
-    let system = cpu.system;
+pub fn serve_vendor(system: &System, call: Vendor) -> Answer {
     answer(match call {
         Vendor::Version => Ok(outputs(&[::rmi::vendor::VERSION_1_0])),
         Vendor::Features => Ok(outputs(&[vendor::features(system).pack()])),
@@ -175,14 +174,12 @@ fn version(requested: u64) -> Answer {
 }
 
 /// Only the first feature register has anything.
-fn feature(cpu: &Cpu, index: u64) -> u64 {
-    if index == 0 { features(cpu).pack() } else { 0 }
-}
-
-fn features(cpu: &Cpu) -> Feature0 {
-    let system = cpu.system;
-    Feature0 {
-        s2sz: crate::max_ipa_bits(&system.features, system.granule),
+fn feature(system: &System, cpu: &Cpu, index: u64) -> u64 {
+    if index != 0 {
+        return 0;
+    }
+    let features = Feature0 {
+        s2sz: system.features.max_ipa_bits(system.granule),
         lpa2: system.features.stage2(system.granule) == GranuleSupport::Lpa2,
         num_bps: 1,
         num_wps: 1,
@@ -190,7 +187,8 @@ fn features(cpu: &Cpu) -> Feature0 {
         sha512: false,
         gicv3_num_lrs: cpu.gic.list_registers as u8 - 1,
         max_recs_order: crate::realm::MAX_RECS.trailing_zeros() as u8,
-    }
+    };
+    features.pack()
 }
 
 #[cfg(test)]

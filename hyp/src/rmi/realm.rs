@@ -7,17 +7,17 @@ use pgtable::{Ipa, Pa, RemovedLeaf, Rtt, Start, Vmid};
 
 use super::Outcome;
 use super::args::{self, copy_from_host, lock};
-use crate::System;
-use crate::cpu::features::GranuleSupport;
+use crate::features::GranuleSupport;
 use crate::memory::granule::{Locked, State};
 use crate::memory::{host, maintenance, phys};
 use crate::realm::{self, Realm, RttMem};
+use crate::system::System;
 
 /// Most root granules: 16 concatenated tables.
 const MAX_ROOTS: usize = 16;
 
 /// Builds a realm from its parameters, in state NEW.
-pub fn create(system: &System, rd: u64, params: u64) -> Outcome {
+pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
     let params: RealmParams = copy_from_host(system, params)?;
     let flags = RealmFlags::from_bits(params.flags).ok_or(Status::ErrorInput)?;
     // Plain guests only, for now; SVE and PMU are hidden from all.
@@ -70,7 +70,10 @@ pub fn create(system: &System, rd: u64, params: u64) -> Outcome {
         return Err(Status::ErrorInput);
     }
     let root = Pa::new(params.rtt_base);
-    let Ok(rtt) = Rtt::new(geometry, root, Vmid::new(params.vmid), RttMem, Ipa::new(0)) else {
+    let tables = RttMem {
+        granules: &system.granules,
+    };
+    let Ok(rtt) = Rtt::new(geometry, root, Vmid::new(params.vmid), tables, Ipa::new(0)) else {
         system.vmids.release(params.vmid);
         return Err(Status::ErrorInput);
     };

@@ -9,7 +9,6 @@ use vgic::Vgic;
 
 use super::Outcome;
 use super::args::{copy_from_host, lock, lock_idle_rec, pin};
-use crate::System;
 use crate::cpu::Cpu;
 use crate::guest::exits;
 use crate::guest::interrupts::{Interrupts, intid};
@@ -19,6 +18,7 @@ use crate::memory::guarded::{self, ExternalAbort};
 use crate::memory::phys;
 use crate::realm::{self, MAX_RECS, Realm};
 use crate::rec::{Pending, Rec};
+use crate::system::System;
 
 /// A REC fits in its granule: it needs no other.
 pub fn aux_count(system: &System, rd: u64) -> Outcome<u64> {
@@ -53,7 +53,7 @@ pub fn create(system: &System, list_registers: usize, rd: u64, rec: u64, params:
     let _ = vcpu
         .redistributor
         .get_mut()
-        .link(intid::VIRTUAL_TIMER, system.machine.ppi.virtual_timer);
+        .link(intid::VIRTUAL_TIMER, system.gic.ppi.virtual_timer);
     // SAFETY: a locked, delegated granule is EL2's, aligned, and large enough.
     unsafe { phys::pointer::<Rec>(rec).write(vcpu) };
     rd_lock.granule().get();
@@ -91,8 +91,7 @@ pub fn destroy(system: &System, rec: u64) -> Outcome {
 }
 
 /// Runs a vCPU on this PE until the host is needed.
-pub fn enter(cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
-    let system = cpu.system;
+pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     let _page = pin(system, page)?;
     let rec_lock = lock_idle_rec(system, rec)?;
     let granule = rec_lock.granule();

@@ -12,11 +12,11 @@ use zerocopy::FromZeros;
 
 use super::Outcome;
 use super::args::{lock_idle_rec, pin_around};
-use crate::System;
-use crate::exception::inject;
+use crate::cpu::inject;
 use crate::memory::guarded;
 use crate::realm::Realm;
 use crate::rec::{NO_PE, Pending, Rec, Run};
+use crate::system::System;
 
 /// N, Z, C and V.
 const FLAGS: u64 = 0xf << 28;

@@ -9,10 +9,10 @@ use pgtable::{Access, Attrs, Execute, Ipa, Level, Memory, Pa, RemovedLeaf, RttEr
 
 use super::args::{budget, level, lock};
 use super::{Outcome, Walked};
-use crate::System;
 use crate::memory::granule::State;
 use crate::memory::{maintenance, phys};
 use crate::realm::{Realm, RttMem};
+use crate::system::System;
 
 /// Calls `f` with the realm's tables, under the RD's lock no longer than to find
 /// them: the realm cannot go while its `rtt` lock is held.

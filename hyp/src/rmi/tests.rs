@@ -57,7 +57,7 @@ impl Host {
     }
 
     fn state(&self, n: u64) -> State {
-        self.cpu.system.granules.get(self.page(n)).unwrap().state()
+        self.system.granules.get(self.page(n)).unwrap().state()
     }
 
     fn write<T: IntoBytes>(&self, n: u64, value: T) {
@@ -180,7 +180,7 @@ fn a_plain_guest_from_first_to_last() {
             assert_eq!(h.state(page), State::Delegated);
             h.ok(fid::RMI_GRANULE_UNDELEGATE, &[h.page(page)]);
         }
-        let count = h.cpu.system.granules.get(h.page(50)).unwrap().count();
+        let count = h.system.granules.get(h.page(50)).unwrap().count();
         assert_eq!(
             count, 0,
             "destroying the leaf table let go of what it mapped"

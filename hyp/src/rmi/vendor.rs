@@ -12,13 +12,13 @@ use vgic::Vgic;
 
 use super::Outcome;
 use super::args::{lock, lock_idle_rec, pin, pin_around};
-use crate::System;
 use crate::guest::interrupts::intid;
 use crate::guest::posted::Posting;
 use crate::memory::granule::State;
 use crate::memory::guarded;
 use crate::realm::{self, Realm};
 use crate::rec::Rec;
+use crate::system::System;
 
 /// What the host can count on.
 pub fn features(system: &System) -> VendorFeatures {
@@ -37,7 +37,7 @@ pub fn features(system: &System) -> VendorFeatures {
 pub fn memory_range(system: &System, index: u64) -> Outcome<[u64; 3]> {
     let hyp = system.own.iter().map(|r| (*r, RangeKind::Hypervisor));
     let host = core::iter::once((system.host_image, RangeKind::HostImage));
-    let withheld = system.machine.withheld.iter();
+    let withheld = system.withheld.iter();
     let all = hyp
         .chain(host)
         .chain(withheld.map(|r| (*r, RangeKind::Withheld)));

@@ -168,7 +168,7 @@ pub fn of_host(
     steps: &Steps,
     probe: Probe<'_>,
 ) -> Result<Regions, TreeError> {
-    const FULL: TreeError = "the device tree has too many ranges of devices";
+    const FULL: TreeError = TreeError::ManyDevices;
     let own_uart = machine.own_uart();
     let sorting = Sorting { own_uart, probe };
     let mut named = Regions::new();

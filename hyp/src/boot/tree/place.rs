@@ -131,7 +131,7 @@ pub fn walk<'a>(
     ) -> Result<(), TreeError> {
         for child in node.children() {
             if depth == MAX_DEPTH {
-                return Err("the device tree is nested more than 64 nodes deep");
+                return Err(TreeError::TooDeep);
             }
             let place = Place::below(above, child);
             visit(&place)?;

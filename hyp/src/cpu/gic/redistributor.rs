@@ -5,6 +5,7 @@ use arm64::mmio::Frame;
 use log::warn;
 use spin::mutex::SpinMutex;
 
+use super::Frames;
 use crate::memory::region::Region;
 
 /// Offsets in a redistributor: RD_base, and SGI_base 64 KiB above.
@@ -113,12 +114,12 @@ impl Redistributor {
     ///
     /// # Safety
     /// As for [`all_of`](Self::all_of).
-    pub unsafe fn find(regions: &[Region], stride: Option<u64>, mpidr: u64) -> Option<Self> {
+    pub unsafe fn find(frames: &Frames, mpidr: u64) -> Option<Self> {
         let affinity = affinity(mpidr);
+        let regions = frames.redistributors.iter();
         regions
-            .iter()
             // SAFETY: the caller's promise.
-            .flat_map(|region| unsafe { Self::all_of(*region, stride) })
+            .flat_map(|region| unsafe { Self::all_of(*region, frames.stride) })
             .find(|(_, typer)| typer >> 32 == affinity)
             .map(|(frame, _)| frame)
     }

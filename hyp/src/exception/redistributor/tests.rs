@@ -1,6 +1,7 @@
 //! Accesses of the host's, held against a redistributor that keeps what is written.
 
 use super::*;
+use crate::memory::region::Region;
 use arm64::recording::{self, Event};
 use proptest::prelude::*;
 
@@ -183,13 +184,14 @@ fn what_is_read_only_stays() {
 
 #[test]
 fn frames_follow_each_other_whatever_stands_behind_them() {
-    let regions = [
-        region(BASE, &[false, true, true, false]),
-        region(0x4000_0000, &[true]),
-    ];
+    let mut frames = Frames::NONE;
+    frames
+        .redistributors
+        .push(region(BASE, &[false, true, true, false]));
+    frames.redistributors.push(region(0x4000_0000, &[true]));
     let found = |ipa| {
         // SAFETY: a record is behind them.
-        unsafe { locate(&regions, None, ipa) }
+        unsafe { locate(&frames, ipa) }
     };
     for (n, real) in [(0, 0), (1, 0x2_0000), (2, 0x6_0000), (3, 0xa_0000)] {
         let ipa = BASE + n * 0x2_0000 + 0x1_0400;
@@ -210,10 +212,13 @@ fn a_stride_of_the_device_tree_counts() {
     for n in 0..2u64 {
         recording::set_device(BASE + n * 0x8_0000 + 8, 8, n << 32 | n << 4 | 2);
     }
-    let regions = [Region::new(BASE, 0x10_0000).unwrap()];
+    let mut frames = Frames::NONE;
+    let region = Region::new(BASE, 0x10_0000).unwrap();
+    frames.redistributors.push(region);
+    frames.stride = Some(0x8_0000);
     let found = |offset| {
         // SAFETY: a record is behind them.
-        unsafe { locate(&regions, Some(0x8_0000), BASE + offset) }
+        unsafe { locate(&frames, BASE + offset) }
     };
     let second = at(BASE + 0x8_0000);
     assert_eq!(found(0x8_0014), Some(Place::Redistributor(second, 0x14)));

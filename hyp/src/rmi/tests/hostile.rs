@@ -74,7 +74,7 @@ fn a_granule_without_memory_stays_the_hosts() {
         assert!(h.mapped().iter().all(|mapped| *mapped));
         assert_eq!(h.tables(), 0);
         // Its span is whole too: a block may map it.
-        let granules = &h.cpu.system.granules;
+        let granules = &h.system.granules;
         assert_eq!(granules.get_block(RAM), granules.span_size() <= RAM_SIZE);
     }
 }
@@ -169,7 +169,7 @@ proptest! {
             }
         }
         for n in 0..h.pages() {
-            let granule = h.cpu.system.granules.get(h.page(n)).unwrap();
+            let granule = h.system.granules.get(h.page(n)).unwrap();
             if granule.state() == State::Delegated {
                 prop_assert!(h.is_zero(n), "page {n} is delegated and not zero");
                 prop_assert_eq!(granule.count(), 0);

@@ -90,7 +90,7 @@ impl Guest {
 
     fn report(&self) -> String {
         let mut text = String::new();
-        report(&self.h.cpu.system.granules, &mut text);
+        report(&self.h.system.granules, &mut text);
         text
     }
 }

@@ -91,7 +91,7 @@ fn a_rec_that_runs_is_left_alone() {
     h.rec(0, 60);
     let (rd, rec, page) = (h.page(1), h.page(60), h.page(3));
     h.ok(fid::RMI_REALM_ACTIVATE, &[rd]);
-    let granule = h.cpu.system.granules.get(rec).unwrap();
+    let granule = h.system.granules.get(rec).unwrap();
     granule.get();
     assert_eq!(h.status(fid::RMI_REC_DESTROY, &[rec]), Status::ErrorRec);
     assert_eq!(h.status(fid::RMI_REC_ENTER, &[rec, page]), Status::ErrorRec);
@@ -167,11 +167,11 @@ fn a_psci_call_is_completed_once_by_a_vcpu_of_its_realm() {
         assert_eq!(refused, Status::ErrorInput, "{args:x?}");
     }
     for busy in [caller, target] {
-        h.cpu.system.granules.get(busy).unwrap().get();
+        h.system.granules.get(busy).unwrap().get();
     }
     let args = [caller, target, done];
     assert_eq!(h.status(fid::RMI_PSCI_COMPLETE, &args), Status::ErrorInput);
-    h.cpu.system.granules.get(caller).unwrap().put();
+    h.system.granules.get(caller).unwrap().put();
     assert_eq!((run.pending, vcpu.runnable()), (on, false));
     // Still on its way out of CPU_OFF.
     h.ok(fid::RMI_PSCI_COMPLETE, &args);
@@ -179,7 +179,7 @@ fn a_psci_call_is_completed_once_by_a_vcpu_of_its_realm() {
         (run.gprs.x[0] as i64, vcpu.runnable()),
         (psci::ON_PENDING, false)
     );
-    h.cpu.system.granules.get(target).unwrap().put();
+    h.system.granules.get(target).unwrap().put();
     for (pending, status, answer, runnable) in [
         (info, done, psci::AFFINITY_OFF, false),
         (on, denied, psci::DENIED, false),

@@ -132,7 +132,7 @@ fn registers_are_refused_where_they_are_nobodys() {
         assert_eq!(run.pending, pending);
     }
     // Running: its granule is counted.
-    let granule = h.cpu.system.granules.get(rec).unwrap();
+    let granule = h.system.granules.get(rec).unwrap();
     granule.get();
     assert_eq!(h.status(vendor::REC_READ, &[rec, page]), Status::ErrorRec);
     granule.put();

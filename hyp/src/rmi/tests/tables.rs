@@ -42,7 +42,7 @@ fn blocks_and_pages_of_them_are_counted_alike() {
     assert_eq!(give(&mut h), Status::ErrorInput);
     h.ok(fid::RMI_RTT_UNMAP_UNPROTECTED, &[rd, RAM, 2]);
     assert_eq!(give(&mut h), Status::Success);
-    let granules = &h.cpu.system.granules;
+    let granules = &h.system.granules;
     for page in (block..block + 0x20_0000).step_by(0x1000) {
         assert_eq!(granules.get(page).unwrap().count(), 0);
     }
@@ -187,10 +187,10 @@ fn pages_of_a_block_that_is_not_whole_do_not_fold() {
         );
     }
     // As UNDELEGATE on another CPU leaves it for a moment.
-    assert!(h.cpu.system.granules.leave_host(block));
+    assert!(h.system.granules.leave_host(block));
     let folded = h.status(fid::RMI_RTT_FOLD, &[rd, 0, 3]);
     assert!(matches!(folded, Status::ErrorRtt(_)), "{folded:?}");
-    h.cpu.system.granules.return_to_host(block);
+    h.system.granules.return_to_host(block);
     h.ok(fid::RMI_RTT_FOLD, &[rd, 0, 3]);
     h.ok(fid::RMI_RTT_UNMAP_UNPROTECTED, &[rd, 0, 2]);
     h.ok(fid::RMI_GRANULE_DELEGATE, &[block]);

@@ -4,6 +4,7 @@
 
 use core::fmt;
 
+use crate::errors::errors;
 use arm64::bits;
 use arm64::regs::*;
 use pgtable::Granule;
@@ -18,6 +19,21 @@ pub enum GranuleSupport {
     Yes,
     /// 52 bits: FEAT_LPA2.
     Lpa2,
+}
+
+errors! {
+    /// What a CPU lacks that EL2 cannot do without.
+    CpuError {
+        NoE2h0: "this CPU has no EL2 without VHE (FEAT_E2H0): not supported yet",
+        NoGicRegisters: "this CPU has no GICv3 system registers (QEMU: -M virt,gic-version=3)",
+        No4k: "undercroft.granule=4k: this CPU has no 4K stage 2",
+        No16k: "undercroft.granule=16k: this CPU has no 16K stage 2 (try --granule 4k or 64k)",
+        No64k: "undercroft.granule=64k: this CPU has no 64K stage 2 (try --granule 4k)",
+        NoStage2: "this CPU has no stage 2",
+        NoStage1: "this CPU has no translation at EL2",
+        NarrowStage2: "this CPU has no stage 2 as wide as its physical addresses",
+        NarrowStage1: "this CPU cannot map its physical addresses at EL2 with this granule",
+    }
 }
 
 /// What the CPU has.
@@ -166,13 +182,13 @@ impl Features {
     /// Whether EL2 can run on this CPU.
     ///
     /// # Errors
-    /// What it lacks, in words for the person who boots.
-    pub fn check(&self) -> Result<(), &'static str> {
+    /// What it lacks.
+    pub fn check(&self) -> Result<(), CpuError> {
         if !self.e2h0 {
-            return Err("this CPU has no EL2 without VHE (FEAT_E2H0): not supported yet");
+            return Err(CpuError::NoE2h0);
         }
         if !self.gic_sysregs {
-            return Err("this CPU has no GICv3 system registers (QEMU: -M virt,gic-version=3)");
+            return Err(CpuError::NoGicRegisters);
         }
         Ok(())
     }
@@ -216,6 +232,16 @@ impl Features {
     /// Stage 2 of this granule.
     pub fn stage2(&self, granule: Granule) -> GranuleSupport {
         self.stage2[index(granule)]
+    }
+
+    /// The widest IPA space with this granule, in bits.
+    pub fn max_ipa_bits(&self, granule: Granule) -> u8 {
+        let wide = granule == Granule::K64 || self.stage2(granule) == GranuleSupport::Lpa2;
+        if wide {
+            self.pa_bits
+        } else {
+            self.pa_bits.min(48)
+        }
     }
 
     /// EL2's stage 1 with this granule.
@@ -359,7 +385,7 @@ mod tests {
 
     /// ID_AA64MMFR4_EL1.E2H0 is signed: what is less than 0 lacks some of it.
     #[test]
-    fn a_cpu_without_e2h0_is_refused_by_a_sentence() {
+    fn a_cpu_without_e2h0_is_refused() {
         let with = |e2h0: u64, gic: u64| {
             Features::of(&IdRegisters {
                 mmfr: [0, 0, 0, 0, e2h0 << 24],
@@ -370,9 +396,9 @@ mod tests {
         };
         assert_eq!(with(0, 1), Ok(()));
         for lacking in [0xe, 0xf] {
-            assert!(with(lacking, 1).is_err_and(|why| why.contains("FEAT_E2H0")));
+            assert_eq!(with(lacking, 1), Err(CpuError::NoE2h0));
         }
-        assert!(with(0, 0).is_err_and(|why| why.contains("GICv3")));
+        assert_eq!(with(0, 0), Err(CpuError::NoGicRegisters));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use arm64::bits;
 use arm64::frame::Gprs;
 use arm64::regs::{ELR_EL1, ESR_EL1, FAR_EL1, SCTLR_EL1, SPSR_EL1, VBAR_EL1};
 
-use crate::cpu::context::El1;
+use super::context::El1;
 use arm64::syndrome::{Class, Fault, Syndrome};
 
 /// PSTATE.PAN.
