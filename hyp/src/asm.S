@@ -344,7 +344,7 @@ resume_scratch:
 
 // A synchronous exception of a level for which somebody serves at the vector, X1, on
 // the stack X2:
-// guest::posted::serve says by `Served` how to go on. Rust's functions keep X19 to
+// posting::serve says by `Served` how to go on. Rust's functions keep X19 to
 // X29.
 at_vector:
     mov     x19, sp

@@ -11,6 +11,7 @@
 //! | [`guest`] | a guest's turn: exits, interrupts, ID registers, PSCI |
 //! | [`system`] | what all PEs share |
 //! | [`realm`], [`rec`] | what a guest and a vCPU are |
+//! | [`posting`] | the page of a realm's posted accesses |
 //! | [`kicks`] | which PE is interrupted when a vCPU's interrupts change |
 //! | [`vmid`] | VMIDs in use |
 //! | [`cpu`] | registers of lower levels, traps, injection, the physical GIC |
@@ -36,6 +37,7 @@ pub mod guest;
 pub mod kicks;
 pub mod log;
 pub mod memory;
+pub mod posting;
 pub mod psci;
 pub mod realm;
 pub mod rec;

@@ -24,12 +24,12 @@ mod image {
     use hyp::cpu::pe::{self, Pe, Power};
     use hyp::exception::{host, report};
     use hyp::features::Features;
-    use hyp::guest::posted;
     use hyp::log::Uarts;
     use hyp::log::uart::{Owner, answers};
     use hyp::memory::guarded;
     use hyp::memory::region::Region;
     use hyp::memory::stage1::Image;
+    use hyp::posting;
     use hyp::psci;
     use hyp::system::System;
     use log::{debug, error, info, warn};
@@ -49,7 +49,7 @@ mod image {
         pe_entry = const offset_of!(Pe, entry.rust),
         gprs_pc = const offset_of!(Gprs, pc),
         gprs_stack = const Gprs::STACK,
-        serve = sym posted::serve,
+        serve = sym posting::serve,
         enter_changed = const Served::EnterChanged as u64,
         frame_pc = const offset_of!(report::Frame, pc),
         frame_kind = const offset_of!(report::Frame, kind),

@@ -8,6 +8,7 @@
 //! held while another is taken, nor while a guest runs.
 
 use arm64::regs::affinity;
+use core::fmt::Write;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use pgtable::{Level, Pa, Rtt, Synced, TableMem};
@@ -17,11 +18,11 @@ use vgic::{Affinity, Distributor, Redistributor, VcpuSet};
 
 use crate::cpu::pe::{MAX_PES, Pe};
 use crate::cpu::{gic, pe};
-use crate::guest::posted;
 use crate::kicks::Kicked;
-use crate::memory::granule::{Granule, Granules};
+use crate::memory::granule::{self, Granule, Granules};
 use crate::memory::phys;
 use crate::memory::pool::entries_in_ram;
+use crate::posting::Device;
 use crate::rec::Rec;
 
 /// RECs of one realm, a power of two (feature register 0, MAX_RECS_ORDER).
@@ -60,7 +61,7 @@ pub struct Realm {
     /// Its interrupts: those of the distributor here, a vCPU's in its REC.
     pub vgic: SpinMutex<Distributor>,
     /// Accesses of its device that need not wait for the host.
-    pub posted: posted::Device,
+    pub posted: Device,
     /// PAs of its RECs by index, 0 for none.
     recs: [AtomicU64; MAX_RECS],
     /// RECs ever created: the next index.
@@ -85,7 +86,7 @@ impl Realm {
             root,
             rtt: SpinMutex::new(Some(rtt)),
             vgic: SpinMutex::new(Distributor::new()),
-            posted: posted::Device::without_page(),
+            posted: Device::without_page(),
             recs: [const { AtomicU64::new(0) }; MAX_RECS],
             created: AtomicU64::new(0),
             last_on_pe: [const { AtomicU8::new(0) }; MAX_PES],
@@ -192,6 +193,15 @@ pub fn kick(pa: u64, rec: &Rec) {
     if let Some(pe) = rec.kicks.changed(pa, |pe| others(pe).map(Pe::runs)) {
         gic::send_kick(all[pe].mpidr);
     }
+}
+
+/// Reports, when EL2 dies, what guests have written that the host has not taken.
+pub fn report_posted(granules: &Granules, log: &mut impl Write) {
+    granules.each(granule::State::Rd, |rd| {
+        // SAFETY: the granule is an RD, and no call ends while EL2 dies.
+        let realm = unsafe { Realm::at(rd) };
+        realm.posted.report(realm.vmid, log);
+    });
 }
 
 /// Memory of a realm's tables: granules that the host gave, one RTT command at a

@@ -1,5 +1,6 @@
 //! A PE as EL2 drives it: traps, the host's and a guest's turn, FP/SIMD.
 
+pub mod access;
 pub mod context;
 pub mod dying;
 pub mod fault;

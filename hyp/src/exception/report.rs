@@ -130,7 +130,7 @@ extern "C" fn el2_exception(frame: &Frame) -> ! {
 /// What guests have written that the host will not take any more.
 fn left_behind(log: &mut LastWords) {
     if let Some(system) = System::installed() {
-        crate::guest::posted::report(&system.granules, log);
+        crate::realm::report_posted(&system.granules, log);
     }
 }
 

@@ -11,12 +11,11 @@ use rmi::psci::{self as codes, Psci};
 use rmi::run::ExitReason;
 use vgic::{At, Frame, Read, SgiRegister};
 
-use super::access;
 use super::idregs;
 use super::interrupts::Interrupts;
 use super::psci::{self, Answer, Entropy};
-use super::run::Record;
-use crate::cpu::inject;
+use super::record::Record;
+use crate::cpu::{access, inject};
 use crate::log::trace;
 use crate::realm::State;
 use crate::rec::{Pending, Run};

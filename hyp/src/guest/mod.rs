@@ -1,9 +1,8 @@
 //! A guest's turn: the loop around it, and what EL2 serves without the host.
 
-pub mod access;
 pub mod exits;
 pub mod idregs;
 pub mod interrupts;
-pub mod posted;
 pub mod psci;
+pub mod record;
 pub mod run;

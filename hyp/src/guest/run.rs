@@ -9,6 +9,7 @@ use rmi::vendor::Exit;
 
 use super::exits::{self, Next};
 use super::interrupts::Interrupts;
+use super::record::{Entry, Record};
 use crate::cpu::context::{Exception, enter};
 use crate::cpu::dying::stop_if_dying;
 use crate::cpu::fault::faulting_ipa;
@@ -16,44 +17,6 @@ use crate::cpu::{GuestState, SavedState};
 use crate::rec::{Pending, Run};
 use arm64::syndrome::Syndrome;
 use core::sync::atomic::Ordering;
-
-/// What the host asks of an entry, copied once from its page.
-#[derive(Clone, Copy, Debug)]
-pub struct Entry {
-    /// Flags.
-    pub flags: EnterFlags,
-    /// `gprs[0]`: the value of a read.
-    pub value: u64,
-}
-
-/// What the host is told of an exit. Fields that an exit does not use are 0.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Record {
-    /// `exit_reason`.
-    pub reason: u64,
-    /// `esr`.
-    pub esr: u64,
-    /// `far`.
-    pub far: u64,
-    /// `hpfar`.
-    pub hpfar: u64,
-    /// `gprs[0..4]`.
-    pub gprs: [u64; 4],
-    /// `elr`, `spsr`.
-    pub pc: [u64; 2],
-    /// `cntp_ctl`, `cntp_cval`, `cntv_ctl`, `cntv_cval`.
-    pub timers: [u64; 4],
-}
-
-impl Record {
-    /// An exit for this reason.
-    pub fn new(reason: ExitReason) -> Self {
-        Self {
-            reason: reason as u64,
-            ..Self::default()
-        }
-    }
-}
 
 /// Runs the vCPU in the REC granule at `pa`, which this PE holds. The checks of
 /// `REC_ENTER` are done.

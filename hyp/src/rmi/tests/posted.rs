@@ -8,8 +8,9 @@ use arm64::regs::{ELR_EL2, ESR_EL2, FAR_EL2, HPFAR_EL2, PAR_EL1, SCTLR_EL1, SPSR
 
 use super::*;
 use crate::cpu::context::Served;
-use crate::guest::posted::{report, serve};
 use crate::memory::region::Region;
+use crate::posting::serve;
+use crate::realm::report_posted;
 
 const DEVICE: u64 = 0x0900_0000;
 const DR: u64 = 0;
@@ -90,7 +91,7 @@ impl Guest {
 
     fn report(&self) -> String {
         let mut text = String::new();
-        report(&self.h.system.granules, &mut text);
+        report_posted(&self.h.system.granules, &mut text);
         text
     }
 }

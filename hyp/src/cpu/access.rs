@@ -1,7 +1,7 @@
 //! Where a guest's abort struck, and whether its syndrome tells all of the access.
 
-use crate::cpu;
-use crate::cpu::fault::faulting_ipa;
+use super::fault::faulting_ipa;
+use super::translate;
 use crate::memory::guarded::{self, Look};
 use arm64::regs::{FAR_EL2, PAR_EL1, SCTLR_EL1};
 use arm64::syndrome::{Class, Syndrome};
@@ -23,7 +23,7 @@ pub fn fault_ipa(esr: Syndrome, pstate: u64) -> Option<u64> {
         return Some(faulting_ipa(esr));
     }
     let far = FAR_EL2.get();
-    let par = cpu::translate(far, look(esr, pstate))?;
+    let par = translate(far, look(esr, pstate))?;
     Some(par & PAR_PAGE | (far & (PAGE - 1)))
 }
 
@@ -87,7 +87,7 @@ fn is_parted(esr: Syndrome, far: u64, is_there: impl FnOnce(u64) -> bool) -> boo
 /// Whether an access that is not aligned could have passed this address and come
 /// to the next: both stages lead somewhere.
 fn page_is_there(address: u64) -> bool {
-    may_be_unaligned(SCTLR_EL1.get()) && cpu::translate(address, Look::BothEl1Read).is_some()
+    may_be_unaligned(SCTLR_EL1.get()) && translate(address, Look::BothEl1Read).is_some()
 }
 
 #[cfg(test)]

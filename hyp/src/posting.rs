@@ -10,12 +10,11 @@ use arm64::syndrome::Syndrome;
 use posted::{Access, PAGE, Page, Post, Poster};
 use spin::mutex::SpinMutex;
 
-use super::access;
+use crate::cpu::access;
 use crate::cpu::context::Served;
-use crate::memory::granule::{Granules, Pin, State};
+use crate::memory::granule::{Granules, Pin};
 use crate::memory::guarded::{self, ExternalAbort};
 use crate::memory::phys;
-use crate::realm::Realm;
 
 /// What a realm's device may have: a page of the host's that speaks for it.
 #[derive(Debug)]
@@ -59,6 +58,28 @@ impl Device {
     /// How long a write may wait, in ticks of the counter.
     pub fn delay(&self) -> u64 {
         self.posting.lock().delay
+    }
+
+    /// Reports, when EL2 dies, what the guest `vmid` has written that the host has
+    /// not taken.
+    pub fn report(&self, vmid: u16, log: &mut impl Write) {
+        let Some(posting) = self.posting.try_lock() else {
+            return;
+        };
+        let Some(mut page) = posting.page else {
+            return;
+        };
+        let mut begun = false;
+        posting.poster.waiting(&mut page, |write| {
+            if !begun {
+                begun = true;
+                let _ = write!(log, "guest vmid {vmid}: the host has not seen: ");
+            }
+            let _ = write!(log, "{}", core::ascii::escape_default(write.value() as u8));
+        });
+        if begun {
+            let _ = writeln!(log);
+        }
     }
 
     /// Does `f` as one that dies with the lock in its hands does.
@@ -247,29 +268,4 @@ impl Posting {
             known.then
         }
     }
-}
-
-/// Tells, when EL2 dies, what guests have written that the host has not taken.
-pub fn report(granules: &Granules, log: &mut impl Write) {
-    granules.each(State::Rd, |rd| {
-        // SAFETY: the granule is an RD, and no call ends while EL2 dies.
-        let realm = unsafe { Realm::at(rd) };
-        let Some(posting) = realm.posted.posting.try_lock() else {
-            return;
-        };
-        let Some(mut page) = posting.page else {
-            return;
-        };
-        let mut begun = false;
-        posting.poster.waiting(&mut page, |write| {
-            if !begun {
-                begun = true;
-                let _ = write!(log, "guest vmid {}: the host has not seen: ", realm.vmid);
-            }
-            let _ = write!(log, "{}", core::ascii::escape_default(write.value() as u8));
-        });
-        if begun {
-            let _ = writeln!(log);
-        }
-    });
 }
