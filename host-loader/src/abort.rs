@@ -11,23 +11,19 @@ use crate::emulate::execute::{Abort, By, Nowhere, Place, Space};
 use crate::emulate::state::Cpu;
 use crate::emulate::walk::{self, Access, Kind, Miss, Tables};
 use crate::emulate::{self, Cause, Outcome};
+use crate::guest::handle::{Guest, Stop, Vcpu};
 use crate::guest::map;
 use crate::guest::ram;
 use crate::guest::realm::describe;
-use crate::life::{Guest, Stop, Vcpu};
 use crate::machine::Machine;
 use crate::rmi_call;
 use arm64::regs::DCZID_EL0;
 use arm64::syndrome::{Class, Syndrome};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 use log::Level;
 use rmi::registers::Registers;
 use rmi::run::RecExit;
 use zerocopy::FromZeros;
-
-/// How often an instruction may be left to the guest again, one time after the
-/// other. It faults otherwise than its tables say only while they change.
-const AGAIN: u64 = 16;
 
 /// What follows an abort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,31 +36,6 @@ pub enum Next {
     External,
     /// It is stopping.
     Stopped,
-}
-
-/// How often in succession an instruction was left to its guest.
-#[derive(Debug, Default)]
-pub struct Repeats {
-    pc: AtomicU64,
-    count: AtomicU64,
-}
-
-impl Repeats {
-    /// Counts one more at `pc`; true when these are too many.
-    fn add(&self, pc: u64) -> bool {
-        // Only the CPU that holds the vCPU is here.
-        let count = if self.pc.swap(pc, Ordering::Relaxed) == pc {
-            self.count.load(Ordering::Relaxed) + 1
-        } else {
-            1
-        };
-        self.count.store(count, Ordering::Relaxed);
-        count > AGAIN
-    }
-
-    fn clear(&self) {
-        self.count.store(0, Ordering::Relaxed);
-    }
 }
 
 /// The IPA of an abort, as far as EL2 tells it.
@@ -81,17 +52,23 @@ pub fn serve(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit) -> 
     if (data && !esr.is_emulatable()) || esr.on_walk() || parted {
         return with_registers(machine, guest, index, exit);
     }
-    trespass(guest, index, exit, None)
+    trespass(machine, guest, index, exit, None)
 }
 
 /// Reports what the guest did, once, or stops it.
-fn trespass(guest: &Guest, index: usize, exit: &RecExit, cause: Option<Cause>) -> Next {
+fn trespass(
+    machine: &Machine,
+    guest: &Guest,
+    index: usize,
+    exit: &RecExit,
+    cause: Option<Cause>,
+) -> Next {
     let first = !guest.trespassed.swap(true, Ordering::Relaxed);
     if first || guest.strict {
         report(guest, index, exit, cause);
     }
     if guest.strict {
-        guest.stop(Stop::Fault);
+        machine.stop(guest, Stop::Fault);
         return Next::Stopped;
     }
     if first {
@@ -152,7 +129,7 @@ fn with_registers(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit
         Err(error) => {
             let text = format_args!("vCPU {index}: its registers: {error}");
             guest.log(Level::Error, text);
-            guest.stop(Stop::Fault);
+            machine.stop(guest, Stop::Fault);
             Next::Stopped
         }
     }
@@ -203,7 +180,7 @@ fn decide(
         // Its own tables' doing, and its own affair.
         return (Next::Enter, outcome);
     }
-    let next = match trespass(guest, index, exit, Some(cause)) {
+    let next = match trespass(machine, guest, index, exit, Some(cause)) {
         Next::External => Next::Enter,
         other => other,
     };
@@ -292,7 +269,7 @@ impl Space for View<'_> {
         }
         match Device::of(ipa, size).ok_or(Nowhere)? {
             Device::Uart(offset) => {
-                let read = |at| self.console.read(self.guest, self.machine, at);
+                let read = |at| self.console.read(at);
                 Ok(bus::read_piece(offset, size, read))
             }
             Device::Flash => Ok(erased(size)),
@@ -306,7 +283,7 @@ impl Space for View<'_> {
         }
         if let Device::Uart(offset) = Device::of(ipa, size).ok_or(Nowhere)? {
             for (at, value) in bus::writes_of_piece(offset, size, value) {
-                self.console.write(self.guest, self.machine, at, value);
+                self.console.write(at, value);
             }
         }
         Ok(())
@@ -314,10 +291,7 @@ impl Space for View<'_> {
 
     fn takes(&mut self, ipa: u64, size: u64) -> bool {
         let is_uart = size > 0 && ipa & !(PAGE - 1) == map::UART.start;
-        !is_uart
-            || self
-                .console
-                .takes(self.guest, self.machine, ipa & (PAGE - 1))
+        !is_uart || self.console.takes(ipa & (PAGE - 1))
     }
 }
 
@@ -362,14 +336,14 @@ pub enum Written {
 
 /// A read of a device of the host's; `None` where there is none for all of it.
 #[inline]
-pub fn device_read(machine: &Machine, guest: &Guest, ipa: u64, size: u64) -> Option<u64> {
+pub fn device_read(guest: &Guest, ipa: u64, size: u64) -> Option<u64> {
     let Device::Uart(offset) = Device::of(ipa, size)? else {
         return Some(erased(size));
     };
     let mut console = guest.console.lock();
     let mut joined = Joined::default();
     for (at, bytes) in bus::pieces(offset, size) {
-        let read = |at| console.read(guest, machine, at);
+        let read = |at| console.read(at);
         joined.add(bus::read_piece(offset + at, bytes, read), bytes);
     }
     Some(joined.value(size))
@@ -378,16 +352,16 @@ pub fn device_read(machine: &Machine, guest: &Guest, ipa: u64, size: u64) -> Opt
 /// A write to a device of the host's, where there is one for all of it: all of
 /// its pieces, or none.
 #[inline]
-pub fn device_write(machine: &Machine, guest: &Guest, ipa: u64, size: u64, value: u64) -> Written {
+pub fn device_write(guest: &Guest, ipa: u64, size: u64, value: u64) -> Written {
     match Device::of(ipa, size) {
         Some(Device::Uart(offset)) => {
             let mut console = guest.console.lock();
-            if !console.takes(guest, machine, offset) {
+            if !console.takes(offset) {
                 return Written::Later;
             }
             for (at, bytes) in bus::pieces(offset, size) {
                 for (at, value) in bus::writes_of_piece(offset + at, bytes, value >> (8 * at)) {
-                    console.write(guest, machine, at, value);
+                    console.write(at, value);
                 }
             }
             Written::Done

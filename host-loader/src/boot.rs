@@ -11,7 +11,7 @@ use arm64::regs::affinity;
 use core::cell::UnsafeCell;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use host_loader::arch::{cpu, exception, mmu};
+use host_loader::arch::{cpu, exception, local, mmu};
 use host_loader::bundle::{Bundle, CONFIG};
 use host_loader::gic::Controller;
 use host_loader::granules::Granules;
@@ -88,11 +88,11 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
     let blank = blank_granule(&mut granules)?;
     let granules: &Mutex<Granules> = Box::leak(Box::new(Mutex::new(granules)));
     // SAFETY: All of the host's RAM is mapped now.
-    unsafe { heap::grow_from(granules) };
+    unsafe { heap::grow_from(granules, life::end) };
 
     let me = affinity();
     let index = cpus.iter().position(|cpu| cpu.mpidr == me);
-    cpu::set_index(index.ok_or_else(|| format!("device tree: no CPU with MPIDR {me:#x}"))?);
+    local::set_index(index.ok_or_else(|| format!("device tree: no CPU with MPIDR {me:#x}"))?);
     // SAFETY: The registers are mapped as Device, and this is their driver.
     let mut gic = unsafe { Controller::new(&platform.gic) }?;
     let console = port(platform.console.as_ref(), &mut gic, me)?;
@@ -356,7 +356,7 @@ fn start_guests(machine: &'static Machine) -> Result<(), String> {
     let memories = life::allocate_all(machine)?;
     life::reserve(machine, &memories)?;
     let mut guests = Vec::new();
-    let mut first = cpu::index();
+    let mut first = local::index();
     let count = machine.cpus.len();
     for (index, memory) in memories.into_iter().enumerate() {
         let vcpus = machine.bundle.guests[index].guest.vcpus as usize;

@@ -11,15 +11,15 @@
 
 use crate::device::owed::Owed;
 use crate::device::pl011::{Pl011, Sender};
-use crate::life::Guest;
 use crate::logger;
-use crate::machine::Machine;
-use crate::port::Port;
+use crate::port::{Port, SharedPort};
 use crate::rmi_call;
 use crate::transcript::Transcript;
+use alloc::sync::Arc;
 use arm64::regs::{CNTFRQ_EL0, CNTPCT_EL0};
 use log::Level;
 use posted::Page;
+use spin::Mutex;
 
 /// DR, and FR, whose transmit side is the machine's UART's.
 const DR: u64 = 0x00;
@@ -30,21 +30,69 @@ const SETTLE_PART: u64 = 10;
 /// Looks at the UART meanwhile, at most: were the counter to stand still.
 const SETTLE_LOOKS: u32 = 1_000_000;
 
+/// The page of a UART's accesses that need not wait for the host, if it has one.
+#[derive(Clone, Copy)]
+pub struct PostedPage(Option<*const Page>);
+
+// SAFETY: What the page holds is atomic.
+unsafe impl Send for PostedPage {}
+// SAFETY: As above.
+unsafe impl Sync for PostedPage {}
+
+impl PostedPage {
+    /// This page.
+    ///
+    /// # Safety
+    /// A page is there as long as anybody looks at it through this value or a copy.
+    pub const unsafe fn new(page: Option<*const Page>) -> Self {
+        Self(page)
+    }
+
+    /// The page.
+    #[inline]
+    pub fn get(&self) -> Option<&Page> {
+        // SAFETY: As `new`'s caller says.
+        self.0.map(|page| unsafe { &*page })
+    }
+}
+
+/// The interrupt of a guest's UART.
+#[derive(Clone, Copy)]
+pub struct Line {
+    /// The guest's realm descriptor, PA.
+    pub rd: u64,
+    /// The INTID.
+    pub intid: u32,
+}
+
 /// A guest's UART and its other end.
 pub struct Console {
     /// The model.
-    pub uart: Pl011,
-    owner: bool,
+    uart: Pl011,
+    /// The guest's name, for the log.
+    name: Arc<str>,
+    line: Line,
+    page: PostedPage,
+    /// The machine's UART, if that is the guest's; else what it writes is logged.
+    port: Option<&'static SharedPort>,
     owed: Owed,
     transcript: Transcript,
 }
 
 impl Console {
-    /// A console; `owner` of the machine's first UART, or logged.
-    pub const fn new(owner: bool) -> Self {
+    /// The console of the guest `name`, which leads to `port` or to the log.
+    pub const fn new(
+        name: Arc<str>,
+        line: Line,
+        page: PostedPage,
+        port: Option<&'static SharedPort>,
+    ) -> Self {
         Self {
             uart: Pl011::new(),
-            owner,
+            name,
+            line,
+            page,
+            port,
             owed: Owed::NOTHING,
             transcript: Transcript::new(),
         }
@@ -52,13 +100,13 @@ impl Console {
 
     /// Takes the byte that the guest sends.
     #[inline]
-    fn send(&mut self, guest: &Guest, machine: &Machine, byte: u8) {
-        if self.owner {
-            if let Some(port) = machine.console.lock().as_mut() {
+    fn send(&mut self, byte: u8) {
+        if let Some(port) = self.port {
+            if let Some(port) = port.lock().as_mut() {
                 self.owed.send(byte, |byte| port.put(byte));
             }
         } else {
-            self.log(guest, byte);
+            self.log(byte);
         }
     }
 
@@ -69,44 +117,45 @@ impl Console {
     }
 
     /// Waits, not for long, until nothing is owed: the guest is gone.
-    pub fn settle(&mut self, machine: &Machine) {
-        within_bounds(|| {
-            let mut port = machine.console.lock();
-            port.as_mut().is_none_or(|port| self.pay(port))
-        });
+    pub fn settle(&mut self) {
+        let Some(port) = self.port else {
+            return;
+        };
+        within_bounds(|| port.lock().as_mut().is_none_or(|port| self.pay(port)));
     }
 
-    /// Logs what the guest `name` wrote of a line.
-    pub fn flush(&mut self, name: &str) {
+    /// Logs what the guest wrote of a line.
+    pub fn flush(&mut self) {
         if let Some(text) = self.transcript.flush() {
-            logger::of_guest(name, Level::Info, format_args!("{text}"));
+            logger::of_guest(&self.name, Level::Info, format_args!("{text}"));
         }
     }
 
     /// Takes what waits in the guest's page, and then lets it be accessed without
     /// the host again: false if not all could be taken.
     #[inline]
-    pub fn catch_up(&mut self, guest: &Guest, machine: &Machine) -> bool {
-        let all = self.close(guest, machine);
-        self.open(guest, machine, all);
+    pub fn catch_up(&mut self) -> bool {
+        let all = self.close();
+        self.open(all);
         all
     }
 
     /// Has every access be the host's, and takes what waits: false if there is no
     /// room for all of it.
     #[inline]
-    fn close(&mut self, guest: &Guest, machine: &Machine) -> bool {
-        let Some(page) = guest.posted() else {
+    fn close(&mut self) -> bool {
+        let posted = self.page;
+        let Some(page) = posted.get() else {
             return true;
         };
         page.close();
         while !page.is_empty() {
-            self.send_posted(guest, machine, page);
+            self.send_posted(page);
             match page.next() {
                 // There is no room for it.
                 Some(write) if self.uart.sends(write.offset()) => return false,
                 Some(write) => {
-                    self.set(guest, machine, write.offset(), write.value());
+                    self.set(write.offset(), write.value());
                     page.taken();
                 }
                 None => {}
@@ -117,12 +166,12 @@ impl Console {
 
     /// Takes bytes to send, as far as they come one after the other and have room.
     #[inline]
-    fn send_posted(&mut self, guest: &Guest, machine: &Machine, page: &Page) {
+    fn send_posted(&mut self, page: &Page) {
         if !self.uart.sends(DR) {
             return;
         }
-        let taken = if self.owner {
-            let mut port = machine.console.lock();
+        let taken = if let Some(port) = self.port {
+            let mut port = port.lock();
             if port.as_mut().is_some_and(|port| !self.pay(port)) {
                 return;
             }
@@ -136,7 +185,7 @@ impl Console {
             page.take(|write| {
                 let sends = write.offset() == DR;
                 if sends {
-                    self.log(guest, write.value() as u8);
+                    self.log(write.value() as u8);
                 }
                 sends
             })
@@ -149,31 +198,32 @@ impl Console {
 
     /// Logs the line that ends with this byte.
     #[inline]
-    fn log(&mut self, guest: &Guest, byte: u8) {
+    fn log(&mut self, byte: u8) {
         if let Some(text) = self.transcript.push(byte) {
-            guest.log(Level::Info, format_args!("{text}"));
+            logger::of_guest(&self.name, Level::Info, format_args!("{text}"));
         }
     }
 
     /// Signals what has become of the interrupt and, unless something waits for
     /// room, shows what can be accessed without the host.
     #[inline]
-    fn open(&mut self, guest: &Guest, machine: &Machine, all_taken: bool) {
-        self.signal(guest);
+    fn open(&mut self, all_taken: bool) {
+        self.signal();
         if !all_taken {
             return;
         }
-        if let Some(page) = guest.posted() {
-            self.ask_sender(machine);
+        let posted = self.page;
+        if let Some(page) = posted.get() {
+            self.ask_sender();
             page.show(&self.uart.view());
         }
     }
 
     /// Asks how it stands with what the bytes go to.
     #[inline]
-    fn ask_sender(&mut self, machine: &Machine) {
-        if self.owner {
-            let mut port = machine.console.lock();
+    fn ask_sender(&mut self) {
+        if let Some(port) = self.port {
+            let mut port = port.lock();
             let sender = port.as_mut().map_or(Sender::IDLE, |port| {
                 if self.pay(port) {
                     port.sender()
@@ -187,24 +237,24 @@ impl Console {
 
     /// The guest reads the register at `offset`.
     #[inline]
-    pub fn read(&mut self, guest: &Guest, machine: &Machine, offset: u64) -> u32 {
-        let all = self.close(guest, machine);
+    pub fn read(&mut self, offset: u64) -> u32 {
+        let all = self.close();
         let room = self.uart.room();
         if offset & !3 == FR {
-            self.ask_sender(machine);
+            self.ask_sender();
         }
         let value = self.uart.read(offset);
-        self.refill(machine, room);
-        self.open(guest, machine, all);
+        self.refill(room);
+        self.open(all);
         value
     }
 
     /// Takes more input in, if there is more room than `before` and it waits.
     #[inline]
-    fn refill(&mut self, machine: &Machine, before: usize) {
-        if self.owner
+    fn refill(&mut self, before: usize) {
+        if let Some(port) = self.port
             && self.uart.room() > before
-            && let Some(port) = machine.console.lock().as_mut()
+            && let Some(port) = port.lock().as_mut()
             && !port.receiving()
         {
             self.fill(port);
@@ -214,34 +264,34 @@ impl Console {
     /// The guest writes the register at `offset`, by an instruction that could
     /// [begin](Self::takes).
     #[inline]
-    pub fn write(&mut self, guest: &Guest, machine: &Machine, offset: u64, value: u32) {
-        let all = self.close(guest, machine);
-        self.set(guest, machine, offset, value);
-        self.open(guest, machine, all);
+    pub fn write(&mut self, offset: u64, value: u32) {
+        let all = self.close();
+        self.set(offset, value);
+        self.open(all);
     }
 
     /// The register at `offset` is written.
     #[inline]
-    fn set(&mut self, guest: &Guest, machine: &Machine, offset: u64, value: u32) {
+    fn set(&mut self, offset: u64, value: u32) {
         let room = self.uart.room();
         if let Some(byte) = self.uart.write(offset, value) {
-            self.send(guest, machine, byte);
+            self.send(byte);
         }
-        self.refill(machine, room);
+        self.refill(room);
     }
 
     /// Whether a write from the register at `offset` on can begin: not while
     /// there is no room for the byte that it sends, or for those that were posted
     /// before.
     #[inline]
-    pub fn takes(&mut self, guest: &Guest, machine: &Machine, offset: u64) -> bool {
-        if !self.catch_up(guest, machine) {
+    pub fn takes(&mut self, offset: u64) -> bool {
+        if !self.catch_up() {
             return false;
         }
-        if !self.owner || !self.uart.sends(offset) {
+        let Some(port) = self.port.filter(|_| self.uart.sends(offset)) else {
             return true;
-        }
-        let mut port = machine.console.lock();
+        };
+        let mut port = port.lock();
         port.as_mut()
             .is_none_or(|port| self.pay(port) && port.has_room())
     }
@@ -264,33 +314,24 @@ impl Console {
     }
 
     #[inline]
-    fn signal(&mut self, guest: &Guest) {
+    fn signal(&mut self) {
         if let Some(level) = self.uart.line_change() {
-            let intid = crate::guest::map::FIRST_SPI + crate::guest::map::UART_SPI;
-            if let Err(error) = rmi_call::set_spi(guest.rd, intid, level) {
-                guest.log(Level::Error, format_args!("UART interrupt: {error}"));
+            let Line { rd, intid } = self.line;
+            if let Err(error) = rmi_call::set_spi(rd, intid, level) {
+                let text = format_args!("UART interrupt: {error}");
+                logger::of_guest(&self.name, Level::Error, text);
             }
         }
     }
 }
 
-/// After an exit: takes what the guest's vCPUs have written meanwhile.
-#[inline]
-pub fn take(machine: &Machine, guest: &Guest) {
-    if guest.posted().is_some_and(|page| !page.is_empty()) {
-        guest.console.lock().catch_up(guest, machine);
-    }
-}
-
-/// The machine's first UART has received something, or has room again: the guest
-/// that owns it is told; with no such guest, what was received waits.
-pub fn input(machine: &Machine) {
-    // Held until all is done: whoever takes the guest apart takes it from here first,
-    // so its page and its realm are there.
-    match &*machine.console_guest.lock() {
-        Some(guest) => {
-            let mut console = guest.console.lock();
-            if let Some(port) = machine.console.lock().as_mut() {
+/// The machine's first UART has received something, or has room again: it is the
+/// guest's whose console this is; without one, what was received waits.
+pub fn input(port: &SharedPort, owner: Option<&Mutex<Console>>) {
+    match owner {
+        Some(console) => {
+            let mut console = console.lock();
+            if let Some(port) = port.lock().as_mut() {
                 if port.receiving() {
                     console.fill(port);
                 }
@@ -298,10 +339,10 @@ pub fn input(machine: &Machine) {
                     console.uart.has_room();
                 }
             }
-            console.catch_up(guest, machine);
+            console.catch_up();
         }
         None => {
-            if let Some(port) = machine.console.lock().as_mut() {
+            if let Some(port) = port.lock().as_mut() {
                 port.has_room_for_a_waiter();
                 port.set_receiving(false);
             }
@@ -310,16 +351,16 @@ pub fn input(machine: &Machine) {
 }
 
 /// Has received bytes interrupt: there is a guest for them.
-pub fn listen(machine: &Machine) {
-    if let Some(port) = machine.console.lock().as_mut() {
+pub fn listen(port: &SharedPort) {
+    if let Some(port) = port.lock().as_mut() {
         port.set_receiving(true);
     }
 }
 
 /// Waits, not for long, until the console has sent what it has: the machine goes
 /// off.
-pub fn settle(machine: &Machine) {
-    within_bounds(|| machine.console.lock().as_ref().is_none_or(Port::is_idle));
+pub fn settle(port: &SharedPort) {
+    within_bounds(|| port.lock().as_ref().is_none_or(Port::is_idle));
 }
 
 /// Asks until it is so, or there has been time enough.

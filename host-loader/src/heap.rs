@@ -10,10 +10,11 @@
 //! allocate is bounded, and set aside by [`reserve`] before the first one runs.
 
 use crate::granules::Granules;
-use crate::{life, logger};
+use crate::{logger, rmi_call};
 use buddy_system_allocator::LockedHeap;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ops::Range;
+use rmi::end::How;
 use spin::{Mutex, Once};
 
 /// The least that the heap grows by.
@@ -26,7 +27,13 @@ struct Growing(LockedHeap<39>);
 static HEAP: Growing = Growing(LockedHeap::empty());
 
 /// Where it takes RAM from.
-static RAM: Once<&'static Mutex<Granules>> = Once::new();
+static RAM: Once<Source> = Once::new();
+
+/// The machine's RAM, and what to do when there is none left.
+struct Source {
+    granules: &'static Mutex<Granules>,
+    end: fn(u64) -> !,
+}
 
 /// Gives the heap memory.
 ///
@@ -39,17 +46,18 @@ pub unsafe fn add(memory: Range<u64>) {
     }
 }
 
-/// Has the heap take what it lacks from `granules`, from now on.
+/// Has the heap take what it lacks from `granules`, from now on; where they have
+/// none left, `end` ends the machine with a status.
 ///
 /// # Safety
 /// All of that RAM is mapped read-write at its own addresses.
-pub unsafe fn grow_from(granules: &'static Mutex<Granules>) {
-    RAM.call_once(|| granules);
+pub unsafe fn grow_from(granules: &'static Mutex<Granules>, end: fn(u64) -> !) {
+    RAM.call_once(|| Source { granules, end });
 }
 
 /// Sets `bytes` more aside: whether the machine has them.
 pub fn reserve(bytes: u64) -> bool {
-    let Some(ram) = RAM.get() else {
+    let Some(Source { granules: ram, .. }) = RAM.get() else {
         return false;
     };
     let mut left = bytes;
@@ -70,7 +78,7 @@ pub fn reserve(bytes: u64) -> bool {
 /// Takes RAM for an allocation that did not fit: whether there was any.
 fn grow(layout: Layout) -> bool {
     let size = (layout.size().max(layout.align()) as u64).checked_next_power_of_two();
-    let (Some(size), Some(ram)) = (size, RAM.get()) else {
+    let (Some(size), Some(Source { granules: ram, .. })) = (size, RAM.get()) else {
         return false;
     };
     for size in [size.max(STEP), size] {
@@ -94,7 +102,13 @@ fn lacks(layout: Layout) -> ! {
             layout.size().div_ceil(1024)
         ),
     );
-    life::end(2)
+    match RAM.get() {
+        Some(source) => (source.end)(2),
+        None => {
+            logger::end(How::Status(2));
+            rmi_call::machine_off()
+        }
+    }
 }
 
 // SAFETY: The buddy allocator hands out disjoint blocks of the memory that it

@@ -21,9 +21,12 @@
 //! | [`arch`] | instructions, translation, exceptions |
 //!
 //! The image has these besides: `machine` (the one instance of all), `heap`,
-//! `port` and `gic` (the machine's devices), `sched` (who runs where), `run` (a
-//! vCPU's exits), `abort` (those by an access), `life` (start, stop and reset of guests), `console` and
-//! `monitor`.
+//! `port` and `gic` (the machine's devices), `sched` (which vCPU runs where), `run`
+//! (a vCPU's exits), `abort` (those by an access), `life` (start, stop and reset of
+//! guests), `console` and `monitor`.
+//!
+//! Which may name which is a picture of `docs/architecture.md`, held by
+//! `cargo qemu test --filter check/floors`.
 #![no_std]
 #![deny(clippy::too_many_lines, clippy::too_many_arguments)]
 

@@ -7,11 +7,10 @@
 //! ([`crate::pace`]), which its CPU does between the turns of others and on the
 //! account of the vCPU that left.
 
-use crate::abort;
-use crate::console::Console;
+use crate::console::{self, Console, PostedPage};
 use crate::guest::build::{self, Memory, Resources};
-use crate::guest::ram::Run;
-use crate::guest::realm::Realm;
+use crate::guest::handle::{Guest, Repeats, Stop, Vcpu};
+use crate::guest::map;
 use crate::image::GuestMemory;
 use crate::machine::{self, Machine};
 use crate::pace::Pace;
@@ -22,112 +21,14 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arm64::regs::{CNTFRQ_EL0, CNTPCT_EL0};
-use core::fmt;
 use core::future::Future;
-use core::ops::Range;
 use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use core::task::{Context, Waker};
 use log::Level;
 use posted::Page;
 use rmi::end::How;
-use rmi::run::RecRun;
 use spin::Mutex;
-
-/// Why a guest stops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Stop {
-    /// It asked to be powered off.
-    Off = 1,
-    /// It asked to be reset.
-    Reset = 2,
-    /// It did what it may not, or EL2 would not run it.
-    Fault = 3,
-}
-
-/// A vCPU, as others than its CPU may see it.
-pub struct Vcpu {
-    /// Its REC's PA.
-    pub rec: u64,
-    /// Its run page; only the CPU that holds the vCPU touches it.
-    pub run: *mut RecRun,
-    /// How often it was asked to start.
-    pub starts: AtomicU32,
-    /// Its CPU has found it off, and looks at it only when told.
-    pub off: AtomicBool,
-    /// The CPU that it runs on.
-    pub cpu: usize,
-    /// How often an instruction was left to it again.
-    pub repeats: abort::Repeats,
-}
-
-/// A guest that runs.
-pub struct Guest {
-    /// Its place in the configuration.
-    pub config: usize,
-    /// How messages call it.
-    pub name: String,
-    /// The realm descriptor's PA.
-    pub rd: u64,
-    /// Its RAM, IPAs.
-    pub ram: Range<u64>,
-    /// And where that is.
-    pub runs: Vec<Run>,
-    /// It is stopped when it accesses what it does not have.
-    pub strict: bool,
-    /// It has done so, and the log has it.
-    pub trespassed: AtomicBool,
-    /// Its vCPUs.
-    pub vcpus: Vec<Vcpu>,
-    /// Its UART, and where that leads.
-    pub console: Mutex<Console>,
-    /// The UART's page of accesses that need not wait; under the console's lock,
-    /// but for a look whether anything waits. For those who hold one of its vCPUs
-    /// and, as long as it is there, [`Machine::console_guest`].
-    pub posted: Option<*const Page>,
-    stop: AtomicU8,
-    attached: AtomicUsize,
-    parts: Mutex<Option<(Realm, Memory)>>,
-}
-
-// SAFETY: The fields that are not Send and Sync by themselves are `Vcpu::run`, which
-// only the CPU that holds the vCPU follows, in `run`, and `posted`, whose content
-// is atomic.
-unsafe impl Send for Guest {}
-// SAFETY: As above.
-unsafe impl Sync for Guest {}
-
-impl Guest {
-    /// Logs what it has done, or had done to it: every line has its name.
-    pub fn log(&self, level: Level, text: fmt::Arguments<'_>) {
-        logger::of_guest(&self.name, level, text);
-    }
-
-    /// The page in which writes to its UART wait.
-    #[inline]
-    pub fn posted(&self) -> Option<&Page> {
-        // SAFETY: The page was written when the realm was built, and is given back
-        // with it, when nobody runs the guest any more.
-        self.posted.map(|page| unsafe { &*page })
-    }
-
-    /// It is about to stop: do not enter it again.
-    #[inline]
-    pub fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Acquire) != 0
-    }
-
-    /// Asks all CPUs to leave. The first reason counts, except that a fault
-    /// outweighs a wish.
-    pub fn stop(&self, why: Stop) {
-        self.stop.fetch_max(why as u8, Ordering::AcqRel);
-        let machine = machine::get();
-        for vcpu in &self.vcpus {
-            machine.wake(vcpu.cpu);
-        }
-    }
-}
 
 /// What is left to do for a guest that nobody runs.
 pub struct Job {
@@ -223,7 +124,7 @@ pub fn reserve(machine: &'static Machine, memories: &[Memory]) -> Result<(), Str
 ///
 /// The error comes with the memory.
 pub async fn create(
-    machine: &Machine,
+    machine: &'static Machine,
     config: usize,
     mut memory: Memory,
     cpus: &[usize],
@@ -243,20 +144,34 @@ pub async fn create(
             starts: AtomicU32::new(u32::from(index == 0)),
             off: AtomicBool::new(index != 0),
             cpu,
-            repeats: abort::Repeats::default(),
+            repeats: Repeats::default(),
         })
         .collect();
+    // SAFETY: The page was written when the realm was built, and is given back with
+    // it, when nobody runs the guest any more.
+    let posted = unsafe { PostedPage::new(realm.posted()) };
+    let name: Arc<str> = settings.guest.name.as_str().into();
+    let owns_port = machine.bundle.console == Some(config);
+    let console = Console::new(
+        name.clone(),
+        console::Line {
+            rd: realm.rd(),
+            intid: map::UART_INTID,
+        },
+        posted,
+        owns_port.then_some(&machine.console),
+    );
     Ok(Arc::new(Guest {
         config,
-        name: settings.guest.name.clone(),
+        name,
         rd: realm.rd(),
         ram: memory.ram.range(),
         runs: memory.ram.runs().to_vec(),
         strict: settings.guest.strict,
         trespassed: AtomicBool::new(false),
         vcpus,
-        console: Mutex::new(Console::new(machine.bundle.console == Some(config))),
-        posted: realm.posted(),
+        console: Mutex::new(console),
+        posted,
         stop: AtomicU8::new(0),
         attached: AtomicUsize::new(cpus.len()),
         parts: Mutex::new(Some((realm, memory))),
@@ -267,7 +182,7 @@ pub async fn create(
 pub fn start(machine: &Machine, guest: &Arc<Guest>) {
     if machine.bundle.console == Some(guest.config) {
         *machine.console_guest.lock() = Some(guest.clone());
-        crate::console::listen(machine);
+        console::listen(&machine.console);
     }
     for (index, vcpu) in guest.vcpus.iter().enumerate() {
         machine.cpus[vcpu.cpu]
@@ -295,8 +210,8 @@ async fn drain(machine: &Machine, guest: &Guest) {
     loop {
         let waiting = {
             let mut console = guest.console.lock();
-            console.catch_up(guest, machine);
-            guest.posted().map_or(0, Page::waiting)
+            console.catch_up();
+            guest.posted.get().map_or(0, Page::waiting)
         };
         let now = CNTPCT_EL0.get();
         if waiting < before {
@@ -321,8 +236,8 @@ async fn finish(machine: &'static Machine, guest: Arc<Guest>) {
     drain(machine, &guest).await;
     {
         let mut console = guest.console.lock();
-        console.flush(&guest.name);
-        console.settle(machine);
+        console.flush();
+        console.settle();
     }
     {
         let mut owner = machine.console_guest.lock();
@@ -376,7 +291,7 @@ fn end_of(machine: &Machine, memory: Memory) {
 /// stopped, 2 when what the boot loader passed was wrong.
 pub fn end(status: u64) -> ! {
     if let Some(machine) = machine::try_get() {
-        crate::console::settle(machine);
+        console::settle(&machine.console);
     }
     logger::end(How::Status(status));
     rmi_call::machine_off();

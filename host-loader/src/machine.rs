@@ -4,18 +4,19 @@
 //! the GIC and a CPU's inbox are innermost: nothing is locked while they are held,
 //! and nothing is allocated, since the heap takes RAM from the granules.
 
+use crate::arch::local;
 use crate::bundle::Bundle;
 use crate::gic::{self, Controller};
 use crate::granules::Granules;
+use crate::guest::handle::{Guest, Stop, Vcpu};
 use crate::image::stream::Unpacker;
-use crate::life::Guest;
 use crate::pace::Pace;
 use crate::platform::Platform;
-use crate::port::Port;
+use crate::port::SharedPort;
 use crate::seed::Seeds;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use rmi::feature::{Feature0, VendorFeatures};
 use spin::{Mutex, Once};
 
@@ -60,7 +61,7 @@ pub struct Machine {
     /// The interrupt controller.
     pub gic: Mutex<Controller>,
     /// The first UART: the console guest's.
-    pub console: Mutex<Option<Port>>,
+    pub console: SharedPort,
     /// The guest that owns the console now.
     pub console_guest: Mutex<Option<Arc<Guest>>>,
     /// Guests that have not ended for good.
@@ -93,8 +94,28 @@ impl Machine {
     /// Makes CPU `index` look at its inbox, its guests and the reports, unless
     /// it is the caller's own.
     pub fn wake(&self, index: usize) {
-        if index != crate::arch::cpu::index() {
+        if index != local::index() {
             gic::send(gic::CALL_SGI, self.cpus[index].mpidr);
+        }
+    }
+
+    /// Asks all CPUs to leave a guest. The first reason counts, except that a fault
+    /// outweighs a wish.
+    pub fn stop(&self, guest: &Guest, why: Stop) {
+        guest.stop.fetch_max(why as u8, Ordering::AcqRel);
+        for vcpu in &guest.vcpus {
+            self.wake(vcpu.cpu);
+        }
+    }
+
+    /// Has a vCPU that was started looked at by its CPU, if that has found it off:
+    /// one that runs has nothing to look at.
+    pub fn start(&self, vcpu: &Vcpu) {
+        // Either this CPU sees that the other found it off, or the other sees the
+        // start when it looks after saying so.
+        vcpu.starts.fetch_add(1, Ordering::SeqCst);
+        if vcpu.off.load(Ordering::SeqCst) {
+            self.wake(vcpu.cpu);
         }
     }
 }

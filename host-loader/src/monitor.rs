@@ -4,10 +4,11 @@
 //! Each CPU answers for its own vCPUs, when a kick has brought it out of its
 //! guest: so no CPU looks at another's.
 
+use crate::arch::local;
+use crate::guest::handle::Guest;
 use crate::guest::realm::describe;
 use crate::machine::Machine;
 use crate::rmi_call;
-use crate::sched::Held;
 use alloc::format;
 use alloc::string::String;
 use arm64::syndrome::Syndrome;
@@ -35,16 +36,15 @@ pub fn input(machine: &Machine) {
 }
 
 /// Logs the last exits of this CPU's vCPUs.
-pub fn report<'a>(machine: &Machine, held: impl Iterator<Item = &'a Held>) {
+pub fn report<'a>(machine: &Machine, held: impl Iterator<Item = (&'a Guest, usize)>) {
     let size = machine.granules.lock().granule();
     let Some(page) = machine.granules.lock().take(size, size) else {
         log::error!("last exits: no RAM left to read them into");
         return;
     };
-    log::info!("last exits on CPU {}:", crate::arch::cpu::index());
-    for slot in held {
-        let vcpu = &slot.guest.vcpus[slot.index];
-        let who = (&slot.guest.name, slot.index);
+    log::info!("last exits on CPU {}:", local::index());
+    for (guest, index) in held {
+        let (vcpu, name) = (&guest.vcpus[index], &guest.name);
         match rmi_call::rec_history(vcpu.rec, page) {
             Ok(count) => {
                 let exits: *const [Exit; HISTORY_LEN] =
@@ -56,7 +56,7 @@ pub fn report<'a>(machine: &Machine, held: impl Iterator<Item = &'a Held>) {
                     // Exits that are no aborts have no IPA.
                     let region = match exit.ipa {
                         0 => String::new(),
-                        ipa => describe(ipa, &slot.guest.ram),
+                        ipa => describe(ipa, &guest.ram),
                     };
                     let reason = match exit.esr {
                         Exit::INTERRUPT => String::from("interrupt"),
@@ -64,8 +64,8 @@ pub fn report<'a>(machine: &Machine, held: impl Iterator<Item = &'a Held>) {
                     };
                     log::info!(
                         "vcpu {}/{}: {} elr={:#x} far={:#x} ipa={:#x} {}",
-                        who.0,
-                        who.1,
+                        name,
+                        index,
                         reason,
                         exit.elr,
                         exit.far,
@@ -74,10 +74,10 @@ pub fn report<'a>(machine: &Machine, held: impl Iterator<Item = &'a Held>) {
                     );
                 }
                 if count == 0 {
-                    log::info!("vcpu {}/{}: has not run", who.0, who.1);
+                    log::info!("vcpu {name}/{index}: has not run");
                 }
             }
-            Err(error) => log::info!("vcpu {}/{}: {error}", who.0, who.1),
+            Err(error) => log::info!("vcpu {name}/{index}: {error}"),
         }
     }
     machine.granules.lock().give(page, size);

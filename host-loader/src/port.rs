@@ -8,11 +8,15 @@ use crate::device::pl011::Sender;
 use arm_pl011_uart::{FifoLevel, Interrupts, PL011Registers, Uart};
 use core::ptr::NonNull;
 use safe_mmio::UniqueMmioPointer;
+use spin::Mutex;
 
 /// Offset of UARTCR (Arm DDI0183 3.3.8), which the driver only sets as a whole.
 const CR: usize = 0x30;
 /// UARTEN, TXE and RXE.
 const CR_ENABLE: u32 = 1 | 1 << 8 | 1 << 9;
+
+/// The machine's first UART, where it has one.
+pub type SharedPort = Mutex<Option<Port>>;
 
 /// A UART, mapped and the host's alone.
 pub struct Port {

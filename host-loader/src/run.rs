@@ -1,8 +1,7 @@
 //! A vCPU's exits: entered until it needs more than its device models.
 
 use crate::abort::{self, Next, Written};
-use crate::console;
-use crate::life::{Guest, Stop};
+use crate::guest::handle::{Guest, Stop};
 use crate::machine::Machine;
 use crate::rmi_call::{self, CallError};
 use crate::trace;
@@ -57,11 +56,11 @@ pub fn run(
             Err(CallError::Status(Status::ErrorRealm(1))) => return Outcome::Interrupted,
             Err(why) => {
                 error(guest, format_args!("vCPU {index}: REC_ENTER: {why}"));
-                guest.stop(Stop::Fault);
+                machine.stop(guest, Stop::Fault);
                 return Outcome::Stopping;
             }
         }
-        console::take(machine, guest);
+        guest.take_posted();
         // SAFETY: As above; the reference ends before the next entry.
         let exit = unsafe { &(*vcpu.run).exit };
         trace::exit(&guest.name, index, exit);
@@ -80,14 +79,14 @@ pub fn run(
                 Sync::Abort(Next::Stopped) => return Outcome::Stopping,
             },
             Some(ExitReason::Irq | ExitReason::Fiq) => return Outcome::Interrupted,
-            Some(ExitReason::Psci) => match psci_call(guest, index, exit) {
+            Some(ExitReason::Psci) => match psci_call(machine, guest, index, exit) {
                 None => {}
                 Some(outcome) => return outcome,
             },
             Some(ExitReason::SError) => {
                 error(guest, format_args!("vCPU {index}: SError"));
                 abort::report(guest, index, exit, None);
-                guest.stop(Stop::Fault);
+                machine.stop(guest, Stop::Fault);
                 return Outcome::Stopping;
             }
             Some(ExitReason::RipasChange | ExitReason::HostCall) | None => {
@@ -96,7 +95,7 @@ pub fn run(
                     guest,
                     format_args!("vCPU {index}: exit {reason} is nothing a plain guest does"),
                 );
-                guest.stop(Stop::Fault);
+                machine.stop(guest, Stop::Fault);
                 return Outcome::Stopping;
             }
         }
@@ -137,12 +136,12 @@ fn sync(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit) -> Sync 
         let (ipa, size) = (abort::ipa(exit), esr.size().into());
         if esr.is_write() {
             let value = esr.cut(exit.gprs[0]);
-            match abort::device_write(machine, guest, ipa, size, value) {
+            match abort::device_write(guest, ipa, size, value) {
                 Written::Done => return Sync::Mmio(0),
                 Written::Later => return Sync::Again,
                 Written::Nowhere => {}
             }
-        } else if let Some(value) = abort::device_read(machine, guest, ipa, size) {
+        } else if let Some(value) = abort::device_read(guest, ipa, size) {
             return Sync::Mmio(esr.extend(value));
         }
     }
@@ -157,7 +156,7 @@ fn error(guest: &Guest, text: fmt::Arguments<'_>) {
 }
 
 /// Serves a PSCI call: what became of the vCPU, or `None` to go on.
-fn psci_call(guest: &Guest, index: usize, exit: &RecExit) -> Option<Outcome> {
+fn psci_call(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit) -> Option<Outcome> {
     let [function, a, b, c, ..] = exit.gprs;
     let call = Psci::read(function as u32, [a, b, c]);
     match call {
@@ -171,29 +170,29 @@ fn psci_call(guest: &Guest, index: usize, exit: &RecExit) -> Option<Outcome> {
                     guest,
                     format_args!("vCPU {index}: PSCI call for MPIDR {target:#x}, which is no vCPU"),
                 );
-                guest.stop(Stop::Fault);
+                machine.stop(guest, Stop::Fault);
                 return Some(Outcome::Stopping);
             };
             let calling = guest.vcpus[index].rec;
             let vcpu = &guest.vcpus[target];
             if let Err(why) = rmi_call::psci_complete(calling, vcpu.rec, psci::SUCCESS) {
                 error(guest, format_args!("PSCI_COMPLETE: {why}"));
-                guest.stop(Stop::Fault);
+                machine.stop(guest, Stop::Fault);
                 return Some(Outcome::Stopping);
             }
             if matches!(call, Some(Psci::CpuOn { .. })) {
-                crate::sched::start(vcpu);
+                machine.start(vcpu);
             }
             None
         }
         Some(Psci::CpuOff) => Some(Outcome::Off),
         Some(Psci::CpuSuspend { .. }) => Some(Outcome::Waits(deadline(exit))),
         Some(Psci::SystemOff) => {
-            guest.stop(Stop::Off);
+            machine.stop(guest, Stop::Off);
             Some(Outcome::Stopping)
         }
         Some(Psci::SystemReset) => {
-            guest.stop(Stop::Reset);
+            machine.stop(guest, Stop::Reset);
             Some(Outcome::Stopping)
         }
         // EL2 answers these itself.
@@ -206,7 +205,7 @@ fn psci_call(guest: &Guest, index: usize, exit: &RecExit) -> Option<Outcome> {
                 guest,
                 format_args!("vCPU {index}: the call {made} is not the host's"),
             );
-            guest.stop(Stop::Fault);
+            machine.stop(guest, Stop::Fault);
             Some(Outcome::Stopping)
         }
     }

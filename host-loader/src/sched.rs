@@ -12,8 +12,9 @@
 //! and ends the sleep. A vCPU that is off is tried again when its `starts` have
 //! moved since before the entry that found it off.
 
-use crate::arch::cpu;
-use crate::life::{self, Guest, Job, Vcpu};
+use crate::arch::local;
+use crate::guest::handle::{Guest, Vcpu};
+use crate::life::{self, Job};
 use crate::machine::{self, Machine};
 use crate::run::{self, Outcome};
 use crate::turns::{Candidate, State, Turn, Turns};
@@ -56,11 +57,10 @@ enum What {
 }
 
 /// A vCPU that this CPU holds.
-pub struct Held {
-    /// Its guest.
-    pub guest: Arc<Guest>,
+struct Held {
+    guest: Arc<Guest>,
     /// Its index there.
-    pub index: usize,
+    index: usize,
     pending: EnterFlags,
 }
 
@@ -96,25 +96,14 @@ impl Candidate for Slot {
     }
 }
 
-/// Has a vCPU that was started looked at by its CPU, if that has found it off:
-/// one that runs has nothing to look at.
-pub fn start(vcpu: &Vcpu) {
-    // Either this CPU sees that the other found it off, or the other sees the
-    // start when it looks after saying so.
-    vcpu.starts.fetch_add(1, Ordering::SeqCst);
-    if vcpu.off.load(Ordering::SeqCst) {
-        machine::get().wake(vcpu.cpu);
-    }
-}
-
 /// A further CPU's way here.
 pub fn secondary() -> ! {
     let machine = machine::get();
     let started = machine.gic.lock().start_cpu(&private(machine));
     if let Err(error) = started {
-        panic!("CPU {}: {error}", cpu::index());
+        panic!("CPU {}: {error}", local::index());
     }
-    log::debug!("CPU {} runs", cpu::index());
+    log::debug!("CPU {} runs", local::index());
     run_loop(machine)
 }
 
@@ -140,7 +129,7 @@ struct Running {
 
 /// Runs this CPU's vCPUs until the machine ends.
 pub fn run_loop(machine: &'static Machine) -> ! {
-    let me = &machine.cpus[cpu::index()];
+    let me = &machine.cpus[local::index()];
     // Room for every vCPU there is: a reset allocates nothing here.
     let guests = machine.bundle.guests.iter();
     let vcpus = guests.map(|guest| guest.guest.vcpus as usize).sum();
@@ -160,7 +149,8 @@ pub fn run_loop(machine: &'static Machine) -> ! {
         let reports = machine.reports.load(Ordering::Acquire);
         if reports != reported {
             reported = reports;
-            monitor::report(machine, running.slots.iter().filter_map(Slot::held));
+            let held = running.slots.iter().filter_map(Slot::held);
+            monitor::report(machine, held.map(|held| (&*held.guest, held.index)));
         }
         while running.let_go_of_one() {}
         running.turn();
@@ -297,7 +287,10 @@ fn interrupt(machine: &Machine, intid: u32) {
     if intid == machine.platform.timer_intid {
         set_timer(None);
     } else if Some(intid) == of(&machine.platform.console) {
-        console::input(machine);
+        // Held until all is done: whoever takes the guest apart takes it from here
+        // first, so its page and its realm are there.
+        let owner = machine.console_guest.lock();
+        console::input(&machine.console, owner.as_ref().map(|guest| &guest.console));
     } else if Some(intid) == of(&machine.platform.log) {
         monitor::input(machine);
     }

@@ -1,14 +1,13 @@
-//! One CPU's own state, and how further CPUs come to Rust.
+//! How further CPUs come to Rust.
 
 use super::exception::Frame;
+use super::local::{BOOT_CPU, CpuLocal};
 use super::mmu;
 use crate::rmi_call;
 use alloc::boxed::Box;
 use arm64::frame::Regime;
 use arm64::instr;
-use arm64::regs::TPIDR_EL1;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 core::arch::global_asm!(
     include_str!("../../../hyp/arm64/src/image.s"),
@@ -27,48 +26,6 @@ core::arch::global_asm!(
     exception_handler = sym super::exception::exception_handler,
     secondary_main = sym secondary_main,
 );
-
-/// What TPIDR_EL1 points to.
-#[repr(C)]
-pub struct CpuLocal {
-    /// Top of the stack that exceptions run on, for entry.s.
-    exception_stack: AtomicU64,
-    /// Index of this CPU among those of the device tree.
-    index: AtomicU64,
-    /// Exceptions and panics so far: the first is reported.
-    pub faults: AtomicU32,
-}
-
-impl CpuLocal {
-    const fn new(exception_stack: u64, index: u64) -> Self {
-        Self {
-            exception_stack: AtomicU64::new(exception_stack),
-            index: AtomicU64::new(index),
-            faults: AtomicU32::new(0),
-        }
-    }
-}
-
-/// The boot CPU's state; entry.s writes its exception stack.
-static BOOT_CPU: CpuLocal = CpuLocal::new(0, 0);
-
-/// This CPU's state.
-pub fn local() -> &'static CpuLocal {
-    let pointer = core::ptr::with_exposed_provenance::<CpuLocal>(TPIDR_EL1.get() as usize);
-    // SAFETY: entry.s sets TPIDR_EL1 before Rust runs, to BOOT_CPU or to a
-    // leaked box; neither moves nor goes.
-    unsafe { &*pointer }
-}
-
-/// Index of this CPU among those of the device tree.
-pub fn index() -> usize {
-    local().index.load(Ordering::Relaxed) as usize
-}
-
-/// Tells the boot CPU which CPU of the device tree it is.
-pub fn set_index(index: usize) {
-    local().index.store(index as u64, Ordering::Relaxed);
-}
 
 /// What entry.s loads on a further CPU, with its MMU off.
 #[repr(C, align(64))]

@@ -4,7 +4,7 @@
 //! The report takes no lock and no heap, so that it works from anywhere. A
 //! fault while one is reported cuts the report short.
 
-use super::{cpu, mmu};
+use super::{local, mmu};
 use crate::{logger, rmi_call};
 use appendix::{Appendix, Symbols};
 use arm64::instr;
@@ -36,7 +36,7 @@ pub struct Frame {
 }
 
 fn begin() {
-    match cpu::local().faults.fetch_add(1, Ordering::Relaxed) {
+    match local::local().faults.fetch_add(1, Ordering::Relaxed) {
         0 => {}
         1 => end(),
         _ => rmi_call::machine_off(),
@@ -62,7 +62,7 @@ pub extern "C" fn exception_handler(vector: u64, frame: &Frame) -> ! {
     let line = |arguments: core::fmt::Arguments<'_>| logger::raw(logger::ERROR, arguments);
     line(format_args!(
         "PANIC: unexpected {kind} on CPU {}",
-        cpu::index()
+        local::index()
     ));
     line(format_args!("  {}", Syndrome(esr)));
     line(format_args!(
@@ -91,7 +91,7 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     let fp = instr::frame_pointer();
     logger::raw(
         logger::ERROR,
-        format_args!("PANIC on CPU {}: {}", cpu::index(), info.message()),
+        format_args!("PANIC on CPU {}: {}", local::index(), info.message()),
     );
     if let Some(location) = info.location() {
         logger::raw(logger::ERROR, format_args!("  at {location}"));

@@ -8,4 +8,6 @@ pub mod cpu;
 #[cfg(target_os = "none")]
 pub mod exception;
 #[cfg(target_os = "none")]
+pub mod local;
+#[cfg(target_os = "none")]
 pub mod mmu;

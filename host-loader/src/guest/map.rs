@@ -23,6 +23,8 @@ pub const FLASH_VARIABLES: Range<u64> = 0x0400_0000..0x0408_0000;
 
 /// The first INTID that is an SPI.
 pub const FIRST_SPI: u32 = 32;
+/// The UART's interrupt.
+pub const UART_INTID: u32 = FIRST_SPI + UART_SPI;
 
 /// PPIs of the timers: secure physical, physical, virtual, hypervisor.
 pub const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];

@@ -9,9 +9,13 @@
 //! | [`realm`] | the RMI commands that build a realm and take it apart |
 //! | [`vmid`] | which VMIDs living realms have |
 //! | [`build`] | all of these in order |
+//!
+//! The image has `handle` besides, a guest that runs.
 
 pub mod build;
 pub mod fdt;
+#[cfg(target_os = "none")]
+pub mod handle;
 pub mod map;
 pub mod place;
 pub mod ram;

@@ -8,6 +8,7 @@
 pub mod arm64;
 pub mod elf;
 pub mod gzip;
+pub mod packed;
 pub mod stream;
 pub mod zboot;
 pub mod zstd;
@@ -15,7 +16,8 @@ pub mod zstd;
 use crate::pace::Pace;
 use core::fmt;
 use core::ops::Range;
-use stream::{Packed, Stream, Unpacker};
+use packed::Packed;
+use stream::{Stream, Unpacker};
 
 /// A guest's RAM, to write to.
 pub trait GuestMemory {

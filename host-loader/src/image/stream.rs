@@ -7,6 +7,7 @@
 //! largest of all files: a kernel that was unpacked once can always be unpacked
 //! again, whatever has become of the machine's memory.
 
+use super::packed::Packed;
 use super::{HEAD, ImageError, gzip, zboot, zstd};
 use crate::pace::PIECE;
 use alloc::boxed::Box;
@@ -40,30 +41,6 @@ impl Unpacker {
             Packed::Zstd(frame) => {
                 zstd::Header::parse(frame).map_or(0, |(header, _)| header.memory(HEAD))
             }
-        }
-    }
-}
-
-/// A file, and how it is packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Packed<'a> {
-    /// It is not.
-    Not(&'a [u8]),
-    /// By gzip.
-    Gzip(&'a [u8]),
-    /// By zstd.
-    Zstd(&'a [u8]),
-}
-
-impl<'a> Packed<'a> {
-    /// Goes by the magic; a file without one is not packed.
-    pub fn detect(file: &'a [u8]) -> Self {
-        if gzip::is(file) {
-            Self::Gzip(file)
-        } else if zstd::is(file) {
-            Self::Zstd(file)
-        } else {
-            Self::Not(file)
         }
     }
 }

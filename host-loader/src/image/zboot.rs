@@ -2,7 +2,7 @@
 //! drivers/firmware/efi/libstub/zboot-header.S).
 
 use super::ImageError;
-use super::stream::Packed;
+use super::packed::Packed;
 
 fn word(file: &[u8], at: usize) -> Option<usize> {
     let bytes = file.get(at..at + 4)?.try_into().ok()?;

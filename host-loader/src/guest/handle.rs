@@ -1,0 +1,131 @@
+//! A guest that runs, as the CPUs that hold its vCPUs share it.
+
+use super::build::Memory;
+use super::ram::Run;
+use super::realm::Realm;
+use crate::console::{Console, PostedPage};
+use crate::logger;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use log::Level;
+use rmi::run::RecRun;
+use spin::Mutex;
+
+/// How often an instruction may be left to the guest again, one time after the
+/// other. It faults otherwise than its tables say only while they change.
+const AGAIN: u64 = 16;
+
+/// Why a guest stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stop {
+    /// It asked to be powered off.
+    Off = 1,
+    /// It asked to be reset.
+    Reset = 2,
+    /// It did what it may not, or EL2 would not run it.
+    Fault = 3,
+}
+
+/// A vCPU, as others than its CPU may see it.
+pub struct Vcpu {
+    /// Its REC's PA.
+    pub rec: u64,
+    /// Its run page; only the CPU that holds the vCPU touches it.
+    pub run: *mut RecRun,
+    /// How often it was asked to start.
+    pub starts: AtomicU32,
+    /// Its CPU has found it off, and looks at it only when told.
+    pub off: AtomicBool,
+    /// The CPU that it runs on.
+    pub cpu: usize,
+    /// How often an instruction was left to it again.
+    pub repeats: Repeats,
+}
+
+/// A guest that runs.
+pub struct Guest {
+    /// Its place in the configuration.
+    pub config: usize,
+    /// How messages call it.
+    pub name: Arc<str>,
+    /// The realm descriptor's PA.
+    pub rd: u64,
+    /// Its RAM, IPAs.
+    pub ram: Range<u64>,
+    /// And where that is.
+    pub runs: Vec<Run>,
+    /// It is stopped when it accesses what it does not have.
+    pub strict: bool,
+    /// It has done so, and the log has it.
+    pub trespassed: AtomicBool,
+    /// Its vCPUs.
+    pub vcpus: Vec<Vcpu>,
+    /// Its UART, and where that leads.
+    pub console: Mutex<Console>,
+    /// The UART's page; under the console's lock, but for a look whether anything
+    /// waits.
+    pub posted: PostedPage,
+    /// A [`Stop`], or 0.
+    pub stop: AtomicU8,
+    /// vCPUs that CPUs hold.
+    pub attached: AtomicUsize,
+    /// What it is made of, until it is taken apart.
+    pub parts: Mutex<Option<(Realm, Memory)>>,
+}
+
+// SAFETY: What is not Send and Sync by itself is `run`, which only the CPU that holds
+// the vCPU follows.
+unsafe impl Send for Vcpu {}
+// SAFETY: As above.
+unsafe impl Sync for Vcpu {}
+
+impl Guest {
+    /// Logs what it has done, or had done to it: every line has its name.
+    pub fn log(&self, level: Level, text: fmt::Arguments<'_>) {
+        logger::of_guest(&self.name, level, text);
+    }
+
+    /// After an exit: takes what its vCPUs have written meanwhile.
+    #[inline]
+    pub fn take_posted(&self) {
+        if self.posted.get().is_some_and(|page| !page.is_empty()) {
+            self.console.lock().catch_up();
+        }
+    }
+
+    /// It is about to stop: do not enter it again.
+    #[inline]
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire) != 0
+    }
+}
+
+/// How often in succession an instruction was left to its guest.
+#[derive(Debug, Default)]
+pub struct Repeats {
+    pc: AtomicU64,
+    count: AtomicU64,
+}
+
+impl Repeats {
+    /// Counts one more at `pc`; true when these are too many.
+    pub fn add(&self, pc: u64) -> bool {
+        // Only the CPU that holds the vCPU is here.
+        let count = if self.pc.swap(pc, Ordering::Relaxed) == pc {
+            self.count.load(Ordering::Relaxed) + 1
+        } else {
+            1
+        };
+        self.count.store(count, Ordering::Relaxed);
+        count > AGAIN
+    }
+
+    /// It was left to it no more.
+    pub fn clear(&self) {
+        self.count.store(0, Ordering::Relaxed);
+    }
+}
