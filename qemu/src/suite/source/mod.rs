@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`citations`] | what comments and pages name is there |
 //! | [`lines`] | how much code runs at EL2, held to a limit |
-//! | [`rust`] | which lines of a Rust crate are code that its image has |
+//! | [`floors`] | no module names one that stands above it |
+//! | [`rust`] | what of a Rust crate its image has |
 //! | [`dependencies`] | what else is taken from elsewhere, and on which terms |
 
 pub mod citations;
 pub mod dependencies;
+pub mod floors;
 pub mod lines;
 pub mod rust;
 
@@ -24,6 +26,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::of_cargo("check/citations", citations::check),
         Case::of_cargo("check/lines", lines::check),
+        Case::of_cargo("check/floors", floors::check),
         Case::of_cargo("check/dependencies", dependencies::check),
     ]
 }

@@ -1,5 +1,6 @@
-//! Which lines of a Rust crate are code that its image has: what is left without
-//! comments, and without what a `cfg` leaves out of a build for EL2.
+//! What of a Rust crate its image has: the lines of code that are left without
+//! comments, and without what a `cfg` leaves out of a build for EL2; and the paths
+//! in them.
 //!
 //! The crate is followed from its roots by `mod`, so that a module of tests in a
 //! file of its own is left out like one between braces.
@@ -34,26 +35,71 @@ const ITEMS: [&str; 15] = [
     "macro_rules",
 ];
 
+/// A file of a crate.
+#[derive(Debug)]
+pub struct Source {
+    /// Its module's name, from the root's on; none for the root.
+    pub module: Vec<String>,
+    /// The file.
+    pub file: PathBuf,
+    /// How many lines of code it has.
+    pub lines: usize,
+    /// The paths in it that begin with `crate`, `self` or `super`.
+    pub paths: Vec<UsedPath>,
+}
+
+/// A path, as the code has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsedPath {
+    /// Modules between braces that it stands in.
+    pub within: Vec<String>,
+    /// Its names: `crate`, `memory`, `host`.
+    pub names: Vec<String>,
+    /// The line.
+    pub line: usize,
+}
+
 /// The lines of code of the crate whose roots these are (`lib.rs`, `main.rs`).
 ///
 /// # Errors
 /// When a file is not there, or is no Rust.
 pub fn lines(roots: &[PathBuf]) -> Result<usize> {
-    let mut files: Vec<PathBuf> = roots.to_vec();
+    Ok(read(roots)?.iter().map(|source| source.lines).sum())
+}
+
+/// The files of the crate whose roots these are.
+///
+/// # Errors
+/// As for [`lines`].
+pub fn read(roots: &[PathBuf]) -> Result<Vec<Source>> {
+    let mut files: Vec<(PathBuf, Vec<String>)> = roots
+        .iter()
+        .map(|root| (root.clone(), Vec::new()))
+        .collect();
     let mut known: BTreeSet<PathBuf> = roots.iter().cloned().collect();
-    let mut sum = 0;
-    while let Some(file) = files.pop() {
+    let mut all = Vec::new();
+    while let Some((file, module)) = files.pop() {
         let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-        let mut code = Code::of(&text).with_context(|| file.display().to_string())?;
-        sum += code.lines.len();
-        for module in std::mem::take(&mut code.modules) {
-            let file = module_file(&file, roots.contains(&file), &module)?;
+        let code = Code::of(&text).with_context(|| file.display().to_string())?;
+        for inner in &code.modules {
+            let file = module_file(&file, roots.contains(&file), inner)?;
             if known.insert(file.clone()) {
-                files.push(file);
+                let name = [
+                    &module[..],
+                    &inner.within,
+                    std::slice::from_ref(&inner.name),
+                ];
+                files.push((file, name.concat()));
             }
         }
+        all.push(Source {
+            module,
+            file,
+            lines: code.lines.len(),
+            paths: code.paths,
+        });
     }
-    Ok(sum)
+    Ok(all)
 }
 
 /// The file of a module that is declared in `file`.
@@ -93,6 +139,7 @@ struct Module {
 struct Code {
     lines: BTreeSet<usize>,
     modules: Vec<Module>,
+    paths: Vec<UsedPath>,
 }
 
 impl Code {
@@ -165,6 +212,16 @@ impl Code {
                     continue;
                 }
             }
+            if starts_path(&tokens[at..]) {
+                let line = tokens[at].span().start().line;
+                for names in paths(&tokens[at..]) {
+                    self.paths.push(UsedPath {
+                        within: within.to_vec(),
+                        names,
+                        line,
+                    });
+                }
+            }
             self.add_within(&tokens[at], within);
             at += 1;
         }
@@ -191,6 +248,48 @@ impl Code {
     fn add(&mut self, token: &TokenTree) {
         let span = token.span();
         self.lines.extend(span.start().line..=span.end().line);
+    }
+}
+
+/// Whether a path of this crate begins here.
+fn starts_path(tokens: &[TokenTree]) -> bool {
+    let [TokenTree::Ident(word), rest @ ..] = tokens else {
+        return false;
+    };
+    (word == "crate" || word == "self" || word == "super") && begins_with_colons(rest)
+}
+
+fn begins_with_colons(tokens: &[TokenTree]) -> bool {
+    matches!(tokens, [first, second, ..] if is(first, ':') && is(second, ':'))
+}
+
+/// The paths that begin with the first token: more than one where they go on
+/// between braces.
+fn paths(tokens: &[TokenTree]) -> Vec<Vec<String>> {
+    match tokens {
+        [TokenTree::Ident(name), rest @ ..] => {
+            let name = name.to_string();
+            let mut all = if begins_with_colons(rest) {
+                paths(&rest[2..])
+            } else {
+                Vec::new()
+            };
+            if all.is_empty() {
+                all.push(Vec::new());
+            }
+            for path in &mut all {
+                path.insert(0, name.clone());
+            }
+            all
+        }
+        [TokenTree::Group(group), ..] if group.delimiter() == Delimiter::Brace => {
+            let inner: Vec<_> = group.stream().into_iter().collect();
+            inner
+                .split(|token| is(token, ','))
+                .flat_map(paths)
+                .collect()
+        }
+        _ => Vec::new(),
     }
 }
 
@@ -346,6 +445,32 @@ mod tests {
         ] {
             assert_eq!(count(text), lines, "{text}");
         }
+    }
+
+    #[test]
+    fn paths_of_the_crate_are_found_where_they_are_built() {
+        let text = "use crate::a::{self, b::C, d};\nuse other::e;\n\
+                    #[cfg(test)]\nuse crate::f;\nmod g {\n    use super::h::*;\n}\n\
+                    fn i() -> crate::j::K {\n    self::l(self.m, $crate::n)\n}\n";
+        let code = Code::of(text).expect("Rust");
+        let found: Vec<_> = code
+            .paths
+            .iter()
+            .map(|path| (path.names.join("::"), path.within.len(), path.line))
+            .collect();
+        let right = [
+            ("crate::a::self", 0, 1),
+            ("crate::a::b::C", 0, 1),
+            ("crate::a::d", 0, 1),
+            ("super::h", 1, 6),
+            ("crate::j::K", 0, 8),
+            ("self::l", 0, 9),
+            ("crate::n", 0, 9),
+        ];
+        assert_eq!(
+            found,
+            right.map(|(path, within, line)| (path.into(), within, line))
+        );
     }
 
     #[test]
