@@ -161,7 +161,7 @@ fn decide(
             cpu.registers.pc = cpu.registers.pc.wrapping_add(4);
             Outcome::Done
         } else {
-            emulate::run(&mut cpu, &mut space, exit.far, By::of(esr))
+            emulate::serve(&mut cpu, &mut space, exit.far, By::of(esr))
         }
     };
     let outcome = bounded(&guest.vcpus[index], exit, outcome);
@@ -242,19 +242,19 @@ struct View<'a> {
 
 impl Tables for View<'_> {
     fn load(&mut self, ipa: u64) -> Option<u64> {
-        let at = ram::find(&self.guest.runs, ipa, 8)?;
+        let at = ram::find(&self.guest.extents, ipa, 8)?;
         Some(at.load(8, self.machine.features.fwb))
     }
 
     fn exchange(&mut self, ipa: u64, old: u64, new: u64) -> bool {
-        ram::find(&self.guest.runs, ipa, 8)
+        ram::find(&self.guest.extents, ipa, 8)
             .is_some_and(|at| at.exchange(old, new, self.machine.features.fwb))
     }
 }
 
 impl Space for View<'_> {
     fn place(&self, ipa: u64) -> Place {
-        if ram::find(&self.guest.runs, ipa, 1).is_some() {
+        if ram::find(&self.guest.extents, ipa, 1).is_some() {
             Place::Ram
         } else if map::UART.contains(&ipa) || map::FLASH.contains(&ipa) {
             Place::Device
@@ -264,7 +264,7 @@ impl Space for View<'_> {
     }
 
     fn read(&mut self, ipa: u64, size: u64) -> Result<u64, Nowhere> {
-        if let Some(at) = ram::find(&self.guest.runs, ipa, size) {
+        if let Some(at) = ram::find(&self.guest.extents, ipa, size) {
             return Ok(at.load(size, self.machine.features.fwb));
         }
         match Device::of(ipa, size).ok_or(Nowhere)? {
@@ -277,7 +277,7 @@ impl Space for View<'_> {
     }
 
     fn write(&mut self, ipa: u64, size: u64, value: u64) -> Result<(), Nowhere> {
-        if let Some(at) = ram::find(&self.guest.runs, ipa, size) {
+        if let Some(at) = ram::find(&self.guest.extents, ipa, size) {
             at.store(size, value, self.machine.features.fwb);
             return Ok(());
         }

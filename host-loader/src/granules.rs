@@ -1,6 +1,6 @@
 //! The RAM that the host owns, as ranges of free granules.
 //!
-//! [`Granules`] hands out aligned, contiguous runs, first fit from the top of
+//! [`Granules`] hands out aligned, contiguous extents, first fit from the top of
 //! the sizes that the caller names, and takes them back; neighbours merge.
 //! Bookkeeping stands on the heap, none in the granules themselves: they may be
 //! EL2's at the time. One lock around the whole is the user's.
@@ -69,8 +69,8 @@ impl Granules {
     }
 
     /// Takes `size` bytes that start at a multiple of `align` (a power of two);
-    /// both are rounded up to granules. `None` when no run is long enough, or
-    /// more runs are taken than there is room to remember.
+    /// both are rounded up to granules. `None` when no extent is long enough, or
+    /// more extents are taken than there is room to remember.
     pub fn take(&mut self, size: u64, align: u64) -> Option<u64> {
         let size = size.checked_next_multiple_of(self.granule)?;
         let align = align.max(self.granule);
@@ -89,7 +89,7 @@ impl Granules {
     /// lost.
     ///
     /// # Panics
-    /// If part of the run is free already: the host's own error.
+    /// If part of the extent is free already: the host's own error.
     pub fn give(&mut self, start: u64, size: u64) -> bool {
         let size = size.next_multiple_of(self.granule);
         let range = start..start + size;
@@ -100,45 +100,45 @@ impl Granules {
         assert!(!overlap, "granules at {start:#x} are free already");
         let remembered = self.insert(range);
         if !remembered {
-            log::error!("{size} bytes of RAM at {start:#x} are lost: too many runs");
+            log::error!("{size} bytes of RAM at {start:#x} are lost: too many extents");
         }
         remembered
     }
 
-    /// Takes `size` bytes in as few runs as there are, each as aligned as its
-    /// length allows: runs of the largest block size in `blocks` (descending)
-    /// first, granules last. They go to the empty `runs`, at most as many as it
+    /// Takes `size` bytes in as few extents as there are, each as aligned as its
+    /// length allows: extents of the largest block size in `blocks` (descending)
+    /// first, granules last. They go to the empty `extents`, at most as many as it
     /// has room for. All or nothing: whether all.
     pub fn take_scattered(
         &mut self,
         size: u64,
         blocks: &[u64],
-        runs: &mut Vec<Range<u64>>,
+        extents: &mut Vec<Range<u64>>,
     ) -> bool {
         let Some(mut left) = size.checked_next_multiple_of(self.granule) else {
             return false;
         };
         for block in blocks.iter().copied().chain([self.granule]) {
             let mut want = left / block * block;
-            while want >= block && runs.len() < runs.capacity() {
+            while want >= block && extents.len() < extents.capacity() {
                 let longest = self.longest(block).min(want);
                 let Some(start) = self.take(longest, block) else {
                     break;
                 };
-                runs.push(start..start + longest);
+                extents.push(start..start + longest);
                 want -= longest;
                 left -= longest;
             }
         }
         if left > 0 {
-            for run in runs.drain(..) {
-                self.give(run.start, run.end - run.start);
+            for extent in extents.drain(..) {
+                self.give(extent.start, extent.end - extent.start);
             }
         }
         left == 0
     }
 
-    /// The longest run of whole blocks of `block` bytes that is there.
+    /// The longest extent of whole blocks of `block` bytes that is there.
     fn longest(&self, block: u64) -> u64 {
         self.free
             .iter()
@@ -192,12 +192,12 @@ impl Granules {
     }
 }
 
-/// Makes room for `runs` more runs that are taken and not given back: as many can
+/// Makes room for `extents` more that are taken and not given back: as many can
 /// be taken, and all come back.
-pub fn make_room(granules: &Mutex<Granules>, runs: usize) {
+pub fn make_room(granules: &Mutex<Granules>, extents: usize) {
     let now = granules.lock().free.capacity();
     // Allocated before the lock is taken, and freed behind it.
-    let mut room = Vec::with_capacity(now + runs);
+    let mut room = Vec::with_capacity(now + extents);
     let mut granules = granules.lock();
     room.append(&mut granules.free);
     let old = core::mem::replace(&mut granules.free, room);
@@ -222,9 +222,9 @@ mod tests {
     #[test]
     fn big_blocks_come_first() {
         let mut granules = Granules::new(0x1000, &[0x1000..0x20_0000 * 3 + 0x5000, 0..0], &[]);
-        let mut runs = Vec::with_capacity(8);
-        assert!(granules.take_scattered(0x20_0000 * 2 + 0x3000, &[0x20_0000], &mut runs));
-        assert_eq!(runs, vec![0x20_0000..0x60_0000, 0x1000..0x4000]);
+        let mut extents = Vec::with_capacity(8);
+        assert!(granules.take_scattered(0x20_0000 * 2 + 0x3000, &[0x20_0000], &mut extents));
+        assert_eq!(extents, vec![0x20_0000..0x60_0000, 0x1000..0x4000]);
         let mut none = Vec::with_capacity(8);
         assert!(!granules.take_scattered(0x4000_0000, &[0x20_0000], &mut none));
         assert!(none.is_empty());

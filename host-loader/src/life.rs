@@ -95,14 +95,14 @@ const BLOCK_SIZES: u64 = 16;
 ///
 /// The error says what is missing.
 pub fn reserve(machine: &'static Machine, memories: &[Memory]) -> Result<(), String> {
-    let (mut heap, mut runs, mut vcpus) = (0, 0, 0);
+    let (mut heap, mut extents, mut vcpus) = (0, 0, 0);
     for (index, (config, memory)) in machine.bundle.guests.iter().zip(memories).enumerate() {
         let needs = build::needs(config, &resources(machine, index), memory)?;
         // The guest of before a reset goes when the next one runs.
         let count = config.guest.vcpus as usize;
         let own = size_of::<Guest>() + count * size_of::<Vcpu>() + JOB;
         heap += BLOCK_SIZES * (needs.heap + 2 * own.next_power_of_two() as u64);
-        runs += needs.runs;
+        extents += needs.extents;
         vcpus += count;
     }
     // Where vCPUs arrive: no CPU has more than all of them.
@@ -116,7 +116,7 @@ pub fn reserve(machine: &'static Machine, memories: &[Memory]) -> Result<(), Str
             heap.div_ceil(1 << 20)
         ));
     }
-    granules::make_room(machine.granules, runs);
+    granules::make_room(machine.granules, extents);
     Ok(())
 }
 
@@ -140,7 +140,7 @@ pub async fn create(
         .enumerate()
         .map(|(index, &cpu)| Vcpu {
             rec: realm.rec(index),
-            run: realm.run_page(index),
+            run_page: realm.run_page(index),
             starts: AtomicU32::new(u32::from(index == 0)),
             off: AtomicBool::new(index != 0),
             cpu,
@@ -166,7 +166,7 @@ pub async fn create(
         name,
         rd: realm.rd(),
         ram: memory.ram.range(),
-        runs: memory.ram.runs().to_vec(),
+        extents: memory.ram.extents().to_vec(),
         strict: settings.guest.strict,
         trespassed: AtomicBool::new(false),
         vcpus,

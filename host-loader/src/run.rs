@@ -43,11 +43,11 @@ pub fn run(
     } else {
         EnterFlags::empty()
     };
-    let page = vcpu.run.expose_provenance() as u64;
+    let page = vcpu.run_page.expose_provenance() as u64;
     loop {
         // SAFETY: The page is the host's own memory, this CPU holds the vCPU, and
         // EL2 touches the page only inside the call.
-        unsafe { (*vcpu.run).enter.flags = (always | *pending).bits() };
+        unsafe { (*vcpu.run_page).enter.flags = (always | *pending).bits() };
         match rmi_call::rec_enter(vcpu.rec, page) {
             Ok(()) => *pending = EnterFlags::empty(),
             Err(CallError::Status(Status::ErrorRec)) => return Outcome::Off,
@@ -62,13 +62,13 @@ pub fn run(
         }
         guest.take_posted();
         // SAFETY: As above; the reference ends before the next entry.
-        let exit = unsafe { &(*vcpu.run).exit };
+        let exit = unsafe { &(*vcpu.run_page).exit };
         trace::exit(&guest.name, index, exit);
         match ExitReason::from_raw(exit.exit_reason) {
             Some(ExitReason::Sync) => match sync(machine, guest, index, exit) {
                 Sync::Mmio(value) => {
                     // SAFETY: As above.
-                    unsafe { (*vcpu.run).enter.gprs[0] = value };
+                    unsafe { (*vcpu.run_page).enter.gprs[0] = value };
                     *pending = EnterFlags::EMUL_MMIO;
                 }
                 // The guest executes it again, after whoever else has a turn.

@@ -117,7 +117,7 @@ pub fn private(machine: &Machine) -> [u32; 3] {
 }
 
 /// All that takes turns on a CPU.
-struct Running {
+struct Schedule {
     machine: &'static Machine,
     slots: Vec<Slot>,
     turns: Turns,
@@ -133,7 +133,7 @@ pub fn run_loop(machine: &'static Machine) -> ! {
     // Room for every vCPU there is: a reset allocates nothing here.
     let guests = machine.bundle.guests.iter();
     let vcpus = guests.map(|guest| guest.guest.vcpus as usize).sum();
-    let mut running = Running {
+    let mut schedule = Schedule {
         machine,
         slots: Vec::with_capacity(vcpus),
         turns: Turns::new(slice()),
@@ -144,16 +144,16 @@ pub fn run_loop(machine: &'static Machine) -> ! {
     loop {
         gic::take_all(|intid| interrupt(machine, intid));
         for (guest, index) in me.inbox.lock().drain(..) {
-            running.arrive(guest, index);
+            schedule.arrive(guest, index);
         }
         let reports = machine.reports.load(Ordering::Acquire);
         if reports != reported {
             reported = reports;
-            let held = running.slots.iter().filter_map(Slot::held);
+            let held = schedule.slots.iter().filter_map(Slot::held);
             monitor::report(machine, held.map(|held| (&*held.guest, held.index)));
         }
-        while running.let_go_of_one() {}
-        running.turn();
+        while schedule.let_go_of_one() {}
+        schedule.turn();
     }
 }
 
@@ -162,7 +162,7 @@ fn slice() -> u64 {
     CNTFRQ_EL0.get() / SLICES
 }
 
-impl Running {
+impl Schedule {
     fn arrive(&mut self, guest: Arc<Guest>, index: usize) {
         // Only vCPU 0 starts by itself; the others are asked for.
         let state = if index == 0 {
@@ -218,7 +218,7 @@ impl Running {
     fn turn(&mut self) {
         let choice = self.turns.choose(&mut self.slots, CNTPCT_EL0.get());
         set_timer(choice.timer);
-        let Some(at) = choice.run else {
+        let Some(at) = choice.next else {
             instr::dsb_sy();
             instr::wfi();
             self.since = CNTPCT_EL0.get();

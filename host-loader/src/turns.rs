@@ -60,7 +60,7 @@ pub trait Candidate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// The vCPU to enter; `None` to sleep.
-    pub run: Option<usize>,
+    pub next: Option<usize>,
     /// When the timer must call, at the latest.
     pub timer: Option<u64>,
 }
@@ -104,7 +104,7 @@ impl Turns {
         }
         let Some((first, clock)) = least else {
             return Choice {
-                run: None,
+                next: None,
                 timer: candidates.iter_mut().filter_map(deadline).min(),
             };
         };
@@ -123,7 +123,7 @@ impl Turns {
             .filter_map(|at| self.calls(&mut candidates[at], mine, now))
             .min();
         Choice {
-            run: Some(run),
+            next: Some(run),
             timer,
         }
     }
@@ -303,7 +303,7 @@ mod tests {
         while now < time {
             vcpus.iter_mut().for_each(|v| v.now = now);
             let choice = turns.choose(&mut vcpus, now);
-            match choice.run {
+            match choice.next {
                 Some(at) => {
                     assert!(
                         choice.timer.is_none_or(|at| at > now),
@@ -403,7 +403,7 @@ mod tests {
         let mut turns = Turns::new(SLICE);
         let mut vcpus: Vec<Vcpu> = (0..3).map(|_| Vcpu::new(Habit::Spins)).collect();
         for _ in 0..100 {
-            let at = turns.choose(&mut vcpus, 0).run.unwrap();
+            let at = turns.choose(&mut vcpus, 0).next.unwrap();
             vcpus[at].turn.charge(SLICE / 3);
         }
         let before: Vec<u64> = vcpus.iter().map(|v| v.turn.used.unwrap()).collect();
@@ -432,7 +432,7 @@ mod tests {
             vcpu.starts += u32::from(start_at == 2);
             let again = Turns::new(SLICE)
                 .choose(std::slice::from_mut(&mut vcpu), 0)
-                .run
+                .next
                 .is_some();
             // A start before it was off was answered ALREADY_ON.
             assert_eq!(again, start_at != 0);
@@ -446,15 +446,15 @@ mod tests {
         for (vcpu, used) in vcpus.iter_mut().zip([9, 1, 2]) {
             vcpu.turn.charge(used);
         }
-        assert_eq!(turns.choose(&mut vcpus, 0).run, Some(1));
+        assert_eq!(turns.choose(&mut vcpus, 0).next, Some(1));
         vcpus[1].turn.charge(SLICE / 4);
         vcpus.remove(0);
         turns.removed(0);
-        assert_eq!(turns.choose(&mut vcpus, 0).run, Some(0));
+        assert_eq!(turns.choose(&mut vcpus, 0).next, Some(0));
         vcpus[0].turn.charge(1);
         vcpus.remove(0);
         turns.removed(0);
-        assert_eq!(turns.choose(&mut vcpus, 0).run, Some(0));
+        assert_eq!(turns.choose(&mut vcpus, 0).next, Some(0));
     }
 
     #[test]

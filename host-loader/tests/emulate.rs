@@ -129,7 +129,7 @@ fn cpu() -> Cpu {
 /// Runs one word at RAM's start.
 fn run(cpu: &mut Cpu, machine: &mut Machine, word: u32) -> Outcome {
     machine.set(RAM, word.into());
-    emulate::run(cpu, machine, 0xfa0, By::Read)
+    emulate::serve(cpu, machine, 0xfa0, By::Read)
 }
 
 /// A way to translate.
@@ -345,7 +345,7 @@ proptest! {
         cpu.registers.sp = [DEVICE + at, DEVICE - at];
         cpu.registers.pstate = pstate & !(1 << 4);
         let before = cpu;
-        let outcome = emulate::run(&mut cpu, &mut machine, DEVICE, By::Read);
+        let outcome = emulate::serve(&mut cpu, &mut machine, DEVICE, By::Read);
         if outcome == Outcome::Again {
             prop_assert_eq!(cpu, before);
         }
@@ -591,7 +591,7 @@ fn what_is_ram_is_left_to_the_guest_and_a_part_of_it_is_not() {
     cpu.registers.pc = machine.base;
     machine.set(machine.base, STP_POST.into());
     cpu.registers.x[..3].copy_from_slice(&[1, machine.base + 64, 2]);
-    let outcome = emulate::run(&mut cpu, &mut machine, 0, By::Write);
+    let outcome = emulate::serve(&mut cpu, &mut machine, 0, By::Write);
     assert_eq!(outcome, Outcome::Again);
     assert_eq!(machine.load(machine.base + 64), Some(0));
     // Half a device's, half RAM.
@@ -601,7 +601,7 @@ fn what_is_ram_is_left_to_the_guest_and_a_part_of_it_is_not() {
     machine.set(machine.base + 0x100, 0x2900_0820);
     cpu.registers.pc = machine.base + 0x100;
     assert_eq!(
-        emulate::run(&mut cpu, &mut machine, 0, By::Write),
+        emulate::serve(&mut cpu, &mut machine, 0, By::Write),
         Outcome::Done
     );
     assert_eq!(machine.seen, [(DEVICE + 0xffc, 4, Some(1))]);
@@ -619,21 +619,21 @@ fn a_device_without_room_has_the_whole_instruction_wait() {
     cpu.registers.x[..3].copy_from_slice(&[1, DEVICE - 4, 2]);
     let before = cpu;
     assert_eq!(
-        emulate::run(&mut cpu, &mut machine, 0, By::Write),
+        emulate::serve(&mut cpu, &mut machine, 0, By::Write),
         Outcome::Later
     );
     assert_eq!((cpu, machine.load(DEVICE - 8)), (before, Some(0)));
     // A load does not wait for room.
     machine.set(pc, LDP_POST.into());
     assert_eq!(
-        emulate::run(&mut cpu, &mut machine, 0, By::Read),
+        emulate::serve(&mut cpu, &mut machine, 0, By::Read),
         Outcome::Done
     );
     machine.full = false;
     machine.set(pc, STP_POST.into());
     cpu = before;
     assert_eq!(
-        emulate::run(&mut cpu, &mut machine, 0, By::Write),
+        emulate::serve(&mut cpu, &mut machine, 0, By::Write),
         Outcome::Done
     );
     assert_eq!(machine.seen.last(), Some(&(DEVICE, 4, Some(2))));
@@ -666,7 +666,7 @@ fn literals_are_found_from_the_pc() {
         machine.set(pc, word);
         cpu.registers.pc = pc;
         assert_eq!(
-            emulate::run(&mut cpu, &mut machine, 0, By::Read),
+            emulate::serve(&mut cpu, &mut machine, 0, By::Read),
             Outcome::Done
         );
         assert_eq!((cpu.x(5), cpu.registers.pc), (value, pc + 4));
@@ -719,14 +719,14 @@ fn a_sequence_that_only_the_guest_can_execute_is_told() {
     for (n, word) in words.iter().enumerate() {
         machine.put(RAM + 4 * n as u64, *word);
     }
-    let outcome = emulate::run(&mut cpu, &mut machine, DEVICE, By::Read);
+    let outcome = emulate::serve(&mut cpu, &mut machine, DEVICE, By::Read);
     assert_eq!(outcome, Outcome::Parted(0x1e60_4020));
     assert_eq!(cpu.registers.pc, RAM + 4);
     // While the guest steps, each instruction is one.
     cpu.registers.pc = RAM;
     cpu.registers.pstate |= 1 << 21;
     assert_eq!(
-        emulate::run(&mut cpu, &mut machine, DEVICE, By::Read),
+        emulate::serve(&mut cpu, &mut machine, DEVICE, By::Read),
         Outcome::Done
     );
     assert_eq!(cpu.registers.pc, RAM + 4);
@@ -880,13 +880,13 @@ fn a_lost_update_of_an_entry_has_the_guest_do_it_again() {
     cpu.registers.tcr |= 1 << 39;
     let before = cpu;
     let mut changing = Changing(machine);
-    let outcome = emulate::run(&mut cpu, &mut changing, 0x1000, By::Read);
+    let outcome = emulate::serve(&mut cpu, &mut changing, 0x1000, By::Read);
     assert_eq!((outcome, cpu), (Outcome::Again, before));
     assert_eq!(changing.0.seen, []);
     // Of the fetch, too.
     PLAIN.map((&mut changing.0, &mut cpu), (0x4000, RAM), (3, 0));
     cpu.registers.tcr |= 1 << 39;
-    let outcome = emulate::run(&mut cpu, &mut changing, 0x1000, By::Read);
+    let outcome = emulate::serve(&mut cpu, &mut changing, 0x1000, By::Read);
     assert_eq!((outcome, cpu), (Outcome::Again, before));
     // Amidst a sequence, what came before is done: ldxr w0, [x1] of a page that
     // is marked, then ldr w3, [x4] of one that is not.
@@ -897,7 +897,7 @@ fn a_lost_update_of_an_entry_has_the_guest_do_it_again() {
     changing.0.put(RAM, 0x885f_7c20);
     changing.0.put(RAM + 4, 0xb940_0083);
     cpu.registers.x[4] = 0x2000;
-    let outcome = emulate::run(&mut cpu, &mut changing, 0x1000, By::Read);
+    let outcome = emulate::serve(&mut cpu, &mut changing, 0x1000, By::Read);
     assert_eq!((outcome, cpu.registers.pc), (Outcome::Done, 0x4004));
     assert_eq!(changing.0.seen, [(DEVICE, 4, None)]);
 }
@@ -909,7 +909,7 @@ fn run_all(cpu: &mut Cpu, machine: &mut Machine, words: &[u32]) -> Outcome {
     }
     cpu.registers.pc = RAM;
     cpu.registers.x[1] = DEVICE;
-    emulate::run(cpu, machine, DEVICE, By::Read)
+    emulate::serve(cpu, machine, DEVICE, By::Read)
 }
 
 #[test]
@@ -947,12 +947,12 @@ fn what_was_done_before_a_device_is_full_is_not_done_again() {
     // The guest goes on there, when there is room; its store-exclusive fails.
     (machine.full, machine.most) = (false, usize::MAX);
     assert_eq!(
-        emulate::run(&mut cpu, &mut machine, DEVICE, By::Write),
+        emulate::serve(&mut cpu, &mut machine, DEVICE, By::Write),
         Outcome::Done
     );
     assert_eq!(machine.seen[2..], [(DEVICE + 8, 4, Some(40))]);
     assert_eq!(
-        emulate::run(&mut cpu, &mut machine, DEVICE, By::Write),
+        emulate::serve(&mut cpu, &mut machine, DEVICE, By::Write),
         Outcome::Done
     );
     assert_eq!((cpu.x(2), machine.seen.len()), (1, 3));
@@ -997,7 +997,7 @@ fn what_begins_in_ram_and_ends_in_a_device_does_both() {
     let run = |cpu: &mut Cpu, machine: &mut Machine, word: u32, at: u64| {
         machine.put(code, word);
         (cpu.registers.pc, cpu.registers.x[1]) = (code, at);
-        emulate::run(
+        emulate::serve(
             cpu,
             machine,
             at.next_multiple_of(4096),
@@ -1021,7 +1021,7 @@ fn what_begins_in_ram_and_ends_in_a_device_does_both() {
     let code = machine.base;
     machine.put(code, STR);
     (cpu.registers.pc, cpu.registers.x[1]) = (code, DEVICE - 0x1002);
-    let Outcome::Abort(abort, Cause::Access) = emulate::run(&mut cpu, &mut machine, 0, By::Write)
+    let Outcome::Abort(abort, Cause::Access) = emulate::serve(&mut cpu, &mut machine, 0, By::Write)
     else {
         panic!("no abort");
     };
@@ -1049,7 +1049,7 @@ fn amidst_a_sequence_the_cpu_is_the_judge_of_alignment() {
         machine.put(RAM + 4 * n as u64, word);
     }
     cpu.registers.x[1] = DEVICE + 2;
-    let outcome = emulate::run(&mut cpu, &mut machine, DEVICE, By::Read);
+    let outcome = emulate::serve(&mut cpu, &mut machine, DEVICE, By::Read);
     assert_eq!((outcome, cpu.x(2)), (Outcome::Done, 0));
 }
 
@@ -1078,7 +1078,7 @@ fn an_atomics_fault_is_a_reads_where_a_read_has_it_too() {
             machine.put(RAM, word);
             (cpu.registers.pc, cpu.registers.x[1]) = (0x4000, 0x1000);
             cpu.registers.pstate |= PAN;
-            let outcome = emulate::run(&mut cpu, &mut machine, 0x1000, By::Write);
+            let outcome = emulate::serve(&mut cpu, &mut machine, 0x1000, By::Write);
             let Outcome::Abort(abort, Cause::Access) = outcome else {
                 panic!("{outcome:?}");
             };
@@ -1115,7 +1115,7 @@ fn unprivileged_accesses_are_el0s_without_uao() {
         machine.set(RAM, 0xb840_0820);
         (cpu.registers.pc, cpu.registers.x[1]) = (0x4000, 0x1000);
         cpu.registers.pstate |= uao;
-        match emulate::run(&mut cpu, &mut machine, 0x1000, By::Read) {
+        match emulate::serve(&mut cpu, &mut machine, 0x1000, By::Read) {
             Outcome::Done => assert!(done),
             Outcome::Abort(abort, _) => assert_eq!((abort.code, done), (0x0f, false)),
             outcome => panic!("{outcome:?}"),
@@ -1128,7 +1128,7 @@ fn an_odd_pc_is_the_guests_to_meet() {
     let (mut cpu, mut machine) = (cpu(), Machine::new(RAM));
     cpu.registers.pc = RAM + 2;
     assert_eq!(
-        emulate::run(&mut cpu, &mut machine, 0, By::Read),
+        emulate::serve(&mut cpu, &mut machine, 0, By::Read),
         Outcome::Again
     );
 }

@@ -597,7 +597,7 @@ fn whichever_call_fails_nothing_is_left_behind() {
     }
 }
 
-/// RAM in single granules: as many runs and tables as there can be.
+/// RAM in single granules: as many extents and tables as there can be.
 fn scatter(resources: &Resources<'_>) {
     let size = resources.granules.lock().granule();
     let mut taken = Vec::new();
@@ -659,8 +659,11 @@ fn reset_often(resources: &Resources<'_>, scattered: bool) {
     let free = resources.granules.lock().free_bytes();
     let first = at_once(build::build(config, resources, &mut memory)).unwrap();
     let used = free - resources.granules.lock().free_bytes();
-    let runs = used / resources.granules.lock().granule();
-    assert!(runs as usize <= needs.runs, "{runs} runs, {needs:?}");
+    let extents = used / resources.granules.lock().granule();
+    assert!(
+        extents as usize <= needs.extents,
+        "{extents} extents, {needs:?}"
+    );
     at_once(first.destroy(resources.build_context()));
     for _ in 0..3 {
         let (realm, used) =

@@ -19,7 +19,7 @@ use vgic::{Affinity, Distributor, Redistributor, VcpuSet};
 use crate::cpu::pe::{MAX_PES, Pe};
 use crate::cpu::{gic, pe};
 use crate::kicks::Kicked;
-use crate::memory::granule::{self, Granule, Granules};
+use crate::memory::granule::{self, GranuleWord, Granules};
 use crate::memory::phys;
 use crate::memory::pool::entries_in_ram;
 use crate::posting::Device;
@@ -223,7 +223,7 @@ impl TableMem for RttMem {
 
     fn count(&self, table: Pa) -> u32 {
         let granule = self.granules.get(table.get());
-        granule.map_or(0, Granule::count)
+        granule.map_or(0, GranuleWord::count)
     }
 
     fn add_count(&self, table: Pa, by: i32) {

@@ -1,6 +1,6 @@
 //! A REC: one vCPU, in a granule of its own.
 //!
-//! Who may touch what: `run` belongs to the PE that holds the REC (its granule's
+//! Who may touch what: `state` belongs to the PE that holds the REC (its granule's
 //! count is 1 from `REC_ENTER` until it returns) or, while the count is 0, to
 //! whoever holds the granule's lock. The redistributor is guarded by the realm's
 //! `vgic` lock. The rest is atomic or never changes.
@@ -39,14 +39,14 @@ pub struct Rec {
     /// SGIs, PPIs and what the list registers hold.
     pub redistributor: UnsafeCell<Redistributor>,
     /// Registers and all that only its runner needs.
-    pub run: UnsafeCell<Run>,
+    pub state: UnsafeCell<VcpuState>,
 }
 
 const _: () = assert!(size_of::<Rec>() <= 4096);
 
 /// What only the PE that runs a REC touches.
 #[derive(Debug)]
-pub struct Run {
+pub struct VcpuState {
     /// General registers.
     pub gprs: Gprs,
     /// EL1's system registers.
@@ -129,7 +129,7 @@ impl Rec {
             exit_requested: AtomicBool::new(false),
             kicks: Kicks::new(),
             redistributor: UnsafeCell::new(Redistributor::new(Affinity::from_mpidr(mpidr))),
-            run: UnsafeCell::new(Run {
+            state: UnsafeCell::new(VcpuState {
                 gprs: Gprs::reset(0),
                 el1: El1::reset(),
                 fp: FpState::ZERO,
@@ -169,7 +169,7 @@ impl Rec {
     }
 }
 
-impl Run {
+impl VcpuState {
     /// Out of reset, for a `CPU_ON`: begins at `pc` with `context` in X0.
     pub fn reset(&mut self, pc: u64, context: u64) {
         self.gprs = Gprs::reset(pc);

@@ -64,7 +64,7 @@ pub enum Cause {
 
 /// Executes the instruction at the vCPU's PC. `far` is where it took its abort, and
 /// `by` what it did there.
-pub fn run(cpu: &mut Cpu, space: &mut impl Space, far: u64, by: By) -> Outcome {
+pub fn serve(cpu: &mut Cpu, space: &mut impl Space, far: u64, by: By) -> Outcome {
     let external = |cause| {
         let abort = Abort {
             far,

@@ -1,7 +1,7 @@
 //! A guest from its configuration: RAM, kernel, initrd, device tree, realm.
 
 use super::place::{self, TREE_SPACE};
-use super::ram::{GuestRam, Run};
+use super::ram::{Extent, GuestRam};
 use super::realm::{BuildContext, Realm, Rights, Shape};
 use super::{fdt, map};
 use crate::bundle::{Bundle, CONFIG};
@@ -86,10 +86,10 @@ pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, S
     // Nobody allocates under the lock. A free range gives blocks, and what is in
     // front of them and behind.
     let ranges = resources.granules.lock().ranges().len();
-    let mut runs = Vec::with_capacity(3 * ranges);
+    let mut extents = Vec::with_capacity(3 * ranges);
     let (taken, left) = {
         let mut granules = resources.granules.lock();
-        let taken = granules.take_scattered(size, &[shape.entry_size(2)], &mut runs);
+        let taken = granules.take_scattered(size, &[shape.entry_size(2)], &mut extents);
         (taken, granules.free_bytes())
     };
     if !taken {
@@ -104,7 +104,7 @@ pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, S
         ));
     }
     // SAFETY: The granules were free: mapped, and nobody else's from here on.
-    let ram = unsafe { GuestRam::new(map::RAM_BASE, &runs) };
+    let ram = unsafe { GuestRam::new(map::RAM_BASE, &extents) };
     Ok(Memory {
         ram,
         tree: Vec::new(),
@@ -115,8 +115,8 @@ pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, S
 /// begins with zeros ([`build`]), is EL2, which scrubs it, or the host itself.
 pub fn release(memory: Memory, granules: &Mutex<Granules>) {
     let mut granules = granules.lock();
-    for run in memory.ram.runs() {
-        granules.give(run.pa, run.size);
+    for extent in memory.ram.extents() {
+        granules.give(extent.pa, extent.size);
     }
 }
 
@@ -126,11 +126,11 @@ pub struct Needs {
     /// Bytes of the heap, each allocation rounded up to a power of two. The tree
     /// is not among them: only the first start writes it.
     pub heap: u64,
-    /// Runs of granules.
-    pub runs: usize,
+    /// Extents of granules.
+    pub extents: usize,
 }
 
-/// Bytes of the heap for a guest, for each of its vCPUs, and for each run of its
+/// Bytes of the heap for a guest, for each of its vCPUs, and for each extent of its
 /// RAM: twice what `tests/realm.rs` sees at most, and messages.
 const HEAP_GUEST: u64 = 16 << 10;
 const HEAP_VCPU: u64 = 256;
@@ -151,21 +151,21 @@ pub fn needs(
             .sum()
     };
     let flash = map::FLASH_VARIABLES.end - map::FLASH_VARIABLES.start;
-    let ram: u64 = (memory.ram.runs().iter())
-        .map(|run| {
-            let whole = (run.ipa | run.pa | run.size).is_multiple_of(block);
-            tables(run.size, if whole { 2 } else { 3 })
+    let ram: u64 = (memory.ram.extents().iter())
+        .map(|extent| {
+            let whole = (extent.ipa | extent.pa | extent.size).is_multiple_of(block);
+            tables(extent.size, if whole { 2 } else { 3 })
         })
         .sum();
     let vcpus = u64::from(config.guest.vcpus);
-    let parts = memory.ram.runs().len() as u64;
+    let parts = memory.ram.extents().len() as u64;
     // A REC, its auxiliary granules and its run page; RD, roots, parameters, the
     // page of posted writes.
     let rec = rmi::params::MAX_REC_AUX as u64 + 2;
     let realm = u64::from(shape.roots) + 3 + rec * vcpus;
     Ok(Needs {
         heap: HEAP_GUEST + HEAP_VCPU * vcpus + HEAP_RUN * parts,
-        runs: (tables(flash, 3) + ram + realm + parts) as usize,
+        extents: (tables(flash, 3) + ram + realm + parts) as usize,
     })
 }
 
@@ -250,14 +250,14 @@ pub async fn build(
     let created = Realm::create(context, shape, &resources.features).await;
     let mut realm = created.map_err(sentence)?;
     let mut fill = async || {
-        for run in memory.ram.runs() {
-            realm.map(context, *run, Rights::ReadWrite).await?;
+        for extent in memory.ram.extents() {
+            realm.map(context, *extent, Rights::ReadWrite).await?;
         }
         if loaded.firmware {
             // Firmware reads its variables with more than single loads, which
             // only memory can serve: blank flash where they start.
             for ipa in map::FLASH_VARIABLES.step_by(shape.granule() as usize) {
-                let blank = Run {
+                let blank = Extent {
                     ipa,
                     pa: resources.blank,
                     size: shape.granule(),

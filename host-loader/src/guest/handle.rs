@@ -1,7 +1,7 @@
 //! A guest that runs, as the CPUs that hold its vCPUs share it.
 
 use super::build::Memory;
-use super::ram::Run;
+use super::ram::Extent;
 use super::realm::Realm;
 use crate::console::{Console, PostedPage};
 use crate::logger;
@@ -35,7 +35,7 @@ pub struct Vcpu {
     /// Its REC's PA.
     pub rec: u64,
     /// Its run page; only the CPU that holds the vCPU touches it.
-    pub run: *mut RecRun,
+    pub run_page: *mut RecRun,
     /// How often it was asked to start.
     pub starts: AtomicU32,
     /// Its CPU has found it off, and looks at it only when told.
@@ -57,7 +57,7 @@ pub struct Guest {
     /// Its RAM, IPAs.
     pub ram: Range<u64>,
     /// And where that is.
-    pub runs: Vec<Run>,
+    pub extents: Vec<Extent>,
     /// It is stopped when it accesses what it does not have.
     pub strict: bool,
     /// It has done so, and the log has it.
@@ -77,7 +77,7 @@ pub struct Guest {
     pub parts: Mutex<Option<(Realm, Memory)>>,
 }
 
-// SAFETY: What is not Send and Sync by itself is `run`, which only the CPU that holds
+// SAFETY: What is not Send and Sync by itself is `run_page`, which only the CPU that holds
 // the vCPU follows.
 unsafe impl Send for Vcpu {}
 // SAFETY: As above.

@@ -3,7 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`map`] | the guest's physical address map, that of a QEMU virt machine |
-//! | [`ram`] | its RAM: runs of the host's granules behind consecutive IPAs |
+//! | [`ram`] | its RAM: extents of the host's granules behind consecutive IPAs |
 //! | [`place`] | where kernel, initrd and device tree go |
 //! | [`fdt`] | its device tree |
 //! | [`realm`] | the RMI commands that build a realm and take it apart |

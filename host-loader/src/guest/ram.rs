@@ -1,4 +1,4 @@
-//! A guest's RAM: runs of the host's memory behind consecutive IPAs.
+//! A guest's RAM: extents of the host's memory behind consecutive IPAs.
 
 use crate::arch::bytes;
 use crate::image::GuestMemory;
@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, fence};
 
 /// A contiguous part of a guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct Extent {
     /// Where the guest sees it.
     pub ipa: u64,
     /// Where it is.
@@ -30,14 +30,14 @@ pub struct Spot {
 
 /// The place of `size` bytes at `ipa`, an aligned 1, 2, 4 or 8; `None` where
 /// there is no RAM.
-pub fn find(runs: &[Run], ipa: u64, size: u64) -> Option<Spot> {
-    let run = runs
+pub fn find(extents: &[Extent], ipa: u64, size: u64) -> Option<Spot> {
+    let extent = extents
         .iter()
-        .find(|run| ipa >= run.ipa && ipa - run.ipa < run.size)?;
-    let offset = ipa - run.ipa;
-    let fits = ipa.is_multiple_of(size) && size <= run.size - offset;
+        .find(|extent| ipa >= extent.ipa && ipa - extent.ipa < extent.size)?;
+    let offset = ipa - extent.ipa;
+    let fits = ipa.is_multiple_of(size) && size <= extent.size - offset;
     fits.then_some(Spot {
-        pa: run.pa + offset,
+        pa: extent.pa + offset,
     })
 }
 
@@ -109,56 +109,56 @@ impl Spot {
 /// All of a guest's RAM, by IPA from its base without a hole.
 #[derive(Debug)]
 pub struct GuestRam {
-    runs: Vec<Run>,
+    extents: Vec<Extent>,
 }
 
 impl GuestRam {
-    /// RAM from IPA `base`, made of `runs` of the host's memory in this order.
+    /// RAM from IPA `base`, made of `extents` of the host's memory in this order.
     ///
     /// # Safety
-    /// The runs are mapped read-write at their own addresses and nobody else's
+    /// The extents are mapped read-write at their own addresses and nobody else's
     /// while this lives.
-    pub unsafe fn new(base: u64, runs: &[Range<u64>]) -> Self {
+    pub unsafe fn new(base: u64, extents: &[Range<u64>]) -> Self {
         let mut ipa = base;
-        let runs = runs
+        let extents = extents
             .iter()
             .map(|range| {
-                let run = Run {
+                let extent = Extent {
                     ipa,
                     pa: range.start,
                     size: range.end - range.start,
                 };
-                ipa += run.size;
-                run
+                ipa += extent.size;
+                extent
             })
             .collect();
-        Self { runs }
+        Self { extents }
     }
 
     /// Its parts.
-    pub fn runs(&self) -> &[Run] {
-        &self.runs
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
     }
 
     /// Calls `f` with the host addresses and sizes behind `ipa..ipa + size`.
     fn parts(&self, ipa: u64, size: u64, mut f: impl FnMut(u64, u64)) {
         let end = ipa + size;
-        for run in &self.runs {
-            let from = ipa.max(run.ipa);
-            let to = end.min(run.ipa + run.size);
+        for extent in &self.extents {
+            let from = ipa.max(extent.ipa);
+            let to = end.min(extent.ipa + extent.size);
             if from < to {
-                f(run.pa + (from - run.ipa), to - from);
+                f(extent.pa + (from - extent.ipa), to - from);
             }
         }
     }
 
     /// Calls `f` with the host addresses and sizes of all of it, a piece a step.
     async fn pieces(&self, pace: &Pace, mut f: impl FnMut(u64, u64)) {
-        for run in &self.runs {
+        for extent in &self.extents {
             let mut done = 0;
-            while done < run.size {
-                let piece = (run.size - done).min(PIECE);
-                f(run.pa + done, piece);
+            while done < extent.size {
+                let piece = (extent.size - done).min(PIECE);
+                f(extent.pa + done, piece);
                 done += piece;
                 pace.step().await;
             }
@@ -170,7 +170,7 @@ impl GuestRam {
     pub async fn zero_all(&mut self, pace: &Pace) {
         self.pieces(pace, |pa, size| {
             let to = core::ptr::with_exposed_provenance_mut::<u8>(pa as usize);
-            // SAFETY: A part of a run, which `new`'s caller answers for.
+            // SAFETY: A part of an extent, which `new`'s caller answers for.
             unsafe { bytes::zero_bytes(to, size as usize) };
         })
         .await;
@@ -196,7 +196,7 @@ impl GuestRam {
 
 impl GuestMemory for GuestRam {
     fn range(&self) -> Range<u64> {
-        match (self.runs.first(), self.runs.last()) {
+        match (self.extents.first(), self.extents.last()) {
             (Some(first), Some(last)) => first.ipa..last.ipa + last.size,
             _ => 0..0,
         }
@@ -213,7 +213,7 @@ impl GuestMemory for GuestRam {
             rest = later;
             let to = core::ptr::with_exposed_provenance_mut::<u8>(pa as usize);
             let lines = now.len() / 64;
-            // SAFETY: `parts` stays inside the runs, which `new`'s caller
+            // SAFETY: `parts` stays inside the extents, which `new`'s caller
             // answers for; `bytes` is the host's own and elsewhere.
             unsafe {
                 bytes::copy_lines(to, now.as_ptr(), lines);
@@ -254,9 +254,9 @@ mod tests {
             let start = v.as_mut_ptr().expose_provenance() as u64;
             start..start + 4096
         };
-        let runs = [range(&mut first), range(&mut second)];
+        let extents = [range(&mut first), range(&mut second)];
         // SAFETY: The vectors live to the end and are not touched before.
-        let mut ram = unsafe { GuestRam::new(0x4000_0000, &runs) };
+        let mut ram = unsafe { GuestRam::new(0x4000_0000, &extents) };
         assert_eq!(ram.range(), 0x4000_0000..0x4000_2000);
         let data: Vec<u8> = (0..200).collect();
         ram.write(0x4000_0f9c, &data);
@@ -275,19 +275,19 @@ mod tests {
     fn a_spot_is_aligned_and_inside_one_run() {
         let mut bytes = vec![0u64; 1024];
         let pa = bytes.as_mut_ptr().expose_provenance() as u64;
-        let runs = [
-            Run {
+        let extents = [
+            Extent {
                 ipa: 0x4000_0000,
                 pa,
                 size: 4096,
             },
-            Run {
+            Extent {
                 ipa: 0x4000_1000,
                 pa: pa + 4096,
                 size: 4096,
             },
         ];
-        let find = |ipa, size| find(&runs, ipa, size);
+        let find = |ipa, size| find(&extents, ipa, size);
         assert_eq!(find(0x3fff_ffff, 1), None);
         assert_eq!(find(0x4000_2000, 1), None);
         assert_eq!(find(0x4000_1004, 8), None);

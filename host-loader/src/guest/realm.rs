@@ -6,7 +6,7 @@
 //! leaked, and told.
 
 use super::map;
-use super::ram::Run;
+use super::ram::Extent;
 use super::vmid::{Vmids, Width};
 use crate::granules::Granules;
 use crate::pace::Pace;
@@ -116,7 +116,7 @@ struct Rec {
     granule: u64,
     aux: Vec<u64>,
     /// The page of entry and exit, the host's own.
-    run: u64,
+    run_page: u64,
     created: bool,
 }
 
@@ -270,14 +270,14 @@ impl Realm {
         self.shape
     }
 
-    /// Maps a run of the host's memory into the guest, with level-2 blocks where
+    /// Maps an extent of the host's memory into the guest, with level-2 blocks where
     /// it is aligned. It counts in granules.
     ///
     /// On an error a part may be mapped; `destroy` knows it.
     pub async fn map(
         &mut self,
         context: BuildContext<'_>,
-        Run { ipa, pa, size }: Run,
+        Extent { ipa, pa, size }: Extent,
         rights: Rights,
     ) -> Result<(), RealmError> {
         let block = self.shape.entry_size(2);
@@ -358,14 +358,14 @@ impl Realm {
     ) -> Result<(), RealmError> {
         let index = self.recs.len() as u64;
         let size = self.shape.granule();
-        let run = granules
+        let run_page = granules
             .lock()
             .take(size, size)
             .ok_or(RealmError::NoMemory("a vCPU's run page"))?;
         // SAFETY: As in `with_page`. The page stays the host's; see `run_page`.
         unsafe {
             core::ptr::write_bytes(
-                core::ptr::with_exposed_provenance_mut::<u8>(run as usize),
+                core::ptr::with_exposed_provenance_mut::<u8>(run_page as usize),
                 0,
                 size_of::<RecRun>(),
             );
@@ -373,14 +373,14 @@ impl Realm {
         let granule = match delegate_one(granules, "a vCPU") {
             Ok(granule) => granule,
             Err(error) => {
-                granules.lock().give(run, size);
+                granules.lock().give(run_page, size);
                 return Err(error);
             }
         };
         self.recs.push(Rec {
             granule,
             aux: Vec::with_capacity(self.aux_count),
-            run,
+            run_page,
             created: false,
         });
         let aux_count = self.aux_count;
@@ -442,7 +442,7 @@ impl Realm {
 
     /// The page through which vCPU `index` is entered.
     pub fn run_page(&self, index: usize) -> *mut RecRun {
-        core::ptr::with_exposed_provenance_mut(self.recs[index].run as usize)
+        core::ptr::with_exposed_provenance_mut(self.recs[index].run_page as usize)
     }
 
     /// Lets the realm run.
@@ -456,7 +456,7 @@ impl Realm {
         let BuildContext { granules, pace } = context;
         let size = self.shape.granule();
         for rec in self.recs.drain(..).rev() {
-            granules.lock().give(rec.run, size);
+            granules.lock().give(rec.run_page, size);
             if rec.created
                 && let Err(error) = rmi_call::rec_destroy(rec.granule)
             {

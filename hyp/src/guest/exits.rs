@@ -12,13 +12,13 @@ use rmi::run::ExitReason;
 use vgic::{At, Frame, Read, SgiRegister};
 
 use super::idregs;
-use super::interrupts::Interrupts;
 use super::psci::{self, Answer, Entropy};
 use super::record::Record;
+use super::vcpu::RunningVcpu;
 use crate::cpu::{access, inject};
 use crate::log::trace;
 use crate::realm::State;
-use crate::rec::{Pending, Run};
+use crate::rec::{Pending, VcpuState};
 use arm64::syndrome::{Class, Syndrome};
 use arm64::sysreg::Sysreg;
 
@@ -38,66 +38,71 @@ mod map {
 }
 
 /// Serves a synchronous exception of the guest.
-pub fn synchronous(guest: &mut Interrupts<'_>, pa: u64, run: &mut Run, esr: Syndrome) -> Next {
+pub fn synchronous(
+    vcpu: &mut RunningVcpu<'_>,
+    pa: u64,
+    state: &mut VcpuState,
+    esr: Syndrome,
+) -> Next {
     match esr.class() {
-        Class::DATA_ABORT_LOWER => data_abort(guest, run, esr),
-        Class::INST_ABORT_LOWER => match access::fault_ipa(esr, run.gprs.pstate) {
-            Some(ipa) => abort_exit(run, esr, ipa),
+        Class::DATA_ABORT_LOWER => data_abort(vcpu, state, esr),
+        Class::INST_ABORT_LOWER => match access::fault_ipa(esr, state.gprs.pstate) {
+            Some(ipa) => abort_exit(state, esr, ipa),
             None => Next::Enter,
         },
-        Class::SYSREG => system_register(guest, run, esr),
-        Class::HVC => traced_call(guest, run),
+        Class::SYSREG => system_register(vcpu, state, esr),
+        Class::HVC => traced_call(vcpu, state),
         Class::SMC => {
-            run.gprs.step();
-            traced_call(guest, run)
+            state.gprs.step();
+            traced_call(vcpu, state)
         }
-        Class::WFX => wait(guest, run, esr),
+        Class::WFX => wait(vcpu, state, esr),
         Class::FP => {
-            let Run { fp, fp_pe, .. } = run;
-            guest.cpu.fp_to_guest(pa, fp, fp_pe);
+            let VcpuState { fp, fp_pe, .. } = state;
+            vcpu.cpu.fp_to_guest(pa, fp, fp_pe);
             Next::Enter
         }
         // Hidden features, and what no guest of ours should do.
         class => {
-            if guest.cpu.logged.first(0x8000_0000 | u32::from(class.0)) {
+            if vcpu.cpu.logged.first(0x8000_0000 | u32::from(class.0)) {
                 warn!(
                     "guest vmid {}: {} at {:#x}: undefined",
-                    guest.realm.vmid, esr, run.gprs.pc
+                    vcpu.realm.vmid, esr, state.gprs.pc
                 );
             }
-            inject::undefined(&mut run.gprs);
+            inject::undefined(&mut state.gprs);
             Next::Enter
         }
     }
 }
 
-fn data_abort(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Next {
-    let Some(ipa) = access::fault_ipa(esr, run.gprs.pstate) else {
+fn data_abort(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) -> Next {
+    let Some(ipa) = access::fault_ipa(esr, state.gprs.pstate) else {
         return Next::Enter;
     };
     let esr = access::as_told(esr);
     if esr.has_access()
         && esr.fault().is_translation()
-        && let Some((frame, offset)) = gic_frame(guest, ipa)
+        && let Some((frame, offset)) = gic_frame(vcpu, ipa)
     {
-        return gic_access(guest, run, esr, frame, offset);
+        return gic_access(vcpu, state, esr, frame, offset);
     }
     if esr.is_cache_maintenance() && esr.fault().is_translation() && !esr.on_walk() {
         // By address, of what is not memory: there is nothing to maintain.
-        run.gprs.step_over(esr);
+        state.gprs.step_over(esr);
         return Next::Enter;
     }
-    abort_exit(run, esr, ipa)
+    abort_exit(state, esr, ipa)
 }
 
-fn gic_frame(guest: &Interrupts<'_>, ipa: u64) -> Option<(Frame, u64)> {
+fn gic_frame(vcpu: &RunningVcpu<'_>, ipa: u64) -> Option<(Frame, u64)> {
     if let Some(offset) = ipa.checked_sub(map::GICD_IPA)
         && offset < vgic::DISTRIBUTOR_SIZE
     {
         return Some((Frame::Distributor, offset));
     }
     let offset = ipa.checked_sub(map::GICR_IPA)?;
-    let vcpus = guest
+    let vcpus = vcpu
         .realm
         .created
         .load(core::sync::atomic::Ordering::Relaxed);
@@ -105,39 +110,39 @@ fn gic_frame(guest: &Interrupts<'_>, ipa: u64) -> Option<(Frame, u64)> {
 }
 
 fn gic_access(
-    guest: &mut Interrupts<'_>,
-    run: &mut Run,
+    vcpu: &mut RunningVcpu<'_>,
+    state: &mut VcpuState,
     esr: Syndrome,
     frame: Frame,
     offset: u64,
 ) -> Next {
-    guest.fold(run);
-    let (vcpu, size) = (guest.rec.index, esr.size() as usize);
-    let big_endian = run.gprs.is_big_endian(SCTLR_EL1.get());
+    vcpu.fold(state);
+    let (index, size) = (vcpu.rec.index, esr.size() as usize);
+    let big_endian = state.gprs.is_big_endian(SCTLR_EL1.get());
     if esr.is_write() {
-        let value = esr.ordered(run.gprs.get(esr.register()), big_endian);
-        guest.vgic(|v| v.write(vcpu, frame, At { offset, size }, value));
+        let value = esr.ordered(state.gprs.get(esr.register()), big_endian);
+        vcpu.vgic(|v| v.write(index, frame, At { offset, size }, value));
     } else {
-        match guest.vgic(|v| v.read(vcpu, frame, At { offset, size })) {
+        match vcpu.vgic(|v| v.read(index, frame, At { offset, size })) {
             Read::Value(value) => {
                 let value = esr.ordered(value, big_endian);
-                run.gprs.set(esr.register(), esr.extend(value));
+                state.gprs.set(esr.register(), esr.extend(value));
             }
             // Other vCPUs were kicked and will have answered when the guest
             // executes the instruction again.
             Read::Again => return Next::Enter,
         }
     }
-    run.gprs.step_over(esr);
+    state.gprs.step_over(esr);
     Next::Enter
 }
 
 /// An abort that only the host can answer: by emulation, by mapping, or by
 /// stopping the guest.
-fn abort_exit(run: &mut Run, esr: Syndrome, ipa: u64) -> Next {
+fn abort_exit(state: &mut VcpuState, esr: Syndrome, ipa: u64) -> Next {
     let far = FAR_EL2.get();
     let emulatable = esr.is_emulatable();
-    run.pending = if emulatable {
+    state.pending = if emulatable {
         Pending::Mmio(esr, far)
     } else {
         Pending::Abort(esr, far)
@@ -149,18 +154,18 @@ fn abort_exit(run: &mut Run, esr: Syndrome, ipa: u64) -> Next {
         ..Record::new(ExitReason::Sync)
     };
     if emulatable && esr.is_write() {
-        let big_endian = run.gprs.is_big_endian(SCTLR_EL1.get());
-        record.gprs[0] = esr.ordered(run.gprs.get(esr.register()), big_endian);
+        let big_endian = state.gprs.is_big_endian(SCTLR_EL1.get());
+        record.gprs[0] = esr.ordered(state.gprs.get(esr.register()), big_endian);
     }
     Next::Exit(record)
 }
 
 /// WFI or WFE that the host had trapped.
-fn wait(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Next {
-    run.gprs.step_over(esr);
-    guest.fold(run);
+fn wait(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) -> Next {
+    state.gprs.step_over(esr);
+    vcpu.fold(state);
     let wfe = esr.0 & 1 != 0;
-    if !wfe && guest.deliverable() {
+    if !wfe && vcpu.deliverable() {
         return Next::Enter;
     }
     Next::Exit(Record {
@@ -181,27 +186,27 @@ impl Entropy for CpuEntropy {
 }
 
 /// HVC or SMC, told to who traces calls.
-fn traced_call(guest: &mut Interrupts<'_>, run: &mut Run) -> Next {
+fn traced_call(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState) -> Next {
     if !trace::calls() {
-        return call(guest, run);
+        return call(vcpu, state);
     }
-    let x = [run.gprs.x[0], run.gprs.x[1], run.gprs.x[2], run.gprs.x[3]];
-    let next = call(guest, run);
+    let x: [u64; 4] = core::array::from_fn(|n| state.gprs.x[n]);
+    let next = call(vcpu, state);
     let answer = match next {
-        Next::Enter => trace::Answer::Results(&run.gprs.x[..4]),
+        Next::Enter => trace::Answer::Results(&state.gprs.x[..4]),
         Next::Exit(_) => trace::Answer::ToHost,
     };
-    trace::of_guest(guest.realm.vmid, guest.rec.index, &x, answer);
+    trace::of_guest(vcpu.realm.vmid, vcpu.rec.index, &x, answer);
     next
 }
 
 /// HVC or SMC. The PC is past it already.
-fn call(guest: &mut Interrupts<'_>, run: &mut Run) -> Next {
-    let x = psci::arguments([run.gprs.x[0], run.gprs.x[1], run.gprs.x[2], run.gprs.x[3]]);
-    let mut entropy = CpuEntropy(guest.cpu.features.rng);
+fn call(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState) -> Next {
+    let x = psci::arguments(core::array::from_fn(|n| state.gprs.x[n]));
+    let mut entropy = CpuEntropy(vcpu.cpu.features.rng);
     let answer = psci::call(&x, &mut entropy);
-    let returned = |run: &mut Run, value: u64| {
-        run.gprs.x[0] = value;
+    let returned = |state: &mut VcpuState, value: u64| {
+        state.gprs.x[0] = value;
         Next::Enter
     };
     let exit = || {
@@ -211,9 +216,9 @@ fn call(guest: &mut Interrupts<'_>, run: &mut Run) -> Next {
         })
     };
     match answer {
-        Answer::Return(value) => returned(run, value),
+        Answer::Return(value) => returned(state, value),
         Answer::Random(values) => {
-            run.gprs.x[..4].copy_from_slice(&values);
+            state.gprs.x[..4].copy_from_slice(&values);
             Next::Enter
         }
         Answer::CpuOn {
@@ -221,43 +226,43 @@ fn call(guest: &mut Interrupts<'_>, run: &mut Run) -> Next {
             entry,
             context,
         } => {
-            if known(guest, target).is_none() {
-                return returned(run, codes::INVALID_PARAMETERS as u64);
+            if known(vcpu, target).is_none() {
+                return returned(state, codes::INVALID_PARAMETERS as u64);
             }
-            if entry >> guest.realm.ipa_bits != 0 || entry & 3 != 0 {
-                return returned(run, codes::INVALID_ADDRESS as u64);
+            if entry >> vcpu.realm.ipa_bits != 0 || entry & 3 != 0 {
+                return returned(state, codes::INVALID_ADDRESS as u64);
             }
-            if known(guest, target) == Some(guest.rec.index) {
-                return returned(run, codes::ALREADY_ON as u64);
+            if known(vcpu, target) == Some(vcpu.rec.index) {
+                return returned(state, codes::ALREADY_ON as u64);
             }
-            run.pending = Pending::CpuOn(target, entry, context);
+            state.pending = Pending::CpuOn(target, entry, context);
             exit()
         }
         Answer::AffinityInfo { target } => {
-            if known(guest, target).is_none() {
-                return returned(run, codes::INVALID_PARAMETERS as u64);
+            if known(vcpu, target).is_none() {
+                return returned(state, codes::INVALID_PARAMETERS as u64);
             }
-            if known(guest, target) == Some(guest.rec.index) {
-                return returned(run, codes::AFFINITY_ON as u64);
+            if known(vcpu, target) == Some(vcpu.rec.index) {
+                return returned(state, codes::AFFINITY_ON as u64);
             }
-            run.pending = Pending::AffinityInfo(target);
+            state.pending = Pending::AffinityInfo(target);
             exit()
         }
         Answer::CpuOff => exit(),
         Answer::Suspend => {
-            run.gprs.x[0] = codes::SUCCESS as u64;
+            state.gprs.x[0] = codes::SUCCESS as u64;
             exit()
         }
         Answer::SystemEnd => {
-            guest.realm.set_state(State::SystemOff);
+            vcpu.realm.set_state(State::SystemOff);
             exit()
         }
     }
 }
 
-fn known(guest: &Interrupts<'_>, mpidr: u64) -> Option<usize> {
+fn known(vcpu: &RunningVcpu<'_>, mpidr: u64) -> Option<usize> {
     let index = rmi::params::mpidr_index(mpidr)? as usize;
-    guest.realm.rec(index).map(|_| index)
+    vcpu.realm.rec(index).map(|_| index)
 }
 
 /// True when an exit record is that of a `CPU_OFF`.
@@ -267,25 +272,25 @@ pub fn is_cpu_off(record: &Record) -> bool {
         && Psci::read(function as u32, registers) == Some(Psci::CpuOff)
 }
 
-fn system_register(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> Next {
+fn system_register(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) -> Next {
     let register = Sysreg::of(esr);
     let rt = esr.sysreg_rt();
     let done = if esr.sysreg_is_read() {
-        match read(guest, run, register) {
+        match read(vcpu, state, register) {
             Some(value) => {
-                run.gprs.set(rt, value);
+                state.gprs.set(rt, value);
                 true
             }
             None => false,
         }
     } else {
-        let value = run.gprs.get(rt);
-        write(guest, run, register, value)
+        let value = state.gprs.get(rt);
+        write(vcpu, state, register, value)
     };
     if done {
-        run.gprs.step();
+        state.gprs.step();
     } else {
-        if guest.cpu.logged.first(esr.sysreg()) {
+        if vcpu.cpu.logged.first(esr.sysreg()) {
             let what = if esr.sysreg_is_read() {
                 "read"
             } else {
@@ -293,23 +298,23 @@ fn system_register(guest: &mut Interrupts<'_>, run: &mut Run, esr: Syndrome) -> 
             };
             warn!(
                 "guest vmid {}: {what} of {register} at {:#x}: undefined",
-                guest.realm.vmid, run.gprs.pc
+                vcpu.realm.vmid, state.gprs.pc
             );
         }
-        inject::undefined(&mut run.gprs);
+        inject::undefined(&mut state.gprs);
     }
     Next::Enter
 }
 
 /// A trapped MRS: `None` for a register that the guest does not have.
-fn read(guest: &Interrupts<'_>, run: &Run, register: Sysreg) -> Option<u64> {
+fn read(vcpu: &RunningVcpu<'_>, state: &VcpuState, register: Sysreg) -> Option<u64> {
     Some(match register {
-        r if r.is_id() => idregs::view(r, idregs::of_cpu(r), guest.realm.ipa_bits),
+        r if r.is_id() => idregs::view(r, idregs::of_cpu(r), vcpu.realm.ipa_bits),
         ACTLR_EL1::ENCODING => 0,
         ICC_SRE_EL1::ENCODING => bits!(ICC_SRE_EL1: SRE, DFB, DIB),
-        CNTP_CTL_EL0::ENCODING => run.ptimer.read_ctl(CNTPCT_EL0.get()),
-        CNTP_CVAL_EL0::ENCODING => run.ptimer.cval,
-        CNTP_TVAL_EL0::ENCODING => run.ptimer.cval.wrapping_sub(CNTPCT_EL0.get()) & 0xffff_ffff,
+        CNTP_CTL_EL0::ENCODING => state.ptimer.read_ctl(CNTPCT_EL0.get()),
+        CNTP_CVAL_EL0::ENCODING => state.ptimer.cval,
+        CNTP_TVAL_EL0::ENCODING => state.ptimer.cval.wrapping_sub(CNTPCT_EL0.get()) & 0xffff_ffff,
         MDSCR_EL1::ENCODING => MDSCR_EL1.get(),
         OSLSR_EL1::ENCODING => bits!(OSLSR_EL1: OSLM_1),
         r if r.is_debug() => 0,
@@ -322,28 +327,28 @@ fn read(guest: &Interrupts<'_>, run: &Run, register: Sysreg) -> Option<u64> {
 const MDSCR: u64 = bits!(MDSCR_EL1: SS, KDE, TDCC);
 
 /// A trapped MSR: false for a register that the guest does not have.
-fn write(guest: &mut Interrupts<'_>, run: &mut Run, register: Sysreg, value: u64) -> bool {
+fn write(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, register: Sysreg, value: u64) -> bool {
     match register {
-        ICC_SGI1R_EL1::ENCODING => send_sgi(guest, SgiRegister::Sgi1, value),
-        ICC_SGI0R_EL1::ENCODING => send_sgi(guest, SgiRegister::Sgi0, value),
-        ICC_ASGI1R_EL1::ENCODING => send_sgi(guest, SgiRegister::Asgi1, value),
+        ICC_SGI1R_EL1::ENCODING => send_sgi(vcpu, SgiRegister::Sgi1, value),
+        ICC_SGI0R_EL1::ENCODING => send_sgi(vcpu, SgiRegister::Sgi0, value),
+        ICC_ASGI1R_EL1::ENCODING => send_sgi(vcpu, SgiRegister::Asgi1, value),
         ICC_DIR_EL1::ENCODING => {
-            guest.fold(run);
-            let (vcpu, vmcr) = (guest.rec.index, ICH_VMCR_EL2.get());
-            guest.vgic(|v| v.deactivate(vcpu, value, vmcr));
+            vcpu.fold(state);
+            let (index, vmcr) = (vcpu.rec.index, ICH_VMCR_EL2.get());
+            vcpu.vgic(|v| v.deactivate(index, value, vmcr));
         }
         CNTP_CTL_EL0::ENCODING => {
-            run.ptimer.ctl = value & 0b11;
-            guest.physical_timer(run);
+            state.ptimer.ctl = value & 0b11;
+            vcpu.physical_timer(state);
         }
         CNTP_CVAL_EL0::ENCODING => {
-            run.ptimer.cval = value;
-            guest.physical_timer(run);
+            state.ptimer.cval = value;
+            vcpu.physical_timer(state);
         }
         CNTP_TVAL_EL0::ENCODING => {
             let ticks = value as u32 as i32 as i64 as u64;
-            run.ptimer.cval = CNTPCT_EL0.get().wrapping_add(ticks);
-            guest.physical_timer(run);
+            state.ptimer.cval = CNTPCT_EL0.get().wrapping_add(ticks);
+            vcpu.physical_timer(state);
         }
         MDSCR_EL1::ENCODING => MDSCR_EL1.set(value & MDSCR),
         ACTLR_EL1::ENCODING | ICC_SRE_EL1::ENCODING => {}
@@ -353,7 +358,7 @@ fn write(guest: &mut Interrupts<'_>, run: &mut Run, register: Sysreg, value: u64
     true
 }
 
-fn send_sgi(guest: &mut Interrupts<'_>, register: SgiRegister, value: u64) {
-    let from = guest.rec.index;
-    guest.vgic(|v| v.send_sgi(from, register, value));
+fn send_sgi(vcpu: &mut RunningVcpu<'_>, register: SgiRegister, value: u64) {
+    let from = vcpu.rec.index;
+    vcpu.vgic(|v| v.send_sgi(from, register, value));
 }

@@ -1,12 +1,11 @@
 //! A running vCPU's interrupts: list registers in and out, timers, kicks.
 //!
 //! The list registers stay loaded over exits that do not concern them; whoever
-//! looks at the vGIC's state folds them back first ([`Interrupts::fold`]).
+//! looks at the vGIC's state folds them back first ([`RunningVcpu::fold`]).
 
-use crate::cpu::Cpu;
+use super::vcpu::RunningVcpu;
 use crate::cpu::gic::{self, Taken};
-use crate::realm::Realm;
-use crate::rec::{Rec, Run};
+use crate::rec::VcpuState;
 use arm64::bits;
 use arm64::regs::{
     CNTHP_CTL_EL2, CNTHP_CVAL_EL2, CNTPCT_EL0, CNTV_CTL_EL0, ICH_HCR_EL2, ICH_VMCR_EL2,
@@ -23,9 +22,9 @@ pub mod intid {
 
 /// Sets CNTHP for the guest's physical timer, unless its line is high already, and
 /// for the host.
-fn set_cnthp(run: &Run, level: bool) {
-    let of_guest = run.ptimer.deadline().filter(|_| !level);
-    let Some(at) = of_guest.into_iter().chain(run.call_host_at).min() else {
+fn set_cnthp(state: &VcpuState, level: bool) {
+    let of_guest = state.ptimer.deadline().filter(|_| !level);
+    let Some(at) = of_guest.into_iter().chain(state.call_host_at).min() else {
         CNTHP_CTL_EL2.set(0);
         return;
     };
@@ -33,17 +32,7 @@ fn set_cnthp(run: &Run, level: bool) {
     CNTHP_CTL_EL2.set(1);
 }
 
-/// A vCPU on this PE with everything its interrupts take.
-pub struct Interrupts<'a> {
-    /// The PE.
-    pub cpu: &'a mut Cpu,
-    /// The guest.
-    pub realm: &'a Realm,
-    /// The vCPU.
-    pub rec: &'a Rec,
-}
-
-impl Interrupts<'_> {
+impl RunningVcpu<'_> {
     /// Calls the vGIC under its lock.
     pub fn vgic<R>(&mut self, f: impl FnOnce(&mut Vgic<'_, crate::realm::Vcpus<'_>>) -> R) -> R {
         let mut dist = self.realm.vgic.lock();
@@ -58,50 +47,50 @@ impl Interrupts<'_> {
     }
 
     /// Before each entry: the list registers say all there is to say.
-    pub fn prepare(&mut self, run: &mut Run) {
+    pub fn prepare(&mut self, state: &mut VcpuState) {
         let (fill, sync) = self.redistributor(|r| (r.needs_fill(), r.needs_sync()));
-        if !fill && run.lrs_loaded {
+        if !fill && state.lrs_loaded {
             return;
         }
         if sync {
-            self.fold(run);
+            self.fold(state);
         }
-        let (vcpu, vmcr) = (self.rec.index, ICH_VMCR_EL2.get());
-        let lrs = &mut run.lrs;
-        self.vgic(|v| v.fill(vcpu, vmcr, lrs));
-        self.set_timer_active(run.lrs.physical_active);
-        gic::write_lrs(self.cpu.gic.list_registers, &run.lrs.lr);
-        ICH_HCR_EL2.set(run.lrs.hcr);
-        run.lrs_loaded = true;
+        let (index, vmcr) = (self.rec.index, ICH_VMCR_EL2.get());
+        let lrs = &mut state.lrs;
+        self.vgic(|v| v.fill(index, vmcr, lrs));
+        self.set_timer_active(state.lrs.physical_active);
+        gic::write_lrs(self.cpu.gic.list_registers, &state.lrs.lr);
+        ICH_HCR_EL2.set(state.lrs.hcr);
+        state.lrs_loaded = true;
     }
 
     /// Reads the list registers back into the vGIC's state, when they hold
     /// anything.
-    pub fn fold(&mut self, run: &mut Run) {
+    pub fn fold(&mut self, state: &mut VcpuState) {
         if self.redistributor(vgic::Redistributor::needs_sync) {
-            self.leave(run);
+            self.leave(state);
         }
     }
 
     /// The same whatever they hold: when the vCPU leaves the PE, the vGIC learns
     /// its priority mask and group enables too.
-    pub fn leave(&mut self, run: &mut Run) {
-        let (vcpu, vmcr) = (self.rec.index, ICH_VMCR_EL2.get());
-        gic::read_lrs(self.cpu.gic.list_registers, &mut run.lrs.lr);
-        run.lrs.hcr = ICH_HCR_EL2.get();
+    pub fn leave(&mut self, state: &mut VcpuState) {
+        let (index, vmcr) = (self.rec.index, ICH_VMCR_EL2.get());
+        gic::read_lrs(self.cpu.gic.list_registers, &mut state.lrs.lr);
+        state.lrs.hcr = ICH_HCR_EL2.get();
         let timer = self.timer_level();
         let physical = self.cpu.gic.ppi.virtual_timer;
-        let lrs = &run.lrs;
+        let lrs = &state.lrs;
         let synced = self.vgic(|v| {
-            let synced = v.sync(vcpu, vmcr, lrs);
+            let synced = v.sync(index, vmcr, lrs);
             if synced.resample & 1 << intid::VIRTUAL_TIMER != 0 {
                 // The INTID is a PPI and the vCPU exists.
-                let _ = v.set_ppi(vcpu, intid::VIRTUAL_TIMER, timer);
+                let _ = v.set_ppi(index, intid::VIRTUAL_TIMER, timer);
             }
             synced
         });
         self.cpu.timer_active = synced.physical_active & 1 << physical != 0;
-        run.lrs_loaded = false;
+        state.lrs_loaded = false;
     }
 
     /// The level of the virtual timer's output now.
@@ -119,7 +108,7 @@ impl Interrupts<'_> {
     }
 
     /// A physical IRQ ended the guest's turn. True when it is the host's.
-    pub fn physical(&mut self, run: &mut Run) -> bool {
+    pub fn physical(&mut self, state: &mut VcpuState) -> bool {
         match self.cpu.gic.take() {
             Taken::Host => return true,
             // For this vCPU, which looks before it is entered again; or for one
@@ -128,49 +117,49 @@ impl Interrupts<'_> {
             Taken::VirtualTimer => {
                 // Folded first: the vGIC still takes the last one for pending
                 // that the guest has long deactivated, and would see no change.
-                self.fold(run);
+                self.fold(state);
                 self.cpu.timer_active = true;
-                let (vcpu, level) = (self.rec.index, self.timer_level());
-                let _ = self.vgic(|v| v.set_ppi(vcpu, intid::VIRTUAL_TIMER, level));
+                let (index, level) = (self.rec.index, self.timer_level());
+                let _ = self.vgic(|v| v.set_ppi(index, intid::VIRTUAL_TIMER, level));
                 // If the level fell meanwhile, filling clears the active state.
-                run.lrs_loaded = false;
+                state.lrs_loaded = false;
             }
             Taken::HypTimer => {
-                self.physical_timer(run);
-                return run.call_host_at.is_some_and(|at| CNTPCT_EL0.get() >= at);
+                self.physical_timer(state);
+                return state.call_host_at.is_some_and(|at| CNTPCT_EL0.get() >= at);
             }
-            Taken::Maintenance => self.fold(run),
+            Taken::Maintenance => self.fold(state),
         }
         false
     }
 
     /// The guest's physical timer changed, or fired: moves its line and sets
     /// CNTHP for the next time.
-    pub fn physical_timer(&mut self, run: &Run) {
-        let level = run.ptimer.level(CNTPCT_EL0.get());
-        let vcpu = self.rec.index;
-        let _ = self.vgic(|v| v.set_ppi(vcpu, intid::PHYSICAL_TIMER, level));
-        set_cnthp(run, level);
+    pub fn physical_timer(&mut self, state: &VcpuState) {
+        let level = state.ptimer.level(CNTPCT_EL0.get());
+        let index = self.rec.index;
+        let _ = self.vgic(|v| v.set_ppi(index, intid::PHYSICAL_TIMER, level));
+        set_cnthp(state, level);
     }
 
     /// Has the vCPU come out to the host after so many ticks, unless it does so
     /// sooner.
-    pub fn call_host_in(&mut self, run: &mut Run, ticks: u64) {
-        if run.call_host_at.is_none() {
+    pub fn call_host_in(&mut self, state: &mut VcpuState, ticks: u64) {
+        if state.call_host_at.is_none() {
             let now = CNTPCT_EL0.get();
-            run.call_host_at = Some(now.saturating_add(ticks));
-            run.gprs.host_is_called = true;
-            set_cnthp(run, run.ptimer.level(now));
+            state.call_host_at = Some(now.saturating_add(ticks));
+            state.gprs.host_is_called = true;
+            set_cnthp(state, state.ptimer.level(now));
         }
     }
 
     /// True when the vCPU need not wait in WFI. Its list registers are folded.
     pub fn deliverable(&mut self) -> bool {
-        let (vcpu, vmcr) = (self.rec.index, ICH_VMCR_EL2.get());
+        let (index, vmcr) = (self.rec.index, ICH_VMCR_EL2.get());
         let timer = self.timer_level();
         self.vgic(|v| {
-            let _ = v.set_ppi(vcpu, intid::VIRTUAL_TIMER, timer);
-            v.pending(vcpu, vmcr)
+            let _ = v.set_ppi(index, intid::VIRTUAL_TIMER, timer);
+            v.pending(index, vmcr)
         })
     }
 }

@@ -6,3 +6,4 @@ pub mod interrupts;
 pub mod psci;
 pub mod record;
 pub mod run;
+pub mod vcpu;

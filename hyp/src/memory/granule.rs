@@ -55,9 +55,9 @@ pub const COUNT_MAX: u32 = u32::MAX >> COUNT_SHIFT;
 /// One granule's word.
 #[derive(Debug)]
 #[repr(transparent)]
-pub struct Granule(AtomicU32);
+pub struct GranuleWord(AtomicU32);
 
-impl Granule {
+impl GranuleWord {
     fn state_of(word: u32) -> State {
         match word & STATE {
             0 => State::Ns,
@@ -153,11 +153,11 @@ impl Granule {
 /// A granule that this CPU has locked; dropping it unlocks.
 #[derive(Debug)]
 #[must_use]
-pub struct Locked<'a>(&'a Granule);
+pub struct Locked<'a>(&'a GranuleWord);
 
 impl<'a> Locked<'a> {
     /// The granule.
-    pub fn granule(&self) -> &'a Granule {
+    pub fn granule(&self) -> &'a GranuleWord {
         self.0
     }
 
@@ -186,11 +186,11 @@ impl Drop for Locked<'_> {
 /// A reference that keeps a granule in its state; dropping it lets go.
 #[derive(Debug)]
 #[must_use]
-pub struct Pin<'a>(&'a Granule);
+pub struct Pin<'a>(&'a GranuleWord);
 
 impl Pin<'_> {
     /// Keeps the reference beyond this value's life: whoever ends the use calls
-    /// [`Granule::put`].
+    /// [`GranuleWord::put`].
     pub fn keep(self) {
         core::mem::forget(self);
     }
@@ -237,7 +237,7 @@ const fn span_shift(shift: u32) -> u32 {
 /// The table over all RAM.
 #[derive(Debug)]
 pub struct Granules {
-    words: &'static [Granule],
+    words: &'static [GranuleWord],
     spans: &'static [Span],
     ranges: &'static [Range],
     shift: u32,
@@ -290,7 +290,7 @@ impl Granules {
             (
                 core::slice::from_raw_parts(list, count),
                 core::slice::from_raw_parts(super::phys::pointer::<Span>(words), spans),
-                core::slice::from_raw_parts(super::phys::pointer::<Granule>(after), granules),
+                core::slice::from_raw_parts(super::phys::pointer::<GranuleWord>(after), granules),
             )
         };
         let table = Self {
@@ -322,7 +322,7 @@ impl Granules {
     }
 
     /// The granule at `pa`: `None` when `pa` is not aligned or not RAM.
-    pub fn get(&self, pa: u64) -> Option<&Granule> {
+    pub fn get(&self, pa: u64) -> Option<&GranuleWord> {
         if pa & (self.size() - 1) != 0 {
             return None;
         }
@@ -487,7 +487,7 @@ mod tests {
 
     #[test]
     fn contended_locks_exclude() {
-        let granule = Granule(AtomicU32::new(0));
+        let granule = GranuleWord(AtomicU32::new(0));
         let mut total = 0u64;
         let shared = &raw mut total as usize;
         std::thread::scope(|s| {

@@ -16,7 +16,7 @@ use crate::cpu::Cpu;
 use crate::cpu::gic::{Frames, Ppis, Redistributor};
 use crate::cpu::pe::{Entry, Pe, Stacks};
 use crate::features::{Features, GranuleSupport};
-use crate::memory::granule::{Granule as GranuleWord, Granules};
+use crate::memory::granule::{GranuleWord, Granules};
 use crate::memory::host::{self, HostMemory};
 use crate::memory::phys;
 use crate::memory::pool::Pool;

@@ -55,31 +55,31 @@ pub fn serve(system: &'static System, cpu: &mut Cpu, command: Command) -> Option
     let outcome = match command {
         Command::Version { requested } => return Some(version(requested)),
         Command::Features { index } => Ok(outputs(&[feature(system, cpu, index)])),
-        Command::GranuleDelegate { pa } => granule::delegate(system, pa).map(none),
-        Command::GranuleUndelegate { pa } => granule::undelegate(system, pa).map(none),
-        Command::RealmCreate { rd, params } => realm::create(system, rd, params).map(none),
-        Command::RealmDestroy { rd } => realm::destroy(system, rd).transpose()?.map(none),
-        Command::RealmActivate { rd } => realm::activate(system, rd).map(none),
+        Command::GranuleDelegate { pa } => granule::delegate(system, pa).map(no_outputs),
+        Command::GranuleUndelegate { pa } => granule::undelegate(system, pa).map(no_outputs),
+        Command::RealmCreate { rd, params } => realm::create(system, rd, params).map(no_outputs),
+        Command::RealmDestroy { rd } => realm::destroy(system, rd).transpose()?.map(no_outputs),
+        Command::RealmActivate { rd } => realm::activate(system, rd).map(no_outputs),
         Command::RecAuxCount { rd } => rec::aux_count(system, rd).map(|n| outputs(&[n])),
         Command::RecCreate { rd, rec, params } => {
-            rec::create(system, cpu.gic.list_registers, rd, rec, params).map(none)
+            rec::create(system, cpu.gic.list_registers, rd, rec, params).map(no_outputs)
         }
-        Command::RecDestroy { rec } => rec::destroy(system, rec).map(none),
-        Command::RecEnter { rec, run } => rec::enter(system, cpu, rec, run).map(none),
+        Command::RecDestroy { rec } => rec::destroy(system, rec).map(no_outputs),
+        Command::RecEnter { rec, run } => rec::enter(system, cpu, rec, run).map(no_outputs),
         Command::PsciComplete {
             calling,
             target,
             status,
-        } => rec::psci_complete(system, calling, target, status).map(none),
+        } => rec::psci_complete(system, calling, target, status).map(no_outputs),
         Command::RttCreate {
             rd,
             rtt,
             ipa,
             level,
-        } => rtt::create(system, rd, rtt, ipa, level).map(none),
+        } => rtt::create(system, rd, rtt, ipa, level).map(no_outputs),
         Command::RttDestroy { rd, ipa, level } => {
             let Walked { outcome, top } = rtt::destroy(system, rd, ipa, level)?;
-            return Some(told(outcome, |rtt| [rtt.unwrap_or(0), top, 0, 0]));
+            return Some(answer_with(outcome, |rtt| [rtt.unwrap_or(0), top, 0, 0]));
         }
         Command::RttFold { rd, ipa, level } => {
             rtt::fold(system, rd, ipa, level).map(|rtt| outputs(&[rtt]))
@@ -92,10 +92,10 @@ pub fn serve(system: &'static System, cpu: &mut Cpu, command: Command) -> Option
             ipa,
             level,
             desc,
-        } => rtt::map_unprotected(system, rd, ipa, level, desc)?.map(none),
+        } => rtt::map_unprotected(system, rd, ipa, level, desc)?.map(no_outputs),
         Command::RttUnmapUnprotected { rd, ipa, level } => {
             let Walked { outcome, top } = rtt::unmap_unprotected(system, rd, ipa, level)?;
-            return Some(told(outcome, |_| [top, 0, 0, 0]));
+            return Some(answer_with(outcome, |_| [top, 0, 0, 0]));
         }
         // Confidential realms come with their own issue.
         Command::DataCreate { .. }
@@ -115,31 +115,33 @@ pub fn serve_vendor(system: &System, call: Vendor) -> Answer {
         Vendor::MemoryRange { index } => {
             vendor::memory_range(system, index).map(|range| outputs(&range))
         }
-        Vendor::Log { level, pa, length } => vendor::log(system, level, pa, length).map(none),
+        Vendor::Log { level, pa, length } => vendor::log(system, level, pa, length).map(no_outputs),
         Vendor::LogInput => vendor::log_input(),
         Vendor::SetPosted {
             rd,
             page,
             ipa,
             delay,
-        } => vendor::set_posted(system, rd, page, ipa, delay).map(none),
-        Vendor::SetSpi { rd, intid, level } => vendor::set_spi(system, rd, intid, level).map(none),
+        } => vendor::set_posted(system, rd, page, ipa, delay).map(no_outputs),
+        Vendor::SetSpi { rd, intid, level } => {
+            vendor::set_spi(system, rd, intid, level).map(no_outputs)
+        }
         Vendor::RecPending { rec } => {
             vendor::rec_pending(system, rec).map(|pending| outputs(&[pending.into()]))
         }
         Vendor::RecHistory { rec, pa } => {
             vendor::rec_history(system, rec, pa).map(|count| outputs(&[count]))
         }
-        Vendor::Kick { rec } => vendor::kick(system, rec).map(none),
+        Vendor::Kick { rec } => vendor::kick(system, rec).map(no_outputs),
         Vendor::Random if !system.features.rng => return UNKNOWN,
         Vendor::Random => vendor::random(),
-        Vendor::RecRead { rec, pa } => registers::read(system, rec, pa).map(none),
-        Vendor::RecWrite { rec, pa } => registers::write(system, rec, pa).map(none),
+        Vendor::RecRead { rec, pa } => registers::read(system, rec, pa).map(no_outputs),
+        Vendor::RecWrite { rec, pa } => registers::write(system, rec, pa).map(no_outputs),
     })
 }
 
 /// X1–X4 of a command without outputs.
-fn none((): ()) -> [u64; 4] {
+fn no_outputs((): ()) -> [u64; 4] {
     [0; 4]
 }
 
@@ -149,12 +151,12 @@ fn outputs<const N: usize>(values: &[u64; N]) -> [u64; 4] {
 }
 
 fn answer(outcome: Outcome<[u64; 4]>) -> Answer {
-    told(outcome, |outputs| outputs.unwrap_or([0; 4]))
+    answer_with(outcome, |outputs| outputs.unwrap_or([0; 4]))
 }
 
 /// The answer whose outputs depend on what came of the command, or that nothing
 /// did.
-fn told<T>(outcome: Outcome<T>, outputs: impl FnOnce(Option<T>) -> [u64; 4]) -> Answer {
+fn answer_with<T>(outcome: Outcome<T>, outputs: impl FnOnce(Option<T>) -> [u64; 4]) -> Answer {
     let (status, value) = match outcome {
         Ok(value) => (Status::Success, Some(value)),
         Err(status) => (status, None),

@@ -11,9 +11,10 @@ use super::Outcome;
 use super::args::{copy_from_host, lock, lock_idle_rec, pin};
 use crate::cpu::Cpu;
 use crate::guest::exits;
-use crate::guest::interrupts::{Interrupts, intid};
+use crate::guest::interrupts::intid;
 use crate::guest::record::{Entry, Record};
 use crate::guest::run;
+use crate::guest::vcpu::RunningVcpu;
 use crate::memory::granule::State;
 use crate::memory::guarded::{self, ExternalAbort};
 use crate::memory::phys;
@@ -46,7 +47,7 @@ pub fn create(system: &System, list_registers: usize, rd: u64, rec: u64, params:
         return Err(Status::ErrorInput);
     }
     let mut vcpu = Rec::new(rd, index as usize, params.mpidr, list_registers);
-    let gprs = &mut vcpu.run.get_mut().gprs;
+    let gprs = &mut vcpu.state.get_mut().gprs;
     gprs.pc = params.pc;
     gprs.x[..8].copy_from_slice(&params.gprs);
     vcpu.set_runnable(flags.contains(RecFlags::RUNNABLE));
@@ -116,7 +117,7 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
         return Err(Status::ErrorRec);
     }
     // SAFETY: the lock is held and nobody runs it.
-    let state = unsafe { &mut *vcpu.run.get() };
+    let state = unsafe { &mut *vcpu.state.get() };
     let flags = EnterFlags::from_bits(flags).ok_or(Status::ErrorInput)?;
     match state.pending {
         Pending::CpuOn(..) | Pending::AffinityInfo(_) => return Err(Status::ErrorRec),
@@ -132,7 +133,7 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     granule.get();
     drop(rec_lock);
 
-    let mut guest = Interrupts {
+    let mut guest = RunningVcpu {
         cpu,
         realm,
         rec: vcpu,
@@ -206,7 +207,7 @@ pub fn psci_complete(system: &System, calling: u64, target: u64, status: i64) ->
         return Err(Status::ErrorInput);
     }
     // SAFETY: locked and not running.
-    let state = unsafe { &mut *caller.run.get() };
+    let state = unsafe { &mut *caller.state.get() };
     let other_index = |mpidr: u64| mpidr_index(mpidr) == Some(other.index as u64);
     let answer = match state.pending {
         Pending::CpuOn(mpidr, entry, context) if other_index(mpidr) => {
@@ -239,7 +240,7 @@ pub fn psci_complete(system: &System, calling: u64, target: u64, status: i64) ->
 /// Turns a vCPU on. Its granule is locked and it does not run.
 fn start(vcpu: &Rec, entry: u64, context: u64) {
     // SAFETY: as the caller says.
-    unsafe { &mut *vcpu.run.get() }.reset(entry, context);
+    unsafe { &mut *vcpu.state.get() }.reset(entry, context);
     // SAFETY: the REC counts in its RD.
     let realm = unsafe { Realm::at(vcpu.rd) };
     let mut dist = realm.vgic.lock();

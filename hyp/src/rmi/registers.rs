@@ -15,7 +15,7 @@ use super::args::{lock_idle_rec, pin_around};
 use crate::cpu::inject;
 use crate::memory::guarded;
 use crate::realm::Realm;
-use crate::rec::{NO_PE, Pending, Rec, Run};
+use crate::rec::{NO_PE, Pending, Rec, VcpuState};
 use crate::system::System;
 
 /// N, Z, C and V.
@@ -29,7 +29,7 @@ fn with<R>(
     system: &System,
     rec: u64,
     pa: u64,
-    f: impl FnOnce(&mut Run) -> Result<R, Status>,
+    f: impl FnOnce(&mut VcpuState) -> Result<R, Status>,
 ) -> Result<R, Status> {
     if !pa.is_multiple_of(size_of::<Registers>().next_power_of_two() as u64) {
         return Err(Status::ErrorInput);
@@ -44,17 +44,17 @@ fn with<R>(
         return Err(Status::ErrorInput);
     }
     // SAFETY: the REC's lock is held, and it does not run.
-    f(unsafe { &mut *vcpu.run.get() })
+    f(unsafe { &mut *vcpu.state.get() })
 }
 
 /// Tells the host a vCPU's registers.
 pub fn read(system: &System, rec: u64, pa: u64) -> Outcome {
-    with(system, rec, pa, |run| {
+    with(system, rec, pa, |state| {
         let mut out = Registers::new_zeroed();
-        for (out, q) in out.v.iter_mut().zip(run.fp.q()) {
+        for (out, q) in out.v.iter_mut().zip(state.fp.q()) {
             *out = [*q as u64, (*q >> 64) as u64];
         }
-        let (gprs, el1) = (&run.gprs, &run.el1);
+        let (gprs, el1) = (&state.gprs, &state.el1);
         out.x = gprs.x;
         out.sp = [el1.sp_el0, el1.sp_el1];
         (out.pc, out.pstate) = (gprs.pc, gprs.pstate);
@@ -68,38 +68,38 @@ pub fn read(system: &System, rec: u64, pa: u64) -> Outcome {
 
 /// Takes a vCPU's registers, and ends its last exit.
 pub fn write(system: &System, rec: u64, pa: u64) -> Outcome {
-    with(system, rec, pa, |run| {
+    with(system, rec, pa, |state| {
         // SAFETY: inside a granule of the host's, which `with` has pinned.
         // Copied once.
         let new = unsafe { guarded::read::<Registers>(pa) };
         let new = new.map_err(|_| Status::ErrorInput)?;
         let finish = Finish::from_raw(new.finish).ok_or(Status::ErrorInput)?;
-        if !matches!(run.pending, Pending::Abort(..) | Pending::Mmio(..)) {
+        if !matches!(state.pending, Pending::Abort(..) | Pending::Mmio(..)) {
             return Err(Status::ErrorRec);
         }
-        run.pending = Pending::Nothing;
+        state.pending = Pending::Nothing;
         if finish == Finish::Again {
             return Ok(());
         }
-        take(run, &new);
+        take(state, &new);
         if finish == Finish::Abort {
-            let Run { gprs, el1, .. } = run;
+            let VcpuState { gprs, el1, .. } = state;
             inject::abort_saved(gprs, el1, new.fetch & 1 != 0, new.iss, new.far);
         }
         Ok(())
     })
 }
 
-fn take(run: &mut Run, new: &Registers) {
+fn take(state: &mut VcpuState, new: &Registers) {
     let v = new
         .v
         .map(|[low, high]| u128::from(low) | u128::from(high) << 64);
-    if v != *run.fp.q() {
-        run.fp.set_q(v);
+    if v != *state.fp.q() {
+        state.fp.set_q(v);
         // Whatever a PE still holds of them is old.
-        run.fp_pe = NO_PE;
+        state.fp_pe = NO_PE;
     }
-    let (gprs, el1) = (&mut run.gprs, &mut run.el1);
+    let (gprs, el1) = (&mut state.gprs, &mut state.el1);
     gprs.x = new.x;
     [el1.sp_el0, el1.sp_el1] = new.sp;
     if gprs.pc != new.pc {

@@ -31,7 +31,7 @@ use crate::memory::granule::State;
 use crate::memory::phys;
 use crate::memory::region::Region;
 use crate::realm::Realm;
-use crate::rec::{NO_PE, Pending, Rec, Run};
+use crate::rec::{NO_PE, Pending, Rec, VcpuState};
 
 /// The host's RAM, unless more is needed.
 const RAM_SIZE: u64 = 8 << 20;
@@ -102,11 +102,11 @@ impl Host {
 }
 
 /// A vCPU whose last exit was an abort without a syndrome, and its state.
-fn aborted(h: &mut Host) -> &'static mut Run {
+fn aborted(h: &mut Host) -> &'static mut VcpuState {
     h.realm();
     h.rec(0, 60);
     // SAFETY: the fake machine's REC, which nobody runs.
-    let run = unsafe { &mut *Rec::at(h.page(60)).run.get() };
+    let run = unsafe { &mut *Rec::at(h.page(60)).state.get() };
     run.pending = Pending::Abort(Syndrome(0x9200_0006), 0x900_0000);
     (run.gprs.pc, run.gprs.pstate) = (0x4000_0000, 0x8020_0c05);
     run.el1.vbar = 0x4000_8000;

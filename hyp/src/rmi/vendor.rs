@@ -137,7 +137,7 @@ pub fn set_spi(system: &System, rd: u64, spi: u64, level: u64) -> Outcome {
 pub fn rec_pending(system: &System, rec: u64) -> Outcome<bool> {
     let _lock = lock_idle_rec(system, rec)?;
     // SAFETY: the REC's lock is held, and it does not run.
-    let (vcpu, run) = unsafe { (Rec::at(rec), &mut *Rec::at(rec).run.get()) };
+    let (vcpu, run) = unsafe { (Rec::at(rec), &mut *Rec::at(rec).state.get()) };
     vcpu.kicks.looks();
     // SAFETY: it counts in its RD.
     let realm = unsafe { Realm::at(vcpu.rd) };
@@ -160,7 +160,7 @@ pub fn rec_history(system: &System, rec: u64, pa: u64) -> Outcome<u64> {
     let _pin = pin(system, pa)?;
     let _lock = lock_idle_rec(system, rec)?;
     // SAFETY: the REC's lock is held, and it does not run.
-    let run = unsafe { &*Rec::at(rec).run.get() };
+    let run = unsafe { &*Rec::at(rec).state.get() };
     let count = run.exits.min(HISTORY_LEN as u64);
     for n in 0..count {
         let exit: Exit = run.history[((run.exits - count + n) % HISTORY_LEN as u64) as usize];

@@ -196,7 +196,7 @@ impl<'a> Frame<'a> {
             1 => ring.fill(data[0], size)?,
             2 if size <= BLOCK => {
                 let (literals, behind) = literals::read(data, &mut tables.huffman, room)?;
-                tables.sequences.run(behind, literals, &mut ring)?;
+                tables.sequences.execute(behind, literals, &mut ring)?;
             }
             _ => return Err(CORRUPT),
         }

@@ -85,7 +85,7 @@ impl Tables {
     }
 
     /// Carries out the section `source` upon `literals`.
-    pub fn run(
+    pub fn execute(
         &mut self,
         source: &[u8],
         mut literals: &[u8],

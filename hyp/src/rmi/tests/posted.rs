@@ -58,9 +58,9 @@ impl Guest {
         unsafe { &*phys::pointer::<Page>(self.h.page(PAGE)) }
     }
 
-    fn run(&self) -> &'static mut Run {
+    fn run(&self) -> &'static mut VcpuState {
         // SAFETY: the fake machine's REC, which nobody runs.
-        unsafe { &mut *Rec::at(self.h.page(REC)).run.get() }
+        unsafe { &mut *Rec::at(self.h.page(REC)).state.get() }
     }
 
     /// An access of register `x` at `offset` of the device's page, with these bits

@@ -61,7 +61,7 @@ fn a_rec_begins_as_its_parameters_say() {
     h.write(2, p);
     h.ok(fid::RMI_REC_CREATE, &args);
     // SAFETY: the fake machine's REC, which nobody runs.
-    let gprs = &unsafe { &*Rec::at(h.page(60)).run.get() }.gprs;
+    let gprs = &unsafe { &*Rec::at(h.page(60)).state.get() }.gprs;
     assert_eq!(
         (gprs.pc, gprs.x[..9].to_vec()),
         (p.pc, std::vec![1, 2, 3, 4, 5, 6, 7, 8, 0])
@@ -198,6 +198,6 @@ fn a_psci_call_is_completed_once_by_a_vcpu_of_its_realm() {
         );
     }
     // SAFETY: as above.
-    let gprs = &unsafe { &*vcpu.run.get() }.gprs;
+    let gprs = &unsafe { &*vcpu.state.get() }.gprs;
     assert_eq!((gprs.pc, gprs.x[0]), (0x4000_0000, 7));
 }
