@@ -2,20 +2,22 @@
 
 extern crate alloc;
 
+mod error;
+
 use alloc::boxed::Box;
-use alloc::format;
-use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use arm64::instr;
 use arm64::regs::affinity;
 use core::cell::UnsafeCell;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use error::{BootError, Purpose};
 use host_loader::arch::{cpu, exception, local, mmu};
-use host_loader::bundle::{Bundle, CONFIG};
-use host_loader::gic::Controller;
+use host_loader::bundle::Bundle;
+use host_loader::gic::{Controller, GicError};
 use host_loader::granules::Granules;
 use host_loader::guest::build;
+use host_loader::guest::error::Refusal;
 use host_loader::machine::{self, Cpu, Machine};
 use host_loader::pace::{Pace, at_once};
 use host_loader::platform::{Platform, Uart, boot_arguments};
@@ -61,15 +63,15 @@ extern "C" fn host_main(dtb: u64) -> ! {
     unsafe { heap::add(early..early + EARLY_HEAP as u64) };
     match boot(dtb) {
         Ok(machine) => sched::run_loop(machine),
-        Err(sentence) => {
-            log::error!("{sentence}");
+        Err(error) => {
+            log::error!("{error}");
             life::end(2)
         }
     }
 }
 
-/// Everything up to the run loop. The error is one sentence for the user.
-fn boot(dtb: u64) -> Result<&'static Machine, String> {
+/// Everything up to the run loop.
+fn boot(dtb: u64) -> Result<&'static Machine, BootError> {
     let tree = device_tree(dtb)?;
     logger::set_token(boot_arguments(tree));
     let platform = Platform::parse(tree)?;
@@ -92,7 +94,7 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
 
     let me = affinity();
     let index = cpus.iter().position(|cpu| cpu.mpidr == me);
-    local::set_index(index.ok_or_else(|| format!("device tree: no CPU with MPIDR {me:#x}"))?);
+    local::set_index(index.ok_or(BootError::NoCpu(me))?);
     // SAFETY: The registers are mapped as Device, and this is their driver.
     let mut gic = unsafe { Controller::new(&platform.gic) }?;
     let console = port(platform.console.as_ref(), &mut gic, me)?;
@@ -104,14 +106,8 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
     let bundle = bundle(&platform)?;
     for guest in &bundle.guests {
         if guest.guest.vcpus as usize > cpus.len() {
-            return Err(format!(
-                "{CONFIG}:{}: guest \"{}\": vcpus = {}: expected at most {}, \
-                 as many as the machine has CPUs",
-                guest.place("vcpus"),
-                guest.guest.name,
-                guest.guest.vcpus,
-                cpus.len()
-            ));
+            let (vcpus, cpus) = (guest.guest.vcpus, cpus.len());
+            return Err(Refusal::FewCpus { vcpus, cpus }.of(guest).into());
         }
     }
     let unpacker = build::unpacker(&bundle, granules)?;
@@ -151,36 +147,33 @@ fn boot(dtb: u64) -> Result<&'static Machine, String> {
 }
 
 /// The device tree's bytes.
-fn device_tree(dtb: u64) -> Result<&'static [u8], String> {
+fn device_tree(dtb: u64) -> Result<&'static [u8], BootError> {
     let at = core::ptr::with_exposed_provenance::<u8>(dtb as usize);
     // SAFETY: The early map covers the tree's first 2 MiB block and the next;
     // nobody writes there.
     let header = unsafe { core::slice::from_raw_parts(at, 8) };
     let size = u32::from_be_bytes([header[4], header[5], header[6], header[7]]) as usize;
     if header[..4] != [0xd0, 0x0d, 0xfe, 0xed] || size > 2 << 20 {
-        return Err(format!("no device tree of at most 2 MiB at {dtb:#x}"));
+        return Err(BootError::NoTree(dtb));
     }
     // SAFETY: As above; the map covers `size` bytes, at most 2 MiB.
     Ok(unsafe { core::slice::from_raw_parts(at, size) })
 }
 
 /// Checks that this is Undercroft with what plain guests need.
-fn el2() -> Result<(Feature0, VendorFeatures), String> {
-    let other = |e| format!("no Undercroft at EL2: {e}");
-    if rmi_call::vendor_version().map_err(other)? >> 16 != rmi::vendor::VERSION_1_0 >> 16 {
-        return Err("EL2 is of another major version than this host".to_string());
+fn el2() -> Result<(Feature0, VendorFeatures), BootError> {
+    let version = rmi_call::vendor_version().map_err(BootError::NoUndercroft)?;
+    if version >> 16 != rmi::vendor::VERSION_1_0 >> 16 {
+        return Err(BootError::Version);
     }
-    rmi_call::version().map_err(|e| format!("RMI_VERSION: {e}"))?;
-    let rmi = rmi_call::features().map_err(|e| format!("RMI_FEATURES: {e}"))?;
-    let features = rmi_call::vendor_features().map_err(other)?;
+    rmi_call::version().map_err(BootError::NoRmi)?;
+    let rmi = rmi_call::features().map_err(BootError::NoFeatures)?;
+    let features = rmi_call::vendor_features().map_err(BootError::NoUndercroft)?;
     if !features.nonconf || !features.el2_vgic {
-        return Err("EL2 does not serve plain guests with its own vGIC".to_string());
+        return Err(BootError::NoPlainGuests);
     }
     if !matches!(features.granule_shift, 12 | 14 | 16) {
-        return Err(format!(
-            "EL2 counts in granules of 2^{}",
-            features.granule_shift
-        ));
+        return Err(BootError::Granule(features.granule_shift));
     }
     Ok((rmi, features))
 }
@@ -209,19 +202,19 @@ fn taken_ranges(dtb: u64, tree: &[u8], platform: &Platform) -> Vec<Range<u64>> {
 
 /// The CPUs with stacks for all but this one. Those that EL2 does not drive are
 /// none of them: it has told so.
-fn cpus(platform: &Platform, granules: &mut Granules) -> Result<Vec<Cpu>, String> {
+fn cpus(platform: &Platform, granules: &mut Granules) -> Result<Vec<Cpu>, BootError> {
     let me = affinity();
     let mut cpus = Vec::new();
     let driven = |mpidr: &&u64| rmi_call::machine_has_cpu(**mpidr);
     for &mpidr in platform.cpus.iter().filter(driven) {
-        let mut stack = |size: u64| -> Result<u64, String> {
+        let mut stack = |size: u64| -> Result<u64, BootError> {
             if mpidr == me {
                 return Ok(0);
             }
             let bytes = GUARD + size;
             let start = granules
                 .take(bytes, GUARD)
-                .ok_or("the machine has no RAM left for the CPUs' stacks")?;
+                .ok_or(BootError::NoRam(Purpose::Stacks))?;
             Ok(start + bytes)
         };
         cpus.push(Cpu {
@@ -234,21 +227,21 @@ fn cpus(platform: &Platform, granules: &mut Granules) -> Result<Vec<Cpu>, String
     Ok(cpus)
 }
 
-fn heap_range(granules: &mut Granules) -> Result<Range<u64>, String> {
+fn heap_range(granules: &mut Granules) -> Result<Range<u64>, BootError> {
     let bytes = (granules.free_bytes() / HEAP_PART).min(HEAP_BYTES);
     let start = granules
         .take(bytes, GUARD)
-        .ok_or("the machine has no RAM left for the host's heap")?;
+        .ok_or(BootError::NoRam(Purpose::Heap))?;
     // Whole granules were taken; all of them are of use.
     Ok(start..start + bytes.next_multiple_of(granules.granule()))
 }
 
 /// A granule of ones.
-fn blank_granule(granules: &mut Granules) -> Result<u64, String> {
+fn blank_granule(granules: &mut Granules) -> Result<u64, BootError> {
     let size = granules.granule();
     let blank = granules
         .take(size, size)
-        .ok_or("the machine has no RAM left")?;
+        .ok_or(BootError::NoRam(Purpose::Blank))?;
     // SAFETY: The granule was free and is mapped.
     unsafe {
         core::ptr::write_bytes(
@@ -263,7 +256,7 @@ fn blank_granule(granules: &mut Granules) -> Result<u64, String> {
 
 /// Makes the host's final stage 1: all RAM but EL2's, without the pages below
 /// stacks, and the devices that the host drives.
-fn map_everything(platform: &Platform, cpus: &[Cpu]) -> Result<(), String> {
+fn map_everything(platform: &Platform, cpus: &[Cpu]) -> Result<(), BootError> {
     let image = mmu::image_layout();
     let mut holes = Vec::new();
     let mut appendix = None;
@@ -294,7 +287,7 @@ fn map_everything(platform: &Platform, cpus: &[Cpu]) -> Result<(), String> {
         ram: ram.ranges().to_vec(),
         devices,
     })
-    .map_err(|e| format!("the host's stage 1: {e:?}"))?;
+    .map_err(BootError::Map)?;
     if let Some(range) = clipped(&platform.memory)
         .iter()
         .find(|r| r.contains(&image.text.start))
@@ -315,7 +308,7 @@ fn map_everything(platform: &Platform, cpus: &[Cpu]) -> Result<(), String> {
 }
 
 /// A driver for this UART, its interrupt routed to the CPU `mpidr`.
-fn port(uart: Option<&Uart>, gic: &mut Controller, mpidr: u64) -> Result<Option<Port>, String> {
+fn port(uart: Option<&Uart>, gic: &mut Controller, mpidr: u64) -> Result<Option<Port>, GicError> {
     let Some(uart) = uart else {
         return Ok(None);
     };
@@ -326,20 +319,14 @@ fn port(uart: Option<&Uart>, gic: &mut Controller, mpidr: u64) -> Result<Option<
     Ok(unsafe { Port::new(uart.base) })
 }
 
-fn bundle(platform: &Platform) -> Result<Bundle<'static>, String> {
-    let initrd = platform.initrd.clone().ok_or(
-        "no initrd: the boot loader passed no bundle; give it one \
-         (QEMU: -initrd bundle.cpio)",
-    )?;
+fn bundle(platform: &Platform) -> Result<Bundle<'static>, BootError> {
+    let initrd = platform.initrd.clone().ok_or(BootError::NoInitrd)?;
     let inside = platform
         .memory
         .iter()
         .any(|r| r.start <= initrd.start && initrd.end <= r.end.min(MAPPED_END));
     if !inside {
-        return Err(format!(
-            "the initrd at {:#x} to {:#x} is not in RAM",
-            initrd.start, initrd.end
-        ));
+        return Err(BootError::InitrdOutside(initrd));
     }
     // SAFETY: It is in mapped RAM, and taken: nobody writes there.
     let bytes = unsafe {
@@ -348,11 +335,11 @@ fn bundle(platform: &Platform) -> Result<Bundle<'static>, String> {
             (initrd.end - initrd.start) as usize,
         )
     };
-    Bundle::parse(bytes)
+    Ok(Bundle::parse(bytes)?)
 }
 
 /// Builds all guests, spreads their vCPUs over the CPUs, and starts those.
-fn start_guests(machine: &'static Machine) -> Result<(), String> {
+fn start_guests(machine: &'static Machine) -> Result<(), BootError> {
     let memories = life::allocate_all(machine)?;
     life::reserve(machine, &memories)?;
     let mut guests = Vec::new();
@@ -379,7 +366,7 @@ fn start_guests(machine: &'static Machine) -> Result<(), String> {
     Ok(())
 }
 
-fn start_cpu(machine: &'static Machine, index: usize) -> Result<(), String> {
+fn start_cpu(machine: &'static Machine, index: usize) -> Result<(), BootError> {
     let cpu = &machine.cpus[index];
     if cpu.started.swap(true, Ordering::AcqRel) {
         return Ok(());
@@ -391,5 +378,5 @@ fn start_cpu(machine: &'static Machine, index: usize) -> Result<(), String> {
         cpu.stacks.1,
         sched::secondary,
     )
-    .map_err(|code| format!("CPU {index}: PSCI CPU_ON answers {code}"))
+    .map_err(|code| BootError::CpuOn(index, code))
 }

@@ -8,7 +8,6 @@
 //! under one lock.
 
 use crate::platform::Gic;
-use alloc::string::String;
 use alloc::vec::Vec;
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
 use arm_gic::gicv3::{
@@ -17,6 +16,7 @@ use arm_gic::gicv3::{
 use arm_gic::{IntId, InterruptGroup, Trigger};
 use arm64::instr;
 use arm64::regs::{ICC_CTLR_EL1, affinity};
+use core::fmt;
 use core::ptr::NonNull;
 use safe_mmio::UniqueMmioPointer;
 
@@ -46,6 +46,32 @@ fn intid(number: u32) -> Option<IntId> {
     }
 }
 
+/// Why the GIC is not as it must be.
+#[derive(Clone, Copy, Debug)]
+pub enum GicError {
+    /// The device tree has its distributor at 0.
+    NoDistributor,
+    /// The CPU with this affinity has no redistributor.
+    NoRedistributor(u64),
+    /// The device tree gives a device this interrupt, which is no SPI.
+    NoSpi(u32),
+    /// The driver says so.
+    Driver(arm_gic::gicv3::GicError),
+}
+
+impl fmt::Display for GicError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDistributor => f.write_str("device tree: the GIC distributor is at 0"),
+            Self::NoRedistributor(mpidr) => {
+                write!(f, "GIC: no redistributor for CPU {mpidr:#x}")
+            }
+            Self::NoSpi(number) => write!(f, "device tree: interrupt {number} is no SPI"),
+            Self::Driver(why) => write!(f, "GIC: {why}"),
+        }
+    }
+}
+
 impl Controller {
     /// The GIC of the device tree, its distributor set up for non-secure
     /// group 1 with affinity routing.
@@ -53,11 +79,11 @@ impl Controller {
     /// # Safety
     /// Its registers are mapped as Device at their own addresses; this is the
     /// host's only driver of them.
-    pub unsafe fn new(gic: &Gic) -> Result<Self, String> {
+    pub unsafe fn new(gic: &Gic) -> Result<Self, GicError> {
         let distributor: NonNull<Gicd> = NonNull::new(core::ptr::with_exposed_provenance_mut(
             gic.distributor.start as usize,
         ))
-        .ok_or("device tree: the GIC distributor is at 0")?;
+        .ok_or(GicError::NoDistributor)?;
         // SAFETY: The caller's contract.
         let mut distributor = GicDistributor::new(unsafe { UniqueMmioPointer::new(distributor) });
         distributor.enable_affinity_routing_secure(true);
@@ -79,14 +105,14 @@ impl Controller {
     /// Sets this CPU up: its interface, and the private interrupts `private`.
     ///
     /// Errors say what is missing.
-    pub fn start_cpu(&mut self, private: &[u32]) -> Result<(), String> {
+    pub fn start_cpu(&mut self, private: &[u32]) -> Result<(), GicError> {
         let mpidr = affinity();
-        let lacks = || alloc::format!("GIC: no redistributor for CPU {mpidr:#x}");
+        let lacks = GicError::NoRedistributor(mpidr);
         let mut mine = None;
         for &base in &self.redistributors {
             // SAFETY: `new`'s caller answers for the registers; the lock around
             // `self` keeps others away from them.
-            let frames = unsafe { GicRedistributorIterator::new(base) }.map_err(|_| lacks())?;
+            let frames = unsafe { GicRedistributorIterator::new(base) }.map_err(|_| lacks)?;
             for frame in frames {
                 if frame.typer().core_mpidr() == mpidr {
                     mine = Some(frame);
@@ -94,7 +120,7 @@ impl Controller {
                 }
             }
         }
-        let mut frame = mine.ok_or_else(lacks)?;
+        let mut frame = mine.ok_or(lacks)?;
         GicCpuInterface::enable_system_register_el1();
         // It is awake already where firmware or EL2 woke it.
         let _ = frame.mark_core_awake();
@@ -103,7 +129,7 @@ impl Controller {
                 .set_group(id, Group::Group1NS)
                 .and_then(|()| frame.set_interrupt_priority(id, PRIORITY))
                 .and_then(|()| frame.enable_interrupt(id, true));
-            set_up.map_err(|e| alloc::format!("GIC: {e}"))?;
+            set_up.map_err(GicError::Driver)?;
         }
         ICC_CTLR_EL1.set(0);
         GicCpuInterface::set_priority_mask(0xff);
@@ -115,16 +141,17 @@ impl Controller {
     /// Routes the level-sensitive SPI `number` to the CPU `mpidr`.
     ///
     /// Errors say which interrupt cannot be used.
-    pub fn route(&mut self, number: u32, mpidr: u64) -> Result<(), String> {
-        let wrong = || alloc::format!("device tree: interrupt {number} is no SPI");
-        let id = intid(number).filter(|id| id.is_spi()).ok_or_else(wrong)?;
+    pub fn route(&mut self, number: u32, mpidr: u64) -> Result<(), GicError> {
+        let id = intid(number)
+            .filter(|id| id.is_spi())
+            .ok_or(GicError::NoSpi(number))?;
         self.distributor
             .set_group(id, Group::Group1NS)
             .and_then(|()| self.distributor.set_trigger(id, Trigger::Level))
             .and_then(|()| self.distributor.set_interrupt_priority(id, PRIORITY))
             .and_then(|()| self.distributor.set_routing(id, Some(mpidr)))
             .and_then(|()| self.distributor.enable_interrupt(id, true))
-            .map_err(|e| alloc::format!("GIC: {e}"))
+            .map_err(GicError::Driver)
     }
 }
 

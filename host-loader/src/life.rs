@@ -9,6 +9,7 @@
 
 use crate::console::{self, Console, PostedPage};
 use crate::guest::build::{self, Memory, Resources};
+use crate::guest::error::GuestError;
 use crate::guest::handle::{Guest, Repeats, Stop, Vcpu};
 use crate::guest::map;
 use crate::image::GuestMemory;
@@ -16,11 +17,10 @@ use crate::machine::{self, Machine};
 use crate::pace::Pace;
 use crate::{granules, heap, logger, rmi_call};
 use alloc::boxed::Box;
-use alloc::format;
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arm64::regs::{CNTFRQ_EL0, CNTPCT_EL0};
+use core::fmt;
 use core::future::Future;
 use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
@@ -79,7 +79,7 @@ fn resources(machine: &Machine, config: usize) -> Resources<'_> {
 
 /// Takes the RAM of all guests, so that one that finds too little is told
 /// before any runs.
-pub fn allocate_all(machine: &Machine) -> Result<Vec<Memory>, String> {
+pub fn allocate_all(machine: &Machine) -> Result<Vec<Memory>, GuestError> {
     let guests = machine.bundle.guests.iter().enumerate();
     guests
         .map(|(index, config)| build::allocate(config, &resources(machine, index)))
@@ -90,11 +90,39 @@ pub fn allocate_all(machine: &Machine) -> Result<Vec<Memory>, String> {
 /// that blocks have: its free blocks may be of other sizes than is asked for.
 const BLOCK_SIZES: u64 = 16;
 
+/// Why what the guests take cannot be set aside.
+#[derive(Debug)]
+pub enum ReserveError {
+    /// A guest's own settings.
+    Guest(GuestError),
+    /// The machine has not so many bytes for their starts and resets.
+    Heap(u64),
+}
+
+impl From<GuestError> for ReserveError {
+    fn from(why: GuestError) -> Self {
+        Self::Guest(why)
+    }
+}
+
+impl fmt::Display for ReserveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Guest(why) => why.fmt(f),
+            Self::Heap(bytes) => write!(
+                f,
+                "the guests' starts and resets take {} MiB of memory beside the guests'; \
+                 give the machine more",
+                bytes.div_ceil(1 << 20)
+            ),
+        }
+    }
+}
+
 /// Sets aside what the guests' starts and resets allocate, whatever the others
 /// do meanwhile, so that none of them can fail.
 ///
-/// The error says what is missing.
-pub fn reserve(machine: &'static Machine, memories: &[Memory]) -> Result<(), String> {
+pub fn reserve(machine: &'static Machine, memories: &[Memory]) -> Result<(), ReserveError> {
     let (mut heap, mut extents, mut vcpus) = (0, 0, 0);
     for (index, (config, memory)) in machine.bundle.guests.iter().zip(memories).enumerate() {
         let needs = build::needs(config, &resources(machine, index), memory)?;
@@ -110,11 +138,7 @@ pub fn reserve(machine: &'static Machine, memories: &[Memory]) -> Result<(), Str
         *cpu.inbox.lock() = Vec::with_capacity(vcpus);
     }
     if !heap::reserve(heap) {
-        return Err(format!(
-            "the guests' starts and resets take {} MiB of memory beside the guests'; \
-             give the machine more",
-            heap.div_ceil(1 << 20)
-        ));
+        return Err(ReserveError::Heap(heap));
     }
     granules::make_room(machine.granules, extents);
     Ok(())
@@ -128,7 +152,7 @@ pub async fn create(
     config: usize,
     mut memory: Memory,
     cpus: &[usize],
-) -> Result<Arc<Guest>, (String, Memory)> {
+) -> Result<Arc<Guest>, (GuestError, Memory)> {
     let settings = &machine.bundle.guests[config];
     let built = build::build(settings, &resources(machine, config), &mut memory).await;
     let realm = match built {

@@ -6,7 +6,10 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::fmt;
 use core::ops::Range;
+use devtree::Damage;
+use dtoolkit::error::StandardError;
 use dtoolkit::fdt::FdtNode;
 use dtoolkit::standard::{NodeStandard, Status};
 use dtoolkit::{Node, Property};
@@ -74,29 +77,61 @@ pub fn boot_argument<'a>(bootargs: &'a str, key: &str) -> Option<&'a str> {
         .next_back()
 }
 
-fn error(what: impl core::fmt::Display) -> String {
-    format!("device tree: {what}")
+/// What of the device tree is not as it must be.
+#[derive(Clone, Debug)]
+pub enum PlatformError {
+    /// It is damaged.
+    Damaged(Damage),
+    /// A node's `reg` is not of the cells that it must be.
+    Reg(String, StandardError),
+    /// A node's `reg` passes the end of addresses.
+    RegEnd(String),
+    /// A CPU's node has no `reg`.
+    NoReg(String),
+    /// A property of /chosen is not of one or two cells.
+    Cells(&'static str),
+    /// The initrd ends before it starts.
+    Initrd,
+    /// It has no memory.
+    NoMemory,
+    /// It has no CPU.
+    NoCpu,
+    /// It has no GICv3 with its registers.
+    NoGic,
+}
+
+impl fmt::Display for PlatformError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Self::Damaged(damage) = self {
+            return damage.fmt(f);
+        }
+        f.write_str("device tree: ")?;
+        match self {
+            Self::Damaged(_) => Ok(()),
+            Self::Reg(node, why) => write!(f, "{node}: reg: {why}"),
+            Self::RegEnd(node) => write!(f, "{node}: reg passes the end of addresses"),
+            Self::NoReg(path) => write!(f, "{path}: no reg"),
+            Self::Cells(name) => write!(f, "/chosen/{name}: expected one or two cells"),
+            Self::Initrd => f.write_str("/chosen: the initrd ends before it starts"),
+            Self::NoMemory => f.write_str("no memory node"),
+            Self::NoCpu => f.write_str("no CPU node"),
+            Self::NoGic => f.write_str("no GICv3 (arm,gic-v3) with its registers"),
+        }
+    }
 }
 
 /// The `reg` entries of a node as ranges.
-fn reg(node: FdtNode<'_>) -> Result<Vec<Range<u64>>, String> {
-    let name = node.name().to_string();
+fn reg(node: FdtNode<'_>) -> Result<Vec<Range<u64>>, PlatformError> {
+    let name = || node.name().to_string();
+    let wrong = |why| PlatformError::Reg(name(), why);
     let mut out = Vec::new();
-    for entry in node
-        .reg()
-        .map_err(|e| error(format_args!("{name}: reg: {e}")))?
-        .into_iter()
-        .flatten()
-    {
-        let start: u64 = entry
-            .address()
-            .map_err(|e| error(format_args!("{name}: reg: {e}")))?;
-        let size: u64 = entry
-            .size()
-            .map_err(|e| error(format_args!("{name}: reg: {e}")))?;
+    let entries = node.reg().map_err(|why| wrong(why.into()))?;
+    for entry in entries.into_iter().flatten() {
+        let start: u64 = entry.address().map_err(wrong)?;
+        let size: u64 = entry.size().map_err(wrong)?;
         let end = start
             .checked_add(size)
-            .ok_or_else(|| error(format_args!("{name}: reg passes the end of addresses")))?;
+            .ok_or_else(|| PlatformError::RegEnd(name()))?;
         out.push(start..end);
     }
     Ok(out)
@@ -188,7 +223,7 @@ struct Place<'a, 'b> {
 impl Place<'_, '_> {
     /// Its registers as the CPU addresses them. What the buses above do not
     /// pass is left out.
-    fn registers(&self) -> Result<Vec<Range<u64>>, String> {
+    fn registers(&self) -> Result<Vec<Range<u64>>, PlatformError> {
         let raise = |range| {
             let mut buses = self.buses.iter().rev();
             buses.try_fold(range, |range, bus| bus.raise(&range))
@@ -234,10 +269,8 @@ fn resolve(aliases: &[(String, String)], name: &str) -> String {
 
 impl Platform {
     /// Reads the device tree.
-    ///
-    /// Errors say which node or property is not as it must be.
-    pub fn parse(dtb: &[u8]) -> Result<Self, String> {
-        let fdt = devtree::open(dtb).map_err(error)?;
+    pub fn parse(dtb: &[u8]) -> Result<Self, PlatformError> {
+        let fdt = devtree::open(dtb).map_err(PlatformError::Damaged)?;
         let root = fdt.root();
         let mut platform = Self {
             // The architecture's recommended PPI, until /timer tells.
@@ -270,18 +303,18 @@ impl Platform {
                 platform.rng_seed = seed.value().to_vec();
             }
             stdout = text("stdout-path").map(|name| resolve(&aliases, &name));
-            let address = |name: &str| -> Result<Option<u64>, String> {
+            let address = |name: &'static str| -> Result<Option<u64>, PlatformError> {
                 match chosen.property(name) {
                     None => Ok(None),
-                    Some(p) => integer(p.value()).map(Some).ok_or_else(|| {
-                        error(format_args!("/chosen/{name}: expected one or two cells"))
-                    }),
+                    Some(p) => integer(p.value())
+                        .map(Some)
+                        .ok_or(PlatformError::Cells(name)),
                 }
             };
             let (start, end) = (address("linux,initrd-start")?, address("linux,initrd-end")?);
             if let (Some(start), Some(end)) = (start, end) {
                 if end < start {
-                    return Err(error("/chosen: the initrd ends before it starts"));
+                    return Err(PlatformError::Initrd);
                 }
                 platform.initrd = (end > start).then_some(start..end);
             }
@@ -317,7 +350,7 @@ impl Platform {
         place: &Place<'_, '_>,
         width: usize,
         uarts: &mut Vec<Uart>,
-    ) -> Result<(), String> {
+    ) -> Result<(), PlatformError> {
         let (node, path) = (place.node, place.path);
         let device_type = node
             .property("device_type")
@@ -330,7 +363,7 @@ impl Platform {
                 let id = node
                     .property("reg")
                     .and_then(|p| integer(p.value()))
-                    .ok_or_else(|| error(format_args!("{path}: no reg")))?;
+                    .ok_or_else(|| PlatformError::NoReg(path.to_string()))?;
                 self.cpus.push(id);
             }
             _ => {}
@@ -382,15 +415,15 @@ impl Platform {
         }
     }
 
-    fn check(self) -> Result<Self, String> {
+    fn check(self) -> Result<Self, PlatformError> {
         if self.memory.is_empty() {
-            return Err(error("no memory node"));
+            return Err(PlatformError::NoMemory);
         }
         if self.cpus.is_empty() {
-            return Err(error("no CPU node"));
+            return Err(PlatformError::NoCpu);
         }
         if self.gic.distributor.is_empty() || self.gic.redistributors.is_empty() {
-            return Err(error("no GICv3 (arm,gic-v3) with its registers"));
+            return Err(PlatformError::NoGic);
         }
         Ok(self)
     }

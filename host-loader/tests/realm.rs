@@ -12,6 +12,7 @@ use counting::counted;
 use host_loader::bundle::Bundle;
 use host_loader::granules::{self, Granules};
 use host_loader::guest::build::{self, Resources};
+use host_loader::guest::error::{GuestError, Refusal};
 use host_loader::guest::realm::Shape;
 use host_loader::pace::{Pace, at_once};
 use rmi::call::HostCall;
@@ -512,7 +513,7 @@ fn with_host<R>(case: &Case<'_>, f: impl FnOnce(&Resources<'_>, &RefCell<El2>) -
 }
 
 /// Builds and takes apart one guest: calls made, and what went wrong in it.
-fn round(granule_shift: u32, arena: &Arena, fail_at: Option<usize>) -> (usize, Option<String>) {
+fn round(granule_shift: u32, arena: &Arena, fail_at: Option<usize>) -> (usize, Option<GuestError>) {
     let case = Case {
         granule_shift,
         arena,
@@ -541,7 +542,7 @@ fn round(granule_shift: u32, arena: &Arena, fail_at: Option<usize>) -> (usize, O
     })
 }
 
-fn build_once(resources: &Resources<'_>, el2: &RefCell<El2>) -> Option<String> {
+fn build_once(resources: &Resources<'_>, el2: &RefCell<El2>) -> Option<GuestError> {
     let config = &resources.bundle.guests[0];
     let mut memory = build::allocate(config, resources).unwrap();
     let built = at_once(build::build(config, resources, &mut memory));
@@ -575,7 +576,7 @@ fn every_granule_comes_back_for_every_granule_size() {
     for granule_shift in [12, 14, 16] {
         for _ in 0..10 {
             let (_, error) = round(granule_shift, &arena, None);
-            assert_eq!(error, None);
+            assert!(error.is_none(), "{error:?}");
         }
     }
 }
@@ -588,9 +589,11 @@ fn whichever_call_fails_nothing_is_left_behind() {
         for fail_at in 1..=calls {
             let (_, error) = round(granule_shift, &arena, Some(fail_at));
             if let Some(error) = error {
+                assert!(matches!(error.why, Refusal::Realm(_)), "{error:?}");
+                let sentence = error.to_string();
                 assert!(
-                    error.starts_with("guests.toml:3:10: guest \"g\""),
-                    "{error}"
+                    sentence.starts_with("guests.toml:3:10: guest \"g\""),
+                    "{sentence}"
                 );
             }
         }
@@ -678,12 +681,25 @@ fn reset_often(resources: &Resources<'_>, scattered: bool) {
 #[test]
 fn a_guest_that_asks_for_too_much_is_told_what_there_is() {
     let arena = arena();
-    for (text, parts) in [
-        ("memory = \"1G\"", ["guests.toml:4", "memory", "MiB left"]),
-        ("memory = \"4T\"", ["guests.toml:4", "memory", "MiB left"]),
-        ("memory = \"512T\"", ["guests.toml:4", "memory", "48"]),
-        ("vcpus = 33", ["guests.toml:4", "vcpus", "at most 32"]),
-    ] {
+    let little = |why: &Refusal| matches!(why, Refusal::LittleMemory { .. });
+    let wide = |why: &Refusal| matches!(why, Refusal::WideMemory { .. });
+    let many = |why: &Refusal| matches!(why, Refusal::ManyVcpus { limit: 32, .. });
+    type IsThat = fn(&Refusal) -> bool;
+    let cases: [(&str, IsThat, [&str; 3]); 4] = [
+        (
+            "memory = \"1G\"",
+            little,
+            ["guests.toml:4", "memory", "MiB left"],
+        ),
+        (
+            "memory = \"4T\"",
+            little,
+            ["guests.toml:4", "memory", "MiB left"],
+        ),
+        ("memory = \"512T\"", wide, ["guests.toml:4", "memory", "48"]),
+        ("vcpus = 33", many, ["guests.toml:4", "vcpus", "at most 32"]),
+    ];
+    for (text, is_that, parts) in cases {
         let toml = format!("[[guest]]\nname = \"g\"\nkernel = \"k\"\n{text}\n");
         let case = Case {
             granule_shift: 12,
@@ -692,11 +708,13 @@ fn a_guest_that_asks_for_too_much_is_told_what_there_is() {
             toml: &toml,
             kernel: &[1; 64],
         };
-        let (sentence, lost) = with_host(&case, |resources, _| {
+        let (error, lost) = with_host(&case, |resources, _| {
             let before = resources.granules.lock().free_bytes();
-            let sentence = build::allocate(&resources.bundle.guests[0], resources).unwrap_err();
-            (sentence, before - resources.granules.lock().free_bytes())
+            let error = build::allocate(&resources.bundle.guests[0], resources).unwrap_err();
+            (error, before - resources.granules.lock().free_bytes())
         });
+        assert!(is_that(&error.why), "{error:?}");
+        let sentence = error.to_string();
         for part in parts {
             assert!(sentence.contains(part), "{sentence}");
         }

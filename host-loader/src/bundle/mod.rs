@@ -3,13 +3,68 @@
 
 pub mod cpio;
 
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use cpio::Archive;
+use core::fmt;
+use cpio::{Archive, CpioError};
 pub use guest_config::FILE as CONFIG;
 use guest_config::quote::Value;
-use guest_config::{Located, console_owner};
+use guest_config::{Located, Place, console_owner};
+
+/// Why a bundle is none: one sentence that names file, line and what was expected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BundleError {
+    /// It is no archive.
+    Archive(CpioError),
+    /// It has no configuration.
+    NoConfig,
+    /// Its configuration is not well-formed.
+    Config(guest_config::Error),
+    /// A file that a guest's setting names is not there, or empty.
+    File {
+        /// Where the setting stands.
+        place: Place,
+        /// The guest's name.
+        guest: String,
+        /// The setting.
+        key: &'static str,
+        /// The file.
+        file: String,
+        /// It is there, and empty.
+        is_empty: bool,
+    },
+}
+
+impl fmt::Display for BundleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Archive(why) => write!(f, "bundle: {why}"),
+            Self::NoConfig => write!(
+                f,
+                "bundle: the initrd holds no {CONFIG}; it says which guests to run"
+            ),
+            Self::Config(why) => write!(f, "{CONFIG}:{why}"),
+            Self::File {
+                place,
+                guest,
+                key,
+                file,
+                is_empty,
+            } => {
+                let file = Value(file);
+                let wrong = if *is_empty {
+                    "the file is empty"
+                } else {
+                    "the bundle holds no such file"
+                };
+                write!(
+                    f,
+                    "{CONFIG}:{place}: guest \"{guest}\": {key} = {file}: {wrong}"
+                )
+            }
+        }
+    }
+}
 
 /// A bundle whose configuration is well-formed and whose files are there.
 #[derive(Debug)]
@@ -24,14 +79,10 @@ pub struct Bundle<'a> {
 
 impl<'a> Bundle<'a> {
     /// Reads the archive and the configuration in it.
-    ///
-    /// Errors are one sentence that names file, line and what was expected.
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
-        let archive = Archive::parse(bytes).map_err(|e| format!("bundle: {e}"))?;
-        let text = archive.file(CONFIG).ok_or_else(|| {
-            format!("bundle: the initrd holds no {CONFIG}; it says which guests to run")
-        })?;
-        let guests = guest_config::parse(text).map_err(|e| format!("{CONFIG}:{e}"))?;
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, BundleError> {
+        let archive = Archive::parse(bytes).map_err(BundleError::Archive)?;
+        let text = archive.file(CONFIG).ok_or(BundleError::NoConfig)?;
+        let guests = guest_config::parse(text).map_err(BundleError::Config)?;
         for located in &guests {
             let guest = &located.guest;
             let files = [
@@ -40,17 +91,18 @@ impl<'a> Bundle<'a> {
             ];
             for (key, file) in files {
                 let Some(file) = file else { continue };
-                let wrong = match archive.file(file) {
-                    None => "the bundle holds no such file",
-                    Some([]) => "the file is empty",
+                let is_empty = match archive.file(file) {
+                    None => false,
+                    Some([]) => true,
                     Some(_) => continue,
                 };
-                return Err(format!(
-                    "{CONFIG}:{}: guest \"{}\": {key} = {}: {wrong}",
-                    located.place(key),
-                    guest.name,
-                    Value(file),
-                ));
+                return Err(BundleError::File {
+                    place: located.place(key),
+                    guest: guest.name.clone(),
+                    key,
+                    file: file.clone(),
+                    is_empty,
+                });
             }
         }
         let console = console_owner(guests.iter().map(|located| located.guest.console));

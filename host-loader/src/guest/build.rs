@@ -1,22 +1,20 @@
 //! A guest from its configuration: RAM, kernel, initrd, device tree, realm.
 
+use super::error::{GuestError, Refusal};
 use super::place::{self, TREE_SPACE};
 use super::ram::{Extent, GuestRam};
 use super::realm::{BuildContext, Realm, Rights, Shape};
 use super::{fdt, map};
-use crate::bundle::{Bundle, CONFIG};
+use crate::bundle::Bundle;
 use crate::granules::Granules;
 use crate::image::stream::Unpacker;
 use crate::image::{self, GuestMemory, ImageError, RawPlace};
 use crate::pace::Pace;
 use crate::seed::{Seed, Seeds};
-use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 use arm64::regs::CNTFRQ_EL0;
 use core::ops::Range;
 use guest_config::Located;
-use guest_config::quote::Value;
 use rmi::feature::{Feature0, VendorFeatures};
 use spin::Mutex;
 
@@ -50,12 +48,6 @@ pub struct Resources<'a> {
     pub pace: &'a Pace,
 }
 
-/// A sentence about the setting `key`.
-fn refuse(config: &Located, key: &str, what: impl core::fmt::Display) -> String {
-    let (place, name) = (config.place(key), &config.guest.name);
-    format!("{CONFIG}:{place}: guest \"{name}\": {what}")
-}
-
 impl<'a> Resources<'a> {
     /// What realms are built and taken apart with.
     pub fn build_context(&self) -> BuildContext<'a> {
@@ -69,17 +61,11 @@ impl<'a> Resources<'a> {
 /// Takes a guest's RAM from the host's.
 ///
 /// The error says how much there is.
-pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, String> {
+pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, GuestError> {
     let limit = vcpu_limit(resources);
     if u64::from(config.guest.vcpus) > limit {
-        return Err(refuse(
-            config,
-            "vcpus",
-            format_args!(
-                "vcpus = {}: expected at most {limit}, as many as its GIC serves",
-                config.guest.vcpus
-            ),
-        ));
+        let vcpus = config.guest.vcpus;
+        return Err(Refusal::ManyVcpus { vcpus, limit }.of(config));
     }
     let size = config.guest.memory;
     let shape = shape(config, resources)?;
@@ -93,15 +79,8 @@ pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, S
         (taken, granules.free_bytes())
     };
     if !taken {
-        return Err(refuse(
-            config,
-            "memory",
-            format_args!(
-                "memory = {} MiB: the machine has {} MiB left",
-                size >> 20,
-                left >> 20
-            ),
-        ));
+        let memory = size;
+        return Err(Refusal::LittleMemory { memory, left }.of(config));
     }
     // SAFETY: The granules were free: mapped, and nobody else's from here on.
     let ram = unsafe { GuestRam::new(map::RAM_BASE, &extents) };
@@ -141,7 +120,7 @@ pub fn needs(
     config: &Located,
     resources: &Resources<'_>,
     memory: &Memory,
-) -> Result<Needs, String> {
+) -> Result<Needs, GuestError> {
     let shape = shape(config, resources)?;
     let block = shape.entry_size(2);
     // Tables at each level below the root that a range may take.
@@ -172,7 +151,7 @@ pub fn needs(
 /// What unpacks the kernels of a bundle, in memory that is taken here for good.
 ///
 /// The error names the guest whose kernel takes more than there is.
-pub fn unpacker(bundle: &Bundle<'_>, granules: &Mutex<Granules>) -> Result<Unpacker, String> {
+pub fn unpacker(bundle: &Bundle<'_>, granules: &Mutex<Granules>) -> Result<Unpacker, GuestError> {
     let needs = |guest: &Located| {
         let kernel = bundle.archive.file(&guest.guest.kernel);
         let kernel = kernel.unwrap_or_default();
@@ -187,9 +166,9 @@ pub fn unpacker(bundle: &Bundle<'_>, granules: &Mutex<Granules>) -> Result<Unpac
     }
     let taken = granules.lock().take(size as u64, 1);
     let start = taken.ok_or_else(|| {
-        let error = ImageError::NoMemory(size as u64);
-        let kernel = Value(&guest.guest.kernel);
-        refuse(guest, "kernel", format_args!("kernel = {kernel}: {error}"))
+        let why = ImageError::NoMemory(size as u64);
+        let kernel = guest.guest.kernel.clone();
+        Refusal::Kernel { kernel, why }.of(guest)
     })?;
     // SAFETY: The granules were free: mapped, and nobody else's from here on.
     // Whatever they hold are bytes.
@@ -212,33 +191,28 @@ fn vcpu_limit(resources: &Resources<'_>) -> u64 {
     frames.min(1 << resources.rmi.max_recs_order)
 }
 
-fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, String> {
+fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestError> {
     let end = map::RAM_BASE.saturating_add(config.guest.memory);
     let shape = Shape::for_ipas(resources.features.granule_shift.into(), end);
     if shape.ipa_bits > resources.rmi.s2sz.into() {
-        return Err(refuse(
-            config,
-            "memory",
-            format_args!(
-                "memory = {} MiB needs {} bits of address; this CPU has {}",
-                config.guest.memory >> 20,
-                shape.ipa_bits,
-                resources.rmi.s2sz
-            ),
-        ));
+        let refusal = Refusal::WideMemory {
+            memory: config.guest.memory,
+            needs: shape.ipa_bits,
+            has: resources.rmi.s2sz,
+        };
+        return Err(refusal.of(config));
     }
     Ok(shape)
 }
 
 /// Loads a guest and makes its realm, ready to run.
 ///
-/// Errors are one sentence that names guest and culprit; nothing but the
-/// content of `memory` has changed then.
+/// After an error nothing but the content of `memory` has changed.
 pub async fn build(
     config: &Located,
     resources: &Resources<'_>,
     memory: &mut Memory,
-) -> Result<Realm, String> {
+) -> Result<Realm, GuestError> {
     let context = resources.build_context();
     memory.ram.zero_all(context.pace).await;
     let loaded = load(config, resources, memory).await?;
@@ -246,9 +220,9 @@ pub async fn build(
         memory.ram.clean_all(context.pace).await;
     }
     let shape = shape(config, resources)?;
-    let sentence = |e| refuse(config, "kernel", e);
+    let refused = |why| Refusal::Realm(why).of(config);
     let created = Realm::create(context, shape, &resources.features).await;
-    let mut realm = created.map_err(sentence)?;
+    let mut realm = created.map_err(refused)?;
     let mut fill = async || {
         for extent in memory.ram.extents() {
             realm.map(context, *extent, Rights::ReadWrite).await?;
@@ -277,7 +251,7 @@ pub async fn build(
         Ok(()) => Ok(realm),
         Err(error) => {
             realm.destroy(context).await;
-            Err(sentence(error))
+            Err(refused(error))
         }
     }
 }
@@ -288,7 +262,7 @@ fn write_tree(
     ram: &Range<u64>,
     initrd: Option<Range<u64>>,
     seed: Option<Seed>,
-) -> Result<Vec<u8>, String> {
+) -> Result<Vec<u8>, GuestError> {
     let mpidrs: Vec<u64> = (0..u64::from(config.guest.vcpus))
         .map(rmi::params::index_mpidr)
         .collect();
@@ -299,10 +273,9 @@ fn write_tree(
         initrd,
         seed,
     })
-    .map_err(|e| refuse(config, "kernel", format_args!("device tree: {e}")))?;
+    .map_err(|why| Refusal::Tree(why).of(config))?;
     if tree.len() as u64 > TREE_SPACE {
-        let what = "its device tree is longer than 2 MiB; shorten cmdline";
-        return Err(refuse(config, "kernel", what));
+        return Err(Refusal::LongTree.of(config));
     }
     Ok(tree)
 }
@@ -318,7 +291,7 @@ async fn load(
     config: &Located,
     resources: &Resources<'_>,
     memory: &mut Memory,
-) -> Result<Loaded, String> {
+) -> Result<Loaded, GuestError> {
     let Memory { ram, tree, .. } = memory;
     let archive = &resources.bundle.archive;
     let file = |name| archive.file(name).unwrap_or_default();
@@ -337,28 +310,23 @@ async fn load(
     let kernel_file = file(kernel);
     let placed = image::load(kernel_file, place, &mut unpacker, ram, resources.pace).await;
     drop(unpacker);
-    let placed = placed.map_err(|e| {
-        // The setting that mends it.
-        let key = match &e {
-            ImageError::DoesNotFit(_) => "memory",
-            _ => "kernel",
-        };
-        refuse(config, key, format_args!("kernel = {}: {e}", Value(kernel)))
+    let placed = placed.map_err(|why| {
+        let kernel = kernel.clone();
+        Refusal::Kernel { kernel, why }.of(config)
     })?;
     let raw = [("load", place.load), ("entry", place.entry)];
     if placed.kind != image::Kind::Raw
-        && let Some((key, _)) = raw.iter().find(|(_, at)| at.is_some())
+        && let Some(&(key, _)) = raw.iter().find(|(_, at)| at.is_some())
     {
-        let kernel = Value(kernel);
-        let what = format_args!("{key} is for raw binaries; {kernel} says itself where it goes");
-        return Err(refuse(config, key, what));
+        let kernel = kernel.clone();
+        return Err(Refusal::OfRaw { key, kernel }.of(config));
     }
     let initrd = config.guest.initrd.as_ref().map(|name| file(name));
     let range = ram.range();
     let places = |tree: &[u8]| {
         let size = initrd.map(|bytes| bytes.len() as u64);
         place::choose(&range, &placed, size, tree.len() as u64)
-            .map_err(|e| refuse(config, "memory", e))
+            .map_err(|why| Refusal::Place(why).of(config))
     };
     let seed = resources.seeds.next();
     if tree.is_empty() {

@@ -9,10 +9,12 @@
 //! | [`realm`] | the RMI commands that build a realm and take it apart |
 //! | [`vmid`] | which VMIDs living realms have |
 //! | [`build`] | all of these in order |
+//! | [`error`] | why a guest cannot be had |
 //!
 //! The image has `handle` besides, a guest that runs.
 
 pub mod build;
+pub mod error;
 pub mod fdt;
 #[cfg(target_os = "none")]
 pub mod handle;
