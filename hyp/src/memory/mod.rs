@@ -3,6 +3,7 @@
 pub mod granule;
 pub mod guarded;
 pub mod host;
+pub mod instructions;
 pub mod lent;
 pub mod maintenance;
 pub mod phys;

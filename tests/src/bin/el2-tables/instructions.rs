@@ -2,7 +2,8 @@
 
 use arm64::instr;
 use arm64::regs::{PAR_EL1, VTCR_EL2, VTTBR_EL2};
-use pgtable::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi, TlbiKind};
+use hyp::memory::instructions;
+use pgtable::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi};
 use tests::bare::asm::clean;
 
 use crate::memory::{DATA, ENDS, is_ram};
@@ -13,29 +14,11 @@ pub struct Instructions;
 
 impl Maintenance for Instructions {
     fn barrier(&mut self, barrier: Barrier) {
-        match barrier {
-            Barrier::DsbIshst => instr::dsb_ishst(),
-            Barrier::DsbIsh => instr::dsb_ish(),
-            Barrier::DsbNshst => instr::dsb_nshst(),
-            Barrier::DsbNsh => instr::dsb_nsh(),
-            Barrier::Isb => instr::isb(),
-        }
+        instructions::barrier(barrier);
     }
 
     fn tlbi(&mut self, op: Tlbi) {
-        let operand = op.operand();
-        match op.kind() {
-            TlbiKind::Ipas2e1is => instr::tlbi_ipas2e1is(operand),
-            TlbiKind::Ripas2e1is => instr::tlbi_ripas2e1is(operand),
-            TlbiKind::Ipas2e1 => instr::tlbi_ipas2e1(operand),
-            TlbiKind::Vmalle1is => instr::tlbi_vmalle1is(),
-            TlbiKind::Vmalle1 => instr::tlbi_vmalle1(),
-            TlbiKind::Vmalls12e1is => instr::tlbi_vmalls12e1is(),
-            TlbiKind::Alle1is => instr::tlbi_alle1is(),
-            TlbiKind::Vae2is => instr::tlbi_vae2is(operand),
-            TlbiKind::Rvae2is => instr::tlbi_rvae2is(operand),
-            TlbiKind::Alle2is => instr::tlbi_alle2is(),
-        }
+        instructions::tlbi(op);
     }
 
     fn cache(&mut self, op: CacheOp) {
