@@ -40,6 +40,15 @@ pub enum State {
     SystemOff = 2,
 }
 
+/// The granules of a realm's root, one after another.
+#[derive(Clone, Copy, Debug)]
+pub struct Roots {
+    /// PA of the first.
+    pub base: u64,
+    /// How many there are.
+    pub count: u64,
+}
+
 /// The descriptor.
 #[derive(Debug)]
 pub struct Realm {
@@ -54,8 +63,8 @@ pub struct Realm {
     pub vttbr: u64,
     /// `VTCR_EL2`.
     pub vtcr: u64,
-    /// The root's first granule and how many there are.
-    pub root: (u64, u64),
+    /// The root's granules.
+    pub roots: Roots,
     /// Its tables; `None` once they are retired.
     pub rtt: SpinMutex<Option<Rtt<RttMem>>>,
     /// Its interrupts: those of the distributor here, a vCPU's in its REC.
@@ -74,7 +83,7 @@ const _: () = assert!(size_of::<Realm>() <= 4096);
 
 impl Realm {
     /// A realm in state NEW.
-    pub fn new(flags: RealmFlags, vmid: u16, root: (u64, u64), rtt: Rtt<RttMem>) -> Self {
+    pub fn new(flags: RealmFlags, vmid: u16, roots: Roots, rtt: Rtt<RttMem>) -> Self {
         let geometry = *rtt.geometry();
         Self {
             state: AtomicU8::new(State::New as u8),
@@ -83,7 +92,7 @@ impl Realm {
             vmid,
             vttbr: rtt.regs().vttbr,
             vtcr: geometry.vtcr(),
-            root,
+            roots,
             rtt: SpinMutex::new(Some(rtt)),
             vgic: SpinMutex::new(Distributor::new()),
             posted: Device::without_page(),

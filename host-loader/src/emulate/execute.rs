@@ -295,7 +295,16 @@ pub fn execute(
         return Ok(());
     }
     let as_el0 = cpu.is_el0() || (instruction.unprivileged && !cpu.uao());
-    let mut span = span(cpu, space, (va, action.bytes()), action.touch(), as_el0)?;
+    let mut span = span(
+        cpu,
+        space,
+        Bytes {
+            va,
+            count: action.bytes(),
+        },
+        action.touch(),
+        as_el0,
+    )?;
     if of_ram == OfRam::Left && span.is_ram() {
         return Err(Undone::Again);
     }
@@ -332,21 +341,31 @@ pub fn execute(
 pub fn zero_block(cpu: &Cpu, space: &mut impl Space, va: u64) -> Result<(), Undone> {
     let bytes = cpu.zero_block;
     let start = va & !(bytes - 1);
-    let mut span = span(cpu, space, (start, bytes), Touch::Write, cpu.is_el0())?;
+    let area = Bytes {
+        va: start,
+        count: bytes,
+    };
+    let mut span = span(cpu, space, area, Touch::Write, cpu.is_el0())?;
     if span.is_ram() {
         return Err(Undone::Again);
     }
     (0..bytes).try_for_each(|at| span.store(at, 1, 0))
 }
 
-/// Translates what an instruction touches, address and bytes: all of it, before
+/// What an instruction touches.
+struct Bytes {
+    va: u64,
+    count: u64,
+}
+
+/// Translates what an instruction touches: all of it, before
 /// any of it is accessed. Of alignment the CPU has judged: where it asks for
 /// some, stage 1 has its word before stage 2 (DDI0487, AArch64.S1Translate), and
 /// an access without it does not come here.
 fn span<'a, S: Space>(
     cpu: &Cpu,
     space: &'a mut S,
-    (va, bytes): (u64, u64),
+    Bytes { va, count: bytes }: Bytes,
     touch: Touch,
     as_el0: bool,
 ) -> Result<Span<'a, S>, Undone> {

@@ -10,7 +10,7 @@ use super::args::{self, copy_from_host, lock};
 use crate::features::GranuleSupport;
 use crate::memory::granule::{Locked, State};
 use crate::memory::{host, maintenance, phys};
-use crate::realm::{self, Realm, RttMem};
+use crate::realm::{self, Realm, Roots, RttMem};
 use crate::system::System;
 
 /// Most root granules: 16 concatenated tables.
@@ -77,7 +77,11 @@ pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
         system.vmids.release(params.vmid);
         return Err(Status::ErrorInput);
     };
-    let realm = Realm::new(flags, params.vmid, (params.rtt_base, roots as u64), rtt);
+    let roots = Roots {
+        base: params.rtt_base,
+        count: roots as u64,
+    };
+    let realm = Realm::new(flags, params.vmid, roots, rtt);
     // SAFETY: a locked, delegated granule is EL2's, aligned, and large enough.
     unsafe { phys::pointer::<Realm>(rd).write(realm) };
     for root in root_locks {
@@ -127,7 +131,7 @@ pub fn destroy(system: &System, rd: u64) -> Outcome<Option<()>> {
     *rtt = None;
     drop(rtt);
     realm.posted.end(&system.granules);
-    let (base, count) = realm.root;
+    let Roots { base, count } = realm.roots;
     system.vmids.release(realm.vmid);
     let size = system.granules.size();
     for root in (0..count).map(|n| base + n * size) {

@@ -151,12 +151,16 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
 
         let (pending_in, active_in) = share(&pending, &active, limit, vmcr);
         let overflow = pending.total > pending_in;
+        let terms = Terms {
+            groups,
+            again: !overflow,
+        };
         for &key in &pending.keys[..pending_in] {
-            let group1 = self.lend(vcpu, intid_of(key), (groups, !overflow), lrs);
+            let group1 = self.lend(vcpu, intid_of(key), terms, lrs);
             waiting[usize::from(group1)] -= 1;
         }
         for &key in &active.keys[..active_in] {
-            self.lend(vcpu, intid_of(key), (groups, !overflow), lrs);
+            self.lend(vcpu, intid_of(key), terms, lrs);
         }
 
         if overflow {
@@ -186,15 +190,8 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         }
     }
 
-    /// Puts an interrupt into the next list register, if active then pending too
-    /// only where `again` allows it. Answers if it is Group 1.
-    fn lend(
-        &mut self,
-        vcpu: usize,
-        intid: u32,
-        (groups, again): (Groups, bool),
-        lrs: &mut ListRegisters,
-    ) -> bool {
+    /// Puts an interrupt into the next list register: whether it is of group 1.
+    fn lend(&mut self, vcpu: usize, intid: u32, terms: Terms, lrs: &mut ListRegisters) -> bool {
         let Some(redist) = self.vcpus.redistributor(vcpu) else {
             return false;
         };
@@ -202,15 +199,18 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let (value, group1) = match spi_index(intid) {
             Some(spi) => {
                 self.dist.owner[spi] = vcpu as u16;
-                let again = again && self.dist.routes_to(spi, redist);
+                let terms = Terms {
+                    again: terms.again && self.dist.routes_to(spi, redist),
+                    ..terms
+                };
                 let bank = &mut self.dist.banks[spi / 32];
-                let value = compose(bank, spi % 32, again, groups, None);
+                let value = compose(bank, spi % 32, terms, None);
                 (value, bank.is_group1(spi % 32))
             }
             None => {
                 let bit = intid as usize & 31;
                 let physical = (redist.linked & 1 << bit != 0).then(|| redist.physical_of(bit));
-                let value = compose(&mut redist.bank, bit, again, groups, physical);
+                let value = compose(&mut redist.bank, bit, terms, physical);
                 (value, redist.bank.is_group1(bit))
             }
         };
@@ -392,10 +392,20 @@ fn disabled_notice(group1: bool) -> u64 {
     if group1 { hcr::VGRP1DIE } else { hcr::VGRP0DIE }
 }
 
+/// On which terms an interrupt is lent.
+#[derive(Clone, Copy)]
+struct Terms {
+    /// The groups that the distributor has on.
+    groups: Groups,
+    /// Once deactivated, it may come to this vCPU at once: one that is active is
+    /// pending too.
+    again: bool,
+}
+
 /// A list register for the interrupt, but for its INTID, and the lending of it.
-/// `again` says if the interrupt, once deactivated, may come to this vCPU at
-/// once, `physical` which physical interrupt is active on its behalf.
-fn compose(bank: &mut Bank, bit: usize, again: bool, groups: Groups, physical: Option<u32>) -> u64 {
+/// `physical` says which physical interrupt is active on its behalf.
+fn compose(bank: &mut Bank, bit: usize, terms: Terms, physical: Option<u32>) -> u64 {
+    let Terms { groups, again } = terms;
     let mask = 1_u32 << bit;
     let ready = bank.ready(groups) & mask != 0;
     let active = bank.active & mask != 0;

@@ -6,7 +6,7 @@
 use proptest::prelude::*;
 use vgic::{Frame, SgiRegister, vmcr};
 
-use crate::machine::{Machine, affinity};
+use crate::machine::{Machine, affinity, at};
 
 const PES: usize = 3;
 
@@ -115,10 +115,10 @@ struct World {
 impl World {
     fn new(list_registers: usize, split: bool) -> Self {
         let mut machine = Machine::new(PES, list_registers);
-        machine.write(0, Frame::Distributor, (0, 4), 3);
+        machine.write(0, Frame::Distributor, at(0, 4), 3);
         for pe in 0..PES {
-            machine.write(pe, Frame::Redistributor(pe), (0x14, 4), 0);
-            machine.write(pe, Frame::Sgi(pe), (0x080, 4), u32::MAX.into());
+            machine.write(pe, Frame::Redistributor(pe), at(0x14, 4), 0);
+            machine.write(pe, Frame::Sgi(pe), at(0x080, 4), u32::MAX.into());
             let split = if split { vmcr::VEOIM } else { 0 };
             machine.cpu[pe].vmcr = 0xff << 24 | vmcr::VENG1 | split;
             machine.enter(pe);
@@ -127,32 +127,32 @@ impl World {
             machine.write(
                 0,
                 Frame::Distributor,
-                (0x080 + 4 * word, 4),
+                at(0x080 + 4 * word, 4),
                 u32::MAX.into(),
             );
             machine.write(
                 0,
                 Frame::Distributor,
-                (0x100 + 4 * word, 4),
+                at(0x100 + 4 * word, 4),
                 u32::MAX.into(),
             );
             machine.write(
                 0,
                 Frame::Distributor,
-                (0xc00 + 8 * word, 4),
+                at(0xc00 + 8 * word, 4),
                 u32::MAX.into(),
             );
             machine.write(
                 0,
                 Frame::Distributor,
-                (0xc04 + 8 * word, 4),
+                at(0xc04 + 8 * word, 4),
                 u32::MAX.into(),
             );
         }
         for spi in LEVELS {
             let offset = 0xc00 + u64::from(spi / 16 * 4);
             let config = machine.read(0, Frame::Distributor, offset, 4) & !(2 << (spi % 16 * 2));
-            machine.write(0, Frame::Distributor, (offset, 4), config);
+            machine.write(0, Frame::Distributor, at(offset, 4), config);
         }
         machine.settle();
         Self {
@@ -240,18 +240,18 @@ impl World {
                 let value = to.map_or(1 << 31, |to| affinity(to).to_mpidr());
                 let offset = 0x6000 + 8 * u64::from(spi);
                 self.machine
-                    .write(pe, Frame::Distributor, (offset, 8), value);
+                    .write(pe, Frame::Distributor, at(offset, 8), value);
             }
             Op::Enable { pe, spi, on } => {
                 let register = if on { 0x100 } else { 0x180 };
                 let offset = register + u64::from(spi / 32 * 4);
                 self.machine
-                    .write(pe, Frame::Distributor, (offset, 4), 1 << (spi % 32));
+                    .write(pe, Frame::Distributor, at(offset, 4), 1 << (spi % 32));
             }
             Op::Priority { pe, spi, priority } => {
                 let offset = 0x400 + u64::from(spi);
                 self.machine
-                    .write(pe, Frame::Distributor, (offset, 1), priority.into());
+                    .write(pe, Frame::Distributor, at(offset, 1), priority.into());
             }
             Op::Mask { pe, .. } | Op::Group { pe, .. } if !self.machine.in_guest[pe] => {}
             Op::Mask { pe, mask } => {

@@ -7,6 +7,11 @@ use vgic::{
 
 use crate::hardware::Interface;
 
+/// What of a frame is accessed, by offset and bytes.
+pub const fn at(offset: u64, size: usize) -> At {
+    At { offset, size }
+}
+
 /// The virtual timer, linked to the physical PPI of the same number.
 pub const TIMER: u32 = 27;
 
@@ -205,9 +210,9 @@ impl Machine {
         answer
     }
 
-    pub fn write(&mut self, pe: usize, frame: Frame, (offset, size): (u64, usize), value: u64) {
+    pub fn write(&mut self, pe: usize, frame: Frame, at: At, value: u64) {
         self.trapped(pe, |m| {
-            m.vgic().write(pe, frame, At { offset, size }, value);
+            m.vgic().write(pe, frame, at, value);
         });
     }
 

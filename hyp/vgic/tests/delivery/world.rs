@@ -2,7 +2,7 @@
 //! operation is done to both, and what can be observed must be the same.
 
 use crate::hardware::SPURIOUS;
-use crate::machine::{Machine, TIMER, affinity};
+use crate::machine::{Machine, TIMER, affinity, at};
 use crate::spec::{Gic, Route};
 use vgic::{Frame, SgiRegister, vmcr};
 
@@ -258,7 +258,7 @@ impl World {
                     Bit::ClearActive => irq.active = false,
                 }
                 let (offset, bit) = bit_of(register as u64, intid);
-                machine.write(pe, frame(pe, intid), (offset, 4), bit);
+                machine.write(pe, frame(pe, intid), at(offset, 4), bit);
             }
             Op::Group { pe, intid, group1 } => {
                 // Of an active interrupt this is UNPREDICTABLE.
@@ -269,7 +269,7 @@ impl World {
                 let (offset, bit) = bit_of(0x080, intid);
                 let before = machine.read(pe, frame(pe, intid), offset, 4);
                 let value = if group1 { before | bit } else { before & !bit };
-                machine.write(pe, frame(pe, intid), (offset, 4), value);
+                machine.write(pe, frame(pe, intid), at(offset, 4), value);
             }
             Op::Priority {
                 pe,
@@ -280,12 +280,12 @@ impl World {
                 gic.irq(pe, intid).priority = priority & 0xf8;
                 let offset = 0x400 + u64::from(intid);
                 if byte {
-                    machine.write(pe, frame(pe, intid), (offset, 1), priority.into());
+                    machine.write(pe, frame(pe, intid), at(offset, 1), priority.into());
                 } else {
                     let shift = offset % 4 * 8;
                     let word = machine.read(pe, frame(pe, intid), offset & !3, 4);
                     let value = word & !(0xff << shift) | u64::from(priority) << shift;
-                    machine.write(pe, frame(pe, intid), (offset & !3, 4), value);
+                    machine.write(pe, frame(pe, intid), at(offset & !3, 4), value);
                 }
             }
             Op::Config { pe, intid, edge } => {
@@ -296,7 +296,7 @@ impl World {
                 let bit = 2 << (intid % 16 * 2);
                 let before = machine.read(pe, frame(pe, intid), offset, 4);
                 let value = if edge { before | bit } else { before & !bit };
-                machine.write(pe, frame(pe, intid), (offset, 4), value);
+                machine.write(pe, frame(pe, intid), at(offset, 4), value);
             }
             Op::Route { pe, spi, route } => {
                 gic.irq(pe, spi).route = route;
@@ -306,17 +306,17 @@ impl World {
                     Route::Any => 1 << 31,
                 };
                 let offset = 0x6000 + 8 * u64::from(spi);
-                machine.write(pe, Frame::Distributor, (offset, 8), value);
+                machine.write(pe, Frame::Distributor, at(offset, 8), value);
             }
             Op::Distributor { pe, enables } => {
                 gic.enables = enables;
                 let value = u64::from(enables[0]) | u64::from(enables[1]) << 1;
-                machine.write(pe, Frame::Distributor, (0, 4), value);
+                machine.write(pe, Frame::Distributor, at(0, 4), value);
             }
             Op::Sleep { pe, sleep } => {
                 gic.pes[pe].awake = !sleep;
                 let value = u64::from(sleep) << 1;
-                machine.write(pe, Frame::Redistributor(pe), (0x14, 4), value);
+                machine.write(pe, Frame::Redistributor(pe), at(0x14, 4), value);
             }
             Op::Acknowledge { pe } => {
                 if machine.in_guest[pe]
