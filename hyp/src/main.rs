@@ -21,6 +21,7 @@ mod image {
     use hyp::boot::{BootError, Layout, TableGranules};
     use hyp::cpu::Cpu;
     use hyp::cpu::context::Served;
+    use hyp::cpu::dying::halt;
     use hyp::cpu::pe::{self, Pe, Power};
     use hyp::exception::{host, report};
     use hyp::features::Features;
@@ -329,12 +330,6 @@ mod image {
             psci::system_off();
         }
         halt()
-    }
-
-    fn halt() -> ! {
-        loop {
-            instr::wfe();
-        }
     }
 
     #[panic_handler]

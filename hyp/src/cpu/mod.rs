@@ -7,6 +7,7 @@ pub mod fault;
 pub mod gic;
 pub mod inject;
 pub mod pe;
+#[cfg(any(test, feature = "worlds"))]
 pub mod worlds;
 
 #[cfg(test)]

@@ -164,14 +164,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         }
 
         if overflow {
-            lrs.hcr |= hcr::NPIE;
-            for group1 in [false, true] {
-                if vmcr::enables(vmcr, group1) {
-                    lrs.hcr |= disabled_notice(group1);
-                } else if waiting[usize::from(group1)] > 0 {
-                    on_enable |= enabled_notice(group1);
-                }
-            }
+            lrs.hcr |= notices_of_rest(vmcr, waiting);
         }
         lrs.hcr |= on_enable;
         if active.total > active_in {
@@ -390,6 +383,20 @@ fn enabled_notice(group1: bool) -> u64 {
 
 fn disabled_notice(group1: bool) -> u64 {
     if group1 { hcr::VGRP1DIE } else { hcr::VGRP0DIE }
+}
+
+/// What is to interrupt while so many pending interrupts of each group are in no
+/// list register.
+fn notices_of_rest(vmcr: u64, waiting: [usize; 2]) -> u64 {
+    let mut notices = hcr::NPIE;
+    for group1 in [false, true] {
+        if vmcr::enables(vmcr, group1) {
+            notices |= disabled_notice(group1);
+        } else if waiting[usize::from(group1)] > 0 {
+            notices |= enabled_notice(group1);
+        }
+    }
+    notices
 }
 
 /// On which terms an interrupt is lent.
