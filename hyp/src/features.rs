@@ -236,8 +236,12 @@ impl Features {
 
     /// The widest IPA space with this granule, in bits.
     pub fn max_ipa_bits(&self, granule: Granule) -> u8 {
-        let wide = granule == Granule::K64 || self.stage2(granule) == GranuleSupport::Lpa2;
-        if wide {
+        self.max_bits(granule, self.stage2(granule))
+    }
+
+    /// The widest addresses of a stage that has this support of this granule.
+    pub fn max_bits(&self, granule: Granule, support: GranuleSupport) -> u8 {
+        if granule == Granule::K64 || support == GranuleSupport::Lpa2 {
             self.pa_bits
         } else {
             self.pa_bits.min(48)

@@ -6,9 +6,11 @@ use arm64::regs::{
     ICC_DIR_EL1, ICC_SGI0R_EL1, ICC_SGI1R_EL1, ICC_SRE_EL1, ICH_VMCR_EL2, MDSCR_EL1, OSLSR_EL1,
     SCTLR_EL1,
 };
+use core::sync::atomic::Ordering;
 use log::warn;
 use rmi::psci::{self as codes, Psci};
 use rmi::run::ExitReason;
+use rmi::vendor::{GICD_IPA, GICR_IPA};
 use vgic::{At, Frame, Read, SgiRegister};
 
 use super::idregs;
@@ -29,12 +31,6 @@ pub enum Next {
     Enter,
     /// The host is needed.
     Exit(Record),
-}
-
-/// Where a plain guest finds its interrupt controller: QEMU virt's map, which
-/// the host's device tree for it names too.
-mod map {
-    pub use rmi::vendor::{GICD_IPA, GICR_IPA};
 }
 
 /// Serves a synchronous exception of the guest.
@@ -95,17 +91,16 @@ fn data_abort(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) 
     abort_exit(state, esr, ipa)
 }
 
+/// The register of the guest's interrupt controller that stands at `ipa`: QEMU
+/// virt's map, which the host's device tree for it names too.
 fn gic_frame(vcpu: &RunningVcpu<'_>, ipa: u64) -> Option<(Frame, u64)> {
-    if let Some(offset) = ipa.checked_sub(map::GICD_IPA)
+    if let Some(offset) = ipa.checked_sub(GICD_IPA)
         && offset < vgic::DISTRIBUTOR_SIZE
     {
         return Some((Frame::Distributor, offset));
     }
-    let offset = ipa.checked_sub(map::GICR_IPA)?;
-    let vcpus = vcpu
-        .realm
-        .created
-        .load(core::sync::atomic::Ordering::Relaxed);
+    let offset = ipa.checked_sub(GICR_IPA)?;
+    let vcpus = vcpu.realm.created.load(Ordering::Relaxed);
     (offset < vcpus * vgic::REDISTRIBUTOR_SIZE).then(|| Frame::of_redistributors(offset))
 }
 
@@ -274,15 +269,10 @@ pub fn is_cpu_off(record: &Record) -> bool {
 
 fn system_register(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) -> Next {
     let register = Sysreg::of(esr);
-    let rt = esr.sysreg_rt();
-    let done = if esr.sysreg_is_read() {
-        match read(vcpu, state, register) {
-            Some(value) => {
-                state.gprs.set(rt, value);
-                true
-            }
-            None => false,
-        }
+    let (rt, reads) = (esr.sysreg_rt(), esr.sysreg_is_read());
+    let done = if reads {
+        let value = read(vcpu, state, register);
+        value.map(|value| state.gprs.set(rt, value)).is_some()
     } else {
         let value = state.gprs.get(rt);
         write(vcpu, state, register, value)
@@ -291,11 +281,7 @@ fn system_register(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndr
         state.gprs.step();
     } else {
         if vcpu.cpu.logged.first(esr.sysreg()) {
-            let what = if esr.sysreg_is_read() {
-                "read"
-            } else {
-                "write"
-            };
+            let what = if reads { "read" } else { "write" };
             warn!(
                 "guest vmid {}: {what} of {register} at {:#x}: undefined",
                 vcpu.realm.vmid, state.gprs.pc

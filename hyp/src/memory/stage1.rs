@@ -47,13 +47,9 @@ pub fn geometry(
     features: &Features,
     granule: pgtable::Granule,
 ) -> Result<El2Geometry, pgtable::ConfigError> {
-    let lpa2 = features.stage1(granule) == GranuleSupport::Lpa2;
-    let wide = lpa2 || granule == pgtable::Granule::K64;
-    let bits = if wide {
-        features.pa_bits
-    } else {
-        features.pa_bits.min(48)
-    };
+    let support = features.stage1(granule);
+    let lpa2 = support == GranuleSupport::Lpa2;
+    let bits = features.max_bits(granule, support);
     let mut config = El2Config::new(granule, bits.max(32), features.pa_bits);
     config.lpa2 = lpa2;
     config.lva = features.lva;
