@@ -2,7 +2,7 @@
 //! stop it.
 //!
 //! What an access of nothing is on hardware, it is here: a synchronous external
-//! abort that the guest takes itself. The log tells the first of each guest; a
+//! abort that the guest takes itself. The log has the first of each guest; a
 //! guest with `strict = true` is stopped instead.
 
 use crate::console::Console;
@@ -38,7 +38,7 @@ pub enum Next {
     Stopped,
 }
 
-/// The IPA of an abort, as far as EL2 tells it.
+/// The IPA of an abort, as far as EL2 reports it.
 pub const fn ipa(exit: &RecExit) -> u64 {
     Syndrome(exit.esr).ipa(exit.hpfar, exit.far)
 }
@@ -72,7 +72,7 @@ fn trespass(
         return Next::Stopped;
     }
     if first {
-        let text = "  it takes an external abort; more of them are not told";
+        let text = "  it takes an external abort; more of them are not reported";
         guest.log(Level::Warn, format_args!("{text}"));
     }
     Next::External
@@ -305,7 +305,7 @@ enum Device {
 
 impl Device {
     /// The one that has all of an access. What leaves a page goes elsewhere than
-    /// to the next address: nobody knows here where.
+    /// to the next address: where is not known here.
     #[inline]
     fn of(ipa: u64, size: u64) -> Option<Self> {
         if ipa % PAGE + size > PAGE {

@@ -201,7 +201,7 @@ fn taken_ranges(dtb: u64, tree: &[u8], platform: &Platform) -> Vec<Range<u64>> {
 }
 
 /// The CPUs with stacks for all but this one. Those that EL2 does not drive are
-/// none of them: it has told so.
+/// none of them: it has logged that.
 fn cpus(platform: &Platform, granules: &mut Granules) -> Result<Vec<Cpu>, BootError> {
     let me = affinity();
     let mut cpus = Vec::new();

@@ -219,7 +219,7 @@ impl Console {
         }
     }
 
-    /// Asks how it stands with what the bytes go to.
+    /// Reads the state of what the bytes go to.
     #[inline]
     fn ask_sender(&mut self) {
         if let Some(port) = self.port {
@@ -363,7 +363,7 @@ pub fn settle(port: &SharedPort) {
     within_bounds(|| port.lock().as_ref().is_none_or(Port::is_idle));
 }
 
-/// Asks until it is so, or there has been time enough.
+/// Polls until it is so, or there has been time enough.
 fn within_bounds(mut is_so: impl FnMut() -> bool) {
     let end = CNTPCT_EL0.get() + CNTFRQ_EL0.get() / SETTLE_PART;
     for _ in 0..SETTLE_LOOKS {

@@ -5,13 +5,13 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`platform`] | the machine, as its device tree tells it |
+//! | [`platform`] | the machine, as its device tree describes it |
 //! | [`granules`] | the RAM that the host owns |
 //! | [`bundle`] | cpio archive, and the guests of its `guests.toml` (`guest-config`) |
 //! | [`image`] | kernel formats, streamed into a guest's memory |
 //! | [`guest`] | a guest's map, device tree and realm |
 //! | [`device`] | device models |
-//! | [`emulate`] | accesses that tell too little of themselves |
+//! | [`emulate`] | accesses that their syndrome does not describe |
 //! | [`seed`] | randomness for guests |
 //! | [`turns`] | whose turn it is on a CPU |
 //! | [`pace`] | long work in steps |

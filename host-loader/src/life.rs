@@ -77,7 +77,7 @@ fn resources(machine: &Machine, config: usize) -> Resources<'_> {
     }
 }
 
-/// Takes the RAM of all guests, so that one that finds too little is told
+/// Takes the RAM of all guests, so that one that finds too little is reported
 /// before any runs.
 pub fn allocate_all(machine: &Machine) -> Result<Vec<Memory>, GuestError> {
     let guests = machine.bundle.guests.iter().enumerate();

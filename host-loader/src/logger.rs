@@ -203,7 +203,7 @@ pub fn init() {
 }
 
 /// Takes the level from `undercroft.loglevel=` of `bootargs`; an unknown level
-/// is told and leaves INFO.
+/// is reported and leaves INFO.
 pub fn set_level(bootargs: &str) {
     let Some(word) = crate::platform::boot_argument(bootargs, "undercroft.loglevel") else {
         return;

@@ -1,4 +1,4 @@
-//! The machine as its device tree tells it.
+//! The machine as its device tree describes it.
 //!
 //! Read once at boot; nothing here is a board's constant. A property that is
 //! needed and missing is an error that names it.
@@ -41,7 +41,7 @@ pub struct Platform {
     pub memory: Vec<Range<u64>>,
     /// Ranges that are not free: memreserve and reserved-memory.
     pub reserved: Vec<Range<u64>>,
-    /// Those of them that nobody may even map.
+    /// Those of them that must not even be mapped.
     pub no_map: Vec<Range<u64>>,
     /// The bundle; `None` when the boot loader gave none.
     pub initrd: Option<Range<u64>>,
@@ -273,7 +273,7 @@ impl Platform {
         let fdt = devtree::open(dtb).map_err(PlatformError::Damaged)?;
         let root = fdt.root();
         let mut platform = Self {
-            // The architecture's recommended PPI, until /timer tells.
+            // The architecture's recommended PPI, unless /timer names another.
             timer_intid: 30,
             ..Self::default()
         };

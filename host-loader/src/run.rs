@@ -17,7 +17,7 @@ use rmi::run::{EnterFlags, ExitReason, RecExit};
 /// What became of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// An interrupt of the machine wants the host; the vCPU goes on after it.
+    /// An interrupt of the machine needs the host; the vCPU goes on after it.
     Interrupted,
     /// It waits for an interrupt of its own, at the latest until this value of
     /// the physical counter.
@@ -52,7 +52,7 @@ pub fn run(
             Ok(()) => *pending = EnterFlags::empty(),
             Err(CallError::Status(Status::ErrorRec)) => return Outcome::Off,
             // Another vCPU has asked EL2 for the end, and its CPU is about to
-            // tell.
+            // stop it.
             Err(CallError::Status(Status::ErrorRealm(1))) => return Outcome::Interrupted,
             Err(why) => {
                 error(guest, format_args!("vCPU {index}: REC_ENTER: {why}"));

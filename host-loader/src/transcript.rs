@@ -1,7 +1,7 @@
 //! What a guest writes to a UART that has no console behind it: text for the log,
 //! line by line.
 //!
-//! A line is told when it ends, or when it is as long as a line of the log may
+//! A line is logged when it ends, or when it is as long as a line of the log may
 //! be. Bytes that are no UTF-8 become replacement characters; what is cut is cut
 //! between characters.
 
@@ -24,7 +24,7 @@ impl Transcript {
         Self { line: Vec::new() }
     }
 
-    /// Takes a byte: the text that can be told now, if any.
+    /// Takes a byte: the text that can be logged now, if any.
     pub fn push(&mut self, byte: u8) -> Option<String> {
         match byte {
             b'\n' => return self.flush(),

@@ -342,7 +342,7 @@ resume_scratch:
     dsb     nsh                         // no speculation past the return
     isb
 
-// A synchronous exception of a level for which somebody serves at the vector, X1, on
+// A synchronous exception of a level that is served at the vector, for X1, on
 // the stack X2:
 // posting::serve says by `Served` how to go on. Rust's functions keep X19 to
 // X29.

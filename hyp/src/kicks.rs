@@ -98,9 +98,9 @@ impl<W: Word> Kicks<W> {
     {
         let pe = usize::try_from(self.pe.get()).ok()?;
         let now = runs(pe)?.get();
-        let hears = now == rec || now == NO_REC;
+        let looks = now == rec || now == NO_REC;
         let number = (pe as u64).wrapping_add(1);
-        (hears && self.kicked.swap(number) != number).then_some(pe)
+        (looks && self.kicked.swap(number) != number).then_some(pe)
     }
 }
 

@@ -295,10 +295,10 @@ mod image {
     /// Where QEMU's virt machine has its UART.
     const UART_OF_QEMU: u64 = 0x0900_0000;
 
-    /// Gives the log a UART for its last words, if the tree has told of none: one
-    /// that its words seem to lead to, else that of QEMU's virt machine. It must
-    /// say of itself that it is one. At another level than EL2, nobody could ask
-    /// and live, and only the tree's words count.
+    /// Gives the log a UART for its last words, if the tree names none: one
+    /// that its words seem to lead to, else that of QEMU's virt machine, if it
+    /// identifies itself as a PL011. At another level than EL2 a read of nothing
+    /// would be fatal, and only the tree's words count.
     fn find_uart(uarts: Uarts, data: &[u8]) {
         if uarts.log.is_some() {
             return;

@@ -32,7 +32,7 @@ pub struct Rec {
     pub index: usize,
     /// May be entered: on, in PSCI's terms.
     runnable: AtomicBool,
-    /// The host wants it back: it exits as soon as it can.
+    /// The host has requested an exit: it exits as soon as it can.
     pub exit_requested: AtomicBool,
     /// Where it runs, for those who interrupt it.
     pub kicks: Kicks,

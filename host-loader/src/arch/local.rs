@@ -41,7 +41,7 @@ pub fn index() -> usize {
     local().index.load(Ordering::Relaxed) as usize
 }
 
-/// Tells the boot CPU which CPU of the device tree it is.
+/// Sets which CPU of the device tree this is: the boot CPU.
 pub fn set_index(index: usize) {
     local().index.store(index as u64, Ordering::Relaxed);
 }

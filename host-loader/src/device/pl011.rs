@@ -1,7 +1,7 @@
 //! A PL011 as the guest sees it (Arm DDI0183), revision r1p5 as on QEMU's virt.
 //!
 //! The transmit FIFO is that of whatever the bytes go to: the model shows what it
-//! was last told of it ([`Pl011::set_sender`]), and its interrupt rises when a
+//! was last given of it ([`Pl011::set_sender`]), and its interrupt rises when a
 //! byte was taken and when there is room again, until it is cleared. The receive
 //! FIFO is 16 deep, 1 deep when LCR_H.FEN is 0; its interrupt rises with each
 //! byte, whatever IFLS says, and falls when the FIFO is empty or it is cleared.

@@ -43,7 +43,7 @@ pub trait Space: Tables {
     fn takes(&mut self, ipa: u64, size: u64) -> bool;
 }
 
-/// What met an abort, as a syndrome tells it.
+/// What met an abort, as a syndrome describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
     /// An instruction fetch.
@@ -101,7 +101,7 @@ impl Abort {
 pub enum Undone {
     /// The guest takes an abort.
     Abort(Abort),
-    /// The guest can do it itself, or learns what its tables say now: all of it
+    /// The guest can do it itself, or meets what its tables say now: all of it
     /// is RAM, or an entry changed under the walk.
     Again,
     /// The device has no room for it: the guest executes it again, later.

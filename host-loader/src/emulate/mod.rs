@@ -1,7 +1,7 @@
 //! Accesses without a syndrome, to devices of the host's: the instruction is
 //! read from the guest's memory and executed here.
 //!
-//! A data abort tells all of an access only for loads and stores of one general
+//! A data abort describes all of an access only for loads and stores of one general
 //! register without writeback. For all others ([`encoding`] has them) the host
 //! takes the vCPU's registers, fetches the instruction once through the guest's
 //! own tables ([`walk`]), and executes it ([`execute`], [`integer`]), as QEMU's

@@ -2,7 +2,7 @@
 //! permissions.
 //!
 //! Walks a guest's own tables, which it may change meanwhile: each descriptor
-//! is read once. Features that guests are not told of (permission indirection,
+//! is read once. Features that guests do not see (permission indirection,
 //! overlays, 128-bit descriptors, MTE) are not in force here either.
 
 use super::state::{Cpu, SCTLR_EE};

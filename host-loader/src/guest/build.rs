@@ -115,7 +115,7 @@ const HEAP_GUEST: u64 = 16 << 10;
 const HEAP_VCPU: u64 = 256;
 const HEAP_RUN: u64 = 64;
 
-/// Tells what the starts and resets of a guest take, so that it is set aside.
+/// Computes what the starts and resets of a guest take, so that it is set aside.
 pub fn needs(
     config: &Located,
     resources: &Resources<'_>,

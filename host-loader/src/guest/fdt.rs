@@ -10,7 +10,7 @@ use core::ops::Range;
 use dtoolkit::{Node, Property};
 use vm_fdt::{Error, FdtWriter};
 
-/// What the tree tells.
+/// What the tree describes.
 #[derive(Clone, Debug)]
 pub struct Machine<'a> {
     /// RAM, IPAs.

@@ -38,7 +38,7 @@ pub struct Vcpu {
     pub run_page: *mut RecRun,
     /// How often it was asked to start.
     pub starts: AtomicU32,
-    /// Its CPU has found it off, and looks at it only when told.
+    /// Its CPU has found it off, and looks at it only when notified.
     pub off: AtomicBool,
     /// The CPU that it runs on.
     pub cpu: usize,

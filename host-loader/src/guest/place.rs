@@ -2,7 +2,7 @@
 //!
 //! As QEMU has it (hw/arm/boot.c): an initrd half-way up RAM, at most 128 MiB,
 //! or behind the kernel when that ends later; the device tree behind it, at a
-//! multiple of 2 MiB. An arm64 Image and a raw binary are told of it in X0. For
+//! multiple of 2 MiB. An arm64 Image and a raw binary get its address in X0. For
 //! an ELF file it stands at RAM's base where that is free, and X0 is 0. A raw
 //! binary finds a copy there too, where there is room: firmware looks there.
 

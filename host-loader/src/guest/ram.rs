@@ -22,7 +22,7 @@ pub struct Extent {
 
 /// A place in a guest's RAM, which the guest may access at the same time. A fence
 /// on either side of each access does what a barrier beside it, or an acquire or
-/// release in it, would: which of them the guest wrote needs nobody to know.
+/// release in it, would: which of them the guest wrote need not be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spot {
     pa: u64,

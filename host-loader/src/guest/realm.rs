@@ -3,7 +3,7 @@
 //!
 //! [`Realm`] knows how far it came, so that [`Realm::destroy`] undoes a
 //! half-built one too. What EL2 will not give back is never used again: it is
-//! leaked, and told.
+//! leaked, and reported.
 
 use super::map;
 use super::ram::Extent;
@@ -451,7 +451,7 @@ impl Realm {
     }
 
     /// Takes all of it apart and gives the granules back. None of its vCPUs
-    /// runs. What EL2 keeps is leaked and told in the log.
+    /// runs. What EL2 keeps is leaked, and the log says so.
     pub async fn destroy(mut self, context: BuildContext<'_>) {
         let BuildContext { granules, pace } = context;
         let size = self.shape.granule();

@@ -1,4 +1,4 @@
-//! VMIDs: a number for each realm, by which TLBs tell them apart.
+//! VMIDs: a number for each realm, by which TLBs distinguish them.
 //!
 //! EL2 refuses one that a living realm has, so the host keeps the set of those in
 //! use. A number comes back when EL2 has said that the realm is gone; that of a
@@ -17,7 +17,7 @@ pub struct Vmids {
 /// Words of a set of all 16-bit numbers.
 const WORDS: usize = (1 << 16) / 64;
 
-/// The VMIDs that a CPU tells apart (`VTCR_EL2.VS`).
+/// The VMIDs that a CPU distinguishes (`VTCR_EL2.VS`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
     /// 8 bits.

@@ -8,7 +8,7 @@
 use crate::regs::CTR_EL0;
 
 /// Instructions, one a row: function, name in the manual, what the assembler is
-/// told where it takes the name for an extension's, and the operand.
+/// given where it takes the name for an extension's, and the operand.
 macro_rules! instructions {
     ($($(#[$doc:meta])* $name:ident $text:literal $(= $system:literal)? $(($operand:ident))?;)*) => {
         $(
@@ -30,7 +30,7 @@ macro_rules! instructions {
                 crate::recording::instruction($text, None$(.or(Some($operand)))?);
             }
         )*
-        /// What the assembler is told in the place of which name.
+        /// What the assembler is given in the place of which name.
         #[cfg(test)]
         const TOLD: &[(&str, &str)] = &[$($(($text, $system),)?)*];
     };

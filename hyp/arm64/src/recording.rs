@@ -34,7 +34,7 @@ const NOT_SUPPORTED: u64 = u64::MAX;
 struct Cpu {
     registers: BTreeMap<&'static str, u64>,
     devices: BTreeMap<u64, u8>,
-    /// What was done, while somebody wants to know it.
+    /// What was done, while it is recorded.
     events: Option<Vec<Event>>,
 }
 

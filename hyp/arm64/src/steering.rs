@@ -8,7 +8,7 @@
 //! | SP_EL0, TPIDR_EL1, TPIDR_EL2, GCSCR_EL2 of the own level | its code expects the new value |
 //! | HCR_EL2 | E2H and TGE are clear, as EL2's code and tables have it, and while a lower level runs VM is set and its traps are those that its world has |
 //! | VTCR_EL2, VTTBR_EL2 | while a lower level runs, they are of a stage 2 that maps nothing that is not its own |
-//! | any of these of a lower level | it is that level's own value, or one that its code is told of |
+//! | any of these of a lower level | it is that level's own value, or one that its code is notified of |
 //!
 //! Instructions that lose data, [`dc_ivac`], or do what another level says,
 //! [`smc`] and [`hvc`], stand here too.

@@ -108,13 +108,13 @@ impl Syndrome {
 
     /// A data abort of a lower level with nothing beside it to find out: the access
     /// itself met no translation at a level of 0 to 3 (EC, CM, S1PTW, DFSC), and is
-    /// told (ISV) and not sign-extended (SSE).
+    /// described (ISV) and not sign-extended (SSE).
     pub const fn is_plain_access(self) -> bool {
         const LOOKED_AT: u64 = 0x3f << 26 | 1 << 24 | 1 << 21 | 1 << 8 | 1 << 7 | 0x3c;
         self.0 & LOOKED_AT == (Class::DATA_ABORT_LOWER.0 as u64) << 26 | 1 << 24 | 0x04
     }
 
-    /// The same without what it tells of the access (ISV, SAS, SSE, SRT, SF, AR),
+    /// The same without its description of the access (ISV, SAS, SSE, SRT, SF, AR),
     /// as of a pair: IL is set then.
     pub const fn without_access(self) -> Self {
         const ACCESS: u64 = 0x7ff << 14;
@@ -148,7 +148,7 @@ impl Syndrome {
     }
 
     /// Abort of a lower level: the IPA that it struck, as far as HPFAR_EL2 and
-    /// FAR_EL2 tell it. FAR is the address that was translated: of a table that a
+    /// FAR_EL2 hold it. FAR is the address that was translated: of a table that a
     /// walk read, the page alone is known.
     pub const fn ipa(self, hpfar: u64, far: u64) -> u64 {
         // HPFAR_EL2.FIPA: IPA[51:12] in bits 43:4.

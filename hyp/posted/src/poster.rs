@@ -60,7 +60,7 @@ impl Poster {
             return Some(access.cut(page.load(value_at)));
         }
         // In this order: a host that takes a write forbids this first, and allows
-        // it again when the value tells what the write did.
+        // it again when the value shows what the write did.
         let taken = page.load(word::TAKEN);
         let readable = page.load(word::READABLE_WHEN_EMPTY) & access.bit != 0;
         let value = page.load(value_at);
@@ -139,7 +139,7 @@ impl Poster {
         }
     }
 
-    /// Tells `each` the writes that wait, oldest first, for a host that will not
+    /// Passes `each` the writes that wait, oldest first, for a host that will not
     /// take them any more.
     pub fn waiting<M: Memory>(&self, page: &mut M, mut each: impl FnMut(Write)) {
         let waiting = self.posted.wrapping_sub(page.load(word::TAKEN));

@@ -1,4 +1,4 @@
-//! The machine's end, as the log tells it: its last line.
+//! The machine's end, as the log reports it: its last line.
 //!
 //! ```text
 //! end: status 0
@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Whoever starts the machine and must know how it ended passes a token in its
-//! boot arguments, `undercroft.end=TOKEN`. EL2 and its host say it; no guest is
-//! told, so none can write such a line, whatever it prints and wherever.
+//! boot arguments, `undercroft.end=TOKEN`. EL2 and its host print it; no guest gets
+//! it, so none can write such a line, whatever it prints and wherever.
 
 use core::fmt;
 

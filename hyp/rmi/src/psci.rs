@@ -76,7 +76,7 @@ pub const AFFINITY_OFF: i64 = 1;
 /// `AFFINITY_INFO`: a `CPU_ON` is under way.
 pub const AFFINITY_ON_PENDING: i64 = 2;
 
-/// The PSCI version that guests are told: 1.1.
+/// The PSCI version that guests see: 1.1.
 pub const VERSION_1_1: u64 = 0x1_0001;
 /// `MIGRATE_INFO_TYPE`: no trusted OS, or none that needs migration.
 pub const MIGRATE_NOT_REQUIRED: i64 = 2;

@@ -1,6 +1,6 @@
 //! The calls of RSI 1.0 (DEN0137 1.0-rel0, B5.3), as a realm's guest makes them by
 //! SMC. No guest is a realm's yet: each is answered
-//! [`crate::NOT_SUPPORTED`], which tells a kernel that it runs in an ordinary VM.
+//! [`crate::NOT_SUPPORTED`], by which a kernel sees that it runs in an ordinary VM.
 
 use crate::table::calls;
 

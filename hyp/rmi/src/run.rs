@@ -22,7 +22,7 @@ bitflags::bitflags! {
     }
 }
 
-/// What the host tells on entry.
+/// What the host passes on entry.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(8))]
 pub struct RecEnter {
@@ -49,7 +49,7 @@ pub enum ExitReason {
     Irq = 1,
     /// A physical FIQ is pending for the host.
     Fiq = 2,
-    /// A PSCI call wants the host: function and arguments in `gprs[0..4]`.
+    /// A PSCI call for the host: function and arguments in `gprs[0..4]`.
     Psci = 3,
     /// The guest asks for a RIPAS change.
     RipasChange = 4,
@@ -75,7 +75,7 @@ impl ExitReason {
     }
 }
 
-/// What EL2 tells on exit.
+/// What EL2 reports on exit.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(8))]
 pub struct RecExit {
@@ -101,7 +101,7 @@ pub struct RecExit {
     /// ICH_VMCR_EL2.
     pub gicv3_vmcr: u64,
     _pad3: [u8; 0x400 - 0x398],
-    /// CNTP_CTL_EL0 of the guest; ISTATUS tells.
+    /// CNTP_CTL_EL0 of the guest, with ISTATUS.
     pub cntp_ctl: u64,
     /// CNTP_CVAL_EL0, in ticks of the physical counter.
     pub cntp_cval: u64,

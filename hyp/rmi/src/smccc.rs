@@ -10,7 +10,7 @@ use crate::table::calls;
 /// Set in the identifier of a call with 64-bit arguments.
 pub const SMC64: u32 = 1 << 30;
 
-/// The version that hosts and guests are told: 1.2.
+/// The version that hosts and guests see: 1.2.
 pub const VERSION_1_2: u64 = 0x1_0002;
 
 /// The 32-bit form of a function.
@@ -60,7 +60,7 @@ pub mod trng {
         /// The source's name: 128 bits in X0 to X3.
         0x8400_0052 TRNG_GET_UUID = GetUuid -> [uuid1, uuid2, uuid3];
         /// At most three registers of random bits, X3 first. That they are random
-        /// is all that may be told of them: they stay with who asked.
+        /// is all that may be logged of them: they are the caller's.
         0xC400_0053 TRNG_RND = Rnd { bits };
     }
 

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-/// X0 of a call whose function identifier nobody serves (SMCCC).
+/// X0 of a call whose function identifier is not served (SMCCC).
 pub const NOT_SUPPORTED: u64 = u64::MAX;
 
 /// The result of an RMI command: X0 is `status[7:0] | index[15:8]`.

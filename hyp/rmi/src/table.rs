@@ -11,7 +11,7 @@
 //! order, `u64` where no type is said; then its outputs, X1 and on of the answer
 //! beside the status in X0 (PSCI's calls and their like answer in X0 alone).
 
-/// What people are told of a call: its row, as words.
+/// What a message shows of a call: its row, as words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Info {
     /// The function identifier, X0 of the call.

@@ -19,7 +19,7 @@ calls! {
     /// Writes one line of UTF-8 (at most [`LOG_LINE_MAX`] bytes,
     /// [plain](crate::text::is_plain) characters, inside one granule of the
     /// host's memory) to the log, among EL2's own lines. `level`: 1 error to 5
-    /// trace. Behind the line that tells the machine's end ([`crate::end`])
+    /// trace. Behind the line that reports the machine's end ([`crate::end`])
     /// nothing is logged.
     0xC600_0003 LOG = Log { level, pa, length };
     /// Drives the input line of a guest's SPI (32 and up) to 0 or 1. A vCPU that

@@ -34,7 +34,7 @@ pub struct Machine {
     /// Parts of RAM that the boot loader or firmware keeps: the host's, but EL2
     /// puts nothing of its own there.
     pub reserved: Regions,
-    /// Those of them that nobody may map (`no-map`).
+    /// Those of them that must not be mapped (`no-map`).
     pub no_map: Regions,
     /// What of `memory` is not in `ram`, in whole granules: neither EL2 nor the
     /// host touches it.
@@ -54,7 +54,7 @@ pub struct Machine {
     pub gic: Frames,
     /// MPIDR of every PE, the boot PE among them.
     pub pes: ArrayVec<u64, MAX_PES>,
-    /// PEs of the tree beyond these: they stay off, nobody can start them.
+    /// PEs of the tree beyond these: they stay off and cannot be started.
     pub pes_left: usize,
     /// PSCI is called by HVC, as on a machine without EL2.
     pub psci_by_hvc: bool,

@@ -1,4 +1,4 @@
-//! Where a guest's abort struck, and whether its syndrome tells all of the access.
+//! Where a guest's abort struck, and whether its syndrome describes all of the access.
 
 use super::fault::faulting_ipa;
 use super::translate;
@@ -31,8 +31,8 @@ pub fn fault_ipa(esr: Syndrome, pstate: u64) -> Option<u64> {
 /// would meet its fault for ever; and no wider than can be known, so that what its
 /// tables have come to forbid is the guest's own fault.
 ///
-/// PSTATE.PAN has no part in it. The forms that ask it (`at s1e1rp`, `s1e1wp`)
-/// ask EL2's own, and LDTR, which it does not bind, is not to be told from LDR; an
+/// PSTATE.PAN has no part in it. The forms that use it (`at s1e1rp`, `s1e1wp`)
+/// use EL2's own, and LDTR, which it does not bind, looks the same as LDR; an
 /// access that PAN forbids never came as far as stage 2. What EL0 may do there,
 /// EL1 may do without PAN: the look for EL1 is wide enough for LDTR and STTR.
 ///
@@ -50,9 +50,9 @@ fn look(esr: Syndrome, pstate: u64) -> Look {
     }
 }
 
-/// A data abort's syndrome, without its access where that is more than FAR tells:
+/// A data abort's syndrome, without its access where that is more than FAR describes:
 /// what runs on into the next page, which may lie anywhere; and what began in the
-/// page before, of which FAR tells the second part's address alone.
+/// page before, of which FAR holds the second part's address alone.
 pub fn as_told(esr: Syndrome) -> Syndrome {
     if esr.has_access() && is_parted(esr, FAR_EL2.get(), page_is_there) {
         esr.without_access()
@@ -131,7 +131,7 @@ mod tests {
             (2, 0x1000, true, true),
             (1, 0x1000, true, true),
             (2, 0x1000, false, false),
-            // A byte has no parts; others tell their address.
+            // A byte has no parts; of others FAR holds the address.
             (0, 0x1000, true, false),
             (2, 0x1004, true, false),
             (2, 0x1001, true, false),

@@ -105,7 +105,7 @@ impl El1 {
 }
 
 /// The virtual timer of a lower level, CNTV. CNTVOFF_EL2 is 0 for everybody:
-/// the virtual and the physical counter tell the same time.
+/// the virtual and the physical counter are equal.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct VirtualTimer {
     /// CNTV_CTL_EL0.
@@ -163,7 +163,7 @@ impl Served {
 /// The vector by which a lower level came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exception {
-    /// A synchronous exception: ESR_EL2 tells.
+    /// A synchronous exception, which ESR_EL2 describes.
     Sync,
     /// A physical IRQ is pending.
     Irq,

@@ -47,7 +47,7 @@ pub struct Frames {
     pub distributor: Region,
     /// Regions of redistributors.
     pub redistributors: ArrayVec<Region, 8>,
-    /// Bytes from one redistributor to the next, where it is not told by each
+    /// Bytes from one redistributor to the next, where it does not follow from each
     /// (`redistributor-stride`).
     pub stride: Option<u64>,
     /// The PPIs that EL2 serves.
@@ -206,9 +206,9 @@ pub enum Taken {
     VirtualTimer,
     /// CNTHP, which stands in for the guest's physical timer.
     HypTimer,
-    /// A list register wants attention.
+    /// Maintenance: a list register needs service.
     Maintenance,
-    /// Another PE wants this one's.
+    /// Another PE kicked this one.
     Kick,
     /// An interrupt of the host's, left pending.
     Host,

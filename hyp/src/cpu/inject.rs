@@ -60,8 +60,8 @@ fn saved_registers(saved: &mut El1, f: impl FnOnce(&mut Registers)) {
     (saved.esr, saved.elr, saved.spsr, saved.far) = (el1.esr, el1.elr, el1.spsr, el1.far);
 }
 
-/// What a syndrome tells of an abort besides its fault: FnV, and of data CM and
-/// WnR. Of what only EL2 is told, ISV and its fields and S1PTW, there is nothing.
+/// What a syndrome holds of an abort besides its fault: FnV, and of data CM and
+/// WnR. What only EL2's holds, ISV and its fields and S1PTW, is left out.
 const fn abort_flags(fetch: bool) -> u64 {
     if fetch {
         1 << 10

@@ -179,7 +179,7 @@ impl Cpu {
         self.host.gprs.x[0] = context;
         self.host.el1 = El1::reset();
         self.host.el1.load(self.features);
-        // Out of reset as far as the host can tell, whatever the firmware keeps.
+        // Out of reset as far as the host can see, whatever the firmware keeps.
         CNTV_CTL_EL0.set(0);
         CNTP_CTL_EL0.set(0);
         self.host.fp = FpState::ZERO;

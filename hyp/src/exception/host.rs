@@ -139,7 +139,7 @@ fn system_register(cpu: &mut Cpu, esr: Syndrome) {
             gprs.set(rt, if is_lock { bits!(OSLSR_EL1: OSLM_1) } else { 0 });
         }
     } else if register == ACTLR_EL1::ENCODING {
-        // How the CPU itself works is nobody's to change.
+        // How the CPU itself works cannot be changed from a lower level.
         if read {
             gprs.set(rt, 0);
         }

@@ -197,7 +197,7 @@ unsafe fn locate(frames: &Frames, ipa: u64) -> Option<Place> {
 }
 
 /// Does the access of the host's that was trapped with `esr` at `ipa`; false when
-/// there is no redistributor, or the syndrome does not tell the access.
+/// there is no redistributor, or the syndrome does not describe the access.
 pub fn access(cpu: &mut Cpu, frames: &Frames, esr: Syndrome, ipa: u64) -> bool {
     if !esr.is_emulatable() {
         return false;

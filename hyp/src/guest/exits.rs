@@ -180,7 +180,7 @@ impl Entropy for CpuEntropy {
     }
 }
 
-/// HVC or SMC, told to who traces calls.
+/// HVC or SMC, and its line in the trace of calls.
 fn traced_call(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState) -> Next {
     if !trace::calls() {
         return call(vcpu, state);

@@ -1,4 +1,4 @@
-//! What a guest is told of its CPU, in one table: feature → shown, hidden or
+//! What a guest sees of its CPU, in one table: feature → shown, hidden or
 //! fixed. A field that has no row is hidden: reads as 0.
 //!
 //! A feature is shown only where EL2 carries its state over a world switch, or
@@ -85,7 +85,7 @@ table! {
 }
 
 /// The code of ID_AA64MMFR0_EL1.PARange for the narrowest range that holds an
-/// IPA space of `bits`: a guest that is told of less cannot reach all it has.
+/// IPA space of `bits`: a guest that sees less cannot reach all it has.
 const fn pa_range(bits: u8) -> u64 {
     match bits {
         0..=32 => 0,

@@ -72,7 +72,7 @@ impl RunningVcpu<'_> {
         }
     }
 
-    /// The same whatever they hold: when the vCPU leaves the PE, the vGIC learns
+    /// The same whatever they hold: when the vCPU leaves the PE, the vGIC takes over
     /// its priority mask and group enables too.
     pub fn leave(&mut self, state: &mut VcpuState) {
         let (index, vmcr) = (self.rec.index, ICH_VMCR_EL2.get());

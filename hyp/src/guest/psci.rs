@@ -110,7 +110,7 @@ fn trng(call: Trng, narrow: bool, entropy: &mut impl Entropy) -> Answer {
 
 fn arch_features(function: u32) -> i64 {
     // No workaround is offered: -1 also says that none is known to be needed
-    // beyond what the ID registers tell.
+    // beyond what the ID registers show.
     match Smccc::decode(function, [0; 3]) {
         Some(_) => psci::SUCCESS,
         None => psci::NOT_SUPPORTED,

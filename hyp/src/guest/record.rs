@@ -11,7 +11,7 @@ pub struct Entry {
     pub value: u64,
 }
 
-/// What the host is told of an exit. Fields that an exit does not use are 0.
+/// What an exit reports to the host. Fields that an exit does not use are 0.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Record {
     /// `exit_reason`.

@@ -2,7 +2,7 @@
 //! long one of them is waited for, and how long all of them together.
 //!
 //! What the UART does not take in that time stays. What was overwritten before
-//! it could be sent is counted, and told where it is missing.
+//! it could be sent is counted, and reported where it is missing.
 
 use core::fmt::Write;
 

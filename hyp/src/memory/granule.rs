@@ -251,7 +251,7 @@ impl Granules {
         (size_of::<Range>() * ranges + 8 * spans + 4 * granules) as u64
     }
 
-    /// Tells `range` each range of RAM with its words' places: how many granules
+    /// Passes `range` each range of RAM with its words' places: how many granules
     /// and spans there are.
     fn lay_out(ram: &Regions, shift: u32, range: &mut impl FnMut(Range)) -> (usize, usize) {
         let (mut granules, mut spans) = (0, 0);
@@ -331,7 +331,7 @@ impl Granules {
             .get(range.first + ((pa - range.region.base()) >> self.shift) as usize)
     }
 
-    /// Tells `each` the granules that are in `state` when it comes to them, by PA.
+    /// Passes `each` the granules that are in `state` when it comes to them, by PA.
     pub fn each(&self, state: State, mut each: impl FnMut(u64)) {
         for range in self.ranges {
             let count = (range.region.size() >> self.shift) as usize;

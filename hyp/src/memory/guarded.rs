@@ -233,7 +233,7 @@ pub fn is_there(address: u64) -> bool {
 /// register holds it too.
 ///
 /// # Errors
-/// [`ExternalAbort`] when the walk met one, which the register does not tell.
+/// [`ExternalAbort`] when the walk met one, which the register does not show.
 pub fn translate(address: u64, look: Look) -> Result<u64> {
     let mut par = 0;
     // SAFETY: reads a lower level's tables through its own translation, and

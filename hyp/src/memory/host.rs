@@ -80,7 +80,7 @@ pub fn geometry(
         dic: features.dic,
         ..Default::default()
     };
-    // QEMU cannot be told from the hardware it models, and the work-around
+    // QEMU cannot be distinguished from the hardware it models, and the work-around
     // costs an instruction for each 4 GiB: it is always on.
     config.errata = Errata::QEMU_RANGE_LENGTH;
     config.validate()

@@ -146,7 +146,7 @@ impl Pool {
         }
         free.left -= (end - free.fresh.base()) / self.granule;
         free.fresh = Region::new(end, free.fresh.end() - end)?;
-        // SAFETY: fresh pages of the pool are nobody's.
+        // SAFETY: fresh pages of the pool have no owner.
         unsafe { phys::zero(base, size) };
         Some(Pa::new(base))
     }

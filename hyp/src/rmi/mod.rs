@@ -27,13 +27,13 @@ use crate::system::System;
 /// X0–X4 of an answer.
 pub type Answer = [u64; 5];
 
-/// The answer to a call that nobody serves.
+/// The answer to a call that is not served.
 pub const UNKNOWN: Answer = [NOT_SUPPORTED, 0, 0, 0, 0];
 
 /// Success, or why not.
 type Outcome<T = ()> = Result<T, Status>;
 
-/// The outcome of a command that tells where to go on, in failure too.
+/// The outcome of a command that reports where to go on, in failure too.
 struct Walked<T> {
     outcome: Outcome<T>,
     /// `top` of RMI 1.0; 0 when an argument was refused.
@@ -165,7 +165,7 @@ fn answer_with<T>(outcome: Outcome<T>, outputs: impl FnOnce(Option<T>) -> [u64; 
     [status.pack(), x1, x2, x3, x4]
 }
 
-/// There is one revision, which a refusal tells too.
+/// There is one revision, which a refusal reports too.
 fn version(requested: u64) -> Answer {
     let status = if requested == VERSION_1_0 {
         Status::Success

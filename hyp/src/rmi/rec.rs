@@ -141,14 +141,14 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     let record = run::run(&mut guest, rec, state, &Entry { flags, value });
 
     // SAFETY: the page is still pinned as the host's.
-    let told = unsafe { write_exit(page, &record) };
+    let written = unsafe { write_exit(page, &record) };
     if exits::is_cpu_off(&record) {
         vcpu.set_runnable(false);
     }
     granule.put();
     // A page that was read and cannot be written: the vCPU has run, and the host
     // does not learn how far.
-    told.map_err(|_| Status::ErrorInput)
+    written.map_err(|_| Status::ErrorInput)
 }
 
 /// Writes an exit record into the run page.

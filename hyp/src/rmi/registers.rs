@@ -1,5 +1,5 @@
 //! `REC_READ` and `REC_WRITE`: a plain guest's registers, for a host that
-//! emulates what the syndrome does not tell.
+//! emulates what the syndrome does not describe.
 //!
 //! A plain guest's memory is the host's to change anyway, so its registers are
 //! no secret. What the host gives back is data: it reaches EL1's registers, the
@@ -47,7 +47,7 @@ fn with<R>(
     f(unsafe { &mut *vcpu.state.get() })
 }
 
-/// Tells the host a vCPU's registers.
+/// Gives the host a vCPU's registers.
 pub fn read(system: &System, rec: u64, pa: u64) -> Outcome {
     with(system, rec, pa, |state| {
         let mut out = Registers::new_zeroed();
@@ -61,8 +61,8 @@ pub fn read(system: &System, rec: u64, pa: u64) -> Outcome {
         (out.sctlr, out.tcr) = (el1.sctlr, el1.tcr);
         out.ttbr = [el1.ttbr0, el1.ttbr1];
         // SAFETY: inside a granule of the host's, which `with` has pinned.
-        let told = unsafe { guarded::write(pa, &out) };
-        told.map_err(|_| Status::ErrorInput)
+        let written = unsafe { guarded::write(pa, &out) };
+        written.map_err(|_| Status::ErrorInput)
     })
 }
 

@@ -51,7 +51,7 @@ fn status(error: RttError) -> Status {
     }
 }
 
-/// What the host is told of a walk; `None` if the budget ended.
+/// What a walk reports to the host; `None` if the budget ended.
 fn walked<T>(result: Result<(T, Ipa), RttError>) -> Option<Walked<T>> {
     let (outcome, top) = match result {
         Ok((value, top)) => (Ok(value), top.get()),
@@ -160,7 +160,7 @@ impl Entry {
     }
 }
 
-/// Tells what stands at `ipa`, down to `at`.
+/// Reads what stands at `ipa`, down to `at`.
 pub fn read_entry(system: &System, rd: u64, ipa: u64, at: i64) -> Outcome<Entry> {
     let at = level(at)?;
     let read = with_rtt(system, rd, |tables, _| tables.read(Ipa::new(ipa), at))?;

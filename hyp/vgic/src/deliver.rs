@@ -221,7 +221,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
     /// exit, `vmcr` is `ICH_VMCR_EL2`.
     ///
     /// Besides where [`Redistributor::needs_sync`](crate::Redistributor::needs_sync)
-    /// asks for it, call it whenever the vCPU leaves the PE: it also learns which
+    /// asks for it, call it whenever the vCPU leaves the PE: it also reads which
     /// groups the guest has enabled.
     pub fn sync(&mut self, vcpu: usize, vmcr: u64, lrs: &ListRegisters) -> Synced {
         let Some(redist) = self.vcpus.redistributor(vcpu) else {
@@ -338,7 +338,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
     }
 
     /// True if the vCPU, whose list registers are folded, has an interrupt that
-    /// its guest would be told of with `ICH_VMCR_EL2` = `vmcr`: it need not wait
+    /// its guest would be signalled with `ICH_VMCR_EL2` = `vmcr`: it need not wait
     /// in WFI. Says yes rather than no where only a running handler stands
     /// before it.
     pub fn pending(&mut self, vcpu: usize, vmcr: u64) -> bool {

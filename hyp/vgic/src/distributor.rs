@@ -26,7 +26,7 @@ pub struct Distributor {
     pub(crate) owner: [u16; SPIS],
     /// The enable bits of `GICD_CTLR`.
     pub(crate) ctlr: u32,
-    /// Counts the folds of list registers, to tell which came later.
+    /// Counts the folds of list registers: which came later.
     pub(crate) epoch: u32,
 }
 

@@ -121,8 +121,8 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         }
     }
 
-    /// Tells of all SPIs that wait for any vCPU anew: one that may have been told
-    /// is no longer there for them.
+    /// Announces all SPIs that wait for any vCPU anew: one that they may have been
+    /// announced to is no longer there for them.
     pub(crate) fn find_others(&mut self) {
         for word in 0..SPI_WORDS {
             self.notify(Place::Shared(word), self.dist.any[word]);
@@ -173,7 +173,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         }
     }
 
-    /// Tells whoever has to know of a change to the interrupts in `changed`: the
+    /// Notifies those concerned by a change to the interrupts in `changed`: the
     /// vCPU whose list register has one, or those to which one can now go.
     pub(crate) fn notify(&mut self, place: Place, changed: u32) {
         let groups = self.dist.groups();
@@ -198,7 +198,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         }
     }
 
-    /// Tells a vCPU that may take it of an SPI that nobody has.
+    /// Announces an SPI that no list register has to a vCPU that may take it.
     pub(crate) fn announce(&mut self, spi: usize) {
         if self.dist.routed_to_any(spi) {
             self.announce_to_one(spi);
@@ -209,7 +209,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
 
     /// Chooses one of those that take part and, as far as is known, have the
     /// group enabled; if it turns out not to, `find_others` comes here again. If
-    /// there is none, tells all that take part, so that they hear of an enable.
+    /// there is none, marks all that take part, so that an enable is noticed.
     fn announce_to_one(&mut self, spi: usize) {
         let group1 = self.dist.banks[spi / 32].is_group1(spi % 32);
         let chosen = self.first_taker(0, |redist| vmcr::enables(redist.vmcr.into(), group1));

@@ -399,7 +399,7 @@ fn straddles(context: &Context, cpu: &str) -> Result<()> {
 /// The log tells one abort of the guest's, and says that it tells no more.
 fn reported_once(called: &Called) -> Result<()> {
     let count = |sign: &str| called.stderr.matches(sign).count();
-    let (reports, promises) = (count(" elr="), count("more of them are not told"));
+    let (reports, promises) = (count(" elr="), count("more of them are not reported"));
     ensure!(
         (reports, promises) == (1, 1),
         "{reports} reports and {promises} ends of them\n{}",

@@ -118,7 +118,7 @@ struct Sorting<'a> {
 }
 
 impl Sorting<'_> {
-    /// Tells `sort` each of a node's registers, as the CPU addresses them, and
+    /// Passes `sort` each of a node's registers, as the CPU addresses them, and
     /// whether they are the host's.
     fn node(
         &self,

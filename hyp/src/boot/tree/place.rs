@@ -50,7 +50,7 @@ impl<'a, 'p> Place<'a, 'p> {
         self.above.is_none() && self.node.name() == "reserved-memory"
     }
 
-    /// Tells each part of `region`, one of [`Self::entries`], as the CPU addresses
+    /// Passes on each part of `region`, one of [`Self::entries`], as the CPU addresses
     /// it. What no bus passes on is no part.
     pub fn raise(&self, region: Region, part: &mut dyn FnMut(Region)) {
         let Some(bus) = self.above else {
