@@ -185,19 +185,20 @@ fn traced_call(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState) -> Next {
     if !trace::calls() {
         return call(vcpu, state);
     }
-    let x: [u64; 4] = core::array::from_fn(|n| state.gprs.x[n]);
+    let [x0, x1, x2, x3, ..] = state.gprs.x;
     let next = call(vcpu, state);
     let answer = match next {
         Next::Enter => trace::Answer::Results(&state.gprs.x[..4]),
         Next::Exit(_) => trace::Answer::ToHost,
     };
-    trace::of_guest(vcpu.realm.vmid, vcpu.rec.index, &x, answer);
+    trace::of_guest(vcpu.realm.vmid, vcpu.rec.index, &[x0, x1, x2, x3], answer);
     next
 }
 
 /// HVC or SMC. The PC is past it already.
 fn call(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState) -> Next {
-    let x = psci::arguments(core::array::from_fn(|n| state.gprs.x[n]));
+    let [x0, x1, x2, x3, ..] = state.gprs.x;
+    let x = psci::arguments([x0, x1, x2, x3]);
     let mut entropy = CpuEntropy(vcpu.cpu.features.rng);
     let answer = psci::call(&x, &mut entropy);
     let returned = |state: &mut VcpuState, value: u64| {

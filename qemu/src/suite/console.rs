@@ -178,7 +178,7 @@ fn el2_dies(context: &Context) -> Result<()> {
     let called = gdb(
         &line,
         &[
-            "break hyp::guest::exits::traced_call if run.gprs.x[0] == 0x84000008",
+            "break hyp::guest::exits::call if state.gprs.x[0] == 0x84000008",
             "continue",
             "delete",
             "set $pc = 0",
