@@ -123,7 +123,7 @@ impl Access {
 }
 
 /// A write that waits, as its entry of the ring has it: the value, no more than is
-/// accessed, \[31:0\], and what of the device ([`Access::entry`]).
+/// accessed, \[31:0\], and what of the device (`Access::entry`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Write(u64);
 
