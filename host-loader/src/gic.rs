@@ -15,6 +15,7 @@ use arm_gic::gicv3::{
 };
 use arm_gic::{IntId, InterruptGroup, Trigger};
 use arm64::instr;
+use arm64::intid::Kind;
 use arm64::regs::{ICC_CTLR_EL1, affinity};
 use core::fmt;
 use core::ptr::NonNull;
@@ -38,11 +39,13 @@ pub struct Controller {
 unsafe impl Send for Controller {}
 
 fn intid(number: u32) -> Option<IntId> {
-    match number {
-        0..16 => Some(IntId::sgi(number)),
-        16..32 => Some(IntId::ppi(number - 16)),
-        32..1020 => Some(IntId::spi(number - 32)),
-        _ => None,
+    match Kind::of(number) {
+        Kind::Sgi => Some(IntId::sgi(number)),
+        Kind::Ppi => Some(IntId::ppi(number - 16)),
+        Kind::Spi => Some(IntId::spi(number - 32)),
+        Kind::ExtendedPpi => Some(IntId::eppi(number - 1056)),
+        Kind::ExtendedSpi => Some(IntId::espi(number - 4096)),
+        Kind::Special | Kind::Lpi | Kind::Reserved => None,
     }
 }
 
@@ -143,7 +146,7 @@ impl Controller {
     /// Errors say which interrupt cannot be used.
     pub fn route(&mut self, number: u32, mpidr: u64) -> Result<(), GicError> {
         let id = intid(number)
-            .filter(|id| id.is_spi())
+            .filter(|id| id.is_spi() || id.is_espi())
             .ok_or(GicError::NoSpi(number))?;
         self.distributor
             .set_group(id, Group::Group1NS)
@@ -158,7 +161,9 @@ impl Controller {
 /// Acknowledges this CPU's pending interrupts one by one, and ends each when
 /// `handle` has made its line drop.
 pub fn take_all(mut handle: impl FnMut(u32)) {
-    while let Some(id) = GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1) {
+    while let Some(id) = GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1)
+        && Kind::of(id.raw_value()) != Kind::Special
+    {
         handle(id.raw_value());
         GicCpuInterface::end_interrupt(id, InterruptGroup::Group1);
     }

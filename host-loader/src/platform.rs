@@ -6,6 +6,7 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use arm64::intid::Kind;
 use core::fmt;
 use core::ops::Range;
 use devtree::Damage;
@@ -156,11 +157,15 @@ fn interrupt(node: FdtNode<'_>, index: usize, width: usize) -> Option<u32> {
     let property = node.property("interrupts")?;
     let mut cells = cells(property.value()).skip(index * width);
     let (kind, number) = (cells.next()?, cells.next()?);
-    match kind {
-        0 => number.checked_add(32),
-        1 => number.checked_add(16),
-        _ => None,
-    }
+    let (first, kind) = match kind {
+        0 => (32, Kind::Spi),
+        1 => (16, Kind::Ppi),
+        2 => (4096, Kind::ExtendedSpi),
+        3 => (1056, Kind::ExtendedPpi),
+        _ => return None,
+    };
+    let intid = number.checked_add(first)?;
+    (Kind::of(intid) == kind).then_some(intid)
 }
 
 fn usable(node: &FdtNode<'_>) -> bool {

@@ -128,6 +128,34 @@ fn without_the_word_the_log_has_no_uart_of_its_own() {
     assert_eq!(Platform::parse(&tree("serial0")).unwrap().log, None);
 }
 
+/// Cells of an interrupt: 0 and 1 are SPIs and PPIs, 2 and 3 those of GICv3.1.
+#[test]
+fn an_interrupt_has_the_number_of_its_kind() {
+    let cells = |kind: u32, number: u32| [kind, number, 4, 0].map(u32::to_be_bytes).concat();
+    let of_log = cells(0, 8);
+    for (kind, number, intid) in [
+        (0, 987, Some(1019)),
+        (0, 988, None),
+        (1, 15, Some(31)),
+        (1, 16, None),
+        (2, 0, Some(4096)),
+        (2, 1023, Some(5119)),
+        (2, 1024, None),
+        (3, 0, Some(1056)),
+        (3, 63, Some(1119)),
+        (3, 64, None),
+        (4, 0, None),
+        (0, u32::MAX, None),
+    ] {
+        let mut bytes = tree("serial1");
+        let at = bytes.windows(16).position(|part| part == of_log);
+        let at = at.expect("it is there");
+        bytes[at..at + 16].copy_from_slice(&cells(kind, number));
+        let log = Platform::parse(&bytes).unwrap().log.unwrap();
+        assert_eq!(log.intid, intid, "{kind} {number}");
+    }
+}
+
 #[test]
 fn texts_that_are_none_are_as_if_not_there() {
     let mut bytes = tree("serial1");

@@ -127,27 +127,72 @@ take_up:
     b       leave_lower
     .endm
 
-    .text
-    .balign 0x800
-    .global vectors
-vectors:
+// The same on a PE that has steps to take.
+    .macro  from_lower_by_steps kind
+    .balign 0x80
+    stp     x0, x1, [sp]
+    each_pair stp, sp
+    str     x30, [sp, #(30 * 8)]
+    mov     x4, #\kind
+    b       steps
+    .endm
+
+// A table: what stands in it for what comes from a lower level.
+    .macro  table lower
     .balign 0x80
     b       guarded_abort               // synchronous, on SP_EL0
     from_el2 1
     from_el2 2
-    from_el2 3
+    .balign 0x80
+    b       guarded_error_taken         // system error, on SP_EL0
     from_el2 0
     from_el2 1
     from_el2 2
     from_el2 3
-    from_lower 0
-    from_lower 1
-    from_lower 2
-    from_lower 3
-    from_lower 0
-    from_lower 1
-    from_lower 2
-    from_lower 3
+    .rept   2
+    \lower  0
+    \lower  1
+    \lower  2
+    \lower  3
+    .endr
+    .endm
+
+    .text
+    .balign 0x800
+    .global vectors
+vectors:
+    table   from_lower
+    .balign 0x800
+    .global vectors_with_steps
+vectors_with_steps:
+    table   from_lower_by_steps
+
+// x4 = kind. What the CPU predicts by is forgotten before any branch that it might
+// foretell by a lower level's; then as `from_lower`. The word is a
+// cpu::speculation::Steps.
+steps:
+    mrs     x5, tpidr_el2
+    ldr     x5, [x5, #{pe_steps}]
+    tbnz    x5, #31, 3f
+    tbnz    x5, #8, 2f
+    ands    x3, x5, #0xff
+    b.eq    4f
+1:  b       . + 4                       // so many branches, and no other, are its history
+    subs    x3, x3, #1
+    b.ne    1b
+    dsb     nsh
+    isb
+    b       4f
+2:  hint    #22                         // clrbhb
+    isb
+    b       4f
+3:  mov     w0, w5
+    smc     #0                          // keeps all but x0 to x3
+4:  mov     x0, x4
+    cbnz    x0, leave_by_steps
+    ldp     x2, x1, [sp, #{gprs_stack}]
+    cbnz    x1, at_vector_by_steps
+    b       leave_by_steps
 
 // ---------------------------------------------------------------------------
 // Guarded routines (memory/guarded.rs): each returns 0, or 1 when an access in it
@@ -259,6 +304,28 @@ guarded_done:
     ret
 guarded_end:
 
+// guarded_error(): takes the system error that is pending, if it still is; 1 when
+// it was. System errors are masked before and behind it.
+    .global guarded_error
+guarded_error:
+    msr     spsel, #0
+    msr     daifclr, #4
+    isb
+guarded_error_end:
+    msr     daifset, #4
+    b       guarded_done
+
+// A system error on SP_EL0: in the routine above, or EL2's own.
+guarded_error_taken:
+    mrs     x3, elr_el2
+    adr     x4, guarded_error
+    sub     x3, x3, x4
+    cmp     x3, #(guarded_error_end - guarded_error)
+    b.hi    0f
+    mov     x0, #1
+    ret                                 // an exception masks all and is on SP_EL2
+0:  report  3
+
 guarded_failed:
     msr     spsel, #1
     mov     x0, #1
@@ -329,6 +396,7 @@ enter_lower:
     str     x29, [x0, #{gprs_stack}]
     mov     sp, x0
 
+    esb                                 // EL2's own is not taken for that level's
     ldp     x1, x2, [x0, #{gprs_pc}]
     msr     elr_el2, x1
     msr     spsr_el2, x2
@@ -345,8 +413,9 @@ resume_scratch:
 // A synchronous exception of a level that is served at the vector, for X1, on
 // the stack X2:
 // posting::serve says by `Served` how to go on. Rust's functions keep X19 to
-// X29.
-at_vector:
+// X29. System errors stay masked: what waits is still that level's when it goes on,
+// and so is what the host's page does to it.
+    .macro  serve_at_vector
     mov     x19, sp
     mov     x0, sp
     mov     sp, x2
@@ -355,9 +424,9 @@ at_vector:
     tbnz    x0, #0, resume_scratch      // Enter
     cmp     x0, #{enter_changed}
     b.eq    resume                      // else No, or the host: a kind
+    .endm
 
-// x0 = kind.
-leave_lower:
+    .macro  leave
     mrs     x2, elr_el2
     mrs     x3, spsr_el2
     stp     x2, x3, [sp, #{gprs_pc}]
@@ -369,7 +438,40 @@ leave_lower:
     ldp     x25, x26, [sp, #64]
     ldp     x27, x28, [sp, #80]
     ldp     x29, x30, [sp], #96
+    .endm
+
+at_vector:
+    serve_at_vector
+// x0 = kind. A system error that waits is the lower level's, and is taken before any
+// of EL2's own can be; from there on EL2 takes its own, and dies of them.
+leave_lower:
+    esb
+    mrs     x1, disr_el1
+leave_looked:
+    cbnz    x1, leave_with_error
+    msr     daifclr, #4
+    leave
     ret
+
+// A system error waited: Rust says what came back.
+leave_with_error:
+    mov     x4, sp                      // &mut Gprs
+    leave
+    mov     x1, x4
+    b       system_error_waited
+
+// The same on a PE that has steps to take.
+at_vector_by_steps:
+    serve_at_vector
+leave_by_steps:
+    mrs     x1, tpidr_el2
+    ldr     x1, [x1, #{pe_steps}]
+    tbz     x1, #32, leave_lower
+    dsb     sy                          // without FEAT_RAS, it is pending behind these
+    isb
+    mrs     x1, isr_el1
+    and     x1, x1, #(1 << 8)           // A
+    b       leave_looked
 
     .bss
     .balign 16

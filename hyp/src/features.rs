@@ -65,6 +65,8 @@ pub struct Features {
     pub lva: bool,
     /// CTR_EL0.DIC: instruction caches need no maintenance.
     pub dic: bool,
+    /// CTR_EL0.IDC: data caches need none for instruction fetches.
+    pub idc: bool,
     /// Pointer authentication in any form.
     pub pauth: bool,
     /// FEAT_SVE.
@@ -161,6 +163,7 @@ impl Features {
             ttst: ID_AA64MMFR2_EL1::ST.read(mmfr2) >= 1,
             lva: ID_AA64MMFR2_EL1::VARange.read(mmfr2) >= 1,
             dic: CTR_EL0::DIC.is_set(registers.ctr),
+            idc: CTR_EL0::IDC.is_set(registers.ctr),
             pauth: isar1 & bits!(ID_AA64ISAR1_EL1: APA, API, GPA, GPI) != 0
                 || isar2 & bits!(ID_AA64ISAR2_EL1: GPA3, APA3) != 0,
             sve: ID_AA64PFR0_EL1::SVE.read(pfr0) >= 1,
@@ -193,40 +196,13 @@ impl Features {
         Ok(())
     }
 
-    /// True when a PE that has `self` can do all that `boot`, the features that
-    /// the tables were built for, ask of it.
-    pub fn covers(&self, boot: &Self) -> bool {
-        let same = |f: &Self| {
-            (
-                f.stage1,
-                f.stage2,
-                f.vmid16,
-                f.fwb,
-                f.pauth,
-                f.e2h0,
-                f.gic_sysregs,
-                f.dcache_line,
-                (f.ras, f.sve, f.sme, f.hcx, f.fgt, f.mpam),
-            )
-        };
-        let least = |f: &Self| {
-            [
-                f.pa_bits,
-                f.tlbi_range.into(),
-                f.ttl.into(),
-                f.xnx.into(),
-                f.ttst.into(),
-                f.lva.into(),
-                f.dic.into(),
-                f.rng.into(),
-                f.ecv,
-            ]
-        };
-        same(self) == same(boot)
-            && least(self)
-                .iter()
-                .zip(least(boot))
-                .all(|(mine, boot)| *mine >= boot)
+    /// Why a PE that has `self` cannot do all that `boot`, the features that the
+    /// tables were built for, ask of it; `None` when it can.
+    pub fn unfit_for(&self, boot: &Self) -> Option<Unfit> {
+        let differs = SAME.iter().find(|(_, of)| of(self) != of(boot));
+        let lacks = LEAST.iter().find(|(_, of)| of(self) < of(boot));
+        let differs = differs.map(|(name, _)| Unfit::Differs(name));
+        differs.or(lacks.map(|(name, _)| Unfit::Lacks(name)))
     }
 
     /// Stage 2 of this granule.
@@ -252,6 +228,73 @@ impl Features {
     pub fn stage1(&self, granule: Granule) -> GranuleSupport {
         self.stage1[index(granule)]
     }
+}
+
+/// Why a CPU stays off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// What it has otherwise than the boot CPU.
+    Differs(&'static str),
+    /// What it has less of than the boot CPU.
+    Lacks(&'static str),
+    /// What it has less of than guests have been told.
+    Told(&'static str),
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Differs(what) => write!(f, "its {what} is not as the boot CPU's"),
+            Self::Lacks(what) => write!(f, "it lacks {what} that the boot CPU has"),
+            Self::Told(what) => {
+                write!(
+                    f,
+                    "it has less {what} than guests have been told of: start it first"
+                )
+            }
+        }
+    }
+}
+
+type Row = (&'static str, fn(&Features) -> u64);
+
+/// What EL2 switches or opens on every PE or on none, what tables are made of, and
+/// what a guest reads on one CPU and goes by on another.
+const SAME: &[Row] = &[
+    ("stage-1 granules", |f| granule_word(f.stage1)),
+    ("stage-2 granules", |f| granule_word(f.stage2)),
+    ("VMID size", |f| f.vmid16.into()),
+    ("FEAT_S2FWB", |f| f.fwb.into()),
+    ("FEAT_PAuth", |f| f.pauth.into()),
+    ("FEAT_E2H0", |f| f.e2h0.into()),
+    ("GIC system registers", |f| f.gic_sysregs.into()),
+    ("data cache line", |f| f.dcache_line),
+    ("CTR_EL0.DIC", |f| f.dic.into()),
+    ("CTR_EL0.IDC", |f| f.idc.into()),
+    ("FEAT_RAS", |f| f.ras.into()),
+    ("FEAT_SVE", |f| f.sve.into()),
+    ("FEAT_SME", |f| f.sme.into()),
+    ("FEAT_HCX", |f| f.hcx.into()),
+    ("FEAT_FGT", |f| f.fgt.into()),
+    ("FEAT_MPAM", |f| f.mpam.into()),
+];
+
+/// What EL2 uses where the boot PE has it.
+const LEAST: &[Row] = &[
+    ("physical address bits", |f| f.pa_bits.into()),
+    ("FEAT_TLBIRANGE", |f| f.tlbi_range.into()),
+    ("FEAT_TTL", |f| f.ttl.into()),
+    ("FEAT_XNX", |f| f.xnx.into()),
+    ("FEAT_TTST", |f| f.ttst.into()),
+    ("FEAT_LVA", |f| f.lva.into()),
+    ("FEAT_RNG", |f| f.rng.into()),
+    ("FEAT_ECV", |f| f.ecv.into()),
+];
+
+fn granule_word(granules: [GranuleSupport; 3]) -> u64 {
+    granules
+        .iter()
+        .fold(0, |word, granule| word << 2 | *granule as u64)
 }
 
 fn index(granule: Granule) -> usize {
@@ -343,19 +386,20 @@ mod tests {
             pa_bits: 44,
             ..Features::default()
         };
-        assert!(boot.covers(&boot));
+        assert_eq!(boot.unfit_for(&boot), None);
         let more = Features {
             pa_bits: 48,
             tlbi_range: true,
             ..boot
         };
-        assert!(more.covers(&boot) && !boot.covers(&more));
-        assert!(
-            !Features { fwb: true, ..boot }.covers(&boot),
-            "another encoding"
-        );
+        assert_eq!(more.unfit_for(&boot), None);
+        let lacks = Some(Unfit::Lacks("physical address bits"));
+        assert_eq!(boot.unfit_for(&more), lacks);
+        let with = Features { fwb: true, ..boot };
+        let differs = Some(Unfit::Differs("FEAT_S2FWB"));
+        assert_eq!(with.unfit_for(&boot), differs, "another encoding");
         // What EL2 switches or opens on every PE, or on none: neither more nor less.
-        let with: [fn(&mut Features); 11] = [
+        let with: [fn(&mut Features); 13] = [
             |f| f.stage1[0] = Yes,
             |f| f.stage2[2] = Lpa2,
             |f| f.vmid16 = true,
@@ -367,23 +411,25 @@ mod tests {
             |f| f.hcx = true,
             |f| f.fgt = 1,
             |f| f.mpam = true,
+            |f| f.dic = true,
+            |f| f.idc = true,
         ];
         // What it uses where the boot CPU has it.
-        let least: [fn(&mut Features); 8] = [
+        let least: [fn(&mut Features); 7] = [
             |f| f.tlbi_range = true,
             |f| f.ttl = true,
             |f| f.xnx = true,
             |f| f.ttst = true,
             |f| f.lva = true,
-            |f| f.dic = true,
             |f| f.rng = true,
             |f| f.ecv = 1,
         ];
         for (n, change) in with.iter().chain(&least).enumerate() {
             let mut other = boot;
             change(&mut other);
-            assert!(!boot.covers(&other), "{other:?}");
-            assert_eq!(other.covers(&boot), n >= with.len(), "{other:?}");
+            assert!(boot.unfit_for(&other).is_some(), "{other:?}");
+            let fit = other.unfit_for(&boot).is_none();
+            assert_eq!(fit, n >= with.len(), "{other:?}");
         }
     }
 
@@ -426,7 +472,7 @@ mod tests {
     fn every_feature_is_read_from_its_own_field() {
         type Case = (fn(&mut IdRegisters), fn(&mut Features));
         let none = Features::of(&IdRegisters::default());
-        let cases: [Case; 34] = [
+        let cases: [Case; 35] = [
             (|r| r.mmfr[0] = 5, |f| f.pa_bits = 48),
             (|r| r.mmfr[0] = 7, |f| f.pa_bits = 52),
             (|r| r.mmfr[0] = 0xf, |f| f.pa_bits = 48),
@@ -459,6 +505,7 @@ mod tests {
             (|r| r.pfr[1] = 1 << 16, |f| f.mpam = true),
             (|r| r.pfr[1] = 1 << 24, |f| f.sme = true),
             (|r| r.ctr = 4 << 16 | 3, |f| f.dcache_line = 64),
+            (|r| r.ctr = 1 << 28, |f| f.idc = true),
             (|r| r.ctr = 1 << 29, |f| f.dic = true),
             (|r| r.midr = 0x410f_d0c0, |f| f.midr = 0x410f_d0c0),
         ];

@@ -30,10 +30,12 @@
 
 pub mod boot;
 pub mod cpu;
+pub mod errata;
 mod errors;
 pub mod exception;
 pub mod features;
 pub mod guest;
+pub mod idregs;
 pub mod kicks;
 pub mod log;
 pub mod memory;
@@ -42,5 +44,6 @@ pub mod psci;
 pub mod realm;
 pub mod rec;
 pub mod rmi;
+pub mod speculation;
 pub mod system;
 pub mod vmid;

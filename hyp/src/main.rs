@@ -18,13 +18,13 @@ mod image {
     use arm64::regs::CurrentEL;
     use arm64::steering::{dc_ivac, hvc};
     use hyp::boot::tree::{self, Machine, TreeError};
-    use hyp::boot::{BootError, Layout, TableGranules};
+    use hyp::boot::{BootError, ERRATA, Layout, TableGranules};
     use hyp::cpu::Cpu;
     use hyp::cpu::context::Served;
     use hyp::cpu::dying::halt;
     use hyp::cpu::pe::{self, Pe, Power};
     use hyp::exception::{host, report};
-    use hyp::features::Features;
+    use hyp::features::{Features, IdRegisters};
     use hyp::log::Uarts;
     use hyp::log::uart::{Owner, answers};
     use hyp::memory::guarded;
@@ -48,6 +48,7 @@ mod image {
         pe_emergency = const offset_of!(Pe, entry.emergency_top),
         pe_regime = const offset_of!(Pe, entry.regime),
         pe_entry = const offset_of!(Pe, entry.rust),
+        pe_steps = const offset_of!(Pe, entry.steps),
         gprs_pc = const offset_of!(Gprs, pc),
         gprs_stack = const Gprs::STACK,
         serve = sym posting::serve,
@@ -129,6 +130,7 @@ mod image {
     ) -> Result<&'static Pe, BootError> {
         let features = Features::read();
         info!("cpu: {features}");
+        ERRATA.begin(features.midr, |erratum| info!("{erratum}"));
         machine.check()?;
         features.check()?;
         if machine.pes_left > 0 {
@@ -208,8 +210,7 @@ mod image {
         if let Some(crash) = machine.settings.crash {
             report::crash(crash);
         }
-        let mut cpu = Cpu::new(pe, &system.features, system.gic, system.host.regs());
-        pe.arrive(Power::On);
+        let mut cpu = come(pe, system);
         cpu.begin_host(system.host_image.base(), machine.dtb.base());
         hyp::log::host_runs();
         host::run(system, &mut cpu)
@@ -256,20 +257,25 @@ mod image {
     /// Any PE that the host turned on, the one that booted among them.
     extern "C" fn started_main(pe: &'static Pe) -> ! {
         let system = System::installed().expect("the host runs before it starts a CPU");
-        let features = Features::read();
-        if !features.covers(&system.features) {
-            error!(
-                "cpu {:#x} stays off: it lacks what the boot cpu has: {features}",
-                pe.mpidr
-            );
-            psci::refuse_start(pe);
-            halt()
-        }
-        let mut cpu = Cpu::new(pe, &system.features, system.gic, system.host.regs());
-        pe.arrive(Power::On);
+        let mut cpu = come(pe, system);
         let (pc, context) = pe.start();
         cpu.begin_host(pc, context);
         host::run(system, &mut cpu)
+    }
+
+    /// This PE's, if it will do.
+    fn come(pe: &'static Pe, system: &'static System) -> Cpu {
+        match system.admit(&IdRegisters::read(), psci::arch_features) {
+            Ok(steps) => pe.set_steps(steps),
+            Err(why) => {
+                error!("cpu {:#x} stays off: {why}", pe.mpidr);
+                psci::refuse_start(pe);
+                halt()
+            }
+        }
+        let cpu = Cpu::new(pe, &system.shared());
+        pe.arrive(Power::On);
+        cpu
     }
 
     /// Says why this machine will not do, and turns it off.

@@ -13,9 +13,10 @@ pub mod fake;
 mod tests;
 
 use arm64::instr;
-use arm64::regs::affinity;
+use arm64::regs::{ID_AA64PFR0_EL1, affinity};
 use arm64::steering::smc;
 
+use crate::cpu::dying::stop_if_dying;
 use crate::cpu::pe::{self, Pe, Power};
 
 /// Calls the firmware with SMC64's arguments; X0 of the answer.
@@ -28,6 +29,17 @@ fn firmware(function: u32, [a, b, c]: [u64; 3]) -> u64 {
 /// Turns the machine off.
 pub fn system_off() {
     firmware(fid::PSCI_SYSTEM_OFF, [0; 3]);
+}
+
+/// What the firmware answers to SMCCC_ARCH_FEATURES: below 0 where it, or that
+/// question, is not there.
+pub fn arch_features(function: u32) -> i64 {
+    let no_el3 = ID_AA64PFR0_EL1.read(ID_AA64PFR0_EL1::EL3) == 0;
+    let answer = |function, about: u32| firmware(function, [about.into(), 0, 0]) as i32;
+    if no_el3 || answer(fid::PSCI_FEATURES, fid::SMCCC_VERSION) < 0 {
+        return psci::NOT_SUPPORTED;
+    }
+    answer(fid::SMCCC_ARCH_FEATURES, function).into()
 }
 
 /// Serves a PSCI call of the host: X0 of the answer.
@@ -46,6 +58,7 @@ pub fn refuse_start(pe: &Pe) {
 }
 
 fn refuse(pe: &Pe, firmware: &impl Firmware) {
+    pe.set_unfit();
     pe.arrive(Power::Off);
     firmware.call(fid::PSCI_CPU_OFF, [0; 3]);
 }
@@ -58,6 +71,8 @@ pub trait Firmware {
     fn entry(&self) -> u64;
     /// Waits until an interrupt is pending.
     fn standby(&self);
+    /// Waits until another PE has done something.
+    fn pause(&self);
 }
 
 /// The firmware under EL2.
@@ -86,6 +101,11 @@ impl Firmware for Smc {
 
     fn standby(&self) {
         instr::wfi();
+    }
+
+    fn pause(&self) {
+        stop_if_dying();
+        instr::wfe();
     }
 }
 
@@ -151,6 +171,9 @@ impl<F: Firmware> Relay<'_, F> {
         let Some(pe) = self.at(target) else {
             return psci::INVALID_PARAMETERS;
         };
+        if pe.is_unfit() {
+            return psci::INTERNAL_FAILURE;
+        }
         let claim = match pe.claim_start(entry, context) {
             Err(Power::Starting) => return psci::ON_PENDING,
             Err(_) => return psci::ALREADY_ON,
@@ -164,6 +187,14 @@ impl<F: Firmware> Relay<'_, F> {
         let answer = self.firmware.call(fid::PSCI_CPU_ON, start);
         if answer != psci::SUCCESS {
             pe.give_up_start(claim);
+            return answer;
+        }
+        // Only on itself does it find whether it will do.
+        while pe.is_started_by(claim) {
+            self.firmware.pause();
+        }
+        if pe.is_unfit() {
+            return psci::INTERNAL_FAILURE;
         }
         answer
     }

@@ -7,6 +7,7 @@
 //! vCPUs; and behind a third, `posted`, the page of its device's accesses. None is
 //! held while another is taken, nor while a guest runs.
 
+use arm64::instr;
 use arm64::regs::affinity;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -129,7 +130,7 @@ impl Realm {
 
     /// PA of the REC with this index.
     pub fn rec(&self, index: usize) -> Option<u64> {
-        let pa = self.recs.get(index)?.load(Ordering::Acquire);
+        let pa = instr::element(&self.recs, index)?.load(Ordering::Acquire);
         (pa != 0).then_some(pa)
     }
 

@@ -1,12 +1,17 @@
 //! What all PEs share: built once by boot, then handed to who needs it.
 
+use log::{info, warn};
 use spin::Once;
 
+use crate::cpu::Shared;
 use crate::cpu::gic::Frames;
-use crate::features::Features;
+use crate::errata::InForce;
+use crate::features::{Features, IdRegisters, Unfit};
+use crate::idregs::Common;
 use crate::memory::granule::Granules;
 use crate::memory::host::HostMemory;
 use crate::memory::region::{Region, Regions};
+use crate::speculation::{Defence, Speculation, Steps};
 use crate::vmid::Vmids;
 
 /// Everything that all PEs share, complete before a lower level runs.
@@ -14,6 +19,10 @@ use crate::vmid::Vmids;
 pub struct System {
     /// The CPUs' features: those of the boot PE, which the others must share.
     pub features: Features,
+    /// Errata of the CPUs that have come.
+    pub errata: &'static InForce,
+    /// What guests are told of them.
+    pub common: Common,
     /// The interrupt controller.
     pub gic: &'static Frames,
     /// The granule of every table.
@@ -35,6 +44,42 @@ pub struct System {
 static SYSTEM: Once<System> = Once::new();
 
 impl System {
+    /// What each PE needs of it.
+    pub fn shared(&'static self) -> Shared {
+        Shared {
+            features: &self.features,
+            errata: self.errata,
+            common: &self.common,
+            frames: self.gic,
+            host_stage2: self.host.regs(),
+        }
+    }
+
+    /// Takes in the CPU that calls, with these registers, before it runs a lower
+    /// level: what its vectors do. `firmware` is SMCCC_ARCH_FEATURES.
+    ///
+    /// # Errors
+    /// Why it must stay off.
+    pub fn admit(&self, cpu: &IdRegisters, firmware: impl Fn(u32) -> i64) -> Result<Steps, Unfit> {
+        let features = Features::of(cpu);
+        if let Some(why) = features.unfit_for(&self.features) {
+            return Err(why);
+        }
+        let stand = Speculation::of(cpu, firmware);
+        let news = self.common.add(stand)?;
+        if news && stand.v2.min(stand.bhb) == Defence::None {
+            warn!("cpu: {stand}");
+        } else if news {
+            info!("cpu: {stand}");
+        }
+        self.errata.add(features.midr, |erratum| info!("{erratum}"));
+        Ok(if features.ras {
+            stand.steps
+        } else {
+            stand.steps.and(Steps::WITHOUT_RAS)
+        })
+    }
+
     /// Keeps it for the PEs that start later, and for a report of EL2's death.
     pub fn install(self) -> &'static Self {
         SYSTEM.call_once(|| self)

@@ -4,6 +4,8 @@
 
 use core::fmt;
 
+use crate::errata::Errata;
+
 /// A barrier instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Barrier {
@@ -191,6 +193,13 @@ pub trait Maintenance {
     /// may be current, and the operand of a range TLBI is read by the format
     /// that is. No ISB: that comes as a barrier of its own.
     fn set_stage2(&mut self, regs: Stage2Regs);
+
+    /// Errata that the machine has now, besides those that a tree was made for: a
+    /// CPU with others may come late. Asked when the first invalidation of a
+    /// broadcast sequence is complete.
+    fn errata(&self) -> Errata {
+        Errata::NONE
+    }
 }
 
 impl<T: Maintenance> Maintenance for &mut T {
@@ -213,5 +222,9 @@ impl<T: Maintenance> Maintenance for &mut T {
     #[inline]
     fn set_stage2(&mut self, regs: Stage2Regs) {
         (**self).set_stage2(regs);
+    }
+    #[inline]
+    fn errata(&self) -> Errata {
+        (**self).errata()
     }
 }

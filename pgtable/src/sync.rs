@@ -137,7 +137,7 @@ fn stage2<T: Maintenance>(
             Barrier::DsbNsh
         ));
     }
-    let repeat = tlb.errata.has(Errata::TLBI_SYNC_REPEAT);
+    let repeat = repeats(maint, tlb);
     if mutant!(NoErratumRepeat, repeat, false) {
         maint.tlbi(Tlbi::new(TlbiKind::Vmalle1is, 0));
         maint.barrier(Barrier::DsbIsh);
@@ -158,11 +158,16 @@ fn el2<T: Maintenance>(maint: &mut T, tlb: &Tlb, invalidate: impl FnOnce(&mut T)
     maint.barrier(Barrier::DsbIshst);
     invalidate(maint);
     maint.barrier(Barrier::DsbIsh);
-    if tlb.errata.has(Errata::TLBI_SYNC_REPEAT) {
+    if repeats(maint, tlb) {
         maint.tlbi(Tlbi::new(TlbiKind::Vae2is, 0));
         maint.barrier(Barrier::DsbIsh);
     }
     maint.barrier(Barrier::Isb);
+}
+
+/// Whether a broadcast sequence ends with one more TLBI and DSB.
+fn repeats<T: Maintenance>(maint: &T, tlb: &Tlb) -> bool {
+    (maint.errata() | tlb.errata).has(Errata::TLBI_SYNC_REPEAT)
 }
 
 /// After permissions of one leaf grew: drops this CPU's stale entry, which

@@ -15,7 +15,7 @@ macro_rules! fields {
 // E2H0 is signed: below 0, HCR_EL2.E2H cannot be 0. DminLine and BS are log2 of
 // words. DS and SL2 are FEAT_LPA2's: 52 bits of address, and where its walks start.
 fields! {
-    ID_AA64PFR0_EL1: EL0 0 4, EL1 4 4, FP 16 4, AdvSIMD 20 4, GIC 24 4, RAS 28 4, SVE 32 4,
+    ID_AA64PFR0_EL1: EL0 0 4, EL1 4 4, EL3 12 4, FP 16 4, AdvSIMD 20 4, GIC 24 4, RAS 28 4, SVE 32 4,
         MPAM 40 4, DIT 48 4, CSV2 56 4, CSV3 60 4;
     ID_AA64PFR1_EL1: BT 0 4, SSBS 4 4, MPAM_frac 16 4, SME 24 4;
     ID_AA64ISAR0_EL1: AES 4 4, SHA1 8 4, SHA2 12 4, CRC32 16 4, Atomic 20 4, RDM 28 4,
@@ -38,7 +38,7 @@ fields! {
         PerfMon 24 4, TraceFilt 28 4;
     ID_PFR2_EL1: RAS_frac 8 4;
     ID_DFR1_EL1: MTPMU 0 4, HPMN0 4 4;
-    CTR_EL0: DminLine 16 4, DIC 29 1;
+    CTR_EL0: DminLine 16 4, IDC 28 1, DIC 29 1;
     DCZID_EL0: BS 0 4, DZP 4 1;
     SCTLR_EL1: M 0 1, C 2 1, SA 3 1, I 12 1, WXN 19 1, SPAN 23 1, DSSBS 44 1;
     CPTR_EL2: RES1_0 0 8, TZ 8 1, RES1_9 9 1, TFP 10 1, TSM 12 1, RES1_13 13 1, TTA 20 1,
@@ -50,6 +50,7 @@ fields! {
     MPAM2_EL2: TRAPMPAM1EL1 48 1, TRAPMPAM0EL1 49 1;
     CNTHCTL_EL2: EL1PCTEN 0 1, EL1PCEN 1 1;
     OSLSR_EL1: OSLM_1 3 1;
+    ISR_EL1: A 8 1;
     ICC_IAR1_EL1: INTID 0 24;
     ICC_HPPIR1_EL1: INTID 0 24;
     ICC_CTLR_EL1: EOImode 1 1;

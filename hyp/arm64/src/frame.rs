@@ -74,12 +74,13 @@ impl Gprs {
 
     /// Register `n` as an instruction names it: 31 reads as zero.
     pub fn get(&self, n: u32) -> u64 {
-        self.x.get(n as usize).copied().unwrap_or(0)
+        // In five bits: a CPU that guesses wrongly reads `pc`.
+        self.x.get(n as usize & 31).copied().unwrap_or(0)
     }
 
     /// Writes register `n`; 31 is the zero register.
     pub fn set(&mut self, n: u32, value: u64) {
-        if let Some(x) = self.x.get_mut(n as usize) {
+        if let Some(x) = self.x.get_mut(n as usize & 31) {
             *x = value;
         }
     }

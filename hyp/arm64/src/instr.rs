@@ -62,6 +62,8 @@ instructions! {
     irq_off "msr daifset, #2";
     /// Takes IRQs of this level.
     irq_on "msr daifclr, #2";
+    /// Takes system errors of this level.
+    serror_on "msr daifclr, #4";
     /// Issues `ic iallu`: invalidates this PE's instruction cache.
     ic_iallu "ic iallu";
     /// Issues `ic ialluis`: invalidates every PE's instruction cache.
@@ -144,6 +146,40 @@ pub fn rndr() -> Option<u64> {
     crate::recording::random()
 }
 
+/// `index`, where it is below `bound`. A CPU that only guesses that it is goes on
+/// with 0 until it knows (CVE-2017-5753): so a number from a lower level cannot have
+/// it look behind an array.
+#[inline(always)]
+pub fn index(index: usize, bound: usize) -> Option<usize> {
+    if index >= bound {
+        return None;
+    }
+    #[cfg(target_os = "none")]
+    {
+        let mask: usize;
+        // SAFETY: computes a value, all ones where `index` is below; csdb is a hint.
+        unsafe {
+            core::arch::asm!(
+                "cmp {index}, {bound}", "sbc {mask}, xzr, xzr", "hint #20",
+                index = in(reg) index, bound = in(reg) bound, mask = out(reg) mask,
+                options(nomem, nostack)
+            );
+        }
+        Some(index & mask)
+    }
+    #[cfg(not(target_os = "none"))]
+    {
+        crate::recording::instruction("csdb", None);
+        Some(index)
+    }
+}
+
+/// The element of an array that a lower level names: [`index`].
+#[inline(always)]
+pub fn element<T>(array: &[T], at: usize) -> Option<&T> {
+    array.get(index(at, array.len())?)
+}
+
 /// The frame pointer, X29: of the function that this is inlined to.
 #[inline(always)]
 pub fn frame_pointer() -> u64 {
@@ -178,6 +214,16 @@ mod tests {
         for (pair, line) in words.chunks(2).zip(TOLD) {
             assert_eq!(pair[0], pair[1], "{line:?}");
         }
+    }
+
+    #[test]
+    fn an_element_is_found_behind_a_barrier_and_none_behind_the_end() {
+        let events = of(|| {
+            for (n, right) in [(0, Some(&5)), (2, Some(&7)), (3, None), (usize::MAX, None)] {
+                assert_eq!(super::element(&[5, 6, 7], n), right);
+            }
+        });
+        assert_eq!(events, [Event::Instruction("csdb", None); 2]);
     }
 
     #[test]

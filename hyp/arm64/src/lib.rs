@@ -5,6 +5,7 @@
 //! | [`regs`] | system registers: encodings, fields, access |
 //! | [`instr`] | one function per instruction |
 //! | [`steering`] | what is `unsafe`: writes that steer a translation or lose data |
+//! | [`intid`] | what an interrupt's number says of it |
 //! | [`mmio`] | registers of devices, by bounded frames |
 //! | [`frame`] | what a lower level has in general and FP/SIMD registers |
 //! | [`syndrome`], [`sysreg`] | ESR_ELx and encodings, in fields and words |
@@ -22,6 +23,7 @@ extern crate std;
 mod fields;
 pub mod frame;
 pub mod instr;
+pub mod intid;
 pub mod mmio;
 #[cfg(not(target_os = "none"))]
 pub mod recording;

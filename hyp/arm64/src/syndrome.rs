@@ -85,6 +85,11 @@ classes! {
 pub struct Syndrome(pub u64);
 
 impl Syndrome {
+    /// Of a system error that an `esb` has taken: DISR_EL1's IDS and what they say.
+    pub const fn of_deferred(disr: u64) -> Self {
+        Self((Class::SERROR.0 as u64) << 26 | 1 << 25 | disr & 0x1ff_ffff)
+    }
+
     /// The class.
     pub const fn class(self) -> Class {
         Class((self.0 >> 26 & 0x3f) as u8)

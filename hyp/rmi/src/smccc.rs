@@ -42,6 +42,10 @@ calls! {
     0x8000_0000 SMCCC_VERSION = Version;
     /// Whether the architecture's function is there, in X0.
     0x8000_0001 SMCCC_ARCH_FEATURES = ArchFeatures { function };
+    /// Forgets what branches do (CVE-2017-5715).
+    0x8000_8000 SMCCC_ARCH_WORKAROUND_1 = ArchWorkaround1;
+    /// The same and their history (CVE-2022-23960).
+    0x8000_3FFF SMCCC_ARCH_WORKAROUND_3 = ArchWorkaround3;
 }
 
 /// Random numbers (DEN0098 1.0).

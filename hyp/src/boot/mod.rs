@@ -9,10 +9,13 @@ use pgtable::{Granule, Start};
 
 use crate::cpu::gic::Redistributor;
 use crate::cpu::pe::{self, Entry, Pe, Stacks};
+use crate::errata::InForce;
 use crate::errors::errors;
 use crate::features::{CpuError, Features, GranuleSupport};
+use crate::idregs::Common;
 use crate::memory::granule::Granules;
 use crate::memory::host::{self, HostError, HostMemory};
+use crate::memory::maintenance;
 use crate::memory::phys;
 use crate::memory::pool::Pool;
 use crate::memory::region::{Region, Regions};
@@ -230,7 +233,8 @@ impl Layout {
             stack_parts: (0..machine.pes.len()).flat_map(|pe| self.stacks.mapped(pe)),
             devices: &devices,
         };
-        let regime = stage1::build(parts, geometry, features.dcache_line, tables)?;
+        let pe = maintenance::Pe::new(features.dcache_line, &ERRATA);
+        let regime = stage1::build(parts, geometry, pe, tables)?;
         let boot = affinity();
         let list = phys::pointer::<Pe>(self.pes.base());
         for (index, &mpidr) in machine.pes.iter().enumerate() {
@@ -282,7 +286,8 @@ impl Layout {
             taken: &taken,
             devices: &machine.devices,
         };
-        let host = HostMemory::new(&features, geometry, &ranges, tables)?;
+        let pe = maintenance::Pe::new(features.dcache_line, &ERRATA);
+        let host = HostMemory::new(pe, geometry, &ranges, tables)?;
 
         let to = phys::pointer::<u8>(self.host_image.base());
         // SAFETY: that RAM was placed clear of everything, the image with it.
@@ -300,6 +305,8 @@ impl Layout {
         Ok(System {
             features,
             gic: &machine.gic,
+            errata: &ERRATA,
+            common: Common::default(),
             granule: self.granules.stage2,
             granules,
             host,
@@ -310,6 +317,9 @@ impl Layout {
         })
     }
 }
+
+/// Errata of the machine's CPUs.
+pub static ERRATA: InForce = InForce::new();
 
 static EL2_TABLES: spin::Once<Pool> = spin::Once::new();
 static HOST_TABLES: spin::Once<Pool> = spin::Once::new();

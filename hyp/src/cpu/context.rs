@@ -2,19 +2,22 @@
 //! to it and back.
 
 use arm64::frame::Gprs;
+use arm64::instr;
 use arm64::regs::*;
 use arm64::regs::{CNTV_CTL_EL0, CNTV_CVAL_EL0};
 
+use crate::errata::Walks;
 use crate::features::Features;
 
 macro_rules! el1_registers {
     (safe: $($field:ident $register:ident)*; steering: $($steering:ident $steers:ident)*;
-     keys: $($n:literal $key:ident)*;) => {
+     walks: $($walk:ident $walks:ident)*; keys: $($n:literal $key:ident)*;) => {
         /// The EL1 system registers that a world switch carries.
         #[derive(Clone, Debug, Default)]
         pub struct El1 {
             $(#[doc = concat!("`", stringify!($register), "`.")] pub $field: u64,)*
             $(#[doc = concat!("`", stringify!($steers), "`.")] pub $steering: u64,)*
+            $(#[doc = concat!("`", stringify!($walks), "`.")] pub $walk: u64,)*
             /// Pointer authentication keys, lo and hi of IA, IB, DA, DB, GA.
             pub keys: [u64; 10],
             /// VDISR_EL2: what a guest reads and writes as DISR_EL1.
@@ -26,6 +29,7 @@ macro_rules! el1_registers {
             pub fn save(&mut self, features: &Features) {
                 $(self.$field = $register.get();)*
                 $(self.$steering = $steers.get();)*
+                $(self.$walk = $walks.get();)*
                 if features.ras {
                     self.vdisr = VDISR_EL2.get();
                 }
@@ -34,7 +38,7 @@ macro_rules! el1_registers {
                 }
             }
 
-            /// Writes the CPU's registers.
+            /// Writes the CPU's registers, but those of [`load_walks`](Self::load_walks).
             pub fn load(&self, features: &Features) {
                 $($register.set(self.$field);)*
                 // SAFETY: EL1's, by which EL2 neither translates nor runs.
@@ -51,7 +55,8 @@ macro_rules! el1_registers {
 
             /// The names of those that every CPU has.
             #[cfg(test)]
-            pub const NAMES: &[&str] = &[$($register.name(),)* $($steers.name(),)*];
+            pub const NAMES: &[&str] =
+                &[$($register.name(),)* $($steers.name(),)* $($walks.name(),)*];
         }
     };
 }
@@ -74,15 +79,16 @@ el1_registers! {
         spsr SPSR_EL1
         mdscr MDSCR_EL1;
     steering:
-        sctlr SCTLR_EL1
         ttbr0 TTBR0_EL1
         ttbr1 TTBR1_EL1
-        tcr TCR_EL1
         mair MAIR_EL1
         amair AMAIR_EL1
         vbar VBAR_EL1
         tpidr_el1 TPIDR_EL1
         sp_el0 SP_EL0;
+    walks:
+        sctlr SCTLR_EL1
+        tcr TCR_EL1;
     keys:
         0 APIAKeyLo_EL1 1 APIAKeyHi_EL1
         2 APIBKeyLo_EL1 3 APIBKeyHi_EL1
@@ -92,6 +98,23 @@ el1_registers! {
 }
 
 impl El1 {
+    /// Writes what [`load`](Self::load) left, when all else is written that walks go
+    /// by. `held`: they are held back, and so what those of before were.
+    pub fn load_walks(&self, held: Option<Walks>) {
+        let walks = Walks {
+            sctlr: self.sctlr,
+            tcr: self.tcr,
+        };
+        if held.is_some() {
+            return walks.release();
+        }
+        // SAFETY: EL1's, by which EL2 neither translates nor runs.
+        unsafe {
+            SCTLR_EL1.steer(walks.sctlr);
+            TCR_EL1.steer(walks.tcr);
+        }
+    }
+
     /// SCTLR_EL1 out of reset: RES1 of an Armv8.0 CPU, MMU and caches off.
     pub const SCTLR_RESET: u64 = 0x30d0_0800;
 
@@ -133,6 +156,18 @@ impl VirtualTimer {
 #[cfg(target_os = "none")]
 unsafe extern "C" {
     fn enter_lower(gprs: *mut Gprs) -> u64;
+    static vectors_with_steps: u8;
+}
+
+/// Has this PE take the steps that its `Pe` names whenever a lower level comes out.
+pub fn take_steps() {
+    #[cfg(target_os = "none")]
+    let vectors = &raw const vectors_with_steps as u64;
+    #[cfg(not(target_os = "none"))]
+    let vectors = 0;
+    // SAFETY: asm.S has vectors there, for good.
+    unsafe { VBAR_EL2.steer(vectors) };
+    instr::isb();
 }
 
 /// What became of a synchronous exception at the vector, which asm.S acts on.

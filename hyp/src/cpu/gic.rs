@@ -6,6 +6,7 @@
 //! the host.
 
 use crate::memory::region::Region;
+use arm64::intid::Kind;
 use arm64::mmio::Frame;
 use arm64::regs::*;
 use arm64::{bits, instr};
@@ -22,9 +23,6 @@ pub use redistributor::{Redistributor, gicr};
 use interface::active_words;
 use redistributor::Line;
 use rmi::vendor::KICK_SGI;
-
-/// INTIDs from here on are special: nothing is pending for us.
-pub const SPECIAL: u32 = 1020;
 
 /// The distributor's frame.
 pub type Distributor = Frame<0x1_0000>;
@@ -125,7 +123,7 @@ impl Gic {
         self.redistributor.put(register, self.ppi.virtual_timer);
     }
 
-    /// Sets the pending state of an interrupt below 1020, or an extended one.
+    /// Sets the pending state of an interrupt that has any.
     fn make_pending(&self, intid: u32) {
         let bit = 1u32 << (intid % 32);
         match ispendr(intid) {
@@ -149,7 +147,7 @@ impl Gic {
     /// the host, or nothing.
     pub fn take(&self) -> Taken {
         let pending = ICC_HPPIR1_EL1.read(ICC_HPPIR1_EL1::INTID) as u32;
-        if is_special(pending) {
+        if Kind::of(pending) == Kind::Special {
             return Taken::Nothing;
         }
         let taken = match pending {
@@ -163,7 +161,7 @@ impl Gic {
         instr::dsb_sy();
         if intid != pending {
             // A higher priority came between: it goes back to pending.
-            if !is_special(intid) {
+            if Kind::of(intid) != Kind::Special {
                 ICC_EOIR1_EL1.set(intid.into());
                 ICC_DIR_EL1.set(intid.into());
                 self.make_pending(intid);
@@ -179,23 +177,17 @@ impl Gic {
     }
 }
 
-/// Reads of the acknowledge registers that name no interrupt (IHI0069H, 2.2.1).
-/// Not so the extended PPIs and SPIs of GICv3.1, behind them.
-const fn is_special(intid: u32) -> bool {
-    matches!(intid, SPECIAL..=1023)
-}
-
 /// Where an interrupt is made pending: whether in the redistributor, and the
 /// offset there of its ISPENDR word. `None` for an LPI, which the host has none of.
 fn ispendr(intid: u32) -> Option<(bool, u64)> {
     let word = |from: u32| (intid - from) as u64 / 32 * 4;
-    Some(match intid {
-        0..32 => (true, gicr::ISPENDR0),
-        32..SPECIAL => (false, 0x200 + word(0)),
+    Some(match Kind::of(intid) {
+        Kind::Sgi | Kind::Ppi => (true, gicr::ISPENDR0),
+        Kind::Spi => (false, 0x200 + word(0)),
         // GICR_ISPENDR<n>E, n from 1, and GICD_ISPENDR<n>E.
-        1056..1120 => (true, gicr::ISPENDR0 + 4 + word(1056)),
-        4096..5120 => (false, 0x1600 + word(4096)),
-        _ => return None,
+        Kind::ExtendedPpi => (true, gicr::ISPENDR0 + 4 + word(1056)),
+        Kind::ExtendedSpi => (false, 0x1600 + word(4096)),
+        Kind::Lpi | Kind::Special | Kind::Reserved => return None,
     })
 }
 
@@ -236,14 +228,15 @@ mod tests {
     use arm64::recording::{self, Event};
     use std::vec::Vec;
 
+    /// A guest must come out for any of them, or it is interrupted for ever.
     #[test]
-    fn the_extended_interrupts_are_interrupts() {
-        for intid in [
-            0, 31, 32, 1019, 1024, 1056, 1119, 4096, 5119, 8192, 0xff_ffff,
-        ] {
-            assert!(!is_special(intid), "{intid}");
+    fn the_extended_interrupts_are_the_hosts_interrupts() {
+        for intid in [0, 31, 32, 1019, 1056, 1119, 4096, 5119, 8192, 0xff_ffff] {
+            assert_eq!(takes(intid, intid).0, Taken::Host, "{intid}");
         }
-        assert!((1020..=1023).all(is_special));
+        for intid in 1020..=1023 {
+            assert_eq!(takes(intid, intid).0, Taken::Nothing, "{intid}");
+        }
     }
 
     /// IHI0069H, 12.9 and 12.11.
@@ -341,6 +334,7 @@ mod tests {
             (33, Event::Store(GICD + 0x204, 4, 2)),
             (5, Event::Store(GICR + 0x1_0200, 4, 1 << 5)),
             (4097, Event::Store(GICD + 0x1600, 4, 2)),
+            (1057, Event::Store(GICR + 0x1_0204, 4, 2)),
         ] {
             let (taken, events) = takes(26, intid);
             let ended = [
@@ -350,8 +344,17 @@ mod tests {
             ];
             assert_eq!((taken, &events[3..]), (Taken::Host, &ended[..]));
         }
-        let (taken, events) = takes(26, 1023);
-        assert_eq!((taken, events.len()), (Taken::Host, 3), "it has gone");
+        // An LPI has no state but that it is pending, and the host has none.
+        let (taken, events) = takes(26, 8193);
+        let ended = [
+            Event::Msr("ICC_EOIR1_EL1", 8193),
+            Event::Msr("ICC_DIR_EL1", 8193),
+        ];
+        assert_eq!((taken, &events[3..]), (Taken::Host, &ended[..]));
+        for gone in 1020..=1023 {
+            let (taken, events) = takes(26, gone);
+            assert_eq!((taken, events.len()), (Taken::Host, 3), "it has gone");
+        }
     }
 
     /// How an interrupt is triggered changes while it is disabled (IHI0069H, 12.9.9).

@@ -7,19 +7,25 @@ pub mod fault;
 pub mod gic;
 pub mod inject;
 pub mod pe;
+#[cfg(any(target_os = "none", test))]
+mod system_error;
 #[cfg(any(test, feature = "worlds"))]
 pub mod worlds;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use arm64::frame::{FpState, Gprs};
 use arm64::regs::*;
 use arm64::{bits, instr};
 
+use crate::errata::{InForce, Walks, WorkAround};
 use crate::features::Features;
+use crate::idregs::Common;
 use crate::log::once::Once;
 use crate::memory::guarded::Look;
+use crate::speculation::Steps;
+use arm64::syndrome::Syndrome;
 use context::{El1, VirtualTimer};
 use gic::{Distributor, Frames, Gic, HostInterface};
 use pe::Pe;
@@ -27,12 +33,12 @@ use pgtable::Stage2Regs;
 
 /// HCR_EL2 while the host runs, but for what every lower level has: what is not
 /// switched between it and guests, and how the CPU itself behaves, is not its.
-const HOST_HCR: u64 = bits!(HCR_EL2: SWIO, TID3, TSC, TIDCP, TACR, TLOR, TERR);
+/// System errors come to EL2, which gives them to whose they are.
+const HOST_HCR: u64 = bits!(HCR_EL2: SWIO, TID3, TSC, TIDCP, TACR, TLOR, TERR, AMO);
 
 /// HCR_EL2 while a guest runs, but for what every lower level has. Barriers of its
 /// own reach the inner shareable domain at least, as all that it runs on is there.
-const GUEST_HCR: u64 =
-    HOST_HCR | bits!(HCR_EL2: FMO, IMO, AMO, FB, TID5) | HCR_EL2::BSU.val(0b01).value;
+const GUEST_HCR: u64 = HOST_HCR | bits!(HCR_EL2: FMO, IMO, FB, TID5) | HCR_EL2::BSU.val(0b01).value;
 
 /// CPTR_EL2: RES1, and traps of SVE, SME, trace and AMU.
 const CPTR: u64 = bits!(CPTR_EL2: RES1_0, RES1_9, RES1_13, TZ, TSM, TTA, TAM);
@@ -57,6 +63,23 @@ pub struct Host {
     vtimer: VirtualTimer,
     interface: HostInterface,
     fp: FpState,
+    /// HCR_EL2.VSE, where it has a system error to take yet.
+    error: u64,
+}
+
+/// What a PE needs of what all share.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared {
+    /// What every PE has.
+    pub features: &'static Features,
+    /// Errata of those that have come.
+    pub errata: &'static InForce,
+    /// What guests are told of them.
+    pub common: &'static Common,
+    /// The interrupt controller.
+    pub frames: &'static Frames,
+    /// The host's stage 2.
+    pub host_stage2: Stage2Regs,
 }
 
 /// What this PE has, and only this PE touches.
@@ -66,6 +89,9 @@ pub struct Cpu {
     pub pe: &'static Pe,
     /// What every PE has.
     pub features: &'static Features,
+    errata: &'static InForce,
+    /// What guests are told of all CPUs.
+    pub common: &'static Common,
     /// The host's stage 2.
     host_stage2: Stage2Regs,
     /// Its GIC.
@@ -81,17 +107,19 @@ pub struct Cpu {
 
 impl Cpu {
     /// Sets this PE up for running lower levels.
-    pub fn new(
-        pe: &'static Pe,
-        features: &'static Features,
-        frames: &Frames,
-        host_stage2: Stage2Regs,
-    ) -> Self {
+    pub fn new(pe: &'static Pe, shared: &Shared) -> Self {
+        let Shared {
+            features,
+            errata,
+            common,
+            frames,
+            host_stage2,
+        } = *shared;
         CPTR_EL2.set(CPTR);
         MDCR_EL2.set(MDCR | MDCR_EL2.get() & bits!(MDCR_EL2: HPMN));
         HSTR_EL2.set(0);
         CNTVOFF_EL2.set(0);
-        VPIDR_EL2.set(features.midr);
+        VPIDR_EL2.set(MIDR_EL1.get());
         if features.hcx {
             HCRX_EL2.set(0);
         }
@@ -110,6 +138,12 @@ impl Cpu {
             HFGWTR2_EL2.set(0);
             HFGITR2_EL2.set(0);
         }
+        if pe.steps() != Steps::default() {
+            context::take_steps();
+        }
+        if features.ras {
+            DISR_EL1.set(0);
+        }
         if features.mpam {
             MPAM2_EL2.set(bits!(MPAM2_EL2: TRAPMPAM0EL1, TRAPMPAM1EL1));
         }
@@ -120,6 +154,8 @@ impl Cpu {
         Self {
             pe,
             features,
+            errata,
+            common,
             host_stage2,
             gic: Gic::init(distributor, pe.gicr, frames.ppi),
             host: Host {
@@ -128,6 +164,7 @@ impl Cpu {
                 vtimer: VirtualTimer::default(),
                 interface: HostInterface::default(),
                 fp: FpState::ZERO,
+                error: 0,
             },
             fp_owner: FpOwner::Host,
             timer_active: false,
@@ -145,7 +182,7 @@ impl Cpu {
         // SAFETY: EL2 translates by neither. The host is kept to its own stage 2,
         // by traps that are its world's.
         unsafe {
-            HCR_EL2.steer(self.hcr(HOST_HCR));
+            HCR_EL2.steer(self.hcr(HOST_HCR | self.host.error));
             VTCR_EL2.steer(host.vtcr);
             VTTBR_EL2.steer(host.vttbr);
         }
@@ -179,10 +216,12 @@ impl Cpu {
         self.host.gprs.x[0] = context;
         self.host.el1 = El1::reset();
         self.host.el1.load(self.features);
+        self.host.el1.load_walks(None);
         // Out of reset as far as the host can see, whatever the firmware keeps.
         CNTV_CTL_EL0.set(0);
         CNTP_CTL_EL0.set(0);
         self.host.fp = FpState::ZERO;
+        self.host.error = 0;
         self.fp_to_host();
         self.pe.note_redistributor_change();
         self.gic.stop_lpis();
@@ -191,6 +230,10 @@ impl Cpu {
         instr::tlbi_alle1is();
         instr::ic_iallu();
         instr::dsb_ish();
+        if self.errata.need(WorkAround::TlbiSyncRepeat) {
+            instr::tlbi_alle1is();
+            instr::dsb_ish();
+        }
         instr::isb();
     }
 
@@ -199,12 +242,15 @@ impl Cpu {
     pub fn switch_to_guest(&mut self, guest: &GuestState<'_>, trap: u64) {
         let features = self.features;
         self.host.el1.save(features);
+        self.host.error = HCR_EL2.get() & bits!(HCR_EL2: VSE);
         self.host.vtimer.take();
         let changed = self.pe.take_redistributor_change();
         self.gic.borrow(&mut self.host.interface, changed);
         self.timer_active = false;
+        let held = Walks::hold_where_needed(self.errata);
         self.guest_traps(guest, trap);
         guest.el1.load(features);
+        guest.el1.load_walks(held);
         self.set_fp_trap(!self.holds_fp(guest.rec, guest.fp_pe));
         self.gic.load(guest.interface);
         guest.vtimer.give();
@@ -243,11 +289,23 @@ impl Cpu {
             guest.fp.save();
         }
         guest.el1.save(features);
+        let held = Walks::hold_where_needed(self.errata);
         self.host.el1.load(features);
         self.gic.give_back(&self.host.interface);
         self.host_traps();
+        self.host.el1.load_walks(held);
         self.host.vtimer.give();
         instr::isb();
+    }
+
+    /// A system error of the host's, which runs, has come to EL2: it takes it when it
+    /// does not mask it.
+    pub fn return_error(&self, error: Syndrome) {
+        if self.features.ras {
+            VSESR_EL2.set(error.0 & 0x1ff_ffff);
+        }
+        // SAFETY: it is still the host's world.
+        unsafe { HCR_EL2.set_bits(bits!(HCR_EL2: VSE)) };
     }
 
     fn holds_fp(&self, rec: u64, fp_pe: u32) -> bool {

@@ -7,11 +7,13 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arm64::frame::Regime;
+use arm64::instr;
 use arm64::regs::{AFFINITY, affinity};
 use spin::Once;
 
 use crate::cpu::gic::{self, Redistributor};
 use crate::memory::region::Region;
+use crate::speculation::Steps;
 
 /// PEs that one image drives.
 pub const MAX_PES: usize = 128;
@@ -55,6 +57,8 @@ pub struct Entry {
     pub regime: Regime,
     /// Where it goes on in Rust.
     pub rust: u64,
+    /// The [`Steps`] of its vectors.
+    pub steps: AtomicU64,
 }
 
 impl Entry {
@@ -66,6 +70,7 @@ impl Entry {
             emergency_top: emergency.end(),
             regime,
             rust,
+            steps: AtomicU64::new(0),
         }
     }
 }
@@ -85,6 +90,8 @@ pub struct Pe {
     /// A [`Power`], [`CLAIMED`], and how often it was.
     power: AtomicU64,
     redistributor_changed: AtomicBool,
+    /// It was started and would not do.
+    unfit: AtomicBool,
     /// PA of the REC that runs here, or [`NO_REC`].
     runs: AtomicU64,
     start_pc: AtomicU64,
@@ -145,6 +152,7 @@ impl Pe {
             gicr,
             power: AtomicU64::new(Power::Off as u64),
             redistributor_changed: AtomicBool::new(true),
+            unfit: AtomicBool::new(false),
             runs: AtomicU64::new(NO_REC),
             start_pc: AtomicU64::new(0),
             start_context: AtomicU64::new(0),
@@ -190,6 +198,33 @@ impl Pe {
     /// served.
     pub fn arrive(&self, power: Power) {
         self.change(|word| Some(word & !(CLAIMED | POWER) | power as u64));
+        instr::dsb_ishst();
+        instr::sev();
+    }
+
+    /// Whether the start by this claim is still on its way.
+    pub fn is_started_by(&self, Claim(claim): Claim) -> bool {
+        self.power.load(Ordering::Acquire) == claim
+    }
+
+    /// It lacks what EL2 or guests go by: nobody need start it again.
+    pub fn set_unfit(&self) {
+        self.unfit.store(true, Ordering::Release);
+    }
+
+    /// Whether it was refused.
+    pub fn is_unfit(&self) -> bool {
+        self.unfit.load(Ordering::Acquire)
+    }
+
+    /// What its vectors do when a lower level comes out.
+    pub fn steps(&self) -> Steps {
+        Steps(self.entry.steps.load(Ordering::Relaxed))
+    }
+
+    /// Sets that: asm.S reads it on this PE, where its vectors ask.
+    pub fn set_steps(&self, steps: Steps) {
+        self.entry.steps.store(steps.0, Ordering::Relaxed);
     }
 
     /// This PE goes off, in a moment. False while somebody is about to start it,

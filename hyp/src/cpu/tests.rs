@@ -3,6 +3,7 @@
 extern crate std;
 
 use super::*;
+use crate::features::IdRegisters;
 use crate::rmi::fake;
 use arm64::recording::{self, Event};
 use std::string::String;
@@ -27,7 +28,7 @@ fn host(change: fn(&mut crate::features::Features)) -> fake::Host {
     fake::Host::with(pgtable::Granule::K4, 1 << 20, change)
 }
 
-fn enter(cpu: &mut Cpu, el1: &El1, other_vcpu_ran_here: bool) -> Vec<Event> {
+pub(crate) fn enter(cpu: &mut Cpu, el1: &El1, other_vcpu_ran_here: bool) -> Vec<Event> {
     let interface = gic::VirtualInterface::default();
     recording::of(|| {
         let state = GuestState {
@@ -48,7 +49,7 @@ fn enter(cpu: &mut Cpu, el1: &El1, other_vcpu_ran_here: bool) -> Vec<Event> {
     })
 }
 
-fn leave(cpu: &mut Cpu, el1: &mut El1) -> Vec<Event> {
+pub(crate) fn leave(cpu: &mut Cpu, el1: &mut El1) -> Vec<Event> {
     let (mut vtimer, mut fp) = (VirtualTimer::default(), FpState::ZERO);
     let mut interface = gic::VirtualInterface::default();
     recording::of(|| {
@@ -225,7 +226,7 @@ fn a_register_is_touched_where_its_feature_is() {
             ],
         ),
         (|f| f.mpam = true, &["MPAM2_EL2"]),
-        (|f| f.ras = true, &["VDISR_EL2"]),
+        (|f| f.ras = true, &["DISR_EL1", "VDISR_EL2"]),
         (
             |f| f.pauth = true,
             &[
@@ -265,4 +266,128 @@ fn a_host_begins_with_nothing_of_before() {
     assert!(order.is_sorted(), "{order:?}");
     assert_eq!(events.last(), Some(&Event::Instruction("isb", None)));
     assert_eq!(recording::get(SCTLR_EL1), El1::SCTLR_RESET);
+}
+
+/// MIDR_EL1 of another CPU, and what a lower level sees.
+#[test]
+fn a_lower_level_sees_the_midr_of_the_cpu_that_it_is_on() {
+    recording::reset();
+    recording::set(MIDR_EL1, 0x412f_d050);
+    let mut host = fake::Host::with(pgtable::Granule::K4, 1 << 20, |f| f.midr = 0x410f_d0b0);
+    host.cpu.begin_host(0x8000, 0);
+    let seen = || [recording::get(VPIDR_EL2), recording::get(VMPIDR_EL2)];
+    let of_host = [0x412f_d050, 1 << 31];
+    assert_eq!(seen(), of_host);
+    let mut el1 = guest_el1();
+    enter(&mut host.cpu, &el1, false);
+    assert_eq!(seen(), [0x412f_d050, 1 << 31 | 5]);
+    leave(&mut host.cpu, &mut el1);
+    assert_eq!(seen(), of_host);
+}
+
+/// ID registers of a CPU that has all that EL2 asks after.
+fn registers() -> IdRegisters {
+    IdRegisters {
+        mmfr: [1 << 56 | 5, 1 << 40 | 2 << 4, 0, 0, 0],
+        isar: [1 << 60 | 2 << 56, 0, 0],
+        pfr: [3 << 56 | 1 << 40 | 1 << 28 | 1 << 24, 0],
+        ctr: 3 << 28 | 4 << 16,
+        midr: 0x000f_0510,
+    }
+}
+
+#[test]
+fn a_cpu_without_what_el2_uses_is_refused_by_a_sentence() {
+    let host = host(|f| *f = crate::features::Features::of(&registers()));
+    let admit = |change: fn(&mut IdRegisters)| {
+        let mut registers = registers();
+        change(&mut registers);
+        let refused = host.system.admit(&registers, |_| -1);
+        refused.map_err(|why| format!("{why}"))
+    };
+    assert_eq!(admit(|_| {}), Ok(Steps::default()));
+    // More than the boot CPU has is no harm, where EL2 does not use it.
+    assert_eq!(admit(|r| r.mmfr[0] += 1), Ok(Steps::default()));
+    type Case = (fn(&mut IdRegisters), &'static str);
+    let cases: [Case; 8] = [
+        (|r| r.mmfr[0] = 5, "its FEAT_FGT is not as the boot CPU's"),
+        (
+            |r| r.mmfr[1] = 2 << 4,
+            "its FEAT_HCX is not as the boot CPU's",
+        ),
+        (
+            |r| r.pfr[0] &= !(1 << 40),
+            "its FEAT_MPAM is not as the boot CPU's",
+        ),
+        (
+            |r| r.pfr[0] &= !(1 << 28),
+            "its FEAT_RAS is not as the boot CPU's",
+        ),
+        (
+            |r| r.ctr &= !(1 << 29),
+            "its CTR_EL0.DIC is not as the boot CPU's",
+        ),
+        (
+            |r| r.ctr &= !(1 << 28),
+            "its CTR_EL0.IDC is not as the boot CPU's",
+        ),
+        (
+            |r| r.isar[0] = 2 << 56,
+            "it lacks FEAT_RNG that the boot CPU has",
+        ),
+        (
+            |r| r.mmfr[0] -= 1,
+            "it lacks physical address bits that the boot CPU has",
+        ),
+    ];
+    for (change, sentence) in cases {
+        assert_eq!(admit(change), Err(sentence.into()));
+    }
+}
+
+/// What it needs of EL2's vectors comes with its admission.
+#[test]
+fn a_cpu_that_has_steps_to_take_has_vectors_of_its_own() {
+    let write = |steps: Steps| {
+        let host = host(|_| {});
+        let pe = host.cpu.pe;
+        pe.set_steps(steps);
+        let events = recording::of(|| drop(Cpu::new(pe, &host.system.shared())));
+        events.iter().any(writes("VBAR_EL2"))
+    };
+    assert!(!write(Steps::default()), "those that asm.S began with");
+    assert!(write(Steps::WITHOUT_RAS));
+    let host = host(|f| *f = crate::features::Features::of(&registers()));
+    // A Cortex-A72, whose firmware knows nothing: what it cannot do does not keep it off.
+    let mut old = registers();
+    (old.pfr[0], old.midr) = (old.pfr[0] & !(3 << 56), 0x410f_d083);
+    assert_eq!(host.system.admit(&old, |_| -1), Ok(Steps::default()));
+    assert!(host.system.errata.need(WorkAround::SpeculativeAt));
+}
+
+/// A system error of the host's comes back to it, whoever runs meanwhile, until it
+/// takes it.
+#[test]
+fn a_system_error_of_the_hosts_is_the_hosts() {
+    let pending = || recording::get(HCR_EL2) & bits!(HCR_EL2: VSE) != 0;
+    let mut host = host(|f| f.ras = true);
+    host.cpu.begin_host(0x8000, 0);
+    let to_el2 = || recording::get(HCR_EL2) & bits!(HCR_EL2: AMO) != 0;
+    assert!(to_el2() && !pending());
+    let error = Syndrome(0x2f << 26 | 1 << 25 | 1 << 24 | 0x12_3456);
+    host.cpu.return_error(error);
+    assert!(pending());
+    assert_eq!(recording::get(VSESR_EL2), 1 << 24 | 0x12_3456);
+    let mut el1 = guest_el1();
+    enter(&mut host.cpu, &el1, false);
+    assert!(to_el2() && !pending(), "it is not the guest's");
+    leave(&mut host.cpu, &mut el1);
+    assert!(pending(), "the host masks it still");
+    recording::set(HCR_EL2, recording::get(HCR_EL2) & !bits!(HCR_EL2: VSE));
+    enter(&mut host.cpu, &el1, false);
+    leave(&mut host.cpu, &mut el1);
+    assert!(!pending(), "it has been taken");
+    host.cpu.return_error(error);
+    host.cpu.begin_host(0x8000, 0);
+    assert!(!pending(), "a host that begins has none of before");
 }

@@ -10,13 +10,12 @@ use crate::cpu::context::{Exception, enter};
 use crate::cpu::dying::stop_if_dying;
 use crate::cpu::fault::faulting_ipa;
 use crate::cpu::inject;
-use crate::guest::idregs;
+use crate::idregs;
 use crate::log::trace::{self, Answer};
 use crate::system::System;
 use crate::{psci, rmi as rmi_calls};
 use ::rmi::NOT_SUPPORTED;
 use ::rmi::call::HostCall;
-use ::rmi::smccc::{self, Smccc};
 use arm64::syndrome::{Class, Syndrome};
 use arm64::sysreg::Sysreg;
 
@@ -27,6 +26,7 @@ pub fn run(system: &'static System, cpu: &mut Cpu) -> ! {
         stop_if_dying();
         match exception {
             Exception::Sync => synchronous(system, cpu),
+            Exception::SError => cpu.return_error(Syndrome(ESR_EL2.get())),
             // Neither is routed to EL2 while the host runs.
             exception => {
                 panic!("{exception:?} from the host at {:#x}", cpu.host.gprs.pc)
@@ -82,10 +82,8 @@ fn serve(system: &'static System, cpu: &mut Cpu, call: Option<HostCall>) -> bool
         Some(HostCall::Rmi(command)) => rmi_calls::serve(system, cpu, command),
         Some(HostCall::Vendor(call)) => Some(rmi_calls::serve_vendor(system, call)),
         Some(HostCall::Psci(call)) => return returned(cpu, psci::relay(call) as u64),
-        Some(HostCall::Smccc(Smccc::Version)) => return returned(cpu, smccc::VERSION_1_2),
-        Some(HostCall::Smccc(Smccc::ArchFeatures { .. })) | None => {
-            return returned(cpu, NOT_SUPPORTED);
-        }
+        Some(HostCall::Smccc(call)) => return returned(cpu, system.common.answer(call)),
+        None => return returned(cpu, NOT_SUPPORTED),
     };
     let Some(answer) = answer else {
         // After the host's interrupts, the same again.

@@ -10,14 +10,14 @@ use core::sync::atomic::Ordering;
 use log::warn;
 use rmi::psci::{self as codes, Psci};
 use rmi::run::ExitReason;
+use rmi::smccc::Smccc;
 use rmi::vendor::{GICD_IPA, GICR_IPA};
 use vgic::{At, Frame, Read, SgiRegister};
 
-use super::idregs;
-use super::psci::{self, Answer, Entropy};
+use super::psci::{self, Answer, Cpus};
 use super::record::Record;
 use super::vcpu::RunningVcpu;
-use crate::cpu::{access, inject};
+use crate::cpu::{Cpu, access, inject};
 use crate::log::trace;
 use crate::realm::State;
 use crate::rec::{Pending, VcpuState};
@@ -169,14 +169,15 @@ fn wait(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) -> Nex
     })
 }
 
-struct CpuEntropy(bool);
-
-impl Entropy for CpuEntropy {
+impl Cpus for Cpu {
     fn random(&mut self) -> Option<u64> {
         arm64::instr::rndr()
     }
     fn available(&self) -> bool {
-        self.0
+        self.features.rng
+    }
+    fn answer(&self, call: Smccc) -> u64 {
+        self.common.answer(call)
     }
 }
 
@@ -199,8 +200,7 @@ fn traced_call(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState) -> Next {
 fn call(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState) -> Next {
     let [x0, x1, x2, x3, ..] = state.gprs.x;
     let x = psci::arguments([x0, x1, x2, x3]);
-    let mut entropy = CpuEntropy(vcpu.cpu.features.rng);
-    let answer = psci::call(&x, &mut entropy);
+    let answer = psci::call(&x, vcpu.cpu);
     let returned = |state: &mut VcpuState, value: u64| {
         state.gprs.x[0] = value;
         Next::Enter
@@ -296,7 +296,7 @@ fn system_register(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndr
 /// A trapped MRS: `None` for a register that the guest does not have.
 fn read(vcpu: &RunningVcpu<'_>, state: &VcpuState, register: Sysreg) -> Option<u64> {
     Some(match register {
-        r if r.is_id() => idregs::view(r, idregs::of_cpu(r), vcpu.realm.ipa_bits),
+        r if r.is_id() => vcpu.cpu.common.tell(r, vcpu.realm.ipa_bits),
         ACTLR_EL1::ENCODING => 0,
         ICC_SRE_EL1::ENCODING => bits!(ICC_SRE_EL1: SRE, DFB, DIB),
         CNTP_CTL_EL0::ENCODING => state.ptimer.read_ctl(CNTPCT_EL0.get()),

@@ -1,7 +1,6 @@
 //! A guest's turn: the loop around it, and what EL2 serves without the host.
 
 pub mod exits;
-pub mod idregs;
 pub mod interrupts;
 pub mod psci;
 pub mod record;

@@ -5,7 +5,7 @@
 
 use rmi::psci::{self, Psci};
 use rmi::smccc::trng::Trng;
-use rmi::smccc::{self, Smccc, counted, is_narrow};
+use rmi::smccc::{Smccc, counted, is_narrow};
 
 /// What becomes of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,12 +36,14 @@ pub enum Answer {
     SystemEnd,
 }
 
-/// Who answers: random numbers are there only where the CPU has them.
-pub trait Entropy {
+/// What the machine's CPUs have: random numbers, and defences from speculation.
+pub trait Cpus {
     /// 64 random bits, or none at the moment.
     fn random(&mut self) -> Option<u64>;
     /// True when there ever are any.
     fn available(&self) -> bool;
+    /// X0 of the answer to a call of the convention's own.
+    fn answer(&self, call: Smccc) -> u64;
 }
 
 /// X0 to X3 of a call, as it counts them: those of a 32-bit call by their low
@@ -52,24 +54,19 @@ pub fn arguments(x: [u64; 4]) -> [u64; 4] {
 
 /// Serves a guest's call: function in `x[0]`, of which the low half counts,
 /// arguments in `x[1..4]`. RSI is no plain guest's.
-pub fn call(x: &[u64; 4], entropy: &mut impl Entropy) -> Answer {
+pub fn call(x: &[u64; 4], cpus: &mut impl Cpus) -> Answer {
     let [function, registers @ ..] = *x;
     let function = function as u32;
     if let Some(call) = Psci::read(function, registers) {
         return power(call);
     }
     if let Some(call) = Trng::read(function, registers)
-        && entropy.available()
+        && cpus.available()
     {
-        return trng(call, is_narrow(function), entropy);
+        return trng(call, is_narrow(function), cpus);
     }
-    Answer::Return(
-        match Smccc::decode(function, counted(function, registers)) {
-            Some(Smccc::Version) => smccc::VERSION_1_2,
-            Some(Smccc::ArchFeatures { function }) => arch_features(function as u32) as u64,
-            None => rmi::NOT_SUPPORTED,
-        },
-    )
+    let call = Smccc::decode(function, counted(function, registers));
+    Answer::Return(call.map_or(rmi::NOT_SUPPORTED, |call| cpus.answer(call)))
 }
 
 fn power(call: Psci) -> Answer {
@@ -95,7 +92,7 @@ fn power(call: Psci) -> Answer {
     }
 }
 
-fn trng(call: Trng, narrow: bool, entropy: &mut impl Entropy) -> Answer {
+fn trng(call: Trng, narrow: bool, cpus: &mut impl Cpus) -> Answer {
     match call {
         Trng::Version => Answer::Return(0x1_0000),
         Trng::Features { function } => {
@@ -104,22 +101,13 @@ fn trng(call: Trng, narrow: bool, entropy: &mut impl Entropy) -> Answer {
         }
         // "Undercroft TRNG1", as four words.
         Trng::GetUuid => Answer::Random([0x6465_6e55, 0x6f72_6372, 0x5420_7466, 0x3147_4e52]),
-        Trng::Rnd { bits } => random(bits, narrow, entropy),
-    }
-}
-
-fn arch_features(function: u32) -> i64 {
-    // No workaround is offered: -1 also says that none is known to be needed
-    // beyond what the ID registers show.
-    match Smccc::decode(function, [0; 3]) {
-        Some(_) => psci::SUCCESS,
-        None => psci::NOT_SUPPORTED,
+        Trng::Rnd { bits } => random(bits, narrow, cpus),
     }
 }
 
 /// `TRNG_RND(bits)` (DEN0098, 2.4): at most 192 bits (96 in the 32-bit call),
 /// the most significant register first, bits above the number asked for clear.
-fn random(bits: u64, narrow: bool, entropy: &mut impl Entropy) -> Answer {
+fn random(bits: u64, narrow: bool, cpus: &mut impl Cpus) -> Answer {
     const INVALID_PARAMETERS: i64 = -2;
     const NO_ENTROPY: i64 = -3;
     let width: u64 = if narrow { 32 } else { 64 };
@@ -133,7 +121,7 @@ fn random(bits: u64, narrow: bool, entropy: &mut impl Entropy) -> Answer {
             break;
         }
         let take = left.min(width);
-        let Some(word) = entropy.random() else {
+        let Some(word) = cpus.random() else {
             return Answer::Return(NO_ENTROPY as u64);
         };
         out[register] = if take == 64 {
@@ -149,16 +137,20 @@ fn random(bits: u64, narrow: bool, entropy: &mut impl Entropy) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::idregs::Common;
     use rmi::fid;
     use rmi::smccc::narrow;
 
     struct Ones(bool);
-    impl Entropy for Ones {
+    impl Cpus for Ones {
         fn random(&mut self) -> Option<u64> {
             Some(u64::MAX)
         }
         fn available(&self) -> bool {
             self.0
+        }
+        fn answer(&self, call: Smccc) -> u64 {
+            Common::default().answer(call)
         }
     }
 
@@ -215,12 +207,15 @@ mod tests {
     #[test]
     fn what_is_not_there_is_not_told() {
         struct Empty;
-        impl Entropy for Empty {
+        impl Cpus for Empty {
             fn random(&mut self) -> Option<u64> {
                 None
             }
             fn available(&self) -> bool {
                 true
+            }
+            fn answer(&self, call: Smccc) -> u64 {
+                Common::default().answer(call)
             }
         }
         let invalid = Answer::Return(psci::INVALID_PARAMETERS as u64);

@@ -21,6 +21,8 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use arm64::instr;
+
 use super::region::{Region, Regions};
 
 /// What a granule is (DEN0137 1.0, A2.2.2, and EL2's own).
@@ -327,8 +329,8 @@ impl Granules {
             return None;
         }
         let range = self.ranges.iter().find(|r| r.region.contains(pa))?;
-        self.words
-            .get(range.first + ((pa - range.region.base()) >> self.shift) as usize)
+        let index = range.first + ((pa - range.region.base()) >> self.shift) as usize;
+        instr::element(self.words, index)
     }
 
     /// Passes `each` the granules that are in `state` when it comes to them, by PA.
@@ -349,7 +351,7 @@ impl Granules {
         let range = self.ranges.iter().find(|r| r.region.contains(pa))?;
         let base = range.region.base() & !((1 << span_shift(self.shift)) - 1);
         let index = (pa - base) >> span_shift(self.shift);
-        self.spans.get(range.first_span + index as usize)
+        instr::element(self.spans, range.first_span + index as usize)
     }
 
     /// Bytes of a span: of a level-2 block.
@@ -417,6 +419,16 @@ mod tests {
         super::super::phys::fake::install(0x1_0000, 0x1_0000);
         // SAFETY: the fake memory is this test's.
         unsafe { Granules::new(&regions, 12, 0x1_0000) }
+    }
+
+    #[test]
+    fn a_hosts_address_is_masked_before_it_indexes() {
+        use arm64::recording::{Event, of};
+        let g = table(&[(0x4000_0000, 0x40_0000)]);
+        let masked = [Event::Instruction("csdb", None)];
+        assert_eq!(of(|| assert!(g.get(0x4000_1000).is_some())), masked);
+        assert_eq!(of(|| assert!(g.get_block(0x4000_0000))), masked);
+        assert_eq!(of(|| assert!(g.get(0x8000_0000).is_none())), []);
     }
 
     #[test]

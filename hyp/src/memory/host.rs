@@ -42,7 +42,7 @@ pub struct HostMemory {
     tree: SpinMutex<Stage2<&'static Pool>>,
     pool: &'static Pool,
     regs: Stage2Regs,
-    line: u64,
+    pe: maintenance::Pe,
 }
 
 errors! {
@@ -103,7 +103,7 @@ impl HostMemory {
     /// # Errors
     /// A machine that the tables cannot cover.
     pub fn new(
-        features: &Features,
+        pe: maintenance::Pe,
         geometry: Geometry,
         ranges: &Ranges<'_>,
         pool: &'static Pool,
@@ -120,7 +120,7 @@ impl HostMemory {
             },
             tree: SpinMutex::new(tree),
             pool,
-            line: features.dcache_line,
+            pe,
         };
         let granule = geometry.granule().page_size();
         let mut ram = ranges.ram.clone();
@@ -144,8 +144,9 @@ impl HostMemory {
         self.regs
     }
 
-    fn pe(&self) -> maintenance::Pe {
-        maintenance::Pe::new(self.line)
+    /// The CPU, for changes of this tree and of realms'.
+    pub fn pe(&self) -> maintenance::Pe {
+        self.pe
     }
 
     fn map(&self, region: Region, attrs: Attrs) -> Result<(), pgtable::Error> {

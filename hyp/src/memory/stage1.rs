@@ -94,20 +94,19 @@ errors! {
     }
 }
 
-/// Builds the map and returns what asm.S loads. `line`: the data cache line, bytes.
+/// Builds the map and returns what asm.S loads.
 ///
 /// # Errors
 /// A machine that the tables cannot cover.
 pub fn build(
     parts: Parts<'_, impl Iterator<Item = Region>>,
     geometry: El2Geometry,
-    line: u64,
+    mut pe: maintenance::Pe,
     pool: &'static Pool,
 ) -> Result<Regime, MapError> {
     let root = pool.take_root(1).ok_or(MapError::Pool)?;
     let mut map = El2Map::new(geometry, root, pool).map_err(|_| MapError::Root)?;
     let granule = geometry.shape().granule().page_size();
-    let mut pe = maintenance::Pe::new(line);
     let mut add = |region: Region, attrs: El2Attrs| {
         let region = region.grow_to(granule);
         if region.is_empty() {

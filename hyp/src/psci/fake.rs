@@ -254,6 +254,23 @@ impl Firmware for Seat<'_> {
     fn standby(&self) {
         self.pass();
     }
+
+    /// Whoever else is to go on: in the end, who is on the way.
+    fn pause(&self) {
+        let mut state = self.machine.lock();
+        let next = state.next();
+        let coming = |seen: &Seen| matches!(seen, Seen::Pending(..));
+        let coming = state.seen.iter().position(coming);
+        state.turn = if next == Some(self.me) && coming.is_some() {
+            coming
+        } else {
+            next
+        };
+        self.machine.changed.notify_all();
+        if !self.wait(state) {
+            resume_unwind(Box::new(TurnedOff));
+        }
+    }
 }
 
 /// Has `count` PEs, of which the first is on, do what the input says.

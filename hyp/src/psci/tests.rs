@@ -16,6 +16,8 @@ struct Says {
     answer: i64,
     asked: RefCell<Vec<(u32, [u64; 3])>>,
     waited: Cell<u32>,
+    /// Who is started will not do.
+    refuses: bool,
 }
 
 impl Firmware for Says {
@@ -29,6 +31,17 @@ impl Firmware for Says {
     fn standby(&self) {
         self.waited.set(self.waited.get() + 1);
     }
+    /// Whoever was started has come, or goes off again.
+    fn pause(&self) {
+        let started = self.asked.borrow().last().expect("CPU_ON").1[2];
+        // SAFETY: the `Pe` that the caller has, as `CPU_ON` had it.
+        let pe = unsafe { &*core::ptr::with_exposed_provenance::<Pe>(started as usize) };
+        if self.refuses {
+            super::refuse(pe, &says(psci::SUCCESS));
+        } else {
+            pe.arrive(Power::On);
+        }
+    }
 }
 
 fn says(answer: i64) -> Says {
@@ -36,6 +49,7 @@ fn says(answer: i64) -> Says {
         answer,
         asked: RefCell::default(),
         waited: Cell::default(),
+        refuses: false,
     }
 }
 
@@ -147,6 +161,24 @@ fn a_pe_is_off_when_the_firmware_says_so() {
         answers(&pes, &firmware, info, [1, 0, 0], of_info);
     }
     assert_eq!(firmware.asked.borrow().len(), 1, "the first start alone");
+}
+
+/// A CPU that lacks what EL2 goes by is refused on itself: its starter learns it.
+#[test]
+fn who_starts_a_cpu_that_will_not_do_is_told() {
+    let pes = two();
+    let firmware = Says {
+        refuses: true,
+        ..says(psci::SUCCESS)
+    };
+    let on = fid::PSCI_CPU_ON;
+    for _ in 0..2 {
+        answers(&pes, &firmware, on, [1, 8, 9], psci::INTERNAL_FAILURE);
+    }
+    assert_eq!(firmware.asked.borrow().len(), 1, "it is not started again");
+    let off = says(psci::AFFINITY_OFF);
+    let info = fid::PSCI_AFFINITY_INFO;
+    answers(&pes, &off, info, [1, 0, 0], psci::AFFINITY_OFF);
 }
 
 #[test]

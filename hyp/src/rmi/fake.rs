@@ -15,9 +15,12 @@ use super::{Answer, UNKNOWN, serve, serve_vendor};
 use crate::cpu::Cpu;
 use crate::cpu::gic::{Frames, Ppis, Redistributor};
 use crate::cpu::pe::{Entry, Pe, Stacks};
+use crate::errata::InForce;
 use crate::features::{Features, GranuleSupport};
+use crate::idregs::Common;
 use crate::memory::granule::{GranuleWord, Granules};
 use crate::memory::host::{self, HostMemory};
+use crate::memory::maintenance;
 use crate::memory::phys;
 use crate::memory::pool::Pool;
 use crate::memory::region::{Region, Regions};
@@ -43,6 +46,7 @@ pub struct Host {
     ram: u64,
     shared: *mut System,
     pool: *mut Pool,
+    errata: *mut InForce,
     pe: *mut Pe,
     memory: Layout,
     /// Free table pages at the start.
@@ -114,10 +118,17 @@ impl Host {
             taken: &none,
             devices: &none,
         };
-        let host = HostMemory::new(&features, geometry, &ranges, tables);
+        let errata = Box::into_raw(Box::new(InForce::new()));
+        // SAFETY: just made, and only `drop` frees it, after the `System`.
+        let of_machine = unsafe { &*errata };
+        of_machine.begin(features.midr, |_| {});
+        let pe = maintenance::Pe::new(64, of_machine);
+        let host = HostMemory::new(pe, geometry, &ranges, tables);
         let shared = Box::into_raw(Box::new(System {
             features,
             gic: &GIC,
+            errata: of_machine,
+            common: Common::default(),
             granule,
             granules,
             host: host.expect("RAM fits"),
@@ -142,17 +153,13 @@ impl Host {
         Self {
             // SAFETY: just made, and only `drop` frees it, when the `Cpu` is
             // used no more; nothing refers to it mutably.
-            cpu: Cpu::new(
-                unsafe { &*pe },
-                &system.features,
-                system.gic,
-                system.host.regs(),
-            ),
+            cpu: Cpu::new(unsafe { &*pe }, &system.shared()),
             system,
             size,
             ram: ram_size,
             shared,
             pool,
+            errata,
             pe,
             memory: Layout::from_size_align(bytes, ALIGN).expect("a size that fits"),
             left: tables.left(),
@@ -239,12 +246,13 @@ impl Drop for Host {
     fn drop(&mut self) {
         let memory = phys::fake::pointer(RAM) as *mut u8;
         phys::fake::remove();
-        // SAFETY: `new` made all four for this machine alone. `cpu` and `system`,
+        // SAFETY: `new` made all five for this machine alone. `cpu` and `system`,
         // which refer to them, are not used again and have nothing to drop; by the
         // call above nobody else finds the memory.
         unsafe {
             drop(Box::from_raw(self.shared));
             drop(Box::from_raw(self.pool));
+            drop(Box::from_raw(self.errata));
             drop(Box::from_raw(self.pe));
             dealloc(memory, self.memory);
         }

@@ -9,7 +9,7 @@ use super::Outcome;
 use super::args::{self, copy_from_host, lock};
 use crate::features::GranuleSupport;
 use crate::memory::granule::{Locked, State};
-use crate::memory::{host, maintenance, phys};
+use crate::memory::{host, phys};
 use crate::realm::{self, Realm, Roots, RttMem};
 use crate::system::System;
 
@@ -119,7 +119,7 @@ pub fn destroy(system: &System, rd: u64) -> Outcome<Option<()>> {
     if tables.is_live() {
         return Err(Status::ErrorRealm(0));
     }
-    let mut pe = maintenance::Pe::new(system.features.dcache_line);
+    let mut pe = system.host.pe();
     let mut unmapped = |leaf: RemovedLeaf| system.granules.take_back(leaf.pa().get(), leaf.size());
     let end = 1 << tables.geometry().ipa_bits();
     let done = tables

@@ -28,7 +28,7 @@ fn with_rtt<R>(
     let mut rtt = realm.rtt.lock();
     drop(rd_lock);
     let tables = rtt.as_mut().ok_or(Status::ErrorInput)?;
-    let mut pe = maintenance::Pe::new(system.features.dcache_line);
+    let mut pe = system.host.pe();
     Ok(f(tables, &mut pe))
 }
 

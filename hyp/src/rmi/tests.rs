@@ -101,6 +101,20 @@ impl Host {
     }
 }
 
+#[test]
+fn a_vcpus_number_is_masked_before_it_indexes() {
+    use arm64::recording::{Event, of};
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm();
+    h.rec(0, 60);
+    // SAFETY: the fake machine's RD, which nobody takes.
+    let realm = unsafe { Realm::at(h.page(1)) };
+    let masked = Event::Instruction("csdb", None);
+    assert_eq!(of(|| assert!(realm.rec(0).is_some())), [masked]);
+    assert_eq!(of(|| assert!(realm.rec(1).is_none())), [masked]);
+    assert_eq!(of(|| assert!(realm.rec(64).is_none())), []);
+}
+
 /// A vCPU whose last exit was an abort without a syndrome, and its state.
 fn aborted(h: &mut Host) -> &'static mut VcpuState {
     h.realm();

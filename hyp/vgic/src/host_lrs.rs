@@ -3,6 +3,8 @@
 
 use core::fmt;
 
+use arm64::intid::Kind;
+
 use crate::list_registers::{MAX_LIST_REGISTERS, hcr, lr};
 
 /// What the virtual CPU interface has, from `ICH_VTR_EL2` and `ICC_CTLR_EL1`.
@@ -87,10 +89,11 @@ impl Interface {
 
     fn has_intid(&self, intid: u32) -> bool {
         let end = 1_u64 << self.intid_bits.min(32);
-        match intid {
-            0..=1019 => true,
-            1056..=1119 | 4096..=5119 => self.extended_range,
-            _ => intid >= 8192 && u64::from(intid) < end,
+        match Kind::of(intid) {
+            Kind::Sgi | Kind::Ppi | Kind::Spi => true,
+            Kind::ExtendedPpi | Kind::ExtendedSpi => self.extended_range,
+            Kind::Lpi => u64::from(intid) < end,
+            Kind::Special | Kind::Reserved => false,
         }
     }
 }

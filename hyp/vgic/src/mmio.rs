@@ -5,6 +5,8 @@
 //! access of a size or alignment that it does not have, reads as zero and
 //! ignores writes.
 
+use arm64::instr;
+
 use crate::distributor::CTLR_ENABLES;
 use crate::intid::{FIRST_SPI, PRIVATE, SPI_WORDS, bits};
 use crate::redistributor::PROCESSOR_SLEEP;
@@ -142,6 +144,11 @@ fn decode(offset: u64, size: usize) -> Option<(Kind, usize)> {
     word.then_some((kind, bank))
 }
 
+/// A bank of the distributor's, from 1.
+fn shared(bank: usize) -> Option<Place> {
+    instr::index(bank.checked_sub(1)?, SPI_WORDS).map(Place::Shared)
+}
+
 /// The bits of `value` for an access of 4 bytes to one half of a 64-bit
 /// register, or of all 8: the mask of what is accessed, and its shift.
 fn half(offset: u64, size: usize) -> Option<(u64, u32)> {
@@ -178,11 +185,9 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let value = match frame {
             Frame::Distributor => {
                 if let Some((kind, bank)) = decode(offset, size) {
-                    return match bank.checked_sub(1) {
-                        Some(bank) if bank < SPI_WORDS => {
-                            self.read_bank(vcpu, Place::Shared(bank), kind)
-                        }
-                        _ => Read::Value(0),
+                    return match shared(bank) {
+                        Some(place) => self.read_bank(vcpu, place, kind),
+                        None => Read::Value(0),
                     };
                 }
                 match offset {
@@ -230,10 +235,8 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         match frame {
             Frame::Distributor => match decode(offset, size) {
                 Some((kind, bank)) => {
-                    if let Some(bank) = bank.checked_sub(1)
-                        && bank < SPI_WORDS
-                    {
-                        self.write_bank(vcpu, Place::Shared(bank), kind, value as u32);
+                    if let Some(place) = shared(bank) {
+                        self.write_bank(vcpu, place, kind, value as u32);
                     }
                 }
                 None => match offset {

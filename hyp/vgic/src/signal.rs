@@ -1,5 +1,7 @@
 //! Inputs, deactivation and reset, and who must hear of a change.
 
+use arm64::instr;
+
 use crate::bank::Bank;
 use crate::distributor::{CTLR_ENABLES, Distributor};
 use crate::intid::{Affinity, Error, FIRST_SPI, SPI_WORDS, SPIS, bits};
@@ -248,7 +250,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
 /// The index of an SPI.
 pub(crate) fn spi_index(intid: u32) -> Option<usize> {
     let spi = intid.checked_sub(FIRST_SPI)? as usize;
-    (spi < SPIS).then_some(spi)
+    instr::index(spi, SPIS)
 }
 
 /// Takes back what a list register was lent.

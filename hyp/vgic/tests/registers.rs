@@ -366,6 +366,44 @@ fn sgis_go_where_the_register_says() {
     assert_eq!(pending(&mut guest), [8, 8, 0, 0]);
 }
 
+/// A number that a guest or a host names is masked where it indexes, as a CPU may
+/// have guessed that it is one (CVE-2017-5753).
+#[test]
+fn a_number_from_outside_is_masked_before_it_indexes() {
+    use arm64::recording::{Event, of};
+    let masked = |f: &mut dyn FnMut(&mut Guest)| {
+        let mut guest = Guest::new(1);
+        let events = of(|| f(&mut guest));
+        events.contains(&Event::Instruction("csdb", None))
+    };
+    assert!(masked(&mut |g| drop(g.vgic().set_spi(40, true))));
+    assert!(masked(&mut |g| g.vgic().deactivate(
+        0,
+        40,
+        ALL_ON | vmcr::VEOIM
+    )));
+    // Words of all interrupts, and a route.
+    for (offset, size) in [
+        (0x104, 4),
+        (0x404 + 0x20, 4),
+        (0xc08, 4),
+        (0x6000 + 8 * 40, 8),
+    ] {
+        assert!(
+            masked(&mut |g| drop(g.vgic().read(0, GICD, at(offset, size)))),
+            "{offset:#x}"
+        );
+        assert!(
+            masked(&mut |g| g.vgic().write(0, GICD, at(offset, size), 0)),
+            "{offset:#x}"
+        );
+    }
+    assert!(
+        !masked(&mut |g| drop(g.vgic().read(0, GICD, at(0, 4)))),
+        "no index"
+    );
+}
+
 #[test]
 fn lines_that_are_not_there_are_refused() {
     let mut guest = Guest::new(1);

@@ -34,6 +34,8 @@ super::registers! {
     PAR_EL1 3 0 7 4 0 [r w] "result of an address translation", cpu;
     MAIR_EL1 3 0 10 2 0 [r steer] "memory attributes", cpu;
     AMAIR_EL1 3 0 10 3 0 [r steer] "auxiliary memory attributes";
+    ISR_EL1 3 0 12 1 0 [r] "pending interrupts", ours;
+    DISR_EL1 3 0 12 1 1 [r w] "system error that `esb` has taken, FEAT_RAS";
     VBAR_EL1 3 0 12 0 0 [r steer] "vectors of EL1";
     CONTEXTIDR_EL1 3 0 13 0 1 [r w] "context number", cpu;
     TPIDR_EL1 3 0 13 0 4 [r steer] "thread number of EL1";

@@ -35,6 +35,7 @@ super::registers! {
     MAIR_EL2 3 4 10 2 0 [r steer] "memory attributes", cpu;
     MPAM2_EL2 3 4 10 5 0 [r w] "partition numbers, and traps of EL1's", ours;
     VBAR_EL2 3 4 12 0 0 [r steer] "vectors of EL2";
+    VSESR_EL2 3 4 5 2 3 [r w] "syndrome of a lower level's virtual SError, FEAT_RAS";
     VDISR_EL2 3 4 12 1 1 [r w] "DISR_EL1 of a lower level, FEAT_RAS";
     TPIDR_EL2 3 4 13 0 2 [r steer] "thread number of EL2";
 }

@@ -4,6 +4,7 @@ extern crate std;
 
 use super::super::phys;
 use super::*;
+use crate::errata::InForce;
 use arm64::regs::VTCR_EL2;
 use pgtable::{Granule, Start};
 use proptest::prelude::*;
@@ -13,6 +14,7 @@ use std::vec::Vec;
 const RAM: u64 = 0x4000_0000;
 const RAM_SIZE: u64 = 256 << 20;
 const UART: u64 = 0x900_0000;
+static NO_ERRATA: InForce = InForce::new();
 
 fn set(regions: &[(u64, u64)]) -> Regions {
     let mut set = Regions::new();
@@ -60,7 +62,13 @@ fn host_without(
         taken,
         devices,
     };
-    HostMemory::new(&features, geometry, &ranges, pool).unwrap()
+    HostMemory::new(
+        maintenance::Pe::new(64, &NO_ERRATA),
+        geometry,
+        &ranges,
+        pool,
+    )
+    .unwrap()
 }
 
 fn host(granule: Granule) -> HostMemory {

@@ -7,8 +7,15 @@
 //! trapped too, or has no state of its own: using it all the same harms the guest
 //! alone. Fields: DDI0487, D24.2.
 
+use core::array::from_fn;
+
 use arm64::regs::*;
 use arm64::sysreg::Sysreg;
+use rmi::smccc::{Smccc, VERSION_1_2};
+use spin::mutex::SpinMutex;
+
+use crate::features::Unfit;
+use crate::speculation::{Defence, Speculation};
 
 /// What becomes of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,17 +115,130 @@ pub fn view(register: Sysreg, cpu: u64, ipa_bits: u8) -> u64 {
         (TABLE, 0)
     };
     let rows = table.iter().filter(|row| row.0 == register);
-    rows.fold(without_row, |value, &(_, shift, _, show)| {
-        let field = cpu >> shift & 0xf;
-        let shown = match show {
-            AtMost(limit) => field.min(limit),
-            Signed(limit) if field < 8 => field.min(limit),
-            Signed(_) => field,
-            Fixed(fixed) => fixed,
-            IpaRange => field.min(pa_range(ipa_bits)),
-        };
-        value & !(0xf << shift) | shown << shift
+    rows.fold(without_row, |value, row| {
+        let shift = row.1;
+        value & !(0xf << shift) | shown(row, cpu, ipa_bits) << shift
     })
+}
+
+/// A row's field as it is shown, of a CPU's register.
+fn shown(&(_, shift, _, show): &Row, cpu: u64, ipa_bits: u8) -> u64 {
+    let field = cpu >> shift & 0xf;
+    match show {
+        AtMost(limit) => field.min(limit),
+        Signed(limit) if field < 8 => field.min(limit),
+        Signed(_) => field,
+        Fixed(fixed) => fixed,
+        IpaRange => field.min(pa_range(ipa_bits)),
+    }
+}
+
+/// What guests are told, who may run on any CPU: field by field the least of all
+/// that have come. Once one has been told, no CPU comes that has less.
+#[derive(Debug, Default)]
+pub struct Common(SpinMutex<Option<Least>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Least {
+    /// Of each row of the table.
+    fields: [u64; TABLE.len()],
+    speculation: Speculation,
+    told: bool,
+}
+
+impl Common {
+    /// This CPU has come, and stands so to speculation. True when guests are told
+    /// of another stand now.
+    ///
+    /// # Errors
+    /// What it has less of than guests have been told: it is not taken in.
+    pub fn add(&self, speculation: Speculation) -> Result<bool, Unfit> {
+        let fields = from_fn(|n| shown(&TABLE[n], of_cpu(TABLE[n].0), 52));
+        let mut all = self.0.lock();
+        let Some(was) = *all else {
+            *all = Some(Least {
+                fields,
+                speculation,
+                told: false,
+            });
+            return Ok(true);
+        };
+        let least = |n: usize| match TABLE[n].3 {
+            // From what has less than nothing, 8 to 0xf, up to 7.
+            Signed(_) => (fields[n] ^ 8).min(was.fields[n] ^ 8) ^ 8,
+            _ => fields[n].min(was.fields[n]),
+        };
+        let now = Least {
+            fields: from_fn(least),
+            speculation: was.speculation.least(speculation),
+            told: was.told,
+        };
+        let stands = was.speculation == now.speculation;
+        if was.told {
+            let less = (0..TABLE.len()).find(|&n| now.fields[n] != was.fields[n]);
+            if let Some(n) = less {
+                return Err(Unfit::Told(TABLE[n].2));
+            }
+            if !stands {
+                return Err(Unfit::Told("defence from speculation"));
+            }
+        }
+        *all = Some(now);
+        Ok(!stands)
+    }
+
+    /// What is the least now, and stays it.
+    fn told<R>(&self, f: impl FnOnce(&Least) -> R) -> Option<R> {
+        let mut all = self.0.lock();
+        let least = all.as_mut()?;
+        least.told = true;
+        Some(f(least))
+    }
+
+    /// The value that a guest with `ipa_bits` of IPA space reads from an ID
+    /// register.
+    pub fn tell(&self, register: Sysreg, ipa_bits: u8) -> u64 {
+        if register.crm() <= 3 {
+            return view(register, of_cpu(register), ipa_bits);
+        }
+        let value = |least: &Least| {
+            let rows = TABLE.iter().zip(least.fields);
+            let rows = rows.filter(|(row, _)| row.0 == register);
+            rows.fold(0, |value, (row, field)| value | field << row.1)
+        };
+        view(register, self.told(value).unwrap_or(0), ipa_bits)
+    }
+
+    /// X0 of the answer to a call of the convention's own. What a work-around does,
+    /// EL2's vectors have done before it is heard of.
+    pub fn answer(&self, call: Smccc) -> u64 {
+        match call {
+            Smccc::Version => VERSION_1_2,
+            Smccc::ArchFeatures { function } => {
+                let asked = Smccc::decode(function as u32, [0; 3]);
+                asked.map_or(rmi::NOT_SUPPORTED, |asked| self.feature(asked))
+            }
+            other => match self.feature(other) {
+                rmi::NOT_SUPPORTED => rmi::NOT_SUPPORTED,
+                _ => 0,
+            },
+        }
+    }
+
+    /// What SMCCC_ARCH_FEATURES says: 0, there; 1, a work-around that is not needed.
+    fn feature(&self, call: Smccc) -> u64 {
+        let stand = |of: fn(&Speculation) -> Defence| self.told(|least| of(&least.speculation));
+        let defence = match call {
+            Smccc::ArchWorkaround1 => stand(|s| s.v2),
+            Smccc::ArchWorkaround3 => stand(|s| s.bhb),
+            Smccc::Version | Smccc::ArchFeatures { .. } => return 0,
+        };
+        match defence {
+            Some(Defence::Steps) => 0,
+            Some(Defence::Unaffected) => 1,
+            Some(Defence::None) | None => rmi::NOT_SUPPORTED,
+        }
+    }
 }
 
 macro_rules! id_registers {
@@ -146,7 +266,9 @@ id_registers! {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
     use super::*;
+    use arm64::recording;
     use arm64::sysreg::sysreg;
 
     #[test]
@@ -196,6 +318,101 @@ mod tests {
             view(ID_AA64MMFR0_EL1::ENCODING, 0xff << 24, 48) >> 24 & 0xff,
             0xff,
             "16K alone"
+        );
+    }
+
+    fn stands(v2: Defence, bhb: Defence) -> Speculation {
+        Speculation {
+            v2,
+            bhb,
+            steps: Default::default(),
+        }
+    }
+
+    const SAFE: (Defence, Defence) = (Defence::Unaffected, Defence::Unaffected);
+
+    /// CSV2, CSV3, FP, CLRBHB and ECBHB of a CPU, in their registers.
+    fn a_cpu_has([csv2, csv3, fp, clrbhb, ecbhb]: [u64; 5]) {
+        recording::set(ID_AA64PFR0_EL1, csv2 << 56 | csv3 << 60 | fp << 16);
+        recording::set(ID_AA64ISAR2_EL1, clrbhb << 28);
+        recording::set(ID_AA64MMFR1_EL1, ecbhb << 60);
+    }
+
+    #[test]
+    fn a_guest_is_told_of_what_all_cpus_have() {
+        recording::reset();
+        let common = Common::default();
+        let told = || {
+            let field = |register, shift: u32| common.tell(register, 48) >> shift & 0xf;
+            [
+                field(ID_AA64PFR0_EL1::ENCODING, 56),
+                field(ID_AA64PFR0_EL1::ENCODING, 60),
+                field(ID_AA64PFR0_EL1::ENCODING, 16),
+                field(ID_AA64ISAR2_EL1::ENCODING, 28),
+                field(ID_AA64MMFR1_EL1::ENCODING, 60),
+            ]
+        };
+        for cpu in [
+            [3, 1, 1, 1, 1],
+            [1, 1, 1, 0, 1],
+            [1, 0, 0xf, 1, 1],
+            [2, 1, 0, 1, 1],
+        ] {
+            a_cpu_has(cpu);
+            assert!(common.add(stands(SAFE.0, SAFE.1)).is_ok());
+        }
+        assert_eq!(told(), [1, 0, 0xf, 0, 1]);
+        // Whichever it reads them on.
+        a_cpu_has([3, 1, 1, 1, 1]);
+        assert_eq!(told(), [1, 0, 0xf, 0, 1]);
+        assert_eq!(common.add(stands(SAFE.0, SAFE.1)), Ok(false));
+        // Too late to have less.
+        a_cpu_has([1, 0, 0xf, 0, 0]);
+        let refused = common.add(stands(SAFE.0, SAFE.1));
+        assert_eq!(refused, Err(Unfit::Told("ECBHB")));
+        a_cpu_has([0, 0, 0xf, 0, 1]);
+        assert_eq!(common.add(stands(SAFE.0, SAFE.1)), Err(Unfit::Told("CSV2")));
+        assert_eq!(told(), [1, 0, 0xf, 0, 1], "as before");
+    }
+
+    #[test]
+    fn the_work_arounds_of_a_machine_are_told_as_its_worst_cpu_has_them() {
+        use Defence::{None, Steps, Unaffected};
+        const NO: u64 = rmi::NOT_SUPPORTED;
+        let ask = |common: &Common, call: Smccc| {
+            let function = u64::from(call.encode()[0] as u32);
+            let features = common.answer(Smccc::ArchFeatures { function });
+            (features, common.answer(call))
+        };
+        for (cpus, v2, bhb) in [
+            ([(Unaffected, Unaffected); 2], (1, 0), (1, 0)),
+            (
+                [(Unaffected, Unaffected), (Unaffected, Steps)],
+                (1, 0),
+                (0, 0),
+            ),
+            ([(Steps, Steps), (Unaffected, Unaffected)], (0, 0), (0, 0)),
+            ([(Steps, None), (Unaffected, Steps)], (0, 0), (NO, NO)),
+            ([(Unaffected, Steps), (None, None)], (NO, NO), (NO, NO)),
+        ] {
+            let common = Common::default();
+            for (v2, bhb) in cpus {
+                assert!(common.add(stands(v2, bhb)).is_ok());
+            }
+            assert_eq!(ask(&common, Smccc::ArchWorkaround1), v2, "{cpus:?}");
+            assert_eq!(ask(&common, Smccc::ArchWorkaround3), bhb, "{cpus:?}");
+            assert_eq!(ask(&common, Smccc::Version), (0, VERSION_1_2));
+            let unknown = Smccc::ArchFeatures {
+                function: 0x8000_7fff,
+            };
+            assert_eq!(common.answer(unknown), NO);
+        }
+        let common = Common::default();
+        assert!(common.add(stands(Unaffected, Unaffected)).is_ok());
+        ask(&common, Smccc::ArchWorkaround3);
+        assert!(
+            common.add(stands(Unaffected, Steps)).is_err(),
+            "it has been told"
         );
     }
 
