@@ -5,7 +5,7 @@ use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use arm64::frame::Gprs;
-use arm64::regs::{ELR_EL2, ESR_EL2, FAR_EL2, HPFAR_EL2, SCTLR_EL1, SPSR_EL2};
+use arm64::regs::{ELR_EL2, SCTLR_EL1};
 use arm64::syndrome::Syndrome;
 use posted::{Access, PAGE, Page, Post, Poster};
 use spin::mutex::SpinMutex;
@@ -13,7 +13,7 @@ use spin::mutex::SpinMutex;
 use crate::cpu::access;
 use crate::cpu::context::Served;
 use crate::memory::granule::{Granules, Pin};
-use crate::memory::guarded::{self, ExternalAbort};
+use crate::memory::guarded::{self, ExternalAbort, Taken};
 use crate::memory::phys;
 
 /// What a realm's device may have: a page of the host's that speaks for it.
@@ -219,27 +219,27 @@ impl Known {
 /// interrupts the PE: by an interrupt that is still pending when the guest goes
 /// on. So nothing need be looked at, as if the guest had not come out.
 pub extern "C" fn serve(gprs: &mut Gprs, device: &Device) -> Served {
-    let this = [ESR_EL2.get(), FAR_EL2.get(), SCTLR_EL1.get()];
+    let (taken, sctlr) = (Taken::get(), SCTLR_EL1.get());
     let mut posting = device.posting.lock();
-    let served = posting.serve(gprs, this);
+    let served = posting.serve(gprs, &taken, sctlr);
     drop(posting);
     if served != Served::No {
-        ELR_EL2.set(ELR_EL2.get().wrapping_add(4));
+        ELR_EL2.set(taken.elr.wrapping_add(4));
     }
     served
 }
 
 impl Posting {
-    /// Serves an access with this ESR_EL2, FAR_EL2 and SCTLR_EL1.
+    /// Serves the access that was taken with this SCTLR_EL1.
     #[inline(always)]
-    fn serve(&mut self, gprs: &mut Gprs, this: [u64; 3]) -> Served {
+    fn serve(&mut self, gprs: &mut Gprs, taken: &Taken, sctlr: u64) -> Served {
         let Some(mut page) = self.page else {
             return Served::No;
         };
-        if self.hpfar != HPFAR_EL2.get() {
+        if self.hpfar != taken.hpfar {
             return Served::No;
         }
-        let esr = Syndrome(this[0]);
+        let (this, esr) = ([taken.esr, taken.far, sctlr], Syndrome(taken.esr));
         let known = &mut self.known[usize::from(esr.has_wnr())];
         if !known.is(this) {
             let Some(now) = Known::look_at(this) else {
@@ -247,9 +247,7 @@ impl Posting {
             };
             *known = now;
         }
-        if !Gprs::steps_plainly(SPSR_EL2.get())
-            || (known.may_be_second && access::is_second(this[1]))
-        {
+        if !Gprs::steps_plainly(taken.spsr) || (known.may_be_second && access::is_second(taken)) {
             return Served::No;
         }
         if esr.has_wnr() {

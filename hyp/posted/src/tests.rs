@@ -115,6 +115,7 @@ fn a_write_of_what_is_there_changes_nothing() {
 
 #[test]
 fn half_a_ring_calls_the_host_and_a_full_one_takes_nothing() {
+    assert_eq!(2 * CALL_AT, ENTRIES);
     let (page, mut poster) = (Page::new(), Poster::new());
     page.show(&open());
     for n in 0..ENTRIES {
@@ -140,6 +141,81 @@ fn half_a_ring_calls_the_host_and_a_full_one_takes_nothing() {
         page.taken();
     }
     assert_eq!(page.next(), None);
+}
+
+/// A page that remembers what is done to it, in order.
+struct Ordered<'a>(&'a Page, Vec<(char, usize)>);
+
+impl Memory for Ordered<'_> {
+    fn load(&mut self, word: usize) -> u64 {
+        self.1.push(('r', word));
+        (&mut { self.0 }).load(word)
+    }
+    fn store(&mut self, word: usize, value: u64) {
+        self.1.push(('w', word));
+        (&mut { self.0 }).store(word, value);
+    }
+    fn fence(&mut self) {
+        self.1.push(('f', 0));
+    }
+}
+
+/// The entry before its number, the number before the look whether the page is
+/// still open, with a fence in between; a value behind what allows it, and behind the
+/// number that says that nothing waits.
+#[test]
+fn el2s_accesses_are_in_order() {
+    let (page, mut poster) = (Page::new(), Poster::new());
+    page.show(&open());
+    post(&mut poster, &page, 0);
+    let mut ordered = Ordered(&page, Vec::new());
+    assert_eq!(poster.write(&mut ordered, DATA, 7), Post::Done);
+    let entry = word::entry(1);
+    let right = [
+        ('w', entry),
+        ('w', word::POSTED),
+        ('f', 0),
+        ('r', word::WRITABLE),
+    ];
+    assert_eq!(ordered.1, right);
+    page.taken();
+    page.taken();
+    let mut ordered = Ordered(&page, Vec::new());
+    let when_empty = Access::new(0x3c, 2).unwrap();
+    assert_eq!(poster.read(&mut ordered, when_empty), Some(7));
+    let right = [
+        word::READABLE,
+        word::TAKEN,
+        word::READABLE_WHEN_EMPTY,
+        word::VALUES + 15,
+    ];
+    assert_eq!(ordered.1, right.map(|word| ('r', word)));
+    let mut ordered = Ordered(&page, Vec::new());
+    let always = Access::new(0x18, 2).unwrap();
+    assert_eq!(poster.read(&mut ordered, always), Some(0x1_2345));
+    let right = [word::READABLE, word::VALUES + 6];
+    assert_eq!(ordered.1, right.map(|word| ('r', word)));
+}
+
+#[test]
+fn what_is_not_taken_waits() {
+    let (page, mut poster) = (Page::new(), Poster::new());
+    page.show(&open());
+    for n in 0..5 {
+        post(&mut poster, &page, n);
+    }
+    let mut seen = Vec::new();
+    let taken = page.take(|write| {
+        seen.push(write.value());
+        write.value() != 3
+    });
+    assert_eq!((taken, &seen[..]), (3, &[0, 1, 2, 3][..]));
+    assert_eq!(
+        (page.waiting(), page.next().map(Write::value)),
+        (2, Some(3))
+    );
+    assert_eq!(page.take(|_| true), 2);
+    assert_eq!(page.take(|_| panic!("nothing waits")), 0);
 }
 
 /// A page whose host writes anything into it.

@@ -56,7 +56,9 @@ calls! {
     /// or lets wait in it; crate `posted` has its layout. What waits calls the host
     /// after `delay` ticks of the counter, by an exit with reason IRQ, or sooner.
     /// The page cannot be delegated meanwhile. `page` = 0 takes it back; so does the
-    /// realm's end. `ERROR_INPUT` where there is one already, or none to take back.
+    /// realm's end. `ERROR_INPUT` where there is one already, or none to take back;
+    /// where EL2's vGIC has its registers; and for a page that does not answer: the
+    /// call reads and writes it once, and nobody else may write to it meanwhile.
     0xC600_0013 SET_POSTED = SetPosted { rd, page, ipa, delay };
 }
 

@@ -2,7 +2,7 @@
 
 use super::fault::faulting_ipa;
 use super::translate;
-use crate::memory::guarded::{self, Look};
+use crate::memory::guarded::{self, Look, Taken};
 use arm64::regs::{FAR_EL2, PAR_EL1, SCTLR_EL1};
 use arm64::syndrome::{Class, Syndrome};
 
@@ -67,12 +67,12 @@ pub const fn may_be_unaligned(sctlr: u64) -> bool {
     sctlr & (SCTLR_M | SCTLR_A) == SCTLR_M
 }
 
-/// Whether an access at `far`, the start of a page, may be the end of one that began
-/// in the page before, if such need not be aligned.
+/// Whether the access that was taken, at the start of a page, may be the end of one
+/// that began in the page before, if such need not be aligned.
 #[inline(always)]
-pub fn is_second(far: u64) -> bool {
+pub fn is_second(taken: &Taken) -> bool {
     let saved = PAR_EL1.get();
-    let is_there = guarded::is_there(far.wrapping_sub(1));
+    let is_there = guarded::is_there(taken.far.wrapping_sub(1), taken);
     PAR_EL1.set(saved);
     is_there
 }

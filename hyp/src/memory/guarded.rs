@@ -7,6 +7,7 @@
 //! abort that arrives later, as an SError, is masked at EL2 and is taken by the
 //! level that runs next; a guest's makes its `REC_ENTER` return.
 
+use arm64::regs::{ELR_EL2, ESR_EL2, FAR_EL2, HPFAR_EL2, SPSR_EL2};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 /// The memory answered with an external abort.
@@ -77,6 +78,15 @@ mod routines {
 
     pub unsafe fn guarded_translate(_address: u64, to: *mut u64, _look: u64) -> u64 {
         let Some(par) = fake::translation() else {
+            // As an exception to EL2 does.
+            super::Taken {
+                esr: 0x25 << 26 | 0x15,
+                far: 0xfa,
+                hpfar: 0xfb,
+                elr: 0xfc,
+                spsr: 0x3c8,
+            }
+            .restore();
             return 1;
         };
         arm64::regs::PAR_EL1.set(par);
@@ -206,10 +216,54 @@ pub enum Look {
     BothEl1Read = 4,
 }
 
+/// What the CPU holds of the exception that EL2 has taken last. An abort in a guarded
+/// routine is one too, and writes over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// ESR_EL2.
+    pub esr: u64,
+    /// FAR_EL2.
+    pub far: u64,
+    /// HPFAR_EL2.
+    pub hpfar: u64,
+    /// ELR_EL2.
+    pub elr: u64,
+    /// SPSR_EL2.
+    pub spsr: u64,
+}
+
+impl Taken {
+    /// What it holds now.
+    #[inline(always)]
+    pub fn get() -> Self {
+        Self {
+            esr: ESR_EL2.get(),
+            far: FAR_EL2.get(),
+            hpfar: HPFAR_EL2.get(),
+            elr: ELR_EL2.get(),
+            spsr: SPSR_EL2.get(),
+        }
+    }
+
+    /// Puts it back.
+    #[cold]
+    pub fn restore(&self) {
+        ESR_EL2.set(self.esr);
+        FAR_EL2.set(self.far);
+        HPFAR_EL2.set(self.hpfar);
+        ELR_EL2.set(self.elr);
+        SPSR_EL2.set(self.spsr);
+    }
+}
+
 /// Whether both stages lead somewhere for a read of `address` by the current EL1.
-/// PAR_EL1 changes. As little as can be: it is asked for each byte of a console.
+/// PAR_EL1 changes; what is `taken` does not. As little as can be: it is asked for
+/// each byte of a console.
 #[inline(always)]
-pub fn is_there(address: u64) -> bool {
+pub fn is_there(address: u64, taken: &Taken) -> bool {
+    /// What the routine gives after an external abort: no PAR_EL1, in which bit 11 is
+    /// set beside F.
+    const ABORTED: u64 = 1;
     #[cfg(target_os = "none")]
     let par = {
         let mut par = address;
@@ -225,20 +279,33 @@ pub fn is_there(address: u64) -> bool {
         par
     };
     #[cfg(not(target_os = "none"))]
-    let par = translate(address, Look::BothEl1Read).unwrap_or(1);
-    par & 1 == 0
+    let par = {
+        let mut par = ABORTED;
+        // SAFETY: writes `par`.
+        unsafe { routines::guarded_translate(address, &raw mut par, Look::BothEl1Read as u64) };
+        par
+    };
+    if par & 1 == 0 {
+        return true;
+    }
+    if par == ABORTED {
+        taken.restore();
+    }
+    false
 }
 
 /// PAR_EL1 of a translation of `address` by the current EL1's own tables. The
 /// register holds it too.
 ///
 /// # Errors
-/// [`ExternalAbort`] when the walk met one, which the register does not show.
+/// [`ExternalAbort`] when the walk met one, which the register does not show. What EL2
+/// has taken last is as before all the same.
 pub fn translate(address: u64, look: Look) -> Result<u64> {
-    let mut par = 0;
+    let (mut par, taken) = (0, Taken::get());
     // SAFETY: reads a lower level's tables through its own translation, and
     // writes `par`.
-    outcome(unsafe { routines::guarded_translate(address, &raw mut par, look as u64) })?;
+    let failed = unsafe { routines::guarded_translate(address, &raw mut par, look as u64) };
+    outcome(failed).inspect_err(|_| taken.restore())?;
     Ok(par)
 }
 

@@ -6,7 +6,9 @@ use core::sync::atomic::Ordering;
 use ::rmi::Status;
 use ::rmi::feature::VendorFeatures;
 use ::rmi::text::is_plain;
-use ::rmi::vendor::{Exit, HISTORY_LEN, LOG_INPUT_MAX, LOG_LINE_MAX, RangeKind};
+use ::rmi::vendor::{
+    Exit, GICD_IPA, GICR_IPA, HISTORY_LEN, LOG_INPUT_MAX, LOG_LINE_MAX, RangeKind,
+};
 use log::Level;
 use vgic::Vgic;
 
@@ -16,7 +18,7 @@ use crate::guest::interrupts::intid;
 use crate::memory::granule::State;
 use crate::memory::guarded;
 use crate::posting::Posting;
-use crate::realm::{self, Realm};
+use crate::realm::{self, MAX_RECS, Realm};
 use crate::rec::Rec;
 use crate::system::System;
 
@@ -107,13 +109,19 @@ pub fn set_posted(system: &System, rd: u64, page: u64, ipa: u64, delay: u64) -> 
         return outcome(realm.posted.end(&system.granules));
     }
     let aligned = ipa.is_multiple_of(posted::PAGE as u64);
-    if !aligned || ipa >> realm.ipa_bits != 0 || realm.posted.is_set() {
+    if !aligned || ipa >> realm.ipa_bits != 0 || realm.posted.is_set() || is_gic(ipa) {
         return Err(Status::ErrorInput);
     }
     let pin = pin(system, page)?;
     let posting = Posting::new(ipa, page, pin, delay).map_err(|_| Status::ErrorInput)?;
     realm.posted.set(posting);
     Ok(())
+}
+
+/// Whether EL2's vGIC has its registers there, for some number of vCPUs.
+const fn is_gic(ipa: u64) -> bool {
+    let frames = MAX_RECS as u64 * vgic::REDISTRIBUTOR_SIZE;
+    ipa.wrapping_sub(GICD_IPA) < vgic::DISTRIBUTOR_SIZE || ipa.wrapping_sub(GICR_IPA) < frames
 }
 
 /// Drives a line of a guest's interrupt controller.
