@@ -57,8 +57,46 @@ global_asm!(
     ".org posts_code + 4096",
 );
 
+// One stage-1 table at 64 KiB (4K granule, level 1), as the host writes it; then
+// three writes of four bytes at the start of a page (4 GiB), X30 being where EL2 has
+// no business, and a read of eight bytes that comes out.
+global_asm!(
+    ".balign 4096",
+    "posts_behind_nowhere:",
+    "adr x9, posts_behind_nowhere",
+    "mov x0, #0xff",
+    "msr mair_el1, x0",
+    "add x1, x9, #0x10, lsl #12",
+    "msr ttbr0_el1, x1",
+    // T0SZ 25, inner shareable, write-back, EPD1, IPS of 48 bits.
+    "movz x0, #0x3519",
+    "movk x0, #0x0080, lsl #16",
+    "movk x0, #0x5, lsl #32",
+    "msr tcr_el1, x0",
+    "isb",
+    "tlbi vmalle1",
+    "dsb sy",
+    "isb",
+    "mrs x0, sctlr_el1",
+    "orr x0, x0, #1",
+    "orr x0, x0, #4",
+    "msr sctlr_el1, x0",
+    "isb",
+    "mov x3, #0x100000000",
+    "movz x27, #0x0910, lsl #16",
+    "add x27, x27, x3",
+    "movz x30, #0x6660, lsl #16",
+    "1: str w0, [x3]",
+    "str w0, [x3]",
+    "str w0, [x3]",
+    "ldr x1, [x27]",
+    "b 1b",
+    ".org posts_behind_nowhere + 4096",
+);
+
 unsafe extern "C" {
     static posts_code: u8;
+    static posts_behind_nowhere: u8;
 }
 
 const DEVICE: u64 = 0x0900_0000;
@@ -200,6 +238,7 @@ pub fn checks(suite: &mut Suite<Console>) {
     ends_with_its_realm(suite);
     if let Some(pa) = machine::get().argument("absent").and_then(number) {
         absent(suite, pa);
+        behind_nowhere(suite, pa);
     }
     if cpu::count() > 1 {
         beside(suite);
@@ -405,6 +444,63 @@ fn absent(suite: &mut Suite<Console>, pa: u64) {
     );
     suite.check(
         "absent/posted-destroy",
+        guest.destroy(),
+        "not all came back",
+    );
+}
+
+/// The walk to the page before the device's meets an external abort at EL2, while
+/// that serves the access at its vector: the guest goes on where it was, and where
+/// it was is the guest.
+fn behind_nowhere(suite: &mut Suite<Console>, absent: u64) {
+    let bytes = 0x2_0000;
+    let code = &raw const posts_behind_nowhere;
+    let Some(guest) = Tiny::build_new(0, 47, code, bytes, 1) else {
+        suite.check("behind-nowhere/build", false, "no guest");
+        return;
+    };
+    let nowhere = crate::tiny::RAM + 0x3_0000;
+    let page = crate::realm::normal(absent);
+    let mapped = crate::realm::map(guest.rd(), nowhere, 3, page);
+    suite.equal("behind-nowhere/map", mapped, SUCCESS);
+    let block = |ipa: u64| ipa | 1 << 10 | 3 << 8 | 1;
+    let table = guest.memory(0x1_0000);
+    for (index, descriptor) in [
+        // The code's, for reading only.
+        (1, block(crate::tiny::RAM) | 1 << 7),
+        (3, nowhere | 3),
+        (4, block(0) | 1 << 54 | 1 << 53),
+    ] {
+        // SAFETY: memory of the guest's, which is the host's.
+        unsafe { write64(table + 8 * index, descriptor) };
+    }
+    tests::bare::asm::clean(table, table + 4096);
+    suite.check("behind-nowhere/activate", guest.activate(), "a call failed");
+    // Without a page, each access is the host's, at its own offset.
+    let mut exit = guest.go(0, NONE, 0);
+    for _ in 0..4 {
+        let right = exit.access() == Some(0);
+        suite.check("behind-nowhere/offset", right, format_args!("{exit:x?}"));
+        exit = guest.go(0, EMULATE, 0);
+    }
+    fresh(PAGE).show(&open());
+    suite.equal(
+        "behind-nowhere/set",
+        set(&guest, at(PAGE), 0, NEVER),
+        SUCCESS,
+    );
+    let exit = guest.go(0, NONE, 0);
+    let right = exit.access() == Some(0) && exit.esr >> 22 & 3 == 3;
+    suite.check("behind-nowhere/exit", right, format_args!("{exit:x?}"));
+    suite.equal("behind-nowhere/end", set(&guest, 0, 0, 0), SUCCESS);
+    let gone = calls::ask(rmi::Command::RttUnmapUnprotected {
+        rd: guest.rd(),
+        ipa: nowhere,
+        level: 3,
+    });
+    suite.equal("behind-nowhere/unmap", gone[0], SUCCESS);
+    suite.check(
+        "behind-nowhere/destroy",
         guest.destroy(),
         "not all came back",
     );
