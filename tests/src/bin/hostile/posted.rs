@@ -35,6 +35,8 @@ global_asm!(
     "b.eq 5f",
     "cmp x1, #3",
     "b.eq 6f",
+    "cmp x1, #4",
+    "b.eq 7f",
     // So many writes.
     "2: cbz x2, 3f",
     "str w3, [x28]",
@@ -54,6 +56,19 @@ global_asm!(
     // A write, and no more.
     "6: str w2, [x28]",
     "b .",
+    // A read into each register: the bits in which they differ.
+    "7: ldr w4, [x28, x2]",
+    ".irp r, 0, 1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23",
+    "ldr w\\r, [x28, x2]",
+    "eor w\\r, w\\r, w4",
+    "orr w3, w3, w\\r",
+    ".endr",
+    ".irp r, 24, 25, 26, 29, 30",
+    "ldr w\\r, [x28, x2]",
+    "eor w\\r, w\\r, w4",
+    "orr w3, w3, w\\r",
+    ".endr",
+    "b 3b",
     ".org posts_code + 4096",
 );
 
@@ -107,6 +122,8 @@ const ASKS: [u64; 3] = [0, 8, 16];
 
 const COUNT: u64 = 0;
 const READ: u64 = 1;
+/// The same into each register but those that it works with.
+const READ_EACH: u64 = 4;
 const SIZES: u64 = 2;
 const STAY: u64 = 3;
 
@@ -302,6 +319,9 @@ fn well_meant(suite: &mut Suite<Console>, guest: &Tiny) {
     suite.equal("posted/with", set(guest, at(PAGE), DEVICE, NEVER), SUCCESS);
     suite.equal("posted/closed", tell(guest, COUNT, 3).accesses, 3);
     page.show(&open());
+    let came = tell(guest, READ_EACH, FR);
+    let right = (came.accesses, came.told) == (0, Some(0));
+    suite.check("posted/each-register", right, format_args!("{came:x?}"));
     let came = tell(guest, READ, FR);
     let right = (came.accesses, came.told) == (0, Some(0x90));
     suite.check("posted/read", right, format_args!("{came:x?}"));
