@@ -65,7 +65,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("console/input-while-linux-prints", types_while_it_prints).boots(&["debian13"]),
         Case::new("console/instructions", instructions).boots(&["debian13"]),
     ];
-    for how in ["spin", "idle", "timer", "fired"] {
+    for how in ["spin", "idle", "timer", "fired", "again"] {
         for others in [0, 1] {
             let beside = ["", "-beside-another"][others];
             cases.push(Case::new(

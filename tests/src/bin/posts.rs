@@ -10,10 +10,11 @@
 //! | `idle` | waits, with interrupts masked |
 //! | `timer` | the same, and its physical timer fires all the time |
 //! | `fired` | spins, and its physical timer has fired before |
+//! | `again` | spins, and has written before: the host has come for that |
 //! | `off-cpu` | turns the CPU off that wrote |
 //! | `turns` | its CPUs write numbers in turns |
 //!
-//! Before `spin`, `idle`, `timer`, `fired` and `off-cpu` it says when it wrote that, in
+//! Before `spin`, `idle`, `timer`, `fired`, `again` and `off-cpu` it says when it wrote that, in
 //! microseconds of the counter; before all of `spin`, that it has begun.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -95,6 +96,17 @@ mod image {
             "fired" => {
                 CNTP_CVAL_EL0.set(0);
                 CNTP_CTL_EL0.set(1);
+                written();
+                loop {
+                    core::hint::spin_loop();
+                }
+            }
+            "again" => {
+                post!("once\r\n");
+                let later = cpu::now() + CNTFRQ_EL0.get() / 50;
+                while cpu::now() < later {
+                    core::hint::spin_loop();
+                }
                 written();
                 loop {
                     core::hint::spin_loop();
