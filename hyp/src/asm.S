@@ -410,11 +410,10 @@ resume_scratch:
     dsb     nsh                         // no speculation past the return
     isb
 
-// A synchronous exception of a level that is served at the vector, for X1, on
-// the stack X2:
-// posting::serve says by `Served` how to go on. Rust's functions keep X19 to
-// X29. System errors stay masked: what waits is still that level's when it goes on,
-// and so is what the host's page does to it.
+// A synchronous exception of a level that is served at the vector, for X1, on the
+// stack X2: posting::serve says by `Served` how to go on. Rust's functions keep X19
+// to X29. System errors stay masked: what waits is still that level's when it goes
+// on, and so is what the host's page does to it.
     .macro  serve_at_vector
     mov     x19, sp
     mov     x0, sp

@@ -4,8 +4,8 @@
 //! A device tree may name RAM that is not there. What EL2 touches because the
 //! host said so goes through a few routines of asm.S: when a synchronous external
 //! abort strikes inside one, the vector returns to its end, and it says so. An
-//! abort that arrives later, as an SError, is masked at EL2 and is taken by the
-//! level that runs next; a guest's makes its `REC_ENTER` return.
+//! abort that arrives later, as an SError, is not told from EL2's own and ends the
+//! machine, unless EL2 is at its vector still, where it is the level's that comes out.
 
 use arm64::regs::{ELR_EL2, ESR_EL2, FAR_EL2, HPFAR_EL2, SPSR_EL2};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
