@@ -15,7 +15,8 @@ use crate::build;
 use crate::config::{Guest, Mode};
 use crate::guests::catalogue;
 use crate::guests::fetch::Cache;
-use crate::machine::virt::Machine;
+use crate::machine::virt::{DEFAULT_CPU, Machine};
+use crate::run::options::Granule;
 use crate::scratch;
 use crate::setup::qemu::Qemu;
 use crate::ui::Step;
@@ -39,6 +40,14 @@ pub struct Options {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=100))]
     pub repeat: u32,
 
+    /// QEMU's name of the CPU
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_CPU)]
+    pub cpu: String,
+
+    /// Granule of Undercroft's own translation tables
+    #[arg(long, value_name = "GRANULE", default_value = "4k")]
+    pub granule: Granule,
+
     /// An image built before, instead of building one
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
@@ -50,6 +59,8 @@ impl Default for Options {
             guests: vec!["debian13".into()],
             seeds: 3,
             repeat: 1,
+            cpu: DEFAULT_CPU.into(),
+            granule: Granule::K4,
             image: None,
         }
     }
@@ -196,9 +207,13 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
                 step.done("Measured", title);
                 Ok(sum / u64::from(options.seeds))
             };
-            let bare = count("bare", &counted::bare(qemu, &guest), true)?;
-            let machine = counted::under(qemu, &guest, &image, folder.path())?;
-            let under = count("under Undercroft", &machine, false)?;
+            let machine = |machine: Machine| Machine {
+                cpu: options.cpu.clone(),
+                ..machine
+            };
+            let bare = count("bare", &machine(counted::bare(qemu, &guest)), true)?;
+            let under = counted::under(qemu, &guest, &image, options.granule, folder.path())?;
+            let under = count("under Undercroft", &machine(under), false)?;
             rows.push(Row {
                 guest: name.clone(),
                 chatter,

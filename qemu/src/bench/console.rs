@@ -25,6 +25,7 @@ use crate::guests::fetch::Cache;
 use crate::machine::virt::Machine;
 use crate::run::capture::Capture;
 use crate::run::ending::Ending;
+use crate::run::options::Granule;
 use crate::scratch;
 use crate::setup::qemu::Qemu;
 use crate::ui::Step;
@@ -151,7 +152,7 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
         };
         let machines = [
             counted::bare(qemu, &guest),
-            counted::under(qemu, &guest, &image, folder.path())?,
+            counted::under(qemu, &guest, &image, Granule::K4, folder.path())?,
         ];
         for (m, machine) in machines.iter().enumerate() {
             step.at((2 * n + m) as f64 / 4.0);
@@ -165,7 +166,7 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
         }
         if lines != 0 {
             write(first_process::writer(0, lines)?.0)?;
-            let again = counted::under(qemu, &guest, &image, folder.path())?;
+            let again = counted::under(qemu, &guest, &image, Granule::K4, folder.path())?;
             times = [time(&machines[0], true)?, time(&again, false)?];
         }
     }

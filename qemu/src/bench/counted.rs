@@ -19,6 +19,7 @@ use crate::config::Guest;
 use crate::machine::virt::{DEFAULT_CPU, Machine};
 use crate::run::capture::Capture;
 use crate::run::ending::Ending;
+use crate::run::options::Granule;
 use crate::setup::qemu::Qemu;
 use crate::size::Size;
 use crate::ui;
@@ -52,7 +53,13 @@ pub fn bare(qemu: &Qemu, guest: &Guest) -> Machine {
 ///
 /// # Errors
 /// When the bundle cannot be written.
-pub fn under(qemu: &Qemu, guest: &Guest, image: &Image, folder: &Path) -> Result<Machine> {
+pub fn under(
+    qemu: &Qemu,
+    guest: &Guest,
+    image: &Image,
+    granule: Granule,
+    folder: &Path,
+) -> Result<Machine> {
     let file = folder.join("bundle.cpio");
     fs::write(&file, bundle::pack(std::slice::from_ref(guest))?)
         .with_context(|| format!("cannot write {}", file.display()))?;
@@ -66,7 +73,7 @@ pub fn under(qemu: &Qemu, guest: &Guest, image: &Image, folder: &Path) -> Result
         ram: RAM,
         kernel: Some(image.file.clone()),
         initrd: Some(file),
-        append: format!("undercroft.granule=4k undercroft.loglevel=info{log}"),
+        append: format!("undercroft.granule={granule} undercroft.loglevel=info{log}"),
         // The same at each boot, as all that could make a difference.
         end: Some(Token::of_bits(1)),
         el2: true,

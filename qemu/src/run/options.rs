@@ -1,6 +1,7 @@
 //! The options of `cargo qemu run`, each with a default for a first run.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -218,6 +219,13 @@ pub enum Granule {
     K64,
 }
 
+impl fmt::Display for Granule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value();
+        f.pad(value.as_ref().map_or("", |value| value.get_name()))
+    }
+}
+
 /// A level of the log; later ones hold the earlier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Level {
@@ -254,7 +262,7 @@ impl Boot {
         };
         let mut text = format!(
             "undercroft.granule={} undercroft.loglevel={}",
-            name(self.granule.to_possible_value()),
+            self.granule,
             name(level.to_possible_value())
         );
         if log_uart {
