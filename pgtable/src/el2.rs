@@ -14,13 +14,13 @@ use crate::geometry::{
 };
 use crate::granule::Granule;
 use crate::maintenance::Maintenance;
-use crate::map::MapJob;
+use crate::map::{MapJob, Mapping};
 use crate::mem::TableMem;
 use crate::plan::Regime;
 use crate::sink::Ignore;
 use crate::stage2::{Leaves, typed};
-use crate::tree::{Core, Over};
-use crate::unmap::{Partial, UnmapJob};
+use crate::tree::{Core, Exclusive, Over};
+use crate::unmap::{Partial, Unmap, UnmapJob};
 
 const AP_RES1: u64 = 1 << 6;
 const AP_READ_ONLY: u64 = 1 << 7;
@@ -332,12 +332,9 @@ impl<M: TableMem> El2Map<M> {
             clean: false,
             fetched: false,
             clean_old: false,
-            exclusive: true,
         };
-        typed(
-            self.core
-                .map(maint, &mut Ignore, &job, &mut Budget::unlimited()),
-        )
+        let (sink, all) = (&mut Ignore, &mut Budget::unlimited());
+        typed(Mapping::<M, T, _, Exclusive>::new(&self.core, maint, sink, job, all).run())
     }
 
     /// Removes what a range maps, splitting blocks at its ends.
@@ -361,12 +358,9 @@ impl<M: TableMem> El2Map<M> {
             blank: 0,
             partial: Partial::Split,
             clean: false,
-            exclusive: true,
         };
-        typed(
-            self.core
-                .unmap(maint, &mut Ignore, &job, &mut Budget::unlimited()),
-        )
+        let (sink, all) = (&mut Ignore, &mut Budget::unlimited());
+        typed(Unmap::<M, T, _, Exclusive>::new(&self.core, maint, sink, job, all).run())
     }
 
     /// Where a VA goes, and what is allowed there.

@@ -113,12 +113,12 @@ pub(crate) const CACHE_STEP: u64 = 2 << 20;
 
 /// How much work an operation on a range may do before it returns.
 ///
-/// The unit is one entry visited, one table made or freed, or 4 KiB of data
-/// cache maintenance ([`CacheOp`](crate::CacheOp)). An operation always does
-/// at least one unit, and 2 MiB of cache maintenance if there are so many, so
-/// a loop that calls it makes progress. The memory of a large block is cleaned
-/// in as many calls as the budget makes of it, its entry being frozen between
-/// them.
+/// The unit is one entry visited, one table made or freed (and each of its
+/// entries, if somebody is told of them), or 4 KiB of data cache maintenance
+/// ([`CacheOp`](crate::CacheOp)). An operation always does at least one piece
+/// of work, so that a loop that calls it makes progress, and may go over its
+/// budget by one: an entry, a table of pages, or a leaf whose memory is cleaned,
+/// which is of 2 MiB at most.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Budget(u64);
 
@@ -147,7 +147,12 @@ impl Budget {
     /// Spends what maintaining caches for `bytes` costs.
     #[inline]
     pub(crate) fn spend_bytes(&mut self, bytes: u64) {
-        self.spend(bytes / CACHE_UNIT);
+        self.spend(Self::of_bytes(bytes));
+    }
+
+    /// What maintaining caches for `bytes` costs.
+    pub(crate) const fn of_bytes(bytes: u64) -> u64 {
+        bytes / CACHE_UNIT
     }
 
     /// Spends `units`, down to zero.

@@ -11,21 +11,10 @@
 //!
 //! A frozen entry keeps the old entry's other bits. It is invalid for
 //! hardware, is no annotation, and everybody else answers
-//! [`Busy`](crate::Error::Busy) to it. Bit 63 says that it was a table, bits
-//! \[62:61\] whose it is:
-//!
-//! | \[62:61\] | meaning |
-//! |---|---|
-//! | 00 | *held*: the CPU that froze it is at work |
-//! | 01 | *coming*: to be a leaf when the caches of its memory are clean |
-//! | 10 | *going*: out of all TLBs, its memory is cleaned or its table freed |
-//! | 11 | *held*, and what stood there is kept elsewhere, or was nothing |
-//!
-//! Coming and going entries are *parked*: the operation returned in the
-//! middle because its budget had ended, and belongs to nobody until it is
-//! called again. The bits of a block's address that are below its span say
-//! how many bytes are clean. Only entries of the first row are counted in
-//! their tables, and leaves that wait for the sync of a gather.
+//! [`Busy`](crate::Error::Busy) to it: the CPU that froze it is at work, or
+//! holds it for a change that has a part elsewhere. Bit 63 says that it was a
+//! table, bit 62 that nothing of it stands there: the entry was invalid, or
+//! is a leaf that a gather took out.
 
 use crate::addr::{Level, Pa};
 use crate::attrs::{Access, Age, Attrs, Device, Dirty, Execute, Memory, Share};
@@ -38,17 +27,11 @@ pub(crate) const TYPE_TABLE: u64 = 0b11;
 pub(crate) const TYPE_BLOCK: u64 = 0b01;
 pub(crate) const TYPE_FROZEN: u64 = 0b10;
 pub(crate) const FROZEN_TABLE: u64 = 1 << 63;
-pub(crate) const PARKED: u64 = 0b11 << 61;
-pub(crate) const COMING: u64 = 0b01 << 61;
-pub(crate) const GOING: u64 = 0b10 << 61;
-pub(crate) const HELD_EMPTY: u64 = 0b11 << 61;
-/// A leaf that was taken out for later: a gather's sync empties the entry.
-pub(crate) const GATHERED: u64 = TYPE_FROZEN | HELD_EMPTY | 1 << 2;
-
-/// The first entry of a table that is being freed and has nothing of its own
-/// left: the number of those done stands above.
-const RECLAIMED: u64 = TYPE_FROZEN | HELD_EMPTY | 1 << 3;
-const RECLAIMED_SHIFT: u32 = 4;
+/// Nothing of what stood there is in the entry, nor counted.
+pub(crate) const ELSEWHERE: u64 = 1 << 62;
+/// A leaf that was taken out for later: a gather's sync empties the entry,
+/// which is counted until then.
+pub(crate) const GATHERED: u64 = TYPE_FROZEN | ELSEWHERE | 1 << 2;
 
 const S2AP_SHIFT: u32 = 6;
 pub(crate) const S2AP_READ: u64 = 1 << S2AP_SHIFT;
@@ -102,7 +85,7 @@ pub(crate) const fn freeze(raw: u64, level: i8) -> u64 {
     } else {
         0
     };
-    (raw & !(TYPE | FROZEN_TABLE | PARKED)) | TYPE_FROZEN | was_table
+    (raw & !(TYPE | FROZEN_TABLE | ELSEWHERE)) | TYPE_FROZEN | was_table
 }
 
 /// True for a frozen entry that was a table. No table hangs below level 3,
@@ -112,57 +95,14 @@ pub(crate) const fn was_table(raw: u64, level: i8) -> bool {
     level < 3 && raw & FROZEN_TABLE != 0
 }
 
-/// True for an entry on its way out that no CPU is at work on.
-#[inline]
-pub(crate) const fn is_going(raw: u64) -> bool {
-    raw & (TYPE | PARKED) == TYPE_FROZEN | GOING
-}
-
-/// True for an entry that nothing stands in yet, whoever's it is.
-#[inline]
-pub(crate) const fn is_coming(raw: u64) -> bool {
-    raw & (TYPE | COMING) == TYPE_FROZEN | COMING
-}
-
 /// True for an entry that a TLB may know: what hardware may walk, and what was
-/// taken out and not parked, so that its invalidation may not be done.
+/// taken out by somebody whose invalidation may not be done.
 #[inline]
 pub(crate) const fn may_be_known(raw: u64, level: i8) -> bool {
     is_table(raw, level)
         || is_leaf(raw, level)
         || raw == GATHERED
-        || (is_frozen(raw) && raw & PARKED == 0)
-}
-
-/// The bits of a leaf of `level` that say how much of a parked one is clean.
-#[inline]
-pub(crate) const fn cleaned_mask(shape: &Shape, level: i8) -> u64 {
-    (shape.span_at(level) - 1) & !shape.page_mask()
-}
-
-/// The parked form of a leaf, valid or frozen, of which `cleaned` bytes (not
-/// all of them) are clean.
-#[inline]
-pub(crate) const fn park(shape: &Shape, raw: u64, level: i8, kind: u64, cleaned: u64) -> u64 {
-    let bare = raw & !(TYPE | FROZEN_TABLE | PARKED | cleaned_mask(shape, level));
-    bare | TYPE_FROZEN | kind | cleaned
-}
-
-/// The first entry of a table of which `entries` (not 0) are freed.
-#[inline]
-pub(crate) const fn reclaimed_to(entries: usize) -> u64 {
-    RECLAIMED | (entries as u64) << RECLAIMED_SHIFT
-}
-
-/// How many entries of a table are freed, by its first entry.
-#[inline]
-pub(crate) const fn reclaimed(first: u64) -> usize {
-    const NUMBER: u64 = 0xffff << RECLAIMED_SHIFT;
-    if first & !NUMBER == RECLAIMED {
-        ((first & NUMBER) >> RECLAIMED_SHIFT) as usize
-    } else {
-        0
-    }
+        || (is_frozen(raw) && raw & ELSEWHERE == 0)
 }
 
 /// What [`freeze`] was given.
@@ -173,7 +113,7 @@ pub(crate) const fn thaw(raw: u64, level: i8) -> u64 {
     } else {
         leaf_type(level)
     };
-    (raw & !(TYPE | FROZEN_TABLE | PARKED)) | kind
+    (raw & !(TYPE | FROZEN_TABLE | ELSEWHERE)) | kind
 }
 
 /// The descriptor of a table at `pa`. It has no attributes at stage 2, and

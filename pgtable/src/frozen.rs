@@ -2,10 +2,10 @@
 
 use crate::addr::{Ipa, Level, Pa};
 use crate::attrs::Attrs;
-use crate::error::{Budget, Error};
+use crate::error::Error;
 use crate::format::{self, Annotation, Entry, VALID};
 use crate::geometry::Shape;
-use crate::maintenance::{CacheOp, Maintenance};
+use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
 use crate::stage2::Stage2;
@@ -23,8 +23,6 @@ pub struct Frozen<'t, M: TableMem> {
     tree: &'t Stage2<M>,
     slot: Slot<M::Table>,
     ipa: u64,
-    /// The new output address that was cleaned, and how far.
-    cleaned: (Pa, u64),
 }
 
 /// What a frozen entry becomes.
@@ -49,7 +47,7 @@ impl<M: TableMem> Stage2<M> {
     /// assert_eq!(frozen.old(), Entry::Invalid(Annotation::EMPTY));
     /// assert_eq!(tree.freeze(ipa, Level::L1).err(), Some(Error::Busy));
     /// // Something outside is done, and works.
-    /// frozen.commit(&mut cpu, Change::Leaf(Pa::new(0x8000_0000), Attrs::MEMORY))?;
+    /// frozen.commit(&mut cpu, Change::Leaf(Pa::new(0x8000_0000), Attrs::DEVICE))?;
     /// assert!(tree.translate(ipa).is_some());
     /// # let _ = (&mut tree, &mut cpu, all);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -83,7 +81,7 @@ impl<M: TableMem> Stage2<M> {
                 format::freeze(raw, level.get())
             } else {
                 // What it said is kept here, not there.
-                format::TYPE_FROZEN | format::HELD_EMPTY
+                format::TYPE_FROZEN | format::ELSEWHERE
             };
             match core.mem.cas(slot.table, slot.index, raw, frozen) {
                 Ok(()) => break,
@@ -98,7 +96,6 @@ impl<M: TableMem> Stage2<M> {
             tree: self,
             slot,
             ipa: slot.base(ipa.get()),
-            cleaned: (Pa::new(0), 0),
         })
     }
 }
@@ -111,64 +108,33 @@ impl<M: TableMem> Frozen<'_, M> {
             .decode(self.slot.raw, Shape::level(self.slot.level))
     }
 
-    /// Cleans the caches of the memory that [`commit`](Self::commit) shall
-    /// map, where this CPU needs it, as far as the budget goes. True when all
-    /// is done. What is not done so, `commit` does, however long it takes.
-    pub fn clean<T: Maintenance>(
-        &mut self,
-        maint: &mut T,
-        change: &Change,
-        budget: &mut Budget,
-    ) -> bool {
-        let core = &self.tree.core;
-        let &Change::Leaf(pa, attrs) = change else {
-            return true;
-        };
-        let size = 1 << self.slot.shift;
-        let wanted = match self.tree.geometry.encode_attrs(attrs) {
-            Ok(bits) => core.needs_clean(bits),
-            Err(_) => false,
-        };
-        if !wanted || !pa.is_aligned(self.slot.shift) {
-            return true;
-        }
-        if self.cleaned.0 != pa {
-            self.cleaned = (pa, 0);
-        }
-        if self.cleaned.1 < size {
-            self.cleaned.1 = core.clean(maint, pa, size, self.cleaned.1, budget);
-        }
-        self.cleaned.1 == size
-    }
-
     /// Gives the entry its new value; if it was a leaf, after every TLB has
     /// forgotten that. The caches of what it mapped are not maintained.
     ///
     /// # Errors
-    /// As [`Geometry::encode_leaf`](crate::Geometry::encode_leaf): the old
-    /// entry is put back.
-    pub fn commit<T: Maintenance>(mut self, maint: &mut T, change: Change) -> Result<(), Error> {
-        let core = &self.tree.core;
-        let slot = self.slot;
-        let new = match change {
-            Change::Invalid(annotation) => annotation.get(),
-            Change::Leaf(pa, attrs) => {
-                self.tree
-                    .geometry
-                    .encode_leaf(pa, attrs, Shape::level(slot.level))?
+    /// As [`Geometry::encode_leaf`](crate::Geometry::encode_leaf), and
+    /// `BlockLevel` for more than 2 MiB whose caches would have to be cleaned:
+    /// the old entry is put back.
+    pub fn commit<T: Maintenance>(self, maint: &mut T, change: Change) -> Result<(), Error> {
+        let new = match self.encode(change) {
+            Ok(new) => new,
+            Err(why) => {
+                self.rollback(maint);
+                return Err(why);
             }
         };
+        let core = &self.tree.core;
+        let slot = self.slot;
         if mutant!(CommitWithoutInvalidate, slot.raw & VALID != 0, false) {
             let mut pending = Pending::new();
             let end = self.ipa + (1 << slot.shift);
             pending.leaves(&core.shape, self.ipa, end, slot.level);
             let _done = sync::sync(maint, &core.tlb, &pending);
         }
-        if mutant!(CommitNoCaches, new & VALID != 0, false) {
-            let _whole = self.clean(maint, &change, &mut Budget::unlimited());
-            if core.needs_fetch_sync(new) {
-                maint.cache(CacheOp::InvalidateInstructions);
-            }
+        if let Change::Leaf(pa, _) = change
+            && mutant!(CommitNoCaches, true, false)
+        {
+            core.maintain(maint, new, pa, 1 << slot.shift);
         }
         core.mem.store(slot.table, slot.index, new);
         // What is frozen as empty is not counted meanwhile.
@@ -186,6 +152,21 @@ impl<M: TableMem> Frozen<'_, M> {
 }
 
 impl<M: TableMem> Frozen<'_, M> {
+    fn encode(&self, change: Change) -> Result<u64, Error> {
+        let core = &self.tree.core;
+        match change {
+            Change::Invalid(annotation) => Ok(annotation.get()),
+            Change::Leaf(pa, attrs) => {
+                let level = Shape::level(self.slot.level);
+                let leaf = self.tree.geometry.encode_leaf(pa, attrs, level)?;
+                if core.needs_clean(leaf) && level.get() < core.shape.cleaned_top() {
+                    return Err(Error::BlockLevel { level });
+                }
+                Ok(leaf)
+            }
+        }
+    }
+
     /// Puts the old entry back and makes that visible to walkers.
     pub fn rollback<T: Maintenance>(self, maint: &mut T) {
         let core = &self.tree.core;

@@ -236,6 +236,14 @@ impl Shape {
         }
     }
 
+    /// The same with leaves of [`cleaned_top`](Self::cleaned_top) at most.
+    const fn cleaned(self) -> Self {
+        Self {
+            leaf_levels: self.leaf_levels & (u8::MAX << self.cleaned_top()),
+            ..self
+        }
+    }
+
     #[inline]
     pub(crate) const fn level(level: i8) -> Level {
         match Level::new(level) {
@@ -436,6 +444,16 @@ impl Shape {
         } else {
             self.page_mask
         }
+    }
+
+    /// The level of the largest leaves whose memory is cleaned in one step of
+    /// [`CACHE_STEP`](crate::error::CACHE_STEP) at most.
+    pub(crate) const fn cleaned_top(&self) -> i8 {
+        let mut level = 3;
+        while level > 0 && bytes(self.shift(level - 1)) <= crate::error::CACHE_STEP {
+            level -= 1;
+        }
+        level
     }
 
     /// The largest level, at or below `top`, whose leaf fits at `ia`, `oa`
@@ -835,6 +853,16 @@ impl Geometry {
             features,
             errata: Errata::NONE,
         }
+    }
+
+    /// The same for a tree whose every leaf may have to be cleaned. Without
+    /// FEAT_S2FWB its leaves are of 2 MiB at most.
+    pub(crate) const fn cleaned(self) -> Self {
+        if self.features.fwb {
+            return self;
+        }
+        let shape = self.shape.cleaned();
+        Self { shape, ..self }
     }
 
     /// The tree's arithmetic.

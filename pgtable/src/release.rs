@@ -1,31 +1,27 @@
 //! What is broken and invalidated is released: memory is cleaned and told, cut
-//! tables are freed, frozen entries get their final value. Step 3 of every
-//! removal (see `unmap`), and of what a mapping replaces.
+//! tables are freed. The last step of every removal (see `unmap`), and of what a
+//! mapping replaces.
 //!
-//! Whoever calls holds the frozen entries, and has the proof of their
-//! invalidation. A budget that ends leaves the rest parked.
+//! Whoever calls has the proof of the invalidation, and has spent the work's
+//! budget when it broke the entries: nothing stops here.
 
 use crate::addr::Pa;
 use crate::error::Budget;
-use crate::format::{self, GOING};
+use crate::format;
 use crate::geometry::Shape;
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
-use crate::sink::{LeafSink, RemovedLeaf};
+use crate::sink::{LeafSink, RemovedLeaf, RemovedRun};
 use crate::sync::Synced;
 use crate::tree::Core;
-use crate::unmap::UnmapJob;
 
 /// What becomes of removed leaves, after their invalidation.
 pub(crate) trait Release {
     /// False: leaves need not be visited.
     const WANTS: bool;
-    /// Leaves take work that is in the budget.
-    const STEPS: bool;
 
-    /// Gets a leaf of which `cleaned` bytes are clean and told. Returns how
-    /// many are then; when all, the leaf is done with.
-    fn leaf(&mut self, leaf: RemovedLeaf, cleaned: u64, budget: &mut Budget) -> u64;
+    /// Gets leaves in a row.
+    fn run(&mut self, run: RemovedRun);
 }
 
 /// Leaves are told, no more.
@@ -33,19 +29,17 @@ pub(crate) struct Tell<'a, S>(pub(crate) &'a mut S);
 
 impl<S: LeafSink> Release for Tell<'_, S> {
     const WANTS: bool = S::WANTS;
-    const STEPS: bool = false;
 
     #[inline]
-    fn leaf(&mut self, leaf: RemovedLeaf, cleaned: u64, _: &mut Budget) -> u64 {
-        self.0.leaf(leaf.part(cleaned, leaf.size()));
-        leaf.size()
+    fn run(&mut self, run: RemovedRun) {
+        self.0.run(run);
     }
 }
 
 /// The caches of leaves are cleaned and invalidated, then they are told: the
 /// guest may have written past the caches.
-pub(crate) struct CleanAndTell<'a, M, T, S> {
-    pub(crate) core: &'a Core<M>,
+pub(crate) struct CleanAndTell<'a, T, S> {
+    pub(crate) fwb: bool,
     pub(crate) maint: &'a mut T,
     pub(crate) sink: &'a mut S,
     /// Output minus input address of a mapping that takes the leaf's place:
@@ -53,247 +47,161 @@ pub(crate) struct CleanAndTell<'a, M, T, S> {
     pub(crate) stays: Option<u64>,
 }
 
-impl<M: TableMem, T: Maintenance, S: LeafSink> Release for CleanAndTell<'_, M, T, S> {
+impl<T: Maintenance, S: LeafSink> Release for CleanAndTell<'_, T, S> {
     const WANTS: bool = true;
-    const STEPS: bool = true;
 
-    fn leaf(&mut self, leaf: RemovedLeaf, cleaned: u64, budget: &mut Budget) -> u64 {
-        let offset = leaf.pa().get().wrapping_sub(leaf.ia());
-        let mut to = leaf.size();
-        if format::is_seen_uncached(leaf.raw(), self.core.fwb) && self.stays != Some(offset) {
-            to = self
-                .core
-                .clean(self.maint, leaf.pa(), leaf.size(), cleaned, budget);
+    fn run(&mut self, run: RemovedRun) {
+        let offset = run.pa().get().wrapping_sub(run.ia());
+        if format::is_seen_uncached(run.raw(), self.fwb) && self.stays != Some(offset) {
+            self.maint.cache(CacheOp::CleanInvalidateData {
+                pa: run.pa(),
+                size: run.size(),
+            });
         }
-        self.sink.leaf(leaf.part(cleaned, to));
-        to
+        self.sink.run(run);
     }
 }
 
-impl<M: TableMem> Core<M> {
-    /// Step 3 of an unmapping. Returns where the budget ended, if it did.
-    pub(crate) fn release_range<T: Maintenance, S: LeafSink>(
-        &self,
-        maint: &mut T,
-        sink: &mut S,
-        job: &UnmapJob,
-        range: (u64, u64),
-        done: &Synced,
-        budget: &mut Budget,
-    ) -> Option<u64> {
-        if job.clean {
-            let core = self;
-            let stays = None;
-            let mut clean = CleanAndTell {
-                core,
-                maint,
-                sink,
-                stays,
-            };
-            self.release(&mut clean, job, range, done, budget)
-        } else {
-            self.release(&mut Tell(sink), job, range, done, budget)
+/// Neighbouring leaves that are met one by one, gathered into runs.
+pub(crate) struct Row {
+    first: u64,
+    raw: u64,
+    /// The descriptor that would go on with the row; [`NO_PAGE`] is none.
+    next: u64,
+    count: u64,
+    level: i8,
+}
+
+/// What is no page: 01 is reserved at level 3.
+const NO_PAGE: u64 = 0b01;
+
+impl Row {
+    pub(crate) const fn of(level: i8) -> Self {
+        Self {
+            first: 0,
+            raw: 0,
+            next: NO_PAGE,
+            count: 0,
+            level,
         }
     }
 
-    /// Step 3: gives frozen entries in `[start, end)` their final value, after
-    /// their memory was cleaned, `out` told and cut tables freed. Returns
-    /// where the budget ended, if it did: what is left is parked then.
-    fn release<R: Release>(
+    /// Meets an entry of a table of pages. True when it goes on with the row.
+    #[inline]
+    pub(crate) fn page(&mut self, raw: u64, step: u64) -> bool {
+        if raw != self.next {
+            return false;
+        }
+        self.count = self.count.wrapping_add(1);
+        self.next = raw.wrapping_add(step);
+        true
+    }
+
+    /// Meets the leaf that stood at `at`, the next entry of its table.
+    #[inline]
+    pub(crate) fn leaf<R: Release>(&mut self, shape: &Shape, out: &mut R, at: u64, raw: u64) {
+        if raw != self.next || self.count == 0 {
+            self.end(shape, out);
+            (self.first, self.raw) = (at, raw);
+        }
+        self.count = self.count.wrapping_add(1);
+        self.next = raw.wrapping_add(shape.span_at(self.level));
+    }
+
+    /// Meets something else, or nothing more: the row is told.
+    #[inline]
+    pub(crate) fn end<R: Release>(&mut self, shape: &Shape, out: &mut R) {
+        if self.count > 0 {
+            let first = RemovedLeaf::new(shape, self.first, self.level, self.raw);
+            out.run(RemovedRun::new(first, self.count));
+        }
+        (self.next, self.count) = (NO_PAGE, 0);
+    }
+}
+
+/// A table that was cut off the tree, or never was in it.
+#[derive(Clone, Copy)]
+pub(crate) struct Cut {
+    pub(crate) pa: u64,
+    /// That of its entries.
+    pub(crate) level: i8,
+    /// The first address that it translated.
+    pub(crate) base: u64,
+}
+
+impl<M: TableMem> Core<M> {
+    /// Frees the table at `pa`, whose entries are of `level`, and all below
+    /// it, telling `out` of leaves. A table of pages is one piece.
+    pub(crate) fn reclaim<R: Release>(&self, table: Cut, out: &mut R, done: &Synced) {
+        let all = &mut Budget::unlimited();
+        let _whole = self.reclaim_from(table, table.base, out, done, all);
+    }
+
+    /// As [`reclaim`](Self::reclaim) from `from` on: what is before is done.
+    /// Returns where the budget ended, if it did: from there on the tables are
+    /// still there.
+    pub(crate) fn reclaim_from<R: Release>(
         &self,
+        Cut { pa, level, base }: Cut,
+        from: u64,
         out: &mut R,
-        job: &UnmapJob,
-        (start, end): (u64, u64),
         done: &Synced,
         budget: &mut Budget,
     ) -> Option<u64> {
-        let of_blank = self.counting.of(job.blank);
-        let mut ia = start;
-        let mut progress = false;
-        while ia < end {
-            let slot = self.walk_to(ia, 3);
-            let level = slot.level;
-            let step = 1u64 << slot.shift;
-            let mut at = slot.base(ia);
-            let mut more = 0;
-            let mut stopped = None;
-            for index in slot.index..slot.index + self.entries_left(&slot) {
-                if at >= end {
-                    break;
+        let entries = self.shape.table_entries();
+        if R::WANTS || level < 3 {
+            let table = self.mem.locate(Pa::new(pa));
+            let step = self.shape.span_at(level);
+            let first = from.saturating_sub(base) >> self.shape.shift(level);
+            let mut at = base.wrapping_add(first << self.shape.shift(level));
+            let mut row = Row::of(level);
+            for index in first as usize..entries {
+                let raw = self.mem.load(table, index);
+                if level == 3 && row.page(raw, step) {
+                    at = at.wrapping_add(step);
+                    continue;
                 }
-                let raw = self.mem.load(slot.table, index);
-                if format::is_frozen(raw) && !format::is_coming(raw) {
-                    if progress && (R::STEPS || format::was_table(raw, level)) && budget.is_spent()
-                    {
-                        stopped = Some((at, at));
-                        break;
+                let frozen = format::is_frozen(raw);
+                if format::is_table(raw, level) || (frozen && format::was_table(raw, level)) {
+                    row.end(&self.shape, out);
+                    let below = Cut {
+                        pa: self.shape.decode_oa(raw),
+                        level: level + 1,
+                        base: at,
+                    };
+                    let stopped = self.reclaim_from(below, from, out, done, budget);
+                    if stopped.is_some() {
+                        return stopped;
                     }
-                    progress = true;
-                    if format::was_table(raw, level) {
-                        let table = self.shape.decode_oa(raw);
-                        if !self.reclaim(table, level + 1, at, out, done, budget) {
-                            stopped = Some((at, at));
-                            break;
-                        }
-                    } else {
-                        let cleaned = raw & format::cleaned_mask(&self.shape, level);
-                        let leaf =
-                            RemovedLeaf::new(&self.shape, at, level, self.leaf_of(raw, level));
-                        let to = out.leaf(leaf, cleaned, budget);
-                        if to < step {
-                            let parked = format::park(&self.shape, raw, level, GOING, to);
-                            self.mem.store(slot.table, index, parked);
-                            // Inside the block: this much is done of it. What
-                            // is dropped outside the range is no progress in
-                            // it, nor is its last page any while that lasts.
-                            let last = job.end - self.shape.page_mask() - 1;
-                            let next = (at + to).max(job.start).min(last);
-                            stopped = Some((next, at + step));
-                            break;
-                        }
+                    if budget.is_spent() && index + 1 < entries {
+                        return Some(at.wrapping_add(step));
                     }
-                    self.mem.store(slot.table, index, job.blank);
-                    more += of_blank;
-                } else if format::is_table(raw, level) {
-                    break;
+                } else if R::WANTS && format::is_leaf(raw, level) {
+                    row.leaf(&self.shape, out, at, raw);
+                } else if R::WANTS && frozen && raw & format::ELSEWHERE == 0 {
+                    row.leaf(&self.shape, out, at, format::thaw(raw, level));
+                } else {
+                    row.end(&self.shape, out);
                 }
-                at += step;
+                at = at.wrapping_add(step);
             }
-            if more != 0 {
-                self.mem.add_count(Pa::new(slot.pa), more);
-            }
-            if let Some((next, held)) = stopped {
-                if !job.exclusive {
-                    self.park_range(held, end);
-                }
-                return Some(next);
-            }
-            // A table that the loop stopped at is entered next. If it is the
-            // first entry, which the walk took for none, another CPU has
-            // just made it: nothing of ours is in it.
-            ia = if at > ia { at } else { slot.end(ia) };
+            row.end(&self.shape, out);
+        }
+        budget.spend(self.table_units::<R>(level));
+        if mutant!(TableLeaked, true, false) {
+            self.mem.free(Pa::new(pa), Shape::level(level), done);
         }
         None
     }
 
-    /// Parks the leaves in `[start, end)`, all of which this CPU holds frozen.
-    pub(crate) fn park_range(&self, start: u64, end: u64) {
-        let mut ia = start;
-        while ia < end {
-            let slot = self.walk_to(ia, 3);
-            self.mem.store(slot.table, slot.index, slot.raw | GOING);
-            ia = slot.end(ia);
-        }
-    }
-
-    /// Frees the table at `pa`, whose entries are of `level`, and all below
-    /// it, telling `out` of leaves. False when the budget ended before: the
-    /// table is still there, with what is done taken out of it.
-    pub(crate) fn reclaim<R: Release>(
-        &self,
-        pa: u64,
-        level: i8,
-        base: u64,
-        out: &mut R,
-        done: &Synced,
-        budget: &mut Budget,
-    ) -> bool {
-        if level == 3 && !R::WANTS {
-            budget.spend(1);
-            self.give_back(pa, level, done);
-            return true;
-        }
-        let table = self.mem.locate(Pa::new(pa));
-        let entries = self.shape.table_entries();
-        let step = self.shape.span_at(level);
-        let mut at = base;
-        // One child, or one step of cleaning, at least: every call gets on.
-        let mut progress = false;
-        let from = format::reclaimed(self.mem.load(table, 0));
-        at = at.wrapping_add(step.wrapping_mul(from as u64));
-        for index in from..entries {
-            let raw = self.mem.load(table, index);
-            if raw & format::TYPE != 0 {
-                let frozen = format::is_frozen(raw);
-                let is_table =
-                    format::is_table(raw, level) || (frozen && format::was_table(raw, level));
-                let leaf = R::WANTS
-                    && (format::is_leaf(raw, level) || (frozen && !format::is_coming(raw)));
-                let mut gone = true;
-                if (is_table || (R::STEPS && leaf)) && progress && budget.is_spent() {
-                    gone = false;
-                } else if is_table {
-                    progress = true;
-                    let child = self.shape.decode_oa(raw);
-                    if level == 2 && !R::WANTS {
-                        // As if called for it, and that is most of the work.
-                        budget.spend(1);
-                        self.give_back(child, 3, done);
-                    } else {
-                        gone = self.reclaim(child, level + 1, at, out, done, budget);
-                    }
-                } else if leaf {
-                    progress = true;
-                    let (old, cleaned) = if frozen {
-                        let mask = format::cleaned_mask(&self.shape, level);
-                        (self.leaf_of(raw, level), raw & mask)
-                    } else {
-                        (raw, 0)
-                    };
-                    let leaf = RemovedLeaf::new(&self.shape, at, level, old);
-                    let to = out.leaf(leaf, cleaned, budget);
-                    if to < step {
-                        let parked = format::park(&self.shape, raw, level, GOING, to);
-                        self.mem.store(table, index, parked);
-                        gone = false;
-                    }
-                }
-                if !gone {
-                    if index > from {
-                        // What is done must not be met again.
-                        self.mem.store(table, 0, format::reclaimed_to(index));
-                    }
-                    return false;
-                }
-            }
-            at = at.wrapping_add(step);
-        }
-        budget.spend(1 + entries as u64);
-        self.give_back(pa, level, done);
-        true
-    }
-
+    /// What freeing a table of entries of `level` costs: a unit, and one more
+    /// for each entry that is looked at.
     #[inline]
-    fn give_back(&self, table: u64, level: i8, done: &Synced) {
-        if mutant!(TableLeaked, true, false) {
-            self.mem.free(Pa::new(table), Shape::level(level), done);
+    pub(crate) const fn table_units<R: Release>(&self, level: i8) -> u64 {
+        if R::WANTS || level < 3 {
+            1 + self.shape.table_entries() as u64
+        } else {
+            1
         }
-    }
-
-    /// The leaf that a frozen entry was.
-    #[inline]
-    pub(crate) fn leaf_of(&self, raw: u64, level: i8) -> u64 {
-        format::thaw(raw, level) & !format::cleaned_mask(&self.shape, level)
-    }
-
-    /// Cleans and invalidates the data caches of `[pa, pa + size)` from byte
-    /// `cleaned` on as far as the budget goes, a step at least. Returns how
-    /// far it came.
-    pub(crate) fn clean<T: Maintenance>(
-        &self,
-        maint: &mut T,
-        pa: Pa,
-        size: u64,
-        cleaned: u64,
-        budget: &mut Budget,
-    ) -> u64 {
-        let room = budget.bytes_left() & !self.shape.page_mask();
-        let step = room.min(size - cleaned);
-        maint.cache(CacheOp::CleanInvalidateData {
-            pa: Pa::new(pa.get() + cleaned),
-            size: step,
-        });
-        budget.spend_bytes(step);
-        cleaned + step
     }
 }

@@ -15,6 +15,7 @@ pub struct RemovedLeaf {
 }
 
 impl RemovedLeaf {
+    #[inline]
     pub(crate) fn new(shape: &Shape, ia: u64, level: i8, raw: u64) -> Self {
         Self {
             ia,
@@ -26,16 +27,6 @@ impl RemovedLeaf {
             )),
             raw,
             size: 1 << shape.shift(level),
-        }
-    }
-
-    /// The bytes `[from, to)` of it.
-    pub(crate) const fn part(self, from: u64, to: u64) -> Self {
-        Self {
-            ia: self.ia + from,
-            pa: Pa::new(self.pa.get() + from),
-            size: to - from,
-            ..self
         }
     }
 
@@ -54,8 +45,7 @@ impl RemovedLeaf {
         self.pa
     }
 
-    /// Bytes: what an entry of the level covers, or a part of that if a
-    /// budget ended while it was cleaned.
+    /// Bytes: what an entry of the level covers.
     pub const fn size(&self) -> u64 {
         self.size
     }
@@ -66,18 +56,80 @@ impl RemovedLeaf {
     }
 }
 
+/// Neighbouring leaves of one table that were removed together, whose output
+/// is adjacent and which were alike in all else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RemovedRun {
+    first: RemovedLeaf,
+    count: u64,
+}
+
+impl RemovedRun {
+    #[inline]
+    pub(crate) const fn new(first: RemovedLeaf, count: u64) -> Self {
+        Self { first, count }
+    }
+
+    /// The first input address.
+    pub const fn ia(&self) -> u64 {
+        self.first.ia
+    }
+
+    /// The level of the leaves.
+    pub const fn level(&self) -> Level {
+        self.first.level
+    }
+
+    /// The first output address.
+    pub const fn pa(&self) -> Pa {
+        self.first.pa
+    }
+
+    /// Bytes of all of them.
+    pub const fn size(&self) -> u64 {
+        self.first.size * self.count
+    }
+
+    /// The first one's descriptor; those of the others differ in the output
+    /// address.
+    pub const fn raw(&self) -> u64 {
+        self.first.raw
+    }
+
+    /// The leaves, one by one.
+    pub fn leaves(self) -> impl Iterator<Item = RemovedLeaf> {
+        let Self { first, count } = self;
+        (0..count).map(move |index| {
+            let offset = index.wrapping_mul(first.size);
+            RemovedLeaf {
+                ia: first.ia.wrapping_add(offset),
+                pa: Pa::new(first.pa.get().wrapping_add(offset)),
+                raw: first.raw.wrapping_add(offset),
+                ..first
+            }
+        })
+    }
+}
+
 /// Who is told of removed leaves, after the invalidation: from then on their
-/// output addresses may go to another owner. A block that takes more cleaning
-/// than the budget has is told in parts, as they are clean.
+/// output addresses may go to another owner.
 ///
-/// Any `FnMut(RemovedLeaf)` is one; [`Ignore`] is for those who need none,
-/// and spares looking at leaves of tables that go as a whole.
+/// Any `FnMut(RemovedLeaf)` is one, [`Runs`] makes one of a
+/// `FnMut(RemovedRun)`, for which neighbours are told together; [`Ignore`] is
+/// for those who need none, and spares looking at leaves of tables that go as
+/// a whole.
 pub trait LeafSink {
     /// False: leaves need not be visited.
     const WANTS: bool = true;
 
     /// Is told of one leaf.
     fn leaf(&mut self, leaf: RemovedLeaf);
+
+    /// Is told of leaves in a row.
+    #[inline]
+    fn run(&mut self, run: RemovedRun) {
+        run.leaves().for_each(|leaf| self.leaf(leaf));
+    }
 }
 
 /// Nobody wants to know.
@@ -87,10 +139,39 @@ pub struct Ignore;
 impl LeafSink for Ignore {
     const WANTS: bool = false;
     fn leaf(&mut self, _leaf: RemovedLeaf) {}
+    fn run(&mut self, _run: RemovedRun) {}
 }
 
 impl<F: FnMut(RemovedLeaf)> LeafSink for F {
+    #[inline]
     fn leaf(&mut self, leaf: RemovedLeaf) {
         self(leaf);
+    }
+}
+
+/// Leaves are told in runs: to whoever gives memory back range by range.
+///
+/// ```
+/// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+/// # use {example::*, pgtable::*};
+/// # let (mut tree, mut cpu) = mapped();
+/// # let all = &mut Budget::unlimited();
+/// let mut free = Vec::new();
+/// let mut sink = Runs(|run: RemovedRun| free.push((run.pa(), run.size())));
+/// tree.unmap(&mut cpu, Ipa::new(0x4000_0000), 2 << 20, Partial::Split, &mut sink, all)?;
+/// assert_eq!(free, [(Pa::new(0x8000_0000), 2 << 20)]); // 512 pages.
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Runs<F>(pub F);
+
+impl<F: FnMut(RemovedRun)> LeafSink for Runs<F> {
+    #[inline]
+    fn leaf(&mut self, leaf: RemovedLeaf) {
+        (self.0)(RemovedRun::new(leaf, 1));
+    }
+    #[inline]
+    fn run(&mut self, run: RemovedRun) {
+        (self.0)(run);
     }
 }

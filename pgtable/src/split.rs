@@ -11,6 +11,8 @@ use crate::geometry::Shape;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
+use crate::release::{Cut, Tell};
+use crate::sink::Ignore;
 use crate::stage2::{Stage2, typed};
 use crate::sync::{self, Synced};
 use crate::tree::{Core, Slot};
@@ -163,10 +165,13 @@ impl<M: TableMem> Core<M> {
             if self.mem.cas(slot.table, index, old, stored).is_err() {
                 // Hardware has marked it, or another CPU was here: what was
                 // built goes back, and it is looked at again.
-                let mut unlimited = Budget::unlimited();
                 let never = Synced::never_linked();
-                let sink = &mut crate::release::Tell(&mut crate::sink::Ignore);
-                self.reclaim(pa.get(), level + 1, at, sink, &never, &mut unlimited);
+                let table = Cut {
+                    pa: pa.get(),
+                    level: level + 1,
+                    base: at,
+                };
+                self.reclaim(table, &mut Tell(&mut Ignore), &never);
                 continue;
             }
             pending.leaves(&self.shape, at, at + step, level);

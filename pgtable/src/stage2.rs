@@ -6,13 +6,13 @@ use crate::error::{Budget, Error, Stopped};
 use crate::format::{Annotation, Entry};
 use crate::geometry::{ConfigError, Geometry};
 use crate::maintenance::{Maintenance, Stage2Regs};
-use crate::map::MapJob;
+use crate::map::{MapJob, Mapping};
 use crate::mem::TableMem;
 use crate::plan::Regime;
 use crate::sink::{Ignore, LeafSink};
 use crate::sync::Synced;
-use crate::tree::{Core, Counting, Over};
-use crate::unmap::{Partial, UnmapJob};
+use crate::tree::{Access, Core, Counting, Exclusive, Over, Shared};
+use crate::unmap::{Partial, Unmap, UnmapJob};
 
 /// Which leaves a mapping uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,6 +137,8 @@ pub struct Stage2<M: TableMem> {
     pub(crate) core: Core<M>,
     pub(crate) geometry: Geometry,
     vttbr: u64,
+    /// A teardown is under way: what is frozen in the root is out of all TLBs.
+    pub(crate) cut: bool,
 }
 
 impl<M: TableMem> Stage2<M> {
@@ -178,6 +180,7 @@ impl<M: TableMem> Stage2<M> {
             core,
             geometry,
             vttbr,
+            cut: false,
         })
     }
 
@@ -293,18 +296,20 @@ impl<M: TableMem> Stage2<M> {
     /// Maps a range. Under this shared access a table in the place of a
     /// block is an error; see [`map_exclusive`](Self::map_exclusive).
     ///
-    /// Returns the first IPA not mapped: the end, unless the budget ended. A
-    /// block whose memory takes more cleaning than the budget has, or a table
-    /// in its place more freeing, stays frozen: a call for the rest, with the
-    /// same end, goes on with it. To unmap it is to give it up.
+    /// Returns the first IPA not mapped: the end, unless the budget ended.
+    /// Where caches are maintained and FEAT_S2FWB is not there, leaves are of
+    /// 2 MiB at most (4K: level 2; 16K and 64K: pages), so that cleaning one
+    /// is one bounded step. Who knows that nothing is stale
+    /// ([`Caches::Skip`]) gets the largest.
     ///
     /// ```
     /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
     /// # use {example::*, pgtable::*};
     /// # let (mut tree, mut cpu) = tree();
     /// # let all = &mut Budget::unlimited();
-    /// // 1 GiB and 4 MiB: a block of level 1 and two of level 2.
-    /// let map = Map::new(Ipa::new(0x4000_0000), Pa::new(0x8000_0000), 0x4040_0000, Attrs::MEMORY);
+    /// // 1 GiB and 4 MiB, known to be clean: a block of level 1 and two of level 2.
+    /// let map = Map::new(Ipa::new(0x4000_0000), Pa::new(0x8000_0000), 0x4040_0000, Attrs::MEMORY)
+    ///     .caches(Caches::Skip);
     /// assert_eq!(tree.map(&mut cpu, &map, all)?, Ipa::new(0x8040_0000));
     /// assert_eq!(tree.lookup(Ipa::new(0x4000_0000))?.level, Level::L1);
     /// assert_eq!(tree.lookup(Ipa::new(0x8000_0000))?.level, Level::L2);
@@ -339,20 +344,24 @@ impl<M: TableMem> Stage2<M> {
                 map.attrs.memory,
                 Memory::NormalNonCacheable | Memory::FromStage1
             );
-        if let Leaves::Exactly(level) = map.leaves
-            && map.size == core.shape.span(level)
+        let level = match map.leaves {
+            Leaves::Exactly(level) => level,
+            Leaves::Largest | Leaves::AtMost(_) => Level::L3,
+        };
+        if map.size == core.shape.span(level)
             && !(caches && map.caches == Caches::Maintain)
             && let Ok(attrs) = self.geometry.encode_attrs(map.attrs)
-            && core.map_one(maint, map.ipa.get(), map.pa.get(), attrs, level.get())
+            && core.map_one(maint, (map.ipa.get(), map.pa.get()), attrs, level.get())
         {
             budget.spend(1);
             return Ok(Ipa::new(map.ipa.get().wrapping_add(map.size)));
         }
-        self.map_with(maint, map, &mut Ignore, false, budget)
+        self.map_with::<Shared, _, _>(maint, map, &mut Ignore, budget)
     }
 
     /// As [`map`](Self::map), and with [`Over::Anything`] collapses tables
-    /// into blocks. `sink` is told of leaves that are gone.
+    /// into blocks, table by table. `sink` is told of leaves that are gone, and
+    /// not of blocks in a table of tables that say what the new one says.
     ///
     /// ```
     /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
@@ -378,45 +387,52 @@ impl<M: TableMem> Stage2<M> {
         sink: &mut S,
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
-        self.map_with(maint, map, sink, true, budget)
+        self.map_with::<Exclusive, _, _>(maint, map, sink, budget)
     }
 
-    fn map_with<T: Maintenance, S: LeafSink>(
+    fn map_with<A: Access, T: Maintenance, S: LeafSink>(
         &self,
         maint: &mut T,
         map: &Map,
         sink: &mut S,
-        exclusive: bool,
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
         let job = self
-            .map_job(map, exclusive)
+            .map_job(map)
             .map_err(|why| Stopped { why, next: map.ipa })?;
-        typed(self.core.map(maint, sink, &job, budget))
+        typed(Mapping::<M, T, S, A>::new(&self.core, maint, sink, job, budget).run())
     }
 
     /// All checks of a mapping, before anything is changed.
     #[inline]
-    pub(crate) fn map_job(&self, map: &Map, exclusive: bool) -> Result<MapJob, Error> {
+    pub(crate) fn map_job(&self, map: &Map) -> Result<MapJob, Error> {
         let shape = &self.core.shape;
         let end = shape.check_ia(map.ipa.get(), map.size)?;
         shape.check_oa(map.pa.get(), map.size)?;
         let attrs = self.geometry.encode_attrs(map.attrs)?;
+        let maintain = map.caches == Caches::Maintain;
+        let clean = maintain && self.core.needs_clean(attrs);
+        let clean_old = maintain && !self.core.fwb && map.over == Over::Anything;
+        // A leaf's cleaning is one step.
+        let largest = if clean || clean_old {
+            shape.cleaned_top()
+        } else {
+            -1
+        };
         let (top, exact) = match map.leaves {
-            Leaves::Largest => (-1, false),
-            Leaves::AtMost(level) => (level.get(), false),
+            Leaves::Largest => (largest, false),
+            Leaves::AtMost(level) => (largest.max(level.get()), false),
             Leaves::Exactly(level) => (level.get(), true),
         };
         if exact {
             let level = Level::new(top).unwrap_or(Level::L3);
-            if !shape.leaf_ok(level) || level < shape.start() {
+            if !shape.leaf_ok(level) || level < shape.start() || top < largest {
                 return Err(Error::BlockLevel { level });
             }
             if (map.ipa.get() | map.pa.get() | map.size) & (shape.span(level) - 1) != 0 {
                 return Err(Error::Align);
             }
         }
-        let maintain = map.caches == Caches::Maintain;
         Ok(MapJob {
             start: map.ipa.get(),
             end,
@@ -425,10 +441,9 @@ impl<M: TableMem> Stage2<M> {
             top: top.max(shape.start().get()),
             exact,
             over: map.over,
-            clean: maintain && self.core.needs_clean(attrs),
+            clean,
             fetched: maintain && self.core.needs_fetch_sync(attrs),
-            clean_old: maintain && !self.core.fwb && map.over == Over::Anything,
-            exclusive,
+            clean_old,
         })
     }
 
@@ -471,16 +486,8 @@ impl<M: TableMem> Stage2<M> {
         sink: &mut S,
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
-        self.clear(
-            maint,
-            ipa,
-            size,
-            Annotation::EMPTY,
-            partial,
-            sink,
-            true,
-            budget,
-        )
+        let job = self.unmap_job(ipa, size, partial)?;
+        self.clear::<Exclusive, _, _>(maint, sink, job, budget)
     }
 
     /// As [`unmap`](Self::unmap) beside other CPUs: tables stay.
@@ -510,16 +517,8 @@ impl<M: TableMem> Stage2<M> {
         sink: &mut S,
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
-        self.clear(
-            maint,
-            ipa,
-            size,
-            Annotation::EMPTY,
-            partial,
-            sink,
-            false,
-            budget,
-        )
+        let job = self.unmap_job(ipa, size, partial)?;
+        self.clear::<Shared, _, _>(maint, sink, job, budget)
     }
 
     /// Removes what a range maps and leaves `annotation` there, at the
@@ -554,35 +553,33 @@ impl<M: TableMem> Stage2<M> {
         sink: &mut S,
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
-        self.clear(maint, ipa, size, annotation, partial, sink, true, budget)
+        let job = UnmapJob {
+            blank: annotation.get(),
+            ..self.unmap_job(ipa, size, partial)?
+        };
+        self.clear::<Exclusive, _, _>(maint, sink, job, budget)
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn clear<T: Maintenance, S: LeafSink>(
+    fn clear<A: Access, T: Maintenance, S: LeafSink>(
         &self,
         maint: &mut T,
-        ipa: Ipa,
-        size: u64,
-        blank: Annotation,
-        partial: Partial,
         sink: &mut S,
-        exclusive: bool,
+        job: UnmapJob,
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
-        let end = self
-            .core
-            .shape
-            .check_ia(ipa.get(), size)
-            .map_err(|why| Stopped { why, next: ipa })?;
-        let job = UnmapJob {
+        typed(Unmap::<M, T, S, A>::new(&self.core, maint, sink, job, budget).run())
+    }
+
+    /// All checks of a removal, before anything is changed.
+    fn unmap_job(&self, ipa: Ipa, size: u64, partial: Partial) -> Result<UnmapJob, Stopped<Ipa>> {
+        let end = self.core.shape.check_ia(ipa.get(), size);
+        Ok(UnmapJob {
             start: ipa.get(),
-            end,
-            blank: blank.get(),
+            end: end.map_err(|why| Stopped { why, next: ipa })?,
+            blank: 0,
             partial,
             clean: !self.core.fwb,
-            exclusive,
-        };
-        typed(self.core.unmap(maint, sink, &job, budget))
+        })
     }
 
     /// Invalidates everything of this VMID on all CPUs: before a VMID is
@@ -965,7 +962,14 @@ mod tests {
         let cleaned: Vec<usize> = (0..log.events.len())
             .filter(|&at| matches!(log.events[at], Event::Cache(CleanInvalidateData { .. })))
             .collect();
-        assert_eq!(cleaned.len(), 3);
-        assert!(cleaned.iter().all(|&at| at > tlbi));
+        // Three pages whose memory is adjacent: one run.
+        let [last] = cleaned[..] else {
+            panic!("{cleaned:?}");
+        };
+        assert_eq!(
+            log.events[last],
+            Event::Cache(CleanInvalidateData { pa, size })
+        );
+        assert!(last > tlbi);
     }
 }

@@ -9,13 +9,14 @@ use crate::error::{Budget, Error, Stopped};
 use crate::format;
 use crate::geometry::Shape;
 use crate::maintenance::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi};
+use crate::map::Mapping;
 use crate::mem::TableMem;
 use crate::plan::Pending;
-use crate::release::Tell;
+use crate::release::{Cut, Tell};
 use crate::sink::Ignore;
 use crate::stage2::{Map, Stage2, typed};
 use crate::sync::{self, Synced};
-use crate::tree::{Changes, Core, Over};
+use crate::tree::{Changes, Core, Exclusive, Over};
 
 /// Tables for the span of one entry, not linked.
 #[must_use = "link it or discard it: its pages are taken"]
@@ -113,7 +114,7 @@ impl<'t, M: TableMem> Subtree<'t, M> {
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
         let stop = |why| Stopped { why, next: map.ipa };
-        let mut job = self.tree.map_job(map, true).map_err(stop)?;
+        let mut job = self.tree.map_job(map).map_err(stop)?;
         let end = self.base + (1 << self.tree.core.shape.shift(self.level));
         if job.start < self.base || job.end > end {
             return Err(stop(Error::Range));
@@ -129,7 +130,8 @@ impl<'t, M: TableMem> Subtree<'t, M> {
         job.start -= self.base;
         job.end -= self.base;
         let mut maint = CachesOnly(maint);
-        let done = self.core.map(&mut maint, &mut Ignore, &job, budget);
+        let (core, sink) = (&self.core, &mut Ignore);
+        let done = Mapping::<_, _, _, Exclusive>::new(core, &mut maint, sink, job, budget).run();
         let up = |at: u64| at + self.base;
         typed(match done {
             Ok(at) => Ok(up(at)),
@@ -214,14 +216,19 @@ impl<'t, M: TableMem> Subtree<'t, M> {
     // It comes back by value: it owns the tables.
     #[allow(clippy::result_large_err)]
     pub fn discard(self, budget: &mut Budget) -> Result<(), Remains<'t, M>> {
-        Remains(self).discard(budget)
+        let next = self.base;
+        Remains { part: self, next }.discard(budget)
     }
 }
 
 /// What is left of a subtree that is discarded in steps.
 #[must_use = "discard it to its end: its pages are taken"]
 #[derive(Debug)]
-pub struct Remains<'t, M: TableMem>(Subtree<'t, M>);
+pub struct Remains<'t, M: TableMem> {
+    part: Subtree<'t, M>,
+    /// What is before is gone.
+    next: u64,
+}
 
 impl<M: TableMem> Remains<'_, M> {
     /// Frees more of it.
@@ -230,15 +237,18 @@ impl<M: TableMem> Remains<'_, M> {
     /// With what is left.
     #[allow(clippy::result_large_err)]
     pub fn discard(self, budget: &mut Budget) -> Result<(), Self> {
-        let Self(part) = &self;
+        let Self { part, next } = &self;
         let never = Synced::never_linked();
-        let (root, level) = (part.core.root, part.level + 1);
+        let table = Cut {
+            pa: part.core.root,
+            level: part.level + 1,
+            base: part.base,
+        };
         let out = &mut Tell(&mut Ignore);
         let core = &part.tree.core;
-        if core.reclaim(root, level, part.base, out, &never, budget) {
-            Ok(())
-        } else {
-            Err(self)
+        match core.reclaim_from(table, *next, out, &never, budget) {
+            None => Ok(()),
+            Some(next) => Err(Self { next, ..self }),
         }
     }
 }

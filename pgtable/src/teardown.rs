@@ -2,11 +2,11 @@
 
 use crate::addr::{Ipa, Pa};
 use crate::error::Budget;
-use crate::format;
+use crate::format::{self, VALID};
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
-use crate::release::Tell;
-use crate::sink::{LeafSink, RemovedLeaf};
+use crate::release::{Cut, Release, Tell};
+use crate::sink::{LeafSink, RemovedLeaf, RemovedRun};
 use crate::stage2::Stage2;
 use crate::sync::Synced;
 use crate::tree::Core;
@@ -46,48 +46,49 @@ impl<M: TableMem> Stage2<M> {
         sink: &mut S,
         budget: &mut Budget,
     ) -> Ipa {
+        let fresh = !core::mem::replace(&mut self.cut, true);
         let core = &self.core;
         let shape = &core.shape;
-        let root = core.mem.locate(self.root());
         let level = shape.start().get();
         let first = (from.get().min(shape.ia_end()) >> shape.root_shift()) as usize;
-        // What is cut is parked, and parked entries are in no count.
-        let mut gone = 0;
-        // What earlier calls, or unmappings, parked was synced by them.
+        let entries = mutant!(
+            TeardownSkipsLast,
+            shape.root_entries(),
+            shape.root_entries() - 1
+        );
+        let root = core.mem.locate(Pa::new(core.root));
+        // What an earlier call cut was synced by it.
         let mut proof = Synced::never_linked();
+        let known = |raw| raw & VALID != 0 || (fresh && format::may_be_known(raw, level));
         let mut whole = false;
+        let out = &mut Tell(sink);
         let mut index = first;
-        while index
-            < mutant!(
-                TeardownSkipsLast,
-                shape.root_entries(),
-                shape.root_entries() - 1
-            )
-        {
+        while index < entries {
             let at = (index as u64) << shape.root_shift();
             let mut raw = core.mem.load(root, index);
             budget.spend(1);
-            if raw != 0 && !whole && format::may_be_known(raw, level) {
-                proof = core.cut_root(maint, index, &mut gone);
+            if !whole && known(raw) {
+                proof = core.cut_root(maint, index, known);
                 whole = true;
                 raw = core.mem.load(root, index);
             }
-            if raw != 0 {
-                if format::is_annotation(raw) {
-                    gone += core.counting.of(raw);
-                } else if format::is_frozen(raw) {
-                    if format::was_table(raw, level) {
-                        let pa = shape.decode_oa(raw);
-                        if !core.reclaim(pa, level + 1, at, &mut Tell(sink), &proof, budget) {
-                            break;
-                        }
-                    } else if S::WANTS && !format::is_coming(raw) {
-                        let cleaned = raw & format::cleaned_mask(shape, level);
-                        let old = core.leaf_of(raw, level);
-                        let leaf = RemovedLeaf::new(shape, at, level, old);
-                        sink.leaf(leaf.part(cleaned, leaf.size()));
-                    }
+            if format::is_frozen(raw) && format::was_table(raw, level) {
+                let table = Cut {
+                    pa: shape.decode_oa(raw),
+                    level: level + 1,
+                    base: at,
+                };
+                let done = core.reclaim_from(table, from.get(), out, &proof, budget);
+                if let Some(next) = done {
+                    return Ipa::new(next);
                 }
+            } else if S::WANTS && format::is_frozen(raw) && raw & format::ELSEWHERE == 0 {
+                let leaf = RemovedLeaf::new(shape, at, level, format::thaw(raw, level));
+                out.run(RemovedRun::new(leaf, 1));
+            } else if format::is_annotation(raw) {
+                core.add_count(core.root, -core.counting.of(raw));
+            }
+            if raw != 0 {
                 core.mem.store(root, index, 0);
             }
             index += 1;
@@ -95,37 +96,42 @@ impl<M: TableMem> Stage2<M> {
                 break;
             }
         }
-        if gone != 0 {
-            core.mem.add_count(Pa::new(core.root), -gone);
-        }
-        Ipa::new(((index as u64) << shape.root_shift()).min(shape.ia_end()))
+        let at = ((index as u64) << shape.root_shift()).min(shape.ia_end());
+        self.cut = index < entries;
+        Ipa::new(at)
     }
 }
 
 impl<M: TableMem> Core<M> {
     /// Cuts the root's entries from `from` on off, and invalidates the whole
-    /// VMID. `gone` gets what they counted.
-    fn cut_root<T: Maintenance>(&self, maint: &mut T, from: usize, gone: &mut i32) -> Synced {
+    /// VMID. What is cut is frozen, and in no count.
+    fn cut_root<T: Maintenance>(
+        &self,
+        maint: &mut T,
+        from: usize,
+        known: impl Fn(u64) -> bool,
+    ) -> Synced {
         let level = self.shape.start().get();
         let root = self.mem.locate(Pa::new(self.root));
+        let mut gone = 0;
         for index in from..self.shape.root_entries() {
             let mut raw = self.mem.load(root, index);
-            while raw != 0 && format::may_be_known(raw, level) {
-                // A leaf of a gather that comes later, or never; what somebody
-                // held who was forgotten; what the root maps.
-                let (counted, parked) = if raw == format::GATHERED {
+            // A leaf of a gather that comes later, or never; what somebody
+            // held who was forgotten; what the root maps.
+            while known(raw) {
+                let (counted, cut) = if raw == format::GATHERED {
                     (1, 0)
                 } else if format::is_frozen(raw) {
-                    let was = format::thaw(raw, level);
-                    (self.counting.of(was), raw | format::GOING)
+                    (self.counting.of(format::thaw(raw, level)), raw)
                 } else {
-                    let frozen = format::freeze(raw, level) | format::GOING;
-                    (self.counting.of(raw), frozen)
+                    (self.counting.of(raw), format::freeze(raw, level))
                 };
-                let new = mutant!(TeardownUncut, parked, raw);
-                match self.mem.cas(root, index, raw, new) {
+                match self
+                    .mem
+                    .cas(root, index, raw, mutant!(TeardownUncut, cut, raw))
+                {
                     Ok(()) => {
-                        *gone += counted;
+                        gone += counted;
                         break;
                     }
                     // Hardware marked it accessed or dirty.
@@ -133,6 +139,7 @@ impl<M: TableMem> Core<M> {
                 }
             }
         }
+        self.add_count(self.root, -gone);
         self.sync_all(maint)
     }
 }

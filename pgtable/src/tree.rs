@@ -155,6 +155,26 @@ impl<T: Copy> Path<T> {
     }
 }
 
+/// Whether other walkers may be in the tree.
+pub(crate) trait Access {
+    /// None is: tables may go.
+    const ALONE: bool;
+}
+
+/// By `&mut`: no other walker is in the tree.
+pub(crate) struct Exclusive;
+
+/// By `&`: others may be.
+pub(crate) struct Shared;
+
+impl Access for Exclusive {
+    const ALONE: bool = true;
+}
+
+impl Access for Shared {
+    const ALONE: bool = false;
+}
+
 /// What an operation changed and has not made visible yet.
 pub(crate) struct Changes {
     /// New valid entries or tables: a barrier is due.
@@ -310,16 +330,18 @@ impl<M: TableMem> Core<M> {
         walk.raw = self.mem.load(walk.table, walk.index);
     }
 
-    /// As [`walk_to`](Self::walk_to), and remembers the way. Tables whose
-    /// span lies in `[start, end)` whole are not entered.
+    /// As [`walk_to`](Self::walk_to), and remembers the way. Tables of pages
+    /// whose span lies in `[start, end)` whole are not entered.
     #[inline]
-    pub(crate) fn walk_path(&self, ia: u64, start: u64, end: u64) -> Path<M::Table> {
+    pub(crate) fn walk_path(&self, ia: u64, (start, end): (u64, u64)) -> Path<M::Table> {
         let mut slot = self.root_slot(ia);
         let mut path = Path {
             slots: [slot; 5],
             depth: 0,
         };
-        while format::is_table(slot.raw, slot.level) && !slot.inside(ia, start, end) {
+        while format::is_table(slot.raw, slot.level)
+            && !(slot.level == 2 && slot.inside(ia, start, end))
+        {
             slot = self.child(&slot, ia);
             path.depth += 1;
             path.slots[path.depth] = slot;

@@ -2,30 +2,34 @@
 //!
 //! Three steps, so that memory leaves only after every TLB agrees:
 //! 1. *break*: leaves become invalid (frozen, if there is something to do for
-//!    them in step 3), covered tables are cut off at their parent by one
-//!    frozen entry;
+//!    them in step 3), covered tables of pages are cut off at their parent by
+//!    one frozen entry, and a table that becomes empty by that likewise;
 //! 2. *sync*: one invalidation for all of it;
 //! 3. *release*: removed leaves are cleaned and reported, cut tables are
 //!    freed, frozen entries get their final value.
 //!
-//! A budget that ends in step 3 leaves entries *parked* (see `format`): out
-//! of all TLBs, and with what is left to do. The operation finds them when it
-//! is called again.
+//! What step 3 costs is spent in step 1, which ends where the budget does: so
+//! nothing is left half done. Where caches have to be cleaned, entries go one
+//! by one, and a block of more than one step of cleaning is split before.
 //!
-//! Under shared access tables stay where they are, empty. Every leaf is
-//! frozen until its invalidation is complete, so that nobody maps there
-//! before, and what this call froze is kept as exact ranges: step 3 touches
-//! nothing else, whatever other CPUs do in between.
+//! Beside other CPUs tables stay where they are, empty. Every leaf is frozen
+//! until its invalidation is complete, so that nobody maps there before, and
+//! what this call froze is kept as exact ranges: step 3 touches nothing else,
+//! whatever other CPUs do in between.
+
+use core::marker::PhantomData;
 
 use crate::addr::Pa;
-use crate::error::{Budget, Error, Stopped};
-use crate::format::{self, CONTIGUOUS, GOING};
+use crate::error::{Budget, CACHE_STEP, Error, Stopped};
+use crate::format::{self, CONTIGUOUS};
 use crate::geometry::Shape;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
+use crate::release::{CleanAndTell, Cut, Release, Row, Tell};
 use crate::sink::LeafSink;
-use crate::tree::{Changes, Core, Over, Slot};
+use crate::sync::Synced;
+use crate::tree::{Access, Changes, Core, Over, Path, Slot};
 
 /// What to do with a block that a range covers only in part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,14 +37,16 @@ pub enum Partial {
     /// Split it: the rest stays mapped. Takes a table page a level.
     Split,
     /// Drop the whole block: more goes than was asked for, and the sink is
-    /// told all of it. While memory outside the range is cleaned, calls end
-    /// where they began. Permissions change for the whole block likewise.
+    /// told all of it. Where its memory has to be cleaned (no FEAT_S2FWB) and
+    /// is more than 2 MiB, it is split, and a part of 2 MiB at most dropped.
+    /// Permissions change for the whole block likewise.
     DropWhole,
     /// Stop with [`Error::InsideBlock`].
     Refuse,
 }
 
 /// A range to clear, on raw numbers and checked.
+#[derive(Clone, Copy)]
 pub(crate) struct UnmapJob {
     pub(crate) start: u64,
     pub(crate) end: u64,
@@ -49,407 +55,27 @@ pub(crate) struct UnmapJob {
     pub(crate) partial: Partial,
     /// Clean data caches of what was mapped, after the invalidation.
     pub(crate) clean: bool,
-    /// No other walker is in the tree: tables may go.
-    pub(crate) exclusive: bool,
 }
 
-/// What step 1 left behind.
-struct Broken {
-    pending: Pending,
-    /// Some entries are frozen: step 3 has work.
-    frozen: bool,
+/// A removal under way, alone in its tree or beside others.
+pub(crate) struct Unmap<'a, M: TableMem, T, S, A> {
+    pub(crate) core: &'a Core<M>,
+    pub(crate) maint: &'a mut T,
+    sink: &'a mut S,
+    pub(crate) job: UnmapJob,
+    budget: &'a mut Budget,
+    pub(crate) pending: Pending,
+    /// Tables were made.
     stored: bool,
+    /// Some entries are frozen: step 3 has work.
+    pub(crate) held: bool,
     /// How far entries were frozen: a dropped block may end after the range.
     to: u64,
+    access: PhantomData<A>,
 }
 
-impl<M: TableMem> Core<M> {
-    pub(crate) fn unmap<T: Maintenance, S: LeafSink>(
-        &self,
-        maint: &mut T,
-        sink: &mut S,
-        job: &UnmapJob,
-        budget: &mut Budget,
-    ) -> Result<u64, Stopped<u64>> {
-        let mut ia = job.start;
-        loop {
-            let start = ia;
-            let mut broken = Broken {
-                pending: Pending::new(),
-                frozen: false,
-                stored: false,
-                to: start,
-            };
-            let beside_others = mutant!(UnmapOpenToOthers, !job.exclusive, false);
-            let visit = S::WANTS || job.clean || beside_others;
-            let mut why = None;
-            while ia < job.end {
-                match self.break_run(maint, job, ia, visit, &mut broken, budget) {
-                    Ok(next) => ia = next.min(job.end),
-                    Err(stopped) => {
-                        ia = stopped.next;
-                        why = Some(stopped.why);
-                        break;
-                    }
-                }
-                // A table that was only entered or made is no address done.
-                let enough = budget.is_spent() && ia > job.start;
-                if enough || (!job.exclusive && broken.pending.is_full()) {
-                    break;
-                }
-            }
-            let changes = Changes::of(broken.stored, broken.pending);
-            let done = self.finish(maint, &changes);
-            let mut stopped = None;
-            if job.exclusive && broken.frozen {
-                let range = (start, broken.to.max(ia));
-                stopped = self.release_range(maint, sink, job, range, &done, budget);
-            } else if broken.frozen {
-                for range in changes.held_ranges() {
-                    if stopped.is_some() {
-                        self.park_range(range.0, range.1);
-                    } else {
-                        stopped = self.release_range(maint, sink, job, range, &done, budget);
-                    }
-                }
-            }
-            if let Some(at) = stopped {
-                return Ok(at.clamp(job.start, job.end));
-            }
-            match why {
-                None if ia >= job.end || budget.is_spent() => return Ok(ia),
-                None => (),
-                Some(why) => return Err(Stopped { why, next: ia }),
-            }
-        }
-    }
-
-    /// Step 1 for neighbouring entries of one table. Returns where to go on.
-    fn break_run<T: Maintenance>(
-        &self,
-        maint: &mut T,
-        job: &UnmapJob,
-        ia: u64,
-        visit: bool,
-        broken: &mut Broken,
-        budget: &mut Budget,
-    ) -> Result<u64, Stopped<u64>> {
-        // Shared access enters every table: nothing is "inside" then.
-        let (from, to) = if job.exclusive {
-            (job.start, job.end)
-        } else {
-            (1, 0)
-        };
-        let mut path = self.walk_path(ia, from, to);
-        let slot = path.last();
-        let level = slot.level;
-        let step = 1u64 << slot.shift;
-        let entries = self.entries_left(&slot).min(budget.left().max(1) as usize);
-        let blank = job.blank;
-        // What is frozen gets its count with its final value.
-        let of_new = if visit { 0 } else { self.counting.of(blank) };
-        let kind = if job.exclusive { GOING } else { 0 };
-        let mut at = slot.base(ia);
-        let mut more = 0i32;
-        // Neighbouring leaves removed, noted together.
-        let mut run = at;
-        let mut run_end = at;
-        let mut first_removed = None;
-        let mut spent = 0u64;
-        let mut result = Ok(());
-        for index in slot.index..slot.index + entries {
-            if at >= job.end {
-                break;
-            }
-            let raw = self.mem.load(slot.table, index);
-            let next = at.wrapping_add(step);
-            spent += 1;
-            if raw == blank {
-                at = next;
-                continue;
-            }
-            if !job.exclusive && at != run_end && run != run_end {
-                // One run at a time: there may be no room for another.
-                break;
-            }
-            if format::is_leaf(raw, level)
-                && raw & CONTIGUOUS == 0
-                && at >= job.start
-                && next <= job.end
-            {
-                // The common case, first.
-                let new = if visit {
-                    format::freeze(raw, level) | kind
-                } else {
-                    blank
-                };
-                if self.mem.cas(slot.table, index, raw, new).is_ok() {
-                    if at != run_end {
-                        broken.pending.leaves(&self.shape, run, run_end, level);
-                        run = at;
-                    }
-                    run_end = next;
-                    more += of_new - self.counting.of(raw);
-                    first_removed.get_or_insert(at);
-                    broken.frozen |= visit;
-                    at = next;
-                    continue;
-                }
-            }
-            let here = Slot { index, raw, ..slot };
-            match self.break_other(maint, job, here, at, visit, broken) {
-                Ok(BreakOutcome::Done(change)) => more += change,
-                Ok(BreakOutcome::Table(change)) => {
-                    more += change;
-                    first_removed.get_or_insert(at);
-                }
-                Ok(BreakOutcome::Leaf(change)) => {
-                    if at != run_end {
-                        broken.pending.leaves(&self.shape, run, run_end, level);
-                        run = at;
-                    }
-                    run_end = next;
-                    more += change;
-                    first_removed.get_or_insert(at);
-                }
-                Ok(BreakOutcome::Enter) => break,
-                Err(why) => {
-                    result = Err(why);
-                    break;
-                }
-            }
-            at = next;
-        }
-        if job.exclusive {
-            broken.pending.leaves(&self.shape, run, run_end, level);
-        } else {
-            broken.pending.held(&self.shape, run, run_end, level);
-        }
-        budget.spend(spent);
-        if more != 0 {
-            self.mem.add_count(Pa::new(slot.pa), more);
-        }
-        if job.exclusive && blank == 0 && self.counting.zero_is_empty() {
-            self.cut_empty(
-                &mut path,
-                ia,
-                first_removed.map(|first| (first, at)),
-                broken,
-            );
-        }
-        broken.to = broken.to.max(at);
-        match result {
-            Ok(()) => Ok(at.max(ia)),
-            Err(why) => Err(Stopped {
-                why,
-                next: at.max(ia),
-            }),
-        }
-    }
-
-    /// Step 1 for an entry that is not simply a leaf inside the range.
-    #[cold]
-    #[inline(never)]
-    fn break_other<T: Maintenance>(
-        &self,
-        maint: &mut T,
-        job: &UnmapJob,
-        slot: Slot<M::Table>,
-        at: u64,
-        visit: bool,
-        broken: &mut Broken,
-    ) -> Result<BreakOutcome, Error> {
-        let level = slot.level;
-        let step = 1u64 << slot.shift;
-        let covered = at >= job.start && at + step <= job.end;
-        let of_blank = self.counting.of(job.blank);
-        let kind = if job.exclusive { GOING } else { 0 };
-        let swap = |old, new| self.mem.cas(slot.table, slot.index, old, new).is_ok();
-        loop {
-            let raw = self.mem.load(slot.table, slot.index);
-            if raw == job.blank {
-                return Ok(BreakOutcome::Done(0));
-            }
-            if format::is_frozen(raw) {
-                match self.take_over(job, &slot, raw, at, broken)? {
-                    Some(other) => return Ok(other),
-                    None => continue,
-                }
-            }
-            if format::is_table(raw, level) {
-                if !(job.exclusive && covered) {
-                    return Ok(BreakOutcome::Enter);
-                }
-                if !swap(raw, format::freeze(raw, level) | kind) {
-                    continue;
-                }
-                let empty = level == 2
-                    && self.counting.zero_is_empty()
-                    && mutant!(
-                        TableTakenForEmpty,
-                        self.mem.count(Pa::new(self.shape.decode_oa(raw))) == 0,
-                        true
-                    );
-                let smallest = if empty {
-                    slot.shift
-                } else {
-                    self.shape.page_bits()
-                };
-                let span = mutant!(TableSpanStartOnly, step, self.shape.page_mask() + 1);
-                broken.pending.table(at, at + span, smallest);
-                broken.frozen = true;
-                return Ok(BreakOutcome::Table(-1));
-            }
-            let mut here = Slot { raw, ..slot };
-            if format::is_annotation(raw) {
-                if covered {
-                    if !swap(raw, job.blank) {
-                        continue;
-                    }
-                    return Ok(BreakOutcome::Done(of_blank - self.counting.of(raw)));
-                }
-            } else if !format::is_leaf(raw, level) {
-                // Nothing that this crate writes, and no walk goes through it.
-                return Err(Error::Exists {
-                    level: Shape::level(level),
-                });
-            } else if raw & CONTIGUOUS != 0 {
-                self.break_group(maint, &mut here, at)?;
-                continue;
-            } else if covered
-                || mutant!(
-                    SplitDropsWhole,
-                    job.partial == Partial::DropWhole,
-                    job.partial != Partial::Refuse
-                )
-            {
-                let (new, of_new) = if visit {
-                    (format::freeze(raw, level) | kind, 0)
-                } else {
-                    (job.blank, of_blank)
-                };
-                if !swap(raw, new) {
-                    continue;
-                }
-                broken.frozen |= visit;
-                return Ok(BreakOutcome::Leaf(of_new - self.counting.of(raw)));
-            } else if job.partial == Partial::Refuse {
-                return Err(Error::InsideBlock {
-                    level: Shape::level(level),
-                });
-            }
-            // A block or an annotation that the range covers in part.
-            let mut changes = Changes::new();
-            let ia = at.max(job.start);
-            let reached = self.reach(maint, &mut changes, ia, level + 1, Over::Anything);
-            broken.stored |= changes.stored;
-            reached?;
-            return Ok(BreakOutcome::Enter);
-        }
-    }
-
-    /// Step 1 for an entry that somebody froze: those whose budget ended are
-    /// gone on with. `None`: look again.
-    fn take_over(
-        &self,
-        job: &UnmapJob,
-        slot: &Slot<M::Table>,
-        raw: u64,
-        at: u64,
-        broken: &mut Broken,
-    ) -> Result<Option<BreakOutcome>, Error> {
-        let swap = |new| self.mem.cas(slot.table, slot.index, raw, new).is_ok();
-        let kind = raw & format::PARKED;
-        let forgotten = kind == format::HELD_EMPTY && job.exclusive;
-        if raw == format::GATHERED && job.exclusive {
-            // Its gather comes later, or never: it is invalidated here.
-            if swap(0) {
-                self.add_count(slot.pa, -1);
-                let end = at + (1 << slot.shift);
-                broken.pending.leaves(&self.shape, at, end, slot.level);
-            }
-            return Ok(None);
-        }
-        if kind == format::COMING || forgotten {
-            // Never mapped, nor counted.
-            swap(0);
-            return Ok(None);
-        }
-        if job.exclusive {
-            // No other walker is in the tree. What is not marked belonged to
-            // one that was forgotten.
-            broken.frozen = true;
-            if kind == GOING {
-                return Ok(Some(BreakOutcome::Done(0)));
-            }
-            let counted = self.counting.of(format::thaw(raw, slot.level));
-            swap(raw | GOING);
-            let end = at + (1 << slot.shift);
-            broken.pending.table(at, end, self.shape.page_bits());
-            return Ok(Some(BreakOutcome::Done(-counted)));
-        }
-        if kind == GOING && !format::was_table(raw, slot.level) {
-            if !swap(raw & !GOING) {
-                return Ok(None);
-            }
-            broken.frozen = true;
-            return Ok(Some(BreakOutcome::Leaf(0)));
-        }
-        Err(Error::Busy)
-    }
-
-    /// Cuts off the table at the end of `path` if nothing is left in it, and
-    /// its parents likewise. `removed` is what this call took out of it.
-    fn cut_empty(
-        &self,
-        path: &mut crate::tree::Path<M::Table>,
-        ia: u64,
-        removed: Option<(u64, u64)>,
-        broken: &mut Broken,
-    ) {
-        let mut slot = path.last();
-        loop {
-            let left = self.mem.count(Pa::new(slot.pa));
-            if left > mutant!(CutWithOneLeft, 0, 1) {
-                return;
-            }
-            let Some(parent) = path.up() else {
-                return;
-            };
-            let frozen = format::freeze(parent.raw, parent.level) | GOING;
-            if self
-                .mem
-                .cas(parent.table, parent.index, parent.raw, frozen)
-                .is_err()
-            {
-                return;
-            }
-            self.mem.add_count(Pa::new(parent.pa), -1);
-            match removed {
-                // What was removed is being invalidated by address; without
-                // a level hint that takes the tables above along.
-                Some((start, end)) => {
-                    if mutant!(CutTableHinted, true, false) {
-                        broken.pending.table(start, end, self.shape.page_bits());
-                    }
-                }
-                None => {
-                    let base = parent.base(ia);
-                    broken
-                        .pending
-                        .table(base, base + (1 << parent.shift), parent.shift);
-                }
-            }
-            broken.frozen = true;
-            broken.to = broken.to.max(parent.end(ia));
-            slot = parent;
-        }
-    }
-}
-
-/// What breaking an entry left to be done, of one that is not simply a leaf inside
-/// the range.
-enum BreakOutcome {
+/// What breaking an entry came to.
+pub(crate) enum Broke {
     /// The entry is dealt with; the table's count changes by this.
     Done(i32),
     /// As `Done`, and a leaf stood there: to be invalidated.
@@ -460,185 +86,498 @@ enum BreakOutcome {
     Enter,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{Event, Log, Plain};
-    use crate::{Attrs, CacheOp, Entry, Granule, Ignore, Ipa, Leaves, Level, Map};
-    use crate::{RemovedLeaf, Stage2, Stage2Config, Vmid};
-    extern crate std;
-    use std::vec::Vec;
+/// Neighbouring entries of one table that are broken, and what was found.
+struct Broken {
+    /// The first that was removed.
+    first: Option<u64>,
+    /// Leaves in a row, to be noted together.
+    run: (u64, u64),
+    /// What the table's count changes by.
+    more: i32,
+}
 
-    /// Without FWB.
-    fn tree(mem: &Plain) -> (Stage2<&Plain>, Log) {
-        let geometry = Stage2Config::new(Granule::K4, 39, 48).validate().unwrap();
-        let root = mem.root(geometry.root_align());
-        let tree = Stage2::new(geometry, root, Vmid::new(5), mem).unwrap();
-        let log = Log {
-            regs: tree.regs(),
-            ..Log::default()
-        };
-        (tree, log)
-    }
-
-    fn map_block(tree: &Stage2<&Plain>, log: &mut Log) {
-        let span = 1 << 30;
-        let map = Map::new(Ipa::new(0), Pa::new(4 * span), span, Attrs::MEMORY);
-        let done = tree.map(log, &map, &mut Budget::unlimited());
-        assert_eq!(done, Ok(Ipa::new(span)));
-    }
-
-    /// What was cleaned, neighbours joined.
-    fn cleaned(log: &Log) -> Vec<(u64, u64)> {
-        let mut runs: Vec<(u64, u64)> = Vec::new();
-        for event in &log.events {
-            if let &Event::Cache(CacheOp::CleanInvalidateData { pa, size }) = event {
-                match runs.last_mut() {
-                    Some((from, bytes)) if *from + *bytes == pa.get() => *bytes += size,
-                    _ => runs.push((pa.get(), size)),
-                }
-            }
-        }
-        runs
-    }
-
-    /// Without FWB a block of 1 GiB is cleaned in steps of the budget: it is
-    /// frozen between them, its memory is told in parts as they are clean,
-    /// and all of it is cleaned once, after the invalidation.
-    #[test]
-    fn a_block_is_cleaned_in_steps_after_it_is_unmapped() {
-        let span = 1u64 << 30;
-        for shared in [false, true] {
-            let mem = Plain::new(4096, 1 << 20);
-            let (mut tree, mut log) = tree(&mem);
-            map_block(&tree, &mut log);
-            log.events.clear();
-            let mut told = 0;
-            let (mut at, mut calls) = (0, 0);
-            while at < span {
-                let mut sink = |leaf: RemovedLeaf| {
-                    assert_eq!((leaf.ia(), leaf.pa().get()), (told, 4 * span + told));
-                    told += leaf.size();
-                };
-                let (ipa, rest) = (Ipa::new(at), span - at);
-                let (partial, budget) = (Partial::Refuse, &mut Budget::entries(1 << 14));
-                let next = if shared {
-                    tree.unmap_leaves(&mut log, ipa, rest, partial, &mut sink, budget)
-                } else {
-                    tree.unmap(&mut log, ipa, rest, partial, &mut sink, budget)
-                };
-                at = next.unwrap().get();
-                calls += 1;
-                assert_eq!(told, at);
-                if at < span {
-                    assert_eq!(tree.lookup(Ipa::new(0)).unwrap().entry, Entry::Frozen);
-                    let page = Map::new(Ipa::new(0), Pa::new(0), 4096, Attrs::MEMORY);
-                    let busy = tree.map(&mut log, &page, &mut Budget::unlimited());
-                    assert_eq!(busy.unwrap_err().why, Error::Busy);
-                }
-            }
-            // 64 MiB a call, but for the one that broke it.
-            assert_eq!(calls, 17);
-            assert_eq!(cleaned(&log), [(4 * span, span)]);
-            let first = |wanted: fn(&Event) -> bool| log.events.iter().position(wanted).unwrap();
-            let clean = first(|event| matches!(event, Event::Cache(_)));
-            assert!(first(|event| matches!(event, Event::Tlbi(_))) < clean);
-            assert_eq!(tree.lookup(Ipa::new(0)).unwrap().raw, 0);
-            assert_eq!(mem.count(tree.root()), 0);
+impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Unmap<'a, M, T, S, A> {
+    pub(crate) fn new(
+        core: &'a Core<M>,
+        maint: &'a mut T,
+        sink: &'a mut S,
+        job: UnmapJob,
+        budget: &'a mut Budget,
+    ) -> Self {
+        Self {
+            core,
+            maint,
+            sink,
+            job,
+            budget,
+            pending: Pending::new(),
+            stored: false,
+            held: false,
+            to: job.start,
+            access: PhantomData,
         }
     }
 
-    /// The same before it is mapped; nothing is valid until all is clean.
-    #[test]
-    fn a_block_is_cleaned_in_steps_before_it_is_mapped() {
-        let span = 1u64 << 30;
-        for over in [Over::Nothing, Over::Anything] {
-            let mem = Plain::new(4096, 1 << 20);
-            let (mut tree, mut log) = tree(&mem);
-            if over == Over::Anything {
-                let old = Map::new(Ipa::new(0), Pa::new(0), 4096, Attrs::MEMORY);
-                tree.map(&mut log, &old, &mut Budget::unlimited()).unwrap();
-                log.events.clear();
-            }
-            let map = Map::new(Ipa::new(0), Pa::new(4 * span), span, Attrs::MEMORY).over(over);
-            let mut calls = 0;
-            loop {
-                let budget = &mut Budget::entries(1 << 14);
-                let next = tree.map_exclusive(&mut log, &map, &mut Ignore, budget);
-                calls += 1;
-                if next == Ok(Ipa::new(span)) {
+    /// True when removed leaves are frozen until something is done for them.
+    fn visits(&self) -> bool {
+        S::WANTS || self.job.clean || mutant!(UnmapOpenToOthers, !A::ALONE, false)
+    }
+
+    pub(crate) fn run(mut self) -> Result<u64, Stopped<u64>> {
+        let UnmapJob { start, end, .. } = self.job;
+        let mut ia = start;
+        loop {
+            let from = ia;
+            let mut why = None;
+            while ia < end {
+                match self.break_run(ia) {
+                    Ok(next) => ia = next.min(end),
+                    Err(stopped) => {
+                        ia = stopped.next;
+                        why = Some(stopped.why);
+                        break;
+                    }
+                }
+                // A table that was only entered or made is no address done.
+                let enough = self.budget.is_spent() && ia > start;
+                if enough || (!A::ALONE && self.pending.is_full()) {
                     break;
                 }
-                assert_eq!(next, Ok(Ipa::new(0)));
-                assert_eq!(tree.translate(Ipa::new(0)), None);
-                assert!(calls < 40);
             }
-            let cleaned = cleaned(&log);
-            assert_eq!(cleaned.last(), Some(&(4 * span, span)), "{cleaned:x?}");
-            assert_eq!(tree.lookup(Ipa::new(0)).unwrap().level, Level::L1);
-            assert_eq!(mem.count(tree.root()), 1);
-            assert_eq!(mem.live.get(), 0);
+            self.sync_and_release(from, ia);
+            match why {
+                None if ia >= end || self.budget.is_spent() => return Ok(ia),
+                None => (),
+                Some(why) => return Err(Stopped { why, next: ia }),
+            }
         }
     }
 
-    /// A block that somebody began to map and gave up is no leaf.
-    #[test]
-    fn what_was_to_come_is_not_told() {
-        let mem = Plain::new(4096, 1 << 20);
-        let (mut tree, mut log) = tree(&mem);
-        let span = 1u64 << 30;
-        let map = Map::new(Ipa::new(0), Pa::new(4 * span), span, Attrs::MEMORY);
-        let begun = tree.map(&mut log, &map, &mut Budget::entries(1));
-        assert_eq!(begun, Ok(Ipa::new(0)));
-        assert_eq!(tree.lookup(Ipa::new(0)).unwrap().entry, Entry::Frozen);
-        log.events.clear();
-        let mut sink = |leaf: RemovedLeaf| panic!("{leaf:?}");
-        let all = &mut Budget::unlimited();
-        let done = tree.unmap(&mut log, Ipa::new(0), span, Partial::Split, &mut sink, all);
-        assert_eq!(done, Ok(Ipa::new(span)));
-        assert_eq!((log.tlbis(), tree.lookup(Ipa::new(0)).unwrap().raw), (0, 0));
-        assert_eq!(mem.count(tree.root()), 0);
+    /// Steps 2 and 3 for what was broken from `from` on.
+    fn sync_and_release(&mut self, from: u64, ia: u64) {
+        let pending = core::mem::replace(&mut self.pending, Pending::new());
+        let changes = Changes::of(core::mem::take(&mut self.stored), pending);
+        let done = self.core.finish(self.maint, &changes);
+        if !core::mem::take(&mut self.held) {
+            return;
+        }
+        if A::ALONE {
+            self.release((from, self.to.max(ia)), &done);
+        } else {
+            for range in changes.held_ranges() {
+                self.release(range, &done);
+            }
+        }
     }
 
-    /// Collapsing 1 GiB of pages does no more than its budget allows.
-    #[test]
-    #[cfg_attr(miri, ignore = "too long there")]
-    fn a_collapse_has_a_budget() {
-        let mem = Plain::new(4096, 4 << 20);
-        let mut config = Stage2Config::new(Granule::K4, 39, 48);
-        config.features.fwb = true;
-        config.features.dic = true;
-        let geometry = config.validate().unwrap();
-        let root = mem.root(geometry.root_align());
-        let mut tree = Stage2::new(geometry, root, Vmid::new(5), &mem).unwrap();
-        let mut log = Log {
-            regs: tree.regs(),
-            ..Log::default()
+    /// Step 1 for neighbouring entries of one table. Returns where to go on.
+    fn break_run(&mut self, ia: u64) -> Result<u64, Stopped<u64>> {
+        // Beside others, and where caches are cleaned, every table is entered.
+        let whole = if A::ALONE && !self.job.clean {
+            (self.job.start, self.job.end)
+        } else {
+            (1, 0)
         };
-        let span = 1u64 << 30;
-        let map = Map::new(Ipa::new(0), Pa::new(4 * span), span, Attrs::MEMORY);
-        let pages = map.leaves(Leaves::Exactly(Level::L3));
-        tree.map(&mut log, &pages, &mut Budget::unlimited())
-            .unwrap();
-        let mut told = 0;
-        let mut calls = 0;
-        loop {
-            let before = mem.live.get();
-            let mut sink = |leaf: RemovedLeaf| told += leaf.size();
-            let budget = &mut Budget::entries(2000);
-            let map = map.over(Over::Anything);
-            let next = tree
-                .map_exclusive(&mut log, &map, &mut sink, budget)
-                .unwrap();
-            calls += 1;
-            assert!(before - mem.live.get() <= 5, "so many tables in one call");
-            if next == Ipa::new(span) {
+        let mut path = self.core.walk_path(ia, whole);
+        let slot = path.last();
+        let level = slot.level;
+        let shape = &self.core.shape;
+        let step = 1u64 << slot.shift;
+        let blank = self.job.blank;
+        let visit = self.visits();
+        // What is frozen gets its count with its final value.
+        let of_new = if visit {
+            0
+        } else {
+            self.core.counting.of(blank)
+        };
+        let simple = !self.job.clean;
+        let mut at = slot.base(ia);
+        let mut broken = Broken {
+            first: None,
+            run: (at, at),
+            more: 0,
+        };
+        let first = slot.index;
+        let last = first + self.core.entries_left(&slot);
+        let most = self.budget.left().max(1);
+        let mut spent = 0u64;
+        let mut result = Ok(());
+        for index in first..last {
+            if at >= self.job.end || (spent >= most) {
                 break;
             }
-            assert!(calls < 1000);
+            let raw = self.core.mem.load(slot.table, index);
+            let next = at.wrapping_add(step);
+            spent += 1;
+            if raw == blank {
+                at = next;
+                continue;
+            }
+            if !A::ALONE && at != broken.run.1 && broken.run.0 != broken.run.1 {
+                // One run at a time: there may be no room for another.
+                break;
+            }
+            if simple
+                && format::is_leaf(raw, level)
+                && raw & CONTIGUOUS == 0
+                && at >= self.job.start
+                && next <= self.job.end
+            {
+                // The common case, first.
+                let new = if visit {
+                    format::freeze(raw, level)
+                } else {
+                    blank
+                };
+                if self.core.mem.cas(slot.table, index, raw, new).is_ok() {
+                    self.held |= visit;
+                    self.note_leaf(&mut broken, at, level);
+                    broken.more += of_new - self.core.counting.of(raw);
+                    at = next;
+                    continue;
+                }
+            }
+            let here = Slot { index, raw, ..slot };
+            match self.break_other(here, at) {
+                Ok(Broke::Done(change)) => broken.more += change,
+                Ok(Broke::Table(change)) => {
+                    broken.more += change;
+                    broken.first.get_or_insert(at);
+                }
+                Ok(Broke::Leaf(change)) => {
+                    self.note_leaf(&mut broken, at, level);
+                    broken.more += change;
+                }
+                Ok(Broke::Enter) => break,
+                Err(why) => {
+                    result = Err(why);
+                    break;
+                }
+            }
+            at = next;
+            if self.budget.left() == 0 {
+                break;
+            }
         }
-        assert_eq!((told, mem.live.get()), (span, 0));
-        assert_eq!(tree.lookup(Ipa::new(0)).unwrap().level, Level::L1);
-        assert_eq!(mem.count(tree.root()), 1);
+        self.budget.spend(spent);
+        let (run, run_end) = broken.run;
+        if A::ALONE {
+            self.pending.leaves(shape, run, run_end, level);
+        } else {
+            self.pending.held(shape, run, run_end, level);
+        }
+        if broken.more != 0 {
+            self.core.mem.add_count(Pa::new(slot.pa), broken.more);
+        }
+        if A::ALONE {
+            let removed = broken.first.map(|first| (first, at));
+            // What is cut has nothing more to break.
+            at = at.max(self.cut_empty(&mut path, ia, removed));
+        }
+        self.to = self.to.max(at);
+        match result {
+            Ok(()) => Ok(at.max(ia)),
+            Err(why) => Err(Stopped {
+                why,
+                next: at.max(ia),
+            }),
+        }
+    }
+
+    /// Notes a removed leaf, with its neighbours.
+    #[inline]
+    fn note_leaf(&mut self, broken: &mut Broken, at: u64, level: i8) {
+        let (run, run_end) = broken.run;
+        let shape = &self.core.shape;
+        if at != run_end {
+            self.pending.leaves(shape, run, run_end, level);
+            broken.run.0 = at;
+        }
+        broken.run.1 = at.wrapping_add(shape.span_at(level));
+        broken.first.get_or_insert(at);
+    }
+
+    /// Step 1 for an entry that is not simply a leaf inside the range.
+    #[cold]
+    #[inline(never)]
+    fn break_other(&mut self, slot: Slot<M::Table>, at: u64) -> Result<Broke, Error> {
+        let core = self.core;
+        let level = slot.level;
+        let covered = slot.inside(at, self.job.start, self.job.end);
+        let of_blank = core.counting.of(self.job.blank);
+        let swap = |old, new| core.mem.cas(slot.table, slot.index, old, new).is_ok();
+        loop {
+            let raw = core.mem.load(slot.table, slot.index);
+            let mut here = Slot { raw, ..slot };
+            if raw == self.job.blank {
+                return Ok(Broke::Done(0));
+            }
+            if format::is_frozen(raw) {
+                match self.take_over(&here, at)? {
+                    Some(other) => return Ok(other),
+                    None => continue,
+                }
+            }
+            if format::is_table(raw, level) {
+                // A table of tables goes when they have: bounded steps.
+                if !A::ALONE || !covered || level < 2 || self.job.clean {
+                    return Ok(Broke::Enter);
+                }
+                match self.cut_table(&here, at) {
+                    Some(broke) => return Ok(broke),
+                    None => continue,
+                }
+            }
+            if format::is_annotation(raw) {
+                if covered {
+                    if !swap(raw, self.job.blank) {
+                        continue;
+                    }
+                    return Ok(Broke::Done(of_blank - core.counting.of(raw)));
+                }
+            } else if !format::is_leaf(raw, level) {
+                // Nothing that this crate writes, and no walk goes through it.
+                return Err(Error::Exists {
+                    level: Shape::level(level),
+                });
+            } else if raw & CONTIGUOUS != 0 {
+                core.break_group(self.maint, &mut here, at)?;
+                continue;
+            } else if !covered && self.job.partial == Partial::Refuse {
+                return Err(Error::InsideBlock {
+                    level: Shape::level(level),
+                });
+            } else if covered
+                || mutant!(
+                    SplitDropsWhole,
+                    self.job.partial == Partial::DropWhole,
+                    true
+                )
+            {
+                match self.break_leaf(&here) {
+                    Some(Broke::Enter) => (),
+                    Some(broke) => return Ok(broke),
+                    None => continue,
+                }
+            }
+            // A block or an annotation that the range covers in part, or a
+            // block that is cleaned in parts.
+            let mut changes = Changes::new();
+            let ia = at.max(self.job.start);
+            let reached = core.reach(self.maint, &mut changes, ia, level + 1, Over::Anything);
+            self.stored |= changes.stored;
+            reached?;
+            return Ok(Broke::Enter);
+        }
+    }
+
+    /// Step 1 for an entry that somebody froze. `None`: look again.
+    fn take_over(&mut self, slot: &Slot<M::Table>, at: u64) -> Result<Option<Broke>, Error> {
+        if !A::ALONE {
+            return Err(Error::Busy);
+        }
+        // Nobody is at work: it belongs to a gather that comes later, or never,
+        // or to somebody who was forgotten. It is invalidated here.
+        let core = self.core;
+        let (raw, end) = (slot.raw, at + (1 << slot.shift));
+        if raw & format::ELSEWHERE == 0 {
+            self.pending.table(at, end, core.shape.page_bits());
+            self.held = true;
+            let counted = core.counting.of(format::thaw(raw, slot.level));
+            return Ok(Some(Broke::Done(-counted)));
+        }
+        let emptied = core.mem.cas(slot.table, slot.index, raw, 0).is_ok();
+        if emptied && raw == format::GATHERED {
+            core.add_count(slot.pa, -1);
+            self.pending.leaves(&core.shape, at, end, slot.level);
+        }
+        Ok(None)
+    }
+
+    /// Breaks a leaf that goes whole. `Enter`: it has to be split before.
+    /// `None`: look again.
+    fn break_leaf(&mut self, slot: &Slot<M::Table>) -> Option<Broke> {
+        let core = self.core;
+        let (raw, level) = (slot.raw, slot.level);
+        let size = 1u64 << slot.shift;
+        let cleaned = self.job.clean && format::is_seen_uncached(raw, core.fwb);
+        if cleaned && size > CACHE_STEP && level < 3 {
+            return Some(Broke::Enter);
+        }
+        let visit = self.visits();
+        let (new, of_new) = if visit {
+            (format::freeze(raw, level), 0)
+        } else {
+            (self.job.blank, core.counting.of(self.job.blank))
+        };
+        core.mem.cas(slot.table, slot.index, raw, new).ok()?;
+        if cleaned {
+            self.budget.spend_bytes(size);
+        }
+        self.held |= visit;
+        Some(Broke::Leaf(of_new - core.counting.of(raw)))
+    }
+
+    /// Cuts off a table of pages that the range covers. `None`: look again.
+    fn cut_table(&mut self, slot: &Slot<M::Table>, at: u64) -> Option<Broke> {
+        let core = self.core;
+        let units = core.table_units::<Tell<'_, S>>(3);
+        let frozen = format::freeze(slot.raw, slot.level);
+        core.mem
+            .cas(slot.table, slot.index, slot.raw, frozen)
+            .ok()?;
+        self.budget.spend(units - 1);
+        let empty = core.counting.zero_is_empty()
+            && mutant!(
+                TableTakenForEmpty,
+                core.mem.count(Pa::new(core.shape.decode_oa(slot.raw))) == 0,
+                true
+            );
+        let smallest = if empty {
+            slot.shift
+        } else {
+            core.shape.page_bits()
+        };
+        let step = 1u64 << slot.shift;
+        let span = mutant!(TableSpanStartOnly, step, core.shape.page_mask() + 1);
+        self.pending.table(at, at + span, smallest);
+        self.held = true;
+        Some(Broke::Table(-1))
+    }
+
+    /// Cuts off the table at the end of `path` if nothing is left in it, and
+    /// its parents likewise. `removed` is what this call took out of it.
+    /// Returns the end of what is cut, 0 if nothing is.
+    fn cut_empty(
+        &mut self,
+        path: &mut Path<M::Table>,
+        ia: u64,
+        removed: Option<(u64, u64)>,
+    ) -> u64 {
+        let core = self.core;
+        let mut slot = path.last();
+        let mut end = 0;
+        while let Some(parent) = path.up() {
+            if !self.is_done(&slot, &parent, ia) {
+                break;
+            }
+            let frozen = format::freeze(parent.raw, parent.level);
+            if core
+                .mem
+                .cas(parent.table, parent.index, parent.raw, frozen)
+                .is_err()
+            {
+                break;
+            }
+            core.mem.add_count(Pa::new(parent.pa), -1);
+            match removed {
+                // What was removed is being invalidated by address; without
+                // a level hint that takes the tables above along.
+                Some((start, end)) => {
+                    if mutant!(CutTableHinted, true, false) {
+                        self.pending.table(start, end, core.shape.page_bits());
+                    }
+                }
+                None => {
+                    let base = parent.base(ia);
+                    self.pending
+                        .table(base, base + (1 << parent.shift), parent.shift);
+                }
+            }
+            self.held = true;
+            end = parent.end(ia);
+            slot = parent;
+        }
+        end
+    }
+
+    /// True when all of the table of `slot`, which hangs at `parent`, has gone:
+    /// nothing is in it, or it is covered and says `blank` throughout.
+    fn is_done(&self, slot: &Slot<M::Table>, parent: &Slot<M::Table>, ia: u64) -> bool {
+        let core = self.core;
+        let blank = self.job.blank;
+        if blank == 0 {
+            let left = core.mem.count(Pa::new(slot.pa));
+            return core.counting.zero_is_empty() && left <= mutant!(CutWithOneLeft, 0, 1);
+        }
+        parent.inside(ia, self.job.start, self.job.end)
+            && (0..core.shape.table_entries()).all(|index| {
+                let raw = core.mem.load(slot.table, index);
+                raw == blank || format::is_frozen(raw)
+            })
+    }
+
+    /// Step 3: gives frozen entries in `[start, end)` their final value, after
+    /// their memory was cleaned and told, and cut tables were freed.
+    fn release(&mut self, range: (u64, u64), done: &Synced) {
+        let (core, blank) = (self.core, self.job.blank);
+        if self.job.clean {
+            let mut out = CleanAndTell {
+                fwb: core.fwb,
+                maint: &mut *self.maint,
+                sink: &mut *self.sink,
+                stays: None,
+            };
+            core.release(&mut out, range, blank, done);
+        } else {
+            core.release(&mut Tell(self.sink), range, blank, done);
+        }
+    }
+}
+
+impl<M: TableMem> Core<M> {
+    fn release<R: Release>(
+        &self,
+        out: &mut R,
+        (start, end): (u64, u64),
+        blank: u64,
+        done: &Synced,
+    ) {
+        let of_blank = self.counting.of(blank);
+        let mut ia = start;
+        while ia < end {
+            let slot = self.walk_to(ia, 3);
+            let level = slot.level;
+            let step = 1u64 << slot.shift;
+            let mut at = slot.base(ia);
+            let mut more = 0;
+            let mut row = Row::of(level);
+            for index in slot.index..slot.index + self.entries_left(&slot) {
+                if at >= end {
+                    break;
+                }
+                let raw = self.mem.load(slot.table, index);
+                if format::is_frozen(raw) {
+                    if format::was_table(raw, level) {
+                        row.end(&self.shape, out);
+                        let table = Cut {
+                            pa: self.shape.decode_oa(raw),
+                            level: level + 1,
+                            base: at,
+                        };
+                        self.reclaim(table, out, done);
+                    } else if R::WANTS {
+                        let leaf = format::thaw(raw, level);
+                        row.leaf(&self.shape, out, at, leaf);
+                    }
+                    self.mem.store(slot.table, index, blank);
+                    more += of_blank;
+                } else if format::is_table(raw, level) {
+                    break;
+                } else {
+                    row.end(&self.shape, out);
+                }
+                at += step;
+            }
+            row.end(&self.shape, out);
+            if more != 0 {
+                self.mem.add_count(Pa::new(slot.pa), more);
+            }
+            // A table that the loop stopped at is entered next. If it is the
+            // first entry, which the walk took for none, another CPU has
+            // just made it: nothing of ours is in it.
+            ia = if at > ia { at } else { slot.end(ia) };
+        }
     }
 }

@@ -4,7 +4,7 @@ use crate::addr::{Ipa, Level, Pa};
 use crate::error::{Budget, Stopped};
 use crate::format::{self, Entry};
 use crate::geometry::Shape;
-use crate::maintenance::Maintenance;
+use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
 use crate::stage2::Stage2;
 
@@ -213,8 +213,12 @@ impl<M: TableMem> Stage2<M> {
             };
             let pa = Pa::new(format::leaf_oa(&core.shape, raw, level));
             let to = (base + core.shape.span_at(level)).min(end);
-            let done = core.clean(maint, pa, to - base, at - base, budget);
-            at = base + done;
+            let room = budget.bytes_left() & !core.shape.page_mask();
+            let size = room.min(to - at);
+            let pa = Pa::new(pa.get() + (at - base));
+            maint.cache(CacheOp::CleanInvalidateData { pa, size });
+            budget.spend_bytes(size);
+            at += size;
             if at >= end || budget.is_spent() {
                 return Ok(Ipa::new(at));
             }

@@ -350,7 +350,7 @@ fn a_table_that_goes_in_steps_is_seen_once() {
         assert_eq!(mem.live(), 0);
         let loads = |did: &&Did| matches!(did, Did::Load { .. });
         let loads = mem.did.borrow().iter().filter(loads).count();
-        // The root's entries twice, each table's entries, and two looks a call.
+        // The root's entries twice, each table's entries, and some looks a call.
         let entries = 2 * 1024 + 512 + if told { 512 * 512 } else { 0 };
         assert!(loads <= entries + 4 * calls, "{loads} loads");
     }

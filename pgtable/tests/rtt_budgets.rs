@@ -1,29 +1,38 @@
-//! RTT commands that clean more than a call may: they go on with each call,
-//! and what others find meanwhile is what the command says it is.
+//! What one RTT command may do: leaves of the host's memory that one step
+//! cleans, tables that go leaf by leaf, ends of realms in calls of a budget.
 
 mod plain;
 
 use pgtable::{
-    Attrs, Budget, CacheOp, Error, Granule, Ignore, Ipa, Level, Pa, RemovedLeaf, Rtt, RttError,
-    RttState, Stage2Config, TableMem, TlbiKind, Vmid,
+    Attrs, Budget, CacheOp, Device, Error, Granule, Ignore, Ipa, Level, Memory, Pa, RemovedLeaf,
+    Rtt, RttError, RttState, Stage2Config, Start, TableMem, TlbiKind, Vmid,
 };
 use plain::{Cpu, Did, Plain};
 
-const PAGE: u64 = 64 << 10;
-/// A block of level 2 with 64K pages.
-const BLOCK: u64 = 512 << 20;
-/// What a call cleans whatever its budget.
-const STEP: u64 = 2 << 20;
 const MEMORY: u64 = 64 << 30;
+const MIB2: u64 = 2 << 20;
 
-/// Tables of 64K pages without FWB, all of it the host's.
-fn tables(mem: &Plain, ipa_bits: u8) -> (Rtt<&Plain>, Cpu<'_>) {
-    let geometry = Stage2Config::new(Granule::K64, ipa_bits, 48)
-        .validate()
-        .expect("legal");
+fn config(granule: Granule, fwb: bool) -> Stage2Config {
+    let mut config = Stage2Config::new(granule, 40, 48);
+    config.features.fwb = fwb;
+    config.features.dic = true;
+    config
+}
+
+/// Tables all of which are the host's.
+fn tables(mem: &Plain, config: Stage2Config) -> (Rtt<&Plain>, Cpu<'_>) {
+    let geometry = config.validate().expect("legal");
     let root = mem.root(geometry.root_align());
-    let rtt = Rtt::new(geometry, root, Vmid::new(3), mem, Ipa::new(0)).expect("a root");
-    let cpu = mem.cpu(rtt.regs());
+    let mut rtt = Rtt::new(geometry, root, Vmid::new(3), mem, Ipa::new(0)).expect("a root");
+    let mut cpu = mem.cpu(rtt.regs());
+    for level in geometry.start().get() + 1..=3 {
+        if level == 3 && config.start == Start::At(Level::L2) {
+            break;
+        }
+        let level = Level::new(level).expect("a level");
+        rtt.create(&mut cpu, Ipa::new(0), level, mem.page())
+            .expect("a table");
+    }
     mem.forget();
     (rtt, cpu)
 }
@@ -32,25 +41,12 @@ fn least() -> Budget {
     Budget::entries(0)
 }
 
-fn map_step(rtt: &mut Rtt<&Plain>, cpu: &mut Cpu<'_>, ipa: u64, pa: u64) -> Result<Ipa, RttError> {
-    let (ipa, pa) = (Ipa::new(ipa), Pa::new(pa));
-    rtt.map_unprotected(cpu, ipa, Level::L2, pa, Attrs::MEMORY, 1, &mut least())
-}
-
-fn map(rtt: &mut Rtt<&Plain>, cpu: &mut Cpu<'_>, ipa: u64, pa: u64) {
-    let all = &mut Budget::unlimited();
-    let (ipa, pa) = (Ipa::new(ipa), Pa::new(pa));
-    rtt.map_unprotected(cpu, ipa, Level::L2, pa, Attrs::MEMORY, 1, all)
-        .expect("mapped");
-}
-
-fn state(rtt: &Rtt<&Plain>, ipa: u64) -> (Level, RttState) {
-    let entry = rtt.find(Ipa::new(ipa)).expect("inside");
-    (entry.level, entry.state)
+fn all() -> Budget {
+    Budget::unlimited()
 }
 
 fn mapped_to(rtt: &Rtt<&Plain>, ipa: u64) -> Option<u64> {
-    match state(rtt, ipa).1 {
+    match rtt.find(Ipa::new(ipa)).expect("inside").state {
         RttState::AssignedNs { pa, .. } => Some(pa.get()),
         RttState::UnassignedNs => None,
         other => panic!("{other:?}"),
@@ -73,188 +69,217 @@ fn done(mem: &Plain) -> (Vec<(u64, u64)>, usize) {
     (cleaned, tlbis)
 }
 
-/// `[pa, pa + BLOCK)` in steps.
-fn steps(pa: u64) -> Vec<(u64, u64)> {
-    (pa..pa + BLOCK)
-        .step_by(STEP as usize)
-        .map(|at| (at, STEP))
-        .collect()
-}
-
-/// Calls until the command says something else than "again".
-fn to_end<T>(mut command: impl FnMut() -> Result<T, RttError>) -> (u64, Result<T, RttError>) {
-    for calls in 1..10_000 {
-        match command() {
-            Err(RttError::Again) => (),
-            other => return (calls, other),
+/// Without FWB, or for memory that FWB does not force to write-back, an entry
+/// maps 2 MiB at most: by command, and by folding.
+#[test]
+fn an_entry_maps_what_one_step_cleans() {
+    for granule in Granule::ALL {
+        for fwb in [false, true] {
+            let mem = Plain::new(granule.page_size());
+            let mut config = config(granule, fwb);
+            // No table of level 3: a block may come.
+            config.ipa_bits = 34;
+            config.start = Start::At(Level::L2);
+            let (mut rtt, mut cpu) = tables(&mem, config);
+            let span = rtt.geometry().span(Level::L2);
+            for (slot, memory, cleaned) in [
+                (0, Memory::Normal, !fwb),
+                (1, Memory::NormalNonCacheable, true),
+                (2, Memory::FromStage1, true),
+                (3, Memory::Device(Device::NGnRE), false),
+            ] {
+                let (ipa, pa) = (Ipa::new(slot * span), Pa::new(MEMORY));
+                let attrs = Attrs::MEMORY.memory(memory);
+                let mapped =
+                    rtt.map_unprotected(&mut cpu, ipa, Level::L2, pa, attrs, 1, &mut least());
+                // Without FWB no entry is larger, whatever it maps.
+                let refused = span > MIB2 && (cleaned || !fwb);
+                let what = format!("{granule:?}, {fwb}, {memory:?}");
+                if refused {
+                    assert_eq!(mapped, Err(RttError::Input), "{what}");
+                    continue;
+                }
+                assert_eq!(mapped, Ok(Ipa::new((slot + 1) * span)), "{what}");
+                let want = if cleaned {
+                    vec![(MEMORY, span)]
+                } else {
+                    vec![]
+                };
+                assert_eq!(done(&mem).0, want, "{what}");
+                rtt.unmap_unprotected(&mut cpu, ipa, Level::L2, &mut least())
+                    .expect("mapped");
+                let seen = !fwb && !matches!(memory, Memory::Device(_));
+                let want = if seen { vec![(MEMORY, span)] } else { vec![] };
+                assert_eq!(done(&mem).0, want, "{what}");
+            }
         }
     }
-    panic!("no end");
 }
 
+/// Alike pages become a block only if that is one that a command could map.
 #[test]
-fn a_block_is_mapped_in_steps() {
-    let mem = Plain::new(PAGE);
-    let (mut rtt, mut cpu) = tables(&mem, 42);
-    // What is begun for one address and not gone on with is nothing.
-    for _ in 0..3 {
-        let answer = map_step(&mut rtt, &mut cpu, BLOCK, MEMORY + 7 * BLOCK);
-        assert_eq!(answer, Err(RttError::Again));
-        assert_eq!(mapped_to(&rtt, BLOCK), None);
-        assert_eq!(rtt.translate(Ipa::new(BLOCK)), None);
-    }
-    assert_eq!(mem.count(rtt.root()), 0);
-    let at = Ipa::new(BLOCK);
-    let nothing = RttError::Rtt {
-        level: Level::L2,
-        top: Ipa::new(1 << 42),
-    };
-    let unmapped = rtt.unmap_unprotected(&mut cpu, at, Level::L2, &mut least());
-    assert_eq!(unmapped, Err(nothing));
-    mem.forget();
-    let (calls, answer) = to_end(|| map_step(&mut rtt, &mut cpu, BLOCK, MEMORY));
-    assert_eq!((calls, answer), (BLOCK / STEP, Ok(Ipa::new(2 * BLOCK))));
-    assert_eq!(done(&mem), (steps(MEMORY), 0));
-    assert_eq!(mapped_to(&rtt, BLOCK), Some(MEMORY));
-}
-
-/// Of several blocks only those are begun that a call may end.
-#[test]
-fn of_several_blocks_one_is_mapped_in_steps() {
-    let mem = Plain::new(PAGE);
-    let (mut rtt, mut cpu) = tables(&mem, 42);
-    let (at, pa) = (Ipa::new(0), Pa::new(MEMORY));
-    let (calls, answer) = to_end(|| {
-        // Units for all three entries, and bytes for a part of one.
-        let budget = &mut Budget::entries(3);
-        rtt.map_unprotected(&mut cpu, at, Level::L2, pa, Attrs::MEMORY, 3, budget)
-    });
-    assert_eq!((calls, answer), (BLOCK / STEP, Ok(Ipa::new(BLOCK))));
-    assert_eq!(done(&mem), (steps(MEMORY), 0));
-    assert_eq!(mapped_to(&rtt, 0), Some(MEMORY));
-    assert_eq!(mapped_to(&rtt, BLOCK), None);
-}
-
-#[test]
-fn a_table_comes_over_a_block_that_nobody_went_on_to_map() {
-    let mem = Plain::new(PAGE);
-    let (mut rtt, mut cpu) = tables(&mem, 42);
-    let answer = map_step(&mut rtt, &mut cpu, 0, MEMORY);
-    assert_eq!(answer, Err(RttError::Again));
-    rtt.create(&mut cpu, Ipa::new(0), Level::L3, mem.page())
-        .expect("nothing is mapped");
-    assert_eq!(state(&rtt, PAGE), (Level::L3, RttState::UnassignedNs));
-}
-
-#[test]
-fn a_block_is_unmapped_in_steps() {
-    let mem = Plain::new(PAGE);
-    let (mut rtt, mut cpu) = tables(&mem, 42);
-    map(&mut rtt, &mut cpu, 0, MEMORY);
-    map(&mut rtt, &mut cpu, 2 * BLOCK, MEMORY + BLOCK);
-    mem.forget();
-    let at = Ipa::new(0);
-    let mut calls = 0;
-    let removed = loop {
-        calls += 1;
-        match rtt.unmap_unprotected(&mut cpu, at, Level::L2, &mut least()) {
-            Err(RttError::Again) => (),
-            answer => break answer.expect("mapped"),
+fn pages_fold_to_what_one_step_cleans() {
+    for granule in [Granule::K4, Granule::K16] {
+        let mem = Plain::new(granule.page_size());
+        let (mut rtt, mut cpu) = tables(&mem, config(granule, false));
+        let span = rtt.geometry().span(Level::L2);
+        let (page, count) = (granule.page_size(), granule.entries());
+        let (zero, pa) = (Ipa::new(0), Pa::new(MEMORY));
+        rtt.map_unprotected(
+            &mut cpu,
+            zero,
+            Level::L3,
+            pa,
+            Attrs::MEMORY,
+            count,
+            &mut all(),
+        )
+        .expect("mapped");
+        let folded = rtt.fold(&mut cpu, zero, Level::L3);
+        if span > MIB2 {
+            let (level, top) = (Level::L3, zero);
+            assert_eq!(folded, Err(RttError::Rtt { level, top }));
+        } else {
+            folded.expect("alike");
         }
-        // No translation any more, but not yet the host's again.
-        assert_eq!(rtt.translate(at), None);
-        assert_eq!(mapped_to(&rtt, 0), Some(MEMORY));
-        let busy = RttError::Rtt {
-            level: Level::L2,
-            top: at,
-        };
-        let over = map_step(&mut rtt, &mut cpu, 0, MEMORY + 2 * BLOCK);
-        assert_eq!(over, Err(busy));
-        let table = rtt.create(&mut cpu, at, Level::L3, mem.page());
-        assert_eq!(table, Err(busy));
-        let table = rtt.destroy(&mut cpu, at, Level::L3, &mut Ignore, &mut least());
-        assert_eq!(table.map(|_| ()), Err(busy));
-    };
-    assert_eq!(calls, BLOCK / STEP);
-    assert_eq!(removed.pa, Pa::new(MEMORY));
-    assert_eq!(removed.top, Ipa::new(2 * BLOCK));
-    assert_eq!(done(&mem), (steps(MEMORY), 1));
-    assert_eq!(mapped_to(&rtt, 0), None);
+        assert_eq!(
+            mapped_to(&rtt, 5 * page),
+            Some(MEMORY + if span > MIB2 { 5 * page } else { 0 })
+        );
+    }
 }
 
-/// With blocks of every state in it: mapped, half unmapped, half mapped.
+/// Several entries are mapped as far as a budget goes: those are clean, and
+/// no others.
+#[test]
+fn entries_are_mapped_in_calls_of_a_budget() {
+    let mem = Plain::new(4096);
+    let (mut rtt, mut cpu) = tables(&mem, config(Granule::K4, false));
+    let mut at = 0;
+    while at < 512 * 4096 {
+        let left = (512 - at / 4096) as usize;
+        let budget = &mut Budget::entries(100);
+        let (ipa, pa) = (Ipa::new(at), Pa::new(MEMORY + at));
+        let next = rtt
+            .map_unprotected(&mut cpu, ipa, Level::L3, pa, Attrs::MEMORY, left, budget)
+            .expect("mapped");
+        let size = next.get() - at;
+        assert!(size > 0 && size <= 100 * 4096);
+        assert_eq!(done(&mem).0, [(MEMORY + at, size)]);
+        assert_eq!(
+            mapped_to(&rtt, at + size - 4096),
+            Some(MEMORY + at + size - 4096)
+        );
+        at += size;
+    }
+}
+
+/// A table goes when its leaves have: some in each call, each of them cleaned
+/// once, told once, after its invalidation. What is left stays mapped.
 #[test]
 fn a_table_is_destroyed_in_steps() {
-    let mem = Plain::new(PAGE);
-    let (mut rtt, mut cpu) = tables(&mem, 47);
-    let base = Ipa::new(1 << 42);
-    let block = |index: u64| base.get() + index * BLOCK;
-    rtt.create(&mut cpu, base, Level::L2, mem.page())
-        .expect("a table");
-    map(&mut rtt, &mut cpu, block(0), MEMORY);
-    map(&mut rtt, &mut cpu, block(5), MEMORY + BLOCK);
-    let coming = map_step(&mut rtt, &mut cpu, block(6), MEMORY + 9 * BLOCK);
-    assert_eq!(coming, Err(RttError::Again));
-    map(&mut rtt, &mut cpu, block(7), MEMORY + 2 * BLOCK);
-    let going = rtt.unmap_unprotected(&mut cpu, Ipa::new(block(5)), Level::L2, &mut least());
-    assert_eq!(going, Err(RttError::Again));
-    mem.forget();
-    let mut told = Vec::new();
-    let mut calls = 0;
-    let removed = loop {
-        let mut sink = |leaf: RemovedLeaf| told.push((leaf.ia(), leaf.pa().get(), leaf.size()));
-        calls += 1;
-        match rtt.destroy(&mut cpu, base, Level::L2, &mut sink, &mut least()) {
-            Err(RttError::Again) => (),
-            answer => break answer.expect("no life in it"),
-        }
-        let (level, entry) = state(&rtt, block(0));
-        assert!(level == Level::L1 && matches!(entry, RttState::Table(_)));
-        assert_eq!(mem.count(rtt.root()), 1);
-        let gone = |ipa| {
-            let (level, top) = (Level::L1, Ipa::new(ipa));
-            Err(RttError::Rtt { level, top })
+    for (granule, fwb) in [
+        (Granule::K4, false),
+        (Granule::K16, false),
+        (Granule::K4, true),
+        (Granule::K64, true),
+    ] {
+        let mem = Plain::new(granule.page_size());
+        let (mut rtt, mut cpu) = tables(&mem, config(granule, fwb));
+        let (page, count) = (granule.page_size(), granule.entries());
+        let (zero, pa) = (Ipa::new(0), Pa::new(MEMORY));
+        rtt.map_unprotected(
+            &mut cpu,
+            zero,
+            Level::L3,
+            pa,
+            Attrs::MEMORY,
+            count,
+            &mut all(),
+        )
+        .expect("mapped");
+        // A hole on the way.
+        let hole = 7 * page;
+        rtt.unmap_unprotected(&mut cpu, Ipa::new(hole), Level::L3, &mut all())
+            .expect("mapped");
+        mem.forget();
+        let mut told = Vec::new();
+        let mut calls = 0;
+        let removed = loop {
+            let before = told.len();
+            let mut sink = |leaf: RemovedLeaf| told.push((leaf.ia(), leaf.pa().get()));
+            let budget = &mut Budget::entries(200);
+            let answer = rtt.destroy(&mut cpu, zero, Level::L3, &mut sink, budget);
+            calls += 1;
+            let (cleaned, tlbis) = done(&mem);
+            assert!(tlbis > 0, "{granule:?}");
+            let bytes: u64 = cleaned.iter().map(|(_, size)| size).sum();
+            let new = (told.len() - before) as u64;
+            assert_eq!(bytes, if fwb { 0 } else { new * page });
+            assert!(
+                new <= 200 && bytes <= 200 * 4096,
+                "{new} leaves, {bytes:#x}"
+            );
+            match answer {
+                Err(RttError::Again) => {
+                    let last = told.last().expect("one at least").0;
+                    assert_eq!(mapped_to(&rtt, last), None);
+                    assert_eq!(mapped_to(&rtt, last + page), Some(MEMORY + last + page));
+                }
+                other => break other.expect("an end"),
+            }
+            assert!(calls < 1000);
         };
-        let over = map_step(&mut rtt, &mut cpu, block(3), MEMORY).map(|_| ());
-        assert_eq!(over, gone(block(3)));
-        let folded = rtt.fold(&mut cpu, base, Level::L2).map(|_| ());
-        assert_eq!(folded, gone(base.get()));
-        let made = rtt.create(&mut cpu, base, Level::L2, mem.page());
-        assert_eq!(made, gone(base.get()));
-        // Nor is it a table of another level.
-        let below = rtt.destroy(&mut cpu, base, Level::L3, &mut Ignore, &mut least());
-        assert_eq!(below.map(|_| ()), gone(base.get()));
-    };
-    assert_eq!(removed.top, Ipa::new(1 << 47));
-    let want = [(0, 0), (5, 1), (7, 2)].map(|(at, to)| (block(at), MEMORY + to * BLOCK, BLOCK));
-    assert_eq!(told, want);
-    let (cleaned, tlbis) = done(&mem);
-    let mut whole = steps(MEMORY);
-    whole.extend(&steps(MEMORY + BLOCK)[1..]);
-    whole.extend(steps(MEMORY + 2 * BLOCK));
-    assert_eq!(cleaned, whole);
-    // A step was done before, and the block that was coming takes a call.
-    assert_eq!(calls, 3 * BLOCK / STEP);
-    // All its blocks, by one operation each without ranges; once.
-    assert_eq!(tlbis, 8192);
-    assert_eq!(mem.count(rtt.root()), 0);
-    assert_eq!(state(&rtt, block(0)), (Level::L1, RttState::UnassignedNs));
+        let want: Vec<_> = (0..count as u64)
+            .map(|index| index * page)
+            .filter(|at| *at != hole)
+            .map(|at| (at, MEMORY + at))
+            .collect();
+        assert_eq!(told, want);
+        assert!(calls > 2 && removed.pa != Pa::new(0));
+        assert_eq!(mapped_to(&rtt, 0), None);
+    }
+}
+
+/// Who is told of nothing and cleans nothing sees a full table go at once.
+#[test]
+fn a_table_that_nobody_asks_for_goes_at_once() {
+    let mem = Plain::new(4096);
+    let (mut rtt, mut cpu) = tables(&mem, config(Granule::K4, true));
+    let (zero, pa) = (Ipa::new(0), Pa::new(MEMORY));
+    rtt.map_unprotected(
+        &mut cpu,
+        zero,
+        Level::L3,
+        pa,
+        Attrs::MEMORY,
+        512,
+        &mut all(),
+    )
+    .expect("mapped");
+    rtt.destroy(&mut cpu, zero, Level::L3, &mut Ignore, &mut least())
+        .expect("destroyed");
 }
 
 #[test]
 fn a_realm_ends_in_steps() {
-    let mem = Plain::new(PAGE);
-    let (mut rtt, mut cpu) = tables(&mem, 42);
-    map(&mut rtt, &mut cpu, 0, MEMORY);
-    map(&mut rtt, &mut cpu, 3 * BLOCK, MEMORY + BLOCK);
-    let coming = map_step(&mut rtt, &mut cpu, BLOCK, MEMORY + 9 * BLOCK);
-    assert_eq!(coming, Err(RttError::Again));
+    let mem = Plain::new(4096);
+    let mut config = config(Granule::K4, false);
+    (config.ipa_bits, config.start) = (33, Start::At(Level::L2));
+    let (mut rtt, mut cpu) = tables(&mem, config);
+    for (at, to) in [(0, MEMORY), (3 * MIB2, MEMORY + MIB2)] {
+        let (ipa, pa) = (Ipa::new(at), Pa::new(to));
+        rtt.map_unprotected(&mut cpu, ipa, Level::L2, pa, Attrs::MEMORY, 1, &mut all())
+            .expect("mapped");
+    }
     mem.forget();
     let mut told = Vec::new();
     let mut at = Ipa::new(0);
     let mut calls = 0;
     let mut places = vec![at.get()];
-    while at.get() < 1 << 42 {
+    let mut clean = Vec::new();
+    let mut whole = 0;
+    while at.get() < 1 << 33 {
         let mut sink = |leaf: RemovedLeaf| told.push((leaf.ia(), leaf.pa().get(), leaf.size()));
         let next = rtt.retire(&mut cpu, &mut sink, &mut least());
         let next = next.expect("no life in it");
@@ -263,31 +288,28 @@ fn a_realm_ends_in_steps() {
         places.push(at.get());
         calls += 1;
         assert!(calls < 20_000);
+        let (cleaned, tlbis) = done(&mem);
+        assert!(cleaned.len() <= 1);
+        clean.extend(cleaned);
+        whole += tlbis;
     }
     // Each entry of the root takes a call, to be cut and to be released.
     places.dedup();
-    let every: Vec<u64> = (0..=8192).map(|block| block * BLOCK).collect();
-    assert_eq!(places, every);
-    assert_eq!(
-        told,
-        [(0, MEMORY, BLOCK), (3 * BLOCK, MEMORY + BLOCK, BLOCK)]
-    );
-    let mut whole = steps(MEMORY);
-    whole.extend(steps(MEMORY + BLOCK));
-    assert_eq!(done(&mem).0, whole);
-    let unmapped = (0..8192).all(|block| mapped_to(&rtt, block * BLOCK).is_none());
+    let every: Vec<u64> = (0..=4096).map(|block| block * MIB2).collect();
+    assert_eq!((places, whole), (every, 1));
+    assert_eq!(told, [(0, MEMORY, MIB2), (3 * MIB2, MEMORY + MIB2, MIB2)]);
+    assert_eq!(clean, [(MEMORY, MIB2), (MEMORY + MIB2, MIB2)]);
+    let unmapped = (0..4096).all(|block| mapped_to(&rtt, block * MIB2).is_none());
     assert!(unmapped);
 }
 
 /// Life is not retired, in steps or at once.
 #[test]
 fn a_live_realm_does_not_begin_to_end() {
-    let mem = Plain::new(PAGE);
-    let (mut rtt, mut cpu) = tables(&mem, 42);
-    rtt.create(&mut cpu, Ipa::new(0), Level::L3, mem.page())
-        .expect("a table");
-    mem.forget();
-    let used = Err(Error::InUse { level: Level::L2 });
+    let mem = Plain::new(4096);
+    let (mut rtt, mut cpu) = tables(&mem, config(Granule::K4, false));
+    let used = Err(Error::InUse { level: Level::L1 });
     assert_eq!(rtt.retire(&mut cpu, &mut Ignore, &mut least()), used);
     assert!(mem.changes().is_empty());
+    assert_ne!(mem.count(rtt.root()), 0);
 }

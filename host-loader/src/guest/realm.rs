@@ -138,6 +138,8 @@ pub struct Realm {
     created: bool,
     /// Its VMID, from just before it is created.
     vmid: Option<u16>,
+    /// The level of the largest entries that map memory.
+    largest: i64,
     mapped: Vec<Mapped>,
     tables: usize,
     aux_count: usize,
@@ -195,6 +197,7 @@ impl Realm {
             delegated: Vec::new(),
             created: false,
             vmid: None,
+            largest: features.largest_level(),
             mapped: Vec::new(),
             tables: 0,
             aux_count: 0,
@@ -271,7 +274,7 @@ impl Realm {
     }
 
     /// Maps an extent of the host's memory into the guest, with level-2 blocks where
-    /// it is aligned. It counts in granules.
+    /// there are such and it is aligned. It counts in granules.
     ///
     /// On an error a part may be mapped; `destroy` knows it.
     pub async fn map(
@@ -289,8 +292,8 @@ impl Realm {
         let mut done = 0;
         while done < size {
             let (ipa, pa) = (ipa + done, pa + done);
-            let aligned = (ipa | pa).is_multiple_of(block) && size - done >= block;
-            let level = if aligned { 2 } else { 3 };
+            let fits = (ipa | pa).is_multiple_of(block) && size - done >= block;
+            let level = if fits { self.largest } else { 3 };
             self.map_entry(context.granules, ipa, level, pa | attributes)?;
             let size = self.shape.entry_size(level);
             self.note(ipa..ipa + size, level);

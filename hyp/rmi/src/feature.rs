@@ -58,6 +58,8 @@ pub struct VendorFeatures {
     pub pa_bits: u8,
     /// The forced-write-back attribute encoding is in force (FEAT_S2FWB), so
     /// that the host need not clean what it writes for a guest; \[16\].
+    /// Without it EL2 cleans what it maps, and maps no more than 2 MiB by one
+    /// entry: see [`largest_level`](Self::largest_level).
     pub fwb: bool,
     /// `REALM_CREATE` takes [`crate::params::RealmFlags::NONCONF`], \[17\].
     pub nonconf: bool,
@@ -91,6 +93,16 @@ impl VendorFeatures {
             el2_vgic: raw >> 18 & 1 != 0,
             confidential: raw >> 19 & 1 != 0,
             vmid16: raw >> 20 & 1 != 0,
+        }
+    }
+
+    /// The level of the largest entries that `RTT_MAP_UNPROTECTED` takes: 2
+    /// where blocks are, else 3.
+    pub const fn largest_level(&self) -> i64 {
+        if self.fwb || self.granule_shift == 12 {
+            2
+        } else {
+            3
         }
     }
 }
@@ -130,5 +142,24 @@ mod tests {
             vmid16: true,
         };
         assert_eq!(VendorFeatures::unpack(f.pack()), f);
+    }
+
+    #[test]
+    fn an_entry_maps_what_one_call_cleans() {
+        for (fwb, shift, level) in [
+            (false, 12, 2),
+            (false, 14, 3),
+            (false, 16, 3),
+            (true, 12, 2),
+            (true, 14, 2),
+            (true, 16, 2),
+        ] {
+            let f = VendorFeatures {
+                granule_shift: shift,
+                fwb,
+                ..VendorFeatures::default()
+            };
+            assert_eq!(f.largest_level(), level, "{f:?}");
+        }
     }
 }

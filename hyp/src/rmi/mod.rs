@@ -92,9 +92,9 @@ pub fn serve(system: &'static System, cpu: &mut Cpu, command: Command) -> Option
             ipa,
             level,
             desc,
-        } => rtt::map_unprotected(system, rd, ipa, level, desc)?.map(no_outputs),
+        } => rtt::map_unprotected(system, rd, ipa, level, desc).map(no_outputs),
         Command::RttUnmapUnprotected { rd, ipa, level } => {
-            let Walked { outcome, top } = rtt::unmap_unprotected(system, rd, ipa, level)?;
+            let Walked { outcome, top } = rtt::unmap_unprotected(system, rd, ipa, level);
             return Some(answer_with(outcome, |_| [top, 0, 0, 0]));
         }
         // Confidential realms come with their own issue.

@@ -238,17 +238,9 @@ fn parse(descriptor: u64) -> Option<(u64, Attrs)> {
     ))
 }
 
-/// Maps the host's memory at `ipa` by one entry of `at`. `None`: call again.
-pub fn map_unprotected(
-    system: &System,
-    rd: u64,
-    ipa: u64,
-    at: i64,
-    descriptor: u64,
-) -> Option<Outcome> {
-    let Some((pa, attrs)) = parse(descriptor) else {
-        return Some(Err(Status::ErrorInput));
-    };
+/// Maps the host's memory at `ipa` by one entry of `at`.
+pub fn map_unprotected(system: &System, rd: u64, ipa: u64, at: i64, descriptor: u64) -> Outcome {
+    let (pa, attrs) = parse(descriptor).ok_or(Status::ErrorInput)?;
     let mapped = with_rtt_at(system, rd, at, |tables, pe, at| {
         let geometry = *tables.geometry();
         if !geometry.leaf_ok(at) || pa % geometry.span(at) != 0 {
@@ -264,13 +256,8 @@ pub fn map_unprotected(
             system.granules.take_back(pa, size);
         }
         mapped
-    });
-    match mapped {
-        Err(status) => Some(Err(status)),
-        Ok(Ok(_)) => Some(Ok(())),
-        Ok(Err(RttError::Again)) => None,
-        Ok(Err(error)) => Some(Err(status(error))),
-    }
+    })?;
+    mapped.map(|_| ()).map_err(status)
 }
 
 /// The host's memory that one entry of `at` maps at `ipa`.
@@ -284,8 +271,8 @@ fn mapped_at(tables: &pgtable::Rtt<RttMem>, ipa: u64, at: Level) -> Option<u64> 
     }
 }
 
-/// Unmaps one entry of `at`. `None`: call again.
-pub fn unmap_unprotected(system: &System, rd: u64, ipa: u64, at: i64) -> Option<Walked<()>> {
+/// Unmaps one entry of `at`.
+pub fn unmap_unprotected(system: &System, rd: u64, ipa: u64, at: i64) -> Walked<()> {
     let removed = with_rtt_at(system, rd, at, |tables, pe, at| {
         let size = tables.geometry().span(at);
         let removed = tables.unmap_unprotected(pe, Ipa::new(ipa), at, &mut budget())?;
@@ -293,8 +280,9 @@ pub fn unmap_unprotected(system: &System, rd: u64, ipa: u64, at: i64) -> Option<
         Ok(((), removed.top))
     });
     match removed {
-        Err(status) => Some(status.into()),
-        Ok(result) => walked(result),
+        Err(status) => status.into(),
+        // This command does all or nothing, and never says "again".
+        Ok(result) => walked(result).unwrap_or_else(|| Status::ErrorInput.into()),
     }
 }
 

@@ -27,9 +27,9 @@ mod unprotected;
 use crate::addr::{Ipa, Level, Pa, Vmid};
 use crate::attrs::Attrs;
 use crate::error::{Budget, Error};
-use crate::format::{self, GOING};
+use crate::format;
 use crate::geometry::{ConfigError, Geometry, Shape};
-use crate::maintenance::{Maintenance, Stage2Regs};
+use crate::maintenance::{CacheOp, Maintenance, Stage2Regs};
 use crate::mem::TableMem;
 use crate::plan::Pending;
 use crate::sink::{LeafSink, RemovedLeaf};
@@ -98,8 +98,8 @@ pub enum RttError {
         /// RMI's `top`: where there may be something again.
         top: Ipa,
     },
-    /// The budget ended while memory was cleaned: the same call goes on from
-    /// there. Until then the entry is no mapping, and in the way of others.
+    /// The budget ended while the host's memory was released leaf by leaf: the
+    /// same call goes on.
     Again,
 }
 
@@ -175,6 +175,9 @@ impl<M: TableMem> Rtt<M> {
     /// Takes charge of a root (as [`Stage2::new`]). IPAs below
     /// `protected_end`, a multiple of a root entry's span, are protected.
     ///
+    /// Without FEAT_S2FWB leaves are of 2 MiB at most, whatever the geometry
+    /// has: 4K has blocks of level 2, 16K and 64K have pages.
+    ///
     /// # Errors
     /// As [`Stage2::new`].
     pub fn new(
@@ -184,6 +187,7 @@ impl<M: TableMem> Rtt<M> {
         mem: M,
         protected_end: Ipa,
     ) -> Result<Self, ConfigError> {
+        let geometry = geometry.cleaned();
         let counting = Counting::rtt(UNPROTECTED, HIPAS_ASSIGNED);
         let tree = Stage2::new(geometry, root, vmid, mem)?.counting(counting);
         let data = geometry.encode_attrs(Attrs::MEMORY).unwrap_or_default();
@@ -309,23 +313,14 @@ impl<M: TableMem> Rtt<M> {
         self.read(ipa.align_down(page), Level::L3)
     }
 
-    /// What an entry stands for, parked or not: what is coming is not there
-    /// yet, what is going still is.
-    fn settled(&self, raw: u64, level: i8) -> u64 {
-        if !format::is_frozen(raw) {
-            raw
-        } else if format::is_coming(raw) {
-            UNPROTECTED
-        } else if format::was_table(raw, level) {
-            format::thaw(raw, level)
-        } else {
-            self.tree.core.leaf_of(raw, level)
-        }
-    }
-
     pub(in crate::rtt) fn state(&self, raw: u64, level: i8) -> RttState {
         let shape = &self.tree.core.shape;
-        let raw = self.settled(raw, level);
+        // Only what a realm's end has cut is frozen when nobody is at work.
+        let raw = if format::is_frozen(raw) {
+            format::thaw(raw, level)
+        } else {
+            raw
+        };
         if format::is_table(raw, level) {
             return RttState::Table(Pa::new(shape.decode_oa(raw)));
         }
@@ -362,81 +357,16 @@ impl<M: TableMem> Rtt<M> {
         let _done = sync::sync(maint, &core.tlb, &pending);
     }
 
-    /// Cleans the leaf that stood at `index` of a table from where an earlier
-    /// call came to, if the guest may have written past the caches. False
-    /// when the budget ended before: the entry is parked.
-    pub(in crate::rtt) fn clean_out<T: Maintenance>(
-        &self,
-        maint: &mut T,
-        (table, index): (M::Table, usize),
-        raw: u64,
-        level: i8,
-        budget: &mut Budget,
-    ) -> bool {
-        let core = &self.tree.core;
-        if core.fwb || !format::is_seen_uncached(raw, false) {
-            return true;
-        }
-        let cleaned = if format::is_going(raw) {
-            raw & format::cleaned_mask(&core.shape, level)
-        } else {
-            0
-        };
-        let (pa, span) = (
-            Pa::new(format::leaf_oa(&core.shape, raw, level)),
-            core.shape.span_at(level),
-        );
-        let to = core.clean(maint, pa, span, cleaned, budget);
-        if to < span {
-            let parked = format::park(&core.shape, raw, level, GOING, to);
-            core.mem.store(table, index, parked);
-        }
-        to == span
-    }
-
-    /// Cleans, tells and blanks the leaves of the table at `pa`, which no TLB
-    /// knows any more. False when the budget ended before.
-    pub(in crate::rtt) fn release_leaves<T: Maintenance, S: LeafSink>(
-        &self,
-        maint: &mut T,
-        sink: &mut S,
-        (pa, level, base): (Pa, i8, u64),
-        budget: &mut Budget,
-    ) -> bool {
-        let core = &self.tree.core;
-        let table = core.mem.locate(pa);
-        let mut progress = false;
-        for index in 0..core.shape.table_entries() {
-            if core.mem.load(table, index) & format::TYPE == 0 {
-                continue;
-            }
-            if progress && budget.is_spent() {
-                return false;
-            }
-            progress = true;
-            let entry = Released {
-                table,
-                index,
-                level,
-                base,
-            };
-            if !self.release_leaf(maint, sink, &entry, budget) {
-                return false;
-            }
-            budget.spend(1);
-        }
-        true
-    }
-
-    /// Cleans, tells and blanks one entry. False when the budget ended before:
-    /// it is parked.
-    fn release_leaf<T: Maintenance, S: LeafSink>(
+    /// Cleans, tells and blanks an entry that is frozen and that no TLB knows
+    /// any more. A leaf of the host's that a guest may have written past the
+    /// caches is of 2 MiB at most.
+    pub(in crate::rtt) fn release_leaf<T: Maintenance, S: LeafSink>(
         &self,
         maint: &mut T,
         sink: &mut S,
         entry: &Released<M::Table>,
         budget: &mut Budget,
-    ) -> bool {
+    ) {
         let core = &self.tree.core;
         let &Released {
             table,
@@ -445,19 +375,19 @@ impl<M: TableMem> Rtt<M> {
             base,
         } = entry;
         let raw = core.mem.load(table, index);
-        if raw & format::TYPE == 0 {
-            return true;
-        }
-        if !format::is_coming(raw) {
-            if !self.clean_out(maint, (table, index), raw, level, budget) {
-                return false;
+        if format::is_frozen(raw) {
+            let raw = format::thaw(raw, level);
+            let size = core.shape.span_at(level);
+            let leaf = RemovedLeaf::new(&core.shape, base + index as u64 * size, level, raw);
+            if !core.fwb && format::is_seen_uncached(raw, false) {
+                let pa = leaf.pa();
+                maint.cache(CacheOp::CleanInvalidateData { pa, size });
+                budget.spend_bytes(size);
             }
-            let at = base + index as u64 * core.shape.span_at(level);
-            let leaf = self.settled(raw, level);
-            sink.leaf(RemovedLeaf::new(&core.shape, at, level, leaf));
+            sink.leaf(leaf);
+            core.mem.store(table, index, UNPROTECTED);
         }
-        core.mem.store(table, index, UNPROTECTED);
-        true
+        budget.spend(1);
     }
 
     /// True when a root table still holds counted entries: the realm cannot
@@ -549,10 +479,7 @@ impl<M: TableMem> Rtt<M> {
                 level,
                 base: 0,
             };
-            if !self.release_leaf(maint, sink, &entry, budget) {
-                return index;
-            }
-            budget.spend(1);
+            self.release_leaf(maint, sink, &entry, budget);
         }
         core.shape.root_entries()
     }
@@ -567,7 +494,8 @@ enum End {
     Released(usize),
 }
 
-/// An entry of a table that no TLB knows any more.
+/// An entry of a table that no TLB knows any more, or is to.
+#[derive(Clone, Copy)]
 struct Released<T> {
     table: T,
     index: usize,
@@ -578,9 +506,5 @@ struct Released<T> {
 
 /// RMM's `live`: the entry has an address.
 fn live(raw: u64) -> bool {
-    if format::is_frozen(raw) {
-        !format::is_coming(raw)
-    } else {
-        raw & format::TYPE != 0 || raw & HIPAS_ASSIGNED != 0
-    }
+    raw & format::TYPE != 0 || raw & HIPAS_ASSIGNED != 0
 }

@@ -1,10 +1,10 @@
 //! Tables of a realm: made under an entry, destroyed empty, folded into an
 //! entry that says the same.
 
-use super::{HIPAS_ASSIGNED, Removed, Ripas, Rtt, RttError, UNPROTECTED, live};
+use super::{HIPAS_ASSIGNED, Released, Removed, Ripas, Rtt, RttError, UNPROTECTED, live};
 use crate::addr::{Ipa, Level, Pa};
 use crate::error::Budget;
-use crate::format::{self, GOING};
+use crate::format;
 use crate::geometry::Shape;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
@@ -38,11 +38,6 @@ impl<M: TableMem> Rtt<M> {
         let core = &self.tree.core;
         self.check_page(rtt, core.shape.granule().page_size())?;
         let mut slot = core.walk_to(ipa.get(), level.get() - 1);
-        if slot.level == level.get() - 1 && format::is_coming(slot.raw) {
-            // A block that a call began to map, and nobody went on.
-            core.mem.store(slot.table, slot.index, UNPROTECTED);
-            slot.raw = UNPROTECTED;
-        }
         if slot.level < level.get() - 1
             || format::is_table(slot.raw, slot.level)
             || format::is_frozen(slot.raw)
@@ -76,7 +71,8 @@ impl<M: TableMem> Rtt<M> {
 
     /// RTT_DESTROY: takes out the table of `level` at `ipa`, which must have
     /// a count of 0. `sink` is told of the unprotected leaves in it, which
-    /// are cleaned if there is no FWB.
+    /// are cleaned if there is no FWB: one by one as far as the budget goes,
+    /// and what is left of them with the table.
     ///
     /// # Errors
     /// `Input`; `Rtt` with the parent's level where no table is, with `level`
@@ -92,37 +88,46 @@ impl<M: TableMem> Rtt<M> {
         self.check_table(ipa, level)?;
         let core = &self.tree.core;
         let slot = core.walk_to(ipa.get(), level.get() - 1);
-        // Broken by an earlier call, whose budget ended.
-        let broken = format::is_going(slot.raw) && format::was_table(slot.raw, slot.level);
-        if slot.level < level.get() - 1 || !(format::is_table(slot.raw, slot.level) || broken) {
+        if slot.level < level.get() - 1 || !format::is_table(slot.raw, slot.level) {
             return Err(self.fault(&slot, ipa.get()));
         }
         let rtt = Pa::new(core.shape.decode_oa(slot.raw));
         if core.mem.count(rtt) != 0 {
             return Err(RttError::Rtt { level, top: ipa });
         }
-        let entries = core.shape.table_entries();
         let protected = self.is_protected(ipa);
+        let entries = core.shape.table_entries();
         let table = core.mem.locate(rtt);
-        let is_leaf = |index| {
-            let raw = core.mem.load(table, index);
-            format::is_leaf(raw, level.get()) || format::is_going(raw)
+        let leaf = |index: &usize| format::is_leaf(core.mem.load(table, *index), level.get());
+        let leaves = if protected {
+            0
+        } else {
+            (0..entries).filter(leaf).count() as u64
         };
-        let leaves = !protected && (0..entries).any(is_leaf);
-        if !broken {
-            let step = if leaves {
-                slot.shift - core.shape.stride()
-            } else {
-                slot.shift
-            };
-            self.break_table(maint, &slot, ipa, step);
-        }
-        let place = (rtt, level.get(), ipa.get());
-        if leaves && (S::WANTS || !core.fwb) && !self.release_leaves(maint, sink, place, budget) {
-            let going = format::freeze(slot.raw, slot.level) | GOING;
-            let parked = if broken { slot.raw } else { going };
-            core.mem.store(slot.table, slot.index, parked);
+        let released = Released {
+            table,
+            index: 0,
+            level: level.get(),
+            base: ipa.get(),
+        };
+        let looks = S::WANTS || !core.fwb;
+        let units = self.units(level.get());
+        if looks && leaves * units > budget.left().max(units) {
+            self.release_some(maint, sink, released, budget);
             return Err(RttError::Again);
+        }
+        let step = if leaves > 0 {
+            slot.shift - core.shape.stride()
+        } else {
+            slot.shift
+        };
+        self.break_table(maint, &slot, ipa, step);
+        if looks && leaves > 0 {
+            for index in 0..entries {
+                let entry = Released { index, ..released };
+                self.freeze_leaf(&entry);
+                self.release_leaf(maint, sink, &entry, budget);
+            }
         }
         let blank = if protected {
             Ripas::Destroyed.bits()
@@ -134,6 +139,61 @@ impl<M: TableMem> Rtt<M> {
             pa: rtt,
             top: self.top(&slot, ipa.get()),
         })
+    }
+
+    /// Takes leaves out of a table that stays for now, as far as the budget
+    /// goes: one at least.
+    fn release_some<T: Maintenance, S: LeafSink>(
+        &self,
+        maint: &mut T,
+        sink: &mut S,
+        of: Released<M::Table>,
+        budget: &mut Budget,
+    ) {
+        let core = &self.tree.core;
+        let size = core.shape.span_at(of.level);
+        let most = (budget.left() / self.units(of.level)).max(1) as usize;
+        let leaf = |index: &usize| format::is_leaf(core.mem.load(of.table, *index), of.level);
+        let mut leaves = (0..core.shape.table_entries()).filter(leaf);
+        let Some(first) = leaves.next() else {
+            return;
+        };
+        let last = leaves.take(most - 1).last().unwrap_or(first);
+        let mut pending = Pending::new();
+        for index in first..=last {
+            if self.freeze_leaf(&Released { index, ..of }) {
+                let at = of.base + index as u64 * size;
+                pending.leaves(&core.shape, at, at + size, of.level);
+            }
+        }
+        let _done = sync::sync(maint, &core.tlb, &pending);
+        for index in first..=last {
+            self.release_leaf(maint, sink, &Released { index, ..of }, budget);
+        }
+    }
+
+    /// What releasing a leaf of the host's costs.
+    fn units(&self, level: i8) -> u64 {
+        let core = &self.tree.core;
+        if core.fwb {
+            1
+        } else {
+            1 + Budget::of_bytes(core.shape.span_at(level))
+        }
+    }
+
+    /// Freezes a leaf. False where none stands.
+    fn freeze_leaf(&self, entry: &Released<M::Table>) -> bool {
+        let core = &self.tree.core;
+        let mut raw = core.mem.load(entry.table, entry.index);
+        while format::is_leaf(raw, entry.level) {
+            let frozen = format::freeze(raw, entry.level);
+            match core.mem.cas(entry.table, entry.index, raw, frozen) {
+                Ok(()) => return true,
+                Err(now) => raw = now,
+            }
+        }
+        false
     }
 
     /// Breaks a table's entry, with entries of 2^`step` bytes at least under

@@ -4,7 +4,7 @@ use super::{Removed, Rtt, RttError, RttState, UNPROTECTED};
 use crate::addr::{Ipa, Level, Pa};
 use crate::attrs::Attrs;
 use crate::error::Budget;
-use crate::format::{self, COMING};
+use crate::format;
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
 use crate::sync;
@@ -14,12 +14,9 @@ impl<M: TableMem> Rtt<M> {
     /// table (RMI has 1): memory of the host at `pa`, for loads, stores and
     /// fetches as `attrs` allow. Returns the first IPA not mapped.
     ///
-    /// Until a command that said `Again` ends, or another takes its place,
-    /// what was cleaned must stay so: nobody else gets the memory.
-    ///
     /// # Errors
-    /// `Input`; `Rtt` with the level reached, or where something is mapped;
-    /// `Again` while the memory of a block is cleaned.
+    /// `Input`, for a block of more than 2 MiB whose memory has to be cleaned,
+    /// too; `Rtt` with the level reached, or where something is mapped.
     // An RMI command's operands, the number of entries, CPU and budget.
     #[allow(clippy::too_many_arguments)]
     pub fn map_unprotected<T: Maintenance>(
@@ -48,10 +45,11 @@ impl<M: TableMem> Rtt<M> {
             .geometry
             .encode_attrs(attrs)
             .map_err(|_| RttError::Input)?;
+        if core.needs_clean(attrs) && level.get() < core.shape.cleaned_top() {
+            return Err(RttError::Input);
+        }
         let slot = core.walk_to(ipa.get(), level.get());
-        // What a call began for a block and nobody went on with is nothing.
-        let blank = |raw| raw == UNPROTECTED || format::is_coming(raw);
-        if slot.level != level.get() || !blank(slot.raw) {
+        if slot.level != level.get() || slot.raw != UNPROTECTED {
             return Err(self.fault(&slot, ipa.get()));
         }
         let leaf = |oa: u64| {
@@ -63,26 +61,13 @@ impl<M: TableMem> Rtt<M> {
             room = room.min(budget.bytes_left() >> slot.shift).max(1);
         }
         let free = (0..room as usize)
-            .take_while(|entry| blank(core.mem.load(slot.table, slot.index + entry)))
+            .take_while(|entry| core.mem.load(slot.table, slot.index + entry) == UNPROTECTED)
             .count() as u64;
         if core.needs_clean(attrs) {
-            let mask = format::cleaned_mask(&core.shape, slot.level);
-            let coming = format::park(&core.shape, leaf(pa.get()), slot.level, COMING, 0);
-            let cleaned = if slot.raw & !mask == coming {
-                slot.raw & mask
-            } else {
-                0
-            };
-            let to = core.clean(maint, pa, free * span, cleaned, budget);
-            if to < free * span {
-                core.mem.store(slot.table, slot.index, coming | to);
-                return Err(RttError::Again);
-            }
+            budget.spend_bytes(free * span);
         }
+        core.maintain(maint, attrs, pa, free * span);
         budget.spend(free);
-        if core.needs_fetch_sync(attrs) {
-            maint.cache(CacheOp::InvalidateInstructions);
-        }
         for entry in 0..free {
             let raw = leaf(pa.get() + entry * span);
             core.mem.store(slot.table, slot.index + entry as usize, raw);
@@ -95,8 +80,7 @@ impl<M: TableMem> Rtt<M> {
     /// this returns its address.
     ///
     /// # Errors
-    /// `Input`; `Rtt` with the level reached where nothing is mapped; `Again`
-    /// while the memory of a block is cleaned, without FWB.
+    /// `Input`; `Rtt` with the level reached where nothing is mapped.
     pub fn unmap_unprotected<T: Maintenance>(
         &mut self,
         maint: &mut T,
@@ -114,22 +98,12 @@ impl<M: TableMem> Rtt<M> {
             RttState::AssignedNs { pa, .. } if slot.level == level.get() => pa,
             _ => return Err(self.fault(&slot, ipa.get())),
         };
-        // Held while it is cleaned: nothing else may come in its place.
-        let held = if core.fwb {
-            UNPROTECTED
-        } else {
-            format::freeze(slot.raw, slot.level)
-        };
-        if !format::is_frozen(slot.raw) {
-            let _ = core.exchange(slot.table, slot.index, held);
-            self.forget(maint, &slot, ipa.get());
-        }
-        if !core.fwb || format::is_frozen(slot.raw) {
-            let place = (slot.table, slot.index);
-            if !self.clean_out(maint, place, slot.raw, slot.level, budget) {
-                return Err(RttError::Again);
-            }
-            core.mem.store(slot.table, slot.index, UNPROTECTED);
+        let raw = core.exchange(slot.table, slot.index, UNPROTECTED);
+        self.forget(maint, &slot, ipa.get());
+        if !core.fwb && format::is_seen_uncached(raw, false) {
+            let size = core.shape.span(level);
+            maint.cache(CacheOp::CleanInvalidateData { pa, size });
+            budget.spend_bytes(size);
         }
         budget.spend(1);
         Ok(Removed {

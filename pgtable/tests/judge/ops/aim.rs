@@ -27,6 +27,16 @@ impl Run<'_, '_> {
         (1u64 << self.geometry.shape().oa_bits()) / 32
     }
 
+    /// True when a mapping with these attributes may make blocks of level 2,
+    /// be it that none is cleaned, or that one is not too large for it.
+    pub(super) fn blocks(&self, attrs: &Attrs) -> bool {
+        use pgtable::Memory as M;
+        let small = self.geometry.span(Level::L2) <= 2 << 20;
+        let past = matches!(attrs.memory, M::NormalNonCacheable | M::FromStage1);
+        let fwb = self.geometry.features().fwb && !past;
+        self.geometry.leaf_ok(Level::L2) && (small || fwb)
+    }
+
     /// A range: a few pages, or around blocks.
     pub(super) fn range(&self, a: u64, b: u64) -> (u64, u64) {
         let (page, span) = (self.page(), self.geometry.span(Level::L2));
@@ -137,11 +147,20 @@ impl Run<'_, '_> {
 
     /// The range of a mapping, which is made of whole blocks if its pages are
     /// too many.
-    pub(super) fn in_blocks(&self, kind: Kind, start: u64, end: u64, c: u64) -> (u64, u64) {
+    pub(super) fn in_blocks(
+        &self,
+        kind: Kind,
+        start: u64,
+        end: u64,
+        (b, c): (u64, u64),
+    ) -> (u64, u64) {
         let span = self.geometry.span(Level::L2);
         let maps = matches!(kind, K::Map | K::MapExclusive);
         if !maps || span > self.longest() || !self.dear((end - start) / self.page(), c) {
             return (start, end);
+        }
+        if !self.blocks(&self.attrs(b >> 8)) {
+            return (start, start + (1 + c % 24) * self.page());
         }
         let start = start & !(span - 1);
         (

@@ -4,9 +4,10 @@ use super::{Kind, Run, State, Task};
 use crate::judge::Cpu;
 use crate::judge::tally::Outcome;
 use Kind as K;
+use mmu_model::EventKind;
 use pgtable::{
-    Annotation, Attrs, Budget, Change, Error, Ipa, Leaves, Level, Map, Over, Pa, RemovedLeaf,
-    Stopped,
+    Annotation, Attrs, Budget, Caches, Change, Error, Ipa, Leaves, Level, Map, Over, Pa, Partial,
+    RemovedLeaf, Stopped,
 };
 
 impl Run<'_, '_> {
@@ -51,6 +52,41 @@ impl Run<'_, '_> {
             if at >= end || judge.is_broken() {
                 return Outcome::Done;
             }
+        }
+    }
+
+    /// Maps a block that is too large to be cleaned in one step, of memory that
+    /// is clean: the caller did it, and says so.
+    pub(super) fn map_clean_block(&mut self, task: &Task, pa: u64, attrs: Attrs) {
+        let judge = self.judge;
+        let empty = Task {
+            kind: K::Unmap,
+            partial: Partial::Split,
+            c: 0x10,
+            ..*task
+        };
+        self.unmap(&empty);
+        self.give(task.guest, pa, task.size());
+        let len = task.size();
+        judge.event(EventKind::CleanData { pa, len });
+        judge.event(EventKind::InvalidateInstructions {
+            pa: 0,
+            len: u64::MAX,
+        });
+        let map = Map::new(task.ipa(), Pa::new(pa), len, attrs)
+            .leaves(Leaves::Exactly(Level::L2))
+            .caches(Caches::Skip);
+        let it = &mut self.guests[task.guest];
+        match it.tree.map(&mut Cpu(judge), &map, &mut Budget::unlimited()) {
+            Ok(_) => {
+                let state = State::Mapped { pa, attrs };
+                it.shadow.set(task.start, task.end, state);
+            }
+            Err(Stopped {
+                why: Error::NoMem | Error::Exists { .. },
+                ..
+            }) => (),
+            Err(stopped) => judge.complain(format!("a clean block: {stopped}")),
         }
     }
 

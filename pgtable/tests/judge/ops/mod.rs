@@ -266,7 +266,7 @@ impl Run<'_, '_> {
             None
         };
         let (start, size) = aimed.unwrap_or_else(|| self.range(a, b));
-        let (start, end) = self.in_blocks(kind, start, start + size, c);
+        let (start, end) = self.in_blocks(kind, start, start + size, (b, c));
         let (low, high) = self.whole(guest, start, end);
         Task {
             kind,

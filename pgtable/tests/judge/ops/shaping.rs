@@ -24,7 +24,11 @@ impl Run<'_, '_> {
             let pa = self.target(task.guest, base, task.c >> 20 & 1);
             let attrs = self.attrs(task.b >> 8);
             let paused = judge.pause();
-            self.map(&laid, pa, attrs, Leaves::Exactly(Level::L2));
+            if self.blocks(&attrs) {
+                self.map(&laid, pa, attrs, Leaves::Exactly(Level::L2));
+            } else {
+                self.map_clean_block(&laid, pa, attrs);
+            }
             self.settle(task.guest, base, base + span);
             judge.resume(paused);
             laid.start = task.start;
@@ -158,7 +162,7 @@ impl Run<'_, '_> {
     /// Maps a group that may have the contiguous hint, and sets that.
     pub(super) fn fill_group(&mut self, task: &Task) -> Outcome {
         let level = match task.b >> 4 & 3 {
-            0 if self.geometry.leaf_ok(Level::L2) && self.geometry.start() <= Level::L2 => {
+            0 if self.blocks(&self.attrs(task.b >> 8)) && self.geometry.start() <= Level::L2 => {
                 Level::L2
             }
             _ => Level::L3,
