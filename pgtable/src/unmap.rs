@@ -499,7 +499,7 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Unmap<'a, M, T, S,
         let blank = self.job.blank;
         if blank == 0 {
             let left = core.mem.count(Pa::new(slot.pa));
-            return core.counting.zero_is_empty() && left <= mutant!(CutWithOneLeft, 0, 1);
+            return core.counting.zero_is_empty() && left < mutant!(CutWithOneLeft, 1, 2);
         }
         parent.inside(ia, self.job.start, self.job.end)
             && (0..core.shape.table_entries()).all(|index| {
