@@ -18,7 +18,7 @@ use common::{Counted, FORMATS, Plain, Prepared, WORKLOADS};
 use std::process::Command;
 
 /// Room for the tables of every workload.
-const PAGES: [u64; 4] = [1600, 1600, 600, 600];
+const PAGES: [u64; 5] = [1600, 1600, 1600, 600, 600];
 
 /// More than this over what it is compared with is a missed goal.
 const MOST: f64 = 1.05;

@@ -84,13 +84,8 @@ impl<M: TableMem> Core<M> {
         let step = 1u64 << slot.shift;
         let head = leaf(self.mem.load(slot.table, first));
         let oa = format::leaf_oa(&self.shape, head, slot.level);
-        let whole = mutant!(JoinUnaligned, (count as u64) * step - 1, step - 1);
-        let ignored = AF
-            | mutant!(
-                JoinIgnoresPermissions,
-                CONTIGUOUS,
-                CONTIGUOUS | format::S2AP_WRITE
-            );
+        let whole = (count as u64) * step - 1;
+        let ignored = AF | CONTIGUOUS;
         oa & whole == 0
             && (0..count).all(|member| {
                 let raw = leaf(self.mem.load(slot.table, first + member));
@@ -146,20 +141,15 @@ impl<M: TableMem> Core<M> {
         let whole = frozen == count;
         // Nobody changes a member any more, but somebody may have between
         // the caller's look and the freeze.
-        let alike = hint == 0
-            || mutant!(
-                HintNotSeenAgain,
-                whole && self.alike(slot, first, count, |raw| format::thaw(raw, level)),
-                true
-            );
+        let alike =
+            hint == 0 || whole && self.alike(slot, first, count, |raw| format::thaw(raw, level));
         let mut pending = Pending::new();
         let step = 1u64 << slot.shift;
-        let members = mutant!(GroupInvalidatedOnce, frozen, frozen.min(1));
-        pending.leaves(&self.shape, base, base + step * members as u64, level);
+        pending.leaves(&self.shape, base, base + step * frozen as u64, level);
         let _done: Synced = sync::sync(maint, &self.tlb, &pending);
         for member in 0..frozen {
             let old = format::thaw(self.mem.load(slot.table, first + member), level);
-            let bare = mutant!(GroupHintStays, old & !CONTIGUOUS, old);
+            let bare = old & !CONTIGUOUS;
             let new = if whole && alike { bare | hint } else { old };
             self.mem.store(slot.table, first + member, new);
         }

@@ -57,11 +57,7 @@ impl<M: TableMem> Stage2<M> {
             level: Shape::level(below),
         };
         let (_, valid) = core.uniform(table, below).ok_or(mismatch)?;
-        if mutant!(
-            FoldIllegalBlock,
-            valid && !core.shape.leaf_at(slot.level),
-            false
-        ) {
+        if valid && !core.shape.leaf_at(slot.level) {
             return Err(Error::BlockLevel { level });
         }
         let frozen = format::freeze(slot.raw, slot.level);
@@ -76,11 +72,7 @@ impl<M: TableMem> Stage2<M> {
         };
         let mut pending = Pending::new();
         pending.table(base, base + (1 << slot.shift), step);
-        let done = if mutant!(FoldWithoutInvalidate, true, false) {
-            sync::sync(maint, &core.tlb, &pending)
-        } else {
-            sync::Synced::never_linked()
-        };
+        let done = sync::sync(maint, &core.tlb, &pending);
         // Hardware may have marked a page dirty until now. The table is as
         // it was then: put it back rather than lose the mark.
         let Some((new, _)) = core.uniform(table, below) else {
@@ -174,13 +166,8 @@ impl<M: TableMem> Core<M> {
             return None;
         }
         let has_pa = valid || self.counting.annotation_has_oa(first);
-        let adjacent = mutant!(FoldAliases, has_pa, false);
-        let step = if adjacent {
-            bytes(shape.shift(level))
-        } else {
-            0
-        };
-        let span = 1u64 << mutant!(FoldUnaligned, shape.shift(level - 1), shape.shift(level));
+        let step = if has_pa { bytes(shape.shift(level)) } else { 0 };
+        let span = 1u64 << shape.shift(level - 1);
         if has_pa && shape.decode_oa(first) & (span - 1) & !((1 << shape.shift(level)) - 1) != 0 {
             return None;
         }
@@ -190,7 +177,7 @@ impl<M: TableMem> Core<M> {
         for index in 1..=shape.index_mask() {
             let raw = self.mem.load(table, index);
             let expected = first.wrapping_add(step * index as u64);
-            if (raw ^ expected) & !mutant!(FoldIgnoresSoft, ignored, ignored | format::SOFT) != 0 {
+            if (raw ^ expected) & !ignored != 0 {
                 return None;
             }
             any |= raw & AF;

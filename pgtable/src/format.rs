@@ -223,16 +223,11 @@ impl Geometry {
             return Err(Error::Attributes);
         }
         Ok(memattr(attrs.memory, features.fwb) << MEMATTR_SHIFT
-            | mutant!(
-                S2apSwapped,
-                attrs.access as u64,
-                ((attrs.access as u64 * 5) >> 1) & 3
-            ) << S2AP_SHIFT
-            | (attrs.share as u64) << SH_SHIFT
-                & !mutant!(ShareOverAddress, self.shape().oa_mask(), 0)
+            | (attrs.access as u64) << S2AP_SHIFT
+            | (attrs.share as u64) << SH_SHIFT & !self.shape().oa_mask()
             | (attrs.age as u64) << AF_SHIFT
             | (attrs.dirty as u64) << DBM_SHIFT
-            | mutant!(XnInverted, execute, execute ^ 0b10) << XN_SHIFT
+            | execute << XN_SHIFT
             | ((attrs.soft & 0xf) as u64) << SOFT_SHIFT)
     }
 
@@ -291,7 +286,7 @@ pub(crate) const fn leaf_attr_bits(shape: &Shape, raw: u64) -> u64 {
 #[inline]
 fn memattr(memory: Memory, fwb: bool) -> u64 {
     match memory {
-        Memory::Normal if mutant!(FwbForgotten, fwb, false) => 0b0110,
+        Memory::Normal if fwb => 0b0110,
         Memory::FromStage1 if fwb => 0b0111,
         Memory::Normal | Memory::FromStage1 => 0b1111,
         Memory::NormalNonCacheable => 0b0101,

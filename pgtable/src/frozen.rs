@@ -125,15 +125,13 @@ impl<M: TableMem> Frozen<'_, M> {
         };
         let core = &self.tree.core;
         let slot = self.slot;
-        if mutant!(CommitWithoutInvalidate, slot.raw & VALID != 0, false) {
+        if slot.raw & VALID != 0 {
             let mut pending = Pending::new();
             let end = self.ipa + (1 << slot.shift);
             pending.leaves(&core.shape, self.ipa, end, slot.level);
             let _done = sync::sync(maint, &core.tlb, &pending);
         }
-        if let Change::Leaf(pa, _) = change
-            && mutant!(CommitNoCaches, true, false)
-        {
+        if let Change::Leaf(pa, _) = change {
             core.maintain(maint, new, pa, 1 << slot.shift);
         }
         core.mem.store(slot.table, slot.index, new);
@@ -179,7 +177,7 @@ impl<M: TableMem> Drop for Frozen<'_, M> {
     fn drop(&mut self) {
         // Nothing was invalidated: TLBs that hold the old leaf hold what is
         // true again. A walker that sees it late takes a fault at most.
-        let old = mutant!(RollbackLosesEntry, self.slot.raw, 0);
+        let old = self.slot.raw;
         let mem = &self.tree.core.mem;
         mem.store(self.slot.table, self.slot.index, old);
         if old & VALID == 0 {

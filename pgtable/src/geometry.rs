@@ -463,8 +463,8 @@ impl Shape {
         let mut level = 3;
         let mut shift = self.page_bits().wrapping_add(self.stride());
         while level > top
-            && mutant!(BlockWhereNone, self.leaf_at(level - 1), level > 0)
-            && mutant!(BlockMisaligned, ia | oa, ia) & bytes(shift).wrapping_sub(1) == 0
+            && self.leaf_at(level - 1)
+            && (ia | oa) & bytes(shift).wrapping_sub(1) == 0
             && left >= bytes(shift)
         {
             level -= 1;

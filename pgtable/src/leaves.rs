@@ -123,11 +123,7 @@ impl<M: TableMem> Core<M> {
                 }
             }
             // An entry that is no such leaf is handled out of line.
-            let group = if mutant!(GroupMemberChanged, job.break_groups, false) {
-                CONTIGUOUS
-            } else {
-                0
-            };
+            let group = if job.break_groups { CONTIGUOUS } else { 0 };
             let plain = format::TYPE | group | job.sure;
             let leaf = format::leaf_type(level) | job.sure;
             let base = at;
@@ -182,9 +178,7 @@ impl<M: TableMem> Core<M> {
                     break;
                 }
                 // Unchanged: the run ends before it.
-                if mutant!(RunLostAtGap, true, false) {
-                    note(pending, address(run), address(index));
-                }
+                note(pending, address(run), address(index));
                 job.count += (index - run) as u64;
                 index += 1;
                 run = index;
@@ -242,7 +236,7 @@ impl<M: TableMem> Core<M> {
                     let next = at + (1 << slot.shift);
                     if at >= start && next <= end && raw == format::GATHERED {
                         self.mem.store(slot.table, index, 0);
-                        more -= mutant!(RemovedLeafCounts, 1, 0);
+                        more -= 1;
                     }
                     at = next;
                 }
@@ -274,11 +268,7 @@ impl HeldLeaf {
     /// # Errors
     /// Itself, when `proof` is not that of the gather it was noted in.
     pub fn release(self, proof: &Synced) -> Result<RemovedLeaf, Self> {
-        if mutant!(
-            ProofUnchecked,
-            proof.serial() == self.serial,
-            proof.serial() != self.serial
-        ) {
+        if proof.serial() == self.serial {
             Ok(self.leaf)
         } else {
             Err(self)

@@ -2,10 +2,6 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-#[macro_use]
-#[cfg_attr(not(feature = "mutants"), doc(hidden))]
-pub mod mutants;
-
 mod addr;
 mod attrs;
 mod contiguous;

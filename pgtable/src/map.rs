@@ -169,7 +169,6 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'a, M, T, 
         if fresh != 0 {
             self.changes.stored = true;
             if core.counting.of(job.attrs | format::VALID) != 0 {
-                let fresh = mutant!(MapCountsOneMore, fresh, fresh + 1);
                 core.mem.add_count(Pa::new(slot.pa), fresh as i32);
             }
         }
@@ -195,7 +194,7 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'a, M, T, 
                 return Err(Error::Busy);
             }
             if format::is_annotation(old) {
-                if old != 0 && mutant!(MapOverAnnotation, over == Over::Nothing, false) {
+                if old != 0 && over == Over::Nothing {
                     return Err(exists);
                 }
                 if swap(leaf) {
@@ -220,7 +219,7 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'a, M, T, 
                 continue;
             }
             let known = is_leaf || format::is_table(old, level);
-            if mutant!(MapOverLeaf, over != Over::Anything, false) || !known {
+            if over != Over::Anything || !known {
                 return Err(exists);
             }
             match self.replace(&mut place)? {
@@ -274,8 +273,7 @@ impl<M: TableMem> Core<M> {
         }
         let more = self.counting.of(raw);
         if more != 0 {
-            self.mem
-                .add_count(Pa::new(walk.pa), mutant!(FaultUncounted, more, 0));
+            self.mem.add_count(Pa::new(walk.pa), more);
         }
         sync::publish(maint, &self.tlb);
         true
@@ -284,14 +282,13 @@ impl<M: TableMem> Core<M> {
     /// True when data caches are to be cleaned of what is mapped so.
     #[inline]
     pub(crate) fn needs_clean(&self, attrs: u64) -> bool {
-        let seen = format::is_seen_uncached(attrs, self.fwb);
-        mutant!(NoCleanBeforeMap, seen, false)
+        format::is_seen_uncached(attrs, self.fwb)
     }
 
     /// True when instruction caches are to be invalidated of it.
     #[inline]
     pub(crate) fn needs_fetch_sync(&self, attrs: u64) -> bool {
-        mutant!(NoInstructionSync, !self.dic, false) && format::is_executable(attrs, self.xnx)
+        !self.dic && format::is_executable(attrs, self.xnx)
     }
 
     /// Cache maintenance of what is about to be mapped.

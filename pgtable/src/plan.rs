@@ -74,12 +74,11 @@ impl Pending {
     /// Notes leaves of `level` that stood in `[start, end)`.
     #[inline]
     pub(crate) fn leaves(&mut self, shape: &Shape, start: u64, end: u64, level: i8) {
-        let hint = mutant!(TtlLevelOff, level, if level == 3 { 2 } else { 3 });
         self.add(Run {
             start,
             end,
             step: shape.shift(level),
-            level: hint,
+            level,
             held: false,
         });
     }
@@ -122,12 +121,11 @@ impl Pending {
     /// nothing did.
     #[inline]
     pub(crate) fn table(&mut self, start: u64, end: u64, step: u32) {
-        let level = mutant!(TableHinted, NO_LEVEL, 3);
         self.add(Run {
             start,
             end,
             step,
-            level,
+            level: NO_LEVEL,
             held: false,
         });
     }
@@ -144,9 +142,9 @@ impl Pending {
             // but its entries may be of any size.
             let gap = new.start > last.end || new.end < last.start;
             last.start = last.start.min(new.start);
-            last.end = mutant!(RunEndLost, last.end.max(new.end), last.end);
+            last.end = last.end.max(new.end);
             last.step = last.step.min(new.step);
-            if mutant!(MixedLevelsHinted, gap || last.level != new.level, false) {
+            if gap || last.level != new.level {
                 last.level = NO_LEVEL;
             }
             return;
@@ -188,7 +186,7 @@ impl Tlb {
         Self {
             regime,
             granule: shape.granule(),
-            base_bits: mutant!(RangeBaseUnit, unit, shape.page_bits()),
+            base_bits: unit,
             range: features.tlb_range,
             ttl: features.ttl,
             errata,
@@ -238,7 +236,7 @@ pub(crate) fn for_each(pending: &Pending, tlb: &Tlb, mut emit: impl FnMut(Tlbi))
             let mut at = run.start;
             while at < run.end {
                 emit(by_address(tlb, at, run.level));
-                at += 1 << mutant!(StepTooLong, run.step, run.step + 1);
+                at += 1 << run.step;
             }
         }
     }
@@ -255,19 +253,15 @@ fn series(run: &Run, tlb: &Tlb, emit: &mut impl FnMut(Tlbi)) {
     let mut scale = 3u32;
     while pages > 0 {
         let unaligned = at & ((1 << tlb.base_bits) - 1) != 0;
-        if pages == 1 || mutant!(RangeBaseUnaligned, unaligned, false) {
+        if pages == 1 || unaligned {
             emit(by_address(tlb, at, run.level));
             at += 1 << page;
             pages -= 1;
             continue;
         }
         let unit = 5 * scale + 1;
-        let mut units = (pages >> unit).min(mutant!(RangeNumMax, 32, 31 + 2));
-        if mutant!(
-            QemuErratumIgnored,
-            tlb.errata.has(Errata::QEMU_RANGE_LENGTH),
-            false
-        ) {
+        let mut units = (pages >> unit).min(32);
+        if tlb.errata.has(Errata::QEMU_RANGE_LENGTH) {
             // Below 4 GiB: the largest multiple of the unit that is.
             let below = ((1u64 << 32) - 1) >> (unit + u32::from(page));
             units = units.min(below);
@@ -296,7 +290,7 @@ fn hint(tlb: &Tlb, level: i8) -> u64 {
 /// `TLBI IPAS2E1IS` or `VAE2IS`: address >> 12 whatever the granule.
 fn by_address(tlb: &Tlb, at: u64, level: i8) -> Tlbi {
     let kind = match tlb.regime {
-        Regime::Stage2(_) => mutant!(WrongRegime, TlbiKind::Ipas2e1is, TlbiKind::Vae2is),
+        Regime::Stage2(_) => TlbiKind::Ipas2e1is,
         Regime::El2 => TlbiKind::Vae2is,
     };
     Tlbi::new(kind, address_operand(tlb, at, level))
@@ -307,11 +301,10 @@ fn address_operand(tlb: &Tlb, at: u64, level: i8) -> u64 {
         Regime::Stage2(_) => 40,
         Regime::El2 => 44,
     };
-    let shift = mutant!(AddressByPage, 12, tlb.granule.page_bits());
-    let mut operand = (at >> shift) & ((1 << width) - 1);
+    let mut operand = (at >> 12) & ((1 << width) - 1);
     let level = hint(tlb, level);
     if level != 0 {
-        let tg = mutant!(TtlByTg0, tlb.granule.tlbi_tg(), tlb.granule.tg0());
+        let tg = tlb.granule.tlbi_tg();
         operand |= (tg << 2 | level) << 44;
     }
     operand
@@ -320,11 +313,11 @@ fn address_operand(tlb: &Tlb, at: u64, level: i8) -> u64 {
 /// `TLBI RIPAS2E1IS` or `RVAE2IS` of `units` (1 to 32) units of `scale`.
 fn range(tlb: &Tlb, at: u64, scale: u32, units: u64, level: i8) -> Tlbi {
     let kind = match tlb.regime {
-        Regime::Stage2(_) => mutant!(WrongRangeRegime, TlbiKind::Ripas2e1is, TlbiKind::Rvae2is),
+        Regime::Stage2(_) => TlbiKind::Ripas2e1is,
         Regime::El2 => TlbiKind::Rvae2is,
     };
-    let tg = mutant!(RangeTgByTg0, tlb.granule.tlbi_tg(), tlb.granule.tg0());
-    let num = mutant!(RangeNumOff, units - 1, units.saturating_sub(2));
+    let tg = tlb.granule.tlbi_tg();
+    let num = units - 1;
     let operand = tg << 46
         | u64::from(scale) << 44
         | num << 39

@@ -96,14 +96,12 @@ impl<M: TableMem> Stage2<M> {
         let core = &self.core;
         let instructions = !core.dic;
         let before = |maint: &mut T, _, old, new| {
-            if mutant!(ProtectNoInstructionSync, instructions, false)
-                && gains_execute(old, new, core.xnx)
-            {
+            if instructions && gains_execute(old, new, core.xnx) {
                 maint.cache(CacheOp::InvalidateInstructions);
             }
         };
         let how = How::new(partial);
-        let change = |raw| raw & !mutant!(ProtectOnlyAdds, clear, 0) | bits;
+        let change = |raw| raw & !clear | bits;
         let told = |_, _, _| ();
         self.change::<false, T>(maint, ipa, size, how, flush, budget, change, before, told)
             .map(|(next, _)| next)
@@ -135,7 +133,7 @@ impl<M: TableMem> Stage2<M> {
         flush: Flush<'_>,
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
-        let clear = mutant!(WriteProtectKeepsDbm, S2AP_WRITE | DBM, S2AP_WRITE);
+        let clear = S2AP_WRITE | DBM;
         let how = How::new(Partial::DropWhole);
         let change = |raw| raw & !clear;
         let (before, told) = (|_: &mut T, _, _, _| (), |_, _, _| ());
@@ -183,7 +181,7 @@ impl<M: TableMem> Stage2<M> {
         let result = core.change_leaves::<false, SURE, T>(
             maint, pending, &mut job, budget, change, before, changed,
         );
-        if mutant!(ProtectWithoutInvalidate, at_once, false) {
+        if at_once {
             let _done: Synced = sync::sync(maint, &core.tlb, &now);
         }
         typed(result).map(|next| (next, job.count))
@@ -257,9 +255,7 @@ impl<M: TableMem> Stage2<M> {
                     continue;
                 }
             }
-            if mutant!(RelaxWithoutLocalFlush, true, false) {
-                sync::sync_local(maint, &core.tlb, page, slot.level);
-            }
+            sync::sync_local(maint, &core.tlb, page, slot.level);
             return Ok(());
         }
     }
@@ -459,13 +455,13 @@ impl<M: TableMem> Stage2<M> {
         let how = How::new(Partial::DropWhole);
         let clean = |raw| {
             if raw & S2AP_WRITE != 0 {
-                mutant!(HarvestLeavesWritable, raw & !S2AP_WRITE, raw) | DBM
+                (raw & !S2AP_WRITE) | DBM
             } else {
                 raw
             }
         };
         let told = |at, level, old| {
-            if mutant!(CleanToldDirty, old & DBM != 0, true) {
+            if old & DBM != 0 {
                 dirty(Ipa::new(at), 1 << shape.shift(level));
             }
         };

@@ -86,15 +86,26 @@ impl Row {
         }
     }
 
-    /// Meets an entry of a table of pages. True when it goes on with the row.
+    /// Meets the entries of a table of pages from `index` on. Returns how many
+    /// go on with the row.
     #[inline]
-    pub(crate) fn page(&mut self, raw: u64, step: u64) -> bool {
-        if raw != self.next {
-            return false;
+    pub(crate) fn pages<M: TableMem>(
+        &mut self,
+        core: &Core<M>,
+        table: M::Table,
+        (index, end): (usize, usize),
+    ) -> usize {
+        let step = core.shape.page_mask().wrapping_add(1);
+        let mut next = self.next;
+        let mut at = index;
+        while at < end && core.mem.load(table, at) == next {
+            next = next.wrapping_add(step);
+            at = at.wrapping_add(1);
         }
-        self.count = self.count.wrapping_add(1);
-        self.next = raw.wrapping_add(step);
-        true
+        let more = at.wrapping_sub(index);
+        self.next = next;
+        self.count = self.count.wrapping_add(more as u64);
+        more
     }
 
     /// Meets the leaf that stood at `at`, the next entry of its table.
@@ -131,10 +142,12 @@ pub(crate) struct Cut {
 
 impl<M: TableMem> Core<M> {
     /// Frees the table at `pa`, whose entries are of `level`, and all below
-    /// it, telling `out` of leaves. A table of pages is one piece.
-    pub(crate) fn reclaim<R: Release>(&self, table: Cut, out: &mut R, done: &Synced) {
+    /// it, telling `out` of leaves. A table of pages is one piece. Returns what
+    /// it cost.
+    pub(crate) fn reclaim<R: Release>(&self, table: Cut, out: &mut R, done: &Synced) -> u64 {
         let all = &mut Budget::unlimited();
         let _whole = self.reclaim_from(table, table.base, out, done, all);
+        u64::MAX - all.left()
     }
 
     /// As [`reclaim`](Self::reclaim) from `from` on: what is before is done.
@@ -155,12 +168,17 @@ impl<M: TableMem> Core<M> {
             let first = from.saturating_sub(base) >> self.shape.shift(level);
             let mut at = base.wrapping_add(first << self.shape.shift(level));
             let mut row = Row::of(level);
-            for index in first as usize..entries {
-                let raw = self.mem.load(table, index);
-                if level == 3 && row.page(raw, step) {
-                    at = at.wrapping_add(step);
-                    continue;
+            let mut index = first as usize;
+            while index < entries {
+                if level == 3 && row.count > 0 {
+                    let more = row.pages(self, table, (index, entries));
+                    index = index.wrapping_add(more);
+                    at = at.wrapping_add(step.wrapping_mul(more as u64));
+                    if index >= entries {
+                        break;
+                    }
                 }
+                let raw = self.mem.load(table, index);
                 let frozen = format::is_frozen(raw);
                 if format::is_table(raw, level) || (frozen && format::was_table(raw, level)) {
                     row.end(&self.shape, out);
@@ -184,13 +202,12 @@ impl<M: TableMem> Core<M> {
                     row.end(&self.shape, out);
                 }
                 at = at.wrapping_add(step);
+                index = index.wrapping_add(1);
             }
             row.end(&self.shape, out);
         }
         budget.spend(self.table_units::<R>(level));
-        if mutant!(TableLeaked, true, false) {
-            self.mem.free(Pa::new(pa), Shape::level(level), done);
-        }
+        self.mem.free(Pa::new(pa), Shape::level(level), done);
         None
     }
 
@@ -203,5 +220,22 @@ impl<M: TableMem> Core<M> {
         } else {
             1
         }
+    }
+
+    /// The level of the highest entry whose table, with all that may be below
+    /// it, is freed for what is left of a budget; tables of pages always are.
+    #[inline]
+    pub(crate) fn whole_from<R: Release>(&self, budget: &Budget) -> i8 {
+        let entries = self.shape.table_entries() as u64;
+        let mut level = 2;
+        let mut units = self.table_units::<R>(3);
+        while level > self.shape.start_raw() {
+            units = entries.saturating_mul(units).saturating_add(1 + entries);
+            if budget.left() < units {
+                break;
+            }
+            level -= 1;
+        }
+        level
     }
 }

@@ -48,11 +48,9 @@ impl<M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'_, M, T, S, A
             {
                 return Ok(None);
             }
-            if mutant!(RemapWithoutInvalidate, true, false) {
-                let end = place.ia + (1 << slot.shift);
-                let pending = self.changes.pending();
-                pending.leaves(&core.shape, place.ia, end, level);
-            }
+            let end = place.ia + (1 << slot.shift);
+            let pending = self.changes.pending();
+            pending.leaves(&core.shape, place.ia, end, level);
             return Ok(Some(1));
         }
         let done = self.exchange(place);
@@ -120,7 +118,7 @@ impl<M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'_, M, T, S, A
             } else {
                 format::is_leaf(old, level) && old & CONTIGUOUS == 0 && core.needs_break(old, leaf)
             };
-            let frozen = mutant!(ReplaceWithoutBreak, format::freeze(old, level), old);
+            let frozen = format::freeze(old, level);
             if !same || core.mem.cas(slot.table, index, old, frozen).is_err() {
                 break;
             }
@@ -142,11 +140,7 @@ impl<M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'_, M, T, S, A
         if broken == 0 {
             return 0;
         }
-        let done = if mutant!(ReplaceWithoutInvalidate, true, false) {
-            sync::sync(self.maint, &core.tlb, &pending)
-        } else {
-            Synced::never_linked()
-        };
+        let done = sync::sync(self.maint, &core.tlb, &pending);
         let new = core.counting.of(place.leaf) * broken as i32;
         core.add_count(slot.pa, more + new);
         if self.job.clean_old {
@@ -206,18 +200,16 @@ impl<M: TableMem> crate::tree::Core<M> {
             let offset = step.wrapping_mul(put as u64);
             let at = place.ia.wrapping_add(offset);
             let held = self.mem.load(slot.table, index);
-            if mutant!(CollapseLosesBlock, true, false) {
-                let leaf = place.leaf.wrapping_add(offset);
-                self.mem.store(slot.table, index, leaf);
-            }
+            let leaf = place.leaf.wrapping_add(offset);
+            self.mem.store(slot.table, index, leaf);
             if format::was_table(held, level) {
                 let table = Cut {
                     pa: self.shape.decode_oa(held),
                     level: level + 1,
                     base: at,
                 };
-                if level == 2 {
-                    self.reclaim(table, out, done);
+                let _spent = if level == 2 {
+                    self.reclaim(table, out, done)
                 } else {
                     let oa = format::leaf_oa(&self.shape, place.leaf, level);
                     let mask = !(self.shape.oa_mask() | format::TYPE | AF | CONTIGUOUS);
@@ -226,8 +218,8 @@ impl<M: TableMem> crate::tree::Core<M> {
                         offset: oa.wrapping_sub(place.ia),
                         alike: (place.leaf, mask),
                     };
-                    self.reclaim(table, others, done);
-                }
+                    self.reclaim(table, others, done)
+                };
             } else if R::WANTS {
                 row.leaf(&self.shape, out, at, format::thaw(held, level));
             }

@@ -20,11 +20,7 @@ impl RemovedLeaf {
         Self {
             ia,
             level: Shape::level(level),
-            pa: Pa::new(mutant!(
-                LeafToldWrong,
-                format::leaf_oa(shape, raw, level),
-                shape.decode_oa(raw) & !0xffff
-            )),
+            pa: Pa::new(format::leaf_oa(shape, raw, level)),
             raw,
             size: 1 << shape.shift(level),
         }

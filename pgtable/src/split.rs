@@ -171,11 +171,11 @@ impl<M: TableMem> Core<M> {
                     level: level + 1,
                     base: at,
                 };
-                self.reclaim(table, &mut Tell(&mut Ignore), &never);
+                let _spent = self.reclaim(table, &mut Tell(&mut Ignore), &never);
                 continue;
             }
             pending.leaves(&self.shape, at, at + step, level);
-            let more = mutant!(EagerSplitCounts, 1 - self.counting.of(old), 1);
+            let more = 1 - self.counting.of(old);
             if more != 0 {
                 self.mem.add_count(Pa::new(slot.pa), more);
             }
@@ -197,9 +197,7 @@ impl<M: TableMem> Core<M> {
             index += 1;
         }
         if broken > 0 {
-            if mutant!(SplitWithoutInvalidate, true, false) {
-                let _done: Synced = sync::sync(maint, &self.tlb, &pending);
-            }
+            let _done: Synced = sync::sync(maint, &self.tlb, &pending);
             let frozen = if self.bbm2 { 0 } else { broken };
             for index in slot.index..slot.index + frozen {
                 let frozen = self.mem.load(slot.table, index);

@@ -189,7 +189,7 @@ impl<'t, M: TableMem> Subtree<'t, M> {
                 core.break_group(maint, &mut slot, self.base)?;
                 continue;
             }
-            let frozen = mutant!(SubtreeOverLiveLeaf, format::freeze(old, slot.level), old);
+            let frozen = format::freeze(old, slot.level);
             if let Err(now) = core.mem.cas(slot.table, slot.index, old, frozen) {
                 slot.raw = now;
                 continue;
@@ -202,7 +202,7 @@ impl<'t, M: TableMem> Subtree<'t, M> {
             break old;
         };
         sync::publish(maint, &core.tlb);
-        let more = mutant!(SubtreeUncounted, 1 - core.counting.of(old), 0);
+        let more = 1 - core.counting.of(old);
         if more != 0 {
             core.mem.add_count(Pa::new(slot.pa), more);
         }

@@ -68,12 +68,8 @@ pub(crate) fn sync<T: Maintenance>(maint: &mut T, tlb: &Tlb, pending: &Pending) 
                 Plan::Whole => whole_vmid(maint),
                 Plan::Ranges => {
                     plan::for_each(pending, tlb, |op| maint.tlbi(op));
-                    if mutant!(NoBarrierBetweenStages, true, false) {
-                        maint.barrier(Barrier::DsbIsh);
-                    }
-                    if mutant!(NoStage1Invalidate, true, false) {
-                        maint.tlbi(Tlbi::new(TlbiKind::Vmalle1is, 0));
-                    }
+                    maint.barrier(Barrier::DsbIsh);
+                    maint.tlbi(Tlbi::new(TlbiKind::Vmalle1is, 0));
                 }
             });
         }
@@ -97,14 +93,7 @@ pub(crate) fn sync_vmid<T: Maintenance>(maint: &mut T, tlb: &Tlb) -> Synced {
 }
 
 fn whole_vmid<T: Maintenance>(maint: &mut T) {
-    maint.tlbi(Tlbi::new(
-        mutant!(
-            WholeVmidStage1Only,
-            TlbiKind::Vmalls12e1is,
-            TlbiKind::Vmalle1is
-        ),
-        0,
-    ));
+    maint.tlbi(Tlbi::new(TlbiKind::Vmalls12e1is, 0));
 }
 
 /// The frame of a broadcast stage-2 invalidation around its TLBIs.
@@ -115,40 +104,24 @@ fn stage2<T: Maintenance>(
     invalidate: impl FnOnce(&mut T),
 ) {
     let current = maint.stage2();
-    let foreign = mutant!(WrongVmid, !current.names_as(regs), false);
+    let foreign = !current.names_as(regs);
     if foreign {
         maint.barrier(Barrier::DsbIsh);
         maint.set_stage2(regs);
-        if mutant!(NoIsbAfterVttbr, true, false) {
-            maint.barrier(Barrier::Isb);
-        }
-    } else if mutant!(NoBarrierBeforeTlbi, true, false) {
-        maint.barrier(mutant!(
-            LocalBarrierBeforeTlbi,
-            Barrier::DsbIshst,
-            Barrier::DsbNshst
-        ));
+        maint.barrier(Barrier::Isb);
+    } else {
+        maint.barrier(Barrier::DsbIshst);
     }
     invalidate(maint);
-    if mutant!(NoBarrierAfterTlbi, true, false) {
-        maint.barrier(mutant!(
-            LocalBarrierAfterTlbi,
-            Barrier::DsbIsh,
-            Barrier::DsbNsh
-        ));
-    }
+    maint.barrier(Barrier::DsbIsh);
     let repeat = repeats(maint, tlb);
-    if mutant!(NoErratumRepeat, repeat, false) {
+    if repeat {
         maint.tlbi(Tlbi::new(TlbiKind::Vmalle1is, 0));
         maint.barrier(Barrier::DsbIsh);
     }
-    if mutant!(NoIsbAtEnd, true, false) {
-        maint.barrier(Barrier::Isb);
-    }
+    maint.barrier(Barrier::Isb);
     if foreign {
-        if mutant!(VttbrNotRestored, true, false) {
-            maint.set_stage2(current);
-        }
+        maint.set_stage2(current);
         maint.barrier(Barrier::Isb);
     }
 }
@@ -199,9 +172,7 @@ pub(crate) fn sync_local<T: Maintenance>(maint: &mut T, tlb: &Tlb, at: u64, leve
 /// Makes new valid entries visible to walkers: invalid to valid needs no
 /// TLBI. EL2 itself is about to use its map, so it takes an ISB too.
 pub(crate) fn publish<T: Maintenance>(maint: &mut T, tlb: &Tlb) {
-    if mutant!(NoBarrierAfterMap, true, false) {
-        maint.barrier(Barrier::DsbIshst);
-    }
+    maint.barrier(Barrier::DsbIshst);
     if matches!(tlb.regime, Regime::El2) {
         maint.barrier(Barrier::Isb);
     }

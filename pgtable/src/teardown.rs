@@ -51,11 +51,7 @@ impl<M: TableMem> Stage2<M> {
         let shape = &core.shape;
         let level = shape.start().get();
         let first = (from.get().min(shape.ia_end()) >> shape.root_shift()) as usize;
-        let entries = mutant!(
-            TeardownSkipsLast,
-            shape.root_entries(),
-            shape.root_entries() - 1
-        );
+        let entries = shape.root_entries();
         let root = core.mem.locate(Pa::new(core.root));
         // What an earlier call cut was synced by it.
         let mut proof = Synced::never_linked();
@@ -67,6 +63,10 @@ impl<M: TableMem> Stage2<M> {
             let at = (index as u64) << shape.root_shift();
             let mut raw = core.mem.load(root, index);
             budget.spend(1);
+            if raw == 0 && !budget.is_spent() {
+                index += 1;
+                continue;
+            }
             if !whole && known(raw) {
                 proof = core.cut_root(maint, index, known);
                 whole = true;
@@ -126,10 +126,7 @@ impl<M: TableMem> Core<M> {
                 } else {
                     (self.counting.of(raw), format::freeze(raw, level))
                 };
-                match self
-                    .mem
-                    .cas(root, index, raw, mutant!(TeardownUncut, cut, raw))
-                {
+                match self.mem.cas(root, index, raw, cut) {
                     Ok(()) => {
                         gone += counted;
                         break;

@@ -330,17 +330,17 @@ impl<M: TableMem> Core<M> {
         walk.raw = self.mem.load(walk.table, walk.index);
     }
 
-    /// As [`walk_to`](Self::walk_to), and remembers the way. Tables of pages
-    /// whose span lies in `[start, end)` whole are not entered.
+    /// As [`walk_to`](Self::walk_to), and remembers the way. Tables at entries of
+    /// `level` and below whose span lies in `[start, end)` whole are not entered.
     #[inline]
-    pub(crate) fn walk_path(&self, ia: u64, (start, end): (u64, u64)) -> Path<M::Table> {
+    pub(crate) fn walk_path(&self, ia: u64, (level, start, end): (i8, u64, u64)) -> Path<M::Table> {
         let mut slot = self.root_slot(ia);
         let mut path = Path {
             slots: [slot; 5],
             depth: 0,
         };
         while format::is_table(slot.raw, slot.level)
-            && !(slot.level == 2 && slot.inside(ia, start, end))
+            && !(slot.level >= level && slot.inside(ia, start, end))
         {
             slot = self.child(&slot, ia);
             path.depth += 1;
@@ -412,14 +412,11 @@ impl<M: TableMem> Core<M> {
         }
         let new = format::table(&self.shape, page.get());
         if self.mem.cas(walk.table, walk.index, 0, new).is_err() {
-            if mutant!(LostFaultLeaks, true, false) {
-                self.mem.free(page, child, &Synced::never_linked());
-            }
+            self.mem.free(page, child, &Synced::never_linked());
             return false;
         }
         walk.raw = new;
-        let more = mutant!(LinkUncounted, 1, 0);
-        self.mem.add_count(Pa::new(walk.pa), more);
+        self.mem.add_count(Pa::new(walk.pa), 1);
         true
     }
 
@@ -441,7 +438,7 @@ impl<M: TableMem> Core<M> {
             if format::is_table(raw, slot.level) {
                 break Ok(());
             }
-            if mutant!(FrozenOverwritten, format::is_frozen(raw), false) {
+            if format::is_frozen(raw) {
                 break Err(Error::Busy);
             }
             let may = if format::is_annotation(raw) {
@@ -462,7 +459,7 @@ impl<M: TableMem> Core<M> {
                 break Err(Error::Range);
             }
             if format::is_annotation(raw) {
-                self.fill_uniform(pa, mutant!(AnnotationLost, raw, 0));
+                self.fill_uniform(pa, raw);
                 match self.link(slot, raw, pa) {
                     Ok(()) => {
                         changes.stored = true;
@@ -485,7 +482,7 @@ impl<M: TableMem> Core<M> {
                 break Ok(());
             }
         };
-        if let Some(pa) = mutant!(LostRaceLeaks, page, None) {
+        if let Some(pa) = page {
             self.mem.free(pa, child, &Synced::never_linked());
         }
         done
@@ -509,7 +506,7 @@ impl<M: TableMem> Core<M> {
         let new = format::table(&self.shape, pa.get());
         self.mem.cas(slot.table, slot.index, old, new)?;
         slot.raw = new;
-        let more = mutant!(LinkUncounted, 1 - self.counting.of(old), 0);
+        let more = 1 - self.counting.of(old);
         if more != 0 {
             self.mem.add_count(Pa::new(slot.pa), more);
         }
@@ -560,9 +557,7 @@ impl<M: TableMem> Core<M> {
         if self.bbm2 {
             let _done: Synced = sync::sync(maint, &self.tlb, &pending);
         } else {
-            if mutant!(SplitWithoutInvalidate, true, false) {
-                let _done: Synced = sync::sync(maint, &self.tlb, &pending);
-            }
+            let _done: Synced = sync::sync(maint, &self.tlb, &pending);
             self.mem.store(slot.table, slot.index, new);
             sync::publish(maint, &self.tlb);
         }
@@ -581,22 +576,18 @@ impl<M: TableMem> Core<M> {
         let entries = shape.table_entries();
         let table = self.mem.locate(pa);
         let child_shift = shift - shape.stride();
-        let attrs = mutant!(
-            SplitDropsSoft,
-            format::leaf_attr_bits(shape, old) & !format::NT,
-            format::leaf_attr_bits(shape, old) & !(format::NT | format::SOFT)
-        );
+        let attrs = format::leaf_attr_bits(shape, old) & !format::NT;
         let mut raw = attrs
             | format::leaf_type(level + 1)
             | shape.encode_oa(format::leaf_oa(shape, old, level));
-        let step = mutant!(SplitAliases, 1u64 << child_shift, 0);
+        let step = 1u64 << child_shift;
         // An entry's span never crosses the address where high bits change:
         // both are powers of two and the span is the smaller.
         for index in 0..entries {
             self.mem.store(table, index, raw);
             raw = raw.wrapping_add(step);
         }
-        let counted = mutant!(SplitUncounted, entries as i32, 0) * self.counting.of(old);
+        let counted = entries as i32 * self.counting.of(old);
         if counted != 0 {
             self.mem.add_count(pa, counted);
         }
@@ -613,13 +604,7 @@ impl<M: TableMem> Core<M> {
     #[inline]
     pub(crate) fn finish<T: Maintenance>(&self, maint: &mut T, changes: &Changes) -> Synced {
         match &changes.pending {
-            Some(pending) if !pending.is_empty() => {
-                if mutant!(UnmapWithoutInvalidate, true, false) {
-                    sync::sync(maint, &self.tlb, pending)
-                } else {
-                    Synced::never_linked()
-                }
-            }
+            Some(pending) if !pending.is_empty() => sync::sync(maint, &self.tlb, pending),
             _ => {
                 if changes.stored {
                     sync::publish(maint, &self.tlb);
@@ -633,10 +618,7 @@ impl<M: TableMem> Core<M> {
     /// demands break-before-make: spec 1.8.
     #[inline]
     pub(crate) fn needs_break(&self, old: u64, new: u64) -> bool {
-        let rule = self.shape.oa_mask()
-            | mutant!(NoBreakForMemAttr, format::MEMATTR, 0)
-            | format::SH
-            | CONTIGUOUS;
+        let rule = self.shape.oa_mask() | format::MEMATTR | format::SH | CONTIGUOUS;
         (old ^ new) & rule != 0
     }
 }

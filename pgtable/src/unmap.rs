@@ -71,6 +71,8 @@ pub(crate) struct Unmap<'a, M: TableMem, T, S, A> {
     pub(crate) held: bool,
     /// How far entries were frozen: a dropped block may end after the range.
     to: u64,
+    /// Covered tables at entries of this level and below go whole.
+    whole: i8,
     access: PhantomData<A>,
 }
 
@@ -114,13 +116,14 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Unmap<'a, M, T, S,
             stored: false,
             held: false,
             to: job.start,
+            whole: 3,
             access: PhantomData,
         }
     }
 
     /// True when removed leaves are frozen until something is done for them.
     fn visits(&self) -> bool {
-        S::WANTS || self.job.clean || mutant!(UnmapOpenToOthers, !A::ALONE, false)
+        S::WANTS || self.job.clean || !A::ALONE
     }
 
     pub(crate) fn run(mut self) -> Result<u64, Stopped<u64>> {
@@ -173,12 +176,13 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Unmap<'a, M, T, S,
     /// Step 1 for neighbouring entries of one table. Returns where to go on.
     fn break_run(&mut self, ia: u64) -> Result<u64, Stopped<u64>> {
         // Beside others, and where caches are cleaned, every table is entered.
-        let whole = if A::ALONE && !self.job.clean {
-            (self.job.start, self.job.end)
+        self.whole = if A::ALONE && !self.job.clean {
+            self.core.whole_from::<Tell<'_, S>>(self.budget)
         } else {
-            (1, 0)
+            3
         };
-        let mut path = self.core.walk_path(ia, whole);
+        let covered = (self.whole, self.job.start, self.job.end);
+        let mut path = self.core.walk_path(ia, covered);
         let slot = path.last();
         let level = slot.level;
         let shape = &self.core.shape;
@@ -320,8 +324,9 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Unmap<'a, M, T, S,
                 }
             }
             if format::is_table(raw, level) {
-                // A table of tables goes when they have: bounded steps.
-                if !A::ALONE || !covered || level < 2 || self.job.clean {
+                // A table of tables goes when they have, where the budget is not
+                // enough for all at once.
+                if !covered || level < self.whole {
                     return Ok(Broke::Enter);
                 }
                 match self.cut_table(&here, at) {
@@ -348,13 +353,7 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Unmap<'a, M, T, S,
                 return Err(Error::InsideBlock {
                     level: Shape::level(level),
                 });
-            } else if covered
-                || mutant!(
-                    SplitDropsWhole,
-                    self.job.partial == Partial::DropWhole,
-                    true
-                )
-            {
+            } else if covered || self.job.partial == Partial::DropWhole {
                 match self.break_leaf(&here) {
                     Some(Broke::Enter) => (),
                     Some(broke) => return Ok(broke),
@@ -422,26 +421,24 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Unmap<'a, M, T, S,
     /// Cuts off a table of pages that the range covers. `None`: look again.
     fn cut_table(&mut self, slot: &Slot<M::Table>, at: u64) -> Option<Broke> {
         let core = self.core;
-        let units = core.table_units::<Tell<'_, S>>(3);
         let frozen = format::freeze(slot.raw, slot.level);
         core.mem
             .cas(slot.table, slot.index, slot.raw, frozen)
             .ok()?;
-        self.budget.spend(units - 1);
-        let empty = core.counting.zero_is_empty()
-            && mutant!(
-                TableTakenForEmpty,
-                core.mem.count(Pa::new(core.shape.decode_oa(slot.raw))) == 0,
-                true
-            );
+        // What is below tables of tables is spent as it is met.
+        if slot.level == 2 {
+            self.budget.spend(core.table_units::<Tell<'_, S>>(3) - 1);
+        }
+        let empty = slot.level == 2
+            && core.counting.zero_is_empty()
+            && core.mem.count(Pa::new(core.shape.decode_oa(slot.raw))) == 0;
         let smallest = if empty {
             slot.shift
         } else {
             core.shape.page_bits()
         };
         let step = 1u64 << slot.shift;
-        let span = mutant!(TableSpanStartOnly, step, core.shape.page_mask() + 1);
-        self.pending.table(at, at + span, smallest);
+        self.pending.table(at, at + step, smallest);
         self.held = true;
         Some(Broke::Table(-1))
     }
@@ -475,9 +472,7 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Unmap<'a, M, T, S,
                 // What was removed is being invalidated by address; without
                 // a level hint that takes the tables above along.
                 Some((start, end)) => {
-                    if mutant!(CutTableHinted, true, false) {
-                        self.pending.table(start, end, core.shape.page_bits());
-                    }
+                    self.pending.table(start, end, core.shape.page_bits());
                 }
                 None => {
                     let base = parent.base(ia);
@@ -499,7 +494,7 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Unmap<'a, M, T, S,
         let blank = self.job.blank;
         if blank == 0 {
             let left = core.mem.count(Pa::new(slot.pa));
-            return core.counting.zero_is_empty() && left < mutant!(CutWithOneLeft, 1, 2);
+            return core.counting.zero_is_empty() && left < 1;
         }
         parent.inside(ia, self.job.start, self.job.end)
             && (0..core.shape.table_entries()).all(|index| {
@@ -519,9 +514,9 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Unmap<'a, M, T, S,
                 sink: &mut *self.sink,
                 stays: None,
             };
-            core.release(&mut out, range, blank, done);
+            core.release(&mut out, range, (blank, done), self.budget);
         } else {
-            core.release(&mut Tell(self.sink), range, blank, done);
+            core.release(&mut Tell(self.sink), range, (blank, done), self.budget);
         }
     }
 }
@@ -531,8 +526,8 @@ impl<M: TableMem> Core<M> {
         &self,
         out: &mut R,
         (start, end): (u64, u64),
-        blank: u64,
-        done: &Synced,
+        (blank, done): (u64, &Synced),
+        budget: &mut Budget,
     ) {
         let of_blank = self.counting.of(blank);
         let mut ia = start;
@@ -556,7 +551,10 @@ impl<M: TableMem> Core<M> {
                             level: level + 1,
                             base: at,
                         };
-                        self.reclaim(table, out, done);
+                        let units = self.reclaim(table, out, done);
+                        if level < 2 {
+                            budget.spend(units);
+                        }
                     } else if R::WANTS {
                         let leaf = format::thaw(raw, level);
                         row.leaf(&self.shape, out, at, leaf);

@@ -301,7 +301,8 @@ fn cleaning_is_spent_by_its_bytes() {
     let mut budget = Budget::entries(10 * units);
     tree.unmap(&mut cpu, ipa, GIB, refuse, &mut Ignore, &mut budget)
         .expect("unmapped");
-    assert_eq!(budget.left(), 9 * units - blocks);
+    // Their table is freed, and its entries are looked at.
+    assert_eq!(budget.left(), 9 * units - blocks - 513);
 }
 
 #[test]
@@ -376,6 +377,83 @@ fn a_teardown_tells_what_was_held() {
     assert_eq!(end, Ipa::new(1 << 39));
     assert_eq!(told, [(2 * GIB, 8 * GIB), (5 * GIB, 11 * GIB)]);
     assert_eq!((mem.live(), count(&mem, &tree)), (0, 0));
+}
+
+/// Blocks in a table of tables that map other memory, or the same otherwise, are
+/// told when a larger one takes their place; those that say the same are not.
+#[test]
+fn a_collapse_tells_what_it_replaces() {
+    for (from, access, told) in [
+        (8 * GIB, Access::ReadWrite, 512),
+        (4 * GIB, Access::Read, 512),
+        (4 * GIB, Access::ReadWrite, 0),
+    ] {
+        let mem = Plain::new(PAGE);
+        let mut config = Stage2Config::new(Granule::K4, 39, 48);
+        config.features.fwb = true;
+        let mut tree = mem.tree(config);
+        let mut cpu = mem.cpu(tree.regs());
+        let attrs = Attrs::MEMORY.access(access);
+        let old = Map::new(Ipa::new(0), Pa::new(from), GIB, attrs);
+        let blocks = old.leaves(Leaves::Exactly(Level::L2));
+        tree.map(&mut cpu, &blocks, &mut all()).expect("mapped");
+        let new = Map::new(Ipa::new(0), Pa::new(4 * GIB), GIB, Attrs::MEMORY);
+        let mut leaves = 0;
+        let mut sink = |leaf: RemovedLeaf| {
+            assert_eq!(leaf.pa().get(), from + leaf.ia());
+            leaves += 1;
+        };
+        let new = new.over(Over::Anything);
+        tree.map_exclusive(&mut cpu, &new, &mut sink, &mut all())
+            .expect("mapped");
+        assert_eq!((leaves, mem.live()), (told, 0));
+    }
+}
+
+/// A table that says the same throughout goes when it does, not before.
+#[test]
+fn a_note_comes_over_blocks_in_calls_of_a_budget() {
+    let mem = Plain::new(PAGE);
+    let mut config = Stage2Config::new(Granule::K4, 39, 48);
+    config.features.fwb = true;
+    let mut tree = mem.tree(config);
+    let mut cpu = mem.cpu(tree.regs());
+    let map = Map::new(Ipa::new(0), Pa::new(4 * GIB), GIB, Attrs::MEMORY);
+    let blocks = map.leaves(Leaves::Exactly(Level::L2));
+    tree.map(&mut cpu, &blocks, &mut all()).expect("mapped");
+    let note = Annotation::new(0x40).expect("bits 1:0 are zero");
+    let (mut at, mut told) = (0, 0);
+    while at < GIB {
+        let mut sink = |leaf: RemovedLeaf| told += leaf.size();
+        let (ipa, rest, refuse) = (Ipa::new(at), GIB - at, Partial::Refuse);
+        let budget = &mut Budget::entries(100);
+        let next = tree.annotate(&mut cpu, ipa, rest, note, refuse, &mut sink, budget);
+        at = next.expect("annotated").get();
+        assert_eq!(told, at);
+        assert!(at >= GIB || tree.translate(Ipa::new(at)).is_some());
+    }
+    // What was annotated by earlier calls keeps its table.
+    for at in [0, GIB / 2, GIB - PAGE] {
+        let found = tree.lookup(Ipa::new(at)).expect("inside");
+        assert_eq!(found.entry, Entry::Invalid(note));
+    }
+}
+
+/// Pages that were asked for are pages, though they would make a block.
+#[test]
+fn at_most_a_level_is_no_larger() {
+    let mem = Plain::new(PAGE);
+    let mut config = Stage2Config::new(Granule::K4, 39, 48);
+    (config.features.fwb, config.features.dic) = (true, true);
+    let tree = mem.tree(config);
+    let mut cpu = mem.cpu(tree.regs());
+    for (at, level) in [(0, Level::L3), (GIB, Level::L2)] {
+        let map = Map::new(Ipa::new(at), Pa::new(4 * GIB), MIB2, Attrs::MEMORY);
+        let leaves = Leaves::AtMost(level);
+        tree.map(&mut cpu, &map.leaves(leaves), &mut all())
+            .expect("mapped");
+        assert_eq!(tree.lookup(Ipa::new(at)).expect("inside").level, level);
+    }
 }
 
 /// A GiB of pages becomes a block by as many tables a call as the budget says,

@@ -5,8 +5,8 @@
 
 use pgtable::{
     Attrs, Barrier, Budget, CacheOp, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level,
-    Maintenance, Map, Over, Pa, Partial, Stage2, Stage2Config, Stage2Regs, Synced, TableMem, Tlbi,
-    Vmid,
+    Maintenance, Map, Over, Pa, Partial, RemovedRun, Runs, Stage2, Stage2Config, Stage2Regs,
+    Synced, TableMem, Tlbi, Vmid,
 };
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -191,28 +191,41 @@ pub struct Format {
     pub name: &'static str,
     pub granule: Granule,
     pub lpa2: bool,
+    /// Where the output begins.
+    pub output: u64,
 }
 
-pub const FORMATS: [Format; 4] = [
+pub const FORMATS: [Format; 5] = [
     Format {
         name: "4k",
         granule: Granule::K4,
         lpa2: false,
+        output: START,
     },
     Format {
         name: "4k-lpa2",
         granule: Granule::K4,
         lpa2: true,
+        output: START,
+    },
+    // Bits 51:50 of an address stand apart from the others.
+    Format {
+        name: "4k-high",
+        granule: Granule::K4,
+        lpa2: true,
+        output: 0xb_c000_0000_0000,
     },
     Format {
         name: "16k",
         granule: Granule::K16,
         lpa2: false,
+        output: START,
     },
     Format {
         name: "64k",
         granule: Granule::K64,
         lpa2: false,
+        output: START,
     },
 ];
 
@@ -228,6 +241,13 @@ impl Format {
         config.validate().expect("legal")
     }
 
+    /// The mapping of bytes from `at` of the area on.
+    #[inline(always)]
+    pub fn map(self, at: u64, size: u64) -> Map {
+        let (ipa, pa) = (Ipa::new(START + at), Pa::new(self.output + at));
+        Map::new(ipa, pa, size, Attrs::MEMORY)
+    }
+
     /// Bytes that one table of pages covers: 2 MiB, 32 MiB, 512 MiB.
     pub fn block(self) -> u64 {
         self.geometry().span(Level::L2)
@@ -240,7 +260,8 @@ impl Format {
 }
 
 /// The workloads, in the order of the table.
-pub const WORKLOADS: [(&str, &str, u64); 10] = [
+/// *Told* is with a sink that takes runs of leaves, as who counts them does.
+pub const WORKLOADS: [(&str, &str, u64); 14] = [
     ("fault", "page", 250),
     ("sparse-fault", "call", 500),
     ("map-pages", "page", 30),
@@ -251,6 +272,10 @@ pub const WORKLOADS: [(&str, &str, u64); 10] = [
     ("split", "page", 30),
     ("destroy", "page", 5),
     ("collapse", "block", 1500),
+    ("fault-largest", "page", 250),
+    ("unmap-told", "page", 12),
+    ("destroy-told", "page", 10),
+    ("collapse-told", "512", 5000),
 ];
 
 /// A workload prepared: a tree, and what stands in it.
@@ -278,15 +303,15 @@ impl<M: TableMem> Prepared<M> {
         let area = format.area();
         match workload {
             // One page in each table, and none where the faults come.
-            "fault" => {
+            "fault" | "fault-largest" => {
                 let block = format.block();
                 for at in (0..area).step_by(block as usize) {
-                    prepared.page(START + at);
+                    prepared.page(at, Leaves::Exactly(Level::L3));
                 }
             }
             "map-pages" | "map-blocks" | "sparse-fault" => (),
             "split" => {
-                let map = Map::new(Ipa::new(START), Pa::new(START), area, Attrs::MEMORY);
+                let map = format.map(0, area);
                 all(prepared
                     .tree
                     .map(&mut prepared.cpu, &map, &mut Budget::unlimited()));
@@ -299,21 +324,15 @@ impl<M: TableMem> Prepared<M> {
     }
 
     #[inline(always)]
-    fn page(&mut self, at: u64) {
+    fn page(&mut self, at: u64, leaves: Leaves) {
         let page = self.format.granule.page_size();
-        let map = Map::new(Ipa::new(at), Pa::new(at), page, Attrs::MEMORY)
-            .leaves(Leaves::Exactly(Level::L3));
+        let map = self.format.map(at, page).leaves(leaves);
         all(self.tree.map(&mut self.cpu, &map, &mut Budget::unlimited()));
     }
 
     fn map_pages(&mut self) {
-        let map = Map::new(
-            Ipa::new(START),
-            Pa::new(START),
-            self.format.area(),
-            Attrs::MEMORY,
-        )
-        .leaves(Leaves::Exactly(Level::L3));
+        let pages = Leaves::Exactly(Level::L3);
+        let map = self.format.map(0, self.format.area()).leaves(pages);
         all(self.tree.map(&mut self.cpu, &map, &mut Budget::unlimited()));
     }
 
@@ -326,13 +345,27 @@ impl<M: TableMem> Prepared<M> {
         let start = Ipa::new(START);
         let (tree, cpu) = (&mut self.tree, &mut self.cpu);
         let mut budget = Budget::unlimited();
-        match workload {
+        let mut told = 0u64;
+        let mut sink = Runs(|run: RemovedRun| {
+            told = told.wrapping_add(run.size() ^ run.pa().get());
+        });
+        let mut done = 0;
+        let units = match workload {
             "fault" => {
                 let block = format.block();
-                let mut done = 0;
                 for table in (0..area).step_by(block as usize) {
                     for at in (page..block).step_by(page as usize) {
-                        self.page(START + table + at);
+                        self.page(table + at, Leaves::Exactly(Level::L3));
+                        done += 1;
+                    }
+                }
+                done
+            }
+            "fault-largest" => {
+                let block = format.block();
+                for table in (0..area).step_by(block as usize) {
+                    for at in (page..block).step_by(page as usize) {
+                        self.page(table + at, Leaves::Largest);
                         done += 1;
                     }
                 }
@@ -341,7 +374,7 @@ impl<M: TableMem> Prepared<M> {
             "sparse-fault" => {
                 let (calls, block) = (512, format.block());
                 for call in 0..calls {
-                    self.page(START + call * block);
+                    self.page(call * block, Leaves::Exactly(Level::L3));
                 }
                 calls
             }
@@ -356,13 +389,16 @@ impl<M: TableMem> Prepared<M> {
                     format.block()
                 };
                 let size = 256 * block;
-                let map = Map::new(start, Pa::new(START), size, Attrs::MEMORY)
-                    .leaves(Leaves::AtMost(Level::L1));
+                let map = format.map(0, size).leaves(Leaves::AtMost(Level::L1));
                 all(tree.map(cpu, &map, &mut budget));
                 256
             }
             "unmap" => {
                 all(tree.unmap(cpu, start, area, Partial::Split, &mut Ignore, &mut budget));
+                pages
+            }
+            "unmap-told" => {
+                all(tree.unmap(cpu, start, area, Partial::Split, &mut sink, &mut budget));
                 pages
             }
             "write-protect" => {
@@ -383,22 +419,32 @@ impl<M: TableMem> Prepared<M> {
                 let _ = tree.teardown(cpu, Ipa::new(0), &mut Ignore, &mut budget);
                 pages
             }
+            "destroy-told" => {
+                let _ = tree.teardown(cpu, Ipa::new(0), &mut sink, &mut budget);
+                pages
+            }
+            "collapse-told" => {
+                let block = format.block();
+                for at in (0..area).step_by(block as usize) {
+                    let map = format.map(at, block).leaves(Leaves::Exactly(Level::L2));
+                    let map = map.over(Over::Anything);
+                    all(tree.map_exclusive(cpu, &map, &mut sink, &mut budget));
+                }
+                // Every page of a block is looked at, so that a unit has 512.
+                pages / 512
+            }
             "collapse" => {
                 let block = format.block();
                 for at in (0..area).step_by(block as usize) {
-                    let map = Map::new(
-                        Ipa::new(START + at),
-                        Pa::new(START + at),
-                        block,
-                        Attrs::MEMORY,
-                    )
-                    .leaves(Leaves::Exactly(Level::L2))
-                    .over(Over::Anything);
+                    let map = format.map(at, block).leaves(Leaves::Exactly(Level::L2));
+                    let map = map.over(Over::Anything);
                     all(tree.map_exclusive(cpu, &map, &mut Ignore, &mut budget));
                 }
                 area / block
             }
             other => panic!("no workload {other}"),
-        }
+        };
+        std::hint::black_box(told);
+        units
     }
 }

@@ -422,7 +422,7 @@ mod tests {
             "#[cfg(test)]\nmod tests {\n    fn f() {}\n}\n",
             "#[cfg(test)]\n#[allow(x)]\nmod tests;\n",
             "#[cfg(not(target_os = \"none\"))]\npub fn f<A, B>(a: A) -> B\nwhere A: C, B: D {\n}\n",
-            "#[cfg(feature = \"mutants\")]\npub(crate) use a::{\n    b,\n    c,\n};\n",
+            "#[cfg(feature = \"extra\")]\npub(crate) use a::{\n    b,\n    c,\n};\n",
             "#[cfg(any(test, feature = \"toy\"))]\nconst A: u8 = 1;\n",
             "#[cfg(all(test, target_os = \"none\"))]\nimpl<A, B> C for D<A, B> {\n}\n",
             "#![cfg(test)]\nfn f() {}\n",

@@ -2,8 +2,8 @@
 //! and after each step what the CPU makes of it.
 
 use pgtable::{
-    Access, Age, Attrs, Budget, Caches, Error, Execute, Flush, Geometry, Granule, Ignore, Ipa,
-    Leaves, Level, Map, Over, Pa, Partial, Permissions, Stage2, Vmid,
+    Access, Age, Annotation, Attrs, Budget, Caches, Change, Entry, Error, Execute, Flush, Geometry,
+    Granule, Ignore, Ipa, Leaves, Level, Map, Over, Pa, Partial, Permissions, Stage2, Vmid,
 };
 use tests::bare::asm::{read64, write32, write64};
 use tests::bare::console::Console;
@@ -255,6 +255,26 @@ fn page_at(
     hold(pool.live() <= live, "page: tables")
 }
 
+/// Unmaps a range. Of a block that is larger than what is cleaned at once, and has
+/// no RAM behind it, no part has to be: it goes as the entry that it is.
+fn unmap_whole(tree: &mut Stage2<&Pool>, ipa: Ipa, size: u64) -> Result<Ipa, Error> {
+    let geometry = *tree.geometry();
+    let mut at = ipa.get();
+    while at < ipa.get() + size && !geometry.features().fwb {
+        let found = tree.lookup(Ipa::new(at))?;
+        let span = geometry.span(found.level);
+        if matches!(found.entry, Entry::Leaf { .. }) && span > 2 << 20 {
+            let nothing = Change::Invalid(Annotation::EMPTY);
+            tree.freeze(found.base, found.level)?
+                .commit(&mut Instructions, nothing)?;
+        }
+        at = found.base.get() + span;
+    }
+    let (budget, refuse) = (&mut Budget::unlimited(), Partial::Refuse);
+    tree.unmap(&mut Instructions, ipa, size, refuse, &mut Ignore, budget)
+        .map_err(|stopped| stopped.why)
+}
+
 /// A level without blocks: whatever is alike under it, there is none.
 fn no_block_at(tree: &mut Stage2<&Pool>, pool: &Pool, level: Level) -> Result<(), &'static str> {
     let maint = &mut Instructions;
@@ -288,7 +308,7 @@ fn no_block_at(tree: &mut Stage2<&Pool>, pool: &Pool, level: Level) -> Result<()
             .all(|&offset| translate(ipa.get() + offset) == Ok(offset)),
         "no block: AT",
     )?;
-    let gone = tree.unmap(maint, ipa, span, Partial::Refuse, &mut Ignore, budget);
+    let gone = unmap_whole(tree, ipa, span);
     hold(gone.is_ok() && pool.live() <= live, "no block: unmap")
 }
 
@@ -348,14 +368,7 @@ fn block_at(
         hold(ends.iter().all(|&offset| right(offset)), "block: AT, split")?;
         // A hole.
         let hole = ipa + step;
-        let gone = tree.unmap(
-            maint,
-            Ipa::new(hole),
-            step,
-            Partial::Refuse,
-            &mut Ignore,
-            budget,
-        );
+        let gone = unmap_whole(tree, Ipa::new(hole), step);
         hold(gone.is_ok(), "block: hole")?;
         hold(
             translate(hole).is_err() && translate(hole + step - 1).is_err(),
@@ -427,14 +440,7 @@ fn block_at(
         translate(ipa).is_err() && right(page) && right(span - 1),
         "block: AT, a page less",
     )?;
-    let gone = tree.unmap(
-        maint,
-        Ipa::new(ipa),
-        span,
-        Partial::Refuse,
-        &mut Ignore,
-        budget,
-    );
+    let gone = unmap_whole(tree, Ipa::new(ipa), span);
     hold(gone.is_ok(), "block: unmap")?;
     hold(
         ends.iter().all(|&offset| translate(ipa + offset).is_err()),

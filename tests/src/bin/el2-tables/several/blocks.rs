@@ -7,8 +7,8 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pgtable::{
-    Access, Attrs, Budget, Error, Execute, Flush, Geometry, Ignore, Ipa, Leaves, Level, Map, Over,
-    Pa, Partial, Permissions, Stage2,
+    Access, Attrs, Budget, Caches, Error, Execute, Flush, Geometry, Ignore, Ipa, Leaves, Level,
+    Map, Over, Pa, Partial, Permissions, Stage2,
 };
 use tests::bare::asm::dsb;
 use tests::bare::console::Console;
@@ -164,7 +164,8 @@ impl Scene {
         let pa = Pa::new(self.data.base & !(span - 1));
         let map = Map::new(Ipa::new(base), pa, span, Attrs::MEMORY)
             .leaves(Leaves::Exactly(level))
-            .over(Over::Anything);
+            .over(Over::Anything)
+            .caches(Caches::Skip);
         let all = &mut Budget::unlimited();
         tree.map_exclusive(&mut Instructions, &map, &mut Ignore, all)
             .map_err(|stopped| Name::new(format_args!("whole at {level}: {stopped}")))?;

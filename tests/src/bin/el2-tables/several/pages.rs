@@ -11,8 +11,9 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pgtable::{
-    Access, Attrs, Budget, Change, Entry, Error, Execute, Flush, Geometry, HeldLeaf, Ignore, Ipa,
-    Leaves, Level, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Stage2, Visit,
+    Access, Attrs, Budget, Caches, Change, Entry, Error, Execute, Flush, Geometry, HeldLeaf,
+    Ignore, Ipa, Leaves, Level, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Stage2,
+    Visit,
 };
 use tests::bare::asm::dsb;
 use tests::bare::console::Console;
@@ -114,7 +115,8 @@ fn begin(tree: &mut Stage2<&Pool>, data: Data) -> Result<(), Name> {
     let pa = Pa::new(data.base & !(span - 1));
     let block = Map::new(Ipa::new(base), pa, span, Attrs::MEMORY)
         .leaves(Leaves::Exactly(Level::L2))
-        .over(Over::Anything);
+        .over(Over::Anything)
+        .caches(Caches::Skip);
     tree.map_exclusive(
         &mut Instructions,
         &block,

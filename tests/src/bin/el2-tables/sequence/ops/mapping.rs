@@ -1,8 +1,8 @@
 //! Mapping and unmapping: all that changes what is mapped where.
 
 use pgtable::{
-    Annotation, Attrs, Budget, Error, HeldLeaf, Ignore, Ipa, Leaves, Level, Map, Over, Pa, Partial,
-    RemovedLeaf, Stopped,
+    Annotation, Attrs, Budget, Caches, Error, HeldLeaf, Ignore, Ipa, Leaves, Level, Map, Over, Pa,
+    Partial, RemovedLeaf, Stopped,
 };
 
 use super::{Ended, Run, budget, ended, reached};
@@ -56,13 +56,21 @@ impl Run<'_> {
             (None, 1) => Leaves::AtMost(Level::L2),
             (None, _) => Leaves::Largest,
         };
+        // QEMU has no caches: memory is clean, and blocks are as large as they
+        // can be. Fewer pages are maintained as on a CPU that has.
+        let caches = if end - start < self.geometry.span(Level::L2) {
+            Caches::Maintain
+        } else {
+            Caches::Skip
+        };
         let mut at = start;
         let mut calls = 0;
         loop {
             let here = pa + (at - start);
             let map = Map::new(Ipa::new(at), Pa::new(here), end - at, attrs)
                 .leaves(leaves)
-                .over(over);
+                .over(over)
+                .caches(caches);
             let it = &mut self.guests[guest];
             let result = if exclusive {
                 let mut sink = |_: RemovedLeaf| ();
