@@ -26,6 +26,10 @@ macro_rules! address {
                 self.0
             }
 
+        }
+
+        #[cfg(feature = "extra")]
+        impl $name {
             /// The address `bytes` further up, or `None` past 2^64.
             #[inline]
             pub const fn checked_add(self, bytes: u64) -> Option<Self> {
@@ -83,8 +87,6 @@ address! {
 pub trait InputAddress: Copy + fmt::Debug {
     /// Makes an address of a byte number.
     fn from_raw(byte: u64) -> Self;
-    /// The byte number.
-    fn raw(self) -> u64;
 }
 
 impl InputAddress for Ipa {
@@ -92,20 +94,12 @@ impl InputAddress for Ipa {
     fn from_raw(byte: u64) -> Self {
         Self(byte)
     }
-    #[inline]
-    fn raw(self) -> u64 {
-        self.0
-    }
 }
 
 impl InputAddress for Va {
     #[inline]
     fn from_raw(byte: u64) -> Self {
         Self(byte)
-    }
-    #[inline]
-    fn raw(self) -> u64 {
-        self.0
     }
 }
 

@@ -5,10 +5,10 @@
 //! bit 7 (1 = read-only), AP\[1\] in bit 6 (RES1), SH \[9:8\] (address with
 //! DS), AF 10, XN 54.
 
-use crate::addr::{Level, Pa, Va};
+use crate::addr::{Pa, Va};
 use crate::errata::Errata;
 use crate::error::{Budget, Error, Stopped};
-use crate::format::{self, AF, SH_SHIFT};
+use crate::format::{AF, SH_SHIFT};
 use crate::geometry::{
     self, ConfigError, Features, OaForm, Shape, baddr, check_root, oa_form, output_bits,
 };
@@ -20,12 +20,11 @@ use crate::plan::Regime;
 use crate::sink::Ignore;
 use crate::stage2::{Leaves, typed};
 use crate::tree::{Core, Exclusive, Over};
-use crate::unmap::{Partial, Unmap, UnmapJob};
 
 const AP_RES1: u64 = 1 << 6;
-const AP_READ_ONLY: u64 = 1 << 7;
-const UXN_XN: u64 = 1 << 54;
-const ATTR_INDEX_SHIFT: u32 = 2;
+pub(crate) const AP_READ_ONLY: u64 = 1 << 7;
+pub(crate) const UXN_XN: u64 = 1 << 54;
+pub(crate) const ATTR_INDEX_SHIFT: u32 = 2;
 
 /// EL2's translation that somebody asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -162,22 +161,6 @@ impl El2Geometry {
         };
         raw
     }
-
-    fn decode(&self, raw: u64) -> El2Attrs {
-        El2Attrs {
-            access: match (raw & AP_READ_ONLY != 0, raw & UXN_XN != 0) {
-                (true, false) => El2Access::ReadExecute,
-                (true, true) => El2Access::Read,
-                (false, _) => El2Access::ReadWrite,
-            },
-            memory: match raw >> ATTR_INDEX_SHIFT & 7 {
-                0 => El2Memory::Normal,
-                1 => El2Memory::Device,
-                2 => El2Memory::NonCacheable,
-                _ => El2Memory::DeviceStrict,
-            },
-        }
-    }
 }
 
 /// What EL2 may do there. Writable and executable together does not exist.
@@ -250,8 +233,8 @@ pub struct El2Range {
 /// EL2's own tables. One writer at a time: it is EL2's own map.
 #[derive(Debug)]
 pub struct El2Map<M: TableMem> {
-    core: Core<M>,
-    geometry: El2Geometry,
+    pub(crate) core: Core<M>,
+    pub(crate) geometry: El2Geometry,
     ttbr: u64,
 }
 
@@ -277,11 +260,6 @@ impl<M: TableMem> El2Map<M> {
             geometry,
             ttbr,
         })
-    }
-
-    /// The geometry.
-    pub const fn geometry(&self) -> &El2Geometry {
-        &self.geometry
     }
 
     /// `TTBR0_EL2` for this tree.
@@ -335,46 +313,5 @@ impl<M: TableMem> El2Map<M> {
         };
         let (sink, all) = (&mut Ignore, &mut Budget::unlimited());
         typed(Mapping::<M, T, _, Exclusive>::new(&self.core, maint, sink, job, all).run())
-    }
-
-    /// Removes what a range maps, splitting blocks at its ends.
-    ///
-    /// # Errors
-    /// `Range`, `Align`; `NoMem` where a block could not be split.
-    pub fn unmap<T: Maintenance>(
-        &mut self,
-        maint: &mut T,
-        va: Va,
-        size: u64,
-    ) -> Result<Va, Stopped<Va>> {
-        let end = self
-            .core
-            .shape
-            .check_ia(va.get(), size)
-            .map_err(|why| Stopped { why, next: va })?;
-        let job = UnmapJob {
-            start: va.get(),
-            end,
-            blank: 0,
-            partial: Partial::Split,
-            clean: false,
-        };
-        let (sink, all) = (&mut Ignore, &mut Budget::unlimited());
-        typed(Unmap::<M, T, _, Exclusive>::new(&self.core, maint, sink, job, all).run())
-    }
-
-    /// Where a VA goes, and what is allowed there.
-    pub fn translate(&self, va: Va) -> Option<(Pa, El2Attrs, Level)> {
-        if va.get() >= self.core.shape.ia_end() {
-            return None;
-        }
-        let slot = self.core.walk_to(va.get(), 3);
-        if !format::is_leaf(slot.raw, slot.level) {
-            return None;
-        }
-        let base = format::leaf_oa(&self.core.shape, slot.raw, slot.level);
-        let pa = base + (va.get() - slot.base(va.get()));
-        let level = Shape::level(slot.level);
-        Some((Pa::new(pa), self.geometry.decode(slot.raw), level))
     }
 }

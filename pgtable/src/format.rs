@@ -95,16 +95,6 @@ pub(crate) const fn was_table(raw: u64, level: i8) -> bool {
     level < 3 && raw & FROZEN_TABLE != 0
 }
 
-/// True for an entry that a TLB may know: what hardware may walk, and what was
-/// taken out by somebody whose invalidation may not be done.
-#[inline]
-pub(crate) const fn may_be_known(raw: u64, level: i8) -> bool {
-    is_table(raw, level)
-        || is_leaf(raw, level)
-        || raw == GATHERED
-        || (is_frozen(raw) && raw & ELSEWHERE == 0)
-}
-
 /// What [`freeze`] was given.
 #[inline]
 pub(crate) const fn thaw(raw: u64, level: i8) -> u64 {

@@ -224,6 +224,7 @@ impl Shape {
 
     /// The shape of a tree that hangs under one entry of `level`, with
     /// addresses counted from that entry's first.
+    #[cfg(feature = "extra")]
     pub(crate) const fn below(&self, level: i8) -> Self {
         let ia_bits = self.shift(level);
         Self {

@@ -38,6 +38,8 @@ pub(crate) struct MapJob {
     /// Invalidate instruction caches of what is mapped, before.
     pub(crate) fetched: bool,
     /// Clean data caches of what is replaced, after.
+    // `replace` reads it, and the sink, and the place.
+    #[cfg_attr(not(feature = "extra"), allow(dead_code))]
     pub(crate) clean_old: bool,
 }
 
@@ -45,6 +47,7 @@ pub(crate) struct MapJob {
 pub(crate) struct Mapping<'a, M: TableMem, T, S, A> {
     pub(crate) core: &'a Core<M>,
     pub(crate) maint: &'a mut T,
+    #[cfg_attr(not(feature = "extra"), allow(dead_code))]
     pub(crate) sink: &'a mut S,
     pub(crate) job: MapJob,
     pub(crate) budget: &'a mut Budget,
@@ -53,6 +56,7 @@ pub(crate) struct Mapping<'a, M: TableMem, T, S, A> {
 }
 
 /// Where a leaf shall stand, over something.
+#[cfg_attr(not(feature = "extra"), allow(dead_code))]
 pub(crate) struct Place<T> {
     /// The entry; `raw` is what was read there.
     pub(crate) slot: Slot<T>,
@@ -222,10 +226,13 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'a, M, T, 
             if over != Over::Anything || !known {
                 return Err(exists);
             }
+            #[cfg(feature = "extra")]
             match self.replace(&mut place)? {
                 None => continue,
                 Some(done) => return Ok(done),
             }
+            #[cfg(not(feature = "extra"))]
+            return Err(exists);
         }
     }
 }

@@ -105,6 +105,7 @@ impl Pending {
 
     /// True when nothing can be added without covering entries that are
     /// held frozen together with others.
+    #[cfg(feature = "extra")]
     #[inline]
     pub(crate) fn is_full_of_held(&self) -> bool {
         self.is_full() && self.runs[RUNS - 1].held
@@ -327,6 +328,7 @@ fn range(tlb: &Tlb, at: u64, scale: u32, units: u64, level: i8) -> Tlbi {
 }
 
 /// The operation by address on this CPU alone, for a relaxed leaf.
+#[cfg(feature = "extra")]
 pub(crate) fn local(tlb: &Tlb, at: u64, level: i8) -> Tlbi {
     Tlbi::new(TlbiKind::Ipas2e1, address_operand(tlb, at, level))
 }

@@ -110,10 +110,9 @@ impl RemovedRun {
 /// Who is told of removed leaves, after the invalidation: from then on their
 /// output addresses may go to another owner.
 ///
-/// Any `FnMut(RemovedLeaf)` is one, [`Runs`] makes one of a
-/// `FnMut(RemovedRun)`, for which neighbours are told together; [`Ignore`] is
-/// for those who need none, and spares looking at leaves of tables that go as
-/// a whole.
+/// Any `FnMut(RemovedLeaf)` is one; [`Ignore`] is for those who need none, and
+/// spares looking at leaves of tables that go as a whole. Who takes neighbours
+/// together has [`run`](Self::run).
 pub trait LeafSink {
     /// False: leaves need not be visited.
     const WANTS: bool = true;
@@ -142,32 +141,5 @@ impl<F: FnMut(RemovedLeaf)> LeafSink for F {
     #[inline]
     fn leaf(&mut self, leaf: RemovedLeaf) {
         self(leaf);
-    }
-}
-
-/// Leaves are told in runs: to whoever gives memory back range by range.
-///
-/// ```
-/// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
-/// # use {example::*, pgtable::*};
-/// # let (mut tree, mut cpu) = mapped();
-/// # let all = &mut Budget::unlimited();
-/// let mut free = Vec::new();
-/// let mut sink = Runs(|run: RemovedRun| free.push((run.pa(), run.size())));
-/// tree.unmap(&mut cpu, Ipa::new(0x4000_0000), 2 << 20, Partial::Split, &mut sink, all)?;
-/// assert_eq!(free, [(Pa::new(0x8000_0000), 2 << 20)]); // 512 pages.
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Runs<F>(pub F);
-
-impl<F: FnMut(RemovedRun)> LeafSink for Runs<F> {
-    #[inline]
-    fn leaf(&mut self, leaf: RemovedLeaf) {
-        (self.0)(RemovedRun::new(leaf, 1));
-    }
-    #[inline]
-    fn run(&mut self, run: RemovedRun) {
-        (self.0)(run);
     }
 }

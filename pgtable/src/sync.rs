@@ -34,6 +34,7 @@ use crate::plan::{self, Pending, Plan, Regime, Tlb};
 #[must_use]
 pub struct Synced {
     /// The gather that was synced, 0 if it was none.
+    #[cfg_attr(not(feature = "extra"), allow(dead_code))]
     serial: u64,
 }
 
@@ -43,10 +44,12 @@ impl Synced {
     }
 
     /// The proof for a gather's leaves.
+    #[cfg(feature = "extra")]
     pub(crate) const fn of(self, serial: u64) -> Self {
         Self { serial }
     }
 
+    #[cfg(feature = "extra")]
     pub(crate) const fn serial(&self) -> u64 {
         self.serial
     }
@@ -145,6 +148,7 @@ fn repeats<T: Maintenance>(maint: &T, tlb: &Tlb) -> bool {
 
 /// After permissions of one leaf grew: drops this CPU's stale entry, which
 /// would fault for ever. Other CPUs fault once and come here themselves.
+#[cfg(feature = "extra")]
 pub(crate) fn sync_local<T: Maintenance>(maint: &mut T, tlb: &Tlb, at: u64, level: i8) {
     let Regime::Stage2(regs) = tlb.regime else {
         return;

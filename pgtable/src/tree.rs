@@ -205,6 +205,7 @@ impl Changes {
     }
 
     /// Where changed valid entries are noted.
+    #[cfg(feature = "extra")]
     pub(crate) fn pending(&mut self) -> &mut Pending {
         self.pending.get_or_insert_with(Pending::new)
     }
@@ -594,6 +595,21 @@ impl<M: TableMem> Core<M> {
         counted
     }
 
+    /// Takes the hint off a group of leaves. Nobody sets it here.
+    ///
+    /// # Errors
+    /// Always: it is not this crate's.
+    #[cfg(not(feature = "extra"))]
+    pub(crate) fn break_group<T: Maintenance>(
+        &self,
+        _: &mut T,
+        slot: &mut Slot<M::Table>,
+        _: u64,
+    ) -> Result<(), Error> {
+        let level = Shape::level(slot.level);
+        Err(Error::Mismatch { level })
+    }
+
     /// Invalidates the whole regime (VMID, or EL2) and waits for it.
     pub(crate) fn sync_all<T: Maintenance>(&self, maint: &mut T) -> Synced {
         sync::sync_vmid(maint, &self.tlb)
@@ -612,14 +628,6 @@ impl<M: TableMem> Core<M> {
                 Synced::never_linked()
             }
         }
-    }
-
-    /// True when going from `old` to `new`, both valid leaves of one level,
-    /// demands break-before-make: spec 1.8.
-    #[inline]
-    pub(crate) fn needs_break(&self, old: u64, new: u64) -> bool {
-        let rule = self.shape.oa_mask() | format::MEMATTR | format::SH | CONTIGUOUS;
-        (old ^ new) & rule != 0
     }
 }
 

@@ -428,8 +428,10 @@ fn a_note_comes_over_blocks_in_calls_of_a_budget() {
         let (ipa, rest, refuse) = (Ipa::new(at), GIB - at, Partial::Refuse);
         let budget = &mut Budget::entries(100);
         let next = tree.annotate(&mut cpu, ipa, rest, note, refuse, &mut sink, budget);
+        let before = at;
         at = next.expect("annotated").get();
         assert_eq!(told, at);
+        assert!(told - before <= 100 * MIB2, "more than the budget");
         assert!(at >= GIB || tree.translate(Ipa::new(at)).is_some());
     }
     // What was annotated by earlier calls keeps its table.

@@ -1040,8 +1040,8 @@ fn instructions_have_their_names() {
 fn numbers_and_addresses() {
     use pgtable::InputAddress;
     for byte in [0, 1, 0x1234_5000, u64::MAX] {
-        assert_eq!(Ipa::from_raw(byte).raw(), byte);
-        assert_eq!(Va::from_raw(byte).raw(), byte);
+        assert_eq!(Ipa::from_raw(byte).get(), byte);
+        assert_eq!(Va::from_raw(byte).get(), byte);
         assert_eq!(Ipa::from_raw(byte), Ipa::new(byte));
         assert_eq!(Va::new(byte).get(), byte);
     }

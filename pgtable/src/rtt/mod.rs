@@ -310,7 +310,7 @@ impl<M: TableMem> Rtt<M> {
     /// `Input` outside the space.
     pub fn find(&self, ipa: Ipa) -> Result<RttEntry, RttError> {
         let page = self.tree.core.shape.page_bits();
-        self.read(ipa.align_down(page), Level::L3)
+        self.read(Ipa::new(ipa.get() >> page << page), Level::L3)
     }
 
     pub(in crate::rtt) fn state(&self, raw: u64, level: i8) -> RttState {

@@ -103,8 +103,8 @@ impl<M: TableMem> Rtt<M> {
     ) -> Result<Ipa, RttError> {
         self.check(base, Level::L3)?;
         let core = &self.tree.core;
-        let page = core.shape.page_bits();
-        if base >= top || top.get() > self.protected_end || !top.is_aligned(page) {
+        if base >= top || top.get() > self.protected_end || top.get() & core.shape.page_mask() != 0
+        {
             return Err(RttError::Input);
         }
         let slot = core.walk_to(base.get(), 3);
@@ -141,8 +141,10 @@ impl<M: TableMem> Rtt<M> {
     /// `Input`.
     pub fn ripas(&self, base: Ipa, top: Ipa) -> Result<(Ripas, Ipa), RttError> {
         self.check(base, Level::L3)?;
-        let page = self.tree.core.shape.page_bits();
-        if base >= top || top.get() > self.protected_end || !top.is_aligned(page) {
+        if base >= top
+            || top.get() > self.protected_end
+            || top.get() & self.tree.core.shape.page_mask() != 0
+        {
             return Err(RttError::Input);
         }
         let core = &self.tree.core;

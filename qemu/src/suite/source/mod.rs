@@ -5,6 +5,7 @@
 //! | [`citations`] | what comments and pages name is there |
 //! | [`lines`] | how much code runs at EL2, held to a limit |
 //! | [`floors`] | no module names one that stands above it |
+//! | [`reached`] | what of the table library EL2 reaches |
 //! | [`rust`] | what of a Rust crate its image has |
 //! | [`dependencies`] | what else is taken from elsewhere, and on which terms |
 
@@ -12,6 +13,7 @@ pub mod citations;
 pub mod dependencies;
 pub mod floors;
 pub mod lines;
+pub mod reached;
 pub mod rust;
 
 use std::fs;
@@ -27,6 +29,7 @@ pub fn cases() -> Vec<Case> {
         Case::of_cargo("check/citations", citations::check),
         Case::of_cargo("check/lines", lines::check),
         Case::of_cargo("check/floors", floors::check),
+        Case::of_cargo("check/reached", reached::check),
         Case::of_cargo("check/dependencies", dependencies::check),
     ]
 }

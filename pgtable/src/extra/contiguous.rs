@@ -5,14 +5,80 @@
 //! member's address is invalidated: a CPU may ignore the hint and hold each
 //! entry apart.
 
+use crate::addr::Ipa;
 use crate::error::Error;
 use crate::format::{self, AF, CONTIGUOUS};
 use crate::geometry::Shape;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
+use crate::stage2::Stage2;
 use crate::sync::{self, Synced};
 use crate::tree::{Core, Slot};
+
+impl<M: TableMem> Stage2<M> {
+    /// Sets the contiguous hint on the group of leaves around `ipa`, all of
+    /// which must be alike and aligned in input and output.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let ipa = Ipa::new(0x4000_0000);
+    /// let hint = |ipa| matches!(tree.lookup(ipa), Ok(Found { entry: Entry::Leaf { contiguous: true, .. }, .. }));
+    /// tree.set_contiguous(&mut cpu, ipa)?; // Sixteen pages of 4 KiB.
+    /// assert!(hint(Ipa::new(0x4000_f000)) && !hint(Ipa::new(0x4001_0000)));
+    /// // A change of one member breaks the group before.
+    /// tree.write_protect(&mut cpu, Ipa::new(0x4000_3000), 4096, Flush::Now, all)?;
+    /// assert!(!hint(ipa));
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Range`; `Missing` where no leaf stands; `BlockLevel` at a level
+    /// without the hint; `Mismatch`; `Busy`.
+    pub fn set_contiguous<T: Maintenance>(&self, maint: &mut T, ipa: Ipa) -> Result<(), Error> {
+        if ipa.get() >= self.core.shape.ia_end() {
+            return Err(Error::Range);
+        }
+        let slot = self.core.walk_to(ipa.get(), 3);
+        self.core.join_group(maint, &slot, ipa.get())
+    }
+
+    /// Takes the hint off the group around `ipa`, if it has it. Operations
+    /// that change a member do so themselves.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// tree.set_contiguous(&mut cpu, Ipa::new(0x4000_0000))?;
+    /// tree.clear_contiguous(&mut cpu, Ipa::new(0x4000_f000))?;
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Range`; `Missing` where no leaf stands; `Busy`.
+    pub fn clear_contiguous<T: Maintenance>(&self, maint: &mut T, ipa: Ipa) -> Result<(), Error> {
+        if ipa.get() >= self.core.shape.ia_end() {
+            return Err(Error::Range);
+        }
+        let mut slot = self.core.walk_to(ipa.get(), 3);
+        if !format::is_leaf(slot.raw, slot.level) {
+            return Err(Error::Missing {
+                level: Shape::level(slot.level),
+            });
+        }
+        if slot.raw & CONTIGUOUS == 0 {
+            return Ok(());
+        }
+        self.core.break_group(maint, &mut slot, ipa.get())
+    }
+}
 
 impl<M: TableMem> Core<M> {
     /// Takes the hint off the group of the leaf at `slot`.

@@ -3,8 +3,8 @@
 use crate::addr::Ipa;
 use crate::attrs::{Access, Age, Attrs, Dirty, Execute};
 use crate::error::{Budget, Error, Stopped};
+use crate::extra::leaves::{ChangeJob, Gather};
 use crate::format::{self, AF, DBM, S2AP_READ, S2AP_WRITE, XN};
-use crate::leaves::{ChangeJob, Gather};
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
 use crate::plan::Pending;

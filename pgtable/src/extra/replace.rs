@@ -182,6 +182,14 @@ impl<R: Release> Release for Others<'_, R> {
 }
 
 impl<M: TableMem> crate::tree::Core<M> {
+    /// True when going from `old` to `new`, both valid leaves of one level,
+    /// demands break-before-make: spec 1.8.
+    #[inline]
+    pub(crate) fn needs_break(&self, old: u64, new: u64) -> bool {
+        let rule = self.shape.oa_mask() | format::MEMATTR | format::SH | CONTIGUOUS;
+        (old ^ new) & rule != 0
+    }
+
     /// Puts new leaves in the place of `count` neighbouring entries that this
     /// CPU holds frozen and no TLB knows, and releases what they were. The
     /// hole that a guest may meet ends before that.

@@ -55,7 +55,7 @@ impl<M: TableMem> Stage2<M> {
         let root = core.mem.locate(Pa::new(core.root));
         // What an earlier call cut was synced by it.
         let mut proof = Synced::never_linked();
-        let known = |raw| raw & VALID != 0 || (fresh && format::may_be_known(raw, level));
+        let known = |raw| raw & VALID != 0 || (fresh && may_be_known(raw, level));
         let mut whole = false;
         let out = &mut Tell(sink);
         let mut index = first;
@@ -139,4 +139,14 @@ impl<M: TableMem> Core<M> {
         self.add_count(self.root, -gone);
         self.sync_all(maint)
     }
+}
+
+/// True for an entry that a TLB may know: what hardware may walk, and what was
+/// taken out by somebody whose invalidation may not be done.
+#[inline]
+const fn may_be_known(raw: u64, level: i8) -> bool {
+    format::is_table(raw, level)
+        || format::is_leaf(raw, level)
+        || raw == format::GATHERED
+        || (format::is_frozen(raw) && raw & format::ELSEWHERE == 0)
 }

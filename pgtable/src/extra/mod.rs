@@ -1,0 +1,28 @@
+//! What users of the library want besides what EL2 runs: ageing and dirty
+//! tracking, permissions, splits on request, subtrees, entries held frozen,
+//! visitors, the contiguous hint, mappings over others, the end of a live tree.
+//!
+//! Behind the feature `extra`, which images do not have. Something moves to the
+//! core when `hyp` calls it; the case `check/reached` says what it no longer does.
+
+mod contiguous;
+mod el2;
+mod errata;
+mod frozen;
+mod leaves;
+mod protect;
+mod ranges;
+mod replace;
+mod runs;
+mod split;
+mod subtree;
+mod teardown;
+mod visit;
+
+pub use errata::{ERRATA, Erratum};
+pub use frozen::{Change, Frozen};
+pub use leaves::{Gather, HeldLeaf};
+pub use protect::{Flush, Permissions};
+pub use runs::Runs;
+pub use subtree::{Remains, Subtree};
+pub use visit::{Next, Seen, Visit};
