@@ -196,15 +196,21 @@ steps:
 
 // ---------------------------------------------------------------------------
 // Guarded routines (memory/guarded.rs): each returns 0, or 1 when an access in it
-// met a synchronous external abort. They run on SP_EL0, whose value they leave
+// met an external abort, at once or late. They run on SP_EL0, whose value they leave
 // alone: so an abort in them comes to a vector of its own, where registers are
 // free to use, and no stack is.
 guarded_begin:
 
+// EL2's own system error is taken before, and is not taken for the routine's.
+    .macro  guarded
+    esb
+    msr     spsel, #0
+    .endm
+
 // guarded_copy(x0 = to, x1 = from, x2 = bytes)
     .global guarded_copy
 guarded_copy:
-    msr     spsel, #0
+    guarded
     orr     x3, x0, x1
     tst     x3, #7
     b.ne    2f
@@ -223,7 +229,7 @@ guarded_copy:
 // guarded_put(x0 = base, x1 = pairs of offset and value, x2 = how many)
     .global guarded_put
 guarded_put:
-    msr     spsel, #0
+    guarded
 1:  cbz     x2, guarded_done
     ldp     x3, x4, [x1], #16
     str     x4, [x0, x3]
@@ -233,7 +239,7 @@ guarded_put:
 // guarded_zero(x0 = at, x1 = bytes), multiples of 64
     .global guarded_zero
 guarded_zero:
-    msr     spsel, #0
+    guarded
 1:  cbz     x1, guarded_done
     stp     xzr, xzr, [x0], #16
     stp     xzr, xzr, [x0], #16
@@ -245,7 +251,7 @@ guarded_zero:
 // guarded_read32(x0 = register, x1 = where its value goes)
     .global guarded_read32
 guarded_read32:
-    msr     spsel, #0
+    guarded
     ldr     w2, [x0]
     str     w2, [x1]
     b       guarded_done
@@ -253,15 +259,13 @@ guarded_read32:
 // guarded_clean(x0 = first line, x1 = end, x2 = bytes of a line)
     .global guarded_clean
 guarded_clean:
-    msr     spsel, #0
+    guarded
 1:  cmp     x0, x1
     b.hs    0f
     dc      civac, x0
     add     x0, x0, x2
     b       1b
-0:  dsb     sy
-
-    b       guarded_done
+0:  b       guarded_done
 
 // guarded_is_there(x0 = address) -> PAR_EL1 of both stages, for a read of EL1; 1 (F)
 // after an external abort. Changes x0, x3 and x4 alone.
@@ -279,7 +283,7 @@ guarded_is_there:
 // goes through a guest's tables, which may lie where no memory answers.
     .global guarded_translate
 guarded_translate:
-    msr     spsel, #0
+    guarded
     tbnz    x2, #2, 4f
     tbnz    x2, #1, 2f
     tbnz    x2, #0, 1f
@@ -298,41 +302,31 @@ guarded_looks_end:
     mrs     x2, par_el1
     str     x2, [x1]
 
+// What an access met late comes here, and is still the routine's.
 guarded_done:
+    dsb     sy
+    esb
+    isb
     msr     spsel, #1
     mov     x0, #0
     ret
-guarded_end:
 
 // guarded_error(): takes the system error that is pending, if it still is; 1 when
-// it was. System errors are masked before and behind it.
+// it was. System errors are masked before it, and are not behind it.
     .global guarded_error
 guarded_error:
     msr     spsel, #0
     msr     daifclr, #4
-    isb
-guarded_error_end:
-    msr     daifset, #4
     b       guarded_done
-
-// A system error on SP_EL0: in the routine above, or EL2's own.
-guarded_error_taken:
-    mrs     x3, elr_el2
-    adr     x4, guarded_error
-    sub     x3, x3, x4
-    cmp     x3, #(guarded_error_end - guarded_error)
-    b.hi    0f
-    mov     x0, #1
-    ret                                 // an exception masks all and is on SP_EL2
-0:  report  3
+guarded_end:
 
 guarded_failed:
     msr     spsel, #1
     mov     x0, #1
     ret
 
-// A synchronous exception on SP_EL0: in a guarded routine, or in a report.
-guarded_abort:
+// x3 = where the exception came from; to 0 when that is no guarded routine.
+    .macro  is_guarded
     mrs     x3, elr_el2
     adr     x4, guarded_begin
     cmp     x3, x4
@@ -340,6 +334,17 @@ guarded_abort:
     adr     x4, guarded_end
     cmp     x3, x4
     b.hs    0f
+    .endm
+
+// A system error on SP_EL0: of a guarded routine, or EL2's own.
+guarded_error_taken:
+    is_guarded
+    b       guarded_fails
+0:  report  3
+
+// A synchronous exception on SP_EL0: in a guarded routine, or in a report.
+guarded_abort:
+    is_guarded
     adr     x4, guarded_looks
     sub     x3, x3, x4
     cmp     x3, #(guarded_looks_end - guarded_looks)
@@ -353,6 +358,7 @@ guarded_abort:
     cmp     x4, #0x25
     ccmp    x3, #0x10, #0, eq
     b.ne    0f
+guarded_fails:
     adr     x3, guarded_failed
     msr     elr_el2, x3
     eret

@@ -23,6 +23,7 @@ mod image {
     use hyp::cpu::context::Served;
     use hyp::cpu::dying::halt;
     use hyp::cpu::pe::{self, Pe, Power};
+    use hyp::cpu::system_error;
     use hyp::exception::{host, report};
     use hyp::features::{Features, IdRegisters};
     use hyp::log::Uarts;
@@ -273,6 +274,7 @@ mod image {
                 halt()
             }
         }
+        system_error::begin();
         let cpu = Cpu::new(pe, &system.shared());
         pe.arrive(Power::On);
         cpu

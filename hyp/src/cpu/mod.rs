@@ -8,7 +8,7 @@ pub mod gic;
 pub mod inject;
 pub mod pe;
 #[cfg(any(target_os = "none", test))]
-mod system_error;
+pub mod system_error;
 #[cfg(any(test, feature = "worlds"))]
 pub mod worlds;
 

@@ -1,14 +1,33 @@
 //! System errors of lower levels that wait when one comes out. EL2 takes them while
-//! they are that level's, so that none is taken for another's, or for its own.
+//! they are that level's, so that none is taken for another's, or for its own. Its own
+//! it takes whenever its code runs, and ends; but in a guarded routine, whose they are.
 
 use arm64::frame::Gprs;
 use arm64::instr;
 use arm64::regs::*;
 use arm64::syndrome::{Class, Syndrome};
+use log::warn;
 
 #[cfg(target_os = "none")]
 unsafe extern "C" {
     fn guarded_error() -> u64;
+}
+
+/// EL2 takes its own from here on, on this PE. What waits already is of whoever had
+/// the PE before, and is told.
+pub fn begin() {
+    let deferred = if has_ras() { DISR_EL1.get() } else { 0 };
+    if deferred != 0 {
+        DISR_EL1.set(0);
+    }
+    if take_error() || deferred != 0 {
+        warn!("a system error from before EL2 is passed over: firmware's, or the boot's");
+    }
+    instr::serror_on();
+}
+
+fn has_ras() -> bool {
+    ID_AA64PFR0_EL1.read(ID_AA64PFR0_EL1::RAS) >= 1
 }
 
 /// Called by asm.S: what waited when a lower level came out, by this vector, was a
@@ -19,7 +38,7 @@ unsafe extern "C" {
 #[cfg_attr(target_os = "none", unsafe(no_mangle))]
 extern "C" fn system_error_waited(vector: u64, gprs: &mut Gprs) -> u64 {
     let cause = Syndrome(ESR_EL2.get());
-    let taken = if ID_AA64PFR0_EL1.read(ID_AA64PFR0_EL1::RAS) >= 1 {
+    let taken = if has_ras() {
         let disr = DISR_EL1.get();
         DISR_EL1.set(0);
         ESR_EL2.set(Syndrome::of_deferred(disr).0);
@@ -38,10 +57,10 @@ extern "C" fn system_error_waited(vector: u64, gprs: &mut Gprs) -> u64 {
 }
 
 /// Takes the system error that is pending; false when none is any more. ESR_EL2 is
-/// its syndrome then.
+/// its syndrome then. They are taken from here on.
 fn take_error() -> bool {
     #[cfg(target_os = "none")]
-    // SAFETY: asm.S expects the exception, and no register but those that a call
+    // SAFETY: asm.S expects the exception; no register changes but those that a call
     // may change.
     let taken = unsafe { guarded_error() } != 0;
     #[cfg(not(target_os = "none"))]
@@ -108,6 +127,22 @@ mod tests {
         assert_eq!(comes(1, HVC), (1, 0));
     }
 
+    /// What EL2 found by DISR_EL1 and ISR_EL1 is not the first lower level's.
+    #[test]
+    fn what_waited_before_el2_is_nobodys_later() {
+        recording::reset();
+        recording::set(ID_AA64PFR0_EL1, ID_AA64PFR0_EL1::RAS.val(1).value);
+        recording::set(DISR_EL1, 1 << 31);
+        assert_eq!(recording::of(begin).last(), Some(&TAKE));
+        assert_eq!(recording::get(DISR_EL1), 0);
+        // Without FEAT_RAS the register is none.
+        recording::reset();
+        let events = recording::of(begin);
+        assert_eq!(events.last(), Some(&TAKE));
+        let disr = |event: &Event| std::format!("{event:?}").contains("DISR");
+        assert!(!events.iter().any(disr), "{events:?}");
+    }
+
     /// asm.S from this line to that.
     fn lines(from: &str, to: &str) -> Vec<&'static str> {
         let all = include_str!("../asm.S").lines();
@@ -144,6 +179,29 @@ mod tests {
         // EL2's own, before a lower level goes on.
         let code = lines("enter_lower:", "resume:");
         order(&code, &["mov sp, x0", "esb", "msr elr_el2, x1"]);
+        // A guarded routine's own, however late: EL2's is taken before the routine
+        // begins, and nothing is left when it ends.
+        order(
+            &lines(".macro  guarded", ".endm"),
+            &["esb", "msr spsel, #0"],
+        );
+        let window = ["dsb sy", "esb", "isb", "msr spsel, #1", "mov x0, #0", "ret"];
+        let code = lines("guarded_done:", "ret");
+        assert_eq!(code.len() + 1, window.len());
+        order(&code, &window[..5]);
+        let code = lines("guarded_begin:", "guarded_done:");
+        for (at, line) in code.iter().enumerate() {
+            let name = line.strip_suffix(':').unwrap_or("");
+            if name.starts_with("guarded_") && !name.starts_with("guarded_looks") {
+                let is_there = name == "guarded_is_there";
+                let first = ["guarded", "msr     spsel, #0"][usize::from(is_there)];
+                assert_eq!(code[at + 1], first, "{name}");
+            }
+        }
+        let ends = code.iter().filter(|line| **line == "ret").count();
+        assert_eq!(ends, 1, "guarded_is_there's alone: {code:?}");
+        let code = lines("guarded_error_taken:", "guarded_abort:");
+        assert_eq!(code[..2], ["is_guarded", "b       guarded_fails"]);
         let code = lines("steps:", "b       leave_by_steps");
         // Nothing is branched to that a lower level may have foretold.
         let indirect = |line: &&&str| ["br ", "blr ", "ret"].iter().any(|i| line.starts_with(i));

@@ -2,10 +2,12 @@
 //! level named, and of devices that only the device tree vouches for.
 //!
 //! A device tree may name RAM that is not there. What EL2 touches because the
-//! host said so goes through a few routines of asm.S: when a synchronous external
-//! abort strikes inside one, the vector returns to its end, and it says so. An
-//! abort that arrives later, as an SError, is not told from EL2's own and ends the
-//! machine, unless EL2 is at its vector still, where it is the level's that comes out.
+//! host said so goes through a few routines of asm.S: when an external abort strikes
+//! inside one, the vector returns to its end, and it says so. What arrives later, as
+//! an SError, is waited for before the routine ends, and is the routine's too; only what
+//! a cache writes back later still is not told from EL2's own, and ends the machine.
+//! [`is_there`] does not wait: EL2 is at its vector then, where a system error is the
+//! level's that comes out.
 
 use arm64::regs::{ELR_EL2, ESR_EL2, FAR_EL2, HPFAR_EL2, SPSR_EL2};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
