@@ -32,6 +32,15 @@
     .endm
 
 // ---------------------------------------------------------------------------
+// Sets HCR_EL2 while no access is under way: on some CPUs its translation would be
+// another's (errata.rs, HcrApart).
+    .macro  set_hcr to
+    dsb     nsh
+    msr     hcr_el2, \to
+    isb
+    .endm
+
+// ---------------------------------------------------------------------------
 // The boot CPU, from image_entry: sets up a stack and the vectors of the exception
 // level it finds itself at.
     .section .head.text, "ax"
@@ -40,8 +49,7 @@ primary_entry:
     cmp     x0, #(2 << 2)
     b.ne    2f                          // Rust says why this will not do
     mov     x0, #(1 << 31)              // HCR_EL2.RW, E2H and TGE clear
-    msr     hcr_el2, x0
-    isb
+    set_hcr x0
     ldr     x0, =0x30c50830             // SCTLR_EL2: RES1, MMU and caches off
     msr     sctlr_el2, x0
     msr     tpidr_el2, xzr
@@ -70,8 +78,7 @@ take_up:
     mov     x20, x1
     mov     x19, x0
     mov     x0, #(1 << 31)
-    msr     hcr_el2, x0
-    isb
+    set_hcr x0
     newer_controls
     add     x0, x19, #{pe_regime}
     load_regime x0, el2, alle2

@@ -6,13 +6,17 @@
 //! need be known of a CPU that is off, and a machine without them pays nothing.
 //!
 //! Not here, because EL2 does nothing that they need: stepping of a lower level
-//! (Cortex-A510 2077057), SME (C1-Pro 4193714).
+//! (Cortex-A510 2077057), SME (C1-Pro 4193714), CnP (Carmel, HIP09 162100125). Nor
+//! Cortex-A57 834220: a guest's load from two pages, the first of which its stage 1
+//! forbids, may meet an external abort; it has no effect on a device ([`as_told`]).
+//!
+//! [`as_told`]: crate::cpu::access::as_told
 
 use core::fmt;
 use core::ops::RangeInclusive;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use arm64::regs::{MIDR_EL1, SCTLR_EL1, TCR_EL1};
+use arm64::regs::{HCR_EL2, MIDR_EL1, SCTLR_EL1, TCR_EL1};
 use arm64::{bits, instr};
 
 /// What EL2 does about an erratum.
@@ -25,6 +29,16 @@ pub enum WorkAround {
     /// of one world and stage 2 is of another ([`Walks`]): an `AT` that the CPU only
     /// speculates fills its TLBs by both.
     SpeculativeAt,
+    /// No load or store is under way while HCR_EL2 is written ([`steer_hcr`]): its
+    /// translation may be another's then, EL2's own too.
+    HcrApart,
+    /// No lower level has the CPU write access flags and dirty states ([`set_tcr`]),
+    /// which it does though it says that it cannot, and later than an invalidation
+    /// waits for: to memory that may be another's then.
+    NoHardwareFlags,
+    /// Nothing helps: by instructions of its own, in an order that a compiler need not
+    /// make by chance, a guest stops the CPU. It is told.
+    Hangs,
 }
 
 /// A row of the table: CPUs and what is wrong with them.
@@ -56,11 +70,15 @@ impl fmt::Display for Erratum {
         let how = match self.work_around {
             WorkAround::TlbiSyncRepeat => "TLBs are invalidated twice",
             WorkAround::SpeculativeAt => "no walks while worlds change",
+            WorkAround::HcrApart => "no accesses while HCR_EL2 changes",
+            WorkAround::NoHardwareFlags => "TCR_EL1.HA and HD stay clear",
+            WorkAround::Hangs => "a guest can hang the CPU",
         };
         write!(f, "erratum of {}, {}: {how}", self.cpu, self.source)
     }
 }
 
+const AMPERE: u64 = 0xc0;
 const ARM: u64 = 0x41;
 const NVIDIA: u64 = 0x4e;
 const QUALCOMM: u64 = 0x51;
@@ -125,6 +143,14 @@ table! {
         "Cortex-A72" ARM only(0xd08), ANY, "Arm 1319367";
         "Cortex-A76" ARM only(0xd0b), 0..=0x20, "Arm 1165522";
         "Kryo 4xx Silver" QUALCOMM only(0x805), only(0xde), "Arm 1530923";
+    HcrApart =>
+        "AmpereOne AC04" AMPERE only(0xac4), ANY, "Ampere AC04_CPU_23";
+    NoHardwareFlags =>
+        "AmpereOne" AMPERE only(0xac3), ANY, "Ampere AC03_CPU_38";
+        "AmpereOne AC04" AMPERE only(0xac4), ANY, "Ampere AC04_CPU_10";
+    Hangs =>
+        "Cortex-A57" ARM only(0xd07), 0..=0x12, "Arm 832075";
+        "Cortex-A77" ARM only(0xd0d), 0..=0x10, "Arm 1508412";
 }
 
 // A bit for each row.
@@ -191,10 +217,45 @@ impl InForce {
             [
                 rows(WorkAround::TlbiSyncRepeat),
                 rows(WorkAround::SpeculativeAt),
+                rows(WorkAround::HcrApart),
+                rows(WorkAround::NoHardwareFlags),
+                rows(WorkAround::Hangs),
             ]
         };
         self.0.load(Ordering::Relaxed) & rows[work_around as usize] != 0
     }
+}
+
+/// Writes HCR_EL2, apart from all accesses where an erratum needs it.
+///
+/// # Safety
+/// Its row in [`arm64::steering`] holds.
+#[inline]
+pub unsafe fn steer_hcr(errata: &InForce, value: u64) {
+    let apart = errata.need(WorkAround::HcrApart);
+    if apart {
+        instr::dsb_nsh();
+    }
+    // SAFETY: the caller's promise.
+    unsafe { HCR_EL2.steer(value) };
+    if apart {
+        instr::isb();
+    }
+}
+
+/// HFGWTR_EL2: which registers of a lower level's own it writes by EL2.
+pub fn trapped_writes(errata: &InForce) -> u64 {
+    if errata.need(WorkAround::NoHardwareFlags) {
+        bits!(HFGWTR_EL2: TCR_EL1)
+    } else {
+        0
+    }
+}
+
+/// Sets TCR_EL1 for the level whose write of it was trapped.
+pub fn set_tcr(value: u64) {
+    // SAFETY: EL1's, which that level has set so.
+    unsafe { TCR_EL1.steer(value & !bits!(TCR_EL1: HA, HD)) };
 }
 
 /// What EL1's walks go by: SCTLR_EL1 and TCR_EL1.

@@ -19,7 +19,7 @@ use arm64::frame::{FpState, Gprs};
 use arm64::regs::*;
 use arm64::{bits, instr};
 
-use crate::errata::{InForce, Walks, WorkAround};
+use crate::errata::{InForce, Walks, WorkAround, steer_hcr, trapped_writes};
 use crate::features::Features;
 use crate::idregs::Common;
 use crate::log::once::Once;
@@ -124,9 +124,10 @@ impl Cpu {
             HCRX_EL2.set(0);
         }
         if features.fgt > 0 {
-            // No fine-grained traps; the inverted bits then trap what is hidden.
+            // No fine-grained traps, but those that errata need; the inverted bits
+            // then trap what is hidden.
             HFGRTR_EL2.set(0);
-            HFGWTR_EL2.set(0);
+            HFGWTR_EL2.set(trapped_writes(errata));
             HFGITR_EL2.set(0);
             HDFGRTR_EL2.set(0);
             HDFGWTR_EL2.set(0);
@@ -182,7 +183,7 @@ impl Cpu {
         // SAFETY: EL2 translates by neither. The host is kept to its own stage 2,
         // by traps that are its world's.
         unsafe {
-            HCR_EL2.steer(self.hcr(HOST_HCR | self.host.error));
+            steer_hcr(self.errata, self.hcr(HOST_HCR | self.host.error));
             VTCR_EL2.steer(host.vtcr);
             VTTBR_EL2.steer(host.vttbr);
         }
@@ -268,7 +269,7 @@ impl Cpu {
         VMPIDR_EL2.set(guest.vmpidr);
         // SAFETY: as for the host: the guest's own stage 2, and its world's traps.
         unsafe {
-            HCR_EL2.steer(self.hcr(GUEST_HCR | trap));
+            steer_hcr(self.errata, self.hcr(GUEST_HCR | trap));
             VTCR_EL2.steer(guest.vtcr);
             VTTBR_EL2.steer(guest.vttbr);
         }
@@ -305,7 +306,7 @@ impl Cpu {
             VSESR_EL2.set(error.0 & 0x1ff_ffff);
         }
         // SAFETY: it is still the host's world.
-        unsafe { HCR_EL2.set_bits(bits!(HCR_EL2: VSE)) };
+        unsafe { steer_hcr(self.errata, HCR_EL2.get() | bits!(HCR_EL2: VSE)) };
     }
 
     fn holds_fp(&self, rec: u64, fp_pe: u32) -> bool {

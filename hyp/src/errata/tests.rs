@@ -3,12 +3,18 @@
 extern crate std;
 
 use super::*;
+use crate::cpu::Cpu;
 use crate::cpu::context::El1;
 use crate::cpu::tests::{enter, leave};
+use crate::guest::exits::{self, Next};
+use crate::guest::vcpu::RunningVcpu;
 use crate::memory::{phys, pool::Pool, region::Region};
+use crate::realm::Realm;
+use crate::rec::Rec;
 use crate::rmi::fake;
 use arm64::recording::{self, Event};
-use arm64::regs::VTTBR_EL2;
+use arm64::regs::{ESR_EL2, HFGWTR_EL2, VTTBR_EL2};
+use arm64::syndrome::Syndrome;
 use pgtable::{El2Attrs, El2Config, El2Map, El2Range, Granule, Leaves, Over, Pa, Va};
 use std::vec::Vec;
 use std::{assert_eq, format};
@@ -32,7 +38,7 @@ fn a_cpu_has_the_errata_of_its_part_and_version() {
         (A53, &[]),
         (0x411f_d040, &[]),
         (A72, &["Arm 1319367"]),
-        (0x411f_d070, &["Arm 1319537"]),
+        (0x411f_d070, &["Arm 1319537", "Arm 832075"]),
         // Cortex-A76 r2p0, r2p1, r3p0, r3p1.
         (0x412f_d0b0, &["Arm 1286807", REPEAT, "Arm 1165522"]),
         (0x412f_d0b1, &["Arm 1286807", REPEAT]),
@@ -51,6 +57,76 @@ fn a_cpu_has_the_errata_of_its_part_and_version() {
     ];
     for (midr, sources) in cases {
         assert_eq!(names(midr), sources, "{midr:#x}");
+    }
+}
+
+/// Implementer and part, first and last version, source: what CPU has which erratum,
+/// from its designer's notices.
+const RIGHT: &[(u64, [u64; 2], &str)] = &[
+    (0x41_d05, [0, 0xff], "Arm 2441007"),
+    (0x41_d05, [0, 0x20], "Arm 1530923"),
+    (0x41_d07, [0, 0xff], "Arm 1319537"),
+    (0x41_d07, [0, 0x12], "Arm 832075"),
+    (0x41_d08, [0, 0xff], "Arm 1319367"),
+    (0x41_d0b, [0, 0x30], "Arm 1286807"),
+    (0x41_d0b, [0, 0x20], "Arm 1165522"),
+    (0x41_d0b, [0, 0xff], "Arm 4193800, CVE-2025-10263"),
+    (0x41_d0c, [0, 0xff], "Arm 4193800, CVE-2025-10263"),
+    (0x41_d0d, [0, 0xff], "Arm 4193798, CVE-2025-10263"),
+    (0x41_d0d, [0, 0x10], "Arm 1508412"),
+    (0x41_d0e, [0, 0xff], "Arm 4193801, CVE-2025-10263"),
+    (0x41_d40, [0, 0xff], "Arm 4193790, CVE-2025-10263"),
+    (0x41_d41, [0, 0xff], "Arm 4193791, CVE-2025-10263"),
+    (0x41_d42, [0, 0xff], "Arm 4193793, CVE-2025-10263"),
+    (0x41_d44, [0, 0xff], "Arm 4193791, CVE-2025-10263"),
+    (0x41_d46, [0, 0x11], "Arm 2441009"),
+    (0x41_d47, [0, 0xff], "Arm 4193788, CVE-2025-10263"),
+    (0x41_d48, [0, 0xff], "Arm 4193788, CVE-2025-10263"),
+    (0x41_d49, [0, 0xff], "Arm 4193789, CVE-2025-10263"),
+    (0x41_d4b, [0, 0xff], "Arm 4193794, CVE-2025-10263"),
+    (0x41_d4c, [0, 0xff], "Arm 4193792, CVE-2025-10263"),
+    (0x41_d4e, [0, 0xff], "Arm 4193786, CVE-2025-10263"),
+    (0x41_d4f, [0, 0xff], "Arm 4193787, CVE-2025-10263"),
+    (0x41_d82, [0, 0xff], "Arm 4118414, CVE-2025-10263"),
+    (0x41_d83, [0, 0xff], "Arm 4193784, CVE-2025-10263"),
+    (0x41_d84, [0, 0xff], "Arm 4193784, CVE-2025-10263"),
+    (0x41_d85, [0, 0xff], "Arm 4193781, CVE-2025-10263"),
+    (0x41_d8c, [0, 0xff], "Arm 4193780, CVE-2025-10263"),
+    (0x41_d90, [0, 0xff], "Arm 4193780, CVE-2025-10263"),
+    (0x4e_010, [0, 0xff], "T410-OLY-1029, CVE-2025-10263"),
+    (0x51_800, [0, 0], "Qualcomm E1009"),
+    (0x51_804, [0xce, 0xfe], "Arm 1286807"),
+    (0x51_805, [0xde, 0xde], "Arm 1530923"),
+    (0x6d_d49, [0, 0xff], "4193789, CVE-2025-10263"),
+    (0xc0_ac3, [0, 0xff], "Ampere AC03_CPU_38"),
+    (0xc0_ac4, [0, 0xff], "Ampere AC04_CPU_23"),
+    (0xc0_ac4, [0, 0xff], "Ampere AC04_CPU_10"),
+];
+
+#[test]
+fn each_erratum_is_of_its_cpus_and_versions_alone() {
+    let versions = RIGHT
+        .iter()
+        .flat_map(|(_, [first, last], _)| [first.saturating_sub(1), *first, *last, last + 1]);
+    let mut versions: Vec<_> = versions.filter(|version| *version <= 0xff).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    let implementers = [0x00, 0x41, 0x42, 0x48, 0x4d, 0x4e, 0x51, 0x6d, 0xc0];
+    for model in implementers.iter().flat_map(|i| i << 12..(i + 1) << 12) {
+        for &version in &versions {
+            let rows = RIGHT
+                .iter()
+                .filter(|row| row.0 == model && (row.1[0]..=row.1[1]).contains(&version));
+            let mut right: Vec<_> = rows.map(|row| row.2).collect();
+            if (0x51_200..0x51_300).contains(&model) {
+                right.push("Qualcomm E1009");
+            }
+            let midr = model >> 12 << 24 | version >> 4 << 20 | 0xf << 16;
+            let mut found = names(midr | (model & 0xfff) << 4 | version & 0xf);
+            right.sort_unstable();
+            found.sort_unstable();
+            assert_eq!(found, right, "{model:#x} {version:#x}");
+        }
     }
 }
 
@@ -317,4 +393,74 @@ fn a_sound_cpu_pays_nothing() {
     let [writes, waits] = changes(|f| f.midr = A53);
     assert_eq!(writes, 4);
     assert_eq!(changes(|f| f.midr = A72), [8, waits + 8]);
+}
+
+const AMPEREONE_AC04: u64 = 0xc00f_ac40;
+
+/// AC04_CPU_23: each access of memory is done before HCR_EL2 changes, or begins when
+/// it has.
+#[test]
+fn no_access_is_under_way_while_hcr_changes_under_the_erratum() {
+    let writes = |change: fn(&mut crate::features::Features)| {
+        let mut host = fake::Host::with(Granule::K4, 1 << 20, change);
+        let mut el1 = El1::reset();
+        let mut events = recording::of(|| host.cpu.begin_host(0, 0));
+        events.extend(enter(&mut host.cpu, &el1, false));
+        events.extend(leave(&mut host.cpu, &mut el1));
+        events.extend(recording::of(|| {
+            host.cpu.return_error(Syndrome(0));
+        }));
+        let write = |event: &Event| matches!(event, Event::Msr("HCR_EL2", _));
+        let around = events.windows(3).filter(|three| write(&three[1]));
+        let apart = around.filter(|three| {
+            let [before, behind] = ["dsb nsh", "isb"].map(|name| Event::Instruction(name, None));
+            three[0] == before && three[2] == behind
+        });
+        let all = events.iter().filter(|event| write(event)).count();
+        [all, apart.count()]
+    };
+    assert_eq!(writes(|f| f.midr = AMPEREONE_AC04), [4, 4]);
+    assert_eq!(writes(|f| f.midr = A53), [4, 0]);
+    let code = include_str!("../asm.S");
+    let code: Vec<_> = code.lines().map(|line| line.trim()).collect();
+    let writes = |line: &&str| line.starts_with("msr     hcr_el2");
+    let at = code.iter().position(writes);
+    let at = at.expect("one, of all entries");
+    assert_eq!(code.iter().filter(|line| writes(line)).count(), 1);
+    assert_eq!([code[at - 1], code[at + 1]], ["dsb     nsh", "isb"]);
+}
+
+/// AC03_CPU_38 and AC04_CPU_10: a level that sets them, though its ID registers say
+/// that they are not there, would have the CPU write to memory that it has no more.
+#[test]
+fn no_level_has_the_cpu_write_flags_under_the_erratum() {
+    const FLAGS: u64 = bits!(TCR_EL1: HA, HD);
+    const TRAP: u64 = 1 << 32;
+    for midr in [0xc00f_ac30, AMPEREONE_AC04] {
+        let mut host = fake::Host::with(Granule::K4, 1 << 20, |f| f.fgt = 1);
+        assert_eq!(recording::get(HFGWTR_EL2), 0);
+        host.system.errata.add(midr, |_| {});
+        drop(Cpu::new(host.cpu.pe, &host.system.shared()));
+        assert_eq!(recording::get(HFGWTR_EL2), TRAP);
+        // MSR TCR_EL1, X5.
+        let esr = Syndrome(0x18 << 26 | 3 << 20 | 2 << 17 | 2 << 10 | 5 << 5);
+        host.cpu.host.gprs.x[5] = FLAGS | 0x3519;
+        recording::set(ESR_EL2, esr.0);
+        crate::exception::host::synchronous(host.system, &mut host.cpu);
+        assert_eq!(recording::get(TCR_EL1), 0x3519, "the host's");
+        assert_eq!(host.cpu.host.gprs.pc, 4, "and it goes on");
+        host.realm();
+        host.rec(0, 60);
+        // SAFETY: the fake machine's realm and REC, which nobody runs.
+        let (realm, rec) = unsafe { (Realm::at(host.page(1)), Rec::at(host.page(60))) };
+        // SAFETY: as above.
+        let state = unsafe { &mut *rec.state.get() };
+        (state.gprs.x[5], state.gprs.pc) = (FLAGS | 0x3520, 0);
+        let cpu = &mut host.cpu;
+        let mut vcpu = RunningVcpu { cpu, realm, rec };
+        let next = exits::synchronous(&mut vcpu, 0, state, esr);
+        assert!(matches!(next, Next::Enter));
+        assert_eq!(recording::get(TCR_EL1), 0x3520, "the guest's");
+        assert_eq!(state.gprs.pc, 4);
+    }
 }

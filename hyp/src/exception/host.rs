@@ -1,7 +1,7 @@
 //! The host's turn: it runs until it traps, the trap is served, it runs again.
 
 use arm64::bits;
-use arm64::regs::{ACTLR_EL1, ESR_EL2, FAR_EL2, OSLSR_EL1};
+use arm64::regs::{ACTLR_EL1, ESR_EL2, FAR_EL2, OSLSR_EL1, TCR_EL1};
 use log::debug;
 
 use super::redistributor;
@@ -10,9 +10,9 @@ use crate::cpu::context::{Exception, enter};
 use crate::cpu::dying::stop_if_dying;
 use crate::cpu::fault::faulting_ipa;
 use crate::cpu::inject;
-use crate::idregs;
 use crate::log::trace::{self, Answer};
 use crate::system::System;
+use crate::{errata, idregs};
 use crate::{psci, rmi as rmi_calls};
 use ::rmi::NOT_SUPPORTED;
 use ::rmi::call::HostCall;
@@ -36,7 +36,8 @@ pub fn run(system: &'static System, cpu: &mut Cpu) -> ! {
     }
 }
 
-fn synchronous(system: &'static System, cpu: &mut Cpu) {
+/// Serves a synchronous exception of the host.
+pub fn synchronous(system: &'static System, cpu: &mut Cpu) {
     let esr = Syndrome(ESR_EL2.get());
     match esr.class() {
         // An SMC trapped by TSC leaves the PC at itself; HVC does not.
@@ -141,6 +142,8 @@ fn system_register(cpu: &mut Cpu, esr: Syndrome) {
         if read {
             gprs.set(rt, 0);
         }
+    } else if register == TCR_EL1::ENCODING && !read {
+        errata::set_tcr(gprs.get(rt));
     } else {
         debug!("host: access to {register} at {:#x}: undefined", gprs.pc);
         inject::undefined(gprs);

@@ -4,7 +4,7 @@ use arm64::bits;
 use arm64::regs::{
     ACTLR_EL1, CNTP_CTL_EL0, CNTP_CVAL_EL0, CNTP_TVAL_EL0, CNTPCT_EL0, FAR_EL2, ICC_ASGI1R_EL1,
     ICC_DIR_EL1, ICC_SGI0R_EL1, ICC_SGI1R_EL1, ICC_SRE_EL1, ICH_VMCR_EL2, MDSCR_EL1, OSLSR_EL1,
-    SCTLR_EL1,
+    SCTLR_EL1, TCR_EL1,
 };
 use core::sync::atomic::Ordering;
 use log::warn;
@@ -18,6 +18,7 @@ use super::psci::{self, Answer, Cpus};
 use super::record::Record;
 use super::vcpu::RunningVcpu;
 use crate::cpu::{Cpu, access, inject};
+use crate::errata;
 use crate::log::trace;
 use crate::realm::State;
 use crate::rec::{Pending, VcpuState};
@@ -338,6 +339,7 @@ fn write(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, register: Sysreg, va
             vcpu.physical_timer(state);
         }
         MDSCR_EL1::ENCODING => MDSCR_EL1.set(value & MDSCR),
+        TCR_EL1::ENCODING => errata::set_tcr(value),
         ACTLR_EL1::ENCODING | ICC_SRE_EL1::ENCODING => {}
         r if r.is_debug() => {}
         _ => return false,

@@ -78,7 +78,7 @@ impl Host {
     }
 
     /// RD at page 1, roots from 16 on (aligned for 16 of them), params at 2.
-    fn realm(&mut self) {
+    pub(crate) fn realm(&mut self) {
         self.ok(fid::RMI_GRANULE_DELEGATE, &[self.page(1)]);
         let roots = self.geometry().root_tables() as u64;
         for n in 0..roots {
@@ -88,7 +88,7 @@ impl Host {
         self.ok(fid::RMI_REALM_CREATE, &[self.page(1), self.page(2)]);
     }
 
-    fn rec(&mut self, index: u64, page: u64) {
+    pub(crate) fn rec(&mut self, index: u64, page: u64) {
         let mut p = RecParams::new_zeroed();
         p.flags = RecFlags::RUNNABLE.bits();
         p.mpidr = index_mpidr(index);
