@@ -22,7 +22,7 @@ mod image {
     use hyp::cpu::Cpu;
     use hyp::cpu::context::Served;
     use hyp::cpu::dying::halt;
-    use hyp::cpu::pe::{self, Pe, Power};
+    use hyp::cpu::pe::{self, Pe};
     use hyp::cpu::system_error;
     use hyp::exception::{host, report};
     use hyp::features::{Features, IdRegisters};
@@ -276,7 +276,7 @@ mod image {
         }
         system_error::begin();
         let cpu = Cpu::new(pe, &system.shared());
-        pe.arrive(Power::On);
+        pe.arrive();
         cpu
     }
 

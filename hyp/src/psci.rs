@@ -13,8 +13,9 @@ pub mod fake;
 mod tests;
 
 use arm64::instr;
-use arm64::regs::{ID_AA64PFR0_EL1, affinity};
+use arm64::regs::{CNTFRQ_EL0, CNTPCT_EL0, ID_AA64PFR0_EL1, affinity};
 use arm64::steering::smc;
+use log::warn;
 
 use crate::cpu::dying::stop_if_dying;
 use crate::cpu::pe::{self, Pe, Power};
@@ -58,8 +59,7 @@ pub fn refuse_start(pe: &Pe) {
 }
 
 fn refuse(pe: &Pe, firmware: &impl Firmware) {
-    pe.set_unfit();
-    pe.arrive(Power::Off);
+    pe.arrive_unfit();
     firmware.call(fid::PSCI_CPU_OFF, [0; 3]);
 }
 
@@ -71,9 +71,17 @@ pub trait Firmware {
     fn entry(&self) -> u64;
     /// Waits until an interrupt is pending.
     fn standby(&self);
-    /// Waits until another PE has done something.
+    /// What the counter says, in ticks.
+    fn now(&self) -> u64;
+    /// How many ticks a PE that was started is waited for.
+    fn patience(&self) -> u64;
+    /// Waits a moment for what another PE does.
     fn pause(&self);
 }
+
+/// Seconds that a PE that was started is waited for: more than any takes, few enough
+/// for who starts it.
+const PATIENCE: u64 = 5;
 
 /// The firmware under EL2.
 struct Smc;
@@ -103,9 +111,22 @@ impl Firmware for Smc {
         instr::wfi();
     }
 
+    fn now(&self) -> u64 {
+        CNTPCT_EL0.get()
+    }
+
+    fn patience(&self) -> u64 {
+        match CNTFRQ_EL0.get() {
+            // Not set by the firmware: no counter is faster than 1 GHz.
+            0 => PATIENCE * 1_000_000_000,
+            second => PATIENCE.saturating_mul(second),
+        }
+    }
+
+    /// Not by WFE: nothing need ever wake a PE whose firmware loses the other.
     fn pause(&self) {
         stop_if_dying();
-        instr::wfe();
+        core::hint::spin_loop();
     }
 }
 
@@ -190,7 +211,13 @@ impl<F: Firmware> Relay<'_, F> {
             return answer;
         }
         // Only on itself does it find whether it will do.
+        let begin = self.firmware.now();
         while pe.is_started_by(claim) {
+            if self.firmware.now().wrapping_sub(begin) > self.firmware.patience() {
+                // It may come yet, and begins where it was told then: no failure.
+                warn!("cpu {:#x} was started and does not come", pe.mpidr);
+                return answer;
+            }
             self.firmware.pause();
         }
         if pe.is_unfit() {

@@ -56,8 +56,6 @@ instructions! {
     wfi "wfi";
     /// Issues `wfe`: waits for an event.
     wfe "wfe";
-    /// Issues `sev`: wakes every PE from `wfe`.
-    sev "sev";
     /// Masks IRQs of this level.
     irq_off "msr daifset, #2";
     /// Takes IRQs of this level.

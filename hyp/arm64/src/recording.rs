@@ -204,10 +204,10 @@ mod tests {
     #[test]
     fn records_nest() {
         let outer = of(|| {
-            instr::sev();
+            instr::wfi();
             assert_eq!(of(instr::wfe).len(), 1);
-            instr::sev();
+            instr::wfi();
         });
-        assert_eq!(outer, [Event::Instruction("sev", None); 2]);
+        assert_eq!(outer, [Event::Instruction("wfi", None); 2]);
     }
 }

@@ -7,7 +7,6 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arm64::frame::Regime;
-use arm64::instr;
 use arm64::regs::{AFFINITY, affinity};
 use spin::Once;
 
@@ -38,8 +37,10 @@ pub enum Power {
 
 /// The bits of a [`Power`].
 const POWER: u64 = 0b11;
+/// It was started and would not do: it is off for good.
+const UNFIT: u64 = 0b100;
 /// Somebody is about to start it, and above this bit, how many were before.
-const CLAIMED: u64 = 0b100;
+const CLAIMED: u64 = 0b1000;
 
 /// The right to start a PE: one at a time has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,11 +88,9 @@ pub struct Pe {
     pub mpidr: u64,
     /// Its redistributor.
     pub gicr: Redistributor,
-    /// A [`Power`], [`CLAIMED`], and how often it was.
+    /// A [`Power`], [`UNFIT`], [`CLAIMED`], and how often it was.
     power: AtomicU64,
     redistributor_changed: AtomicBool,
-    /// It was started and would not do.
-    unfit: AtomicBool,
     /// PA of the REC that runs here, or [`NO_REC`].
     runs: AtomicU64,
     start_pc: AtomicU64,
@@ -152,7 +151,6 @@ impl Pe {
             gicr,
             power: AtomicU64::new(Power::Off as u64),
             redistributor_changed: AtomicBool::new(true),
-            unfit: AtomicBool::new(false),
             runs: AtomicU64::new(NO_REC),
             start_pc: AtomicU64::new(0),
             start_context: AtomicU64::new(0),
@@ -194,12 +192,15 @@ impl Pe {
         Ok(Claim(claim))
     }
 
-    /// This PE has come up: it is on, or goes off again at once. Its claim has
-    /// served.
-    pub fn arrive(&self, power: Power) {
-        self.change(|word| Some(word & !(CLAIMED | POWER) | power as u64));
-        instr::dsb_ishst();
-        instr::sev();
+    /// This PE has come up. Its claim has served.
+    pub fn arrive(&self) {
+        self.change(|word| Some(word & !(CLAIMED | POWER) | Power::On as u64));
+    }
+
+    /// The same of one that lacks what EL2 or guests go by: it goes off again, and
+    /// nobody need start it. Who waits for it learns both at once.
+    pub fn arrive_unfit(&self) {
+        self.change(|word| Some(word & !(CLAIMED | POWER) | UNFIT | Power::Off as u64));
     }
 
     /// Whether the start by this claim is still on its way.
@@ -207,14 +208,9 @@ impl Pe {
         self.power.load(Ordering::Acquire) == claim
     }
 
-    /// It lacks what EL2 or guests go by: nobody need start it again.
-    pub fn set_unfit(&self) {
-        self.unfit.store(true, Ordering::Release);
-    }
-
     /// Whether it was refused.
     pub fn is_unfit(&self) -> bool {
-        self.unfit.load(Ordering::Acquire)
+        self.power.load(Ordering::Acquire) & UNFIT != 0
     }
 
     /// What its vectors do when a lower level comes out.
@@ -367,7 +363,7 @@ mod tests {
         let claim = pe.claim_start(0x80000, 7).expect("it is off");
         assert_eq!(pe.claim_start(0x90000, 8), Err(Power::Starting));
         assert_eq!(pe.start(), (0x80000, 7));
-        pe.arrive(Power::On);
+        pe.arrive();
         assert_eq!(pe.claim_start(0x90000, 8), Err(Power::On));
         // A claim that was overtaken gives up nothing of the next.
         assert!(pe.leave());

@@ -5,6 +5,7 @@
 
 extern crate std;
 
+use core::cell::Cell;
 use core::mem;
 use std::boxed::Box;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -93,6 +94,10 @@ struct Machine {
 struct Seat<'a> {
     machine: &'a Machine,
     me: usize,
+    /// How often it has waited.
+    waited: Cell<u64>,
+    /// How often it waits for a PE that it has started, before it goes on.
+    patience: u64,
 }
 
 impl Machine {
@@ -131,7 +136,7 @@ impl Seat<'_> {
         if refuse {
             super::refuse(pe, self);
         } else {
-            pe.arrive(Power::On);
+            pe.arrive();
             assert_eq!(pe.start(), (pc, context), "it begins where the host said");
         }
     }
@@ -255,8 +260,17 @@ impl Firmware for Seat<'_> {
         self.pass();
     }
 
+    fn now(&self) -> u64 {
+        self.waited.get()
+    }
+
+    fn patience(&self) -> u64 {
+        self.patience
+    }
+
     /// Whoever else is to go on: in the end, who is on the way.
     fn pause(&self) {
+        self.waited.set(self.waited.get() + 1);
         let mut state = self.machine.lock();
         let next = state.next();
         let coming = |seen: &Seen| matches!(seen, Seen::Pending(..));
@@ -273,7 +287,8 @@ impl Firmware for Seat<'_> {
     }
 }
 
-/// Has `count` PEs, of which the first is on, do what the input says.
+/// Has `count` PEs, of which the first is on, do what the input says; its first byte,
+/// how long who starts one waits for it.
 ///
 /// # Panics
 /// When a call is answered wrongly, the firmware is asked what it must not be, a
@@ -294,6 +309,7 @@ pub fn run(count: usize, input: &[u8]) {
     };
     let mut seen = vec![Seen::Off; count];
     seen[0] = Seen::On;
+    let (patience, input) = input.split_first().unwrap_or((&0, &[]));
     let machine = Machine {
         pes: (0..count).map(pe).collect(),
         state: Mutex::new(State {
@@ -304,10 +320,15 @@ pub fn run(count: usize, input: &[u8]) {
         }),
         changed: Condvar::new(),
     };
-    machine.pes[0].arrive(Power::On);
+    machine.pes[0].arrive();
     thread::scope(|scope| {
         let machine = &machine;
-        let seats = (0..count).map(|me| Seat { machine, me });
+        let seats = (0..count).map(|me| Seat {
+            machine,
+            me,
+            waited: Cell::new(0),
+            patience: u64::from(*patience),
+        });
         let threads: Vec<_> = seats.map(|seat| scope.spawn(move || seat.run())).collect();
         for thread in threads {
             if let Err(cause) = thread.join() {

@@ -6,6 +6,7 @@ use crate::cpu::gic::Redistributor;
 use crate::cpu::pe::{Entry, Stacks};
 use crate::memory::region::Region;
 use arm64::frame::Regime;
+use arm64::recording;
 use core::cell::{Cell, RefCell};
 use proptest::prelude::*;
 use rmi::smccc::narrow;
@@ -16,8 +17,17 @@ struct Says {
     answer: i64,
     asked: RefCell<Vec<(u32, [u64; 3])>>,
     waited: Cell<u32>,
-    /// Who is started will not do.
-    refuses: bool,
+    started: Started,
+}
+
+/// What becomes of a PE that was started.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Started {
+    Comes,
+    /// It will not do.
+    Refuses,
+    /// The firmware has lost it.
+    Never,
 }
 
 impl Firmware for Says {
@@ -31,15 +41,27 @@ impl Firmware for Says {
     fn standby(&self) {
         self.waited.set(self.waited.get() + 1);
     }
+    fn now(&self) -> u64 {
+        // The counter wraps meanwhile.
+        u64::from(self.waited.get()).wrapping_sub(2)
+    }
+    fn patience(&self) -> u64 {
+        100
+    }
     /// Whoever was started has come, or goes off again.
     fn pause(&self) {
+        self.waited.set(self.waited.get() + 1);
+        assert!(self.waited.get() <= 101, "it is given up");
+        if self.started == Started::Never {
+            return;
+        }
         let started = self.asked.borrow().last().expect("CPU_ON").1[2];
         // SAFETY: the `Pe` that the caller has, as `CPU_ON` had it.
         let pe = unsafe { &*core::ptr::with_exposed_provenance::<Pe>(started as usize) };
-        if self.refuses {
+        if self.started == Started::Refuses {
             super::refuse(pe, &says(psci::SUCCESS));
         } else {
-            pe.arrive(Power::On);
+            pe.arrive();
         }
     }
 }
@@ -49,7 +71,7 @@ fn says(answer: i64) -> Says {
         answer,
         asked: RefCell::default(),
         waited: Cell::default(),
-        refuses: false,
+        started: Started::Comes,
     }
 }
 
@@ -152,14 +174,13 @@ fn a_pe_is_off_when_the_firmware_says_so() {
     }
     let firmware = says(psci::SUCCESS);
     answers(&pes, &firmware, fid::PSCI_CPU_ON, [1, 0, 0], psci::SUCCESS);
-    for (power, of_on, of_info) in [
-        (Power::Starting, psci::ON_PENDING, psci::AFFINITY_ON_PENDING),
-        (Power::On, psci::ALREADY_ON, psci::AFFINITY_ON),
-    ] {
-        pes[1].arrive(power);
+    let answer = |of_on: i64, of_info: i64| {
         answers(&pes, &firmware, fid::PSCI_CPU_ON, [1, 0, 0], of_on);
         answers(&pes, &firmware, info, [1, 0, 0], of_info);
-    }
+    };
+    answer(psci::ALREADY_ON, psci::AFFINITY_ON);
+    assert!(pes[1].leave() && pes[1].claim_start(0, 0).is_ok());
+    answer(psci::ON_PENDING, psci::AFFINITY_ON_PENDING);
     assert_eq!(firmware.asked.borrow().len(), 1, "the first start alone");
 }
 
@@ -168,7 +189,7 @@ fn a_pe_is_off_when_the_firmware_says_so() {
 fn who_starts_a_cpu_that_will_not_do_is_told() {
     let pes = two();
     let firmware = Says {
-        refuses: true,
+        started: Started::Refuses,
         ..says(psci::SUCCESS)
     };
     let on = fid::PSCI_CPU_ON;
@@ -179,6 +200,44 @@ fn who_starts_a_cpu_that_will_not_do_is_told() {
     let off = says(psci::AFFINITY_OFF);
     let info = fid::PSCI_AFFINITY_INFO;
     answers(&pes, &off, info, [1, 0, 0], psci::AFFINITY_OFF);
+}
+
+/// Who starts a CPU that never comes waits no longer than a while. It is on its way,
+/// and if it comes after all, it begins where it was to.
+#[test]
+fn who_starts_a_cpu_that_does_not_come_is_not_held_for_ever() {
+    let pes = two();
+    let firmware = Says {
+        started: Started::Never,
+        ..says(psci::SUCCESS)
+    };
+    let (on, info) = (fid::PSCI_CPU_ON, fid::PSCI_AFFINITY_INFO);
+    answers(&pes, &firmware, on, [1, 8, 9], psci::SUCCESS);
+    assert_eq!(firmware.waited.get(), 101);
+    let pending = psci::AFFINITY_ON_PENDING;
+    answers(&pes, &firmware, info, [1, 0, 0], pending);
+    answers(&pes, &firmware, on, [1, 10, 11], psci::ON_PENDING);
+    assert_eq!(pes[1].start(), (8, 9));
+    pes[1].arrive();
+    answers(&pes, &firmware, info, [1, 0, 0], psci::AFFINITY_ON);
+    answers(&pes, &firmware, on, [1, 10, 11], psci::ALREADY_ON);
+}
+
+/// The counter's ticks are its own machine's.
+#[test]
+fn a_cpu_is_waited_for_in_seconds() {
+    for (hertz, ticks) in [
+        (62_500_000, 312_500_000),
+        (1_000_000_000, 5_000_000_000),
+        (0, 5_000_000_000),
+        (u64::MAX, u64::MAX),
+    ] {
+        recording::set(CNTFRQ_EL0, hertz);
+        assert_eq!(Smc.patience(), ticks);
+    }
+    recording::set(CNTPCT_EL0, 77);
+    assert_eq!(Smc.now(), 77);
+    assert_eq!(recording::of(|| Smc.pause()), [], "it is not put to sleep");
 }
 
 #[test]
@@ -213,9 +272,9 @@ proptest! {
 #[test]
 fn a_claim_outlives_a_denied_cpu_off() {
     let input = [
-        0, 169, 0, 0, 2, 0, 0, 53, 0, 0, 0, 0, 0, 0, 71, 0, 0, 0, 0, 0, 0, 133, 0, 0, 109, 24, 0,
-        0, 1, 30, 49, 0, 0, 20, 219, 0, 0, 0, 11, 0, 53, 0, 0, 0, 0, 0, 0, 0, 11, 0, 0, 0, 7, 0, 0,
-        49, 46, 0, 0, 7, 1, 0, 14, 118, 0, 55, 161, 53, 0, 0, 5, 172, 0, 0, 215, 2,
+        255, 0, 169, 0, 0, 2, 0, 0, 53, 0, 0, 0, 0, 0, 0, 71, 0, 0, 0, 0, 0, 0, 133, 0, 0, 109, 24,
+        0, 0, 1, 30, 49, 0, 0, 20, 219, 0, 0, 0, 11, 0, 53, 0, 0, 0, 0, 0, 0, 0, 11, 0, 0, 0, 7, 0,
+        0, 49, 46, 0, 0, 7, 1, 0, 14, 118, 0, 55, 161, 53, 0, 0, 5, 172, 0, 0, 215, 2,
     ];
     fake::run(2, &input);
 }
