@@ -398,6 +398,37 @@ mod tests {
         let with = Features { fwb: true, ..boot };
         let differs = Some(Unfit::Differs("FEAT_S2FWB"));
         assert_eq!(with.unfit_for(&boot), differs, "another encoding");
+        // By degrees, and each granule for itself.
+        type Change = fn(&mut Features, u8);
+        let degrees: [Change; 8] = [
+            |f, n| f.fgt = n,
+            |f, n| f.ecv = n,
+            |f, n| f.stage1[0] = [No, Yes, Lpa2][usize::from(n)],
+            |f, n| f.stage1[1] = [No, Yes, Lpa2][usize::from(n)],
+            |f, n| f.stage1[2] = [No, Yes, Lpa2][usize::from(n)],
+            |f, n| f.stage2[0] = [No, Yes, Lpa2][usize::from(n)],
+            |f, n| f.stage2[1] = [Lpa2, No, Yes][usize::from(n)],
+            |f, n| f.stage2[2] = [Yes, Lpa2, No][usize::from(n)],
+        ];
+        let is_least = 1;
+        for (n, change) in degrees.into_iter().enumerate() {
+            for (a, b) in [(0, 1), (0, 2), (1, 2), (1, 0), (2, 0), (2, 1)] {
+                let (mut one, mut other) = (boot, boot);
+                change(&mut one, a);
+                change(&mut other, b);
+                let fit = one.unfit_for(&other).is_none();
+                assert_eq!(fit, n == is_least && a > b, "{n}: {a} for {b}");
+            }
+        }
+        // What one granule has is not another's.
+        let of = |stage1| Features { stage1, ..boot };
+        for (one, other) in [
+            ([No, Lpa2, No], [Yes, No, No]),
+            ([Yes, No, No], [No, Lpa2, Yes]),
+            ([No, Yes, No], [No, No, Lpa2]),
+        ] {
+            assert!(of(one).unfit_for(&of(other)).is_some());
+        }
         // What EL2 switches or opens on every PE, or on none: neither more nor less.
         let with: [fn(&mut Features); 13] = [
             |f| f.stage1[0] = Yes,

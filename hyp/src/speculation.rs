@@ -243,6 +243,44 @@ mod tests {
         }
     }
 
+    /// Implementer and part: those that predict nothing by another world's branches,
+    /// those that predict nothing by its history, and how many branches are one.
+    #[test]
+    fn the_lists_have_the_cpus_that_their_designers_name() {
+        const V2: &[u64] = &[
+            0x4_1d03, 0x4_1d04, 0x4_1d05, 0x4_2100, 0x4_8d01, 0x5_1801, 0x5_1803, 0x5_1805,
+        ];
+        const BHB: &[u64] = &[
+            0x4_1d03, 0x4_1d04, 0x4_1d05, 0x4_1d46, 0x4_1d80, 0x4_2100, 0x5_1801, 0x5_1803,
+            0x5_1805,
+        ];
+        const HISTORY: &[(u64, &[u64])] = &[
+            (8, &[0x4_1d07, 0x4_1d08]),
+            (11, &[0xc_0ac3]),
+            (
+                24,
+                &[0x4_1d0b, 0x4_1d0c, 0x4_1d0d, 0x4_1d0e, 0x4_8d02, 0x5_1804],
+            ),
+            (
+                32,
+                &[
+                    0x4_1d40, 0x4_1d41, 0x4_1d42, 0x4_1d44, 0x4_1d47, 0x4_1d48, 0x4_1d49, 0x4_1d4b,
+                    0x4_1d4c, 0x4_8d01,
+                ],
+            ),
+            (38, &[0x4_1d4d, 0x4_1d81, 0x4_1d89]),
+            (132, &[0x4_1d4e, 0x4_1d4f]),
+        ];
+        for model in 0..0x10_0000u64 {
+            // Variant, architecture and revision do not count.
+            let midr = (model >> 12) << 24 | (model & 0xfff) << 4 | 0x3f_0002;
+            assert_eq!(is_safe_of_v2(midr), V2.contains(&model), "{model:#x}");
+            assert_eq!(is_safe_of_bhb(midr), BHB.contains(&model), "{model:#x}");
+            let history = HISTORY.iter().find(|(_, of)| of.contains(&model));
+            assert_eq!(branches(midr), history.map(|(n, _)| *n), "{model:#x}");
+        }
+    }
+
     /// asm.S tells them apart by bits 31 and 8, and counts in the lowest 8.
     #[test]
     fn each_step_has_bits_of_its_own() {

@@ -14,6 +14,8 @@ pub mod worlds;
 
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+mod vectors;
 
 use arm64::frame::{FpState, Gprs};
 use arm64::regs::*;

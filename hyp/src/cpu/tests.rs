@@ -170,6 +170,33 @@ fn each_world_finds_what_it_left() {
     assert_eq!(recording::get(CNTV_CTL_EL0), 1);
 }
 
+/// A guest's DISR_EL1 is VDISR_EL2: an error that it has deferred is not another's.
+/// The like for keys.
+#[test]
+fn each_world_finds_its_deferred_error_and_its_keys() {
+    let mut host = host(|f| (f.ras, f.pauth) = (true, true));
+    let seen = || {
+        [
+            recording::get(VDISR_EL2),
+            recording::get(APIAKeyLo_EL1),
+            recording::get(APGAKeyHi_EL1),
+        ]
+    };
+    recording::set(VDISR_EL2, 1 << 31 | 1);
+    recording::set(APIAKeyLo_EL1, 0xaaaa);
+    recording::set(APGAKeyHi_EL1, 0xbbbb);
+    let of_host = seen();
+    let mut el1 = guest_el1();
+    el1.vdisr = 1 << 31 | 2;
+    (el1.keys[0], el1.keys[9]) = (0xcccc, 0xdddd);
+    enter(&mut host.cpu, &el1, false);
+    assert_eq!(seen(), [1 << 31 | 2, 0xcccc, 0xdddd]);
+    recording::set(VDISR_EL2, 0);
+    leave(&mut host.cpu, &mut el1);
+    assert_eq!(seen(), of_host);
+    assert_eq!((el1.vdisr, el1.keys[0], el1.keys[9]), (0, 0xcccc, 0xdddd));
+}
+
 /// FP/SIMD registers are reached where CPTR_EL2 has been opened and that is seen.
 #[test]
 fn fp_state_moves_while_its_trap_is_open() {

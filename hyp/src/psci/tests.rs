@@ -6,7 +6,7 @@ use crate::cpu::gic::Redistributor;
 use crate::cpu::pe::{Entry, Stacks};
 use crate::memory::region::Region;
 use arm64::frame::Regime;
-use arm64::recording;
+use arm64::recording::{self, Event};
 use core::cell::{Cell, RefCell};
 use proptest::prelude::*;
 use rmi::smccc::narrow;
@@ -238,6 +238,44 @@ fn a_cpu_is_waited_for_in_seconds() {
     recording::set(CNTPCT_EL0, 77);
     assert_eq!(Smc.now(), 77);
     assert_eq!(recording::of(|| Smc.pause()), [], "it is not put to sleep");
+}
+
+/// The firmware is asked for a work-around where there is one, and it knows the
+/// question; its answer is of 32 bits.
+#[test]
+fn a_firmwares_word_on_work_arounds_is_asked_for_where_it_can_answer() {
+    const WORK_AROUND: u32 = fid::SMCCC_ARCH_WORKAROUND_1;
+    let ask = |el3: u64, knows: u64, answer: u64| {
+        recording::reset();
+        recording::set(ID_AA64PFR0_EL1, el3 << 12);
+        recording::answer_calls(std::boxed::Box::new(move |[function, about, ..]| {
+            let x0 = match (function as u32, about as u32) {
+                (fid::PSCI_FEATURES, fid::SMCCC_VERSION) => knows,
+                (fid::SMCCC_ARCH_FEATURES, WORK_AROUND) => answer,
+                _ => panic!("{function:#x} {about:#x}"),
+            };
+            [x0, 0, 0, 0, 0]
+        }));
+        let mut said = 0;
+        let events = recording::of(|| said = arch_features(WORK_AROUND));
+        let call = |event: &&Event| matches!(event, Event::Call("smc", _));
+        let calls = events.iter().filter(call);
+        (said, calls.count())
+    };
+    // Without an EL3, an SMC is undefined at EL2.
+    assert_eq!(ask(0, 0, 0), (psci::NOT_SUPPORTED, 0));
+    assert_eq!(ask(1, u64::MAX, 0).0, psci::NOT_SUPPORTED);
+    assert_eq!(ask(1, 0xffff_ffff, 0).0, psci::NOT_SUPPORTED);
+    for (x0, said) in [
+        (0, 0),
+        (1, 1),
+        (u64::MAX, -1),
+        (0xffff_ffff, -1),
+        (1 << 32, 0),
+    ] {
+        assert_eq!(ask(1, 0, x0).0, said, "{x0:#x}");
+        assert_eq!(ask(2, 0, x0).0, said, "{x0:#x}");
+    }
 }
 
 #[test]
