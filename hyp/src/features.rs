@@ -91,6 +91,10 @@ pub struct Features {
     pub mpam: bool,
     /// Smallest data cache line in bytes.
     pub dcache_line: u64,
+    /// Smallest instruction cache line in bytes.
+    pub icache_line: u64,
+    /// Bytes that `dc zva` clears; 0 where it is not allowed.
+    pub zero_block: u64,
     /// MIDR_EL1.
     pub midr: u64,
 }
@@ -106,6 +110,8 @@ pub struct IdRegisters {
     pub pfr: [u64; 2],
     /// CTR_EL0.
     pub ctr: u64,
+    /// DCZID_EL0.
+    pub dczid: u64,
     /// MIDR_EL1.
     pub midr: u64,
 }
@@ -128,6 +134,7 @@ impl IdRegisters {
             ],
             pfr: [ID_AA64PFR0_EL1.get(), ID_AA64PFR1_EL1.get()],
             ctr: CTR_EL0.get(),
+            dczid: DCZID_EL0.get(),
             midr: MIDR_EL1.get(),
         }
     }
@@ -178,6 +185,12 @@ impl Features {
             mpam: ID_AA64PFR0_EL1::MPAM.read(pfr0) >= 1
                 || ID_AA64PFR1_EL1::MPAM_frac.read(pfr1) >= 1,
             dcache_line: 4 << CTR_EL0::DminLine.read(registers.ctr),
+            icache_line: 4 << CTR_EL0::IminLine.read(registers.ctr),
+            zero_block: if DCZID_EL0::DZP.is_set(registers.dczid) {
+                0
+            } else {
+                4 << DCZID_EL0::BS.read(registers.dczid)
+            },
             midr: registers.midr,
         }
     }
@@ -269,6 +282,8 @@ const SAME: &[Row] = &[
     ("FEAT_E2H0", |f| f.e2h0.into()),
     ("GIC system registers", |f| f.gic_sysregs.into()),
     ("data cache line", |f| f.dcache_line),
+    ("instruction cache line", |f| f.icache_line),
+    ("block of DC ZVA", |f| f.zero_block),
     ("CTR_EL0.DIC", |f| f.dic.into()),
     ("CTR_EL0.IDC", |f| f.idc.into()),
     ("FEAT_RAS", |f| f.ras.into()),
@@ -430,12 +445,14 @@ mod tests {
             assert!(of(one).unfit_for(&of(other)).is_some());
         }
         // What EL2 switches or opens on every PE, or on none: neither more nor less.
-        let with: [fn(&mut Features); 13] = [
+        let with: [fn(&mut Features); 15] = [
             |f| f.stage1[0] = Yes,
             |f| f.stage2[2] = Lpa2,
             |f| f.vmid16 = true,
             |f| f.pauth = true,
             |f| f.dcache_line = 64,
+            |f| f.icache_line = 64,
+            |f| f.zero_block = 64,
             |f| f.ras = true,
             |f| f.sve = true,
             |f| f.sme = true,
@@ -503,7 +520,7 @@ mod tests {
     fn every_feature_is_read_from_its_own_field() {
         type Case = (fn(&mut IdRegisters), fn(&mut Features));
         let none = Features::of(&IdRegisters::default());
-        let cases: [Case; 35] = [
+        let cases: [Case; 38] = [
             (|r| r.mmfr[0] = 5, |f| f.pa_bits = 48),
             (|r| r.mmfr[0] = 7, |f| f.pa_bits = 52),
             (|r| r.mmfr[0] = 0xf, |f| f.pa_bits = 48),
@@ -535,7 +552,10 @@ mod tests {
             (|r| r.pfr[0] = 1 << 40, |f| f.mpam = true),
             (|r| r.pfr[1] = 1 << 16, |f| f.mpam = true),
             (|r| r.pfr[1] = 1 << 24, |f| f.sme = true),
-            (|r| r.ctr = 4 << 16 | 3, |f| f.dcache_line = 64),
+            (|r| r.ctr = 4 << 16, |f| f.dcache_line = 64),
+            (|r| r.ctr = 4, |f| f.icache_line = 64),
+            (|r| r.dczid = 4, |f| f.zero_block = 64),
+            (|r| r.dczid = 1 << 4 | 4, |f| f.zero_block = 0),
             (|r| r.ctr = 1 << 28, |f| f.idc = true),
             (|r| r.ctr = 1 << 29, |f| f.dic = true),
             (|r| r.midr = 0x410f_d0c0, |f| f.midr = 0x410f_d0c0),

@@ -38,7 +38,7 @@ fields! {
         PerfMon 24 4, TraceFilt 28 4;
     ID_PFR2_EL1: RAS_frac 8 4;
     ID_DFR1_EL1: MTPMU 0 4, HPMN0 4 4;
-    CTR_EL0: DminLine 16 4, IDC 28 1, DIC 29 1;
+    CTR_EL0: IminLine 0 4, DminLine 16 4, IDC 28 1, DIC 29 1;
     DCZID_EL0: BS 0 4, DZP 4 1;
     SCTLR_EL1: M 0 1, C 2 1, SA 3 1, I 12 1, WXN 19 1, SPAN 23 1, DSSBS 44 1;
     CPTR_EL2: RES1_0 0 8, TZ 8 1, RES1_9 9 1, TFP 10 1, TSM 12 1, RES1_13 13 1, TTA 20 1,

@@ -318,7 +318,8 @@ fn registers() -> IdRegisters {
         mmfr: [1 << 56 | 5, 1 << 40 | 2 << 4, 0, 0, 0],
         isar: [1 << 60 | 2 << 56, 0, 0],
         pfr: [3 << 56 | 1 << 40 | 1 << 28 | 1 << 24, 0],
-        ctr: 3 << 28 | 4 << 16,
+        ctr: 3 << 28 | 4 << 16 | 4,
+        dczid: 4,
         midr: 0x000f_0510,
     }
 }
@@ -336,7 +337,16 @@ fn a_cpu_without_what_el2_uses_is_refused_by_a_sentence() {
     // More than the boot CPU has is no harm, where EL2 does not use it.
     assert_eq!(admit(|r| r.mmfr[0] += 1), Ok(Steps::default()));
     type Case = (fn(&mut IdRegisters), &'static str);
-    let cases: [Case; 8] = [
+    let cases: [Case; 10] = [
+        // What a program reads on one CPU, and clears or invalidates by on another.
+        (
+            |r| r.ctr += 1,
+            "its instruction cache line is not as the boot CPU's",
+        ),
+        (
+            |r| r.dczid += 1,
+            "its block of DC ZVA is not as the boot CPU's",
+        ),
         (|r| r.mmfr[0] = 5, "its FEAT_FGT is not as the boot CPU's"),
         (
             |r| r.mmfr[1] = 2 << 4,
