@@ -11,9 +11,6 @@ use std::{assert_eq, format, panic, vec};
 
 use arm64::regs::ISR_EL1;
 
-/// Where the code is left.
-const ENDS: [&str; 3] = ["leave", "leave_with_error", "serve_at_vector"];
-
 /// What comes by a vector.
 #[derive(Clone, Copy, Debug)]
 struct Comes {
@@ -46,6 +43,8 @@ fn of_level(n: usize) -> u64 {
 }
 
 const TPIDR: u64 = 0x7770;
+/// SP when a lower level has come out: its `Gprs`.
+const GPRS: u64 = 0x7772;
 /// EL2's frame, which `Gprs` names.
 const STACK: u64 = 0x7771;
 /// What a call leaves in the registers that it need not keep (SMCCC 1.1).
@@ -122,6 +121,7 @@ impl Run {
     fn value(&self, operand: &str) -> u64 {
         match operand.as_bytes()[0] {
             b'#' => Self::number(operand),
+            b's' => GPRS,
             b'w' => self.x[Self::register(operand)] & 0xffff_ffff,
             _ => self.x[Self::register(operand)],
         }
@@ -200,55 +200,51 @@ impl Run {
                 self.trace
                     .push(format!("{name} {}", operands.join(", ")).trim().into());
             }
+            ("serve_at_vector", []) => {
+                // Not served, by a function: `Served::No`.
+                self.trace.push("serve".into());
+                self.x[..19].fill(LOST);
+                self.x[0] = 0;
+            }
+            ("leave", []) => {
+                self.trace.push("leave".into());
+                self.x[1..4].fill(LOST);
+            }
             ("", []) => {}
             _ => panic!("{name} {operands:?}"),
         };
         None
     }
 
-    /// Runs until the code is left: where, with which kind, and what it did.
-    fn run(comes: Comes) -> (&'static str, u64, Vec<String>) {
+    /// Runs until EL2's Rust has it: whether as a system error, with which kind, and
+    /// what was done.
+    fn run(comes: Comes) -> (bool, u64, Vec<String>) {
         let mut run = Self::new(comes);
         let mut at = 0;
         loop {
             let line = run.code[at].clone();
             let line = line.split_once(':').map_or(&*line, |(_, line)| line).trim();
             let (name, rest) = line.split_once(' ').unwrap_or((line, ""));
-            let mut operands: Vec<_> = rest.splitn(3, ',').map(|o| o.trim()).collect();
-            operands.retain(|operand| !operand.is_empty());
-            let joined;
-            if let Some(open) = rest.find('[') {
-                // An address is one operand.
-                operands = rest[..open].split(',').map(|o| o.trim()).collect();
-                operands.retain(|operand| !operand.is_empty());
-                joined = rest[open..].trim();
-                operands.push(joined);
-            }
-            if let Some(end) = ENDS.iter().find(|end| **end == name) {
-                return run.ends(end);
-            }
-            at = match run.step(at, name, &operands) {
-                Some(to) if ENDS.contains(&&*run.label(to)) => {
-                    let label = run.label(to);
-                    let end = ENDS.iter().find(|end| **end == label);
-                    return run.ends(end.unwrap_or(&""));
+            // An address is one operand.
+            let (rest, address) = rest.split_at(rest.find('[').unwrap_or(rest.len()));
+            let operands = rest.split(',').chain([address]).map(|o| o.trim());
+            let operands: Vec<_> = operands.filter(|o| !o.is_empty()).collect();
+            match (name, &operands[..]) {
+                ("ret", []) => return run.ends(false),
+                ("b", ["system_error_waited"]) => {
+                    assert_eq!(run.x[1], GPRS);
+                    return run.ends(true);
                 }
-                Some(to) => to,
-                None => at + 1,
-            };
+                (name, operands) => at = run.step(at, name, operands).unwrap_or(at + 1),
+            }
         }
     }
 
-    fn label(&self, at: usize) -> String {
-        let label = self.code[at].split_once(':').map(|(label, _)| label);
-        label.unwrap_or_default().into()
-    }
-
-    fn ends(self, end: &'static str) -> (&'static str, u64, Vec<String>) {
+    fn ends(self, error: bool) -> (bool, u64, Vec<String>) {
         for (n, saved) in self.saved.iter().enumerate() {
             assert_eq!(*saved, Some(of_level(n)), "X{n} of {:x?}", self.comes);
         }
-        (end, self.x[0], self.trace)
+        (error, self.x[0], self.trace)
     }
 }
 
@@ -269,8 +265,20 @@ fn steps() -> Vec<(u64, Vec<String>)> {
     all
 }
 
-#[test]
-fn the_vectors_take_each_step_before_anything_else_and_lose_no_register() {
+/// What is done on the way out, but for a system error: how one that waits is looked
+/// for, and then that EL2 takes its own.
+fn out(ras: bool) -> Vec<String> {
+    let look: &[&str] = if ras {
+        &["mrs tpidr_el2", "esb", "mrs disr_el1"]
+    } else {
+        &["mrs tpidr_el2", "dsb sy", "isb", "mrs isr_el1"]
+    };
+    let all = look.iter().chain(&["msr daifclr, #4", "leave"]);
+    all.map(|line| String::from(*line)).collect()
+}
+
+/// What comes, with each word, on a CPU with FEAT_RAS and on one without.
+fn each(mut f: impl FnMut(Comes, bool, Vec<String>)) {
     for (word, first) in steps() {
         for (ras, kind) in (0..8).map(|n| (n & 1 != 0, n >> 1)) {
             let comes = Comes {
@@ -281,43 +289,59 @@ fn the_vectors_take_each_step_before_anything_else_and_lose_no_register() {
                 // IRQs and FIQs that are pending are not this.
                 isr: 0b11 << 6,
             };
-            let mut right = vec!["mrs tpidr_el2".into()];
-            right.extend(first.clone());
-            right.push("mrs tpidr_el2".into());
-            right.extend(if ras {
-                ["esb", "mrs disr_el1"].map(String::from).to_vec()
-            } else {
-                ["dsb sy", "isb", "mrs isr_el1"].map(String::from).to_vec()
-            });
-            let waited = right.clone();
-            right.push("msr daifclr, #4".into());
-            assert_eq!(Run::run(comes), ("leave", kind, right), "{comes:x?}");
-            let error = Comes {
-                disr: if ras { 1 << 31 } else { 0 },
-                isr: comes.isr | if ras { 0 } else { ISR_EL1::A.val(1).value },
-                ..comes
-            };
-            assert_eq!(Run::run(error), ("leave_with_error", kind, waited));
+            let begin = [String::from("mrs tpidr_el2")].into_iter();
+            f(comes, ras, begin.chain(first.clone()).collect());
         }
     }
 }
 
+#[test]
+fn the_vectors_take_each_step_before_anything_else_and_lose_no_register() {
+    each(|comes, ras, begin| {
+        let right = [begin, out(ras)].concat();
+        let found = Run::run(comes);
+        assert_eq!(found, (false, comes.kind, right), "{comes:x?}");
+    });
+}
+
+#[test]
+fn a_system_error_that_waits_comes_out_with_its_levels_registers() {
+    each(|comes, ras, begin| {
+        let error = Comes {
+            disr: if ras { 1 << 31 } else { 0 },
+            isr: comes.isr | if ras { 0 } else { ISR_EL1::A.val(1).value },
+            ..comes
+        };
+        let mut right = [begin, out(ras)].concat();
+        right.retain(|did| did != "msr daifclr, #4");
+        assert_eq!(Run::run(error), (true, comes.kind, right), "{error:x?}");
+    });
+}
+
 /// A device's access is served at the vector: by synchronous exceptions alone, and
-/// after the steps.
+/// after the steps. One that is not comes out like any other.
 #[test]
 fn what_is_served_at_the_vector_comes_behind_the_steps() {
-    for (word, first) in steps() {
-        for kind in 0..4 {
-            let (end, came, did) = Run::run(Comes {
-                kind,
-                steps: word,
-                at_vector: 0x9000,
-                disr: 0,
-                isr: 0,
-            });
-            assert_eq!(end == "serve_at_vector", kind == 0, "{word:#x} {kind}");
-            assert_eq!(came, kind);
-            assert_eq!(did[1..=first.len()], first);
-        }
+    each(|comes, ras, begin| {
+        let at_vector = 0x9000;
+        let comes = Comes { at_vector, ..comes };
+        let served = ["serve"].iter().filter(|_| comes.kind == 0);
+        let served = served.map(|line| String::from(*line)).collect();
+        let right = [begin, served, out(ras)].concat();
+        assert_eq!(Run::run(comes), (false, comes.kind, right), "{comes:x?}");
+    });
+}
+
+/// Nothing behind an exception's return is begun by a guess that it falls through.
+#[test]
+fn each_return_is_a_barrier_to_guesses() {
+    let code = include_str!("../asm.S").lines();
+    let code = code.map(|line| line.split("//").next().unwrap_or("").trim());
+    let code: Vec<_> = code.collect();
+    let returns = code.windows(3).filter(|three| three[0] == "eret");
+    let returns: Vec<_> = returns.collect();
+    assert!(returns.len() >= 2);
+    for three in returns {
+        assert_eq!(three[1..], ["dsb     nsh", "isb"]);
     }
 }
