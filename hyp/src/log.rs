@@ -512,8 +512,9 @@ mod tests {
         let from = ring.written().saturating_sub(bytes.len() as u64);
         let count = ring.read(from, &mut bytes).count;
         let told = String::from_utf8_lossy(&bytes[..count]);
-        assert!(told.trim_end().ends_with(&text), "{told}");
-        assert_eq!(REFUSED.load(Ordering::Relaxed), 0, "nothing was missed");
+        // Other tests log too: what they did before is not this one's to judge.
+        let (_, behind) = told.rsplit_once(&text).expect("the last line is there");
+        assert!(behind.trim_end().is_empty(), "{told}");
         drop(ring);
         CLOSED.store(false, Ordering::Relaxed);
     }
