@@ -12,8 +12,8 @@ use crate::emulate::state::Cpu;
 use crate::emulate::walk::{self, Access, Kind, Miss, Tables};
 use crate::emulate::{self, Cause, Outcome};
 use crate::guest::handle::{Guest, Stop, Vcpu};
+use crate::guest::live::Populated;
 use crate::guest::map;
-use crate::guest::ram;
 use crate::guest::realm::describe;
 use crate::machine::Machine;
 use crate::rmi_call;
@@ -46,6 +46,11 @@ pub const fn ipa(exit: &RecExit) -> u64 {
 /// Serves an abort that is no access of a device with a syndrome.
 pub fn serve(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit) -> Next {
     let esr = Syndrome(exit.esr);
+    if esr.fault().is_translation()
+        && let Some(next) = first_touch(machine, guest, index, exit)
+    {
+        return next;
+    }
     let data = esr.class() == Class::DATA_ABORT_LOWER;
     // One that is not aligned may end where there is something else.
     let parted = esr.is_emulatable() && !ipa(exit).is_multiple_of(esr.size().into());
@@ -53,6 +58,23 @@ pub fn serve(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit) -> 
         return with_registers(machine, guest, index, exit);
     }
     trespass(machine, guest, index, exit, None)
+}
+
+/// Serves a touch of RAM that the guest has not got yet; `None` if there is none, or
+/// the guest has it and aborts all the same.
+fn first_touch(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit) -> Option<Next> {
+    let ipa = ipa(exit);
+    match guest.memory.populate(ipa)? {
+        Ok(Populated::Now) => Some(Next::Enter),
+        // By another vCPU, since this one aborted.
+        Ok(Populated::Before) => (!guest.vcpus[index].spurious.add(ipa)).then_some(Next::Enter),
+        Err(error) => {
+            let text = format_args!("vCPU {index}: its RAM at IPA {ipa:#x}: {error}");
+            guest.log(Level::Error, text);
+            machine.stop(guest, Stop::Fault);
+            Some(Next::Stopped)
+        }
+    }
 }
 
 /// Reports what the guest did, once, or stops it.
@@ -150,7 +172,6 @@ fn decide(
     let outcome = {
         // No other vCPU's access comes into the middle of one.
         let mut space = View {
-            machine,
             guest,
             console: &mut guest.console.lock(),
         };
@@ -235,26 +256,26 @@ fn bounded(vcpu: &Vcpu, exit: &RecExit, outcome: Outcome) -> Outcome {
 
 /// A guest's memory and devices, for an emulated instruction.
 struct View<'a> {
-    machine: &'a Machine,
     guest: &'a Guest,
     console: &'a mut Console,
 }
 
 impl Tables for View<'_> {
     fn load(&mut self, ipa: u64) -> Option<u64> {
-        let at = ram::find(&self.guest.extents, ipa, 8)?;
-        Some(at.load(8, self.machine.features.fwb))
+        let ram = &self.guest.memory;
+        Some(ram.spot(ipa, 8)?.load(8, ram.is_coherent()))
     }
 
     fn exchange(&mut self, ipa: u64, old: u64, new: u64) -> bool {
-        ram::find(&self.guest.extents, ipa, 8)
-            .is_some_and(|at| at.exchange(old, new, self.machine.features.fwb))
+        let ram = &self.guest.memory;
+        ram.spot(ipa, 8)
+            .is_some_and(|at| at.exchange(old, new, ram.is_coherent()))
     }
 }
 
 impl Space for View<'_> {
     fn place(&self, ipa: u64) -> Place {
-        if ram::find(&self.guest.extents, ipa, 1).is_some() {
+        if self.guest.memory.contains(ipa) {
             Place::Ram
         } else if map::UART.contains(&ipa) || map::FLASH.contains(&ipa) {
             Place::Device
@@ -264,8 +285,9 @@ impl Space for View<'_> {
     }
 
     fn read(&mut self, ipa: u64, size: u64) -> Result<u64, Nowhere> {
-        if let Some(at) = ram::find(&self.guest.extents, ipa, size) {
-            return Ok(at.load(size, self.machine.features.fwb));
+        let ram = &self.guest.memory;
+        if let Some(at) = ram.spot(ipa, size) {
+            return Ok(at.load(size, ram.is_coherent()));
         }
         match Device::of(ipa, size).ok_or(Nowhere)? {
             Device::Uart(offset) => {
@@ -277,8 +299,9 @@ impl Space for View<'_> {
     }
 
     fn write(&mut self, ipa: u64, size: u64, value: u64) -> Result<(), Nowhere> {
-        if let Some(at) = ram::find(&self.guest.extents, ipa, size) {
-            at.store(size, value, self.machine.features.fwb);
+        let ram = &self.guest.memory;
+        if let Some(at) = ram.spot(ipa, size) {
+            at.store(size, value, ram.is_coherent());
             return Ok(());
         }
         if let Device::Uart(offset) = Device::of(ipa, size).ok_or(Nowhere)? {

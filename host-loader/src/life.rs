@@ -11,6 +11,7 @@ use crate::console::{self, Console, PostedPage};
 use crate::guest::build::{self, Memory, Resources};
 use crate::guest::error::GuestError;
 use crate::guest::handle::{Guest, Repeats, Stop, Vcpu};
+use crate::guest::live::LiveRam;
 use crate::guest::map;
 use crate::image::GuestMemory;
 use crate::machine::{self, Machine};
@@ -169,6 +170,7 @@ pub async fn create(
             off: AtomicBool::new(index != 0),
             cpu,
             repeats: Repeats::default(),
+            spurious: Repeats::default(),
         })
         .collect();
     // SAFETY: The page was written when the realm was built, and is given back with
@@ -190,7 +192,11 @@ pub async fn create(
         name,
         rd: realm.rd(),
         ram: memory.ram.range(),
-        extents: memory.ram.extents().to_vec(),
+        memory: LiveRam::new(
+            memory.ram.shared().clone(),
+            realm.stage2(),
+            machine.features.fwb,
+        ),
         strict: settings.guest.strict,
         trespassed: AtomicBool::new(false),
         vcpus,

@@ -9,11 +9,14 @@ mod counting;
 
 use arm64::recording;
 use counting::counted;
+use guest_config::Populate;
 use host_loader::bundle::Bundle;
 use host_loader::granules::{self, Granules};
 use host_loader::guest::build::{self, Resources};
 use host_loader::guest::error::{GuestError, Refusal};
-use host_loader::guest::realm::Shape;
+use host_loader::guest::live::{LiveRam, Populated};
+use host_loader::guest::pieces::PIECE_SIZE;
+use host_loader::guest::realm::{RealmError, Shape};
 use host_loader::pace::{Pace, at_once};
 use rmi::call::HostCall;
 use rmi::feature::{Feature0, VendorFeatures};
@@ -512,13 +515,21 @@ fn with_host<R>(case: &Case<'_>, f: impl FnOnce(&Resources<'_>, &RefCell<El2>) -
     f(&resources, &el2)
 }
 
+/// Ways to populate guests, as the configuration says them.
+const POPULATE: [&str; 2] = ["populate = \"eager\"\n", "populate = \"lazy\"\n"];
+
 /// Builds and takes apart one guest: calls made, and what went wrong in it.
-fn round(granule_shift: u32, arena: &Arena, fail_at: Option<usize>) -> (usize, Option<GuestError>) {
+fn round(
+    granule_shift: u32,
+    arena: &Arena,
+    fail_at: Option<usize>,
+    populate: &str,
+) -> (usize, Option<Failure>) {
     let case = Case {
         granule_shift,
         arena,
         fail_at,
-        toml: TOML,
+        toml: &format!("{TOML}{populate}"),
         kernel: &[0x1f; 5000],
     };
     with_host(&case, |resources, el2| {
@@ -542,9 +553,70 @@ fn round(granule_shift: u32, arena: &Arena, fail_at: Option<usize>) -> (usize, O
     })
 }
 
-fn build_once(resources: &Resources<'_>, el2: &RefCell<El2>) -> Option<GuestError> {
+/// Why a guest did not live.
+#[derive(Debug)]
+enum Failure {
+    /// It was not built.
+    Built(GuestError),
+    /// It did not get what it touched.
+    Touched(RealmError),
+}
+
+/// Bytes of RAM that the guest has.
+fn mapped(el2: &El2) -> u64 {
+    let mapped = el2.realm.as_ref().unwrap().mapped.keys();
+    let ram = mapped.filter(|(_, ipa)| *ipa >= 0x4000_0000);
+    ram.map(|&(level, _)| el2.size(level)).sum()
+}
+
+/// Touches all of a guest's RAM, a piece after the other: each is then there, and
+/// was never seen as others left it.
+fn touch_all(live: &LiveRam, el2: &RefCell<El2>) -> Result<(), RealmError> {
+    // All of it once, and some where a call fails.
+    let step = if el2.borrow().fail_at.is_none() {
+        8
+    } else {
+        4096
+    };
+    for ipa in (0x4000_0000..0x4060_0000).step_by(PIECE_SIZE as usize) {
+        let before = mapped(&el2.borrow());
+        let at = ipa + 0x8_0008;
+        let populated = live.populate(at).expect("RAM");
+        let now = mapped(&el2.borrow());
+        match populated {
+            Ok(Populated::Now) => assert_eq!(now, before + PIECE_SIZE),
+            Ok(Populated::Before) => assert_eq!(now, before),
+            Err(error) => {
+                assert_eq!(now, before, "half a piece is mapped");
+                return Err(error);
+            }
+        }
+        assert_eq!(live.populate(at), Some(Ok(Populated::Before)));
+        for at in (ipa..ipa + PIECE_SIZE).step_by(step) {
+            let loaded = live.spot(at, 8).expect("RAM").load(8, true);
+            assert_ne!(loaded, LEFT, "at {at:#x} somebody's leftovers");
+        }
+    }
+    assert_eq!(live.populate(0x3fff_ffff), None);
+    assert_eq!(live.populate(0x4060_0000), None);
+    assert_eq!(mapped(&el2.borrow()), 6 << 20);
+    Ok(())
+}
+
+/// What others left in all RAM.
+const LEFT: u64 = 0xa5a5_a5a5_a5a5_a5a5;
+
+fn build_once(resources: &Resources<'_>, el2: &RefCell<El2>) -> Option<Failure> {
     let config = &resources.bundle.guests[0];
+    let lazy = config.guest.populate == Some(Populate::Lazy);
     let mut memory = build::allocate(config, resources).unwrap();
+    for extent in memory.ram.shared().extents() {
+        let words = std::ptr::with_exposed_provenance_mut::<u64>(extent.pa as usize);
+        for n in 0..extent.size as usize / 8 {
+            // SAFETY: The extent lies in the test's arena, and is nobody else's.
+            unsafe { words.add(n).write(LEFT) };
+        }
+    }
     let built = at_once(build::build(config, resources, &mut memory));
     let error = match built {
         Ok(realm) => {
@@ -553,18 +625,18 @@ fn build_once(resources: &Resources<'_>, el2: &RefCell<El2>) -> Option<GuestErro
                 let state = el2.realm.as_ref().unwrap();
                 assert!(state.active);
                 assert_eq!(state.recs.len(), 3);
-                let ram: u64 = state
-                    .mapped
-                    .keys()
-                    .filter(|(_, ipa)| *ipa >= 0x4000_0000)
-                    .map(|&(level, _)| el2.size(level))
-                    .sum();
-                assert_eq!(ram, 6 << 20);
+                let all = mapped(&el2) == 6 << 20;
+                assert_eq!(all, !lazy);
             }
+            let free = resources.granules.lock().free_bytes();
+            let live = LiveRam::new(memory.ram.shared().clone(), realm.stage2(), true);
+            let touched = touch_all(&live, el2);
+            let now = resources.granules.lock().free_bytes();
+            assert_eq!(now, free, "a first touch took memory");
             at_once(realm.destroy(resources.build_context()));
-            None
+            touched.err().map(Failure::Touched)
         }
-        Err(error) => Some(error),
+        Err(error) => Some(Failure::Built(error)),
     };
     build::release(memory, resources.granules);
     error
@@ -574,8 +646,8 @@ fn build_once(resources: &Resources<'_>, el2: &RefCell<El2>) -> Option<GuestErro
 fn every_granule_comes_back_for_every_granule_size() {
     let arena = arena();
     for granule_shift in [12, 14, 16] {
-        for _ in 0..10 {
-            let (_, error) = round(granule_shift, &arena, None);
+        for populate in [POPULATE, POPULATE].concat() {
+            let (_, error) = round(granule_shift, &arena, None, populate);
             assert!(error.is_none(), "{error:?}");
         }
     }
@@ -584,19 +656,29 @@ fn every_granule_comes_back_for_every_granule_size() {
 #[test]
 fn whichever_call_fails_nothing_is_left_behind() {
     let arena = arena();
-    for granule_shift in [12, 14, 16] {
-        let (calls, _) = round(granule_shift, &arena, None);
+    let ways = [12, 14, 16].map(|granule| POPULATE.map(|populate| (granule, populate)));
+    for (granule_shift, populate) in ways.concat() {
+        let (calls, _) = round(granule_shift, &arena, None, populate);
+        let mut touches = 0;
         for fail_at in 1..=calls {
-            let (_, error) = round(granule_shift, &arena, Some(fail_at));
-            if let Some(error) = error {
-                assert!(matches!(error.why, Refusal::Realm(_)), "{error:?}");
-                let sentence = error.to_string();
-                assert!(
-                    sentence.starts_with("guests.toml:3:10: guest \"g\""),
-                    "{sentence}"
-                );
-            }
+            let (_, error) = round(granule_shift, &arena, Some(fail_at), populate);
+            let error = match error {
+                Some(Failure::Built(error)) => error,
+                Some(Failure::Touched(error)) => {
+                    assert!(matches!(error, RealmError::Call(..)), "{error:?}");
+                    touches += 1;
+                    continue;
+                }
+                None => continue,
+            };
+            assert!(matches!(error.why, Refusal::Realm(_)), "{error:?}");
+            let sentence = error.to_string();
+            assert!(
+                sentence.starts_with("guests.toml:3:10: guest \"g\""),
+                "{sentence}"
+            );
         }
+        assert_eq!(touches > 0, populate == POPULATE[1], "{populate}");
     }
 }
 
@@ -635,15 +717,17 @@ fn resets_take_no_more_than_was_set_aside() {
         (16, 9, true),
     ] {
         for kernel in kernels {
-            let toml = TOML.replace("vcpus = 3", &format!("vcpus = {vcpus}"));
-            let case = Case {
-                granule_shift,
-                arena: &arena,
-                fail_at: None,
-                toml: &toml,
-                kernel,
-            };
-            with_host(&case, |resources, _| reset_often(resources, scattered));
+            for populate in POPULATE {
+                let toml = TOML.replace("vcpus = 3", &format!("vcpus = {vcpus}"));
+                let case = Case {
+                    granule_shift,
+                    arena: &arena,
+                    fail_at: None,
+                    toml: &format!("{toml}{populate}"),
+                    kernel,
+                };
+                with_host(&case, |resources, _| reset_often(resources, scattered));
+            }
         }
     }
 }

@@ -4,9 +4,9 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 
-use super::Mode;
 use super::quote::Value;
 use super::size::Shown;
+use super::{Mode, Populate};
 
 /// The unit that guest memory is counted in: what one level-2 block of the 4K
 /// granule covers.
@@ -79,6 +79,14 @@ pub fn mode(text: &str) -> Result<Mode, String> {
         }
         other => format!("mode = {}: expected \"plain\"", Value(other)),
     })
+}
+
+/// When a guest gets its memory.
+pub fn populate(text: &str) -> Result<Populate, String> {
+    let known = Populate::ALL.iter().find(|(word, _)| *word == text);
+    known
+        .map(|(_, populate)| *populate)
+        .ok_or_else(|| format!("populate = {}: expected \"eager\" or \"lazy\"", Value(text)))
 }
 
 /// An address of a guest's.

@@ -11,6 +11,7 @@
 //! | `memory` | a multiple of 2M: bytes with K, M, G or T (also `MiB` and so on) | `"512M"` |
 //! | `vcpus` | 1 to 64 | 1 |
 //! | `mode` | `"plain"` | `"plain"` |
+//! | `populate` | `"eager"`: it has all its memory when it starts; `"lazy"`: each piece at first touch | the host's choice ([`Populate`]) |
 //! | `console` | it owns the first UART; one guest at most | the first guest does |
 //! | `strict` | it is stopped when it accesses what it does not have | `false` |
 //! | `load` | IPA of a raw binary | RAM base + 512 KiB |
@@ -70,6 +71,9 @@ pub struct Guest {
     pub vcpus: u32,
     /// How its memory stands towards the host.
     pub mode: Mode,
+    /// When it gets its memory, if it says.
+    #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
+    pub populate: Option<Populate>,
     /// Whether it is to own the first UART, if it says.
     #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
     pub console: Option<bool>,
@@ -104,6 +108,31 @@ impl FromStr for Mode {
 
     fn from_str(text: &str) -> Result<Self, String> {
         check::mode(text)
+    }
+}
+
+/// When a guest gets its memory. Of one that does not say the host decides: lazily,
+/// where that takes no larger mappings from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "write", derive(serde::Serialize))]
+#[cfg_attr(feature = "write", serde(rename_all = "lowercase"))]
+pub enum Populate {
+    /// All of it before it starts.
+    Eager,
+    /// A piece when that is first touched.
+    Lazy,
+}
+
+impl Populate {
+    /// All ways, by the words for them.
+    pub const ALL: [(&str, Self); 2] = [("eager", Self::Eager), ("lazy", Self::Lazy)];
+}
+
+impl FromStr for Populate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        check::populate(text)
     }
 }
 

@@ -27,6 +27,7 @@ struct Table {
     memory: Option<Spanned<String>>,
     vcpus: Option<Spanned<i64>>,
     mode: Option<Spanned<String>>,
+    populate: Option<Spanned<String>>,
     console: Option<Spanned<bool>>,
     strict: Option<Spanned<bool>>,
     load: Option<Spanned<i64>>,
@@ -186,6 +187,7 @@ impl Reader<'_> {
         let kernel = self.read("kernel", table.kernel, Ok)?;
         let initrd = self.read_if("initrd", table.initrd, Ok)?;
         let mode = self.read_if("mode", table.mode, |text| check::mode(&text))?;
+        let populate = self.read_if("populate", table.populate, |text| check::populate(&text))?;
         let memory = self.read_if("memory", table.memory, |text| match size::parse(&text) {
             Some(bytes) if check::memory(bytes).is_ok() => Ok(bytes),
             _ => Err(check::memory_is(&format!("{}", Value(&text)))),
@@ -206,6 +208,7 @@ impl Reader<'_> {
             memory: memory.unwrap_or(DEFAULT_MEMORY),
             vcpus: vcpus.unwrap_or(1),
             mode: mode.unwrap_or_default(),
+            populate,
             console,
             strict: strict.unwrap_or_default(),
             load,
@@ -250,7 +253,7 @@ impl Reader<'_> {
 mod tests {
     extern crate std;
     use super::*;
-    use crate::{FILE, Mode, console_owner};
+    use crate::{FILE, Mode, Populate, console_owner};
     use proptest::prelude::*;
 
     fn error(text: &str) -> String {
@@ -306,6 +309,10 @@ mod tests {
         assert_eq!(guest("vcpus = 64").vcpus, 64);
         assert_eq!(guest("initrd = \"i\"").initrd.as_deref(), Some("i"));
         assert_eq!(guest("mode = \"plain\"").mode, Mode::Plain);
+        for (word, populate) in Populate::ALL {
+            let line = format!("populate = \"{word}\"");
+            assert_eq!(guest(&line).populate, Some(populate));
+        }
         assert!(guest("strict = true").strict && !guest("strict = false").strict);
         assert_eq!(guest("console = false").console, Some(false));
         assert_eq!(guest("cmdline = \"\"").cmdline, "");
@@ -338,6 +345,11 @@ mod tests {
             ("vcpus = \"2\"", &[":4:9: ", "vcpus"]),
             ("mode = \"realm\"", &[":4:8: ", "not supported yet"]),
             ("mode = \"fast\"", &[":4:8: ", "fast", "plain"]),
+            (
+                "populate = \"later\"",
+                &[":4:12: ", "populate = \"later\"", "\"eager\" or \"lazy\""],
+            ),
+            ("populate = true", &[":4:12: ", "string"]),
             ("load = -4", &[":4:8: ", "load", "address"]),
             ("  entry = -4", &[":4:11: ", "entry", "address"]),
             ("name = \"b\"", &[":4:1: ", "name"]),
@@ -429,6 +441,7 @@ mod tests {
             cmdline in "[^\0]{0,40}",
             (memory, vcpus) in (1u64..1 << 40, 1..=check::MAX_VCPUS),
             (owner, strict) in (prop::option::of(0usize..4), any::<bool>()),
+            populate in prop::sample::select(&[None, Some(Populate::Eager), Some(Populate::Lazy)]),
             (load, entry) in (prop::option::of(0..=i64::MAX as u64), prop::option::of(0..1u64 << 48)),
         ) {
             let guests: Vec<Guest> = names.into_iter().enumerate().map(|(n, name)| Guest {
@@ -439,6 +452,7 @@ mod tests {
                 memory: memory * check::MEMORY_UNIT,
                 vcpus,
                 mode: Mode::Plain,
+                populate,
                 console: owner.map(|owner| owner == n),
                 strict,
                 load,

@@ -1,9 +1,10 @@
 //! A guest from its configuration: RAM, kernel, initrd, device tree, realm.
 
 use super::error::{GuestError, Refusal};
+use super::pieces::PIECE_SIZE;
 use super::place::{self, TREE_SPACE};
 use super::ram::{Extent, GuestRam};
-use super::realm::{BuildContext, Realm, Rights, Shape};
+use super::realm::{BuildContext, Realm, Rights, Shape, Stage2};
 use super::{fdt, map};
 use crate::bundle::Bundle;
 use crate::granules::Granules;
@@ -14,7 +15,7 @@ use crate::seed::{Seed, Seeds};
 use alloc::vec::Vec;
 use arm64::regs::CNTFRQ_EL0;
 use core::ops::Range;
-use guest_config::Located;
+use guest_config::{Located, Populate};
 use rmi::feature::{Feature0, VendorFeatures};
 use spin::Mutex;
 
@@ -94,7 +95,7 @@ pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, G
 /// begins with zeros ([`build`]), is EL2, which scrubs it, or the host itself.
 pub fn release(memory: Memory, granules: &Mutex<Granules>) {
     let mut granules = granules.lock();
-    for extent in memory.ram.extents() {
+    for extent in memory.ram.shared().extents() {
         granules.give(extent.pa, extent.size);
     }
 }
@@ -130,14 +131,17 @@ pub fn needs(
             .sum()
     };
     let flash = map::FLASH_VARIABLES.end - map::FLASH_VARIABLES.start;
-    let ram: u64 = (memory.ram.extents().iter())
+    let by_pages = is_lazy(config, resources, &shape) && block > PIECE_SIZE;
+    let extents = memory.ram.shared().extents();
+    let ram: u64 = (extents.iter())
         .map(|extent| {
             let whole = (extent.ipa | extent.pa | extent.size).is_multiple_of(block);
+            let whole = whole && !by_pages;
             tables(extent.size, if whole { 2 } else { 3 })
         })
         .sum();
     let vcpus = u64::from(config.guest.vcpus);
-    let parts = memory.ram.extents().len() as u64;
+    let parts = extents.len() as u64;
     // A REC, its auxiliary granules and its run page; RD, roots, parameters, the
     // page of posted writes.
     let rec = rmi::params::MAX_REC_AUX as u64 + 2;
@@ -205,6 +209,16 @@ fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestErro
     Ok(shape)
 }
 
+/// Whether a guest gets its RAM a piece at a time. One that does not say does where
+/// its pieces are mapped by entries as large as all of it would be: it then has
+/// what it touches sooner, and nothing for it later.
+fn is_lazy(config: &Located, resources: &Resources<'_>, shape: &Shape) -> bool {
+    match config.guest.populate {
+        Some(populate) => populate == Populate::Lazy,
+        None => Stage2::largest_entry(shape, &resources.features) <= PIECE_SIZE,
+    }
+}
+
 /// Loads a guest and makes its realm, ready to run.
 ///
 /// After an error nothing but the content of `memory` has changed.
@@ -214,18 +228,30 @@ pub async fn build(
     memory: &mut Memory,
 ) -> Result<Realm, GuestError> {
     let context = resources.build_context();
-    memory.ram.zero_all(context.pace).await;
+    let shape = shape(config, resources)?;
+    let lazy = is_lazy(config, resources, &shape);
+    memory.ram.forget();
+    if !lazy {
+        memory.ram.claim_all(context.pace).await;
+    }
     let loaded = load(config, resources, memory).await?;
     if !resources.features.fwb {
-        memory.ram.clean_all(context.pace).await;
+        memory.ram.clean_claimed(context.pace).await;
     }
-    let shape = shape(config, resources)?;
     let refused = |why| Refusal::Realm(why).of(config);
     let created = Realm::create(context, shape, &resources.features).await;
     let mut realm = created.map_err(refused)?;
     let mut fill = async || {
-        for extent in memory.ram.extents() {
-            realm.map(context, *extent, Rights::ReadWrite).await?;
+        let ram = memory.ram.shared();
+        if lazy {
+            realm.map_claimed(context, ram).await?;
+        } else {
+            for extent in ram.extents() {
+                realm.map(context, *extent, Rights::ReadWrite).await?;
+            }
+            ram.pieces()
+                .claimed()
+                .for_each(|piece| ram.pieces().set_mapped(piece));
         }
         if loaded.firmware {
             // Firmware reads its variables with more than single loads, which

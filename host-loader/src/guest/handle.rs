@@ -1,7 +1,7 @@
 //! A guest that runs, as the CPUs that hold its vCPUs share it.
 
 use super::build::Memory;
-use super::ram::Extent;
+use super::live::LiveRam;
 use super::realm::Realm;
 use crate::console::{Console, PostedPage};
 use crate::logger;
@@ -14,8 +14,8 @@ use log::Level;
 use rmi::run::RecRun;
 use spin::Mutex;
 
-/// How often an instruction may be left to the guest again, one time after the
-/// other. It faults otherwise than its tables say only while they change.
+/// How often an access may be left to the guest again, one time after the other. It
+/// faults otherwise than the tables say only while they change.
 const AGAIN: u64 = 16;
 
 /// Why a guest stops.
@@ -44,6 +44,8 @@ pub struct Vcpu {
     pub cpu: usize,
     /// How often an instruction was left to it again.
     pub repeats: Repeats,
+    /// How often it aborted at RAM that it has.
+    pub spurious: Repeats,
 }
 
 /// A guest that runs.
@@ -56,8 +58,8 @@ pub struct Guest {
     pub rd: u64,
     /// Its RAM, IPAs.
     pub ram: Range<u64>,
-    /// And where that is.
-    pub extents: Vec<Extent>,
+    /// And what of that it has.
+    pub memory: LiveRam,
     /// It is stopped when it accesses what it does not have.
     pub strict: bool,
     /// It has done so, and the log has it.
@@ -104,18 +106,18 @@ impl Guest {
     }
 }
 
-/// How often in succession an instruction was left to its guest.
+/// How often in succession an access of one address was left to its guest.
 #[derive(Debug, Default)]
 pub struct Repeats {
-    pc: AtomicU64,
+    address: AtomicU64,
     count: AtomicU64,
 }
 
 impl Repeats {
-    /// Counts one more at `pc`; true when these are too many.
-    pub fn add(&self, pc: u64) -> bool {
+    /// Counts one more at this address; true when these are too many.
+    pub fn add(&self, address: u64) -> bool {
         // Only the CPU that holds the vCPU is here.
-        let count = if self.pc.swap(pc, Ordering::Relaxed) == pc {
+        let count = if self.address.swap(address, Ordering::Relaxed) == address {
             self.count.load(Ordering::Relaxed) + 1
         } else {
             1

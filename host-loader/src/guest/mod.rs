@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`map`] | the guest's physical address map, that of a QEMU virt machine |
 //! | [`ram`] | its RAM: extents of the host's granules behind consecutive IPAs |
+//! | [`pieces`] | which pieces of that are populated |
+//! | [`live`] | the RAM of a guest that runs, and how that gets it |
 //! | [`place`] | where kernel, initrd and device tree go |
 //! | [`fdt`] | its device tree |
 //! | [`realm`] | the RMI commands that build a realm and take it apart |
@@ -18,7 +20,9 @@ pub mod error;
 pub mod fdt;
 #[cfg(target_os = "none")]
 pub mod handle;
+pub mod live;
 pub mod map;
+pub mod pieces;
 pub mod place;
 pub mod ram;
 pub mod realm;

@@ -1,8 +1,10 @@
 //! A guest's RAM: extents of the host's memory behind consecutive IPAs.
 
+use super::pieces::{PIECE_SIZE, Pieces};
 use crate::arch::bytes;
 use crate::image::GuestMemory;
 use crate::pace::{PIECE, Pace};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arm64::instr;
 use core::ops::Range;
@@ -28,25 +30,12 @@ pub struct Spot {
     pa: u64,
 }
 
-/// The place of `size` bytes at `ipa`, an aligned 1, 2, 4 or 8; `None` where
-/// there is no RAM.
-pub fn find(extents: &[Extent], ipa: u64, size: u64) -> Option<Spot> {
-    let extent = extents
-        .iter()
-        .find(|extent| ipa >= extent.ipa && ipa - extent.ipa < extent.size)?;
-    let offset = ipa - extent.ipa;
-    let fits = ipa.is_multiple_of(size) && size <= extent.size - offset;
-    fits.then_some(Spot {
-        pa: extent.pa + offset,
-    })
-}
-
 impl Spot {
     fn pointer<T>(self) -> *mut T {
         core::ptr::with_exposed_provenance_mut(self.pa as usize)
     }
 
-    /// Reads `size` bytes, as many as [`find`] was asked for. `coherent`: all of
+    /// Reads `size` bytes, as many as [`Ram::find`] was asked for. `coherent`: all of
     /// the guest's accesses are cached (FEAT_S2FWB).
     pub fn load(self, size: u64, coherent: bool) -> u64 {
         if !coherent {
@@ -68,7 +57,7 @@ impl Spot {
         value
     }
 
-    /// Writes `size` bytes, as many as [`find`] was asked for.
+    /// Writes `size` bytes, as many as [`Ram::find`] was asked for.
     pub fn store(self, size: u64, value: u64, coherent: bool) {
         if !coherent {
             // The line that the value goes into may be older than memory.
@@ -106,14 +95,117 @@ impl Spot {
     }
 }
 
-/// All of a guest's RAM, by IPA from its base without a hole.
+/// All of a guest's RAM, by IPA from its base without a hole, as those share it who
+/// know the guest.
 #[derive(Debug)]
-pub struct GuestRam {
+pub struct Ram {
     extents: Vec<Extent>,
+    pieces: Pieces,
 }
 
+impl Ram {
+    /// Its parts.
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    /// Which of its pieces are populated.
+    pub fn pieces(&self) -> &Pieces {
+        &self.pieces
+    }
+
+    /// The IPAs that are RAM.
+    pub fn range(&self) -> Range<u64> {
+        match (self.extents.first(), self.extents.last()) {
+            (Some(first), Some(last)) => first.ipa..last.ipa + last.size,
+            _ => 0..0,
+        }
+    }
+
+    /// The number of the piece that an IPA is in; `None` where there is no RAM.
+    #[inline]
+    pub fn piece_at(&self, ipa: u64) -> Option<usize> {
+        let range = self.range();
+        range
+            .contains(&ipa)
+            .then(|| ((ipa - range.start) / PIECE_SIZE) as usize)
+    }
+
+    /// The IPAs of a piece.
+    fn piece(&self, piece: usize) -> Range<u64> {
+        let start = self.range().start + piece as u64 * PIECE_SIZE;
+        start..start + PIECE_SIZE
+    }
+
+    /// What a piece is made of.
+    pub fn parts_of(&self, piece: usize) -> impl Iterator<Item = Extent> {
+        self.parts(self.piece(piece))
+    }
+
+    /// The same, in parts that are zeroed or cleaned between two steps.
+    fn parts_in_steps(&self, piece: usize) -> impl Iterator<Item = Extent> {
+        let ipas = self.piece(piece);
+        let steps = ipas.step_by(PIECE as usize);
+        steps.flat_map(|start| self.parts(start..start + PIECE))
+    }
+
+    /// What stands behind these IPAs.
+    fn parts(&self, ipas: Range<u64>) -> impl Iterator<Item = Extent> {
+        self.extents.iter().filter_map(move |extent| {
+            let from = ipas.start.max(extent.ipa);
+            let to = ipas.end.min(extent.ipa + extent.size);
+            (from < to).then(|| Extent {
+                ipa: from,
+                pa: extent.pa + (from - extent.ipa),
+                size: to - from,
+            })
+        })
+    }
+
+    /// The place of `size` bytes at `ipa`, an aligned 1, 2, 4 or 8; `None` where
+    /// there is no RAM. It is the guest's only if its piece is populated.
+    pub fn find(&self, ipa: u64, size: u64) -> Option<Spot> {
+        let mut extents = self.extents.iter();
+        let extent = extents.find(|extent| ipa >= extent.ipa && ipa - extent.ipa < extent.size)?;
+        let offset = ipa - extent.ipa;
+        let fits = ipa.is_multiple_of(size) && size <= extent.size - offset;
+        fits.then_some(Spot {
+            pa: extent.pa + offset,
+        })
+    }
+
+    /// Zeroes a piece, which the caller has claimed; before another sees that it is
+    /// mapped, it is zero.
+    pub fn zero_piece(&self, piece: usize) {
+        for part in self.parts_of(piece) {
+            zero_part(part);
+        }
+    }
+
+    /// Cleans a piece to the point of coherency, for a guest whose accesses may not
+    /// be cached (without FEAT_S2FWB): dirty lines of before could be written back
+    /// over what it writes.
+    pub fn clean_piece(&self, piece: usize) {
+        for part in self.parts_of(piece) {
+            instr::clean_to_poc(part.pa, part.size);
+        }
+    }
+}
+
+fn zero_part(part: Extent) {
+    let to = core::ptr::with_exposed_provenance_mut::<u8>(part.pa as usize);
+    // SAFETY: A part of an extent, which `GuestRam::new`'s caller answers for. Its
+    // piece is claimed and not mapped, or no guest runs: nobody else is there.
+    unsafe { bytes::zero_bytes(to, part.size as usize) };
+}
+
+/// The RAM of a guest that does not run, to fill.
+#[derive(Debug)]
+pub struct GuestRam(Arc<Ram>);
+
 impl GuestRam {
-    /// RAM from IPA `base`, made of `extents` of the host's memory in this order.
+    /// RAM from IPA `base`, made of `extents` of the host's memory in this order,
+    /// together a multiple of [`PIECE_SIZE`].
     ///
     /// # Safety
     /// The extents are mapped read-write at their own addresses and nobody else's
@@ -132,55 +224,54 @@ impl GuestRam {
                 extent
             })
             .collect();
-        Self { extents }
+        let pieces = Pieces::new(ipa - base);
+        Self(Arc::new(Ram { extents, pieces }))
     }
 
-    /// Its parts.
-    pub fn extents(&self) -> &[Extent] {
-        &self.extents
+    /// As others may know it.
+    pub fn shared(&self) -> &Arc<Ram> {
+        &self.0
     }
 
-    /// Calls `f` with the host addresses and sizes behind `ipa..ipa + size`.
-    fn parts(&self, ipa: u64, size: u64, mut f: impl FnMut(u64, u64)) {
-        let end = ipa + size;
-        for extent in &self.extents {
-            let from = ipa.max(extent.ipa);
-            let to = end.min(extent.ipa + extent.size);
-            if from < to {
-                f(extent.pa + (from - extent.ipa), to - from);
+    /// Nothing of it is populated: what the boot loader, the host or an earlier life
+    /// of the guest left there is nothing for it to see.
+    pub fn forget(&mut self) {
+        self.0.pieces.forget();
+    }
+
+    /// Zeroes what is not claimed of these IPAs, a piece at a time, and claims it.
+    fn claim(&self, ipas: Range<u64>) {
+        let base = self.0.range().start;
+        let first = (ipas.start - base) / PIECE_SIZE;
+        let end = (ipas.end - base).div_ceil(PIECE_SIZE);
+        for piece in first as usize..end as usize {
+            if self.0.pieces.claim(piece) {
+                self.0.zero_piece(piece);
             }
         }
     }
 
-    /// Calls `f` with the host addresses and sizes of all of it, a piece a step.
-    async fn pieces(&self, pace: &Pace, mut f: impl FnMut(u64, u64)) {
-        for extent in &self.extents {
-            let mut done = 0;
-            while done < extent.size {
-                let piece = (extent.size - done).min(PIECE);
-                f(extent.pa + done, piece);
-                done += piece;
+    /// Zeroes all of it that is not claimed, and claims it.
+    pub async fn claim_all(&mut self, pace: &Pace) {
+        for start in self.range().step_by(PIECE_SIZE as usize) {
+            let piece = self.0.piece_at(start).unwrap_or_default();
+            if self.0.pieces.claim(piece) {
+                for part in self.0.parts_in_steps(piece) {
+                    zero_part(part);
+                    pace.step().await;
+                }
+            }
+        }
+    }
+
+    /// Cleans what is claimed of it; see [`Ram::clean_piece`].
+    pub async fn clean_claimed(&mut self, pace: &Pace) {
+        for piece in self.0.pieces.claimed() {
+            for part in self.0.parts_in_steps(piece) {
+                instr::clean_to_poc(part.pa, part.size);
                 pace.step().await;
             }
         }
-    }
-
-    /// Makes all of it zero: what the boot loader, the host or an earlier life of
-    /// the guest left there is nothing for it to see.
-    pub async fn zero_all(&mut self, pace: &Pace) {
-        self.pieces(pace, |pa, size| {
-            let to = core::ptr::with_exposed_provenance_mut::<u8>(pa as usize);
-            // SAFETY: A part of an extent, which `new`'s caller answers for.
-            unsafe { bytes::zero_bytes(to, size as usize) };
-        })
-        .await;
-    }
-
-    /// Cleans all of it to the point of coherency, for a guest that starts with
-    /// its caches off on a machine without FEAT_S2FWB, where dirty lines of before
-    /// could be written back over what it writes.
-    pub async fn clean_all(&mut self, pace: &Pace) {
-        self.pieces(pace, instr::clean_to_poc).await;
     }
 
     /// [`GuestMemory::write`] in steps.
@@ -196,22 +287,21 @@ impl GuestRam {
 
 impl GuestMemory for GuestRam {
     fn range(&self) -> Range<u64> {
-        match (self.extents.first(), self.extents.last()) {
-            (Some(first), Some(last)) => first.ipa..last.ipa + last.size,
-            _ => 0..0,
-        }
+        self.0.range()
     }
 
     fn write(&mut self, ipa: u64, bytes: &[u8]) {
+        let ipas = ipa..ipa + bytes.len() as u64;
         assert!(
-            self.range().start <= ipa && ipa + bytes.len() as u64 <= self.range().end,
+            self.range().start <= ipas.start && ipas.end <= self.range().end,
             "a write outside the guest's RAM"
         );
+        self.claim(ipas.clone());
         let mut rest = bytes;
-        self.parts(ipa, bytes.len() as u64, |pa, size| {
-            let (now, later) = rest.split_at(size as usize);
+        for part in self.0.parts(ipas) {
+            let (now, later) = rest.split_at(part.size as usize);
             rest = later;
-            let to = core::ptr::with_exposed_provenance_mut::<u8>(pa as usize);
+            let to = core::ptr::with_exposed_provenance_mut::<u8>(part.pa as usize);
             let lines = now.len() / 64;
             // SAFETY: `parts` stays inside the extents, which `new`'s caller
             // answers for; `bytes` is the host's own and elsewhere.
@@ -223,7 +313,7 @@ impl GuestMemory for GuestRam {
                     now.len() % 64,
                 );
             }
-        });
+        }
     }
 
     fn zero(&mut self, ipa: u64, count: u64) {
@@ -231,11 +321,10 @@ impl GuestMemory for GuestRam {
             self.range().start <= ipa && count <= self.range().end - ipa,
             "a write outside the guest's RAM"
         );
-        self.parts(ipa, count, |pa, size| {
-            let to = core::ptr::with_exposed_provenance_mut::<u8>(pa as usize);
-            // SAFETY: As for `write`.
-            unsafe { bytes::zero_bytes(to, size as usize) };
-        });
+        self.claim(ipa..ipa + count);
+        for part in self.0.parts(ipa..ipa + count) {
+            zero_part(part);
+        }
     }
 }
 
@@ -246,48 +335,83 @@ mod tests {
     use crate::pace::at_once;
     use std::vec;
 
+    /// RAM of two extents, two pieces and a half, then the rest: and their bytes,
+    /// all of them ones.
+    fn ram() -> (GuestRam, [Vec<u8>; 2]) {
+        let size = PIECE_SIZE as usize / 2;
+        let mut bytes = [vec![1u8; 5 * size], vec![1u8; size]];
+        let extents = bytes.each_mut().map(|bytes| {
+            let start = bytes.as_mut_ptr().expose_provenance() as u64;
+            start..start + bytes.len() as u64
+        });
+        // SAFETY: The vectors live to the end and are not touched before.
+        (unsafe { GuestRam::new(0x4000_0000, &extents) }, bytes)
+    }
+
     #[test]
     fn writes_cross_from_run_to_run() {
-        let mut first = vec![1u8; 4096];
-        let mut second = vec![1u8; 4096];
-        let range = |v: &mut Vec<u8>| {
-            let start = v.as_mut_ptr().expose_provenance() as u64;
-            start..start + 4096
-        };
-        let extents = [range(&mut first), range(&mut second)];
-        // SAFETY: The vectors live to the end and are not touched before.
-        let mut ram = unsafe { GuestRam::new(0x4000_0000, &extents) };
-        assert_eq!(ram.range(), 0x4000_0000..0x4000_2000);
+        let (mut ram, [first, second]) = ram();
+        assert_eq!(ram.range(), 0x4000_0000..0x4060_0000);
         let data: Vec<u8> = (0..200).collect();
-        ram.write(0x4000_0f9c, &data);
-        ram.zero(0x4000_1070, 0x100);
-        at_once(ram.clean_all(&Pace::new()));
-        assert_eq!(first[0xf9c..], data[..100]);
+        ram.write(0x404f_ff9c, &data);
+        ram.write(0x4050_0070, &[7; 0x200]);
+        ram.zero(0x4050_0080, 0x100);
+        at_once(ram.clean_claimed(&Pace::new()));
+        assert_eq!(first[first.len() - 100..], data[..100]);
         assert_eq!(second[..100], data[100..]);
-        assert_eq!(second[0x6f], 1);
-        assert!(second[0x70..0x170].iter().all(|&b| b == 0));
-        assert_eq!(second[0x170], 1);
-        at_once(ram.zero_all(&Pace::new()));
-        assert!(first.iter().chain(&second).all(|&b| b == 0));
+        assert_eq!(second[0x64..0x70], [0; 12]);
+        assert_eq!(second[0x70..0x80], [7; 16]);
+        assert!(second[0x80..0x180].iter().all(|&b| b == 0));
+        assert_eq!(second[0x180], 7);
+    }
+
+    #[test]
+    fn what_is_written_to_is_zero_beside_it_and_what_is_not_stays_as_it_was() {
+        let (mut ram, [first, second]) = ram();
+        let piece = PIECE_SIZE as usize;
+        // From the second piece into the third, which has both extents.
+        ram.write(0x403f_fff0, &[7; 32]);
+        assert!(ram.shared().pieces().claimed().eq([1, 2]));
+        assert_eq!(ram.shared().pieces().mapped().count(), 0);
+        assert!(first[..piece].iter().all(|&b| b == 1));
+        assert!(first[piece..2 * piece - 16].iter().all(|&b| b == 0));
+        assert_eq!(first[2 * piece - 16..2 * piece + 16], [7; 32]);
+        assert!(first[2 * piece + 16..].iter().all(|&b| b == 0));
+        assert!(second.iter().all(|&b| b == 0));
+        at_once(ram.claim_all(&Pace::new()));
+        assert!(first[..piece].iter().all(|&b| b == 0));
+        assert_eq!(first[2 * piece..2 * piece + 16], [7; 16], "it was written");
+        // In its next life, nothing of this one.
+        ram.forget();
+        ram.zero(0x4040_0000, 1);
+        assert!(first[2 * piece..].iter().all(|&b| b == 0));
+        assert_eq!(first[2 * piece - 16..2 * piece], [7; 16]);
+    }
+
+    #[test]
+    fn a_piece_is_where_its_addresses_are() {
+        let (ram, _bytes) = ram();
+        let ram = ram.shared();
+        let at = [0x3fff_ffff, 0x4000_0000, 0x401f_ffff, 0x4020_0000];
+        assert_eq!(
+            at.map(|ipa| ram.piece_at(ipa)),
+            [None, Some(0), Some(0), Some(1)]
+        );
+        assert_eq!(ram.piece_at(0x405f_ffff), Some(2));
+        assert_eq!(ram.piece_at(0x4060_0000), None);
+        let parts: Vec<_> = ram.parts_of(2).map(|part| (part.ipa, part.size)).collect();
+        let half = PIECE_SIZE / 2;
+        assert_eq!(parts, [(0x4040_0000, half), (0x4050_0000, half)]);
     }
 
     #[test]
     fn a_spot_is_aligned_and_inside_one_run() {
         let mut bytes = vec![0u64; 1024];
         let pa = bytes.as_mut_ptr().expose_provenance() as u64;
-        let extents = [
-            Extent {
-                ipa: 0x4000_0000,
-                pa,
-                size: 4096,
-            },
-            Extent {
-                ipa: 0x4000_1000,
-                pa: pa + 4096,
-                size: 4096,
-            },
-        ];
-        let find = |ipa, size| find(&extents, ipa, size);
+        let extents = [pa..pa + 4096, pa + 4096..pa + 8192];
+        // SAFETY: The vector lives to the end; its bytes are not touched otherwise.
+        let ram = unsafe { GuestRam::new(0x4000_0000, &extents) };
+        let find = |ipa, size| ram.shared().find(ipa, size);
         assert_eq!(find(0x3fff_ffff, 1), None);
         assert_eq!(find(0x4000_2000, 1), None);
         assert_eq!(find(0x4000_1004, 8), None);

@@ -6,13 +6,15 @@
 //! leaked, and reported.
 
 use super::map;
-use super::ram::Extent;
+use super::pieces::PIECE_SIZE;
+use super::ram::{Extent, Ram};
 use super::vmid::{Vmids, Width};
 use crate::granules::Granules;
 use crate::pace::Pace;
 use crate::rmi_call::{self, CallError};
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
@@ -53,6 +55,17 @@ pub enum Rights {
     Read,
     /// Read and write.
     ReadWrite,
+}
+
+impl Rights {
+    /// Those bits of a descriptor that are no address.
+    const fn attributes(self) -> u64 {
+        MEMATTR_NORMAL_WB << DESC_MEMATTR_SHIFT
+            | match self {
+                Self::Read => DESC_READ,
+                Self::ReadWrite => DESC_READ | DESC_WRITE,
+            }
+    }
 }
 
 /// The stage-2 tables' shape: of a granule size and an IPA width.
@@ -101,6 +114,66 @@ impl Shape {
     }
 }
 
+/// A realm's stage 2, for mappings that need no tables beyond those it has.
+#[derive(Clone, Copy, Debug)]
+pub struct Stage2 {
+    rd: u64,
+    shape: Shape,
+    /// The level of the largest entries that map memory.
+    largest: i64,
+}
+
+impl Stage2 {
+    /// Bytes of the largest entries that map memory.
+    pub fn largest_entry(shape: &Shape, features: &VendorFeatures) -> u64 {
+        shape.entry_size(features.largest_level())
+    }
+
+    /// The entries that map an extent: level-2 blocks where there are such and it is
+    /// aligned, pages elsewhere. It counts in granules.
+    fn entries(self, Extent { ipa, pa, size }: Extent) -> impl Iterator<Item = (Extent, i64)> {
+        let block = self.shape.entry_size(2);
+        let mut done = 0;
+        core::iter::from_fn(move || {
+            let left = size - done;
+            let (ipa, pa) = (ipa + done, pa + done);
+            let fits = (ipa | pa).is_multiple_of(block) && left >= block;
+            let level = if fits { self.largest } else { 3 };
+            let size = self.shape.entry_size(level);
+            done += size;
+            (left > 0).then_some((Extent { ipa, pa, size }, level))
+        })
+    }
+
+    /// The entries that map a piece of a guest's RAM.
+    fn entries_of(self, ram: &Ram, piece: usize) -> impl Iterator<Item = (Extent, i64)> {
+        let parts = ram.parts_of(piece);
+        parts.flat_map(move |part| self.entries(part))
+    }
+
+    /// Maps a piece of the guest's RAM, for which there are tables: all of it, or
+    /// after an error nothing.
+    pub fn map_piece(self, ram: &Ram, piece: usize, rights: Rights) -> Result<(), RealmError> {
+        for (entry, level) in self.entries_of(ram, piece) {
+            let desc = entry.pa | rights.attributes();
+            if let Err(error) = rmi_call::rtt_map_unprotected(self.rd, entry.ipa, level, desc) {
+                let mapped = self.entries_of(ram, piece);
+                for (mapped, level) in mapped.take_while(|(mapped, _)| mapped.ipa < entry.ipa) {
+                    self.unmap(mapped.ipa, level);
+                }
+                return Err(RealmError::Call("RTT_MAP_UNPROTECTED", error));
+            }
+        }
+        Ok(())
+    }
+
+    fn unmap(self, ipa: u64, level: i64) {
+        if let Err(error) = rmi_call::rtt_unmap_unprotected(self.rd, ipa, level).result {
+            leaked("RTT_UNMAP_UNPROTECTED", error);
+        }
+    }
+}
+
 /// What building and taking apart work with.
 #[derive(Clone, Copy, Debug)]
 pub struct BuildContext<'a> {
@@ -141,6 +214,8 @@ pub struct Realm {
     /// The level of the largest entries that map memory.
     largest: i64,
     mapped: Vec<Mapped>,
+    /// RAM that is mapped by pieces, those that say so.
+    by_pieces: Option<Arc<Ram>>,
     tables: usize,
     aux_count: usize,
     recs: Vec<Rec>,
@@ -199,6 +274,7 @@ impl Realm {
             vmid: None,
             largest: features.largest_level(),
             mapped: Vec::new(),
+            by_pieces: None,
             tables: 0,
             aux_count: 0,
             recs: Vec::new(),
@@ -273,31 +349,65 @@ impl Realm {
         self.shape
     }
 
-    /// Maps an extent of the host's memory into the guest, with level-2 blocks where
-    /// there are such and it is aligned. It counts in granules.
+    /// The stage 2, for mappings by pieces.
+    pub fn stage2(&self) -> Stage2 {
+        Stage2 {
+            rd: self.rd,
+            shape: self.shape,
+            largest: self.largest,
+        }
+    }
+
+    /// Maps what is claimed of a guest's RAM, and makes all tables that mapping the
+    /// rest takes, so that nothing is missing at a first touch.
+    ///
+    /// On an error a part may be mapped; `destroy` knows it.
+    pub async fn map_claimed(
+        &mut self,
+        context: BuildContext<'_>,
+        ram: &Arc<Ram>,
+    ) -> Result<(), RealmError> {
+        self.by_pieces = Some(ram.clone());
+        let stage2 = self.stage2();
+        let range = ram.range();
+        let mut last = [None; 5];
+        for ipa in range.step_by(PIECE_SIZE as usize) {
+            let Some(piece) = ram.piece_at(ipa) else {
+                continue;
+            };
+            for (entry, level) in stage2.entries_of(ram, piece) {
+                for below in self.shape.start_level + 1..=level {
+                    let base = entry.ipa & !(self.shape.entry_size(below - 1) - 1);
+                    let last = &mut last[below as usize];
+                    if *last != Some(base) {
+                        self.add_table(context.granules, base, below)?;
+                        *last = Some(base);
+                    }
+                }
+            }
+            context.pace.step().await;
+        }
+        for piece in ram.pieces().claimed() {
+            stage2.map_piece(ram, piece, Rights::ReadWrite)?;
+            ram.pieces().set_mapped(piece);
+            context.pace.step().await;
+        }
+        Ok(())
+    }
+
+    /// Maps an extent of the host's memory into the guest, with entries as large as
+    /// there are.
     ///
     /// On an error a part may be mapped; `destroy` knows it.
     pub async fn map(
         &mut self,
         context: BuildContext<'_>,
-        Extent { ipa, pa, size }: Extent,
+        extent: Extent,
         rights: Rights,
     ) -> Result<(), RealmError> {
-        let block = self.shape.entry_size(2);
-        let attributes = MEMATTR_NORMAL_WB << DESC_MEMATTR_SHIFT
-            | match rights {
-                Rights::Read => DESC_READ,
-                Rights::ReadWrite => DESC_READ | DESC_WRITE,
-            };
-        let mut done = 0;
-        while done < size {
-            let (ipa, pa) = (ipa + done, pa + done);
-            let fits = (ipa | pa).is_multiple_of(block) && size - done >= block;
-            let level = if fits { self.largest } else { 3 };
-            self.map_entry(context.granules, ipa, level, pa | attributes)?;
-            let size = self.shape.entry_size(level);
+        for (Extent { ipa, pa, size }, level) in self.stage2().entries(extent) {
+            self.map_entry(context.granules, ipa, level, pa | rights.attributes())?;
             self.note(ipa..ipa + size, level);
-            done += size;
             context.pace.step().await;
         }
         Ok(())
@@ -472,12 +582,19 @@ impl Realm {
             }
             pace.step().await;
         }
+        let stage2 = self.stage2();
         for Mapped { ipas, level } in self.mapped.drain(..) {
             for ipa in ipas.step_by(self.shape.entry_size(level) as usize) {
-                if let Err(error) = rmi_call::rtt_unmap_unprotected(self.rd, ipa, level).result {
-                    leaked("RTT_UNMAP_UNPROTECTED", error);
-                }
+                stage2.unmap(ipa, level);
                 pace.step().await;
+            }
+        }
+        if let Some(ram) = self.by_pieces.take() {
+            for piece in ram.pieces().mapped() {
+                for (entry, level) in stage2.entries_of(&ram, piece) {
+                    stage2.unmap(entry.ipa, level);
+                    pace.step().await;
+                }
             }
         }
         if self.tables > 0 {

@@ -176,6 +176,7 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
                 memory: MEMORY,
                 vcpus: 1,
                 mode: Mode::Plain,
+                populate: None,
                 console: None,
                 strict: false,
                 load: None,

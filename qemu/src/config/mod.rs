@@ -9,9 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-pub use guest_config::Mode;
 use guest_config::check;
 pub use guest_config::check::MAX_VCPUS;
+pub use guest_config::{Mode, Populate};
 
 use self::places::Places;
 use crate::guests::catalogue;
@@ -34,6 +34,8 @@ pub struct Guest {
     pub vcpus: u32,
     /// How its memory stands towards the host.
     pub mode: Mode,
+    /// When it gets its memory; the host decides by default.
+    pub populate: Option<Populate>,
     /// Whether its console is the machine's; the first guest's is by default.
     pub console: Option<bool>,
     /// Whether it is stopped when it accesses what it does not have.
@@ -65,6 +67,7 @@ impl Guest {
             memory: self.memory.bytes(),
             vcpus: self.vcpus,
             mode: self.mode,
+            populate: self.populate,
             console: self.console,
             strict: self.strict,
             load: self.load,
@@ -141,6 +144,7 @@ fn parse(bytes: &[u8], file: &str, folder: &Path) -> Result<(Vec<Guest>, Places)
             memory: Size::of_bytes(guest.memory),
             vcpus: guest.vcpus,
             mode: guest.mode,
+            populate: guest.populate,
             console: guest.console,
             strict: guest.strict,
             load: guest.load,
@@ -221,6 +225,7 @@ mod tests {
             ("initrd = \"src/main.rs\"", "initrd = \"a/initrd\"\n"),
             ("cmdline = \"x\"", "cmdline = \"x\"\n"),
             ("console = false", "console = false\n"),
+            ("populate = \"lazy\"", "populate = \"lazy\"\n"),
             ("strict = true", "strict = true\n"),
             ("mode = \"plain\"", "mode = \"plain\"\n"),
         ] {

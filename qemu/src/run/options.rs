@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
 
-use crate::config::{MAX_VCPUS, Mode};
+use crate::config::{MAX_VCPUS, Mode, Populate};
 use crate::machine::virt::DEFAULT_CPU;
 use crate::size::Size;
 
@@ -75,6 +75,12 @@ pub struct Boot {
     #[arg(conflicts_with_all = ["guests", "bundle"])]
     #[arg(help_heading = MACHINE)]
     pub mode: Mode,
+
+    /// When guests get their memory: all of it at start, or a piece at its first
+    /// touch [default: lazy, where that keeps mappings as large]
+    #[arg(long, value_parser = populates(), conflicts_with = "bundle")]
+    #[arg(help_heading = MACHINE)]
+    pub populate: Option<Populate>,
 
     /// Stop a guest that accesses what it does not have
     #[arg(long, conflicts_with = "bundle")]
@@ -183,6 +189,12 @@ pub struct Run {
 /// The modes of guests, by the words for them.
 fn modes() -> impl TypedValueParser<Value = Mode> {
     PossibleValuesParser::new(Mode::ALL.map(|(word, _)| word)).try_map(|word| word.parse::<Mode>())
+}
+
+/// When guests get their memory, by the words for it.
+fn populates() -> impl TypedValueParser<Value = Populate> {
+    let words = PossibleValuesParser::new(Populate::ALL.map(|(word, _)| word));
+    words.try_map(|word| word.parse::<Populate>())
 }
 
 /// A number of CPUs. How many a machine has at most is QEMU's to say.

@@ -123,6 +123,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
         let (mut list, places) = config::read(file)?;
         for guest in &mut list {
             guest.strict |= boot.strict;
+            guest.populate = boot.populate.or(guest.populate);
         }
         return Ok(Guests {
             list,
@@ -179,6 +180,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             memory: boot.memory,
             vcpus: boot.smp.unwrap_or(1),
             mode: boot.mode,
+            populate: boot.populate,
             console: None,
             strict: boot.strict,
             load: None,

@@ -290,6 +290,7 @@ fn guest(context: &Context, name: &str) -> Result<Guest> {
         memory: Size::mib(256),
         vcpus: 1,
         mode: Mode::Plain,
+        populate: None,
         console: None,
         strict: false,
         load: None,

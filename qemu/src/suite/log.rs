@@ -149,6 +149,7 @@ fn guest(context: &Context, program: &str, cmdline: &str, console: bool) -> Resu
         memory: Size::mib(64),
         vcpus: 1,
         mode: Mode::Plain,
+        populate: None,
         console: Some(console),
         strict: false,
         load: None,

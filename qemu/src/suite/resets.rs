@@ -132,6 +132,7 @@ fn guest(name: &str, kernel: &Path, cmdline: &str, console: bool) -> Guest {
         memory: Size::mib(8),
         vcpus: 1,
         mode: Mode::Plain,
+        populate: None,
         console: Some(console),
         strict: false,
         load: None,

@@ -82,6 +82,7 @@ fn guest(context: &Context, what: &str) -> Result<Guest> {
         memory: Size::mib(16),
         vcpus: 1,
         mode: Mode::Plain,
+        populate: None,
         console: Some(what == "measure"),
         strict: false,
         load: None,

@@ -1,0 +1,89 @@
+//! The RAM of a guest that runs: what the host may touch of it, and how the guest
+//! gets it.
+//!
+//! Of a guest that is populated lazily, every access of its RAM comes here before
+//! it is done, whoever does it: the guest's own as an abort, the host's by
+//! [`LiveRam::spot`]. Whoever comes first zeroes the piece and maps it; another who
+//! comes meanwhile waits for that, which takes no lock and waits for nobody.
+
+use super::ram::{Ram, Spot};
+use super::realm::{RealmError, Rights, Stage2};
+use alloc::sync::Arc;
+use core::sync::atomic::{Ordering, fence};
+
+/// When the guest got a piece of RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Populated {
+    /// Here.
+    Now,
+    /// Before, or from another CPU meanwhile.
+    Before,
+}
+
+/// RAM of a guest that runs.
+#[derive(Clone, Debug)]
+pub struct LiveRam {
+    ram: Arc<Ram>,
+    stage2: Stage2,
+    coherent: bool,
+}
+
+impl LiveRam {
+    /// The RAM that `stage2` maps, or will. `coherent`: all of the guest's accesses
+    /// are cached (FEAT_S2FWB).
+    pub fn new(ram: Arc<Ram>, stage2: Stage2, coherent: bool) -> Self {
+        Self {
+            ram,
+            stage2,
+            coherent,
+        }
+    }
+
+    /// All of the guest's accesses are cached.
+    pub fn is_coherent(&self) -> bool {
+        self.coherent
+    }
+
+    /// Whether there is RAM at `ipa`.
+    pub fn contains(&self, ipa: u64) -> bool {
+        self.ram.piece_at(ipa).is_some()
+    }
+
+    /// The place of `size` bytes at `ipa`, an aligned 1, 2, 4 or 8; `None` where
+    /// there is no RAM, or it cannot be had.
+    pub fn spot(&self, ipa: u64, size: u64) -> Option<Spot> {
+        // Aligned, all of it is in one piece.
+        let spot = self.ram.find(ipa, size)?;
+        self.populate(ipa)?.ok().map(|_| spot)
+    }
+
+    /// Lets the guest have the piece that `ipa` is in; `None` if there is no RAM. An
+    /// error is EL2's, which did not map it; the guest then has nothing of it.
+    pub fn populate(&self, ipa: u64) -> Option<Result<Populated, RealmError>> {
+        let piece = self.ram.piece_at(ipa)?;
+        let pieces = self.ram.pieces();
+        while !pieces.is_mapped(piece) {
+            if pieces.claim(piece) {
+                return Some(self.fill(piece).map(|()| Populated::Now));
+            }
+            core::hint::spin_loop();
+        }
+        Some(Ok(Populated::Before))
+    }
+
+    /// Fills a piece that is claimed here.
+    fn fill(&self, piece: usize) -> Result<(), RealmError> {
+        self.ram.zero_piece(piece);
+        if !self.coherent {
+            self.ram.clean_piece(piece);
+        }
+        // Who sees the piece by its tables sees zeros.
+        fence(Ordering::SeqCst);
+        let mapped = self.stage2.map_piece(&self.ram, piece, Rights::ReadWrite);
+        match mapped {
+            Ok(()) => self.ram.pieces().set_mapped(piece),
+            Err(_) => self.ram.pieces().unclaim(piece),
+        }
+        mapped
+    }
+}
