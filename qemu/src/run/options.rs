@@ -192,7 +192,7 @@ fn modes() -> impl TypedValueParser<Value = Mode> {
 }
 
 /// When guests get their memory, by the words for it.
-fn populates() -> impl TypedValueParser<Value = Populate> {
+pub fn populates() -> impl TypedValueParser<Value = Populate> {
     let words = PossibleValuesParser::new(Populate::ALL.map(|(word, _)| word));
     words.try_map(|word| word.parse::<Populate>())
 }

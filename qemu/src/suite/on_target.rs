@@ -134,6 +134,7 @@ pub fn cases() -> Vec<Case> {
             move |context| straddles(context, cpu),
         ));
     }
+    cases.extend(touches());
     for what in ["odd-gic", "code-gone", "races"] {
         cases.push(Case::new(
             format!("tests/trespass-{what}"),
@@ -291,6 +292,46 @@ pub fn cases() -> Vec<Case> {
             })
             .full(),
         );
+    }
+    cases
+}
+
+/// Fresh RAM is zero however it is touched, whenever the guest gets it; and so it is
+/// on QEMU itself.
+fn touches() -> Vec<Case> {
+    let mut cases = vec![Case::new("tests/touches-bare", |context| {
+        let kernel = build::program(&context.workspace, "touches")?;
+        let called = Call::bare(context)
+            .args(["--bare", "--initrd", "none", "--smp", "4"])
+            .args(["--memory", "384M", "--kernel"])
+            .args([kernel])
+            .call()?;
+        all_passed(called)
+    })];
+    for (granule, populate, cpu) in [
+        ("4k", "lazy", "max"),
+        // Without FEAT_S2FWB.
+        ("4k", "lazy", "neoverse-n1"),
+        ("4k", "eager", "max"),
+        ("16k", "lazy", "max"),
+        ("16k", "lazy", "cortex-a76"),
+        ("16k", "eager", "max"),
+        ("64k", "lazy", "max"),
+        ("64k", "lazy", "neoverse-n1"),
+    ] {
+        let name = format!("tests/touches-{populate}-{granule}-{cpu}");
+        cases.push(Case::new(name, move |context| {
+            let machine = ["--smp", "4", "--memory", "384M", "--cpu", cpu];
+            let how = ["--granule", granule, "--populate", populate];
+            let options = [&machine[..], &how].concat();
+            let called = guest(context, "touches", &options)?;
+            ensure!(
+                !called.stderr.contains(" ERROR "),
+                "it is told of an error\n{}",
+                called.stderr
+            );
+            all_passed(called)
+        }));
     }
     cases
 }

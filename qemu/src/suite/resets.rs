@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use super::boots::{LIMIT, ended_well, machine};
 use super::{Case, Context};
 use crate::build;
-use crate::config::{Guest, Mode};
+use crate::config::{Guest, Mode, Populate};
 use crate::run::capture::Capture;
 use crate::run::ending::Ending;
 use crate::size::Size;
@@ -37,12 +37,27 @@ pub fn cases() -> Vec<Case> {
                 .into_iter()
                 .try_for_each(|ram| together(context, ram))
         }),
-        Case::new("resets/ram-is-zero", |context| zero(context, "max")),
-        Case::new("resets/ram-is-zero-without-fwb", |context| {
-            zero(context, "cortex-a72")
-        }),
         Case::new("resets/ten", ten),
     ];
+    for (name, granule, cpu, populate) in [
+        ("", "4k", "max", None),
+        ("-without-fwb", "4k", "cortex-a72", None),
+        ("-eager", "4k", "max", Some(Populate::Eager)),
+        ("-eager-16k", "16k", "max", Some(Populate::Eager)),
+        ("-lazy-16k", "16k", "max", Some(Populate::Lazy)),
+        (
+            "-lazy-16k-without-fwb",
+            "16k",
+            "cortex-a76",
+            Some(Populate::Lazy),
+        ),
+        ("-lazy-64k", "64k", "max", Some(Populate::Lazy)),
+    ] {
+        cases.push(Case::new(
+            format!("resets/ram-is-zero{name}"),
+            move |context| zero(context, granule, cpu, populate),
+        ));
+    }
     for ram in (128..=1280).step_by(64) {
         let name = format!("resets/zstd-kernels-in-{ram}-MiB");
         cases.push(Case::new(name, move |context| together(context, ram)).full());
@@ -176,7 +191,7 @@ fn refused(capture: &mut Capture) -> Result<()> {
 
 /// A guest finds its RAM zero when it starts for the first time and after a reset,
 /// whatever the boot loader, the other guests' files and itself have left there.
-fn zero(context: &Context, cpu: &str) -> Result<()> {
+fn zero(context: &Context, granule: &str, cpu: &str, populate: Option<Populate>) -> Result<()> {
     let folder = tempfile::tempdir_in(&context.folder)?;
     let kernel = build::program(&context.workspace, "reset")?;
     let initrd = folder.path().join("initrd");
@@ -188,9 +203,14 @@ fn zero(context: &Context, cpu: &str) -> Result<()> {
     guests[0].memory = Size::mib(192);
     guests[1].memory = Size::mib(64);
     guests[1].initrd = Some(initrd);
+    for guest in &mut guests {
+        guest.populate = populate;
+    }
     let mut machine = machine(context, folder.path(), &guests)?;
     machine.cpu = cpu.into();
     machine.ram = Size::mib(768);
+    let own = format!("granule={granule}");
+    machine.append = machine.append.replace("granule=4k", &own);
     let pattern = folder.path().join("pattern");
     fs::write(&pattern, vec![0xa5; 256 << 20])?;
     let loader = format!(
@@ -200,12 +220,14 @@ fn zero(context: &Context, cpu: &str) -> Result<()> {
     machine.extra = vec!["-device".into(), loader.into()];
     let mut capture = Capture::start(&machine, LIMIT, false)?;
     let talk = |capture: &mut Capture| -> Result<()> {
-        for _ in 0..2 {
-            capture.until("sweep: 0 words")?;
+        for life in 1..=3 {
+            capture.until("sweep: ")?;
             capture.until("boot")?;
+            let clean = !capture.last_words().contains("FAIL");
+            ensure!(clean, "life {life}: its RAM is not zero");
             capture.type_in("r")?;
         }
-        capture.until("sweep: 0 words")
+        Ok(())
     };
     talk(&mut capture).map_err(|error| error.context(capture.last_words()))
 }
