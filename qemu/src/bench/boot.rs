@@ -12,11 +12,11 @@ use serde::Serialize;
 use super::counted::{self, Counting, MEMORY};
 use super::first_process;
 use crate::build;
-use crate::config::{Guest, Mode};
+use crate::config::{Guest, Mode, Populate};
 use crate::guests::catalogue;
 use crate::guests::fetch::Cache;
 use crate::machine::virt::{DEFAULT_CPU, Machine};
-use crate::run::options::Granule;
+use crate::run::options::{Granule, populates};
 use crate::scratch;
 use crate::setup::qemu::Qemu;
 use crate::ui::Step;
@@ -48,6 +48,11 @@ pub struct Options {
     #[arg(long, value_name = "GRANULE", default_value = "4k")]
     pub granule: Granule,
 
+    /// When the guest gets its memory: all at start, or a piece at its first touch
+    /// [default: the host's choice]
+    #[arg(long, value_parser = populates())]
+    pub populate: Option<Populate>,
+
     /// An image built before, instead of building one
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
@@ -61,6 +66,7 @@ impl Default for Options {
             repeat: 1,
             cpu: DEFAULT_CPU.into(),
             granule: Granule::K4,
+            populate: None,
             image: None,
         }
     }
@@ -176,7 +182,7 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
                 memory: MEMORY,
                 vcpus: 1,
                 mode: Mode::Plain,
-                populate: None,
+                populate: options.populate,
                 console: None,
                 strict: false,
                 load: None,
