@@ -155,6 +155,20 @@ pub fn cases() -> Vec<Case> {
             }
         }
     }
+    // The other way than each granule's own; see `bench boot` for what it costs.
+    for (granule, populate) in [("4k", "eager"), ("16k", "lazy"), ("64k", "lazy")] {
+        let body = move |context: &Context| {
+            Call::run(context)?
+                .args(["--guest", "debian13", "--smp", "4", "--exec", "nproc"])
+                .args(["--granule", granule, "--populate", populate])
+                .call()?
+                .ended(0)?
+                .printed("4\n")?
+                .calmly()?;
+            Ok(())
+        };
+        cases.push(Case::new(format!("boots/{populate}-{granule}"), body).boots(LINUX));
+    }
     cases.extend([
         Case::new("boots/exec-status", |context| {
             Call::run(context)?
