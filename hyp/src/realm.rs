@@ -41,6 +41,15 @@ pub enum State {
     SystemOff = 2,
 }
 
+/// See [`Realm::shared_from`].
+pub const fn shared_from(flags: RealmFlags, ipa_bits: u8) -> u64 {
+    if flags.contains(RealmFlags::NONCONF) {
+        0
+    } else {
+        1 << (ipa_bits - 1)
+    }
+}
+
 /// The granules of a realm's root, one after another.
 #[derive(Clone, Copy, Debug)]
 pub struct Roots {
@@ -58,6 +67,9 @@ pub struct Realm {
     pub flags: RealmFlags,
     /// Width of its IPA space.
     pub ipa_bits: u8,
+    /// Where the half of its IPA space begins that it shares with the host, and where
+    /// its devices stand: 0 for a plain guest, which has no other.
+    pub shared_from: u64,
     /// Its tag in TLBs.
     pub vmid: u16,
     /// `VTTBR_EL2` while one of its RECs runs.
@@ -86,10 +98,12 @@ impl Realm {
     /// A realm in state NEW.
     pub fn new(flags: RealmFlags, vmid: u16, roots: Roots, rtt: Rtt<RttMem>) -> Self {
         let geometry = *rtt.geometry();
+        let ipa_bits = geometry.ipa_bits();
         Self {
             state: AtomicU8::new(State::New as u8),
             flags,
-            ipa_bits: geometry.ipa_bits(),
+            ipa_bits,
+            shared_from: shared_from(flags, ipa_bits),
             vmid,
             vttbr: rtt.regs().vttbr,
             vtcr: geometry.vtcr(),
@@ -112,6 +126,21 @@ impl Realm {
         // SAFETY: an RD granule holds a `Realm`; what changes in it is atomic or
         // behind a lock.
         unsafe { &*phys::pointer::<Self>(pa) }
+    }
+
+    /// Its memory is no matter of the host's.
+    pub fn is_confidential(&self) -> bool {
+        self.shared_from != 0
+    }
+
+    /// An address of memory that the host cannot reach.
+    pub fn is_protected(&self, ipa: u64) -> bool {
+        ipa < self.shared_from
+    }
+
+    /// An address that a vCPU may begin at: of a confidential guest's own half.
+    pub fn is_executable(&self, ipa: u64) -> bool {
+        ipa >> self.ipa_bits == 0 && (!self.is_confidential() || self.is_protected(ipa))
     }
 
     /// Its state.

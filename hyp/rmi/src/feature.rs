@@ -65,8 +65,8 @@ pub struct VendorFeatures {
     pub nonconf: bool,
     /// `REALM_CREATE` takes [`crate::params::RealmFlags::EL2_VGIC`], \[18\].
     pub el2_vgic: bool,
-    /// `REALM_CREATE` serves confidential realms, as RMI 1.0 has them, \[19\].
-    pub confidential: bool,
+    /// `REALM_CREATE` takes [`crate::params::RealmFlags::PROTECTED`], \[19\].
+    pub protected: bool,
     /// VMIDs of realms have 16 bits, else 8; \[20\].
     pub vmid16: bool,
 }
@@ -79,7 +79,7 @@ impl VendorFeatures {
             | (self.fwb as u64) << 16
             | (self.nonconf as u64) << 17
             | (self.el2_vgic as u64) << 18
-            | (self.confidential as u64) << 19
+            | (self.protected as u64) << 19
             | (self.vmid16 as u64) << 20
     }
 
@@ -91,7 +91,7 @@ impl VendorFeatures {
             fwb: raw >> 16 & 1 != 0,
             nonconf: raw >> 17 & 1 != 0,
             el2_vgic: raw >> 18 & 1 != 0,
-            confidential: raw >> 19 & 1 != 0,
+            protected: raw >> 19 & 1 != 0,
             vmid16: raw >> 20 & 1 != 0,
         }
     }
@@ -138,7 +138,7 @@ mod tests {
             fwb: true,
             nonconf: true,
             el2_vgic: true,
-            confidential: false,
+            protected: true,
             vmid16: true,
         };
         assert_eq!(VendorFeatures::unpack(f.pack()), f);

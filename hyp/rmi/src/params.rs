@@ -15,6 +15,9 @@ bitflags::bitflags! {
         const SVE = 1 << 1;
         /// The realm has a PMU.
         const PMU = 1 << 2;
+        /// Vendor: a guest that knows nothing of realms: RSI is not there, PSCI is by
+        /// HVC too, nothing is measured. Its memory is its own all the same.
+        const PROTECTED = 1 << 61;
         /// Vendor: a plain guest. Its memory stays the host's: all of its IPA
         /// space is unprotected, and unprotected memory is executable.
         const NONCONF = 1 << 62;

@@ -33,6 +33,15 @@ pub enum EntryState {
     Table = 2,
 }
 
+bitflags::bitflags! {
+    /// `flags` of `DATA_CREATE` (DEN0137 1.0, B4.4.2 RmiDataFlags).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct DataFlags: u64 {
+        /// The content counts in the realm's measurement, not its address alone.
+        const MEASURE = 1 << 0;
+    }
+}
+
 /// Realm IPA state (DEN0137 1.0, A5.2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

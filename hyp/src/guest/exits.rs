@@ -6,6 +6,7 @@ use arm64::regs::{
     ICC_DIR_EL1, ICC_SGI0R_EL1, ICC_SGI1R_EL1, ICC_SRE_EL1, ICH_VMCR_EL2, MDSCR_EL1, OSLSR_EL1,
     SCTLR_EL1, TCR_EL1,
 };
+use core::fmt;
 use core::sync::atomic::Ordering;
 use log::warn;
 use rmi::psci::{self as codes, Psci};
@@ -14,13 +15,14 @@ use rmi::smccc::Smccc;
 use rmi::vendor::{GICD_IPA, GICR_IPA};
 use vgic::{At, Frame, Read, SgiRegister};
 
+use super::confidential;
 use super::psci::{self, Answer, Cpus};
 use super::record::Record;
 use super::vcpu::RunningVcpu;
 use crate::cpu::{Cpu, access, inject};
 use crate::errata;
 use crate::log::trace;
-use crate::realm::State;
+use crate::realm::{Realm, State};
 use crate::rec::{Pending, VcpuState};
 use arm64::syndrome::{Class, Syndrome};
 use arm64::sysreg::Sysreg;
@@ -44,7 +46,7 @@ pub fn synchronous(
     match esr.class() {
         Class::DATA_ABORT_LOWER => data_abort(vcpu, state, esr),
         Class::INST_ABORT_LOWER => match access::fault_ipa(esr, state.gprs.pstate) {
-            Some(ipa) => abort_exit(state, esr, ipa),
+            Some(ipa) => abort_exit(vcpu, state, esr, ipa),
             None => Next::Enter,
         },
         Class::SYSREG => system_register(vcpu, state, esr),
@@ -62,14 +64,21 @@ pub fn synchronous(
         // Hidden features, and what no guest of ours should do.
         class => {
             if vcpu.cpu.logged.first(0x8000_0000 | u32::from(class.0)) {
-                warn!(
-                    "guest vmid {}: {} at {:#x}: undefined",
-                    vcpu.realm.vmid, esr, state.gprs.pc
-                );
+                undefined(vcpu.realm, state, format_args!("{esr}"));
             }
             inject::undefined(&mut state.gprs);
             Next::Enter
         }
+    }
+}
+
+/// Says what a guest executed that it does not have; where, of a plain guest alone.
+fn undefined(realm: &Realm, state: &VcpuState, what: fmt::Arguments<'_>) {
+    let (vmid, pc) = (realm.vmid, state.gprs.pc);
+    if realm.is_confidential() {
+        warn!("guest vmid {vmid}: {what}: undefined");
+    } else {
+        warn!("guest vmid {vmid}: {what} at {pc:#x}: undefined");
     }
 }
 
@@ -89,12 +98,14 @@ fn data_abort(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) 
         state.gprs.step_over(esr);
         return Next::Enter;
     }
-    abort_exit(state, esr, ipa)
+    abort_exit(vcpu, state, esr, ipa)
 }
 
 /// The register of the guest's interrupt controller that stands at `ipa`: QEMU
-/// virt's map, which the host's device tree for it names too.
+/// virt's map, in the half that is shared, which the host's device tree for it names
+/// too.
 fn gic_frame(vcpu: &RunningVcpu<'_>, ipa: u64) -> Option<(Frame, u64)> {
+    let ipa = ipa.checked_sub(vcpu.realm.shared_from)?;
     if let Some(offset) = ipa.checked_sub(GICD_IPA)
         && offset < vgic::DISTRIBUTOR_SIZE
     {
@@ -135,7 +146,10 @@ fn gic_access(
 
 /// An abort that only the host can answer: by emulation, by mapping, or by
 /// stopping the guest.
-fn abort_exit(state: &mut VcpuState, esr: Syndrome, ipa: u64) -> Next {
+fn abort_exit(vcpu: &RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome, ipa: u64) -> Next {
+    if vcpu.realm.is_confidential() {
+        return confidential::abort(vcpu, state, esr, ipa);
+    }
     let far = FAR_EL2.get();
     let emulatable = esr.is_emulatable();
     state.pending = if emulatable {
@@ -165,7 +179,7 @@ fn wait(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) -> Nex
         return Next::Enter;
     }
     Next::Exit(Record {
-        esr: esr.0,
+        esr: confidential::of_wait(vcpu.realm, esr),
         ..Record::new(ExitReason::Sync)
     })
 }
@@ -182,9 +196,10 @@ impl Cpus for Cpu {
     }
 }
 
-/// HVC or SMC, and its line in the trace of calls.
+/// HVC or SMC, and its line in the trace of calls, which a confidential guest has
+/// none in.
 fn traced_call(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState) -> Next {
-    if !trace::calls() {
+    if !trace::calls() || vcpu.realm.is_confidential() {
         return call(vcpu, state);
     }
     let [x0, x1, x2, x3, ..] = state.gprs.x;
@@ -208,7 +223,7 @@ fn call(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState) -> Next {
     };
     let exit = || {
         Next::Exit(Record {
-            gprs: x,
+            gprs: confidential::of_call(vcpu.realm, x),
             ..Record::new(ExitReason::Psci)
         })
     };
@@ -226,7 +241,7 @@ fn call(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState) -> Next {
             if known(vcpu, target).is_none() {
                 return returned(state, codes::INVALID_PARAMETERS as u64);
             }
-            if entry >> vcpu.realm.ipa_bits != 0 || entry & 3 != 0 {
+            if !vcpu.realm.is_executable(entry) || entry & 3 != 0 {
                 return returned(state, codes::INVALID_ADDRESS as u64);
             }
             if known(vcpu, target) == Some(vcpu.rec.index) {
@@ -284,10 +299,7 @@ fn system_register(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndr
     } else {
         if vcpu.cpu.logged.first(esr.sysreg()) {
             let what = if reads { "read" } else { "write" };
-            warn!(
-                "guest vmid {}: {what} of {register} at {:#x}: undefined",
-                vcpu.realm.vmid, state.gprs.pc
-            );
+            undefined(vcpu.realm, state, format_args!("{what} of {register}"));
         }
         inject::undefined(&mut state.gprs);
     }

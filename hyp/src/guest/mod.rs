@@ -1,5 +1,6 @@
 //! A guest's turn: the loop around it, and what EL2 serves without the host.
 
+mod confidential;
 pub mod exits;
 pub mod interrupts;
 pub mod psci;

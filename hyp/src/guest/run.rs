@@ -7,6 +7,7 @@ use arm64::regs::{CNTPCT_EL0, ESR_EL2, FAR_EL2};
 use rmi::run::{EnterFlags, ExitReason};
 use rmi::vendor::Exit;
 
+use super::confidential;
 use super::exits::{self, Next};
 use super::record::{Entry, Record};
 use super::vcpu::RunningVcpu;
@@ -67,7 +68,9 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
         fp: &mut state.fp,
         fp_pe: &state.fp_pe,
     });
-    record.pc = [state.gprs.pc, state.gprs.pstate];
+    if !realm.is_confidential() {
+        record.pc = [state.gprs.pc, state.gprs.pstate];
+    }
     record.timers = [
         state.ptimer.read_ctl(now),
         state.ptimer.cval,
@@ -105,7 +108,7 @@ fn turns(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState) -> Record {
             Exception::Fiq => return Record::new(ExitReason::Fiq),
             Exception::SError => {
                 return Record {
-                    esr: esr.0,
+                    esr: confidential::of_error(vcpu.realm, esr),
                     ..Record::new(ExitReason::SError)
                 };
             }

@@ -138,6 +138,19 @@ pub unsafe fn read_bytes(pa: u64, bytes: &mut [u8]) -> Result<()> {
     outcome(unsafe { routines::guarded_copy(bytes.as_mut_ptr(), pointer(pa), bytes.len()) })
 }
 
+/// Copies `len` bytes of memory that a lower level may have named.
+///
+/// # Errors
+/// [`ExternalAbort`]; a part may have been copied.
+///
+/// # Safety
+/// Both are mapped in EL2's own map, apart from each other, and of granules in which
+/// EL2 keeps nothing.
+pub unsafe fn copy(to: u64, from: u64, len: u64) -> Result<()> {
+    // SAFETY: the caller's promise.
+    outcome(unsafe { routines::guarded_copy(pointer(to), pointer(from), len as usize) })
+}
+
 /// Writes a value to memory of a lower level.
 ///
 /// # Errors

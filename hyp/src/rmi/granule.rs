@@ -45,12 +45,11 @@ pub fn delegate(system: &System, pa: u64) -> Outcome {
 pub fn undelegate(system: &System, pa: u64) -> Outcome {
     let locked = args::lock(system, pa, State::Delegated)?;
     let size = system.granules.size();
-    if !system.features.fwb {
-        // The host may look past the caches, where what was written there before
-        // the zeros can still stand.
-        // SAFETY: a delegated granule is RAM, which EL2's own map has.
-        unsafe { guarded::clean_invalidate(pa, size, system.features.dcache_line) };
-    }
+    // Somebody may look past the caches, where what was written there before the
+    // zeros can still stand: the host, where FEAT_S2FWB does not forbid it; a guest
+    // by a mapping that is not cacheable; a device.
+    // SAFETY: a delegated granule is RAM, which EL2's own map has.
+    unsafe { guarded::clean_invalidate(pa, size, system.features.dcache_line) };
     system.host.give(pa, size).map_err(|_| Status::ErrorInput)?;
     // Before anybody may map it: a block that holds it is counted by then.
     system.granules.return_to_host(pa);

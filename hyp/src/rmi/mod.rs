@@ -7,6 +7,7 @@
 //! What the host keeps in its own memory is copied once and then checked.
 
 mod args;
+mod data;
 #[cfg(not(target_os = "none"))]
 pub mod fake;
 mod granule;
@@ -97,12 +98,26 @@ pub fn serve(system: &'static System, cpu: &mut Cpu, command: Command) -> Option
             let Walked { outcome, top } = rtt::unmap_unprotected(system, rd, ipa, level);
             return Some(answer_with(outcome, |_| [top, 0, 0, 0]));
         }
-        // Confidential realms come with their own issue.
-        Command::DataCreate { .. }
-        | Command::DataCreateUnknown { .. }
-        | Command::DataDestroy { .. }
-        | Command::RttInitRipas { .. }
-        | Command::RttSetRipas { .. } => return Some(UNKNOWN),
+        Command::DataCreate {
+            rd,
+            data,
+            ipa,
+            src,
+            flags,
+        } => data::create(system, rd, data, ipa, data::Content { src, flags }).map(no_outputs),
+        Command::DataCreateUnknown { rd, data, ipa } => {
+            data::create_unknown(system, rd, data, ipa).map(no_outputs)
+        }
+        Command::DataDestroy { rd, ipa } => {
+            let Walked { outcome, top } = data::destroy(system, rd, ipa);
+            return Some(answer_with(outcome, |data| [data.unwrap_or(0), top, 0, 0]));
+        }
+        Command::RttInitRipas { rd, base, top } => {
+            data::init_ripas(system, rd, base, top).map(|top| outputs(&[top]))
+        }
+        Command::RttSetRipas { rd, rec, base, top } => {
+            data::set_ripas(system, rd, rec, base, top).map(|top| outputs(&[top]))
+        }
     };
     Some(answer(outcome))
 }

@@ -20,8 +20,10 @@ const MAX_ROOTS: usize = 16;
 pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
     let params: RealmParams = copy_from_host(system, params)?;
     let flags = RealmFlags::from_bits(params.flags).ok_or(Status::ErrorInput)?;
-    // Plain guests only, for now; SVE and PMU are hidden from all.
-    if !flags.contains(RealmFlags::NONCONF | RealmFlags::EL2_VGIC)
+    let mode = flags & (RealmFlags::NONCONF | RealmFlags::PROTECTED);
+    // Plain or protected, with EL2's vGIC; SVE and PMU are hidden from all.
+    if ![RealmFlags::NONCONF, RealmFlags::PROTECTED].contains(&mode)
+        || !flags.contains(RealmFlags::EL2_VGIC)
         || flags.intersects(RealmFlags::SVE | RealmFlags::PMU)
     {
         return Err(Status::ErrorInput);
@@ -73,7 +75,14 @@ pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
     let tables = RttMem {
         granules: &system.granules,
     };
-    let Ok(rtt) = Rtt::new(geometry, root, Vmid::new(params.vmid), tables, Ipa::new(0)) else {
+    let protected_end = Ipa::new(realm::shared_from(flags, params.s2sz));
+    let Ok(rtt) = Rtt::new(
+        geometry,
+        root,
+        Vmid::new(params.vmid),
+        tables,
+        protected_end,
+    ) else {
         system.vmids.release(params.vmid);
         return Err(Status::ErrorInput);
     };

@@ -6,7 +6,6 @@
 //! PC and the flags, never the rest of PSTATE.
 
 use ::rmi::Status;
-use ::rmi::params::RealmFlags;
 use ::rmi::registers::{Finish, Registers};
 use zerocopy::FromZeros;
 
@@ -40,7 +39,7 @@ fn with<R>(
     let vcpu = unsafe { Rec::at(rec) };
     // SAFETY: it counts in its RD.
     let realm = unsafe { Realm::at(vcpu.rd) };
-    if !realm.flags.contains(RealmFlags::NONCONF) {
+    if realm.is_confidential() {
         return Err(Status::ErrorInput);
     }
     // SAFETY: the REC's lock is held, and it does not run.

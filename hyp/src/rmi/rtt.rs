@@ -1,4 +1,4 @@
-//! The RTT commands of a plain guest: tables, and the host's memory in them.
+//! The RTT commands: tables, and the host's memory in them.
 //!
 //! Memory of the host's that a guest maps is counted while it is mapped
 //! ([`crate::memory::lent`]).
@@ -14,12 +14,15 @@ use crate::memory::{maintenance, phys};
 use crate::realm::{Realm, RttMem};
 use crate::system::System;
 
+/// A realm's tables.
+pub type Tables = pgtable::Rtt<RttMem>;
+
 /// Calls `f` with the realm's tables, under the RD's lock no longer than to find
 /// them: the realm cannot go while its `rtt` lock is held.
-fn with_rtt<R>(
+pub fn with_rtt<R>(
     system: &System,
     rd: u64,
-    f: impl FnOnce(&mut pgtable::Rtt<RttMem>, &mut maintenance::Pe) -> R,
+    f: impl FnOnce(&mut Tables, &mut maintenance::Pe) -> R,
 ) -> Result<R, Status> {
     let rd_lock = lock(system, rd, State::Rd)?;
     // SAFETY: the RD's lock is held until its `rtt` lock is, and REALM_DESTROY
@@ -37,14 +40,14 @@ fn with_rtt_at<R>(
     system: &System,
     rd: u64,
     at: i64,
-    f: impl FnOnce(&mut pgtable::Rtt<RttMem>, &mut maintenance::Pe, Level) -> R,
+    f: impl FnOnce(&mut Tables, &mut maintenance::Pe, Level) -> R,
 ) -> Result<R, Status> {
     let at = level(at)?;
     with_rtt(system, rd, |tables, pe| f(tables, pe, at))
 }
 
 /// The status of a failure of a command that has no budget.
-fn status(error: RttError) -> Status {
+pub fn status(error: RttError) -> Status {
     match error {
         RttError::Input | RttError::Again => Status::ErrorInput,
         RttError::Rtt { level, .. } => Status::ErrorRtt(level.get() as u8),
@@ -52,7 +55,7 @@ fn status(error: RttError) -> Status {
 }
 
 /// What a walk reports to the host; `None` if the budget ended.
-fn walked<T>(result: Result<(T, Ipa), RttError>) -> Option<Walked<T>> {
+pub fn walked<T>(result: Result<(T, Ipa), RttError>) -> Option<Walked<T>> {
     let (outcome, top) = match result {
         Ok((value, top)) => (Ok(value), top.get()),
         Err(RttError::Again) => return None,
@@ -95,7 +98,7 @@ pub fn destroy(system: &System, rd: u64, ipa: u64, at: i64) -> Option<Walked<u64
         let mut unmapped =
             |leaf: RemovedLeaf| system.granules.take_back(leaf.pa().get(), leaf.size());
         let removed = tables.destroy(pe, Ipa::new(ipa), at, &mut unmapped, &mut budget())?;
-        scrub_table(system, removed.pa.get());
+        scrub(system, removed.pa.get(), State::Rtt);
         Ok((removed.pa.get(), removed.top))
     });
     match removed {
@@ -123,7 +126,7 @@ pub fn fold(system: &System, rd: u64, ipa: u64, at: i64) -> Outcome<u64> {
         }
         let folded = tables.fold(pe, Ipa::new(ipa), at);
         if let Ok(table) = folded {
-            scrub_table(system, table.get());
+            scrub(system, table.get(), State::Rtt);
         }
         match (folded, block) {
             (Ok(_), Some(block)) => system.granules.take_back_all_pages(block),
@@ -135,12 +138,12 @@ pub fn fold(system: &System, rd: u64, ipa: u64, at: i64) -> Outcome<u64> {
     folded.map(Pa::get).map_err(status)
 }
 
-/// A table that left its tree becomes a delegated granule again.
-fn scrub_table(system: &System, pa: u64) {
-    if let Some(table) = system.granules.get(pa).and_then(|g| g.lock(State::Rtt)) {
-        // SAFETY: the tree has let go of it, and no walker knows it.
+/// A table, or memory, that left its tree becomes a delegated granule again.
+pub fn scrub(system: &System, pa: u64, was: State) {
+    if let Some(granule) = system.granules.get(pa).and_then(|g| g.lock(was)) {
+        // SAFETY: the tree has let go of it, and no walker and no TLB knows it.
         unsafe { phys::zero(pa, system.granules.size()) };
-        table.unlock_as(State::Delegated);
+        granule.unlock_as(State::Delegated);
     }
 }
 
@@ -211,10 +214,7 @@ fn parse(descriptor: u64) -> Option<(u64, Attrs)> {
         abi::MEMATTR_NORMAL_WB => Memory::Normal,
         abi::MEMATTR_NORMAL_NC => Memory::NormalNonCacheable,
         abi::MEMATTR_PASSTHROUGH => Memory::FromStage1,
-        0 => Memory::Device(pgtable::Device::NGnRnE),
-        1 => Memory::Device(pgtable::Device::NGnRE),
-        2 => Memory::Device(pgtable::Device::NGRE),
-        3 => Memory::Device(pgtable::Device::GRE),
+        // Reserved; or Device, which no RAM is in any guest.
         _ => return None,
     };
     let access = match (
@@ -226,16 +226,8 @@ fn parse(descriptor: u64) -> Option<(u64, Attrs)> {
         (false, true) => Access::Write,
         (true, true) => Access::ReadWrite,
     };
-    // A plain guest executes what it can read: only confidential realms have
-    // unprotected memory that is never executable.
-    let execute = match memory {
-        Memory::Device(_) => Execute::Never,
-        _ => Execute::All,
-    };
-    Some((
-        descriptor & abi::DESC_OA,
-        Attrs::MEMORY.memory(memory).access(access).execute(execute),
-    ))
+    let attrs = Attrs::MEMORY.memory(memory).access(access);
+    Some((descriptor & abi::DESC_OA, attrs))
 }
 
 /// Maps the host's memory at `ipa` by one entry of `at`.
@@ -243,6 +235,14 @@ pub fn map_unprotected(system: &System, rd: u64, ipa: u64, at: i64, descriptor: 
     let (pa, attrs) = parse(descriptor).ok_or(Status::ErrorInput)?;
     let mapped = with_rtt_at(system, rd, at, |tables, pe, at| {
         let geometry = *tables.geometry();
+        // A plain guest executes what it can read; a confidential one nothing that
+        // the host can write.
+        let is_confidential = tables.is_protected(Ipa::new(0));
+        let attrs = attrs.execute(if is_confidential {
+            Execute::Never
+        } else {
+            Execute::All
+        });
         if !geometry.leaf_ok(at) || pa % geometry.span(at) != 0 {
             return Err(RttError::Input);
         }
@@ -261,7 +261,7 @@ pub fn map_unprotected(system: &System, rd: u64, ipa: u64, at: i64, descriptor: 
 }
 
 /// The host's memory that one entry of `at` maps at `ipa`.
-fn mapped_at(tables: &pgtable::Rtt<RttMem>, ipa: u64, at: Level) -> Option<u64> {
+fn mapped_at(tables: &Tables, ipa: u64, at: Level) -> Option<u64> {
     match tables.read(Ipa::new(ipa), at) {
         Ok(entry) if entry.level == at => match entry.state {
             RttState::AssignedNs { pa, .. } => Some(pa.get()),
@@ -306,8 +306,7 @@ mod tests {
                 };
                 assert_eq!(to, pa);
                 assert_eq!(describe(Pa::new(to), attrs), descriptor);
-                let device = matches!(attrs.memory, Memory::Device(_));
-                assert_eq!(attrs.execute == Execute::Never, device, "{memory}");
+                assert!(!matches!(attrs.memory, Memory::Device(_)), "{memory}");
             }
         }
         let known = abi::DESC_OA

@@ -8,6 +8,7 @@ extern crate std;
 
 mod hostile;
 mod posted;
+mod protected;
 mod recs;
 mod registers;
 mod tables;
@@ -79,12 +80,19 @@ impl Host {
 
     /// RD at page 1, roots from 16 on (aligned for 16 of them), params at 2.
     pub(crate) fn realm(&mut self) {
+        self.realm_of(RealmFlags::NONCONF);
+    }
+
+    /// The same, of another mode.
+    fn realm_of(&mut self, mode: RealmFlags) {
         self.ok(fid::RMI_GRANULE_DELEGATE, &[self.page(1)]);
         let roots = self.geometry().root_tables() as u64;
         for n in 0..roots {
             self.ok(fid::RMI_GRANULE_DELEGATE, &[self.page(16 + n)]);
         }
-        self.write(2, self.realm_params(1, 16));
+        let mut params = self.realm_params(1, 16);
+        params.flags = (mode | RealmFlags::EL2_VGIC).bits();
+        self.write(2, params);
         self.ok(fid::RMI_REALM_CREATE, &[self.page(1), self.page(2)]);
     }
 
@@ -263,13 +271,7 @@ fn realms_do_not_share_a_vmid() {
 #[test]
 fn what_is_not_there_says_so() {
     let mut h = Host::new(Granule::K4, RAM_SIZE);
-    for function in [
-        fid::RMI_DATA_CREATE,
-        fid::RMI_RTT_INIT_RIPAS,
-        0xc400_0156,
-        0xc600_00ff,
-        0,
-    ] {
+    for function in [0xc400_0156, 0xc400_0160, 0xc400_0163, 0xc600_00ff, 0] {
         assert_eq!(
             h.call(raw(function, &[]))[0],
             NOT_SUPPORTED,

@@ -30,7 +30,7 @@ pub fn features(system: &System) -> VendorFeatures {
         fwb: system.features.fwb,
         nonconf: true,
         el2_vgic: true,
-        confidential: false,
+        protected: true,
         vmid16: system.features.vmid16,
     }
 }
@@ -109,7 +109,9 @@ pub fn set_posted(system: &System, rd: u64, page: u64, ipa: u64, delay: u64) -> 
         return outcome(realm.posted.end(&system.granules));
     }
     let aligned = ipa.is_multiple_of(posted::PAGE as u64);
-    if !aligned || ipa >> realm.ipa_bits != 0 || realm.posted.is_set() || is_gic(ipa) {
+    let shared = ipa.checked_sub(realm.shared_from);
+    let at = shared.ok_or(Status::ErrorInput)?;
+    if !aligned || ipa >> realm.ipa_bits != 0 || realm.posted.is_set() || is_gic(at) {
         return Err(Status::ErrorInput);
     }
     let pin = pin(system, page)?;
@@ -118,7 +120,8 @@ pub fn set_posted(system: &System, rd: u64, page: u64, ipa: u64, delay: u64) -> 
     Ok(())
 }
 
-/// Whether EL2's vGIC has its registers there, for some number of vCPUs.
+/// Whether EL2's vGIC has its registers there, from the shared half's begin, for some
+/// number of vCPUs.
 const fn is_gic(ipa: u64) -> bool {
     let frames = MAX_RECS as u64 * vgic::REDISTRIBUTOR_SIZE;
     ipa.wrapping_sub(GICD_IPA) < vgic::DISTRIBUTOR_SIZE || ipa.wrapping_sub(GICR_IPA) < frames
@@ -163,12 +166,18 @@ pub fn rec_pending(system: &System, rec: u64) -> Outcome<bool> {
     Ok(pending)
 }
 
-/// The last exits of a vCPU that does not run, oldest first.
+/// The last exits of a plain guest's vCPU that does not run, oldest first.
 pub fn rec_history(system: &System, rec: u64, pa: u64) -> Outcome<u64> {
     let _pin = pin(system, pa)?;
     let _lock = lock_idle_rec(system, rec)?;
+    // SAFETY: the REC's lock is held.
+    let vcpu = unsafe { Rec::at(rec) };
+    // SAFETY: it counts in its RD.
+    if unsafe { Realm::at(vcpu.rd) }.is_confidential() {
+        return Err(Status::ErrorInput);
+    }
     // SAFETY: the REC's lock is held, and it does not run.
-    let run = unsafe { &*Rec::at(rec).state.get() };
+    let run = unsafe { &*vcpu.state.get() };
     let count = run.exits.min(HISTORY_LEN as u64);
     for n in 0..count {
         let exit: Exit = run.history[((run.exits - count + n) % HISTORY_LEN as u64) as usize];

@@ -231,8 +231,16 @@ fn pages_of_a_block_that_is_not_whole_do_not_fold() {
 /// Without FEAT_S2FWB a host looks past the caches: memory has the zeros too.
 #[test]
 fn what_comes_back_is_zero_in_memory() {
-    for granule in Granule::ALL {
-        let mut h = Host::new(granule, 16 << 20);
+    // With FEAT_S2FWB too: a guest may have what is the host's mapped uncached.
+    for (granule, fwb) in Granule::ALL
+        .into_iter()
+        .flat_map(|g| [(g, false), (g, true)])
+    {
+        let mut h = Host::with(
+            granule,
+            16 << 20,
+            if fwb { |f| f.fwb = true } else { |_| {} },
+        );
         let page = h.page(3);
         h.ok(fid::RMI_GRANULE_DELEGATE, &[page]);
         phys::fake::cleaned();
