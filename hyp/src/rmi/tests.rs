@@ -6,6 +6,7 @@
 
 extern crate std;
 
+mod exits;
 mod hostile;
 mod posted;
 mod protected;

@@ -1,0 +1,216 @@
+//! What the host learns of a guest's exits, by its mode.
+
+use super::*;
+use crate::guest::exits::{Next, synchronous};
+use crate::guest::record::Record;
+use crate::guest::vcpu::RunningVcpu;
+use arm64::recording;
+use arm64::regs::*;
+use proptest::prelude::*;
+
+const SHARED: u64 = 1 << 39;
+const REC: u64 = 60;
+/// A data abort of a lower level, translation fault at level 3.
+const ABORT: u64 = 0x24 << 26 | 1 << 25 | 0x07;
+const FETCH: u64 = 0x20 << 26 | 1 << 25 | 0x07;
+/// And what describes its access: 4 bytes, a write, of X3.
+const WRITE: u64 = 1 << 24 | 2 << 22 | 3 << 16 | 1 << 6;
+const HVC: u64 = 0x16 << 26 | 1 << 25;
+const WFI: u64 = 0x01 << 26 | 1 << 25 | 0x1e << 20;
+/// What no register of a guest's has by chance.
+const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
+
+/// A machine with a realm of this mode, one page of tables at `RAM` of which the
+/// first three pages are RAM, the first of them assigned, and a vCPU.
+fn machine(mode: RealmFlags) -> Host {
+    let mut h = Host::new(Granule::K4, 16 << 20);
+    h.realm_of(mode);
+    let rd = h.page(1);
+    for (level, base) in [(2, RAM & !((1 << 30) - 1)), (3, RAM)] {
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(40 + level)]);
+        h.ok(fid::RMI_RTT_CREATE, &[rd, h.page(40 + level), base, level]);
+    }
+    if mode == RealmFlags::PROTECTED {
+        h.ok(fid::RMI_RTT_INIT_RIPAS, &[rd, RAM, RAM + 0x3000]);
+        for (n, ipa) in [(50, RAM), (51, RAM + 0x2000)] {
+            h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(n)]);
+            h.ok(fid::RMI_DATA_CREATE_UNKNOWN, &[rd, h.page(n), ipa]);
+        }
+        h.ok(fid::RMI_DATA_DESTROY, &[rd, RAM + 0x2000]);
+    }
+    h.rec(0, REC);
+    h
+}
+
+/// What becomes of an exception of its vCPU's, all of whose registers are secret.
+fn exit(h: &mut Host, esr: u64, ipa: u64) -> (Next, &'static mut VcpuState) {
+    let pa = h.page(REC);
+    // SAFETY: the fake machine's realm and vCPU, which nobody runs.
+    let (realm, rec) = unsafe { (Realm::at(h.page(1)), Rec::at(pa)) };
+    // SAFETY: as above.
+    let state = unsafe { &mut *rec.state.get() };
+    state.pending = Pending::Nothing;
+    (state.gprs.pc, state.gprs.pstate) = (0xffff_8000_1234_5678, 0x3c5);
+    recording::set(HPFAR_EL2, ipa >> 12 << 4);
+    recording::set(FAR_EL2, 0xffff_8000_0000_0000 | ipa & 0xfff);
+    recording::set(ESR_EL2, esr);
+    let mut vcpu = RunningVcpu {
+        cpu: &mut h.cpu,
+        realm,
+        rec,
+    };
+    (synchronous(&mut vcpu, pa, state, Syndrome(esr)), state)
+}
+
+/// The record of what is the host's.
+#[track_caller]
+fn to_host(h: &mut Host, esr: u64, ipa: u64) -> Record {
+    match exit(h, esr, ipa).0 {
+        Next::Exit(record) => record,
+        Next::Enter => panic!("{esr:#x} at {ipa:#x}: the guest goes on"),
+    }
+}
+
+/// The syndrome that the guest gets of what is its own error; `None` if it just goes
+/// on.
+#[track_caller]
+fn to_guest(h: &mut Host, esr: u64, ipa: u64) -> Option<u64> {
+    recording::set(ESR_EL1, 0);
+    match exit(h, esr, ipa) {
+        (Next::Enter, state) => {
+            assert_eq!(state.pending, Pending::Nothing);
+            Some(recording::get(ESR_EL1)).filter(|esr| *esr != 0)
+        }
+        (Next::Exit(record), _) => panic!("{esr:#x} at {ipa:#x}: {record:x?}"),
+    }
+}
+
+#[test]
+fn an_abort_of_its_own_memory_tells_the_page() {
+    let mut h = machine(RealmFlags::PROTECTED);
+    for esr in [ABORT, ABORT | WRITE, FETCH, ABORT | 1 << 7] {
+        // RAM that is not there yet, and that the host took.
+        for page in [1, 2] {
+            let ipa = RAM + page * 0x1000;
+            let record = to_host(&mut h, esr, ipa + 0x238);
+            assert_eq!(record.esr, esr & (0x3f << 26 | 0x3f));
+            assert_eq!((record.hpfar, record.far), (ipa >> 8, 0));
+            assert_eq!((record.gprs, record.pc), ([0; 4], [0; 2]));
+        }
+        // What is there by now; what is not RAM; what is outside.
+        assert_eq!(to_guest(&mut h, esr, RAM), None);
+        for ipa in [RAM + 0x3000, 0, RAM - 0x1000, SHARED - 0x1000, 1 << 40] {
+            let injected = to_guest(&mut h, esr, ipa).expect("an abort");
+            let on_walk = esr & 1 << 7 != 0;
+            assert_eq!(
+                injected & 0x3f,
+                if on_walk { 0x17 } else { 0x10 },
+                "{ipa:#x}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_access_of_a_device_tells_itself_and_no_register() {
+    let mut h = machine(RealmFlags::PROTECTED);
+    let ipa = SHARED | 0x900_0018;
+    // SAFETY: the fake machine's vCPU, which nobody runs.
+    let state = unsafe { &mut *Rec::at(h.page(REC)).state.get() };
+    state.gprs.x = [SECRET; 31];
+    for (size, mask) in [(0, 0xff), (1, 0xffff), (2, 0xffff_ffff), (3, u64::MAX)] {
+        let esr = ABORT | WRITE & !(0b11 << 22) | size << 22 | 1 << 15;
+        let record = to_host(&mut h, esr, ipa);
+        // Neither which register, nor whether it is sign-extended.
+        assert_eq!(record.esr, esr & !(0x1f << 16 | 1 << 21 | 1 << 25));
+        assert_eq!(record.gprs, [SECRET & mask, 0, 0, 0]);
+        assert_eq!((record.far, record.hpfar), (0x018, ipa >> 12 << 4));
+    }
+    let read = to_host(&mut h, ABORT | WRITE & !(1 << 6), ipa);
+    assert_eq!(read.gprs, [0; 4]);
+    // Without a syndrome there is nothing to emulate.
+    let record = to_host(&mut h, ABORT | 1 << 6, ipa);
+    assert_eq!((record.esr & 1 << 24, record.gprs), (0, [0; 4]));
+    assert!(matches!(
+        exit(&mut h, ABORT, ipa).1.pending,
+        Pending::Abort(..)
+    ));
+    // And nothing that the host writes is executed.
+    assert!(to_guest(&mut h, FETCH, ipa).is_some());
+}
+
+#[test]
+fn a_call_tells_what_it_has() {
+    for (mode, rest) in [(RealmFlags::PROTECTED, 0), (RealmFlags::NONCONF, SECRET)] {
+        let mut h = machine(mode);
+        // SAFETY: the fake machine's vCPU, which nobody runs.
+        let gprs = unsafe { &mut (*Rec::at(h.page(REC)).state.get()).gprs };
+        gprs.x = [SECRET; 31];
+        gprs.x[0] = u64::from(psci::fid::PSCI_CPU_OFF);
+        let record = to_host(&mut h, HVC, 0);
+        let off = u64::from(psci::fid::PSCI_CPU_OFF);
+        let rest32 = rest & 0xffff_ffff;
+        assert_eq!(record.gprs, [off, rest32, rest32, rest32]);
+        // RSI is not there.
+        gprs.x[0] = 0xc400_0190;
+        assert_eq!(to_guest(&mut h, HVC, 0), None);
+        assert_eq!(gprs.x[0], NOT_SUPPORTED);
+        // A wait tells which it was.
+        let record = to_host(&mut h, WFI, 0);
+        let told = if rest == 0 { 0x01 << 26 } else { WFI };
+        assert_eq!((record.esr, record.gprs), (told, [0; 4]));
+    }
+}
+
+#[test]
+fn a_vcpu_begins_in_memory_of_its_own() {
+    let mut h = machine(RealmFlags::PROTECTED);
+    h.rec(1, REC + 1);
+    // SAFETY: the fake machine's vCPU, which nobody runs.
+    let gprs = unsafe { &mut (*Rec::at(h.page(REC)).state.get()).gprs };
+    for (entry, begins) in [
+        (RAM, true),
+        (SHARED | RAM, false),
+        (1 << 40, false),
+        (2, false),
+    ] {
+        gprs.x[..4].copy_from_slice(&[u64::from(psci::fid::PSCI_CPU_ON), 1, entry, 7]);
+        let (next, _) = exit(&mut h, HVC, 0);
+        assert_eq!(matches!(next, Next::Exit(_)), begins, "{entry:#x}");
+        if !begins {
+            assert_eq!(gprs.x[0], psci::INVALID_ADDRESS as u64);
+        }
+    }
+}
+
+proptest! {
+    /// Whatever a protected guest does, of what its registers hold the host learns
+    /// what is written to a device, and nothing else; and EL2 goes on.
+    #[test]
+    fn no_exit_tells_a_register(
+        esr in any::<u32>(),
+        class in prop::sample::select(&[0x01u64, 0x16, 0x17, 0x18, 0x20, 0x24, 0x3c, 0x00]),
+        ipa in prop_oneof![Just(RAM + 0x1000), Just(SHARED | 0x900_0000), any::<u64>()],
+        function in prop_oneof![0x8400_0000u64..0x8400_0016, any::<u64>()],
+    ) {
+        let mut h = machine(RealmFlags::PROTECTED);
+        // SAFETY: the fake machine's vCPU, which nobody runs.
+        let gprs = unsafe { &mut (*Rec::at(h.page(REC)).state.get()).gprs };
+        gprs.x = [SECRET; 31];
+        gprs.x[0] = function;
+        let esr = u64::from(esr) & 0x3ff_ffff | class << 26;
+        let (next, state) = exit(&mut h, esr, ipa & 0xff_ffff_ffff_ffff);
+        if let Next::Exit(record) = next {
+            prop_assert_eq!(record.pc, [0; 2]);
+            prop_assert_eq!(record.far >> 12, 0);
+            let is_write = matches!(state.pending, Pending::Mmio(esr, _) if esr.is_write());
+            let is_call = record.reason == 3;
+            for (n, value) in record.gprs.into_iter().enumerate() {
+                let arguments = is_call && (n == 0 || [0xc400_0001, 0xc400_0003, 0xc400_0004]
+                    .contains(&(function | 1 << 30)));
+                let may = value == 0 || arguments || (n == 0 && is_write);
+                prop_assert!(may, "{:x?}", record);
+            }
+        }
+    }
+}
