@@ -33,6 +33,8 @@ mod masters;
 #[cfg(target_os = "none")]
 mod posted;
 #[cfg(target_os = "none")]
+mod protected;
+#[cfg(target_os = "none")]
 mod races;
 #[cfg(target_os = "none")]
 mod realm;
@@ -83,6 +85,7 @@ mod image {
         crate::absent::checks(&mut suite);
         crate::realm::checks(&mut suite);
         crate::guest::checks(&mut suite);
+        crate::protected::checks(&mut suite);
         crate::worlds::checks(&mut suite);
         crate::interrupts::checks(&mut suite);
         crate::kicks::checks(&mut suite);
