@@ -51,6 +51,12 @@ calls! {
     /// 256 random bits of the CPU's (FEAT_RNG). `NOT_SUPPORTED` on a CPU without;
     /// `ERROR_INPUT` when it has none at the moment.
     0xC600_0012 RANDOM = Random -> [word0, word1, word2, word3];
+    /// Takes granules of `[base, top)` from the host, as many one after another from
+    /// `base` on as one call does and as can be: `top` of the answer is where to go on.
+    /// `ERROR_INPUT` if that is not one.
+    0xC600_0014 GRANULE_RANGE_DELEGATE = GranuleRangeDelegate { base, top } -> [top];
+    /// Gives them back, likewise.
+    0xC600_0015 GRANULE_RANGE_UNDELEGATE = GranuleRangeUndelegate { base, top } -> [top];
     /// A page of the host's, at the start of a granule, says from now on which
     /// accesses of the realm's device at `ipa` (4 KiB of its IPA space) EL2 serves
     /// or lets wait in it; crate `posted` has its layout. What waits calls the host

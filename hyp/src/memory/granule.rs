@@ -168,6 +168,16 @@ impl<'a> Locked<'a> {
         self.0.count()
     }
 
+    /// Keeps it locked beyond this value's life: [`Self::kept`] is it again.
+    pub(super) fn keep(self) {
+        core::mem::forget(self);
+    }
+
+    /// A granule that was kept locked.
+    pub(super) fn kept(granule: &'a GranuleWord) -> Self {
+        Self(granule)
+    }
+
     /// Unlocks it in another state.
     pub fn unlock_as(self, state: State) {
         let granule = self.0;
@@ -325,12 +335,25 @@ impl Granules {
 
     /// The granule at `pa`: `None` when `pa` is not aligned or not RAM.
     pub fn get(&self, pa: u64) -> Option<&GranuleWord> {
+        let (_, index) = self.find(pa)?;
+        instr::element(self.words, index)
+    }
+
+    /// The granules from `pa` on to the end of its range of RAM: `None` as for
+    /// [`Self::get`].
+    pub(super) fn from(&self, pa: u64) -> Option<&[GranuleWord]> {
+        let (range, index) = self.find(pa)?;
+        let end = range.first + (range.region.size() >> self.shift) as usize;
+        self.words.get(instr::index(index, end)?..end)
+    }
+
+    fn find(&self, pa: u64) -> Option<(&Range, usize)> {
         if pa & (self.size() - 1) != 0 {
             return None;
         }
         let range = self.ranges.iter().find(|r| r.region.contains(pa))?;
         let index = range.first + ((pa - range.region.base()) >> self.shift) as usize;
-        instr::element(self.words, index)
+        Some((range, index))
     }
 
     /// Passes `each` the granules that are in `state` when it comes to them, by PA.
@@ -377,18 +400,19 @@ impl Granules {
         assert!(done, "block count underflow");
     }
 
-    /// The granule at `pa`, which is RAM, stops being the host's: false while a
-    /// block maps it.
-    pub fn leave_host(&self, pa: u64) -> bool {
+    /// So many granules of one span, from `pa` on, all RAM, stop being the host's:
+    /// false while a block maps them.
+    pub fn leave_host(&self, pa: u64, count: u64) -> bool {
         self.span(pa)
-            .is_some_and(|span| span.change(|word| word >> 32 != 0, 1))
+            .is_some_and(|span| span.change(|word| word >> 32 != 0, count))
     }
 
-    /// The granule at `pa` is the host's again.
-    pub fn return_to_host(&self, pa: u64) {
+    /// They are the host's again.
+    pub fn return_to_host(&self, pa: u64, count: u64) {
+        let fewer = |word: u64| word & SPAN_FOREIGN < count;
         let done = self
             .span(pa)
-            .is_some_and(|span| span.change(|word| word & SPAN_FOREIGN == 0, 1u64.wrapping_neg()));
+            .is_some_and(|span| span.change(fewer, count.wrapping_neg()));
         assert!(done, "foreign granule count underflow");
     }
 
@@ -398,7 +422,7 @@ impl Granules {
         while pa < region.end() {
             if let Some(granule) = self.get(pa) {
                 granule.0.store(State::Hyp as u32, Ordering::Relaxed);
-                self.leave_host(pa);
+                self.leave_host(pa, 1);
             }
             pa += self.size();
         }
@@ -481,18 +505,18 @@ mod tests {
         assert!(!g.get_block(0x4000_0000), "half of it is no RAM");
         assert!(!g.get_block(0x4020_1000), "not aligned");
         assert!(g.get_block(0x4020_0000) && g.get_block(0x4020_0000));
-        assert!(!g.leave_host(0x4020_5000), "a guest maps it");
+        assert!(!g.leave_host(0x4020_5000, 1), "a guest maps it");
         assert!(
-            g.leave_host(0x4010_0000),
+            g.leave_host(0x4010_0000, 1),
             "its neighbour span is another matter"
         );
         g.put_block(0x4020_0000);
-        assert!(!g.leave_host(0x4020_5000));
+        assert!(!g.leave_host(0x4020_5000, 1));
         g.put_block(0x4020_0000);
-        assert!(g.leave_host(0x4020_5000) && g.leave_host(0x403f_f000));
+        assert!(g.leave_host(0x4020_5000, 1) && g.leave_host(0x403f_f000, 1));
         assert!(!g.get_block(0x4020_0000));
-        g.return_to_host(0x4020_5000);
-        g.return_to_host(0x403f_f000);
+        g.return_to_host(0x4020_5000, 1);
+        g.return_to_host(0x403f_f000, 1);
         assert!(g.get_block(0x4020_0000));
         assert!(!g.get_block(0x4040_0000), "no RAM at all");
     }

@@ -169,8 +169,8 @@ impl HostMemory {
         done.map(|_| ()).map_err(|stopped| stopped.why)
     }
 
-    /// Takes one granule of RAM from the host: when this returns no CPU can
-    /// reach it through the host's stage 2.
+    /// Takes granules of RAM from the host: when this returns no CPU can reach them
+    /// through the host's stage 2.
     ///
     /// # Errors
     /// Out of tables to split a block with: nothing changed.
@@ -187,7 +187,7 @@ impl HostMemory {
         taken.map(|_| ()).map_err(|stopped| stopped.why)
     }
 
-    /// Gives one granule of RAM back.
+    /// Gives granules of RAM back.
     ///
     /// # Errors
     /// Out of tables: nothing changed.

@@ -87,14 +87,14 @@ mod tests {
         assert!(table.lend(RAM, 0x1000) && table.lend(RAM, 0x1000));
         assert_eq!(counts(&table), 2);
         assert!(table.lend(RAM, 0x20_0000) && table.lend_pages(RAM));
-        assert!(!table.leave_host(RAM), "a block maps it");
+        assert!(!table.leave_host(RAM, 1), "a block maps it");
         assert_eq!(counts(&table), 2 + 512);
         table.take_back(RAM, 0x20_0000);
         table.take_back_all_pages(RAM);
         table.take_back(RAM, 0x1000);
         table.take_back(RAM, 0x1000);
         assert_eq!(counts(&table), 0);
-        assert!(table.leave_host(RAM));
+        assert!(table.leave_host(RAM, 1));
     }
 
     #[test]
@@ -105,7 +105,7 @@ mod tests {
         page.lock(State::Ns)
             .expect("free")
             .unlock_as(State::Delegated);
-        assert!(table.leave_host(last));
+        assert!(table.leave_host(last, 1));
         assert!(!table.lend(RAM, 0x20_0000) && !table.lend_pages(RAM));
         assert!(!table.lend(last, 0x1000));
         // No RAM, no page, no size that a mapping has.

@@ -9,4 +9,5 @@ pub mod maintenance;
 pub mod phys;
 pub mod pool;
 pub mod region;
+pub mod run;
 pub mod stage1;

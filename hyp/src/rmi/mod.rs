@@ -132,6 +132,12 @@ pub fn serve_vendor(system: &System, call: Vendor) -> Answer {
         }
         Vendor::Log { level, pa, length } => vendor::log(system, level, pa, length).map(no_outputs),
         Vendor::LogInput => vendor::log_input(),
+        Vendor::GranuleRangeDelegate { base, top } => {
+            granule::delegate_range(system, base, top).map(|top| outputs(&[top]))
+        }
+        Vendor::GranuleRangeUndelegate { base, top } => {
+            granule::undelegate_range(system, base, top).map(|top| outputs(&[top]))
+        }
         Vendor::SetPosted {
             rd,
             page,

@@ -10,6 +10,7 @@ mod exits;
 mod hostile;
 mod posted;
 mod protected;
+mod ranges;
 mod recs;
 mod registers;
 mod tables;
