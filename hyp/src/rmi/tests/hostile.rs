@@ -46,11 +46,13 @@ fn call() -> impl Strategy<Value = (u64, [Argument; 5], usize)> {
                 fid::RMI_RTT_CREATE,
                 fid::RMI_REALM_CREATE,
                 fid::RMI_REC_CREATE,
+                fid::RMI_DATA_CREATE_UNKNOWN,
             ]
             .repeat(4),
         )
         .chain(vendor::VERSION..=vendor::LOG_INPUT)
         .chain(vendor::REC_READ..=vendor::REC_WRITE)
+        .chain(vendor::GRANULE_RANGE_DELEGATE..=vendor::GRANULE_RANGE_UNDELEGATE)
         .collect();
     (
         prop::sample::select(functions),
@@ -133,6 +135,33 @@ fn calls() -> impl Strategy<Value = Vec<(u64, [Argument; 5], usize)>> {
     prop::collection::vec(prop_oneof![30 => call().boxed(), 1 => end.boxed()], 1..200)
 }
 
+/// What memory a realm at page 1 has, if there is one: its granules by the addresses
+/// that the calls name.
+fn memory_of_realm(h: &Host) -> Vec<u64> {
+    if h.state(1) != State::Rd {
+        return Vec::new();
+    }
+    // SAFETY: an RD, which no call ends meanwhile.
+    let realm = unsafe { Realm::at(h.page(1)) };
+    let tables = realm.rtt.lock();
+    let Some(tables) = tables.as_ref() else {
+        return Vec::new();
+    };
+    let block = h.geometry().span(pgtable::Level::L2);
+    let pages = (0..24).map(|n| h.page(n)).chain((0..5).map(|n| n * h.size));
+    let places = pages.chain((0..4).map(|n| n * block));
+    let mut found: Vec<_> = places
+        .filter_map(|ipa| tables.find(pgtable::Ipa::new(ipa)).ok().map(|e| (ipa, e)))
+        .filter_map(|(ipa, entry)| match entry.state {
+            pgtable::RttState::Assigned { pa, .. } => Some((ipa, pa.get())),
+            _ => None,
+        })
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    found.into_iter().map(|(_, pa)| pa).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
@@ -141,6 +170,7 @@ proptest! {
     #[test]
     fn a_hostile_host_gets_nowhere(
         granule in prop::sample::select(&Granule::ALL[..]),
+        mode in prop::sample::select(&[RealmFlags::NONCONF, RealmFlags::PROTECTED][..]),
         calls in calls(),
     ) {
         let ram = match granule {
@@ -150,9 +180,22 @@ proptest! {
         };
         let mut h = Host::new(granule, ram);
         // Something to attack: a realm with a REC, params pages lying about.
-        h.realm();
+        h.realm_of(mode);
         if granule == Granule::K4 {
             h.rec(0, 20);
+        }
+        // And tables for the addresses that the calls name, where it keeps memory.
+        if mode == RealmFlags::PROTECTED {
+            let start = h.geometry().start().get();
+            for level in start + 1..=3 {
+                let page = h.page(40 + level as u64);
+                h.ok(fid::RMI_GRANULE_DELEGATE, &[page]);
+                let above = pgtable::Level::new(level - 1).unwrap();
+                let base = RAM & !(h.geometry().span(above) - 1);
+                h.ok(fid::RMI_RTT_CREATE, &[h.page(1), page, base, level as u64]);
+            }
+            let top = RAM + 24 * h.size;
+            h.ok(fid::RMI_RTT_INIT_RIPAS, &[h.page(1), RAM, top]);
         }
         h.write(3, h.realm_params(2, 4));
         let mut p = RecParams::new_zeroed();
@@ -167,6 +210,16 @@ proptest! {
                     break;
                 }
             }
+        }
+        // What the host reaches is its own, and what is a realm's is in one place.
+        let mapped = h.mapped();
+        for n in 0..h.pages() {
+            prop_assert_eq!(mapped[n as usize], h.state(n) == State::Ns, "page {}", n);
+        }
+        let memory = memory_of_realm(&h);
+        for (n, pa) in memory.iter().enumerate() {
+            prop_assert_eq!(h.state((pa - RAM) / h.size), State::Data);
+            prop_assert!(!memory[..n].contains(pa), "{:#x} twice", pa);
         }
         for n in 0..h.pages() {
             let granule = h.system.granules.get(h.page(n)).unwrap();
