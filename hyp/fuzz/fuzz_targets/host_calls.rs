@@ -24,7 +24,7 @@ const DESC: u64 =
 const RAM_SIZE: u64 = 4 << 20;
 
 /// Calls of which many are needed, beside one of each.
-const OFTEN: [u64; 15] = [
+const OFTEN: [u64; 19] = [
     fid::RMI_GRANULE_DELEGATE,
     fid::RMI_GRANULE_DELEGATE,
     fid::RMI_GRANULE_DELEGATE,
@@ -39,6 +39,10 @@ const OFTEN: [u64; 15] = [
     fid::RMI_REC_CREATE,
     fid::RMI_REC_CREATE,
     fid::RMI_RTT_UNMAP_UNPROTECTED,
+    fid::RMI_DATA_CREATE,
+    fid::RMI_DATA_CREATE_UNKNOWN,
+    fid::RMI_DATA_CREATE_UNKNOWN,
+    fid::RMI_RTT_INIT_RIPAS,
     0,
 ];
 
@@ -78,7 +82,12 @@ fn write<T: IntoBytes>(host: &Host, n: u64, value: T) {
 fn realm_params(host: &Host, vmid: u16, root: u64, bits: u8) -> RealmParams {
     let geometry = host.geometry();
     let mut params = RealmParams::new_zeroed();
-    params.flags = (RealmFlags::NONCONF | RealmFlags::EL2_VGIC).bits();
+    let mode = if vmid < 2 {
+        RealmFlags::NONCONF
+    } else {
+        RealmFlags::PROTECTED
+    };
+    params.flags = (mode | RealmFlags::EL2_VGIC).bits();
     params.s2sz = bits;
     params.vmid = vmid;
     params.rtt_base = host.page(root);
@@ -102,13 +111,13 @@ fn argument(host: &Host, selector: u8, raw: u64) -> u64 {
 }
 
 /// A realm at page 1 with its roots from page 16 on, to begin with.
-fn realm(host: &mut Host) {
+fn realm(host: &mut Host, vmid: u16) {
     let roots = host.geometry().root_tables() as u64;
     for n in [1].into_iter().chain(16..16 + roots) {
         let pa = host.page(n);
         ok(host, Command::GranuleDelegate { pa });
     }
-    write(host, 2, realm_params(host, 1, 16, 40));
+    write(host, 2, realm_params(host, vmid, 16, 40));
     let (rd, params) = (host.page(1), host.page(2));
     ok(host, Command::RealmCreate { rd, params });
 }
@@ -172,12 +181,29 @@ fn in_state(host: &Host, state: State) -> Vec<u64> {
         .collect()
 }
 
+/// Takes a realm's memory out of it. There are no blocks: RAM is too small.
+fn take_memory(host: &mut Host, rd: u64) {
+    let mut ipa = 0;
+    loop {
+        let answer = call(host, Command::DataDestroy { rd, ipa }.encode());
+        match Status::unpack(answer[0]) {
+            // The end of what is its own; a plain guest's is at once.
+            Some(Status::ErrorInput) => return,
+            Some(Status::Success | Status::ErrorRtt(_)) => {}
+            other => panic!("DATA_DESTROY: {other:?}"),
+        }
+        assert!(answer[2] > ipa, "top {:#x} is not past {ipa:#x}", answer[2]);
+        ipa = answer[2];
+    }
+}
+
 /// Takes everything down, as a host would that has lost its books.
 fn take_down(host: &mut Host) {
     for rec in in_state(host, State::Rec) {
         ok(host, Command::RecDestroy { rec });
     }
     for rd in in_state(host, State::Rd) {
+        take_memory(host, rd);
         for level in (0..=3).rev() {
             let mut ipa = 0;
             loop {
@@ -203,7 +229,7 @@ fn take_down(host: &mut Host) {
         assert_eq!((state, count), (State::Ns, 0), "page {n}");
     }
     // No span is counted either: blocks may be mapped again.
-    let granules = &host.cpu.system.granules;
+    let granules = &host.system.granules;
     let span = granules.span_size();
     for at in (RAM..RAM + RAM_SIZE).step_by(span as usize) {
         if at + span <= RAM + RAM_SIZE && at % span == 0 {
@@ -222,7 +248,7 @@ fuzz_target!(|data: &[u8]| {
     let granule = Granule::ALL[[0, 0, 1, 2][which[0] as usize & 3]];
     let mut host = Host::new(granule, RAM_SIZE);
     if which[1] & 3 != 0 {
-        realm(&mut host);
+        realm(&mut host, u16::from(which[1] & 3));
     }
     for bytes in rest {
         step(&mut host, bytes);

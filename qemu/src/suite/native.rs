@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::call::Call;
-use super::{Case, Context, Counts, Tier};
+use super::{Case, Context, Counts, Tier, nightly};
 use crate::setup::rust::TARGET;
 use crate::workspace::Workspace;
 
@@ -52,6 +52,7 @@ pub fn cases(workspace: &Workspace) -> Vec<Case> {
             there.push("--document-private-items");
             vec![here, there]
         }),
+        Case::of_cargo("check/fuzz-targets", fuzz_targets),
     ];
     for package in workspace.packages() {
         let package = package.to_string();
@@ -91,6 +92,27 @@ fn check(name: &str, calls: fn(&Workspace) -> Vec<Vec<&'static str>>) -> Case {
         ensure!(wrong.is_empty(), "{wrong}");
         Ok(Counts::ONE)
     })
+}
+
+/// Fuzz targets are of workspaces of their own, and run with a nightly compiler: here
+/// they are compiled, so that what they call is not changed without them.
+fn fuzz_targets(context: &Context) -> Result<Counts> {
+    let target = context.workspace.scratch().join("fuzz");
+    for folder in nightly::fuzz_folders() {
+        let manifest = context.workspace.root.join(folder).join("fuzz/Cargo.toml");
+        let called = Call::of(context.workspace.cargo(), LIMIT)
+            .args(["check", "--quiet", "--manifest-path"])
+            .args([&manifest])
+            .args(["--target-dir"])
+            .args([&target])
+            // Nothing is linked: the fuzzer itself needs no building.
+            .env("CUSTOM_LIBFUZZER_PATH", "none")
+            .env("CARGO_TERM_COLOR", "never")
+            .call()?;
+        let output = called.stdout + &called.stderr;
+        ensure!(called.code == Some(0), "{folder}/fuzz\n{}", tail(&output));
+    }
+    Ok(Counts::ONE)
 }
 
 /// Runs `cargo test` and adds up what its programs report.

@@ -65,6 +65,13 @@ const FUZZ: [(&str, &str, &str); 12] = [
 /// Those of them whose crates have `unsafe`.
 const UNSAFE: [&str; 2] = ["hyp", "host-loader"];
 
+/// Folders with fuzz targets.
+pub fn fuzz_folders() -> Vec<&'static str> {
+    let mut folders = FUZZ.map(|(folder, ..)| folder).to_vec();
+    folders.dedup();
+    folders
+}
+
 /// The cases.
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
