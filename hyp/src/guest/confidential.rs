@@ -7,8 +7,7 @@ use pgtable::{Ipa, Ripas, RttState};
 use rmi::psci::Psci;
 use rmi::run::ExitReason;
 
-use super::exits::Next;
-use super::record::Record;
+use super::record::{Next, Record};
 use super::vcpu::RunningVcpu;
 use crate::cpu::inject;
 use crate::realm::Realm;

@@ -17,7 +17,7 @@ use vgic::{At, Frame, Read, SgiRegister};
 
 use super::confidential;
 use super::psci::{self, Answer, Cpus};
-use super::record::Record;
+use super::record::{Next, Record};
 use super::vcpu::RunningVcpu;
 use crate::cpu::{Cpu, access, inject};
 use crate::errata;
@@ -26,15 +26,6 @@ use crate::realm::{Realm, State};
 use crate::rec::{Pending, VcpuState};
 use arm64::syndrome::{Class, Syndrome};
 use arm64::sysreg::Sysreg;
-
-/// What follows an exception.
-#[derive(Debug)]
-pub enum Next {
-    /// The guest goes on.
-    Enter,
-    /// The host is needed.
-    Exit(Record),
-}
 
 /// Serves a synchronous exception of the guest.
 pub fn synchronous(

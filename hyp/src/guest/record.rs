@@ -30,6 +30,15 @@ pub struct Record {
     pub timers: [u64; 4],
 }
 
+/// What follows an exception.
+#[derive(Debug)]
+pub enum Next {
+    /// The guest goes on.
+    Enter,
+    /// The host is needed.
+    Exit(Record),
+}
+
 impl Record {
     /// An exit for this reason.
     pub fn new(reason: ExitReason) -> Self {

@@ -8,8 +8,8 @@ use rmi::run::{EnterFlags, ExitReason};
 use rmi::vendor::Exit;
 
 use super::confidential;
-use super::exits::{self, Next};
-use super::record::{Entry, Record};
+use super::exits;
+use super::record::{Entry, Next, Record};
 use super::vcpu::RunningVcpu;
 use crate::cpu::context::{Exception, enter};
 use crate::cpu::dying::stop_if_dying;

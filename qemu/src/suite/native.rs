@@ -106,7 +106,7 @@ fn fuzz_targets(context: &Context) -> Result<Counts> {
             .args(["--target-dir"])
             .args([&target])
             // Nothing is linked: the fuzzer itself needs no building.
-            .env("CUSTOM_LIBFUZZER_PATH", "none")
+            .env("CUSTOM_LIBFUZZER_PATH", target.join("none"))
             .env("CARGO_TERM_COLOR", "never")
             .call()?;
         let output = called.stdout + &called.stderr;

@@ -1,8 +1,8 @@
 //! What the host learns of a guest's exits, by its mode.
 
 use super::*;
-use crate::guest::exits::{Next, synchronous};
-use crate::guest::record::Record;
+use crate::guest::exits::synchronous;
+use crate::guest::record::{Next, Record};
 use crate::guest::vcpu::RunningVcpu;
 use arm64::recording;
 use arm64::regs::*;
