@@ -54,7 +54,8 @@ pub fn serve(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit) -> 
     let data = esr.class() == Class::DATA_ABORT_LOWER;
     // One that is not aligned may end where there is something else.
     let parted = esr.is_emulatable() && !ipa(exit).is_multiple_of(esr.size().into());
-    if (data && !esr.is_emulatable()) || esr.on_walk() || parted {
+    let by_registers = (data && !esr.is_emulatable()) || esr.on_walk() || parted;
+    if by_registers && !guest.is_protected() {
         return with_registers(machine, guest, index, exit);
     }
     trespass(machine, guest, index, exit, None)
@@ -112,7 +113,10 @@ pub fn report(guest: &Guest, index: usize, exit: &RecExit, cause: Option<Cause>)
     };
     let tell = |text: core::fmt::Arguments<'_>| guest.log(Level::Error, text);
     tell(format_args!("vCPU {index} {did} IPA {ipa:#x}"));
-    tell(format_args!("  {}", describe(ipa, &guest.ram)));
+    tell(format_args!(
+        "  {}",
+        describe(ipa, &guest.ram, guest.shared)
+    ));
     match cause {
         Some(Cause::Aarch32) => tell(format_args!("  by an A32 instruction: not emulated")),
         Some(Cause::NoCode(at)) => {
@@ -126,8 +130,15 @@ pub fn report(guest: &Guest, index: usize, exit: &RecExit, cause: Option<Cause>)
         }
         Some(Cause::Access) | None => {}
     }
-    tell(format_args!("  elr={:#x} far={:#x}", exit.elr, exit.far));
     tell(format_args!("  {esr}"));
+    if guest.is_protected() {
+        tell(format_args!(
+            "  esr={:#x}; where, the host is not told",
+            exit.esr
+        ));
+        return;
+    }
+    tell(format_args!("  elr={:#x} far={:#x}", exit.elr, exit.far));
     tell(format_args!("  esr={:#x} spsr={:#x}", exit.esr, exit.spsr));
 }
 
@@ -360,6 +371,7 @@ pub enum Written {
 /// A read of a device of the host's; `None` where there is none for all of it.
 #[inline]
 pub fn device_read(guest: &Guest, ipa: u64, size: u64) -> Option<u64> {
+    let ipa = ipa.checked_sub(guest.shared)?;
     let Device::Uart(offset) = Device::of(ipa, size)? else {
         return Some(erased(size));
     };
@@ -376,7 +388,10 @@ pub fn device_read(guest: &Guest, ipa: u64, size: u64) -> Option<u64> {
 /// its pieces, or none.
 #[inline]
 pub fn device_write(guest: &Guest, ipa: u64, size: u64, value: u64) -> Written {
-    match Device::of(ipa, size) {
+    let of_device = ipa
+        .checked_sub(guest.shared)
+        .and_then(|at| Device::of(at, size));
+    match of_device {
         Some(Device::Uart(offset)) => {
             let mut console = guest.console.lock();
             if !console.takes(offset) {

@@ -197,6 +197,7 @@ pub async fn create(
             realm.stage2(),
             machine.features.fwb,
         ),
+        shared: realm.shared(),
         strict: settings.guest.strict,
         trespassed: AtomicBool::new(false),
         vcpus,

@@ -56,7 +56,7 @@ pub fn report<'a>(machine: &Machine, held: impl Iterator<Item = (&'a Guest, usiz
                     // Exits that are no aborts have no IPA.
                     let region = match exit.ipa {
                         0 => String::new(),
-                        ipa => describe(ipa, &guest.ram),
+                        ipa => describe(ipa, &guest.ram, guest.shared),
                     };
                     let reason = match exit.esr {
                         Exit::INTERRUPT => String::from("interrupt"),

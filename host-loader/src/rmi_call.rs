@@ -171,6 +171,45 @@ fn walked<T>(x0: u64, value: T, top: u64) -> Walked<T> {
     Walked { result, top }
 }
 
+/// Copies the granule `src` into the delegated granule `data`, memory of a realm that
+/// does not run yet at `ipa`. Nothing is measured.
+pub fn data_create(rd: u64, data: u64, ipa: u64, src: u64) -> Result<(), CallError> {
+    command(Command::DataCreate {
+        rd,
+        data,
+        ipa,
+        src,
+        flags: 0,
+    })
+    .map(drop)
+}
+
+/// Makes the delegated granule `data` memory of a realm at `ipa`.
+pub fn data_create_unknown(rd: u64, data: u64, ipa: u64) -> Result<(), CallError> {
+    command(Command::DataCreateUnknown { rd, data, ipa }).map(drop)
+}
+
+/// Takes the granule at `ipa` out of a realm: its PA. It stays delegated.
+pub fn data_destroy(rd: u64, ipa: u64) -> Walked<u64> {
+    let [x0, data, top, ..] = smc(Command::DataDestroy { rd, ipa }.encode());
+    walked(x0, data, top)
+}
+
+/// Makes `[base, top)` RAM of a realm that does not run yet: how far it came.
+pub fn rtt_init_ripas(rd: u64, base: u64, top: u64) -> Result<u64, CallError> {
+    command(Command::RttInitRipas { rd, base, top }).map(|r| r[0])
+}
+
+/// Gives granules from `base` on to EL2, before `top`: how far it came.
+pub fn granule_range_delegate(base: u64, top: u64) -> Result<u64, CallError> {
+    vendor(Vendor::GranuleRangeDelegate { base, top }).map(|r| r[0])
+}
+
+/// Takes them back, likewise.
+pub fn granule_range_undelegate(base: u64, top: u64) -> Result<u64, CallError> {
+    vendor(Vendor::GranuleRangeUndelegate { base, top }).map(|r| r[0])
+}
+
 /// Answers the PSCI call that `calling` waits in about `target`.
 pub fn psci_complete(calling: u64, target: u64, status: i64) -> Result<(), CallError> {
     command(Command::PsciComplete {

@@ -74,10 +74,11 @@ pub fn mode(text: &str) -> Result<Mode, String> {
         return Ok(*mode);
     }
     Err(match text {
-        "protected" | "realm" => {
-            format!("mode = \"{text}\" is not supported yet; use \"plain\"")
+        "realm" => "mode = \"realm\" is not supported yet; use \"protected\"".into(),
+        other => {
+            let value = Value(other);
+            format!("mode = {value}: expected \"plain\" or \"protected\"")
         }
-        other => format!("mode = {}: expected \"plain\"", Value(other)),
     })
 }
 

@@ -10,7 +10,7 @@
 //! | `cmdline` | the kernel's command line, at most 2047 bytes | empty |
 //! | `memory` | a multiple of 2M: bytes with K, M, G or T (also `MiB` and so on) | `"512M"` |
 //! | `vcpus` | 1 to 64 | 1 |
-//! | `mode` | `"plain"` | `"plain"` |
+//! | `mode` | `"plain"` or `"protected"` | `"plain"` |
 //! | `populate` | `"eager"`: it has all its memory when it starts; `"lazy"`: each piece at first touch | the host's choice ([`Populate`]) |
 //! | `console` | it owns the first UART; one guest at most | the first guest does |
 //! | `strict` | it is stopped when it accesses what it does not have | `false` |
@@ -96,11 +96,14 @@ pub enum Mode {
     /// Shared with the host; boots whatever boots on QEMU's virt machine.
     #[default]
     Plain,
+    /// Its own: the host cannot read it. The kernel need not know; its devices stand
+    /// in a half of its address space that it shares.
+    Protected,
 }
 
 impl Mode {
     /// All modes, by the words for them.
-    pub const ALL: [(&str, Self); 1] = [("plain", Self::Plain)];
+    pub const ALL: [(&str, Self); 2] = [("plain", Self::Plain), ("protected", Self::Protected)];
 }
 
 impl FromStr for Mode {

@@ -15,7 +15,7 @@ use crate::seed::{Seed, Seeds};
 use alloc::vec::Vec;
 use arm64::regs::CNTFRQ_EL0;
 use core::ops::Range;
-use guest_config::{Located, Populate};
+use guest_config::{Located, Mode, Populate};
 use rmi::feature::{Feature0, VendorFeatures};
 use spin::Mutex;
 
@@ -94,6 +94,9 @@ pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, G
 /// Gives a guest's RAM back, with what the guest left in it: whoever takes it next
 /// begins with zeros ([`build`]), is EL2, which scrubs it, or the host itself.
 pub fn release(memory: Memory, granules: &Mutex<Granules>) {
+    if memory.ram.shared().is_lost() {
+        return;
+    }
     let mut granules = granules.lock();
     for extent in memory.ram.shared().extents() {
         granules.give(extent.pa, extent.size);
@@ -131,7 +134,8 @@ pub fn needs(
             .sum()
     };
     let flash = map::FLASH_VARIABLES.end - map::FLASH_VARIABLES.start;
-    let by_pages = is_lazy(config, resources, &shape) && block > PIECE_SIZE;
+    let by_pages = config.guest.mode == Mode::Protected
+        || (is_lazy(config, resources, &shape) && block > PIECE_SIZE);
     let extents = memory.ram.shared().extents();
     let ram: u64 = (extents.iter())
         .map(|extent| {
@@ -197,7 +201,12 @@ fn vcpu_limit(resources: &Resources<'_>) -> u64 {
 
 fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestError> {
     let end = map::RAM_BASE.saturating_add(config.guest.memory);
-    let shape = Shape::for_ipas(resources.features.granule_shift.into(), end);
+    let granule_shift = resources.features.granule_shift.into();
+    let mut shape = Shape::for_ipas(granule_shift, end);
+    if config.guest.mode == Mode::Protected {
+        // As much again, for what it shares.
+        shape = Shape::for_ipas(granule_shift, 2 << shape.ipa_bits);
+    }
     if shape.ipa_bits > resources.rmi.s2sz.into() {
         let refusal = Refusal::WideMemory {
             memory: config.guest.memory,
@@ -215,7 +224,10 @@ fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestErro
 fn is_lazy(config: &Located, resources: &Resources<'_>, shape: &Shape) -> bool {
     match config.guest.populate {
         Some(populate) => populate == Populate::Lazy,
-        None => Stage2::largest_entry(shape, &resources.features) <= PIECE_SIZE,
+        None => {
+            let mode = config.guest.mode;
+            Stage2::largest_entry(mode, shape, &resources.features) <= PIECE_SIZE
+        }
     }
 }
 
@@ -229,9 +241,12 @@ pub async fn build(
 ) -> Result<Realm, GuestError> {
     let context = resources.build_context();
     let shape = shape(config, resources)?;
-    let lazy = is_lazy(config, resources, &shape);
+    let (lazy, mode) = (is_lazy(config, resources, &shape), config.guest.mode);
+    if memory.ram.shared().is_lost() {
+        return Err(Refusal::LostMemory.of(config));
+    }
     memory.ram.forget();
-    if !lazy {
+    if !lazy && mode == Mode::Plain {
         memory.ram.claim_all(context.pace).await;
     }
     let loaded = load(config, resources, memory).await?;
@@ -239,12 +254,15 @@ pub async fn build(
         memory.ram.clean_claimed(context.pace).await;
     }
     let refused = |why| Refusal::Realm(why).of(config);
-    let created = Realm::create(context, shape, &resources.features).await;
+    let created = Realm::create(context, mode, shape, &resources.features).await;
     let mut realm = created.map_err(refused)?;
     let mut fill = async || {
         let ram = memory.ram.shared();
-        if lazy {
+        if lazy || mode == Mode::Protected {
             realm.map_claimed(context, ram).await?;
+            if !lazy {
+                realm.populate_all(context, ram).await?;
+            }
         } else {
             for extent in ram.extents() {
                 realm.map(context, *extent, Rights::ReadWrite).await?;
@@ -253,7 +271,7 @@ pub async fn build(
                 .claimed()
                 .for_each(|piece| ram.pieces().set_mapped(piece));
         }
-        if loaded.firmware {
+        if loaded.firmware && mode == Mode::Plain {
             // Firmware reads its variables with more than single loads, which
             // only memory can serve: blank flash where they start.
             for ipa in map::FLASH_VARIABLES.step_by(shape.granule() as usize) {
@@ -266,7 +284,8 @@ pub async fn build(
             }
         }
         let delay = CNTFRQ_EL0.get() / POSTED_PART;
-        realm.add_posted(context.granules, map::UART.start, delay)?;
+        let uart = realm.shared() + map::UART.start;
+        realm.add_posted(context.granules, uart, delay)?;
         for _ in 0..config.guest.vcpus {
             realm.add_rec(context.granules, loaded.entry, loaded.x0)?;
             context.pace.step().await;
@@ -286,6 +305,7 @@ pub async fn build(
 fn write_tree(
     config: &Located,
     ram: &Range<u64>,
+    devices_at: u64,
     initrd: Option<Range<u64>>,
     seed: Option<Seed>,
 ) -> Result<Vec<u8>, GuestError> {
@@ -295,6 +315,7 @@ fn write_tree(
     let tree = fdt::write(&fdt::Machine {
         ram: ram.clone(),
         mpidrs: &mpidrs,
+        devices_at,
         cmdline: &config.guest.cmdline,
         initrd,
         seed,
@@ -355,10 +376,11 @@ async fn load(
             .map_err(|why| Refusal::Place(why).of(config))
     };
     let seed = resources.seeds.next();
+    let devices_at = shape(config, resources)?.shared(config.guest.mode);
     if tree.is_empty() {
         // The addresses in it change neither the tree's length nor its place.
-        let draft = write_tree(config, &range, initrd.map(|_| 0..0), seed)?;
-        *tree = write_tree(config, &range, places(&draft)?.initrd, seed)?;
+        let draft = write_tree(config, &range, devices_at, initrd.map(|_| 0..0), seed)?;
+        *tree = write_tree(config, &range, devices_at, places(&draft)?.initrd, seed)?;
     } else if let Some(seed) = &seed {
         fdt::set_seed(tree, seed);
     }

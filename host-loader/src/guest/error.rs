@@ -59,6 +59,8 @@ pub enum Refusal {
     Tree(vm_fdt::Error),
     /// Its device tree is longer than the boot protocol allows.
     LongTree,
+    /// EL2 has not given back all that its last life had.
+    LostMemory,
     /// Its RAM has no place for all of its files.
     Place(Collision),
     /// Its realm cannot be built.
@@ -76,7 +78,11 @@ impl Refusal {
                 ..
             } => "memory",
             Self::OfRaw { key, .. } => key,
-            Self::Kernel { .. } | Self::Tree(_) | Self::LongTree | Self::Realm(_) => "kernel",
+            Self::Kernel { .. }
+            | Self::Tree(_)
+            | Self::LongTree
+            | Self::LostMemory
+            | Self::Realm(_) => "kernel",
         }
     }
 
@@ -119,6 +125,9 @@ impl fmt::Display for Refusal {
                 Value(kernel)
             ),
             Self::Tree(why) => write!(f, "device tree: {why}"),
+            Self::LostMemory => {
+                f.write_str("EL2 has kept a part of its memory: start the machine anew")
+            }
             Self::LongTree => f.write_str("its device tree is longer than 2 MiB; shorten cmdline"),
             Self::Place(why) => why.fmt(f),
             Self::Realm(why) => why.fmt(f),

@@ -1,5 +1,5 @@
-//! The device tree that a plain guest is given: that of a QEMU virt machine,
-//! less what is not there.
+//! The device tree that a guest is given: that of a QEMU virt machine, less what is
+//! not there; a protected guest's devices stand in the half that it shares.
 
 use super::map;
 use crate::seed::Seed;
@@ -15,6 +15,8 @@ use vm_fdt::{Error, FdtWriter};
 pub struct Machine<'a> {
     /// RAM, IPAs.
     pub ram: Range<u64>,
+    /// What is added to the addresses of devices.
+    pub devices_at: u64,
     /// Affinities of the vCPUs.
     pub mpidrs: &'a [u64],
     /// Kernel command line.
@@ -53,7 +55,7 @@ pub fn write(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
     fdt.property_null("dma-coherent")?;
 
     let node = fdt.begin_node("aliases")?;
-    let uart = uart();
+    let uart = uart(machine.devices_at);
     fdt.property_string("serial0", &uart)?;
     fdt.end_node(node)?;
 
@@ -103,14 +105,14 @@ pub fn write(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
     fdt.property_null("always-on")?;
     fdt.end_node(node)?;
 
-    uart_and_clock(&mut fdt)?;
-    interrupt_controller(&mut fdt, machine.mpidrs.len() as u64)?;
+    uart_and_clock(&mut fdt, machine.devices_at)?;
+    interrupt_controller(&mut fdt, machine)?;
 
     fdt.end_node(root)?;
     fdt.finish()
 }
 
-fn uart_and_clock(fdt: &mut FdtWriter) -> Result<(), Error> {
+fn uart_and_clock(fdt: &mut FdtWriter, at: u64) -> Result<(), Error> {
     let node = fdt.begin_node("apb-pclk")?;
     fdt.property_string("compatible", "fixed-clock")?;
     fdt.property_u32("#clock-cells", 0)?;
@@ -119,17 +121,18 @@ fn uart_and_clock(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.property_phandle(CLOCK)?;
     fdt.end_node(node)?;
 
-    let node = fdt.begin_node(&uart()[1..])?;
+    let node = fdt.begin_node(&uart(at)[1..])?;
     fdt.property_string_list("compatible", strings(&["arm,pl011", "arm,primecell"]))?;
-    registers(fdt, &[map::UART])?;
+    registers(fdt, at, &[map::UART])?;
     fdt.property_array_u32("interrupts", &[SPI, map::UART_SPI, LEVEL_HIGH])?;
     fdt.property_array_u32("clocks", &[CLOCK, CLOCK])?;
     fdt.property_string_list("clock-names", strings(&["uartclk", "apb_pclk"]))?;
     fdt.end_node(node)
 }
 
-fn interrupt_controller(fdt: &mut FdtWriter, vcpus: u64) -> Result<(), Error> {
-    let node = fdt.begin_node(&format!("intc@{:x}", map::GICD.start))?;
+fn interrupt_controller(fdt: &mut FdtWriter, machine: &Machine<'_>) -> Result<(), Error> {
+    let at = machine.devices_at;
+    let node = fdt.begin_node(&format!("intc@{:x}", at + map::GICD.start))?;
     fdt.property_string("compatible", "arm,gic-v3")?;
     fdt.property_u32("#interrupt-cells", 3)?;
     fdt.property_null("interrupt-controller")?;
@@ -137,15 +140,16 @@ fn interrupt_controller(fdt: &mut FdtWriter, vcpus: u64) -> Result<(), Error> {
     fdt.property_u32("#size-cells", 2)?;
     fdt.property_null("ranges")?;
     fdt.property_u32("#redistributor-regions", 1)?;
-    let frames = vcpus * map::GICR_STRIDE;
-    registers(fdt, &[map::GICD, map::GICR.start..map::GICR.start + frames])?;
+    let frames = machine.mpidrs.len() as u64 * map::GICR_STRIDE;
+    let redistributors = map::GICR.start..map::GICR.start + frames;
+    registers(fdt, at, &[map::GICD, redistributors])?;
     fdt.property_phandle(GIC)?;
     fdt.end_node(node)
 }
 
 /// The path of the UART's node.
-fn uart() -> String {
-    format!("/pl011@{:x}", map::UART.start)
+fn uart(at: u64) -> String {
+    format!("/pl011@{:x}", at + map::UART.start)
 }
 
 /// Replaces the seeds of a tree that was written with some.
@@ -171,10 +175,10 @@ fn chosen_value(tree: &[u8], name: &str) -> Option<Range<usize>> {
     Some(start..start + value.len())
 }
 
-fn registers(fdt: &mut FdtWriter, ranges: &[Range<u64>]) -> Result<(), Error> {
+fn registers(fdt: &mut FdtWriter, at: u64, ranges: &[Range<u64>]) -> Result<(), Error> {
     let cells: Vec<u64> = ranges
         .iter()
-        .flat_map(|r| [r.start, r.end - r.start])
+        .flat_map(|r| [at + r.start, r.end - r.start])
         .collect();
     fdt.property_array_u64("reg", &cells)
 }
@@ -213,6 +217,7 @@ mod tests {
         let mpidrs: Vec<u64> = (0..17).map(rmi::params::index_mpidr).collect();
         let machine = Machine {
             ram: map::RAM_BASE..map::RAM_BASE + (512 << 20),
+            devices_at: 0,
             mpidrs: &mpidrs,
             cmdline: "console=ttyAMA0",
             initrd: Some(0x4800_0000..0x4800_1234),

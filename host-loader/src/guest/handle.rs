@@ -60,6 +60,9 @@ pub struct Guest {
     pub ram: Range<u64>,
     /// And what of that it has.
     pub memory: LiveRam,
+    /// Where the half of its addresses begins that it shares with the host, and that
+    /// its devices stand in: 0 for a plain guest.
+    pub shared: u64,
     /// It is stopped when it accesses what it does not have.
     pub strict: bool,
     /// It has done so, and the log has it.
@@ -89,6 +92,11 @@ impl Guest {
     /// Logs what it has done, or had done to it: every line has its name.
     pub fn log(&self, level: Level, text: fmt::Arguments<'_>) {
         logger::of_guest(&self.name, level, text);
+    }
+
+    /// The host knows nothing of its registers and its memory.
+    pub fn is_protected(&self) -> bool {
+        self.shared != 0
     }
 
     /// After an exit: takes what its vCPUs have written meanwhile.

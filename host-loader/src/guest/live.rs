@@ -7,7 +7,7 @@
 //! comes meanwhile waits for that, which takes no lock and waits for nobody.
 
 use super::ram::{Ram, Spot};
-use super::realm::{RealmError, Rights, Stage2};
+use super::realm::{RealmError, Stage2};
 use alloc::sync::Arc;
 use core::sync::atomic::{Ordering, fence};
 
@@ -73,13 +73,15 @@ impl LiveRam {
 
     /// Fills a piece that is claimed here.
     fn fill(&self, piece: usize) -> Result<(), RealmError> {
-        self.ram.zero_piece(piece);
-        if !self.coherent {
-            self.ram.clean_piece(piece);
+        if self.stage2.host_zeroes() {
+            self.ram.zero_piece(piece);
+            if !self.coherent {
+                self.ram.clean_piece(piece);
+            }
+            // Who sees the piece by its tables sees zeros.
+            fence(Ordering::SeqCst);
         }
-        // Who sees the piece by its tables sees zeros.
-        fence(Ordering::SeqCst);
-        let mapped = self.stage2.map_piece(&self.ram, piece, Rights::ReadWrite);
+        let mapped = self.stage2.populate(&self.ram, piece);
         match mapped {
             Ok(()) => self.ram.pieces().set_mapped(piece),
             Err(_) => self.ram.pieces().unclaim(piece),

@@ -20,6 +20,7 @@ pub mod error;
 pub mod fdt;
 #[cfg(target_os = "none")]
 pub mod handle;
+pub mod handover;
 pub mod live;
 pub mod map;
 pub mod pieces;

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use arm64::instr;
 use core::ops::Range;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, fence};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, fence};
 
 /// A contiguous part of a guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,9 +101,21 @@ impl Spot {
 pub struct Ram {
     extents: Vec<Extent>,
     pieces: Pieces,
+    /// EL2 has kept something of it.
+    lost: AtomicBool,
 }
 
 impl Ram {
+    /// It is nobody's to use any more: EL2 has not given all of it back.
+    pub fn lose(&self) {
+        self.lost.store(true, Relaxed);
+    }
+
+    /// Whether that is so.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Relaxed)
+    }
+
     /// Its parts.
     pub fn extents(&self) -> &[Extent] {
         &self.extents
@@ -225,7 +237,11 @@ impl GuestRam {
             })
             .collect();
         let pieces = Pieces::new(ipa - base);
-        Self(Arc::new(Ram { extents, pieces }))
+        Self(Arc::new(Ram {
+            extents,
+            pieces,
+            lost: AtomicBool::new(false),
+        }))
     }
 
     /// As others may know it.

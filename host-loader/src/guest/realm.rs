@@ -5,6 +5,7 @@
 //! half-built one too. What EL2 will not give back is never used again: it is
 //! leaked, and reported.
 
+use super::handover::Heir;
 use super::map;
 use super::pieces::PIECE_SIZE;
 use super::ram::{Extent, Ram};
@@ -18,6 +19,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
+use guest_config::Mode;
 use posted::Page;
 use rmi::Status;
 use rmi::feature::VendorFeatures;
@@ -112,6 +114,15 @@ impl Shape {
     pub const fn granule(&self) -> u64 {
         1 << self.granule_shift
     }
+
+    /// Where the half of the IPA space begins that a guest of this mode shares with the
+    /// host, and its devices' addresses with it: 0 for a plain one, which has no other.
+    pub const fn shared(&self, mode: Mode) -> u64 {
+        match mode {
+            Mode::Plain => 0,
+            Mode::Protected => 1 << (self.ipa_bits - 1),
+        }
+    }
 }
 
 /// A realm's stage 2, for mappings that need no tables beyond those it has.
@@ -121,12 +132,29 @@ pub struct Stage2 {
     shape: Shape,
     /// The level of the largest entries that map memory.
     largest: i64,
+    mode: Mode,
 }
 
 impl Stage2 {
+    /// The level of the largest entries that map memory.
+    fn largest_level(mode: Mode, features: &VendorFeatures) -> i64 {
+        match mode {
+            Mode::Plain => features.largest_level(),
+            Mode::Protected => 3,
+        }
+    }
+
     /// Bytes of the largest entries that map memory.
-    pub fn largest_entry(shape: &Shape, features: &VendorFeatures) -> u64 {
-        shape.entry_size(features.largest_level())
+    pub fn largest_entry(mode: Mode, shape: &Shape, features: &VendorFeatures) -> u64 {
+        shape.entry_size(Self::largest_level(mode, features))
+    }
+
+    /// The realm, as who gets memory.
+    fn heir(self) -> Heir {
+        Heir {
+            rd: self.rd,
+            granule: self.shape.granule(),
+        }
     }
 
     /// The entries that map an extent: level-2 blocks where there are such and it is
@@ -151,9 +179,28 @@ impl Stage2 {
         parts.flat_map(move |part| self.entries(part))
     }
 
-    /// Maps a piece of the guest's RAM, for which there are tables: all of it, or
-    /// after an error nothing.
-    pub fn map_piece(self, ram: &Ram, piece: usize, rights: Rights) -> Result<(), RealmError> {
+    /// Lets the guest have a piece of its RAM, zeroed, for which there are tables. After
+    /// an error it has nothing of it, or its RAM is lost.
+    pub fn populate(self, ram: &Ram, piece: usize) -> Result<(), RealmError> {
+        match self.mode {
+            Mode::Plain => self.map_piece(ram, piece),
+            Mode::Protected => self.give_piece(ram, piece),
+        }
+    }
+
+    /// Whether the host zeroes what [`Self::populate`] gives; else EL2 does.
+    pub fn host_zeroes(self) -> bool {
+        self.mode == Mode::Plain
+    }
+
+    fn give_piece(self, ram: &Ram, piece: usize) -> Result<(), RealmError> {
+        let mut parts = ram.parts_of(piece);
+        let given = parts.try_for_each(|part| self.heir().give_zeros(part));
+        given.inspect_err(|_| ram.lose())
+    }
+
+    fn map_piece(self, ram: &Ram, piece: usize) -> Result<(), RealmError> {
+        let rights = Rights::ReadWrite;
         for (entry, level) in self.entries_of(ram, piece) {
             let desc = entry.pa | rights.attributes();
             if let Err(error) = rmi_call::rtt_map_unprotected(self.rd, entry.ipa, level, desc) {
@@ -211,6 +258,7 @@ pub struct Realm {
     created: bool,
     /// Its VMID, from just before it is created.
     vmid: Option<u16>,
+    mode: Mode,
     /// The level of the largest entries that map memory.
     largest: i64,
     mapped: Vec<Mapped>,
@@ -257,11 +305,12 @@ fn with_page<T: IntoBytes + Immutable, R>(
 }
 
 impl Realm {
-    /// Creates a plain realm of this shape.
+    /// Creates a realm of this mode and shape.
     ///
     /// On an error nothing is left behind.
     pub async fn create(
         context: BuildContext<'_>,
+        mode: Mode,
         shape: Shape,
         features: &VendorFeatures,
     ) -> Result<Self, RealmError> {
@@ -272,7 +321,8 @@ impl Realm {
             delegated: Vec::new(),
             created: false,
             vmid: None,
-            largest: features.largest_level(),
+            mode,
+            largest: Stage2::largest_level(mode, features),
             mapped: Vec::new(),
             by_pieces: None,
             tables: 0,
@@ -314,7 +364,11 @@ impl Realm {
             rmi_call::granule_delegate(pa).map_err(failed("GRANULE_DELEGATE"))?;
             self.delegated.push(pa);
         }
-        let mut flags = RealmFlags::NONCONF | RealmFlags::EL2_VGIC;
+        let mut flags = RealmFlags::EL2_VGIC
+            | match self.mode {
+                Mode::Plain => RealmFlags::NONCONF,
+                Mode::Protected => RealmFlags::PROTECTED,
+            };
         let wide = self.shape.ipa_bits > 48 && features.granule_shift != 16;
         flags.set(RealmFlags::LPA2, wide);
         let mut params = RealmParams::new_zeroed();
@@ -355,7 +409,14 @@ impl Realm {
             rd: self.rd,
             shape: self.shape,
             largest: self.largest,
+            mode: self.mode,
         }
+    }
+
+    /// What is added to the address of a device: a protected guest's stand in the half
+    /// that it shares.
+    pub fn shared(&self) -> u64 {
+        self.shape.shared(self.mode)
     }
 
     /// Maps what is claimed of a guest's RAM, and makes all tables that mapping the
@@ -387,10 +448,67 @@ impl Realm {
             }
             context.pace.step().await;
         }
+        if self.mode == Mode::Protected {
+            return self.give_claimed(context, ram).await;
+        }
         for piece in ram.pieces().claimed() {
-            stage2.map_piece(ram, piece, Rights::ReadWrite)?;
+            stage2.map_piece(ram, piece)?;
             ram.pieces().set_mapped(piece);
             context.pace.step().await;
+        }
+        Ok(())
+    }
+
+    /// Tells a protected guest of its RAM, and gives it what is claimed of it, with
+    /// what is in it.
+    async fn give_claimed(
+        &mut self,
+        context: BuildContext<'_>,
+        ram: &Ram,
+    ) -> Result<(), RealmError> {
+        let BuildContext { granules, pace } = context;
+        let heir = self.stage2().heir();
+        let mut left = ram.range();
+        loop {
+            let (reached, missing) = heir.tell_ram(left.clone())?;
+            left.start = reached;
+            let Some(level) = missing else { break };
+            let base = reached & !(self.shape.entry_size(level - 1) - 1);
+            self.add_table(granules, base, level)?;
+        }
+        let size = heir.granule;
+        let taken = granules.lock().take(size, size);
+        let scratch = taken.ok_or(RealmError::NoMemory("a page of a guest's content"))?;
+        let give = async || {
+            for piece in ram.pieces().claimed() {
+                for granule in heir.granules_of(ram, piece) {
+                    heir.give_content(granule, scratch)?;
+                    pace.step().await;
+                }
+                ram.pieces().set_mapped(piece);
+            }
+            Ok(())
+        };
+        let given = give().await;
+        granules.lock().give(scratch, size);
+        given.inspect_err(|_| ram.lose())
+    }
+
+    /// Gives a guest the rest of its RAM, before it runs.
+    pub async fn populate_all(
+        &mut self,
+        context: BuildContext<'_>,
+        ram: &Ram,
+    ) -> Result<(), RealmError> {
+        let stage2 = self.stage2();
+        for ipa in ram.range().step_by(PIECE_SIZE as usize) {
+            if let Some(piece) = ram.piece_at(ipa)
+                && ram.pieces().claim(piece)
+            {
+                stage2.populate(ram, piece)?;
+                ram.pieces().set_mapped(piece);
+                context.pace.step().await;
+            }
         }
         Ok(())
     }
@@ -589,7 +707,15 @@ impl Realm {
                 pace.step().await;
             }
         }
-        if let Some(ram) = self.by_pieces.take() {
+        let by_pieces = self.by_pieces.take();
+        if let Some(ram) = &by_pieces
+            && self.mode == Mode::Protected
+        {
+            if let Err(error) = stage2.heir().take_back(ram.range(), pace).await {
+                log::error!("{error}; the guest's memory is lost until the machine restarts");
+                ram.lose();
+            }
+        } else if let Some(ram) = by_pieces {
             for piece in ram.pieces().mapped() {
                 for (entry, level) in stage2.entries_of(&ram, piece) {
                     stage2.unmap(entry.ipa, level);
@@ -687,11 +813,14 @@ fn leaked(call: &str, error: CallError) {
     log::error!("{call}: {error}; memory is lost until the machine restarts");
 }
 
-/// A sentence about where `ipa` lies in a guest with this RAM.
-pub fn describe(ipa: u64, ram: &core::ops::Range<u64>) -> String {
-    let (name, range, inside) = map::nearest(ipa, ram);
+/// A sentence about where `ipa` lies in a guest with this RAM, whose devices stand
+/// from `shared` on.
+pub fn describe(ipa: u64, ram: &core::ops::Range<u64>, shared: u64) -> String {
+    let at = if ipa < shared { 0 } else { shared };
+    let (name, range, inside) = map::nearest(ipa - at, ram);
     let word = if inside { "in" } else { "near" };
-    format!("{word} {name} {:#x}-{:#x}", range.start, range.end)
+    let half = if at == 0 { "" } else { " of the shared half" };
+    format!("{word} {name} {:#x}-{:#x}{half}", range.start, range.end)
 }
 
 /// The run page as bytes were a structure: it is one (`zerocopy` checks).
