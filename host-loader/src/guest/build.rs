@@ -147,9 +147,9 @@ pub fn needs(
     let vcpus = u64::from(config.guest.vcpus);
     let parts = extents.len() as u64;
     // A REC, its auxiliary granules and its run page; RD, roots, parameters, the
-    // page of posted writes.
+    // page of posted writes, one for content on its way to a protected guest.
     let rec = rmi::params::MAX_REC_AUX as u64 + 2;
-    let realm = u64::from(shape.roots) + 3 + rec * vcpus;
+    let realm = u64::from(shape.roots) + 4 + rec * vcpus;
     Ok(Needs {
         heap: HEAP_GUEST + HEAP_VCPU * vcpus + HEAP_RUN * parts,
         extents: (tables(flash, 3) + ram + realm + parts) as usize,
