@@ -16,7 +16,7 @@ use crate::config::{Guest, Mode, Populate};
 use crate::guests::catalogue;
 use crate::guests::fetch::Cache;
 use crate::machine::virt::{DEFAULT_CPU, Machine};
-use crate::run::options::{Granule, populates};
+use crate::run::options::{Granule, modes, populates};
 use crate::scratch;
 use crate::setup::qemu::Qemu;
 use crate::ui::Step;
@@ -48,6 +48,10 @@ pub struct Options {
     #[arg(long, value_name = "GRANULE", default_value = "4k")]
     pub granule: Granule,
 
+    /// How the guest's memory stands towards the host
+    #[arg(long, value_parser = modes(), default_value = "plain")]
+    pub mode: Mode,
+
     /// When the guest gets its memory: all at start, or a piece at its first touch
     /// [default: the host's choice]
     #[arg(long, value_parser = populates())]
@@ -66,6 +70,7 @@ impl Default for Options {
             repeat: 1,
             cpu: DEFAULT_CPU.into(),
             granule: Granule::K4,
+            mode: Mode::Plain,
             populate: None,
             image: None,
         }
@@ -181,7 +186,7 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
                 cmdline: Some(chatter.cmdline().into()),
                 memory: MEMORY,
                 vcpus: 1,
-                mode: Mode::Plain,
+                mode: options.mode,
                 populate: options.populate,
                 console: None,
                 strict: false,

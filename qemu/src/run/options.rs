@@ -187,7 +187,7 @@ pub struct Run {
 }
 
 /// The modes of guests, by the words for them.
-fn modes() -> impl TypedValueParser<Value = Mode> {
+pub fn modes() -> impl TypedValueParser<Value = Mode> {
     PossibleValuesParser::new(Mode::ALL.map(|(word, _)| word)).try_map(|word| word.parse::<Mode>())
 }
 
