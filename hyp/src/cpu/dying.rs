@@ -1,4 +1,5 @@
-//! Whether EL2 is dying: one PE reports it, the others stop.
+//! Whether EL2 is at its end: one PE reports its death, or ends the machine, and the
+//! others stop.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,6 +12,22 @@ static DYING: AtomicU64 = AtomicU64::new(0);
 
 fn me() -> u64 {
     affinity() + 1
+}
+
+/// Has the others stop at their next entry to EL2, before any guest; this PE goes on.
+/// A PE that others stop ends here.
+pub fn stop_others() {
+    let first = DYING.compare_exchange(0, me(), Ordering::SeqCst, Ordering::SeqCst);
+    if first.is_err_and(|who| who != me()) {
+        halt();
+    }
+}
+
+/// Whether this PE is to stop, and not to run a guest: what it has published before,
+/// whoever stops it sees.
+#[inline]
+pub fn is_told_to_stop() -> bool {
+    DYING.load(Ordering::SeqCst) != 0
 }
 
 /// Stops this PE for good if another has reported EL2's death.

@@ -2,20 +2,21 @@
 
 use arm64::bits;
 use arm64::regs::{ACTLR_EL1, ESR_EL2, FAR_EL2, OSLSR_EL1, TCR_EL1};
-use log::debug;
+use log::{debug, error};
 
 use super::redistributor;
 use crate::cpu::Cpu;
 use crate::cpu::context::{Exception, enter};
-use crate::cpu::dying::stop_if_dying;
+use crate::cpu::dying::{halt, stop_if_dying};
 use crate::cpu::fault::faulting_ipa;
 use crate::cpu::inject;
 use crate::log::trace::{self, Answer};
 use crate::system::System;
+use crate::{ending, psci, rmi as rmi_calls};
 use crate::{errata, idregs};
-use crate::{psci, rmi as rmi_calls};
 use ::rmi::NOT_SUPPORTED;
 use ::rmi::call::HostCall;
+use ::rmi::psci::Psci;
 use arm64::syndrome::{Class, Syndrome};
 use arm64::sysreg::Sysreg;
 
@@ -82,7 +83,7 @@ fn serve(system: &'static System, cpu: &mut Cpu, call: Option<HostCall>) -> bool
     let answer = match call {
         Some(HostCall::Rmi(command)) => rmi_calls::serve(system, cpu, command),
         Some(HostCall::Vendor(call)) => Some(rmi_calls::serve_vendor(system, call)),
-        Some(HostCall::Psci(call)) => return returned(cpu, psci::relay(call) as u64),
+        Some(HostCall::Psci(call)) => return returned(cpu, power(system, call) as u64),
         Some(HostCall::Smccc(call)) => return returned(cpu, system.common.answer(call)),
         None => return returned(cpu, NOT_SUPPORTED),
     };
@@ -93,6 +94,21 @@ fn serve(system: &'static System, cpu: &mut Cpu, call: Option<HostCall>) -> bool
     };
     cpu.host.gprs.x[..answer.len()].copy_from_slice(&answer);
     true
+}
+
+/// A PSCI call. Nothing of a confidential guest's is left in RAM when the machine ends;
+/// where that cannot be had, it stands still.
+fn power(system: &System, call: Psci) -> i64 {
+    if let Psci::SystemOff | Psci::SystemReset = call
+        && let Err(why) = ending::scrub(system)
+    {
+        error!(
+            "cpu {:#x} runs a guest and does not stop: the machine stays on",
+            why.mpidr
+        );
+        halt();
+    }
+    psci::relay(call)
 }
 
 /// The answer of a call that has X0 alone.

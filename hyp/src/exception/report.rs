@@ -5,9 +5,10 @@ use arm64::instr;
 use arm64::regs::*;
 
 use core::fmt::Write;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::cpu::{dying, pe};
+use crate::ending;
 use crate::log::LastWords;
 use crate::system::System;
 use ::rmi::end::{End, How};
@@ -17,6 +18,8 @@ use arm64::syndrome::Syndrome;
 
 /// How often the CPU that reports has died while it did.
 static AGAIN: AtomicU64 = AtomicU64::new(0);
+/// It has come to where the machine is turned off.
+static TRIED: AtomicBool = AtomicBool::new(false);
 /// Start and end of the image in memory, its appendix included.
 static IMAGE: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
@@ -69,7 +72,15 @@ fn end(mut log: LastWords) -> ! {
 }
 
 fn off() -> ! {
-    crate::psci::system_off();
+    // What a guest's memory held stays where it is rather than go to who comes next: if
+    // scrubbing is what EL2 died of too, the machine stands still. No exclusives: the
+    // MMU may be off.
+    let tried = TRIED.load(Ordering::Relaxed);
+    TRIED.store(true, Ordering::Relaxed);
+    let scrub = |system| ending::scrub(system).is_ok();
+    if !tried && System::installed().is_none_or(scrub) {
+        crate::psci::system_off();
+    }
     dying::halt()
 }
 

@@ -12,7 +12,7 @@ use super::exits;
 use super::record::{Entry, Next, Record};
 use super::vcpu::RunningVcpu;
 use crate::cpu::context::{Exception, enter};
-use crate::cpu::dying::stop_if_dying;
+use crate::cpu::dying;
 use crate::cpu::fault::faulting_ipa;
 use crate::cpu::{GuestState, SavedState};
 use crate::rec::{Pending, VcpuState};
@@ -80,6 +80,15 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
     record
 }
 
+/// Stops this PE if the machine ends; it runs no guest then, and says so.
+#[inline]
+fn stop(vcpu: &RunningVcpu<'_>) {
+    if dying::is_told_to_stop() {
+        vcpu.rec.kicks.leaves(vcpu.cpu.pe.runs());
+        dying::halt();
+    }
+}
+
 /// Enters the guest until an exit needs the host.
 fn turns(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState) -> Record {
     loop {
@@ -90,8 +99,9 @@ fn turns(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState) -> Record {
             return Record::new(ExitReason::Irq);
         }
         vcpu.prepare(state);
+        stop(vcpu);
         let exception = enter(&mut state.gprs);
-        stop_if_dying();
+        stop(vcpu);
         let esr = Syndrome(ESR_EL2.get());
         if !matches!(exception, Exception::HostSoon | Exception::HostNow) {
             note(state, exception, esr);

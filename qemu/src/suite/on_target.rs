@@ -232,6 +232,14 @@ pub fn cases() -> Vec<Case> {
             move |context| hostile_on(context, "3", "4k", "do=power", ["-cpu", cpu]),
         ));
     }
+    for (granule, smp) in [("4k", "1"), ("16k", "2"), ("64k", "2")] {
+        // The machine is reset, which keeps RAM, where else it would end.
+        let machine = ["-action", "reboot=reset"];
+        cases.push(Case::new(
+            format!("tests/hostile-canary-{granule}"),
+            move |context| hostile_on(context, smp, granule, "do=canary", machine),
+        ));
+    }
     for (cpu, is_usual) in MODELS {
         // One writes and another reads all registers of the CPU.
         let case = Case::new(format!("tests/hostile-worlds-{cpu}"), move |context| {

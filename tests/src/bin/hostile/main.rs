@@ -66,9 +66,12 @@ mod image {
             machine.cpus
         );
         let mut suite = Suite::new(Console);
+        // It finds the granule, too.
+        calls::identity(&mut suite);
         if let Some(only) = machine.argument("do") {
             match only {
                 "power" => crate::cpus::off_and_on(&mut suite),
+                "canary" => crate::protected::canary(&mut suite),
                 "worlds" => crate::worlds::checks(&mut suite),
                 _ => {
                     suite.check("hostile/do", false, only);
@@ -77,7 +80,6 @@ mod image {
             end(suite);
             return;
         }
-        calls::identity(&mut suite);
         crate::log::checks(&mut suite);
         crate::granules::checks(&mut suite, seed);
         crate::masters::checks(&mut suite);

@@ -10,10 +10,13 @@ use rmi::vendor::Vendor;
 use rmi::{Command, fid};
 use tests::bare::asm::{read32, read64, write32, write64};
 use tests::bare::console::Console;
+use tests::bare::psci::psci;
+use tests::bare::{cpu, machine};
+use tests::println;
 use tests::suite::Suite;
 
 use crate::calls::{INPUT, SUCCESS, ask, granule, realm, rtt, status};
-use crate::granules::{at, delegate, fill, is_zero, kept_out, undelegate};
+use crate::granules::{self, at, delegate, fill, is_zero, kept_out, undelegate};
 use crate::realm::{
     CODE, IPA_BITS, PARAMS, RD, RECS, ROOT, RUN, TABLES, map, normal, span, start_level, table,
     take_tables, write_params, write_rec,
@@ -416,4 +419,80 @@ fn ends(suite: &mut Suite<Console>) {
         left.is_none(),
         format_args!("{left:?}"),
     );
+}
+
+/// What this host leaves in its own memory, and finds after a reset.
+const MARK: u64 = 0x6d61_726b_6564_2121;
+/// Granules of it, apart from all others.
+const MARKED: u64 = 200;
+/// So many words of a canary, one after another, are one.
+const LENGTH: u64 = 8;
+
+/// What a protected guest's memory held is nowhere when the machine is reset: the first
+/// start fills some and resets the machine, which keeps RAM; the second looks for it.
+pub fn canary(suite: &mut Suite<Console>) {
+    let marked = at(MARKED);
+    // SAFETY: Memory of the host's.
+    if unsafe { read64(marked) } != MARK {
+        build(suite);
+        // As far as it has filled its page.
+        let emulate = EnterFlags::EMUL_MMIO;
+        enter(EnterFlags::empty(), 0);
+        enter(emulate, granule());
+        let filled = enter(emulate, 0);
+        suite.check(
+            "canary/filled",
+            is_access(&filled, 16),
+            format_args!("{filled:x?}"),
+        );
+        suite.check(
+            "canary/kept-out",
+            kept_out(at(DATA + 1)),
+            "the host reads it",
+        );
+        fill(marked, MARK);
+        tests::bare::asm::clean(marked, marked + granule());
+        if cpu::count() > 1 {
+            // While another CPU goes in and out of the guest.
+            cpu::start(1, || {
+                loop {
+                    enter(EnterFlags::EMUL_MMIO, 0);
+                }
+            });
+        }
+        println!("canary: reset");
+        psci(fid::PSCI_SYSTEM_RESET.into(), 0, 0, 0);
+        suite.check("canary/reset", false, "the machine goes on");
+        return;
+    }
+    let (mut marks, mut secrets) = (0, 0);
+    for range in &machine::get().ram {
+        for page in (range.start..range.end).step_by(granule() as usize) {
+            if granules::read(page).is_err() {
+                continue; // EL2's own
+            }
+            match canary_in(page) {
+                Some(MARK) => marks += 1,
+                Some(_) => secrets += 1,
+                None => {}
+            }
+        }
+    }
+    suite.check("canary/ram-is-kept", marks == 1, marks);
+    suite.equal("canary/nowhere", secrets, 0);
+}
+
+/// The canary that a page of the host's holds.
+fn canary_in(page: u64) -> Option<u64> {
+    let (mut last, mut count) = (0, 0);
+    for at in (page..page + granule()).step_by(8) {
+        // SAFETY: Memory of the host's.
+        let word = unsafe { read64(at) };
+        count = if word == last { count + 1 } else { 1 };
+        last = word;
+        if count == LENGTH && [MARK, SECRET].contains(&word) {
+            return Some(word);
+        }
+    }
+    None
 }
