@@ -6,17 +6,18 @@
 //! DS), AF 10, XN 54.
 
 use crate::addr::{Pa, Va};
+use crate::config::{Features, oa_form, output_bits};
+use crate::config_error::ConfigError;
 use crate::errata::Errata;
 use crate::error::{Budget, Error, Stopped};
 use crate::format::{AF, SH_SHIFT};
-use crate::geometry::{
-    self, ConfigError, Features, OaForm, Shape, baddr, check_root, oa_form, output_bits,
-};
+use crate::geometry::{baddr, check_root, ps_code};
 use crate::granule::Granule;
 use crate::maintenance::Maintenance;
 use crate::map::{MapJob, Mapping};
 use crate::mem::TableMem;
 use crate::plan::Regime;
+use crate::shape::{OaForm, Shape};
 use crate::sink::Ignore;
 use crate::stage2::{Leaves, typed};
 use crate::tree::{Core, Exclusive, Over};
@@ -118,7 +119,7 @@ impl El2Geometry {
         tcr |= 0b01 << 10; // ORGN0: the same
         tcr |= 0b11 << 12; // SH0: inner shareable
         tcr |= self.shape.granule().tg0() << 14;
-        tcr |= geometry::ps_code(self.shape.oa_bits()) << 16;
+        tcr |= ps_code(self.shape.oa_bits()) << 16;
         tcr |= 1 << 23; // RES1
         tcr |= 1 << 31; // RES1
         tcr |= (matches!(self.shape.oa_form(), OaForm::Lpa2) as u64) << 32;

@@ -3,10 +3,10 @@
 use crate::addr::{Ipa, Level, Pa};
 use crate::error::Error;
 use crate::format::{self, AF, CONTIGUOUS};
-use crate::geometry::{Shape, bytes};
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
+use crate::shape::{Shape, bytes};
 use crate::stage2::Stage2;
 use crate::sync;
 use crate::tree::Core;

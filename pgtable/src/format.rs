@@ -18,8 +18,10 @@
 
 use crate::addr::{Level, Pa};
 use crate::attrs::{Access, Age, Attrs, Device, Dirty, Execute, Memory, Share};
+use crate::config::Features;
 use crate::error::Error;
-use crate::geometry::{Features, Geometry, OaForm, Shape};
+use crate::geometry::Geometry;
+use crate::shape::{OaForm, Shape};
 
 pub(crate) const VALID: u64 = 1;
 pub(crate) const TYPE: u64 = 0b11;

@@ -4,6 +4,8 @@
 
 mod addr;
 mod attrs;
+mod config;
+mod config_error;
 mod el2;
 mod errata;
 mod error;
@@ -19,6 +21,7 @@ mod mem;
 mod plan;
 mod release;
 mod rtt;
+mod shape;
 mod sink;
 mod stage2;
 mod sync;
@@ -30,6 +33,8 @@ mod testing;
 
 pub use addr::{InputAddress, Ipa, Level, Pa, Va, Vmid};
 pub use attrs::{Access, Age, Attrs, Device, Dirty, Execute, Memory, Share};
+pub use config::{Features, Stage2Config, Start};
+pub use config_error::ConfigError;
 pub use el2::{El2Access, El2Attrs, El2Config, El2Geometry, El2Map, El2Memory, El2Range};
 pub use errata::Errata;
 pub use error::{Budget, Error, Stopped};
@@ -39,12 +44,13 @@ pub use extra::{
     Seen, Subtree, Visit,
 };
 pub use format::{Annotation, Entry};
-pub use geometry::{ConfigError, Features, Geometry, OaForm, Shape, Stage2Config, Start};
+pub use geometry::Geometry;
 pub use granule::Granule;
 pub use maintenance::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi, TlbiKind};
 pub use mem::TableMem;
 pub use plan::RUNS;
 pub use rtt::{ChangeDestroyed, Fill, Removed, Ripas, Rtt, RttEntry, RttError, RttState};
+pub use shape::{OaForm, Shape};
 pub use sink::{Ignore, LeafSink, RemovedLeaf, RemovedRun};
 pub use stage2::{Caches, Found, Leaves, Map, Stage2};
 pub use sync::Synced;

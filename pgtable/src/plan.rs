@@ -18,10 +18,11 @@
 //! Level hints go only with leaves of levels 1 to 3, all of one level, and
 //! need FEAT_TTL: a removed table is never hinted.
 
+use crate::config::Features;
 use crate::errata::Errata;
-use crate::geometry::{Features, OaForm, Shape};
 use crate::granule::Granule;
 use crate::maintenance::{Stage2Regs, Tlbi, TlbiKind};
+use crate::shape::{OaForm, Shape};
 
 /// How many runs of changed entries an operation keeps apart before it covers
 /// two by one.

@@ -8,9 +8,9 @@
 use crate::addr::Pa;
 use crate::error::Budget;
 use crate::format;
-use crate::geometry::Shape;
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
+use crate::shape::Shape;
 use crate::sink::{LeafSink, RemovedLeaf, RemovedRun};
 use crate::sync::Synced;
 use crate::tree::Core;

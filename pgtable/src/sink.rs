@@ -2,7 +2,7 @@
 
 use crate::addr::{Level, Pa};
 use crate::format;
-use crate::geometry::Shape;
+use crate::shape::Shape;
 
 /// A leaf that was taken out of the tree and of every TLB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

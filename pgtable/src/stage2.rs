@@ -2,9 +2,10 @@
 
 use crate::addr::{InputAddress, Ipa, Level, Pa, Vmid};
 use crate::attrs::{Attrs, Memory};
+use crate::config_error::ConfigError;
 use crate::error::{Budget, Error, Stopped};
 use crate::format::Entry;
-use crate::geometry::{ConfigError, Geometry};
+use crate::geometry::Geometry;
 use crate::maintenance::{Maintenance, Stage2Regs};
 use crate::map::{MapJob, Mapping};
 use crate::mem::TableMem;
@@ -237,7 +238,7 @@ impl<M: TableMem> Stage2<M> {
             return Err(Error::Range);
         }
         let slot = self.core.walk_to(ipa.get(), level.get());
-        let level = crate::geometry::Shape::level(slot.level);
+        let level = crate::shape::Shape::level(slot.level);
         Ok(Found {
             level,
             raw: slot.raw,

@@ -26,13 +26,14 @@
 //! and goes down the winner's table.
 
 use crate::addr::Pa;
+use crate::config::Features;
 use crate::errata::Errata;
 use crate::error::Error;
 use crate::format::{self, CONTIGUOUS, VALID};
-use crate::geometry::{Features, Shape, bytes};
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::{Pending, Regime, Tlb};
+use crate::shape::{Shape, bytes};
 use crate::sync::{self, Synced};
 
 /// Which entries a table's count counts. Tables and frozen tables always

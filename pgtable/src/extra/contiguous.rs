@@ -8,10 +8,10 @@
 use crate::addr::Ipa;
 use crate::error::Error;
 use crate::format::{self, AF, CONTIGUOUS};
-use crate::geometry::Shape;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
+use crate::shape::Shape;
 use crate::stage2::Stage2;
 use crate::sync::{self, Synced};
 use crate::tree::{Core, Slot};

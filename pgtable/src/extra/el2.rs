@@ -6,9 +6,9 @@ use crate::el2::{
 };
 use crate::error::{Budget, Stopped};
 use crate::format;
-use crate::geometry::Shape;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
+use crate::shape::Shape;
 use crate::sink::Ignore;
 use crate::stage2::typed;
 use crate::tree::Exclusive;

@@ -8,10 +8,10 @@
 use crate::addr::Ipa;
 use crate::error::{Budget, Error, Stopped};
 use crate::format::{self, CONTIGUOUS};
-use crate::geometry::Shape;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
+use crate::shape::Shape;
 use crate::sink::RemovedLeaf;
 use crate::stage2::{Stage2, typed};
 use crate::sync::{self, Synced};

@@ -234,7 +234,7 @@ impl<M: TableMem> Stage2<M> {
             }
             if !format::is_leaf(slot.raw, slot.level) {
                 return Err(Error::Missing {
-                    level: crate::geometry::Shape::level(slot.level),
+                    level: crate::shape::Shape::level(slot.level),
                 });
             }
             let now = self.geometry.decode_attrs(slot.raw).execute;
@@ -401,7 +401,7 @@ impl<M: TableMem> Stage2<M> {
             }
             if !format::is_leaf(slot.raw, slot.level) {
                 return Err(Error::Missing {
-                    level: crate::geometry::Shape::level(slot.level),
+                    level: crate::shape::Shape::level(slot.level),
                 });
             }
             let new = slot.raw | AF;

@@ -7,12 +7,12 @@
 
 use crate::error::Error;
 use crate::format::{self, AF, CONTIGUOUS};
-use crate::geometry::Shape;
 use crate::maintenance::Maintenance;
 use crate::map::{Mapping, Place};
 use crate::mem::TableMem;
 use crate::plan::Pending;
 use crate::release::{CleanAndTell, Cut, Release, Row, Tell};
+use crate::shape::Shape;
 use crate::sink::{LeafSink, RemovedRun};
 use crate::sync::{self, Synced};
 use crate::tree::{Access, Slot};

@@ -7,11 +7,11 @@
 use crate::addr::{Ipa, Level, Pa};
 use crate::error::{Budget, Error, Stopped};
 use crate::format::{self, CONTIGUOUS};
-use crate::geometry::Shape;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
 use crate::release::{Cut, Tell};
+use crate::shape::Shape;
 use crate::sink::Ignore;
 use crate::stage2::{Stage2, typed};
 use crate::sync::{self, Synced};

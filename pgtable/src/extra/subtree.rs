@@ -7,12 +7,12 @@
 use crate::addr::{Ipa, Level, Pa};
 use crate::error::{Budget, Error, Stopped};
 use crate::format;
-use crate::geometry::Shape;
 use crate::maintenance::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi};
 use crate::map::Mapping;
 use crate::mem::TableMem;
 use crate::plan::Pending;
 use crate::release::{Cut, Tell};
+use crate::shape::Shape;
 use crate::sink::Ignore;
 use crate::stage2::{Map, Stage2, typed};
 use crate::sync::{self, Synced};

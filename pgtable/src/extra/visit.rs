@@ -3,9 +3,9 @@
 use crate::addr::{Ipa, Level, Pa};
 use crate::error::{Budget, Stopped};
 use crate::format::{self, Entry};
-use crate::geometry::Shape;
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
+use crate::shape::Shape;
 use crate::stage2::Stage2;
 
 /// When a visitor is called for an entry.

@@ -26,12 +26,14 @@ mod unprotected;
 
 use crate::addr::{Ipa, Level, Pa, Vmid};
 use crate::attrs::Attrs;
+use crate::config_error::ConfigError;
 use crate::error::{Budget, Error};
 use crate::format;
-use crate::geometry::{ConfigError, Geometry, Shape};
+use crate::geometry::Geometry;
 use crate::maintenance::{CacheOp, Maintenance, Stage2Regs};
 use crate::mem::TableMem;
 use crate::plan::Pending;
+use crate::shape::Shape;
 use crate::sink::{LeafSink, RemovedLeaf};
 use crate::stage2::Stage2;
 use crate::sync;

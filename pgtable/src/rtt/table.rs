@@ -5,10 +5,10 @@ use super::{HIPAS_ASSIGNED, Released, Removed, Ripas, Rtt, RttError, UNPROTECTED
 use crate::addr::{Ipa, Level, Pa};
 use crate::error::Budget;
 use crate::format;
-use crate::geometry::Shape;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
+use crate::shape::Shape;
 use crate::sink::LeafSink;
 use crate::sync;
 use crate::tree::Slot;

@@ -1,0 +1,491 @@
+//! The arithmetic of a tree of tables: what stage 2 and EL2's stage 1 have in
+//! common, and all that walkers see.
+
+use crate::addr::Level;
+use crate::granule::Granule;
+
+/// How output addresses above bit 47 are kept in a descriptor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OaForm {
+    /// Up to 48 bits, in place.
+    Plain48,
+    /// 64K with FEAT_LPA: OA\[51:48\] in descriptor bits \[15:12\].
+    Lpa64k,
+    /// DS=1 (FEAT_LPA2, 4K and 16K): OA\[49:48\] in place, OA\[51:50\] in
+    /// descriptor bits \[9:8\], where shareability is otherwise.
+    Lpa2,
+}
+
+/// The arithmetic of a tree of tables. Everything is precomputed, so that a
+/// granule chosen at run time costs a walker shifts by a register and masks
+/// from memory, no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    // What a walk looks at, as wide as registers are.
+    /// OA bits kept in place.
+    low_mask: u64,
+    /// Where a descriptor keeps the other OA bits.
+    high_field: u64,
+    index_mask: usize,
+    root_mask: usize,
+    page_mask: u64,
+    /// Address bits that lie outside the input and the output space.
+    ia_over: u64,
+    oa_over: u64,
+    /// Bytes that an entry of level −1, 0, 1, 2, 3 covers.
+    spans: [u64; 8],
+    page_bits: u32,
+    stride: u32,
+    root_shift: u32,
+    /// How far up the bits of `high_field` go.
+    high_shift: u32,
+    start: i8,
+    /// Bit `l` set: a block may stand at level `l` (bit 3: pages).
+    leaf_levels: u8,
+    ia_bits: u8,
+    oa_bits: u8,
+    /// log2 of the address where the bits of `high_field` begin.
+    high_from: u8,
+    granule: Granule,
+    oa_form: OaForm,
+}
+
+impl Shape {
+    pub(crate) fn new(
+        granule: Granule,
+        start: i8,
+        ia_bits: u8,
+        oa_bits: u8,
+        oa_form: OaForm,
+        largest: i8,
+        pa_52: bool,
+    ) -> Self {
+        let page_bits = u32::from(granule.page_bits());
+        let stride = u32::from(granule.stride());
+        let top_block = match (granule, oa_form) {
+            (Granule::K4, OaForm::Lpa2) => 0,
+            (Granule::K4, _) | (Granule::K16, OaForm::Lpa2) => 1,
+            (Granule::K64, _) if pa_52 => 1,
+            (Granule::K16 | Granule::K64, _) => 2,
+        };
+        let top_block = top_block.max(largest).max(start);
+        let mut leaf_levels = 0u8;
+        let mut level = top_block;
+        while level <= 3 {
+            leaf_levels |= 1 << level;
+            level += 1;
+        }
+        let root_shift = page_bits + stride * (3 - start) as u32;
+        let spans = spans(page_bits, stride);
+        // A root may be smaller than a page, never without an entry.
+        let root_entries = 1usize << u32::from(ia_bits).saturating_sub(root_shift);
+        let low_top = match oa_form {
+            OaForm::Plain48 | OaForm::Lpa64k => 48,
+            OaForm::Lpa2 => 50,
+        };
+        let (high_field, high_from, high_shift) = match oa_form {
+            OaForm::Plain48 => (0, 48, 0),
+            OaForm::Lpa64k => (0xf << 12, 48, 48 - 12),
+            OaForm::Lpa2 => (0x3 << 8, 50, 50 - 8),
+        };
+        Self {
+            low_mask: (1u64 << low_top) - (1u64 << page_bits),
+            high_field,
+            index_mask: (1 << stride) - 1,
+            root_mask: root_entries - 1,
+            page_mask: (1 << page_bits) - 1,
+            ia_over: u64::MAX << ia_bits,
+            oa_over: u64::MAX << oa_bits,
+            spans,
+            page_bits,
+            stride,
+            root_shift,
+            high_shift,
+            start,
+            leaf_levels,
+            ia_bits,
+            oa_bits,
+            high_from,
+            granule,
+            oa_form,
+        }
+    }
+
+    /// A small stage-2 shape for searches that visit every tree: 4K pages,
+    /// 2^`stride` entries a table, `levels` (2 to 4) levels, blocks at levels
+    /// 1 and 2. No CPU has it.
+    #[cfg(any(test, feature = "toy"))]
+    pub(crate) fn toy(stride: u8, levels: u8) -> Self {
+        let start = 4 - levels as i8;
+        let real = Self::new(Granule::K4, 1, 48, 48, OaForm::Plain48, 1, false);
+        let ia_bits = 12 + stride * levels;
+        Self {
+            spans: spans(12, u32::from(stride)),
+            stride: u32::from(stride),
+            start,
+            ia_bits,
+            ia_over: u64::MAX << ia_bits,
+            leaf_levels: real.leaf_levels & !((1 << start.max(0)) - 1),
+            root_shift: u32::from(12 + stride * (levels - 1)),
+            root_mask: (1 << stride) - 1,
+            index_mask: (1 << stride) - 1,
+            ..real
+        }
+    }
+
+    /// The granule.
+    #[inline]
+    pub const fn granule(&self) -> Granule {
+        self.granule
+    }
+
+    /// How output addresses are written into descriptors.
+    #[inline]
+    pub const fn oa_form(&self) -> OaForm {
+        self.oa_form
+    }
+
+    /// Bits of an input address: addresses below 2^this are translated.
+    #[inline]
+    pub const fn ia_bits(&self) -> u8 {
+        self.ia_bits
+    }
+
+    /// Bits of an output address.
+    #[inline]
+    pub const fn oa_bits(&self) -> u8 {
+        self.oa_bits
+    }
+
+    /// The level where a walk starts.
+    #[inline]
+    pub const fn start(&self) -> Level {
+        Self::level(self.start)
+    }
+
+    /// Entries of the root, of all its concatenated tables together.
+    #[inline]
+    pub const fn root_entries(&self) -> usize {
+        self.root_mask + 1
+    }
+
+    /// Root tables: 1, or 2 to 16 when concatenated.
+    pub const fn root_tables(&self) -> usize {
+        let tables = self.root_entries() >> self.stride;
+        if tables == 0 { 1 } else { tables }
+    }
+
+    /// Bytes of the root, a power of two and at least one page.
+    pub const fn root_bytes(&self) -> u64 {
+        (self.root_tables() as u64) << self.page_bits
+    }
+
+    /// The alignment that the root needs, in bytes: its whole size, so that
+    /// the hardware's masking of `BADDR` removes nothing.
+    pub const fn root_align(&self) -> u64 {
+        self.root_bytes()
+    }
+
+    /// log2 of the bytes that one entry of `level` covers.
+    #[inline]
+    pub const fn span_bits(&self, level: Level) -> u8 {
+        self.shift(level.get()) as u8
+    }
+
+    /// Bytes that one entry of `level` covers.
+    #[inline]
+    pub const fn span(&self, level: Level) -> u64 {
+        self.span_at(level.get())
+    }
+
+    /// True when a leaf (block or page) may stand at `level`.
+    #[inline]
+    pub const fn leaf_ok(&self, level: Level) -> bool {
+        self.leaf_at(level.get())
+    }
+
+    /// The index of `ia` in a table of `level`; at the start level it counts
+    /// through all concatenated tables.
+    #[inline]
+    pub const fn index(&self, level: Level, ia: u64) -> usize {
+        self.index_at(level.get(), ia & ((1 << self.ia_bits) - 1))
+    }
+
+    /// Entries of a table of `level`.
+    #[inline]
+    pub const fn entries(&self, level: Level) -> usize {
+        self.entries_at(level.get())
+    }
+
+    /// The shape of a tree that hangs under one entry of `level`, with
+    /// addresses counted from that entry's first.
+    #[cfg(feature = "extra")]
+    pub(crate) const fn below(&self, level: i8) -> Self {
+        let ia_bits = self.shift(level);
+        Self {
+            start: level + 1,
+            ia_bits: ia_bits as u8,
+            ia_over: u64::MAX << ia_bits,
+            root_shift: self.shift(level + 1),
+            root_mask: self.index_mask,
+            ..*self
+        }
+    }
+
+    /// The same with leaves of [`cleaned_top`](Self::cleaned_top) at most.
+    pub(crate) const fn cleaned(self) -> Self {
+        Self {
+            leaf_levels: self.leaf_levels & (u8::MAX << self.cleaned_top()),
+            ..self
+        }
+    }
+
+    #[inline]
+    pub(crate) const fn level(level: i8) -> Level {
+        match Level::new(level) {
+            Some(level) => level,
+            None => Level::L3,
+        }
+    }
+
+    #[inline]
+    pub(crate) const fn start_raw(&self) -> i8 {
+        self.start
+    }
+
+    // The feature `fixed-4k` is there to measure what the choice of a granule
+    // at run time costs; nothing else uses it.
+    #[inline]
+    pub(crate) const fn stride(&self) -> u32 {
+        if cfg!(feature = "fixed-4k") {
+            9
+        } else {
+            self.stride
+        }
+    }
+
+    #[inline]
+    pub(crate) const fn page_bits(&self) -> u32 {
+        if cfg!(feature = "fixed-4k") {
+            12
+        } else {
+            self.page_bits
+        }
+    }
+
+    #[inline]
+    pub(crate) const fn root_shift(&self) -> u32 {
+        self.root_shift
+    }
+
+    #[inline]
+    pub(crate) const fn index_mask(&self) -> usize {
+        if cfg!(feature = "fixed-4k") {
+            511
+        } else {
+            self.index_mask
+        }
+    }
+
+    /// The index bits of a root's entries, of all concatenated tables.
+    #[inline]
+    pub(crate) const fn root_mask(&self) -> usize {
+        self.root_mask
+    }
+
+    #[inline]
+    pub(crate) const fn shift(&self, level: i8) -> u32 {
+        // No overflow: 16 + 13 * 4 at most.
+        self.page_bits()
+            .wrapping_add(self.stride().wrapping_mul(3i8.wrapping_sub(level) as u32))
+    }
+
+    #[inline]
+    pub(crate) const fn span_at(&self, level: i8) -> u64 {
+        if cfg!(feature = "fixed-4k") {
+            return bytes(self.shift(level));
+        }
+        // Levels begin at -1, and the array is as long as the mask wants it.
+        self.spans[level.wrapping_add(1) as usize & 7]
+    }
+
+    #[inline]
+    pub(crate) const fn leaf_at(&self, level: i8) -> bool {
+        level >= 0 && self.leaf_levels.wrapping_shr(level as u32) & 1 != 0
+    }
+
+    /// Entries of a table that is no root.
+    #[inline]
+    pub(crate) const fn table_entries(&self) -> usize {
+        self.index_mask().wrapping_add(1)
+    }
+
+    #[inline]
+    pub(crate) const fn entries_at(&self, level: i8) -> usize {
+        if level == self.start {
+            self.root_entries()
+        } else {
+            self.table_entries()
+        }
+    }
+
+    /// `ia` must lie inside the space.
+    #[inline]
+    pub(crate) const fn index_at(&self, level: i8, ia: u64) -> usize {
+        let index = ia.wrapping_shr(self.shift(level)) as usize;
+        if level == self.start {
+            index
+        } else {
+            index & self.index_mask()
+        }
+    }
+
+    /// One past the last translated input address.
+    #[inline]
+    pub(crate) const fn ia_end(&self) -> u64 {
+        bytes(self.ia_bits as u32)
+    }
+
+    /// The bits of an input address that a space of this size has not.
+    #[inline]
+    pub(crate) const fn ia_over(&self) -> u64 {
+        self.ia_over
+    }
+
+    /// As [`ia_over`](Self::ia_over) for output addresses.
+    #[inline]
+    pub(crate) const fn oa_over(&self) -> u64 {
+        self.oa_over
+    }
+
+    /// Puts an output address where the descriptor keeps it.
+    #[inline]
+    pub(crate) const fn encode_oa(&self, oa: u64) -> u64 {
+        (oa & self.low_mask) | (oa.wrapping_shr(self.high_shift) & self.high_field)
+    }
+
+    /// Reads the output address of a descriptor.
+    #[inline]
+    pub(crate) const fn decode_oa(&self, raw: u64) -> u64 {
+        let low = raw & self.low_mask;
+        if raw & self.high_field == 0 {
+            return low;
+        }
+        self.decode_high(raw)
+    }
+
+    /// Few machines have memory above 2^48: out of the way of walks.
+    #[cold]
+    #[inline(never)]
+    const fn decode_high(&self, raw: u64) -> u64 {
+        (raw & self.low_mask) | (raw & self.high_field).wrapping_shl(self.high_shift)
+    }
+
+    /// The descriptor bits that hold the output address.
+    #[inline]
+    pub(crate) const fn oa_mask(&self) -> u64 {
+        self.low_mask | self.high_field
+    }
+
+    /// How far `oa` may grow while its descriptor grows by the same number:
+    /// up to the address where bits kept elsewhere change.
+    #[inline]
+    pub(crate) const fn linear_left(&self, oa: u64) -> u64 {
+        let from = bytes(self.high_from as u32);
+        from - (oa & (from - 1))
+    }
+
+    /// `[start, start + size)` as `(start, end)` when it lies inside the
+    /// input space and keeps to pages.
+    #[inline]
+    pub(crate) fn check_ia(&self, start: u64, size: u64) -> Result<u64, crate::Error> {
+        // A sum that wraps is below one of its parts, and both are checked.
+        let end = start.wrapping_add(size);
+        let limit = self.ia_end();
+        if (start > limit) | (size > limit) | (end > limit) {
+            return Err(crate::Error::Range);
+        }
+        if (start | size) & self.page_mask() != 0 {
+            return Err(crate::Error::Align);
+        }
+        Ok(end)
+    }
+
+    /// As [`check_ia`](Self::check_ia) for output addresses.
+    #[inline]
+    pub(crate) fn check_oa(&self, start: u64, size: u64) -> Result<(), crate::Error> {
+        let end = start.wrapping_add(size);
+        let limit = bytes(self.oa_bits as u32);
+        if (start > limit) | (size > limit) | (end > limit) {
+            return Err(crate::Error::Range);
+        }
+        if start & self.page_mask() != 0 {
+            return Err(crate::Error::Align);
+        }
+        Ok(())
+    }
+
+    /// True when a table may stand at `pa`: whoever writes its descriptor would
+    /// lose the bits that are not a page's, or not in the output space.
+    #[inline]
+    pub(crate) const fn is_table_page(&self, pa: u64) -> bool {
+        pa & (self.oa_over | self.page_mask()) == 0
+    }
+
+    /// The bits of an address below a page.
+    #[inline]
+    pub(crate) const fn page_mask(&self) -> u64 {
+        if cfg!(feature = "fixed-4k") {
+            0xfff
+        } else {
+            self.page_mask
+        }
+    }
+
+    /// The level of the largest leaves whose memory is cleaned in one step of
+    /// [`CACHE_STEP`](crate::error::CACHE_STEP) at most.
+    pub(crate) const fn cleaned_top(&self) -> i8 {
+        let mut level = 3;
+        while level > 0 && bytes(self.shift(level - 1)) <= crate::error::CACHE_STEP {
+            level -= 1;
+        }
+        level
+    }
+
+    /// The largest level, at or below `top`, whose leaf fits at `ia`, `oa`
+    /// and in `left` bytes.
+    #[inline]
+    pub(crate) fn leaf_level(&self, ia: u64, oa: u64, left: u64, top: i8) -> i8 {
+        let mut level = 3;
+        let mut shift = self.page_bits().wrapping_add(self.stride());
+        while level > top
+            && self.leaf_at(level - 1)
+            && (ia | oa) & bytes(shift).wrapping_sub(1) == 0
+            && left >= bytes(shift)
+        {
+            level -= 1;
+            shift = shift.wrapping_add(self.stride());
+        }
+        level
+    }
+}
+
+/// [`Shape`]'s table of spans: 0 past level 3, and at a level −1 that 64K
+/// cannot have.
+const fn spans(page_bits: u32, stride: u32) -> [u64; 8] {
+    let mut spans = [0; 8];
+    let mut up = 0;
+    while up <= 4 {
+        let bits = page_bits + stride * up;
+        spans[4 - up as usize] = if bits < 64 { 1 << bits } else { 0 };
+        up += 1;
+    }
+    spans
+}
+
+/// 2^`bits`, for bits below 64 as all of a [`Shape`] are: without the check
+/// that a shift by a variable brings along.
+#[inline]
+pub(crate) const fn bytes(bits: u32) -> u64 {
+    1u64.wrapping_shl(bits)
+}
