@@ -1,16 +1,16 @@
 //! Typed addresses: what a number means is part of its type.
 //!
 //! Raw `u64` appears only at the encoders of descriptors, registers and TLBI
-//! operands, and at a caller's ABI.
+//! operands, and at a caller's ABI. Sizes and offsets are numbers of bytes.
 
 use core::fmt;
 
 macro_rules! address {
-    ($(#[$doc:meta])* $name:ident, $word:literal) => {
+    ($(#[$doc:meta])* $seen:vis $name:ident, $word:literal) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
         #[repr(transparent)]
-        pub struct $name(u64);
+        $seen struct $name(u64);
 
         impl $name {
             /// Makes an address of a byte number. Any number is accepted:
@@ -25,34 +25,31 @@ macro_rules! address {
             pub const fn get(self) -> u64 {
                 self.0
             }
-
         }
 
-        #[cfg(feature = "extra")]
+        // Not every kind of address needs each.
+        #[allow(dead_code)]
         impl $name {
-            /// The address `bytes` further up, or `None` past 2^64.
+            /// The address `bytes` further up, of a space that has it.
             #[inline]
-            pub const fn checked_add(self, bytes: u64) -> Option<Self> {
-                match self.0.checked_add(bytes) {
-                    Some(sum) => Some(Self(sum)),
-                    None => None,
-                }
+            pub(crate) const fn plus(self, bytes: u64) -> Self {
+                Self(self.0.wrapping_add(bytes))
             }
 
-            /// True when the address is a multiple of 2^`bits` bytes.
+            /// True when `size` bytes from here on lie in a space of 2^`bits`.
             #[inline]
-            pub const fn is_aligned(self, bits: u32) -> bool {
-                bits < 64 && self.0 & ((1 << bits) - 1) == 0
+            pub(crate) const fn reaches(self, size: u64, bits: u8) -> bool {
+                // A sum that wraps is below one of its parts, and both are checked.
+                let limit = 1u64.wrapping_shl(bits as u32);
+                let end = self.0.wrapping_add(size);
+                self.0 <= limit && size <= limit && end <= limit
             }
 
-            /// The multiple of 2^`bits` bytes at or below the address.
+            /// The first address of the piece of `size` bytes, a power of two,
+            /// that this one is in.
             #[inline]
-            pub const fn align_down(self, bits: u32) -> Self {
-                if bits < 64 {
-                    Self(self.0 & !((1 << bits) - 1))
-                } else {
-                    Self(0)
-                }
+            pub(crate) const fn floor(self, size: u64) -> Self {
+                Self(self.0 & !size.wrapping_sub(1))
             }
         }
 
@@ -72,34 +69,91 @@ macro_rules! address {
 
 address! {
     /// An intermediate physical address: what a guest takes for physical.
-    Ipa, "IPA"
+    pub Ipa, "IPA"
 }
 address! {
     /// A physical address.
-    Pa, "PA"
+    pub Pa, "PA"
 }
 address! {
     /// A virtual address of EL2's own stage 1.
-    Va, "VA"
+    pub Va, "VA"
+}
+address! {
+    /// An input address of whatever regime a tree serves: an [`Ipa`] of a stage 2,
+    /// a [`Va`] of EL2.
+    pub(crate) Ia, "IA"
 }
 
-/// An input address of some regime: [`Ipa`] for stage 2, [`Va`] for EL2.
-pub trait InputAddress: Copy + fmt::Debug {
-    /// Makes an address of a byte number.
-    fn from_raw(byte: u64) -> Self;
+macro_rules! input {
+    ($name:ident) => {
+        impl From<$name> for Ia {
+            #[inline]
+            fn from(address: $name) -> Self {
+                Self(address.0)
+            }
+        }
+
+        impl From<Ia> for $name {
+            #[inline]
+            fn from(address: Ia) -> Self {
+                Self(address.0)
+            }
+        }
+    };
 }
 
-impl InputAddress for Ipa {
+input!(Ipa);
+input!(Va);
+
+impl Ia {
+    /// How far it is above `other`.
     #[inline]
-    fn from_raw(byte: u64) -> Self {
-        Self(byte)
+    pub(crate) const fn since(self, other: Self) -> u64 {
+        self.0.wrapping_sub(other.0)
+    }
+
+    /// What an output address is above it: the same for all of a range that is
+    /// mapped in one piece.
+    #[inline]
+    pub(crate) const fn to(self, pa: Pa) -> u64 {
+        pa.0.wrapping_sub(self.0)
     }
 }
 
-impl InputAddress for Va {
+/// The addresses from `start` on, up to `end`, which is not of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Extent {
+    pub(crate) start: Ia,
+    pub(crate) end: Ia,
+}
+
+impl Extent {
+    pub(crate) const EMPTY: Self = Self::new(Ia(0), 0);
+
+    /// `size` bytes from `start` on.
     #[inline]
-    fn from_raw(byte: u64) -> Self {
-        Self(byte)
+    pub(crate) const fn new(start: Ia, size: u64) -> Self {
+        Self {
+            start,
+            end: start.plus(size),
+        }
+    }
+
+    #[inline]
+    pub(crate) const fn size(self) -> u64 {
+        self.end.since(self.start)
+    }
+
+    #[inline]
+    pub(crate) const fn is_empty(self) -> bool {
+        self.start.0 >= self.end.0
+    }
+
+    /// True when all of `other` is in it.
+    #[inline]
+    pub(crate) const fn covers(self, other: Self) -> bool {
+        self.start.0 <= other.start.0 && other.end.0 <= self.end.0
     }
 }
 
@@ -133,6 +187,36 @@ impl Level {
     #[inline]
     pub const fn get(self) -> i8 {
         self.0
+    }
+
+    /// How many levels it is above the pages'.
+    #[inline]
+    pub(crate) const fn above_pages(self) -> u32 {
+        3i8.wrapping_sub(self.0) as u32
+    }
+
+    /// How many levels it is below `other`; less than nothing above it.
+    #[inline]
+    pub(crate) const fn below(self, other: Self) -> i32 {
+        (self.0 as i32).wrapping_sub(other.0 as i32)
+    }
+
+    /// So many levels further up.
+    #[inline]
+    pub(crate) const fn above(self, levels: i32) -> Self {
+        Self((self.0 as i32).wrapping_sub(levels) as i8)
+    }
+
+    /// That of the tables below an entry of this level, which is no page.
+    #[inline]
+    pub(crate) const fn down(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+
+    /// That of the entry above a table of this level, which is no root.
+    #[inline]
+    pub(crate) const fn up(self) -> Self {
+        Self(self.0.wrapping_sub(1))
     }
 }
 

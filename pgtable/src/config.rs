@@ -6,7 +6,7 @@ use crate::config_error::ConfigError;
 use crate::errata::Errata;
 use crate::geometry::Geometry;
 use crate::granule::Granule;
-use crate::shape::{OaForm, Shape};
+use crate::shape::{OaForm, Shape, Sizes};
 
 /// Which start level a configuration takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +48,31 @@ pub struct Features {
     pub bbm2: bool,
 }
 
+impl Features {
+    /// A CPU of Armv8.0: nothing optional.
+    pub const NONE: Self = Self {
+        tlb_range: false,
+        ttl: false,
+        fwb: false,
+        xnx: false,
+        vmid16: false,
+        hw_access_flag: false,
+        hw_dirty: false,
+        ttst: false,
+        cnp: false,
+        dic: false,
+        bbm2: false,
+    };
+}
+
+/// A tree's arithmetic, and what of the machine makes a difference to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Format {
+    pub(crate) shape: Shape,
+    pub(crate) features: Features,
+    pub(crate) errata: Errata,
+}
+
 /// A stage 2 that somebody asks for. [`validate`](Self::validate) says
 /// whether the architecture has it.
 ///
@@ -87,19 +112,7 @@ impl Stage2Config {
             lpa2: false,
             start: Start::Concatenate,
             largest_block: Level::L0,
-            features: Features {
-                tlb_range: false,
-                ttl: false,
-                fwb: false,
-                xnx: false,
-                vmid16: false,
-                hw_access_flag: false,
-                hw_dirty: false,
-                ttst: false,
-                cnp: false,
-                dic: false,
-                bbm2: false,
-            },
+            features: Features::NONE,
             errata: Errata::NONE,
         }
     }
@@ -132,35 +145,33 @@ impl Stage2Config {
             return Err(ConfigError::DirtyWithoutAccess);
         }
         let start = match self.start {
-            Start::At(level) => level.get(),
+            Start::At(level) => level,
             Start::Concatenate => {
                 let levels = ((ipa_bits - 4 - 4) / granule.stride()).max(2);
-                4 - levels as i8
+                Level::L3.above(i32::from(levels) - 1)
             }
         };
         self.check_start(start)?;
-        let oa_form = oa_form(granule, oa_bits, self.lpa2);
-        let shape = Shape::new(
+        let shape = Shape::new(Sizes {
             granule,
             start,
-            ipa_bits,
+            ia_bits: ipa_bits,
             oa_bits,
-            oa_form,
-            self.largest_block.get(),
-            pa_bits == 52,
-        );
-        Ok(Geometry {
+            oa_form: oa_form(granule, oa_bits, self.lpa2),
+            largest: self.largest_block,
+            pa_52: pa_bits == 52,
+        });
+        Ok(Geometry(Format {
             shape,
             features: self.features,
             errata: self.errata,
-        })
+        }))
     }
 
     /// The start level's own rules: spec 1.2.
-    fn check_start(&self, start: i8) -> Result<(), ConfigError> {
-        let level = Shape::level(start);
+    fn check_start(&self, level: Level) -> Result<(), ConfigError> {
         let stride = self.granule.stride();
-        let exists = match (self.granule, start) {
+        let exists = match (self.granule, level.get()) {
             (Granule::K4, -1) | (Granule::K16, 0) => self.lpa2,
             (Granule::K4, 3) => self.features.ttst,
             (Granule::K4, 0..=2) | (Granule::K16 | Granule::K64, 1..=3) => true,
@@ -169,8 +180,8 @@ impl Stage2Config {
         if !exists {
             return Err(ConfigError::StartLevel { level });
         }
-        let min = (3 - start) as u8 * stride + self.granule.page_bits() + 1;
-        let max = if start == -1 {
+        let min = level.above_pages() as u8 * stride + self.granule.page_bits() + 1;
+        let max = if level == Level::MINUS_1 {
             52
         } else {
             (min + stride + 3).min(52)
@@ -178,7 +189,7 @@ impl Stage2Config {
         if self.ipa_bits < min || self.ipa_bits > max {
             return Err(ConfigError::StartSize { level, min, max });
         }
-        let needs = match (self.granule, start) {
+        let needs = match (self.granule, level.get()) {
             (Granule::K4, 0) | (Granule::K64, 1) => 44,
             (Granule::K16, 1) => 42,
             _ => 0,

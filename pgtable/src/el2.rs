@@ -5,19 +5,19 @@
 //! bit 7 (1 = read-only), AP\[1\] in bit 6 (RES1), SH \[9:8\] (address with
 //! DS), AF 10, XN 54.
 
-use crate::addr::{Pa, Va};
-use crate::config::{Features, oa_form, output_bits};
+use crate::addr::{Level, Pa, Va};
+use crate::config::{Features, Format, oa_form, output_bits};
 use crate::config_error::ConfigError;
+use crate::desc::{AF, Desc, SH_SHIFT};
 use crate::errata::Errata;
-use crate::error::{Budget, Error, Stopped};
-use crate::format::{AF, SH_SHIFT};
-use crate::geometry::{baddr, check_root, ps_code};
+use crate::error::{Budget, Stopped};
+use crate::geometry::{baddr, walk_fields};
 use crate::granule::Granule;
 use crate::maintenance::Maintenance;
 use crate::map::{MapJob, Mapping};
 use crate::mem::TableMem;
 use crate::plan::Regime;
-use crate::shape::{OaForm, Shape};
+use crate::shape::{OaForm, Shape, Sizes};
 use crate::sink::Ignore;
 use crate::stage2::{Leaves, typed};
 use crate::tree::{Core, Exclusive, Over};
@@ -49,14 +49,13 @@ pub struct El2Config {
 impl El2Config {
     /// No LPA2, no LVA, no features.
     pub const fn new(granule: Granule, va_bits: u8, pa_bits: u8) -> Self {
-        let features = crate::Stage2Config::new(granule, va_bits, pa_bits).features;
         Self {
             granule,
             va_bits,
             pa_bits,
             lpa2: false,
             lva: false,
-            features,
+            features: Features::NONE,
             errata: Errata::NONE,
         }
     }
@@ -78,52 +77,37 @@ impl El2Config {
             return Err(ConfigError::NeedsLpa { bits: va_bits });
         }
         let levels = (va_bits - granule.page_bits()).div_ceil(granule.stride());
-        let start = 4 - levels as i8;
-        let form = oa_form(granule, oa_bits, self.lpa2);
-        let shape = Shape::new(
+        let shape = Shape::new(Sizes {
             granule,
-            start,
-            va_bits,
+            start: Level::L3.above(i32::from(levels) - 1),
+            ia_bits: va_bits,
             oa_bits,
-            form,
-            0,
-            self.pa_bits == 52,
-        );
-        Ok(El2Geometry {
+            oa_form: oa_form(granule, oa_bits, self.lpa2),
+            largest: Level::L0,
+            pa_52: self.pa_bits == 52,
+        });
+        Ok(El2Geometry(Format {
             shape,
             features: self.features,
             errata: self.errata,
-        })
+        }))
     }
 }
 
 /// An EL2 stage 1 that the architecture has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct El2Geometry {
-    shape: Shape,
-    features: Features,
-    errata: Errata,
-}
+pub struct El2Geometry(Format);
 
 impl El2Geometry {
     /// The tree's arithmetic.
     #[inline]
     pub const fn shape(&self) -> &Shape {
-        &self.shape
+        &self.0.shape
     }
 
     /// `TCR_EL2`: T0SZ, write-back inner-shareable walks, granule, PS, DS.
     pub const fn tcr(&self) -> u64 {
-        let mut tcr = 64 - self.shape.ia_bits() as u64;
-        tcr |= 0b01 << 8; // IRGN0: write-back, read- and write-allocate
-        tcr |= 0b01 << 10; // ORGN0: the same
-        tcr |= 0b11 << 12; // SH0: inner shareable
-        tcr |= self.shape.granule().tg0() << 14;
-        tcr |= ps_code(self.shape.oa_bits()) << 16;
-        tcr |= 1 << 23; // RES1
-        tcr |= 1 << 31; // RES1
-        tcr |= (matches!(self.shape.oa_form(), OaForm::Lpa2) as u64) << 32;
-        tcr
+        walk_fields(self.shape()) | 1 << 23 // RES1
     }
 
     /// `TTBR0_EL2` for a root.
@@ -131,9 +115,9 @@ impl El2Geometry {
     /// # Errors
     /// A root that is misaligned or out of range.
     pub const fn ttbr(&self, root: Pa) -> Result<u64, ConfigError> {
-        match check_root(&self.shape, root) {
+        match baddr(root, self.shape()) {
             Err(error) => Err(error),
-            Ok(()) => Ok(baddr(root.get(), self.shape.oa_bits()) | self.features.cnp as u64),
+            Ok(baddr) => Ok(baddr | self.0.features.cnp as u64),
         }
     }
 
@@ -144,7 +128,7 @@ impl El2Geometry {
     }
 
     /// The attribute bits of a leaf.
-    fn encode(&self, attrs: El2Attrs) -> u64 {
+    fn encode(&self, attrs: El2Attrs) -> Desc {
         let mut raw = AF | AP_RES1;
         raw |= match attrs.memory {
             El2Memory::Normal => 0,
@@ -152,7 +136,7 @@ impl El2Geometry {
             El2Memory::NonCacheable => 2,
             El2Memory::DeviceStrict => 3,
         } << ATTR_INDEX_SHIFT;
-        if self.shape.oa_form() != OaForm::Lpa2 {
+        if self.shape().oa_form() != OaForm::Lpa2 {
             raw |= 0b11 << SH_SHIFT;
         }
         raw |= match attrs.access {
@@ -160,7 +144,7 @@ impl El2Geometry {
             El2Access::Read => AP_READ_ONLY | UXN_XN,
             El2Access::ReadWrite => UXN_XN,
         };
-        raw
+        Desc::new(raw)
     }
 }
 
@@ -229,6 +213,26 @@ pub struct El2Range {
     pub pa: Pa,
     /// Bytes, a multiple of the page.
     pub size: u64,
+    /// What the leaves say.
+    pub attrs: El2Attrs,
+    /// Which leaves to use.
+    pub leaves: Leaves,
+    /// What may stand there now.
+    pub over: Over,
+}
+
+impl El2Range {
+    /// Largest leaves over empty entries.
+    pub const fn new(va: Va, pa: Pa, size: u64, attrs: El2Attrs) -> Self {
+        Self {
+            va,
+            pa,
+            size,
+            attrs,
+            leaves: Leaves::Largest,
+            over: Over::Nothing,
+        }
+    }
 }
 
 /// EL2's own tables. One writer at a time: it is EL2's own map.
@@ -246,18 +250,8 @@ impl<M: TableMem> El2Map<M> {
     /// A root that `TTBR0_EL2` cannot hold.
     pub fn new(geometry: El2Geometry, root: Pa, mem: M) -> Result<Self, ConfigError> {
         let ttbr = geometry.ttbr(root)?;
-        let mut core = Core::new(
-            mem,
-            &geometry.shape,
-            root,
-            Regime::El2,
-            &geometry.features,
-            geometry.errata,
-        );
-        // Stage 2's matter.
-        core.caches_matter = false;
         Ok(Self {
-            core,
+            core: Core::new(mem, root, Regime::El2, &geometry.0),
             geometry,
             ttbr,
         })
@@ -268,51 +262,26 @@ impl<M: TableMem> El2Map<M> {
         self.ttbr
     }
 
-    /// Maps a range with the largest leaves (or as told) over nothing.
-    /// Works before EL2's MMU is on, too: the TLBIs then do no harm.
+    /// Maps a range. Works before EL2's MMU is on, too: the TLBIs then do no
+    /// harm.
     ///
     /// # Errors
     /// As [`Stage2::map`](crate::Stage2::map).
     pub fn map<T: Maintenance>(
         &mut self,
         maint: &mut T,
-        range: El2Range,
-        attrs: El2Attrs,
-        leaves: Leaves,
-        over: Over,
+        range: &El2Range,
     ) -> Result<Va, Stopped<Va>> {
-        let El2Range { va, pa, size } = range;
-        let stop = |why| Stopped { why, next: va };
-        let shape = &self.core.shape;
-        let end = shape.check_ia(va.get(), size).map_err(stop)?;
-        shape.check_oa(pa.get(), size).map_err(stop)?;
-        let (top, exact) = match leaves {
-            Leaves::Largest => (-1, false),
-            Leaves::AtMost(level) => (level.get(), false),
-            Leaves::Exactly(level) => (level.get(), true),
-        };
-        if exact {
-            let level = Shape::level(top);
-            if !shape.leaf_ok(level) || level < shape.start() {
-                return Err(stop(Error::BlockLevel { level }));
-            }
-            if (va.get() | pa.get() | size) & (shape.span(level) - 1) != 0 {
-                return Err(stop(Error::Align));
-            }
-        }
+        let of = (range.va.into(), range.pa, range.size);
+        let attrs = self.geometry.encode(range.attrs);
+        let (shape, leaves) = (&self.core.shape, range.leaves);
+        let job = MapJob::new(shape, of, attrs, leaves, Level::MINUS_1);
         let job = MapJob {
-            start: va.get(),
-            end,
-            oa: pa.get(),
-            attrs: self.geometry.encode(attrs),
-            top: top.max(shape.start().get()),
-            exact,
-            over,
-            clean: false,
-            fetched: false,
-            clean_old: false,
+            over: range.over,
+            ..job.map_err(Stopped::at(range.va))?
         };
         let (sink, all) = (&mut Ignore, &mut Budget::unlimited());
-        typed(Mapping::<M, T, _, Exclusive>::new(&self.core, maint, sink, job, all).run())
+        let work = self.core.work(maint);
+        typed(Mapping::<M, T, _, Exclusive>::new(work, sink, all, job).run())
     }
 }

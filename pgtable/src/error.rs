@@ -95,6 +95,21 @@ pub struct Stopped<A> {
     pub next: A,
 }
 
+impl<A> Stopped<A> {
+    /// What an error at `next` is.
+    pub(crate) fn at(next: A) -> impl FnOnce(Error) -> Self {
+        move |why| Self { why, next }
+    }
+
+    /// The same with another type of address.
+    pub(crate) fn into<B: From<A>>(self) -> Stopped<B> {
+        Stopped {
+            why: self.why,
+            next: self.next.into(),
+        }
+    }
+}
+
 impl<A: fmt::Debug> fmt::Display for Stopped<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (at {:?})", self.why, self.next)

@@ -1,15 +1,15 @@
 //! Folding a table of like entries into one.
 
 use crate::addr::{Ipa, Level, Pa};
+use crate::desc::{AF, CONTIGUOUS, Desc, Kind};
 use crate::error::Error;
-use crate::format::{self, AF, CONTIGUOUS};
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
-use crate::shape::{Shape, bytes};
 use crate::stage2::Stage2;
-use crate::sync;
-use crate::tree::Core;
+use crate::sync::Synced;
+use crate::tree::{Core, Slot};
+use crate::work::Work;
 
 impl<M: TableMem> Stage2<M> {
     /// Makes one entry of `level` of the table that stands there: a block of
@@ -38,91 +38,98 @@ impl<M: TableMem> Stage2<M> {
         level: Level,
     ) -> Result<(), Error> {
         let core = &self.core;
-        if ipa.get() >= core.shape.ia_end() {
-            return Err(Error::Range);
-        }
-        let slot = core.walk_to(ipa.get(), level.get());
-        if format::is_frozen(slot.raw) {
-            return Err(Error::Busy);
-        }
-        if slot.level != level.get() || !format::is_table(slot.raw, slot.level) {
-            return Err(Error::Missing {
-                level: Shape::level(slot.level),
-            });
-        }
-        let table = Pa::new(core.shape.decode_oa(slot.raw));
-        let below = slot.level + 1;
-        let mismatch = Error::Mismatch {
-            level: Shape::level(below),
+        let slot = core.walk_to(core.shape.check(ipa.into())?, level);
+        let table = match slot.kind(&core.shape) {
+            Kind::Table(table) if slot.level == level => table,
+            kind if kind.is_frozen() => return Err(Error::Busy),
+            _ => return Err(Error::Missing { level: slot.level }),
         };
-        let (_, valid) = core.uniform(table, below).ok_or(mismatch)?;
-        if valid && !core.shape.leaf_at(slot.level) {
+        let below = level.down();
+        let mismatch = Error::Mismatch { level: below };
+        let new = core.uniform(table, below).ok_or(mismatch)?;
+        if new.is_valid() && !core.shape.leaf_ok(level) {
             return Err(Error::BlockLevel { level });
         }
-        let frozen = format::freeze(slot.raw, slot.level);
-        core.mem
-            .cas(slot.table, slot.index, slot.raw, frozen)
-            .map_err(|_| Error::Busy)?;
-        let base = slot.base(ipa.get());
-        let step = if valid {
-            slot.shift - core.shape.stride()
+        let done = core.work(maint).fold(&slot, table).ok_or(mismatch)?;
+        core.mem.free(table, below, &done);
+        Ok(())
+    }
+}
+
+impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
+    /// Makes one entry of the table at `pa` that `slot` points to, whose entries say
+    /// the same. `None` where hardware has marked a page dirty until now: then the
+    /// table is as it was, rather than that the mark is lost.
+    pub(crate) fn fold(&mut self, slot: &Slot<M::Table>, pa: Pa) -> Option<Synced> {
+        let core = self.core;
+        let below = slot.level.down();
+        let leaves = core.load(core.mem.locate(pa), 0).is_valid();
+        let done = self.break_table(slot, leaves);
+        let new = core.uniform(pa, below);
+        self.remake(slot, new.unwrap_or(slot.desc));
+        new.map(|_| done)
+    }
+
+    /// Takes the table at `slot` out of the tree and of all TLBs, `leaves` in it or
+    /// none.
+    pub(crate) fn break_table(&mut self, slot: &Slot<M::Table>, leaves: bool) -> Synced {
+        let shape = &self.core.shape;
+        self.core.put(slot, slot.desc.freeze(slot.level));
+        let smallest = if leaves {
+            shape.shift(slot.level.down())
         } else {
             slot.shift
         };
         let mut pending = Pending::new();
-        pending.table(base, base + (1 << slot.shift), step);
-        let done = sync::sync(maint, &core.tlb, &pending);
-        // Hardware may have marked a page dirty until now. The table is as
-        // it was then: put it back rather than lose the mark.
-        let Some((new, _)) = core.uniform(table, below) else {
-            core.mem.store(slot.table, slot.index, slot.raw);
-            sync::publish(maint, &core.tlb);
-            return Err(mismatch);
-        };
-        core.mem.store(slot.table, slot.index, new);
-        sync::publish(maint, &core.tlb);
-        core.mem
-            .add_count(Pa::new(slot.pa), core.counting.of(new) - 1);
-        core.mem.free(table, Shape::level(below), &done);
-        Ok(())
+        pending.table(slot.extent(), smallest);
+        self.sync(&pending)
+    }
+
+    /// Makes `new` of the entry of a table that is broken.
+    pub(crate) fn remake(&mut self, slot: &Slot<M::Table>, new: Desc) {
+        let core = self.core;
+        core.put(slot, new);
+        core.add_count(slot.pa, core.counting.of(new) - 1);
+        if new.is_valid() {
+            self.publish();
+        }
     }
 }
 
 impl<M: TableMem> Core<M> {
     /// The one entry of the level above that says what all entries of a
-    /// table of `level` say, and whether they are valid.
+    /// table of `level` say.
     ///
     /// Where entries have an address, they must be adjacent and the whole be
     /// aligned. The access flag is that of any. The contiguous hint goes.
-    pub(crate) fn uniform(&self, table_pa: Pa, level: i8) -> Option<(u64, bool)> {
+    pub(crate) fn uniform(&self, table: Pa, level: Level) -> Option<Desc> {
         let shape = &self.shape;
-        let table = self.mem.locate(table_pa);
-        let first = self.mem.load(table, 0);
-        let valid = format::is_leaf(first, level);
-        if !valid && !format::is_annotation(first) {
+        let table = self.mem.locate(table);
+        let first = self.load(table, 0);
+        let leaf = first.is_leaf(level);
+        if !leaf && !first.is_annotation() {
             return None;
         }
-        let has_pa = valid || self.counting.annotation_has_oa(first);
-        let step = if has_pa { bytes(shape.shift(level)) } else { 0 };
-        let span = 1u64 << shape.shift(level - 1);
-        if has_pa && shape.decode_oa(first) & (span - 1) & !((1 << shape.shift(level)) - 1) != 0 {
+        let has_pa = leaf || self.counting.annotation_has_oa(first);
+        let step = if has_pa { shape.span(level) } else { 0 };
+        let pa = first.leaf_pa(shape, level);
+        if has_pa && pa != pa.floor(shape.span(level.up())) {
             return None;
         }
-        let hint = if valid { CONTIGUOUS } else { 0 };
-        let ignored = if valid { AF | CONTIGUOUS } else { 0 };
+        let ignored = if leaf { AF | CONTIGUOUS } else { 0 };
         let mut any = first;
         for index in 1..=shape.index_mask() {
-            let raw = self.mem.load(table, index);
-            let expected = first.wrapping_add(step * index as u64);
-            if (raw ^ expected) & !ignored != 0 {
+            let desc = self.load(table, index);
+            let expected = first.plus(step.wrapping_mul(index as u64));
+            if !desc.is_like(expected, ignored) {
                 return None;
             }
-            any |= raw & AF;
+            any = any.with(desc.raw() & AF);
         }
-        if !valid {
-            return Some((first, false));
+        if !leaf {
+            return Some(first);
         }
-        let new = (first | any & AF) & !(format::TYPE | hint | format::NT);
-        Some((new | format::leaf_type(level - 1), true))
+        let attrs = first.leaf_attrs(shape).with(any.raw() & AF);
+        Some(attrs.leaf(shape, pa, level.up()))
     }
 }

@@ -1,119 +1,15 @@
-//! Descriptors: where each bit stands, and the only encoders and decoders.
-//!
-//! Common to stage 1 and stage 2 (spec 1.5): bits \[1:0\] are 11 for a table
-//! (levels −1 to 2) or a page (level 3), 01 for a block, x0 for nothing.
-//! This crate uses the two codes of "nothing" thus:
-//!
-//! | \[1:0\] | meaning |
-//! |---|---|
-//! | 00 | an [`Annotation`], 0 being the empty one |
-//! | 10 | *frozen*: a change is in progress; the rest is what stood there |
-//!
-//! A frozen entry keeps the old entry's other bits. It is invalid for
-//! hardware, is no annotation, and everybody else answers
-//! [`Busy`](crate::Error::Busy) to it: the CPU that froze it is at work, or
-//! holds it for a change that has a part elsewhere. Bit 63 says that it was a
-//! table, bit 62 that nothing of it stands there: the entry was invalid, or
-//! is a leaf that a gather took out.
+//! The attributes of stage 2: the only encoders and decoders of a leaf's bits.
 
 use crate::addr::{Level, Pa};
 use crate::attrs::{Access, Age, Attrs, Device, Dirty, Execute, Memory, Share};
 use crate::config::Features;
+use crate::desc::{
+    AF, AF_SHIFT, CONTIGUOUS, DBM, DBM_SHIFT, Desc, Kind, MEMATTR, MEMATTR_SHIFT, S2AP_READ,
+    S2AP_SHIFT, S2AP_WRITE, SH, SH_SHIFT, SOFT, SOFT_SHIFT, TYPE, XN, XN_SHIFT,
+};
 use crate::error::Error;
 use crate::geometry::Geometry;
-use crate::shape::{OaForm, Shape};
-
-pub(crate) const VALID: u64 = 1;
-pub(crate) const TYPE: u64 = 0b11;
-pub(crate) const TYPE_TABLE: u64 = 0b11;
-pub(crate) const TYPE_BLOCK: u64 = 0b01;
-pub(crate) const TYPE_FROZEN: u64 = 0b10;
-pub(crate) const FROZEN_TABLE: u64 = 1 << 63;
-/// Nothing of what stood there is in the entry, nor counted.
-pub(crate) const ELSEWHERE: u64 = 1 << 62;
-/// A leaf that was taken out for later: a gather's sync empties the entry,
-/// which is counted until then.
-pub(crate) const GATHERED: u64 = TYPE_FROZEN | ELSEWHERE | 1 << 2;
-
-const S2AP_SHIFT: u32 = 6;
-pub(crate) const S2AP_READ: u64 = 1 << S2AP_SHIFT;
-pub(crate) const S2AP_WRITE: u64 = 1 << (S2AP_SHIFT + 1);
-pub(crate) const SH_SHIFT: u32 = 8;
-pub(crate) const SH: u64 = 0b11 << SH_SHIFT;
-const AF_SHIFT: u32 = 10;
-pub(crate) const AF: u64 = 1 << AF_SHIFT;
-pub(crate) const NT: u64 = 1 << 16;
-const DBM_SHIFT: u32 = 51;
-pub(crate) const DBM: u64 = 1 << DBM_SHIFT;
-pub(crate) const CONTIGUOUS: u64 = 1 << 52;
-pub(crate) const XN_SHIFT: u32 = 53;
-pub(crate) const XN: u64 = 0b11 << XN_SHIFT;
-pub(crate) const SOFT_SHIFT: u32 = 55;
-pub(crate) const SOFT: u64 = 0xf << SOFT_SHIFT;
-const MEMATTR_SHIFT: u32 = 2;
-pub(crate) const MEMATTR: u64 = 0xf << MEMATTR_SHIFT;
-
-#[inline]
-pub(crate) const fn is_table(raw: u64, level: i8) -> bool {
-    level < 3 && raw & TYPE == TYPE_TABLE
-}
-
-/// True for a page at level 3 and a block above it.
-#[inline]
-pub(crate) const fn is_leaf(raw: u64, level: i8) -> bool {
-    raw & TYPE == leaf_type(level)
-}
-
-#[inline]
-pub(crate) const fn leaf_type(level: i8) -> u64 {
-    if level == 3 { TYPE_TABLE } else { TYPE_BLOCK }
-}
-
-#[inline]
-pub(crate) const fn is_frozen(raw: u64) -> bool {
-    raw & TYPE == TYPE_FROZEN
-}
-
-#[inline]
-pub(crate) const fn is_annotation(raw: u64) -> bool {
-    raw & TYPE == 0
-}
-
-/// The frozen form of a leaf or a table.
-#[inline]
-pub(crate) const fn freeze(raw: u64, level: i8) -> u64 {
-    let was_table = if is_table(raw, level) {
-        FROZEN_TABLE
-    } else {
-        0
-    };
-    (raw & !(TYPE | FROZEN_TABLE | ELSEWHERE)) | TYPE_FROZEN | was_table
-}
-
-/// True for a frozen entry that was a table. No table hangs below level 3,
-/// whatever memory says.
-#[inline]
-pub(crate) const fn was_table(raw: u64, level: i8) -> bool {
-    level < 3 && raw & FROZEN_TABLE != 0
-}
-
-/// What [`freeze`] was given.
-#[inline]
-pub(crate) const fn thaw(raw: u64, level: i8) -> u64 {
-    let kind = if raw & FROZEN_TABLE != 0 {
-        TYPE_TABLE
-    } else {
-        leaf_type(level)
-    };
-    (raw & !(TYPE | FROZEN_TABLE | ELSEWHERE)) | kind
-}
-
-/// The descriptor of a table at `pa`. It has no attributes at stage 2, and
-/// at EL2's stage 1 none that restrict.
-#[inline]
-pub(crate) const fn table(shape: &Shape, pa: u64) -> u64 {
-    shape.encode_oa(pa) | TYPE_TABLE
-}
+use crate::shape::OaForm;
 
 /// The payload of an invalid entry: 62 bits that hardware ignores.
 ///
@@ -169,21 +65,17 @@ impl Geometry {
     /// Decodes a descriptor found at `level`.
     pub fn decode(&self, raw: u64, level: Level) -> Entry {
         let shape = self.shape();
-        let lvl = level.get();
-        if is_frozen(raw) {
-            Entry::Frozen
-        } else if is_annotation(raw) {
-            Entry::Invalid(Annotation(raw))
-        } else if is_table(raw, lvl) {
-            Entry::Table(Pa::new(shape.decode_oa(raw)))
-        } else if is_leaf(raw, lvl) && shape.leaf_at(lvl) {
-            Entry::Leaf {
-                pa: Pa::new(leaf_oa(shape, raw, lvl)),
-                attrs: self.decode_attrs(raw),
-                contiguous: raw & CONTIGUOUS != 0,
-            }
-        } else {
-            Entry::Reserved(raw)
+        let desc = Desc::new(raw);
+        match desc.kind(level, shape) {
+            Kind::Invalid => Entry::Invalid(Annotation(raw)),
+            Kind::Table(pa) => Entry::Table(pa),
+            Kind::Leaf if shape.leaf_ok(level) => Entry::Leaf {
+                pa: desc.leaf_pa(shape, level),
+                attrs: self.decode_attrs(desc),
+                contiguous: desc.has(CONTIGUOUS),
+            },
+            Kind::Leaf | Kind::Reserved => Entry::Reserved(raw),
+            Kind::FrozenLeaf(_) | Kind::FrozenTable(_) | Kind::Elsewhere => Entry::Frozen,
         }
     }
 
@@ -200,32 +92,32 @@ impl Geometry {
         if pa.get() & (shape.span(level) - 1) != 0 {
             return Err(Error::Align);
         }
-        if pa.get() >> shape.oa_bits() != 0 {
-            return Err(Error::Range);
-        }
-        Ok(self.encode_attrs(attrs)? | shape.encode_oa(pa.get()) | leaf_type(level.get()))
+        shape.check_oa(pa, shape.span(level))?;
+        Ok(self.encode_attrs(attrs)?.leaf(shape, pa, level).raw())
     }
 
     /// The attribute bits of a leaf: everything but type and address.
     #[inline]
-    pub(crate) fn encode_attrs(&self, attrs: Attrs) -> Result<u64, Error> {
+    pub(crate) fn encode_attrs(&self, attrs: Attrs) -> Result<Desc, Error> {
         let features = self.features();
         let execute = attrs.execute as u64;
         if execute & 0b01 != 0 && !features.xnx {
             return Err(Error::Attributes);
         }
-        Ok(memattr(attrs.memory, features.fwb) << MEMATTR_SHIFT
+        let bits = memattr(attrs.memory, features.fwb) << MEMATTR_SHIFT
             | (attrs.access as u64) << S2AP_SHIFT
             | (attrs.share as u64) << SH_SHIFT & !self.shape().oa_mask()
             | (attrs.age as u64) << AF_SHIFT
             | (attrs.dirty as u64) << DBM_SHIFT
             | execute << XN_SHIFT
-            | ((attrs.soft & 0xf) as u64) << SOFT_SHIFT)
+            | ((attrs.soft & 0xf) as u64) << SOFT_SHIFT;
+        Ok(Desc::new(bits))
     }
 
     /// Reads the attribute bits of a leaf. Bits that no encoder writes are
     /// read as the nearest that it does.
-    pub(crate) fn decode_attrs(&self, raw: u64) -> Attrs {
+    pub(crate) fn decode_attrs(&self, leaf: Desc) -> Attrs {
+        let raw = leaf.raw();
         let features = self.features();
         Attrs {
             access: match (raw & S2AP_READ != 0, raw & S2AP_WRITE != 0) {
@@ -261,19 +153,6 @@ impl Geometry {
     }
 }
 
-/// The output address of a leaf of `level`: below the entry's span the bits
-/// are not address (nT stands there in a block).
-#[inline]
-pub(crate) const fn leaf_oa(shape: &Shape, raw: u64, level: i8) -> u64 {
-    shape.decode_oa(raw) & !((1 << shape.shift(level)) - 1)
-}
-
-/// All bits of a leaf that are neither type nor address, nor the hint.
-#[inline]
-pub(crate) const fn leaf_attr_bits(shape: &Shape, raw: u64) -> u64 {
-    raw & !(shape.oa_mask() | TYPE | CONTIGUOUS)
-}
-
 /// `MemAttr[3:0]`: spec 1.5, with and without `HCR_EL2.FWB`.
 #[inline]
 fn memattr(memory: Memory, fwb: bool) -> u64 {
@@ -303,19 +182,24 @@ const fn memory(memattr: u8, features: &Features) -> Memory {
     }
 }
 
-/// True when a guest may reach the leaf's memory past the caches, so that
-/// its lines have to be cleaned: Normal memory, unless FWB forces write-back.
-pub(crate) const fn is_seen_uncached(raw: u64, fwb: bool) -> bool {
-    let memattr = (raw & MEMATTR) >> MEMATTR_SHIFT;
-    if fwb {
-        memattr == 0b0101 || memattr == 0b0111
-    } else {
-        memattr & 0b1100 != 0
+impl Features {
+    /// True when a guest may reach the leaf's memory past the caches, so that
+    /// its lines have to be cleaned: Normal memory, unless FWB forces write-back.
+    #[inline]
+    pub(crate) const fn needs_clean(&self, leaf: Desc) -> bool {
+        let memattr = (leaf.raw() & MEMATTR) >> MEMATTR_SHIFT;
+        if self.fwb {
+            memattr == 0b0101 || memattr == 0b0111
+        } else {
+            memattr & 0b1100 != 0
+        }
     }
-}
 
-/// True when the leaf may be fetched from at EL1 or EL0.
-pub(crate) const fn is_executable(raw: u64, xnx: bool) -> bool {
-    let xn = (raw & XN) >> XN_SHIFT;
-    if xnx { xn != 0b10 } else { xn & 0b10 == 0 }
+    /// True when instruction caches are to be invalidated of a new leaf: it may be
+    /// fetched from at EL1 or EL0.
+    #[inline]
+    pub(crate) const fn needs_fetch_sync(&self, leaf: Desc) -> bool {
+        let xn = (leaf.raw() & XN) >> XN_SHIFT;
+        !self.dic && if self.xnx { xn != 0b10 } else { xn & 0b10 == 0 }
+    }
 }

@@ -1,11 +1,14 @@
 #![doc = include_str!("../README.md")]
 #![no_std]
 #![forbid(unsafe_code)]
+#![deny(clippy::too_many_lines, clippy::too_many_arguments)]
 
 mod addr;
 mod attrs;
 mod config;
 mod config_error;
+mod counting;
+mod desc;
 mod el2;
 mod errata;
 mod error;
@@ -27,21 +30,20 @@ mod stage2;
 mod sync;
 mod tree;
 mod unmap;
+mod work;
 
-#[cfg(test)]
-mod testing;
-
-pub use addr::{InputAddress, Ipa, Level, Pa, Va, Vmid};
+pub use addr::{Ipa, Level, Pa, Va, Vmid};
 pub use attrs::{Access, Age, Attrs, Device, Dirty, Execute, Memory, Share};
 pub use config::{Features, Stage2Config, Start};
 pub use config_error::ConfigError;
+pub use counting::Counting;
 pub use el2::{El2Access, El2Attrs, El2Config, El2Geometry, El2Map, El2Memory, El2Range};
 pub use errata::Errata;
 pub use error::{Budget, Error, Stopped};
 #[cfg(feature = "extra")]
 pub use extra::{
     Change, ERRATA, Erratum, Flush, Frozen, Gather, HeldLeaf, Next, Permissions, Remains, Runs,
-    Seen, Subtree, Visit,
+    Seen, Split, Subtree, Sweep, UnmapLater, Visit,
 };
 pub use format::{Annotation, Entry};
 pub use geometry::Geometry;
@@ -49,10 +51,12 @@ pub use granule::Granule;
 pub use maintenance::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi, TlbiKind};
 pub use mem::TableMem;
 pub use plan::RUNS;
-pub use rtt::{ChangeDestroyed, Fill, Removed, Ripas, Rtt, RttEntry, RttError, RttState};
+pub use rtt::{
+    ChangeDestroyed, Fill, HostPages, Removed, Ripas, Rtt, RttAt, RttEntry, RttError, RttState,
+};
 pub use shape::{OaForm, Shape};
 pub use sink::{Ignore, LeafSink, RemovedLeaf, RemovedRun};
-pub use stage2::{Caches, Found, Leaves, Map, Stage2};
+pub use stage2::{Caches, Found, Leaves, Map, Stage2, Unmap};
 pub use sync::Synced;
-pub use tree::{Counting, Over};
+pub use tree::Over;
 pub use unmap::Partial;

@@ -9,27 +9,28 @@
 
 use core::marker::PhantomData;
 
-use crate::addr::Pa;
+use crate::addr::{Extent, Ia, Level, Pa};
+use crate::desc::{AF, CONTIGUOUS, Desc, Kind};
 use crate::error::{Budget, Error, Stopped};
-use crate::format::{self, AF, CONTIGUOUS};
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
 use crate::shape::Shape;
 use crate::sink::LeafSink;
-use crate::sync::{self, Synced};
-use crate::tree::{Access, Changes, Core, Over, Slot};
+use crate::stage2::Leaves;
+use crate::sync;
+use crate::tree::{Access, Core, Over, Slot};
+use crate::work::Work;
 
-/// A range to map, on raw numbers and checked.
+/// A range to map, checked.
 #[derive(Clone, Copy)]
 pub(crate) struct MapJob {
-    pub(crate) start: u64,
-    pub(crate) end: u64,
-    /// Output address of `start`.
-    pub(crate) oa: u64,
-    /// A leaf's attribute bits.
-    pub(crate) attrs: u64,
+    pub(crate) range: Extent,
+    /// Output address of its start.
+    pub(crate) pa: Pa,
+    /// A leaf's attributes.
+    pub(crate) attrs: Desc,
     /// The largest level of leaf to use.
-    pub(crate) top: i8,
+    pub(crate) top: Level,
     /// Use `top` only, whatever else fits.
     pub(crate) exact: bool,
     pub(crate) over: Over,
@@ -43,61 +44,107 @@ pub(crate) struct MapJob {
     pub(crate) clean_old: bool,
 }
 
+impl MapJob {
+    /// Checks what a range and its leaves are, before anything is changed: without
+    /// cache maintenance, over nothing, no leaf above `largest`.
+    #[inline]
+    pub(crate) fn new(
+        shape: &Shape,
+        (ia, pa, size): (Ia, Pa, u64),
+        attrs: Desc,
+        leaves: Leaves,
+        largest: Level,
+    ) -> Result<Self, Error> {
+        let range = shape.check_ia(ia, size)?;
+        shape.check_oa(pa, size)?;
+        let (top, exact) = match leaves {
+            Leaves::Largest => (largest, false),
+            Leaves::AtMost(level) => (largest.max(level), false),
+            Leaves::Exactly(level) => (level, true),
+        };
+        if exact {
+            if !shape.leaf_ok(top) || top < shape.start() || top < largest {
+                return Err(Error::BlockLevel { level: top });
+            }
+            if (ia.get() | pa.get() | size) & (shape.span(top) - 1) != 0 {
+                return Err(Error::Align);
+            }
+        }
+        Ok(Self {
+            range,
+            pa,
+            attrs,
+            top: top.max(shape.start()),
+            exact,
+            over: Over::Nothing,
+            clean: false,
+            fetched: false,
+            clean_old: false,
+        })
+    }
+}
+
 /// A mapping under way, alone in its tree or beside others.
 pub(crate) struct Mapping<'a, M: TableMem, T, S, A> {
-    pub(crate) core: &'a Core<M>,
-    pub(crate) maint: &'a mut T,
+    pub(crate) work: Work<'a, M, T>,
     #[cfg_attr(not(feature = "extra"), allow(dead_code))]
     pub(crate) sink: &'a mut S,
-    pub(crate) job: MapJob,
     pub(crate) budget: &'a mut Budget,
-    pub(crate) changes: Changes,
+    pub(crate) job: MapJob,
     access: PhantomData<A>,
 }
 
-/// Where a leaf shall stand, over something.
+/// Where leaves shall stand, over something.
 #[cfg_attr(not(feature = "extra"), allow(dead_code))]
 pub(crate) struct Place<T> {
-    /// The entry; `raw` is what was read there.
+    /// The first entry.
     pub(crate) slot: Slot<T>,
-    pub(crate) ia: u64,
-    /// The leaf.
-    pub(crate) leaf: u64,
+    /// Its leaf.
+    pub(crate) leaf: Desc,
     /// So many entries from it on take such leaves.
     pub(crate) count: usize,
     /// It is not the first of its call.
     pub(crate) later: bool,
 }
 
+/// What handling an entry came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// So many entries from it on are done.
+    Done(usize),
+    /// Somebody has changed it: look again.
+    Again,
+    /// The budget ended before it.
+    #[cfg_attr(not(feature = "extra"), allow(dead_code))]
+    Spent,
+}
+
 impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'a, M, T, S, A> {
     pub(crate) fn new(
-        core: &'a Core<M>,
-        maint: &'a mut T,
+        work: Work<'a, M, T>,
         sink: &'a mut S,
-        job: MapJob,
         budget: &'a mut Budget,
+        job: MapJob,
     ) -> Self {
         Self {
-            core,
-            maint,
+            work,
             sink,
-            job,
             budget,
-            changes: Changes::new(),
+            job,
             access: PhantomData,
         }
     }
 
-    pub(crate) fn run(mut self) -> Result<u64, Stopped<u64>> {
-        let mut ia = self.job.start;
+    pub(crate) fn run(mut self) -> Result<Ia, Stopped<Ia>> {
+        let mut ia = self.job.range.start;
         let mut why = None;
-        while ia < self.job.end && why.is_none() {
+        while ia < self.job.range.end && why.is_none() {
             (ia, why) = self.map_run(ia);
             if self.budget.is_spent() {
                 break;
             }
         }
-        let _done: Synced = self.core.finish(self.maint, &self.changes);
+        let _done = self.work.finish();
         match why {
             None => Ok(ia),
             Some(why) => Err(Stopped { why, next: ia }),
@@ -107,61 +154,48 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'a, M, T, 
     /// Maps neighbouring entries of one table, from `ia` on. Returns where it
     /// came to, and what stopped it.
     #[inline]
-    fn map_run(&mut self, ia: u64) -> (u64, Option<Error>) {
-        let (core, job) = (self.core, self.job);
+    fn map_run(&mut self, ia: Ia) -> (Ia, Option<Error>) {
+        let (core, job) = (self.work.core, self.job);
         let shape = &core.shape;
-        let oa = job.oa + (ia - job.start);
-        let left = job.end - ia;
+        let pa = job.pa.plus(ia.since(job.range.start));
+        let left = job.range.end.since(ia);
         let level = if job.exact {
             job.top
         } else {
-            shape.leaf_level(ia, oa, left, job.top)
+            shape.leaf_level(ia, pa, left, job.top)
         };
-        let slot = match core.reach(self.maint, &mut self.changes, ia, level, job.over) {
+        let slot = match self.work.reach(ia, level, job.over) {
             Ok(slot) => slot,
             Err(why) => return (ia, Some(why)),
         };
-        let mut raw = job.attrs | format::leaf_type(level) | shape.encode_oa(oa);
-        let mut count = (left >> slot.shift)
+        let count = (left >> slot.shift)
             .min(core.entries_left(&slot) as u64)
-            .min(shape.linear_left(oa) >> slot.shift)
+            .min(shape.linear_left(pa) >> slot.shift)
             .min(self.budget.left().max(1));
-        if job.clean {
-            count = count.min((self.budget.bytes_left() >> slot.shift).max(1));
-            let size = count << slot.shift;
-            let pa = Pa::new(oa);
-            self.maint.cache(CacheOp::CleanInvalidateData { pa, size });
-            self.budget.spend_bytes(size);
-        }
-        if job.fetched {
-            self.maint.cache(CacheOp::InvalidateInstructions);
-        }
-        let count = count as usize;
-        self.budget.spend(count as u64);
-        let step = 1u64 << slot.shift;
+        let count = self.prepare(pa, count, slot.shift) as usize;
+        let mut leaf = job.attrs.leaf(shape, pa, level);
+        let of_leaf = core.counting.of(leaf);
         let mut fresh = 0u32;
         let mut index = slot.index;
         let last = slot.index + count;
         let mut why = None;
         while index < last {
-            if core.mem.cas(slot.table, index, 0, raw).is_ok() {
+            if core.cas(slot.table, index, Desc::EMPTY, leaf).is_ok() {
                 fresh = fresh.wrapping_add(1);
-                raw = raw.wrapping_add(step);
+                leaf = leaf.plus(slot.size());
                 index += 1;
                 continue;
             }
-            let place = Place {
-                slot: Slot { index, ..slot },
-                ia: ia + (((index - slot.index) as u64) << slot.shift),
-                leaf: raw,
+            let done = index - slot.index;
+            match self.occupied(Place {
+                slot: slot.after(done, Desc::EMPTY),
+                leaf,
                 count: last - index,
-                later: index > slot.index,
-            };
-            match self.occupied(place) {
-                // The budget ended on the way to this entry.
+                later: done > 0,
+            }) {
                 Ok(0) => break,
                 Ok(done) => {
-                    raw = raw.wrapping_add(step * done as u64);
+                    leaf = leaf.plus(slot.size() * done as u64);
                     index += done;
                 }
                 Err(error) => {
@@ -171,69 +205,83 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'a, M, T, 
             }
         }
         if fresh != 0 {
-            self.changes.stored = true;
-            if core.counting.of(job.attrs | format::VALID) != 0 {
-                core.mem.add_count(Pa::new(slot.pa), fresh as i32);
-            }
+            self.work.changes.stored = true;
+            core.add_count(slot.pa, fresh as i32 * of_leaf);
         }
-        (ia + (((index - slot.index) as u64) << slot.shift), why)
+        (slot.after(index - slot.index, leaf).ia, why)
     }
 
-    /// An entry that is not empty is to become a leaf. Returns how many of
-    /// the entries from it on are done: 0 when the budget ended.
+    /// Maintains the caches of what `count` leaves of 2^`shift` bytes shall map, and
+    /// spends what it and they cost. Returns for how many the budget is enough.
+    #[inline]
+    fn prepare(&mut self, pa: Pa, mut count: u64, shift: u32) -> u64 {
+        if self.job.clean {
+            count = count.min((self.budget.bytes_left() >> shift).max(1));
+            let size = count << shift;
+            self.work
+                .maint
+                .cache(CacheOp::CleanInvalidateData { pa, size });
+            self.budget.spend_bytes(size);
+        }
+        if self.job.fetched {
+            self.work.maint.cache(CacheOp::InvalidateInstructions);
+        }
+        self.budget.spend(count);
+        count
+    }
+
+    /// Entries that are not empty are to become leaves. Returns how many are done:
+    /// 0 when the budget ended.
     #[cold]
     #[inline(never)]
     fn occupied(&mut self, mut place: Place<M::Table>) -> Result<usize, Error> {
-        let (core, over) = (self.core, self.job.over);
-        let (leaf, level) = (place.leaf, place.slot.level);
-        let exists = Error::Exists {
-            level: Shape::level(level),
-        };
+        let core = self.work.core;
         loop {
             let slot = &mut place.slot;
-            slot.raw = core.mem.load(slot.table, slot.index);
-            let old = slot.raw;
-            let swap = |new| core.mem.cas(slot.table, slot.index, old, new).is_ok();
-            if format::is_frozen(old) {
-                return Err(Error::Busy);
-            }
-            if format::is_annotation(old) {
-                if old != 0 && over == Over::Nothing {
+            slot.desc = core.load(slot.table, slot.index);
+            let kind = slot.kind(&core.shape);
+            let exists = Error::Exists { level: slot.level };
+            let known = matches!(kind, Kind::Leaf | Kind::Table(_));
+            let step = match kind {
+                Kind::Invalid if slot.desc == Desc::EMPTY || self.job.over != Over::Nothing => {
+                    self.put(&place, place.leaf)
+                }
+                Kind::Leaf if slot.desc.is_like(place.leaf, AF | CONTIGUOUS) => {
+                    // Mapped so already: another CPU was faster, or the caller
+                    // repeats itself. AF may have to be set; that needs no TLBI.
+                    let aged = slot.desc.with(place.leaf.raw() & AF);
+                    if aged == slot.desc {
+                        return Ok(1);
+                    }
+                    self.put(&place, aged)
+                }
+                _ if kind.is_frozen() => return Err(Error::Busy),
+                _ if known && self.job.over == Over::Anything => {
+                    #[cfg(not(feature = "extra"))]
                     return Err(exists);
+                    #[cfg(feature = "extra")]
+                    self.replace(&mut place)?
                 }
-                if swap(leaf) {
-                    self.changes.stored = true;
-                    let more = core.counting.of(leaf) - core.counting.of(old);
-                    core.add_count(slot.pa, more);
-                    return Ok(1);
-                }
-                continue;
+                _ => return Err(exists),
+            };
+            match step {
+                Step::Done(count) => return Ok(count),
+                Step::Again => (),
+                Step::Spent => return Ok(0),
             }
-            let is_leaf = format::is_leaf(old, level);
-            if is_leaf && (old ^ leaf) & !(AF | CONTIGUOUS) == 0 {
-                // Mapped so already: another CPU was faster, or the caller
-                // repeats itself. AF may have to be set; that needs no TLBI.
-                if old & AF != 0 || leaf & AF == 0 {
-                    return Ok(1);
-                }
-                if swap(old | AF) {
-                    self.changes.stored = true;
-                    return Ok(1);
-                }
-                continue;
-            }
-            let known = is_leaf || format::is_table(old, level);
-            if over != Over::Anything || !known {
-                return Err(exists);
-            }
-            #[cfg(feature = "extra")]
-            match self.replace(&mut place)? {
-                None => continue,
-                Some(done) => return Ok(done),
-            }
-            #[cfg(not(feature = "extra"))]
-            return Err(exists);
         }
+    }
+
+    /// Writes an entry for which the TLBs owe nothing.
+    fn put(&mut self, place: &Place<M::Table>, new: Desc) -> Step {
+        let (core, slot) = (self.work.core, &place.slot);
+        if !core.swap(slot, new) {
+            return Step::Again;
+        }
+        self.work.changes.stored = true;
+        let more = core.counting.of(new) - core.counting.of(slot.desc);
+        core.add_count(slot.pa, more);
+        Step::Done(1)
     }
 }
 
@@ -247,24 +295,22 @@ impl<M: TableMem> Core<M> {
     pub(crate) fn map_one<T: Maintenance>(
         &self,
         maint: &mut T,
-        (ia, oa): (u64, u64),
-        attrs: u64,
-        level: i8,
+        (ia, pa): (Ia, Pa),
+        attrs: Desc,
+        level: Level,
     ) -> bool {
         let shape = &self.shape;
-        let size = shape.span_at(level);
         // Aligned and inside the space is all that there is to check: no
         // such leaf can reach beyond the end, and none is above the root.
-        let wrong = (ia | oa) & size.wrapping_sub(1) | ia & shape.ia_over() | oa & shape.oa_over();
-        if wrong != 0 || !shape.leaf_at(level) {
+        if !shape.fits(ia, pa, shape.span(level)) || !shape.leaf_ok(level) {
             return false;
         }
         let mut walk = self.begin(ia);
-        let mut left = i32::from(level) - i32::from(shape.start_raw());
+        let mut left = level.below(shape.start());
         while left > 0 {
-            if walk.raw & format::TYPE != format::TYPE_TABLE {
-                let above = i32::from(level).wrapping_sub(left) as i8;
-                if walk.raw != 0 || !self.make_empty_table(&mut walk, above) {
+            if !walk.desc.points_down() {
+                let above = level.above(left);
+                if walk.desc != Desc::EMPTY || !self.make_empty_table(&mut walk, above) {
                     // Tables that were made are linked: visible, if not to all.
                     sync::publish(maint, &self.tlb);
                     return false;
@@ -273,40 +319,12 @@ impl<M: TableMem> Core<M> {
             self.down(&mut walk);
             left -= 1;
         }
-        let raw = attrs | format::leaf_type(level) | shape.encode_oa(oa);
-        if self.mem.cas(walk.table, walk.index, 0, raw).is_err() {
-            sync::publish(maint, &self.tlb);
-            return false;
-        }
-        let more = self.counting.of(raw);
-        if more != 0 {
-            self.mem.add_count(Pa::new(walk.pa), more);
+        let leaf = attrs.leaf(shape, pa, level);
+        let done = self.cas(walk.table, walk.index, Desc::EMPTY, leaf).is_ok();
+        if done {
+            self.add_count(walk.pa, self.counting.of(leaf));
         }
         sync::publish(maint, &self.tlb);
-        true
-    }
-
-    /// True when data caches are to be cleaned of what is mapped so.
-    #[inline]
-    pub(crate) fn needs_clean(&self, attrs: u64) -> bool {
-        format::is_seen_uncached(attrs, self.fwb)
-    }
-
-    /// True when instruction caches are to be invalidated of it.
-    #[inline]
-    pub(crate) fn needs_fetch_sync(&self, attrs: u64) -> bool {
-        !self.dic && format::is_executable(attrs, self.xnx)
-    }
-
-    /// Cache maintenance of what is about to be mapped.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn maintain<T: Maintenance>(&self, maint: &mut T, attrs: u64, pa: Pa, size: u64) {
-        if self.needs_clean(attrs) {
-            maint.cache(CacheOp::CleanInvalidateData { pa, size });
-        }
-        if self.needs_fetch_sync(attrs) {
-            maint.cache(CacheOp::InvalidateInstructions);
-        }
+        done
     }
 }

@@ -18,7 +18,8 @@
 //! Level hints go only with leaves of levels 1 to 3, all of one level, and
 //! need FEAT_TTL: a removed table is never hinted.
 
-use crate::config::Features;
+use crate::addr::{Extent, Ia, Level};
+use crate::config::Format;
 use crate::errata::Errata;
 use crate::granule::Granule;
 use crate::maintenance::{Stage2Regs, Tlbi, TlbiKind};
@@ -28,27 +29,23 @@ use crate::shape::{OaForm, Shape};
 /// two by one.
 pub const RUNS: usize = 8;
 
-/// "Leaves of several levels, or a table": no hint.
-const NO_LEVEL: i8 = -2;
-
 /// Neighbouring changed entries.
 #[derive(Clone, Copy, Debug)]
 struct Run {
-    start: u64,
-    end: u64,
+    extent: Extent,
     /// log2 of the smallest entry's span.
     step: u32,
-    level: i8,
+    /// None for leaves of several levels, or a table: no hint.
+    level: Option<Level>,
     /// Every entry of the run is frozen by whoever keeps the [`Pending`]:
     /// nothing else may be covered by it.
     held: bool,
 }
 
 const NO_RUN: Run = Run {
-    start: 0,
-    end: 0,
+    extent: Extent::EMPTY,
     step: 12,
-    level: NO_LEVEL,
+    level: None,
     held: false,
 };
 
@@ -72,14 +69,13 @@ impl Pending {
         self.used == 0
     }
 
-    /// Notes leaves of `level` that stood in `[start, end)`.
+    /// Notes leaves of `level` that stood in `extent`.
     #[inline]
-    pub(crate) fn leaves(&mut self, shape: &Shape, start: u64, end: u64, level: i8) {
+    pub(crate) fn leaves(&mut self, shape: &Shape, extent: Extent, level: Level) {
         self.add(Run {
-            start,
-            end,
+            extent,
             step: shape.shift(level),
-            level,
+            level: Some(level),
             held: false,
         });
     }
@@ -88,12 +84,11 @@ impl Pending {
     /// Such a run grows by neighbours only: [`is_full`](Self::is_full) is
     /// asked before.
     #[inline]
-    pub(crate) fn held(&mut self, shape: &Shape, start: u64, end: u64, level: i8) {
+    pub(crate) fn held(&mut self, shape: &Shape, extent: Extent, level: Level) {
         self.add(Run {
-            start,
-            end,
+            extent,
             step: shape.shift(level),
-            level,
+            level: Some(level),
             held: true,
         });
     }
@@ -112,44 +107,43 @@ impl Pending {
         self.is_full() && self.runs[RUNS - 1].held
     }
 
-    /// The ranges whose entries are all held frozen.
-    pub(crate) fn held_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+    /// Where the entries are all held frozen.
+    pub(crate) fn held_extents(&self) -> impl Iterator<Item = Extent> + '_ {
         let held = self.runs().iter().filter(|run| run.held);
-        held.map(|run| (run.start, run.end))
+        held.map(|run| run.extent)
     }
 
-    /// Notes a table whose entries covered `[start, end)`. `step` is log2 of
+    /// Notes a table whose entries covered `extent`. `step` is log2 of
     /// the smallest entry that may have stood in it, or of the whole when
     /// nothing did.
     #[inline]
-    pub(crate) fn table(&mut self, start: u64, end: u64, step: u32) {
+    pub(crate) fn table(&mut self, extent: Extent, step: u32) {
         self.add(Run {
-            start,
-            end,
+            extent,
             step,
-            level: NO_LEVEL,
+            level: None,
             held: false,
         });
     }
 
     fn add(&mut self, new: Run) {
-        if new.start >= new.end {
+        if new.extent.is_empty() {
             return;
         }
-        let full = self.used == RUNS;
-        if let Some(last) = self.runs[..self.used].last_mut()
-            && (full || (new.held == last.held && new.start <= last.end && new.end >= last.start))
-        {
-            // A gap inside the grown run holds nothing that was changed,
-            // but its entries may be of any size.
-            let gap = new.start > last.end || new.end < last.start;
-            last.start = last.start.min(new.start);
-            last.end = last.end.max(new.end);
-            last.step = last.step.min(new.step);
-            if gap || last.level != new.level {
-                last.level = NO_LEVEL;
+        let full = self.is_full();
+        if let Some(last) = self.runs[..self.used].last_mut() {
+            let gap = new.extent.start > last.extent.end || new.extent.end < last.extent.start;
+            if full || (new.held == last.held && !gap) {
+                // A gap inside the grown run holds nothing that was changed,
+                // but its entries may be of any size.
+                last.extent.start = last.extent.start.min(new.extent.start);
+                last.extent.end = last.extent.end.max(new.extent.end);
+                last.step = last.step.min(new.step);
+                if gap || last.level != new.level {
+                    last.level = None;
+                }
+                return;
             }
-            return;
         }
         self.runs[self.used] = new;
         self.used += 1;
@@ -182,7 +176,12 @@ pub(crate) struct Tlb {
 }
 
 impl Tlb {
-    pub(crate) fn new(regime: Regime, shape: &Shape, features: &Features, errata: Errata) -> Self {
+    pub(crate) fn new(regime: Regime, format: &Format) -> Self {
+        let Format {
+            shape,
+            features,
+            errata,
+        } = format;
         let lpa2 = shape.oa_form() == OaForm::Lpa2;
         let unit = if lpa2 { 16 } else { shape.page_bits() };
         Self {
@@ -191,7 +190,7 @@ impl Tlb {
             base_bits: unit,
             range: features.tlb_range,
             ttl: features.ttl,
-            errata,
+            errata: *errata,
         }
     }
 }
@@ -214,11 +213,11 @@ pub(crate) fn decide(pending: &Pending, tlb: &Tlb) -> Plan {
         ops = ops.saturating_add(if tlb.range {
             // At most: alignment, remainder, and 2^21 pages an operation, or
             // 2^16 where lengths have to stay below 4 GiB.
-            let pages = (run.end - run.start) >> tlb.granule.page_bits();
+            let pages = run.extent.size() >> tlb.granule.page_bits();
             let short = tlb.errata.has(Errata::QEMU_RANGE_LENGTH);
             24 + (pages >> if short { 16 } else { 21 })
         } else {
-            (run.end - run.start) >> run.step
+            run.extent.size() >> run.step
         });
     }
     if ops > most {
@@ -231,14 +230,13 @@ pub(crate) fn decide(pending: &Pending, tlb: &Tlb) -> Plan {
 /// Calls `emit` for each operation of [`Plan::Ranges`].
 pub(crate) fn for_each(pending: &Pending, tlb: &Tlb, mut emit: impl FnMut(Tlbi)) {
     for run in pending.runs() {
-        let size = run.end - run.start;
-        if tlb.range && size >> run.step > 1 {
+        if tlb.range && run.extent.size() >> run.step > 1 {
             series(run, tlb, &mut emit);
         } else {
-            let mut at = run.start;
-            while at < run.end {
+            let mut at = run.extent.start;
+            while at < run.extent.end {
                 emit(by_address(tlb, at, run.level));
-                at += 1 << run.step;
+                at = at.plus(1 << run.step);
             }
         }
     }
@@ -250,14 +248,14 @@ pub(crate) fn for_each(pending: &Pending, tlb: &Tlb, mut emit: impl FnMut(Tlbi))
 /// but the last operation have lengths of 64 pages or more.
 fn series(run: &Run, tlb: &Tlb, emit: &mut impl FnMut(Tlbi)) {
     let page = tlb.granule.page_bits();
-    let mut at = run.start;
-    let mut pages = (run.end - run.start) >> page;
+    let mut at = run.extent.start;
+    let mut pages = run.extent.size() >> page;
     let mut scale = 3u32;
     while pages > 0 {
-        let unaligned = at & ((1 << tlb.base_bits) - 1) != 0;
+        let unaligned = at.get() & ((1 << tlb.base_bits) - 1) != 0;
         if pages == 1 || unaligned {
             emit(by_address(tlb, at, run.level));
-            at += 1 << page;
+            at = at.plus(1 << page);
             pages -= 1;
             continue;
         }
@@ -275,22 +273,21 @@ fn series(run: &Run, tlb: &Tlb, emit: &mut impl FnMut(Tlbi)) {
             continue;
         }
         emit(range(tlb, at, scale, units, run.level));
-        at += units << (unit + u32::from(page));
+        at = at.plus(units << (unit + u32::from(page)));
         pages -= units << unit;
     }
 }
 
 /// The level of a hint: 0 says nothing. Level 0 leaves go without.
-fn hint(tlb: &Tlb, level: i8) -> u64 {
-    if tlb.ttl && level >= 1 {
-        level as u64
-    } else {
-        0
+fn hint(tlb: &Tlb, level: Option<Level>) -> u64 {
+    match level {
+        Some(level) if tlb.ttl && level >= Level::L1 => level.get() as u64,
+        _ => 0,
     }
 }
 
 /// `TLBI IPAS2E1IS` or `VAE2IS`: address >> 12 whatever the granule.
-fn by_address(tlb: &Tlb, at: u64, level: i8) -> Tlbi {
+fn by_address(tlb: &Tlb, at: Ia, level: Option<Level>) -> Tlbi {
     let kind = match tlb.regime {
         Regime::Stage2(_) => TlbiKind::Ipas2e1is,
         Regime::El2 => TlbiKind::Vae2is,
@@ -298,12 +295,12 @@ fn by_address(tlb: &Tlb, at: u64, level: i8) -> Tlbi {
     Tlbi::new(kind, address_operand(tlb, at, level))
 }
 
-fn address_operand(tlb: &Tlb, at: u64, level: i8) -> u64 {
+fn address_operand(tlb: &Tlb, at: Ia, level: Option<Level>) -> u64 {
     let width = match tlb.regime {
         Regime::Stage2(_) => 40,
         Regime::El2 => 44,
     };
-    let mut operand = (at >> 12) & ((1 << width) - 1);
+    let mut operand = (at.get() >> 12) & ((1 << width) - 1);
     let level = hint(tlb, level);
     if level != 0 {
         let tg = tlb.granule.tlbi_tg();
@@ -313,7 +310,7 @@ fn address_operand(tlb: &Tlb, at: u64, level: i8) -> u64 {
 }
 
 /// `TLBI RIPAS2E1IS` or `RVAE2IS` of `units` (1 to 32) units of `scale`.
-fn range(tlb: &Tlb, at: u64, scale: u32, units: u64, level: i8) -> Tlbi {
+fn range(tlb: &Tlb, at: Ia, scale: u32, units: u64, level: Option<Level>) -> Tlbi {
     let kind = match tlb.regime {
         Regime::Stage2(_) => TlbiKind::Ripas2e1is,
         Regime::El2 => TlbiKind::Rvae2is,
@@ -324,14 +321,14 @@ fn range(tlb: &Tlb, at: u64, scale: u32, units: u64, level: i8) -> Tlbi {
         | u64::from(scale) << 44
         | num << 39
         | hint(tlb, level) << 37
-        | ((at >> tlb.base_bits) & ((1 << 37) - 1));
+        | ((at.get() >> tlb.base_bits) & ((1 << 37) - 1));
     Tlbi::new(kind, operand)
 }
 
 /// The operation by address on this CPU alone, for a relaxed leaf.
 #[cfg(feature = "extra")]
-pub(crate) fn local(tlb: &Tlb, at: u64, level: i8) -> Tlbi {
-    Tlbi::new(TlbiKind::Ipas2e1, address_operand(tlb, at, level))
+pub(crate) fn local(tlb: &Tlb, at: Ia, level: Level) -> Tlbi {
+    Tlbi::new(TlbiKind::Ipas2e1, address_operand(tlb, at, Some(level)))
 }
 
 #[cfg(test)]
@@ -346,12 +343,10 @@ mod tests {
         config.lpa2 = lpa2;
         config.features.tlb_range = true;
         config.features.ttl = true;
+        config.errata = errata;
         let geometry = config.validate().unwrap();
         let regime = Regime::Stage2(Stage2Regs::default());
-        (
-            *geometry.shape(),
-            Tlb::new(regime, geometry.shape(), geometry.features(), errata),
-        )
+        (*geometry.shape(), Tlb::new(regime, &geometry.0))
     }
 
     fn ops(tlb: &Tlb, pending: &Pending) -> Vec<Tlbi> {
@@ -402,7 +397,7 @@ mod tests {
         for (size, lpa2, operand) in cases {
             let (_, tlb) = tlb(Granule::K4, lpa2, Errata::NONE);
             let mut pending = Pending::new();
-            pending.table(0x4000_0000, 0x4000_0000 + size, 12);
+            pending.table(Extent::new(Ia::new(0x4000_0000), size), 12);
             let ops = ops(&tlb, &pending);
             assert_eq!(ops.len(), 1);
             assert_eq!(ops[0].operand(), operand);
@@ -440,7 +435,11 @@ mod tests {
                             let start = (1 << 30) + first * page;
                             let end = start + pages * page;
                             let mut pending = Pending::new();
-                            pending.leaves(&shape, start, end, 3);
+                            pending.leaves(
+                                &shape,
+                                Extent::new(Ia::new(start), end - start),
+                                Level::L3,
+                            );
                             let mut at = start;
                             for op in ops(&tlb, &pending) {
                                 let (from, to) = covers(op, granule, lpa2);
@@ -462,10 +461,10 @@ mod tests {
     fn hints_only_for_leaves_of_one_level() {
         let (shape, tlb) = tlb(Granule::K16, false, Errata::NONE);
         let mut pending = Pending::new();
-        pending.leaves(&shape, 0x4000_0000, 0x4000_4000, 3);
+        pending.leaves(&shape, Extent::new(Ia::new(0x4000_0000), 0x4000), Level::L3);
         // TTL = TG 2 << 2 | level 3, IPA >> 12 although pages have 16K.
         assert_eq!(ops(&tlb, &pending)[0].operand(), 0b1011 << 44 | 0x4_0000);
-        pending.table(0x4000_4000, 0x4000_8000, 14);
+        pending.table(Extent::new(Ia::new(0x4000_4000), 0x4000), 14);
         assert!(
             ops(&tlb, &pending)
                 .iter()
@@ -479,7 +478,7 @@ mod tests {
         let mut pending = Pending::new();
         let pages: Vec<u64> = (0..20).map(|i| 0x4000_0000 + i * 0x5000).collect();
         for &at in &pages {
-            pending.leaves(&shape, at, at + 0x1000, 3);
+            pending.leaves(&shape, Extent::new(Ia::new(at), 0x1000), Level::L3);
         }
         let ops = ops(&tlb, &pending);
         for &at in &pages {

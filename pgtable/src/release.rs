@@ -5,9 +5,10 @@
 //! Whoever calls has the proof of the invalidation, and has spent the work's
 //! budget when it broke the entries: nothing stops here.
 
-use crate::addr::Pa;
+use crate::addr::{Extent, Ia, Level, Pa};
+use crate::config::Features;
+use crate::desc::{Desc, Kind};
 use crate::error::Budget;
-use crate::format;
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
 use crate::shape::Shape;
@@ -39,10 +40,10 @@ impl<S: LeafSink> Release for Tell<'_, S> {
 /// The caches of leaves are cleaned and invalidated, then they are told: the
 /// guest may have written past the caches.
 pub(crate) struct CleanAndTell<'a, T, S> {
-    pub(crate) fwb: bool,
+    pub(crate) features: &'a Features,
     pub(crate) maint: &'a mut T,
     pub(crate) sink: &'a mut S,
-    /// Output minus input address of a mapping that takes the leaf's place:
+    /// How far output is above input in a mapping that takes the leaf's place:
     /// memory that stays where it was need not be cleaned.
     pub(crate) stays: Option<u64>,
 }
@@ -51,8 +52,7 @@ impl<T: Maintenance, S: LeafSink> Release for CleanAndTell<'_, T, S> {
     const WANTS: bool = true;
 
     fn run(&mut self, run: RemovedRun) {
-        let offset = run.pa().get().wrapping_sub(run.ia());
-        if format::is_seen_uncached(run.raw(), self.fwb) && self.stays != Some(offset) {
+        if self.features.needs_clean(run.desc()) && self.stays != Some(run.offset()) {
             self.maint.cache(CacheOp::CleanInvalidateData {
                 pa: run.pa(),
                 size: run.size(),
@@ -64,23 +64,20 @@ impl<T: Maintenance, S: LeafSink> Release for CleanAndTell<'_, T, S> {
 
 /// Neighbouring leaves that are met one by one, gathered into runs.
 pub(crate) struct Row {
-    first: u64,
-    raw: u64,
-    /// The descriptor that would go on with the row; [`NO_PAGE`] is none.
-    next: u64,
+    first: Ia,
+    desc: Desc,
+    /// The descriptor that would go on with the row; [`Desc::NO_PAGE`] is none.
+    next: Desc,
     count: u64,
-    level: i8,
+    level: Level,
 }
 
-/// What is no page: 01 is reserved at level 3.
-const NO_PAGE: u64 = 0b01;
-
 impl Row {
-    pub(crate) const fn of(level: i8) -> Self {
+    pub(crate) const fn of(level: Level) -> Self {
         Self {
-            first: 0,
-            raw: 0,
-            next: NO_PAGE,
+            first: Ia::new(0),
+            desc: Desc::EMPTY,
+            next: Desc::NO_PAGE,
             count: 0,
             level,
         }
@@ -89,7 +86,7 @@ impl Row {
     /// Meets the entries of a table of pages from `index` on. Returns how many
     /// go on with the row.
     #[inline]
-    pub(crate) fn pages<M: TableMem>(
+    fn pages<M: TableMem>(
         &mut self,
         core: &Core<M>,
         table: M::Table,
@@ -98,8 +95,8 @@ impl Row {
         let step = core.shape.page_mask().wrapping_add(1);
         let mut next = self.next;
         let mut at = index;
-        while at < end && core.mem.load(table, at) == next {
-            next = next.wrapping_add(step);
+        while at < end && core.load(table, at) == next {
+            next = next.plus(step);
             at = at.wrapping_add(1);
         }
         let more = at.wrapping_sub(index);
@@ -110,112 +107,199 @@ impl Row {
 
     /// Meets the leaf that stood at `at`, the next entry of its table.
     #[inline]
-    pub(crate) fn leaf<R: Release>(&mut self, shape: &Shape, out: &mut R, at: u64, raw: u64) {
-        if raw != self.next || self.count == 0 {
+    pub(crate) fn leaf<R: Release>(&mut self, shape: &Shape, out: &mut R, at: Ia, desc: Desc) {
+        if desc != self.next || self.count == 0 {
             self.end(shape, out);
-            (self.first, self.raw) = (at, raw);
+            (self.first, self.desc) = (at, desc);
         }
         self.count = self.count.wrapping_add(1);
-        self.next = raw.wrapping_add(shape.span_at(self.level));
+        self.next = desc.plus(shape.span(self.level));
     }
 
     /// Meets something else, or nothing more: the row is told.
     #[inline]
     pub(crate) fn end<R: Release>(&mut self, shape: &Shape, out: &mut R) {
         if self.count > 0 {
-            let first = RemovedLeaf::new(shape, self.first, self.level, self.raw);
+            let first = RemovedLeaf::new(shape, self.first, self.level, self.desc);
             out.run(RemovedRun::new(first, self.count));
         }
-        (self.next, self.count) = (NO_PAGE, 0);
+        (self.next, self.count) = (Desc::NO_PAGE, 0);
     }
 }
 
 /// A table that was cut off the tree, or never was in it.
 #[derive(Clone, Copy)]
 pub(crate) struct Cut {
-    pub(crate) pa: u64,
+    pub(crate) pa: Pa,
     /// That of its entries.
-    pub(crate) level: i8,
+    pub(crate) level: Level,
     /// The first address that it translated.
-    pub(crate) base: u64,
+    pub(crate) base: Ia,
+    /// What is before is done.
+    pub(crate) from: Ia,
+}
+
+impl Cut {
+    /// The table at `pa` under the entry of `level` for `base`.
+    pub(crate) const fn under(level: Level, base: Ia, pa: Pa) -> Self {
+        Self {
+            pa,
+            level: level.down(),
+            base,
+            from: base,
+        }
+    }
 }
 
 impl<M: TableMem> Core<M> {
-    /// Frees the table at `pa`, whose entries are of `level`, and all below
-    /// it, telling `out` of leaves. A table of pages is one piece. Returns what
-    /// it cost.
+    /// Frees a table and all below it, telling `out` of leaves. A table of pages is
+    /// one piece. Returns what it cost.
+    #[inline]
     pub(crate) fn reclaim<R: Release>(&self, table: Cut, out: &mut R, done: &Synced) -> u64 {
         let all = &mut Budget::unlimited();
-        let _whole = self.reclaim_from(table, table.base, out, done, all);
+        let _whole = self.reclaim_from(table, out, done, all);
         u64::MAX - all.left()
     }
 
-    /// As [`reclaim`](Self::reclaim) from `from` on: what is before is done.
-    /// Returns where the budget ended, if it did: from there on the tables are
-    /// still there.
+    /// As [`reclaim`](Self::reclaim), as far as the budget goes. Returns where it
+    /// ended, if it did: from there on the tables are still there.
+    #[inline]
     pub(crate) fn reclaim_from<R: Release>(
         &self,
-        Cut { pa, level, base }: Cut,
-        from: u64,
+        cut: Cut,
         out: &mut R,
         done: &Synced,
         budget: &mut Budget,
-    ) -> Option<u64> {
+    ) -> Option<Ia> {
+        let Cut { pa, level, .. } = cut;
+        if R::WANTS || level < Level::L3 {
+            let stopped = self.release_table(cut, out, done, budget);
+            if stopped.is_some() {
+                return stopped;
+            }
+        }
+        budget.spend(self.table_units::<R>(level));
+        self.mem.free(pa, level, done);
+        None
+    }
+
+    /// Tells of the leaves of a table that was cut off, and frees the tables below
+    /// it. Returns where the budget ended.
+    #[inline(never)]
+    fn release_table<R: Release>(
+        &self,
+        cut: Cut,
+        out: &mut R,
+        done: &Synced,
+        budget: &mut Budget,
+    ) -> Option<Ia> {
+        let Cut {
+            level, base, from, ..
+        } = cut;
         let entries = self.shape.table_entries();
-        if R::WANTS || level < 3 {
-            let table = self.mem.locate(Pa::new(pa));
-            let step = self.shape.span_at(level);
-            let first = from.saturating_sub(base) >> self.shape.shift(level);
-            let mut at = base.wrapping_add(first << self.shape.shift(level));
-            let mut row = Row::of(level);
-            let mut index = first as usize;
-            while index < entries {
-                if level == 3 && row.count > 0 {
-                    let more = row.pages(self, table, (index, entries));
-                    index = index.wrapping_add(more);
-                    at = at.wrapping_add(step.wrapping_mul(more as u64));
-                    if index >= entries {
-                        break;
-                    }
+        let table = self.mem.locate(cut.pa);
+        let step = self.shape.span(level);
+        let mut index = if from > base {
+            (from.since(base) >> self.shape.shift(level)) as usize
+        } else {
+            0
+        };
+        let mut at = base.plus(step.wrapping_mul(index as u64));
+        let mut row = Row::of(level);
+        while index < entries {
+            if level == Level::L3 && row.count > 0 {
+                let more = row.pages(self, table, (index, entries));
+                index = index.wrapping_add(more);
+                at = at.plus(step.wrapping_mul(more as u64));
+                if index >= entries {
+                    break;
                 }
-                let raw = self.mem.load(table, index);
-                let frozen = format::is_frozen(raw);
-                if format::is_table(raw, level) || (frozen && format::was_table(raw, level)) {
+            }
+            let desc = self.load(table, index);
+            match desc.kind(level, &self.shape) {
+                Kind::Table(pa) | Kind::FrozenTable(pa) => {
                     row.end(&self.shape, out);
                     let below = Cut {
-                        pa: self.shape.decode_oa(raw),
-                        level: level + 1,
-                        base: at,
+                        from,
+                        ..Cut::under(level, at, pa)
                     };
-                    let stopped = self.reclaim_from(below, from, out, done, budget);
+                    let stopped = self.reclaim_from(below, out, done, budget);
                     if stopped.is_some() {
                         return stopped;
                     }
                     if budget.is_spent() && index + 1 < entries {
-                        return Some(at.wrapping_add(step));
+                        return Some(at.plus(step));
                     }
-                } else if R::WANTS && format::is_leaf(raw, level) {
-                    row.leaf(&self.shape, out, at, raw);
-                } else if R::WANTS && frozen && raw & format::ELSEWHERE == 0 {
-                    row.leaf(&self.shape, out, at, format::thaw(raw, level));
-                } else {
-                    row.end(&self.shape, out);
                 }
-                at = at.wrapping_add(step);
-                index = index.wrapping_add(1);
+                Kind::Leaf if R::WANTS => row.leaf(&self.shape, out, at, desc),
+                Kind::FrozenLeaf(leaf) if R::WANTS => row.leaf(&self.shape, out, at, leaf),
+                _ => row.end(&self.shape, out),
+            }
+            at = at.plus(step);
+            index = index.wrapping_add(1);
+        }
+        row.end(&self.shape, out);
+        None
+    }
+
+    /// Gives what is frozen in `extent` its final value, after its memory was
+    /// cleaned and told, and cut tables were freed. Returns what tables of tables
+    /// cost, which was not known before.
+    pub(crate) fn release<R: Release>(
+        &self,
+        out: &mut R,
+        extent: Extent,
+        blank: Desc,
+        done: &Synced,
+    ) -> u64 {
+        let of_blank = self.counting.of(blank);
+        let mut units = 0;
+        let mut ia = extent.start;
+        while ia < extent.end {
+            let slot = self.walk_to(ia, Level::L3);
+            let level = slot.level;
+            let mut at = slot.ia;
+            let mut more = 0;
+            let mut row = Row::of(level);
+            for index in slot.index..self.shape.entries(level) {
+                if at >= extent.end {
+                    break;
+                }
+                let desc = self.load(slot.table, index);
+                let kind = desc.kind(level, &self.shape);
+                match kind {
+                    Kind::Table(_) => break,
+                    Kind::FrozenTable(pa) => {
+                        row.end(&self.shape, out);
+                        let of_table = self.reclaim(Cut::under(level, at, pa), out, done);
+                        if level < Level::L2 {
+                            units += of_table;
+                        }
+                    }
+                    Kind::FrozenLeaf(leaf) if R::WANTS => row.leaf(&self.shape, out, at, leaf),
+                    _ => row.end(&self.shape, out),
+                }
+                if kind.is_frozen() {
+                    self.store(slot.table, index, blank);
+                    more += of_blank;
+                }
+                at = at.plus(slot.size());
             }
             row.end(&self.shape, out);
+            self.add_count(slot.pa, more);
+            // A table that the loop stopped at is entered next. If it is the
+            // first entry, which the walk took for none, another CPU has
+            // just made it: nothing of ours is in it.
+            ia = if at > ia { at } else { slot.end() };
         }
-        budget.spend(self.table_units::<R>(level));
-        self.mem.free(Pa::new(pa), Shape::level(level), done);
-        None
+        units
     }
 
     /// What freeing a table of entries of `level` costs: a unit, and one more
     /// for each entry that is looked at.
     #[inline]
-    pub(crate) const fn table_units<R: Release>(&self, level: i8) -> u64 {
-        if R::WANTS || level < 3 {
+    pub(crate) const fn table_units<R: Release>(&self, level: Level) -> u64 {
+        if R::WANTS || level.get() < 3 {
             1 + self.shape.table_entries() as u64
         } else {
             1
@@ -225,16 +309,16 @@ impl<M: TableMem> Core<M> {
     /// The level of the highest entry whose table, with all that may be below
     /// it, is freed for what is left of a budget; tables of pages always are.
     #[inline]
-    pub(crate) fn whole_from<R: Release>(&self, budget: &Budget) -> i8 {
+    pub(crate) fn whole_from<R: Release>(&self, budget: &Budget) -> Level {
         let entries = self.shape.table_entries() as u64;
-        let mut level = 2;
-        let mut units = self.table_units::<R>(3);
-        while level > self.shape.start_raw() {
+        let mut level = Level::L2;
+        let mut units = self.table_units::<R>(Level::L3);
+        while level > self.shape.start() {
             units = entries.saturating_mul(units).saturating_add(1 + entries);
             if budget.left() < units {
                 break;
             }
-            level -= 1;
+            level = level.up();
         }
         level
     }

@@ -1,7 +1,9 @@
 //! The arithmetic of a tree of tables: what stage 2 and EL2's stage 1 have in
 //! common, and all that walkers see.
 
-use crate::addr::Level;
+use crate::addr::{Extent, Ia, Level, Pa};
+use crate::desc::Desc;
+use crate::error::{CACHE_STEP, Error};
 use crate::granule::Granule;
 
 /// How output addresses above bit 47 are kept in a descriptor.
@@ -39,7 +41,7 @@ pub struct Shape {
     root_shift: u32,
     /// How far up the bits of `high_field` go.
     high_shift: u32,
-    start: i8,
+    start: Level,
     /// Bit `l` set: a block may stand at level `l` (bit 3: pages).
     leaf_levels: u8,
     ia_bits: u8,
@@ -50,43 +52,46 @@ pub struct Shape {
     oa_form: OaForm,
 }
 
+/// What a tree is made for.
+#[derive(Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) granule: Granule,
+    pub(crate) start: Level,
+    pub(crate) ia_bits: u8,
+    pub(crate) oa_bits: u8,
+    pub(crate) oa_form: OaForm,
+    /// No block above this level.
+    pub(crate) largest: Level,
+    /// The CPU has 52-bit physical addresses.
+    pub(crate) pa_52: bool,
+}
+
 impl Shape {
-    pub(crate) fn new(
-        granule: Granule,
-        start: i8,
-        ia_bits: u8,
-        oa_bits: u8,
-        oa_form: OaForm,
-        largest: i8,
-        pa_52: bool,
-    ) -> Self {
+    pub(crate) fn new(sizes: Sizes) -> Self {
+        let Sizes {
+            granule,
+            start,
+            ia_bits,
+            oa_bits,
+            oa_form,
+            ..
+        } = sizes;
         let page_bits = u32::from(granule.page_bits());
         let stride = u32::from(granule.stride());
         let top_block = match (granule, oa_form) {
-            (Granule::K4, OaForm::Lpa2) => 0,
-            (Granule::K4, _) | (Granule::K16, OaForm::Lpa2) => 1,
-            (Granule::K64, _) if pa_52 => 1,
-            (Granule::K16 | Granule::K64, _) => 2,
+            (Granule::K4, OaForm::Lpa2) => Level::L0,
+            (Granule::K4, _) | (Granule::K16, OaForm::Lpa2) => Level::L1,
+            (Granule::K64, _) if sizes.pa_52 => Level::L1,
+            (Granule::K16 | Granule::K64, _) => Level::L2,
         };
-        let top_block = top_block.max(largest).max(start);
-        let mut leaf_levels = 0u8;
-        let mut level = top_block;
-        while level <= 3 {
-            leaf_levels |= 1 << level;
-            level += 1;
-        }
-        let root_shift = page_bits + stride * (3 - start) as u32;
-        let spans = spans(page_bits, stride);
+        let top_block = top_block.max(sizes.largest).max(start);
+        let root_shift = page_bits + stride * start.above_pages();
         // A root may be smaller than a page, never without an entry.
         let root_entries = 1usize << u32::from(ia_bits).saturating_sub(root_shift);
-        let low_top = match oa_form {
-            OaForm::Plain48 | OaForm::Lpa64k => 48,
-            OaForm::Lpa2 => 50,
-        };
-        let (high_field, high_from, high_shift) = match oa_form {
-            OaForm::Plain48 => (0, 48, 0),
-            OaForm::Lpa64k => (0xf << 12, 48, 48 - 12),
-            OaForm::Lpa2 => (0x3 << 8, 50, 50 - 8),
+        let (low_top, high_field, high_shift) = match oa_form {
+            OaForm::Plain48 => (48, 0, 0),
+            OaForm::Lpa64k => (48, 0xf << 12, 48 - 12),
+            OaForm::Lpa2 => (50, 0x3 << 8, 50 - 8),
         };
         Self {
             low_mask: (1u64 << low_top) - (1u64 << page_bits),
@@ -96,16 +101,16 @@ impl Shape {
             page_mask: (1 << page_bits) - 1,
             ia_over: u64::MAX << ia_bits,
             oa_over: u64::MAX << oa_bits,
-            spans,
+            spans: spans(page_bits, stride),
             page_bits,
             stride,
             root_shift,
             high_shift,
             start,
-            leaf_levels,
+            leaf_levels: 0b1111 & (0b1111 << top_block.get()),
             ia_bits,
             oa_bits,
-            high_from,
+            high_from: low_top,
             granule,
             oa_form,
         }
@@ -116,16 +121,23 @@ impl Shape {
     /// 1 and 2. No CPU has it.
     #[cfg(any(test, feature = "toy"))]
     pub(crate) fn toy(stride: u8, levels: u8) -> Self {
-        let start = 4 - levels as i8;
-        let real = Self::new(Granule::K4, 1, 48, 48, OaForm::Plain48, 1, false);
+        let start = Level::new(4 - levels as i8).unwrap_or(Level::L3);
         let ia_bits = 12 + stride * levels;
+        let real = Self::new(Sizes {
+            granule: Granule::K4,
+            start: start.max(Level::L1),
+            ia_bits: 48,
+            oa_bits: 48,
+            oa_form: OaForm::Plain48,
+            largest: Level::L1,
+            pa_52: false,
+        });
         Self {
             spans: spans(12, u32::from(stride)),
             stride: u32::from(stride),
             start,
             ia_bits,
             ia_over: u64::MAX << ia_bits,
-            leaf_levels: real.leaf_levels & !((1 << start.max(0)) - 1),
             root_shift: u32::from(12 + stride * (levels - 1)),
             root_mask: (1 << stride) - 1,
             index_mask: (1 << stride) - 1,
@@ -160,7 +172,7 @@ impl Shape {
     /// The level where a walk starts.
     #[inline]
     pub const fn start(&self) -> Level {
-        Self::level(self.start)
+        self.start
     }
 
     /// Entries of the root, of all its concatenated tables together.
@@ -186,47 +198,42 @@ impl Shape {
         self.root_bytes()
     }
 
-    /// log2 of the bytes that one entry of `level` covers.
-    #[inline]
-    pub const fn span_bits(&self, level: Level) -> u8 {
-        self.shift(level.get()) as u8
-    }
-
     /// Bytes that one entry of `level` covers.
     #[inline]
     pub const fn span(&self, level: Level) -> u64 {
-        self.span_at(level.get())
+        if cfg!(feature = "fixed-4k") {
+            return bytes(self.shift(level));
+        }
+        // Levels begin at -1, and the array is as long as the mask wants it.
+        self.spans[level.get().wrapping_add(1) as usize & 7]
     }
 
     /// True when a leaf (block or page) may stand at `level`.
     #[inline]
     pub const fn leaf_ok(&self, level: Level) -> bool {
-        self.leaf_at(level.get())
+        level.get() >= 0 && self.leaf_levels.wrapping_shr(level.get() as u32) & 1 != 0
     }
 
-    /// The index of `ia` in a table of `level`; at the start level it counts
-    /// through all concatenated tables.
-    #[inline]
-    pub const fn index(&self, level: Level, ia: u64) -> usize {
-        self.index_at(level.get(), ia & ((1 << self.ia_bits) - 1))
-    }
-
-    /// Entries of a table of `level`.
+    /// Entries of a table of `level`; the root's are those of all its tables.
     #[inline]
     pub const fn entries(&self, level: Level) -> usize {
-        self.entries_at(level.get())
+        if level.get() == self.start.get() {
+            self.root_entries()
+        } else {
+            self.table_entries()
+        }
     }
 
     /// The shape of a tree that hangs under one entry of `level`, with
     /// addresses counted from that entry's first.
     #[cfg(feature = "extra")]
-    pub(crate) const fn below(&self, level: i8) -> Self {
+    pub(crate) const fn below(&self, level: Level) -> Self {
         let ia_bits = self.shift(level);
         Self {
-            start: level + 1,
+            start: level.down(),
             ia_bits: ia_bits as u8,
             ia_over: u64::MAX << ia_bits,
-            root_shift: self.shift(level + 1),
+            root_shift: self.shift(level.down()),
             root_mask: self.index_mask,
             ..*self
         }
@@ -235,22 +242,9 @@ impl Shape {
     /// The same with leaves of [`cleaned_top`](Self::cleaned_top) at most.
     pub(crate) const fn cleaned(self) -> Self {
         Self {
-            leaf_levels: self.leaf_levels & (u8::MAX << self.cleaned_top()),
+            leaf_levels: self.leaf_levels & (u8::MAX << self.cleaned_top().get()),
             ..self
         }
-    }
-
-    #[inline]
-    pub(crate) const fn level(level: i8) -> Level {
-        match Level::new(level) {
-            Some(level) => level,
-            None => Level::L3,
-        }
-    }
-
-    #[inline]
-    pub(crate) const fn start_raw(&self) -> i8 {
-        self.start
     }
 
     // The feature `fixed-4k` is there to measure what the choice of a granule
@@ -293,25 +287,12 @@ impl Shape {
         self.root_mask
     }
 
+    /// log2 of the bytes that one entry of `level` covers.
     #[inline]
-    pub(crate) const fn shift(&self, level: i8) -> u32 {
+    pub(crate) const fn shift(&self, level: Level) -> u32 {
         // No overflow: 16 + 13 * 4 at most.
         self.page_bits()
-            .wrapping_add(self.stride().wrapping_mul(3i8.wrapping_sub(level) as u32))
-    }
-
-    #[inline]
-    pub(crate) const fn span_at(&self, level: i8) -> u64 {
-        if cfg!(feature = "fixed-4k") {
-            return bytes(self.shift(level));
-        }
-        // Levels begin at -1, and the array is as long as the mask wants it.
-        self.spans[level.wrapping_add(1) as usize & 7]
-    }
-
-    #[inline]
-    pub(crate) const fn leaf_at(&self, level: i8) -> bool {
-        level >= 0 && self.leaf_levels.wrapping_shr(level as u32) & 1 != 0
+            .wrapping_add(self.stride().wrapping_mul(level.above_pages()))
     }
 
     /// Entries of a table that is no root.
@@ -320,65 +301,69 @@ impl Shape {
         self.index_mask().wrapping_add(1)
     }
 
+    /// All input addresses.
     #[inline]
-    pub(crate) const fn entries_at(&self, level: i8) -> usize {
-        if level == self.start {
-            self.root_entries()
+    pub(crate) const fn space(&self) -> Extent {
+        Extent::new(Ia::new(0), bytes(self.ia_bits as u32))
+    }
+
+    /// True for an input address of the space.
+    #[inline]
+    pub(crate) const fn has(&self, ia: Ia) -> bool {
+        ia.get() & self.ia_over == 0
+    }
+
+    /// The root's entry for `ia`.
+    #[inline]
+    pub(crate) const fn root_index(&self, ia: Ia) -> usize {
+        ia.get().wrapping_shr(self.root_shift) as usize
+    }
+
+    /// The first address of a root's entry; of the one after the last, the end of
+    /// the space.
+    #[inline]
+    pub(crate) const fn root_ia(&self, index: usize) -> Ia {
+        let ia = Ia::new((index as u64).wrapping_shl(self.root_shift));
+        if index > self.root_mask {
+            self.space().end
         } else {
-            self.table_entries()
+            ia
         }
     }
 
-    /// `ia` must lie inside the space.
+    /// `ia`, if it is of the space.
     #[inline]
-    pub(crate) const fn index_at(&self, level: i8, ia: u64) -> usize {
-        let index = ia.wrapping_shr(self.shift(level)) as usize;
-        if level == self.start {
-            index
+    pub(crate) fn check(&self, ia: Ia) -> Result<Ia, Error> {
+        if self.has(ia) {
+            Ok(ia)
         } else {
-            index & self.index_mask()
+            Err(Error::Range)
         }
-    }
-
-    /// One past the last translated input address.
-    #[inline]
-    pub(crate) const fn ia_end(&self) -> u64 {
-        bytes(self.ia_bits as u32)
-    }
-
-    /// The bits of an input address that a space of this size has not.
-    #[inline]
-    pub(crate) const fn ia_over(&self) -> u64 {
-        self.ia_over
-    }
-
-    /// As [`ia_over`](Self::ia_over) for output addresses.
-    #[inline]
-    pub(crate) const fn oa_over(&self) -> u64 {
-        self.oa_over
     }
 
     /// Puts an output address where the descriptor keeps it.
     #[inline]
-    pub(crate) const fn encode_oa(&self, oa: u64) -> u64 {
+    pub(crate) const fn encode_oa(&self, pa: Pa) -> u64 {
+        let oa = pa.get();
         (oa & self.low_mask) | (oa.wrapping_shr(self.high_shift) & self.high_field)
     }
 
     /// Reads the output address of a descriptor.
     #[inline]
-    pub(crate) const fn decode_oa(&self, raw: u64) -> u64 {
-        let low = raw & self.low_mask;
-        if raw & self.high_field == 0 {
-            return low;
+    pub(crate) const fn decode_oa(&self, desc: Desc) -> Pa {
+        let low = desc.raw() & self.low_mask;
+        if desc.raw() & self.high_field == 0 {
+            return Pa::new(low);
         }
-        self.decode_high(raw)
+        self.decode_high(desc)
     }
 
     /// Few machines have memory above 2^48: out of the way of walks.
     #[cold]
     #[inline(never)]
-    const fn decode_high(&self, raw: u64) -> u64 {
-        (raw & self.low_mask) | (raw & self.high_field).wrapping_shl(self.high_shift)
+    const fn decode_high(&self, desc: Desc) -> Pa {
+        let high = (desc.raw() & self.high_field).wrapping_shl(self.high_shift);
+        Pa::new(desc.raw() & self.low_mask | high)
     }
 
     /// The descriptor bits that hold the output address.
@@ -387,49 +372,52 @@ impl Shape {
         self.low_mask | self.high_field
     }
 
-    /// How far `oa` may grow while its descriptor grows by the same number:
+    /// How far `pa` may grow while its descriptor grows by the same number:
     /// up to the address where bits kept elsewhere change.
     #[inline]
-    pub(crate) const fn linear_left(&self, oa: u64) -> u64 {
+    pub(crate) const fn linear_left(&self, pa: Pa) -> u64 {
         let from = bytes(self.high_from as u32);
-        from - (oa & (from - 1))
+        from - (pa.get() & (from - 1))
     }
 
-    /// `[start, start + size)` as `(start, end)` when it lies inside the
-    /// input space and keeps to pages.
+    /// `size` bytes from `start` on, when they lie inside the input space and
+    /// keep to pages.
     #[inline]
-    pub(crate) fn check_ia(&self, start: u64, size: u64) -> Result<u64, crate::Error> {
-        // A sum that wraps is below one of its parts, and both are checked.
-        let end = start.wrapping_add(size);
-        let limit = self.ia_end();
-        if (start > limit) | (size > limit) | (end > limit) {
-            return Err(crate::Error::Range);
+    pub(crate) fn check_ia(&self, start: Ia, size: u64) -> Result<Extent, Error> {
+        if !start.reaches(size, self.ia_bits) {
+            return Err(Error::Range);
         }
-        if (start | size) & self.page_mask() != 0 {
-            return Err(crate::Error::Align);
+        if (start.get() | size) & self.page_mask() != 0 {
+            return Err(Error::Align);
         }
-        Ok(end)
+        Ok(Extent::new(start, size))
     }
 
-    /// As [`check_ia`](Self::check_ia) for output addresses.
+    /// As [`check_ia`](Self::check_ia) for output addresses, of whatever size.
     #[inline]
-    pub(crate) fn check_oa(&self, start: u64, size: u64) -> Result<(), crate::Error> {
-        let end = start.wrapping_add(size);
-        let limit = bytes(self.oa_bits as u32);
-        if (start > limit) | (size > limit) | (end > limit) {
-            return Err(crate::Error::Range);
+    pub(crate) fn check_oa(&self, start: Pa, size: u64) -> Result<(), Error> {
+        if !start.reaches(size, self.oa_bits) {
+            return Err(Error::Range);
         }
-        if start & self.page_mask() != 0 {
-            return Err(crate::Error::Align);
+        if start.get() & self.page_mask() != 0 {
+            return Err(Error::Align);
         }
         Ok(())
+    }
+
+    /// True when a leaf of `size` bytes may map `ia` to `pa`: aligned and inside
+    /// the spaces, none reaches beyond their ends.
+    #[inline]
+    pub(crate) const fn fits(&self, ia: Ia, pa: Pa, size: u64) -> bool {
+        let (ia, oa) = (ia.get(), pa.get());
+        (ia | oa) & size.wrapping_sub(1) | ia & self.ia_over | oa & self.oa_over == 0
     }
 
     /// True when a table may stand at `pa`: whoever writes its descriptor would
     /// lose the bits that are not a page's, or not in the output space.
     #[inline]
-    pub(crate) const fn is_table_page(&self, pa: u64) -> bool {
-        pa & (self.oa_over | self.page_mask()) == 0
+    pub(crate) const fn is_table_page(&self, pa: Pa) -> bool {
+        pa.get() & (self.oa_over | self.page_mask()) == 0
     }
 
     /// The bits of an address below a page.
@@ -443,27 +431,28 @@ impl Shape {
     }
 
     /// The level of the largest leaves whose memory is cleaned in one step of
-    /// [`CACHE_STEP`](crate::error::CACHE_STEP) at most.
-    pub(crate) const fn cleaned_top(&self) -> i8 {
-        let mut level = 3;
-        while level > 0 && bytes(self.shift(level - 1)) <= crate::error::CACHE_STEP {
-            level -= 1;
+    /// [`CACHE_STEP`] at most.
+    pub(crate) const fn cleaned_top(&self) -> Level {
+        let mut level = Level::L3;
+        while level.get() > 0 && bytes(self.shift(level.up())) <= CACHE_STEP {
+            level = level.up();
         }
         level
     }
 
-    /// The largest level, at or below `top`, whose leaf fits at `ia`, `oa`
+    /// The largest level, at or below `top`, whose leaf fits at `ia`, `pa`
     /// and in `left` bytes.
     #[inline]
-    pub(crate) fn leaf_level(&self, ia: u64, oa: u64, left: u64, top: i8) -> i8 {
-        let mut level = 3;
+    pub(crate) fn leaf_level(&self, ia: Ia, pa: Pa, left: u64, top: Level) -> Level {
+        let (ia, oa) = (ia.get(), pa.get());
+        let mut level = Level::L3;
         let mut shift = self.page_bits().wrapping_add(self.stride());
         while level > top
-            && self.leaf_at(level - 1)
+            && self.leaf_ok(level.up())
             && (ia | oa) & bytes(shift).wrapping_sub(1) == 0
             && left >= bytes(shift)
         {
-            level -= 1;
+            level = level.up();
             shift = shift.wrapping_add(self.stride());
         }
         level

@@ -1,34 +1,34 @@
 //! Removed leaves, and who is told of them.
 
-use crate::addr::{Level, Pa};
-use crate::format;
+use crate::addr::{Ia, Ipa, Level, Pa};
+use crate::desc::Desc;
 use crate::shape::Shape;
 
 /// A leaf that was taken out of the tree and of every TLB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RemovedLeaf {
-    ia: u64,
+    ia: Ia,
     level: Level,
     pa: Pa,
-    raw: u64,
+    desc: Desc,
     size: u64,
 }
 
 impl RemovedLeaf {
     #[inline]
-    pub(crate) fn new(shape: &Shape, ia: u64, level: i8, raw: u64) -> Self {
+    pub(crate) fn new(shape: &Shape, ia: Ia, level: Level, desc: Desc) -> Self {
         Self {
             ia,
-            level: Shape::level(level),
-            pa: Pa::new(format::leaf_oa(shape, raw, level)),
-            raw,
-            size: 1 << shape.shift(level),
+            level,
+            pa: desc.leaf_pa(shape, level),
+            desc,
+            size: shape.span(level),
         }
     }
 
-    /// The first input address (an IPA, or a VA of EL2).
-    pub const fn ia(&self) -> u64 {
-        self.ia
+    /// The first IPA.
+    pub const fn ipa(&self) -> Ipa {
+        Ipa::new(self.ia.get())
     }
 
     /// The level it stood at.
@@ -48,7 +48,7 @@ impl RemovedLeaf {
 
     /// The descriptor as it last was, with access flag and dirty state.
     pub const fn raw(&self) -> u64 {
-        self.raw
+        self.desc.raw()
     }
 }
 
@@ -66,9 +66,9 @@ impl RemovedRun {
         Self { first, count }
     }
 
-    /// The first input address.
-    pub const fn ia(&self) -> u64 {
-        self.first.ia
+    /// The first IPA.
+    pub const fn ipa(&self) -> Ipa {
+        self.first.ipa()
     }
 
     /// The level of the leaves.
@@ -89,7 +89,16 @@ impl RemovedRun {
     /// The first one's descriptor; those of the others differ in the output
     /// address.
     pub const fn raw(&self) -> u64 {
-        self.first.raw
+        self.first.raw()
+    }
+
+    pub(crate) const fn desc(&self) -> Desc {
+        self.first.desc
+    }
+
+    /// How far its output is above its input.
+    pub(crate) const fn offset(&self) -> u64 {
+        self.first.ia.to(self.first.pa)
     }
 
     /// The leaves, one by one.
@@ -98,9 +107,9 @@ impl RemovedRun {
         (0..count).map(move |index| {
             let offset = index.wrapping_mul(first.size);
             RemovedLeaf {
-                ia: first.ia.wrapping_add(offset),
-                pa: Pa::new(first.pa.get().wrapping_add(offset)),
-                raw: first.raw.wrapping_add(offset),
+                ia: first.ia.plus(offset),
+                pa: first.pa.plus(offset),
+                desc: first.desc.plus(offset),
                 ..first
             }
         })

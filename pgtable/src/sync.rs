@@ -24,6 +24,8 @@
 //! to somebody else, or a new valid entry be written where another stood:
 //! [`Synced`] is the token of it, and only this module makes one.
 
+#[cfg(feature = "extra")]
+use crate::addr::{Ia, Level};
 use crate::errata::Errata;
 use crate::maintenance::{Barrier, Maintenance, Stage2Regs, Tlbi, TlbiKind};
 use crate::plan::{self, Pending, Plan, Regime, Tlb};
@@ -85,7 +87,7 @@ pub(crate) fn sync<T: Maintenance>(maint: &mut T, tlb: &Tlb, pending: &Pending) 
 }
 
 /// Invalidates everything of the tree's VMID, both stages, on all CPUs.
-pub(crate) fn sync_vmid<T: Maintenance>(maint: &mut T, tlb: &Tlb) -> Synced {
+pub(crate) fn sync_all<T: Maintenance>(maint: &mut T, tlb: &Tlb) -> Synced {
     match tlb.regime {
         Regime::Stage2(regs) => stage2(maint, tlb, regs, whole_vmid),
         Regime::El2 => el2(maint, tlb, |maint| {
@@ -149,7 +151,7 @@ fn repeats<T: Maintenance>(maint: &T, tlb: &Tlb) -> bool {
 /// After permissions of one leaf grew: drops this CPU's stale entry, which
 /// would fault for ever. Other CPUs fault once and come here themselves.
 #[cfg(feature = "extra")]
-pub(crate) fn sync_local<T: Maintenance>(maint: &mut T, tlb: &Tlb, at: u64, level: i8) {
+pub(crate) fn sync_local<T: Maintenance>(maint: &mut T, tlb: &Tlb, at: Ia, level: Level) {
     let Regime::Stage2(regs) = tlb.regime else {
         return;
     };

@@ -7,7 +7,7 @@ mod plain;
 use pgtable::{
     Access, Annotation, Attrs, Budget, CacheOp, Caches, Change, Entry, Error, Execute, Features,
     Granule, Ignore, Ipa, Leaves, Level, Map, Memory, Over, Pa, Partial, RemovedLeaf, RemovedRun,
-    Runs, Stage2, Stage2Config, TableMem,
+    Runs, Stage2, Stage2Config, TableMem, Unmap, UnmapLater,
 };
 use plain::{Cpu, Did, Plain};
 use std::mem::forget;
@@ -171,15 +171,25 @@ fn a_gibibyte_is_cleaned_in_calls_of_a_budget() {
         while at < GIB {
             mem.forget();
             let mut sink = |leaf: RemovedLeaf| {
-                assert_eq!((leaf.ia(), leaf.pa().get()), (told, 4 * GIB + told));
+                assert_eq!((leaf.ipa().get(), leaf.pa().get()), (told, 4 * GIB + told));
                 told += leaf.size();
             };
             let (ipa, rest, refuse) = (Ipa::new(at), GIB - at, Partial::Refuse);
             let budget = &mut Budget::entries(units);
             let next = if shared {
-                tree.unmap_leaves(&mut cpu, ipa, rest, refuse, &mut sink, budget)
+                tree.unmap_leaves(
+                    &mut cpu,
+                    &Unmap::new(ipa, rest).partial(refuse),
+                    &mut sink,
+                    budget,
+                )
             } else {
-                tree.unmap(&mut cpu, ipa, rest, refuse, &mut sink, budget)
+                tree.unmap(
+                    &mut cpu,
+                    &Unmap::new(ipa, rest).partial(refuse),
+                    &mut sink,
+                    budget,
+                )
             };
             at = next.expect("unmapped").get();
             assert_eq!(told, at);
@@ -209,7 +219,12 @@ fn a_large_block_is_split_to_be_cleaned() {
         let tables = mem.live();
         mem.limit.set(0);
         let (ipa, refuse) = (Ipa::new(0), Partial::Refuse);
-        let none = tree.unmap(cpu, ipa, size, refuse, &mut Ignore, &mut all());
+        let none = tree.unmap(
+            cpu,
+            &Unmap::new(ipa, size).partial(refuse),
+            &mut Ignore,
+            &mut all(),
+        );
         assert_eq!(none.map_err(|stopped| stopped.why), Err(Error::NoMem));
         assert!(tree.translate(ipa).is_some());
         mem.limit.set(u64::MAX);
@@ -218,7 +233,12 @@ fn a_large_block_is_split_to_be_cleaned() {
             mem.forget();
             let mut sink = Runs(|run: RemovedRun| told.push((run.pa().get(), run.size())));
             let (ipa, rest) = (Ipa::new(at), size - at);
-            let next = tree.unmap(cpu, ipa, rest, refuse, &mut sink, &mut least_of(granule));
+            let next = tree.unmap(
+                cpu,
+                &Unmap::new(ipa, rest).partial(refuse),
+                &mut sink,
+                &mut least_of(granule),
+            );
             at = next.expect("unmapped").get();
             assert!(bytes(&mem) <= 64 * least, "{granule:?}");
         }
@@ -244,10 +264,15 @@ fn of_a_large_block_a_part_of_one_step_is_dropped() {
     let (mut tree, mut cpu) = tree(&mem, true);
     map_clean(&tree, &mut cpu, 0, 4 * GIB, GIB);
     let mut told = Vec::new();
-    let mut sink = |leaf: RemovedLeaf| told.push((leaf.ia(), leaf.size()));
+    let mut sink = |leaf: RemovedLeaf| told.push((leaf.ipa().get(), leaf.size()));
     let (ipa, whole) = (Ipa::new(3 * MIB2 + PAGE), Partial::DropWhole);
-    tree.unmap(&mut cpu, ipa, PAGE, whole, &mut sink, &mut all())
-        .expect("unmapped");
+    tree.unmap(
+        &mut cpu,
+        &Unmap::new(ipa, PAGE).partial(whole),
+        &mut sink,
+        &mut all(),
+    )
+    .expect("unmapped");
     assert_eq!(told, [(3 * MIB2, MIB2)]);
     assert!(tree.translate(Ipa::new(4 * MIB2)).is_some());
 }
@@ -262,8 +287,13 @@ fn a_page_out_of_a_gibibyte_is_cleaned_alone() {
     mem.forget();
     let at = GIB + 5 * MIB2 + 7 * PAGE;
     let (ipa, split) = (Ipa::new(at), Partial::Split);
-    tree.unmap(&mut cpu, ipa, PAGE, split, &mut Ignore, &mut all())
-        .expect("unmapped");
+    tree.unmap(
+        &mut cpu,
+        &Unmap::new(ipa, PAGE).partial(split),
+        &mut Ignore,
+        &mut all(),
+    )
+    .expect("unmapped");
     assert_eq!(cleaned(&mem), [(at, PAGE)]);
 }
 
@@ -299,8 +329,13 @@ fn cleaning_is_spent_by_its_bytes() {
     assert_eq!(budget.left(), 9 * units - blocks);
     let (ipa, refuse) = (Ipa::new(0), Partial::Refuse);
     let mut budget = Budget::entries(10 * units);
-    tree.unmap(&mut cpu, ipa, GIB, refuse, &mut Ignore, &mut budget)
-        .expect("unmapped");
+    tree.unmap(
+        &mut cpu,
+        &Unmap::new(ipa, GIB).partial(refuse),
+        &mut Ignore,
+        &mut budget,
+    )
+    .expect("unmapped");
     // Their table is freed, and its entries are looked at.
     assert_eq!(budget.left(), 9 * units - blocks - 513);
 }
@@ -372,7 +407,7 @@ fn a_teardown_tells_what_was_held() {
         forget(tree.freeze(Ipa::new(at), level).expect("a leaf"));
     }
     let mut told = Vec::new();
-    let mut sink = |leaf: RemovedLeaf| told.push((leaf.ia(), leaf.pa().get()));
+    let mut sink = |leaf: RemovedLeaf| told.push((leaf.ipa().get(), leaf.pa().get()));
     let end = tree.teardown(&mut cpu, Ipa::new(0), &mut sink, &mut all());
     assert_eq!(end, Ipa::new(1 << 39));
     assert_eq!(told, [(2 * GIB, 8 * GIB), (5 * GIB, 11 * GIB)]);
@@ -400,7 +435,7 @@ fn a_collapse_tells_what_it_replaces() {
         let new = Map::new(Ipa::new(0), Pa::new(4 * GIB), GIB, Attrs::MEMORY);
         let mut leaves = 0;
         let mut sink = |leaf: RemovedLeaf| {
-            assert_eq!(leaf.pa().get(), from + leaf.ia());
+            assert_eq!(leaf.pa().get(), from + leaf.ipa().get());
             leaves += 1;
         };
         let new = new.over(Over::Anything);
@@ -427,7 +462,12 @@ fn a_note_comes_over_blocks_in_calls_of_a_budget() {
         let mut sink = |leaf: RemovedLeaf| told += leaf.size();
         let (ipa, rest, refuse) = (Ipa::new(at), GIB - at, Partial::Refuse);
         let budget = &mut Budget::entries(100);
-        let next = tree.annotate(&mut cpu, ipa, rest, note, refuse, &mut sink, budget);
+        let next = tree.unmap(
+            &mut cpu,
+            &Unmap::new(ipa, rest).partial(refuse).leaving(note),
+            &mut sink,
+            budget,
+        );
         let before = at;
         at = next.expect("annotated").get();
         assert_eq!(told, at);
@@ -476,7 +516,7 @@ fn a_collapse_has_a_budget() {
         let before = mem.live();
         let mut sink = |leaf: RemovedLeaf| {
             // Blocks on the way are this mapping's own, and told to nobody.
-            assert_eq!((leaf.level(), leaf.ia()), (Level::L3, told));
+            assert_eq!((leaf.level(), leaf.ipa().get()), (Level::L3, told));
             told += leaf.size();
         };
         let map = map.over(Over::Anything);
@@ -509,8 +549,13 @@ fn a_note_is_no_frozen_entry_whatever_is_in_it() {
     for marks in 0..4 {
         let raw = marks << 61 | 1 << 63 | 0x40;
         let note = Annotation::new(raw).expect("bits 1:0 are zero");
-        tree.annotate(&mut cpu, ipa, GIB, note, refuse, &mut Ignore, &mut all())
-            .expect("annotated");
+        tree.unmap(
+            &mut cpu,
+            &Unmap::new(ipa, GIB).partial(refuse).leaving(note),
+            &mut Ignore,
+            &mut all(),
+        )
+        .expect("annotated");
         let exists = Err(Error::Exists { level: Level::L1 });
         let map = Map::new(ipa, Pa::new(4 * GIB), GIB, Attrs::MEMORY).caches(Caches::Skip);
         let done = tree.map_exclusive(&mut cpu, &map, &mut Ignore, &mut all());
@@ -534,17 +579,27 @@ fn a_leaf_that_was_held_and_forgotten_is_invalidated() {
     forget(tree.freeze(page, Level::L3).expect("a leaf"));
     mem.forget();
     let mut told = Vec::new();
-    let mut sink = |leaf: RemovedLeaf| told.push((leaf.ia(), leaf.pa().get()));
+    let mut sink = |leaf: RemovedLeaf| told.push((leaf.ipa().get(), leaf.pa().get()));
     let refuse = Partial::Refuse;
-    let done = tree.unmap(&mut cpu, page, PAGE, refuse, &mut sink, &mut all());
+    let done = tree.unmap(
+        &mut cpu,
+        &Unmap::new(page, PAGE).partial(refuse),
+        &mut sink,
+        &mut all(),
+    );
     assert_eq!(done, Ok(Ipa::new(page.get() + PAGE)));
     assert_eq!(told, [(page.get(), 8 * GIB)]);
     assert_eq!(hit(&mem), [page.get()]);
     assert_eq!(tree.lookup(page).expect("inside").raw, 0);
     // The other page goes, and with it the tables: nothing was left counted.
     let other = Ipa::new(page.get() + PAGE);
-    tree.unmap(&mut cpu, other, PAGE, refuse, &mut Ignore, &mut all())
-        .expect("unmapped");
+    tree.unmap(
+        &mut cpu,
+        &Unmap::new(other, PAGE).partial(refuse),
+        &mut Ignore,
+        &mut all(),
+    )
+    .expect("unmapped");
     assert_eq!((mem.live(), count(&mem, &tree)), (0, 0));
 }
 
@@ -572,10 +627,7 @@ fn a_leaf_of_a_gather_that_was_forgotten_is_invalidated() {
     let refuse = Partial::Refuse;
     tree.unmap_later(
         &mut cpu,
-        page,
-        PAGE,
-        refuse,
-        &mut gather,
+        UnmapLater::new(page, PAGE, &mut gather).partial(refuse),
         &mut all(),
         forget,
     )
@@ -583,12 +635,22 @@ fn a_leaf_of_a_gather_that_was_forgotten_is_invalidated() {
     drop(gather);
     mem.forget();
     let mut sink = |leaf: RemovedLeaf| panic!("{leaf:?} was told already");
-    let done = tree.unmap(&mut cpu, page, PAGE, refuse, &mut sink, &mut all());
+    let done = tree.unmap(
+        &mut cpu,
+        &Unmap::new(page, PAGE).partial(refuse),
+        &mut sink,
+        &mut all(),
+    );
     assert_eq!(done, Ok(Ipa::new(page.get() + PAGE)));
     assert_eq!(hit(&mem), [page.get()]);
     let other = Ipa::new(page.get() + PAGE);
-    tree.unmap(&mut cpu, other, PAGE, refuse, &mut Ignore, &mut all())
-        .expect("unmapped");
+    tree.unmap(
+        &mut cpu,
+        &Unmap::new(other, PAGE).partial(refuse),
+        &mut Ignore,
+        &mut all(),
+    )
+    .expect("unmapped");
     assert_eq!((mem.live(), count(&mem, &tree)), (0, 0));
 }
 
@@ -615,8 +677,13 @@ fn no_table_hangs_below_level_3() {
     let mut told = Vec::new();
     let mut sink = |leaf: RemovedLeaf| told.push(leaf.pa().get());
     let (ipa, refuse) = (Ipa::new(0), Partial::Refuse);
-    tree.unmap(&mut cpu, ipa, MIB2, refuse, &mut sink, &mut all())
-        .expect("unmapped");
+    tree.unmap(
+        &mut cpu,
+        &Unmap::new(ipa, MIB2).partial(refuse),
+        &mut sink,
+        &mut all(),
+    )
+    .expect("unmapped");
     assert_eq!(told, [9 * GIB]);
     assert_eq!(mem.live(), 0);
 }
@@ -628,12 +695,22 @@ fn a_note_that_was_held_and_forgotten_leaves_no_count() {
     let (mut tree, mut cpu) = tree(&mem, true);
     let note = Annotation::new(0x40).expect("bits 1:0 are zero");
     let (ipa, refuse) = (Ipa::new(0), Partial::Refuse);
-    tree.annotate(&mut cpu, ipa, GIB, note, refuse, &mut Ignore, &mut all())
-        .expect("annotated");
+    tree.unmap(
+        &mut cpu,
+        &Unmap::new(ipa, GIB).partial(refuse).leaving(note),
+        &mut Ignore,
+        &mut all(),
+    )
+    .expect("annotated");
     forget(tree.freeze(ipa, Level::L1).expect("a note"));
     assert_eq!(count(&mem, &tree), 0);
-    tree.unmap(&mut cpu, ipa, GIB, refuse, &mut Ignore, &mut all())
-        .expect("unmapped");
+    tree.unmap(
+        &mut cpu,
+        &Unmap::new(ipa, GIB).partial(refuse),
+        &mut Ignore,
+        &mut all(),
+    )
+    .expect("unmapped");
     assert_eq!(tree.lookup(ipa).expect("inside").raw, 0);
     assert_eq!(count(&mem, &tree), 0);
 }

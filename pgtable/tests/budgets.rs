@@ -4,9 +4,9 @@
 mod plain;
 
 use pgtable::{
-    Access, Annotation, Attrs, Budget, Execute, Features, Flush, Geometry, Granule, Ignore, Ipa,
-    Leaves, Level, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Stage2, Stage2Config,
-    Stopped, TableMem, Visit, Vmid,
+    Access, Annotation, Attrs, Budget, Execute, Features, Geometry, Granule, Ignore, Ipa, Leaves,
+    Level, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Split, Stage2, Stage2Config,
+    Stopped, Sweep, TableMem, Unmap, UnmapLater, Visit, Vmid,
 };
 use plain::{Cpu, Did, Plain};
 
@@ -45,8 +45,13 @@ fn furnish(tree: &mut Stage2<&Plain>, cpu: &mut Cpu<'_>) {
     }
     let note = Annotation::new(0x40).expect("bits 1:0 are zero");
     let (ipa, split) = (Ipa::new(9 * MIB2), Partial::Split);
-    tree.annotate(cpu, ipa, 3 * PAGE, note, split, &mut Ignore, all)
-        .expect("annotated");
+    tree.unmap(
+        cpu,
+        &Unmap::new(ipa, 3 * PAGE).partial(split).leaving(note),
+        &mut Ignore,
+        all,
+    )
+    .expect("annotated");
 }
 
 const SIZE: u64 = 10 * MIB2;
@@ -68,38 +73,63 @@ fn operations() -> Vec<(&'static str, Operation)> {
         ("map_exclusive", |tree, cpu, ipa, budget, told| {
             let pa = Pa::new(128 * GIB + ipa.get());
             let map = Map::new(ipa, pa, SIZE - ipa.get(), Attrs::MEMORY).over(Over::Anything);
-            let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia());
+            let mut sink = |leaf: RemovedLeaf| told.push(leaf.ipa().get());
             tree.map_exclusive(cpu, &map, &mut sink, budget)
         }),
         ("unmap", |tree, cpu, ipa, budget, told| {
             let (size, split) = (SIZE - ipa.get(), Partial::Split);
-            let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia());
-            tree.unmap(cpu, ipa, size, split, &mut sink, budget)
+            let mut sink = |leaf: RemovedLeaf| told.push(leaf.ipa().get());
+            tree.unmap(
+                cpu,
+                &Unmap::new(ipa, size).partial(split),
+                &mut sink,
+                budget,
+            )
         }),
         ("unmap unasked", |tree, cpu, ipa, budget, _| {
             let (size, split) = (SIZE - ipa.get(), Partial::Split);
-            tree.unmap(cpu, ipa, size, split, &mut Ignore, budget)
+            tree.unmap(
+                cpu,
+                &Unmap::new(ipa, size).partial(split),
+                &mut Ignore,
+                budget,
+            )
         }),
         ("unmap_leaves", |tree, cpu, ipa, budget, told| {
             let (size, split) = (SIZE - ipa.get(), Partial::Split);
-            let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia());
-            tree.unmap_leaves(cpu, ipa, size, split, &mut sink, budget)
+            let mut sink = |leaf: RemovedLeaf| told.push(leaf.ipa().get());
+            tree.unmap_leaves(
+                cpu,
+                &Unmap::new(ipa, size).partial(split),
+                &mut sink,
+                budget,
+            )
         }),
         ("unmap_later", |tree, cpu, ipa, budget, told| {
             let mut gather = tree.gather();
             let (size, split) = (SIZE - ipa.get(), Partial::Split);
-            let done = tree.unmap_later(cpu, ipa, size, split, &mut gather, budget, |leaf| {
-                told.push(leaf.ia());
-                drop(leaf);
-            });
+            let done = tree.unmap_later(
+                cpu,
+                UnmapLater::new(ipa, size, &mut gather).partial(split),
+                budget,
+                |leaf| {
+                    told.push(leaf.ipa().get());
+                    drop(leaf);
+                },
+            );
             let _synced = tree.sync(cpu, gather).expect("of this tree");
             done
         }),
         ("annotate", |tree, cpu, ipa, budget, told| {
             let note = Annotation::new(0x80).expect("bits 1:0 are zero");
             let (size, split) = (SIZE - ipa.get(), Partial::Split);
-            let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia());
-            tree.annotate(cpu, ipa, size, note, split, &mut sink, budget)
+            let mut sink = |leaf: RemovedLeaf| told.push(leaf.ipa().get());
+            tree.unmap(
+                cpu,
+                &Unmap::new(ipa, size).partial(split).leaving(note),
+                &mut sink,
+                budget,
+            )
         }),
         ("protect", |tree, cpu, ipa, budget, _| {
             let permissions = Permissions {
@@ -107,10 +137,15 @@ fn operations() -> Vec<(&'static str, Operation)> {
                 execute: Execute::Never,
             };
             let (size, split) = (SIZE - ipa.get(), Partial::Split);
-            tree.protect(cpu, ipa, size, permissions, split, Flush::Now, budget)
+            tree.protect(
+                cpu,
+                Sweep::new(ipa, size).partial(split),
+                permissions,
+                budget,
+            )
         }),
         ("write_protect", |tree, cpu, ipa, budget, _| {
-            tree.write_protect(cpu, ipa, SIZE - ipa.get(), Flush::Now, budget)
+            tree.write_protect(cpu, Sweep::new(ipa, SIZE - ipa.get()), budget)
         }),
         ("count_young", |tree, cpu, ipa, budget, told| {
             let done = tree.count_young(cpu, ipa, SIZE - ipa.get(), budget);
@@ -120,7 +155,7 @@ fn operations() -> Vec<(&'static str, Operation)> {
             })
         }),
         ("clear_young", |tree, cpu, ipa, budget, told| {
-            let done = tree.clear_young(cpu, ipa, SIZE - ipa.get(), Flush::Now, budget);
+            let done = tree.clear_young(cpu, Sweep::new(ipa, SIZE - ipa.get()), budget);
             done.map(|(next, count)| {
                 told.push(count);
                 next
@@ -128,12 +163,21 @@ fn operations() -> Vec<(&'static str, Operation)> {
         }),
         ("harvest_dirty", |tree, cpu, ipa, budget, told| {
             let dirty = |ipa: Ipa, _| told.push(ipa.get());
-            tree.harvest_dirty(cpu, ipa, SIZE - ipa.get(), Flush::Now, budget, dirty)
+            tree.harvest_dirty(cpu, Sweep::new(ipa, SIZE - ipa.get()), budget, dirty)
         }),
         ("split", |tree, cpu, ipa, budget, _| {
             let mem = *tree.mem();
             let page = |level| mem.alloc(level);
-            tree.split(cpu, ipa, SIZE - ipa.get(), Level::L3, page, budget)
+            tree.split(
+                cpu,
+                &Split {
+                    ipa,
+                    size: SIZE - ipa.get(),
+                    to: Level::L3,
+                },
+                page,
+                budget,
+            )
         }),
     ]
 }
@@ -255,17 +299,22 @@ fn what_is_spent() {
         .expect("mapped");
     assert_eq!(spent(&mut budget), 9);
     let ipa = Ipa::new(0);
-    tree.write_protect(&mut cpu, ipa, 10 * PAGE, Flush::Now, &mut budget)
+    tree.write_protect(&mut cpu, Sweep::new(ipa, 10 * PAGE), &mut budget)
         .expect("mapped");
     assert_eq!(spent(&mut budget), 10);
     let ipa = Ipa::new(3 * PAGE);
-    tree.write_protect(&mut cpu, ipa, 4 * PAGE, Flush::Now, &mut budget)
+    tree.write_protect(&mut cpu, Sweep::new(ipa, 4 * PAGE), &mut budget)
         .expect("mapped");
     assert_eq!(spent(&mut budget), 4);
     let ipa = Ipa::new(0);
     let (count, refuse) = (10 * PAGE, Partial::Refuse);
-    tree.unmap_leaves(&mut cpu, ipa, count, refuse, &mut Ignore, &mut budget)
-        .expect("unmapped");
+    tree.unmap_leaves(
+        &mut cpu,
+        &Unmap::new(ipa, count).partial(refuse),
+        &mut Ignore,
+        &mut budget,
+    )
+    .expect("unmapped");
     assert_eq!(spent(&mut budget), 10);
     tree.map(&mut cpu, &map(0, 10 * PAGE), &mut budget)
         .expect("mapped");
@@ -305,9 +354,7 @@ fn what_is_left() {
     let (size, refuse) = (3 * PAGE, Partial::Refuse);
     let next = tree.unmap(
         &mut cpu,
-        Ipa::new(0),
-        size,
-        refuse,
+        &Unmap::new(Ipa::new(0), size).partial(refuse),
         &mut Ignore,
         &mut budget,
     );
@@ -336,7 +383,7 @@ fn a_table_that_goes_in_steps_is_seen_once() {
         while at.get() < 1 << 40 {
             let budget = &mut Budget::entries(1);
             at = if told {
-                let mut sink = |leaf: RemovedLeaf| leaves.push(leaf.ia());
+                let mut sink = |leaf: RemovedLeaf| leaves.push(leaf.ipa().get());
                 tree.teardown(&mut cpu, at, &mut sink, budget)
             } else {
                 tree.teardown(&mut cpu, at, &mut Ignore, budget)
@@ -372,7 +419,12 @@ fn a_table_that_went_is_behind() {
         let mut budget = Budget::entries(1);
         let at = Ipa::new((table - 1) * MIB2);
         let (size, refuse) = (2 * MIB2 - at.get(), Partial::Refuse);
-        let next = tree.unmap(&mut cpu, at, size, refuse, &mut Ignore, &mut budget);
+        let next = tree.unmap(
+            &mut cpu,
+            &Unmap::new(at, size).partial(refuse),
+            &mut Ignore,
+            &mut budget,
+        );
         assert_eq!(next, Ok(Ipa::new(table * MIB2)));
     }
 }
@@ -393,9 +445,18 @@ fn what_is_split_on_the_way_is_not_behind() {
         let budget = &mut Budget::entries(1);
         let next = if eager {
             let page = |level| mem.alloc(level);
-            tree.split(&mut cpu, at, size, Level::L3, page, budget)
+            tree.split(
+                &mut cpu,
+                &Split {
+                    ipa: at,
+                    size,
+                    to: Level::L3,
+                },
+                page,
+                budget,
+            )
         } else {
-            tree.unmap(&mut cpu, at, size, Partial::Split, &mut Ignore, budget)
+            tree.unmap(&mut cpu, &Unmap::new(at, size), &mut Ignore, budget)
         };
         let next = next.expect("split");
         assert!(next > at, "{next}");

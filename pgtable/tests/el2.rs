@@ -5,18 +5,14 @@ mod judge;
 use judge::{Cpu, Judge};
 use mmu_model::{EventKind, Promise, Reg, Target};
 use pgtable::{
-    El2Access, El2Attrs, El2Config, El2Map, El2Range, Features, Granule, Leaves, Level, Over, Pa,
-    Va,
+    El2Access, El2Attrs, El2Config, El2Map, El2Range, Features, Granule, Level, Over, Pa, Va,
 };
 
 /// What the image looks like: code, constants, data with a guard page, a
 /// device, and a block's worth of memory.
 fn ranges(page: u64, block: u64) -> Vec<(El2Range, El2Attrs)> {
-    let at = |va: u64, pa: u64, size: u64| El2Range {
-        va: Va::new(va),
-        pa: Pa::new(pa),
-        size,
-    };
+    let at =
+        |va: u64, pa: u64, size: u64| El2Range::new(Va::new(va), Pa::new(pa), size, El2Attrs::DATA);
     vec![
         (at(0x4000_0000, 0x4000_0000, 5 * page), El2Attrs::CODE),
         (
@@ -80,14 +76,21 @@ fn run(granule: Granule, va_bits: u8, range: bool) -> Result<(), String> {
     let top = 1u64 << va_bits;
     let mut all = ranges(page, block);
     // The last page of the space, high in memory.
-    let last = El2Range {
-        va: Va::new(top - page),
-        pa: Pa::new((1 << config.pa_bits) - page),
-        size: page,
-    };
+    let last = El2Range::new(
+        Va::new(top - page),
+        Pa::new((1 << config.pa_bits) - page),
+        page,
+        El2Attrs::DATA,
+    );
     all.push((last, El2Attrs::DATA));
     for (range, attrs) in &all {
-        let done = map.map(&mut cpu, *range, *attrs, Leaves::Largest, Over::Nothing);
+        let done = map.map(
+            &mut cpu,
+            &El2Range {
+                attrs: *attrs,
+                ..*range
+            },
+        );
         let end = range.va.checked_add(range.size).expect("in the space");
         if done != Ok(end) {
             return Err(format!("{range:?}: {done:?}"));
@@ -122,10 +125,11 @@ fn run(granule: Granule, va_bits: u8, range: bool) -> Result<(), String> {
     let (code, _) = all[0];
     let done = map.map(
         &mut cpu,
-        code,
-        El2Attrs::RODATA,
-        Leaves::Largest,
-        Over::Anything,
+        &El2Range {
+            attrs: El2Attrs::RODATA,
+            ..code
+        }
+        .over(Over::Anything),
     );
     if done.is_err() {
         return Err(format!("protect: {done:?}"));

@@ -5,7 +5,7 @@ use pgtable::{
     Access, Age, Annotation, Attrs, Budget, ConfigError, Device, Dirty, El2Access, El2Attrs,
     El2Config, El2Map, El2Memory, El2Range, Entry, Errata, Error, Execute, Features, Geometry,
     Granule, Ipa, Leaves, Level, Map, Memory, OaForm, Over, Pa, Share, Stage2, Stage2Config,
-    Stage2Regs, Start, TlbiKind, Va, Vmid,
+    Stage2Regs, Start, Sweep, TlbiKind, Va, Vmid,
 };
 
 mod plain;
@@ -145,12 +145,15 @@ fn check(geometry: &Geometry, config: &Stage2Config, start: i8, ps: u64, want: (
         };
         assert_eq!(geometry.leaf_ok(at), block, "{number} {config:?}");
         let last = (1u64 << config.ipa_bits) - 1;
-        assert_eq!(shape.index(at, 0), 0);
-        assert_eq!(shape.index(at, last), entries - 1, "{config:?}");
+        assert_eq!(shape.index(at, Ipa::new(0)), 0);
+        assert_eq!(shape.index(at, Ipa::new(last)), entries - 1, "{config:?}");
         // Bits above the space do not count.
-        assert_eq!(shape.index(at, u64::MAX), entries - 1);
-        assert_eq!(shape.index(at, (1 << bits) - 1), 0);
-        assert_eq!(shape.index(at, 1 << bits), usize::from(entries > 1));
+        assert_eq!(shape.index(at, Ipa::new(u64::MAX)), entries - 1);
+        assert_eq!(shape.index(at, Ipa::new((1 << bits) - 1)), 0);
+        assert_eq!(
+            shape.index(at, Ipa::new(1 << bits)),
+            usize::from(entries > 1)
+        );
     }
     let tg0 = match granule {
         Granule::K4 => 0b00,
@@ -675,21 +678,13 @@ fn el2_operands() {
             let mut map = El2Map::new(geometry, mem.root(page), &mem).expect("a root");
             let mut cpu = mem.cpu(Stage2Regs::default());
             let va = (1u64 << va_bits) - 64 * page;
-            let range = El2Range {
-                va: Va::new(va),
-                pa: Pa::new(0),
-                size: 5 * page,
-            };
+            let range = El2Range::new(Va::new(va), Pa::new(0), 5 * page, El2Attrs::DATA);
             let (pages, over) = (Leaves::Largest, Over::Nothing);
-            map.map(&mut cpu, range, El2Attrs::DATA, pages, over)
+            map.map(&mut cpu, &range.leaves(pages).over(over))
                 .expect("mapped");
             mem.forget();
             // Permissions of one page, then of four.
-            let rest = El2Range {
-                va: Va::new(va + page),
-                pa: Pa::new(page),
-                size: 4 * page,
-            };
+            let rest = El2Range::new(Va::new(va + page), Pa::new(page), 4 * page, El2Attrs::DATA);
             let one = El2Range {
                 size: page,
                 ..range
@@ -697,8 +692,15 @@ fn el2_operands() {
             let mut ops = Vec::new();
             for range in [one, rest] {
                 let over = Over::Anything;
-                map.map(&mut cpu, range, El2Attrs::RODATA, Leaves::Largest, over)
-                    .expect("mapped");
+                map.map(
+                    &mut cpu,
+                    &El2Range {
+                        attrs: El2Attrs::RODATA,
+                        ..range
+                    }
+                    .over(over),
+                )
+                .expect("mapped");
                 ops.extend(mem.changes().into_iter().filter_map(|did| match did {
                     Did::Tlbi(op) => Some((op.kind(), op.operand())),
                     _ => None,
@@ -824,15 +826,19 @@ fn el2_leaves_have_their_bits() {
                     let mem = Plain::new(4096);
                     let mut map = El2Map::new(geometry, mem.root(4096), &mem).expect("a root");
                     let mut cpu = mem.cpu(Stage2Regs::default());
-                    let range = El2Range {
-                        va: Va::new(0x4000_0000),
-                        pa: Pa::new(0x8000_0000),
+                    let range = El2Range::new(
+                        Va::new(0x4000_0000),
+                        Pa::new(0x8000_0000),
                         size,
-                    };
+                        El2Attrs::DATA,
+                    );
                     let attrs = El2Attrs { access, memory };
                     let (leaves, over) = (Leaves::Exactly(at), Over::Nothing);
-                    map.map(&mut cpu, range, attrs, leaves, over)
-                        .expect("mapped");
+                    map.map(
+                        &mut cpu,
+                        &El2Range { attrs, ..range }.leaves(leaves).over(over),
+                    )
+                    .expect("mapped");
                     let last = mem.changes().into_iter().rev().find_map(|did| match did {
                         Did::Write { new, .. } => Some(new),
                         _ => None,
@@ -1002,9 +1008,10 @@ fn instructions_have_their_names() {
     assert_eq!(mem.changes().iter().filter(|did| cleaned(did)).count(), 2);
     tree.write_protect(
         &mut borrowed,
-        Ipa::new(0x5000),
-        4096,
-        pgtable::Flush::Now,
+        Sweep {
+            flush: pgtable::Flush::Now,
+            ..Sweep::new(Ipa::new(0x5000), 4096)
+        },
         &mut Budget::unlimited(),
     )
     .expect("mapped");
@@ -1038,11 +1045,8 @@ fn instructions_have_their_names() {
 
 #[test]
 fn numbers_and_addresses() {
-    use pgtable::InputAddress;
     for byte in [0, 1, 0x1234_5000, u64::MAX] {
-        assert_eq!(Ipa::from_raw(byte).get(), byte);
-        assert_eq!(Va::from_raw(byte).get(), byte);
-        assert_eq!(Ipa::from_raw(byte), Ipa::new(byte));
+        assert_eq!(Ipa::new(byte).get(), byte);
         assert_eq!(Va::new(byte).get(), byte);
     }
     assert_eq!(Pa::new(0x1000).checked_add(0x234), Some(Pa::new(0x1234)));

@@ -9,7 +9,8 @@ mod plain;
 use pgtable::{
     Access, Annotation, Attrs, Barrier, Budget, CacheOp, Caches, Change, Device, Dirty, Entry,
     Errata, Execute, Features, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level, Map, Memory,
-    Over, Pa, Partial, Permissions, RUNS, RemovedLeaf, Share, Stage2, Stage2Config, TlbiKind, Vmid,
+    Over, Pa, Partial, Permissions, RUNS, RemovedLeaf, Share, Split, Stage2, Stage2Config, Sweep,
+    TlbiKind, Unmap, UnmapLater, Vmid,
 };
 use plain::{Cpu, Did, MODERN, Plain};
 
@@ -244,9 +245,7 @@ fn neighbours_are_replaced_together() {
     let middle = Ipa::new(3 * MIB2);
     tree.unmap_leaves(
         &mut cpu,
-        middle,
-        MIB2,
-        Partial::Refuse,
+        &Unmap::new(middle, MIB2).partial(Partial::Refuse),
         &mut Ignore,
         &mut all(),
     )
@@ -256,7 +255,7 @@ fn neighbours_are_replaced_together() {
     let mut told = Vec::new();
     let new = block(0, 7, GIB).over(Over::Anything);
     let mut sink = |leaf: RemovedLeaf| {
-        told.push((leaf.ia(), leaf.level(), leaf.pa().get(), leaf.size()));
+        told.push((leaf.ipa().get(), leaf.level(), leaf.pa().get(), leaf.size()));
     };
     let done = tree.map_exclusive(&mut cpu, &new, &mut sink, &mut all());
     assert_eq!(done, Ok(Ipa::new(7 * MIB2)));
@@ -389,8 +388,13 @@ fn caches_are_maintained_where_this_cpu_needs_it() {
                 let mut told = Vec::new();
                 let mut sink = |leaf: RemovedLeaf| told.push(leaf.pa().get());
                 let ipa = Ipa::new(MIB2);
-                tree.unmap(&mut cpu, ipa, MIB2, Partial::Refuse, &mut sink, &mut all())
-                    .expect("unmapped");
+                tree.unmap(
+                    &mut cpu,
+                    &Unmap::new(ipa, MIB2).partial(Partial::Refuse),
+                    &mut sink,
+                    &mut all(),
+                )
+                .expect("unmapped");
                 let want = (cleans && !features.fwb).then(|| clean(3 * GIB, MIB2));
                 assert_eq!(cache(&mem), Vec::from_iter(want), "{what}");
                 assert_eq!(told, [3 * GIB]);
@@ -459,11 +463,11 @@ fn execute_that_is_gained_synchronises_instructions() {
                 let now = Flush::Now;
                 tree.protect(
                     &mut cpu,
-                    ipa,
-                    2 * PAGE,
+                    Sweep {
+                        flush: now,
+                        ..Sweep::new(ipa, 2 * PAGE).partial(refuse)
+                    },
                     permissions,
-                    refuse,
-                    now,
                     &mut all(),
                 )
                 .expect("mapped");
@@ -523,8 +527,13 @@ fn the_vmid_is_switched_only_where_it_differs() {
         assert_eq!(steps(&mem), want, "{loaded:#x}");
         assert_eq!(cpu.regs.vttbr, loaded);
         let (ipa, refuse) = (Ipa::new(page * PAGE), Partial::Refuse);
-        tree.unmap(&mut cpu, ipa, PAGE, refuse, &mut Ignore, &mut all())
-            .expect("unmapped");
+        tree.unmap(
+            &mut cpu,
+            &Unmap::new(ipa, PAGE).partial(refuse),
+            &mut Ignore,
+            &mut all(),
+        )
+        .expect("unmapped");
         let mut want = vec![Break];
         if foreign {
             want.extend([DONE, Vttbr(own), ISB, ONE, DONE, STAGE1, DONE, ISB]);
@@ -552,7 +561,7 @@ fn too_many_operations_become_one() {
             tree.map(&mut cpu, &pages(0, GIB, 1024), &mut all())
                 .expect("mapped");
             mem.forget();
-            tree.write_protect(&mut cpu, Ipa::new(0), count * PAGE, Flush::Now, &mut all())
+            tree.write_protect(&mut cpu, Sweep::new(Ipa::new(0), count * PAGE), &mut all())
                 .expect("mapped");
             let mut done = steps(&mem);
             assert!(
@@ -587,7 +596,7 @@ fn large_ranges_are_few_operations() {
     let map = Map::new(Ipa::new(0), Pa::new(0), size, Attrs::MEMORY);
     tree.map(&mut cpu, &map, &mut all()).expect("mapped");
     mem.forget();
-    tree.write_protect(&mut cpu, Ipa::new(0), size, Flush::Now, &mut all())
+    tree.write_protect(&mut cpu, Sweep::new(Ipa::new(0), size), &mut all())
         .expect("mapped");
     let mut done = steps(&mem);
     assert!(done[..800].iter().all(|step| *step == Step::Change));
@@ -620,12 +629,22 @@ fn gaps_are_not_invalidated() {
         let mut count = 0;
         let mut sink = |_: RemovedLeaf| count += 1;
         if wanted {
-            tree.unmap(&mut cpu, ipa, size, refuse, &mut sink, &mut all())
-                .expect("unmapped");
+            tree.unmap(
+                &mut cpu,
+                &Unmap::new(ipa, size).partial(refuse),
+                &mut sink,
+                &mut all(),
+            )
+            .expect("unmapped");
             assert_eq!(count, places.len());
         } else {
-            tree.unmap(&mut cpu, ipa, size, refuse, &mut Ignore, &mut all())
-                .expect("unmapped");
+            tree.unmap(
+                &mut cpu,
+                &Unmap::new(ipa, size).partial(refuse),
+                &mut Ignore,
+                &mut all(),
+            )
+            .expect("unmapped");
         }
         let hit: Vec<u64> = mem
             .changes()
@@ -654,9 +673,19 @@ fn several_places_are_invalidated_together() {
         mem.forget();
         let (ipa, size, refuse) = (Ipa::new(0), 701 * PAGE, Partial::Refuse);
         if exclusive {
-            tree.unmap(&mut cpu, ipa, size, refuse, &mut Ignore, &mut all())
+            tree.unmap(
+                &mut cpu,
+                &Unmap::new(ipa, size).partial(refuse),
+                &mut Ignore,
+                &mut all(),
+            )
         } else {
-            tree.unmap_leaves(&mut cpu, ipa, size, refuse, &mut Ignore, &mut all())
+            tree.unmap_leaves(
+                &mut cpu,
+                &Unmap::new(ipa, size).partial(refuse),
+                &mut Ignore,
+                &mut all(),
+            )
         }
         .expect("unmapped");
         let done = steps(&mem);
@@ -689,11 +718,21 @@ fn tables_stay_for_those_who_may_be_in_them() {
                 let (ipa, size) = (Ipa::new(start), size - start);
                 let refuse = Partial::Refuse;
                 let mut told = Vec::new();
-                let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia());
+                let mut sink = |leaf: RemovedLeaf| told.push(leaf.ipa().get());
                 let done = if exclusive {
-                    tree.unmap(&mut cpu, ipa, size, refuse, &mut sink, &mut all())
+                    tree.unmap(
+                        &mut cpu,
+                        &Unmap::new(ipa, size).partial(refuse),
+                        &mut sink,
+                        &mut all(),
+                    )
                 } else {
-                    tree.unmap_leaves(&mut cpu, ipa, size, refuse, &mut sink, &mut all())
+                    tree.unmap_leaves(
+                        &mut cpu,
+                        &Unmap::new(ipa, size).partial(refuse),
+                        &mut sink,
+                        &mut all(),
+                    )
                 };
                 assert_eq!(done, Ok(Ipa::new(start + size)));
                 let whole = start + size == 2 * MIB2;
@@ -733,8 +772,13 @@ fn what_goes_whole_is_not_read() {
             assert_eq!(end, Ipa::new(1 << 40));
         } else {
             let (ipa, refuse) = (Ipa::new(0), Partial::Refuse);
-            tree.unmap(&mut cpu, ipa, GIB, refuse, &mut Ignore, &mut all())
-                .expect("unmapped");
+            tree.unmap(
+                &mut cpu,
+                &Unmap::new(ipa, GIB).partial(refuse),
+                &mut Ignore,
+                &mut all(),
+            )
+            .expect("unmapped");
         }
         assert_eq!(mem.live(), 0);
         let visits = mem.visits();
@@ -765,8 +809,13 @@ fn tables_are_of_a_level() {
             .expect("mapped");
         assert_eq!(levels(&mem, false), below);
         let (size, refuse) = (count * PAGE, Partial::Refuse);
-        tree.unmap(&mut cpu, ipa, size, refuse, &mut Ignore, &mut all())
-            .expect("unmapped");
+        tree.unmap(
+            &mut cpu,
+            &Unmap::new(ipa, size).partial(refuse),
+            &mut Ignore,
+            &mut all(),
+        )
+        .expect("unmapped");
         let mut freed = levels(&mem, true);
         freed.sort_unstable();
         assert_eq!(freed, below);
@@ -776,8 +825,13 @@ fn tables_are_of_a_level() {
     tree.map(&mut cpu, &block, &mut all()).expect("mapped");
     mem.forget();
     let (at, split) = (Ipa::new(PAGE), Partial::Split);
-    tree.unmap(&mut cpu, at, PAGE, split, &mut Ignore, &mut all())
-        .expect("unmapped");
+    tree.unmap(
+        &mut cpu,
+        &Unmap::new(at, PAGE).partial(split),
+        &mut Ignore,
+        &mut all(),
+    )
+    .expect("unmapped");
     assert_eq!(levels(&mem, false), [3]);
     tree.map(&mut cpu, &pages(PAGE, GIB + PAGE, 1), &mut all())
         .expect("mapped");
@@ -828,8 +882,13 @@ fn a_table_that_appears_meanwhile() {
     });
     let (ipa, refuse) = (Ipa::new(0), Partial::Refuse);
     let mut told = Vec::new();
-    let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia());
-    let done = tree.unmap_leaves(&mut cpu, ipa, 2 * MIB2, refuse, &mut sink, &mut all());
+    let mut sink = |leaf: RemovedLeaf| told.push(leaf.ipa().get());
+    let done = tree.unmap_leaves(
+        &mut cpu,
+        &Unmap::new(ipa, 2 * MIB2).partial(refuse),
+        &mut sink,
+        &mut all(),
+    );
     mem.undisturbed();
     assert_eq!(done, Ok(Ipa::new(2 * MIB2)));
     assert_eq!(told, [MIB2]);
@@ -859,13 +918,10 @@ fn runs_are_kept_apart() {
         want.push(at);
         tree.unmap_later(
             &mut cpu,
-            Ipa::new(at),
-            PAGE,
-            Partial::Refuse,
-            &mut gather,
+            UnmapLater::new(Ipa::new(at), PAGE, &mut gather).partial(Partial::Refuse),
             &mut all(),
             |leaf| {
-                assert_eq!(leaf.ia(), at);
+                assert_eq!(leaf.ipa().get(), at);
                 drop(leaf);
             },
         )
@@ -906,8 +962,15 @@ fn hints_say_the_level_of_leaves() {
             tree.map(&mut cpu, &map, &mut all()).expect("mapped");
             let (now, ipa) = (Flush::Now, at);
             mem.forget();
-            tree.write_protect(&mut cpu, ipa, size, now, &mut all())
-                .expect("mapped");
+            tree.write_protect(
+                &mut cpu,
+                Sweep {
+                    flush: now,
+                    ..Sweep::new(ipa, size)
+                },
+                &mut all(),
+            )
+            .expect("mapped");
             let tlbi = mem.changes().into_iter().find_map(|did| match did {
                 Did::Tlbi(op) => Some(op.operand()),
                 _ => None,
@@ -918,8 +981,13 @@ fn hints_say_the_level_of_leaves() {
                 0
             };
             assert_eq!(tlbi, Some(hint | (8 * GIB) >> 12));
-            tree.unmap(&mut cpu, at, size, Partial::Refuse, &mut Ignore, &mut all())
-                .expect("unmapped");
+            tree.unmap(
+                &mut cpu,
+                &Unmap::new(at, size).partial(Partial::Refuse),
+                &mut Ignore,
+                &mut all(),
+            )
+            .expect("unmapped");
         }
     }
 }
@@ -939,11 +1007,16 @@ fn a_removed_leaf_is_told_as_it_was() {
         let mut told = Vec::new();
         let mut sink = |leaf: RemovedLeaf| told.push(leaf);
         let (ipa, refuse) = (Ipa::new(GIB), Partial::Refuse);
-        tree.unmap(&mut cpu, ipa, size, refuse, &mut sink, &mut all())
-            .expect("unmapped");
+        tree.unmap(
+            &mut cpu,
+            &Unmap::new(ipa, size).partial(refuse),
+            &mut sink,
+            &mut all(),
+        )
+        .expect("unmapped");
         assert_eq!(told.len(), 1);
         assert_eq!(told[0].raw(), raw);
-        assert_eq!(told[0].ia(), GIB);
+        assert_eq!(told[0].ipa().get(), GIB);
         assert_eq!(told[0].pa(), Pa::new(GIB));
         assert_eq!(told[0].size(), size);
         assert_eq!(told[0].level(), leaves);
@@ -958,12 +1031,9 @@ fn a_lost_race_under_an_annotation() {
     for changed in [false, true] {
         let mem = Plain::new(PAGE);
         let (mut tree, mut cpu) = tree(&mem, MODERN);
-        tree.annotate(
+        tree.unmap(
             &mut cpu,
-            Ipa::new(0),
-            GIB,
-            note,
-            Partial::Split,
+            &Unmap::new(Ipa::new(0), GIB).leaving(note),
             &mut Ignore,
             &mut all(),
         )
@@ -1027,13 +1097,27 @@ fn a_split_that_hardware_disturbs() {
         let live = mem.live();
         let left = if partial == Partial::Split {
             let (ipa, sink) = (Ipa::new(0), &mut Ignore);
-            tree.unmap(&mut cpu, ipa, PAGE, partial, sink, &mut all())
-                .expect("unmapped");
+            tree.unmap(
+                &mut cpu,
+                &Unmap::new(ipa, PAGE).partial(partial),
+                sink,
+                &mut all(),
+            )
+            .expect("unmapped");
             MIB2 - PAGE
         } else {
             let page = |level| pgtable::TableMem::alloc(&&mem, level);
-            tree.split(&mut cpu, Ipa::new(0), MIB2, Level::L3, page, &mut all())
-                .expect("split");
+            tree.split(
+                &mut cpu,
+                &Split {
+                    ipa: Ipa::new(0),
+                    size: MIB2,
+                    to: Level::L3,
+                },
+                page,
+                &mut all(),
+            )
+            .expect("split");
             MIB2
         };
         assert_eq!(mem.live(), live + 1);
@@ -1041,9 +1125,7 @@ fn a_split_that_hardware_disturbs() {
         let mut dirty = 0;
         tree.harvest_dirty(
             &mut cpu,
-            Ipa::new(0),
-            MIB2,
-            Flush::Now,
+            Sweep::new(Ipa::new(0), MIB2),
             &mut all(),
             |_, size| dirty += size,
         )
@@ -1063,9 +1145,7 @@ fn a_split_that_hardware_disturbs() {
         );
         tree.unmap(
             &mut cpu,
-            Ipa::new(0),
-            MIB2,
-            Partial::Refuse,
+            &Unmap::new(Ipa::new(0), MIB2).partial(Partial::Refuse),
             &mut Ignore,
             &mut all(),
         )
@@ -1088,7 +1168,7 @@ fn an_erratum_repeats_once() {
     tree.map(&mut cpu, &pages(0, GIB, 1), &mut all())
         .expect("mapped");
     mem.forget();
-    tree.write_protect(&mut cpu, Ipa::new(0), PAGE, Flush::Now, &mut all())
+    tree.write_protect(&mut cpu, Sweep::new(Ipa::new(0), PAGE), &mut all())
         .expect("mapped");
     let want = [
         Step::Change,

@@ -6,7 +6,7 @@ mod plain;
 
 use pgtable::{
     Attrs, Budget, Entry, Flush, Gather, Granule, Ignore, Ipa, Leaves, Level, Map, Pa, Partial,
-    RUNS, RemovedLeaf, Stage2, Stage2Config,
+    RUNS, RemovedLeaf, Stage2, Stage2Config, Sweep, Unmap, UnmapLater,
 };
 use plain::{Did, Plain};
 
@@ -31,10 +31,7 @@ fn gathered(mem: &Plain, tree: &Stage2<&Plain>, ipa: Ipa, size: u64) -> Gather {
     let mut gather = tree.gather();
     let done = tree.unmap_later(
         &mut mem.cpu(tree.regs()),
-        ipa,
-        size,
-        Partial::Split,
-        &mut gather,
+        UnmapLater::new(ipa, size, &mut gather),
         &mut Budget::unlimited(),
         drop,
     );
@@ -46,7 +43,7 @@ fn gathered(mem: &Plain, tree: &Stage2<&Plain>, ipa: Ipa, size: u64) -> Gather {
 fn unmap(mem: &Plain, tree: &mut Stage2<&Plain>, ipa: Ipa, size: u64) {
     let mut cpu = mem.cpu(tree.regs());
     let all = &mut Budget::unlimited();
-    let done = tree.unmap(&mut cpu, ipa, size, Partial::Split, &mut Ignore, all);
+    let done = tree.unmap(&mut cpu, &Unmap::new(ipa, size), &mut Ignore, all);
     assert_eq!(done, Ok(Ipa::new(ipa.get() + size)));
 }
 
@@ -158,19 +155,37 @@ fn a_gather_makes_room_for_one_place_more() {
         }
         for at in (0..RUNS).map(place) {
             let partial = Partial::Refuse;
-            tree.unmap_later(&mut cpu, at, PAGE, partial, &mut gather, all, drop)
-                .unwrap();
+            tree.unmap_later(
+                &mut cpu,
+                UnmapLater::new(at, PAGE, &mut gather).partial(partial),
+                all,
+                drop,
+            )
+            .unwrap();
         }
         assert!((0..RUNS).map(place).all(frozen));
         // A leaf that only changes makes room, too: it is beside what is held.
         let at = place(RUNS);
         if removes {
             let partial = Partial::Refuse;
-            tree.unmap_later(&mut cpu, at, PAGE, partial, &mut gather, all, drop)
-                .unwrap();
+            tree.unmap_later(
+                &mut cpu,
+                UnmapLater::new(at, PAGE, &mut gather).partial(partial),
+                all,
+                drop,
+            )
+            .unwrap();
         } else {
             let later = Flush::Later(&mut gather);
-            tree.write_protect(&mut cpu, at, PAGE, later, all).unwrap();
+            tree.write_protect(
+                &mut cpu,
+                Sweep {
+                    flush: later,
+                    ..Sweep::new(at, PAGE)
+                },
+                all,
+            )
+            .unwrap();
         }
         assert!(!(0..RUNS).map(place).any(frozen));
         assert_eq!(frozen(at), removes);
@@ -193,7 +208,15 @@ fn a_gather_of_changes_waits_for_its_sync() {
         tree.map(&mut cpu, &pages(at, PAGE), all).unwrap();
         mem.forget();
         let later = Flush::Later(&mut gather);
-        tree.write_protect(&mut cpu, at, PAGE, later, all).unwrap();
+        tree.write_protect(
+            &mut cpu,
+            Sweep {
+                flush: later,
+                ..Sweep::new(at, PAGE)
+            },
+            all,
+        )
+        .unwrap();
         let tlbi = |did: &Did| matches!(did, Did::Tlbi(_));
         assert!(!mem.changes().iter().any(tlbi), "at place {place}");
     }
@@ -211,12 +234,12 @@ fn what_is_gathered_is_told_once() {
         tree.map(&mut cpu, &pages(BASE, 3 * PAGE), all).unwrap();
         let gather = gathered(&mem, &tree, Ipa::new(BASE.get() + PAGE), PAGE);
         let mut told = Vec::new();
-        let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia() - BASE.get());
+        let mut sink = |leaf: RemovedLeaf| told.push(leaf.ipa().get() - BASE.get());
         if whole {
             let end = tree.teardown(&mut cpu, Ipa::new(0), &mut sink, all);
             assert_eq!(end, Ipa::new(1 << 39));
         } else {
-            let done = tree.unmap(&mut cpu, BASE, BLOCK, Partial::Split, &mut sink, all);
+            let done = tree.unmap(&mut cpu, &Unmap::new(BASE, BLOCK), &mut sink, all);
             assert_eq!(done, Ok(Ipa::new(BASE.get() + BLOCK)));
         }
         assert_eq!(told, [0, 2 * PAGE]);

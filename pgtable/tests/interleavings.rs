@@ -6,8 +6,9 @@ use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 use pgtable::{
-    Attrs, Barrier, Budget, CacheOp, Error, Features, Flush, Geometry, Ignore, Ipa, Leaves, Level,
-    Maintenance, Map, Over, Pa, Partial, Stage2, Stage2Regs, Stopped, Synced, TableMem, Tlbi, Vmid,
+    Attrs, Barrier, Budget, CacheOp, Error, Features, Geometry, Ignore, Ipa, Leaves, Level,
+    Maintenance, Map, Over, Pa, Partial, Stage2, Stage2Regs, Stopped, Sweep, Synced, TableMem,
+    Tlbi, Unmap, Vmid,
 };
 
 const PAGE: u64 = 4096;
@@ -243,7 +244,12 @@ fn a_split_and_a_replacement_meet() {
                 let mut cpu = Quiet(tree.regs());
                 again(|| {
                     let (at, split) = (Ipa::new(0), Partial::Split);
-                    tree.unmap_leaves(&mut cpu, at, PAGE, split, &mut Ignore, &mut all())
+                    tree.unmap_leaves(
+                        &mut cpu,
+                        &Unmap::new(at, PAGE).partial(split),
+                        &mut Ignore,
+                        &mut all(),
+                    )
                 })
                 .unwrap();
             })
@@ -274,7 +280,7 @@ fn aging_and_unmapping_meet() {
             thread::spawn(move || {
                 let mut cpu = Quiet(tree.regs());
                 let at = Ipa::new(0);
-                let _ = again(|| tree.clear_young(&mut cpu, at, 4 * PAGE, Flush::Now, &mut all()));
+                let _ = again(|| tree.clear_young(&mut cpu, Sweep::new(at, 4 * PAGE), &mut all()));
             })
         };
         let mut cpu = Quiet(tree.regs());
@@ -282,7 +288,12 @@ fn aging_and_unmapping_meet() {
         again(|| {
             let mut sink = |_: pgtable::RemovedLeaf| told += 1;
             let (at, split) = (Ipa::new(0), Partial::Split);
-            tree.unmap_leaves(&mut cpu, at, 4 * PAGE, split, &mut sink, &mut all())
+            tree.unmap_leaves(
+                &mut cpu,
+                &Unmap::new(at, 4 * PAGE).partial(split),
+                &mut sink,
+                &mut all(),
+            )
         })
         .unwrap();
         other.join().unwrap();
@@ -312,7 +323,12 @@ fn two_unmaps_tell_each_leaf_once() {
             again(|| {
                 let mut sink = |_: pgtable::RemovedLeaf| told += 1;
                 let (at, split) = (Ipa::new(0), Partial::Split);
-                tree.unmap_leaves(&mut cpu, at, 2 * PAGE, split, &mut sink, &mut all())
+                tree.unmap_leaves(
+                    &mut cpu,
+                    &Unmap::new(at, 2 * PAGE).partial(split),
+                    &mut sink,
+                    &mut all(),
+                )
             })
             .unwrap();
             told

@@ -6,8 +6,8 @@ mod plain;
 use pgtable::{
     Access, Age, Annotation, Attrs, Budget, Change, ConfigError, El2Attrs, El2Config, El2Map,
     El2Range, Error, Execute, Features, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level, Map,
-    Next, Over, Pa, Partial, Permissions, RemovedLeaf, Stage2, Stage2Config, Stage2Regs, Start,
-    Stopped, TableMem, Va, Vmid,
+    Next, Over, Pa, Partial, Permissions, RemovedLeaf, Split, Stage2, Stage2Config, Stage2Regs,
+    Start, Stopped, Sweep, TableMem, Unmap, UnmapLater, Va, Vmid,
 };
 use plain::{Cpu, Did, Plain};
 
@@ -127,19 +127,16 @@ fn range_operations() -> Vec<(&'static str, RangeOp)> {
             tree.map_exclusive(cpu, &map, &mut Ignore, &mut all())
         }),
         ("unmap", |tree, cpu, ipa, size| {
-            tree.unmap(cpu, ipa, size, Partial::Split, &mut Ignore, &mut all())
+            tree.unmap(cpu, &Unmap::new(ipa, size), &mut Ignore, &mut all())
         }),
         ("unmap_leaves", |tree, cpu, ipa, size| {
-            tree.unmap_leaves(cpu, ipa, size, Partial::Split, &mut Ignore, &mut all())
+            tree.unmap_leaves(cpu, &Unmap::new(ipa, size), &mut Ignore, &mut all())
         }),
         ("unmap_later", |tree, cpu, ipa, size| {
             let mut gather = tree.gather();
             let done = tree.unmap_later(
                 cpu,
-                ipa,
-                size,
-                Partial::Split,
-                &mut gather,
+                UnmapLater::new(ipa, size, &mut gather),
                 &mut all(),
                 drop,
             );
@@ -148,22 +145,27 @@ fn range_operations() -> Vec<(&'static str, RangeOp)> {
         }),
         ("annotate", |tree, cpu, ipa, size| {
             let note = Annotation::new(0x40).expect("bits 1:0 are zero");
-            tree.annotate(
+            tree.unmap(
                 cpu,
-                ipa,
-                size,
-                note,
-                Partial::Split,
+                &Unmap::new(ipa, size).leaving(note),
                 &mut Ignore,
                 &mut all(),
             )
         }),
         ("protect", |tree, cpu, ipa, size| {
             let (partial, flush) = (Partial::Split, Flush::Now);
-            tree.protect(cpu, ipa, size, PERMISSIONS, partial, flush, &mut all())
+            tree.protect(
+                cpu,
+                Sweep {
+                    flush,
+                    ..Sweep::new(ipa, size).partial(partial)
+                },
+                PERMISSIONS,
+                &mut all(),
+            )
         }),
         ("write_protect", |tree, cpu, ipa, size| {
-            tree.write_protect(cpu, ipa, size, Flush::Now, &mut all())
+            tree.write_protect(cpu, Sweep::new(ipa, size), &mut all())
         }),
         ("count_young", |tree, cpu, ipa, size| {
             tree.count_young(cpu, ipa, size, &mut all())
@@ -173,7 +175,7 @@ fn range_operations() -> Vec<(&'static str, RangeOp)> {
                 })
         }),
         ("clear_young", |tree, cpu, ipa, size| {
-            tree.clear_young(cpu, ipa, size, Flush::Now, &mut all())
+            tree.clear_young(cpu, Sweep::new(ipa, size), &mut all())
                 .map(|(next, count)| {
                     assert_eq!(count, 0);
                     next
@@ -181,11 +183,20 @@ fn range_operations() -> Vec<(&'static str, RangeOp)> {
         }),
         ("harvest_dirty", |tree, cpu, ipa, size| {
             let dirty = |_, _| panic!("a leaf");
-            tree.harvest_dirty(cpu, ipa, size, Flush::Now, &mut all(), dirty)
+            tree.harvest_dirty(cpu, Sweep::new(ipa, size), &mut all(), dirty)
         }),
         ("split", |tree, cpu, ipa, size| {
             let none = |_| panic!("a page wanted");
-            tree.split(cpu, ipa, size, Level::L3, none, &mut all())
+            tree.split(
+                cpu,
+                &Split {
+                    ipa,
+                    size,
+                    to: Level::L3,
+                },
+                none,
+                &mut all(),
+            )
         }),
         ("walk", |tree, _, ipa, size| {
             tree.walk(ipa, size, &mut all(), |_| Next::Descend)
@@ -254,8 +265,13 @@ fn up_to_the_very_end() {
                 }
                 let (ipa, split) = (Ipa::new(end - block), Partial::Split);
                 let mut sink = |_: RemovedLeaf| ();
-                tree.unmap(&mut cpu, ipa, block, split, &mut sink, all)
-                    .expect("unmapped");
+                tree.unmap(
+                    &mut cpu,
+                    &Unmap::new(ipa, block).partial(split),
+                    &mut sink,
+                    all,
+                )
+                .expect("unmapped");
                 assert_eq!(bench.mem.live(), 0, "{what}");
             }
         }
@@ -352,7 +368,15 @@ fn leaves_that_cannot_be() {
                 execute,
             };
             let (partial, flush) = (Partial::Split, Flush::Now);
-            let done = tree.protect(&mut cpu, ipa, page, permissions, partial, flush, &mut all());
+            let done = tree.protect(
+                &mut cpu,
+                Sweep {
+                    flush,
+                    ..Sweep::new(ipa, page).partial(partial)
+                },
+                permissions,
+                &mut all(),
+            );
             assert_eq!(done.map_err(|stopped| stopped.why), Err(Error::Attributes));
         }
         untouched(&bench.mem, "attributes");
@@ -410,7 +434,16 @@ fn leaves_that_cannot_be() {
         for number in -1..=3 {
             let level = Level::new(number).expect("a level");
             let none = |_| panic!("a page wanted");
-            let done = tree.split(&mut cpu, ipa, page, level, none, &mut all());
+            let done = tree.split(
+                &mut cpu,
+                &Split {
+                    ipa,
+                    size: page,
+                    to: level,
+                },
+                none,
+                &mut all(),
+            );
             let want = if geometry.leaf_ok(level) {
                 Ok(Ipa::new(page))
             } else {
@@ -570,21 +603,42 @@ fn what_stands_in_the_way() {
     for (ipa, size) in [(0, page), (page, mib2 - page), (page, page)] {
         let ipa = Ipa::new(ipa);
         let (refuse, sink) = (Partial::Refuse, &mut Ignore);
-        let done = tree.unmap(&mut cpu, ipa, size, refuse, sink, &mut all());
+        let done = tree.unmap(
+            &mut cpu,
+            &Unmap::new(ipa, size).partial(refuse),
+            sink,
+            &mut all(),
+        );
         assert_eq!(refused(done), inside);
-        let done = tree.unmap_leaves(&mut cpu, ipa, size, refuse, sink, &mut all());
+        let done = tree.unmap_leaves(
+            &mut cpu,
+            &Unmap::new(ipa, size).partial(refuse),
+            sink,
+            &mut all(),
+        );
         assert_eq!(refused(done), inside);
         let permissions = Permissions {
             access: Access::Read,
             execute: Execute::All,
         };
         let now = Flush::Now;
-        let done = tree.protect(&mut cpu, ipa, size, permissions, refuse, now, &mut all());
+        let done = tree.protect(
+            &mut cpu,
+            Sweep {
+                flush: now,
+                ..Sweep::new(ipa, size).partial(refuse)
+            },
+            permissions,
+            &mut all(),
+        );
         assert_eq!(refused(done), inside);
         let mut gather = tree.gather();
-        let done = tree.unmap_later(&mut cpu, ipa, size, refuse, &mut gather, &mut all(), |_| {
-            panic!("a leaf")
-        });
+        let done = tree.unmap_later(
+            &mut cpu,
+            UnmapLater::new(ipa, size, &mut gather).partial(refuse),
+            &mut all(),
+            |_| panic!("a leaf"),
+        );
         assert_eq!(refused(done), inside);
         let _synced = tree.sync(&mut cpu, gather).expect("of this tree");
     }
@@ -624,7 +678,7 @@ fn dirty_state_that_hardware_does_not_have() {
     let bench = Bench::new(config.validate().expect("legal"));
     let (tree, mut cpu) = bench.tree();
     let ipa = Ipa::new(0);
-    let done = tree.harvest_dirty(&mut cpu, ipa, 4096, Flush::Now, &mut all(), |_, _| ());
+    let done = tree.harvest_dirty(&mut cpu, Sweep::new(ipa, 4096), &mut all(), |_, _| ());
     let why = Error::Attributes;
     assert_eq!(done, Err(Stopped { why, next: ipa }));
     untouched(&bench.mem, "harvest");
@@ -674,9 +728,9 @@ fn el2_refuses_the_same() {
             let next = Va::new(va);
             let stopped = Err(Stopped { why, next });
             let pa = Pa::new(0);
-            let range = El2Range { va: next, pa, size };
+            let range = El2Range::new(next, pa, size, El2Attrs::DATA);
             for leaves in [Leaves::Largest, Leaves::Exactly(Level::L3)] {
-                let done = map.map(&mut cpu, range, El2Attrs::DATA, leaves, Over::Nothing);
+                let done = map.map(&mut cpu, &range.leaves(leaves));
                 assert_eq!(done, stopped, "{va:#x} {size:#x}");
             }
             assert_eq!(map.unmap(&mut cpu, next, size), stopped);
@@ -698,8 +752,8 @@ fn el2_refuses_the_same() {
             ),
         ] {
             let pa = Pa::new(pa);
-            let range = El2Range { va, pa, size };
-            let done = map.map(&mut cpu, range, El2Attrs::DATA, leaves, Over::Nothing);
+            let range = El2Range::new(va, pa, size, El2Attrs::DATA);
+            let done = map.map(&mut cpu, &range.leaves(leaves));
             assert_eq!(done, Err(Stopped { why, next: va }), "{range:?}");
         }
         // To a block's span all three must keep, each by itself.
@@ -715,9 +769,9 @@ fn el2_refuses_the_same() {
         ] {
             let next = Va::new(va);
             let pa = Pa::new(pa);
-            let range = El2Range { va: next, pa, size };
+            let range = El2Range::new(next, pa, size, El2Attrs::DATA);
             let (leaves, why) = (Leaves::Exactly(Level::L2), Error::Align);
-            let done = map.map(&mut cpu, range, El2Attrs::DATA, leaves, Over::Nothing);
+            let done = map.map(&mut cpu, &range.leaves(leaves));
             assert_eq!(done, Err(Stopped { why, next }), "{range:?}");
         }
         for at in [end, end + 8, u64::MAX] {

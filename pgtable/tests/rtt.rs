@@ -7,8 +7,8 @@ use judge::driver::Seeded;
 use judge::{Cpu, Judge, own};
 use mmu_model::{EventKind, Owner, Reg};
 use pgtable::{
-    Attrs, Budget, ChangeDestroyed, Features, Fill, Geometry, Granule, Ipa, Level, Pa, RemovedLeaf,
-    Ripas, Rtt, RttError, RttState, Stage2Config, TableMem, Vmid,
+    Attrs, Budget, ChangeDestroyed, Features, Fill, Geometry, Granule, HostPages, Ipa, Level, Pa,
+    RemovedLeaf, Ripas, Rtt, RttAt, RttError, RttState, Stage2Config, TableMem, Vmid,
 };
 use std::collections::HashMap;
 
@@ -80,7 +80,8 @@ impl Reference {
     }
 
     fn index(&self, level: i8, ipa: u64) -> usize {
-        self.geometry.shape().index(Level::new(level).unwrap(), ipa)
+        let level = Level::new(level).unwrap();
+        self.geometry.shape().index(level, Ipa::new(ipa))
     }
 
     /// The table that a walk to `level` ends in, and its level.
@@ -104,7 +105,7 @@ impl Reference {
     /// Puts `node` into the table of `level`.
     fn put(&mut self, ipa: u64, level: i8, node: Node) {
         let shape = *self.geometry.shape();
-        let index = |at: i8| shape.index(Level::new(at).unwrap(), ipa);
+        let index = |at: i8| shape.index(Level::new(at).unwrap(), Ipa::new(ipa));
         let mut table = &mut self.root;
         for at in self.geometry.start().get()..level {
             let Some(Node::Table(next)) = table.held.get_mut(&index(at)) else {
@@ -437,7 +438,7 @@ impl Realm<'_> {
             (table, 1) if matches!(table.get(self.reference.index(1, ipa)), Node::Assigned(..))
         );
         let typed = Level::new(level).unwrap();
-        let got = self.rtt.create(cpu, Ipa::new(ipa), typed, page);
+        let got = self.rtt.create(cpu, RttAt::new(Ipa::new(ipa), typed), page);
         if got.is_err() {
             give_back(self.judge, page);
         } else if over {
@@ -450,7 +451,7 @@ impl Realm<'_> {
     /// RTT_FOLD, and what comes of it.
     fn fold(&mut self, cpu: &mut Cpu<'_>, ipa: u64, level: i8) {
         let typed = Level::new(level).unwrap();
-        let got = self.rtt.fold(cpu, Ipa::new(ipa), typed);
+        let got = self.rtt.fold(cpu, RttAt::new(Ipa::new(ipa), typed));
         let want = self.reference.fold(ipa, level);
         if let Ok(page) = got {
             give_back(self.judge, page);
@@ -526,7 +527,8 @@ impl Realm<'_> {
                 let mut sink = |leaf: RemovedLeaf| gone.push((leaf.pa().get(), leaf.size()));
                 let got = in_steps(kind, |budget| {
                     let table = Ipa::new(table_ipa);
-                    self.rtt.destroy(&mut cpu, table, typed, &mut sink, budget)
+                    self.rtt
+                        .destroy(&mut cpu, RttAt::new(table, typed), &mut sink, budget)
                 });
                 let want = self.reference.destroy(table_ipa, level);
                 if let Ok(removed) = got {
@@ -577,8 +579,17 @@ impl Realm<'_> {
                 own(judge, to, span, Owner::Shared);
                 let (pa, attrs) = (Pa::new(to), Attrs::MEMORY);
                 let got = in_steps(kind, |budget| {
-                    self.rtt
-                        .map_unprotected(&mut cpu, at, typed, pa, attrs, 1, budget)
+                    self.rtt.map_unprotected(
+                        &mut cpu,
+                        &HostPages {
+                            ipa: at,
+                            level: typed,
+                            pa,
+                            attrs,
+                            count: 1,
+                        },
+                        budget,
+                    )
                 });
                 let want = self.reference.map(ipa, level, to);
                 self.same("map_unprotected", got.map(|_| ()), want);
@@ -596,7 +607,7 @@ impl Realm<'_> {
                 let mut told = 0;
                 let got = self
                     .rtt
-                    .init_ripas(at, Ipa::new(end), |from, to| told += to.get() - from.get())
+                    .init_ripas(at..Ipa::new(end), |from, to| told += to.get() - from.get())
                     .map(Ipa::get);
                 if let Ok(top) = got
                     && told != top - ipa
@@ -620,7 +631,7 @@ impl Realm<'_> {
                 };
                 let got = self
                     .rtt
-                    .set_ripas(&mut cpu, at, Ipa::new(end), to, how)
+                    .set_ripas(&mut cpu, at..Ipa::new(end), to, how)
                     .map(Ipa::get);
                 let want = self.reference.set_ripas(ipa, end, to, how);
                 self.same("set_ripas", got, want);

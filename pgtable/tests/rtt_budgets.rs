@@ -4,8 +4,8 @@
 mod plain;
 
 use pgtable::{
-    Attrs, Budget, CacheOp, Device, Error, Granule, Ignore, Ipa, Level, Memory, Pa, RemovedLeaf,
-    Rtt, RttError, RttState, Stage2Config, Start, TableMem, TlbiKind, Vmid,
+    Attrs, Budget, CacheOp, Device, Error, Granule, HostPages, Ignore, Ipa, Level, Memory, Pa,
+    RemovedLeaf, Rtt, RttAt, RttError, RttState, Stage2Config, Start, TableMem, TlbiKind, Vmid,
 };
 use plain::{Cpu, Did, Plain};
 
@@ -30,7 +30,7 @@ fn tables(mem: &Plain, config: Stage2Config) -> (Rtt<&Plain>, Cpu<'_>) {
             break;
         }
         let level = Level::new(level).expect("a level");
-        rtt.create(&mut cpu, Ipa::new(0), level, mem.page())
+        rtt.create(&mut cpu, RttAt::new(Ipa::new(0), level), mem.page())
             .expect("a table");
     }
     mem.forget();
@@ -90,8 +90,17 @@ fn an_entry_maps_what_one_step_cleans() {
             ] {
                 let (ipa, pa) = (Ipa::new(slot * span), Pa::new(MEMORY));
                 let attrs = Attrs::MEMORY.memory(memory);
-                let mapped =
-                    rtt.map_unprotected(&mut cpu, ipa, Level::L2, pa, attrs, 1, &mut least());
+                let mapped = rtt.map_unprotected(
+                    &mut cpu,
+                    &HostPages {
+                        ipa,
+                        level: Level::L2,
+                        pa,
+                        attrs,
+                        count: 1,
+                    },
+                    &mut least(),
+                );
                 // Without FWB no entry is larger, whatever it maps.
                 let refused = span > MIB2 && (cleaned || !fwb);
                 let what = format!("{granule:?}, {fwb}, {memory:?}");
@@ -127,15 +136,17 @@ fn pages_fold_to_what_one_step_cleans() {
         let (zero, pa) = (Ipa::new(0), Pa::new(MEMORY));
         rtt.map_unprotected(
             &mut cpu,
-            zero,
-            Level::L3,
-            pa,
-            Attrs::MEMORY,
-            count,
+            &HostPages {
+                ipa: zero,
+                level: Level::L3,
+                pa,
+                attrs: Attrs::MEMORY,
+                count,
+            },
             &mut all(),
         )
         .expect("mapped");
-        let folded = rtt.fold(&mut cpu, zero, Level::L3);
+        let folded = rtt.fold(&mut cpu, RttAt::new(zero, Level::L3));
         if span > MIB2 {
             let (level, top) = (Level::L3, zero);
             assert_eq!(folded, Err(RttError::Rtt { level, top }));
@@ -161,7 +172,17 @@ fn entries_are_mapped_in_calls_of_a_budget() {
         let budget = &mut Budget::entries(100);
         let (ipa, pa) = (Ipa::new(at), Pa::new(MEMORY + at));
         let next = rtt
-            .map_unprotected(&mut cpu, ipa, Level::L3, pa, Attrs::MEMORY, left, budget)
+            .map_unprotected(
+                &mut cpu,
+                &HostPages {
+                    ipa,
+                    level: Level::L3,
+                    pa,
+                    attrs: Attrs::MEMORY,
+                    count: left,
+                },
+                budget,
+            )
             .expect("mapped");
         let size = next.get() - at;
         assert!(size > 0 && size <= 100 * 4096);
@@ -190,11 +211,13 @@ fn a_table_is_destroyed_in_steps() {
         let (zero, pa) = (Ipa::new(0), Pa::new(MEMORY));
         rtt.map_unprotected(
             &mut cpu,
-            zero,
-            Level::L3,
-            pa,
-            Attrs::MEMORY,
-            count,
+            &HostPages {
+                ipa: zero,
+                level: Level::L3,
+                pa,
+                attrs: Attrs::MEMORY,
+                count,
+            },
             &mut all(),
         )
         .expect("mapped");
@@ -207,9 +230,9 @@ fn a_table_is_destroyed_in_steps() {
         let mut calls = 0;
         let removed = loop {
             let before = told.len();
-            let mut sink = |leaf: RemovedLeaf| told.push((leaf.ia(), leaf.pa().get()));
+            let mut sink = |leaf: RemovedLeaf| told.push((leaf.ipa().get(), leaf.pa().get()));
             let budget = &mut Budget::entries(200);
-            let answer = rtt.destroy(&mut cpu, zero, Level::L3, &mut sink, budget);
+            let answer = rtt.destroy(&mut cpu, RttAt::new(zero, Level::L3), &mut sink, budget);
             calls += 1;
             let (cleaned, tlbis) = done(&mem);
             assert!(tlbis > 0, "{granule:?}");
@@ -249,16 +272,23 @@ fn a_table_that_nobody_asks_for_goes_at_once() {
     let (zero, pa) = (Ipa::new(0), Pa::new(MEMORY));
     rtt.map_unprotected(
         &mut cpu,
-        zero,
-        Level::L3,
-        pa,
-        Attrs::MEMORY,
-        512,
+        &HostPages {
+            ipa: zero,
+            level: Level::L3,
+            pa,
+            attrs: Attrs::MEMORY,
+            count: 512,
+        },
         &mut all(),
     )
     .expect("mapped");
-    rtt.destroy(&mut cpu, zero, Level::L3, &mut Ignore, &mut least())
-        .expect("destroyed");
+    rtt.destroy(
+        &mut cpu,
+        RttAt::new(zero, Level::L3),
+        &mut Ignore,
+        &mut least(),
+    )
+    .expect("destroyed");
 }
 
 #[test]
@@ -269,8 +299,18 @@ fn a_realm_ends_in_steps() {
     let (mut rtt, mut cpu) = tables(&mem, config);
     for (at, to) in [(0, MEMORY), (3 * MIB2, MEMORY + MIB2)] {
         let (ipa, pa) = (Ipa::new(at), Pa::new(to));
-        rtt.map_unprotected(&mut cpu, ipa, Level::L2, pa, Attrs::MEMORY, 1, &mut all())
-            .expect("mapped");
+        rtt.map_unprotected(
+            &mut cpu,
+            &HostPages {
+                ipa,
+                level: Level::L2,
+                pa,
+                attrs: Attrs::MEMORY,
+                count: 1,
+            },
+            &mut all(),
+        )
+        .expect("mapped");
     }
     mem.forget();
     let mut told = Vec::new();
@@ -280,7 +320,8 @@ fn a_realm_ends_in_steps() {
     let mut clean = Vec::new();
     let mut whole = 0;
     while at.get() < 1 << 33 {
-        let mut sink = |leaf: RemovedLeaf| told.push((leaf.ia(), leaf.pa().get(), leaf.size()));
+        let mut sink =
+            |leaf: RemovedLeaf| told.push((leaf.ipa().get(), leaf.pa().get(), leaf.size()));
         let next = rtt.retire(&mut cpu, &mut sink, &mut least());
         let next = next.expect("no life in it");
         assert!(next >= at, "{next:?} after {at:?}");

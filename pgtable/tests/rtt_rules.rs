@@ -6,8 +6,8 @@ mod plain;
 
 use pgtable::{
     Access, Attrs, Barrier, Budget, CacheOp, ChangeDestroyed, Error, Execute, Features, Fill,
-    Geometry, Granule, Ignore, Ipa, Level, Pa, RemovedLeaf, Ripas, Rtt, RttError, RttState,
-    Stage2Config, Start, TableMem, TlbiKind, Vmid,
+    Geometry, Granule, HostPages, Ignore, Ipa, Level, Pa, RemovedLeaf, Ripas, Rtt, RttAt, RttError,
+    RttState, Stage2Config, Start, TableMem, TlbiKind, Vmid,
 };
 use plain::{Cpu, Did, Plain};
 
@@ -52,7 +52,8 @@ fn down(rtt: &mut Rtt<&Plain>, cpu: &mut Cpu<'_>, mem: &Plain, ipa: u64) {
         if level > rtt.geometry().start()
             && !matches!(state(rtt, base.get(), above).1, RttState::Table(_))
         {
-            rtt.create(cpu, base, level, mem.page()).expect("a table");
+            rtt.create(cpu, RttAt::new(base, level), mem.page())
+                .expect("a table");
         }
     }
     mem.forget();
@@ -100,17 +101,36 @@ fn pages_that_cannot_be() {
                 assert_eq!(done, Err(RttError::Input), "{pa}");
             }
             let next = Ipa::new(MIB2);
-            let done = rtt.create(&mut cpu, next, Level::L3, pa);
+            let done = rtt.create(&mut cpu, RttAt::new(next, Level::L3), pa);
             assert_eq!(done, Err(RttError::Input), "{pa}");
             let ns = Ipa::new(HALF);
-            let done =
-                rtt.map_unprotected(&mut cpu, ns, Level::L3, pa, Attrs::MEMORY, 1, &mut all());
+            let done = rtt.map_unprotected(
+                &mut cpu,
+                &HostPages {
+                    ipa: ns,
+                    level: Level::L3,
+                    pa,
+                    attrs: Attrs::MEMORY,
+                    count: 1,
+                },
+                &mut all(),
+            );
             assert_eq!(done, Err(RttError::Input), "{pa}");
         }
         let block = Ipa::new(HALF + MIB2);
         let map = |rtt: &mut Rtt<&Plain>, cpu: &mut Cpu<'_>, ipa, level, pa, count| {
             let pa = Pa::new(pa);
-            rtt.map_unprotected(cpu, ipa, level, pa, Attrs::MEMORY, count, &mut all())
+            rtt.map_unprotected(
+                cpu,
+                &HostPages {
+                    ipa,
+                    level,
+                    pa,
+                    attrs: Attrs::MEMORY,
+                    count,
+                },
+                &mut all(),
+            )
         };
         for (ipa, level, pa, count) in [
             // A block's address in a block, and no entries at all.
@@ -134,7 +154,17 @@ fn pages_that_cannot_be() {
             assert_eq!(done, Err(RttError::Input), "{ipa} {level} {pa:#x} {count}");
         }
         let el0 = Attrs::MEMORY.execute(Execute::El0);
-        let done = rtt.map_unprotected(&mut cpu, block, Level::L2, Pa::new(0), el0, 1, &mut all());
+        let done = rtt.map_unprotected(
+            &mut cpu,
+            &HostPages {
+                ipa: block,
+                level: Level::L2,
+                pa: Pa::new(0),
+                attrs: el0,
+                count: 1,
+            },
+            &mut all(),
+        );
         assert_eq!(done, Err(RttError::Input));
         untouched(&mem, "refused");
     }
@@ -161,21 +191,21 @@ fn ranges_of_ripas_that_cannot_be() {
     ] {
         let (base, top) = (Ipa::new(base), Ipa::new(top));
         let input = Err(RttError::Input);
-        assert_eq!(rtt.init_ripas(base, top, |_, _| ()), input, "{base} {top}");
+        assert_eq!(rtt.init_ripas(base..top, |_, _| ()), input, "{base} {top}");
         for ripas in [Ripas::Empty, Ripas::Ram] {
             let yes = ChangeDestroyed::Yes;
-            let done = rtt.set_ripas(&mut cpu, base, top, ripas, yes);
+            let done = rtt.set_ripas(&mut cpu, base..top, ripas, yes);
             assert_eq!(done, input, "{base} {top}");
         }
-        assert_eq!(rtt.ripas(base, top), Err(RttError::Input), "{base} {top}");
+        assert_eq!(rtt.ripas(base..top), Err(RttError::Input), "{base} {top}");
     }
     let (base, top) = (Ipa::new(0), Ipa::new(PAGE));
-    let done = rtt.set_ripas(&mut cpu, base, top, Ripas::Destroyed, ChangeDestroyed::Yes);
+    let done = rtt.set_ripas(&mut cpu, base..top, Ripas::Destroyed, ChangeDestroyed::Yes);
     assert_eq!(done, Err(RttError::Input));
     untouched(&mem, "refused");
     // The last protected page is one.
     let (base, top) = (Ipa::new(HALF - PAGE), Ipa::new(HALF));
-    assert_eq!(rtt.ripas(base, top), Ok((Ripas::Empty, top)));
+    assert_eq!(rtt.ripas(base..top), Ok((Ripas::Empty, top)));
 }
 
 /// A block of data that the realm does not see keeps its addresses through
@@ -220,9 +250,11 @@ fn assigned_and_not_mapped() {
             level: Level::L3,
             top: Ipa::new(MIB2),
         };
-        let folded = rtt.fold(&mut cpu, Ipa::new(MIB2), Level::L3);
+        let folded = rtt.fold(&mut cpu, RttAt::new(Ipa::new(MIB2), Level::L3));
         assert_eq!(folded, Err(refused));
-        let table = rtt.fold(&mut cpu, Ipa::new(0), Level::L3).expect("alike");
+        let table = rtt
+            .fold(&mut cpu, RttAt::new(Ipa::new(0), Level::L3))
+            .expect("alike");
         assert_eq!(mem.count(table), 0);
         let block = RttState::Assigned {
             ripas,
@@ -235,13 +267,13 @@ fn assigned_and_not_mapped() {
             level: Level::L2,
             top: base,
         };
-        assert_eq!(rtt.init_ripas(base, top, |_, _| ()), Err(fault));
+        assert_eq!(rtt.init_ripas(base..top, |_, _| ()), Err(fault));
         assert_eq!(rtt.data_destroy(&mut cpu, base), Err(fault));
         assert_eq!(state(&rtt, 0, Level::L3), (Level::L2, block));
         // Apart again, every page with its own address.
         mem.forget();
         let page = mem.page();
-        rtt.create(&mut cpu, base, Level::L3, page)
+        rtt.create(&mut cpu, RttAt::new(base, Level::L3), page)
             .expect("unfolded");
         assert_eq!(mem.count(page), 512);
         assert_eq!(instructions(&mem), [STORED]);
@@ -253,8 +285,13 @@ fn assigned_and_not_mapped() {
             assert_eq!(state(&rtt, index * PAGE, Level::L3), (Level::L3, left));
         }
         assert_eq!(mem.count(page), 0);
-        rtt.destroy(&mut cpu, base, Level::L3, &mut Ignore, &mut all())
-            .expect("empty");
+        rtt.destroy(
+            &mut cpu,
+            RttAt::new(base, Level::L3),
+            &mut Ignore,
+            &mut all(),
+        )
+        .expect("empty");
     }
 }
 
@@ -275,12 +312,21 @@ fn folds_are_aligned() {
             }
         } else {
             let (ipa, pa) = (Ipa::new(base), Pa::new(pa));
-            let next =
-                rtt.map_unprotected(&mut cpu, ipa, Level::L3, pa, Attrs::MEMORY, 600, &mut all());
+            let next = rtt.map_unprotected(
+                &mut cpu,
+                &HostPages {
+                    ipa,
+                    level: Level::L3,
+                    pa,
+                    attrs: Attrs::MEMORY,
+                    count: 600,
+                },
+                &mut all(),
+            );
             assert_eq!(next, Ok(Ipa::new(base + MIB2)));
         }
         mem.forget();
-        let folded = rtt.fold(&mut cpu, Ipa::new(base), Level::L3);
+        let folded = rtt.fold(&mut cpu, RttAt::new(Ipa::new(base), Level::L3));
         if offset != 0 {
             let (level, top) = (Level::L3, Ipa::new(base));
             assert_eq!(folded, Err(RttError::Rtt { level, top }));
@@ -309,18 +355,19 @@ fn how_large_folds_may_be() {
         let mem = Plain::new(PAGE);
         let (mut rtt, mut cpu) = realm(&mem, true, Level::L1);
         let base = if protected { 0 } else { HALF };
-        rtt.create(&mut cpu, Ipa::new(base), Level::L2, mem.page())
+        rtt.create(&mut cpu, RttAt::new(Ipa::new(base), Level::L2), mem.page())
             .expect("a table");
         if protected {
             let first = Ipa::new(0);
-            rtt.create(&mut cpu, first, Level::L3, mem.page())
+            rtt.create(&mut cpu, RttAt::new(first, Level::L3), mem.page())
                 .expect("a table");
             for page in 0..512 {
                 let (ipa, pa) = (Ipa::new(page * PAGE), Pa::new(4 * GIB + page * PAGE));
                 rtt.data_create(&mut cpu, ipa, pa, Fill::Known)
                     .expect("assigned");
             }
-            rtt.fold(&mut cpu, first, Level::L3).expect("alike");
+            rtt.fold(&mut cpu, RttAt::new(first, Level::L3))
+                .expect("alike");
             // The other 511 as if they had come about in the same way.
             let RttState::Table(table) = state(&rtt, 0, Level::L1).1 else {
                 panic!("no table");
@@ -332,11 +379,20 @@ fn how_large_folds_may_be() {
             mem.add_count(table, 511);
         } else {
             let (ipa, pa) = (Ipa::new(base), Pa::new(4 * GIB));
-            let next =
-                rtt.map_unprotected(&mut cpu, ipa, Level::L2, pa, Attrs::MEMORY, 512, &mut all());
+            let next = rtt.map_unprotected(
+                &mut cpu,
+                &HostPages {
+                    ipa,
+                    level: Level::L2,
+                    pa,
+                    attrs: Attrs::MEMORY,
+                    count: 512,
+                },
+                &mut all(),
+            );
             assert_eq!(next, Ok(Ipa::new(base + GIB)));
         }
-        let folded = rtt.fold(&mut cpu, Ipa::new(base), Level::L2);
+        let folded = rtt.fold(&mut cpu, RttAt::new(Ipa::new(base), Level::L2));
         if protected {
             assert!(folded.is_ok());
             let block = RttState::Assigned {
@@ -363,19 +419,34 @@ fn a_destroyed_table_tells_its_leaves() {
             let places = [(0u64, 3 * GIB), (5, 5 * GIB), (511, 7 * GIB)];
             for (page, pa) in places {
                 let (ipa, pa) = (Ipa::new(HALF + page * PAGE), Pa::new(pa));
-                rtt.map_unprotected(&mut cpu, ipa, Level::L3, pa, Attrs::MEMORY, 1, &mut all())
-                    .expect("mapped");
+                rtt.map_unprotected(
+                    &mut cpu,
+                    &HostPages {
+                        ipa,
+                        level: Level::L3,
+                        pa,
+                        attrs: Attrs::MEMORY,
+                        count: 1,
+                    },
+                    &mut all(),
+                )
+                .expect("mapped");
             }
             mem.forget();
             let mut told = Vec::new();
             let base = Ipa::new(HALF);
             let mut sink = |leaf: RemovedLeaf| {
-                told.push((leaf.ia(), leaf.pa().get(), leaf.size(), leaf.level()));
+                told.push((leaf.ipa().get(), leaf.pa().get(), leaf.size(), leaf.level()));
             };
             let removed = if wanted {
-                rtt.destroy(&mut cpu, base, Level::L3, &mut sink, &mut all())
+                rtt.destroy(&mut cpu, RttAt::new(base, Level::L3), &mut sink, &mut all())
             } else {
-                rtt.destroy(&mut cpu, base, Level::L3, &mut Ignore, &mut all())
+                rtt.destroy(
+                    &mut cpu,
+                    RttAt::new(base, Level::L3),
+                    &mut Ignore,
+                    &mut all(),
+                )
             };
             assert_eq!(removed.expect("a table").top, Ipa::new(HALF + GIB));
             if wanted {
@@ -411,8 +482,13 @@ fn an_empty_table_takes_one_tlbi() {
         let (mut rtt, mut cpu) = realm(&mem, true, Level::L1);
         down(&mut rtt, &mut cpu, &mem, base);
         let ipa = Ipa::new(base);
-        rtt.destroy(&mut cpu, ipa, Level::L3, &mut Ignore, &mut all())
-            .expect("empty");
+        rtt.destroy(
+            &mut cpu,
+            RttAt::new(ipa, Level::L3),
+            &mut Ignore,
+            &mut all(),
+        )
+        .expect("empty");
         let done = instructions(&mem);
         let ops: Vec<_> = done
             .iter()
@@ -445,7 +521,17 @@ fn the_hosts_memory_in_runs() {
         let attrs = Attrs::MEMORY.access(Access::Read);
         let mut map = |page: u64, pa: u64, count: usize| {
             let (ipa, pa) = (Ipa::new(HALF + page * PAGE), Pa::new(pa));
-            let next = rtt.map_unprotected(&mut cpu, ipa, Level::L3, pa, attrs, count, &mut all());
+            let next = rtt.map_unprotected(
+                &mut cpu,
+                &HostPages {
+                    ipa,
+                    level: Level::L3,
+                    pa,
+                    attrs,
+                    count,
+                },
+                &mut all(),
+            );
             next.map(|next| (next.get() - HALF) / PAGE)
         };
         assert_eq!(map(10, GIB, 1), Ok(11));
@@ -514,7 +600,7 @@ fn what_a_change_of_ripas_costs() {
     mem.forget();
     let mut set = |from: u64, to: u64, ripas| {
         let (base, top) = (Ipa::new(from * PAGE), Ipa::new(to * PAGE));
-        let done = rtt.set_ripas(&mut cpu, base, top, ripas, ChangeDestroyed::No);
+        let done = rtt.set_ripas(&mut cpu, base..top, ripas, ChangeDestroyed::No);
         assert_eq!(done, Ok(top));
         let kinds = instructions(&mem).into_iter().map(|did| match did {
             Did::Tlbi(op) => format!("{:?}", op.kind()),
@@ -540,7 +626,7 @@ fn data_is_maintained_before_it_is_mapped() {
         let mem = Plain::new(PAGE);
         let (mut rtt, mut cpu) = realm(&mem, fwb, Level::L1);
         down(&mut rtt, &mut cpu, &mem, 0);
-        rtt.init_ripas(Ipa::new(PAGE), Ipa::new(2 * PAGE), |_, _| ())
+        rtt.init_ripas(Ipa::new(PAGE)..Ipa::new(2 * PAGE), |_, _| ())
             .expect("RAM");
         for (page, fill, ripas) in [
             (0u64, Fill::Unknown, Ripas::Empty),
@@ -582,8 +668,18 @@ fn the_end_of_a_realm() {
     let blocks = [(0u64, 3 * GIB), (1, 4 * GIB), (half - 1, 5 * GIB)];
     for (block, pa) in blocks {
         let (ipa, pa) = (Ipa::new(HALF + block * MIB2), Pa::new(pa));
-        rtt.map_unprotected(&mut cpu, ipa, Level::L2, pa, Attrs::MEMORY, 1, &mut all())
-            .expect("mapped");
+        rtt.map_unprotected(
+            &mut cpu,
+            &HostPages {
+                ipa,
+                level: Level::L2,
+                pa,
+                attrs: Attrs::MEMORY,
+                count: 1,
+            },
+            &mut all(),
+        )
+        .expect("mapped");
     }
     // A block of data, or a table, is life.
     down(&mut rtt, &mut cpu, &mem, 0);
@@ -592,13 +688,18 @@ fn the_end_of_a_realm() {
     let used = Err(Error::InUse { level: Level::L2 });
     assert_eq!(rtt.retire(&mut cpu, &mut Ignore, &mut all()), used);
     untouched(&mem, "retire");
-    rtt.destroy(&mut cpu, Ipa::new(0), Level::L3, &mut Ignore, &mut all())
-        .expect("empty");
+    rtt.destroy(
+        &mut cpu,
+        RttAt::new(Ipa::new(0), Level::L3),
+        &mut Ignore,
+        &mut all(),
+    )
+    .expect("empty");
     assert!(!rtt.is_live());
     mem.forget();
     let mut told = Vec::new();
     let mut sink = |leaf: RemovedLeaf| {
-        told.push((leaf.ia(), leaf.pa().get(), leaf.size(), leaf.level()));
+        told.push((leaf.ipa().get(), leaf.pa().get(), leaf.size(), leaf.level()));
     };
     rtt.retire(&mut cpu, &mut sink, &mut all()).expect("dead");
     let want = blocks.map(|(block, pa)| (HALF + block * MIB2, pa, MIB2, Level::L2));
@@ -626,13 +727,13 @@ fn how_far_a_ripas_holds() {
     let mem = Plain::new(PAGE);
     let (mut rtt, mut cpu) = realm(&mem, true, Level::L1);
     down(&mut rtt, &mut cpu, &mem, 0);
-    rtt.init_ripas(Ipa::new(3 * PAGE), Ipa::new(6 * PAGE), |_, _| ())
+    rtt.init_ripas(Ipa::new(3 * PAGE)..Ipa::new(6 * PAGE), |_, _| ())
         .expect("RAM");
     // Data in the middle changes nothing of it.
     rtt.data_create(&mut cpu, Ipa::new(4 * PAGE), Pa::new(GIB), Fill::Known)
         .expect("assigned");
     let at = |from: u64, to: u64| {
-        let found = rtt.ripas(Ipa::new(from), Ipa::new(to));
+        let found = rtt.ripas(Ipa::new(from)..Ipa::new(to));
         found.map(|(ripas, end)| (ripas, end.get()))
     };
     assert_eq!(at(0, GIB), Ok((Ripas::Empty, 3 * PAGE)));
@@ -661,7 +762,8 @@ fn an_unfolding_that_hardware_disturbs() {
         rtt.data_create(&mut cpu, ipa, pa, Fill::Known)
             .expect("assigned");
     }
-    rtt.fold(&mut cpu, Ipa::new(0), Level::L3).expect("alike");
+    rtt.fold(&mut cpu, RttAt::new(Ipa::new(0), Level::L3))
+        .expect("alike");
     let mut once = true;
     mem.interfere(move |mem, pa| {
         if once && mem.word(pa) & 1 == 1 {
@@ -670,7 +772,7 @@ fn an_unfolding_that_hardware_disturbs() {
         }
     });
     let page = mem.page();
-    rtt.create(&mut cpu, Ipa::new(0), Level::L3, page)
+    rtt.create(&mut cpu, RttAt::new(Ipa::new(0), Level::L3), page)
         .expect("unfolded");
     mem.undisturbed();
     assert_eq!(mem.count(page), 512);
@@ -708,21 +810,29 @@ fn tables_that_go_page_by_page() {
                     .expect("assigned");
             }
             mem.forget();
-            rtt.fold(&mut cpu, ipa, Level::L3).expect("alike");
+            rtt.fold(&mut cpu, RttAt::new(ipa, Level::L3))
+                .expect("alike");
         } else {
             rtt.map_unprotected(
                 &mut cpu,
-                ipa,
-                Level::L3,
-                Pa::new(GIB),
-                Attrs::MEMORY,
-                3,
+                &HostPages {
+                    ipa,
+                    level: Level::L3,
+                    pa: Pa::new(GIB),
+                    attrs: Attrs::MEMORY,
+                    count: 3,
+                },
                 &mut all(),
             )
             .expect("mapped");
             mem.forget();
-            rtt.destroy(&mut cpu, ipa, Level::L3, &mut Ignore, &mut all())
-                .expect("no life in it");
+            rtt.destroy(
+                &mut cpu,
+                RttAt::new(ipa, Level::L3),
+                &mut Ignore,
+                &mut all(),
+            )
+            .expect("no life in it");
         }
         let hit: Vec<u64> = mem
             .changes()
@@ -748,8 +858,18 @@ fn what_the_host_maps_is_the_hosts() {
         let (ipa, pa) = (Ipa::new(HALF), Pa::new(5 * GIB));
         let attrs = Attrs::MEMORY.soft(soft);
         let mut all = Budget::unlimited();
-        rtt.map_unprotected(&mut cpu, ipa, Level::L3, pa, attrs, 1, &mut all)
-            .expect("mapped");
+        rtt.map_unprotected(
+            &mut cpu,
+            &HostPages {
+                ipa,
+                level: Level::L3,
+                pa,
+                attrs,
+                count: 1,
+            },
+            &mut all,
+        )
+        .expect("mapped");
         let (level, entry) = state(&rtt, HALF, Level::L3);
         let hosts = matches!(entry, RttState::AssignedNs { pa: at, .. } if at == pa);
         assert!(level == Level::L3 && hosts, "{soft}: {entry:?}");

@@ -4,9 +4,10 @@
 mod plain;
 
 use pgtable::{
-    Access, Age, Annotation, Attrs, Barrier, Budget, CacheOp, Change, Dirty, Entry, Error, Execute,
-    Features, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level, Map, Pa, Partial, Permissions,
-    RemovedLeaf, Stage2, Stage2Config, Start, TableMem, TlbiKind, Vmid,
+    Access, Age, Annotation, Attrs, Barrier, Budget, CacheOp, Change, Dirty, El2Attrs, El2Range,
+    Entry, Error, Execute, Features, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level, Map, Pa,
+    Partial, Permissions, RemovedLeaf, Split, Stage2, Stage2Config, Start, Sweep, TableMem,
+    TlbiKind, Unmap, Vmid,
 };
 use plain::{Cpu, Did, MODERN, Plain};
 
@@ -33,13 +34,19 @@ fn tree(mem: &Plain, features: Features) -> (Stage2<&Plain>, Cpu<'_>) {
     (tree, cpu)
 }
 
-fn map(tree: &Stage2<&Plain>, cpu: &mut Cpu<'_>, ipa: u64, pa: u64, size: u64, attrs: Attrs) {
+fn map(tree: &Stage2<&Plain>, cpu: &mut Cpu<'_>, (ipa, pa): (u64, u64), size: u64, attrs: Attrs) {
     let map = Map::new(Ipa::new(ipa), Pa::new(pa), size, attrs);
     let done = tree.map(cpu, &map, &mut all());
     assert_eq!(done, Ok(Ipa::new(ipa + size)));
 }
 
-fn pages(tree: &Stage2<&Plain>, cpu: &mut Cpu<'_>, ipa: u64, pa: u64, count: u64, attrs: Attrs) {
+fn pages(
+    tree: &Stage2<&Plain>,
+    cpu: &mut Cpu<'_>,
+    (ipa, pa): (u64, u64),
+    count: u64,
+    attrs: Attrs,
+) {
     let map = Map::new(Ipa::new(ipa), Pa::new(pa), count * PAGE, attrs)
         .leaves(Leaves::Exactly(Level::L3));
     tree.map(cpu, &map, &mut all()).expect("mapped");
@@ -101,14 +108,23 @@ fn a_large_block_becomes_pages_with_one_break() {
     for to in [Level::L2, Level::L3] {
         let mem = Plain::new(PAGE);
         let (tree, mut cpu) = tree(&mem, MODERN);
-        map(&tree, &mut cpu, 4 * GIB, 8 * GIB, GIB, ATTRS);
+        map(&tree, &mut cpu, (4 * GIB, 8 * GIB), GIB, ATTRS);
         mem.forget();
         let mut levels = [0u64; 5];
         let page = |level: Level| {
             levels[level.get() as usize] += 1;
             mem.alloc(level)
         };
-        let done = tree.split(&mut cpu, Ipa::new(4 * GIB), GIB, to, page, &mut all());
+        let done = tree.split(
+            &mut cpu,
+            &Split {
+                ipa: Ipa::new(4 * GIB),
+                size: GIB,
+                to,
+            },
+            page,
+            &mut all(),
+        );
         assert_eq!(done, Ok(Ipa::new(5 * GIB)));
         let deep = if to == Level::L3 { 512 } else { 0 };
         assert_eq!(levels, [0, 0, 1, deep, 0]);
@@ -137,14 +153,23 @@ fn a_large_block_becomes_pages_with_one_break() {
 fn neighbours_are_split_together() {
     let mem = Plain::new(PAGE);
     let (tree, mut cpu) = tree(&mem, MODERN);
-    map(&tree, &mut cpu, 0, 0, 5 * MIB2, ATTRS);
-    pages(&tree, &mut cpu, 5 * MIB2, 5 * MIB2, 512, ATTRS);
-    map(&tree, &mut cpu, 6 * MIB2, 6 * MIB2, 2 * MIB2, ATTRS);
+    map(&tree, &mut cpu, (0, 0), 5 * MIB2, ATTRS);
+    pages(&tree, &mut cpu, (5 * MIB2, 5 * MIB2), 512, ATTRS);
+    map(&tree, &mut cpu, (6 * MIB2, 6 * MIB2), 2 * MIB2, ATTRS);
     mem.forget();
     let page = |level| mem.alloc(level);
     // From the middle of a block to the middle of another: both are whole.
     let (from, size) = (Ipa::new(MIB2 + PAGE), 6 * MIB2);
-    let done = tree.split(&mut cpu, from, size, Level::L3, page, &mut all());
+    let done = tree.split(
+        &mut cpu,
+        &Split {
+            ipa: from,
+            size,
+            to: Level::L3,
+        },
+        page,
+        &mut all(),
+    );
     assert_eq!(done, Ok(Ipa::new(7 * MIB2 + PAGE)));
     let (tlbis, broken) = cost(&mem);
     assert_eq!(broken, 6);
@@ -157,13 +182,31 @@ fn neighbours_are_split_together() {
     sound(&tree);
     // Once more: nothing to do, and not every page is read for it.
     mem.forget();
-    let done = tree.split(&mut cpu, from, size, Level::L3, page, &mut all());
+    let done = tree.split(
+        &mut cpu,
+        &Split {
+            ipa: from,
+            size,
+            to: Level::L3,
+        },
+        page,
+        &mut all(),
+    );
     assert_eq!(done, Ok(Ipa::new(7 * MIB2 + PAGE)));
     let visits = mem.visits();
     assert!(visits <= 7 * 4, "{visits}");
     assert_eq!(cost(&mem), (vec![], 0));
     // Up to level 2 there is nothing to do either.
-    let done = tree.split(&mut cpu, Ipa::new(0), GIB, Level::L2, page, &mut all());
+    let done = tree.split(
+        &mut cpu,
+        &Split {
+            ipa: Ipa::new(0),
+            size: GIB,
+            to: Level::L2,
+        },
+        page,
+        &mut all(),
+    );
     assert_eq!(done, Ok(Ipa::new(GIB)));
     assert_eq!(cost(&mem), (vec![], 0));
 }
@@ -180,9 +223,18 @@ fn a_large_block_is_split_where_it_is_covered() {
     ] {
         let mem = Plain::new(PAGE);
         let (tree, mut cpu) = tree(&mem, MODERN);
-        map(&tree, &mut cpu, 4 * GIB, 8 * GIB, 2 * GIB, ATTRS);
+        map(&tree, &mut cpu, (4 * GIB, 8 * GIB), 2 * GIB, ATTRS);
         let page = |level| mem.alloc(level);
-        let done = tree.split(&mut cpu, Ipa::new(from), size, Level::L3, page, &mut all());
+        let done = tree.split(
+            &mut cpu,
+            &Split {
+                ipa: Ipa::new(from),
+                size,
+                to: Level::L3,
+            },
+            page,
+            &mut all(),
+        );
         assert_eq!(done, Ok(Ipa::new(from + size)), "{from:#x}");
         let end = from + size;
         for block in 4 * 512..6 * 512 {
@@ -209,7 +261,7 @@ fn a_split_that_runs_out_of_pages() {
     for given in [0u64, 1, 2, 100, 513, 514] {
         let mem = Plain::new(PAGE);
         let (tree, mut cpu) = tree(&mem, MODERN);
-        map(&tree, &mut cpu, 4 * GIB, 8 * GIB, 2 * GIB, ATTRS);
+        map(&tree, &mut cpu, (4 * GIB, 8 * GIB), 2 * GIB, ATTRS);
         let (mut at, mut calls) = (4 * GIB, 0);
         while at < 6 * GIB {
             // Little first, then whatever it takes.
@@ -220,7 +272,16 @@ fn a_split_that_runs_out_of_pages() {
             };
             mem.forget();
             let rest = 6 * GIB - at;
-            let done = tree.split(&mut cpu, Ipa::new(at), rest, Level::L3, page, &mut all());
+            let done = tree.split(
+                &mut cpu,
+                &Split {
+                    ipa: Ipa::new(at),
+                    size: rest,
+                    to: Level::L3,
+                },
+                page,
+                &mut all(),
+            );
             if calls == 0 {
                 let stopped = done.expect_err("more pages wanted");
                 assert_eq!(stopped.why, Error::NoMem);
@@ -259,14 +320,23 @@ fn a_split_in_pieces() {
     for units in [100u64, 1024, 5000] {
         let mem = Plain::new(PAGE);
         let (tree, mut cpu) = tree(&mem, MODERN);
-        map(&tree, &mut cpu, 4 * GIB, 8 * GIB, 2 * GIB, ATTRS);
+        map(&tree, &mut cpu, (4 * GIB, 8 * GIB), 2 * GIB, ATTRS);
         let (mut at, mut calls) = (4 * GIB, 0u64);
         while at < 6 * GIB {
             let page = |level| mem.alloc(level);
             let mut budget = Budget::entries(units);
             mem.forget();
             let rest = 6 * GIB - at;
-            let done = tree.split(&mut cpu, Ipa::new(at), rest, Level::L3, page, &mut budget);
+            let done = tree.split(
+                &mut cpu,
+                &Split {
+                    ipa: Ipa::new(at),
+                    size: rest,
+                    to: Level::L3,
+                },
+                page,
+                &mut budget,
+            );
             let next = done.expect("pages enough").get();
             assert!(next >= at && (next > at || calls % 513 == 0), "{units}");
             assert!(next == 6 * GIB || budget.left() == 0, "{units}");
@@ -299,7 +369,7 @@ fn a_split_that_loses_its_second_block() {
             dirty: Dirty::Track,
             ..ATTRS
         };
-        map(&tree, &mut cpu, 0, 0, 2 * MIB2, tracked);
+        map(&tree, &mut cpu, (0, 0), 2 * MIB2, tracked);
         let directory = match tree
             .lookup_to(Ipa::new(0), Level::L1)
             .expect("inside")
@@ -316,7 +386,16 @@ fn a_split_that_loses_its_second_block() {
             }
         });
         let page = |level| mem.alloc(level);
-        let done = tree.split(&mut cpu, Ipa::new(0), 2 * MIB2, Level::L3, page, &mut all());
+        let done = tree.split(
+            &mut cpu,
+            &Split {
+                ipa: Ipa::new(0),
+                size: 2 * MIB2,
+                to: Level::L3,
+            },
+            page,
+            &mut all(),
+        );
         mem.undisturbed();
         // What was built for it goes back, and it is built again.
         assert_eq!(done, Ok(Ipa::new(2 * MIB2)));
@@ -350,7 +429,7 @@ fn a_fold_keeps_what_any_page_says() {
             let mem = Plain::new(PAGE);
             let (mut tree, mut cpu) = tree(&mem, features);
             let old = ATTRS.age(Age::Old);
-            pages(&tree, &mut cpu, MIB2, MIB2, 512, old);
+            pages(&tree, &mut cpu, (MIB2, MIB2), 512, old);
             if let Some(page) = young {
                 tree.mark_young(&mut cpu, Ipa::new(MIB2 + page * PAGE))
                     .expect("mapped");
@@ -398,19 +477,21 @@ fn a_fold_of_annotations() {
     let split = Partial::Split;
     for (ipa, size, bits) in [(0, GIB, 0x40), (PAGE, PAGE, 0x80)] {
         let (ipa, note) = (Ipa::new(ipa), note(bits));
-        tree.annotate(&mut cpu, ipa, size, note, split, &mut Ignore, &mut all())
-            .expect("annotated");
+        tree.unmap(
+            &mut cpu,
+            &Unmap::new(ipa, size).partial(split).leaving(note),
+            &mut Ignore,
+            &mut all(),
+        )
+        .expect("annotated");
     }
     let level = Level::L3;
     let differ = tree.fold(&mut cpu, Ipa::new(0), Level::L2);
     assert_eq!(differ, Err(Error::Mismatch { level }));
     let ipa = Ipa::new(PAGE);
-    tree.annotate(
+    tree.unmap(
         &mut cpu,
-        ipa,
-        PAGE,
-        note(0x40),
-        split,
+        &Unmap::new(ipa, PAGE).partial(split).leaving(note(0x40)),
         &mut Ignore,
         &mut all(),
     )
@@ -448,13 +529,13 @@ fn a_group_stays_when_its_age_is_asked() {
     let mem = Plain::new(PAGE);
     let (tree, mut cpu) = tree(&mem, MODERN);
     let base = 32 * PAGE;
-    pages(&tree, &mut cpu, base, GIB + base, 16, ATTRS);
-    pages(&tree, &mut cpu, base + 20 * PAGE, GIB, 3, ATTRS);
+    pages(&tree, &mut cpu, (base, GIB + base), 16, ATTRS);
+    pages(&tree, &mut cpu, (base + 20 * PAGE, GIB), 3, ATTRS);
     let (ipa, size) = (Ipa::new(base), 32 * PAGE);
     tree.set_contiguous(&mut cpu, ipa).expect("alike");
     let young = tree.count_young(&mut cpu, ipa, size, &mut all());
     assert_eq!(young, Ok((Ipa::new(base + size), 19)));
-    let cleared = tree.clear_young(&mut cpu, ipa, size, Flush::Now, &mut all());
+    let cleared = tree.clear_young(&mut cpu, Sweep::new(ipa, size), &mut all());
     assert_eq!(cleared, Ok((Ipa::new(base + size), 19)));
     assert_eq!(hints(&tree, base, PAGE, 16), [true; 16]);
     let young = tree.count_young(&mut cpu, ipa, size, &mut all());
@@ -467,12 +548,17 @@ fn a_group_is_removed_whole() {
     for partial in [Partial::Refuse, Partial::Split, Partial::DropWhole] {
         let mem = Plain::new(PAGE);
         let (mut tree, mut cpu) = tree(&mem, MODERN);
-        pages(&tree, &mut cpu, 0, GIB, 17, ATTRS);
+        pages(&tree, &mut cpu, (0, GIB), 17, ATTRS);
         tree.set_contiguous(&mut cpu, Ipa::new(0)).expect("alike");
         let mut told = 0;
         let mut sink = |_: RemovedLeaf| told += 1;
         let (ipa, size) = (Ipa::new(0), 16 * PAGE);
-        let done = tree.unmap(&mut cpu, ipa, size, partial, &mut sink, &mut all());
+        let done = tree.unmap(
+            &mut cpu,
+            &Unmap::new(ipa, size).partial(partial),
+            &mut sink,
+            &mut all(),
+        );
         assert_eq!((done, told), (Ok(Ipa::new(size)), 16));
     }
 }
@@ -488,11 +574,11 @@ fn a_group_is_joined_and_broken_whole() {
     let mem = Plain::new(PAGE);
     let (tree, mut cpu) = tree(&mem, features);
     let base = 32 * PAGE;
-    pages(&tree, &mut cpu, base - PAGE, GIB + base - PAGE, 18, ATTRS);
-    pages(&tree, &mut cpu, 0, GIB, 1, ATTRS);
+    pages(&tree, &mut cpu, (base - PAGE, GIB + base - PAGE), 18, ATTRS);
+    pages(&tree, &mut cpu, (0, GIB), 1, ATTRS);
     // Some were used, others not.
     let ipa = Ipa::new(base + 5 * PAGE);
-    tree.clear_young(&mut cpu, ipa, 4 * PAGE, Flush::Now, &mut all())
+    tree.clear_young(&mut cpu, Sweep::new(ipa, 4 * PAGE), &mut all())
         .expect("mapped");
     mem.forget();
     let member = Ipa::new(base + 7 * PAGE + 5);
@@ -567,7 +653,7 @@ fn what_is_no_group() {
         let base = table * MIB2;
         for page in 0..16 {
             if let Some(pa) = pas(page) {
-                pages(&tree, &mut cpu, base + page * PAGE, pa, 1, ATTRS);
+                pages(&tree, &mut cpu, (base + page * PAGE, pa), 1, ATTRS);
             }
         }
         mem.forget();
@@ -605,7 +691,7 @@ fn groups_in_a_root() {
         let tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
         let mut cpu = mem.cpu(tree.regs());
         let size = 1u64 << ipa_bits;
-        map(&tree, &mut cpu, 0, 1 << 40, size, ATTRS);
+        map(&tree, &mut cpu, (0, 1 << 40), size, ATTRS);
         let done = tree.set_contiguous(&mut cpu, Ipa::new(5 * GIB));
         let level = Level::L1;
         if joined {
@@ -629,7 +715,7 @@ fn a_leaf_is_marked_young() {
     let (tree, mut cpu) = tree(&mem, MODERN);
     let old = ATTRS.age(Age::Old);
     for (ipa, size) in [(0, PAGE), (MIB2, MIB2), (GIB, GIB)] {
-        map(&tree, &mut cpu, ipa, 4 * GIB + ipa, size, old);
+        map(&tree, &mut cpu, (ipa, 4 * GIB + ipa), size, old);
         let before = tree.lookup(Ipa::new(ipa)).expect("inside").raw;
         mem.forget();
         let at = Ipa::new(ipa + size - 1);
@@ -652,25 +738,32 @@ fn dirty_leaves_are_told_with_their_sizes() {
         access: Access::ReadWrite,
         ..ATTRS
     };
-    map(&tree, &mut cpu, 0, 0, PAGE, tracked);
-    map(&tree, &mut cpu, PAGE, PAGE, PAGE, ATTRS);
+    map(&tree, &mut cpu, (0, 0), PAGE, tracked);
+    map(&tree, &mut cpu, (PAGE, PAGE), PAGE, ATTRS);
     map(
         &tree,
         &mut cpu,
-        2 * PAGE,
-        2 * PAGE,
+        (2 * PAGE, 2 * PAGE),
         PAGE,
         ATTRS.access(Access::ReadWrite),
     );
-    map(&tree, &mut cpu, MIB2, MIB2, MIB2, tracked);
-    map(&tree, &mut cpu, GIB, GIB, GIB, tracked);
+    map(&tree, &mut cpu, (MIB2, MIB2), MIB2, tracked);
+    map(&tree, &mut cpu, (GIB, GIB), GIB, tracked);
     let mut harvest = || {
         let mut told = Vec::new();
         let now = Flush::Now;
         let size = 2 * GIB;
-        tree.harvest_dirty(&mut cpu, Ipa::new(0), size, now, &mut all(), |ipa, size| {
-            told.push((ipa.get(), size));
-        })
+        tree.harvest_dirty(
+            &mut cpu,
+            Sweep {
+                flush: now,
+                ..Sweep::new(Ipa::new(0), size)
+            },
+            &mut all(),
+            |ipa, size| {
+                told.push((ipa.get(), size));
+            },
+        )
         .expect("mapped");
         told
     };
@@ -697,7 +790,7 @@ fn a_committed_annotation_is_not_cleaned() {
     let mem = Plain::new(PAGE);
     let (tree, mut cpu) = tree(&mem, features);
     let attrs = ATTRS;
-    map(&tree, &mut cpu, 0, GIB, PAGE, attrs);
+    map(&tree, &mut cpu, (0, GIB), PAGE, attrs);
     for bits in [0, 0x3c, 0x7fc, 0x7f_ffff_f7fc] {
         let note = Annotation::new(bits).expect("bits 1:0 are zero");
         let frozen = tree.freeze(Ipa::new(0), Level::L3).expect("free");
@@ -746,11 +839,16 @@ fn what_a_subtree_is_linked_over() {
     let (mut tree, mut cpu) = tree(&mem, MODERN);
     let note = Annotation::new(0x70).expect("bits 1:0 are zero");
     let (ipa, split) = (Ipa::new(MIB2), Partial::Split);
-    tree.annotate(&mut cpu, ipa, MIB2, note, split, &mut Ignore, &mut all())
-        .expect("annotated");
-    map(&tree, &mut cpu, 2 * MIB2, 0, MIB2, ATTRS);
-    pages(&tree, &mut cpu, 3 * MIB2, 0, 1, ATTRS);
-    map(&tree, &mut cpu, 32 * MIB2, 32 * MIB2, 32 * MIB2, ATTRS);
+    tree.unmap(
+        &mut cpu,
+        &Unmap::new(ipa, MIB2).partial(split).leaving(note),
+        &mut Ignore,
+        &mut all(),
+    )
+    .expect("annotated");
+    map(&tree, &mut cpu, (2 * MIB2, 0), MIB2, ATTRS);
+    pages(&tree, &mut cpu, (3 * MIB2, 0), 1, ATTRS);
+    map(&tree, &mut cpu, (32 * MIB2, 32 * MIB2), 32 * MIB2, ATTRS);
     tree.set_contiguous(&mut cpu, Ipa::new(40 * MIB2))
         .expect("alike");
     let level = Level::L2;
@@ -803,11 +901,21 @@ fn what_a_subtree_is_linked_over() {
             assert!(matches!(found.entry, Entry::Table(_)), "{found:?}");
             sound(&tree);
             // And away again, for the next: an empty table folds.
-            tree.unmap(&mut cpu, at, MIB2, Partial::Refuse, &mut Ignore, &mut all())
-                .expect("unmapped");
+            tree.unmap(
+                &mut cpu,
+                &Unmap::new(at, MIB2).partial(Partial::Refuse),
+                &mut Ignore,
+                &mut all(),
+            )
+            .expect("unmapped");
             if index == 1 {
-                tree.annotate(&mut cpu, at, MIB2, note, split, &mut Ignore, &mut all())
-                    .expect("annotated");
+                tree.unmap(
+                    &mut cpu,
+                    &Unmap::new(at, MIB2).partial(split).leaving(note),
+                    &mut Ignore,
+                    &mut all(),
+                )
+                .expect("annotated");
             }
         }
     }
@@ -818,18 +926,23 @@ fn what_a_subtree_is_linked_over() {
 fn a_teardown_tells_leaves_with_their_addresses() {
     let mem = Plain::new(PAGE);
     let (mut tree, mut cpu) = tree(&mem, MODERN);
-    map(&tree, &mut cpu, 3 * GIB, 8 * GIB, GIB, ATTRS);
-    pages(&tree, &mut cpu, 5 * GIB + 7 * PAGE, GIB, 1, ATTRS);
-    map(&tree, &mut cpu, 7 * GIB + MIB2, MIB2, MIB2, ATTRS);
+    map(&tree, &mut cpu, (3 * GIB, 8 * GIB), GIB, ATTRS);
+    pages(&tree, &mut cpu, (5 * GIB + 7 * PAGE, GIB), 1, ATTRS);
+    map(&tree, &mut cpu, (7 * GIB + MIB2, MIB2), MIB2, ATTRS);
     for (ipa, size) in [(6 * GIB, GIB), (7 * GIB, MIB2)] {
         let note = Annotation::new(0x70).expect("bits 1:0 are zero");
         let (ipa, split) = (Ipa::new(ipa), Partial::Split);
-        tree.annotate(&mut cpu, ipa, size, note, split, &mut Ignore, &mut all())
-            .expect("annotated");
+        tree.unmap(
+            &mut cpu,
+            &Unmap::new(ipa, size).partial(split).leaving(note),
+            &mut Ignore,
+            &mut all(),
+        )
+        .expect("annotated");
     }
     let mut told = Vec::new();
     let mut sink = |leaf: pgtable::RemovedLeaf| {
-        told.push((leaf.ia(), leaf.pa().get(), leaf.size()));
+        told.push((leaf.ipa().get(), leaf.pa().get(), leaf.size()));
     };
     let end = tree.teardown(&mut cpu, Ipa::new(0), &mut sink, &mut all());
     assert_eq!(end, Ipa::new(1 << 39));
@@ -856,7 +969,7 @@ fn the_largest_leaves_of_all() {
     let root = mem.root(geometry.root_align());
     let tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
     let mut cpu = mem.cpu(tree.regs());
-    map(&tree, &mut cpu, size, 2 * size, size, ATTRS);
+    map(&tree, &mut cpu, (size, 2 * size), size, ATTRS);
     maps(&tree, size + 5, 2 * size + 5, Level::L0);
     let at_most =
         Map::new(Ipa::new(3 * size), Pa::new(0), size, ATTRS).leaves(Leaves::AtMost(Level::L1));
@@ -867,10 +980,9 @@ fn the_largest_leaves_of_all() {
     let geometry = config.validate().expect("legal");
     let mut el2 = pgtable::El2Map::new(geometry, mem.root(PAGE), &mem).expect("a root");
     let (va, pa) = (pgtable::Va::new(size), Pa::new(2 * size));
-    let range = pgtable::El2Range { va, pa, size };
-    let (data, over) = (pgtable::El2Attrs::DATA, pgtable::Over::Nothing);
-    el2.map(&mut cpu, range, data, Leaves::Largest, over)
-        .expect("mapped");
+    let data = El2Attrs::DATA;
+    let range = El2Range::new(va, pa, size, data);
+    el2.map(&mut cpu, &range).expect("mapped");
     let want = Some((Pa::new(2 * size + 5), data, Level::L0));
     assert_eq!(el2.translate(pgtable::Va::new(size + 5)), want);
 }
@@ -881,20 +993,38 @@ fn a_split_goes_over_holes() {
     let mem = Plain::new(PAGE);
     let (tree, mut cpu) = tree(&mem, MODERN);
     for block in [1u64, 5, 511, 512, 1030] {
-        map(&tree, &mut cpu, block * MIB2, block * MIB2, MIB2, ATTRS);
+        map(&tree, &mut cpu, (block * MIB2, block * MIB2), MIB2, ATTRS);
     }
     let page = |level| mem.alloc(level);
     let (from, size) = (Ipa::new(0), 3 * GIB);
-    let done = tree.split(&mut cpu, from, size, Level::L3, page, &mut all());
+    let done = tree.split(
+        &mut cpu,
+        &Split {
+            ipa: from,
+            size,
+            to: Level::L3,
+        },
+        page,
+        &mut all(),
+    );
     assert_eq!(done, Ok(Ipa::new(3 * GIB)));
     for block in [1u64, 5, 511, 512, 1030] {
         maps(&tree, block * MIB2 + 9, block * MIB2 + 9, Level::L3);
     }
     sound(&tree);
-    map(&tree, &mut cpu, 4 * GIB, 4 * GIB, 2 * MIB2, ATTRS);
+    map(&tree, &mut cpu, (4 * GIB, 4 * GIB), 2 * MIB2, ATTRS);
     let mut budget = Budget::entries(0);
     let at = Ipa::new(4 * GIB);
-    let done = tree.split(&mut cpu, at, 2 * MIB2, Level::L3, page, &mut budget);
+    let done = tree.split(
+        &mut cpu,
+        &Split {
+            ipa: at,
+            size: 2 * MIB2,
+            to: Level::L3,
+        },
+        page,
+        &mut budget,
+    );
     assert_eq!(done, Ok(Ipa::new(4 * GIB + MIB2)));
     maps(&tree, 4 * GIB, 4 * GIB, Level::L3);
 }

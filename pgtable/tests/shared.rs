@@ -4,8 +4,9 @@
 mod plain;
 
 use pgtable::{
-    Attrs, Barrier, Budget, CacheOp, Error, Flush, Granule, Ignore, Ipa, Leaves, Level,
-    Maintenance, Map, Pa, Partial, RUNS, RemovedLeaf, Stage2, Stage2Config, Stage2Regs, Tlbi,
+    Attrs, Barrier, Budget, CacheOp, Error, Granule, Ignore, Ipa, Leaves, Level, Maintenance, Map,
+    Pa, Partial, RUNS, RemovedLeaf, Stage2, Stage2Config, Stage2Regs, Sweep, Tlbi, Unmap,
+    UnmapLater,
 };
 use plain::{Cpu, Plain};
 use std::cell::{Cell, RefCell};
@@ -76,12 +77,10 @@ fn an_entry_that_another_cpu_froze_is_left_alone() {
             .unwrap();
         *frozen.borrow_mut() = Some(tree.freeze(Ipa::new(PAGE), Level::L3).unwrap());
     };
-    let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia());
+    let mut sink = |leaf: RemovedLeaf| told.push(leaf.ipa().get());
     tree.unmap_leaves(
         &mut Hook(quiet(&tree), Some(other)),
-        Ipa::new(0),
-        4 * PAGE,
-        Partial::Split,
+        &Unmap::new(Ipa::new(0), 4 * PAGE),
         &mut sink,
         &mut all(),
     )
@@ -123,12 +122,10 @@ fn an_entry_between_many_places_is_left_alone() {
         }
     };
     let mut told = Vec::new();
-    let mut sink = |leaf: RemovedLeaf| told.push(leaf.ia() / PAGE);
+    let mut sink = |leaf: RemovedLeaf| told.push(leaf.ipa().get() / PAGE);
     let stopped = tree.unmap_leaves(
         &mut Hook(quiet(&tree), Some(other)),
-        Ipa::new(0),
-        size,
-        Partial::Refuse,
+        &Unmap::new(Ipa::new(0), size).partial(Partial::Refuse),
         &mut sink,
         &mut all(),
     );
@@ -149,9 +146,7 @@ fn an_entry_between_many_places_is_left_alone() {
     let mut sink = |_: RemovedLeaf| left += 1;
     let done = tree.unmap_leaves(
         &mut quiet(&tree),
-        Ipa::new(0),
-        size,
-        Partial::Refuse,
+        &Unmap::new(Ipa::new(0), size).partial(Partial::Refuse),
         &mut sink,
         &mut all(),
     );
@@ -175,9 +170,7 @@ fn nothing_valid_is_made_before_the_invalidation() {
     };
     tree.unmap_leaves(
         &mut Hook(quiet(&tree), Some(other)),
-        Ipa::new(0),
-        PAGE,
-        Partial::Split,
+        &Unmap::new(Ipa::new(0), PAGE),
         &mut Ignore,
         &mut all(),
     )
@@ -200,10 +193,7 @@ fn nothing_valid_is_made_before_the_gather_is_synced() {
     let mut gather = tree.gather();
     tree.unmap_later(
         &mut quiet(&tree),
-        Ipa::new(0),
-        PAGE,
-        Partial::Split,
-        &mut gather,
+        UnmapLater::new(Ipa::new(0), PAGE, &mut gather),
         &mut all(),
         |_| (),
     )
@@ -235,9 +225,7 @@ fn a_group_is_alike_when_it_gets_the_hint() {
         other
             .write_protect(
                 &mut quiet(other),
-                Ipa::new(3 * PAGE),
-                PAGE,
-                Flush::Now,
+                Sweep::new(Ipa::new(3 * PAGE), PAGE),
                 &mut all(),
             )
             .unwrap();

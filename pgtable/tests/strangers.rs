@@ -5,9 +5,10 @@ mod plain;
 
 use pgtable::{
     Access, Annotation, Attrs, Barrier, Budget, CacheOp, El2Attrs, El2Config, El2Map, El2Range,
-    Entry, Errata, Error, Execute, Fill, Flush, Granule, Ignore, Ipa, Leaves, Level, Maintenance,
-    Map, Over, Pa, Partial, Permissions, RUNS, Ripas, Rtt, RttError, RttState, Stage2,
-    Stage2Config, Stage2Regs, Stopped, Synced, TableMem, Tlbi, TlbiKind, Va, Vmid,
+    Entry, Errata, Error, Execute, Fill, Flush, Granule, HostPages, Ignore, Ipa, Leaves, Level,
+    Maintenance, Map, Over, Pa, Partial, Permissions, RUNS, Ripas, Rtt, RttAt, RttError, RttState,
+    Split, Stage2, Stage2Config, Stage2Regs, Stopped, Sweep, Synced, TableMem, Tlbi, TlbiKind,
+    Unmap, UnmapLater, Va, Vmid,
 };
 use plain::{Cpu, Did, MODERN, Plain};
 use std::cell::RefCell;
@@ -84,23 +85,24 @@ fn an_assigned_block_of_level_1_is_blocks_of_level_2() {
         let mut rtt = Rtt::new(geometry, root, Vmid::new(1), &mem, half).expect("a root");
         let mut cpu = mem.cpu(rtt.regs());
         for level in [Level::L1, Level::L2] {
-            let made = rtt.create(&mut cpu, Ipa::new(0), level, mem.page());
+            let made = rtt.create(&mut cpu, RttAt::new(Ipa::new(0), level), mem.page());
             made.expect("a table");
         }
         let memory = 64 * GIB;
         if ripas == Ripas::Ram {
-            let done = rtt.init_ripas(Ipa::new(0), Ipa::new(GIB), |_, _| ());
+            let done = rtt.init_ripas(Ipa::new(0)..Ipa::new(GIB), |_, _| ());
             assert_eq!(done, Ok(Ipa::new(GIB)));
         }
         for at in (0..GIB).step_by(BLOCK as usize) {
-            let made = rtt.create(&mut cpu, Ipa::new(at), Level::L3, mem.page());
+            let made = rtt.create(&mut cpu, RttAt::new(Ipa::new(at), Level::L3), mem.page());
             made.expect("a table");
             for page in (at..at + BLOCK).step_by(PAGE as usize) {
                 let data = Pa::new(memory + page);
                 rtt.data_create(&mut cpu, Ipa::new(page), data, Fill::Unknown)
                     .expect("assigned");
             }
-            rtt.fold(&mut cpu, Ipa::new(at), Level::L3).expect("alike");
+            rtt.fold(&mut cpu, RttAt::new(Ipa::new(at), Level::L3))
+                .expect("alike");
         }
         let at = |rtt: &Rtt<&Plain>, ipa, level| {
             let entry = rtt.read(Ipa::new(ipa), level).expect("inside");
@@ -111,9 +113,10 @@ fn an_assigned_block_of_level_1_is_blocks_of_level_2() {
             RttState::Assigned { ripas, pa }
         };
         for _again in 0..2 {
-            rtt.fold(&mut cpu, Ipa::new(0), Level::L2).expect("alike");
+            rtt.fold(&mut cpu, RttAt::new(Ipa::new(0), Level::L2))
+                .expect("alike");
             assert_eq!(at(&rtt, 0, Level::L1), (Level::L1, assigned(0)));
-            rtt.create(&mut cpu, Ipa::new(0), Level::L2, mem.page())
+            rtt.create(&mut cpu, RttAt::new(Ipa::new(0), Level::L2), mem.page())
                 .expect("a block");
             for ipa in (0..GIB).step_by(BLOCK as usize) {
                 let want = (Level::L2, assigned(ipa));
@@ -140,15 +143,25 @@ fn a_full_gather_does_not_grow_over_what_others_hold() {
     let (mut mine, mut other) = (tree.gather(), tree.gather());
     let refuse = Partial::Refuse;
     let (from, size) = (Ipa::new(0), place(places));
-    tree.unmap_later(&mut cpu, from, size, refuse, &mut mine, &mut all(), drop)
-        .expect("removed");
+    tree.unmap_later(
+        &mut cpu,
+        UnmapLater::new(from, size, &mut mine).partial(refuse),
+        &mut all(),
+        drop,
+    )
+    .expect("removed");
     let between: Vec<u64> = (0..places - 1).map(|n| place(n) + PAGE).collect();
     for &at in &between {
         tree.map(&mut cpu, &page(at, 2 * GIB + at), &mut all())
             .expect("mapped");
         let at = Ipa::new(at);
-        tree.unmap_later(&mut cpu, at, PAGE, refuse, &mut other, &mut all(), drop)
-            .expect("removed");
+        tree.unmap_later(
+            &mut cpu,
+            UnmapLater::new(at, PAGE, &mut other).partial(refuse),
+            &mut all(),
+            drop,
+        )
+        .expect("removed");
         let others: Vec<u64> = between
             .iter()
             .copied()
@@ -190,7 +203,12 @@ impl Nosy<'_, '_> {
         let small = page(0, 7 * GIB).over(Over::Anything);
         let faulted = tree.map(cpu, &small, &mut all());
         let (ipa, refuse) = (Ipa::new(0), Partial::Refuse);
-        let unmapped = tree.unmap_leaves(cpu, ipa, BLOCK, refuse, &mut Ignore, &mut all());
+        let unmapped = tree.unmap_leaves(
+            cpu,
+            &Unmap::new(ipa, BLOCK).partial(refuse),
+            &mut Ignore,
+            &mut all(),
+        );
         for result in [mapped, faulted, unmapped] {
             let why = result.map_err(|Stopped { why, .. }| why);
             self.tried
@@ -271,14 +289,9 @@ fn el2_repeats_its_invalidation_under_the_erratum() {
         let mut el2 = El2Map::new(geometry, mem.page(), &mem).expect("a root");
         let mut cpu = mem.cpu(Stage2Regs::default());
         let size = if whole { 600 * BLOCK } else { PAGE };
-        let range = El2Range {
-            va: Va::new(0),
-            pa: Pa::new(0),
-            size,
-        };
+        let range = El2Range::new(Va::new(0), Pa::new(0), size, El2Attrs::DATA);
         let leaves = Leaves::AtMost(Level::L2);
-        el2.map(&mut cpu, range, El2Attrs::DATA, leaves, Over::Nothing)
-            .expect("mapped");
+        el2.map(&mut cpu, &range.leaves(leaves)).expect("mapped");
         mem.forget();
         el2.unmap(&mut cpu, range.va, size).expect("unmapped");
         let did: Vec<Did> = (mem.changes().into_iter())
@@ -366,16 +379,33 @@ fn a_gather_is_of_its_tree() {
         why: Error::OtherTree,
         next: ipa,
     });
-    let later = two.unmap_later(&mut cpu, ipa, PAGE, refuse, &mut gather, &mut all(), drop);
+    let later = two.unmap_later(
+        &mut cpu,
+        UnmapLater::new(ipa, PAGE, &mut gather).partial(refuse),
+        &mut all(),
+        drop,
+    );
     assert_eq!(later, other);
     let flush = Flush::Later(&mut gather);
-    let protected = two.write_protect(&mut cpu, ipa, PAGE, flush, &mut all());
+    let protected = two.write_protect(
+        &mut cpu,
+        Sweep {
+            flush,
+            ..Sweep::new(ipa, PAGE)
+        },
+        &mut all(),
+    );
     assert_eq!(protected, other);
     assert!(mem.changes().is_empty());
     let mut held = None;
     let hold = |leaf| held = Some(leaf);
-    one.unmap_later(&mut cpu, ipa, PAGE, refuse, &mut gather, &mut all(), hold)
-        .expect("removed");
+    one.unmap_later(
+        &mut cpu,
+        UnmapLater::new(ipa, PAGE, &mut gather).partial(refuse),
+        &mut all(),
+        hold,
+    )
+    .expect("removed");
     mem.forget();
     let gather = two.sync(&mut cpu, gather).expect_err("another tree's");
     assert!(mem.changes().is_empty());
@@ -460,7 +490,16 @@ fn a_table_page_that_no_descriptor_can_say_is_refused() {
             Some(Error::Range)
         );
         let pages = |_| Some(Pa::new(bad));
-        let split = tree.split(&mut cpu, Ipa::new(0), GIB, Level::L3, pages, &mut all());
+        let split = tree.split(
+            &mut cpu,
+            &Split {
+                ipa: Ipa::new(0),
+                size: GIB,
+                to: Level::L3,
+            },
+            pages,
+            &mut all(),
+        );
         assert_eq!(why(split), range);
         assert!(
             !mem.changes()
@@ -490,8 +529,18 @@ fn a_realm_ends_in_steps_by_one_invalidation() {
     let mut cpu = mem.cpu(rtt.regs());
     let span = geometry.span(Level::L2);
     let (ipa, pa) = (Ipa::new(5 * span), Pa::new(9 * span));
-    rtt.map_unprotected(&mut cpu, ipa, Level::L2, pa, Attrs::MEMORY, 1, &mut all())
-        .expect("mapped");
+    rtt.map_unprotected(
+        &mut cpu,
+        &HostPages {
+            ipa,
+            level: Level::L2,
+            pa,
+            attrs: Attrs::MEMORY,
+            count: 1,
+        },
+        &mut all(),
+    )
+    .expect("mapped");
     let (mut calls, mut invalidations, mut told) = (0u64, 0, 0);
     loop {
         mem.forget();
@@ -507,11 +556,13 @@ fn a_realm_ends_in_steps_by_one_invalidation() {
         if told == 0 {
             let again = rtt.map_unprotected(
                 &mut cpu,
-                Ipa::new(0),
-                Level::L2,
-                pa,
-                Attrs::MEMORY,
-                1,
+                &HostPages {
+                    ipa: Ipa::new(0),
+                    level: Level::L2,
+                    pa,
+                    attrs: Attrs::MEMORY,
+                    count: 1,
+                },
                 &mut all(),
             );
             assert_eq!(again, Err(RttError::Input));

@@ -10,8 +10,8 @@ mod judge;
 use judge::{Cpu, Judge, own};
 use mmu_model::{EventKind, Owner, Promise, Reg, Target};
 use pgtable::{
-    Attrs, Budget, Features, Flush, Geometry, Ignore, Ipa, Leaves, Level, Map, Over, Pa, Partial,
-    Stage2, Stopped, TableMem, Vmid,
+    Attrs, Budget, Features, Geometry, Ignore, Ipa, Leaves, Level, Map, Over, Pa, Partial, Split,
+    Stage2, Stopped, Sweep, TableMem, Unmap, Vmid,
 };
 use std::collections::HashSet;
 
@@ -170,9 +170,9 @@ fn run(path: &[Op], features: Features) -> Result<Vec<u64>, String> {
             } => {
                 let (from, size) = (Ipa::new(at * PAGE), pages * PAGE);
                 let done = if exclusive {
-                    tree.unmap(&mut cpu, from, size, Partial::Split, &mut Ignore, all)
+                    tree.unmap(&mut cpu, &Unmap::new(from, size), &mut Ignore, all)
                 } else {
-                    tree.unmap_leaves(&mut cpu, from, size, Partial::Split, &mut Ignore, all)
+                    tree.unmap_leaves(&mut cpu, &Unmap::new(from, size), &mut Ignore, all)
                 };
                 done.map_err(|stopped| stopped.to_string())?;
                 shadow[at as usize..(at + pages) as usize].fill(None);
@@ -184,11 +184,8 @@ fn run(path: &[Op], features: Features) -> Result<Vec<u64>, String> {
                 };
                 tree.protect(
                     &mut cpu,
-                    Ipa::new(at * PAGE),
-                    pages * PAGE,
+                    Sweep::new(Ipa::new(at * PAGE), pages * PAGE).partial(Partial::Split),
                     readable,
-                    Partial::Split,
-                    Flush::Now,
                     all,
                 )
                 .map_err(|stopped| stopped.to_string())?;
@@ -203,9 +200,11 @@ fn run(path: &[Op], features: Features) -> Result<Vec<u64>, String> {
                 let take = |level| judge.alloc(level);
                 tree.split(
                     &mut cpu,
-                    Ipa::new(at * PAGE),
-                    pages * PAGE,
-                    Level::L3,
+                    &Split {
+                        ipa: Ipa::new(at * PAGE),
+                        size: pages * PAGE,
+                        to: Level::L3,
+                    },
                     take,
                     all,
                 )

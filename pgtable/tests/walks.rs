@@ -4,8 +4,8 @@ mod plain;
 
 use pgtable::{
     Access, Annotation, Attrs, Barrier, Budget, Change, Entry, Error, Features, Geometry, Granule,
-    Ignore, Ipa, Leaves, Level, Map, Next, Over, Pa, Partial, Stage2, Stage2Config, Stopped,
-    TableMem, TlbiKind, Visit, Vmid,
+    Ignore, Ipa, Leaves, Level, Map, Next, Over, Pa, Partial, Split, Stage2, Stage2Config, Stopped,
+    Sweep, TableMem, TlbiKind, Unmap, Visit, Vmid,
 };
 use plain::{Cpu, Did, Plain};
 
@@ -52,8 +52,13 @@ fn furnished(mem: &Plain) -> (Stage2<&Plain>, Cpu<'_>) {
     map(&tree, &mut cpu, MIB2, MIB2, Leaves::Largest);
     let note = Annotation::new(0x70).expect("bits 1:0 are zero");
     let (ipa, split) = (Ipa::new(3 * MIB2), Partial::Split);
-    tree.annotate(&mut cpu, ipa, MIB2, note, split, &mut Ignore, &mut all())
-        .expect("annotated");
+    tree.unmap(
+        &mut cpu,
+        &Unmap::new(ipa, MIB2).partial(split).leaving(note),
+        &mut Ignore,
+        &mut all(),
+    )
+    .expect("annotated");
     map(&tree, &mut cpu, END - PAGE, PAGE, pages);
     mem.forget();
     (tree, cpu)
@@ -257,10 +262,26 @@ fn a_frozen_entry_is_nobody_elses() {
                 assert_eq!(done, Err(Stopped { why, next }));
             }
         }
-        let done = tree.write_protect(&mut cpu, page, PAGE, pgtable::Flush::Now, &mut all());
+        let done = tree.write_protect(
+            &mut cpu,
+            Sweep {
+                flush: pgtable::Flush::Now,
+                ..Sweep::new(page, PAGE)
+            },
+            &mut all(),
+        );
         assert_eq!(done.map_err(|stopped| stopped.why), Err(Error::Busy));
         assert_eq!(tree.mark_young(&mut cpu, at), Err(Error::Busy));
-        let split = tree.split(&mut cpu, page, PAGE, Level::L3, |_| None, &mut all());
+        let split = tree.split(
+            &mut cpu,
+            &Split {
+                ipa: page,
+                size: PAGE,
+                to: Level::L3,
+            },
+            |_| None,
+            &mut all(),
+        );
         if level == Level::L2 {
             assert_eq!(split.map_err(|stopped| stopped.why), Err(Error::Busy));
         }
@@ -356,8 +377,13 @@ fn what_cannot_be_frozen() {
     let annotate = |tree: &mut Stage2<&Plain>, cpu: &mut Cpu<'_>, bits| {
         let note = Annotation::new(bits).expect("bits 1:0 are zero");
         let (ipa, split) = (Ipa::new(8 * MIB2), Partial::Split);
-        tree.annotate(cpu, ipa, MIB2, note, split, &mut Ignore, &mut all())
-            .expect("annotated");
+        tree.unmap(
+            cpu,
+            &Unmap::new(ipa, MIB2).partial(split).leaving(note),
+            &mut Ignore,
+            &mut all(),
+        )
+        .expect("annotated");
         tree.freeze(ipa, level).err()
     };
     assert_eq!(annotate(&mut tree, &mut cpu, 1 << 62 | 4), None);
@@ -398,8 +424,13 @@ fn a_flush_keeps_to_its_range() {
     // All of an annotation's bits, those of cacheable memory among them.
     let note = Annotation::new(0x7f_ffff_fffc).expect("bits 1:0 are zero");
     let (ipa, split) = (Ipa::new(2 * MIB2), Partial::Split);
-    tree.annotate(&mut cpu, ipa, MIB2, note, split, &mut Ignore, &mut all())
-        .expect("annotated");
+    tree.unmap(
+        &mut cpu,
+        &Unmap::new(ipa, MIB2).partial(split).leaving(note),
+        &mut Ignore,
+        &mut all(),
+    )
+    .expect("annotated");
     map(
         &tree,
         &mut cpu,

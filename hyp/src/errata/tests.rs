@@ -16,7 +16,7 @@ use crate::rmi::fake;
 use arm64::recording::{self, Event};
 use arm64::regs::{ESR_EL2, HFGWTR_EL2, VTTBR_EL2};
 use arm64::syndrome::Syndrome;
-use pgtable::{El2Attrs, El2Config, El2Map, El2Range, Granule, Leaves, Over, Pa, Va};
+use pgtable::{El2Attrs, El2Config, El2Map, El2Range, Granule, Pa, Va};
 use std::vec::Vec;
 use std::{assert_eq, format};
 
@@ -213,19 +213,8 @@ fn el2s_own_map_is_invalidated_twice_under_the_erratum() {
             .expect("legal");
         let root = pool.take_root(1).expect("a page");
         let mut map = El2Map::new(geometry, root, &pool).expect("a root");
-        let range = El2Range {
-            va: Va::new(0),
-            pa: Pa::new(0),
-            size: 0x1000,
-        };
-        map.map(
-            &mut pe,
-            range,
-            El2Attrs::DATA,
-            Leaves::Largest,
-            Over::Nothing,
-        )
-        .expect("mapped");
+        let range = El2Range::new(Va::new(0), Pa::new(0), 0x1000, El2Attrs::DATA);
+        map.map(&mut pe, &range).expect("mapped");
         let events = recording::of(|| {
             map.unmap(&mut pe, range.va, 0x1000).expect("unmapped");
         });

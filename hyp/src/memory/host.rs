@@ -12,7 +12,7 @@
 
 use pgtable::{
     Attrs, Budget, Caches, Entry, Errata, Geometry, Ignore, Ipa, Leaves, Level, Map, Over, Pa,
-    Partial, Stage2, Stage2Config, Stage2Regs, TableMem, Vmid,
+    Stage2, Stage2Config, Stage2Regs, TableMem, Unmap, Vmid,
 };
 use spin::mutex::SpinMutex;
 
@@ -178,9 +178,7 @@ impl HostMemory {
         let mut tree = self.tree.lock();
         let taken = tree.unmap(
             &mut self.pe(),
-            Ipa::new(pa),
-            size,
-            Partial::Split,
+            &Unmap::new(Ipa::new(pa), size),
             &mut Ignore,
             &mut Budget::unlimited(),
         );

@@ -5,7 +5,7 @@
 //! the rest of RAM are writable and never executable; each stack has an unmapped
 //! guard below. Of devices, the log's UART and the GIC.
 
-use pgtable::{El2Attrs, El2Config, El2Geometry, El2Map, El2Range, Errata, Leaves, Over, Pa, Va};
+use pgtable::{El2Attrs, El2Config, El2Geometry, El2Map, El2Range, Errata, Pa, Va};
 
 use super::maintenance;
 use super::pool::Pool;
@@ -112,12 +112,9 @@ pub fn build(
         if region.is_empty() {
             return Ok(());
         }
-        let range = El2Range {
-            va: Va::new(region.base()),
-            pa: Pa::new(region.base()),
-            size: region.size(),
-        };
-        map.map(&mut pe, range, attrs, Leaves::Largest, Over::Nothing)
+        let (va, pa) = (Va::new(region.base()), Pa::new(region.base()));
+        let range = El2Range::new(va, pa, region.size(), attrs);
+        map.map(&mut pe, &range)
             .map(|_| ())
             .map_err(|_| MapError::Part)
     };

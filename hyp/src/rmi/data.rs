@@ -107,7 +107,7 @@ pub fn init_ripas(system: &System, rd: u64, base: u64, top: u64) -> Outcome<u64>
     }
     let mut rtt = realm.rtt.lock();
     let tables = rtt.as_mut().ok_or(Status::ErrorInput)?;
-    let reached = tables.init_ripas(Ipa::new(base), Ipa::new(top), |_, _| ());
+    let reached = tables.init_ripas(Ipa::new(base)..Ipa::new(top), |_, _| ());
     drop(rd_lock);
     reached.map(Ipa::get).map_err(status)
 }

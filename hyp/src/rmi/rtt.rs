@@ -5,7 +5,10 @@
 
 use ::rmi::Status;
 use ::rmi::rtt::{self as abi, EntryState};
-use pgtable::{Access, Attrs, Execute, Ipa, Level, Memory, Pa, RemovedLeaf, RttError, RttState};
+use pgtable::{
+    Access, Attrs, Execute, HostPages, Ipa, Level, Memory, Pa, RemovedLeaf, RttAt, RttError,
+    RttState,
+};
 
 use super::args::{budget, level, lock};
 use super::{Outcome, Walked};
@@ -78,7 +81,7 @@ pub fn create(system: &System, rd: u64, rtt: u64, ipa: u64, at: i64) -> Outcome 
         if block.is_some_and(|block| !system.granules.lend_pages(block)) {
             return Err(Status::ErrorInput);
         }
-        let created = tables.create(pe, Ipa::new(ipa), at, Pa::new(rtt));
+        let created = tables.create(pe, RttAt::new(Ipa::new(ipa), at), Pa::new(rtt));
         if let Some(block) = block {
             match created {
                 Ok(()) => system.granules.put_block(block),
@@ -97,7 +100,12 @@ pub fn destroy(system: &System, rd: u64, ipa: u64, at: i64) -> Option<Walked<u64
     let removed = with_rtt_at(system, rd, at, |tables, pe, at| {
         let mut unmapped =
             |leaf: RemovedLeaf| system.granules.take_back(leaf.pa().get(), leaf.size());
-        let removed = tables.destroy(pe, Ipa::new(ipa), at, &mut unmapped, &mut budget())?;
+        let removed = tables.destroy(
+            pe,
+            RttAt::new(Ipa::new(ipa), at),
+            &mut unmapped,
+            &mut budget(),
+        )?;
         scrub(system, removed.pa.get(), State::Rtt);
         Ok((removed.pa.get(), removed.top))
     });
@@ -124,7 +132,7 @@ pub fn fold(system: &System, rd: u64, ipa: u64, at: i64) -> Outcome<u64> {
                 top: Ipa::new(ipa),
             });
         }
-        let folded = tables.fold(pe, Ipa::new(ipa), at);
+        let folded = tables.fold(pe, RttAt::new(Ipa::new(ipa), at));
         if let Ok(table) = folded {
             scrub(system, table.get(), State::Rtt);
         }
@@ -250,8 +258,14 @@ pub fn map_unprotected(system: &System, rd: u64, ipa: u64, at: i64, descriptor: 
         if !system.granules.lend(pa, size) {
             return Err(RttError::Input);
         }
-        let (ipa, to, budget) = (Ipa::new(ipa), Pa::new(pa), &mut budget());
-        let mapped = tables.map_unprotected(pe, ipa, at, to, attrs, 1, budget);
+        let memory = HostPages {
+            ipa: Ipa::new(ipa),
+            level: at,
+            pa: Pa::new(pa),
+            attrs,
+            count: 1,
+        };
+        let mapped = tables.map_unprotected(pe, &memory, &mut budget());
         if mapped.is_err() {
             system.granules.take_back(pa, size);
         }

@@ -4,9 +4,9 @@
 #![allow(dead_code)]
 
 use pgtable::{
-    Attrs, Barrier, Budget, CacheOp, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level,
-    Maintenance, Map, Over, Pa, Partial, RemovedRun, Runs, Stage2, Stage2Config, Stage2Regs,
-    Synced, TableMem, Tlbi, Vmid,
+    Attrs, Barrier, Budget, CacheOp, Geometry, Granule, Ignore, Ipa, Leaves, Level, Maintenance,
+    Map, Over, Pa, RemovedRun, Runs, Split, Stage2, Stage2Config, Stage2Regs, Sweep, Synced,
+    TableMem, Tlbi, Unmap, Vmid,
 };
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -394,25 +394,34 @@ impl<M: TableMem> Prepared<M> {
                 256
             }
             "unmap" => {
-                all(tree.unmap(cpu, start, area, Partial::Split, &mut Ignore, &mut budget));
+                all(tree.unmap(cpu, &Unmap::new(start, area), &mut Ignore, &mut budget));
                 pages
             }
             "unmap-told" => {
-                all(tree.unmap(cpu, start, area, Partial::Split, &mut sink, &mut budget));
+                all(tree.unmap(cpu, &Unmap::new(start, area), &mut sink, &mut budget));
                 pages
             }
             "write-protect" => {
-                all(tree.write_protect(cpu, start, area, Flush::Now, &mut budget));
+                all(tree.write_protect(cpu, Sweep::new(start, area), &mut budget));
                 pages
             }
             "clear-af" => {
-                all(tree.clear_young(cpu, start, area, Flush::Now, &mut budget));
+                all(tree.clear_young(cpu, Sweep::new(start, area), &mut budget));
                 pages
             }
             "split" => {
                 let mem = tree.mem();
                 let take = |level| mem.alloc(level);
-                all(tree.split(cpu, start, area, Level::L3, take, &mut budget));
+                all(tree.split(
+                    cpu,
+                    &Split {
+                        ipa: start,
+                        size: area,
+                        to: Level::L3,
+                    },
+                    take,
+                    &mut budget,
+                ));
                 pages
             }
             "destroy" => {

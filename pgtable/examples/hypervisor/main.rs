@@ -14,8 +14,8 @@ mod memory;
 use cpu::Cpu;
 use memory::Pool;
 use pgtable::{
-    Attrs, Budget, Error, Geometry, Granule, Ipa, Map, Pa, Partial, RemovedLeaf, Stage2,
-    Stage2Config, Stopped, Vmid,
+    Attrs, Budget, Error, Geometry, Granule, Ipa, Map, Pa, RemovedLeaf, Stage2, Stage2Config,
+    Stopped, Unmap, Vmid,
 };
 
 /// What one call may do before interrupts are taken.
@@ -59,7 +59,7 @@ fn unmap_all(
     while at.get() < end {
         let left = end - at.get();
         let sink = &mut |leaf: RemovedLeaf| free(leaf.pa(), leaf.size());
-        at = tree.unmap(cpu, at, left, Partial::Split, sink, &mut step())?;
+        at = tree.unmap(cpu, &Unmap::new(at, left), sink, &mut step())?;
     }
     Ok(())
 }

@@ -16,9 +16,10 @@ use libfuzzer_sys::fuzz_target;
 use numbers::numbers;
 use pgtable::{
     Access, Annotation, Attrs, Barrier, Budget, CacheOp, Change, ChangeDestroyed, Dirty, El2Attrs,
-    El2Config, El2Map, El2Range, Execute, Features, Fill, Flush, Geometry, Granule, Ignore, Ipa,
-    Leaves, Level, Maintenance, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Ripas, Rtt,
-    Stage2, Stage2Config, Stage2Regs, Synced, TableMem, Tlbi, Va, Vmid,
+    El2Config, El2Map, El2Range, Execute, Features, Fill, Flush, Geometry, Granule, HostPages,
+    Ignore, Ipa, Leaves, Level, Maintenance, Map, Next, Over, Pa, Partial, Permissions,
+    RemovedLeaf, Ripas, Rtt, RttAt, Split, Stage2, Stage2Config, Stage2Regs, Sweep, Synced,
+    TableMem, Tlbi, Unmap, UnmapLater, Va, Vmid,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -255,31 +256,73 @@ fn stage2(tree: &mut Stage2<&Any<'_>>, cpu: &mut Cpu<'_>, op: Op) {
         }
         2 => answered(tree.map(cpu, &map, budget)),
         3 => answered(tree.map_exclusive(cpu, &map, &mut told, budget)),
-        4 => answered(tree.unmap(cpu, ipa, size, partial, &mut Ignore, budget)),
-        5 => answered(tree.unmap(cpu, ipa, size, partial, &mut told, budget)),
-        6 => answered(tree.unmap_leaves(cpu, ipa, size, partial, &mut Ignore, budget)),
+        4 => answered(tree.unmap(
+            cpu,
+            &Unmap::new(ipa, size).partial(partial),
+            &mut Ignore,
+            budget,
+        )),
+        5 => answered(tree.unmap(
+            cpu,
+            &Unmap::new(ipa, size).partial(partial),
+            &mut told,
+            budget,
+        )),
+        6 => answered(tree.unmap_leaves(
+            cpu,
+            &Unmap::new(ipa, size).partial(partial),
+            &mut Ignore,
+            budget,
+        )),
         7 => {
-            let _ = tree.unmap_later(cpu, ipa, size, partial, &mut gather, budget, drop);
+            let _ = tree.unmap_later(
+                cpu,
+                UnmapLater::new(ipa, size, &mut gather).partial(partial),
+                budget,
+                drop,
+            );
             let _ = tree.sync(cpu, gather).expect("of this tree");
         }
         8 => {
             let annotation = Annotation::new(b & 0xffc).expect("bits 1:0 are zero");
-            answered(tree.annotate(cpu, ipa, size, annotation, partial, &mut told, budget));
+            answered(tree.unmap(
+                cpu,
+                &Unmap::new(ipa, size).partial(partial).leaving(annotation),
+                &mut told,
+                budget,
+            ));
         }
         9 => {
             let flush = Flush::Later(&mut gather);
-            let _ = tree.protect(cpu, ipa, size, permissions, partial, flush, budget);
+            let _ = tree.protect(
+                cpu,
+                Sweep {
+                    flush: flush,
+                    ..Sweep::new(ipa, size).partial(partial)
+                },
+                permissions,
+                budget,
+            );
             let _ = tree.sync(cpu, gather).expect("of this tree");
         }
-        10 => answered(tree.write_protect(cpu, ipa, size, Flush::Now, budget)),
-        11 => answered(tree.clear_young(cpu, ipa, size, Flush::Now, budget)),
+        10 => answered(tree.write_protect(cpu, Sweep::new(ipa, size), budget)),
+        11 => answered(tree.clear_young(cpu, Sweep::new(ipa, size), budget)),
         12 => answered(tree.count_young(cpu, ipa, size, budget)),
         13 => answered(tree.mark_young(cpu, Ipa::new(a))),
-        14 => answered(tree.harvest_dirty(cpu, ipa, size, Flush::Now, budget, |_, _| ())),
+        14 => answered(tree.harvest_dirty(cpu, Sweep::new(ipa, size), budget, |_, _| ())),
         15 => answered(tree.relax(cpu, Ipa::new(a), permissions)),
         16 => {
             let mem = *tree.mem();
-            answered(tree.split(cpu, ipa, size, level, |level| mem.alloc(level), budget));
+            answered(tree.split(
+                cpu,
+                &Split {
+                    ipa,
+                    size,
+                    to: level,
+                },
+                |level| mem.alloc(level),
+                budget,
+            ));
         }
         17 => answered(tree.fold(cpu, ipa, level)),
         18 => answered(tree.set_contiguous(cpu, ipa)),
@@ -322,25 +365,27 @@ fn rtt(rtt: &mut Rtt<&Any<'_>>, cpu: &mut Cpu<'_>, op: Op) {
         0 => answered(rtt.read(ipa, level)),
         1 => answered(rtt.find(Ipa::new(a))),
         2 => answered(rtt.data_check(ipa)),
-        3 => answered(rtt.ripas(ipa, end)),
-        4 => answered(rtt.init_ripas(ipa, end, |_, _| ())),
+        3 => answered(rtt.ripas(ipa..end)),
+        4 => answered(rtt.init_ripas(ipa..end, |_, _| ())),
         5 => {
             let to = [Ripas::Empty, Ripas::Ram, Ripas::Destroyed][(b % 3) as usize];
             let how = [ChangeDestroyed::No, ChangeDestroyed::Yes][(b >> 8 & 1) as usize];
-            answered(rtt.set_ripas(cpu, ipa, end, to, how));
+            answered(rtt.set_ripas(cpu, ipa..end, to, how));
         }
-        6 => answered(rtt.create(cpu, ipa, level, pa)),
-        7 => answered(rtt.destroy(cpu, ipa, level, &mut told, budget)),
-        8 => answered(rtt.fold(cpu, ipa, level)),
+        6 => answered(rtt.create(cpu, RttAt::new(ipa, level), pa)),
+        7 => answered(rtt.destroy(cpu, RttAt::new(ipa, level), &mut told, budget)),
+        8 => answered(rtt.fold(cpu, RttAt::new(ipa, level))),
         9 => answered(rtt.data_create(cpu, ipa, pa, Fill::Known)),
         10 => answered(rtt.data_destroy(cpu, ipa)),
         11 => answered(rtt.map_unprotected(
             cpu,
-            ipa,
-            level,
-            pa,
-            arguments.attrs,
-            1 + b as usize % 600,
+            &HostPages {
+                ipa,
+                level,
+                pa,
+                attrs: arguments.attrs,
+                count: 1 + b as usize % 600,
+            },
             budget,
         )),
         12 => answered(rtt.unmap_unprotected(cpu, ipa, level, budget)),
@@ -359,13 +404,13 @@ fn el2(map: &mut El2Map<&Any<'_>>, cpu: &mut Cpu<'_>, [kind, a, b]: Op) {
         answered(map.translate(Va::new(a)));
         return;
     }
-    let range = El2Range {
-        va: Va::new(va),
-        pa: Pa::new(b.rotate_right(17) % output & !(page - 1)),
+    let range = El2Range::new(
+        Va::new(va),
+        Pa::new(b.rotate_right(17) % output & !(page - 1)),
         size,
-    };
-    let (attrs, leaves) = (El2Attrs::DATA, Leaves::Largest);
-    answered(map.map(cpu, range, attrs, leaves, Over::Nothing));
+        El2Attrs::DATA,
+    );
+    answered(map.map(cpu, &range));
 }
 
 fuzz_target!(|data: &[u8]| {

@@ -103,12 +103,16 @@ impl Own<'_> {
             // Alike offsets for blocks, and now and then others.
             let shift = if b >> 32 & 3 == 0 { page } else { 0 };
             let pa = MEMORY + (b >> 34 & 1) * 8 * span + (start & (8 * span - 1)) + shift;
-            let range = El2Range {
-                va: Va::new(start),
-                pa: Pa::new(pa),
-                size,
-            };
-            let (next, why) = match self.map.map(&mut cpu, range, attrs, leaves, over) {
+            let range = El2Range::new(Va::new(start), Pa::new(pa), size, El2Attrs::DATA);
+            let (next, why) = match self.map.map(
+                &mut cpu,
+                &El2Range {
+                    attrs: attrs,
+                    ..range
+                }
+                .leaves(leaves)
+                .over(over),
+            ) {
                 Ok(next) => (next.get(), None),
                 Err(stopped) => (stopped.next.get(), Some(stopped.why)),
             };

@@ -13,8 +13,8 @@ use libfuzzer_sys::fuzz_target;
 use mmu_model::{EventKind, Owner, Reg};
 use numbers::numbers;
 use pgtable::{
-    Attrs, Budget, ChangeDestroyed, Features, Fill, Geometry, Granule, Ipa, Level, Pa, RemovedLeaf,
-    Ripas, Rtt, RttError, RttState, Stage2Config, TableMem, Vmid,
+    Attrs, Budget, ChangeDestroyed, Features, Fill, Geometry, Granule, HostPages, Ipa, Level, Pa,
+    RemovedLeaf, Ripas, Rtt, RttAt, RttError, RttState, Stage2Config, TableMem, Vmid,
 };
 
 const VMID: u16 = 7;
@@ -73,17 +73,23 @@ impl Realm<'_> {
         match kind % 12 {
             0..=2 => {
                 let table_page = judge.alloc(Level::L3).expect("no limit is set");
-                if self.rtt.create(&mut cpu, table, level, table_page).is_err() {
+                if self
+                    .rtt
+                    .create(&mut cpu, RttAt::new(table, level), table_page)
+                    .is_err()
+                {
                     judge.give_back(table_page);
                 }
             }
             3 => {
                 let done = loop {
                     let mut budget = budget;
-                    match self
-                        .rtt
-                        .destroy(&mut cpu, table, level, &mut told, &mut budget)
-                    {
+                    match self.rtt.destroy(
+                        &mut cpu,
+                        RttAt::new(table, level),
+                        &mut told,
+                        &mut budget,
+                    ) {
                         Err(RttError::Again) => (),
                         done => break done,
                     }
@@ -100,7 +106,7 @@ impl Realm<'_> {
                 }
             }
             4 => {
-                if let Ok(folded) = self.rtt.fold(&mut cpu, table, level) {
+                if let Ok(folded) = self.rtt.fold(&mut cpu, RttAt::new(table, level)) {
                     assert_eq!(judge.count(folded), 0);
                     judge.give_back(folded);
                 }
@@ -148,9 +154,17 @@ impl Realm<'_> {
                 let count = 1 + (b % 3) as usize;
                 let pa = Pa::new(to);
                 let attrs = Attrs::MEMORY;
-                let done =
-                    self.rtt
-                        .map_unprotected(&mut cpu, leaf, level, pa, attrs, count, &mut budget);
+                let done = self.rtt.map_unprotected(
+                    &mut cpu,
+                    &HostPages {
+                        ipa: leaf,
+                        level,
+                        pa,
+                        attrs,
+                        count,
+                    },
+                    &mut budget,
+                );
                 // Left in the middle, it is as if it had not begun.
                 if let Ok(next) = done {
                     let base = leaf.get();
@@ -178,7 +192,7 @@ impl Realm<'_> {
                 let (top, _) = self.probes[b as usize % self.probes.len()];
                 let mut told = 0;
                 let measure = |from: Ipa, to: Ipa| told += to.get() - from.get();
-                if let Ok(next) = self.rtt.init_ripas(ipa, Ipa::new(top), measure) {
+                if let Ok(next) = self.rtt.init_ripas(ipa..Ipa::new(top), measure) {
                     assert_eq!(told, next.get() - probe);
                     self.change(probe, next.get(), |_, state| match state {
                         State::Unassigned(Ripas::Empty | Ripas::Ram) => {
@@ -192,7 +206,7 @@ impl Realm<'_> {
                 let (top, _) = self.probes[b as usize % self.probes.len()];
                 let to = [Ripas::Ram, Ripas::Empty][(b >> 8 & 1) as usize];
                 let how = [ChangeDestroyed::No, ChangeDestroyed::Yes][(b >> 9 & 1) as usize];
-                let done = self.rtt.set_ripas(&mut cpu, ipa, Ipa::new(top), to, how);
+                let done = self.rtt.set_ripas(&mut cpu, ipa..Ipa::new(top), to, how);
                 if let Ok(next) = done {
                     self.change(probe, next.get(), |_, state| match state {
                         State::Unassigned(Ripas::Destroyed)

@@ -5,16 +5,16 @@
 //! member's address is invalidated: a CPU may ignore the hint and hold each
 //! entry apart.
 
-use crate::addr::Ipa;
+use crate::addr::{Extent, Ipa, Level};
+use crate::desc::{AF, CONTIGUOUS, Desc, Kind};
 use crate::error::Error;
-use crate::format::{self, AF, CONTIGUOUS};
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
-use crate::shape::Shape;
 use crate::stage2::Stage2;
-use crate::sync::{self, Synced};
+use crate::sync::Synced;
 use crate::tree::{Core, Slot};
+use crate::work::Work;
 
 impl<M: TableMem> Stage2<M> {
     /// Sets the contiguous hint on the group of leaves around `ipa`, all of
@@ -30,7 +30,7 @@ impl<M: TableMem> Stage2<M> {
     /// tree.set_contiguous(&mut cpu, ipa)?; // Sixteen pages of 4 KiB.
     /// assert!(hint(Ipa::new(0x4000_f000)) && !hint(Ipa::new(0x4001_0000)));
     /// // A change of one member breaks the group before.
-    /// tree.write_protect(&mut cpu, Ipa::new(0x4000_3000), 4096, Flush::Now, all)?;
+    /// tree.write_protect(&mut cpu, Sweep::new(Ipa::new(0x4000_3000), 4096), all)?;
     /// assert!(!hint(ipa));
     /// # let _ = (&mut tree, &mut cpu, all);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -40,11 +40,9 @@ impl<M: TableMem> Stage2<M> {
     /// `Range`; `Missing` where no leaf stands; `BlockLevel` at a level
     /// without the hint; `Mismatch`; `Busy`.
     pub fn set_contiguous<T: Maintenance>(&self, maint: &mut T, ipa: Ipa) -> Result<(), Error> {
-        if ipa.get() >= self.core.shape.ia_end() {
-            return Err(Error::Range);
-        }
-        let slot = self.core.walk_to(ipa.get(), 3);
-        self.core.join_group(maint, &slot, ipa.get())
+        let ia = self.core.shape.check(ipa.into())?;
+        let slot = self.core.walk_to(ia, Level::L3);
+        self.core.work(maint).join_group(&slot)
     }
 
     /// Takes the hint off the group around `ipa`, if it has it. Operations
@@ -64,167 +62,131 @@ impl<M: TableMem> Stage2<M> {
     /// # Errors
     /// `Range`; `Missing` where no leaf stands; `Busy`.
     pub fn clear_contiguous<T: Maintenance>(&self, maint: &mut T, ipa: Ipa) -> Result<(), Error> {
-        if ipa.get() >= self.core.shape.ia_end() {
-            return Err(Error::Range);
+        let ia = self.core.shape.check(ipa.into())?;
+        let mut slot = self.core.walk_to(ia, Level::L3);
+        if !slot.desc.is_leaf(slot.level) {
+            return Err(Error::Missing { level: slot.level });
         }
-        let mut slot = self.core.walk_to(ipa.get(), 3);
-        if !format::is_leaf(slot.raw, slot.level) {
-            return Err(Error::Missing {
-                level: Shape::level(slot.level),
-            });
-        }
-        if slot.raw & CONTIGUOUS == 0 {
+        if !slot.desc.has(CONTIGUOUS) {
             return Ok(());
         }
-        self.core.break_group(maint, &mut slot, ipa.get())
+        self.core.work(maint).break_group(&mut slot)
     }
 }
 
 impl<M: TableMem> Core<M> {
-    /// Takes the hint off the group of the leaf at `slot`.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn break_group<T: Maintenance>(
-        &self,
-        maint: &mut T,
-        slot: &mut Slot<M::Table>,
-        ia: u64,
-    ) -> Result<(), Error> {
-        self.change_group(maint, slot, ia, 0)?;
-        slot.raw = self.mem.load(slot.table, slot.index);
-        Ok(())
-    }
-
-    /// Sets the hint on the group of the leaf at `slot` if all its members
-    /// are alike and their output is adjacent and aligned.
-    pub(crate) fn join_group<T: Maintenance>(
-        &self,
-        maint: &mut T,
-        slot: &Slot<M::Table>,
-        ia: u64,
-    ) -> Result<(), Error> {
-        let Some((first, count, _)) = self.group(slot, ia) else {
-            return Err(Error::BlockLevel {
-                level: Shape::level(slot.level),
-            });
+    /// The first of the entries that one hint joins with a slot's, and how many they
+    /// are.
+    fn group(&self, slot: &Slot<M::Table>) -> Result<(Slot<M::Table>, usize), Error> {
+        let level = slot.level;
+        let bits = self.shape.granule().contiguous_bits(level);
+        let count = bits.map_or(usize::MAX, |bits| 1usize << bits);
+        if count > self.shape.entries(level) {
+            return Err(Error::BlockLevel { level });
+        }
+        let index = slot.index & !(count - 1);
+        let first = Slot {
+            index,
+            ia: slot.ia.floor(slot.size() * count as u64),
+            desc: self.load(slot.table, index),
+            ..*slot
         };
-        let mismatch = Error::Mismatch {
-            level: Shape::level(slot.level),
-        };
-        let mut joined = true;
-        for member in 0..count {
-            let raw = self.mem.load(slot.table, first + member);
-            if format::is_frozen(raw) {
-                return Err(Error::Busy);
-            }
-            if !format::is_leaf(raw, slot.level) {
-                return Err(if member == 0 {
-                    Error::Missing {
-                        level: Shape::level(slot.level),
-                    }
-                } else {
-                    mismatch
-                });
-            }
-            joined &= raw & CONTIGUOUS != 0;
-        }
-        if joined {
-            return Ok(());
-        }
-        if !self.alike(slot, first, count, |raw| raw) {
-            return Err(mismatch);
-        }
-        self.change_group(maint, slot, ia, CONTIGUOUS)
+        Ok((first, count))
     }
 
     /// True when `count` leaves from `first` on, each read through `leaf`,
     /// may have the hint: alike in all but the access flag, which hardware
     /// may set in any of them, and adjacent and aligned in their output.
-    fn alike(
-        &self,
-        slot: &Slot<M::Table>,
-        first: usize,
-        count: usize,
-        leaf: impl Fn(u64) -> u64,
-    ) -> bool {
-        let step = 1u64 << slot.shift;
-        let head = leaf(self.mem.load(slot.table, first));
-        let oa = format::leaf_oa(&self.shape, head, slot.level);
-        let whole = (count as u64) * step - 1;
-        let ignored = AF | CONTIGUOUS;
-        oa & whole == 0
+    fn alike(&self, first: &Slot<M::Table>, count: usize, leaf: impl Fn(Desc) -> Desc) -> bool {
+        let head = leaf(self.load(first.table, first.index));
+        let pa = head.leaf_pa(&self.shape, first.level);
+        let whole = (count as u64) * first.size();
+        pa == pa.floor(whole)
             && (0..count).all(|member| {
-                let raw = leaf(self.mem.load(slot.table, first + member));
-                let expected = head.wrapping_add(step * member as u64);
-                (raw ^ expected) & !ignored == 0
+                let desc = leaf(self.load(first.table, first.index + member));
+                let expected = head.plus(first.size() * member as u64);
+                desc.is_like(expected, AF | CONTIGUOUS)
             })
     }
+}
 
-    /// First index, number of members and first address of a slot's group.
-    fn group(&self, slot: &Slot<M::Table>, ia: u64) -> Option<(usize, usize, u64)> {
-        let bits = self
-            .shape
-            .granule()
-            .contiguous_bits(Shape::level(slot.level))?;
-        let count = 1usize << bits;
-        if count > self.shape.entries_at(slot.level) {
-            return None;
+impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
+    /// Takes the hint off the group of the leaf at `slot`.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn break_group(&mut self, slot: &mut Slot<M::Table>) -> Result<(), Error> {
+        self.change_group(slot, 0)?;
+        slot.desc = self.core.load(slot.table, slot.index);
+        Ok(())
+    }
+
+    /// Sets the hint on the group of the leaf at `slot` if all its members
+    /// are alike and their output is adjacent and aligned.
+    fn join_group(&mut self, slot: &Slot<M::Table>) -> Result<(), Error> {
+        let core = self.core;
+        let level = slot.level;
+        let (first, count) = core.group(slot)?;
+        let mut joined = true;
+        for member in 0..count {
+            let desc = core.load(first.table, first.index + member);
+            match desc.kind(level, &core.shape) {
+                Kind::Leaf => joined &= desc.has(CONTIGUOUS),
+                kind if kind.is_frozen() => return Err(Error::Busy),
+                _ if member == 0 => return Err(Error::Missing { level }),
+                _ => return Err(Error::Mismatch { level }),
+            }
         }
-        let base = ia & !((1u64 << (slot.shift + u32::from(bits))) - 1);
-        Some((slot.index & !(count - 1), count, base))
+        if joined {
+            return Ok(());
+        }
+        if !core.alike(&first, count, |desc| desc) {
+            return Err(Error::Mismatch { level });
+        }
+        self.change_group(slot, CONTIGUOUS)
     }
 
     /// Rewrites all members with `hint` in place of their hint.
-    fn change_group<T: Maintenance>(
-        &self,
-        maint: &mut T,
-        slot: &Slot<M::Table>,
-        ia: u64,
-        hint: u64,
-    ) -> Result<(), Error> {
-        let Some((first, count, base)) = self.group(slot, ia) else {
-            return Err(Error::BlockLevel {
-                level: Shape::level(slot.level),
-            });
-        };
+    fn change_group(&mut self, slot: &Slot<M::Table>, hint: u64) -> Result<(), Error> {
+        let core = self.core;
         let level = slot.level;
+        let (first, count) = core.group(slot)?;
         let mut frozen = 0;
         while frozen < count {
-            let raw = self.mem.load(slot.table, first + frozen);
-            if !format::is_leaf(raw, level) {
+            let desc = core.load(first.table, first.index + frozen);
+            // A failed swap is the hardware's access flag or dirty state, or
+            // another CPU: that is looked at, too.
+            let member = first.after(frozen, desc);
+            if !core.freeze_live(&member, |desc| desc.is_leaf(level)) {
                 break;
             }
-            // A failed swap is the hardware's access flag or dirty state, or
-            // another CPU: look again.
-            if self
-                .mem
-                .cas(slot.table, first + frozen, raw, format::freeze(raw, level))
-                .is_ok()
-            {
-                frozen += 1;
-            }
+            frozen += 1;
         }
+        let thawed = |desc: Desc| match desc.kind(level, &core.shape) {
+            Kind::FrozenLeaf(leaf) => leaf,
+            _ => desc,
+        };
         let whole = frozen == count;
         // Nobody changes a member any more, but somebody may have between
         // the caller's look and the freeze.
-        let alike =
-            hint == 0 || whole && self.alike(slot, first, count, |raw| format::thaw(raw, level));
+        let alike = hint == 0 || whole && core.alike(&first, count, thawed);
         let mut pending = Pending::new();
-        let step = 1u64 << slot.shift;
-        pending.leaves(&self.shape, base, base + step * frozen as u64, level);
-        let _done: Synced = sync::sync(maint, &self.tlb, &pending);
+        let extent = Extent::new(first.ia, first.size() * frozen as u64);
+        pending.leaves(&core.shape, extent, level);
+        let _done: Synced = self.sync(&pending);
         for member in 0..frozen {
-            let old = format::thaw(self.mem.load(slot.table, first + member), level);
-            let bare = old & !CONTIGUOUS;
-            let new = if whole && alike { bare | hint } else { old };
-            self.mem.store(slot.table, first + member, new);
+            let index = first.index + member;
+            let old = thawed(core.load(first.table, index));
+            let new = if whole && alike {
+                old.without(CONTIGUOUS).with(hint)
+            } else {
+                old
+            };
+            core.store(first.table, index, new);
         }
-        sync::publish(maint, &self.tlb);
+        self.publish();
         match (whole, alike) {
             (true, true) => Ok(()),
-            (true, false) => Err(Error::Mismatch {
-                level: Shape::level(level),
-            }),
+            (true, false) => Err(Error::Mismatch { level }),
             (false, _) => Err(Error::Busy),
         }
     }

@@ -2,14 +2,12 @@
 
 use crate::addr::{Ipa, Level, Pa};
 use crate::attrs::Attrs;
+use crate::desc::{CONTIGUOUS, Desc, Kind};
 use crate::error::Error;
-use crate::format::{self, Annotation, Entry, VALID};
+use crate::format::{Annotation, Entry};
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
-use crate::plan::Pending;
-use crate::shape::Shape;
 use crate::stage2::Stage2;
-use crate::sync;
 use crate::tree::Slot;
 
 /// An entry that this CPU alone may change. Everybody else, on other CPUs,
@@ -22,7 +20,6 @@ use crate::tree::Slot;
 pub struct Frozen<'t, M: TableMem> {
     tree: &'t Stage2<M>,
     slot: Slot<M::Table>,
-    ipa: u64,
 }
 
 /// What a frozen entry becomes.
@@ -59,53 +56,37 @@ impl<M: TableMem> Stage2<M> {
     /// ([`clear_contiguous`](Self::clear_contiguous) first); `Busy`.
     pub fn freeze(&self, ipa: Ipa, level: Level) -> Result<Frozen<'_, M>, Error> {
         let core = &self.core;
-        if ipa.get() >= core.shape.ia_end() {
-            return Err(Error::Range);
-        }
-        let mut slot = core.walk_to(ipa.get(), level.get());
-        if slot.level != level.get() {
-            return Err(Error::Missing {
-                level: Shape::level(slot.level),
-            });
+        let mut slot = core.walk_to(core.shape.check(ipa.into())?, level);
+        if slot.level != level {
+            return Err(Error::Missing { level: slot.level });
         }
         loop {
-            let raw = slot.raw;
-            if format::is_frozen(raw) {
-                return Err(Error::Busy);
-            }
-            let leaf = format::is_leaf(raw, level.get()) && raw & format::CONTIGUOUS == 0;
-            if !leaf && !format::is_annotation(raw) {
-                return Err(Error::Exists { level });
-            }
-            let frozen = if leaf {
-                format::freeze(raw, level.get())
-            } else {
+            let kind = slot.kind(&core.shape);
+            let frozen = match kind {
+                Kind::Leaf if !slot.desc.has(CONTIGUOUS) => slot.desc.freeze(level),
                 // What it said is kept here, not there.
-                format::TYPE_FROZEN | format::ELSEWHERE
+                Kind::Invalid => Desc::HELD,
+                _ if kind.is_frozen() => return Err(Error::Busy),
+                _ => return Err(Error::Exists { level }),
             };
-            match core.mem.cas(slot.table, slot.index, raw, frozen) {
+            match core.cas(slot.table, slot.index, slot.desc, frozen) {
                 Ok(()) => break,
                 // Hardware may have marked it accessed or dirty.
-                Err(now) => slot.raw = now,
+                Err(now) => slot.desc = now,
             }
         }
-        if slot.raw & VALID == 0 {
-            core.add_count(slot.pa, -core.counting.of(slot.raw));
+        if !slot.desc.is_valid() {
+            core.add_count(slot.pa, -core.counting.of(slot.desc));
         }
-        Ok(Frozen {
-            tree: self,
-            slot,
-            ipa: slot.base(ipa.get()),
-        })
+        Ok(Frozen { tree: self, slot })
     }
 }
 
 impl<M: TableMem> Frozen<'_, M> {
     /// What stood there.
     pub fn old(&self) -> Entry {
-        self.tree
-            .geometry
-            .decode(self.slot.raw, Shape::level(self.slot.level))
+        let Slot { desc, level, .. } = self.slot;
+        self.tree.geometry.decode(desc.raw(), level)
     }
 
     /// Gives the entry its new value; if it was a leaf, after every TLB has
@@ -125,24 +106,23 @@ impl<M: TableMem> Frozen<'_, M> {
         };
         let core = &self.tree.core;
         let slot = self.slot;
-        if slot.raw & VALID != 0 {
-            let mut pending = Pending::new();
-            let end = self.ipa + (1 << slot.shift);
-            pending.leaves(&core.shape, self.ipa, end, slot.level);
-            let _done = sync::sync(maint, &core.tlb, &pending);
+        let mut work = core.work(maint);
+        if slot.desc.is_valid() {
+            let _done = work.sync_leaf(&slot);
         }
         if let Change::Leaf(pa, _) = change {
-            core.maintain(maint, new, pa, 1 << slot.shift);
+            work.maintain(new, pa, slot.size());
         }
-        core.mem.store(slot.table, slot.index, new);
+        core.put(&slot, new);
         // What is frozen as empty is not counted meanwhile.
-        let old = if slot.raw & VALID != 0 { slot.raw } else { 0 };
-        let more = core.counting.of(new) - core.counting.of(old);
-        if more != 0 {
-            core.mem.add_count(Pa::new(slot.pa), more);
-        }
-        if new & VALID != 0 {
-            sync::publish(maint, &core.tlb);
+        let old = if slot.desc.is_valid() {
+            core.counting.of(slot.desc)
+        } else {
+            0
+        };
+        core.add_count(slot.pa, core.counting.of(new) - old);
+        if new.is_valid() {
+            work.publish();
         }
         core::mem::forget(self);
         Ok(())
@@ -150,14 +130,14 @@ impl<M: TableMem> Frozen<'_, M> {
 }
 
 impl<M: TableMem> Frozen<'_, M> {
-    fn encode(&self, change: Change) -> Result<u64, Error> {
+    fn encode(&self, change: Change) -> Result<Desc, Error> {
         let core = &self.tree.core;
         match change {
-            Change::Invalid(annotation) => Ok(annotation.get()),
+            Change::Invalid(annotation) => Ok(Desc::new(annotation.get())),
             Change::Leaf(pa, attrs) => {
-                let level = Shape::level(self.slot.level);
-                let leaf = self.tree.geometry.encode_leaf(pa, attrs, level)?;
-                if core.needs_clean(leaf) && level.get() < core.shape.cleaned_top() {
+                let level = self.slot.level;
+                let leaf = Desc::new(self.tree.geometry.encode_leaf(pa, attrs, level)?);
+                if core.features.needs_clean(leaf) && level < core.shape.cleaned_top() {
                     return Err(Error::BlockLevel { level });
                 }
                 Ok(leaf)
@@ -169,7 +149,7 @@ impl<M: TableMem> Frozen<'_, M> {
     pub fn rollback<T: Maintenance>(self, maint: &mut T) {
         let core = &self.tree.core;
         drop(self);
-        sync::publish(maint, &core.tlb);
+        core.work(maint).publish();
     }
 }
 
@@ -177,12 +157,10 @@ impl<M: TableMem> Drop for Frozen<'_, M> {
     fn drop(&mut self) {
         // Nothing was invalidated: TLBs that hold the old leaf hold what is
         // true again. A walker that sees it late takes a fault at most.
-        let old = self.slot.raw;
-        let mem = &self.tree.core.mem;
-        mem.store(self.slot.table, self.slot.index, old);
-        if old & VALID == 0 {
-            let core = &self.tree.core;
-            core.add_count(self.slot.pa, core.counting.of(old));
+        let (core, slot) = (&self.tree.core, &self.slot);
+        core.put(slot, slot.desc);
+        if !slot.desc.is_valid() {
+            core.add_count(slot.pa, core.counting.of(slot.desc));
         }
     }
 }

@@ -5,24 +5,30 @@
 //! Behind the feature `extra`, which images do not have. Something moves to the
 //! core when `hyp` calls it; the case `check/reached` says what it no longer does.
 
+mod addr;
+mod alter;
 mod contiguous;
 mod el2;
 mod errata;
 mod frozen;
-mod leaves;
+mod gather;
 mod protect;
 mod ranges;
 mod replace;
 mod runs;
+mod shape;
 mod split;
 mod subtree;
+mod sweep;
 mod teardown;
 mod visit;
 
 pub use errata::{ERRATA, Erratum};
 pub use frozen::{Change, Frozen};
-pub use leaves::{Gather, HeldLeaf};
-pub use protect::{Flush, Permissions};
+pub use gather::{Gather, HeldLeaf, UnmapLater};
+pub use protect::Permissions;
 pub use runs::Runs;
+pub use split::Split;
 pub use subtree::{Remains, Subtree};
+pub use sweep::{Flush, Sweep};
 pub use visit::{Next, Seen, Visit};

@@ -1,25 +1,17 @@
-//! Permissions: restricted for a range, relaxed for one fault.
+//! Permissions and the access flag: of a range, and of the leaf that faulted.
 
-use crate::addr::Ipa;
+use crate::addr::{Ia, Ipa, Level};
 use crate::attrs::{Access, Age, Attrs, Dirty, Execute};
+use crate::config::Features;
+use crate::desc::{AF, CONTIGUOUS, DBM, Desc, Kind, S2AP_READ, S2AP_WRITE, XN, XN_SHIFT};
 use crate::error::{Budget, Error, Stopped};
-use crate::extra::leaves::{ChangeJob, Gather};
-use crate::format::{self, AF, DBM, S2AP_READ, S2AP_WRITE, XN};
+use crate::extra::alter::Alter;
+use crate::extra::sweep::Sweep;
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
-use crate::plan::Pending;
-use crate::stage2::{Stage2, typed};
-use crate::sync::{self, Synced};
-use crate::unmap::Partial;
-
-/// When the invalidation of changed leaves happens.
-#[derive(Debug)]
-pub enum Flush<'a> {
-    /// Before the operation returns.
-    Now,
-    /// When the caller syncs the gather.
-    Later(&'a mut Gather),
-}
+use crate::stage2::Stage2;
+use crate::sync;
+use crate::tree::{Core, Slot};
 
 /// What a leaf shall allow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,20 +22,43 @@ pub struct Permissions {
     pub execute: Execute,
 }
 
-/// How leaves are changed.
-#[derive(Clone, Copy)]
-struct How {
-    partial: Partial,
-    break_groups: bool,
-    sure: u64,
+/// Leaves get other permissions.
+struct Protect<'a> {
+    clear: u64,
+    set: u64,
+    features: &'a Features,
 }
 
-impl How {
-    const fn new(partial: Partial) -> Self {
-        Self {
-            partial,
-            break_groups: true,
-            sure: 0,
+impl Alter for Protect<'_> {
+    #[inline]
+    fn alter(&mut self, leaf: Desc) -> Desc {
+        leaf.without(self.clear).with(self.set)
+    }
+
+    #[inline]
+    fn before<T: Maintenance>(&mut self, maint: &mut T, old: Desc, new: Desc) {
+        self.features.sync_fetch(maint, old, new);
+    }
+}
+
+impl Features {
+    /// Invalidates instruction caches before a leaf may be fetched from that could
+    /// not be.
+    fn sync_fetch<T: Maintenance>(&self, maint: &mut T, old: Desc, new: Desc) {
+        if !self.dic && gains_execute(old, new, self.xnx) {
+            maint.cache(CacheOp::InvalidateInstructions);
+        }
+    }
+}
+
+impl<M: TableMem> Core<M> {
+    /// The leaf of one address.
+    fn leaf(&self, ia: Ia) -> Result<Slot<M::Table>, Error> {
+        let slot = self.walk_to(self.shape.check(ia)?, Level::L3);
+        match slot.kind(&self.shape) {
+            Kind::Leaf => Ok(slot),
+            kind if kind.is_frozen() => Err(Error::Busy),
+            _ => Err(Error::Missing { level: slot.level }),
         }
     }
 }
@@ -59,8 +74,9 @@ impl<M: TableMem> Stage2<M> {
     /// # let (mut tree, mut cpu) = mapped();
     /// # let all = &mut Budget::unlimited();
     /// let (ipa, size) = (Ipa::new(0x4000_0000), 2 << 20);
+    /// let range = Sweep::new(ipa, size).partial(Partial::Split);
     /// let read_only = Permissions { access: Access::Read, execute: Execute::Never };
-    /// tree.protect(&mut cpu, ipa, size, read_only, Partial::Split, Flush::Now, all)?;
+    /// tree.protect(&mut cpu, range, read_only, all)?;
     /// let (_, attrs) = tree.translate(ipa).expect("mapped");
     /// assert_eq!((attrs.access, attrs.execute), (Access::Read, Execute::Never));
     /// # let _ = (&mut tree, &mut cpu, all);
@@ -70,15 +86,11 @@ impl<M: TableMem> Stage2<M> {
     /// # Errors
     /// `Range`, `Align`, `Attributes` at once; `InsideBlock`, `NoMem` (to
     /// split), `Busy` where it stopped.
-    #[allow(clippy::too_many_arguments)]
     pub fn protect<T: Maintenance>(
         &self,
         maint: &mut T,
-        ipa: Ipa,
-        size: u64,
+        range: Sweep<'_>,
         permissions: Permissions,
-        partial: Partial,
-        flush: Flush<'_>,
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
         let attrs = Attrs {
@@ -86,105 +98,17 @@ impl<M: TableMem> Stage2<M> {
             execute: permissions.execute,
             ..Attrs::MEMORY
         };
-        let bits = self
-            .geometry
-            .encode_attrs(attrs)
-            .map_err(|why| Stopped { why, next: ipa })?
-            & (S2AP_READ | S2AP_WRITE | XN);
-        let keeps_dbm = bits & S2AP_WRITE != 0;
-        let clear = S2AP_READ | S2AP_WRITE | XN | if keeps_dbm { 0 } else { DBM };
-        let core = &self.core;
-        let instructions = !core.dic;
-        let before = |maint: &mut T, _, old, new| {
-            if instructions && gains_execute(old, new, core.xnx) {
-                maint.cache(CacheOp::InvalidateInstructions);
-            }
+        let bits = self.geometry.encode_attrs(attrs);
+        let bits = bits.map_err(Stopped::at(range.ipa))?;
+        let rights = S2AP_READ | S2AP_WRITE | XN;
+        let keeps_dbm = bits.has(S2AP_WRITE);
+        let change = Protect {
+            clear: rights | if keeps_dbm { 0 } else { DBM },
+            set: bits.raw() & rights,
+            features: &self.core.features,
         };
-        let how = How::new(partial);
-        let change = |raw| raw & !clear | bits;
-        let told = |_, _, _| ();
-        self.change::<false, T>(maint, ipa, size, how, flush, budget, change, before, told)
-            .map(|(next, _)| next)
-    }
-
-    /// Takes the right to write from all leaves of a range; blocks that it
-    /// covers in part lose it whole. For dirty logging by faults.
-    ///
-    /// ```
-    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
-    /// # use {example::*, pgtable::*};
-    /// # let (mut tree, mut cpu) = mapped();
-    /// # let all = &mut Budget::unlimited();
-    /// tree.write_protect(&mut cpu, Ipa::new(0x4000_0000), 2 << 20, Flush::Now, all)?;
-    /// // The next write faults, is logged, and may go on.
-    /// let more = Permissions { access: Access::ReadWrite, execute: Execute::All };
-    /// tree.relax(&mut cpu, Ipa::new(0x4000_5678), more)?;
-    /// # let _ = (&mut tree, &mut cpu, all);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    /// `Range`, `Align` at once; `Busy` where it stopped.
-    pub fn write_protect<T: Maintenance>(
-        &self,
-        maint: &mut T,
-        ipa: Ipa,
-        size: u64,
-        flush: Flush<'_>,
-        budget: &mut Budget,
-    ) -> Result<Ipa, Stopped<Ipa>> {
-        let clear = S2AP_WRITE | DBM;
-        let how = How::new(Partial::DropWhole);
-        let change = |raw| raw & !clear;
-        let (before, told) = (|_: &mut T, _, _, _| (), |_, _, _| ());
-        self.change::<false, T>(maint, ipa, size, how, flush, budget, change, before, told)
-            .map(|(next, _)| next)
-    }
-
-    /// Changes leaves of a range and flushes as told.
-    #[allow(clippy::too_many_arguments)]
-    #[inline]
-    fn change<const SURE: bool, T: Maintenance>(
-        &self,
-        maint: &mut T,
-        ipa: Ipa,
-        size: u64,
-        how: How,
-        flush: Flush<'_>,
-        budget: &mut Budget,
-        change: impl Fn(u64) -> u64,
-        before: impl FnMut(&mut T, i8, u64, u64),
-        changed: impl FnMut(u64, i8, u64),
-    ) -> Result<(Ipa, u64), Stopped<Ipa>> {
-        let core = &self.core;
-        let end = core
-            .shape
-            .check_ia(ipa.get(), size)
-            .map_err(|why| Stopped { why, next: ipa })?;
-        let mut job = ChangeJob {
-            start: ipa.get(),
-            end,
-            partial: how.partial,
-            break_groups: how.break_groups,
-            sure: how.sure,
-            count: 0,
-        };
-        let mut now = Pending::new();
-        let (pending, at_once) = match flush {
-            Flush::Now => (&mut now, true),
-            Flush::Later(gather) if !gather.is_of(self.vttbr()) => {
-                let why = Error::OtherTree;
-                return Err(Stopped { why, next: ipa });
-            }
-            Flush::Later(gather) => (&mut gather.pending, false),
-        };
-        let result = core.change_leaves::<false, SURE, T>(
-            maint, pending, &mut job, budget, change, before, changed,
-        );
-        if at_once {
-            let _done: Synced = sync::sync(maint, &core.tlb, &now);
-        }
-        typed(result).map(|next| (next, job.count))
+        let done = self.sweep(maint, range, change, budget)?;
+        Ok(done.0)
     }
 
     /// Adds permissions to the leaf of one IPA after a permission fault, and
@@ -198,7 +122,7 @@ impl<M: TableMem> Stage2<M> {
     /// # let (mut tree, mut cpu) = mapped();
     /// # let all = &mut Budget::unlimited();
     /// let ipa = Ipa::new(0x4000_0000);
-    /// tree.write_protect(&mut cpu, ipa, 4096, Flush::Now, all)?;
+    /// tree.write_protect(&mut cpu, Sweep::new(ipa, 4096), all)?;
     /// let more = Permissions { access: Access::ReadWrite, execute: Execute::Never };
     /// tree.relax(&mut cpu, ipa, more)?;
     /// let (_, attrs) = tree.translate(ipa).expect("mapped");
@@ -216,160 +140,38 @@ impl<M: TableMem> Stage2<M> {
         permissions: Permissions,
     ) -> Result<(), Error> {
         let core = &self.core;
-        if ipa.get() >= core.shape.ia_end() {
-            return Err(Error::Range);
+        let mut slot = core.leaf(ipa.into())?;
+        loop {
+            let new = self.relaxed(slot.desc, permissions)?;
+            if slot.desc.has(CONTIGUOUS) && !new.is_like(slot.desc, AF) {
+                core.work(maint).break_group(&mut slot)?;
+            } else {
+                if new != slot.desc {
+                    core.features.sync_fetch(maint, slot.desc, new);
+                }
+                if new == slot.desc || core.swap(&slot, new) {
+                    break;
+                }
+            }
+            slot = core.leaf(ipa.into())?;
         }
-        let more = Attrs {
-            access: permissions.access,
+        // What this CPU holds may be smaller than the leaf, where it faulted.
+        let page = core.shape.span(Level::L3);
+        sync::sync_local(maint, &core.tlb, ipa.floor(page).into(), slot.level);
+        Ok(())
+    }
+
+    /// The leaf with more permissions, and young.
+    fn relaxed(&self, leaf: Desc, more: Permissions) -> Result<Desc, Error> {
+        let now = self.geometry.decode_attrs(leaf);
+        let attrs = self.geometry.encode_attrs(Attrs {
+            access: more.access,
+            execute: union(now.execute, more.execute),
             age: Age::Young,
             ..Attrs::MEMORY
-        };
-        let add = self.geometry.encode_attrs(more)? & (S2AP_READ | S2AP_WRITE | AF);
-        // What this CPU holds may be smaller than the leaf, where it faulted.
-        let page = ipa.get() & !core.shape.page_mask();
-        loop {
-            let mut slot = core.walk_to(ipa.get(), 3);
-            if format::is_frozen(slot.raw) {
-                return Err(Error::Busy);
-            }
-            if !format::is_leaf(slot.raw, slot.level) {
-                return Err(Error::Missing {
-                    level: crate::shape::Shape::level(slot.level),
-                });
-            }
-            let now = self.geometry.decode_attrs(slot.raw).execute;
-            let execute = Attrs {
-                execute: union(now, permissions.execute),
-                ..Attrs::MEMORY
-            };
-            let new = slot.raw & !XN | add | (self.geometry.encode_attrs(execute)? & XN);
-            if new != slot.raw {
-                if slot.raw & format::CONTIGUOUS != 0 && (new ^ slot.raw) & !AF != 0 {
-                    core.break_group(maint, &mut slot, ipa.get())?;
-                    continue;
-                }
-                if !core.dic && gains_execute(slot.raw, new, core.xnx) {
-                    maint.cache(CacheOp::InvalidateInstructions);
-                }
-                if core.mem.cas(slot.table, slot.index, slot.raw, new).is_err() {
-                    continue;
-                }
-            }
-            sync::sync_local(maint, &core.tlb, page, slot.level);
-            return Ok(());
-        }
-    }
-
-    /// Flushes what was gathered, on all CPUs, and waits for it.
-    ///
-    /// ```
-    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
-    /// # use {example::*, pgtable::*};
-    /// # let (mut tree, mut cpu) = mapped();
-    /// # let all = &mut Budget::unlimited();
-    /// let mut gather = tree.gather();
-    /// for page in [0x4000_0000, 0x4000_8000] {
-    ///     tree.write_protect(&mut cpu, Ipa::new(page), 4096, Flush::Later(&mut gather), all)?;
-    /// }
-    /// let _proof = tree.sync(&mut cpu, gather); // Both, with one invalidation.
-    /// # let _ = (&mut tree, &mut cpu, all);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    /// The gather, unsynced, if it is another tree's.
-    // It comes back by value: what it holds is still to be invalidated.
-    #[allow(clippy::result_large_err)]
-    pub fn sync<T: Maintenance>(&self, maint: &mut T, gather: Gather) -> Result<Synced, Gather> {
-        if !gather.is_of(self.vttbr()) {
-            return Err(gather);
-        }
-        Ok(self.core.flush(maint, gather))
-    }
-
-    /// Counts the leaves of a range whose access flag is set.
-    ///
-    /// ```
-    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
-    /// # use {example::*, pgtable::*};
-    /// # let (mut tree, mut cpu) = mapped();
-    /// # let all = &mut Budget::unlimited();
-    /// let (next, young) = tree.count_young(&mut cpu, Ipa::new(0x4000_0000), 2 << 20, all)?;
-    /// assert_eq!((next, young), (Ipa::new(0x4020_0000), 512));
-    /// # let _ = (&mut tree, &mut cpu, all);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    /// `Range`, `Align` at once; `Busy` where it stopped.
-    pub fn count_young<T: Maintenance>(
-        &self,
-        maint: &mut T,
-        ipa: Ipa,
-        size: u64,
-        budget: &mut Budget,
-    ) -> Result<(Ipa, u64), Stopped<Ipa>> {
-        let young = core::cell::Cell::new(0u64);
-        let count = |raw: u64| {
-            young.set(young.get() + u64::from(raw & AF != 0));
-            raw
-        };
-        let how = How {
-            break_groups: false,
-            ..How::new(Partial::DropWhole)
-        };
-        let (before, told) = (|_: &mut T, _, _, _| (), |_, _, _| ());
-        let (next, _) = self.change::<false, T>(
-            maint,
-            ipa,
-            size,
-            how,
-            Flush::Now,
-            budget,
-            count,
-            before,
-            told,
-        )?;
-        Ok((next, young.get()))
-    }
-
-    /// Clears the access flag of all leaves of a range and counts those that
-    /// had it. TLBs may go on using a leaf without setting the flag again
-    /// until the gather is synced; a caller that only wants a statistic may
-    /// sync rarely.
-    ///
-    /// ```
-    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
-    /// # use {example::*, pgtable::*};
-    /// # let (mut tree, mut cpu) = mapped();
-    /// # let all = &mut Budget::unlimited();
-    /// let (ipa, size) = (Ipa::new(0x4000_0000), 2 << 20);
-    /// let (_, were) = tree.clear_young(&mut cpu, ipa, size, Flush::Now, all)?;
-    /// tree.mark_young(&mut cpu, ipa)?; // By an access flag fault, or by hardware.
-    /// let (_, are) = tree.count_young(&mut cpu, ipa, size, all)?;
-    /// assert_eq!((were, are), (512, 1));
-    /// # let _ = (&mut tree, &mut cpu, all);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    /// `Range`, `Align` at once; `Busy` where it stopped.
-    pub fn clear_young<T: Maintenance>(
-        &self,
-        maint: &mut T,
-        ipa: Ipa,
-        size: u64,
-        flush: Flush<'_>,
-        budget: &mut Budget,
-    ) -> Result<(Ipa, u64), Stopped<Ipa>> {
-        let how = How {
-            break_groups: false,
-            sure: AF,
-            ..How::new(Partial::DropWhole)
-        };
-        let old = |raw| raw & !AF;
-        let (before, told) = (|_: &mut T, _, _, _| (), |_, _, _| ());
-        self.change::<true, T>(maint, ipa, size, how, flush, budget, old, before, told)
+        })?;
+        let add = attrs.raw() & (S2AP_READ | S2AP_WRITE | XN | AF);
+        Ok(leaf.without(XN).with(add))
     }
 
     /// Sets the access flag of the leaf of one IPA after an access flag
@@ -380,7 +182,7 @@ impl<M: TableMem> Stage2<M> {
     /// # use {example::*, pgtable::*};
     /// # let (mut tree, mut cpu) = mapped();
     /// # let all = &mut Budget::unlimited();
-    /// tree.clear_young(&mut cpu, Ipa::new(0x4000_0000), 4096, Flush::Now, all)?;
+    /// tree.clear_young(&mut cpu, Sweep::new(Ipa::new(0x4000_0000), 4096), all)?;
     /// tree.mark_young(&mut cpu, Ipa::new(0x4000_0123))?;
     /// assert_eq!(tree.translate(Ipa::new(0x4000_0000)).expect("mapped").1.age, Age::Young);
     /// # let _ = (&mut tree, &mut cpu, all);
@@ -391,98 +193,19 @@ impl<M: TableMem> Stage2<M> {
     /// `Range`; `Missing` where no leaf stands; `Busy`.
     pub fn mark_young<T: Maintenance>(&self, maint: &mut T, ipa: Ipa) -> Result<(), Error> {
         let core = &self.core;
-        if ipa.get() >= core.shape.ia_end() {
-            return Err(Error::Range);
-        }
         loop {
-            let slot = core.walk_to(ipa.get(), 3);
-            if format::is_frozen(slot.raw) {
-                return Err(Error::Busy);
-            }
-            if !format::is_leaf(slot.raw, slot.level) {
-                return Err(Error::Missing {
-                    level: crate::shape::Shape::level(slot.level),
-                });
-            }
-            let new = slot.raw | AF;
-            if new == slot.raw || core.mem.cas(slot.table, slot.index, slot.raw, new).is_ok() {
-                sync::publish(maint, &core.tlb);
+            let slot = core.leaf(ipa.into())?;
+            if slot.desc.has(AF) || core.swap(&slot, slot.desc.with(AF)) {
+                core.work(maint).publish();
                 return Ok(());
             }
         }
     }
-
-    /// Starts or restarts dirty tracking by hardware in a range: writable
-    /// leaves become read-only with DBM, so that a write sets S2AP\[1\]
-    /// again. `dirty` is told of leaves that had DBM and were written: their
-    /// IPA and size. With `Flush::Later` a write that goes through a stale
-    /// TLB entry is in no log until the sync.
-    ///
-    /// ```
-    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
-    /// # use {example::*, pgtable::*};
-    /// # let (mut tree, mut cpu) = mapped();
-    /// # let all = &mut Budget::unlimited();
-    /// let (ipa, size) = (Ipa::new(0x4000_0000), 2 << 20);
-    /// // The first harvest begins: from here on hardware marks what is written.
-    /// tree.harvest_dirty(&mut cpu, ipa, size, Flush::Now, all, |_, _| ())?;
-    /// let mut dirty = Vec::new();
-    /// tree.harvest_dirty(&mut cpu, ipa, size, Flush::Now, all, |at, bytes| dirty.push((at, bytes)))?;
-    /// assert!(dirty.is_empty()); // Nobody wrote.
-    /// # let _ = (&mut tree, &mut cpu, all);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    /// `Attributes` without FEAT_HAFDBS dirty state; else as
-    /// [`write_protect`](Self::write_protect).
-    pub fn harvest_dirty<T: Maintenance>(
-        &self,
-        maint: &mut T,
-        ipa: Ipa,
-        size: u64,
-        flush: Flush<'_>,
-        budget: &mut Budget,
-        mut dirty: impl FnMut(Ipa, u64),
-    ) -> Result<Ipa, Stopped<Ipa>> {
-        if !self.geometry.features().hw_dirty {
-            return Err(Stopped {
-                why: Error::Attributes,
-                next: ipa,
-            });
-        }
-        let shape = &self.core.shape;
-        let how = How::new(Partial::DropWhole);
-        let clean = |raw| {
-            if raw & S2AP_WRITE != 0 {
-                (raw & !S2AP_WRITE) | DBM
-            } else {
-                raw
-            }
-        };
-        let told = |at, level, old| {
-            if old & DBM != 0 {
-                dirty(Ipa::new(at), 1 << shape.shift(level));
-            }
-        };
-        self.change::<false, T>(
-            maint,
-            ipa,
-            size,
-            how,
-            flush,
-            budget,
-            clean,
-            |_, _, _, _| (),
-            told,
-        )
-        .map(|(next, _)| next)
-    }
 }
 
 /// True when `new` may be fetched from where `old` could not.
-fn gains_execute(old: u64, new: u64, xnx: bool) -> bool {
-    let who = |raw: u64| match ((raw & XN) >> format::XN_SHIFT, xnx) {
+fn gains_execute(old: Desc, new: Desc, xnx: bool) -> bool {
+    let who = |leaf: Desc| match ((leaf.raw() & XN) >> XN_SHIFT, xnx) {
         (0b00, _) | (0b01, false) => 0b11,
         (0b01, true) => 0b01,
         (0b11, true) => 0b10,

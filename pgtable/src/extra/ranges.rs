@@ -1,15 +1,14 @@
-//! Ranges mapped over others, unmapped beside other CPUs, and annotated.
+//! Ranges mapped over others, annotated, and unmapped beside other CPUs.
 
-use crate::addr::{Ipa, Pa};
+use crate::addr::Ipa;
 use crate::error::{Budget, Stopped};
 use crate::format::Annotation;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::sink::LeafSink;
-use crate::stage2::{Map, Stage2};
+use crate::stage2::{Map, Stage2, Unmap};
 use crate::sync::Synced;
 use crate::tree::{Exclusive, Shared};
-use crate::unmap::{Partial, UnmapJob};
 
 impl Map {
     /// What is left of it from `next` on, where a call came to: for the next
@@ -25,9 +24,36 @@ impl Map {
         let done = next.get().saturating_sub(self.ipa.get());
         let done = if done < self.size { done } else { self.size };
         Self {
-            ipa: Ipa::new(self.ipa.get() + done),
-            pa: Pa::new(self.pa.get() + done),
+            ipa: self.ipa.plus(done),
+            pa: self.pa.plus(done),
             size: self.size - done,
+            ..self
+        }
+    }
+}
+
+impl Unmap {
+    /// The same, which leaves `annotation` at the largest entries that stand inside
+    /// the range.
+    ///
+    /// ```
+    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
+    /// # use {example::*, pgtable::*};
+    /// # let (mut tree, mut cpu) = mapped();
+    /// # let all = &mut Budget::unlimited();
+    /// let (ipa, owner) = (Ipa::new(0x4000_2000), Annotation::new(7 << 12).expect("bits 1:0 are 0"));
+    /// tree.unmap(&mut cpu, &Unmap::new(ipa, 4096).leaving(owner), &mut Ignore, all)?;
+    /// assert_eq!(tree.lookup(ipa)?.entry, Entry::Invalid(owner));
+    /// // Not to be mapped by accident.
+    /// let page = Map::new(ipa, Pa::new(0x9000_0000), 4096, Attrs::MEMORY);
+    /// assert!(tree.map(&mut cpu, &page, all).is_err());
+    /// tree.map(&mut cpu, &page.over(Over::Invalid), all)?;
+    /// # let _ = (&mut tree, &mut cpu, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub const fn leaving(self, annotation: Annotation) -> Self {
+        Self {
+            leave: annotation,
             ..self
         }
     }
@@ -77,8 +103,9 @@ impl<M: TableMem> Stage2<M> {
     /// # use {example::*, pgtable::*};
     /// # let (mut tree, mut cpu) = mapped();
     /// # let all = &mut Budget::unlimited();
-    /// let (ipa, size) = (Ipa::new(0x4000_0000), 2 << 20);
-    /// tree.unmap_leaves(&mut cpu, ipa, size, Partial::Refuse, &mut Ignore, all)?;
+    /// let ipa = Ipa::new(0x4000_0000);
+    /// let range = Unmap::new(ipa, 2 << 20).partial(Partial::Refuse);
+    /// tree.unmap_leaves(&mut cpu, &range, &mut Ignore, all)?;
     /// assert_eq!(tree.translate(ipa), None);
     /// // Its table is still there.
     /// assert_eq!(tree.lookup(ipa)?.level, Level::L3);
@@ -91,53 +118,11 @@ impl<M: TableMem> Stage2<M> {
     pub fn unmap_leaves<T: Maintenance, S: LeafSink>(
         &self,
         maint: &mut T,
-        ipa: Ipa,
-        size: u64,
-        partial: Partial,
+        range: &Unmap,
         sink: &mut S,
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
-        let job = self.unmap_job(ipa, size, partial)?;
-        self.clear::<Shared, _, _>(maint, sink, job, budget)
-    }
-
-    /// Removes what a range maps and leaves `annotation` there, at the
-    /// largest entries that stand inside the range.
-    ///
-    /// ```
-    /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
-    /// # use {example::*, pgtable::*};
-    /// # let (mut tree, mut cpu) = mapped();
-    /// # let all = &mut Budget::unlimited();
-    /// let (ipa, owner) = (Ipa::new(0x4000_2000), Annotation::new(7 << 12).expect("bits 1:0 are 0"));
-    /// tree.annotate(&mut cpu, ipa, 4096, owner, Partial::Split, &mut Ignore, all)?;
-    /// assert_eq!(tree.lookup(ipa)?.entry, Entry::Invalid(owner));
-    /// // Not to be mapped by accident.
-    /// let page = Map::new(ipa, Pa::new(0x9000_0000), 4096, Attrs::MEMORY);
-    /// assert!(tree.map(&mut cpu, &page, all).is_err());
-    /// tree.map(&mut cpu, &page.over(Over::Invalid), all)?;
-    /// # let _ = (&mut tree, &mut cpu, all);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`unmap`](Self::unmap).
-    #[allow(clippy::too_many_arguments)]
-    pub fn annotate<T: Maintenance, S: LeafSink>(
-        &mut self,
-        maint: &mut T,
-        ipa: Ipa,
-        size: u64,
-        annotation: Annotation,
-        partial: Partial,
-        sink: &mut S,
-        budget: &mut Budget,
-    ) -> Result<Ipa, Stopped<Ipa>> {
-        let job = UnmapJob {
-            blank: annotation.get(),
-            ..self.unmap_job(ipa, size, partial)?
-        };
-        self.clear::<Exclusive, _, _>(maint, sink, job, budget)
+        self.unmap_with::<Shared, _, _>(maint, range, sink, budget)
     }
 
     /// Invalidates everything of this VMID on all CPUs: before a VMID is
@@ -154,6 +139,6 @@ impl<M: TableMem> Stage2<M> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn invalidate_all<T: Maintenance>(&self, maint: &mut T) -> Synced {
-        self.core.sync_all(maint)
+        self.core.work(maint).sync_all()
     }
 }

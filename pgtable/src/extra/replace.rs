@@ -5,90 +5,80 @@
 //! block first, so that whatever is done at once is one table. These blocks
 //! are the mapping's own: nobody is told of them.
 
+use crate::addr::Level;
+use crate::desc::{AF, CONTIGUOUS, Desc, Kind, MEMATTR, SH, TYPE};
 use crate::error::Error;
-use crate::format::{self, AF, CONTIGUOUS};
 use crate::maintenance::Maintenance;
-use crate::map::{Mapping, Place};
+use crate::map::{Mapping, Place, Step};
 use crate::mem::TableMem;
 use crate::plan::Pending;
 use crate::release::{CleanAndTell, Cut, Release, Row, Tell};
 use crate::shape::Shape;
 use crate::sink::{LeafSink, RemovedRun};
-use crate::sync::{self, Synced};
-use crate::tree::{Access, Slot};
+use crate::sync::Synced;
+use crate::tree::{Access, Core};
 
 impl<M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'_, M, T, S, A> {
-    /// Puts leaves over a leaf or a table. Returns how many entries are done,
-    /// 0 when the budget ended; `None`: look again.
-    pub(crate) fn replace(&mut self, place: &mut Place<M::Table>) -> Result<Option<usize>, Error> {
-        let core = self.core;
-        let (old, level) = (place.slot.raw, place.slot.level);
-        let table = format::is_table(old, level);
+    /// Puts leaves over a leaf or a table.
+    pub(crate) fn replace(&mut self, place: &mut Place<M::Table>) -> Result<Step, Error> {
+        let core = self.work.core;
+        let slot = &mut place.slot;
+        let (desc, level) = (slot.desc, slot.level);
+        let table = desc.is_table(level);
         if place.later && (table || self.job.clean_old) && self.budget.is_spent() {
-            return Ok(Some(0));
+            return Ok(Step::Spent);
         }
         if table {
             if !A::ALONE {
-                return Err(Error::NeedsExclusive {
-                    level: Shape::level(level),
-                });
+                return Err(Error::NeedsExclusive { level });
             }
-            if level < 2 && !self.flatten(place)? {
-                return Ok(Some(0));
+            if level < Level::L2 && !self.flatten(place)? {
+                return Ok(Step::Spent);
             }
-        } else if old & CONTIGUOUS != 0 {
-            core.break_group(self.maint, &mut place.slot, place.ia)?;
-            return Ok(None);
-        } else if !core.needs_break(old, place.leaf) {
-            let slot = &place.slot;
-            if core
-                .mem
-                .cas(slot.table, slot.index, old, place.leaf)
-                .is_err()
-            {
-                return Ok(None);
+        } else if desc.has(CONTIGUOUS) {
+            self.work.break_group(slot)?;
+            return Ok(Step::Again);
+        } else if !core.shape.needs_break(desc, place.leaf) {
+            if !core.swap(slot, place.leaf) {
+                return Ok(Step::Again);
             }
-            let end = place.ia + (1 << slot.shift);
-            let pending = self.changes.pending();
-            pending.leaves(&core.shape, place.ia, end, level);
-            return Ok(Some(1));
+            let pending = self.work.changes.pending();
+            pending.leaves(&core.shape, slot.extent(), level);
+            return Ok(Step::Done(1));
         }
-        let done = self.exchange(place);
-        // None: hardware has marked the first one in between.
-        Ok((done > 0).then_some(done))
+        Ok(match self.exchange(place) {
+            // Hardware has marked the first one in between.
+            0 => Step::Again,
+            done => Step::Done(done),
+        })
     }
 
     /// Makes blocks of the tables in the table at `place`, as they will be
     /// parts of its leaf. False when the budget ended before.
     fn flatten(&mut self, place: &Place<M::Table>) -> Result<bool, Error> {
-        let core = self.core;
-        let first = core.child(&place.slot, place.slot.base(place.ia));
-        let attrs = place.leaf & !(format::TYPE | core.shape.oa_mask());
-        let oa = format::leaf_oa(&core.shape, place.leaf, place.slot.level);
+        let core = self.work.core;
+        let shape = &core.shape;
+        let first = core.child(&place.slot, place.slot.ia);
+        let attrs = place.leaf.without(TYPE | shape.oa_mask());
+        let pa = place.leaf.leaf_pa(shape, place.slot.level);
         let mut worked = false;
-        for index in 0..core.shape.table_entries() {
-            let slot = Slot {
-                index,
-                raw: core.mem.load(first.table, index),
-                ..first
-            };
-            if !format::is_table(slot.raw, slot.level) {
+        for index in 0..shape.table_entries() {
+            let slot = first.after(index, core.load(first.table, index));
+            if !slot.desc.is_table(slot.level) {
                 continue;
             }
             if worked && self.budget.is_spent() {
                 return Ok(false);
             }
             worked = true;
-            let offset = (index as u64) << slot.shift;
-            let leaf = core.shape.encode_oa(oa + offset);
+            let pa = pa.plus(slot.ia.since(place.slot.ia));
             let mut below = Place {
                 slot,
-                ia: place.ia + offset,
-                leaf: attrs | leaf | format::leaf_type(slot.level),
+                leaf: attrs.leaf(shape, pa, slot.level),
                 count: 1,
                 later: false,
             };
-            if self.replace(&mut below)? == Some(0) {
+            if self.replace(&mut below)? == Step::Spent {
                 return Ok(false);
             }
         }
@@ -98,98 +88,104 @@ impl<M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'_, M, T, S, A
     /// Break-before-make of neighbouring leaves or tables, with one
     /// invalidation for all. Returns how many.
     fn exchange(&mut self, place: &Place<M::Table>) -> usize {
-        let core = self.core;
+        let core = self.work.core;
         let slot = &place.slot;
-        let level = slot.level;
-        let step = 1u64 << slot.shift;
-        let tables = format::is_table(slot.raw, level);
         let mut pending = Pending::new();
-        let mut broken = 0;
-        let mut more = 0;
-        let mut leaf = place.leaf;
-        let costs = tables || self.job.clean_old;
-        while broken < place.count && !(broken > 0 && costs && self.budget.is_spent()) {
-            let index = slot.index + broken;
-            let old = core.mem.load(slot.table, index);
-            let at = place.ia + ((broken as u64) << slot.shift);
-            // The run ends where something else begins, or a table of tables.
-            let same = if tables {
-                format::is_table(old, level) && (broken == 0 || level == 2)
-            } else {
-                format::is_leaf(old, level) && old & CONTIGUOUS == 0 && core.needs_break(old, leaf)
-            };
-            let frozen = format::freeze(old, level);
-            if !same || core.mem.cas(slot.table, index, old, frozen).is_err() {
-                break;
-            }
-            if tables {
-                more -= 1;
-                pending.table(at, at + step, core.shape.page_bits());
-                self.budget
-                    .spend(core.table_units::<Tell<'_, S>>(level + 1));
-            } else {
-                more -= core.counting.of(old);
-                pending.leaves(&core.shape, at, at + step, level);
-            }
-            if self.job.clean_old {
-                self.budget.spend_bytes(step);
-            }
-            broken += 1;
-            leaf = leaf.wrapping_add(step);
-        }
+        let (broken, counted) = self.break_row(place, &mut pending);
         if broken == 0 {
             return 0;
         }
-        let done = sync::sync(self.maint, &core.tlb, &pending);
+        let done = self.work.sync(&pending);
         let new = core.counting.of(place.leaf) * broken as i32;
-        core.add_count(slot.pa, more + new);
+        core.add_count(slot.pa, new - counted);
+        let pa = place.leaf.leaf_pa(&core.shape, slot.level);
         if self.job.clean_old {
-            let oa = format::leaf_oa(&core.shape, place.leaf, level);
             let mut out = CleanAndTell {
-                fwb: core.fwb,
-                maint: &mut *self.maint,
+                features: &core.features,
+                maint: &mut *self.work.maint,
                 sink: &mut *self.sink,
-                stays: Some(oa.wrapping_sub(place.ia)),
+                stays: Some(slot.ia.to(pa)),
             };
             core.install(&mut out, place, broken, &done);
         } else {
             core.install(&mut Tell(&mut *self.sink), place, broken, &done);
         }
-        sync::publish(self.maint, &core.tlb);
+        self.work.publish();
         broken
+    }
+
+    /// Freezes neighbouring leaves or tables, as many as are alike in that and for
+    /// which the budget is enough. Returns how many, and how many of them counted.
+    fn break_row(&mut self, place: &Place<M::Table>, pending: &mut Pending) -> (usize, i32) {
+        let core = self.work.core;
+        let level = place.slot.level;
+        let tables = place.slot.desc.is_table(level);
+        let costs = tables || self.job.clean_old;
+        let mut leaf = place.leaf;
+        let mut broken = 0;
+        let mut counted = 0;
+        while broken < place.count && !(broken > 0 && costs && self.budget.is_spent()) {
+            let index = place.slot.index + broken;
+            let slot = place.slot.after(broken, core.load(place.slot.table, index));
+            // The run ends where something else begins, or a table of tables.
+            let same = match slot.kind(&core.shape) {
+                Kind::Table(_) => tables && (broken == 0 || level == Level::L2),
+                Kind::Leaf => {
+                    !tables && !slot.desc.has(CONTIGUOUS) && core.shape.needs_break(slot.desc, leaf)
+                }
+                _ => false,
+            };
+            if !same || !core.swap(&slot, slot.desc.freeze(level)) {
+                break;
+            }
+            counted += core.counting.of(slot.desc);
+            if tables {
+                pending.table(slot.extent(), core.shape.page_bits());
+                let units = core.table_units::<Tell<'_, S>>(level.down());
+                self.budget.spend(units);
+            } else {
+                pending.leaves(&core.shape, slot.extent(), level);
+            }
+            if self.job.clean_old {
+                self.budget.spend_bytes(slot.size());
+            }
+            broken += 1;
+            leaf = leaf.plus(slot.size());
+        }
+        (broken, counted)
     }
 }
 
 /// Leaves are released unless the mapping says the same of them.
 struct Others<'a, R> {
     out: &'a mut R,
-    /// Output minus input address of the mapping.
+    /// How far output is above input in the mapping.
     offset: u64,
-    /// The bits in which its leaves are alike, and which those are.
-    alike: (u64, u64),
+    /// A leaf of it, and the bits in which they differ or may.
+    like: Desc,
+    ignored: u64,
 }
 
 impl<R: Release> Release for Others<'_, R> {
     const WANTS: bool = R::WANTS;
 
     fn run(&mut self, run: RemovedRun) {
-        let (attrs, mask) = self.alike;
-        let offset = run.pa().get().wrapping_sub(run.ia());
-        if offset != self.offset || (run.raw() ^ attrs) & mask != 0 {
+        if run.offset() != self.offset || !run.desc().is_like(self.like, self.ignored) {
             self.out.run(run);
         }
     }
 }
 
-impl<M: TableMem> crate::tree::Core<M> {
+impl Shape {
     /// True when going from `old` to `new`, both valid leaves of one level,
     /// demands break-before-make: spec 1.8.
     #[inline]
-    pub(crate) fn needs_break(&self, old: u64, new: u64) -> bool {
-        let rule = self.shape.oa_mask() | format::MEMATTR | format::SH | CONTIGUOUS;
-        (old ^ new) & rule != 0
+    fn needs_break(&self, old: Desc, new: Desc) -> bool {
+        !old.is_like(new, !(self.oa_mask() | MEMATTR | SH | CONTIGUOUS))
     }
+}
 
+impl<M: TableMem> Core<M> {
     /// Puts new leaves in the place of `count` neighbouring entries that this
     /// CPU holds frozen and no TLB knows, and releases what they were. The
     /// hole that a guest may meet ends before that.
@@ -200,38 +196,30 @@ impl<M: TableMem> crate::tree::Core<M> {
         count: usize,
         done: &Synced,
     ) {
-        let slot = &place.slot;
-        let (level, step) = (slot.level, 1u64 << slot.shift);
+        let (shape, level) = (&self.shape, place.slot.level);
         let mut row = Row::of(level);
         for put in 0..count {
-            let index = slot.index + put;
-            let offset = step.wrapping_mul(put as u64);
-            let at = place.ia.wrapping_add(offset);
-            let held = self.mem.load(slot.table, index);
-            let leaf = place.leaf.wrapping_add(offset);
-            self.mem.store(slot.table, index, leaf);
-            if format::was_table(held, level) {
-                let table = Cut {
-                    pa: self.shape.decode_oa(held),
-                    level: level + 1,
-                    base: at,
-                };
-                let _spent = if level == 2 {
-                    self.reclaim(table, out, done)
-                } else {
-                    let oa = format::leaf_oa(&self.shape, place.leaf, level);
-                    let mask = !(self.shape.oa_mask() | format::TYPE | AF | CONTIGUOUS);
+            let index = place.slot.index + put;
+            let slot = place.slot.after(put, self.load(place.slot.table, index));
+            let leaf = place.leaf.plus(slot.ia.since(place.slot.ia));
+            self.put(&slot, leaf);
+            match slot.kind(shape) {
+                Kind::FrozenTable(pa) if level == Level::L2 => {
+                    let _spent = self.reclaim(Cut::under(level, slot.ia, pa), out, done);
+                }
+                Kind::FrozenTable(pa) => {
                     let others = &mut Others {
                         out: &mut *out,
-                        offset: oa.wrapping_sub(place.ia),
-                        alike: (place.leaf, mask),
+                        offset: slot.ia.to(leaf.leaf_pa(shape, level)),
+                        like: place.leaf,
+                        ignored: shape.oa_mask() | TYPE | AF | CONTIGUOUS,
                     };
-                    self.reclaim(table, others, done)
-                };
-            } else if R::WANTS {
-                row.leaf(&self.shape, out, at, format::thaw(held, level));
+                    let _spent = self.reclaim(Cut::under(level, slot.ia, pa), others, done);
+                }
+                Kind::FrozenLeaf(leaf) if R::WANTS => row.leaf(shape, out, slot.ia, leaf),
+                _ => (),
             }
         }
-        row.end(&self.shape, out);
+        row.end(shape, out);
     }
 }

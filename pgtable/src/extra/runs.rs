@@ -11,7 +11,7 @@ use crate::sink::{LeafSink, RemovedLeaf, RemovedRun};
 /// # let all = &mut Budget::unlimited();
 /// let mut free = Vec::new();
 /// let mut sink = Runs(|run: RemovedRun| free.push((run.pa(), run.size())));
-/// tree.unmap(&mut cpu, Ipa::new(0x4000_0000), 2 << 20, Partial::Split, &mut sink, all)?;
+/// tree.unmap(&mut cpu, &Unmap::new(Ipa::new(0x4000_0000), 2 << 20), &mut sink, all)?;
 /// assert_eq!(free, [(Pa::new(0x8000_0000), 2 << 20)]); // 512 pages.
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -4,21 +4,32 @@
 //! built before. Neighbouring blocks of one table are broken together, with
 //! one invalidation.
 
-use crate::addr::{Ipa, Level, Pa};
+use crate::addr::{Extent, Ia, Ipa, Level, Pa};
+use crate::desc::{CONTIGUOUS, Desc, Kind};
 use crate::error::{Budget, Error, Stopped};
-use crate::format::{self, CONTIGUOUS};
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
 use crate::release::{Cut, Tell};
-use crate::shape::Shape;
 use crate::sink::Ignore;
 use crate::stage2::{Stage2, typed};
-use crate::sync::{self, Synced};
+use crate::sync::Synced;
 use crate::tree::{Core, Slot};
+use crate::work::Work;
+
+/// A range whose blocks are split.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Split {
+    /// First IPA, page-aligned.
+    pub ipa: Ipa,
+    /// Bytes, a multiple of the page.
+    pub size: u64,
+    /// The level of the leaves that come of it.
+    pub to: Level,
+}
 
 impl<M: TableMem> Stage2<M> {
-    /// Splits all blocks of a range into leaves of level `to`. What they map,
+    /// Splits all blocks of a range into leaves of a level. What they map,
     /// and how, stays. `pages` gives zeroed pages for tables of a level.
     ///
     /// Blocks that the range covers in part are split as far as the range
@@ -34,7 +45,7 @@ impl<M: TableMem> Stage2<M> {
     /// tree.map(&mut cpu, &Map::new(ipa, Pa::new(0x8000_0000), size, Attrs::MEMORY), all)?;
     /// assert_eq!(tree.lookup(ipa)?.level, Level::L2);
     /// let pages = |_level| tree.mem().page();
-    /// tree.split(&mut cpu, ipa, size, Level::L3, pages, all)?;
+    /// tree.split(&mut cpu, &Split { ipa, size, to: Level::L3 }, pages, all)?;
     /// assert_eq!(tree.lookup(ipa)?.level, Level::L3);
     /// assert_eq!(tree.translate(Ipa::new(0x4000_1000)).expect("as before").0, Pa::new(0x8000_1000));
     /// # let _ = (&mut tree, &mut cpu, all);
@@ -48,163 +59,138 @@ impl<M: TableMem> Stage2<M> {
     pub fn split<T: Maintenance>(
         &self,
         maint: &mut T,
-        ipa: Ipa,
-        size: u64,
-        to: Level,
+        blocks: &Split,
         pages: impl FnMut(Level) -> Option<Pa>,
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
+        let &Split { ipa, size, to } = blocks;
         let shape = &self.core.shape;
-        let stop = |why| Stopped { why, next: ipa };
-        let end = shape.check_ia(ipa.get(), size).map_err(stop)?;
+        let range = shape.check_ia(ipa.into(), size);
+        let range = range.map_err(Stopped::at(ipa))?;
         if !shape.leaf_ok(to) {
-            return Err(stop(Error::BlockLevel { level: to }));
+            let (why, next) = (Error::BlockLevel { level: to }, ipa);
+            return Err(Stopped { why, next });
         }
-        let mut job = SplitJob {
-            start: ipa.get(),
-            end,
-            to: to.get(),
-            pages,
-            budget,
+        let splitting = Splitting {
+            work: self.core.work(maint),
+            build: Build {
+                core: &self.core,
+                range,
+                to,
+                pages,
+                budget,
+            },
         };
-        typed(self.core.split_range(maint, &mut job))
+        typed(splitting.run())
     }
 }
 
-/// A range whose blocks become tables down to level `to`, and what that takes.
-struct SplitJob<'a, P> {
-    start: u64,
-    end: u64,
-    to: i8,
+/// Subtrees of blocks, and what they take.
+struct Build<'a, M: TableMem, P> {
+    core: &'a Core<M>,
+    range: Extent,
+    /// Blocks become tables down to this level.
+    to: Level,
     pages: P,
     budget: &'a mut Budget,
 }
 
-impl<M: TableMem> Core<M> {
-    fn split_range<T: Maintenance, P: FnMut(Level) -> Option<Pa>>(
-        &self,
-        maint: &mut T,
-        job: &mut SplitJob<'_, P>,
-    ) -> Result<u64, Stopped<u64>> {
-        let mut ia = job.start;
-        while ia < job.end {
-            let mut slot = self.walk_to(ia, job.to);
-            let stop = |why| Err(Stopped { why, next: ia });
-            if format::is_frozen(slot.raw) {
-                return stop(Error::Busy);
-            }
-            if slot.level < job.to && format::is_leaf(slot.raw, slot.level) {
-                if slot.raw & CONTIGUOUS != 0
-                    && let Err(why) = self.break_group(maint, &mut slot, ia)
-                {
-                    return stop(why);
+/// A split of blocks under way.
+struct Splitting<'a, M: TableMem, T, P> {
+    work: Work<'a, M, T>,
+    build: Build<'a, M, P>,
+}
+
+impl<M: TableMem, T: Maintenance, P: FnMut(Level) -> Option<Pa>> Splitting<'_, M, T, P> {
+    fn run(mut self) -> Result<Ia, Stopped<Ia>> {
+        let core = self.work.core;
+        let Extent { start, end } = self.build.range;
+        let to = self.build.to;
+        let mut ia = start;
+        while ia < end {
+            let mut slot = core.walk_to(ia, to);
+            match slot.kind(&core.shape) {
+                kind if kind.is_frozen() => {
+                    let (why, next) = (Error::Busy, ia);
+                    return Err(Stopped { why, next });
                 }
-                match self.split_run(maint, &slot, ia, job) {
-                    Ok(next) => ia = next,
-                    Err(stopped) => return Err(stopped),
+                Kind::Leaf if slot.level < to => {
+                    if slot.desc.has(CONTIGUOUS) {
+                        self.work.break_group(&mut slot).map_err(Stopped::at(ia))?;
+                    }
+                    ia = self.split_run(&slot, ia)?;
                 }
-            } else {
-                // Fine enough already: all of this table is, at level `to`.
-                let wide = if slot.level == job.to && slot.level > self.shape.start_raw() {
-                    slot.shift + self.shape.stride()
-                } else {
-                    slot.shift
-                };
-                ia = (ia & !((1 << wide) - 1)) + (1 << wide);
-                job.budget.spend(1);
+                _ => {
+                    // Fine enough already: all of this table is, at level `to`.
+                    let wide = if slot.level == to && to > core.shape.start() {
+                        core.shape.span(to.up())
+                    } else {
+                        slot.size()
+                    };
+                    ia = ia.floor(wide).plus(wide);
+                    self.build.budget.spend(1);
+                }
             }
             // A block that was only split on the way down is no address done.
-            if job.budget.is_spent() && ia > job.start {
+            if self.build.budget.is_spent() && ia > start {
                 break;
             }
         }
-        Ok(ia.min(job.end))
+        Ok(ia.min(end))
     }
 
     /// Splits neighbouring blocks of one table. Returns how far it came.
-    fn split_run<T: Maintenance, P: FnMut(Level) -> Option<Pa>>(
-        &self,
-        maint: &mut T,
-        slot: &Slot<M::Table>,
-        ia: u64,
-        job: &mut SplitJob<'_, P>,
-    ) -> Result<u64, Stopped<u64>> {
-        let level = slot.level;
-        let step = 1u64 << slot.shift;
+    fn split_run(&mut self, first: &Slot<M::Table>, ia: Ia) -> Result<Ia, Stopped<Ia>> {
+        let core = self.work.core;
         let mut pending = Pending::new();
-        let mut at = slot.base(ia);
         let mut broken = 0;
         let mut next = ia;
         let mut why = None;
-        let end = slot.index + self.entries_left(slot);
-        let mut index = slot.index;
-        while index < end {
-            if at >= job.end || (broken > 0 && job.budget.is_spent()) {
+        while broken < core.entries_left(first) {
+            let index = first.index + broken;
+            let slot = first.after(broken, core.load(first.table, index));
+            let enough = broken > 0 && self.build.budget.is_spent();
+            if enough
+                || slot.ia >= self.build.range.end
+                || !slot.desc.is_leaf(slot.level)
+                || slot.desc.has(CONTIGUOUS)
+            {
                 break;
             }
-            let old = self.mem.load(slot.table, index);
-            if !format::is_leaf(old, level) || old & CONTIGUOUS != 0 {
-                break;
-            }
-            let child = Shape::level(level + 1);
-            let pa = match self.page_of(job, child) {
-                Ok(pa) => pa,
+            let built = match self.split_one(&slot) {
+                Ok(Some(built)) => built,
+                Ok(None) => continue,
                 Err(error) => {
                     why = Some(error);
                     break;
                 }
             };
-            let built = self.build(pa, old, slot, at, job);
-            // Frozen as the table that it becomes: nothing fails from here.
-            let new = format::table(&self.shape, pa.get());
-            let stored = if self.bbm2 {
-                new
-            } else {
-                format::freeze(new, level)
-            };
-            if self.mem.cas(slot.table, index, old, stored).is_err() {
-                // Hardware has marked it, or another CPU was here: what was
-                // built goes back, and it is looked at again.
-                let never = Synced::never_linked();
-                let table = Cut {
-                    pa: pa.get(),
-                    level: level + 1,
-                    base: at,
-                };
-                let _spent = self.reclaim(table, &mut Tell(&mut Ignore), &never);
-                continue;
-            }
-            pending.leaves(&self.shape, at, at + step, level);
-            let more = 1 - self.counting.of(old);
-            if more != 0 {
-                self.mem.add_count(Pa::new(slot.pa), more);
-            }
+            pending.leaves(&core.shape, slot.extent(), slot.level);
             broken += 1;
             match built {
-                SplitProgress::Whole => next = at + step,
-                SplitProgress::UpTo(end, error) => {
+                Built::Whole => next = slot.end(),
+                Built::UpTo(end, error) => {
                     next = end.max(ia);
                     why = Some(error);
                     break;
                 }
-                SplitProgress::Budget(end) => {
+                Built::Budget(end) => {
                     next = end.max(ia);
                     break;
                 }
-                SplitProgress::OneLevel => break,
+                Built::OneLevel => break,
             }
-            at += step;
-            index += 1;
         }
         if broken > 0 {
-            let _done: Synced = sync::sync(maint, &self.tlb, &pending);
-            let frozen = if self.bbm2 { 0 } else { broken };
-            for index in slot.index..slot.index + frozen {
-                let frozen = self.mem.load(slot.table, index);
-                self.mem
-                    .store(slot.table, index, format::thaw(frozen, level));
+            let _done: Synced = self.work.sync(&pending);
+            let frozen = if core.features.bbm2 { 0 } else { broken };
+            for index in first.index..first.index + frozen {
+                let held = core.load(first.table, index);
+                if let Kind::FrozenTable(pa) = held.kind(first.level, &core.shape) {
+                    core.store(first.table, index, Desc::table(&core.shape, pa));
+                }
             }
-            sync::publish(maint, &self.tlb);
+            self.work.publish();
         }
         match why {
             None => Ok(next),
@@ -212,83 +198,81 @@ impl<M: TableMem> Core<M> {
         }
     }
 
-    /// The caller's next page for a table of `level`.
-    fn page_of<P: FnMut(Level) -> Option<Pa>>(
-        &self,
-        job: &mut SplitJob<'_, P>,
-        level: Level,
-    ) -> Result<Pa, Error> {
-        let page = (job.pages)(level).ok_or(Error::NoMem)?;
-        if self.shape.is_table_page(page.get()) {
-            return Ok(page);
+    /// Builds the table of one block and breaks the block, if it is as it was then.
+    fn split_one(&mut self, slot: &Slot<M::Table>) -> Result<Option<Built>, Error> {
+        let core = self.work.core;
+        let pa = self.build.page(slot.level.down())?;
+        let built = self.build.table(pa, slot);
+        // Frozen as the table that it becomes: nothing fails from here.
+        let new = Desc::table(&core.shape, pa);
+        let stored = if core.features.bbm2 {
+            new
+        } else {
+            new.freeze(slot.level)
+        };
+        if !core.swap(slot, stored) {
+            // Hardware has marked it, or another CPU was here: what was
+            // built goes back, and it is looked at again.
+            let never = Synced::never_linked();
+            let table = Cut::under(slot.level, slot.ia, pa);
+            let _spent = core.reclaim(table, &mut Tell(&mut Ignore), &never);
+            return Ok(None);
         }
-        self.mem.free(page, level, &Synced::never_linked());
-        Err(Error::Range)
+        core.add_count(slot.pa, 1 - core.counting.of(slot.desc));
+        Ok(Some(built))
+    }
+}
+
+impl<M: TableMem, P: FnMut(Level) -> Option<Pa>> Build<'_, M, P> {
+    /// The caller's next page for a table of `level`.
+    fn page(&mut self, level: Level) -> Result<Pa, Error> {
+        self.core.page((self.pages)(level), level)
     }
 
     /// Builds the subtree of a block in the page `pa`, unlinked.
-    fn build<P: FnMut(Level) -> Option<Pa>>(
-        &self,
-        pa: Pa,
-        old: u64,
-        slot: &Slot<M::Table>,
-        at: u64,
-        job: &mut SplitJob<'_, P>,
-    ) -> SplitProgress {
-        self.fill_split(pa, old, slot.level, slot.shift);
-        job.budget.spend(1 + self.shape.index_mask() as u64);
-        let covered = at >= job.start && at + (1 << slot.shift) <= job.end;
-        if slot.level + 1 >= job.to {
-            return SplitProgress::Whole;
+    fn table(&mut self, pa: Pa, block: &Slot<M::Table>) -> Built {
+        let core = self.core;
+        core.fill_split(pa, block);
+        self.budget.spend(core.shape.table_entries() as u64);
+        let below = block.level.down();
+        if below >= self.to {
+            return Built::Whole;
         }
-        if !covered {
+        if !self.range.covers(block.extent()) {
             // One level now; the caller comes again for the parts inside.
-            return SplitProgress::OneLevel;
+            return Built::OneLevel;
         }
-        let table = self.mem.locate(pa);
-        let shift = slot.shift - self.shape.stride();
-        for index in 0..=self.shape.index_mask() {
-            let child_at = at + ((index as u64) << shift);
-            if index > 0 && job.budget.is_spent() {
-                return SplitProgress::Budget(child_at);
+        let parent = block.after(0, Desc::table(&core.shape, pa));
+        let first = core.child(&parent, block.ia);
+        for index in 0..core.shape.table_entries() {
+            let child = first.after(index, core.load(first.table, index));
+            if index > 0 && self.budget.is_spent() {
+                return Built::Budget(child.ia);
             }
-            let page = match self.page_of(job, Shape::level(slot.level + 2)) {
+            let page = match self.page(below.down()) {
                 Ok(page) => page,
-                Err(error) => return SplitProgress::UpTo(child_at, error),
+                Err(error) => return Built::UpTo(child.ia, error),
             };
-            let raw = self.mem.load(table, index);
-            let child = Slot {
-                table,
-                pa: pa.get(),
-                level: slot.level + 1,
-                shift,
-                index,
-                raw,
-            };
-            let built = self.build(page, raw, &child, child_at, job);
-            self.mem
-                .store(table, index, format::table(&self.shape, page.get()));
-            let more = 1 - self.counting.of(raw);
-            if more != 0 {
-                self.mem.add_count(pa, more);
-            }
-            if built != SplitProgress::Whole {
+            let built = self.table(page, &child);
+            core.put(&child, Desc::table(&core.shape, page));
+            core.add_count(pa, 1 - core.counting.of(child.desc));
+            if built != Built::Whole {
                 return built;
             }
         }
-        SplitProgress::Whole
+        Built::Whole
     }
 }
 
 /// How much of a block's subtree was built.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum SplitProgress {
+enum Built {
     /// All of it.
     Whole,
     /// One level of it, as the range covers only a part.
     OneLevel,
     /// Up to here, where the pages ended, or one was of no use.
-    UpTo(u64, Error),
+    UpTo(Ia, Error),
     /// Up to here, where the budget ended.
-    Budget(u64),
+    Budget(Ia),
 }

@@ -4,19 +4,17 @@
 //! fail. For populating much at once, or for replacing a block by other
 //! mappings with one break.
 
-use crate::addr::{Ipa, Level, Pa};
+use crate::addr::{Extent, Ia, Ipa, Level};
+use crate::desc::{CONTIGUOUS, Desc, Kind};
 use crate::error::{Budget, Error, Stopped};
-use crate::format;
 use crate::maintenance::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi};
 use crate::map::Mapping;
 use crate::mem::TableMem;
-use crate::plan::Pending;
 use crate::release::{Cut, Tell};
-use crate::shape::Shape;
 use crate::sink::Ignore;
 use crate::stage2::{Map, Stage2, typed};
-use crate::sync::{self, Synced};
-use crate::tree::{Changes, Core, Exclusive, Over};
+use crate::sync::Synced;
+use crate::tree::{Core, Exclusive, Over};
 
 /// Tables for the span of one entry, not linked.
 #[must_use = "link it or discard it: its pages are taken"]
@@ -24,9 +22,9 @@ use crate::tree::{Changes, Core, Exclusive, Over};
 pub struct Subtree<'t, M: TableMem> {
     tree: &'t Stage2<M>,
     core: Core<&'t M>,
-    base: u64,
+    base: Ia,
     /// The level of the entry that it will stand at.
-    level: i8,
+    level: Level,
 }
 
 /// A CPU that does cache maintenance only.
@@ -65,39 +63,28 @@ impl<M: TableMem> Stage2<M> {
     /// # Errors
     /// `Range`; `Align`; `BlockLevel` at level 3, or above the root; `NoMem`.
     pub fn subtree(&self, ipa: Ipa, level: Level) -> Result<Subtree<'_, M>, Error> {
-        let shape = &self.core.shape;
-        if ipa.get() >= shape.ia_end() {
-            return Err(Error::Range);
-        }
-        if level == Level::L3 || level < shape.start() {
+        let core = &self.core;
+        let base = core.shape.check(ipa.into())?;
+        if level == Level::L3 || level < core.shape.start() {
             return Err(Error::BlockLevel { level });
         }
-        if ipa.get() & (shape.span(level) - 1) != 0 {
+        if base != base.floor(core.shape.span(level)) {
             return Err(Error::Align);
         }
-        let below = Shape::level(level.get() + 1);
-        let root = self.core.mem.alloc(below).ok_or(Error::NoMem)?;
-        if !shape.is_table_page(root.get()) {
-            self.core.mem.free(root, below, &Synced::never_linked());
-            return Err(Error::Range);
-        }
+        let below = level.down();
         let core = Core {
-            mem: &self.core.mem,
-            shape: shape.below(level.get()),
-            root: root.get(),
-            tlb: self.core.tlb,
-            counting: self.core.counting,
-            caches_matter: self.core.caches_matter,
-            fwb: self.core.fwb,
-            dic: self.core.dic,
-            xnx: self.core.xnx,
-            bbm2: self.core.bbm2,
+            mem: &core.mem,
+            shape: core.shape.below(level),
+            root: core.page(core.mem.alloc(below), below)?,
+            tlb: core.tlb,
+            counting: core.counting,
+            features: core.features,
         };
         Ok(Subtree {
             tree: self,
             core,
-            base: ipa.get(),
-            level: level.get(),
+            base,
+            level,
         })
     }
 }
@@ -115,31 +102,32 @@ impl<'t, M: TableMem> Subtree<'t, M> {
     ) -> Result<Ipa, Stopped<Ipa>> {
         let stop = |why| Stopped { why, next: map.ipa };
         let mut job = self.tree.map_job(map).map_err(stop)?;
-        let end = self.base + (1 << self.tree.core.shape.shift(self.level));
-        if job.start < self.base || job.end > end {
+        if !self.extent().covers(job.range) {
             return Err(stop(Error::Range));
         }
         if job.top <= self.level {
             if job.exact {
-                return Err(stop(Error::BlockLevel {
-                    level: Shape::level(job.top),
-                }));
+                return Err(stop(Error::BlockLevel { level: job.top }));
             }
-            job.top = self.level + 1;
+            job.top = self.level.down();
         }
-        job.start -= self.base;
-        job.end -= self.base;
+        let start = Ia::new(job.range.start.since(self.base));
+        job.range = Extent::new(start, job.range.size());
         let mut maint = CachesOnly(maint);
-        let (core, sink) = (&self.core, &mut Ignore);
-        let done = Mapping::<_, _, _, Exclusive>::new(core, &mut maint, sink, job, budget).run();
-        let up = |at: u64| at + self.base;
-        typed(match done {
+        let (work, sink) = (self.core.work(&mut maint), &mut Ignore);
+        let mapping = Mapping::<_, _, _, Exclusive>::new(work, sink, budget, job);
+        let up = |at: Ia| self.base.plus(at.get());
+        typed(match mapping.run() {
             Ok(at) => Ok(up(at)),
             Err(Stopped { why, next }) => Err(Stopped {
                 why,
                 next: up(next),
             }),
         })
+    }
+
+    fn extent(&self) -> Extent {
+        Extent::new(self.base, self.tree.core.shape.span(self.level))
     }
 
     /// Links the subtree over what stands at its place: nothing, an
@@ -158,54 +146,36 @@ impl<'t, M: TableMem> Subtree<'t, M> {
 
     fn try_link<T: Maintenance>(&self, maint: &mut T, over: Over) -> Result<(), Error> {
         let core = &self.tree.core;
-        let mut changes = Changes::new();
-        let reached = core.reach(maint, &mut changes, self.base, self.level, over);
-        let _done: Synced = core.finish(maint, &changes);
+        let mut work = core.work(maint);
+        let reached = work.reach(self.base, self.level, over);
+        let _done = work.finish();
         let mut slot = reached?;
-        let exists = Error::Exists {
-            level: Shape::level(self.level),
-        };
-        let new = format::table(&core.shape, self.core.root);
+        let level = self.level;
+        let new = Desc::table(&core.shape, self.core.root);
         // Again when hardware has marked a leaf, or another CPU was here.
-        let old = loop {
-            let old = slot.raw;
-            if format::is_frozen(old) {
-                return Err(Error::Busy);
-            }
-            if format::is_annotation(old) {
-                if old != 0 && over == Over::Nothing {
-                    return Err(exists);
+        loop {
+            let kind = slot.kind(&core.shape);
+            let stored = match kind {
+                Kind::Invalid if slot.desc == Desc::EMPTY || over != Over::Nothing => new,
+                Kind::Leaf if over == Over::Anything && slot.desc.has(CONTIGUOUS) => {
+                    work.break_group(&mut slot)?;
+                    continue;
                 }
-                match core.mem.cas(slot.table, slot.index, old, new) {
-                    Ok(()) => break old,
-                    Err(now) => slot.raw = now,
-                }
-                continue;
+                Kind::Leaf if over == Over::Anything => slot.desc.freeze(level),
+                _ if kind.is_frozen() => return Err(Error::Busy),
+                _ => return Err(Error::Exists { level }),
+            };
+            match core.cas(slot.table, slot.index, slot.desc, stored) {
+                Ok(()) => break,
+                Err(now) => slot.desc = now,
             }
-            if over != Over::Anything || !format::is_leaf(old, slot.level) {
-                return Err(exists);
-            }
-            if old & format::CONTIGUOUS != 0 {
-                core.break_group(maint, &mut slot, self.base)?;
-                continue;
-            }
-            let frozen = format::freeze(old, slot.level);
-            if let Err(now) = core.mem.cas(slot.table, slot.index, old, frozen) {
-                slot.raw = now;
-                continue;
-            }
-            let mut pending = Pending::new();
-            let end = self.base + (1 << slot.shift);
-            pending.leaves(&core.shape, self.base, end, slot.level);
-            let _done: Synced = sync::sync(maint, &core.tlb, &pending);
-            core.mem.store(slot.table, slot.index, new);
-            break old;
-        };
-        sync::publish(maint, &core.tlb);
-        let more = 1 - core.counting.of(old);
-        if more != 0 {
-            core.mem.add_count(Pa::new(slot.pa), more);
         }
+        if slot.desc.is_valid() {
+            let _done: Synced = work.sync_leaf(&slot);
+            core.put(&slot, new);
+        }
+        work.publish();
+        core.add_count(slot.pa, 1 - core.counting.of(slot.desc));
         Ok(())
     }
 
@@ -227,7 +197,7 @@ impl<'t, M: TableMem> Subtree<'t, M> {
 pub struct Remains<'t, M: TableMem> {
     part: Subtree<'t, M>,
     /// What is before is gone.
-    next: u64,
+    next: Ia,
 }
 
 impl<M: TableMem> Remains<'_, M> {
@@ -240,13 +210,12 @@ impl<M: TableMem> Remains<'_, M> {
         let Self { part, next } = &self;
         let never = Synced::never_linked();
         let table = Cut {
-            pa: part.core.root,
-            level: part.level + 1,
-            base: part.base,
+            from: *next,
+            ..Cut::under(part.level, part.base, part.core.root)
         };
         let out = &mut Tell(&mut Ignore);
         let core = &part.tree.core;
-        match core.reclaim_from(table, *next, out, &never, budget) {
+        match core.reclaim_from(table, out, &never, budget) {
             None => Ok(()),
             Some(next) => Err(Self { next, ..self }),
         }

@@ -1,15 +1,16 @@
 //! The end of a tree, whole.
 
-use crate::addr::{Ipa, Pa};
+use crate::addr::Ipa;
+use crate::desc::{Desc, Kind};
 use crate::error::Budget;
-use crate::format::{self, VALID};
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::release::{Cut, Release, Tell};
 use crate::sink::{LeafSink, RemovedLeaf, RemovedRun};
 use crate::stage2::Stage2;
 use crate::sync::Synced;
-use crate::tree::Core;
+use crate::tree::Slot;
+use crate::work::Work;
 
 impl<M: TableMem> Stage2<M> {
     /// Takes everything out of the tree, live or not: the root's entries
@@ -49,104 +50,102 @@ impl<M: TableMem> Stage2<M> {
         let fresh = !core::mem::replace(&mut self.cut, true);
         let core = &self.core;
         let shape = &core.shape;
-        let level = shape.start().get();
-        let first = (from.get().min(shape.ia_end()) >> shape.root_shift()) as usize;
+        let mut work = core.work(maint);
         let entries = shape.root_entries();
-        let root = core.mem.locate(Pa::new(core.root));
         // What an earlier call cut was synced by it.
         let mut proof = Synced::never_linked();
-        let known = |raw| raw & VALID != 0 || (fresh && may_be_known(raw, level));
         let mut whole = false;
         let out = &mut Tell(sink);
-        let mut index = first;
+        let root = core.root_slot(shape.root_ia(0));
+        let mut index = shape.root_index(shape.space().end.min(from.into()));
         while index < entries {
-            let at = (index as u64) << shape.root_shift();
-            let mut raw = core.mem.load(root, index);
+            let desc = core.load(root.table, index);
             budget.spend(1);
-            if raw == 0 && !budget.is_spent() {
+            if desc == Desc::EMPTY && !budget.is_spent() {
                 index += 1;
                 continue;
             }
-            if !whole && known(raw) {
-                proof = core.cut_root(maint, index, known);
+            let mut slot = root.after(index, desc);
+            if !whole && work.is_known(&slot, fresh) {
+                proof = work.cut_root(index, fresh);
                 whole = true;
-                raw = core.mem.load(root, index);
+                slot.desc = core.load(slot.table, index);
             }
-            if format::is_frozen(raw) && format::was_table(raw, level) {
-                let table = Cut {
-                    pa: shape.decode_oa(raw),
-                    level: level + 1,
-                    base: at,
-                };
-                let done = core.reclaim_from(table, from.get(), out, &proof, budget);
-                if let Some(next) = done {
-                    return Ipa::new(next);
+            match slot.kind(shape) {
+                Kind::FrozenTable(pa) => {
+                    let table = Cut {
+                        from: from.into(),
+                        ..Cut::under(slot.level, slot.ia, pa)
+                    };
+                    let done = core.reclaim_from(table, out, &proof, budget);
+                    if let Some(next) = done {
+                        return next.into();
+                    }
                 }
-            } else if S::WANTS && format::is_frozen(raw) && raw & format::ELSEWHERE == 0 {
-                let leaf = RemovedLeaf::new(shape, at, level, format::thaw(raw, level));
-                out.run(RemovedRun::new(leaf, 1));
-            } else if format::is_annotation(raw) {
-                core.add_count(core.root, -core.counting.of(raw));
+                Kind::FrozenLeaf(leaf) if S::WANTS => {
+                    let leaf = RemovedLeaf::new(shape, slot.ia, slot.level, leaf);
+                    out.run(RemovedRun::new(leaf, 1));
+                }
+                Kind::Invalid => core.add_count(slot.pa, -core.counting.of(slot.desc)),
+                _ => (),
             }
-            if raw != 0 {
-                core.mem.store(root, index, 0);
+            if slot.desc != Desc::EMPTY {
+                core.put(&slot, Desc::EMPTY);
             }
             index += 1;
             if budget.is_spent() {
                 break;
             }
         }
-        let at = ((index as u64) << shape.root_shift()).min(shape.ia_end());
         self.cut = index < entries;
-        Ipa::new(at)
+        shape.root_ia(index).into()
     }
 }
 
-impl<M: TableMem> Core<M> {
+impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
     /// Cuts the root's entries from `from` on off, and invalidates the whole
     /// VMID. What is cut is frozen, and in no count.
-    fn cut_root<T: Maintenance>(
-        &self,
-        maint: &mut T,
-        from: usize,
-        known: impl Fn(u64) -> bool,
-    ) -> Synced {
-        let level = self.shape.start().get();
-        let root = self.mem.locate(Pa::new(self.root));
+    fn cut_root(&mut self, from: usize, fresh: bool) -> Synced {
+        let core = self.core;
+        let root = core.root_slot(core.shape.root_ia(0));
         let mut gone = 0;
-        for index in from..self.shape.root_entries() {
-            let mut raw = self.mem.load(root, index);
+        for index in from..core.shape.root_entries() {
+            let desc = core.load(root.table, index);
+            if desc == Desc::EMPTY {
+                continue;
+            }
+            let mut slot = root.after(index, desc);
             // A leaf of a gather that comes later, or never; what somebody
             // held who was forgotten; what the root maps.
-            while known(raw) {
-                let (counted, cut) = if raw == format::GATHERED {
-                    (1, 0)
-                } else if format::is_frozen(raw) {
-                    (self.counting.of(format::thaw(raw, level)), raw)
-                } else {
-                    (self.counting.of(raw), format::freeze(raw, level))
+            while self.is_known(&slot, fresh) {
+                let (counted, cut) = match slot.kind(&core.shape) {
+                    Kind::Elsewhere => (1, Desc::EMPTY),
+                    Kind::FrozenLeaf(leaf) => (core.counting.of(leaf), slot.desc),
+                    Kind::FrozenTable(_) => (1, slot.desc),
+                    _ => (core.counting.of(slot.desc), slot.desc.freeze(slot.level)),
                 };
-                match self.mem.cas(root, index, raw, cut) {
+                match core.cas(slot.table, slot.index, slot.desc, cut) {
                     Ok(()) => {
                         gone += counted;
                         break;
                     }
                     // Hardware marked it accessed or dirty.
-                    Err(now) => raw = now,
+                    Err(now) => slot.desc = now,
                 }
             }
         }
-        self.add_count(self.root, -gone);
-        self.sync_all(maint)
+        core.add_count(core.root, -gone);
+        self.sync_all()
     }
-}
 
-/// True for an entry that a TLB may know: what hardware may walk, and what was
-/// taken out by somebody whose invalidation may not be done.
-#[inline]
-const fn may_be_known(raw: u64, level: i8) -> bool {
-    format::is_table(raw, level)
-        || format::is_leaf(raw, level)
-        || raw == format::GATHERED
-        || (format::is_frozen(raw) && raw & format::ELSEWHERE == 0)
+    /// True for a root's entry that a TLB may know: what hardware may walk, and, if
+    /// nothing was cut before, what was taken out by somebody whose invalidation may
+    /// not be done.
+    fn is_known(&self, slot: &Slot<M::Table>, fresh: bool) -> bool {
+        match slot.kind(&self.core.shape) {
+            Kind::FrozenLeaf(_) | Kind::FrozenTable(_) => fresh,
+            Kind::Elsewhere => fresh && slot.desc == Desc::GATHERED,
+            _ => slot.desc.is_valid(),
+        }
+    }
 }

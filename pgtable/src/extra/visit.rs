@@ -1,12 +1,13 @@
 //! Looking at what stands in a range, without changing it.
 
-use crate::addr::{Ipa, Level, Pa};
+use crate::addr::{Extent, Ipa, Level};
+use crate::desc::Desc;
 use crate::error::{Budget, Stopped};
-use crate::format::{self, Entry};
+use crate::format::Entry;
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
-use crate::shape::Shape;
 use crate::stage2::Stage2;
+use crate::tree::Slot;
 
 /// When a visitor is called for an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,55 +86,48 @@ impl<M: TableMem> Stage2<M> {
         mut visitor: impl FnMut(&Seen) -> Next,
     ) -> Result<Ipa, Stopped<Ipa>> {
         let core = &self.core;
-        let end = core
-            .shape
-            .check_ia(ipa.get(), size)
-            .map_err(|why| Stopped { why, next: ipa })?;
-        let mut at = ipa.get();
+        let range = core.shape.check_ia(ipa.into(), size);
+        let Extent { start, end } = range.map_err(Stopped::at(ipa))?;
+        let mut at = start;
+        if start >= end {
+            return Ok(ipa);
+        }
         // The way down, with what was read: a table is entered once.
-        let mut stack = [core.walk_to(at.min(core.shape.ia_end() - 1), -2); 5];
+        let mut stack = [core.root_slot(start); 5];
         let mut depth = 0;
         'entries: while at < end {
-            let slot = stack[depth];
             // A table that was only entered is no address passed.
-            if budget.is_spent() && at > ipa.get() {
-                return Ok(Ipa::new(at));
+            if budget.is_spent() && at > start {
+                return Ok(at.into());
             }
             budget.spend(1);
-            let raw = core.mem.load(slot.table, slot.index);
-            let seen = |visit| Seen {
-                visit,
-                ipa: Ipa::new(slot.base(at)),
-                level: Shape::level(slot.level),
-                raw,
-                entry: self.geometry.decode(raw, Shape::level(slot.level)),
-            };
-            if raw != 0 {
-                let is_table = format::is_table(raw, slot.level);
+            let slot = &mut stack[depth];
+            slot.desc = core.load(slot.table, slot.index);
+            let slot = *slot;
+            if slot.desc != Desc::EMPTY {
+                let is_table = slot.desc.is_table(slot.level);
                 let visit = if is_table {
                     Visit::TablePre
                 } else {
                     Visit::Leaf
                 };
-                match visitor(&seen(visit)) {
-                    Next::Stop => return Ok(Ipa::new(at)),
-                    Next::Retry if budget.is_spent() => return Ok(Ipa::new(at)),
+                match visitor(&self.seen(&slot, visit)) {
+                    Next::Stop => return Ok(at.into()),
+                    Next::Retry if budget.is_spent() => return Ok(at.into()),
                     Next::Retry => continue,
                     Next::Descend if is_table => {
-                        stack[depth].raw = raw;
-                        let child = core.child(&stack[depth], at);
                         depth += 1;
-                        stack[depth] = child;
+                        stack[depth] = core.child(&slot, at);
                         continue;
                     }
                     Next::Descend | Next::Skip => (),
                 }
             }
             // On to the next entry, and up out of tables that end.
-            at = slot.end(at);
+            at = slot.end();
             loop {
-                let entries = core.shape.entries_at(stack[depth].level);
-                stack[depth].index += 1;
+                let entries = core.shape.entries(stack[depth].level);
+                stack[depth] = stack[depth].after(1, Desc::EMPTY);
                 if at < end && stack[depth].index < entries {
                     continue 'entries;
                 }
@@ -141,20 +135,24 @@ impl<M: TableMem> Stage2<M> {
                     break 'entries;
                 }
                 depth -= 1;
-                let table = stack[depth];
-                let post = Seen {
-                    visit: Visit::TablePost,
-                    ipa: Ipa::new(table.base(at - 1)),
-                    level: Shape::level(table.level),
-                    raw: table.raw,
-                    entry: self.geometry.decode(table.raw, Shape::level(table.level)),
-                };
+                let post = self.seen(&stack[depth], Visit::TablePost);
                 if visitor(&post) == Next::Stop {
-                    return Ok(Ipa::new(at.min(end)));
+                    return Ok(at.min(end).into());
                 }
             }
         }
-        Ok(Ipa::new(at.min(end)))
+        Ok(at.min(end).into())
+    }
+
+    fn seen(&self, slot: &Slot<M::Table>, visit: Visit) -> Seen {
+        let raw = slot.desc.raw();
+        Seen {
+            visit,
+            ipa: slot.ia.into(),
+            level: slot.level,
+            raw,
+            entry: self.geometry.decode(raw, slot.level),
+        }
     }
 
     /// Cleans and invalidates the data cache lines of all memory of a range
@@ -190,37 +188,33 @@ impl<M: TableMem> Stage2<M> {
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
         let core = &self.core;
-        let end = core
-            .shape
-            .check_ia(ipa.get(), size)
-            .map_err(|why| Stopped { why, next: ipa })?;
-        let mut at = ipa.get();
+        let range = core.shape.check_ia(ipa.into(), size);
+        let end = Ipa::from(range.map_err(Stopped::at(ipa))?.end);
+        let mut at = ipa;
         loop {
             let mut found = None;
-            let next = self.walk(Ipa::new(at), end - at, budget, |seen| {
-                let leaf = seen.visit == Visit::Leaf
-                    && format::is_leaf(seen.raw, seen.level.get())
-                    && format::is_seen_uncached(seen.raw, core.fwb);
-                if leaf {
-                    found = Some((seen.ipa.get(), seen.level.get(), seen.raw));
+            let left = end.get() - at.get();
+            at = self.walk(at, left, budget, |seen| {
+                let leaf = Desc::new(seen.raw);
+                if leaf.is_leaf(seen.level) && core.features.needs_clean(leaf) {
+                    found = Some((seen.ipa, seen.level, leaf));
                     return Next::Stop;
                 }
                 Next::Descend
             })?;
-            at = next.get();
-            let Some((base, level, raw)) = found else {
-                return Ok(next);
+            let Some((base, level, leaf)) = found else {
+                return Ok(at);
             };
-            let pa = Pa::new(format::leaf_oa(&core.shape, raw, level));
-            let to = (base + core.shape.span_at(level)).min(end);
+            let offset = at.get() - base.get();
+            let pa = leaf.leaf_pa(&core.shape, level).plus(offset);
             let room = budget.bytes_left() & !core.shape.page_mask();
-            let size = room.min(to - at);
-            let pa = Pa::new(pa.get() + (at - base));
+            let to = base.plus(core.shape.span(level)).min(end);
+            let size = room.min(to.get() - at.get());
             maint.cache(CacheOp::CleanInvalidateData { pa, size });
             budget.spend_bytes(size);
-            at += size;
+            at = at.plus(size);
             if at >= end || budget.is_spent() {
-                return Ok(Ipa::new(at));
+                return Ok(at);
             }
         }
     }

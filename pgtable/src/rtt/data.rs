@@ -2,10 +2,10 @@
 
 use super::{Fill, HIPAS_ASSIGNED, Removed, Ripas, Rtt, RttError, RttState};
 use crate::addr::{Ipa, Level, Pa};
-use crate::format;
+use crate::desc::Desc;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
-use crate::sync;
+use crate::tree::Slot;
 
 impl<M: TableMem> Rtt<M> {
     /// What DATA_CREATE asks before it copies: `ipa` is a protected page and
@@ -14,15 +14,20 @@ impl<M: TableMem> Rtt<M> {
     /// # Errors
     /// `Input`; `Rtt` with the level reached.
     pub fn data_check(&self, ipa: Ipa) -> Result<Ripas, RttError> {
+        let slot = self.protected_page(ipa)?;
+        match self.state(&slot) {
+            RttState::Unassigned(ripas) if slot.level == Level::L3 => Ok(ripas),
+            _ => Err(self.fault(&slot, ipa)),
+        }
+    }
+
+    /// Where a walk for a protected page ends.
+    fn protected_page(&self, ipa: Ipa) -> Result<Slot<M::Table>, RttError> {
         self.check(ipa, Level::L3)?;
         if !self.is_protected(ipa) {
             return Err(RttError::Input);
         }
-        let slot = self.tree.core.walk_to(ipa.get(), 3);
-        match self.state(slot.raw, slot.level) {
-            RttState::Unassigned(ripas) if slot.level == 3 => Ok(ripas),
-            _ => Err(self.fault(&slot, ipa.get())),
-        }
+        Ok(self.tree.core.walk_to(ipa.into(), Level::L3))
     }
 
     /// DATA_CREATE and DATA_CREATE_UNKNOWN: `data`, with its content in
@@ -39,25 +44,27 @@ impl<M: TableMem> Rtt<M> {
     ) -> Result<(), RttError> {
         let was = self.data_check(ipa)?;
         let core = &self.tree.core;
-        let page = core.shape.granule().page_size();
+        let page = core.shape.span(Level::L3);
         self.check_page(data, page)?;
         let ripas = if fill == Fill::Known { Ripas::Ram } else { was };
-        let slot = core.walk_to(ipa.get(), 3);
+        let slot = core.walk_to(ipa.into(), Level::L3);
+        let mut work = core.work(maint);
         // Now, if it is mapped by a change of RIPAS later, too: between the
         // two only the realm could write it, and cannot yet.
-        core.maintain(maint, self.data, data, page);
-        let new = self.assigned(data.get(), ripas, 3);
-        core.mem.store(slot.table, slot.index, new);
-        core.mem.add_count(Pa::new(slot.pa), 1);
-        sync::publish(maint, &core.tlb);
+        work.maintain(self.data, data, page);
+        core.put(&slot, self.assigned(data, ripas, Level::L3));
+        core.add_count(slot.pa, 1);
+        work.publish();
         Ok(())
     }
 
-    pub(super) fn assigned(&self, pa: u64, ripas: Ripas, level: i8) -> u64 {
-        let oa = self.tree.core.shape.encode_oa(pa);
+    pub(super) fn assigned(&self, pa: Pa, ripas: Ripas, level: Level) -> Desc {
+        let shape = &self.tree.core.shape;
         match ripas {
-            Ripas::Ram => oa | self.data | format::leaf_type(level),
-            _ => oa | HIPAS_ASSIGNED | ripas.bits(),
+            Ripas::Ram => self.data.leaf(shape, pa, level),
+            _ => ripas
+                .unassigned()
+                .with(HIPAS_ASSIGNED | shape.encode_oa(pa)),
         }
     }
 
@@ -70,28 +77,24 @@ impl<M: TableMem> Rtt<M> {
         maint: &mut T,
         ipa: Ipa,
     ) -> Result<Removed, RttError> {
-        self.check(ipa, Level::L3)?;
-        if !self.is_protected(ipa) {
-            return Err(RttError::Input);
-        }
         let core = &self.tree.core;
-        let slot = core.walk_to(ipa.get(), 3);
-        let (ripas, pa) = match self.state(slot.raw, slot.level) {
-            RttState::Assigned { ripas, pa } if slot.level == 3 => (ripas, pa),
-            _ => return Err(self.fault(&slot, ipa.get())),
+        let slot = self.protected_page(ipa)?;
+        let (ripas, pa) = match self.state(&slot) {
+            RttState::Assigned { ripas, pa } if slot.level == Level::L3 => (ripas, pa),
+            _ => return Err(self.fault(&slot, ipa)),
         };
         let blank = match ripas {
             Ripas::Empty => Ripas::Empty,
             Ripas::Ram | Ripas::Destroyed => Ripas::Destroyed,
         };
-        let _ = core.exchange(slot.table, slot.index, blank.bits());
-        core.mem.add_count(Pa::new(slot.pa), -1);
+        let _ = core.exchange(&slot, blank.unassigned());
+        core.add_count(slot.pa, -1);
         if ripas == Ripas::Ram {
-            self.forget(maint, &slot, ipa.get());
+            let _done = core.work(maint).sync_leaf(&slot);
         }
         Ok(Removed {
             pa,
-            top: self.top(&slot, ipa.get()),
+            top: self.top(&slot, ipa),
         })
     }
 }

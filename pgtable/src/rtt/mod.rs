@@ -20,29 +20,31 @@
 mod data;
 mod ripas;
 mod table;
-#[cfg(test)]
-mod tests;
 mod unprotected;
+
+pub use unprotected::HostPages;
 
 use crate::addr::{Ipa, Level, Pa, Vmid};
 use crate::attrs::Attrs;
 use crate::config_error::ConfigError;
+use crate::counting::Counting;
+use crate::desc::{Desc, Kind};
 use crate::error::{Budget, Error};
-use crate::format;
 use crate::geometry::Geometry;
 use crate::maintenance::{CacheOp, Maintenance, Stage2Regs};
 use crate::mem::TableMem;
-use crate::plan::Pending;
-use crate::shape::Shape;
 use crate::sink::{LeafSink, RemovedLeaf};
 use crate::stage2::Stage2;
-use crate::sync;
-use crate::tree::{Counting, Slot};
+use crate::tree::Slot;
+use crate::work::Work;
 
 const HIPAS_ASSIGNED: u64 = 1 << 2;
 const RIPAS_SHIFT: u32 = 5;
 const RIPAS: u64 = 0b11 << RIPAS_SHIFT;
 const UNPROTECTED: u64 = 1 << 55;
+
+/// An entry of the unprotected half that maps nothing.
+const UNASSIGNED_NS: Desc = Desc::new(UNPROTECTED);
 
 /// Realm IPA state: what a realm was told of a protected IPA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -56,12 +58,13 @@ pub enum Ripas {
 }
 
 impl Ripas {
-    const fn bits(self) -> u64 {
-        (self as u64) << RIPAS_SHIFT
+    /// An unassigned entry that says it.
+    const fn unassigned(self) -> Desc {
+        Desc::new((self as u64) << RIPAS_SHIFT)
     }
 
-    const fn of(raw: u64) -> Self {
-        match (raw & RIPAS) >> RIPAS_SHIFT {
+    const fn of(desc: Desc) -> Self {
+        match (desc.raw() & RIPAS) >> RIPAS_SHIFT {
             0 => Self::Empty,
             1 => Self::Ram,
             _ => Self::Destroyed,
@@ -153,6 +156,22 @@ pub struct RttEntry {
     pub raw: u64,
 }
 
+/// A table, as RMI's commands name it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RttAt {
+    /// The first IPA that it translates.
+    pub ipa: Ipa,
+    /// That of its entries: one more than that of the entry it hangs at.
+    pub level: Level,
+}
+
+impl RttAt {
+    /// The table of `level` at `ipa`.
+    pub const fn new(ipa: Ipa, level: Level) -> Self {
+        Self { ipa, level }
+    }
+}
+
 /// Something taken out of the tree, and where to go on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Removed {
@@ -166,9 +185,9 @@ pub struct Removed {
 #[derive(Debug)]
 pub struct Rtt<M: TableMem> {
     tree: Stage2<M>,
-    protected_end: u64,
-    /// Attribute bits of a protected leaf.
-    data: u64,
+    protected_end: Ipa,
+    /// The attributes of a protected leaf.
+    data: Desc,
     /// Set once it is being retired.
     end: Option<End>,
 }
@@ -195,15 +214,15 @@ impl<M: TableMem> Rtt<M> {
         let data = geometry.encode_attrs(Attrs::MEMORY).unwrap_or_default();
         let rtt = Self {
             tree,
-            protected_end: protected_end.get(),
+            protected_end,
             data,
             end: None,
         };
-        let shape = geometry.shape();
-        let first = protected_end.get().min(shape.ia_end()) >> shape.root_shift();
-        let table = rtt.tree.core.mem.locate(root);
-        for index in first as usize..shape.root_entries() {
-            rtt.tree.core.mem.store(table, index, UNPROTECTED);
+        let core = &rtt.tree.core;
+        let end = core.shape.space().end.min(protected_end.into());
+        let table = core.mem.locate(root);
+        for index in core.shape.root_index(end)..core.shape.root_entries() {
+            core.store(table, index, UNASSIGNED_NS);
         }
         Ok(rtt)
     }
@@ -229,40 +248,39 @@ impl<M: TableMem> Rtt<M> {
     }
 
     /// True when `ipa` is in the protected half.
-    pub const fn is_protected(&self, ipa: Ipa) -> bool {
-        ipa.get() < self.protected_end
+    pub fn is_protected(&self, ipa: Ipa) -> bool {
+        ipa < self.protected_end
+    }
+
+    /// One past the last entry of the table of `slot`: of concatenated roots each
+    /// is a table of its own.
+    fn table_end(&self, slot: &Slot<M::Table>) -> usize {
+        let shape = &self.tree.core.shape;
+        ((slot.index | shape.index_mask()) + 1).min(shape.entries(slot.level))
     }
 
     /// `top` of RMI: `ipa` itself if its entry is live, else the first live
     /// entry after it in the same table, else that table's end.
-    pub(in crate::rtt) fn top(&self, slot: &Slot<M::Table>, ipa: u64) -> Ipa {
+    fn top(&self, slot: &Slot<M::Table>, ipa: Ipa) -> Ipa {
         let core = &self.tree.core;
-        if live(core.mem.load(slot.table, slot.index)) {
-            return Ipa::new(ipa);
+        let dead = (slot.index..self.table_end(slot))
+            .take_while(|&index| !live(core.load(slot.table, index)))
+            .count();
+        if dead == 0 {
+            return ipa;
         }
-        // Of concatenated roots each is a table of its own.
-        let mask = core.shape.index_mask();
-        let end = ((slot.index | mask) + 1).min(core.shape.entries_at(slot.level));
-        let mut at = slot.base(ipa);
-        let mut index = slot.index;
-        loop {
-            index += 1;
-            at += 1 << slot.shift;
-            if index == end || live(core.mem.load(slot.table, index)) {
-                return Ipa::new(at);
-            }
-        }
+        slot.after(dead, slot.desc).ia.into()
     }
 
-    pub(in crate::rtt) fn fault(&self, slot: &Slot<M::Table>, ipa: u64) -> RttError {
+    fn fault(&self, slot: &Slot<M::Table>, ipa: Ipa) -> RttError {
         RttError::Rtt {
-            level: Shape::level(slot.level),
+            level: slot.level,
             top: self.top(slot, ipa),
         }
     }
 
     /// What every command that changes entries asks of its IPA.
-    pub(in crate::rtt) fn check(&self, ipa: Ipa, aligned_to: Level) -> Result<(), RttError> {
+    fn check(&self, ipa: Ipa, aligned_to: Level) -> Result<(), RttError> {
         match self.end {
             None => self.inside(ipa, aligned_to),
             Some(_) => Err(RttError::Input),
@@ -273,7 +291,7 @@ impl<M: TableMem> Rtt<M> {
         let shape = &self.tree.core.shape;
         // Above the start there may be no level at all: its span would be nothing.
         if aligned_to < shape.start()
-            || ipa.get() >= shape.ia_end()
+            || !shape.has(ipa.into())
             || ipa.get() & (shape.span(aligned_to) - 1) != 0
         {
             return Err(RttError::Input);
@@ -281,8 +299,8 @@ impl<M: TableMem> Rtt<M> {
         Ok(())
     }
 
-    pub(in crate::rtt) fn check_page(&self, pa: Pa, span: u64) -> Result<(), RttError> {
-        match self.tree.core.shape.check_oa(pa.get(), span) {
+    fn check_page(&self, pa: Pa, span: u64) -> Result<(), RttError> {
+        match self.tree.core.shape.check_oa(pa, span) {
             Ok(()) if pa.get() & (span - 1) == 0 => Ok(()),
             _ => Err(RttError::Input),
         }
@@ -293,15 +311,12 @@ impl<M: TableMem> Rtt<M> {
     /// # Errors
     /// `Input`.
     pub fn read(&self, ipa: Ipa, level: Level) -> Result<RttEntry, RttError> {
-        if level < self.tree.core.shape.start() {
-            return Err(RttError::Input);
-        }
         self.inside(ipa, level)?;
-        let slot = self.tree.core.walk_to(ipa.get(), level.get());
+        let slot = self.tree.core.walk_to(ipa.into(), level);
         Ok(RttEntry {
-            level: Shape::level(slot.level),
-            state: self.state(slot.raw, slot.level),
-            raw: slot.raw,
+            level: slot.level,
+            state: self.state(&slot),
+            raw: slot.desc.raw(),
         })
     }
 
@@ -311,85 +326,57 @@ impl<M: TableMem> Rtt<M> {
     /// # Errors
     /// `Input` outside the space.
     pub fn find(&self, ipa: Ipa) -> Result<RttEntry, RttError> {
-        let page = self.tree.core.shape.page_bits();
-        self.read(Ipa::new(ipa.get() >> page << page), Level::L3)
+        let page = self.tree.core.shape.span(Level::L3);
+        self.read(ipa.floor(page), Level::L3)
     }
 
-    pub(in crate::rtt) fn state(&self, raw: u64, level: i8) -> RttState {
+    fn state(&self, slot: &Slot<M::Table>) -> RttState {
         let shape = &self.tree.core.shape;
-        // Only what a realm's end has cut is frozen when nobody is at work.
-        let raw = if format::is_frozen(raw) {
-            format::thaw(raw, level)
-        } else {
-            raw
-        };
-        if format::is_table(raw, level) {
-            return RttState::Table(Pa::new(shape.decode_oa(raw)));
-        }
-        let pa = Pa::new(format::leaf_oa(shape, raw, level));
-        match (format::is_leaf(raw, level), raw & UNPROTECTED != 0) {
-            (true, true) => RttState::AssignedNs {
-                pa,
-                attrs: self.tree.geometry.decode_attrs(raw),
+        let (desc, level) = (slot.desc, slot.level);
+        match desc.kind(level, shape) {
+            // Only what a realm's end has cut is frozen when nobody is at work.
+            Kind::Table(pa) | Kind::FrozenTable(pa) => RttState::Table(pa),
+            Kind::FrozenLeaf(leaf) => self.state_of_leaf(leaf, level),
+            Kind::Leaf => self.state_of_leaf(desc, level),
+            _ if desc.has(UNPROTECTED) => RttState::UnassignedNs,
+            _ if desc.has(HIPAS_ASSIGNED) => RttState::Assigned {
+                ripas: Ripas::of(desc),
+                pa: desc.leaf_pa(shape, level),
             },
-            (true, false) => RttState::Assigned {
-                ripas: Ripas::Ram,
-                pa,
-            },
-            (false, true) => RttState::UnassignedNs,
-            (false, false) if raw & HIPAS_ASSIGNED != 0 => RttState::Assigned {
-                ripas: Ripas::of(raw),
-                pa,
-            },
-            (false, false) => RttState::Unassigned(Ripas::of(raw)),
+            _ => RttState::Unassigned(Ripas::of(desc)),
         }
     }
 
-    /// Invalidates the leaf that stood at `slot`.
-    pub(in crate::rtt) fn forget<T: Maintenance>(
-        &self,
-        maint: &mut T,
-        slot: &Slot<M::Table>,
-        ipa: u64,
-    ) {
-        let core = &self.tree.core;
-        let base = slot.base(ipa);
-        let mut pending = Pending::new();
-        pending.leaves(&core.shape, base, base + (1 << slot.shift), slot.level);
-        let _done = sync::sync(maint, &core.tlb, &pending);
+    fn state_of_leaf(&self, leaf: Desc, level: Level) -> RttState {
+        let pa = leaf.leaf_pa(&self.tree.core.shape, level);
+        if leaf.has(UNPROTECTED) {
+            let attrs = self.tree.geometry.decode_attrs(leaf);
+            RttState::AssignedNs { pa, attrs }
+        } else {
+            let ripas = Ripas::Ram;
+            RttState::Assigned { ripas, pa }
+        }
     }
 
     /// Cleans, tells and blanks an entry that is frozen and that no TLB knows
     /// any more. A leaf of the host's that a guest may have written past the
     /// caches is of 2 MiB at most.
-    pub(in crate::rtt) fn release_leaf<T: Maintenance, S: LeafSink>(
+    fn release_leaf<T: Maintenance, S: LeafSink>(
         &self,
         maint: &mut T,
         sink: &mut S,
-        entry: &Released<M::Table>,
+        entry: &Slot<M::Table>,
         budget: &mut Budget,
     ) {
         let core = &self.tree.core;
-        let &Released {
-            table,
-            index,
-            level,
-            base,
-        } = entry;
-        let raw = core.mem.load(table, index);
-        if format::is_frozen(raw) {
-            let raw = format::thaw(raw, level);
-            let size = core.shape.span_at(level);
-            let leaf = RemovedLeaf::new(&core.shape, base + index as u64 * size, level, raw);
-            if !core.fwb && format::is_seen_uncached(raw, false) {
-                let pa = leaf.pa();
-                maint.cache(CacheOp::CleanInvalidateData { pa, size });
-                budget.spend_bytes(size);
-            }
-            sink.leaf(leaf);
-            core.mem.store(table, index, UNPROTECTED);
-        }
+        let now = core.load(entry.table, entry.index);
         budget.spend(1);
+        if let Kind::FrozenLeaf(leaf) = now.kind(entry.level, &core.shape) {
+            let leaf = RemovedLeaf::new(&core.shape, entry.ia, entry.level, leaf);
+            budget.spend_bytes(core.work(maint).clean_removed(&leaf));
+            sink.leaf(leaf);
+            core.put(entry, UNASSIGNED_NS);
+        }
     }
 
     /// True when a root table still holds counted entries: the realm cannot
@@ -419,7 +406,6 @@ impl<M: TableMem> Rtt<M> {
             let level = shape.start();
             return Err(Error::InUse { level });
         }
-        let entries = shape.root_entries();
         let end = match self.end.unwrap_or(End::Cut(0)) {
             End::Cut(from) => self.cut_root(maint, from, budget),
             released => released,
@@ -429,33 +415,31 @@ impl<M: TableMem> Rtt<M> {
             cut => cut,
         };
         self.end = Some(end);
-        Ok(Ipa::new(match end {
-            End::Cut(_) => 0,
-            End::Released(to) if to == entries => shape.ia_end(),
-            End::Released(to) => (to as u64) << shape.root_shift(),
-        }))
+        Ok(match end {
+            End::Cut(_) => Ipa::new(0),
+            End::Released(to) => shape.root_ia(to).into(),
+        })
+    }
+
+    /// The root's entries from this one on.
+    fn root_from(&self, from: usize) -> impl Iterator<Item = Slot<M::Table>> {
+        let core = &self.tree.core;
+        let entries = from..core.shape.root_entries();
+        entries.map(|index| core.root_slot(core.shape.root_ia(index)))
     }
 
     /// Freezes what the root maps, from entry `from` on, so that nothing can
     /// refill a TLB; when all is, invalidates the VMID.
     fn cut_root<T: Maintenance>(&self, maint: &mut T, from: usize, budget: &mut Budget) -> End {
         let core = &self.tree.core;
-        let table = core.mem.locate(self.tree.root());
-        let level = core.shape.start().get();
-        for index in from..core.shape.root_entries() {
-            if index > from && budget.is_spent() {
-                return End::Cut(index);
+        for slot in self.root_from(from) {
+            if slot.index > from && budget.is_spent() {
+                return End::Cut(slot.index);
             }
-            let mut raw = core.mem.load(table, index);
-            while raw & format::VALID != 0 {
-                match core.mem.cas(table, index, raw, format::freeze(raw, level)) {
-                    Ok(()) => break,
-                    Err(now) => raw = now,
-                }
-            }
+            core.freeze_live(&slot, Desc::is_valid);
             budget.spend(1);
         }
-        let _done = core.sync_all(maint);
+        let _done = core.work(maint).sync_all();
         End::Released(0)
     }
 
@@ -468,22 +452,27 @@ impl<M: TableMem> Rtt<M> {
         from: usize,
         budget: &mut Budget,
     ) -> usize {
-        let core = &self.tree.core;
-        let root = self.tree.root();
-        let level = core.shape.start().get();
-        for index in from..core.shape.root_entries() {
-            if index > from && budget.is_spent() {
-                return index;
+        for slot in self.root_from(from) {
+            if slot.index > from && budget.is_spent() {
+                return slot.index;
             }
-            let entry = Released {
-                table: core.mem.locate(root),
-                index,
-                level,
-                base: 0,
-            };
-            self.release_leaf(maint, sink, &entry, budget);
+            self.release_leaf(maint, sink, &slot, budget);
         }
-        core.shape.root_entries()
+        self.tree.core.shape.root_entries()
+    }
+}
+
+impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
+    /// Cleans the memory of a leaf that was removed, if a guest may have written it
+    /// past the caches. Returns how many bytes that took.
+    fn clean_removed(&mut self, leaf: &RemovedLeaf) -> u64 {
+        let features = &self.core.features;
+        if features.fwb || !features.needs_clean(Desc::new(leaf.raw())) {
+            return 0;
+        }
+        let (pa, size) = (leaf.pa(), leaf.size());
+        self.maint.cache(CacheOp::CleanInvalidateData { pa, size });
+        size
     }
 }
 
@@ -496,17 +485,7 @@ enum End {
     Released(usize),
 }
 
-/// An entry of a table that no TLB knows any more, or is to.
-#[derive(Clone, Copy)]
-struct Released<T> {
-    table: T,
-    index: usize,
-    level: i8,
-    /// The first IPA of the table.
-    base: u64,
-}
-
 /// RMM's `live`: the entry has an address.
-fn live(raw: u64) -> bool {
-    raw & format::TYPE != 0 || raw & HIPAS_ASSIGNED != 0
+const fn live(desc: Desc) -> bool {
+    !desc.is_annotation() || desc.has(HIPAS_ASSIGNED)
 }

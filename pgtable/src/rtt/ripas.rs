@@ -1,15 +1,16 @@
 //! RIPAS: what a realm was told of its addresses.
 
+use core::ops::Range;
+
 use super::{ChangeDestroyed, HIPAS_ASSIGNED, Ripas, Rtt, RttError, RttState};
 use crate::addr::{Ipa, Level};
-use crate::format;
+use crate::desc::Desc;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
-use crate::plan::Pending;
-use crate::sync;
+use crate::tree::Slot;
 
 impl<M: TableMem> Rtt<M> {
-    /// RTT_INIT_RIPAS: unassigned entries of `[base, top)` become RAM, to
+    /// RTT_INIT_RIPAS: unassigned entries of `range` become RAM, to
     /// the end of one table. `measure` is told of each entry's range.
     /// Returns how far it came.
     ///
@@ -17,28 +18,22 @@ impl<M: TableMem> Rtt<M> {
     /// `Input`; `Rtt` with the level reached if not one entry could change.
     pub fn init_ripas(
         &mut self,
-        base: Ipa,
-        top: Ipa,
+        range: Range<Ipa>,
         mut measure: impl FnMut(Ipa, Ipa),
     ) -> Result<Ipa, RttError> {
-        self.ripas_run(
-            base,
-            top,
-            |raw, _| {
-                if format::is_annotation(raw) && raw & HIPAS_ASSIGNED == 0 {
-                    match Ripas::of(raw) {
-                        Ripas::Empty | Ripas::Ram => Some(Ripas::Ram.bits()),
-                        Ripas::Destroyed => None,
-                    }
-                } else {
-                    None
-                }
+        self.change_ripas(
+            range,
+            |entry| {
+                let desc = entry.desc;
+                let unassigned = desc.is_annotation() && !desc.has(HIPAS_ASSIGNED);
+                let may = unassigned && Ripas::of(desc) != Ripas::Destroyed;
+                may.then(|| Ripas::Ram.unassigned())
             },
-            |_, at, end, _| measure(Ipa::new(at), Ipa::new(end)),
+            |entry, _| measure(entry.ia.into(), entry.end().into()),
         )
     }
 
-    /// RTT_SET_RIPAS: entries of `[base, top)` become `ripas`, to the end of
+    /// RTT_SET_RIPAS: entries of `range` become `ripas`, to the end of
     /// one table or the first that cannot change. Returns how far it came.
     ///
     /// # Errors
@@ -46,8 +41,7 @@ impl<M: TableMem> Rtt<M> {
     pub fn set_ripas<T: Maintenance>(
         &mut self,
         maint: &mut T,
-        base: Ipa,
-        top: Ipa,
+        range: Range<Ipa>,
         ripas: Ripas,
         destroyed: ChangeDestroyed,
     ) -> Result<Ipa, RttError> {
@@ -55,14 +49,12 @@ impl<M: TableMem> Rtt<M> {
             return Err(RttError::Input);
         }
         let core = &self.tree.core;
-        let shape = core.shape;
-        let mut pending = Pending::new();
-        let mut made_valid = false;
-        let result = self.ripas_run(
-            base,
-            top,
-            |raw, level| {
-                let (was, pa) = match self.state(raw, level) {
+        let mut work = core.work(maint);
+        let changes = &mut work.changes;
+        let result = self.change_ripas(
+            range,
+            |entry| {
+                let (was, pa) = match self.state(entry) {
                     RttState::Unassigned(was) => (was, None),
                     RttState::Assigned { ripas, pa } => (ripas, Some(pa)),
                     _ => return None,
@@ -71,98 +63,93 @@ impl<M: TableMem> Rtt<M> {
                     return None;
                 }
                 if was == ripas {
-                    return Some(raw);
+                    return Some(entry.desc);
                 }
                 Some(match pa {
-                    None => ripas.bits(),
-                    Some(pa) => self.assigned(pa.get(), ripas, level),
+                    None => ripas.unassigned(),
+                    Some(pa) => self.assigned(pa, ripas, entry.level),
                 })
             },
-            |level, at, end, (old, new)| match (old & format::VALID != 0, new & format::VALID != 0)
-            {
-                (true, false) => pending.leaves(&shape, at, end, level),
-                (false, true) => made_valid = true,
+            |entry, new| match (entry.desc.is_valid(), new.is_valid()) {
+                (true, false) => {
+                    changes
+                        .pending()
+                        .leaves(&core.shape, entry.extent(), entry.level);
+                }
+                (false, true) => changes.stored = true,
                 _ => (),
             },
         );
-        if !pending.is_empty() {
-            let _done = sync::sync(maint, &core.tlb, &pending);
-        } else if made_valid {
-            sync::publish(maint, &core.tlb);
-        }
+        let _done = work.finish();
         result
     }
 
-    /// Changes entries of one table from `base` on, as `change` says.
-    fn ripas_run(
+    /// Changes entries of one table from the range's start on, as `change` says.
+    fn change_ripas(
         &self,
-        base: Ipa,
-        top: Ipa,
-        change: impl Fn(u64, i8) -> Option<u64>,
-        mut changed: impl FnMut(i8, u64, u64, (u64, u64)),
+        range: Range<Ipa>,
+        change: impl Fn(&Slot<M::Table>) -> Option<Desc>,
+        mut changed: impl FnMut(&Slot<M::Table>, Desc),
     ) -> Result<Ipa, RttError> {
-        self.check(base, Level::L3)?;
+        let slot = self.protected(&range)?;
         let core = &self.tree.core;
-        if base >= top || top.get() > self.protected_end || top.get() & core.shape.page_mask() != 0
-        {
-            return Err(RttError::Input);
-        }
-        let slot = core.walk_to(base.get(), 3);
-        let span = 1u64 << slot.shift;
-        let mask = core.shape.index_mask();
-        let end = ((slot.index | mask) + 1).min(core.shape.entries_at(slot.level));
-        let mut at = base.get();
-        if at & (span - 1) == 0 {
-            for index in slot.index..end {
-                if at + span > top.get() {
-                    break;
-                }
-                let old = core.mem.load(slot.table, index);
-                let Some(new) = change(old, slot.level) else {
-                    break;
-                };
-                if new != old {
-                    let _ = core.exchange(slot.table, index, new);
-                }
-                changed(slot.level, at, at + span, (old, new));
-                at += span;
+        let start = range.start.into();
+        let mut at = start;
+        for entry in self.entries_from(slot) {
+            // An entry changes whole or not at all.
+            if entry.ia != at || entry.end() > range.end.into() {
+                break;
             }
+            let Some(new) = change(&entry) else {
+                break;
+            };
+            if new != entry.desc {
+                let _ = core.exchange(&entry, new);
+            }
+            changed(&entry, new);
+            at = entry.end();
         }
-        if at == base.get() {
-            return Err(self.fault(&slot, base.get()));
+        if at == start {
+            return Err(self.fault(&slot, range.start));
         }
-        Ok(Ipa::new(at))
+        Ok(at.into())
     }
 
-    /// RSI_IPA_STATE_GET: the RIPAS at `base`, and how far in `[base, top)`
+    /// Where a walk for the start of a protected range ends.
+    fn protected(&self, range: &Range<Ipa>) -> Result<Slot<M::Table>, RttError> {
+        self.check(range.start, Level::L3)?;
+        let core = &self.tree.core;
+        let pages = range.end.get() & core.shape.page_mask() == 0;
+        if range.is_empty() || range.end > self.protected_end || !pages {
+            return Err(RttError::Input);
+        }
+        Ok(core.walk_to(range.start.into(), Level::L3))
+    }
+
+    /// The entries of a table from `slot` on.
+    fn entries_from(&self, slot: Slot<M::Table>) -> impl Iterator<Item = Slot<M::Table>> {
+        (0..self.table_end(&slot) - slot.index).map(move |more| {
+            let desc = self.tree.core.load(slot.table, slot.index + more);
+            slot.after(more, desc)
+        })
+    }
+
+    /// RSI_IPA_STATE_GET: the RIPAS at the start of `range`, and how far in it
     /// and in the same table it holds.
     ///
     /// # Errors
     /// `Input`.
-    pub fn ripas(&self, base: Ipa, top: Ipa) -> Result<(Ripas, Ipa), RttError> {
-        self.check(base, Level::L3)?;
-        if base >= top
-            || top.get() > self.protected_end
-            || top.get() & self.tree.core.shape.page_mask() != 0
-        {
-            return Err(RttError::Input);
-        }
-        let core = &self.tree.core;
-        let slot = core.walk_to(base.get(), 3);
-        let of = |raw| match self.state(raw, slot.level) {
+    pub fn ripas(&self, range: Range<Ipa>) -> Result<(Ripas, Ipa), RttError> {
+        let slot = self.protected(&range)?;
+        let of = |entry: &Slot<M::Table>| match self.state(entry) {
             RttState::Unassigned(ripas) | RttState::Assigned { ripas, .. } => Some(ripas),
             _ => None,
         };
-        let Some(first) = of(slot.raw) else {
-            return Err(RttError::Input);
-        };
-        let mut at = slot.end(base.get());
-        for index in slot.index + 1..slot.index + core.entries_left(&slot) {
-            if at >= top.get() || of(core.mem.load(slot.table, index)) != Some(first) {
-                break;
-            }
-            at += 1 << slot.shift;
-        }
-        Ok((first, Ipa::new(at.min(top.get()))))
+        let first = of(&slot).ok_or(RttError::Input)?;
+        let alike = self
+            .entries_from(slot)
+            .take_while(|entry| entry.ia < range.end.into() && of(entry) == Some(first));
+        let end = alike.last().map_or(slot.end(), |entry| entry.end());
+        Ok((first, range.end.min(end.into())))
     }
 }

@@ -6,7 +6,7 @@ use mmu_model::{EventKind, Owner, Reg};
 use pgtable::{
     Annotation, Attrs, Barrier, Budget, CacheOp, Entry, Error, Features, Geometry, Granule,
     HeldLeaf, Ignore, Ipa, Leaves, Level, Maintenance, Map, Over, Pa, Partial, Stage2,
-    Stage2Config, Stage2Regs, Synced, TableMem, Tlbi, Vmid,
+    Stage2Config, Stage2Regs, Synced, TableMem, Tlbi, Unmap, UnmapLater, Vmid,
 };
 use std::cell::Cell;
 
@@ -266,10 +266,7 @@ fn a_gather_over_a_block_and_pages() -> Result<(), String> {
         };
         let done = tree.unmap_later(
             &mut cpu,
-            Ipa::new(0),
-            2 * block,
-            Partial::Refuse,
-            &mut gather,
+            UnmapLater::new(Ipa::new(0), 2 * block, &mut gather).partial(Partial::Refuse),
             all,
             count,
         );
@@ -311,7 +308,12 @@ fn a_fault_meets_an_unmapping() -> Result<(), String> {
         work: Work::Map { pa, attrs },
     }));
     let sink = &mut Ignore;
-    let next = tree.unmap_leaves(&mut cpu, Ipa::new(0), 4096, Partial::Refuse, sink, all);
+    let next = tree.unmap_leaves(
+        &mut cpu,
+        &Unmap::new(Ipa::new(0), 4096).partial(Partial::Refuse),
+        sink,
+        all,
+    );
     expect(&judge, "unmap", next, Ok(Ipa::new(4096)));
     judge.event(EventKind::Quiesce { lo: 0, hi: 1 << 40 });
     verdict(&judge)
@@ -371,7 +373,12 @@ fn a_root_ends_with_what_was_forgotten() -> Result<(), String> {
             let refuse = Partial::Refuse;
             let forget = |leaf: HeldLeaf| drop(leaf);
             let ipa = Ipa::new(0);
-            let next = tree.unmap_later(&mut cpu, ipa, size, refuse, &mut gather, all, forget);
+            let next = tree.unmap_later(
+                &mut cpu,
+                UnmapLater::new(ipa, size, &mut gather).partial(refuse),
+                all,
+                forget,
+            );
             expect(&judge, "unmap", next, Ok(Ipa::new(size)));
             drop(gather);
         }

@@ -9,8 +9,8 @@
 
 use super::{Cpu, Judge};
 use pgtable::{
-    Access, Attrs, Budget, Error, Execute, Flush, Gather, Geometry, HeldLeaf, Ipa, Leaves, Level,
-    Map, Over, Pa, Partial, Permissions, RemovedLeaf, Stage2, Vmid,
+    Access, Attrs, Budget, Error, Execute, Gather, Geometry, HeldLeaf, Ipa, Leaves, Level, Map,
+    Over, Pa, Partial, Permissions, RemovedLeaf, Stage2, Sweep, Unmap, UnmapLater, Vmid,
 };
 
 /// What the other CPU does.
@@ -102,7 +102,12 @@ impl Peer {
                 let mut leaves = Vec::new();
                 let result = tree.map(cpu, &map, all).and_then(|_| {
                     let sink = |leaf| leaves.push(leaf);
-                    tree.unmap_later(cpu, ipa, page, Partial::Refuse, &mut gather, all, sink)
+                    tree.unmap_later(
+                        cpu,
+                        UnmapLater::new(ipa, page, &mut gather).partial(Partial::Refuse),
+                        all,
+                        sink,
+                    )
                 });
                 held = Some((gather, leaves));
                 result.map(drop).map_err(|stopped| stopped.why)
@@ -110,18 +115,18 @@ impl Peer {
             Work::Link { pa, attrs } => self.link(&tree, cpu, pa, attrs),
             Work::MarkYoung => tree.mark_young(cpu, ipa),
             Work::ClearYoung => tree
-                .clear_young(cpu, ipa, page, Flush::Now, all)
+                .clear_young(cpu, Sweep::new(ipa, page), all)
                 .map(drop)
                 .map_err(|stopped| stopped.why),
             Work::Unmap => {
                 let mut sink =
-                    |leaf: RemovedLeaf| gone.push((leaf.ia(), leaf.size(), leaf.pa().get()));
-                tree.unmap_leaves(cpu, ipa, page, Partial::Split, &mut sink, all)
+                    |leaf: RemovedLeaf| gone.push((leaf.ipa().get(), leaf.size(), leaf.pa().get()));
+                tree.unmap_leaves(cpu, &Unmap::new(ipa, page), &mut sink, all)
                     .map(drop)
                     .map_err(|stopped| stopped.why)
             }
             Work::WriteProtect => tree
-                .write_protect(cpu, ipa, page, Flush::Now, all)
+                .write_protect(cpu, Sweep::new(ipa, page), all)
                 .map(drop)
                 .map_err(|stopped| stopped.why),
             Work::Relax => {

@@ -173,7 +173,9 @@ impl Run<'_, '_> {
         let acting = judge.pe.replace(done.peer.pe);
         let tree = &self.guests[guest].tree;
         for leaf in &leaves {
-            let found = tree.lookup(Ipa::new(leaf.ia())).map(|found| found.entry);
+            let found = tree
+                .lookup(Ipa::new(leaf.ipa().get()))
+                .map(|found| found.entry);
             if found != Ok(Entry::Frozen) {
                 judge.complain(format!("held for another gather: {found:?}"));
             }
@@ -181,7 +183,7 @@ impl Run<'_, '_> {
         let synced = tree.sync(&mut Cpu(judge), gather).expect("of this tree");
         let gone: Vec<_> = (leaves.into_iter())
             .filter_map(|leaf| leaf.release(&synced).ok())
-            .map(|leaf| (leaf.ia(), leaf.size(), leaf.pa().get()))
+            .map(|leaf| (leaf.ipa().get(), leaf.size(), leaf.pa().get()))
             .collect();
         judge.pe.set(acting);
         self.forget(guest, &gone);

@@ -8,6 +8,7 @@ use crate::judge::{Access as GuestAccess, Cpu};
 use mmu_model::EventKind;
 use pgtable::{
     Access, Attrs, Budget, Dirty, Entry, Error, Execute, Flush, Ipa, Partial, Permissions, Stopped,
+    Sweep,
 };
 
 impl Run<'_, '_> {
@@ -29,11 +30,11 @@ impl Run<'_, '_> {
         let mut cpu = Cpu(judge);
         let result = it.tree.protect(
             &mut cpu,
-            task.ipa(),
-            task.size(),
+            Sweep {
+                flush,
+                ..Sweep::new(task.ipa(), task.size()).partial(task.partial)
+            },
             permissions,
-            task.partial,
-            flush,
             &mut Budget::unlimited(),
         );
         let _synced = it.tree.sync(&mut cpu, gather).expect("of this tree");
@@ -70,9 +71,7 @@ impl Run<'_, '_> {
     pub(super) fn write_protect(&mut self, task: &Task) -> Outcome {
         let done = self.guests[task.guest].tree.write_protect(
             &mut Cpu(self.judge),
-            task.ipa(),
-            task.size(),
-            Flush::Now,
+            Sweep::new(task.ipa(), task.size()),
             &mut Budget::unlimited(),
         );
         self.absorb(task.guest);
@@ -159,7 +158,14 @@ impl Run<'_, '_> {
         let (ipa, size) = (task.ipa(), task.size());
         let all = || Budget::unlimited();
         let before = it.tree.count_young(&mut cpu, ipa, size, &mut all());
-        let done = it.tree.clear_young(&mut cpu, ipa, size, flush, &mut all());
+        let done = it.tree.clear_young(
+            &mut cpu,
+            Sweep {
+                flush,
+                ..Sweep::new(ipa, size)
+            },
+            &mut all(),
+        );
         let _synced = it.tree.sync(&mut cpu, gather).expect("of this tree");
         let after = it.tree.count_young(&mut cpu, ipa, size, &mut all());
         let alike = before == done && after.map(|(_, young)| young) == Ok(0);
@@ -188,9 +194,7 @@ impl Run<'_, '_> {
         let mut dirty = Vec::new();
         let done = it.tree.harvest_dirty(
             &mut Cpu(self.judge),
-            task.ipa(),
-            task.size(),
-            Flush::Now,
+            Sweep::new(task.ipa(), task.size()),
             &mut Budget::unlimited(),
             |at, size| dirty.push((at.get(), at.get() + size)),
         );

@@ -35,7 +35,7 @@ impl Run<'_, '_> {
                 Ok(next) => (next.get(), None),
                 Err(Stopped { why, next }) => (next.get(), Some(why)),
             };
-            self.check_over(guest, at, next, task.over, (to, attrs));
+            self.check_over(guest, (at, next), task.over, (to, attrs));
             let state = State::Mapped { pa: to, attrs };
             self.guests[guest].shadow.set(at, next, state);
             at = next;
@@ -94,8 +94,7 @@ impl Run<'_, '_> {
     pub(super) fn check_over(
         &self,
         guest: usize,
-        start: u64,
-        end: u64,
+        (start, end): (u64, u64),
         over: Over,
         to: (u64, Attrs),
     ) {

@@ -4,7 +4,9 @@ use super::{Kind, Run, State, Task};
 use crate::judge::Cpu;
 use crate::judge::tally::Outcome;
 use Kind as K;
-use pgtable::{Annotation, Budget, Error, Ignore, Ipa, Over, Partial, RemovedLeaf, Stopped};
+use pgtable::{
+    Annotation, Budget, Error, Ignore, Ipa, Over, Partial, RemovedLeaf, Stopped, Unmap, UnmapLater,
+};
 
 impl Run<'_, '_> {
     pub(super) fn unmap(&mut self, task: &Task) -> Outcome {
@@ -24,21 +26,22 @@ impl Run<'_, '_> {
             };
             let it = &mut self.guests[guest];
             let (from, size) = (Ipa::new(at), end - at);
-            let mut sink = |leaf: RemovedLeaf| gone.push((leaf.ia(), leaf.size(), leaf.pa().get()));
+            let mut sink =
+                |leaf: RemovedLeaf| gone.push((leaf.ipa().get(), leaf.size(), leaf.pa().get()));
             let tree = &mut it.tree;
             let result = match task.kind {
-                K::UnmapLeaves => {
-                    tree.unmap_leaves(&mut cpu, from, size, partial, &mut sink, &mut budget)
-                }
+                K::UnmapLeaves => tree.unmap_leaves(
+                    &mut cpu,
+                    &Unmap::new(from, size).partial(partial),
+                    &mut sink,
+                    &mut budget,
+                ),
                 K::UnmapLater => {
                     let mut gather = tree.gather();
                     let mut held = Vec::new();
                     let done = tree.unmap_later(
                         &mut cpu,
-                        from,
-                        size,
-                        partial,
-                        &mut gather,
+                        UnmapLater::new(from, size, &mut gather).partial(partial),
                         &mut budget,
                         |leaf| held.push(leaf),
                     );
@@ -51,7 +54,12 @@ impl Run<'_, '_> {
                     }
                     done
                 }
-                _ => tree.unmap(&mut cpu, from, size, partial, &mut sink, &mut budget),
+                _ => tree.unmap(
+                    &mut cpu,
+                    &Unmap::new(from, size).partial(partial),
+                    &mut sink,
+                    &mut budget,
+                ),
             };
             match result {
                 Ok(next) if next.get() <= at => {
@@ -144,12 +152,11 @@ impl Run<'_, '_> {
             let least = if fwb { 1 } else { whole >> 25 };
             let mut budget =
                 budget.map_or(Budget::unlimited(), |most| Budget::entries(most.max(least)));
-            let mut sink = |leaf: RemovedLeaf| gone.push((leaf.ia(), leaf.size(), leaf.pa().get()));
+            let mut sink =
+                |leaf: RemovedLeaf| gone.push((leaf.ipa().get(), leaf.size(), leaf.pa().get()));
             let result = self.guests[guest].tree.unmap(
                 &mut Cpu(self.judge),
-                Ipa::new(at),
-                whole - at,
-                partial,
+                &Unmap::new(Ipa::new(at), whole - at).partial(partial),
                 &mut sink,
                 &mut budget,
             );
@@ -185,12 +192,11 @@ impl Run<'_, '_> {
             Partial::DropWhole => Partial::Split,
             other => other,
         };
-        let result = self.guests[task.guest].tree.annotate(
+        let result = self.guests[task.guest].tree.unmap(
             &mut Cpu(self.judge),
-            task.ipa(),
-            task.size(),
-            annotation,
-            partial,
+            &Unmap::new(task.ipa(), task.size())
+                .partial(partial)
+                .leaving(annotation),
             &mut Ignore,
             &mut Budget::unlimited(),
         );

@@ -4,7 +4,7 @@
 use super::{Run, Task};
 use crate::judge::Cpu;
 use crate::judge::tally::Outcome;
-use pgtable::{Access, Error, Ipa, Leaves, Level, Over, Stopped, TableMem};
+use pgtable::{Access, Error, Ipa, Leaves, Level, Over, Split, Stopped, TableMem};
 
 impl Run<'_, '_> {
     pub(super) fn split(&mut self, task: &Task) -> Outcome {
@@ -49,7 +49,16 @@ impl Run<'_, '_> {
             let mut budget = task.budget();
             let tree = &self.guests[task.guest].tree;
             let before = judge.live();
-            let result = tree.split(&mut Cpu(judge), Ipa::new(at), rest, to, pages, &mut budget);
+            let result = tree.split(
+                &mut Cpu(judge),
+                &Split {
+                    ipa: Ipa::new(at),
+                    size: rest,
+                    to,
+                },
+                pages,
+                &mut budget,
+            );
             match result {
                 Ok(next) if next.get() <= at => {
                     // A large block goes level by level.

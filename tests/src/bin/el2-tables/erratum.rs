@@ -5,7 +5,7 @@
 use arm64::regs::{MAIR_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1};
 use pgtable::{
     Attrs, Budget, Caches, Errata, Granule, Ignore, Ipa, Leaves, Level, Map, Pa, Partial, Stage2,
-    Stage2Config, Vmid,
+    Stage2Config, Unmap, Vmid,
 };
 use tests::bare::asm::{steer, write64};
 use tests::bare::console::Console;
@@ -91,9 +91,7 @@ fn stale(cpu: &Cpu, errata: Errata) -> Option<bool> {
     let before = translate(root);
     let gone = tree.unmap(
         maint,
-        Ipa::new(RANGE),
-        4 * GIB,
-        Partial::Refuse,
+        &Unmap::new(Ipa::new(RANGE), 4 * GIB).partial(Partial::Refuse),
         &mut Ignore,
         budget,
     );

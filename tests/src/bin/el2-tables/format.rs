@@ -2,8 +2,9 @@
 //! and after each step what the CPU makes of it.
 
 use pgtable::{
-    Access, Age, Annotation, Attrs, Budget, Caches, Change, Entry, Error, Execute, Flush, Geometry,
-    Granule, Ignore, Ipa, Leaves, Level, Map, Over, Pa, Partial, Permissions, Stage2, Vmid,
+    Access, Age, Annotation, Attrs, Budget, Caches, Change, Entry, Error, Execute, Geometry,
+    Granule, Ignore, Ipa, Leaves, Level, Map, Over, Pa, Partial, Permissions, Split, Stage2, Sweep,
+    Unmap, Vmid,
 };
 use tests::bare::asm::{read64, write32, write64};
 use tests::bare::console::Console;
@@ -129,9 +130,7 @@ fn each_root_table(tree: &mut Stage2<&Pool>, pool: &Pool) -> Result<(), &'static
         hold(read(ipa) == Ok(frame), "root table: load")?;
         let gone = tree.unmap(
             &mut Instructions,
-            Ipa::new(ipa),
-            page,
-            Partial::Refuse,
+            &Unmap::new(Ipa::new(ipa), page).partial(Partial::Refuse),
             &mut Ignore,
             &mut Budget::unlimited(),
         );
@@ -179,11 +178,8 @@ fn page_at(
     let protect = |tree: &Stage2<&Pool>, access, execute| {
         tree.protect(
             &mut Instructions,
-            Ipa::new(ipa),
-            page,
+            Sweep::new(Ipa::new(ipa), page).partial(Partial::Refuse),
             Permissions { access, execute },
-            Partial::Refuse,
-            Flush::Now,
             &mut Budget::unlimited(),
         )
         .is_ok()
@@ -243,9 +239,7 @@ fn page_at(
     let live = pool.live();
     let gone = tree.unmap(
         maint,
-        Ipa::new(ipa),
-        page,
-        Partial::Refuse,
+        &Unmap::new(Ipa::new(ipa), page).partial(Partial::Refuse),
         &mut Ignore,
         budget,
     );
@@ -271,8 +265,13 @@ fn unmap_whole(tree: &mut Stage2<&Pool>, ipa: Ipa, size: u64) -> Result<Ipa, Err
         at = found.base.get() + span;
     }
     let (budget, refuse) = (&mut Budget::unlimited(), Partial::Refuse);
-    tree.unmap(&mut Instructions, ipa, size, refuse, &mut Ignore, budget)
-        .map_err(|stopped| stopped.why)
+    tree.unmap(
+        &mut Instructions,
+        &Unmap::new(ipa, size).partial(refuse),
+        &mut Ignore,
+        budget,
+    )
+    .map_err(|stopped| stopped.why)
 }
 
 /// A level without blocks: whatever is alike under it, there is none.
@@ -358,7 +357,16 @@ fn block_at(
         Level::L3
     };
     if to == below {
-        let split = tree.split(maint, Ipa::new(ipa), span, to, |_| pool.page(), budget);
+        let split = tree.split(
+            maint,
+            &Split {
+                ipa: Ipa::new(ipa),
+                size: span,
+                to,
+            },
+            |_| pool.page(),
+            budget,
+        );
         hold(split.is_ok(), "block: split")?;
         hold(
             tree.lookup(Ipa::new(ipa))
@@ -398,14 +406,11 @@ fn block_at(
     // A page of it with other rights, which splits it, then all over again.
     let part = tree.protect(
         maint,
-        Ipa::new(ipa),
-        page,
+        Sweep::new(Ipa::new(ipa), page).partial(Partial::Split),
         Permissions {
             access: Access::None,
             execute: Execute::Never,
         },
-        Partial::Split,
-        Flush::Now,
         budget,
     );
     hold(part.is_ok(), "block: protect a page")?;
@@ -427,14 +432,7 @@ fn block_at(
         "block: AT, collapsed",
     )?;
     // Its first page goes, the rest stays; then all.
-    let gone = tree.unmap(
-        maint,
-        Ipa::new(ipa),
-        page,
-        Partial::Split,
-        &mut Ignore,
-        budget,
-    );
+    let gone = tree.unmap(maint, &Unmap::new(Ipa::new(ipa), page), &mut Ignore, budget);
     hold(gone.is_ok(), "block: unmap a page")?;
     hold(
         translate(ipa).is_err() && right(page) && right(span - 1),

@@ -8,8 +8,7 @@ use core::arch::asm;
 use core::sync::atomic::Ordering;
 
 use pgtable::{
-    El2Access, El2Attrs, El2Config, El2Geometry, El2Map, El2Range, Granule, Leaves, Level, Over,
-    Pa, Va,
+    El2Access, El2Attrs, El2Config, El2Geometry, El2Map, El2Range, Granule, Leaves, Level, Pa, Va,
 };
 use tests::bare::asm::{clean, read64, write64};
 use tests::bare::console::{self, Console};
@@ -125,14 +124,13 @@ fn put(
     attrs: El2Attrs,
     leaves: Leaves,
 ) -> Result<(), &'static str> {
-    let range = El2Range {
-        va: Va::new(va),
-        pa: Pa::new(pa),
-        size,
-    };
-    map.map(&mut Instructions, range, attrs, leaves, Over::Nothing)
-        .map_err(|_| "map")
-        .and_then(|next| hold(next.get() == va + size, "map ends early"))
+    let range = El2Range::new(Va::new(va), Pa::new(pa), size, El2Attrs::DATA);
+    map.map(
+        &mut Instructions,
+        &El2Range { attrs, ..range }.leaves(leaves),
+    )
+    .map_err(|_| "map")
+    .and_then(|next| hold(next.get() == va + size, "map ends early"))
 }
 
 /// Turns the MMU on, with what was written until `end` seen by it.

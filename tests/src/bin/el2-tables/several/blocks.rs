@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pgtable::{
     Access, Attrs, Budget, Caches, Error, Execute, Flush, Geometry, Ignore, Ipa, Leaves, Level,
-    Map, Over, Pa, Partial, Permissions, Stage2,
+    Map, Over, Pa, Partial, Permissions, Split, Stage2, Sweep, Unmap,
 };
 use tests::bare::asm::dsb;
 use tests::bare::console::Console;
@@ -206,11 +206,11 @@ impl Scene {
             let (split, now) = (Partial::Split, Flush::Now);
             tree.protect(
                 cpu,
-                beside,
-                page,
+                Sweep {
+                    flush: now,
+                    ..Sweep::new(beside, page).partial(split)
+                },
                 rights(Access::Read),
-                split,
-                now,
                 &mut all(),
             )
             .map_err(|stopped| wrong("protect", stopped.why))?;
@@ -224,8 +224,13 @@ impl Scene {
             // The page goes, and comes back as it was.
             let mut told = 0;
             let mut sink = |_: pgtable::RemovedLeaf| told += 1;
-            tree.unmap(cpu, beside, page, Partial::Refuse, &mut sink, &mut all())
-                .map_err(|stopped| wrong("unmap", stopped.why))?;
+            tree.unmap(
+                cpu,
+                &Unmap::new(beside, page).partial(Partial::Refuse),
+                &mut sink,
+                &mut all(),
+            )
+            .map_err(|stopped| wrong("unmap", stopped.why))?;
             let pa = Pa::new(self.data.base + BESIDE * page);
             let back = Map::new(beside, pa, page, Attrs::MEMORY);
             tree.map(cpu, &back, &mut all())
@@ -247,8 +252,17 @@ impl Scene {
                 let size = self.geometry.span(Level::L2);
                 let base = Ipa::new(self.ipa(0) & !(size - 1));
                 let pages = |_| pool.page();
-                tree.split(cpu, base, size, Level::L3, pages, &mut all())
-                    .map_err(|stopped| wrong("split", stopped.why))?;
+                tree.split(
+                    cpu,
+                    &Split {
+                        ipa: base,
+                        size,
+                        to: Level::L3,
+                    },
+                    pages,
+                    &mut all(),
+                )
+                .map_err(|stopped| wrong("split", stopped.why))?;
                 self.expect(tree, Level::L3)?;
             } else {
                 self.whole(tree, Level::L3)?;

@@ -13,7 +13,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use pgtable::{
     Access, Annotation, Attrs, Budget, Change, Entry, Error, Execute, Flush, Geometry, HeldLeaf,
-    Ignore, Ipa, Leaves, Level, Map, Pa, Partial, Permissions, RemovedLeaf, Stage2,
+    Ignore, Ipa, Leaves, Level, Map, Pa, Partial, Permissions, RemovedLeaf, Stage2, Sweep, Unmap,
+    UnmapLater,
 };
 use tests::bare::asm::dsb;
 use tests::bare::console::Console;
@@ -267,9 +268,19 @@ impl Worker<'_, '_> {
             let (from, budget) = (Ipa::new(at), &mut Budget::unlimited());
             let cpu = &mut Instructions;
             if told_to == Sink::Ignored {
-                return tree.unmap_leaves(cpu, from, end - at, split, &mut Ignore, budget);
+                return tree.unmap_leaves(
+                    cpu,
+                    &Unmap::new(from, end - at).partial(split),
+                    &mut Ignore,
+                    budget,
+                );
             }
-            tree.unmap_leaves(cpu, from, end - at, split, &mut sink, budget)
+            tree.unmap_leaves(
+                cpu,
+                &Unmap::new(from, end - at).partial(split),
+                &mut sink,
+                budget,
+            )
         });
         match (result, wrong) {
             (_, Some(wrong)) => Err(wrong),
@@ -290,10 +301,7 @@ impl Worker<'_, '_> {
         // could wait for one who waits for these.
         let result = self.tree.unmap_later(
             cpu,
-            Ipa::new(start),
-            end - start,
-            Partial::Split,
-            &mut gather,
+            UnmapLater::new(Ipa::new(start), end - start, &mut gather),
             &mut Budget::unlimited(),
             |leaf| {
                 held[count] = Some(leaf);
@@ -363,15 +371,23 @@ impl Worker<'_, '_> {
                 again(from, &mut self.busy, |at| {
                     let (split, now) = (Partial::Split, Flush::Now);
                     let at_ipa = Ipa::new(at);
-                    tree.protect(cpu, at_ipa, to - at, permissions, split, now, &mut all())
+                    tree.protect(
+                        cpu,
+                        Sweep {
+                            flush: now,
+                            ..Sweep::new(at_ipa, to - at).partial(split)
+                        },
+                        permissions,
+                        &mut all(),
+                    )
                 })
             }
             1 => again(start, &mut self.busy, |at| {
-                let done = tree.clear_young(cpu, Ipa::new(at), end - at, Flush::Now, &mut all());
+                let done = tree.clear_young(cpu, Sweep::new(Ipa::new(at), end - at), &mut all());
                 done.map(|(next, _)| next)
             }),
             _ => again(start, &mut self.busy, |at| {
-                tree.write_protect(cpu, Ipa::new(at), end - at, Flush::Now, &mut all())
+                tree.write_protect(cpu, Sweep::new(Ipa::new(at), end - at), &mut all())
             }),
         };
         result

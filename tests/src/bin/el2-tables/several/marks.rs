@@ -13,8 +13,8 @@
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use pgtable::{
-    Access, Age, Attrs, Budget, Dirty, Error, Execute, Flush, Geometry, Ipa, Leaves, Level, Map,
-    Pa, Permissions, Stage2,
+    Access, Age, Attrs, Budget, Dirty, Error, Execute, Geometry, Ipa, Leaves, Level, Map, Pa,
+    Permissions, Stage2, Sweep,
 };
 use tests::bare::asm::dsb;
 use tests::bare::console::Console;
@@ -227,9 +227,7 @@ impl Scene {
             let mut budget = all();
             tree.harvest_dirty(
                 cpu,
-                Ipa::new(BASE),
-                size,
-                Flush::Now,
+                Sweep::new(Ipa::new(BASE), size),
                 &mut budget,
                 |at, _| {
                     reported[((at.get() - BASE) / page) as usize] = number;
@@ -249,14 +247,14 @@ impl Scene {
             let mut busy = 0;
             again(BASE, &mut busy, |at| {
                 let size = BASE + size - at;
-                tree.write_protect(cpu, Ipa::new(at), size, Flush::Now, &mut all())
+                tree.write_protect(cpu, Sweep::new(Ipa::new(at), size), &mut all())
             })
             .map_err(failed)?;
             return Ok(marks);
         }
         for (at, last) in reported.iter_mut().enumerate() {
             let (_, young) = tree
-                .clear_young(cpu, Ipa::new(self.ipa(at)), page, Flush::Now, &mut all())
+                .clear_young(cpu, Sweep::new(Ipa::new(self.ipa(at)), page), &mut all())
                 .map_err(|stopped| failed(stopped.why))?;
             if young > 0 {
                 *last = number;

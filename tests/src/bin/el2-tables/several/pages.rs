@@ -12,8 +12,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pgtable::{
     Access, Attrs, Budget, Caches, Change, Entry, Error, Execute, Flush, Geometry, HeldLeaf,
-    Ignore, Ipa, Leaves, Level, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Stage2,
-    Visit,
+    Ignore, Ipa, Leaves, Level, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Split,
+    Stage2, Sweep, Unmap, UnmapLater, Visit,
 };
 use tests::bare::asm::dsb;
 use tests::bare::console::Console;
@@ -325,13 +325,13 @@ impl Worker<'_, '_> {
                     frame(tree.geometry(), self.data, n + at as u64, words[at])
                 });
                 let mut sink = |leaf: RemovedLeaf| {
-                    let at = (leaf.ia().wrapping_sub(start) / page) as usize;
+                    let at = (leaf.ipa().get().wrapping_sub(start) / page) as usize;
                     right &= frames.get(at) == Some(&leaf.pa().get()) && leaf.size() == page;
                     told += 1;
                 };
                 again(start, &mut self.busy, |at| {
                     let (from, size) = (Ipa::new(at), end - at);
-                    tree.unmap_leaves(cpu, from, size, Partial::Split, &mut sink, &mut all())
+                    tree.unmap_leaves(cpu, &Unmap::new(from, size), &mut sink, &mut all())
                 })
                 .map_err(wrong)?;
                 let had = words.iter().filter(|&&word| word & MAPPED != 0).count();
@@ -346,7 +346,12 @@ impl Worker<'_, '_> {
                 again(start, &mut self.busy, |at| {
                     let sink = |leaf| held = Some(leaf);
                     let (from, split) = (Ipa::new(at), Partial::Split);
-                    tree.unmap_later(cpu, from, end - at, split, &mut gather, &mut all(), sink)
+                    tree.unmap_later(
+                        cpu,
+                        UnmapLater::new(from, end - at, &mut gather).partial(split),
+                        &mut all(),
+                        sink,
+                    )
                 })
                 .map_err(wrong)?;
                 let synced = tree.sync(cpu, gather).expect("of this tree");
@@ -370,7 +375,15 @@ impl Worker<'_, '_> {
                 again(start, &mut self.busy, |at| {
                     let (from, flush) = (Ipa::new(at), Flush::Now);
                     let split = Partial::Split;
-                    tree.protect(cpu, from, end - at, permissions, split, flush, &mut all())
+                    tree.protect(
+                        cpu,
+                        Sweep {
+                            flush,
+                            ..Sweep::new(from, end - at).partial(split)
+                        },
+                        permissions,
+                        &mut all(),
+                    )
                 })
                 .map_err(wrong)?;
                 Ok(if mapped {
@@ -384,7 +397,7 @@ impl Worker<'_, '_> {
                 self.split(start, end)?;
                 again(start, &mut self.busy, |at| {
                     let from = Ipa::new(at);
-                    tree.write_protect(cpu, from, end - at, Flush::Now, &mut all())
+                    tree.write_protect(cpu, Sweep::new(from, end - at), &mut all())
                 })
                 .map_err(wrong)?;
                 Ok(if mapped { was & !WRITABLE } else { was })
@@ -393,7 +406,7 @@ impl Worker<'_, '_> {
                 // All of the area, whoever's it is: only the access flag goes.
                 again(area.0, &mut self.busy, |at| {
                     let from = Ipa::new(at);
-                    let done = tree.clear_young(cpu, from, area.1 - at, Flush::Now, &mut all());
+                    let done = tree.clear_young(cpu, Sweep::new(from, area.1 - at), &mut all());
                     done.map(|(next, _)| next)
                 })
                 .map_err(wrong)?;
@@ -474,7 +487,16 @@ impl Worker<'_, '_> {
             let pages = |_| pool.page();
             let budget = &mut Budget::unlimited();
             let from = Ipa::new(at);
-            tree.split(&mut Instructions, from, end - at, Level::L3, pages, budget)
+            tree.split(
+                &mut Instructions,
+                &Split {
+                    ipa: from,
+                    size: end - at,
+                    to: Level::L3,
+                },
+                pages,
+                budget,
+            )
         });
         result
             .map(drop)

@@ -1,6 +1,8 @@
 //! Changes of leaves where they stand: rights, access flag, dirty state.
 
-use pgtable::{Access, Attrs, Budget, Dirty, Error, Execute, Flush, Ipa, Partial, Permissions};
+use pgtable::{
+    Access, Attrs, Budget, Dirty, Error, Execute, Flush, Ipa, Partial, Permissions, Sweep,
+};
 
 use super::{Ended, Run, ended, reached};
 use crate::guest::{self, Kind as FaultKind};
@@ -34,11 +36,11 @@ impl Run<'_> {
         };
         let result = it.tree.protect(
             &mut Instructions,
-            Ipa::new(start),
-            end - start,
+            Sweep {
+                flush,
+                ..Sweep::new(Ipa::new(start), end - start).partial(partial)
+            },
             permissions,
-            partial,
-            flush,
             &mut Budget::unlimited(),
         );
         let _synced = it.tree.sync(&mut Instructions, gather);
@@ -112,7 +114,14 @@ impl Run<'_> {
             Flush::Later(&mut gather)
         };
         let before = tree.count_young(cpu, ipa, size, &mut Budget::unlimited());
-        let done = tree.clear_young(cpu, ipa, size, flush, &mut Budget::unlimited());
+        let done = tree.clear_young(
+            cpu,
+            Sweep {
+                flush,
+                ..Sweep::new(ipa, size)
+            },
+            &mut Budget::unlimited(),
+        );
         let _synced = tree.sync(cpu, gather).expect("of this tree");
         let after = tree.count_young(cpu, ipa, size, &mut Budget::unlimited());
         ensure!(
@@ -154,9 +163,7 @@ impl Run<'_> {
         let mut told = 0;
         let result = it.tree.harvest_dirty(
             &mut Instructions,
-            Ipa::new(start),
-            end - start,
-            Flush::Now,
+            Sweep::new(Ipa::new(start), end - start),
             &mut Budget::unlimited(),
             |at, size| {
                 let (from, to) = (at.get(), at.get() + size);

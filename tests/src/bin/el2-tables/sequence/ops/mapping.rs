@@ -2,7 +2,7 @@
 
 use pgtable::{
     Annotation, Attrs, Budget, Caches, Error, HeldLeaf, Ignore, Ipa, Leaves, Level, Map, Over, Pa,
-    Partial, RemovedLeaf, Stopped,
+    Partial, RemovedLeaf, Stopped, Unmap, UnmapLater,
 };
 
 use super::{Ended, Run, budget, ended, reached};
@@ -150,7 +150,11 @@ impl Run<'_> {
         let (mut low, mut high) = (u64::MAX, 0);
         let mut wrong = None;
         let mut sink = |leaf: RemovedLeaf| {
-            let (ia, to, pa) = (leaf.ia(), leaf.ia() + leaf.size(), leaf.pa().get());
+            let (ia, to, pa) = (
+                leaf.ipa().get(),
+                leaf.ipa().get() + leaf.size(),
+                leaf.pa().get(),
+            );
             if all && ia == code {
                 return;
             }
@@ -174,19 +178,19 @@ impl Run<'_> {
             let (from, size) = (Ipa::new(at), end - at);
             let tree = &mut it.tree;
             result = match kind {
-                Kind::UnmapLeaves => {
-                    tree.unmap_leaves(cpu, from, size, partial, &mut sink, &mut budget(c))
-                }
+                Kind::UnmapLeaves => tree.unmap_leaves(
+                    cpu,
+                    &Unmap::new(from, size).partial(partial),
+                    &mut sink,
+                    &mut budget(c),
+                ),
                 Kind::UnmapLater => {
                     let mut gather = tree.gather();
                     let mut held: [Option<HeldLeaf>; 64] = [const { None }; 64];
                     let mut count = 0;
                     let done = tree.unmap_later(
                         cpu,
-                        from,
-                        size,
-                        partial,
-                        &mut gather,
+                        UnmapLater::new(from, size, &mut gather).partial(partial),
                         &mut Budget::entries(1 + (c >> 6 & 63)),
                         |leaf| {
                             held[count] = Some(leaf);
@@ -198,14 +202,19 @@ impl Run<'_> {
                         match leaf.release(&synced) {
                             Ok(leaf) => sink(leaf),
                             Err(leaf) => {
-                                let ia = leaf.ia();
+                                let ia = leaf.ipa().get();
                                 return Err(Name::new(format_args!("{ia:#x} is not released")));
                             }
                         }
                     }
                     done
                 }
-                _ => tree.unmap(cpu, from, size, partial, &mut sink, &mut budget(c)),
+                _ => tree.unmap(
+                    cpu,
+                    &Unmap::new(from, size).partial(partial),
+                    &mut sink,
+                    &mut budget(c),
+                ),
             };
             calls += 1;
             let next = reached(result);
@@ -256,12 +265,11 @@ impl Run<'_> {
         } else {
             partial
         };
-        let result = it.tree.annotate(
+        let result = it.tree.unmap(
             &mut Instructions,
-            Ipa::new(start),
-            size,
-            annotation,
-            partial,
+            &Unmap::new(Ipa::new(start), size)
+                .partial(partial)
+                .leaving(annotation),
             &mut Ignore,
             &mut Budget::unlimited(),
         );

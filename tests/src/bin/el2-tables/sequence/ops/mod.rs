@@ -7,8 +7,8 @@ mod whole;
 
 use arm64::regs::VTTBR_EL2;
 use pgtable::{
-    Attrs, Budget, Dirty, Entry, Flush, Geometry, Ignore, Ipa, Level, Map, Over, Pa, Partial,
-    Stage2, Stopped, TableMem, Vmid,
+    Attrs, Budget, Dirty, Entry, Geometry, Ignore, Ipa, Level, Map, Over, Pa, Partial, Stage2,
+    Stopped, Sweep, TableMem, Unmap, Vmid,
 };
 use tests::println;
 use tests::random::Random;
@@ -260,7 +260,7 @@ impl<'p> Run<'p> {
                 return self.protect(guest, (start, end), (low, high), partial, b, c);
             }
             Kind::WriteProtect => {
-                let result = it.tree.write_protect(cpu, ipa, size, Flush::Now, all);
+                let result = it.tree.write_protect(cpu, Sweep::new(ipa, size), all);
                 ensure!(result == Ok(Ipa::new(end)), "{result:?}");
                 change(it.shadow, low, high, |attrs| Attrs {
                     access: without_write(attrs.access),
@@ -370,9 +370,8 @@ impl<'p> Run<'p> {
             self.unmap(guest, 0, end, Kind::Unmap, Partial::Split, 63 << 6)?;
             let gone = self.guests[guest].tree.unmap(
                 &mut Instructions,
-                Ipa::new(self.places.code()),
-                self.places.page(),
-                Partial::Refuse,
+                &Unmap::new(Ipa::new(self.places.code()), self.places.page())
+                    .partial(Partial::Refuse),
                 &mut Ignore,
                 &mut Budget::unlimited(),
             );

@@ -1,6 +1,6 @@
 //! Changes of the tables under what is mapped: it stays where it is.
 
-use pgtable::{Annotation, Budget, Change, Error, Ipa, Level, Map, Over, Pa, Stopped};
+use pgtable::{Annotation, Budget, Change, Error, Ipa, Level, Map, Over, Pa, Split, Stopped};
 
 use super::{Ended, Run, budget};
 use crate::instructions::Instructions;
@@ -118,9 +118,11 @@ impl Run<'_> {
         while at < end {
             let result = tree.split(
                 &mut Instructions,
-                Ipa::new(at),
-                end - at,
-                to,
+                &Split {
+                    ipa: Ipa::new(at),
+                    size: end - at,
+                    to,
+                },
                 |_| pool.page(),
                 &mut budget(c),
             );

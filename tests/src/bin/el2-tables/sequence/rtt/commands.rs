@@ -1,6 +1,8 @@
 //! Each command, and what is true after it.
 
-use pgtable::{Attrs, ChangeDestroyed, Fill, Ipa, Level, Pa, RemovedLeaf, Ripas, RttState};
+use pgtable::{
+    Attrs, ChangeDestroyed, Fill, HostPages, Ipa, Level, Pa, RemovedLeaf, Ripas, RttAt, RttState,
+};
 
 use super::{Is, Run, above, align, in_steps};
 use crate::instructions::Instructions;
@@ -22,7 +24,11 @@ impl Run<'_> {
         let shadow = &mut *self.shadow;
         let mut wrong = None;
         let mut sink = |leaf: RemovedLeaf| {
-            let (ia, to, pa) = (leaf.ia(), leaf.ia() + leaf.size(), leaf.pa().get());
+            let (ia, to, pa) = (
+                leaf.ipa().get(),
+                leaf.ipa().get() + leaf.size(),
+                leaf.pa().get(),
+            );
             let right = shadow.covers(ia, to)
                 && shadow.pieces(ia, to).all(|piece| {
                     matches!(piece.state, Is::Host { pa: was, .. } if was == pa + (piece.start - ia))
@@ -34,7 +40,7 @@ impl Run<'_> {
         };
         let done = in_steps(|budget| {
             self.rtt
-                .destroy(&mut Instructions, at, level, &mut sink, budget)
+                .destroy(&mut Instructions, RttAt::new(at, level), &mut sink, budget)
         });
         if let Some(ia) = wrong {
             return Err(Name::new(format_args!(
@@ -66,7 +72,7 @@ impl Run<'_> {
             return Ok(false);
         }
         let at = align(&self.geometry, ipa, above(level));
-        let Ok(page) = self.rtt.fold(&mut Instructions, at, level) else {
+        let Ok(page) = self.rtt.fold(&mut Instructions, RttAt::new(at, level)) else {
             return Ok(false);
         };
         self.pool.give_back(page);
@@ -161,8 +167,7 @@ impl Run<'_> {
         }
         let done = self.rtt.set_ripas(
             &mut Instructions,
-            Ipa::new(ipa),
-            Ipa::new(top),
+            Ipa::new(ipa)..Ipa::new(top),
             ripas,
             destroyed,
         );
@@ -210,8 +215,17 @@ impl Run<'_> {
         let pa = self.memory(ipa, 0);
         let (at, to) = (Ipa::new(ipa), Pa::new(pa));
         let done = in_steps(|budget| {
-            self.rtt
-                .map_unprotected(&mut Instructions, at, level, to, attrs, count, budget)
+            self.rtt.map_unprotected(
+                &mut Instructions,
+                &HostPages {
+                    ipa: at,
+                    level,
+                    pa: to,
+                    attrs,
+                    count,
+                },
+                budget,
+            )
         });
         let Ok(next) = done else { return Ok(false) };
         let free = self.shadow.pieces(ipa, next.get()).next().is_none();
@@ -248,7 +262,7 @@ impl Run<'_> {
         ensure!(right, "{ipa:#x}: {:?}, is {is:?}", entry.state);
         if self.rtt.is_protected(Ipa::new(ipa)) {
             let page = self.geometry.granule().page_size();
-            let told = self.rtt.ripas(Ipa::new(ipa), Ipa::new(ipa + page));
+            let told = self.rtt.ripas(Ipa::new(ipa)..Ipa::new(ipa + page));
             let ripas = match is {
                 Some(Is::Blank(ripas) | Is::Data { ripas, .. }) => ripas,
                 _ => Ripas::Empty,

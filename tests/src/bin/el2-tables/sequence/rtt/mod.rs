@@ -6,8 +6,8 @@ mod commands;
 use core::cell::UnsafeCell;
 
 use pgtable::{
-    Access, Attrs, Budget, Execute, Fill, Geometry, Ignore, Ipa, Level, Pa, Ripas, Rtt, RttError,
-    Vmid,
+    Access, Attrs, Budget, Execute, Fill, Geometry, HostPages, Ignore, Ipa, Level, Pa, Ripas, Rtt,
+    RttAt, RttError, Vmid,
 };
 use tests::println;
 use tests::random::Random;
@@ -168,11 +168,13 @@ pub fn run(
     let memory = Pa::new(guest::code());
     let mapped = run.rtt.map_unprotected(
         &mut Instructions,
-        Ipa::new(code),
-        Level::L3,
-        memory,
-        Attrs::MEMORY,
-        1,
+        &HostPages {
+            ipa: Ipa::new(code),
+            level: Level::L3,
+            pa: memory,
+            attrs: Attrs::MEMORY,
+            count: 1,
+        },
         &mut Budget::unlimited(),
     );
     ensure!(mapped.is_ok(), "EL1's code: {mapped:?}");
@@ -294,7 +296,9 @@ impl Run<'_> {
             return Err(Name::new(format_args!("no page")));
         };
         let at = align(&self.geometry, ipa, level);
-        let done = self.rtt.create(&mut Instructions, at, below, page);
+        let done = self
+            .rtt
+            .create(&mut Instructions, RttAt::new(at, below), page);
         if done.is_err() {
             self.pool.give_back(page);
         }
@@ -385,7 +389,7 @@ impl Run<'_> {
             Command::DataDestroy => return self.data_destroy(ipa),
             Command::InitRipas => {
                 let top = ipa + (1 + self.random.below(6)) * page;
-                let done = self.rtt.init_ripas(Ipa::new(ipa), Ipa::new(top), |_, _| ());
+                let done = self.rtt.init_ripas(Ipa::new(ipa)..Ipa::new(top), |_, _| ());
                 let Ok(next) = done else { return Ok(false) };
                 let fine = self.shadow.pieces(ipa, next.get()).all(
                     |piece| matches!(piece.state, Is::Blank(ripas) if ripas != Ripas::Destroyed),
@@ -511,8 +515,12 @@ impl Run<'_> {
             for ipa in starts.chain([self.code()]) {
                 let at = align(&self.geometry, ipa, above(level));
                 let done = in_steps(|budget| {
-                    self.rtt
-                        .destroy(&mut Instructions, at, level, &mut Ignore, budget)
+                    self.rtt.destroy(
+                        &mut Instructions,
+                        RttAt::new(at, level),
+                        &mut Ignore,
+                        budget,
+                    )
                 });
                 match done {
                     Ok(removed) => self.pool.give_back(removed.pa),

@@ -1,10 +1,12 @@
 //! A realm's life, for each granule.
 
-use super::*;
-use crate::testing::{Log, Plain};
-use crate::{Budget, Granule, Ignore, Stage2Config};
-extern crate std;
-use std::vec::Vec;
+mod log;
+
+use log::{Log, Plain};
+use pgtable::{
+    Attrs, Budget, ChangeDestroyed, Fill, Geometry, Granule, HostPages, Ignore, Ipa, Level, Pa,
+    Removed, RemovedLeaf, Ripas, Rtt, RttAt, RttError, RttState, Stage2Config, TableMem, Vmid,
+};
 
 fn all() -> Budget {
     Budget::unlimited()
@@ -58,7 +60,11 @@ fn down(bench: &Bench, rtt: &mut Rtt<&Plain>, log: &mut Log, ipa: u64) {
     for level in start + 1..=3 {
         let level = Level::new(level).unwrap();
         let span = bench.geometry.span(Level::new(level.get() - 1).unwrap());
-        match rtt.create(log, Ipa::new(ipa & !(span - 1)), level, bench.page()) {
+        match rtt.create(
+            log,
+            RttAt::new(Ipa::new(ipa & !(span - 1)), level),
+            bench.page(),
+        ) {
             Ok(()) | Err(RttError::Rtt { .. }) => (),
             Err(error) => panic!("{error} at {level}"),
         }
@@ -73,14 +79,13 @@ fn a_realm_lives_and_dies() {
         let (mut rtt, mut log) = bench.rtt(1 << 39);
         let base = 0x4000_0000u64;
         let leaf_table = bench.geometry.span(Level::L2);
-        assert_eq!(
-            rtt.data_check(Ipa::new(base)).unwrap_err(),
-            rtt.fault_at(base),
-        );
+        let start = rtt.geometry().start();
+        let missing = rtt.data_check(Ipa::new(base));
+        assert!(matches!(missing, Err(RttError::Rtt { level, .. }) if level == start));
         down(&bench, &mut rtt, &mut log, base);
         assert!(rtt.is_live());
         let top = rtt
-            .init_ripas(Ipa::new(base), Ipa::new(base + 16 * leaf_table), |_, _| ())
+            .init_ripas(Ipa::new(base)..Ipa::new(base + 16 * leaf_table), |_, _| ())
             .unwrap();
         assert_eq!(top, Ipa::new((base + leaf_table) & !(leaf_table - 1)));
         for index in [0, 1, 5] {
@@ -103,7 +108,12 @@ fn a_realm_lives_and_dies() {
         }
         let table_ipa = Ipa::new(base & !(leaf_table - 1));
         assert_eq!(
-            rtt.destroy(&mut log, table_ipa, Level::L3, &mut Ignore, &mut all()),
+            rtt.destroy(
+                &mut log,
+                RttAt::new(table_ipa, Level::L3),
+                &mut Ignore,
+                &mut all()
+            ),
             Err(RttError::Rtt {
                 level: Level::L3,
                 top: table_ipa
@@ -131,19 +141,13 @@ fn a_realm_lives_and_dies() {
             let span = bench.geometry.span(Level::new(level.get() - 1).unwrap());
             let ipa = Ipa::new(base & !(span - 1));
             let removed = rtt
-                .destroy(&mut log, ipa, level, &mut Ignore, &mut all())
+                .destroy(&mut log, RttAt::new(ipa, level), &mut Ignore, &mut all())
                 .unwrap();
             assert_eq!(bench.mem.count(removed.pa), 0);
             assert!(removed.top > ipa);
         }
         assert!(!rtt.is_live());
         assert!(rtt.retire(&mut log, &mut Ignore, &mut all()).is_ok());
-    }
-}
-
-impl Rtt<&Plain> {
-    fn fault_at(&self, ipa: u64) -> RttError {
-        self.fault(&self.tree.core.walk_to(ipa, 3), ipa)
     }
 }
 
@@ -164,11 +168,12 @@ fn unfolding_keeps_what_a_block_said_and_folding_puts_it_back() {
         )
         .unwrap();
     }
-    let page = rtt.fold(&mut log, base, Level::L3).unwrap();
+    let page = rtt.fold(&mut log, RttAt::new(base, Level::L3)).unwrap();
     assert_eq!(bench.mem.count(page), 0);
     let block = rtt.read(base, Level::L3).unwrap();
     assert_eq!(block.level, Level::L2);
-    rtt.create(&mut log, base, Level::L3, bench.page()).unwrap();
+    rtt.create(&mut log, RttAt::new(base, Level::L3), bench.page())
+        .unwrap();
     for index in 0..512u64 {
         let entry = rtt
             .read(Ipa::new(base.get() + index * 4096), Level::L3)
@@ -186,7 +191,7 @@ fn unfolding_keeps_what_a_block_said_and_folding_puts_it_back() {
     rtt.data_destroy(&mut log, Ipa::new(base.get() + 4096))
         .unwrap();
     assert_eq!(
-        rtt.fold(&mut log, base, Level::L3),
+        rtt.fold(&mut log, RttAt::new(base, Level::L3)),
         Err(RttError::Rtt {
             level: Level::L3,
             top: base
@@ -203,11 +208,13 @@ fn a_table_of_unprotected_leaves_goes_at_once_and_each_is_told() {
     let next = rtt
         .map_unprotected(
             &mut log,
-            base,
-            Level::L3,
-            Pa::new(0x9000_0000),
-            Attrs::MEMORY,
-            700,
+            &HostPages {
+                ipa: base,
+                level: Level::L3,
+                pa: Pa::new(0x9000_0000),
+                attrs: Attrs::MEMORY,
+                count: 700,
+            },
             &mut all(),
         )
         .unwrap();
@@ -215,11 +222,13 @@ fn a_table_of_unprotected_leaves_goes_at_once_and_each_is_told() {
     assert_eq!(
         rtt.map_unprotected(
             &mut log,
-            base,
-            Level::L3,
-            Pa::new(0),
-            Attrs::MEMORY,
-            1,
+            &HostPages {
+                ipa: base,
+                level: Level::L3,
+                pa: Pa::new(0),
+                attrs: Attrs::MEMORY,
+                count: 1
+            },
             &mut all()
         ),
         Err(RttError::Rtt {
@@ -235,8 +244,7 @@ fn a_table_of_unprotected_leaves_goes_at_once_and_each_is_told() {
     let mut gone = Vec::new();
     rtt.destroy(
         &mut log,
-        base,
-        Level::L3,
+        RttAt::new(base, Level::L3),
         &mut |leaf: RemovedLeaf| {
             gone.push(leaf.pa());
         },
@@ -258,12 +266,12 @@ fn changing_ripas_unmaps_and_maps_again() {
     let base = Ipa::new(0x4000_0000);
     let end = Ipa::new(0x4000_4000);
     down(&bench, &mut rtt, &mut log, base.get());
-    rtt.init_ripas(base, end, |_, _| ()).unwrap();
+    rtt.init_ripas(base..end, |_, _| ()).unwrap();
     rtt.data_create(&mut log, base, Pa::new(0x8000_0000), Fill::Unknown)
         .unwrap();
     log.events.clear();
     let next = rtt
-        .set_ripas(&mut log, base, end, Ripas::Empty, ChangeDestroyed::No)
+        .set_ripas(&mut log, base..end, Ripas::Empty, ChangeDestroyed::No)
         .unwrap();
     assert_eq!((next, log.tlbis()), (end, 2));
     assert_eq!(
@@ -273,22 +281,22 @@ fn changing_ripas_unmaps_and_maps_again() {
             pa: Pa::new(0x8000_0000)
         }
     );
-    rtt.set_ripas(&mut log, base, end, Ripas::Ram, ChangeDestroyed::No)
+    rtt.set_ripas(&mut log, base..end, Ripas::Ram, ChangeDestroyed::No)
         .unwrap();
     assert!(rtt.translate(base).is_some());
     assert_eq!(
-        rtt.ripas(base, Ipa::new(0x4010_0000)).unwrap(),
+        rtt.ripas(base..Ipa::new(0x4010_0000)).unwrap(),
         (Ripas::Ram, end)
     );
     rtt.data_destroy(&mut log, base).unwrap();
     assert_eq!(
-        rtt.set_ripas(&mut log, base, end, Ripas::Ram, ChangeDestroyed::No),
+        rtt.set_ripas(&mut log, base..end, Ripas::Ram, ChangeDestroyed::No),
         Err(RttError::Rtt {
             level: Level::L3,
             top: end_of_table(base)
         })
     );
-    rtt.set_ripas(&mut log, base, end, Ripas::Ram, ChangeDestroyed::Yes)
+    rtt.set_ripas(&mut log, base..end, Ripas::Ram, ChangeDestroyed::Yes)
         .unwrap();
 }
 

@@ -1,28 +1,27 @@
-//! Plain memory and a counting maintenance, for unit tests.
+//! Plain memory and a CPU that writes down what it is asked to do.
 
-extern crate std;
+#![allow(dead_code)]
 
-use crate::{Barrier, CacheOp, Level, Maintenance, Pa, Stage2Regs, Synced, TableMem, Tlbi};
+use pgtable::{Barrier, CacheOp, Level, Maintenance, Pa, Stage2Regs, Synced, TableMem, Tlbi};
 use std::cell::{Cell, RefCell};
-use std::vec::Vec;
 
 /// Tables in a vector of words, from `BASE` on.
-pub(crate) struct Plain {
+pub struct Plain {
     /// One vector: comes zeroed, at no cost even in an interpreter.
     words: RefCell<Vec<u64>>,
     counts: RefCell<Vec<u32>>,
     page: u64,
     next: Cell<u64>,
     free: RefCell<Vec<u64>>,
-    pub(crate) limit: Cell<usize>,
-    pub(crate) live: Cell<usize>,
+    pub limit: Cell<usize>,
+    pub live: Cell<usize>,
 }
 
-pub(crate) const BASE: u64 = 0x1000_0000;
+pub const BASE: u64 = 0x1000_0000;
 
 impl Plain {
     /// Room for `bytes` of tables.
-    pub(crate) fn new(page: u64, bytes: u64) -> Self {
+    pub fn new(page: u64, bytes: u64) -> Self {
         Self {
             words: RefCell::new(std::vec![0; (bytes / 8) as usize]),
             counts: RefCell::new(std::vec![0; (bytes / page) as usize]),
@@ -35,7 +34,7 @@ impl Plain {
     }
 
     /// Takes an aligned root.
-    pub(crate) fn root(&self, bytes: u64) -> Pa {
+    pub fn root(&self, bytes: u64) -> Pa {
         let at = self.next.get().next_multiple_of(bytes);
         self.next.set(at + bytes);
         Pa::new(at)
@@ -104,7 +103,7 @@ impl TableMem for Plain {
 
 /// What was asked of the CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Event {
+pub enum Event {
     Barrier(Barrier),
     Tlbi(Tlbi),
     Cache(CacheOp),
@@ -113,20 +112,20 @@ pub(crate) enum Event {
 
 /// Writes down what it is asked to do.
 #[derive(Default)]
-pub(crate) struct Log {
-    pub(crate) regs: Stage2Regs,
-    pub(crate) events: Vec<Event>,
+pub struct Log {
+    pub regs: Stage2Regs,
+    pub events: Vec<Event>,
 }
 
 impl Log {
-    pub(crate) fn tlbis(&self) -> usize {
+    pub fn tlbis(&self) -> usize {
         self.events
             .iter()
             .filter(|event| matches!(event, Event::Tlbi(_)))
             .count()
     }
 
-    pub(crate) fn barriers(&self) -> usize {
+    pub fn barriers(&self) -> usize {
         self.events
             .iter()
             .filter(|event| matches!(event, Event::Barrier(_)))
