@@ -19,17 +19,17 @@ macro_rules! address {
             pub const fn new(byte: u64) -> Self {
                 Self(byte)
             }
-
-            /// The byte number.
-            #[inline]
-            pub const fn get(self) -> u64 {
-                self.0
-            }
         }
 
         // Not every kind of address needs each.
         #[allow(dead_code)]
         impl $name {
+            /// The byte number.
+            #[inline]
+            pub const fn get(self) -> u64 {
+                self.0
+            }
+
             /// The address `bytes` further up, of a space that has it.
             #[inline]
             pub(crate) const fn plus(self, bytes: u64) -> Self {

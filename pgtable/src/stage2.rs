@@ -112,11 +112,6 @@ impl Unmap {
             leave: Annotation::EMPTY,
         }
     }
-
-    /// The same with something else for blocks at the ends.
-    pub const fn partial(self, partial: Partial) -> Self {
-        Self { partial, ..self }
-    }
 }
 
 /// What a walk for one IPA found.

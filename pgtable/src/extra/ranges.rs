@@ -9,6 +9,7 @@ use crate::sink::LeafSink;
 use crate::stage2::{Map, Stage2, Unmap};
 use crate::sync::Synced;
 use crate::tree::{Exclusive, Shared};
+use crate::unmap::Partial;
 
 impl Map {
     /// What is left of it from `next` on, where a call came to: for the next
@@ -33,6 +34,11 @@ impl Map {
 }
 
 impl Unmap {
+    /// The same with something else for blocks at the ends.
+    pub const fn partial(self, partial: Partial) -> Self {
+        Self { partial, ..self }
+    }
+
     /// The same, which leaves `annotation` at the largest entries that stand inside
     /// the range.
     ///

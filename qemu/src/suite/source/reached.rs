@@ -18,9 +18,10 @@ const NOBODY: &str = "nobody_reaches_this";
 
 /// What of a program has to be reached. Values of an enumeration that is the
 /// architecture's, and a field that is for others, need not be.
-const KINDS: [&str; 6] = [
+const KINDS: [&str; 7] = [
     "function",
     "method",
+    "item",
     "struct",
     "enum",
     "trait",
