@@ -143,22 +143,4 @@ impl Attrs {
     pub const fn memory(self, memory: Memory) -> Self {
         Self { memory, ..self }
     }
-
-    /// The same with other software bits (the low four count).
-    pub const fn soft(self, soft: u8) -> Self {
-        Self {
-            soft: soft & 0xf,
-            ..self
-        }
-    }
-
-    /// The same with another access flag.
-    pub const fn age(self, age: Age) -> Self {
-        Self { age, ..self }
-    }
-
-    /// The same with other dirty tracking.
-    pub const fn dirty(self, dirty: Dirty) -> Self {
-        Self { dirty, ..self }
-    }
 }

@@ -1,7 +1,6 @@
 //! Which of the architecture's rules a configuration breaks.
 
 use crate::addr::Level;
-use core::fmt;
 
 /// A combination that the architecture does not have: which rule it breaks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,47 +66,3 @@ pub enum ConfigError {
     /// The root lies outside the output addresses.
     RootRange,
 }
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::InputSize { bits } => {
-                write!(f, "{bits}-bit input addresses: 32 to 52 are possible")
-            }
-            Self::PaSize { bits } => write!(
-                f,
-                "{bits}-bit physical addresses: PARange says 32, 36, 40, 42, 44, 48 or 52"
-            ),
-            Self::Lpa2With64k => f.write_str(
-                "DS with a 64K granule: 52 bits come from FEAT_LPA there, leave lpa2 off",
-            ),
-            Self::NeedsLpa { bits } => write!(
-                f,
-                "{bits}-bit input addresses: more than 48 need LPA2, or 64K on a 52-bit CPU"
-            ),
-            Self::InputAbovePa { bits, pa_bits } => write!(
-                f,
-                "{bits}-bit IPA on a CPU of {pa_bits}-bit physical addresses: T0SZ is refused"
-            ),
-            Self::StartLevel { level } => {
-                write!(f, "start at {level}: SL0 has no such code for this granule")
-            }
-            Self::StartSize { level, min, max } => write!(
-                f,
-                "start at {level}: it resolves {min} to {max} bits (S2InconsistentSL)"
-            ),
-            Self::StartNeedsPa { level, pa_bits } => write!(
-                f,
-                "start at {level}: faults on a CPU of less than {pa_bits} physical bits"
-            ),
-            Self::DirtyWithoutAccess => {
-                f.write_str("hardware dirty state (HD) needs the hardware access flag (HA)")
-            }
-            Self::Vmid { vmid } => write!(f, "VMID {vmid}: this CPU has 8-bit VMIDs"),
-            Self::RootAlign { align } => write!(f, "the root must be aligned to {align:#x} bytes"),
-            Self::RootRange => f.write_str("the root lies outside the output addresses"),
-        }
-    }
-}
-
-impl core::error::Error for ConfigError {}

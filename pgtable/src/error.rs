@@ -1,7 +1,6 @@
 //! What can go wrong, and how far an operation came.
 
 use crate::addr::Level;
-use core::fmt;
 
 /// Why an operation stopped. One kind for the whole crate, so that a caller
 /// can map it onto its own ABI (an RTT level, a retry, a fault).
@@ -58,33 +57,6 @@ pub enum Error {
     OtherTree,
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Range => f.write_str("address outside the translated space"),
-            Self::Align => f.write_str("address or size not aligned to its level"),
-            Self::NoMem => f.write_str("no page left for a table"),
-            Self::Exists { level } => write!(f, "an entry stands in the way at {level}"),
-            Self::Missing { level } => write!(f, "nothing there: the walk ended at {level}"),
-            Self::Busy => f.write_str("entry being changed by another CPU: retry"),
-            Self::Mismatch { level } => write!(f, "entries at {level} are not alike"),
-            Self::BlockLevel { level } => write!(f, "no leaf may stand at {level}"),
-            Self::InsideBlock { level } => write!(f, "the range ends inside a block at {level}"),
-            Self::NeedsExclusive { level } => {
-                write!(
-                    f,
-                    "a live table at {level} can only go with exclusive access"
-                )
-            }
-            Self::InUse { level } => write!(f, "the table at {level} still has entries"),
-            Self::Attributes => f.write_str("attributes that this CPU cannot encode"),
-            Self::OtherTree => f.write_str("a gather of another tree: use that tree"),
-        }
-    }
-}
-
-impl core::error::Error for Error {}
-
 /// An operation on a range that stopped before its end. Everything below
 /// `next` is done and made visible; nothing at or above it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,14 +81,6 @@ impl<A> Stopped<A> {
         }
     }
 }
-
-impl<A: fmt::Debug> fmt::Display for Stopped<A> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (at {:?})", self.why, self.next)
-    }
-}
-
-impl<A: fmt::Debug> core::error::Error for Stopped<A> {}
 
 /// Bytes of data cache maintenance that count as much as one entry.
 const CACHE_UNIT: u64 = 4096;

@@ -5,7 +5,7 @@ use crate::attrs::{Access, Age, Attrs, Device, Dirty, Execute, Memory, Share};
 use crate::config::Features;
 use crate::desc::{
     AF, AF_SHIFT, CONTIGUOUS, DBM, DBM_SHIFT, Desc, Kind, MEMATTR, MEMATTR_SHIFT, S2AP_READ,
-    S2AP_SHIFT, S2AP_WRITE, SH, SH_SHIFT, SOFT, SOFT_SHIFT, TYPE, XN, XN_SHIFT,
+    S2AP_SHIFT, S2AP_WRITE, SH, SH_SHIFT, SOFT, SOFT_SHIFT, XN, XN_SHIFT,
 };
 use crate::error::Error;
 use crate::geometry::Geometry;
@@ -17,20 +17,11 @@ use crate::shape::OaForm;
 /// an owner, RIPAS and HIPAS, a reason to fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
 #[repr(transparent)]
-pub struct Annotation(u64);
+pub struct Annotation(pub(crate) u64);
 
 impl Annotation {
     /// Nothing: the value of a zeroed table's entries.
     pub const EMPTY: Self = Self(0);
-
-    /// Makes an annotation of a descriptor's bits, of which \[1:0\] must be 0.
-    pub const fn new(raw: u64) -> Option<Self> {
-        if raw & TYPE == 0 {
-            Some(Self(raw))
-        } else {
-            None
-        }
-    }
 
     /// The descriptor's bits.
     pub const fn get(self) -> u64 {
@@ -77,23 +68,6 @@ impl Geometry {
             Kind::Leaf | Kind::Reserved => Entry::Reserved(raw),
             Kind::FrozenLeaf(_) | Kind::FrozenTable(_) | Kind::Elsewhere => Entry::Frozen,
         }
-    }
-
-    /// Encodes a leaf of `level`.
-    ///
-    /// # Errors
-    /// `BlockLevel` where none may stand, `Align` and `Range` for the
-    /// address, `Attributes` for EL0- or EL1-only execute without FEAT_XNX.
-    pub fn encode_leaf(&self, pa: Pa, attrs: Attrs, level: Level) -> Result<u64, Error> {
-        let shape = self.shape();
-        if !shape.leaf_ok(level) {
-            return Err(Error::BlockLevel { level });
-        }
-        if pa.get() & (shape.span(level) - 1) != 0 {
-            return Err(Error::Align);
-        }
-        shape.check_oa(pa, shape.span(level))?;
-        Ok(self.encode_attrs(attrs)?.leaf(shape, pa, level).raw())
     }
 
     /// The attribute bits of a leaf: everything but type and address.

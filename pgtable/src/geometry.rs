@@ -3,7 +3,6 @@
 use crate::addr::{Level, Pa, Vmid};
 use crate::config::{Features, Format};
 use crate::config_error::ConfigError;
-use crate::errata::Errata;
 use crate::granule::Granule;
 use crate::shape::{OaForm, Shape};
 
@@ -63,7 +62,7 @@ impl Geometry {
         Self(Format {
             shape: Shape::toy(stride, levels),
             features,
-            errata: Errata::NONE,
+            errata: crate::Errata::NONE,
         })
     }
 
@@ -86,12 +85,6 @@ impl Geometry {
     #[inline]
     pub const fn features(&self) -> &Features {
         &self.0.features
-    }
-
-    /// The errata it was made for.
-    #[inline]
-    pub const fn errata(&self) -> Errata {
-        self.0.errata
     }
 
     /// The granule.

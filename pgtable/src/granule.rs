@@ -1,7 +1,5 @@
 //! The three translation granules and what follows from each.
 
-use crate::addr::Level;
-
 /// The size of a page, of a table, and of nothing else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Granule {
@@ -64,19 +62,6 @@ impl Granule {
             Self::K4 => 1,
             Self::K16 => 2,
             Self::K64 => 3,
-        }
-    }
-
-    /// log2 of how many neighbouring entries one contiguous hint joins at
-    /// `level`, or `None` where the hint has no meaning (D8.7.1 of the Arm
-    /// ARM; the level-1 groups of 16K and 64K are left unused).
-    pub const fn contiguous_bits(self, level: Level) -> Option<u8> {
-        match (self, level.get()) {
-            (Self::K4, 1..=3) => Some(4),
-            (Self::K16, 2) => Some(5),
-            (Self::K16, 3) => Some(7),
-            (Self::K64, 2 | 3) => Some(5),
-            _ => None,
         }
     }
 }

@@ -42,8 +42,8 @@ pub use errata::Errata;
 pub use error::{Budget, Error, Stopped};
 #[cfg(feature = "extra")]
 pub use extra::{
-    Change, ERRATA, Erratum, Flush, Frozen, Gather, HeldLeaf, Next, Permissions, Remains, Runs,
-    Seen, Split, Subtree, Sweep, UnmapLater, Visit,
+    Change, ChangeDestroyed, ERRATA, Erratum, Flush, Frozen, Gather, HeldLeaf, Next, Permissions,
+    Remains, Runs, Seen, Split, Subtree, Sweep, UnmapLater, Visit,
 };
 pub use format::{Annotation, Entry};
 pub use geometry::Geometry;
@@ -51,9 +51,7 @@ pub use granule::Granule;
 pub use maintenance::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi, TlbiKind};
 pub use mem::TableMem;
 pub use plan::RUNS;
-pub use rtt::{
-    ChangeDestroyed, Fill, HostPages, Removed, Ripas, Rtt, RttAt, RttEntry, RttError, RttState,
-};
+pub use rtt::{Fill, HostPages, Removed, Ripas, Rtt, RttAt, RttEntry, RttError, RttState};
 pub use shape::{OaForm, Shape};
 pub use sink::{Ignore, LeafSink, RemovedLeaf, RemovedRun};
 pub use stage2::{Caches, Found, Leaves, Map, Stage2, Unmap};

@@ -2,8 +2,6 @@
 //! call. It obeys: it never widens an operation, never skips one, never
 //! chooses.
 
-use core::fmt;
-
 use crate::errata::Errata;
 
 /// A barrier instruction.
@@ -19,19 +17,6 @@ pub enum Barrier {
     DsbNsh,
     /// `isb`.
     Isb,
-}
-
-impl Barrier {
-    /// The instruction, as an assembler writes it.
-    pub const fn mnemonic(self) -> &'static str {
-        match self {
-            Self::DsbIshst => "dsb ishst",
-            Self::DsbIsh => "dsb ish",
-            Self::DsbNshst => "dsb nshst",
-            Self::DsbNsh => "dsb nsh",
-            Self::Isb => "isb",
-        }
-    }
 }
 
 /// A TLB maintenance instruction.
@@ -59,32 +44,6 @@ pub enum TlbiKind {
     Alle2is,
 }
 
-impl TlbiKind {
-    /// The operation, as an assembler writes it.
-    pub const fn mnemonic(self) -> &'static str {
-        match self {
-            Self::Ipas2e1is => "ipas2e1is",
-            Self::Ripas2e1is => "ripas2e1is",
-            Self::Ipas2e1 => "ipas2e1",
-            Self::Vmalle1is => "vmalle1is",
-            Self::Vmalle1 => "vmalle1",
-            Self::Vmalls12e1is => "vmalls12e1is",
-            Self::Alle1is => "alle1is",
-            Self::Vae2is => "vae2is",
-            Self::Rvae2is => "rvae2is",
-            Self::Alle2is => "alle2is",
-        }
-    }
-
-    /// True when the instruction takes a register.
-    pub const fn has_operand(self) -> bool {
-        matches!(
-            self,
-            Self::Ipas2e1is | Self::Ripas2e1is | Self::Ipas2e1 | Self::Vae2is | Self::Rvae2is
-        )
-    }
-}
-
 /// One TLBI instruction with its register. Only this crate makes them, so
 /// every one that exists has a valid operand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -109,16 +68,6 @@ impl Tlbi {
     #[inline]
     pub const fn operand(self) -> u64 {
         self.operand
-    }
-}
-
-impl fmt::Display for Tlbi {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.kind.has_operand() {
-            write!(f, "tlbi {}, {:#018x}", self.kind.mnemonic(), self.operand)
-        } else {
-            write!(f, "tlbi {}", self.kind.mnemonic())
-        }
     }
 }
 
@@ -199,32 +148,5 @@ pub trait Maintenance {
     /// broadcast sequence is complete.
     fn errata(&self) -> Errata {
         Errata::NONE
-    }
-}
-
-impl<T: Maintenance> Maintenance for &mut T {
-    #[inline]
-    fn barrier(&mut self, barrier: Barrier) {
-        (**self).barrier(barrier);
-    }
-    #[inline]
-    fn tlbi(&mut self, op: Tlbi) {
-        (**self).tlbi(op);
-    }
-    #[inline]
-    fn cache(&mut self, op: CacheOp) {
-        (**self).cache(op);
-    }
-    #[inline]
-    fn stage2(&mut self) -> Stage2Regs {
-        (**self).stage2()
-    }
-    #[inline]
-    fn set_stage2(&mut self, regs: Stage2Regs) {
-        (**self).set_stage2(regs);
-    }
-    #[inline]
-    fn errata(&self) -> Errata {
-        (**self).errata()
     }
 }

@@ -52,39 +52,3 @@ pub trait TableMem {
     /// Changes the table's count. It never goes below 0.
     fn add_count(&self, table: Pa, by: i32);
 }
-
-impl<M: TableMem> TableMem for &M {
-    type Table = M::Table;
-    #[inline(always)]
-    fn locate(&self, pa: Pa) -> M::Table {
-        (**self).locate(pa)
-    }
-    #[inline(always)]
-    fn load(&self, table: M::Table, index: usize) -> u64 {
-        (**self).load(table, index)
-    }
-    #[inline(always)]
-    fn store(&self, table: M::Table, index: usize, value: u64) {
-        (**self).store(table, index, value);
-    }
-    #[inline(always)]
-    fn cas(&self, table: M::Table, index: usize, old: u64, new: u64) -> Result<(), u64> {
-        (**self).cas(table, index, old, new)
-    }
-    #[inline(always)]
-    fn alloc(&self, level: Level) -> Option<Pa> {
-        (**self).alloc(level)
-    }
-    #[inline(always)]
-    fn free(&self, table: Pa, level: Level, proof: &Synced) {
-        (**self).free(table, level, proof);
-    }
-    #[inline(always)]
-    fn count(&self, table: Pa) -> u32 {
-        (**self).count(table)
-    }
-    #[inline(always)]
-    fn add_count(&self, table: Pa, by: i32) {
-        (**self).add_count(table, by);
-    }
-}

@@ -1,14 +1,16 @@
 //! Removed leaves, and who is told of them.
 
-use crate::addr::{Ia, Ipa, Level, Pa};
+use crate::addr::{Ia, Level, Pa};
 use crate::desc::Desc;
 use crate::shape::Shape;
 
 /// A leaf that was taken out of the tree and of every TLB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RemovedLeaf {
-    ia: Ia,
-    level: Level,
+    pub(crate) ia: Ia,
+    // Who is told may ask.
+    #[cfg_attr(not(feature = "extra"), allow(dead_code))]
+    pub(crate) level: Level,
     pa: Pa,
     desc: Desc,
     size: u64,
@@ -24,16 +26,6 @@ impl RemovedLeaf {
             desc,
             size: shape.span(level),
         }
-    }
-
-    /// The first IPA.
-    pub const fn ipa(&self) -> Ipa {
-        Ipa::new(self.ia.get())
-    }
-
-    /// The level it stood at.
-    pub const fn level(&self) -> Level {
-        self.level
     }
 
     /// The first output address.
@@ -56,7 +48,7 @@ impl RemovedLeaf {
 /// is adjacent and which were alike in all else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RemovedRun {
-    first: RemovedLeaf,
+    pub(crate) first: RemovedLeaf,
     count: u64,
 }
 
@@ -64,16 +56,6 @@ impl RemovedRun {
     #[inline]
     pub(crate) const fn new(first: RemovedLeaf, count: u64) -> Self {
         Self { first, count }
-    }
-
-    /// The first IPA.
-    pub const fn ipa(&self) -> Ipa {
-        self.first.ipa()
-    }
-
-    /// The level of the leaves.
-    pub const fn level(&self) -> Level {
-        self.first.level
     }
 
     /// The first output address.
@@ -84,12 +66,6 @@ impl RemovedRun {
     /// Bytes of all of them.
     pub const fn size(&self) -> u64 {
         self.first.size * self.count
-    }
-
-    /// The first one's descriptor; those of the others differ in the output
-    /// address.
-    pub const fn raw(&self) -> u64 {
-        self.first.raw()
     }
 
     pub(crate) const fn desc(&self) -> Desc {

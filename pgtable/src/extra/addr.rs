@@ -1,5 +1,7 @@
 //! More arithmetic of addresses.
 
+use core::fmt;
+
 use crate::addr::{Ipa, Pa, Va};
 
 macro_rules! arithmetic {
@@ -28,6 +30,12 @@ macro_rules! arithmetic {
                 } else {
                     Self::new(0)
                 }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:#x}", self.get())
             }
         }
     };

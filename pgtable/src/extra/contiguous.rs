@@ -8,6 +8,7 @@
 use crate::addr::{Extent, Ipa, Level};
 use crate::desc::{AF, CONTIGUOUS, Desc, Kind};
 use crate::error::Error;
+use crate::granule::Granule;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::plan::Pending;
@@ -71,6 +72,21 @@ impl<M: TableMem> Stage2<M> {
             return Ok(());
         }
         self.core.work(maint).break_group(&mut slot)
+    }
+}
+
+impl Granule {
+    /// log2 of how many neighbouring entries one contiguous hint joins at
+    /// `level`, or `None` where the hint has no meaning (D8.7.1 of the Arm
+    /// ARM; the level-1 groups of 16K and 64K are left unused).
+    pub const fn contiguous_bits(self, level: Level) -> Option<u8> {
+        match (self, level.get()) {
+            (Self::K4, 1..=3) => Some(4),
+            (Self::K16, 2) => Some(5),
+            (Self::K16, 3) => Some(7),
+            (Self::K64, 2 | 3) => Some(5),
+            _ => None,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Permissions and the access flag: of a range, and of the leaf that faulted.
 
 use crate::addr::{Ia, Ipa, Level};
-use crate::attrs::{Access, Age, Attrs, Dirty, Execute};
+use crate::attrs::{Access, Age, Attrs, Execute};
 use crate::config::Features;
 use crate::desc::{AF, CONTIGUOUS, DBM, Desc, Kind, S2AP_READ, S2AP_WRITE, XN, XN_SHIFT};
 use crate::error::{Budget, Error, Stopped};
@@ -221,12 +221,5 @@ const fn union(one: Execute, other: Execute) -> Execute {
         (Execute::El0, Execute::El0) => Execute::El0,
         (Execute::El1, Execute::El1) => Execute::El1,
         _ => Execute::All,
-    }
-}
-
-impl Attrs {
-    /// True when hardware marked the leaf written since the last harvest.
-    pub fn is_dirty(&self) -> bool {
-        self.dirty == Dirty::Track && matches!(self.access, Access::Write | Access::ReadWrite)
     }
 }

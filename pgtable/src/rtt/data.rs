@@ -2,6 +2,7 @@
 
 use super::{Fill, HIPAS_ASSIGNED, Removed, Ripas, Rtt, RttError, RttState};
 use crate::addr::{Ipa, Level, Pa};
+use crate::attrs::Attrs;
 use crate::desc::Desc;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
@@ -51,17 +52,23 @@ impl<M: TableMem> Rtt<M> {
         let mut work = core.work(maint);
         // Now, if it is mapped by a change of RIPAS later, too: between the
         // two only the realm could write it, and cannot yet.
-        work.maintain(self.data, data, page);
+        work.maintain(self.data_attrs(), data, page);
         core.put(&slot, self.assigned(data, ripas, Level::L3));
         core.add_count(slot.pa, 1);
         work.publish();
         Ok(())
     }
 
-    pub(super) fn assigned(&self, pa: Pa, ripas: Ripas, level: Level) -> Desc {
+    /// The attributes of a protected leaf.
+    fn data_attrs(&self) -> Desc {
+        let attrs = self.tree.geometry().encode_attrs(Attrs::MEMORY);
+        attrs.unwrap_or_default()
+    }
+
+    pub(crate) fn assigned(&self, pa: Pa, ripas: Ripas, level: Level) -> Desc {
         let shape = &self.tree.core.shape;
         match ripas {
-            Ripas::Ram => self.data.leaf(shape, pa, level),
+            Ripas::Ram => self.data_attrs().leaf(shape, pa, level),
             _ => ripas
                 .unassigned()
                 .with(HIPAS_ASSIGNED | shape.encode_oa(pa)),

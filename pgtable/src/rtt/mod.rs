@@ -59,26 +59,17 @@ pub enum Ripas {
 
 impl Ripas {
     /// An unassigned entry that says it.
-    const fn unassigned(self) -> Desc {
+    pub(crate) const fn unassigned(self) -> Desc {
         Desc::new((self as u64) << RIPAS_SHIFT)
     }
 
-    const fn of(desc: Desc) -> Self {
+    pub(crate) const fn of(desc: Desc) -> Self {
         match (desc.raw() & RIPAS) >> RIPAS_SHIFT {
             0 => Self::Empty,
             1 => Self::Ram,
             _ => Self::Destroyed,
         }
     }
-}
-
-/// Whether a change of RIPAS includes destroyed memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ChangeDestroyed {
-    /// Destroyed memory stays destroyed: the change stops there.
-    No,
-    /// Destroyed memory changes too.
-    Yes,
 }
 
 /// What a new data granule's RIPAS is.
@@ -107,18 +98,6 @@ pub enum RttError {
     /// same call goes on.
     Again,
 }
-
-impl core::fmt::Display for RttError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Input => f.write_str("level, alignment or IPA not valid for this realm"),
-            Self::Rtt { level, top } => write!(f, "RTT entry at {level} (top {top})"),
-            Self::Again => f.write_str("budget spent: call again to go on"),
-        }
-    }
-}
-
-impl core::error::Error for RttError {}
 
 /// What stands in an RTT entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -184,10 +163,8 @@ pub struct Removed {
 /// The stage 2 of a realm, or of a plain guest (all of it unprotected).
 #[derive(Debug)]
 pub struct Rtt<M: TableMem> {
-    tree: Stage2<M>,
-    protected_end: Ipa,
-    /// The attributes of a protected leaf.
-    data: Desc,
+    pub(crate) tree: Stage2<M>,
+    pub(crate) protected_end: Ipa,
     /// Set once it is being retired.
     end: Option<End>,
 }
@@ -211,11 +188,9 @@ impl<M: TableMem> Rtt<M> {
         let geometry = geometry.cleaned();
         let counting = Counting::rtt(UNPROTECTED, HIPAS_ASSIGNED);
         let tree = Stage2::new(geometry, root, vmid, mem)?.counting(counting);
-        let data = geometry.encode_attrs(Attrs::MEMORY).unwrap_or_default();
         let rtt = Self {
             tree,
             protected_end,
-            data,
             end: None,
         };
         let core = &rtt.tree.core;
@@ -237,16 +212,6 @@ impl<M: TableMem> Rtt<M> {
         self.tree.regs()
     }
 
-    /// The first root table.
-    pub const fn root(&self) -> Pa {
-        self.tree.root()
-    }
-
-    /// Translates one IPA as hardware would, permissions apart.
-    pub fn translate(&self, ipa: Ipa) -> Option<(Pa, Attrs)> {
-        self.tree.translate(ipa)
-    }
-
     /// True when `ipa` is in the protected half.
     pub fn is_protected(&self, ipa: Ipa) -> bool {
         ipa < self.protected_end
@@ -254,14 +219,14 @@ impl<M: TableMem> Rtt<M> {
 
     /// One past the last entry of the table of `slot`: of concatenated roots each
     /// is a table of its own.
-    fn table_end(&self, slot: &Slot<M::Table>) -> usize {
+    pub(crate) fn table_end(&self, slot: &Slot<M::Table>) -> usize {
         let shape = &self.tree.core.shape;
         ((slot.index | shape.index_mask()) + 1).min(shape.entries(slot.level))
     }
 
     /// `top` of RMI: `ipa` itself if its entry is live, else the first live
     /// entry after it in the same table, else that table's end.
-    fn top(&self, slot: &Slot<M::Table>, ipa: Ipa) -> Ipa {
+    pub(crate) fn top(&self, slot: &Slot<M::Table>, ipa: Ipa) -> Ipa {
         let core = &self.tree.core;
         let dead = (slot.index..self.table_end(slot))
             .take_while(|&index| !live(core.load(slot.table, index)))
@@ -272,7 +237,7 @@ impl<M: TableMem> Rtt<M> {
         slot.after(dead, slot.desc).ia.into()
     }
 
-    fn fault(&self, slot: &Slot<M::Table>, ipa: Ipa) -> RttError {
+    pub(crate) fn fault(&self, slot: &Slot<M::Table>, ipa: Ipa) -> RttError {
         RttError::Rtt {
             level: slot.level,
             top: self.top(slot, ipa),
@@ -280,7 +245,7 @@ impl<M: TableMem> Rtt<M> {
     }
 
     /// What every command that changes entries asks of its IPA.
-    fn check(&self, ipa: Ipa, aligned_to: Level) -> Result<(), RttError> {
+    pub(crate) fn check(&self, ipa: Ipa, aligned_to: Level) -> Result<(), RttError> {
         match self.end {
             None => self.inside(ipa, aligned_to),
             Some(_) => Err(RttError::Input),
@@ -299,7 +264,7 @@ impl<M: TableMem> Rtt<M> {
         Ok(())
     }
 
-    fn check_page(&self, pa: Pa, span: u64) -> Result<(), RttError> {
+    pub(crate) fn check_page(&self, pa: Pa, span: u64) -> Result<(), RttError> {
         match self.tree.core.shape.check_oa(pa, span) {
             Ok(()) if pa.get() & (span - 1) == 0 => Ok(()),
             _ => Err(RttError::Input),
@@ -330,7 +295,7 @@ impl<M: TableMem> Rtt<M> {
         self.read(ipa.floor(page), Level::L3)
     }
 
-    fn state(&self, slot: &Slot<M::Table>) -> RttState {
+    pub(crate) fn state(&self, slot: &Slot<M::Table>) -> RttState {
         let shape = &self.tree.core.shape;
         let (desc, level) = (slot.desc, slot.level);
         match desc.kind(level, shape) {
