@@ -64,24 +64,20 @@ impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
         let core = self.core;
         let below = slot.level.down();
         let leaves = core.load(core.mem.locate(pa), 0).is_valid();
-        let done = self.break_table(slot, leaves);
+        let smallest = if leaves { below } else { slot.level };
+        let done = self.break_table(slot, smallest);
         let new = core.uniform(pa, below);
         self.remake(slot, new.unwrap_or(slot.desc));
         new.map(|_| done)
     }
 
-    /// Takes the table at `slot` out of the tree and of all TLBs, `leaves` in it or
-    /// none.
-    pub(crate) fn break_table(&mut self, slot: &Slot<M::Table>, leaves: bool) -> Synced {
-        let shape = &self.core.shape;
-        self.core.put(slot, slot.desc.freeze(slot.level));
-        let smallest = if leaves {
-            shape.shift(slot.level.down())
-        } else {
-            slot.shift
-        };
+    /// Takes the table at `slot` out of the tree and of all TLBs. What they may know
+    /// of it are leaves of `smallest`; its own level where it has none.
+    pub(crate) fn break_table(&mut self, slot: &Slot<M::Table>, smallest: Level) -> Synced {
+        let core = self.core;
+        core.put(slot, slot.desc.freeze(slot.level));
         let mut pending = Pending::new();
-        pending.table(slot.extent(), smallest);
+        pending.table(slot.extent(), core.shape.shift(smallest));
         self.sync(&pending)
     }
 

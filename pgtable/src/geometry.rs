@@ -38,7 +38,7 @@ pub(crate) const fn baddr(root: Pa, shape: &Shape) -> Result<u64, ConfigError> {
     if root.get() & (align - 1) != 0 {
         return Err(ConfigError::RootAlign { align });
     }
-    if !root.reaches(shape.root_bytes(), shape.oa_bits()) {
+    if !root.reaches(align, shape.oa_bits()) {
         return Err(ConfigError::RootRange);
     }
     let root = root.get();

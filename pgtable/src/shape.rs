@@ -187,15 +187,10 @@ impl Shape {
         if tables == 0 { 1 } else { tables }
     }
 
-    /// Bytes of the root, a power of two and at least one page.
-    pub const fn root_bytes(&self) -> u64 {
-        (self.root_tables() as u64) << self.page_bits
-    }
-
     /// The alignment that the root needs, in bytes: its whole size, so that
     /// the hardware's masking of `BADDR` removes nothing.
     pub const fn root_align(&self) -> u64 {
-        self.root_bytes()
+        (self.root_tables() as u64) << self.page_bits
     }
 
     /// Bytes that one entry of `level` covers.

@@ -306,7 +306,7 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Removal<'a, M, T, 
                 Kind::Table(table) => self.cut_table(&slot, table),
                 Kind::Invalid if covered => self.blank(&slot),
                 Kind::Invalid => Broke::Enter,
-                Kind::Leaf => self.break_leaf(&mut slot, covered)?,
+                Kind::Leaf => self.break_leaf(&mut slot)?,
                 Kind::Reserved => return Err(Error::Exists { level }),
                 Kind::Elsewhere | Kind::FrozenLeaf(_) | Kind::FrozenTable(_) => {
                     self.take_over(&slot)?
@@ -362,9 +362,10 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Removal<'a, M, T, 
     }
 
     /// Step 1 for a leaf. `Enter`: it has to be split before.
-    fn break_leaf(&mut self, slot: &mut Slot<M::Table>, covered: bool) -> Result<Broke, Error> {
+    fn break_leaf(&mut self, slot: &mut Slot<M::Table>) -> Result<Broke, Error> {
         let core = self.work.core;
         let level = slot.level;
+        let covered = self.job.range.covers(slot.extent());
         if slot.desc.has(CONTIGUOUS) {
             self.work.break_group(slot)?;
             return Ok(Broke::Again);

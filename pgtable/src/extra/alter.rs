@@ -64,7 +64,8 @@ impl<M: TableMem, T: Maintenance, C: Alter> Altering<'_, M, T, C> {
                     continue;
                 }
             }
-            let (to, why) = self.alter_run(&slot, inside);
+            let count = if inside { self.count_from(&slot) } else { 1 };
+            let (to, why) = self.alter_run(&slot, count);
             ia = to.max(ia);
             if let Some(why) = why {
                 let next = ia.min(end);
@@ -91,18 +92,18 @@ impl<M: TableMem, T: Maintenance, C: Alter> Altering<'_, M, T, C> {
         }
     }
 
-    /// Changes neighbouring entries of one table, or the one that the range covers
-    /// in part. Returns where it came to, and what stopped it.
+    /// How many entries from `slot` on the range and the budget cover.
+    fn count_from(&self, slot: &Slot<M::Table>) -> usize {
+        (self.range.end.since(slot.ia) >> slot.shift)
+            .min(self.work.core.entries_left(slot) as u64)
+            .min(self.budget.left().max(1)) as usize
+    }
+
+    /// Changes `count` neighbouring entries of one table. Returns where it came to,
+    /// and what stopped it.
     #[inline]
-    fn alter_run(&mut self, slot: &Slot<M::Table>, inside: bool) -> (Ia, Option<Error>) {
+    fn alter_run(&mut self, slot: &Slot<M::Table>, count: usize) -> (Ia, Option<Error>) {
         let core = self.work.core;
-        let count = if inside {
-            (self.range.end.since(slot.ia) >> slot.shift)
-                .min(core.entries_left(slot) as u64)
-                .min(self.budget.left().max(1)) as usize
-        } else {
-            1
-        };
         // An entry that is no such leaf is handled out of line.
         let sure = C::SURE.unwrap_or(0);
         let group = if C::BREAKS_GROUPS { CONTIGUOUS } else { 0 };

@@ -55,6 +55,13 @@ impl<M: TableMem> Stage2<M> {
         // What an earlier call cut was synced by it.
         let mut proof = Synced::never_linked();
         let mut whole = false;
+        // What somebody took out whose invalidation may not be done, TLBs may know
+        // if nothing was cut before.
+        let known = |slot: &Slot<M::Table>| match slot.kind(shape) {
+            Kind::FrozenLeaf(_) | Kind::FrozenTable(_) => fresh,
+            Kind::Elsewhere => fresh && slot.desc == Desc::GATHERED,
+            _ => slot.desc.is_valid(),
+        };
         let out = &mut Tell(sink);
         let root = core.root_slot(shape.root_ia(0));
         let mut index = shape.root_index(shape.space().end.min(from.into()));
@@ -66,8 +73,8 @@ impl<M: TableMem> Stage2<M> {
                 continue;
             }
             let mut slot = root.after(index, desc);
-            if !whole && work.is_known(&slot, fresh) {
-                proof = work.cut_root(index, fresh);
+            if !whole && known(&slot) {
+                proof = work.cut_root(index, known);
                 whole = true;
                 slot.desc = core.load(slot.table, index);
             }
@@ -103,9 +110,9 @@ impl<M: TableMem> Stage2<M> {
 }
 
 impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
-    /// Cuts the root's entries from `from` on off, and invalidates the whole
-    /// VMID. What is cut is frozen, and in no count.
-    fn cut_root(&mut self, from: usize, fresh: bool) -> Synced {
+    /// Cuts off the root's entries from `from` on that a TLB may know, and
+    /// invalidates the whole VMID. What is cut is frozen, and in no count.
+    fn cut_root(&mut self, from: usize, known: impl Fn(&Slot<M::Table>) -> bool) -> Synced {
         let core = self.core;
         let root = core.root_slot(core.shape.root_ia(0));
         let mut gone = 0;
@@ -117,7 +124,7 @@ impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
             let mut slot = root.after(index, desc);
             // A leaf of a gather that comes later, or never; what somebody
             // held who was forgotten; what the root maps.
-            while self.is_known(&slot, fresh) {
+            while known(&slot) {
                 let (counted, cut) = match slot.kind(&core.shape) {
                     Kind::Elsewhere => (1, Desc::EMPTY),
                     Kind::FrozenLeaf(leaf) => (core.counting.of(leaf), slot.desc),
@@ -136,16 +143,5 @@ impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
         }
         core.add_count(core.root, -gone);
         self.sync_all()
-    }
-
-    /// True for a root's entry that a TLB may know: what hardware may walk, and, if
-    /// nothing was cut before, what was taken out by somebody whose invalidation may
-    /// not be done.
-    fn is_known(&self, slot: &Slot<M::Table>, fresh: bool) -> bool {
-        match slot.kind(&self.core.shape) {
-            Kind::FrozenLeaf(_) | Kind::FrozenTable(_) => fresh,
-            Kind::Elsewhere => fresh && slot.desc == Desc::GATHERED,
-            _ => slot.desc.is_valid(),
-        }
     }
 }

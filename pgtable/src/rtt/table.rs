@@ -110,7 +110,8 @@ impl<M: TableMem> Rtt<M> {
             self.release_some(maint, sink, &first, budget);
             return Err(RttError::Again);
         }
-        let _done = core.work(maint).break_table(&slot, leaves > 0);
+        let smallest = if leaves > 0 { at.level } else { slot.level };
+        let _done = core.work(maint).break_table(&slot, smallest);
         if looks {
             for leaf in self.leaves(&first) {
                 core.freeze_live(&leaf, |desc| desc.is_leaf(leaf.level));
