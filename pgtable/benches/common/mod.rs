@@ -248,6 +248,11 @@ impl Format {
         Map::new(ipa, pa, size, Attrs::MEMORY)
     }
 
+    /// The first addresses of the area's tables of pages.
+    fn blocks(self) -> impl Iterator<Item = u64> {
+        (0..self.area()).step_by(self.block() as usize)
+    }
+
     /// Bytes that one table of pages covers: 2 MiB, 32 MiB, 512 MiB.
     pub fn block(self) -> u64 {
         self.geometry().span(Level::L2)
@@ -339,38 +344,18 @@ impl<M: TableMem> Prepared<M> {
     /// Runs it. Returns how many units it did.
     #[inline(never)]
     pub fn measured(&mut self, workload: &str) -> u64 {
-        let (format, area) = (self.format, self.format.area());
+        let done = self.mapped(workload);
+        let done = done.or_else(|| self.changed(workload));
+        let done = done.or_else(|| self.collapsed(workload));
+        done.unwrap_or_else(|| panic!("no workload {workload}"))
+    }
+
+    fn mapped(&mut self, workload: &str) -> Option<u64> {
+        let format = self.format;
         let page = format.granule.page_size();
-        let pages = area / page;
-        let start = Ipa::new(START);
-        let (tree, cpu) = (&mut self.tree, &mut self.cpu);
-        let mut budget = Budget::unlimited();
-        let mut told = 0u64;
-        let mut sink = Runs(|run: RemovedRun| {
-            told = told.wrapping_add(run.size() ^ run.pa().get());
-        });
-        let mut done = 0;
-        let units = match workload {
-            "fault" => {
-                let block = format.block();
-                for table in (0..area).step_by(block as usize) {
-                    for at in (page..block).step_by(page as usize) {
-                        self.page(table + at, Leaves::Exactly(Level::L3));
-                        done += 1;
-                    }
-                }
-                done
-            }
-            "fault-largest" => {
-                let block = format.block();
-                for table in (0..area).step_by(block as usize) {
-                    for at in (page..block).step_by(page as usize) {
-                        self.page(table + at, Leaves::Largest);
-                        done += 1;
-                    }
-                }
-                done
-            }
+        Some(match workload {
+            "fault" => self.faults(Leaves::Exactly(Level::L3)),
+            "fault-largest" => self.faults(Leaves::Largest),
             "sparse-fault" => {
                 let (calls, block) = (512, format.block());
                 for call in 0..calls {
@@ -380,7 +365,7 @@ impl<M: TableMem> Prepared<M> {
             }
             "map-pages" => {
                 self.map_pages();
-                pages
+                format.area() / page
             }
             "map-blocks" => {
                 let block = if format.granule == Granule::K4 {
@@ -390,70 +375,96 @@ impl<M: TableMem> Prepared<M> {
                 };
                 let size = 256 * block;
                 let map = format.map(0, size).leaves(Leaves::AtMost(Level::L1));
-                all(tree.map(cpu, &map, &mut budget));
+                all(self.tree.map(&mut self.cpu, &map, &mut Budget::unlimited()));
                 256
             }
+            _ => return None,
+        })
+    }
+
+    /// A call for each page of each table but the first.
+    fn faults(&mut self, leaves: Leaves) -> u64 {
+        let page = self.format.granule.page_size();
+        let mut done = 0;
+        for table in self.format.blocks() {
+            for at in (page..self.format.block()).step_by(page as usize) {
+                self.page(table + at, leaves);
+                done += 1;
+            }
+        }
+        done
+    }
+
+    fn changed(&mut self, workload: &str) -> Option<u64> {
+        let area = self.format.area();
+        let ipa = Ipa::new(START);
+        let (tree, cpu) = (&mut self.tree, &mut self.cpu);
+        let budget = &mut Budget::unlimited();
+        let mut told = 0u64;
+        let mut sink = Runs(|run: RemovedRun| {
+            told = told.wrapping_add(run.size() ^ run.pa().get());
+        });
+        match workload {
             "unmap" => {
-                all(tree.unmap(cpu, &Unmap::new(start, area), &mut Ignore, &mut budget));
-                pages
+                all(tree.unmap(cpu, &Unmap::new(ipa, area), &mut Ignore, budget));
             }
             "unmap-told" => {
-                all(tree.unmap(cpu, &Unmap::new(start, area), &mut sink, &mut budget));
-                pages
+                all(tree.unmap(cpu, &Unmap::new(ipa, area), &mut sink, budget));
             }
             "write-protect" => {
-                all(tree.write_protect(cpu, Sweep::new(start, area), &mut budget));
-                pages
+                all(tree.write_protect(cpu, Sweep::new(ipa, area), budget));
             }
             "clear-af" => {
-                all(tree.clear_young(cpu, Sweep::new(start, area), &mut budget));
-                pages
+                all(tree.clear_young(cpu, Sweep::new(ipa, area), budget));
             }
             "split" => {
                 let mem = tree.mem();
                 let take = |level| mem.alloc(level);
-                all(tree.split(
-                    cpu,
-                    &Split {
-                        ipa: start,
-                        size: area,
-                        to: Level::L3,
-                    },
-                    take,
-                    &mut budget,
-                ));
-                pages
+                let (size, to) = (area, Level::L3);
+                all(tree.split(cpu, &Split { ipa, size, to }, take, budget));
             }
             "destroy" => {
-                let _ = tree.teardown(cpu, Ipa::new(0), &mut Ignore, &mut budget);
-                pages
+                let _ = tree.teardown(cpu, Ipa::new(0), &mut Ignore, budget);
             }
             "destroy-told" => {
-                let _ = tree.teardown(cpu, Ipa::new(0), &mut sink, &mut budget);
-                pages
+                let _ = tree.teardown(cpu, Ipa::new(0), &mut sink, budget);
             }
+            _ => return None,
+        }
+        std::hint::black_box(told);
+        Some(area / self.format.granule.page_size())
+    }
+
+    fn collapsed(&mut self, workload: &str) -> Option<u64> {
+        let format = self.format;
+        let map = |at| {
+            let map = format.map(at, format.block());
+            map.leaves(Leaves::Exactly(Level::L2)).over(Over::Anything)
+        };
+        let blocks = format.blocks();
+        let (tree, cpu) = (&mut self.tree, &mut self.cpu);
+        let budget = &mut Budget::unlimited();
+        let mut told = 0u64;
+        let mut sink = Runs(|run: RemovedRun| {
+            told = told.wrapping_add(run.size() ^ run.pa().get());
+        });
+        let units = match workload {
             "collapse-told" => {
-                let block = format.block();
-                for at in (0..area).step_by(block as usize) {
-                    let map = format.map(at, block).leaves(Leaves::Exactly(Level::L2));
-                    let map = map.over(Over::Anything);
-                    all(tree.map_exclusive(cpu, &map, &mut sink, &mut budget));
+                for at in blocks {
+                    all(tree.map_exclusive(cpu, &map(at), &mut sink, budget));
                 }
                 // Every page of a block is looked at, so that a unit has 512.
-                pages / 512
+                format.area() / format.granule.page_size() / 512
             }
             "collapse" => {
-                let block = format.block();
-                for at in (0..area).step_by(block as usize) {
-                    let map = format.map(at, block).leaves(Leaves::Exactly(Level::L2));
-                    let map = map.over(Over::Anything);
-                    all(tree.map_exclusive(cpu, &map, &mut Ignore, &mut budget));
+                for at in blocks {
+                    all(tree.map_exclusive(cpu, &map(at), &mut Ignore, budget));
                 }
-                area / block
+                format.area() / format.block()
             }
-            other => panic!("no workload {other}"),
+            _ => return None,
         };
         std::hint::black_box(told);
-        units
+        Some(units)
     }
 }
