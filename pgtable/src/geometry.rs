@@ -50,7 +50,7 @@ pub(crate) const fn baddr(root: Pa, shape: &Shape) -> Result<u64, ConfigError> {
 }
 
 /// A stage 2 that the architecture has. Obtained from
-/// [`Stage2Config::validate`] only.
+/// [`Stage2Config::validate`](crate::Stage2Config::validate) only.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Geometry(pub(crate) Format);
 

@@ -175,6 +175,7 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'a, M, T, 
         let count = self.prepare(pa, count, slot.shift) as usize;
         let mut leaf = job.attrs.leaf(shape, pa, level);
         let of_leaf = core.counting.of(leaf);
+        let size = slot.size();
         let mut fresh = 0u32;
         let mut index = slot.index;
         let last = slot.index + count;
@@ -182,7 +183,7 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'a, M, T, 
         while index < last {
             if core.cas(slot.table, index, Desc::EMPTY, leaf).is_ok() {
                 fresh = fresh.wrapping_add(1);
-                leaf = leaf.plus(slot.size());
+                leaf = leaf.plus(size);
                 index += 1;
                 continue;
             }
@@ -195,7 +196,7 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'a, M, T, 
             }) {
                 Ok(0) => break,
                 Ok(done) => {
-                    leaf = leaf.plus(slot.size() * done as u64);
+                    leaf = leaf.plus(size * done as u64);
                     index += done;
                 }
                 Err(error) => {

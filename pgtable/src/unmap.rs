@@ -29,7 +29,7 @@ use crate::release::{CleanAndTell, Tell};
 use crate::sink::LeafSink;
 use crate::sync::Synced;
 use crate::tree::{Access, Over, Path, Slot};
-use crate::work::Work;
+use crate::work::{Changes, Work};
 
 /// What to do with a block that a range covers only in part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -153,15 +153,16 @@ impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Removal<'a, M, T, 
 
     /// Steps 2 and 3 for what was broken from `from` on.
     fn sync_and_release(&mut self, from: Ia, ia: Ia) {
-        let (done, changes) = self.work.finish();
+        let done = self.work.finish();
         if !core::mem::take(&mut self.held) {
-            return;
-        }
-        if A::ALONE {
+            self.work.changes = Changes::NONE;
+        } else if A::ALONE {
+            self.work.changes = Changes::NONE;
             let end = self.to.max(ia);
             self.release(Extent { start: from, end }, &done);
-        } else if let Some(pending) = changes.noted() {
-            for extent in pending.held_extents() {
+        } else {
+            let changes = core::mem::replace(&mut self.work.changes, Changes::NONE);
+            for extent in changes.held_extents() {
                 self.release(extent, &done);
             }
         }

@@ -1,6 +1,6 @@
 //! A CPU at work in a tree: what it makes on its way, and what it owes the TLBs.
 
-use crate::addr::{Ia, Level, Pa};
+use crate::addr::{Extent, Ia, Level, Pa};
 use crate::desc::{CONTIGUOUS, Desc, Kind};
 use crate::error::Error;
 use crate::maintenance::{CacheOp, Maintenance};
@@ -28,9 +28,9 @@ impl Changes {
         self.pending.get_or_insert_with(Pending::new)
     }
 
-    /// Those that are noted.
-    pub(crate) const fn noted(&self) -> Option<&Pending> {
-        self.pending.as_ref()
+    /// Where entries are held frozen.
+    pub(crate) fn held_extents(&self) -> impl Iterator<Item = Extent> {
+        self.pending.iter().flat_map(Pending::held_extents)
     }
 }
 
@@ -95,20 +95,18 @@ impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
     }
 
     /// Makes all changes visible: by one invalidation, or by a barrier when only
-    /// invalid entries became valid.
+    /// invalid entries became valid. Who goes on begins with none.
     #[inline]
-    pub(crate) fn finish(&mut self) -> (Synced, Changes) {
-        let changes = core::mem::replace(&mut self.changes, Changes::NONE);
-        let done = match &changes.pending {
-            Some(pending) if !pending.is_empty() => self.sync(pending),
+    pub(crate) fn finish(&mut self) -> Synced {
+        match &self.changes.pending {
+            Some(pending) if !pending.is_empty() => sync::sync(self.maint, &self.core.tlb, pending),
             _ => {
-                if changes.stored {
+                if self.changes.stored {
                     self.publish();
                 }
                 Synced::never_linked()
             }
-        };
-        (done, changes)
+        }
     }
 
     /// Cache maintenance of what is about to be mapped.

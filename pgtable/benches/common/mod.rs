@@ -385,9 +385,10 @@ impl<M: TableMem> Prepared<M> {
     /// A call for each page of each table but the first.
     fn faults(&mut self, leaves: Leaves) -> u64 {
         let page = self.format.granule.page_size();
+        let block = self.format.block();
         let mut done = 0;
         for table in self.format.blocks() {
-            for at in (page..self.format.block()).step_by(page as usize) {
+            for at in (page..block).step_by(page as usize) {
                 self.page(table + at, leaves);
                 done += 1;
             }
@@ -437,8 +438,9 @@ impl<M: TableMem> Prepared<M> {
 
     fn collapsed(&mut self, workload: &str) -> Option<u64> {
         let format = self.format;
+        let block = format.block();
         let map = |at| {
-            let map = format.map(at, format.block());
+            let map = format.map(at, block);
             map.leaves(Leaves::Exactly(Level::L2)).over(Over::Anything)
         };
         let blocks = format.blocks();
@@ -460,7 +462,7 @@ impl<M: TableMem> Prepared<M> {
                 for at in blocks {
                     all(tree.map_exclusive(cpu, &map(at), &mut Ignore, budget));
                 }
-                format.area() / format.block()
+                format.area() / block
             }
             _ => return None,
         };

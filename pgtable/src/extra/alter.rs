@@ -12,7 +12,7 @@ use crate::mem::TableMem;
 use crate::plan::Pending;
 use crate::tree::{Over, Slot};
 use crate::unmap::Partial;
-use crate::work::Work;
+use crate::work::{Changes, Work};
 
 /// What is done to each leaf.
 pub(crate) trait Alter {
@@ -87,6 +87,7 @@ impl<M: TableMem, T: Maintenance, C: Alter> Altering<'_, M, T, C> {
             Partial::Split => {
                 let split = self.work.reach(ia, level.down(), Over::Anything);
                 let _done = self.work.finish();
+                self.work.changes = Changes::NONE;
                 split.map(|_| true)
             }
         }
