@@ -1,7 +1,7 @@
 //! What users of the library want besides what EL2 runs: ageing and dirty
 //! tracking, permissions, splits on request, subtrees, entries held frozen,
-//! visitors, the contiguous hint, mappings over others, what a realm asks of itself, the end
-//! of a live tree.
+//! visitors, the contiguous hint, mappings over others, what a realm asks of
+//! itself, the end of a live tree.
 //!
 //! Behind the feature `extra`, which images do not have. Something moves to the
 //! core when `hyp` calls it; the case `check/reached` says what it no longer does.
