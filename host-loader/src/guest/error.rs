@@ -1,7 +1,7 @@
 //! Why a guest cannot be had: the setting that asks for it, and what is wrong.
 
+use super::failure::RealmError;
 use super::place::Collision;
-use super::realm::RealmError;
 use crate::image::ImageError;
 use alloc::string::{String, ToString};
 use core::fmt;

@@ -3,8 +3,8 @@
 //! While it is the realm's, the host cannot reach it; when it comes back, it is all
 //! zero.
 
+use super::failure::RealmError;
 use super::ram::{Extent, Ram};
-use super::realm::RealmError;
 use crate::pace::Pace;
 use crate::rmi_call::{self, CallError};
 use core::ops::Range;

@@ -6,8 +6,9 @@
 //! [`LiveRam::spot`]. Whoever comes first zeroes the piece and maps it; another who
 //! comes meanwhile waits for that, which takes no lock and waits for nobody.
 
+use super::failure::RealmError;
 use super::ram::{Ram, Spot};
-use super::realm::{RealmError, Stage2};
+use super::realm::Stage2;
 use alloc::sync::Arc;
 use core::sync::atomic::{Ordering, fence};
 

@@ -8,15 +8,18 @@
 //! | [`live`] | the RAM of a guest that runs, and how that gets it |
 //! | [`place`] | where kernel, initrd and device tree go |
 //! | [`fdt`] | its device tree |
+//! | [`handover`] | a protected guest's memory: given to its realm, and taken back |
 //! | [`realm`] | the RMI commands that build a realm and take it apart |
 //! | [`vmid`] | which VMIDs living realms have |
 //! | [`build`] | all of these in order |
 //! | [`error`] | why a guest cannot be had |
+//! | [`failure`] | why a realm cannot be |
 //!
 //! The image has `handle` besides, a guest that runs.
 
 pub mod build;
 pub mod error;
+pub mod failure;
 pub mod fdt;
 #[cfg(target_os = "none")]
 pub mod handle;

@@ -5,6 +5,7 @@
 //! half-built one too. What EL2 will not give back is never used again: it is
 //! leaked, and reported.
 
+use super::failure::RealmError;
 use super::handover::Heir;
 use super::map;
 use super::pieces::PIECE_SIZE;
@@ -17,7 +18,6 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt;
 use core::ops::Range;
 use guest_config::Mode;
 use posted::Page;
@@ -28,27 +28,6 @@ use rmi::rtt::{DESC_MEMATTR_SHIFT, DESC_READ, DESC_WRITE, MEMATTR_NORMAL_WB};
 use rmi::run::RecRun;
 use spin::Mutex;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
-
-/// Why a realm was not built.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RealmError {
-    /// No granules are left for this purpose.
-    NoMemory(&'static str),
-    /// Living realms have all VMIDs.
-    NoVmid,
-    /// A call failed.
-    Call(&'static str, CallError),
-}
-
-impl fmt::Display for RealmError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoMemory(what) => write!(f, "the machine has no RAM left for {what}"),
-            Self::NoVmid => f.write_str("as many guests live as the CPU has VMIDs for"),
-            Self::Call(what, error) => write!(f, "{what}: {error}"),
-        }
-    }
-}
 
 /// What a mapping lets the guest do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
