@@ -45,6 +45,10 @@ pub fn report<'a>(machine: &Machine, held: impl Iterator<Item = (&'a Guest, usiz
     log::info!("last exits on CPU {}:", local::index());
     for (guest, index) in held {
         let (vcpu, name) = (&guest.vcpus[index], &guest.name);
+        if guest.is_protected() {
+            log::info!("vcpu {name}/{index}: its exits are its own");
+            continue;
+        }
         match rmi_call::rec_history(vcpu.rec, page) {
             Ok(count) => {
                 let exits: *const [Exit; HISTORY_LEN] =

@@ -202,20 +202,19 @@ fn vcpu_limit(resources: &Resources<'_>) -> u64 {
 fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestError> {
     let end = map::RAM_BASE.saturating_add(config.guest.memory);
     let granule_shift = resources.features.granule_shift.into();
-    let mut shape = Shape::for_ipas(granule_shift, end);
-    if config.guest.mode == Mode::Protected {
-        // As much again, for what it shares.
-        shape = Shape::for_ipas(granule_shift, 2 << shape.ipa_bits);
-    }
-    if shape.ipa_bits > resources.rmi.s2sz.into() {
+    let shape = Shape::for_ipas(granule_shift, end);
+    // As much again, for what it shares.
+    let shared = u32::from(config.guest.mode == Mode::Protected);
+    let needs = shape.ipa_bits + shared;
+    if needs > resources.rmi.s2sz.into() {
         let refusal = Refusal::WideMemory {
             memory: config.guest.memory,
-            needs: shape.ipa_bits,
+            needs,
             has: resources.rmi.s2sz,
         };
         return Err(refusal.of(config));
     }
-    Ok(shape)
+    Ok(Shape::for_ipas(granule_shift, 1 << needs))
 }
 
 /// Whether a guest gets its RAM a piece at a time. One that does not say does where
@@ -264,12 +263,7 @@ pub async fn build(
                 realm.populate_all(context, ram).await?;
             }
         } else {
-            for extent in ram.extents() {
-                realm.map(context, *extent, Rights::ReadWrite).await?;
-            }
-            ram.pieces()
-                .claimed()
-                .for_each(|piece| ram.pieces().set_mapped(piece));
+            realm.map_all(context, ram).await?;
         }
         if loaded.firmware && mode == Mode::Plain {
             // Firmware reads its variables with more than single loads, which

@@ -17,6 +17,17 @@ fn failed(what: &'static str) -> impl Fn(CallError) -> RealmError {
     move |error| RealmError::Call(what, error)
 }
 
+/// Where a call that does a part went on to from `at`: never where it was.
+fn further(what: &'static str, at: u64, next: Result<u64, CallError>) -> Result<u64, RealmError> {
+    let next = next.map_err(failed(what))?;
+    let stuck = CallError::Status(Status::ErrorInput);
+    if next > at {
+        Ok(next)
+    } else {
+        Err(RealmError::Call(what, stuck))
+    }
+}
+
 /// A realm that gets memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Heir {
@@ -42,8 +53,8 @@ impl Heir {
     pub fn give_zeros(self, extent: Extent) -> Result<(), RealmError> {
         let (mut at, end) = (extent.pa, extent.pa + extent.size);
         while at < end {
-            at = rmi_call::granule_range_delegate(at, end)
-                .map_err(failed("GRANULE_RANGE_DELEGATE"))?;
+            let next = rmi_call::granule_range_delegate(at, end);
+            at = further("GRANULE_RANGE_DELEGATE", at, next)?;
         }
         for Extent { ipa, pa, .. } in self.granules(extent) {
             rmi_call::data_create_unknown(self.rd, pa, ipa)
@@ -85,15 +96,10 @@ impl Heir {
         let Range { mut start, end } = ipas;
         while start < end {
             match rmi_call::rtt_init_ripas(self.rd, start, end) {
-                Ok(next) if next > start => start = next,
                 Err(CallError::Status(Status::ErrorRtt(level))) => {
                     return Ok((start, Some(i64::from(level as i8) + 1)));
                 }
-                Ok(_) => {
-                    let stuck = CallError::Status(Status::ErrorInput);
-                    return Err(RealmError::Call("RTT_INIT_RIPAS", stuck));
-                }
-                Err(error) => return Err(RealmError::Call("RTT_INIT_RIPAS", error)),
+                next => start = further("RTT_INIT_RIPAS", start, next)?,
             }
         }
         Ok((end, None))
@@ -131,8 +137,8 @@ impl Heir {
 fn undelegate(pas: Range<u64>) -> Result<(), RealmError> {
     let Range { mut start, end } = pas;
     while start < end {
-        start = rmi_call::granule_range_undelegate(start, end)
-            .map_err(failed("GRANULE_RANGE_UNDELEGATE"))?;
+        let next = rmi_call::granule_range_undelegate(start, end);
+        start = further("GRANULE_RANGE_UNDELEGATE", start, next)?;
     }
     Ok(())
 }

@@ -51,8 +51,11 @@ impl LiveRam {
     }
 
     /// The place of `size` bytes at `ipa`, an aligned 1, 2, 4 or 8; `None` where
-    /// there is no RAM, or it cannot be had.
+    /// there is no RAM, or it cannot be had, or it is a protected guest's own.
     pub fn spot(&self, ipa: u64, size: u64) -> Option<Spot> {
+        if !self.stage2.is_hosts() {
+            return None;
+        }
         // Aligned, all of it is in one piece.
         let spot = self.ram.find(ipa, size)?;
         self.populate(ipa)?.ok().map(|_| spot)
@@ -74,7 +77,7 @@ impl LiveRam {
 
     /// Fills a piece that is claimed here.
     fn fill(&self, piece: usize) -> Result<(), RealmError> {
-        if self.stage2.host_zeroes() {
+        if self.stage2.is_hosts() {
             self.ram.zero_piece(piece);
             if !self.coherent {
                 self.ram.clean_piece(piece);

@@ -167,8 +167,9 @@ impl Stage2 {
         }
     }
 
-    /// Whether the host zeroes what [`Self::populate`] gives; else EL2 does.
-    pub fn host_zeroes(self) -> bool {
+    /// Whether what [`Self::populate`] gives stays the host's to touch, who zeroes it;
+    /// else EL2 does, and the host cannot reach it.
+    pub fn is_hosts(self) -> bool {
         self.mode == Mode::Plain
     }
 
@@ -185,7 +186,9 @@ impl Stage2 {
             if let Err(error) = rmi_call::rtt_map_unprotected(self.rd, entry.ipa, level, desc) {
                 let mapped = self.entries_of(ram, piece);
                 for (mapped, level) in mapped.take_while(|(mapped, _)| mapped.ipa < entry.ipa) {
-                    self.unmap(mapped.ipa, level);
+                    if !self.unmap(mapped.ipa, level) {
+                        ram.lose();
+                    }
                 }
                 return Err(RealmError::Call("RTT_MAP_UNPROTECTED", error));
             }
@@ -193,10 +196,12 @@ impl Stage2 {
         Ok(())
     }
 
-    fn unmap(self, ipa: u64, level: i64) {
-        if let Err(error) = rmi_call::rtt_unmap_unprotected(self.rd, ipa, level).result {
-            leaked("RTT_UNMAP_UNPROTECTED", error);
-        }
+    /// Whether what was mapped there is the host's alone again.
+    fn unmap(self, ipa: u64, level: i64) -> bool {
+        let unmapped = rmi_call::rtt_unmap_unprotected(self.rd, ipa, level).result;
+        unmapped
+            .inspect_err(|error| leaked("RTT_UNMAP_UNPROTECTED", *error))
+            .is_ok()
     }
 }
 
@@ -241,8 +246,10 @@ pub struct Realm {
     /// The level of the largest entries that map memory.
     largest: i64,
     mapped: Vec<Mapped>,
-    /// RAM that is mapped by pieces, those that say so.
-    by_pieces: Option<Arc<Ram>>,
+    /// The guest's RAM, from just before it has some of it.
+    ram: Option<Arc<Ram>>,
+    /// It is mapped by pieces, those that say so; otherwise `mapped` has it.
+    by_pieces: bool,
     tables: usize,
     aux_count: usize,
     recs: Vec<Rec>,
@@ -303,7 +310,8 @@ impl Realm {
             mode,
             largest: Stage2::largest_level(mode, features),
             mapped: Vec::new(),
-            by_pieces: None,
+            ram: None,
+            by_pieces: false,
             tables: 0,
             aux_count: 0,
             recs: Vec::new(),
@@ -407,7 +415,7 @@ impl Realm {
         context: BuildContext<'_>,
         ram: &Arc<Ram>,
     ) -> Result<(), RealmError> {
-        self.by_pieces = Some(ram.clone());
+        (self.ram, self.by_pieces) = (Some(ram.clone()), true);
         let stage2 = self.stage2();
         let range = ram.range();
         let mut last = [None; 5];
@@ -489,6 +497,23 @@ impl Realm {
                 context.pace.step().await;
             }
         }
+        Ok(())
+    }
+
+    /// Maps all of a plain guest's RAM, with entries as large as there are.
+    ///
+    /// On an error a part may be mapped; `destroy` knows it.
+    pub async fn map_all(
+        &mut self,
+        context: BuildContext<'_>,
+        ram: &Arc<Ram>,
+    ) -> Result<(), RealmError> {
+        self.ram = Some(ram.clone());
+        for extent in ram.extents() {
+            self.map(context, *extent, Rights::ReadWrite).await?;
+        }
+        let claimed = ram.pieces().claimed();
+        claimed.for_each(|piece| ram.pieces().set_mapped(piece));
         Ok(())
     }
 
@@ -679,29 +704,7 @@ impl Realm {
             }
             pace.step().await;
         }
-        let stage2 = self.stage2();
-        for Mapped { ipas, level } in self.mapped.drain(..) {
-            for ipa in ipas.step_by(self.shape.entry_size(level) as usize) {
-                stage2.unmap(ipa, level);
-                pace.step().await;
-            }
-        }
-        let by_pieces = self.by_pieces.take();
-        if let Some(ram) = &by_pieces
-            && self.mode == Mode::Protected
-        {
-            if let Err(error) = stage2.heir().take_back(ram.range(), pace).await {
-                log::error!("{error}; the guest's memory is lost until the machine restarts");
-                ram.lose();
-            }
-        } else if let Some(ram) = by_pieces {
-            for piece in ram.pieces().mapped() {
-                for (entry, level) in stage2.entries_of(&ram, piece) {
-                    stage2.unmap(entry.ipa, level);
-                    pace.step().await;
-                }
-            }
-        }
+        self.take_memory_back(pace).await;
         if self.tables > 0 {
             for level in (self.shape.start_level + 1..=3).rev() {
                 self.destroy_tables(context, level).await;
@@ -729,6 +732,38 @@ impl Realm {
                     granules.lock().give(pa, size);
                 }
             }
+        }
+    }
+
+    /// Takes the guest's memory back. RAM that EL2 keeps a part of, or leaves mapped,
+    /// is lost.
+    async fn take_memory_back(&mut self, pace: &Pace) {
+        let stage2 = self.stage2();
+        let mut is_whole = true;
+        for Mapped { ipas, level } in self.mapped.drain(..) {
+            for ipa in ipas.step_by(self.shape.entry_size(level) as usize) {
+                is_whole &= stage2.unmap(ipa, level);
+                pace.step().await;
+            }
+        }
+        let Some(ram) = self.ram.take() else {
+            return;
+        };
+        if self.mode == Mode::Protected {
+            if let Err(error) = stage2.heir().take_back(ram.range(), pace).await {
+                log::error!("{error}; the guest's memory is lost until the machine restarts");
+                is_whole = false;
+            }
+        } else if self.by_pieces {
+            for piece in ram.pieces().mapped() {
+                for (entry, level) in stage2.entries_of(&ram, piece) {
+                    is_whole &= stage2.unmap(entry.ipa, level);
+                    pace.step().await;
+                }
+            }
+        }
+        if !is_whole {
+            ram.lose();
         }
     }
 

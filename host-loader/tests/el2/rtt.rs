@@ -1,0 +1,290 @@
+//! Stage 2: tables, what is mapped of the host's, and a realm's own memory.
+
+use super::realm::Data;
+use super::{BAD, El2, Owner, RealmState};
+use rmi::{Command, Status};
+
+impl RealmState {
+    /// The level at which a walk towards `level` ends.
+    fn reach(&self, ipa: u64, level: i64) -> i64 {
+        let mut at = self.start;
+        while at < level && self.tables.contains_key(&(at + 1, self.base(ipa, at))) {
+            at += 1;
+        }
+        at
+    }
+
+    /// Where the entry of `level` begins that covers `ipa`.
+    fn base(&self, ipa: u64, level: i64) -> u64 {
+        ipa & !(self.size(level) - 1)
+    }
+
+    /// Whether the entry of `level` at `ipa` has something.
+    fn is_live(&self, level: i64, ipa: u64) -> bool {
+        self.tables.contains_key(&(level + 1, ipa))
+            || self.mapped.contains_key(&(level, ipa))
+            || (level == 3 && self.data.contains_key(&ipa))
+    }
+
+    /// Where the table of `level` ends that covers `ipa`.
+    fn table_end(&self, ipa: u64, level: i64) -> u64 {
+        if level == self.start {
+            1 << self.ipa_bits
+        } else {
+            self.base(ipa, level - 1) + self.size(level - 1)
+        }
+    }
+
+    /// The next live entry of the table of `level` behind that at `ipa`, or its end
+    /// (DEN0137 1.0, RttSkipNonLiveEntries).
+    fn top(&self, ipa: u64, level: i64) -> u64 {
+        let (entry, end) = (self.size(level), self.table_end(ipa, level));
+        let mut top = self.base(ipa, level) + entry;
+        while top < end && !self.is_live(level, top) {
+            top += entry;
+        }
+        top
+    }
+
+    /// The host's granules that are mapped.
+    pub fn maps(&self) -> impl Iterator<Item = u64> {
+        let step = self.size(3) as usize;
+        let mapped = self.mapped.iter();
+        mapped.flat_map(move |(&(level, _), &to)| (to..to + self.size(level)).step_by(step))
+    }
+
+    /// Whether `ipa` is the start of a granule of its own.
+    fn is_own(&self, ipa: u64) -> bool {
+        ipa.is_multiple_of(self.size(3)) && ipa < self.shared
+    }
+}
+
+impl El2 {
+    pub(super) fn rtt(&mut self, command: Command, out: &mut [u64; 4]) -> Status {
+        match command {
+            Command::RttCreate {
+                rd,
+                rtt,
+                ipa,
+                level,
+            } => self.rtt_create(rd, rtt, ipa, level),
+            Command::RttDestroy { rd, ipa, level } => self.rtt_destroy(rd, ipa, level, out),
+            Command::RttMapUnprotected {
+                rd,
+                ipa,
+                level,
+                desc,
+            } => self.map(rd, ipa, level, desc),
+            Command::RttUnmapUnprotected { rd, ipa, level } => self.unmap(rd, ipa, level, out),
+            Command::RttInitRipas { rd, base, top } => self.init_ripas(rd, base, top, out),
+            Command::DataCreate {
+                rd,
+                data,
+                ipa,
+                src,
+                flags: 0,
+            } => {
+                let content = self.bytes(src).filter(|_| src != data);
+                match (content, self.of(rd).map(|realm| realm.active)) {
+                    (None, _) | (_, None) => BAD,
+                    (_, Some(true)) => Status::ErrorRealm(0),
+                    (content, Some(false)) => self.data_create(rd, data, ipa, content),
+                }
+            }
+            Command::DataCreateUnknown { rd, data, ipa } => self.data_create(rd, data, ipa, None),
+            Command::DataDestroy { rd, ipa } => self.data_destroy(rd, ipa, out),
+            other => panic!("{other:x?}"),
+        }
+    }
+
+    fn of(&mut self, rd: u64) -> Option<&mut RealmState> {
+        self.realm.as_mut().filter(|realm| realm.rd == rd)
+    }
+
+    fn rtt_create(&mut self, rd: u64, rtt: u64, ipa: u64, level: i64) -> Status {
+        let ok = self.is(rtt, Owner::Delegated);
+        let Some(realm) = self.of(rd) else {
+            return BAD;
+        };
+        if !ok || level <= realm.start || level > 3 || !ipa.is_multiple_of(realm.size(level - 1)) {
+            return BAD;
+        }
+        let reached = realm.reach(ipa, level - 1);
+        if reached < level - 1 || realm.tables.contains_key(&(level, ipa)) {
+            return Status::ErrorRtt(reached as u8);
+        }
+        realm.tables.insert((level, ipa), rtt);
+        self.take(rtt, Owner::Rtt);
+        Status::Success
+    }
+
+    fn rtt_destroy(&mut self, rd: u64, ipa: u64, level: i64, out: &mut [u64; 4]) -> Status {
+        let Some(realm) = self.of(rd) else {
+            return BAD;
+        };
+        if level <= realm.start
+            || level > 3
+            || !ipa.is_multiple_of(realm.size(level - 1))
+            || ipa >= 1 << realm.ipa_bits
+        {
+            return BAD;
+        }
+        let reached = realm.reach(ipa, level - 1);
+        let top = realm.top(ipa, reached);
+        if reached < level - 1 || !realm.tables.contains_key(&(level, ipa)) {
+            out[1] = top;
+            return Status::ErrorRtt(reached as u8);
+        }
+        let end = ipa + realm.size(level - 1);
+        let mut entries = (ipa..end).step_by(realm.size(level) as usize);
+        if entries.any(|at| realm.is_live(level, at)) {
+            out[1] = ipa;
+            return Status::ErrorRtt(level as u8);
+        }
+        let rtt = realm.tables.remove(&(level, ipa)).unwrap_or_default();
+        realm.ram.retain(|at| !(ipa..end).contains(at));
+        out[0] = rtt;
+        out[1] = top;
+        self.owners.insert(rtt, Owner::Delegated);
+        Status::Success
+    }
+
+    fn map(&mut self, rd: u64, ipa: u64, level: i64, desc: u64) -> Status {
+        if !matches!(level, 2 | 3) {
+            return BAD;
+        }
+        let size = super::entry_size(self.granule_shift, level);
+        let pa = desc & rmi::rtt::DESC_OA & !(size - 1);
+        let mut granules = (pa..pa + size).step_by(self.granule() as usize);
+        let owned = granules.any(|granule| !self.is_hosts(granule));
+        let known = 7 << 2 | rmi::rtt::DESC_READ | rmi::rtt::DESC_WRITE;
+        let Some(realm) = self.of(rd) else {
+            return BAD;
+        };
+        if owned
+            || !ipa.is_multiple_of(size)
+            || desc & !pa & !known != 0
+            || ipa < realm.shared
+            || ipa + size > 1 << realm.ipa_bits
+        {
+            return BAD;
+        }
+        let reached = realm.reach(ipa, level);
+        if reached != level || realm.is_live(level, ipa) {
+            return Status::ErrorRtt(reached as u8);
+        }
+        realm.mapped.insert((level, ipa), pa);
+        Status::Success
+    }
+
+    fn unmap(&mut self, rd: u64, ipa: u64, level: i64, out: &mut [u64; 4]) -> Status {
+        let Some(realm) = self.of(rd) else {
+            return BAD;
+        };
+        if realm.mapped.remove(&(level, ipa)).is_none() {
+            return Status::ErrorRtt(realm.start as u8);
+        }
+        out[0] = ipa + realm.size(level);
+        Status::Success
+    }
+
+    /// Makes what is unassigned RAM, to the end of one table.
+    fn init_ripas(&mut self, rd: u64, base: u64, top: u64, out: &mut [u64; 4]) -> Status {
+        let Some(realm) = self.of(rd) else {
+            return BAD;
+        };
+        let granule = realm.size(3);
+        if base >= top || !(base | top).is_multiple_of(granule) || top > realm.shared {
+            return BAD;
+        }
+        if realm.active {
+            return Status::ErrorRealm(0);
+        }
+        let level = realm.reach(base, 3);
+        let (entry, end) = (realm.size(level), realm.table_end(base, level).min(top));
+        let mut at = base;
+        while at.is_multiple_of(entry) && at + entry <= end && !realm.is_live(level, at) {
+            let granules = (at..at + entry).step_by(granule as usize);
+            realm.ram.extend(granules);
+            at += entry;
+        }
+        out[0] = at;
+        if at > base {
+            Status::Success
+        } else {
+            Status::ErrorRtt(level as u8)
+        }
+    }
+
+    fn data_create(&mut self, rd: u64, data: u64, ipa: u64, content: Option<Vec<u8>>) -> Status {
+        let ok = self.is(data, Owner::Delegated);
+        let Some(realm) = self.of(rd) else {
+            return BAD;
+        };
+        if !ok || !realm.is_own(ipa) {
+            return BAD;
+        }
+        let reached = realm.reach(ipa, 3);
+        if reached != 3 || realm.data.contains_key(&ipa) {
+            return Status::ErrorRtt(reached as u8);
+        }
+        if content.is_some() {
+            realm.ram.insert(ipa);
+        }
+        realm.data.insert(ipa, Data { pa: data, content });
+        self.take(data, Owner::Data);
+        Status::Success
+    }
+
+    fn data_destroy(&mut self, rd: u64, ipa: u64, out: &mut [u64; 4]) -> Status {
+        let Some(realm) = self.of(rd) else {
+            return BAD;
+        };
+        if !realm.is_own(ipa) {
+            return BAD;
+        }
+        let reached = realm.reach(ipa, 3);
+        out[1] = realm.top(ipa, reached);
+        let Some(Data { pa, .. }) = realm.data.remove(&ipa) else {
+            return Status::ErrorRtt(reached as u8);
+        };
+        realm.ram.remove(&ipa);
+        out[0] = pa;
+        self.owners.insert(pa, Owner::Delegated);
+        Status::Success
+    }
+
+    /// What the guest reads in the granule at `ipa`; `None` where it has nothing.
+    pub fn guest_reads(&self, ipa: u64) -> Option<Vec<u8>> {
+        let realm = self.realm.as_ref()?;
+        if let Some(data) = realm.data.get(&ipa) {
+            let zeros = || vec![0; realm.size(3) as usize];
+            let read = || data.content.clone().unwrap_or_else(zeros);
+            return realm.ram.contains(&ipa).then(read);
+        }
+        let found = [2, 3].into_iter().find_map(|level| {
+            let base = realm.base(ipa, level);
+            let to = realm.mapped.get(&(level, base))?;
+            Some(to + (ipa - base))
+        });
+        self.bytes(found?)
+    }
+
+    /// The guest fills all that it has of `ipas` with one word.
+    pub fn guest_fills(&mut self, ipas: std::ops::Range<u64>, word: u64) {
+        let Some(realm) = &mut self.realm else {
+            return;
+        };
+        let size = realm.size(3) as usize;
+        for data in realm.data.range_mut(ipas.clone()).map(|(_, data)| data) {
+            data.content = Some(word.to_le_bytes().repeat(size / 8));
+        }
+        let mapped: Vec<_> = (realm.mapped.iter())
+            .filter(|((_, ipa), _)| ipas.contains(ipa))
+            .map(|(&(level, _), &pa)| pa..pa + realm.size(level))
+            .collect();
+        for pa in mapped.into_iter().flat_map(|pas| pas.step_by(size)) {
+            self.words(pa).fill(word);
+        }
+    }
+}
