@@ -251,4 +251,35 @@ mod tests {
         let uart = read.console.unwrap();
         assert_eq!((uart.base, uart.intid), (map::UART.start, Some(33)));
     }
+
+    /// What a protected guest touches of the host's stands in the half that it shares,
+    /// and nothing else does.
+    #[test]
+    fn the_devices_of_a_protected_guest_stand_in_the_half_that_it_shares() {
+        const SHARED: u64 = 1 << 39;
+        let machine = Machine {
+            ram: map::RAM_BASE..map::RAM_BASE + (512 << 20),
+            devices_at: SHARED,
+            mpidrs: &[0, 1],
+            cmdline: "",
+            initrd: Some(0x4800_0000..0x4800_1234),
+            seed: None,
+        };
+        let tree = write(&machine).unwrap();
+        let read = Platform::parse(&tree).unwrap();
+        assert_eq!(read.memory, core::slice::from_ref(&machine.ram));
+        assert_eq!(read.initrd, machine.initrd);
+        let uart = read.console.unwrap();
+        assert_eq!((uart.base, uart.intid), (SHARED + 0x0900_0000, Some(33)));
+        let distributor = SHARED + 0x0800_0000;
+        assert_eq!(read.gic.distributor, distributor..distributor + 0x1_0000);
+        let first = SHARED + 0x080a_0000;
+        assert_eq!(read.gic.redistributors, [first..first + 2 * 0x2_0000]);
+        // By their names too, and where they are named.
+        let fdt = devtree::open(&tree).unwrap();
+        assert!(fdt.find_node("/intc@8008000000").is_some());
+        let chosen = chosen_value(&tree, "stdout-path").unwrap();
+        assert_eq!(&tree[chosen], b"/pl011@8009000000\0");
+        assert!(fdt.find_node("/pl011@8009000000").is_some());
+    }
 }
