@@ -47,6 +47,16 @@ const EVERY_GRANULE: [(&str, &str); 13] = [
     ("64k", "max,lpa2=off"),
 ];
 
+/// Every granule with CPUs that have FEAT_S2FWB and such that have not, for guests
+/// whose memory is their own.
+const PROTECTED: [(&str, &str); 5] = [
+    ("4k", "max"),
+    ("16k", "max"),
+    ("64k", "max"),
+    ("4k", "cortex-a72"),
+    ("64k", "cortex-a72"),
+];
+
 /// The cases.
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -117,6 +127,25 @@ pub fn cases() -> Vec<Case> {
             )
             .boots(LINUX),
         );
+    }
+    for (granule, cpu) in PROTECTED {
+        let name = format!("boots/protected-{granule}-{cpu}");
+        let body = move |context: &Context| {
+            let granule = ["--cpu", cpu, "--granule", granule];
+            protected(context, "debian13", &granule, 1)
+        };
+        cases.push(Case::new(name, body).boots(LINUX));
+    }
+    for (name, guest, more) in [
+        ("debian12", "debian12", &[][..]),
+        ("eager", "debian13", &["--populate", "eager"]),
+        ("smp4", "debian13", &["--smp", "4"]),
+    ] {
+        let body = move |context: &Context| {
+            let vcpus = if name == "smp4" { 4 } else { 1 };
+            protected(context, guest, more, vcpus)
+        };
+        cases.push(Case::new(format!("boots/protected-{name}"), body).boots(&[guest]));
     }
     // Of Debian's newest kernels what matters is that they are found and boot.
     for guest in ["debian-backports", "debian-backports-16k"] {
@@ -292,6 +321,36 @@ pub fn cases() -> Vec<Case> {
         .boots(LINUX),
     ]);
     cases
+}
+
+/// An unmodified Linux whose memory the host cannot read: all of its RAM can be used,
+/// and its console stands in the half that it shares, as its device tree alone says.
+fn protected(context: &Context, guest: &str, more: &[&str], vcpus: u64) -> Result<()> {
+    // Touches most of its RAM, and fills some of it to read it back.
+    const TASK: &str = "nproc; mkdir /mnt; mount -t tmpfs tmpfs /mnt; cd /mnt; \
+         dd if=/dev/zero of=zeros bs=1M count=160 2>/dev/null; \
+         seq 300000 >one; seq 300000 | cmp - one && echo same; \
+         dmesg | grep -o 'ttyAMA0 at MMIO 0x[0-9a-f]*'";
+    let called = Call::run(context)?
+        .args(["--mode", "protected", "--guest", guest])
+        .args(more)
+        .args(["--exec", TASK])
+        .call()?
+        .ended(0)?
+        .calmly()?;
+    let lines: Vec<_> = called.stdout.lines().collect();
+    let (_, uart) = (lines.last())
+        .and_then(|line| line.rsplit_once("0x"))
+        .context("no UART")?;
+    let uart = u64::from_str_radix(uart, 16)?;
+    // The map's own address, above all of the guest's RAM.
+    ensure!(
+        lines[..lines.len() - 1] == [vcpus.to_string().as_str(), "same"]
+            && (uart & !(1 << uart.ilog2())) == 0x0900_0000
+            && uart.ilog2() >= 32,
+        "{lines:#?}"
+    );
+    Ok(())
 }
 
 /// A guest of the catalogue with one CPU and nothing but its kernel.

@@ -55,7 +55,21 @@ pub fn cases() -> Vec<Case> {
     ] {
         cases.push(Case::new(
             format!("resets/ram-is-zero{name}"),
-            move |context| zero(context, granule, cpu, populate),
+            move |context| zero(context, granule, cpu, [(Mode::Plain, populate); 2]),
+        ));
+    }
+    // Beside a plain guest, whose memory it may have next.
+    for (name, granule, cpu, populate) in [
+        ("", "4k", "max", None),
+        ("-without-fwb", "4k", "cortex-a72", None),
+        ("-eager", "4k", "max", Some(Populate::Eager)),
+        ("-16k", "16k", "max", None),
+        ("-64k", "64k", "max", None),
+    ] {
+        let modes = [Mode::Protected, Mode::Plain].map(|mode| (mode, populate));
+        cases.push(Case::new(
+            format!("resets/protected-ram-is-zero{name}"),
+            move |context| zero(context, granule, cpu, modes),
         ));
     }
     for ram in (128..=1280).step_by(64) {
@@ -191,7 +205,12 @@ fn refused(capture: &mut Capture) -> Result<()> {
 
 /// A guest finds its RAM zero when it starts for the first time and after a reset,
 /// whatever the boot loader, the other guests' files and itself have left there.
-fn zero(context: &Context, granule: &str, cpu: &str, populate: Option<Populate>) -> Result<()> {
+fn zero(
+    context: &Context,
+    granule: &str,
+    cpu: &str,
+    modes: [(Mode, Option<Populate>); 2],
+) -> Result<()> {
     let folder = tempfile::tempdir_in(&context.folder)?;
     let kernel = build::program(&context.workspace, "reset")?;
     let initrd = folder.path().join("initrd");
@@ -203,8 +222,8 @@ fn zero(context: &Context, granule: &str, cpu: &str, populate: Option<Populate>)
     guests[0].memory = Size::mib(192);
     guests[1].memory = Size::mib(64);
     guests[1].initrd = Some(initrd);
-    for guest in &mut guests {
-        guest.populate = populate;
+    for (guest, mode) in guests.iter_mut().zip(modes) {
+        (guest.mode, guest.populate) = mode;
     }
     let mut machine = machine(context, folder.path(), &guests)?;
     machine.cpu = cpu.into();
