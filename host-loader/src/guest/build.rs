@@ -394,6 +394,10 @@ async fn load(
         placed.entry,
         places.tree
     );
+    if placed.kind == image::Kind::Raw && config.guest.mode == Mode::Protected {
+        let name = &config.guest.name;
+        log::warn!("guest {name}: a raw binary; its devices are where its tree says");
+    }
     Ok(Loaded {
         entry: placed.entry,
         x0: places.x0,

@@ -12,7 +12,7 @@ use super::options::{Boot, Level, Run};
 use crate::build::{self, Image};
 use crate::bundle;
 use crate::config::places::Places;
-use crate::config::{self, Guest};
+use crate::config::{self, Guest, Mode};
 use crate::guests::catalogue::{self, Origin};
 use crate::guests::fetch::Cache;
 use crate::guests::initrd::{self, Task};
@@ -310,6 +310,13 @@ impl<'a> Wants<'a> {
             bail!(
                 "guest `{}` has no shell for --exec: its console is standard \
                  input and output without a terminal",
+                guest.name
+            );
+        }
+        if let (Mode::Protected, Origin::Firmware { .. }) = (boot.mode, guest.origin) {
+            bail!(
+                "guest `{}` asks QEMU's virt machine for its UART and flash, which a \
+                 protected guest has elsewhere or not at all: use --mode plain",
                 guest.name
             );
         }

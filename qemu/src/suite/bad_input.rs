@@ -138,7 +138,7 @@ fn told_by_the_runner() -> Vec<Case> {
             },
         ));
     }
-    let simple: [(&str, &[&str], &[&str]); 11] = [
+    let simple: [(&str, &[&str], &[&str]); 12] = [
         (
             "guests-is-a-guest",
             &["--guests", "debian13"],
@@ -163,6 +163,11 @@ fn told_by_the_runner() -> Vec<Case> {
             "no-guest-of-that-name",
             &["--guest", "plan9"],
             &["plan9", "debian13"],
+        ),
+        (
+            "protected-firmware",
+            &["--guest", "u-boot", "--mode", "protected"],
+            &["u-boot", "protected guest", "--mode plain"],
         ),
         // What is said is what is allowed, and not of another machine.
         (

@@ -147,6 +147,7 @@ pub fn cases() -> Vec<Case> {
         };
         cases.push(Case::new(format!("boots/protected-{name}"), body).boots(&[guest]));
     }
+    cases.push(Case::new("boots/protected-beside-plain", side_by_side).boots(LINUX));
     // Of Debian's newest kernels what matters is that they are found and boot.
     for guest in ["debian-backports", "debian-backports-16k"] {
         let body = move |context: &Context| {
@@ -350,6 +351,41 @@ fn protected(context: &Context, guest: &str, more: &[&str], vcpus: u64) -> Resul
             && uart.ilog2() >= 32,
         "{lines:#?}"
     );
+    Ok(())
+}
+
+/// One guest whose memory is the host's and one whose memory is its own: each has its
+/// devices where its mode has them, and powers itself off.
+fn side_by_side(context: &Context) -> Result<()> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let kernel = Cache::of(&context.workspace).kernel(catalogue::find("debian13")?)?;
+    let busybox = Cache::of(&context.workspace).busybox()?;
+    let mut toml = String::new();
+    for (mode, console) in [("plain", false), ("protected", true)] {
+        let task = Task::Command {
+            command: b"dmesg | grep -o 'ttyAMA0 at MMIO 0x[0-9a-f]*'; poweroff -f".to_vec(),
+            mark: initrd::mark(),
+        };
+        let initrd = folder.path().join(format!("{mode}.cpio"));
+        fs::write(&initrd, initrd::build(&busybox, mode, &task)?)?;
+        toml += &format!(
+            "[[guest]]\nname = {mode:?}\nmode = {mode:?}\nkernel = {kernel:?}\n\
+             initrd = {initrd:?}\ncmdline = \"console=ttyAMA0 quiet\"\n\
+             memory = \"256M\"\nconsole = {console}\n"
+        );
+    }
+    let file = folder.path().join("guests.toml");
+    fs::write(&file, toml)?;
+    Call::run(context)?
+        .args(["--smp", "2", "--log", "debug", "--guests"])
+        .args([&file])
+        .call()?
+        .ended(0)?
+        .shows(&["ttyAMA0 at MMIO 0x109000000"])?
+        .tells(&["guest plain: ", "ttyAMA0 at MMIO 0x9000000"])?
+        .tells(&["guest plain: powered off"])?
+        .tells(&["guest protected: powered off"])?
+        .calmly()?;
     Ok(())
 }
 
