@@ -17,7 +17,7 @@ impl Granules {
     /// `state` or that something depends on, and to the end of a span. `None` when
     /// that is the first one already.
     pub fn lock_run(&self, pa: u64, end: u64, state: State) -> Option<LockedRun<'_>> {
-        let span_end = (pa | (self.span_size() - 1)) + 1;
+        let span_end = (pa | (self.span_size() - 1)).saturating_add(1);
         let most = (end.min(span_end).saturating_sub(pa) / self.size()) as usize;
         let words = self.from(pa)?;
         let free = |word: &GranuleWord| match word.lock(state) {

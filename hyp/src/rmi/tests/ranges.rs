@@ -63,6 +63,9 @@ fn a_range_ends_before_what_cannot_change() {
         (RAM - 0x1000, RAM + 0x1000),
         (!0xfff, !0),
         (!0xfff, 0),
+        // Its span ends where the addresses do.
+        (!0x1f_ffff, !0xfff),
+        (!0xf_ffff, !0xffff),
     ] {
         for function in [give, take] {
             let (status, _) = range(&mut h, function, base, top);
