@@ -25,20 +25,31 @@ pub struct StillRuns {
 }
 
 /// Stops the other PEs and leaves nothing of confidential guests in RAM. What the host
-/// calls from here on is not served; where there is no such guest, nothing happens.
+/// calls from here on is not served; where nothing is a
+/// guest's or delegated, there is nothing to wait for.
 ///
 /// # Errors
 /// A PE that goes on: then nothing was scrubbed, and the machine must not be reset.
 pub fn scrub(system: &System) -> Result<(), StillRuns> {
+    // What was a guest's may be DELEGATED by now: zero, perhaps in a cache alone.
+    const TO_SCRUB: [State; 5] = [
+        State::Data,
+        State::Rec,
+        State::Rtt,
+        State::Rd,
+        State::Delegated,
+    ];
+    dying::stop_others();
     let mut any = false;
-    system.granules.each(State::Data, |_| any = true);
+    for state in TO_SCRUB {
+        system.granules.each(state, |_| any = true);
+    }
     if !any {
         return Ok(());
     }
-    dying::stop_others();
     pe::interrupt_others();
     wait_for(pe::all())?;
-    for state in [State::Data, State::Rec, State::Rtt, State::Rd] {
+    for state in TO_SCRUB {
         system.granules.each(state, |pa| scrub_granule(system, pa));
     }
     Ok(())

@@ -274,7 +274,8 @@ mod tests {
         let distributor = SHARED + 0x0800_0000;
         assert_eq!(read.gic.distributor, distributor..distributor + 0x1_0000);
         let first = SHARED + 0x080a_0000;
-        assert_eq!(read.gic.redistributors, [first..first + 2 * 0x2_0000]);
+        let frames = first..first + 2 * 0x2_0000;
+        assert_eq!(read.gic.redistributors, core::slice::from_ref(&frames));
         // By their names too, and where they are named.
         let fdt = devtree::open(&tree).unwrap();
         assert!(fdt.find_node("/intc@8008000000").is_some());

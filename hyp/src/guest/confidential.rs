@@ -105,7 +105,11 @@ fn shared(state: &mut VcpuState, esr: Syndrome, ipa: u64) -> Next {
     };
     let mut record = Record {
         esr: esr.0 & if emulatable { OF_ACCESS } else { OF_ABORT },
-        far: FAR_EL2.get() & OF_ADDRESS,
+        far: if emulatable {
+            FAR_EL2.get() & OF_ADDRESS
+        } else {
+            0
+        },
         hpfar: ipa >> 12 << 4,
         ..Record::new(ExitReason::Sync)
     };

@@ -84,8 +84,10 @@ fn data_abort(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) 
     {
         return gic_access(vcpu, state, esr, frame, offset);
     }
-    if esr.is_cache_maintenance() && esr.fault().is_translation() && !esr.on_walk() {
-        // By address, of what is not memory: there is nothing to maintain.
+    let of_nothing = esr.fault().is_translation() && !vcpu.realm.is_protected(ipa);
+    if esr.is_cache_maintenance() && of_nothing && !esr.on_walk() {
+        // By address, of what is not memory: there is nothing to maintain. A protected
+        // guest's own memory may be there, and in the host's hands for a moment.
         state.gprs.step_over(esr);
         return Next::Enter;
     }
