@@ -20,6 +20,7 @@ use host_loader::guest::error::{GuestError, Refusal};
 use host_loader::guest::failure::RealmError;
 use host_loader::guest::live::{LiveRam, Populated};
 use host_loader::guest::pieces::PIECE_SIZE;
+use host_loader::guest::ram::Ram;
 use host_loader::guest::realm::Shape;
 use host_loader::pace::{Pace, at_once};
 use host_loader::platform::Platform;
@@ -100,8 +101,8 @@ fn elf(segments: &[(u64, u64)]) -> Vec<u8> {
 struct Case<'a> {
     granule_shift: u32,
     arena: &'a Arena,
-    /// The call that fails.
-    fail_at: Option<usize>,
+    /// The calls that fail.
+    failing: Option<Range<usize>>,
     toml: &'a str,
     kernel: &'a [u8],
 }
@@ -113,7 +114,7 @@ fn with_host<R>(case: &Case<'_>, f: impl FnOnce(&Resources<'_>, &RefCell<El2>) -
     let el2 = Rc::new(RefCell::new(El2 {
         granule_shift: case.granule_shift,
         memory: case.arena.range.clone(),
-        fail_at: case.fail_at,
+        failing: case.failing.clone(),
         ..El2::default()
     }));
     let served = el2.clone();
@@ -201,11 +202,13 @@ fn kernel() -> Vec<u8> {
 }
 
 /// Builds and takes apart one guest: the calls made, and what went wrong in it.
-fn round(way: Way, arena: &Arena, fail_at: Option<usize>) -> (Vec<u64>, Option<Failure>) {
+fn round(way: Way, arena: &Arena, failing: Option<Range<usize>>) -> (Vec<u64>, Option<Failure>) {
+    let fails = failing.is_some();
+    let fails_once = failing.as_ref().is_none_or(|calls| calls.len() == 1);
     let case = Case {
         granule_shift: way.granule_shift,
         arena,
-        fail_at,
+        failing,
         toml: &format!("{TOML}{}", way.toml()),
         kernel: &kernel(),
     };
@@ -214,7 +217,7 @@ fn round(way: Way, arena: &Arena, fail_at: Option<usize>) -> (Vec<u64>, Option<F
         let (lost, error) = build_once(resources, el2);
         let el2 = &mut *el2.borrow_mut();
         el2.assert_untouched();
-        if fail_at.is_none() {
+        if !fails {
             assert_eq!(el2.errors, 0, "a call was refused");
         }
         // What EL2 has, nobody else gets.
@@ -240,12 +243,12 @@ fn round(way: Way, arena: &Arena, fail_at: Option<usize>) -> (Vec<u64>, Option<F
         let leaked = leaked << way.granule_shift;
         let lost: u64 = lost.iter().map(|extent| extent.end - extent.start).sum();
         assert_eq!(free.free_bytes() + leaked + lost, before);
-        if error.is_some() || fail_at.is_none() {
+        if !fails || (error.is_some() && fails_once) {
             assert_eq!(leaked, 0, "{error:?}: {:?}", el2.owners);
             assert!(el2.realm.is_none());
         }
-        let given = way.mode == Mode::Protected && fail_at.is_some();
-        assert!(lost == 0 || given || error.is_none(), "{error:?}");
+        let may_lose = way.mode == Mode::Protected || error.is_none() || !fails_once;
+        assert!(lost == 0 || (fails && may_lose), "{error:?}");
         (std::mem::take(&mut el2.calls), error)
     })
 }
@@ -325,7 +328,7 @@ fn assert_finds(el2: &El2, ipas: Range<u64>, expected: &[u8]) {
 
 /// Touches all of a guest's RAM, a piece after the other: each is then there, with what
 /// is to be in it.
-fn touch_all(live: &LiveRam, el2: &RefCell<El2>) -> Result<(), RealmError> {
+fn touch_all(live: &LiveRam, ram: &Ram, el2: &RefCell<El2>) -> Result<(), RealmError> {
     let is_protected = el2.borrow().realm.as_ref().unwrap().shared != 0;
     let expected = expected(&el2.borrow());
     for ipa in RAM.step_by(PIECE_SIZE as usize) {
@@ -344,7 +347,7 @@ fn touch_all(live: &LiveRam, el2: &RefCell<El2>) -> Result<(), RealmError> {
             Ok(Populated::Now) => assert_eq!(now, before + PIECE_SIZE),
             Ok(Populated::Before) => assert_eq!(now, before),
             Err(error) => {
-                assert!(is_protected || now == before, "half a piece is mapped");
+                assert!(ram.is_lost() || now == before, "half a piece is mapped");
                 return Err(error);
             }
         }
@@ -375,7 +378,7 @@ fn build_once(resources: &Resources<'_>, el2: &RefCell<El2>) -> (Vec<Range<u64>>
             unsafe { words.add(n).write(LEFT) };
         }
     }
-    let fails = el2.borrow().fail_at.is_some();
+    let fails = el2.borrow().failing.is_some();
     let error =
         (0..if fails { 1 } else { 2 }).find_map(|_| live_once(resources, el2, &mut memory).err());
     let mut lost = Vec::new();
@@ -421,7 +424,7 @@ fn live_once(
         realm.stage2(),
         resources.features.fwb,
     );
-    let touched = touch_all(&live, el2);
+    let touched = touch_all(&live, memory.ram.shared(), el2);
     let now = resources.granules.lock().free_bytes();
     assert_eq!(now, free, "a first touch took memory");
     el2.borrow_mut().guest_fills(RAM, LEFT);
@@ -452,31 +455,45 @@ fn worth_a_failure(calls: &[u64]) -> Vec<usize> {
         .collect()
 }
 
+/// Builds and takes apart guests of this kind with calls that fail, each time others.
+fn fail_in_turn(way: Way, arena: &Arena, failing: impl Fn(usize) -> Range<usize>) {
+    let (calls, _) = round(way, arena, None);
+    let mut touches = 0;
+    for at in worth_a_failure(&calls) {
+        let (_, error) = round(way, arena, Some(failing(at)));
+        let error = match error {
+            Some(Failure::Built(error)) => error,
+            Some(Failure::Touched(error)) => {
+                assert!(matches!(error, RealmError::Call(..)), "{error:?}");
+                touches += 1;
+                continue;
+            }
+            None => continue,
+        };
+        assert!(matches!(error.why, Refusal::Realm(_)), "{error:?}");
+        let sentence = error.to_string();
+        assert!(
+            sentence.starts_with("guests.toml:3:10: guest \"g\""),
+            "{sentence}"
+        );
+    }
+    assert_eq!(touches > 0, way.populate == Populate::Lazy, "{way:?}");
+}
+
 #[test]
 fn whichever_call_fails_nothing_is_left_behind() {
     let arena = arena();
     for way in Way::all() {
-        let (calls, _) = round(way, &arena, None);
-        let mut touches = 0;
-        for fail_at in worth_a_failure(&calls) {
-            let (_, error) = round(way, &arena, Some(fail_at));
-            let error = match error {
-                Some(Failure::Built(error)) => error,
-                Some(Failure::Touched(error)) => {
-                    assert!(matches!(error, RealmError::Call(..)), "{error:?}");
-                    touches += 1;
-                    continue;
-                }
-                None => continue,
-            };
-            assert!(matches!(error.why, Refusal::Realm(_)), "{error:?}");
-            let sentence = error.to_string();
-            assert!(
-                sentence.starts_with("guests.toml:3:10: guest \"g\""),
-                "{sentence}"
-            );
-        }
-        assert_eq!(touches > 0, way.populate == Populate::Lazy, "{way:?}");
+        fail_in_turn(way, &arena, |at| at..at + 1);
+    }
+}
+
+/// From some call on, EL2 refuses all: what it may have a part of is nobody's.
+#[test]
+fn memory_that_cannot_be_had_back_is_never_used_again() {
+    let arena = arena();
+    for way in Way::all().filter(|way| way.granule_shift != 12) {
+        fail_in_turn(way, &arena, |at| at..usize::MAX);
     }
 }
 
@@ -520,7 +537,7 @@ fn resets_take_no_more_than_was_set_aside() {
                 let case = Case {
                     granule_shift,
                     arena: &arena,
-                    fail_at: None,
+                    failing: None,
                     toml: &format!("{toml}{}", way.toml()),
                     kernel,
                 };
@@ -597,7 +614,7 @@ fn a_guest_that_asks_for_too_much_is_told_what_there_is() {
         let case = Case {
             granule_shift: 12,
             arena: &arena,
-            fail_at: None,
+            failing: None,
             toml: &toml,
             kernel: &[1; 64],
         };

@@ -41,8 +41,8 @@ pub struct El2 {
     pub realm: Option<RealmState>,
     /// The function identifiers of the calls so far.
     pub calls: Vec<u64>,
-    /// The call that fails, the first being 1.
-    pub fail_at: Option<usize>,
+    /// The calls that fail, the first being 1.
+    pub failing: Option<Range<usize>>,
     /// Calls that were refused, but by a status that a walk ends with.
     pub errors: usize,
 }
@@ -118,7 +118,12 @@ impl El2 {
             return [rmi::NOT_SUPPORTED, 0, 0, 0, 0];
         }
         self.calls.push(a[0]);
-        if self.fail_at == Some(self.calls.len()) {
+        let now = self.calls.len();
+        if self
+            .failing
+            .as_ref()
+            .is_some_and(|calls| calls.contains(&now))
+        {
             return [BAD.pack(), 0, 0, 0, 0];
         }
         let mut out = [0; 4];
