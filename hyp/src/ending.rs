@@ -17,6 +17,15 @@ use crate::system::System;
 /// Seconds that a PE has to come out of its guest.
 const PATIENCE: u64 = 5;
 
+/// What is a guest's; and what may have been, and is zero in a cache alone.
+const OF_GUESTS: [State; 5] = [
+    State::Data,
+    State::Rec,
+    State::Rtt,
+    State::Rd,
+    State::Delegated,
+];
+
 /// A PE runs a guest, and does not stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StillRuns {
@@ -31,17 +40,9 @@ pub struct StillRuns {
 /// # Errors
 /// A PE that goes on: then nothing was scrubbed, and the machine must not be reset.
 pub fn scrub(system: &System) -> Result<(), StillRuns> {
-    // What was a guest's may be DELEGATED by now: zero, perhaps in a cache alone.
-    const TO_SCRUB: [State; 5] = [
-        State::Data,
-        State::Rec,
-        State::Rtt,
-        State::Rd,
-        State::Delegated,
-    ];
     dying::stop_others();
     let mut any = false;
-    for state in TO_SCRUB {
+    for state in OF_GUESTS {
         system.granules.each(state, |_| any = true);
     }
     if !any {
@@ -49,10 +50,14 @@ pub fn scrub(system: &System) -> Result<(), StillRuns> {
     }
     pe::interrupt_others();
     wait_for(pe::all())?;
-    for state in TO_SCRUB {
+    scrub_all(system);
+    Ok(())
+}
+
+fn scrub_all(system: &System) {
+    for state in OF_GUESTS {
         system.granules.each(state, |pa| scrub_granule(system, pa));
     }
-    Ok(())
 }
 
 fn scrub_granule(system: &System, pa: u64) {
@@ -80,4 +85,32 @@ fn wait_for(pes: &[Pe]) -> Result<(), StillRuns> {
         core::hint::spin_loop();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+    use crate::memory::region::Region;
+    use crate::rmi::fake::Host;
+    use ::rmi::{Command, fid};
+    use pgtable::Granule;
+    use std::vec::Vec;
+
+    /// What was a guest's and is delegated by now is zero, perhaps in a cache alone.
+    #[test]
+    fn what_is_delegated_is_clean_at_the_end() {
+        let mut host = Host::new(Granule::K4, 8 << 20);
+        let pages: Vec<_> = (3..6).map(|n| host.page(n)).collect();
+        for &pa in &pages {
+            let answer = host.call(Command::GranuleDelegate { pa }.encode());
+            assert_eq!(answer[0], 0, "{:#x}", fid::RMI_GRANULE_DELEGATE);
+        }
+        phys::fake::cleaned();
+        scrub_all(host.system);
+        let whole = |pa| Region::new(pa, host.size).expect("no overflow");
+        let all: Vec<_> = pages.into_iter().map(whole).collect();
+        assert_eq!(phys::fake::cleaned(), all);
+    }
 }

@@ -58,7 +58,6 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
     let mut record = turns(vcpu, pa, state);
     vcpu.leave(state);
     let cpu = &mut *vcpu.cpu;
-    rec.kicks.leaves(cpu.pe.runs());
     let now = CNTPCT_EL0.get();
     cpu.switch_to_host(SavedState {
         rec: pa,
@@ -68,6 +67,9 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
         fp: &mut state.fp,
         fp_pe: &state.fp_pe,
     });
+    // Last: whoever ends the machine scrubs the REC when nothing is written to it any
+    // more. A kick meanwhile comes to the host, which looks.
+    rec.kicks.leaves(cpu.pe.runs());
     if !realm.is_confidential() {
         record.pc = [state.gprs.pc, state.gprs.pstate];
     }
