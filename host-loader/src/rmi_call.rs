@@ -171,28 +171,31 @@ fn walked<T>(x0: u64, value: T, top: u64) -> Walked<T> {
     Walked { result, top }
 }
 
-/// Copies the granule `src` into the delegated granule `data`, memory of a realm that
-/// does not run yet at `ipa`. Nothing is measured.
-pub fn data_create(rd: u64, data: u64, ipa: u64, src: u64) -> Result<(), CallError> {
-    command(Command::DataCreate {
-        rd,
-        data,
-        ipa,
-        src,
-        flags: 0,
-    })
-    .map(drop)
+/// Maps delegated granules from `pa` on at `ipa`, before `top`: how far it came.
+pub fn rtt_data_map(rd: u64, ipa: u64, top: u64, pa: u64) -> Result<u64, CallError> {
+    vendor(Vendor::RttDataMap { rd, ipa, top, pa }).map(|r| r[0])
 }
 
-/// Makes the delegated granule `data` memory of a realm at `ipa`.
-pub fn data_create_unknown(rd: u64, data: u64, ipa: u64) -> Result<(), CallError> {
-    command(Command::DataCreateUnknown { rd, data, ipa }).map(drop)
+/// The same of granules of the host's with what is in them, for a realm that does not
+/// run yet.
+pub fn rtt_data_donate(rd: u64, ipa: u64, top: u64, pa: u64) -> Result<u64, CallError> {
+    vendor(Vendor::RttDataDonate { rd, ipa, top, pa }).map(|r| r[0])
 }
 
-/// Takes the granule at `ipa` out of a realm: its PA. It stays delegated.
-pub fn data_destroy(rd: u64, ipa: u64) -> Walked<u64> {
-    let [x0, data, top, ..] = smc(Command::DataDestroy { rd, ipa }.encode());
-    walked(x0, data, top)
+/// Memory that a realm had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// Where it is.
+    pub pa: u64,
+    /// The IPA behind it.
+    pub end: u64,
+}
+
+/// Takes memory out of a realm from `ipa` on, before `limit`. It stays EL2's.
+pub fn rtt_data_unmap(rd: u64, ipa: u64, limit: u64) -> Walked<Removed> {
+    let top = limit;
+    let [x0, pa, end, top, _] = smc(Vendor::RttDataUnmap { rd, ipa, top }.encode());
+    walked(x0, Removed { pa, end }, top)
 }
 
 /// Makes `[base, top)` RAM of a realm that does not run yet: how far it came.

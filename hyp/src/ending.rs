@@ -19,8 +19,9 @@ use crate::system::System;
 const PATIENCE: u64 = 5;
 
 /// What is a guest's; and what may have been, and is zero in a cache alone.
-const OF_GUESTS: [State; 5] = [
+const OF_GUESTS: [State; 6] = [
     State::Data,
+    State::Unscrubbed,
     State::Rec,
     State::Rtt,
     State::Rd,

@@ -51,7 +51,9 @@ pub use granule::Granule;
 pub use maintenance::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi, TlbiKind};
 pub use mem::TableMem;
 pub use plan::RUNS;
-pub use rtt::{Fill, HostPages, Removed, Ripas, Rtt, RttAt, RttEntry, RttError, RttState};
+pub use rtt::{
+    DataRun, Fill, HostPages, Removed, RemovedData, Ripas, Rtt, RttAt, RttEntry, RttError, RttState,
+};
 pub use shape::{OaForm, Shape};
 pub use sink::{Ignore, LeafSink, RemovedLeaf, RemovedRun};
 pub use stage2::{Caches, Found, Leaves, Map, Stage2, Unmap};

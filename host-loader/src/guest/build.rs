@@ -4,7 +4,7 @@ use super::error::{GuestError, Refusal};
 use super::pieces::PIECE_SIZE;
 use super::place::{self, TREE_SPACE};
 use super::ram::{Extent, GuestRam};
-use super::realm::{BuildContext, Realm, Rights, Shape, Stage2};
+use super::realm::{BuildContext, Realm, Rights, Shape};
 use super::{fdt, map};
 use crate::bundle::Bundle;
 use crate::granules::Granules;
@@ -134,7 +134,7 @@ pub fn needs(
             .sum()
     };
     let flash = map::FLASH_VARIABLES.end - map::FLASH_VARIABLES.start;
-    let by_pages = config.guest.mode == Mode::Protected
+    let by_pages = resources.features.largest_level() == 3
         || (is_lazy(config, resources, &shape) && block > PIECE_SIZE);
     let extents = memory.ram.shared().extents();
     let ram: u64 = (extents.iter())
@@ -147,9 +147,9 @@ pub fn needs(
     let vcpus = u64::from(config.guest.vcpus);
     let parts = extents.len() as u64;
     // A REC, its auxiliary granules and its run page; RD, roots, parameters, the
-    // page of posted writes, one for content on its way to a protected guest.
+    // page of posted writes.
     let rec = rmi::params::MAX_REC_AUX as u64 + 2;
-    let realm = u64::from(shape.roots) + 4 + rec * vcpus;
+    let realm = u64::from(shape.roots) + 3 + rec * vcpus;
     Ok(Needs {
         heap: HEAP_GUEST + HEAP_VCPU * vcpus + HEAP_RUN * parts,
         extents: (tables(flash, 3) + ram + realm + parts) as usize,
@@ -223,10 +223,7 @@ fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestErro
 fn is_lazy(config: &Located, resources: &Resources<'_>, shape: &Shape) -> bool {
     match config.guest.populate {
         Some(populate) => populate == Populate::Lazy,
-        None => {
-            let mode = config.guest.mode;
-            Stage2::largest_entry(mode, shape, &resources.features) <= PIECE_SIZE
-        }
+        None => shape.entry_size(resources.features.largest_level()) <= PIECE_SIZE,
     }
 }
 
@@ -245,11 +242,12 @@ pub async fn build(
         return Err(Refusal::LostMemory.of(config));
     }
     memory.ram.forget();
-    if !lazy && mode == Mode::Plain {
+    if !lazy {
         memory.ram.claim_all(context.pace).await;
     }
     let loaded = load(config, resources, memory).await?;
-    if !resources.features.fwb {
+    // EL2 cleans what it maps as a protected guest's own.
+    if !resources.features.fwb && mode == Mode::Plain {
         memory.ram.clean_claimed(context.pace).await;
     }
     let refused = |why| Refusal::Realm(why).of(config);
@@ -257,13 +255,10 @@ pub async fn build(
     let mut realm = created.map_err(refused)?;
     let mut fill = async || {
         let ram = memory.ram.shared();
-        if lazy || mode == Mode::Protected {
+        if lazy {
             realm.map_claimed(context, ram).await?;
-            if !lazy {
-                realm.populate_all(context, ram).await?;
-            }
         } else {
-            realm.map_all(context, ram).await?;
+            realm.fill(context, ram).await?;
         }
         if loaded.firmware && mode == Mode::Plain {
             // Firmware reads its variables with more than single loads, which

@@ -6,12 +6,9 @@
 use super::failure::RealmError;
 use super::ram::{Extent, Ram};
 use crate::pace::Pace;
-use crate::rmi_call::{self, CallError};
+use crate::rmi_call::{self, CallError, Removed};
 use core::ops::Range;
 use rmi::Status;
-
-/// Most bytes that wait to be taken back together.
-const RUN: u64 = 2 << 20;
 
 fn failed(what: &'static str) -> impl Fn(CallError) -> RealmError {
     move |error| RealmError::Call(what, error)
@@ -28,119 +25,112 @@ fn further(what: &'static str, at: u64, next: Result<u64, CallError>) -> Result<
     }
 }
 
+/// What one call about a range of IPAs came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached {
+    /// It is done up to here.
+    To(u64),
+    /// Nothing was done: a table of this level is missing at its begin.
+    NoTable(i64),
+}
+
+fn reached(
+    what: &'static str,
+    at: u64,
+    next: Result<u64, CallError>,
+) -> Result<Reached, RealmError> {
+    match next {
+        Err(CallError::Status(Status::ErrorRtt(level))) => {
+            Ok(Reached::NoTable(i64::from(level as i8) + 1))
+        }
+        next => further(what, at, next).map(Reached::To),
+    }
+}
+
 /// A realm that gets memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Heir {
     /// Its descriptor.
     pub rd: u64,
-    /// Bytes of a granule.
-    pub granule: u64,
 }
 
 impl Heir {
-    /// The granules of an extent.
-    fn granules(self, extent: Extent) -> impl Iterator<Item = Extent> {
-        let offsets = (0..extent.size).step_by(self.granule as usize);
-        offsets.map(move |offset| Extent {
-            ipa: extent.ipa + offset,
-            pa: extent.pa + offset,
-            size: self.granule,
-        })
-    }
-
-    /// Gives an extent, for which there are tables: what the guest finds there are
-    /// zeros. After an error a part is EL2's, or the realm's.
-    pub fn give_zeros(self, extent: Extent) -> Result<(), RealmError> {
+    /// Gives an extent of a guest's RAM, for which there are tables: what the guest finds
+    /// there are zeros. After an error each part of it is the host's or the realm's; or
+    /// the RAM is lost.
+    pub fn give_zeros(self, ram: &Ram, extent: Extent) -> Result<(), RealmError> {
         let (mut at, end) = (extent.pa, extent.pa + extent.size);
         while at < end {
             let next = rmi_call::granule_range_delegate(at, end);
-            at = further("GRANULE_RANGE_DELEGATE", at, next)?;
-        }
-        for Extent { ipa, pa, .. } in self.granules(extent) {
-            rmi_call::data_create_unknown(self.rd, pa, ipa)
-                .map_err(failed("DATA_CREATE_UNKNOWN"))?;
+            let next = further("GRANULE_RANGE_DELEGATE", at, next)?;
+            while at < next {
+                let ipa = extent.ipa + (at - extent.pa);
+                let mapped = rmi_call::rtt_data_map(self.rd, ipa, ipa + (next - at), at);
+                match further("RTT_DATA_MAP", ipa, mapped) {
+                    Ok(to) => at += to - ipa,
+                    Err(error) => {
+                        let mut rest = at..next;
+                        while !rest.is_empty() && !ram.is_lost() {
+                            match undelegate(&rest) {
+                                Ok(to) => rest.start = to,
+                                Err(_) => ram.lose(),
+                            }
+                        }
+                        return Err(error);
+                    }
+                }
+            }
         }
         Ok(())
     }
 
-    /// Gives a granule of the guest's with what is in it, by way of the host's granule
-    /// at `scratch`; of a realm that does not run yet. After an error it may be EL2's.
-    pub fn give_content(
-        self,
-        Extent { ipa, pa, size }: Extent,
-        scratch: u64,
-    ) -> Result<(), RealmError> {
-        // SAFETY: Both granules are the host's, mapped at their own addresses, and
-        // no reference to either exists: the guest does not run, and nobody else
-        // knows the other.
-        unsafe {
-            core::ptr::copy_nonoverlapping(
-                core::ptr::with_exposed_provenance::<u8>(pa as usize),
-                core::ptr::with_exposed_provenance_mut(scratch as usize),
-                size as usize,
-            );
-        }
-        rmi_call::granule_delegate(pa).map_err(failed("GRANULE_DELEGATE"))?;
-        rmi_call::data_create(self.rd, pa, ipa, scratch).map_err(failed("DATA_CREATE"))
+    /// Gives an extent with what is in it, or a part from its begin on, to a realm that
+    /// does not run yet.
+    pub fn give_content(self, Extent { ipa, pa, size }: Extent) -> Result<Reached, RealmError> {
+        let given = rmi_call::rtt_data_donate(self.rd, ipa, ipa + size, pa);
+        reached("RTT_DATA_DONATE", ipa, given)
     }
 
-    /// Those granules of a piece, for [`Self::give_content`].
-    pub fn granules_of(self, ram: &Ram, piece: usize) -> impl Iterator<Item = Extent> {
-        ram.parts_of(piece)
-            .flat_map(move |part| self.granules(part))
+    /// Tells a realm that does not run yet that these addresses, or a part from their
+    /// begin on, are its RAM.
+    pub fn tell_ram(self, Range { start, end }: Range<u64>) -> Result<Reached, RealmError> {
+        let told = rmi_call::rtt_init_ripas(self.rd, start, end);
+        reached("RTT_INIT_RIPAS", start, told)
     }
 
-    /// Tells the realm, which does not run yet, that these addresses are its RAM:
-    /// where it came to, and the level of the table that is missing there, if any.
-    pub fn tell_ram(self, ipas: Range<u64>) -> Result<(u64, Option<i64>), RealmError> {
-        let Range { mut start, end } = ipas;
-        while start < end {
-            match rmi_call::rtt_init_ripas(self.rd, start, end) {
-                Err(CallError::Status(Status::ErrorRtt(level))) => {
-                    return Ok((start, Some(i64::from(level as i8) + 1)));
-                }
-                next => start = further("RTT_INIT_RIPAS", start, next)?,
-            }
-        }
-        Ok((end, None))
-    }
-
-    /// Takes back what the realm has of these addresses, from one granule to the next
-    /// that there is, as DATA_DESTROY says (`top`).
+    /// Takes back what the realm has of these addresses, from one part to the next that
+    /// there is, as EL2 says (`top`).
     pub async fn take_back(self, ipas: Range<u64>, pace: &Pace) -> Result<(), RealmError> {
         let Range {
             start: mut ipa,
             end,
         } = ipas;
-        // Granules that are one after another go back together.
-        let mut run = 0..0;
         while ipa < end {
-            let walked = rmi_call::data_destroy(self.rd, ipa);
+            let walked = rmi_call::rtt_data_unmap(self.rd, ipa, end);
             match walked.result {
-                Ok(pa) if pa == run.end && run.end - run.start < RUN => run.end += self.granule,
-                Ok(pa) => {
-                    undelegate(run)?;
-                    run = pa..pa + self.granule;
+                Ok(Removed { pa, end: to }) => {
+                    let to = further("RTT_DATA_UNMAP", ipa, Ok(to))?;
+                    let mut part = pa..pa + (to - ipa);
+                    while !part.is_empty() {
+                        part.start = undelegate(&part)?;
+                        pace.step().await;
+                    }
                 }
                 // Nothing here; `top` is where something is again.
-                Err(CallError::Status(Status::ErrorRtt(_))) if walked.top > ipa => {}
-                Err(error) => return Err(RealmError::Call("DATA_DESTROY", error)),
+                Err(CallError::Status(Status::ErrorRtt(_))) => {}
+                Err(error) => return Err(RealmError::Call("RTT_DATA_UNMAP", error)),
             }
-            ipa = walked.top.max(ipa + self.granule);
+            ipa = further("RTT_DATA_UNMAP", ipa, Ok(walked.top))?;
             pace.step().await;
         }
-        undelegate(run)
+        Ok(())
     }
 }
 
-/// Takes granules back from EL2.
-fn undelegate(pas: Range<u64>) -> Result<(), RealmError> {
-    let Range { mut start, end } = pas;
-    while start < end {
-        let next = rmi_call::granule_range_undelegate(start, end);
-        start = further("GRANULE_RANGE_UNDELEGATE", start, next)?;
-    }
-    Ok(())
+/// Takes granules back from EL2, as many as one call does: where it came to.
+fn undelegate(pas: &Range<u64>) -> Result<u64, RealmError> {
+    let next = rmi_call::granule_range_undelegate(pas.start, pas.end);
+    further("GRANULE_RANGE_UNDELEGATE", pas.start, next)
 }
 
 #[cfg(test)]

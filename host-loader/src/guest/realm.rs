@@ -6,7 +6,7 @@
 //! leaked, and reported.
 
 use super::failure::RealmError;
-use super::handover::Heir;
+use super::handover::{Heir, Reached};
 use super::map;
 use super::pieces::PIECE_SIZE;
 use super::ram::{Extent, Ram};
@@ -115,25 +115,9 @@ pub struct Stage2 {
 }
 
 impl Stage2 {
-    /// The level of the largest entries that map memory.
-    fn largest_level(mode: Mode, features: &VendorFeatures) -> i64 {
-        match mode {
-            Mode::Plain => features.largest_level(),
-            Mode::Protected => 3,
-        }
-    }
-
-    /// Bytes of the largest entries that map memory.
-    pub fn largest_entry(mode: Mode, shape: &Shape, features: &VendorFeatures) -> u64 {
-        shape.entry_size(Self::largest_level(mode, features))
-    }
-
     /// The realm, as who gets memory.
     fn heir(self) -> Heir {
-        Heir {
-            rd: self.rd,
-            granule: self.shape.granule(),
-        }
+        Heir { rd: self.rd }
     }
 
     /// The entries that map an extent: level-2 blocks where there are such and it is
@@ -175,8 +159,7 @@ impl Stage2 {
 
     fn give_piece(self, ram: &Ram, piece: usize) -> Result<(), RealmError> {
         let mut parts = ram.parts_of(piece);
-        let given = parts.try_for_each(|part| self.heir().give_zeros(part));
-        given.inspect_err(|_| ram.lose())
+        parts.try_for_each(|part| self.heir().give_zeros(ram, part))
     }
 
     fn map_piece(self, ram: &Ram, piece: usize) -> Result<(), RealmError> {
@@ -308,7 +291,7 @@ impl Realm {
             created: false,
             vmid: None,
             mode,
-            largest: Stage2::largest_level(mode, features),
+            largest: features.largest_level(),
             mapped: Vec::new(),
             ram: None,
             by_pieces: false,
@@ -453,64 +436,65 @@ impl Realm {
         context: BuildContext<'_>,
         ram: &Ram,
     ) -> Result<(), RealmError> {
-        let BuildContext { granules, pace } = context;
         let heir = self.stage2().heir();
-        let mut left = ram.range();
-        loop {
-            let (reached, missing) = heir.tell_ram(left.clone())?;
-            left.start = reached;
-            let Some(level) = missing else { break };
-            let base = reached & !(self.shape.entry_size(level - 1) - 1);
-            self.add_table(granules, base, level)?;
-        }
-        let size = heir.granule;
-        let taken = granules.lock().take(size, size);
-        let scratch = taken.ok_or(RealmError::NoMemory("a page of a guest's content"))?;
-        let give = async || {
-            for piece in ram.pieces().claimed() {
-                for granule in heir.granules_of(ram, piece) {
-                    heir.give_content(granule, scratch)?;
-                    pace.step().await;
-                }
-                ram.pieces().set_mapped(piece);
+        self.in_steps(context, ram.range(), |ipas| heir.tell_ram(ipas))
+            .await?;
+        for piece in ram.pieces().claimed() {
+            for part in ram.parts_of(piece) {
+                self.give_content(context, part).await?;
             }
-            Ok(())
-        };
-        let given = give().await;
-        granules.lock().give(scratch, size);
-        given.inspect_err(|_| ram.lose())
-    }
-
-    /// Gives a guest the rest of its RAM, before it runs.
-    pub async fn populate_all(
-        &mut self,
-        context: BuildContext<'_>,
-        ram: &Ram,
-    ) -> Result<(), RealmError> {
-        let stage2 = self.stage2();
-        for ipa in ram.range().step_by(PIECE_SIZE as usize) {
-            if let Some(piece) = ram.piece_at(ipa)
-                && ram.pieces().claim(piece)
-            {
-                stage2.populate(ram, piece)?;
-                ram.pieces().set_mapped(piece);
-                context.pace.step().await;
-            }
+            ram.pieces().set_mapped(piece);
         }
         Ok(())
     }
 
-    /// Maps all of a plain guest's RAM, with entries as large as there are.
+    async fn give_content(
+        &mut self,
+        context: BuildContext<'_>,
+        Extent { ipa, pa, size }: Extent,
+    ) -> Result<(), RealmError> {
+        let heir = self.stage2().heir();
+        let give = |ipas: Range<u64>| {
+            heir.give_content(Extent {
+                ipa: ipas.start,
+                pa: pa + (ipas.start - ipa),
+                size: ipas.end - ipas.start,
+            })
+        };
+        self.in_steps(context, ipa..ipa + size, give).await
+    }
+
+    /// Calls until all of these addresses are done, and makes the tables that are missing.
+    async fn in_steps(
+        &mut self,
+        BuildContext { granules, pace }: BuildContext<'_>,
+        mut ipas: Range<u64>,
+        call: impl Fn(Range<u64>) -> Result<Reached, RealmError>,
+    ) -> Result<(), RealmError> {
+        while !ipas.is_empty() {
+            match call(ipas.clone())? {
+                Reached::To(ipa) => ipas.start = ipa,
+                Reached::NoTable(level) => self.add_table(granules, ipas.start, level)?,
+            }
+            pace.step().await;
+        }
+        Ok(())
+    }
+
+    /// Gives a guest all of its RAM, with what is in it, by entries as large as there are.
     ///
-    /// On an error a part may be mapped; `destroy` knows it.
-    pub async fn map_all(
+    /// On an error a part may be the guest's; `destroy` knows it.
+    pub async fn fill(
         &mut self,
         context: BuildContext<'_>,
         ram: &Arc<Ram>,
     ) -> Result<(), RealmError> {
         self.ram = Some(ram.clone());
         for extent in ram.extents() {
-            self.map(context, *extent, Rights::ReadWrite).await?;
+            match self.mode {
+                Mode::Plain => self.map(context, *extent, Rights::ReadWrite).await?,
+                Mode::Protected => self.give_content(context, *extent).await?,
+            }
         }
         let claimed = ram.pieces().claimed();
         claimed.for_each(|piece| ram.pieces().set_mapped(piece));

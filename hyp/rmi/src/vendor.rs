@@ -57,6 +57,22 @@ calls! {
     0xC600_0014 GRANULE_RANGE_DELEGATE = GranuleRangeDelegate { base, top } -> [top];
     /// Gives them back, likewise.
     0xC600_0015 GRANULE_RANGE_UNDELEGATE = GranuleRangeUndelegate { base, top } -> [top];
+    /// Maps delegated granules from `pa` on, all zero, as a realm's memory at
+    /// `[ipa, top)`, whose RIPAS stays what it is: as many, from the first on, as one
+    /// call does and as entries of one table map. They are blocks where no table stands
+    /// below, and addresses and sizes allow. `top` of the answer is where to go on.
+    /// `ERROR_INPUT` and `ERROR_RTT` as of `DATA_CREATE_UNKNOWN` if that is not one.
+    0xC600_0016 RTT_DATA_MAP = RttDataMap { rd, ipa, top, pa } -> [top];
+    /// The same of granules of the host's, with what is in them, for a realm in state
+    /// NEW: its RAM from then on. Nothing is copied, nothing measured.
+    0xC600_0017 RTT_DATA_DONATE = RttDataDonate { rd, ipa, top, pa } -> [top];
+    /// Takes memory out of a realm from `ipa` on, up to `top`: what entries of one table
+    /// map one after another. It was at `pa`, and reached to `end`; the answer's `top` is
+    /// RMI's, behind that. What a call does not scrub (an entry of more than 2 MiB)
+    /// can only be undelegated, which does.
+    /// `ERROR_INPUT` and `ERROR_RTT` as of `DATA_DESTROY`, the latter also for an entry
+    /// that goes beyond `top`.
+    0xC600_0018 RTT_DATA_UNMAP = RttDataUnmap { rd, ipa, top } -> [pa, end, top];
     /// A page of the host's, at the start of a granule, says from now on which
     /// accesses of the realm's device at `ipa` (4 KiB of its IPA space) EL2 serves
     /// or lets wait in it; crate `posted` has its layout. What waits calls the host

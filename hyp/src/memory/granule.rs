@@ -45,6 +45,9 @@ pub enum State {
     Rtt = 6,
     /// EL2's own, for ever.
     Hyp = 7,
+    /// Was a realm's memory, and holds what that left: becomes the host's by way of a
+    /// scrub, and nothing else.
+    Unscrubbed = 8,
 }
 
 const STATE: u32 = 0xf;
@@ -69,6 +72,7 @@ impl GranuleWord {
             4 => State::RecAux,
             5 => State::Data,
             6 => State::Rtt,
+            8 => State::Unscrubbed,
             _ => State::Hyp,
         }
     }

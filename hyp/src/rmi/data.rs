@@ -6,13 +6,16 @@
 
 use ::rmi::Status;
 use ::rmi::rtt::DataFlags;
-use pgtable::{Fill, Ipa, Pa};
+use core::ops::Range;
+use pgtable::{DataRun, Fill, Ipa, Pa, RemovedData};
 
 use super::args::{lock, lock_idle_rec, pin};
-use super::rtt::{Tables, scrub, status, walked, with_rtt};
+use super::granule::{self, STEP};
+use super::rtt::{Tables, scrub, status, walked_once, with_rtt};
 use super::{Outcome, Walked};
 use crate::memory::granule::State;
 use crate::memory::maintenance;
+use crate::memory::run::LockedRun;
 use crate::memory::{guarded, phys};
 use crate::realm::{self, Realm};
 use crate::rec::Rec;
@@ -77,15 +80,117 @@ pub fn create_unknown(system: &System, rd: u64, data: u64, ipa: u64) -> Outcome 
 
 /// Takes the granule at `ipa` out of a realm: its PA.
 pub fn destroy(system: &System, rd: u64, ipa: u64) -> Walked<u64> {
-    let removed = with_rtt(system, rd, |tables, pe| {
+    walked_once(with_rtt(system, rd, |tables, pe| {
         let removed = tables.data_destroy(pe, Ipa::new(ipa))?;
         scrub(system, removed.pa.get(), State::Data);
         Ok((removed.pa.get(), removed.top))
-    });
-    match removed {
-        Err(status) => status.into(),
-        // This command does all or nothing, and never says "again".
-        Ok(result) => walked(result).unwrap_or_else(|| Status::ErrorInput.into()),
+    }))
+}
+
+/// Makes delegated granules from `pa` on memory of a realm at `ipas`, as [`create_unknown`]
+/// does one: how far it came.
+pub fn map_range(system: &System, rd: u64, ipas: Range<u64>, pa: u64) -> Outcome<u64> {
+    with_rtt(system, rd, |tables, pe| {
+        let run = run_of(system, tables, ipas, pa)?;
+        let (run, mut granules) = lock_for(system, tables, run, State::Delegated)?;
+        let done = tables.data_map(pe, &run, Fill::Unknown).map_err(status)?;
+        drop(granules.split_off(done / system.granules.size()));
+        granules.unlock_as(State::Data);
+        Ok(run.ipa.get() + done)
+    })?
+}
+
+/// Makes granules of the host's, from `pa` on, memory of a realm in state NEW at `ipas`,
+/// with what is in them: how far it came.
+pub fn donate_range(system: &System, rd: u64, ipas: Range<u64>, pa: u64) -> Outcome<u64> {
+    with_new_realm(system, rd, |tables, pe| {
+        let run = run_of(system, tables, ipas, pa)?;
+        let (_, granules) = lock_for(system, tables, run, State::Ns)?;
+        // SAFETY: the host cannot reach it any more, and no realm yet.
+        let touch = |pa| unsafe {
+            let word: u64 = guarded::read(pa)?;
+            guarded::write(pa, &word)
+        };
+        let mut granules = granule::leave_host(system, granules, touch)?;
+        let size = granules.size();
+        let mapped = tables.data_map(pe, &DataRun { size, ..run }, Fill::Known);
+        let done = mapped.unwrap_or(0);
+        granule::give_back(system, granules.split_off(done / system.granules.size()));
+        granules.unlock_as(State::Data);
+        mapped.map(|_| run.ipa.get() + done).map_err(status)
+    })
+}
+
+/// What a call names of a realm's memory, as much of it as one call does.
+fn run_of(system: &System, tables: &Tables, ipas: Range<u64>, pa: u64) -> Outcome<DataRun> {
+    let granule = system.granules.size();
+    let left = ipas.end.saturating_sub(ipas.start);
+    // A block is mapped whole. Without FEAT_S2FWB all of it is cleaned, and larger ones
+    // are not made.
+    let most = if system.features.fwb {
+        system.granules.span_size()
+    } else {
+        STEP
+    };
+    let aligned = left.is_multiple_of(granule) && pa.is_multiple_of(granule);
+    if left == 0 || !aligned || !tables.is_protected(Ipa::new(ipas.end - 1)) {
+        return Err(Status::ErrorInput);
+    }
+    Ok(DataRun {
+        ipa: Ipa::new(ipas.start),
+        pa: Pa::new(pa),
+        size: left.min(most),
+    })
+}
+
+/// As much of a run as a realm has room for, and as there are granules in `state`: what
+/// it is, and they.
+fn lock_for<'a>(
+    system: &'a System,
+    tables: &Tables,
+    run: DataRun,
+    state: State,
+) -> Outcome<(DataRun, LockedRun<'a>)> {
+    let pa = run.pa.get();
+    let size = tables.data_room(&run).map_err(status)?;
+    let granules = system.granules.lock_run(pa, pa.saturating_add(size), state);
+    let granules = granules.ok_or(Status::ErrorInput)?;
+    let size = granules.size();
+    Ok((DataRun { size, ..run }, granules))
+}
+
+/// Memory that was taken out of a realm.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Removed {
+    /// Where it is.
+    pub pa: u64,
+    /// The IPA behind it.
+    pub end: u64,
+}
+
+/// Takes out of a realm what it has at the start of `ipas`.
+pub fn unmap_range(system: &System, rd: u64, ipas: Range<u64>) -> Walked<Removed> {
+    walked_once(with_rtt(system, rd, |tables, pe| {
+        let range = Ipa::new(ipas.start)..Ipa::new(ipas.end);
+        let RemovedData { pa, size, top } = tables.data_unmap(pe, range, STEP)?;
+        scrub_data(system, pa.get(), size);
+        let (pa, end) = (pa.get(), ipas.start + size);
+        Ok((Removed { pa, end }, top))
+    }))
+}
+
+/// Scrubs what no realm has any more, unless that is too much for one call.
+fn scrub_data(system: &System, pa: u64, size: u64) {
+    let (mut at, end) = (pa, pa + size);
+    while let Some(run) = system.granules.lock_run(at, end, State::Data) {
+        at += run.size();
+        if size > STEP {
+            run.unlock_as(State::Unscrubbed);
+        } else {
+            // SAFETY: the tree has let go of it, and no TLB knows it.
+            unsafe { phys::zero(run.pa(), run.size()) };
+            run.unlock_as(State::Delegated);
+        }
     }
 }
 

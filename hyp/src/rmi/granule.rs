@@ -9,22 +9,23 @@ use ::rmi::Status;
 
 use super::Outcome;
 use crate::memory::granule::State;
-use crate::memory::guarded;
+use crate::memory::guarded::{self, ExternalAbort};
+use crate::memory::phys;
 use crate::memory::run::LockedRun;
 use crate::system::System;
 
 /// Most bytes that one call of a range's gives or takes, and what its end is aligned
 /// to: zeroing them is some hundred microseconds.
-const STEP: u64 = 2 << 20;
+pub const STEP: u64 = 2 << 20;
 
 /// Takes the granule at `pa` from the host.
 pub fn delegate(system: &System, pa: u64) -> Outcome {
-    give(system, lock(system, pa, State::Ns)?).map(|_| ())
+    delegate_range(system, pa, pa.saturating_add(system.granules.size())).map(|_| ())
 }
 
 /// Gives the granule at `pa` back to the host.
 pub fn undelegate(system: &System, pa: u64) -> Outcome {
-    take(system, lock(system, pa, State::Delegated)?).map(|_| ())
+    undelegate_range(system, pa, pa.saturating_add(system.granules.size())).map(|_| ())
 }
 
 /// Takes granules of `[base, top)` from the host, from the first on: how far it came.
@@ -34,16 +35,18 @@ pub fn delegate_range(system: &System, base: u64, top: u64) -> Outcome<u64> {
 
 /// Gives granules of `[base, top)` back, from the first on: how far it came.
 pub fn undelegate_range(system: &System, base: u64, top: u64) -> Outcome<u64> {
-    Ok(base + take(system, lock_range(system, base, top, State::Delegated)?)?)
+    let delegated = lock_range(system, base, top, State::Delegated);
+    let run = delegated.or_else(|_| {
+        let run = lock_range(system, base, top, State::Unscrubbed)?;
+        // SAFETY: no realm has it any more, and no TLB knows it.
+        unsafe { phys::zero(run.pa(), run.size()) };
+        Ok(run)
+    })?;
+    Ok(base + take(system, run)?)
 }
 
-/// The granule at `pa`, which is in `state`, and which nobody depends on: no guest
-/// has it mapped.
-fn lock(system: &System, pa: u64, state: State) -> Outcome<LockedRun<'_>> {
-    lock_range(system, pa, pa.saturating_add(system.granules.size()), state)
-}
-
-/// As many of them as one call does.
+/// As many of them as one call does, which are in `state` and which nobody depends on:
+/// no guest has them mapped.
 fn lock_range(system: &System, base: u64, top: u64, state: State) -> Outcome<LockedRun<'_>> {
     if base >= top || !top.is_multiple_of(system.granules.size()) {
         return Err(Status::ErrorInput);
@@ -54,7 +57,22 @@ fn lock_range(system: &System, base: u64, top: u64, state: State) -> Outcome<Loc
 }
 
 /// Gives the host's granules to EL2: how many bytes of them.
-fn give(system: &System, mut run: LockedRun<'_>) -> Outcome<u64> {
+fn give(system: &System, run: LockedRun<'_>) -> Outcome<u64> {
+    let granule = system.granules.size();
+    // SAFETY: the host cannot reach it any more, nobody else ever could.
+    let run = leave_host(system, run, |pa| unsafe { guarded::zero(pa, granule) })?;
+    let done = run.size();
+    run.unlock_as(State::Delegated);
+    Ok(done)
+}
+
+/// Takes granules out of the host's reach, up to the first of which `touch` says that
+/// there is no memory behind it: those are still locked, and the others the host's.
+pub fn leave_host<'a>(
+    system: &System,
+    mut run: LockedRun<'a>,
+    touch: impl Fn(u64) -> Result<(), ExternalAbort>,
+) -> Outcome<LockedRun<'a>> {
     let (pa, granule) = (run.pa(), system.granules.size());
     if !system.granules.leave_host(pa, run.count()) {
         return Err(Status::ErrorInput); // a guest has them mapped by a block
@@ -63,25 +81,26 @@ fn give(system: &System, mut run: LockedRun<'_>) -> Outcome<u64> {
         system.granules.return_to_host(pa, run.count());
         return Err(Status::ErrorInput);
     }
-    // SAFETY: the host cannot reach it any more, nobody else ever could.
-    let is_zero = |n: &u64| unsafe { guarded::zero(pa + n * granule, granule) }.is_ok();
-    let good = (0..run.count()).take_while(is_zero).count() as u64;
-    let rest = run.split_off(good);
-    if rest.count() > 0 {
-        // There is no memory behind the first of them: they stay the host's. The
-        // tables that they were mapped by a moment ago are still there.
-        if system.host.give(rest.pa(), rest.size()).is_ok() {
-            system.granules.return_to_host(rest.pa(), rest.count());
-        } else {
-            rest.unlock_as(State::Hyp);
-        }
-    }
-    let done = run.size();
-    run.unlock_as(State::Delegated);
-    if done > 0 {
-        Ok(done)
+    let is_there = |n: &u64| touch(pa + n * granule).is_ok();
+    let good = (0..run.count()).take_while(is_there).count() as u64;
+    give_back(system, run.split_off(good));
+    if good > 0 {
+        Ok(run)
     } else {
         Err(Status::ErrorInput)
+    }
+}
+
+/// Undoes [`leave_host`], of a run that may be empty. The tables that they were mapped by a moment ago are still
+/// there.
+pub fn give_back(system: &System, run: LockedRun<'_>) {
+    if run.count() == 0 {
+        return;
+    }
+    if system.host.give(run.pa(), run.size()).is_ok() {
+        system.granules.return_to_host(run.pa(), run.count());
+    } else {
+        run.unlock_as(State::Hyp);
     }
 }
 

@@ -125,6 +125,19 @@ pub fn serve(system: &'static System, cpu: &mut Cpu, command: Command) -> Option
 /// Serves a call of Undercroft's own.
 pub fn serve_vendor(system: &System, call: Vendor) -> Answer {
     answer(match call {
+        Vendor::RttDataUnmap { rd, ipa, top } => {
+            let Walked { outcome, top } = data::unmap_range(system, rd, ipa..top);
+            return answer_with(outcome, |removed| {
+                let data::Removed { pa, end } = removed.unwrap_or_default();
+                [pa, end, top, 0]
+            });
+        }
+        Vendor::RttDataMap { rd, ipa, top, pa } => {
+            data::map_range(system, rd, ipa..top, pa).map(|top| outputs(&[top]))
+        }
+        Vendor::RttDataDonate { rd, ipa, top, pa } => {
+            data::donate_range(system, rd, ipa..top, pa).map(|top| outputs(&[top]))
+        }
         Vendor::Version => Ok(outputs(&[::rmi::vendor::VERSION_1_0])),
         Vendor::Features => Ok(outputs(&[vendor::features(system).pack()])),
         Vendor::MemoryRange { index } => {

@@ -68,6 +68,14 @@ pub fn walked<T>(result: Result<(T, Ipa), RttError>) -> Option<Walked<T>> {
     Some(Walked { outcome, top })
 }
 
+/// The same of a command that does all or nothing, and never says "again".
+pub fn walked_once<T>(removed: Outcome<Result<(T, Ipa), RttError>>) -> Walked<T> {
+    match removed {
+        Err(status) => status.into(),
+        Ok(result) => walked(result).unwrap_or_else(|| Status::ErrorInput.into()),
+    }
+}
+
 /// Puts the delegated granule `rtt` into the realm as a table of `at`.
 pub fn create(system: &System, rd: u64, rtt: u64, ipa: u64, at: i64) -> Outcome {
     let at = level(at)?;
@@ -287,17 +295,12 @@ fn mapped_at(tables: &Tables, ipa: u64, at: Level) -> Option<u64> {
 
 /// Unmaps one entry of `at`.
 pub fn unmap_unprotected(system: &System, rd: u64, ipa: u64, at: i64) -> Walked<()> {
-    let removed = with_rtt_at(system, rd, at, |tables, pe, at| {
+    walked_once(with_rtt_at(system, rd, at, |tables, pe, at| {
         let size = tables.geometry().span(at);
         let removed = tables.unmap_unprotected(pe, Ipa::new(ipa), at, &mut budget())?;
         system.granules.take_back(removed.pa.get(), size);
         Ok(((), removed.top))
-    });
-    match removed {
-        Err(status) => status.into(),
-        // This command does all or nothing, and never says "again".
-        Ok(result) => walked(result).unwrap_or_else(|| Status::ErrorInput.into()),
-    }
+    }))
 }
 
 #[cfg(test)]

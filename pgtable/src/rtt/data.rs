@@ -1,5 +1,7 @@
 //! Data granules: memory that a realm has for itself.
 
+use core::ops::Range;
+
 use super::{Fill, HIPAS_ASSIGNED, Removed, Ripas, Rtt, RttError, RttState};
 use crate::addr::{Ipa, Level, Pa};
 use crate::attrs::Attrs;
@@ -7,6 +9,36 @@ use crate::desc::Desc;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
 use crate::tree::Slot;
+
+/// Memory for a realm, of some pages one after another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DataRun {
+    /// Where the realm has it.
+    pub ipa: Ipa,
+    /// Where it is.
+    pub pa: Pa,
+    /// Bytes.
+    pub size: u64,
+}
+
+impl DataRun {
+    /// The IPAs, if they do not go beyond the end of all.
+    fn ipas(&self) -> Option<Range<Ipa>> {
+        let end = self.ipa.get().checked_add(self.size)?;
+        Some(self.ipa..Ipa::new(end))
+    }
+}
+
+/// Memory taken out of a realm. Its content is untouched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RemovedData {
+    /// The address of the first page.
+    pub pa: Pa,
+    /// Bytes that were mapped one after another.
+    pub size: u64,
+    /// RMI's `top` behind them.
+    pub top: Ipa,
+}
 
 impl<M: TableMem> Rtt<M> {
     /// What DATA_CREATE asks before it copies: `ipa` is a protected page and
@@ -43,20 +75,83 @@ impl<M: TableMem> Rtt<M> {
         data: Pa,
         fill: Fill,
     ) -> Result<(), RttError> {
-        let was = self.data_check(ipa)?;
+        let size = self.tree.core.shape.span(Level::L3);
+        let page = DataRun {
+            ipa,
+            pa: data,
+            size,
+        };
+        self.data_map(maint, &page, fill).map(drop)
+    }
+
+    /// How many bytes of `run` [`data_map`](Self::data_map) would map.
+    ///
+    /// # Errors
+    /// As [`data_map`](Self::data_map).
+    pub fn data_room(&self, run: &DataRun) -> Result<u64, RttError> {
+        let (slot, count) = self.vacant(run)?;
+        Ok((count as u64) << slot.shift)
+    }
+
+    /// The entries of one table that would map `run`: the first, and how many.
+    fn vacant(&self, run: &DataRun) -> Result<(Slot<M::Table>, usize), RttError> {
+        let ipas = run.ipas().ok_or(RttError::Input)?;
+        let slot = self.protected(&ipas)?;
+        let (shape, span) = (&self.tree.core.shape, slot.size());
+        // As RTT_FOLD would make it.
+        let fits = slot.level == Level::L3
+            || (shape.leaf_ok(slot.level)
+                && slot.level >= Level::L1
+                && (run.ipa.get() | run.pa.get()) & (span - 1) == 0);
+        let vacant = |entry: &Slot<M::Table>| {
+            let is_unassigned = matches!(self.state(entry), RttState::Unassigned(_));
+            is_unassigned && entry.end() <= ipas.end.into()
+        };
+        let count = self.entries_from(slot).take_while(vacant).count();
+        if !fits || count == 0 {
+            return Err(self.fault(&slot, run.ipa));
+        }
+        self.check_page(run.pa, shape.span(Level::L3))?;
+        if shape.check_oa(run.pa, run.size).is_err() {
+            return Err(RttError::Input);
+        }
+        Ok((slot, count))
+    }
+
+    /// Memory, with its content in place, becomes a realm's: as much of `run`, from
+    /// its start, as entries of one table map, which are unassigned: pages, or blocks
+    /// where no table of pages stands and addresses and size allow. Returns how many
+    /// bytes.
+    ///
+    /// What the mapping costs grows with that: the caller limits it.
+    ///
+    /// # Errors
+    /// `Input`; `Rtt` with the level reached where not even the first could be
+    /// mapped.
+    pub fn data_map<T: Maintenance>(
+        &mut self,
+        maint: &mut T,
+        run: &DataRun,
+        fill: Fill,
+    ) -> Result<u64, RttError> {
+        let (slot, count) = self.vacant(run)?;
         let core = &self.tree.core;
-        let page = core.shape.span(Level::L3);
-        self.check_page(data, page)?;
-        let ripas = if fill == Fill::Known { Ripas::Ram } else { was };
-        let slot = core.walk_to(ipa.into(), Level::L3);
+        let size = (count as u64) << slot.shift;
         let mut work = core.work(maint);
         // Now, if it is mapped by a change of RIPAS later, too: between the
         // two only the realm could write it, and cannot yet.
-        work.maintain(self.data_attrs(), data, page);
-        core.put(&slot, self.assigned(data, ripas, Level::L3));
-        core.add_count(slot.pa, 1);
+        work.maintain(self.data_attrs(), run.pa, size);
+        for entry in self.entries_from(slot).take(count) {
+            let ripas = match fill {
+                Fill::Known => Ripas::Ram,
+                Fill::Unknown => Ripas::of(entry.desc),
+            };
+            let pa = run.pa.plus(entry.ia.since(slot.ia));
+            core.put(&entry, self.assigned(pa, ripas, slot.level));
+        }
+        core.add_count(slot.pa, count as i32);
         work.publish();
-        Ok(())
+        Ok(size)
     }
 
     /// The attributes of a protected leaf.
@@ -84,24 +179,64 @@ impl<M: TableMem> Rtt<M> {
         maint: &mut T,
         ipa: Ipa,
     ) -> Result<Removed, RttError> {
+        // Before its end is computed, which may be nowhere.
+        let _is_page = self.protected_page(ipa)?;
+        let page = ipa..ipa.plus(self.tree.core.shape.span(Level::L3));
+        let RemovedData { pa, top, .. } = self.data_unmap(maint, page, 0)?;
+        Ok(Removed { pa, top })
+    }
+
+    /// Takes memory out of the realm, from the start of `range` on: what entries of
+    /// one table map one after another there, in at most `most` bytes, or by one
+    /// entry. No TLB knows it when this returns.
+    ///
+    /// # Errors
+    /// `Input`; `Rtt` where nothing is assigned, or by an entry that is not all in
+    /// `range`.
+    pub fn data_unmap<T: Maintenance>(
+        &mut self,
+        maint: &mut T,
+        range: Range<Ipa>,
+        most: u64,
+    ) -> Result<RemovedData, RttError> {
+        let slot = self.protected(&range)?;
         let core = &self.tree.core;
-        let slot = self.protected_page(ipa)?;
-        let (ripas, pa) = match self.state(&slot) {
-            RttState::Assigned { ripas, pa } if slot.level == Level::L3 => (ripas, pa),
-            _ => return Err(self.fault(&slot, ipa)),
+        let assigned = |entry: &Slot<M::Table>| match self.state(entry) {
+            RttState::Assigned { ripas, pa } if entry.end() <= range.end.into() => {
+                Some((ripas, pa))
+            }
+            _ => None,
         };
-        let blank = match ripas {
-            Ripas::Empty => Ripas::Empty,
-            Ripas::Ram | Ripas::Destroyed => Ripas::Destroyed,
-        };
-        let _ = core.exchange(&slot, blank.unassigned());
-        core.add_count(slot.pa, -1);
-        if ripas == Ripas::Ram {
-            let _done = core.work(maint).sync_leaf(&slot);
+        let first = assigned(&slot).filter(|_| slot.ia == range.start.into());
+        let (_, pa) = first.ok_or_else(|| self.fault(&slot, range.start))?;
+        let mut work = core.work(maint);
+        let mut last = slot;
+        for entry in self.entries_from(slot) {
+            let size = entry.end().since(slot.ia);
+            let ripas = match assigned(&entry) {
+                Some((ripas, at)) if at == pa.plus(entry.ia.since(slot.ia)) => ripas,
+                _ => break,
+            };
+            if entry.index > slot.index && size > most {
+                break;
+            }
+            let blank = match ripas {
+                Ripas::Empty => Ripas::Empty,
+                Ripas::Ram | Ripas::Destroyed => Ripas::Destroyed,
+            };
+            let _ = core.exchange(&entry, blank.unassigned());
+            if ripas == Ripas::Ram {
+                let pending = work.changes.pending();
+                pending.leaves(&core.shape, entry.extent(), entry.level);
+            }
+            last = entry;
         }
-        Ok(Removed {
+        core.add_count(slot.pa, -((last.index - slot.index + 1) as i32));
+        let _done = work.finish();
+        Ok(RemovedData {
             pa,
-            top: self.top(&slot, ipa),
+            size: last.end().since(slot.ia),
+            top: self.top(&last, last.ia.into()),
         })
     }
 }

@@ -22,6 +22,7 @@ mod ripas;
 mod table;
 mod unprotected;
 
+pub use data::{DataRun, RemovedData};
 pub use unprotected::HostPages;
 
 use crate::addr::{Ipa, Level, Pa, Vmid};
