@@ -137,25 +137,29 @@ fn undelegate(pas: &Range<u64>) -> Result<u64, RealmError> {
 mod tests {
     extern crate std;
     use super::*;
+    use crate::guest::ram::GuestRam;
     use crate::pace::at_once;
     use alloc::boxed::Box;
     use arm64::recording;
+    use core::slice;
+    use rmi::Command;
     use rmi::call::HostCall;
     use rmi::vendor::Vendor;
-    use rmi::{Command, fid, vendor};
     use std::cell::RefCell;
     use std::rc::Rc;
     use std::vec;
     use std::vec::Vec;
 
-    const HEIR: Heir = Heir {
-        rd: 0x1000,
-        granule: 0x1000,
+    const HEIR: Heir = Heir { rd: 0x1000 };
+    const EXTENT: Extent = Extent {
+        ipa: 0x4000_0000,
+        pa: 0x20_0000,
+        size: 0x4000,
     };
 
     /// What `f` comes to where `answer` answers its calls, and the calls.
     fn answered<R>(
-        answer: impl Fn(HostCall) -> (Status, [u64; 2]) + 'static,
+        answer: impl Fn(HostCall) -> (Status, [u64; 3]) + 'static,
         f: impl FnOnce() -> R,
     ) -> (R, Vec<HostCall>) {
         let calls = Rc::new(RefCell::new(Vec::new()));
@@ -163,8 +167,8 @@ mod tests {
         recording::answer_calls(Box::new(move |registers| {
             let call = HostCall::decode(registers).unwrap();
             made.borrow_mut().push(call);
-            let (status, [first, second]) = answer(call);
-            [status.pack(), first, second, 0, 0]
+            let (status, [first, second, third]) = answer(call);
+            [status.pack(), first, second, third, 0]
         }));
         let result = f();
         recording::reset();
@@ -175,122 +179,162 @@ mod tests {
         RealmError::Call(what, CallError::Status(Status::ErrorInput))
     }
 
+    /// RAM of which nothing is touched.
+    fn ram() -> GuestRam {
+        // SAFETY: It is not touched.
+        unsafe { GuestRam::new(0x4000_0000, slice::from_ref(&(0x20_0000..0x40_0000))) }
+    }
+
     /// An EL2 that says that it did something, and did nothing, is not asked for ever.
     #[test]
     fn a_call_that_does_not_get_on_is_an_error() {
-        let extent = Extent {
-            ipa: 0x4000_0000,
-            pa: 0x20_0000,
-            size: 0x4000,
-        };
-        for (what, function) in [
-            ("GRANULE_RANGE_DELEGATE", vendor::GRANULE_RANGE_DELEGATE),
-            ("GRANULE_RANGE_UNDELEGATE", vendor::GRANULE_RANGE_UNDELEGATE),
-            ("RTT_INIT_RIPAS", fid::RMI_RTT_INIT_RIPAS),
+        let ram = ram();
+        let give_zeros = || HEIR.give_zeros(ram.shared(), EXTENT);
+        for (what, calls) in [
+            ("GRANULE_RANGE_DELEGATE", 1),
+            // And those that undo the one before: of two granules, one, and one.
+            ("RTT_DATA_MAP", 5),
+            ("RTT_DATA_DONATE", 1),
+            ("RTT_INIT_RIPAS", 1),
+            ("RTT_DATA_UNMAP", 1),
+            ("GRANULE_RANGE_UNDELEGATE", 2),
         ] {
-            let (result, calls) = answered(
+            let (result, made) = answered(
                 move |call| match call {
+                    HostCall::Vendor(Vendor::GranuleRangeDelegate { base, top }) => {
+                        let stuck = what == "GRANULE_RANGE_DELEGATE";
+                        (Status::Success, [if stuck { base } else { top }, 0, 0])
+                    }
+                    HostCall::Vendor(Vendor::GranuleRangeUndelegate { base, top }) => {
+                        let stuck = what == "GRANULE_RANGE_UNDELEGATE";
+                        let half = base + (top - base).div_ceil(0x2000) * 0x1000;
+                        (Status::Success, [if stuck { base } else { half }, 0, 0])
+                    }
+                    HostCall::Vendor(Vendor::RttDataUnmap { ipa, top, .. }) => {
+                        let stuck = what == "RTT_DATA_UNMAP";
+                        let end = if stuck { ipa } else { top };
+                        (Status::Success, [0x20_0000, end, top])
+                    }
                     HostCall::Vendor(
-                        Vendor::GranuleRangeDelegate { base, .. }
-                        | Vendor::GranuleRangeUndelegate { base, .. },
+                        Vendor::RttDataMap { ipa, .. } | Vendor::RttDataDonate { ipa, .. },
                     )
-                    | HostCall::Rmi(Command::RttInitRipas { base, .. }) => {
-                        (Status::Success, [base, 0])
+                    | HostCall::Rmi(Command::RttInitRipas { base: ipa, .. }) => {
+                        (Status::Success, [ipa, 0, 0])
                     }
                     other => panic!("{other:x?}"),
                 },
                 || match what {
                     "RTT_INIT_RIPAS" => HEIR.tell_ram(0x4000_0000..0x4000_4000).map(drop),
-                    "GRANULE_RANGE_DELEGATE" => HEIR.give_zeros(extent),
-                    _ => undelegate(0x20_0000..0x20_4000),
+                    "RTT_DATA_DONATE" => HEIR.give_content(EXTENT).map(drop),
+                    "GRANULE_RANGE_DELEGATE" | "RTT_DATA_MAP" => give_zeros(),
+                    _ => at_once(HEIR.take_back(0x4000_0000..0x4000_4000, &Pace::new())),
                 },
             );
             assert_eq!(result, Err(stuck(what)));
-            assert_eq!(calls.len(), 1, "{function:#x}");
+            assert_eq!(made.len(), calls, "{what}");
+        }
+        assert!(!ram.shared().is_lost());
+    }
+
+    /// What could be delegated and not mapped is the host's again; RAM of which EL2 keeps
+    /// that is lost.
+    #[test]
+    fn what_cannot_be_mapped_comes_back_or_is_lost() {
+        for comes_back in [true, false] {
+            let ram = ram();
+            let (result, calls) = answered(
+                move |call| match call {
+                    HostCall::Vendor(Vendor::GranuleRangeDelegate { top, .. }) => {
+                        (Status::Success, [top, 0, 0])
+                    }
+                    HostCall::Vendor(Vendor::RttDataMap { ipa, .. }) if ipa == EXTENT.ipa => {
+                        (Status::Success, [ipa + 0x1000, 0, 0])
+                    }
+                    HostCall::Vendor(Vendor::GranuleRangeUndelegate { top, .. }) if comes_back => {
+                        (Status::Success, [top, 0, 0])
+                    }
+                    _ => (Status::ErrorRtt(2), [0; 3]),
+                },
+                || HEIR.give_zeros(ram.shared(), EXTENT),
+            );
+            let why = CallError::Status(Status::ErrorRtt(2));
+            assert_eq!(result, Err(RealmError::Call("RTT_DATA_MAP", why)));
+            let (base, top) = (EXTENT.pa + 0x1000, EXTENT.pa + EXTENT.size);
+            let undone = HostCall::Vendor(Vendor::GranuleRangeUndelegate { base, top });
+            assert_eq!(calls.last(), Some(&undone));
+            assert_eq!(ram.shared().is_lost(), !comes_back);
         }
     }
 
     /// Where a table is missing, it is told which: not an error.
     #[test]
-    fn telling_of_ram_stops_where_a_table_is_missing() {
-        let (result, calls) = answered(
-            |call| match call {
-                HostCall::Rmi(Command::RttInitRipas { base, .. }) if base < 0x4020_0000 => {
-                    (Status::Success, [0x4020_0000, 0])
-                }
-                _ => (Status::ErrorRtt(2), [0, 0]),
-            },
-            || HEIR.tell_ram(0x4000_0000..0x4060_0000),
+    fn a_missing_table_is_named() {
+        let (result, _) = answered(
+            |_| (Status::ErrorRtt(2), [0; 3]),
+            || (HEIR.tell_ram(0..0x1000), HEIR.give_content(EXTENT)),
         );
-        assert_eq!(result, Ok((0x4020_0000, Some(3))));
-        assert_eq!(calls.len(), 2);
+        let missing = Ok(Reached::NoTable(3));
+        assert_eq!(result, (missing.clone(), missing));
     }
 
-    /// Granules one after another go back by one call, and what is not there is
-    /// stepped over as far as EL2 says.
+    /// What is not there is stepped over as far as EL2 says; what was, is given back
+    /// before more is taken out.
     #[test]
     fn what_is_taken_back_goes_back_in_runs_and_holes_are_stepped_over() {
         const BASE: u64 = 0x4000_0000;
-        // Two granules that are one after another, then one that is not; one of the
-        // second table, which follows in memory.
+        const END: u64 = BASE + 0x80_0000;
+        // Runs of IPAs, and where they are.
         let there = [
-            (BASE + 0x3000, 0x20_0000),
-            (BASE + 0x4000, 0x20_1000),
-            (BASE + 0x7000, 0x50_0000),
-            (BASE + 0x20_0000, 0x50_1000),
+            (BASE + 0x3000, BASE + 0x5000, 0x20_0000),
+            (BASE + 0x20_0000, BASE + 0x40_0000, 0x60_0000),
         ];
         let (result, calls) = answered(
             move |call| match call {
-                HostCall::Rmi(Command::DataDestroy { ipa, .. }) => {
-                    if ipa >= BASE + 0x40_0000 {
-                        return (Status::ErrorRtt(2), [0, BASE + 0x4000_0000]);
-                    }
-                    let end = (ipa | 0x1f_ffff) + 1;
-                    let next = there.iter().find(|(at, _)| (ipa + 1..end).contains(at));
-                    let top = next.map_or(end, |(at, _)| *at);
-                    match there.iter().find(|(at, _)| *at == ipa) {
-                        Some((_, pa)) => (Status::Success, [*pa, top]),
-                        None => (Status::ErrorRtt(3), [0, top]),
+                HostCall::Vendor(Vendor::RttDataUnmap { ipa, top, .. }) => {
+                    assert_eq!(top, END);
+                    let next = there.iter().find(|(from, ..)| *from > ipa);
+                    let next = next.map_or(BASE + 0x4000_0000, |(from, ..)| *from);
+                    match there.iter().find(|(from, ..)| *from == ipa) {
+                        Some((_, end, pa)) => (Status::Success, [*pa, *end, next]),
+                        None => (Status::ErrorRtt(2), [0, 0, next]),
                     }
                 }
                 HostCall::Vendor(Vendor::GranuleRangeUndelegate { base, top }) => {
-                    // A granule at a time.
-                    (Status::Success, [top.min(base + 0x1000), 0])
+                    (Status::Success, [top.min(base + 0x10_0000), 0, 0])
                 }
                 other => panic!("{other:x?}"),
             },
-            || at_once(HEIR.take_back(BASE..BASE + 0x80_0000, &Pace::new())),
+            || at_once(HEIR.take_back(BASE..END, &Pace::new())),
         );
         assert_eq!(result, Ok(()));
-        let destroyed = calls.iter().filter_map(|call| match call {
-            HostCall::Rmi(Command::DataDestroy { ipa, .. }) => Some(*ipa - BASE),
-            _ => None,
-        });
-        let expected = [0, 0x3000, 0x4000, 0x7000, 0x20_0000, 0x40_0000];
-        assert_eq!(destroyed.collect::<Vec<_>>(), expected);
-        let returned = calls.iter().filter_map(|call| match call {
-            HostCall::Vendor(Vendor::GranuleRangeUndelegate { base, top }) => Some((*base, *top)),
-            _ => None,
-        });
+        let steps: Vec<_> = calls
+            .iter()
+            .map(|call| match call {
+                HostCall::Vendor(Vendor::RttDataUnmap { ipa, .. }) => (*ipa - BASE, 0),
+                HostCall::Vendor(Vendor::GranuleRangeUndelegate { base, top }) => (*base, *top),
+                other => panic!("{other:x?}"),
+            })
+            .collect();
         let expected = vec![
+            (0, 0),
+            (0x3000, 0),
             (0x20_0000, 0x20_2000),
-            (0x20_1000, 0x20_2000),
-            (0x50_0000, 0x50_2000),
-            (0x50_1000, 0x50_2000),
+            (0x20_0000, 0),
+            (0x60_0000, 0x80_0000),
+            (0x70_0000, 0x80_0000),
         ];
-        assert_eq!(returned.collect::<Vec<_>>(), expected);
+        assert_eq!(steps, expected);
     }
 
     /// A hole that EL2 says ends where it begins is an error, and does not go on for
     /// ever.
     #[test]
     fn a_hole_without_an_end_is_an_error() {
-        let hole = CallError::Status(Status::ErrorRtt(3));
         let (result, calls) = answered(
-            |_| (Status::ErrorRtt(3), [0, 0x4000_0000]),
+            |_| (Status::ErrorRtt(3), [0, 0, 0x4000_0000]),
             || at_once(HEIR.take_back(0x4000_0000..0x4010_0000, &Pace::new())),
         );
-        assert_eq!(result, Err(RealmError::Call("DATA_DESTROY", hole)));
+        assert_eq!(result, Err(stuck("RTT_DATA_UNMAP")));
         assert_eq!(calls.len(), 1);
     }
 }

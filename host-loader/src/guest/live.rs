@@ -62,7 +62,8 @@ impl LiveRam {
     }
 
     /// Lets the guest have the piece that `ipa` is in; `None` if there is no RAM. An
-    /// error is EL2's, which did not map it; the guest then has nothing of it.
+    /// error is EL2's, which did not map it; a plain guest then has nothing of it, and a
+    /// protected one perhaps a part, which its end takes back.
     pub fn populate(&self, ipa: u64) -> Option<Result<Populated, RealmError>> {
         let piece = self.ram.piece_at(ipa)?;
         let pieces = self.ram.pieces();

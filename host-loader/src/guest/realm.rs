@@ -143,7 +143,8 @@ impl Stage2 {
     }
 
     /// Lets the guest have a piece of its RAM, zeroed, for which there are tables. After
-    /// an error it has nothing of it, or its RAM is lost.
+    /// an error a plain guest has nothing of it, a protected one perhaps a part; or its RAM
+    /// is lost.
     pub fn populate(self, ram: &Ram, piece: usize) -> Result<(), RealmError> {
         match self.mode {
             Mode::Plain => self.map_piece(ram, piece),

@@ -148,6 +148,7 @@ impl El2 {
             HostCall::Vendor(Vendor::GranuleRangeUndelegate { base, top }) => {
                 self.range(base, top, out, Self::undelegate)
             }
+            HostCall::Vendor(call) => self.data(call, out),
             other => panic!("{other:x?}"),
         }
     }

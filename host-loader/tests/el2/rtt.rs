@@ -1,8 +1,10 @@
 //! Stage 2: tables, what is mapped of the host's, and a realm's own memory.
 
 use super::realm::Data;
-use super::{BAD, El2, Owner, RealmState};
+use super::{BAD, El2, Owner, RealmState, STEP};
+use rmi::vendor::Vendor;
 use rmi::{Command, Status};
+use std::ops::Range;
 
 impl RealmState {
     /// The level at which a walk towards `level` ends.
@@ -23,7 +25,7 @@ impl RealmState {
     fn is_live(&self, level: i64, ipa: u64) -> bool {
         self.tables.contains_key(&(level + 1, ipa))
             || self.mapped.contains_key(&(level, ipa))
-            || (level == 3 && self.data.contains_key(&ipa))
+            || self.data_from(ipa, level).is_some_and(|at| at == ipa)
     }
 
     /// Where the table of `level` ends that covers `ipa`.
@@ -53,9 +55,17 @@ impl RealmState {
         mapped.flat_map(move |(&(level, _), &to)| (to..to + self.size(level)).step_by(step))
     }
 
-    /// Whether `ipa` is the start of a granule of its own.
-    fn is_own(&self, ipa: u64) -> bool {
-        ipa.is_multiple_of(self.size(3)) && ipa < self.shared
+    /// The first granule of its own that an entry of `level` at `ipa` itself maps.
+    fn data_from(&self, ipa: u64, level: i64) -> Option<u64> {
+        let is_leaf = level == self.reach(ipa, 3);
+        let mut mapped = self.data.range(ipa..ipa + self.size(level));
+        let first = mapped.next().filter(|_| is_leaf);
+        first.map(|(&at, _)| at)
+    }
+
+    /// Whether these are addresses of its own, by whole granules.
+    fn are_own(&self, ipa: u64, top: u64) -> bool {
+        ipa < top && (ipa | top).is_multiple_of(self.size(3)) && top <= self.shared
     }
 }
 
@@ -77,22 +87,6 @@ impl El2 {
             } => self.map(rd, ipa, level, desc),
             Command::RttUnmapUnprotected { rd, ipa, level } => self.unmap(rd, ipa, level, out),
             Command::RttInitRipas { rd, base, top } => self.init_ripas(rd, base, top, out),
-            Command::DataCreate {
-                rd,
-                data,
-                ipa,
-                src,
-                flags: 0,
-            } => {
-                let content = self.bytes(src).filter(|_| src != data);
-                match (content, self.of(rd).map(|realm| realm.active)) {
-                    (None, _) | (_, None) => BAD,
-                    (_, Some(true)) => Status::ErrorRealm(0),
-                    (content, Some(false)) => self.data_create(rd, data, ipa, content),
-                }
-            }
-            Command::DataCreateUnknown { rd, data, ipa } => self.data_create(rd, data, ipa, None),
-            Command::DataDestroy { rd, ipa } => self.data_destroy(rd, ipa, out),
             other => panic!("{other:x?}"),
         }
     }
@@ -216,41 +210,105 @@ impl El2 {
         }
     }
 
-    fn data_create(&mut self, rd: u64, data: u64, ipa: u64, content: Option<Vec<u8>>) -> Status {
-        let ok = self.is(data, Owner::Delegated);
-        let Some(realm) = self.of(rd) else {
-            return BAD;
-        };
-        if !ok || !realm.is_own(ipa) {
-            return BAD;
+    /// The calls about a realm's own memory.
+    pub(super) fn data(&mut self, call: Vendor, out: &mut [u64; 4]) -> Status {
+        match call {
+            Vendor::RttDataMap { rd, ipa, top, pa } => {
+                let mapped = self.data_map(rd, ipa..top, pa, |_, _| None);
+                reached(mapped, out)
+            }
+            Vendor::RttDataDonate { rd, ipa, top, pa } => {
+                if self.of(rd).is_some_and(|realm| realm.active) {
+                    return Status::ErrorRealm(0);
+                }
+                let mapped = self.data_map(rd, ipa..top, pa, |el2, pa| {
+                    let content = el2.bytes(pa)?;
+                    (el2.delegate(pa) == Status::Success).then_some(content)
+                });
+                reached(mapped, out)
+            }
+            Vendor::RttDataUnmap { rd, ipa, top } => self.data_unmap(rd, ipa..top, out),
+            other => panic!("{other:x?}"),
         }
-        let reached = realm.reach(ipa, 3);
-        if reached != 3 || realm.data.contains_key(&ipa) {
-            return Status::ErrorRtt(reached as u8);
-        }
-        if content.is_some() {
-            realm.ram.insert(ipa);
-        }
-        realm.data.insert(ipa, Data { pa: data, content });
-        self.take(data, Owner::Data);
-        Status::Success
     }
 
-    fn data_destroy(&mut self, rd: u64, ipa: u64, out: &mut [u64; 4]) -> Status {
+    /// Maps pages of one table, or a block. What is not delegated yet, `give` makes so.
+    fn data_map(
+        &mut self,
+        rd: u64,
+        ipas: Range<u64>,
+        pa: u64,
+        give: impl Fn(&mut Self, u64) -> Option<Vec<u8>>,
+    ) -> Result<u64, Status> {
+        let granule = self.granule();
+        let Some(realm) = self.of(rd) else {
+            return Err(BAD);
+        };
+        if !realm.are_own(ipas.start, ipas.end) || !pa.is_multiple_of(granule) {
+            return Err(BAD);
+        }
+        let level = realm.reach(ipas.start, 3);
+        let entry = realm.size(level);
+        let end = ipas.end.min(realm.table_end(ipas.start, level));
+        let is_block = level == 2 && (ipas.start | pa).is_multiple_of(entry);
+        if (level < 3 && !is_block) || end - ipas.start < entry {
+            return Err(Status::ErrorRtt(level as u8));
+        }
+        let end = if level == 3 { end } else { ipas.start + entry };
+        if realm.data.range(ipas.start..end).next().is_some() {
+            // The tests never map over something in the middle.
+            return Err(Status::ErrorRtt(level as u8));
+        }
+        for (n, ipa) in (ipas.start..end).step_by(granule as usize).enumerate() {
+            let pa = pa + n as u64 * granule;
+            let content = give(self, pa);
+            if !self.take(pa, Owner::Data) {
+                // Of a block all, or nothing; nor do the tests fail in its middle.
+                assert!(level == 3 || n == 0, "a block of which a part is missing");
+                return if n == 0 { Err(BAD) } else { Ok(ipa) };
+            }
+            let Some(realm) = self.of(rd) else {
+                return Err(BAD);
+            };
+            if content.is_some() {
+                realm.ram.insert(ipa);
+            }
+            realm.data.insert(ipa, Data { pa, content });
+        }
+        Ok(end)
+    }
+
+    fn data_unmap(&mut self, rd: u64, ipas: Range<u64>, out: &mut [u64; 4]) -> Status {
+        let granule = self.granule();
         let Some(realm) = self.of(rd) else {
             return BAD;
         };
-        if !realm.is_own(ipa) {
+        if !realm.are_own(ipas.start, ipas.end) {
             return BAD;
         }
-        let reached = realm.reach(ipa, 3);
-        out[1] = realm.top(ipa, reached);
-        let Some(Data { pa, .. }) = realm.data.remove(&ipa) else {
-            return Status::ErrorRtt(reached as u8);
+        let level = realm.reach(ipas.start, 3);
+        let size = realm.size(level);
+        let first = realm.data.get(&ipas.start).map(|data| data.pa);
+        let whole = ipas.start.is_multiple_of(size) && ipas.start + size <= ipas.end;
+        let Some(pa) = first.filter(|_| whole) else {
+            out[2] = realm.top(ipas.start, level);
+            return Status::ErrorRtt(level as u8);
         };
-        realm.ram.remove(&ipa);
-        out[0] = pa;
-        self.owners.insert(pa, Owner::Delegated);
+        // As far as EL2 scrubs in one call, and one entry at least.
+        let most = ipas.start + size.max(STEP);
+        let end = ipas.end.min(realm.table_end(ipas.start, level)).min(most);
+        let mut ipa = ipas.start;
+        let mut gone = Vec::new();
+        while ipa < end && realm.data.get(&ipa).map(|data| data.pa) == Some(pa + ipa - ipas.start) {
+            realm.data.remove(&ipa);
+            realm.ram.remove(&ipa);
+            gone.push(pa + ipa - ipas.start);
+            ipa += granule;
+        }
+        *out = [pa, ipa, realm.top(ipa - size, level), 0];
+        for pa in gone {
+            self.owners.insert(pa, Owner::Delegated);
+        }
         Status::Success
     }
 
@@ -271,7 +329,7 @@ impl El2 {
     }
 
     /// The guest fills all that it has of `ipas` with one word.
-    pub fn guest_fills(&mut self, ipas: std::ops::Range<u64>, word: u64) {
+    pub fn guest_fills(&mut self, ipas: Range<u64>, word: u64) {
         let Some(realm) = &mut self.realm else {
             return;
         };
@@ -286,5 +344,16 @@ impl El2 {
         for pa in mapped.into_iter().flat_map(|pas| pas.step_by(size)) {
             self.words(pa).fill(word);
         }
+    }
+}
+
+/// The status of a call that tells how far it came.
+fn reached(mapped: Result<u64, Status>, out: &mut [u64; 4]) -> Status {
+    match mapped {
+        Ok(top) => {
+            out[0] = top;
+            Status::Success
+        }
+        Err(status) => status,
     }
 }

@@ -235,10 +235,11 @@ impl Host {
             .collect()
     }
 
-    /// Table pages of the host's stage 2 beyond those it began with.
-    pub fn tables(&self) -> u64 {
+    /// Table pages of the host's stage 2 beyond those it began with; fewer, where it has
+    /// given away all that one of them maps.
+    pub fn tables(&self) -> i64 {
         // SAFETY: `new` made it, and only `drop` frees it.
-        self.left - unsafe { &*self.pool }.left()
+        self.left as i64 - unsafe { &*self.pool }.left() as i64
     }
 }
 

@@ -13,6 +13,7 @@ mod protected;
 mod ranges;
 mod recs;
 mod registers;
+mod runs;
 mod tables;
 
 use std::vec::Vec;

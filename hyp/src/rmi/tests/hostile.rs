@@ -52,7 +52,7 @@ fn call() -> impl Strategy<Value = (u64, [Argument; 5], usize)> {
         )
         .chain(vendor::VERSION..=vendor::LOG_INPUT)
         .chain(vendor::REC_READ..=vendor::REC_WRITE)
-        .chain(vendor::GRANULE_RANGE_DELEGATE..=vendor::GRANULE_RANGE_UNDELEGATE)
+        .chain(vendor::GRANULE_RANGE_DELEGATE..=vendor::RTT_DATA_UNMAP)
         .collect();
     (
         prop::sample::select(functions),

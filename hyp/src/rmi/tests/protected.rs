@@ -5,7 +5,7 @@ use super::*;
 use ::rmi::params::RealmFlags;
 
 /// Where the shared half begins: of 40 bits.
-const SHARED: u64 = 1 << 39;
+pub const SHARED: u64 = 1 << 39;
 /// Granules of the tables above level 3, and of level 3.
 const TABLES: u64 = 40;
 /// A granule that becomes memory, one of the host's with content, and a vCPU.
@@ -38,12 +38,12 @@ fn down(h: &mut Host, ipa: u64) -> Vec<(u64, u64)> {
 }
 
 /// Bytes of an entry at `level`.
-fn span(h: &Host, level: i8) -> u64 {
+pub fn span(h: &Host, level: i8) -> u64 {
     h.geometry().span(pgtable::Level::new(level).unwrap())
 }
 
 /// Level, state, descriptor and RIPAS of what stands at `ipa`.
-fn entry(h: &mut Host, ipa: u64) -> [u64; 4] {
+pub fn entry(h: &mut Host, ipa: u64) -> [u64; 4] {
     let rd = h.page(1);
     let read = h.ok(fid::RMI_RTT_READ_ENTRY, &[rd, ipa, 3]);
     [read[1], read[2], read[3], read[4]]
@@ -53,11 +53,11 @@ fn is_the_hosts(h: &Host, n: u64) -> bool {
     h.system.host.reaches(h.page(n))
 }
 
-const UNASSIGNED: u64 = 0;
-const ASSIGNED: u64 = 1;
-const EMPTY: u64 = 0;
-const RAM_STATE: u64 = 1;
-const DESTROYED: u64 = 2;
+pub const UNASSIGNED: u64 = 0;
+pub const ASSIGNED: u64 = 1;
+pub const EMPTY: u64 = 0;
+pub const RAM_STATE: u64 = 1;
+pub const DESTROYED: u64 = 2;
 
 #[test]
 fn a_protected_guest_from_first_to_last() {

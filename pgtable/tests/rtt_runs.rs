@@ -1,0 +1,283 @@
+//! A realm's memory by runs: what one page after another comes to, by fewer steps.
+
+mod log;
+
+use log::{Event, Log, Plain};
+use pgtable::{
+    CacheOp, DataRun, Fill, Geometry, Granule, Ipa, Level, Pa, RemovedData, Ripas, Rtt, RttAt,
+    RttEntry, RttError, RttState, Stage2Config, TableMem, Vmid,
+};
+
+/// Where the realm's memory begins, and the half that is not its own.
+const BASE: u64 = 0x4000_0000;
+const HALF: u64 = 1 << 39;
+/// Where it is.
+const MEMORY: u64 = 0x20_0000_0000;
+
+struct Realm<'m> {
+    mem: &'m Plain,
+    rtt: Rtt<&'m Plain>,
+    log: Log,
+    page: u64,
+}
+
+fn geometry(granule: Granule, fwb: bool) -> Geometry {
+    let mut config = Stage2Config::new(granule, 40, 48);
+    config.features.tlb_range = true;
+    config.features.ttl = true;
+    config.features.fwb = fwb;
+    config.features.dic = true;
+    config.validate().expect("every CPU has it")
+}
+
+impl<'m> Realm<'m> {
+    fn new(mem: &'m Plain, granule: Granule, fwb: bool) -> Self {
+        let geometry = geometry(granule, fwb);
+        let root = mem.root(geometry.root_align());
+        let vmid = Vmid::new(9);
+        let rtt = Rtt::new(geometry, root, vmid, mem, Ipa::new(HALF)).expect("it fits");
+        let log = Log {
+            regs: rtt.regs(),
+            ..Log::default()
+        };
+        let page = granule.page_size();
+        Self {
+            mem,
+            rtt,
+            log,
+            page,
+        }
+    }
+
+    /// Tables down to `last` for `ipa`.
+    fn down(&mut self, ipa: u64, last: Level) {
+        let start = self.rtt.geometry().start().get();
+        for level in (start + 1..=last.get()).filter_map(Level::new) {
+            let above = Level::new(level.get() - 1).expect("there is one");
+            let base = ipa & !(self.rtt.geometry().span(above) - 1);
+            let page = self.mem.alloc(level).expect("memory");
+            let _there = self
+                .rtt
+                .create(&mut self.log, RttAt::new(Ipa::new(base), level), page);
+        }
+    }
+
+    fn map(&mut self, ipa: u64, pa: u64, size: u64) -> Result<u64, RttError> {
+        let run = DataRun {
+            ipa: Ipa::new(ipa),
+            pa: Pa::new(pa),
+            size,
+        };
+        let room = self.rtt.data_room(&run);
+        let done = self.rtt.data_map(&mut self.log, &run, Fill::Unknown);
+        assert_eq!(room, done, "what there is room for");
+        done
+    }
+
+    fn unmap(&mut self, ipa: u64, end: u64, most: u64) -> Result<RemovedData, RttError> {
+        let range = Ipa::new(ipa)..Ipa::new(end);
+        self.rtt.data_unmap(&mut self.log, range, most)
+    }
+
+    fn read(&self, ipa: u64) -> RttEntry {
+        self.rtt.read(Ipa::new(ipa), Level::L3).expect("inside")
+    }
+
+    fn tell_ram(&mut self, start: u64, end: u64) {
+        let range = Ipa::new(start)..Ipa::new(end);
+        self.rtt.init_ripas(range, |_, _| ()).expect("unassigned");
+    }
+}
+
+fn numbers(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    move |below| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) % below
+    }
+}
+
+/// Each entry as if each page had been mapped and removed by itself.
+#[test]
+fn runs_and_pages_end_alike() {
+    for granule in Granule::ALL {
+        for seed in 0..if cfg!(miri) { 2 } else { 40 } {
+            let (one, other) = (
+                Plain::new(granule.page_size(), 4 << 20),
+                Plain::new(granule.page_size(), 4 << 20),
+            );
+            let (mut runs, mut pages) = (
+                Realm::new(&one, granule, true),
+                Realm::new(&other, granule, true),
+            );
+            let page = granule.page_size();
+            for realm in [&mut runs, &mut pages] {
+                realm.down(BASE, Level::L3);
+                realm.tell_ram(BASE, BASE + 30 * page);
+            }
+            let mut number = numbers(seed + 1);
+            for _ in 0..20 {
+                let (from, count) = (number(60), 1 + number(40));
+                let (ipa, end) = (BASE + from * page, BASE + (from + count) * page);
+                if number(2) == 0 {
+                    let pa = MEMORY + number(30) * page;
+                    let done = runs.map(ipa, pa, end - ipa).unwrap_or(0);
+                    let each = (0..count).take_while(|n| {
+                        let (ipa, pa) = (ipa + n * page, pa + n * page);
+                        pages.map(ipa, pa, page).is_ok()
+                    });
+                    assert_eq!(done, each.count() as u64 * page);
+                    continue;
+                }
+                let most = number(12) * page;
+                let removed = runs.unmap(ipa, end, most);
+                let Ok(RemovedData { pa, size, top }) = removed else {
+                    assert_eq!(pages.unmap(ipa, end, 0).err(), removed.err());
+                    continue;
+                };
+                assert!(size == page || size <= most);
+                for done in (0..size).step_by(page as usize) {
+                    let gone = pages.unmap(ipa + done, ipa + done + page, 0);
+                    let gone = gone.expect("it is there");
+                    assert_eq!((gone.pa, gone.size), (Pa::new(pa.get() + done), page));
+                    assert!(done + page < size || gone.top == top);
+                }
+            }
+            for n in 0..100 {
+                let ipa = BASE + n * page;
+                assert_eq!(runs.read(ipa), pages.read(ipa), "{granule:?} {seed} {n}");
+            }
+        }
+    }
+}
+
+/// No page is missed by the TLBI, and all of a run go by one.
+#[test]
+fn a_run_is_invalidated_together() {
+    let mem = Plain::new(4096, 4 << 20);
+    let mut realm = Realm::new(&mem, Granule::K4, true);
+    realm.down(BASE, Level::L3);
+    realm.tell_ram(BASE, BASE + 0x10_0000);
+    realm.map(BASE, MEMORY, 0x8_0000).expect("room");
+    realm.log.events.clear();
+    let removed = realm.unmap(BASE, BASE + 0x10_0000, 1 << 20);
+    assert_eq!(removed.expect("it is there").size, 0x8_0000);
+    let tlbis = realm.log.events.iter();
+    let tlbis = tlbis.filter(|event| matches!(event, Event::Tlbi(_)));
+    // By range, and both stages' combined entries.
+    assert!((2..=4).contains(&tlbis.count()), "{:?}", realm.log.events);
+    // What was never mapped is in no TLB.
+    realm
+        .map(BASE + 0x20_0000 - 0x4000, MEMORY, 0x4000)
+        .expect("room");
+    realm.log.events.clear();
+    let removed = realm.unmap(BASE + 0x20_0000 - 0x4000, BASE + 0x20_0000, 1 << 20);
+    assert_eq!(removed.expect("it is there").size, 0x4000);
+    assert_eq!(realm.log.events, []);
+}
+
+/// Where a block fits there is one; it goes whole, and splits into what it was.
+#[test]
+fn a_block_stands_where_one_fits() {
+    for (granule, fwb, blocks) in [
+        (Granule::K4, true, true),
+        (Granule::K4, false, true),
+        (Granule::K16, true, true),
+        (Granule::K16, false, false),
+        (Granule::K64, true, true),
+        (Granule::K64, false, false),
+    ] {
+        let mem = Plain::new(granule.page_size(), 8 << 20);
+        let mut realm = Realm::new(&mem, granule, fwb);
+        realm.down(BASE, Level::L2);
+        let (page, block) = (realm.page, realm.rtt.geometry().span(Level::L2));
+        realm.tell_ram(BASE, BASE + block);
+        let missing = RttError::Rtt {
+            level: Level::L2,
+            // The end of its table: 64K has the root there.
+            top: Ipa::new(((BASE | (realm.rtt.geometry().span(Level::L1) - 1)) + 1).min(1 << 40)),
+        };
+        for (ipa, pa, size) in [
+            (BASE, MEMORY, block - page),
+            (BASE, MEMORY + page, block),
+            (BASE + page, MEMORY + page, block - page),
+        ] {
+            assert_eq!(realm.map(ipa, pa, size), Err(missing), "{granule:?}");
+        }
+        if !blocks {
+            assert_eq!(realm.map(BASE, MEMORY, block), Err(missing));
+            continue;
+        }
+        realm.log.events.clear();
+        assert_eq!(realm.map(BASE, MEMORY, block), Ok(block));
+        let cleaned = Event::Cache(CacheOp::CleanInvalidateData {
+            pa: Pa::new(MEMORY),
+            size: block,
+        });
+        assert_eq!(realm.log.events.contains(&cleaned), !fwb);
+        let entry = realm.read(BASE);
+        let (ripas, pa) = (Ripas::Ram, Pa::new(MEMORY));
+        assert_eq!(entry.level, Level::L2);
+        assert_eq!(entry.state, RttState::Assigned { ripas, pa });
+        // Not a part of it, from its begin or its middle.
+        for (from, to) in [(0, block - page), (page, block), (page, block + page)] {
+            let removed = realm.unmap(BASE + from, BASE + to, block);
+            assert!(matches!(removed, Err(RttError::Rtt { level, .. }) if level == Level::L2));
+        }
+        let whole = realm.unmap(BASE, BASE + 2 * block, 0).expect("one entry");
+        assert_eq!((whole.pa, whole.size), (pa, block));
+        assert_eq!(realm.map(BASE, MEMORY, block), Ok(block), "and again");
+        realm.down(BASE, Level::L3);
+        let last = realm.read(BASE + block - page);
+        let pa = Pa::new(MEMORY + block - page);
+        // It was DESTROYED when it came back, and is no RAM before it is made such.
+        let ripas = Ripas::Destroyed;
+        assert_eq!(last.state, RttState::Assigned { ripas, pa });
+        let rest = realm.unmap(BASE + page, BASE + block, u64::MAX);
+        assert_eq!(rest.expect("pages").size, block - page);
+    }
+}
+
+/// What no run may be.
+#[test]
+fn runs_that_cannot_be_are_refused() {
+    let mem = Plain::new(4096, 4 << 20);
+    let mut realm = Realm::new(&mem, Granule::K4, true);
+    realm.down(BASE, Level::L3);
+    realm.down(HALF - 0x1000, Level::L3);
+    let end = 1u64 << 48;
+    for (ipa, pa, size) in [
+        (BASE, MEMORY, 0),
+        (BASE, MEMORY, 0x1008),
+        (BASE + 8, MEMORY, 0x1000),
+        (BASE, MEMORY + 8, 0x1000),
+        (BASE, end, 0x1000),
+        (BASE, end - 0x1000, 0x2000),
+        (BASE, !0xfff, 0x2000),
+        (BASE, MEMORY, !0xfff),
+        (HALF, MEMORY, 0x1000),
+        (HALF - 0x1000, MEMORY, 0x2000),
+        (1 << 40, MEMORY, 0x1000),
+        (!0xfff, MEMORY, 0x1000),
+    ] {
+        let what = format!("{ipa:#x} {pa:#x} {size:#x}");
+        assert_eq!(realm.map(ipa, pa, size), Err(RttError::Input), "{what}");
+    }
+    for (from, to) in [
+        (BASE, BASE),
+        (BASE + 0x1000, BASE),
+        (BASE, BASE + 8),
+        (BASE + 8, BASE + 0x1000),
+        (HALF - 0x1000, HALF + 0x1000),
+        (HALF, HALF + 0x1000),
+        (!0xfff, !0),
+    ] {
+        let removed = realm.unmap(from, to, u64::MAX);
+        assert_eq!(removed, Err(RttError::Input), "{from:#x} {to:#x}");
+    }
+    assert_eq!(realm.map(HALF - 0x1000, MEMORY, 0x1000), Ok(0x1000));
+    let state = realm.read(BASE).state;
+    assert_eq!(state, RttState::Unassigned(Ripas::Empty));
+}
