@@ -63,7 +63,8 @@ pub fn synchronous(system: &'static System, cpu: &mut Cpu) {
 
 /// RMI, our own calls, or PSCI: function in X0.
 fn call(system: &'static System, cpu: &mut Cpu) {
-    let x: [u64; 6] = core::array::from_fn(|n| cpu.host.gprs.x[n]);
+    let [x0, x1, x2, x3, x4, x5, ..] = cpu.host.gprs.x;
+    let x = [x0, x1, x2, x3, x4, x5];
     let call = HostCall::decode(x);
     if !trace::calls() {
         serve(system, cpu, call);

@@ -67,7 +67,6 @@ pub fn create(system: &System, rd: u64, data: u64, ipa: u64, content: Content) -
 /// Makes the granule `data`, all zero, memory of a realm at `ipa`, whose RIPAS stays
 /// what it is.
 pub fn create_unknown(system: &System, rd: u64, data: u64, ipa: u64) -> Outcome {
-    is_delegated(system, data)?;
     with_rtt(system, rd, |tables, pe| {
         let page = lock(system, data, State::Delegated)?;
         tables

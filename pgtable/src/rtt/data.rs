@@ -40,6 +40,21 @@ pub struct RemovedData {
     pub top: Ipa,
 }
 
+/// Whether a protected entry has nothing: neither leaf, table nor address.
+const fn is_vacant(desc: Desc) -> bool {
+    desc.is_annotation() && !desc.has(HIPAS_ASSIGNED)
+}
+
+impl Fill {
+    /// The RIPAS of an entry that said `was` and gets memory.
+    const fn ripas(self, was: Desc) -> Ripas {
+        match self {
+            Self::Known => Ripas::Ram,
+            Self::Unknown => Ripas::of(was),
+        }
+    }
+}
+
 impl<M: TableMem> Rtt<M> {
     /// What DATA_CREATE asks before it copies: `ipa` is a protected page and
     /// its entry unassigned. Returns the RIPAS.
@@ -47,10 +62,16 @@ impl<M: TableMem> Rtt<M> {
     /// # Errors
     /// `Input`; `Rtt` with the level reached.
     pub fn data_check(&self, ipa: Ipa) -> Result<Ripas, RttError> {
+        self.vacant_page(ipa).map(|slot| Ripas::of(slot.desc))
+    }
+
+    /// The unassigned entry of a protected page.
+    fn vacant_page(&self, ipa: Ipa) -> Result<Slot<M::Table>, RttError> {
         let slot = self.protected_page(ipa)?;
-        match self.state(&slot) {
-            RttState::Unassigned(ripas) if slot.level == Level::L3 => Ok(ripas),
-            _ => Err(self.fault(&slot, ipa)),
+        if slot.level == Level::L3 && is_vacant(slot.desc) {
+            Ok(slot)
+        } else {
+            Err(self.fault(&slot, ipa))
         }
     }
 
@@ -75,13 +96,17 @@ impl<M: TableMem> Rtt<M> {
         data: Pa,
         fill: Fill,
     ) -> Result<(), RttError> {
-        let size = self.tree.core.shape.span(Level::L3);
-        let page = DataRun {
-            ipa,
-            pa: data,
-            size,
-        };
-        self.data_map(maint, &page, fill).map(drop)
+        let slot = self.vacant_page(ipa)?;
+        let core = &self.tree.core;
+        let size = slot.size();
+        self.check_page(data, size)?;
+        let ripas = fill.ripas(slot.desc);
+        let mut work = core.work(maint);
+        work.maintain(self.data_attrs(), data, size);
+        core.put(&slot, self.assigned(data, ripas, Level::L3));
+        core.add_count(slot.pa, 1);
+        work.publish();
+        Ok(())
     }
 
     /// How many bytes of `run` [`data_map`](Self::data_map) would map.
@@ -103,10 +128,8 @@ impl<M: TableMem> Rtt<M> {
             || (shape.leaf_ok(slot.level)
                 && slot.level >= Level::L1
                 && (run.ipa.get() | run.pa.get()) & (span - 1) == 0);
-        let vacant = |entry: &Slot<M::Table>| {
-            let is_unassigned = matches!(self.state(entry), RttState::Unassigned(_));
-            is_unassigned && entry.end() <= ipas.end.into()
-        };
+        let vacant =
+            |entry: &Slot<M::Table>| is_vacant(entry.desc) && entry.end() <= ipas.end.into();
         let count = self.entries_from(slot).take_while(vacant).count();
         if !fits || count == 0 {
             return Err(self.fault(&slot, run.ipa));
@@ -142,10 +165,7 @@ impl<M: TableMem> Rtt<M> {
         // two only the realm could write it, and cannot yet.
         work.maintain(self.data_attrs(), run.pa, size);
         for entry in self.entries_from(slot).take(count) {
-            let ripas = match fill {
-                Fill::Known => Ripas::Ram,
-                Fill::Unknown => Ripas::of(entry.desc),
-            };
+            let ripas = fill.ripas(entry.desc);
             let pa = run.pa.plus(entry.ia.since(slot.ia));
             core.put(&entry, self.assigned(pa, ripas, slot.level));
         }
@@ -179,11 +199,21 @@ impl<M: TableMem> Rtt<M> {
         maint: &mut T,
         ipa: Ipa,
     ) -> Result<Removed, RttError> {
-        // Before its end is computed, which may be nowhere.
-        let _is_page = self.protected_page(ipa)?;
-        let page = ipa..ipa.plus(self.tree.core.shape.span(Level::L3));
-        let RemovedData { pa, top, .. } = self.data_unmap(maint, page, 0)?;
-        Ok(Removed { pa, top })
+        let core = &self.tree.core;
+        let slot = self.protected_page(ipa)?;
+        let (ripas, pa) = match self.state(&slot) {
+            RttState::Assigned { ripas, pa } if slot.level == Level::L3 => (ripas, pa),
+            _ => return Err(self.fault(&slot, ipa)),
+        };
+        let _ = core.exchange(&slot, ripas.removed().unassigned());
+        core.add_count(slot.pa, -1);
+        if ripas == Ripas::Ram {
+            let _done = core.work(maint).sync_leaf(&slot);
+        }
+        Ok(Removed {
+            pa,
+            top: self.top(&slot, ipa),
+        })
     }
 
     /// Takes memory out of the realm, from the start of `range` on: what entries of
@@ -220,11 +250,7 @@ impl<M: TableMem> Rtt<M> {
             if entry.index > slot.index && size > most {
                 break;
             }
-            let blank = match ripas {
-                Ripas::Empty => Ripas::Empty,
-                Ripas::Ram | Ripas::Destroyed => Ripas::Destroyed,
-            };
-            let _ = core.exchange(&entry, blank.unassigned());
+            let _ = core.exchange(&entry, ripas.removed().unassigned());
             if ripas == Ripas::Ram {
                 let pending = work.changes.pending();
                 pending.leaves(&core.shape, entry.extent(), entry.level);

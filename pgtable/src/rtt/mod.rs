@@ -73,6 +73,16 @@ impl Ripas {
     }
 }
 
+impl Ripas {
+    /// That of an address whose memory is taken away.
+    const fn removed(self) -> Self {
+        match self {
+            Self::Empty => Self::Empty,
+            Self::Ram | Self::Destroyed => Self::Destroyed,
+        }
+    }
+}
+
 /// What a new data granule's RIPAS is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fill {

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::bench::pgtable::{self, Counted, Timed};
-use crate::bench::{boot, console};
+use crate::bench::{boot, console, memory};
 use crate::run::ending::FAILED;
 use crate::setup::{qemu, valgrind};
 use crate::ui;
@@ -28,6 +28,9 @@ enum What {
     Boot(boot::Options),
     /// What a byte on a guest's console costs, bare and under Undercroft
     Console(console::Options),
+    /// What handing memory over costs: each command, a gibibyte by pages and by
+    /// ranges, a realm, a way into a guest and out
+    Memory,
     /// The table library: instructions, stores, TLBIs, barriers, table pages
     /// of each workload in each format, what the choice of a granule costs; then
     /// nanoseconds, for information
@@ -53,6 +56,7 @@ pub fn bench(options: &Options) -> Result<u8> {
     let well = match &options.what {
         What::Boot(what) => boot(&workspace, what, options.json)?,
         What::Console(what) => console(&workspace, what, options.json)?,
+        What::Memory => memory(&workspace, options.json)?,
         What::Pgtable => pgtable(&workspace, options.json)?,
     };
     Ok(if well { 0 } else { FAILED })
@@ -92,6 +96,26 @@ fn console(workspace: &Workspace, options: &console::Options, json: bool) -> Res
         ui::print(&row)?;
     }
     Ok(row.passes())
+}
+
+fn memory(workspace: &Workspace, json: bool) -> Result<bool> {
+    let qemu = qemu::ensure(&workspace.scratch())?;
+    let rows = memory::measure(workspace, &qemu)?;
+    if !json {
+        ui::print(format_args!(
+            "instructions (QEMU {}, -icount), granules of 4 KiB\n{}",
+            qemu.version,
+            memory::HEAD
+        ))?;
+    }
+    for row in &rows {
+        if json {
+            object(row)?;
+        } else {
+            ui::print(row)?;
+        }
+    }
+    Ok(rows.iter().all(memory::Row::passes))
 }
 
 fn pgtable(workspace: &Workspace, json: bool) -> Result<bool> {

@@ -13,6 +13,8 @@ mod absent;
 #[cfg(target_os = "none")]
 mod calls;
 #[cfg(target_os = "none")]
+mod costs;
+#[cfg(target_os = "none")]
 mod cpus;
 #[cfg(target_os = "none")]
 mod devices;
@@ -72,6 +74,7 @@ mod image {
             match only {
                 "power" => crate::cpus::off_and_on(&mut suite),
                 "canary" => crate::protected::canary(&mut suite),
+                "costs" => crate::costs::measure(&mut suite),
                 "worlds" => crate::worlds::checks(&mut suite),
                 _ => {
                     suite.check("hostile/do", false, only);
