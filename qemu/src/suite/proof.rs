@@ -8,6 +8,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::call::{Call, Called};
 use super::{Case, Context, Counts, Outcome, Tier};
+use crate::bench::memory;
 use crate::setup::valgrind;
 
 /// Building included.
@@ -29,7 +30,18 @@ pub fn cases() -> Vec<Case> {
         Case::of_cargo("proof/operations", operations),
         Case::of_cargo("proof/mutants", mutants),
         Case::of_cargo("proof/speed", speed),
+        Case::new("tests/memory-costs", memory),
     ]
+}
+
+/// What handing memory over costs.
+fn memory(context: &Context) -> Result<()> {
+    let rows = memory::measure(&context.workspace, context.qemu()?)?;
+    let missed = rows.iter().find(|row| !row.passes());
+    if let Some(row) = missed {
+        bail!("a gate was missed\n{}\n{row}", memory::HEAD);
+    }
+    Ok(())
 }
 
 /// All operations of the library in random order, against the model. The full
