@@ -6,7 +6,6 @@
 //! arguments. Natively this is a library, and this program says so.
 #![cfg_attr(target_os = "none", no_std)]
 #![cfg_attr(target_os = "none", no_main)]
-#![deny(clippy::too_many_lines, clippy::too_many_arguments)]
 
 #[cfg(target_os = "none")]
 mod boot;

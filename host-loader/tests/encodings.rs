@@ -239,10 +239,6 @@ fn orders(start: &str, size: u8, rest: &str) -> Vec<String> {
 
 /// The instruction in every way that it can be written.
 fn texts(i: &Instruction) -> Vec<String> {
-    let at = match i.base {
-        Base::Register(n) => base(n),
-        Base::Pc => String::new(),
-    };
     match i.action {
         Action::General {
             direction,
@@ -268,11 +264,7 @@ fn texts(i: &Instruction) -> Vec<String> {
             size,
             widen,
         } => {
-            let name = match (direction, widen) {
-                (Direction::Store, _) => "stp",
-                (_, Widen::Zero) => "ldp",
-                _ => "ldpsw",
-            };
+            let name = of_pair(direction, widen);
             pair(i, name, [t, t2].map(|t| general(t, size, widen)))
         }
         Action::Vector {
@@ -294,23 +286,15 @@ fn texts(i: &Instruction) -> Vec<String> {
         }
         Action::Structure { .. } => structure(i),
         Action::LoadExclusive { t, t2, size } => {
-            let wide = size == 3;
-            let (what, end, text) = match t2 {
-                None => ("r", letter(size), x(t, wide)),
-                Some(t2) => ("p", "", format!("{}, {}", x(t, wide), x(t2, wide))),
-            };
+            let (what, text) = exclusive(t, t2, size);
             ["ldx", "ldax"]
-                .map(|begin| format!("{begin}{what}{end} {text}, [{at}]"))
+                .map(|begin| format!("{begin}{what} {text}, [{}]", at(i)))
                 .into()
         }
         Action::StoreExclusive { s, t, t2, size } => {
-            let wide = size == 3;
-            let (what, end, text) = match t2 {
-                None => ("r", letter(size), x(t, wide)),
-                Some(t2) => ("p", "", format!("{}, {}", x(t, wide), x(t2, wide))),
-            };
+            let (what, text) = exclusive(t, t2, size);
             ["stx", "stlx"]
-                .map(|begin| format!("{begin}{what}{end} {}, {text}, [{at}]", x(s, false)))
+                .map(|begin| format!("{begin}{what} {}, {text}, [{}]", x(s, false), at(i)))
                 .into()
         }
         Action::Atomic {
@@ -319,36 +303,58 @@ fn texts(i: &Instruction) -> Vec<String> {
             t,
             size,
         } => {
-            let start = match combine {
-                Combine::Add => "ldadd",
-                Combine::Clear => "ldclr",
-                Combine::Eor => "ldeor",
-                Combine::Set => "ldset",
-                Combine::Smax => "ldsmax",
-                Combine::Smin => "ldsmin",
-                Combine::Umax => "ldumax",
-                Combine::Umin => "ldumin",
-                Combine::Swap => "swp",
-            };
             let wide = size == 3;
-            orders(
-                start,
-                size,
-                &format!("{}, {}, [{at}]", x(s, wide), x(t, wide)),
-            )
+            let rest = format!("{}, {}, [{}]", x(s, wide), x(t, wide), at(i));
+            orders(combination(combine), size, &rest)
         }
         Action::CompareSwap { s, t, pair, size } => {
             let wide = size == 3;
             if !pair {
-                return orders(
-                    "cas",
-                    size,
-                    &format!("{}, {}, [{at}]", x(s, wide), x(t, wide)),
-                );
+                let rest = format!("{}, {}, [{}]", x(s, wide), x(t, wide), at(i));
+                return orders("cas", size, &rest);
             }
             let two = |n| format!("{}, {}", x(n, wide), x(n + 1, wide));
-            orders("casp", 2, &format!("{}, {}, [{at}]", two(s), two(t)))
+            orders("casp", 2, &format!("{}, {}, [{}]", two(s), two(t), at(i)))
         }
+    }
+}
+
+fn of_pair(direction: Direction, widen: Widen) -> &'static str {
+    match (direction, widen) {
+        (Direction::Store, _) => "stp",
+        (_, Widen::Zero) => "ldp",
+        _ => "ldpsw",
+    }
+}
+
+/// The base register.
+fn at(i: &Instruction) -> String {
+    match i.base {
+        Base::Register(n) => base(n),
+        Base::Pc => String::new(),
+    }
+}
+
+/// The end of an exclusive access's name, and its registers.
+fn exclusive(t: u8, t2: Option<u8>, size: u8) -> (String, String) {
+    let wide = size == 3;
+    match t2 {
+        None => (format!("r{}", letter(size)), x(t, wide)),
+        Some(t2) => ("p".into(), format!("{}, {}", x(t, wide), x(t2, wide))),
+    }
+}
+
+fn combination(combine: Combine) -> &'static str {
+    match combine {
+        Combine::Add => "ldadd",
+        Combine::Clear => "ldclr",
+        Combine::Eor => "ldeor",
+        Combine::Set => "ldset",
+        Combine::Smax => "ldsmax",
+        Combine::Smin => "ldsmin",
+        Combine::Umax => "ldumax",
+        Combine::Umin => "ldumin",
+        Combine::Swap => "swp",
     }
 }
 

@@ -33,18 +33,7 @@ fn tree(log: &str) -> Vec<u8> {
             fdt.property_array_u64("reg", &[base, size])?;
             fdt.end_node(node)?;
         }
-        let reserved = fdt.begin_node("reserved-memory")?;
-        fdt.property_u32("#address-cells", 2)?;
-        fdt.property_u32("#size-cells", 2)?;
-        fdt.property_null("ranges")?;
-        let node = fdt.begin_node("secure@a0000000")?;
-        fdt.property_array_u64("reg", &[0xa000_0000, 0x10_0000])?;
-        fdt.property_null("no-map")?;
-        fdt.end_node(node)?;
-        let node = fdt.begin_node("log@a1000000")?;
-        fdt.property_array_u64("reg", &[0xa100_0000, 0x1000])?;
-        fdt.end_node(node)?;
-        fdt.end_node(reserved)?;
+        reserved(&mut fdt)?;
         let cpus = fdt.begin_node("cpus")?;
         fdt.property_u32("#address-cells", 2)?;
         fdt.property_u32("#size-cells", 0)?;
@@ -91,6 +80,22 @@ fn tree(log: &str) -> Vec<u8> {
         fdt.finish()
     };
     write().unwrap()
+}
+
+/// Memory that may not be mapped, and a log.
+fn reserved(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
+    let reserved = fdt.begin_node("reserved-memory")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_null("ranges")?;
+    let node = fdt.begin_node("secure@a0000000")?;
+    fdt.property_array_u64("reg", &[0xa000_0000, 0x10_0000])?;
+    fdt.property_null("no-map")?;
+    fdt.end_node(node)?;
+    let node = fdt.begin_node("log@a1000000")?;
+    fdt.property_array_u64("reg", &[0xa100_0000, 0x1000])?;
+    fdt.end_node(node)?;
+    fdt.end_node(reserved)
 }
 
 #[test]

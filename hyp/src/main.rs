@@ -5,7 +5,6 @@
 //! `primary_main`, which takes charge of memory and begins the host. A PE that
 //! the host turns on comes by `started_main`, whether it booted or not.
 #![cfg_attr(target_os = "none", no_std, no_main)]
-#![deny(clippy::too_many_lines, clippy::too_many_arguments)]
 
 #[cfg(target_os = "none")]
 mod image {

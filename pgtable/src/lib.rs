@@ -1,7 +1,6 @@
 #![doc = include_str!("../README.md")]
 #![no_std]
 #![forbid(unsafe_code)]
-#![deny(clippy::too_many_lines, clippy::too_many_arguments)]
 
 mod addr;
 mod attrs;

@@ -61,6 +61,10 @@ type Operation = fn(&mut Stage2<&Plain>, &mut Cpu<'_>, Ipa, &mut Budget, &mut Ve
 
 /// Every operation on a range that takes a budget, on `[ipa, SIZE)`.
 fn operations() -> Vec<(&'static str, Operation)> {
+    [mappings(), removals(), changes()].concat()
+}
+
+fn mappings() -> Vec<(&'static str, Operation)> {
     vec![
         ("map", |tree, cpu, ipa, budget, _| {
             let pa = Pa::new(128 * GIB + ipa.get());
@@ -76,73 +80,55 @@ fn operations() -> Vec<(&'static str, Operation)> {
             let mut sink = |leaf: RemovedLeaf| told.push(leaf.ipa().get());
             tree.map_exclusive(cpu, &map, &mut sink, budget)
         }),
+    ]
+}
+
+/// The rest of the range, blocks at its ends split.
+fn rest(ipa: Ipa) -> Unmap {
+    Unmap::new(ipa, SIZE - ipa.get()).partial(Partial::Split)
+}
+
+fn removals() -> Vec<(&'static str, Operation)> {
+    vec![
         ("unmap", |tree, cpu, ipa, budget, told| {
-            let (size, split) = (SIZE - ipa.get(), Partial::Split);
             let mut sink = |leaf: RemovedLeaf| told.push(leaf.ipa().get());
-            tree.unmap(
-                cpu,
-                &Unmap::new(ipa, size).partial(split),
-                &mut sink,
-                budget,
-            )
+            tree.unmap(cpu, &rest(ipa), &mut sink, budget)
         }),
         ("unmap unasked", |tree, cpu, ipa, budget, _| {
-            let (size, split) = (SIZE - ipa.get(), Partial::Split);
-            tree.unmap(
-                cpu,
-                &Unmap::new(ipa, size).partial(split),
-                &mut Ignore,
-                budget,
-            )
+            tree.unmap(cpu, &rest(ipa), &mut Ignore, budget)
         }),
         ("unmap_leaves", |tree, cpu, ipa, budget, told| {
-            let (size, split) = (SIZE - ipa.get(), Partial::Split);
             let mut sink = |leaf: RemovedLeaf| told.push(leaf.ipa().get());
-            tree.unmap_leaves(
-                cpu,
-                &Unmap::new(ipa, size).partial(split),
-                &mut sink,
-                budget,
-            )
+            tree.unmap_leaves(cpu, &rest(ipa), &mut sink, budget)
         }),
         ("unmap_later", |tree, cpu, ipa, budget, told| {
             let mut gather = tree.gather();
-            let (size, split) = (SIZE - ipa.get(), Partial::Split);
-            let done = tree.unmap_later(
-                cpu,
-                UnmapLater::new(ipa, size, &mut gather).partial(split),
-                budget,
-                |leaf| {
-                    told.push(leaf.ipa().get());
-                    drop(leaf);
-                },
-            );
+            let range = UnmapLater::new(ipa, SIZE - ipa.get(), &mut gather);
+            let done = tree.unmap_later(cpu, range.partial(Partial::Split), budget, |leaf| {
+                told.push(leaf.ipa().get());
+                drop(leaf);
+            });
             let _synced = tree.sync(cpu, gather).expect("of this tree");
             done
         }),
         ("annotate", |tree, cpu, ipa, budget, told| {
             let note = Annotation::new(0x80).expect("bits 1:0 are zero");
-            let (size, split) = (SIZE - ipa.get(), Partial::Split);
             let mut sink = |leaf: RemovedLeaf| told.push(leaf.ipa().get());
-            tree.unmap(
-                cpu,
-                &Unmap::new(ipa, size).partial(split).leaving(note),
-                &mut sink,
-                budget,
-            )
+            tree.unmap(cpu, &rest(ipa).leaving(note), &mut sink, budget)
         }),
+    ]
+}
+
+/// Of leaves that stay.
+fn changes() -> Vec<(&'static str, Operation)> {
+    vec![
         ("protect", |tree, cpu, ipa, budget, _| {
             let permissions = Permissions {
                 access: Access::Read,
                 execute: Execute::Never,
             };
-            let (size, split) = (SIZE - ipa.get(), Partial::Split);
-            tree.protect(
-                cpu,
-                Sweep::new(ipa, size).partial(split),
-                permissions,
-                budget,
-            )
+            let range = Sweep::new(ipa, SIZE - ipa.get()).partial(Partial::Split);
+            tree.protect(cpu, range, permissions, budget)
         }),
         ("write_protect", |tree, cpu, ipa, budget, _| {
             tree.write_protect(cpu, Sweep::new(ipa, SIZE - ipa.get()), budget)

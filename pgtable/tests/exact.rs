@@ -296,110 +296,160 @@ fn neighbours_are_replaced_together() {
     }
 }
 
+/// A CPU and a kind of memory, and what its caches are owed for it.
+struct Cached {
+    features: Features,
+    attrs: Attrs,
+    /// The guest may reach the memory past the caches.
+    cleans: bool,
+    /// Stale instructions may be fetched.
+    fetches: bool,
+}
+
+impl Cached {
+    /// All of them.
+    fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for bits in 0..8u8 {
+            let features = Features {
+                fwb: bits & 1 != 0,
+                dic: bits & 2 != 0,
+                xnx: bits & 4 != 0,
+                ..MODERN
+            };
+            let mut executes = vec![Execute::All, Execute::Never];
+            if features.xnx {
+                executes.extend([Execute::El0, Execute::El1]);
+            }
+            for execute in executes {
+                for memory in [
+                    Memory::Normal,
+                    Memory::FromStage1,
+                    Memory::NormalNonCacheable,
+                    Memory::Device(Device::GRE),
+                ] {
+                    let cleans = match memory {
+                        Memory::Normal => !features.fwb,
+                        Memory::FromStage1 | Memory::NormalNonCacheable => true,
+                        Memory::Device(_) => false,
+                    };
+                    all.push(Self {
+                        features,
+                        attrs: Attrs::MEMORY.memory(memory).execute(execute),
+                        cleans,
+                        fetches: !features.dic && execute != Execute::Never,
+                    });
+                }
+            }
+        }
+        all
+    }
+
+    /// What is due before a guest has this memory.
+    fn due(&self, pa: u64, size: u64) -> Vec<Step> {
+        let mut due = Vec::new();
+        due.extend(self.cleans.then(|| clean(pa, size)));
+        let fetch = Step::Cache(CacheOp::InvalidateInstructions);
+        due.extend(self.fetches.then_some(fetch));
+        due
+    }
+
+    fn what(&self) -> String {
+        format!("{:?} {:?}", self.features, self.attrs)
+    }
+}
+
+fn clean(pa: u64, size: u64) -> Step {
+    let pa = Pa::new(pa);
+    Step::Cache(CacheOp::CleanInvalidateData { pa, size })
+}
+
+/// The cache maintenance since the last look.
+fn cached(mem: &Plain) -> Vec<Step> {
+    let mut steps = steps(mem);
+    steps.retain(|step| matches!(step, Step::Cache(_)));
+    steps
+}
+
+/// One page as a fault maps it, three in a row, a block.
+const MAPPED: [(u64, u64, u64, Leaves); 3] = [
+    (0, GIB, PAGE, Leaves::Exactly(Level::L3)),
+    (PAGE, 2 * GIB, 3 * PAGE, Leaves::Largest),
+    (MIB2, 3 * GIB, MIB2, Leaves::Largest),
+];
+
+fn map_all(tree: &Stage2<&Plain>, cpu: &mut Cpu<'_>, attrs: Attrs, mut each: impl FnMut(&Map)) {
+    for (ipa, pa, size, leaves) in MAPPED {
+        let map = Map::new(Ipa::new(ipa), Pa::new(pa), size, attrs).leaves(leaves);
+        tree.map(cpu, &map, &mut all()).expect("mapped");
+        each(&map);
+    }
+}
+
 /// What memory a mapping cleans, and whose instructions it synchronises.
 #[test]
 fn caches_are_maintained_where_this_cpu_needs_it() {
-    let clean = |pa, size| {
-        Step::Cache(CacheOp::CleanInvalidateData {
-            pa: Pa::new(pa),
-            size,
-        })
-    };
-    let fetch = Step::Cache(CacheOp::InvalidateInstructions);
-    for bits in 0..8u8 {
-        let features = Features {
-            fwb: bits & 1 != 0,
-            dic: bits & 2 != 0,
-            xnx: bits & 4 != 0,
-            ..MODERN
-        };
-        let mut executes = vec![Execute::All, Execute::Never];
-        if features.xnx {
-            executes.extend([Execute::El0, Execute::El1]);
+    for case in Cached::all() {
+        let (mem, what) = (Plain::new(PAGE), case.what());
+        let (tree, mut cpu) = tree(&mem, case.features);
+        map_all(&tree, &mut cpu, case.attrs, |map| {
+            let due = case.due(map.pa.get(), map.size);
+            assert_eq!(cached(&mem), due, "{what}");
+        });
+        for (ipa, pa, size, leaves) in MAPPED {
+            let map = Map::new(Ipa::new(4 * GIB + ipa), Pa::new(pa), size, case.attrs);
+            let skip = map.leaves(leaves).caches(Caches::Skip);
+            tree.map(&mut cpu, &skip, &mut all()).expect("mapped");
+            assert_eq!(cached(&mem), [], "{what}");
         }
-        for execute in executes {
-            for memory in [
-                Memory::Normal,
-                Memory::FromStage1,
-                Memory::NormalNonCacheable,
-                Memory::Device(Device::GRE),
-            ] {
-                // Memory that the guest may reach past the caches.
-                let cleans = match memory {
-                    Memory::Normal => !features.fwb,
-                    Memory::FromStage1 | Memory::NormalNonCacheable => true,
-                    Memory::Device(_) => false,
-                };
-                let fetches = !features.dic && execute != Execute::Never;
-                let attrs = Attrs::MEMORY.memory(memory).execute(execute);
-                let what = format!("{features:?} {attrs:?}");
-                let mem = Plain::new(PAGE);
-                let (mut tree, mut cpu) = tree(&mem, features);
-                let cache = |mem: &Plain| {
-                    let mut steps = steps(mem);
-                    steps.retain(|step| matches!(step, Step::Cache(_)));
-                    steps
-                };
-                let due = |pa, size| {
-                    let mut due = Vec::new();
-                    due.extend(cleans.then(|| clean(pa, size)));
-                    due.extend(fetches.then_some(fetch));
-                    due
-                };
-                // One page as a fault maps it, three in a row, a block.
-                for (ipa, pa, size, leaves) in [
-                    (0, GIB, PAGE, Leaves::Exactly(Level::L3)),
-                    (PAGE, 2 * GIB, 3 * PAGE, Leaves::Largest),
-                    (MIB2, 3 * GIB, MIB2, Leaves::Largest),
-                ] {
-                    let map = Map::new(Ipa::new(ipa), Pa::new(pa), size, attrs).leaves(leaves);
-                    tree.map(&mut cpu, &map, &mut all()).expect("mapped");
-                    assert_eq!(cache(&mem), due(pa, size), "{what}");
-                    let skip = Map {
-                        ipa: Ipa::new(4 * GIB + ipa),
-                        ..map
-                    }
-                    .caches(Caches::Skip);
-                    tree.map(&mut cpu, &skip, &mut all()).expect("mapped");
-                    assert_eq!(cache(&mem), [], "{what}");
-                }
-                // A frozen entry that becomes a leaf.
-                let frozen = tree.freeze(Ipa::new(6 * PAGE), Level::L3).expect("empty");
-                let to = Pa::new(5 * GIB);
-                frozen
-                    .commit(&mut cpu, Change::Leaf(to, attrs))
-                    .expect("committed");
-                assert_eq!(cache(&mem), due(5 * GIB, PAGE), "{what}");
-                // A flush of parts of it.
-                let flushed =
-                    tree.flush_caches(&mut cpu, Ipa::new(2 * PAGE), MIB2 + 3 * PAGE, &mut all());
-                assert_eq!(flushed, Ok(Ipa::new(MIB2 + 5 * PAGE)));
-                let mut want = Vec::new();
-                if cleans {
-                    want = vec![
-                        clean(2 * GIB + PAGE, PAGE),
-                        clean(2 * GIB + 2 * PAGE, PAGE),
-                        clean(5 * GIB, PAGE),
-                        clean(3 * GIB, 5 * PAGE),
-                    ];
-                }
-                assert_eq!(steps(&mem), want, "{what}");
-                // Gone: what the guest wrote past the cache must be found.
-                let mut told = Vec::new();
-                let mut sink = |leaf: RemovedLeaf| told.push(leaf.pa().get());
-                let ipa = Ipa::new(MIB2);
-                tree.unmap(
-                    &mut cpu,
-                    &Unmap::new(ipa, MIB2).partial(Partial::Refuse),
-                    &mut sink,
-                    &mut all(),
-                )
-                .expect("unmapped");
-                let want = (cleans && !features.fwb).then(|| clean(3 * GIB, MIB2));
-                assert_eq!(cache(&mem), Vec::from_iter(want), "{what}");
-                assert_eq!(told, [3 * GIB]);
-            }
+        // A frozen entry that becomes a leaf.
+        let frozen = tree.freeze(Ipa::new(6 * PAGE), Level::L3).expect("empty");
+        let leaf = Change::Leaf(Pa::new(5 * GIB), case.attrs);
+        frozen.commit(&mut cpu, leaf).expect("committed");
+        assert_eq!(cached(&mem), case.due(5 * GIB, PAGE), "{what}");
+    }
+}
+
+/// A flush cleans what is mapped in its range, each leaf as far as it lies there.
+#[test]
+fn a_flush_cleans_what_the_guest_may_reach_past_the_caches() {
+    for case in Cached::all() {
+        let mem = Plain::new(PAGE);
+        let (tree, mut cpu) = tree(&mem, case.features);
+        map_all(&tree, &mut cpu, case.attrs, |_| ());
+        mem.forget();
+        let (from, size) = (Ipa::new(2 * PAGE), MIB2 + 3 * PAGE);
+        let flushed = tree.flush_caches(&mut cpu, from, size, &mut all());
+        assert_eq!(flushed, Ok(Ipa::new(MIB2 + 5 * PAGE)));
+        let mut want = Vec::new();
+        if case.cleans {
+            want = vec![
+                clean(2 * GIB + PAGE, PAGE),
+                clean(2 * GIB + 2 * PAGE, PAGE),
+                clean(3 * GIB, 5 * PAGE),
+            ];
         }
+        assert_eq!(steps(&mem), want, "{}", case.what());
+    }
+}
+
+/// What the guest wrote past the cache must be found by who gets the memory.
+#[test]
+fn removed_memory_is_cleaned_where_the_cpu_does_not_force_caches() {
+    for case in Cached::all() {
+        let mem = Plain::new(PAGE);
+        let (mut tree, mut cpu) = tree(&mem, case.features);
+        map_all(&tree, &mut cpu, case.attrs, |_| ());
+        mem.forget();
+        let mut told = Vec::new();
+        let mut sink = |leaf: RemovedLeaf| told.push(leaf.pa().get());
+        let range = Unmap::new(Ipa::new(MIB2), MIB2).partial(Partial::Refuse);
+        tree.unmap(&mut cpu, &range, &mut sink, &mut all())
+            .expect("unmapped");
+        let due = case.cleans && !case.features.fwb;
+        let want = due.then(|| clean(3 * GIB, MIB2));
+        assert_eq!(cached(&mem), Vec::from_iter(want), "{}", case.what());
+        assert_eq!(told, [3 * GIB]);
     }
 }
 

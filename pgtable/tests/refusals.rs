@@ -5,9 +5,9 @@ mod plain;
 
 use pgtable::{
     Access, Age, Annotation, Attrs, Budget, Change, ConfigError, El2Attrs, El2Config, El2Map,
-    El2Range, Error, Execute, Features, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level, Map,
-    Next, Over, Pa, Partial, Permissions, RemovedLeaf, Split, Stage2, Stage2Config, Stage2Regs,
-    Start, Stopped, Sweep, TableMem, Unmap, UnmapLater, Va, Vmid,
+    El2Range, Error, Execute, Features, Geometry, Granule, Ignore, Ipa, Leaves, Level, Map, Next,
+    Over, Pa, Partial, Permissions, RemovedLeaf, Split, Stage2, Stage2Config, Stage2Regs, Start,
+    Stopped, Sweep, TableMem, Unmap, UnmapLater, Va, Vmid,
 };
 use plain::{Cpu, Did, Plain};
 
@@ -108,10 +108,10 @@ type RangeOp = fn(&mut Stage2<&Plain>, &mut Cpu<'_>, Ipa, u64) -> Result<Ipa, St
 
 /// Every operation on a range of IPAs.
 fn range_operations() -> Vec<(&'static str, RangeOp)> {
-    const PERMISSIONS: Permissions = Permissions {
-        access: Access::Read,
-        execute: Execute::Never,
-    };
+    [mappings(), removals(), changes(), looks()].concat()
+}
+
+fn mappings() -> Vec<(&'static str, RangeOp)> {
     vec![
         ("map", |tree, cpu, ipa, size| {
             let map = Map::new(ipa, Pa::new(0), size, Attrs::MEMORY);
@@ -126,6 +126,11 @@ fn range_operations() -> Vec<(&'static str, RangeOp)> {
             let map = Map::new(ipa, Pa::new(0), size, Attrs::MEMORY).over(Over::Anything);
             tree.map_exclusive(cpu, &map, &mut Ignore, &mut all())
         }),
+    ]
+}
+
+fn removals() -> Vec<(&'static str, RangeOp)> {
+    vec![
         ("unmap", |tree, cpu, ipa, size| {
             tree.unmap(cpu, &Unmap::new(ipa, size), &mut Ignore, &mut all())
         }),
@@ -152,17 +157,19 @@ fn range_operations() -> Vec<(&'static str, RangeOp)> {
                 &mut all(),
             )
         }),
+    ]
+}
+
+/// Of leaves that stay.
+fn changes() -> Vec<(&'static str, RangeOp)> {
+    const PERMISSIONS: Permissions = Permissions {
+        access: Access::Read,
+        execute: Execute::Never,
+    };
+    vec![
         ("protect", |tree, cpu, ipa, size| {
-            let (partial, flush) = (Partial::Split, Flush::Now);
-            tree.protect(
-                cpu,
-                Sweep {
-                    flush,
-                    ..Sweep::new(ipa, size).partial(partial)
-                },
-                PERMISSIONS,
-                &mut all(),
-            )
+            let range = Sweep::new(ipa, size).partial(Partial::Split);
+            tree.protect(cpu, range, PERMISSIONS, &mut all())
         }),
         ("write_protect", |tree, cpu, ipa, size| {
             tree.write_protect(cpu, Sweep::new(ipa, size), &mut all())
@@ -198,6 +205,11 @@ fn range_operations() -> Vec<(&'static str, RangeOp)> {
                 &mut all(),
             )
         }),
+    ]
+}
+
+fn looks() -> Vec<(&'static str, RangeOp)> {
+    vec![
         ("walk", |tree, _, ipa, size| {
             tree.walk(ipa, size, &mut all(), |_| Next::Descend)
         }),
@@ -347,14 +359,13 @@ fn output_outside_the_space_or_inside_a_page() {
     }
 }
 
-/// Attributes, levels, and what must be aligned to a level's span.
+/// Permissions that this CPU has no bits for.
 #[test]
-fn leaves_that_cannot_be() {
+fn attributes_that_cannot_be() {
     for geometry in geometries() {
         let bench = Bench::new(geometry);
-        let (mut tree, mut cpu) = bench.tree();
-        let page = bench.page();
-        let ipa = Ipa::new(0);
+        let (tree, mut cpu) = bench.tree();
+        let (ipa, page) = (Ipa::new(0), bench.page());
         for execute in [Execute::El0, Execute::El1] {
             let attrs = Attrs::MEMORY.execute(execute);
             for leaves in [Leaves::Largest, Leaves::Exactly(Level::L3)] {
@@ -367,43 +378,74 @@ fn leaves_that_cannot_be() {
                 access: Access::Read,
                 execute,
             };
-            let (partial, flush) = (Partial::Split, Flush::Now);
-            let done = tree.protect(
-                &mut cpu,
-                Sweep {
-                    flush,
-                    ..Sweep::new(ipa, page).partial(partial)
-                },
-                permissions,
-                &mut all(),
-            );
+            let range = Sweep::new(ipa, page).partial(Partial::Split);
+            let done = tree.protect(&mut cpu, range, permissions, &mut all());
             assert_eq!(done.map_err(|stopped| stopped.why), Err(Error::Attributes));
         }
         untouched(&bench.mem, "attributes");
-        for number in -1..=3 {
-            let level = Level::new(number).expect("a level");
-            let span = geometry.span(level);
-            let may = geometry.leaf_ok(level) && level >= geometry.start();
-            if !may {
-                let map = Map::new(ipa, Pa::new(0), span.min(bench.end()), Attrs::MEMORY)
-                    .leaves(Leaves::Exactly(level));
-                let why = Error::BlockLevel { level };
-                let stopped = Err(Stopped { why, next: ipa });
-                // Above the root spans may be larger than any space.
-                let fits = bench.end().min(1 << geometry.shape().oa_bits());
-                if (page..=fits).contains(&span) {
-                    assert_eq!(
-                        tree.map(&mut cpu, &map, &mut all()),
-                        stopped,
-                        "{geometry:?}"
-                    );
-                    let done = tree.map_exclusive(&mut cpu, &map, &mut Ignore, &mut all());
-                    assert_eq!(done, stopped, "{geometry:?}");
-                }
-                untouched(&bench.mem, "level");
-                continue;
+    }
+}
+
+/// Every level, with its span and whether the tree may have leaves there.
+fn levels(geometry: &Geometry) -> Vec<(Level, u64, bool)> {
+    let level = |number| {
+        let level = Level::new(number).expect("a level");
+        let may = geometry.leaf_ok(level) && level >= geometry.start();
+        (level, geometry.span(level), may)
+    };
+    (-1..=3).map(level).collect()
+}
+
+/// What both the IPA space and the memory have room for.
+fn room(bench: &Bench) -> u64 {
+    bench.end().min(1 << bench.geometry.shape().oa_bits())
+}
+
+#[test]
+fn levels_that_have_no_leaves() {
+    for geometry in geometries() {
+        let bench = Bench::new(geometry);
+        let (mut tree, mut cpu) = bench.tree();
+        let (ipa, page) = (Ipa::new(0), bench.page());
+        for (level, span, may) in levels(&geometry) {
+            let why = Error::BlockLevel { level };
+            let refused = Err(Stopped { why, next: ipa });
+            // Above the root spans may be larger than any space.
+            if !may && (page..=room(&bench)).contains(&span) {
+                let leaves = Leaves::Exactly(level);
+                let map = Map::new(ipa, Pa::new(0), span, Attrs::MEMORY).leaves(leaves);
+                let done = tree.map(&mut cpu, &map, &mut all());
+                assert_eq!(done, refused, "{geometry:?}");
+                let done = tree.map_exclusive(&mut cpu, &map, &mut Ignore, &mut all());
+                assert_eq!(done, refused, "{geometry:?}");
             }
-            if level == Level::L3 || 2 * span > bench.end().min(1 << geometry.shape().oa_bits()) {
+            let split = Split {
+                ipa,
+                size: page,
+                to: level,
+            };
+            let none = |_| panic!("a page wanted");
+            let done = tree.split(&mut cpu, &split, none, &mut all());
+            let want = if geometry.leaf_ok(level) {
+                Ok(Ipa::new(page))
+            } else {
+                refused
+            };
+            assert_eq!(done, want, "{level} {geometry:?}");
+        }
+        untouched(&bench.mem, "level");
+    }
+}
+
+/// What is forced to a level keeps to its span: IPA, PA and size.
+#[test]
+fn leaves_that_are_not_aligned_to_their_span() {
+    for geometry in geometries() {
+        let bench = Bench::new(geometry);
+        let (tree, mut cpu) = bench.tree();
+        let page = bench.page();
+        for (level, span, may) in levels(&geometry) {
+            if !may || level == Level::L3 || 2 * span > room(&bench) {
                 continue;
             }
             for (at, to, size) in [
@@ -417,42 +459,15 @@ fn leaves_that_cannot_be() {
                 (0, 0, span + page),
                 (0, 0, page),
             ] {
-                let ipa = Ipa::new(at);
-                let map =
-                    Map::new(ipa, Pa::new(to), size, Attrs::MEMORY).leaves(Leaves::Exactly(level));
+                let next = Ipa::new(at);
+                let leaves = Leaves::Exactly(level);
+                let map = Map::new(next, Pa::new(to), size, Attrs::MEMORY).leaves(leaves);
                 let why = Error::Align;
                 let done = tree.map(&mut cpu, &map, &mut all());
-                assert_eq!(
-                    done,
-                    Err(Stopped { why, next: ipa }),
-                    "{map:?} {geometry:?}"
-                );
-                untouched(&bench.mem, "span");
+                assert_eq!(done, Err(Stopped { why, next }), "{map:?} {geometry:?}");
             }
         }
-        // A split to a level that has no leaves.
-        for number in -1..=3 {
-            let level = Level::new(number).expect("a level");
-            let none = |_| panic!("a page wanted");
-            let done = tree.split(
-                &mut cpu,
-                &Split {
-                    ipa,
-                    size: page,
-                    to: level,
-                },
-                none,
-                &mut all(),
-            );
-            let want = if geometry.leaf_ok(level) {
-                Ok(Ipa::new(page))
-            } else {
-                let why = Error::BlockLevel { level };
-                Err(Stopped { why, next: ipa })
-            };
-            assert_eq!(done, want, "{level} {geometry:?}");
-        }
-        untouched(&bench.mem, "split");
+        untouched(&bench.mem, "span");
     }
 }
 
@@ -563,25 +578,36 @@ fn a_subtree_keeps_to_its_span() {
     assert_eq!(bench.mem.live(), 0);
 }
 
-/// What stands there says no: with the level of it, and changing nothing.
-#[test]
-fn what_stands_in_the_way() {
-    let bench = Bench::new(geometry(Granule::K4, 40, 48, false));
-    let (mut tree, mut cpu) = bench.tree();
-    let (page, mib2) = (4096u64, 2u64 << 20);
-    let block = Map::new(Ipa::new(0), Pa::new(0), mib2, Attrs::MEMORY);
-    let pages = Map::new(Ipa::new(mib2), Pa::new(mib2), page, Attrs::MEMORY);
-    tree.map(&mut cpu, &block, &mut all()).expect("mapped");
-    tree.map(&mut cpu, &pages, &mut all()).expect("mapped");
+const MIB2: u64 = 2 << 20;
+
+/// A block of 2 MiB at 0, and a page at the beginning of the next 2 MiB.
+fn furnished(bench: &Bench) -> (Stage2<&Plain>, Cpu<'_>) {
+    let (tree, mut cpu) = bench.tree();
+    for (at, size) in [(0, MIB2), (MIB2, 4096)] {
+        let map = Map::new(Ipa::new(at), Pa::new(at), size, Attrs::MEMORY);
+        tree.map(&mut cpu, &map, &mut all()).expect("mapped");
+    }
     bench.mem.forget();
-    let refused = |done: Result<Ipa, Stopped<Ipa>>| done.map_err(|stopped| stopped.why);
-    // Another leaf where one is, a page under a block, a block over a table.
+    (tree, cpu)
+}
+
+fn refused(done: Result<Ipa, Stopped<Ipa>>) -> Result<Ipa, Error> {
+    done.map_err(|stopped| stopped.why)
+}
+
+/// What stands there says no, with its level: another leaf where one is, a
+/// page under a block, a block over a table.
+#[test]
+fn what_a_mapping_meets() {
+    let page = 4096;
+    let bench = Bench::new(geometry(Granule::K4, 40, 48, false));
+    let (tree, mut cpu) = furnished(&bench);
     for (ipa, pa, size, leaves, level) in [
-        (0, mib2, mib2, Leaves::Largest, Level::L2),
+        (0, MIB2, MIB2, Leaves::Largest, Level::L2),
         (0, 4 * page, page, Leaves::Exactly(Level::L3), Level::L2),
-        (0, mib2, mib2, Leaves::Exactly(Level::L2), Level::L2),
-        (mib2, 0, mib2, Leaves::Exactly(Level::L2), Level::L2),
-        (mib2, 0, page, Leaves::Exactly(Level::L3), Level::L3),
+        (0, MIB2, MIB2, Leaves::Exactly(Level::L2), Level::L2),
+        (MIB2, 0, MIB2, Leaves::Exactly(Level::L2), Level::L2),
+        (MIB2, 0, page, Leaves::Exactly(Level::L3), Level::L3),
     ] {
         for over in [Over::Nothing, Over::Invalid] {
             let map = Map::new(Ipa::new(ipa), Pa::new(pa), size, Attrs::MEMORY)
@@ -595,80 +621,62 @@ fn what_stands_in_the_way() {
     // A fault's quick way tells late that the entry is taken.
     let harmless = |did: &Did| matches!(did, Did::Barrier(_) | Did::Lost { .. });
     assert!(changes.iter().all(harmless), "{changes:?}");
-    let over = Map::new(Ipa::new(mib2), Pa::new(0), mib2, Attrs::MEMORY).over(Over::Anything);
+    let over = Map::new(Ipa::new(MIB2), Pa::new(0), MIB2, Attrs::MEMORY).over(Over::Anything);
     let done = refused(tree.map(&mut cpu, &over, &mut all()));
     assert_eq!(done, Err(Error::NeedsExclusive { level: Level::L2 }));
-    // Ends inside a block.
+    untouched(&bench.mem, "in the way");
+}
+
+/// Ranges that end inside a block, where none is to be split.
+#[test]
+fn ends_inside_a_block() {
+    let page = 4096;
+    let bench = Bench::new(geometry(Granule::K4, 40, 48, false));
+    let (mut tree, mut cpu) = furnished(&bench);
     let inside = Err(Error::InsideBlock { level: Level::L2 });
-    for (ipa, size) in [(0, page), (page, mib2 - page), (page, page)] {
+    let refuse = Partial::Refuse;
+    let read = Permissions {
+        access: Access::Read,
+        execute: Execute::All,
+    };
+    for (ipa, size) in [(0, page), (page, MIB2 - page), (page, page)] {
         let ipa = Ipa::new(ipa);
-        let (refuse, sink) = (Partial::Refuse, &mut Ignore);
-        let done = tree.unmap(
-            &mut cpu,
-            &Unmap::new(ipa, size).partial(refuse),
-            sink,
-            &mut all(),
-        );
+        let range = &Unmap::new(ipa, size).partial(refuse);
+        let done = tree.unmap(&mut cpu, range, &mut Ignore, &mut all());
         assert_eq!(refused(done), inside);
-        let done = tree.unmap_leaves(
-            &mut cpu,
-            &Unmap::new(ipa, size).partial(refuse),
-            sink,
-            &mut all(),
-        );
+        let done = tree.unmap_leaves(&mut cpu, range, &mut Ignore, &mut all());
         assert_eq!(refused(done), inside);
-        let permissions = Permissions {
-            access: Access::Read,
-            execute: Execute::All,
-        };
-        let now = Flush::Now;
-        let done = tree.protect(
-            &mut cpu,
-            Sweep {
-                flush: now,
-                ..Sweep::new(ipa, size).partial(refuse)
-            },
-            permissions,
-            &mut all(),
-        );
+        let sweep = Sweep::new(ipa, size).partial(refuse);
+        let done = tree.protect(&mut cpu, sweep, read, &mut all());
         assert_eq!(refused(done), inside);
         let mut gather = tree.gather();
-        let done = tree.unmap_later(
-            &mut cpu,
-            UnmapLater::new(ipa, size, &mut gather).partial(refuse),
-            &mut all(),
-            |_| panic!("a leaf"),
-        );
+        let later = UnmapLater::new(ipa, size, &mut gather).partial(refuse);
+        let done = tree.unmap_later(&mut cpu, later, &mut all(), |_| panic!("a leaf"));
         assert_eq!(refused(done), inside);
         let _synced = tree.sync(&mut cpu, gather).expect("of this tree");
     }
-    // Tables and members of the wrong kind.
-    let at = Ipa::new(mib2);
-    assert_eq!(
-        tree.freeze(at, Level::L2).err(),
-        Some(Error::Exists { level: Level::L2 })
-    );
-    assert_eq!(
-        tree.fold(&mut cpu, at, Level::L2),
-        Err(Error::Mismatch { level: Level::L3 })
-    );
-    assert_eq!(
-        tree.fold(&mut cpu, at, Level::L3),
-        Err(Error::Missing { level: Level::L3 })
-    );
-    assert_eq!(
-        tree.fold(&mut cpu, Ipa::new(0), Level::L2),
-        Err(Error::Missing { level: Level::L2 })
-    );
-    assert_eq!(
-        tree.set_contiguous(&mut cpu, at),
-        Err(Error::Mismatch { level: Level::L3 })
-    );
-    assert_eq!(
-        tree.set_contiguous(&mut cpu, Ipa::new(mib2 + 20 * page)),
-        Err(Error::Missing { level: Level::L3 })
-    );
-    untouched(&bench.mem, "in the way");
+    untouched(&bench.mem, "inside a block");
+}
+
+/// Tables, groups and entries of a kind that the operation is not for.
+#[test]
+fn entries_of_the_wrong_kind() {
+    let bench = Bench::new(geometry(Granule::K4, 40, 48, false));
+    let (mut tree, mut cpu) = furnished(&bench);
+    let (at, block) = (Ipa::new(MIB2), Ipa::new(0));
+    let frozen = tree.freeze(at, Level::L2).err();
+    assert_eq!(frozen, Some(Error::Exists { level: Level::L2 }));
+    let cpu = &mut cpu;
+    let mismatch = Err(Error::Mismatch { level: Level::L3 });
+    let missing = |level| Err(Error::Missing { level });
+    assert_eq!(tree.fold(cpu, at, Level::L2), mismatch);
+    assert_eq!(tree.fold(cpu, at, Level::L3), missing(Level::L3));
+    assert_eq!(tree.fold(cpu, block, Level::L2), missing(Level::L2));
+    assert_eq!(tree.set_contiguous(cpu, at), mismatch.map(drop));
+    let hole = Ipa::new(MIB2 + 20 * 4096);
+    let done = tree.set_contiguous(cpu, hole);
+    assert_eq!(done, missing(Level::L3).map(drop));
+    untouched(&bench.mem, "of the wrong kind");
 }
 
 /// Without hardware dirty state nothing can be harvested.

@@ -8,7 +8,7 @@ use judge::{Cpu, Judge, own};
 use mmu_model::{EventKind, Owner, Reg};
 use pgtable::{
     Attrs, Budget, ChangeDestroyed, Features, Fill, Geometry, Granule, HostPages, Ipa, Level, Pa,
-    RemovedLeaf, Ripas, Rtt, RttAt, RttError, RttState, Stage2Config, TableMem, Vmid,
+    Removed, RemovedLeaf, Ripas, Rtt, RttAt, RttError, RttState, Stage2Config, TableMem, Vmid,
 };
 use std::collections::HashMap;
 
@@ -501,178 +501,166 @@ impl Realm<'_> {
         self.fold(cpu, base, 2);
     }
 
+    /// One command, by the bits of a number.
     fn step(&mut self, numbers: &mut Seeded) {
-        let judge = self.judge;
         let kind = numbers.number();
-        judge.pe.set((kind >> 16 & 1) as u8);
-        let mut cpu = Cpu(judge);
+        self.judge.pe.set((kind >> 16 & 1) as u8);
         let ipa = self.ipa(numbers);
-        let geometry = self.reference.geometry;
-        let start = geometry.start().get();
+        let start = self.reference.geometry.start().get();
         let level = start + (numbers.number() % (4 - start) as u64) as i8;
-        let typed = Level::new(level).unwrap();
-        let table_ipa = if kind >> 20 & 7 == 0 || level == start {
-            ipa
-        } else {
-            ipa & !(self.reference.span(level - 1) - 1)
-        };
-        let at = Ipa::new(ipa);
+        let call = Call { kind, ipa, level };
+        let cpu = &mut Cpu(self.judge);
         match kind % 16 {
-            0..=3 => {
-                // Down to a random depth, as a host does.
-                self.create(&mut cpu, table_ipa, level);
-            }
-            4 | 5 => {
-                let mut gone = Vec::new();
-                let mut sink = |leaf: RemovedLeaf| gone.push((leaf.pa().get(), leaf.size()));
-                let got = in_steps(kind, |budget| {
-                    let table = Ipa::new(table_ipa);
-                    self.rtt
-                        .destroy(&mut cpu, RttAt::new(table, typed), &mut sink, budget)
-                });
-                let want = self.reference.destroy(table_ipa, level);
-                if let Ok(removed) = got {
-                    give_back(judge, removed.pa);
-                }
-                let got = got.map(|removed| (removed.pa.get(), removed.top.get()));
-                self.same("destroy", got, want);
-            }
-            6 => self.fold(&mut cpu, table_ipa, level),
-            7 | 8 => {
-                // Mostly one page after another, so that folds succeed.
-                let page = geometry.granule().page_size();
-                let fill = if kind >> 24 & 3 == 0 {
-                    Fill::Unknown
-                } else {
-                    Fill::Known
-                };
-                let many = if kind >> 26 & 3 == 0 {
-                    self.reference.table_entries().min(2048)
-                } else {
-                    1
-                };
-                let ipa = if many > 1 {
-                    ipa & !(self.reference.span(2) - 1)
-                } else {
-                    ipa
-                };
-                if kind >> 28 & 3 == 0 && start == 0 && geometry.ipa_bits() < 24 {
-                    self.assign_level_1(&mut cpu, ipa & !(page - 1), fill);
-                    return;
-                }
-                for index in 0..many as u64 {
-                    if !self.data(&mut cpu, ipa + index * page, fill) {
-                        break;
-                    }
-                }
-            }
+            // Down to a random depth, as a host does.
+            0..=3 => self.create(cpu, self.table_of(&call), level),
+            4 | 5 => self.destroy(cpu, &call),
+            6 => self.fold(cpu, self.table_of(&call), level),
+            7 | 8 => self.assign(cpu, &call),
             9 => {
-                let got = self.rtt.data_destroy(&mut cpu, at);
+                let got = self.rtt.data_destroy(cpu, Ipa::new(ipa)).map(plain);
                 let want = self.reference.data_destroy(ipa);
-                let got = got.map(|removed| (removed.pa.get(), removed.top.get()));
                 self.same("data_destroy", got, want);
             }
-            10 | 11 => {
-                let span = self.reference.span(level);
-                let place = self.own_place(ipa & 0xffff_ffff);
-                let to = (self.memory + (64 << 30) + place) & !(span - 1);
-                own(judge, to, span, Owner::Shared);
-                let (pa, attrs) = (Pa::new(to), Attrs::MEMORY);
-                let got = in_steps(kind, |budget| {
-                    self.rtt.map_unprotected(
-                        &mut cpu,
-                        &HostPages {
-                            ipa: at,
-                            level: typed,
-                            pa,
-                            attrs,
-                            count: 1,
-                        },
-                        budget,
-                    )
-                });
-                let want = self.reference.map(ipa, level, to);
-                self.same("map_unprotected", got.map(|_| ()), want);
-            }
+            10 | 11 => self.map(cpu, &call),
             12 => {
+                let (at, level) = (Ipa::new(ipa), call.typed());
                 let got = in_steps(kind, |budget| {
-                    self.rtt.unmap_unprotected(&mut cpu, at, typed, budget)
+                    self.rtt.unmap_unprotected(cpu, at, level, budget)
                 });
-                let want = self.reference.unmap(ipa, level);
-                let got = got.map(|removed| (removed.pa.get(), removed.top.get()));
-                self.same("unmap_unprotected", got, want);
+                let want = self.reference.unmap(ipa, call.level);
+                self.same("unmap_unprotected", got.map(plain), want);
             }
             13 => {
                 let end = self.ipa(numbers);
-                let mut told = 0;
-                let got = self
-                    .rtt
-                    .init_ripas(at..Ipa::new(end), |from, to| told += to.get() - from.get())
-                    .map(Ipa::get);
-                if let Ok(top) = got
-                    && told != top - ipa
-                {
-                    judge.complain(format!("measured {told:#x} of {:#x}", top - ipa));
-                }
-                let want = self.reference.init_ripas(ipa, end);
-                self.same("init_ripas", got, want);
+                self.init_ripas(ipa, end);
             }
             14 => {
                 let end = self.ipa(numbers);
-                let to = if kind >> 24 & 1 == 0 {
-                    Ripas::Ram
-                } else {
-                    Ripas::Empty
-                };
-                let how = if kind >> 25 & 1 == 0 {
-                    ChangeDestroyed::No
-                } else {
-                    ChangeDestroyed::Yes
-                };
-                let got = self
-                    .rtt
-                    .set_ripas(&mut cpu, at..Ipa::new(end), to, how)
-                    .map(Ipa::get);
-                let want = self.reference.set_ripas(ipa, end, to, how);
-                self.same("set_ripas", got, want);
+                self.set_ripas(cpu, &call, end);
             }
-            _ => {
-                let got = self
-                    .rtt
-                    .read(at, typed)
-                    .map(|entry| (entry.level.get(), entry.state));
-                let want = if self.reference.valid(ipa, level) {
-                    let (node, reached) = self.reference.node(ipa, level);
-                    let state = match *node {
-                        Node::Unassigned(ripas) => RttState::Unassigned(ripas),
-                        Node::Assigned(ripas, pa) => RttState::Assigned {
-                            ripas,
-                            pa: Pa::new(pa),
-                        },
-                        Node::UnassignedNs => RttState::UnassignedNs,
-                        Node::AssignedNs(pa) => {
-                            let attrs = Attrs::MEMORY.soft(1);
-                            RttState::AssignedNs {
-                                pa: Pa::new(pa),
-                                attrs,
-                            }
-                        }
-                        Node::Table(ref table) => RttState::Table(Pa::new(table.pa)),
-                    };
-                    Ok((reached, state))
-                } else {
-                    Err(RttError::Input)
-                };
-                self.same("read", got, want);
-            }
+            _ => self.read(&call),
         }
         // Quiet everywhere: no TLB may know better.
         if kind >> 28 & 3 == 0 {
-            judge.event(EventKind::Quiesce {
-                lo: 0,
-                hi: 1 << geometry.ipa_bits(),
-            });
+            let hi = 1 << self.reference.geometry.ipa_bits();
+            self.judge.event(EventKind::Quiesce { lo: 0, hi });
         }
+    }
+
+    /// Mostly where a table of the call's level begins.
+    fn table_of(&self, call: &Call) -> u64 {
+        let start = self.reference.geometry.start().get();
+        if call.kind >> 20 & 7 == 0 || call.level == start {
+            call.ipa
+        } else {
+            call.ipa & !(self.reference.span(call.level - 1) - 1)
+        }
+    }
+
+    fn destroy(&mut self, cpu: &mut Cpu<'_>, call: &Call) {
+        let ipa = self.table_of(call);
+        let table = RttAt::new(Ipa::new(ipa), call.typed());
+        let mut gone = Vec::new();
+        let mut sink = |leaf: RemovedLeaf| gone.push((leaf.pa().get(), leaf.size()));
+        let got = in_steps(call.kind, |budget| {
+            self.rtt.destroy(cpu, table, &mut sink, budget)
+        });
+        let want = self.reference.destroy(ipa, call.level);
+        if let Ok(removed) = got {
+            give_back(self.judge, removed.pa);
+        }
+        self.same("destroy", got.map(plain), want);
+    }
+
+    /// Data: mostly one page after another, so that folds succeed.
+    fn assign(&mut self, cpu: &mut Cpu<'_>, call: &Call) {
+        let (kind, geometry) = (call.kind, self.reference.geometry);
+        let page = geometry.granule().page_size();
+        let fill = match kind >> 24 & 3 {
+            0 => Fill::Unknown,
+            _ => Fill::Known,
+        };
+        let (ipa, many) = match kind >> 26 & 3 {
+            0 => {
+                let table = call.ipa & !(self.reference.span(2) - 1);
+                (table, self.reference.table_entries().min(2048))
+            }
+            _ => (call.ipa, 1),
+        };
+        if kind >> 28 & 3 == 0 && geometry.start().get() == 0 && is_toy(&geometry) {
+            self.assign_level_1(cpu, ipa & !(page - 1), fill);
+            return;
+        }
+        for index in 0..many as u64 {
+            if !self.data(cpu, ipa + index * page, fill) {
+                break;
+            }
+        }
+    }
+
+    /// RTT_MAP_UNPROTECTED of the host's memory.
+    fn map(&mut self, cpu: &mut Cpu<'_>, call: &Call) {
+        let (ipa, level) = (call.ipa, call.level);
+        let span = self.reference.span(level);
+        let place = self.own_place(ipa & 0xffff_ffff);
+        let to = (self.memory + (64 << 30) + place) & !(span - 1);
+        own(self.judge, to, span, Owner::Shared);
+        let pages = HostPages {
+            ipa: Ipa::new(ipa),
+            level: call.typed(),
+            pa: Pa::new(to),
+            attrs: Attrs::MEMORY,
+            count: 1,
+        };
+        let got = in_steps(call.kind, |budget| {
+            self.rtt.map_unprotected(cpu, &pages, budget)
+        });
+        let want = self.reference.map(ipa, level, to);
+        self.same("map_unprotected", got.map(|_| ()), want);
+    }
+
+    fn init_ripas(&mut self, ipa: u64, end: u64) {
+        let mut told = 0;
+        let measured = |from: Ipa, to: Ipa| told += to.get() - from.get();
+        let got = self
+            .rtt
+            .init_ripas(Ipa::new(ipa)..Ipa::new(end), measured)
+            .map(Ipa::get);
+        if let Ok(top) = got
+            && told != top - ipa
+        {
+            let what = format!("measured {told:#x} of {:#x}", top - ipa);
+            self.judge.complain(what);
+        }
+        let want = self.reference.init_ripas(ipa, end);
+        self.same("init_ripas", got, want);
+    }
+
+    fn set_ripas(&mut self, cpu: &mut Cpu<'_>, call: &Call, end: u64) {
+        let to = match call.kind >> 24 & 1 {
+            0 => Ripas::Ram,
+            _ => Ripas::Empty,
+        };
+        let how = match call.kind >> 25 & 1 {
+            0 => ChangeDestroyed::No,
+            _ => ChangeDestroyed::Yes,
+        };
+        let range = Ipa::new(call.ipa)..Ipa::new(end);
+        let got = self.rtt.set_ripas(cpu, range, to, how).map(Ipa::get);
+        let want = self.reference.set_ripas(call.ipa, end, to, how);
+        self.same("set_ripas", got, want);
+    }
+
+    fn read(&mut self, call: &Call) {
+        let got = self.rtt.read(Ipa::new(call.ipa), call.typed());
+        let got = got.map(|entry| (entry.level.get(), entry.state));
+        let want = if self.reference.valid(call.ipa, call.level) {
+            let (node, reached) = self.reference.node(call.ipa, call.level);
+            Ok((reached, state_of(node)))
+        } else {
+            Err(RttError::Input)
+        };
+        self.same("read", got, want);
     }
 
     fn check(&self) {
@@ -693,6 +681,42 @@ impl Realm<'_> {
     }
 }
 
+/// What one command is made of.
+struct Call {
+    /// Its choices, by bits.
+    kind: u64,
+    ipa: u64,
+    level: i8,
+}
+
+impl Call {
+    fn typed(&self) -> Level {
+        Level::new(self.level).expect("a level")
+    }
+}
+
+/// Address and `top` of what was removed.
+fn plain(removed: Removed) -> (u64, u64) {
+    (removed.pa.get(), removed.top.get())
+}
+
+/// What reading an entry must say of it.
+fn state_of(node: &Node) -> RttState {
+    match *node {
+        Node::Unassigned(ripas) => RttState::Unassigned(ripas),
+        Node::Assigned(ripas, pa) => {
+            let pa = Pa::new(pa);
+            RttState::Assigned { ripas, pa }
+        }
+        Node::UnassignedNs => RttState::UnassignedNs,
+        Node::AssignedNs(pa) => {
+            let (pa, attrs) = (Pa::new(pa), Attrs::MEMORY.soft(1));
+            RttState::AssignedNs { pa, attrs }
+        }
+        Node::Table(ref table) => RttState::Table(Pa::new(table.pa)),
+    }
+}
+
 /// A page that the operations gave back: its count is 0, its content stays.
 fn give_back(judge: &Judge, page: Pa) {
     if judge.count(page) != 0 {
@@ -701,9 +725,13 @@ fn give_back(judge: &Judge, page: Pa) {
     judge.give_back(page);
 }
 
-fn run(seed: u64, length: usize, done: &mut HashMap<&'static str, u64>) -> Result<(), String> {
-    let mut numbers = Seeded::new(seed);
-    let number = numbers.number();
+/// True of tables of four entries: no CPU has so few IPAs.
+fn is_toy(geometry: &Geometry) -> bool {
+    geometry.ipa_bits() < 32
+}
+
+/// A format by the bits of a number, and the judge of its like.
+fn format(number: u64) -> Result<(Geometry, Judge), String> {
     // Tables of four entries now and then, where folds reach level 1.
     let toy = number >> 24 & 3 == 0;
     let granule = if toy {
@@ -711,9 +739,8 @@ fn run(seed: u64, length: usize, done: &mut HashMap<&'static str, u64>) -> Resul
     } else {
         Granule::ALL[(number % 8 / 3) as usize]
     };
-    let ipa_bits = 33 + (number >> 8 & 7) as u8;
-    let mut config = Stage2Config::new(granule, ipa_bits, 48);
-    config.features = Features {
+    let mut config = Stage2Config::new(granule, 33 + (number >> 8 & 7) as u8, 48);
+    let features = Features {
         tlb_range: number >> 16 & 1 == 0,
         ttl: number >> 17 & 1 == 0,
         fwb: true,
@@ -722,18 +749,18 @@ fn run(seed: u64, length: usize, done: &mut HashMap<&'static str, u64>) -> Resul
         hw_access_flag: number >> 18 & 1 == 0,
         ..Features::default()
     };
+    config.features = features;
     let geometry = if toy {
-        Geometry::toy(2, 4, config.features)
+        Geometry::toy(2, 4, features)
     } else {
         config.validate().map_err(|error| error.to_string())?
     };
-    let ipa_bits = geometry.ipa_bits();
     let model = mmu_model::Features {
         pa_bits: 48,
         lpa2: false,
-        tlbirange: config.features.tlb_range,
-        ttl: config.features.ttl,
-        hafdbs: u8::from(config.features.hw_access_flag),
+        tlbirange: features.tlb_range,
+        ttl: features.ttl,
+        hafdbs: u8::from(features.hw_access_flag),
         bbm: 0,
         ..mmu_model::Features::max()
     };
@@ -742,60 +769,64 @@ fn run(seed: u64, length: usize, done: &mut HashMap<&'static str, u64>) -> Resul
         pes: 2,
         toy: toy.then_some((12, 2, 4)),
     };
-    let judge = Judge::on(header, granule.page_size());
+    Ok((geometry, Judge::on(header, granule.page_size())))
+}
+
+/// A realm without tables but its root, and the reference of it.
+fn realm(judge: &Judge, geometry: Geometry, protected_end: u64) -> Result<Realm<'_>, String> {
     let root = judge.root(geometry.root_align());
-    let protected_end = if number >> 19 & 3 == 0 {
-        0
-    } else {
-        1u64 << (ipa_bits - 1)
-    };
     let entries = geometry.shape().root_entries();
     let split = (protected_end >> geometry.shape().span_bits(geometry.start())) as usize;
-    let realm = Rtt::new(
-        geometry,
-        root,
-        Vmid::new(7),
-        &judge,
-        Ipa::new(protected_end),
-    )
-    .map_err(|error| error.to_string())?;
+    let half = Ipa::new(protected_end);
+    let rtt = Rtt::new(geometry, root, Vmid::new(7), judge, half);
+    let rtt = rtt.map_err(|error| error.to_string())?;
     for pe in 0..2 {
         judge.pe.set(pe);
         judge.event(EventKind::DSB_ISHST);
-        if toy {
-            judge.write(Reg::Vttbr, realm.regs().vttbr);
+        if is_toy(&geometry) {
+            judge.write(Reg::Vttbr, rtt.regs().vttbr);
             judge.event(EventKind::ISB);
         } else {
-            judge.install(realm.regs());
+            judge.install(rtt.regs());
         }
     }
-    let held = (0..split)
-        .map(|index| (index, Node::Unassigned(Ripas::Empty)))
-        .collect();
+    let unassigned = |index| (index, Node::Unassigned(Ripas::Empty));
     let root = Table {
         pa: root.get(),
-        held,
+        held: (0..split).map(unassigned).collect(),
         rest: Box::new(Node::UnassignedNs),
         entries,
     };
-    let reference = Reference {
-        root,
-        geometry,
-        protected_end,
-    };
-    let mut it = Realm {
-        judge: &judge,
-        rtt: realm,
-        reference,
+    Ok(Realm {
+        judge,
+        rtt,
+        reference: Reference {
+            root,
+            geometry,
+            protected_end,
+        },
         memory: 0x20_0000_0000,
         done: HashMap::new(),
+    })
+}
+
+fn run(seed: u64, length: usize, done: &mut HashMap<&'static str, u64>) -> Result<(), String> {
+    let mut numbers = Seeded::new(seed);
+    let number = numbers.number();
+    let (geometry, judge) = format(number)?;
+    let ipa_bits = geometry.ipa_bits();
+    let protected_end = match number >> 19 & 3 {
+        0 => 0,
+        _ => 1u64 << (ipa_bits - 1),
     };
+    let mut it = realm(&judge, geometry, protected_end)?;
     for step in 0..length {
         it.step(&mut numbers);
         if step % 16 == 15 {
             it.check();
         }
         if let Some(what) = judge.broken.borrow().as_ref() {
+            let granule = geometry.granule();
             return Err(format!(
                 "seed {seed}, step {step}, {granule:?} {ipa_bits} bits: {what}"
             ));

@@ -5,9 +5,9 @@ mod plain;
 
 use pgtable::{
     Access, Age, Annotation, Attrs, Barrier, Budget, CacheOp, Change, Dirty, El2Attrs, El2Range,
-    Entry, Error, Execute, Features, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level, Map, Pa,
-    Partial, Permissions, RemovedLeaf, Split, Stage2, Stage2Config, Start, Sweep, TableMem,
-    TlbiKind, Unmap, Vmid,
+    Entry, Error, Execute, Features, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level, Map,
+    Over, Pa, Partial, Permissions, RemovedLeaf, Split, Stage2, Stage2Config, Start, Sweep,
+    TableMem, TlbiKind, Unmap, Vmid,
 };
 use plain::{Cpu, Did, MODERN, Plain};
 
@@ -831,26 +831,40 @@ fn a_subtree_is_what_was_mapped_in_it() {
     }
 }
 
+/// In six places of 2 MiB: nothing (0), a note (1), a block (2), a table (3), and
+/// a block of a contiguous group (40).
+fn furnish(tree: &mut Stage2<&Plain>, cpu: &mut Cpu<'_>) {
+    annotate_block(tree, cpu, 1);
+    map(tree, cpu, (2 * MIB2, 0), MIB2, ATTRS);
+    pages(tree, cpu, (3 * MIB2, 0), 1, ATTRS);
+    map(tree, cpu, (32 * MIB2, 32 * MIB2), 32 * MIB2, ATTRS);
+    tree.set_contiguous(cpu, Ipa::new(40 * MIB2))
+        .expect("alike");
+}
+
+/// Leaves a note over 2 MiB, whatever is there.
+fn annotate_block(tree: &mut Stage2<&Plain>, cpu: &mut Cpu<'_>, index: u64) {
+    let note = Annotation::new(0x70).expect("bits 1:0 are zero");
+    let range = Unmap::new(Ipa::new(index * MIB2), MIB2).leaving(note);
+    tree.unmap(cpu, &range, &mut Ignore, &mut all())
+        .expect("annotated");
+}
+
+/// Operations and addresses of the TLBIs since the last look.
+fn tlbis(mem: &Plain) -> Vec<(TlbiKind, u64)> {
+    let tlbi = |did| match did {
+        Did::Tlbi(op) => Some((op.kind(), op.operand() & 0xff_ffff_ffff)),
+        _ => None,
+    };
+    mem.changes().into_iter().filter_map(tlbi).collect()
+}
+
 /// A subtree goes over what it may go over, and breaks what was valid.
 #[test]
 fn what_a_subtree_is_linked_over() {
-    use pgtable::Over;
     let mem = Plain::new(PAGE);
     let (mut tree, mut cpu) = tree(&mem, MODERN);
-    let note = Annotation::new(0x70).expect("bits 1:0 are zero");
-    let (ipa, split) = (Ipa::new(MIB2), Partial::Split);
-    tree.unmap(
-        &mut cpu,
-        &Unmap::new(ipa, MIB2).partial(split).leaving(note),
-        &mut Ignore,
-        &mut all(),
-    )
-    .expect("annotated");
-    map(&tree, &mut cpu, (2 * MIB2, 0), MIB2, ATTRS);
-    pages(&tree, &mut cpu, (3 * MIB2, 0), 1, ATTRS);
-    map(&tree, &mut cpu, (32 * MIB2, 32 * MIB2), 32 * MIB2, ATTRS);
-    tree.set_contiguous(&mut cpu, Ipa::new(40 * MIB2))
-        .expect("alike");
+    furnish(&mut tree, &mut cpu);
     let level = Level::L2;
     let exists = Err(Error::Exists { level });
     let overs = [Over::Nothing, Over::Invalid, Over::Anything];
@@ -867,21 +881,11 @@ fn what_a_subtree_is_linked_over() {
             let built = tree.subtree(at, level).expect("a page");
             mem.forget();
             let done = built.link(&mut cpu, over).map_err(|(built, why)| {
-                built
-                    .discard(&mut Budget::unlimited())
-                    .ok()
-                    .expect("no bound");
+                built.discard(&mut all()).ok().expect("no bound");
                 why
             });
             assert_eq!(done, want, "{index} {over:?}");
-            let changes = mem.changes();
-            let tlbis: Vec<_> = changes
-                .iter()
-                .filter_map(|did| match did {
-                    Did::Tlbi(op) => Some((op.kind(), op.operand() & 0xff_ffff_ffff)),
-                    _ => None,
-                })
-                .collect();
+            let tlbis = tlbis(&mem);
             if done.is_err() {
                 assert_eq!(tree.lookup_to(at, level), Ok(before));
                 assert_eq!(tlbis, []);
@@ -901,21 +905,11 @@ fn what_a_subtree_is_linked_over() {
             assert!(matches!(found.entry, Entry::Table(_)), "{found:?}");
             sound(&tree);
             // And away again, for the next: an empty table folds.
-            tree.unmap(
-                &mut cpu,
-                &Unmap::new(at, MIB2).partial(Partial::Refuse),
-                &mut Ignore,
-                &mut all(),
-            )
-            .expect("unmapped");
+            let range = Unmap::new(at, MIB2).partial(Partial::Refuse);
+            tree.unmap(&mut cpu, &range, &mut Ignore, &mut all())
+                .expect("unmapped");
             if index == 1 {
-                tree.unmap(
-                    &mut cpu,
-                    &Unmap::new(at, MIB2).partial(split).leaving(note),
-                    &mut Ignore,
-                    &mut all(),
-                )
-                .expect("annotated");
+                annotate_block(&mut tree, &mut cpu, 1);
             }
         }
     }

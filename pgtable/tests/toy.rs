@@ -21,14 +21,17 @@ const PAGES: u64 = 64;
 const MEMORY: [u64; 2] = [0x4000_0000, 0x4010_0000];
 
 #[derive(Clone, Copy, Debug)]
+struct Mapping {
+    at: u64,
+    pages: u64,
+    memory: usize,
+    small: bool,
+    exclusive: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
 enum Op {
-    Map {
-        at: u64,
-        pages: u64,
-        memory: usize,
-        small: bool,
-        exclusive: bool,
-    },
+    Map(Mapping),
     Unmap {
         at: u64,
         pages: u64,
@@ -68,13 +71,13 @@ fn ops() -> Vec<Op> {
                     if memory == 1 && small {
                         continue;
                     }
-                    ops.push(Op::Map {
+                    ops.push(Op::Map(Mapping {
                         at,
                         pages,
                         memory,
                         small,
                         exclusive,
-                    });
+                    }));
                 }
             }
         }
@@ -100,8 +103,8 @@ fn ops() -> Vec<Op> {
 /// What a page leads to: its address, and whether it can be written.
 type Shadow = [Option<(u64, bool)>; PAGES as usize];
 
-/// Runs a path. Returns what the tables hold at its end.
-fn run(path: &[Op], features: Features) -> Result<Vec<u64>, String> {
+/// The judge of tables of four entries, and memory that the guest has.
+fn judge(features: Features) -> Judge {
     let model = mmu_model::Features {
         tlbirange: features.tlb_range,
         ttl: features.ttl,
@@ -113,151 +116,174 @@ fn run(path: &[Op], features: Features) -> Result<Vec<u64>, String> {
         toy: Some((12, 2, 3)),
     };
     let judge = Judge::on(header, PAGE);
-    let geometry = Geometry::toy(2, 3, features);
-    let root = judge.root(PAGE);
-    let mut tree = Stage2::new(geometry, root, Vmid::new(3), &judge).expect("a root");
     for memory in MEMORY {
         own(&judge, memory, PAGES * PAGE, Owner::Vmid(3));
     }
-    for pe in 0..2 {
-        judge.pe.set(pe);
-        judge.write(Reg::Vttbr, tree.vttbr());
-        judge.event(EventKind::ISB);
+    judge
+}
+
+/// A tree on which a path is walked, and what it should say.
+struct Walked<'j> {
+    judge: &'j Judge,
+    tree: Stage2<&'j Judge>,
+    shadow: Shadow,
+}
+
+impl<'j> Walked<'j> {
+    /// An empty tree, loaded by both CPUs.
+    fn new(judge: &'j Judge, features: Features) -> Self {
+        let geometry = Geometry::toy(2, 3, features);
+        let root = judge.root(PAGE);
+        let tree = Stage2::new(geometry, root, Vmid::new(3), judge).expect("a root");
+        for pe in 0..2 {
+            judge.pe.set(pe);
+            judge.write(Reg::Vttbr, tree.vttbr());
+            judge.event(EventKind::ISB);
+        }
+        Self {
+            judge,
+            tree,
+            shadow: [None; PAGES as usize],
+        }
     }
-    let mut shadow: Shadow = [None; PAGES as usize];
-    for (step, op) in path.iter().enumerate() {
-        judge.pe.set(step as u8 % 2);
-        let mut cpu = Cpu(&judge);
+
+    fn apply(&mut self, op: Op) -> Result<(), String> {
+        let (judge, cpu) = (self.judge, &mut Cpu(self.judge));
         let all = &mut Budget::unlimited();
-        match *op {
-            Op::Map {
-                at,
-                pages,
-                memory,
-                small,
-                exclusive,
-            } => {
-                let to = MEMORY[memory] + at * PAGE;
-                let map = Map::new(
-                    Ipa::new(at * PAGE),
-                    Pa::new(to),
-                    pages * PAGE,
-                    Attrs::MEMORY,
-                )
-                .leaves(if small {
-                    Leaves::Exactly(Level::L3)
-                } else {
-                    Leaves::Largest
-                })
-                .over(Over::Anything);
-                let done = if exclusive {
-                    tree.map_exclusive(&mut cpu, &map, &mut Ignore, all)
-                } else {
-                    tree.map(&mut cpu, &map, all)
-                };
-                let next = done
-                    .unwrap_or_else(|stopped: Stopped<Ipa>| stopped.next)
-                    .get()
-                    / PAGE;
-                for page in at..next {
-                    shadow[page as usize] = Some((MEMORY[memory] + page * PAGE, true));
-                }
-            }
+        match op {
+            Op::Map(mapping) => self.map(mapping),
             Op::Unmap {
                 at,
                 pages,
                 exclusive,
             } => {
-                let (from, size) = (Ipa::new(at * PAGE), pages * PAGE);
+                let range = &Unmap::new(Ipa::new(at * PAGE), pages * PAGE);
                 let done = if exclusive {
-                    tree.unmap(&mut cpu, &Unmap::new(from, size), &mut Ignore, all)
+                    self.tree.unmap(cpu, range, &mut Ignore, all)
                 } else {
-                    tree.unmap_leaves(&mut cpu, &Unmap::new(from, size), &mut Ignore, all)
+                    self.tree.unmap_leaves(cpu, range, &mut Ignore, all)
                 };
                 done.map_err(|stopped| stopped.to_string())?;
-                shadow[at as usize..(at + pages) as usize].fill(None);
+                self.pages(at, pages).fill(None);
             }
             Op::Protect { at, pages } => {
                 let readable = pgtable::Permissions {
                     access: pgtable::Access::Read,
                     execute: pgtable::Execute::All,
                 };
-                tree.protect(
-                    &mut cpu,
-                    Sweep::new(Ipa::new(at * PAGE), pages * PAGE).partial(Partial::Split),
-                    readable,
-                    all,
-                )
-                .map_err(|stopped| stopped.to_string())?;
-                for page in shadow[at as usize..(at + pages) as usize]
-                    .iter_mut()
-                    .flatten()
-                {
+                let range = Sweep::new(Ipa::new(at * PAGE), pages * PAGE).partial(Partial::Split);
+                let done = self.tree.protect(cpu, range, readable, all);
+                done.map_err(|stopped| stopped.to_string())?;
+                for page in self.pages(at, pages).iter_mut().flatten() {
                     page.1 = false;
                 }
             }
             Op::Split { at, pages } => {
+                let range = Split {
+                    ipa: Ipa::new(at * PAGE),
+                    size: pages * PAGE,
+                    to: Level::L3,
+                };
                 let take = |level| judge.alloc(level);
-                tree.split(
-                    &mut cpu,
-                    &Split {
-                        ipa: Ipa::new(at * PAGE),
-                        size: pages * PAGE,
-                        to: Level::L3,
-                    },
-                    take,
-                    all,
-                )
-                .map_err(|stopped| stopped.to_string())?;
+                let done = self.tree.split(cpu, &range, take, all);
+                done.map_err(|stopped| stopped.to_string())?;
             }
             Op::Fold { at, level } => {
-                let _ = tree.fold(&mut cpu, Ipa::new(at * PAGE), level);
+                let _ = self.tree.fold(cpu, Ipa::new(at * PAGE), level);
             }
         }
-        for (page, state) in shadow.iter().enumerate() {
+        Ok(())
+    }
+
+    /// A mapping may be refused where it meets what it may not replace.
+    fn map(&mut self, mapping: Mapping) {
+        let Mapping {
+            at, pages, memory, ..
+        } = mapping;
+        let (cpu, all) = (&mut Cpu(self.judge), &mut Budget::unlimited());
+        let to = Pa::new(MEMORY[memory] + at * PAGE);
+        let leaves = if mapping.small {
+            Leaves::Exactly(Level::L3)
+        } else {
+            Leaves::Largest
+        };
+        let map = Map::new(Ipa::new(at * PAGE), to, pages * PAGE, Attrs::MEMORY)
+            .leaves(leaves)
+            .over(Over::Anything);
+        let done = if mapping.exclusive {
+            self.tree.map_exclusive(cpu, &map, &mut Ignore, all)
+        } else {
+            self.tree.map(cpu, &map, all)
+        };
+        let next = done.unwrap_or_else(|stopped: Stopped<Ipa>| stopped.next);
+        for page in at..next.get() / PAGE {
+            self.shadow[page as usize] = Some((MEMORY[memory] + page * PAGE, true));
+        }
+    }
+
+    fn pages(&mut self, at: u64, pages: u64) -> &mut [Option<(u64, bool)>] {
+        &mut self.shadow[at as usize..(at + pages) as usize]
+    }
+
+    /// Asks the judge whether any TLB may know something else.
+    fn is_judged(&self) -> Result<(), String> {
+        for (page, state) in self.shadow.iter().enumerate() {
             let to = state.map(|(pa, write)| Target {
                 pa,
                 perms: Some(if write { 15 } else { 13 }),
                 memory: None,
             });
-            judge.event(EventKind::Spec(Promise {
+            self.judge.event(EventKind::Spec(Promise {
                 ia: page as u64 * PAGE,
                 len: PAGE,
                 to,
             }));
         }
-        judge.event(EventKind::Quiesce {
+        self.judge.event(EventKind::Quiesce {
             lo: 0,
             hi: PAGES * PAGE,
         });
-        if let Some(what) = judge.broken.borrow().as_ref() {
-            return Err(format!("{what}\nafter {:#?}", &path[..=step]));
-        }
+        self.judge.broken.borrow().clone().map_or(Ok(()), Err)
     }
-    // What the tables hold, in the order of a walk, addresses of tables left
-    // out: they depend on the way.
-    let mut held = Vec::new();
-    let mut tables = vec![(root, 1i8)];
-    while let Some((table, level)) = tables.pop() {
-        let mut nonzero = 0;
-        for index in 0..4 {
-            let raw = judge.load(judge.locate(table), index);
-            nonzero += u32::from(raw != 0);
-            if level < 3 && raw & 3 == 3 {
-                tables.push((Pa::new(raw & 0xffff_ffff_f000), level + 1));
-                held.push(3);
-            } else {
-                held.push(raw);
+
+    /// What the tables hold, in the order of a walk, addresses of tables left
+    /// out: they depend on the way. Each must count what it holds.
+    fn held(&self) -> Result<Vec<u64>, String> {
+        let judge = self.judge;
+        let mut held = Vec::new();
+        let mut tables = vec![(self.tree.root(), 1i8)];
+        while let Some((table, level)) = tables.pop() {
+            let mut nonzero = 0;
+            for index in 0..4 {
+                let raw = judge.load(judge.locate(table), index);
+                nonzero += u32::from(raw != 0);
+                if level < 3 && raw & 3 == 3 {
+                    tables.push((Pa::new(raw & 0xffff_ffff_f000), level + 1));
+                    held.push(3);
+                } else {
+                    held.push(raw);
+                }
+            }
+            let counted = judge.count(table);
+            if counted != nonzero {
+                return Err(format!("{table} holds {nonzero}, counts {counted}"));
             }
         }
-        if judge.count(table) != nonzero {
-            return Err(format!(
-                "{table} holds {nonzero}, counts {}: {path:#?}",
-                judge.count(table)
-            ));
-        }
+        Ok(held)
     }
-    Ok(held)
+}
+
+/// Runs a path. Returns what the tables hold at its end.
+fn run(path: &[Op], features: Features) -> Result<Vec<u64>, String> {
+    let judge = judge(features);
+    let mut walked = Walked::new(&judge, features);
+    for (step, op) in path.iter().enumerate() {
+        judge.pe.set(step as u8 % 2);
+        let after = |what| format!("{what}\nafter {:#?}", &path[..=step]);
+        walked.apply(*op).map_err(after)?;
+        walked.is_judged().map_err(after)?;
+    }
+    walked.held().map_err(|what| format!("{what}: {path:#?}"))
 }
 
 #[test]

@@ -15,7 +15,6 @@
 //! development machine it goes to a register file of the thread's own, which
 //! keeps what was written and records what came before what.
 #![no_std]
-#![deny(clippy::too_many_lines, clippy::too_many_arguments)]
 
 #[cfg(not(target_os = "none"))]
 extern crate std;

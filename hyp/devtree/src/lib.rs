@@ -7,7 +7,6 @@
 //! characters at most, and the blocks in one order.
 #![no_std]
 #![forbid(unsafe_code)]
-#![deny(clippy::too_many_lines, clippy::too_many_arguments)]
 
 mod guess;
 

@@ -33,7 +33,6 @@
 //! | [`text`] | which characters the log takes |
 #![no_std]
 #![forbid(unsafe_code)]
-#![deny(clippy::too_many_lines, clippy::too_many_arguments)]
 
 pub mod call;
 pub mod command;

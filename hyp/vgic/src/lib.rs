@@ -33,7 +33,6 @@
 //! two groups, [`SPIS`] SPIs, 16 SGIs and 16 PPIs, 32 priorities, no LPIs.
 #![no_std]
 #![forbid(unsafe_code)]
-#![deny(clippy::too_many_lines, clippy::too_many_arguments)]
 
 mod bank;
 mod deliver;

@@ -16,10 +16,10 @@ use libfuzzer_sys::fuzz_target;
 use numbers::numbers;
 use pgtable::{
     Access, Annotation, Attrs, Barrier, Budget, CacheOp, Change, ChangeDestroyed, Dirty, El2Attrs,
-    El2Config, El2Map, El2Range, Execute, Features, Fill, Flush, Geometry, Granule, HostPages,
-    Ignore, Ipa, Leaves, Level, Maintenance, Map, Next, Over, Pa, Partial, Permissions,
-    RemovedLeaf, Ripas, Rtt, RttAt, Split, Stage2, Stage2Config, Stage2Regs, Sweep, Synced,
-    TableMem, Tlbi, Unmap, UnmapLater, Va, Vmid,
+    El2Config, El2Map, El2Range, Execute, Features, Fill, Geometry, Granule, HostPages, Ignore,
+    Ipa, Leaves, Level, Maintenance, Map, Next, Over, Pa, Partial, Permissions, RemovedLeaf, Ripas,
+    Rtt, RttAt, Split, Stage2, Stage2Config, Stage2Regs, Sweep, Synced, TableMem, Tlbi, Unmap,
+    UnmapLater, Va, Vmid,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -193,6 +193,11 @@ impl Arguments {
             entries: 1 << (kind >> 27 & 7),
         }
     }
+
+    fn map(&self) -> Map {
+        let map = Map::new(self.ipa, self.pa, self.size, self.attrs);
+        map.leaves(self.leaves).over(self.over)
+    }
 }
 
 /// What an operation may ask for with a budget of `entries`: each unit of it
@@ -203,126 +208,107 @@ fn bound(geometry: &Geometry, entries: u64) -> u64 {
 }
 
 fn stage2(tree: &mut Stage2<&Any<'_>>, cpu: &mut Cpu<'_>, op: Op) {
-    let geometry = *tree.geometry();
-    let Arguments {
-        ipa,
-        size,
-        pa,
-        attrs,
-        partial,
-        over,
-        level,
-        leaves,
-        entries,
-    } = Arguments::new(&geometry, op);
-    let [kind, a, b] = op;
-    let budget = &mut Budget::entries(entries);
-    let mut gather = tree.gather();
-    let permissions = Permissions {
-        access: attrs.access,
-        execute: attrs.execute,
-    };
-    let map = Map::new(ipa, pa, size, attrs).leaves(leaves).over(over);
-    let mut told = |_: RemovedLeaf| ();
+    let it = Arguments::new(tree.geometry(), op);
+    let budget = &mut Budget::entries(it.entries);
+    match op[0] % 24 {
+        0 => walk(tree, &it, op[1]),
+        1 => look(tree, &it, op[1]),
+        2 => answered(tree.map(cpu, &it.map(), budget)),
+        3 => answered(tree.map_exclusive(cpu, &it.map(), &mut told, budget)),
+        4..=8 => remove(tree, cpu, &it, op),
+        9..=15 => change(tree, cpu, &it, op),
+        _ => reshape(tree, cpu, &it, op),
+    }
+}
+
+fn told(_: RemovedLeaf) {}
+
+fn walk(tree: &Stage2<&Any<'_>>, it: &Arguments, mut turn: u64) {
+    let (mem, geometry) = (*tree.mem(), tree.geometry());
+    let before = mem.work.get();
+    let budget = &mut Budget::entries(it.entries);
+    let _ = tree.walk(it.ipa, it.size, budget, |seen| {
+        let _ = geometry.decode(seen.raw, seen.level);
+        turn = turn.rotate_left(1);
+        match turn & 15 {
+            0 => Next::Skip,
+            1 => Next::Retry,
+            _ => Next::Descend,
+        }
+    });
+    // A walk is the plainest: an entry, and its table's first entry; down
+    // to its own first entry it goes whatever the budget.
+    let (work, entries) = (mem.work.get() - before, it.entries);
+    let may = work <= 2 * entries + 12;
+    assert!(may, "{work} loads for {entries} entries");
+}
+
+fn look(tree: &Stage2<&Any<'_>>, it: &Arguments, at: u64) {
+    let (mem, geometry) = (*tree.mem(), tree.geometry());
+    let before = mem.work.get();
+    let found = tree.lookup(Ipa::new(at)).ok();
+    let to = tree.lookup_to(Ipa::new(at), it.level).ok();
+    assert!(found.is_some() == (at >> geometry.ipa_bits() == 0));
+    assert!(to.is_none_or(|to| to.level <= it.level.max(geometry.start())));
+    let _ = tree.translate(it.ipa);
+    assert!(mem.work.get() - before <= 15, "five levels at most");
+}
+
+fn remove(tree: &mut Stage2<&Any<'_>>, cpu: &mut Cpu<'_>, it: &Arguments, [kind, _, b]: Op) {
+    let budget = &mut Budget::entries(it.entries);
+    let range = Unmap::new(it.ipa, it.size).partial(it.partial);
     match kind % 24 {
-        0 => {
-            let before = tree.mem().work.get();
-            let mut turn = a;
-            let _ = tree.walk(ipa, size, budget, |seen| {
-                let _ = geometry.decode(seen.raw, seen.level);
-                turn = turn.rotate_left(1);
-                match turn & 15 {
-                    0 => Next::Skip,
-                    1 => Next::Retry,
-                    _ => Next::Descend,
-                }
-            });
-            // A walk is the plainest: an entry, and its table's first entry; down
-            // to its own first entry it goes whatever the budget.
-            let work = tree.mem().work.get() - before;
-            assert!(
-                work <= 2 * entries + 12,
-                "{work} loads for {entries} entries"
-            );
-        }
-        1 => {
-            let before = tree.mem().work.get();
-            let found = tree.lookup(Ipa::new(a)).ok();
-            let to = tree.lookup_to(Ipa::new(a), level).ok();
-            assert!(found.is_some() == (a >> geometry.ipa_bits() == 0));
-            assert!(to.is_none_or(|to| to.level <= level.max(geometry.start())));
-            let _ = tree.translate(ipa);
-            assert!(tree.mem().work.get() - before <= 15, "five levels at most");
-        }
-        2 => answered(tree.map(cpu, &map, budget)),
-        3 => answered(tree.map_exclusive(cpu, &map, &mut told, budget)),
-        4 => answered(tree.unmap(
-            cpu,
-            &Unmap::new(ipa, size).partial(partial),
-            &mut Ignore,
-            budget,
-        )),
-        5 => answered(tree.unmap(
-            cpu,
-            &Unmap::new(ipa, size).partial(partial),
-            &mut told,
-            budget,
-        )),
-        6 => answered(tree.unmap_leaves(
-            cpu,
-            &Unmap::new(ipa, size).partial(partial),
-            &mut Ignore,
-            budget,
-        )),
+        4 => answered(tree.unmap(cpu, &range, &mut Ignore, budget)),
+        5 => answered(tree.unmap(cpu, &range, &mut told, budget)),
+        6 => answered(tree.unmap_leaves(cpu, &range, &mut Ignore, budget)),
         7 => {
-            let _ = tree.unmap_later(
-                cpu,
-                UnmapLater::new(ipa, size, &mut gather).partial(partial),
-                budget,
-                drop,
-            );
+            let mut gather = tree.gather();
+            let range = UnmapLater::new(it.ipa, it.size, &mut gather);
+            let _ = tree.unmap_later(cpu, range.partial(it.partial), budget, drop);
             let _ = tree.sync(cpu, gather).expect("of this tree");
         }
-        8 => {
+        _ => {
             let annotation = Annotation::new(b & 0xffc).expect("bits 1:0 are zero");
-            answered(tree.unmap(
-                cpu,
-                &Unmap::new(ipa, size).partial(partial).leaving(annotation),
-                &mut told,
-                budget,
-            ));
+            answered(tree.unmap(cpu, &range.leaving(annotation), &mut told, budget));
         }
+    }
+}
+
+/// Leaves that stay.
+fn change(tree: &mut Stage2<&Any<'_>>, cpu: &mut Cpu<'_>, it: &Arguments, [kind, a, _]: Op) {
+    let budget = &mut Budget::entries(it.entries);
+    let sweep = || Sweep::new(it.ipa, it.size);
+    let permissions = Permissions {
+        access: it.attrs.access,
+        execute: it.attrs.execute,
+    };
+    match kind % 24 {
         9 => {
-            let flush = Flush::Later(&mut gather);
-            let _ = tree.protect(
-                cpu,
-                Sweep {
-                    flush: flush,
-                    ..Sweep::new(ipa, size).partial(partial)
-                },
-                permissions,
-                budget,
-            );
+            let mut gather = tree.gather();
+            let range = sweep().partial(it.partial).later(&mut gather);
+            let _ = tree.protect(cpu, range, permissions, budget);
             let _ = tree.sync(cpu, gather).expect("of this tree");
         }
-        10 => answered(tree.write_protect(cpu, Sweep::new(ipa, size), budget)),
-        11 => answered(tree.clear_young(cpu, Sweep::new(ipa, size), budget)),
-        12 => answered(tree.count_young(cpu, ipa, size, budget)),
+        10 => answered(tree.write_protect(cpu, sweep(), budget)),
+        11 => answered(tree.clear_young(cpu, sweep(), budget)),
+        12 => answered(tree.count_young(cpu, it.ipa, it.size, budget)),
         13 => answered(tree.mark_young(cpu, Ipa::new(a))),
-        14 => answered(tree.harvest_dirty(cpu, Sweep::new(ipa, size), budget, |_, _| ())),
-        15 => answered(tree.relax(cpu, Ipa::new(a), permissions)),
+        14 => answered(tree.harvest_dirty(cpu, sweep(), budget, |_, _| ())),
+        _ => answered(tree.relax(cpu, Ipa::new(a), permissions)),
+    }
+}
+
+fn reshape(tree: &mut Stage2<&Any<'_>>, cpu: &mut Cpu<'_>, it: &Arguments, [kind, _, b]: Op) {
+    let budget = &mut Budget::entries(it.entries);
+    let Arguments {
+        ipa, size, level, ..
+    } = *it;
+    match kind % 24 {
         16 => {
             let mem = *tree.mem();
-            answered(tree.split(
-                cpu,
-                &Split {
-                    ipa,
-                    size,
-                    to: level,
-                },
-                |level| mem.alloc(level),
-                budget,
-            ));
+            let to = level;
+            let range = Split { ipa, size, to };
+            answered(tree.split(cpu, &range, |level| mem.alloc(level), budget));
         }
         17 => answered(tree.fold(cpu, ipa, level)),
         18 => answered(tree.set_contiguous(cpu, ipa)),
@@ -335,7 +321,7 @@ fn stage2(tree: &mut Stage2<&Any<'_>>, cpu: &mut Cpu<'_>, op: Op) {
             match b & 3 {
                 0 => frozen.rollback(cpu),
                 1 => answered(frozen.commit(cpu, Change::Invalid(Annotation::EMPTY))),
-                2 => answered(frozen.commit(cpu, Change::Leaf(pa, attrs))),
+                2 => answered(frozen.commit(cpu, Change::Leaf(it.pa, it.attrs))),
                 _ => drop(frozen),
             }
         }
@@ -343,8 +329,8 @@ fn stage2(tree: &mut Stage2<&Any<'_>>, cpu: &mut Cpu<'_>, op: Op) {
             let Ok(mut built) = tree.subtree(ipa, level) else {
                 return;
             };
-            let _ = built.map(cpu, &map, budget);
-            if let Err((built, _)) = built.link(cpu, over) {
+            let _ = built.map(cpu, &it.map(), budget);
+            if let Err((built, _)) = built.link(cpu, it.over) {
                 answered(built.discard(budget));
             }
         }

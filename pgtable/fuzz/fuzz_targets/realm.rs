@@ -16,6 +16,7 @@ use pgtable::{
     Attrs, Budget, ChangeDestroyed, Features, Fill, Geometry, Granule, HostPages, Ipa, Level, Pa,
     RemovedLeaf, Ripas, Rtt, RttAt, RttError, RttState, Stage2Config, TableMem, Vmid,
 };
+use std::ops::Range;
 
 const VMID: u16 = 7;
 
@@ -30,6 +31,26 @@ enum State {
     Assigned(Ripas, u64),
     UnassignedNs,
     AssignedNs(u64),
+}
+
+/// What one command is made of.
+struct Call {
+    b: u64,
+    probe: u64,
+    level: Level,
+    /// Not aligned to anything, now and then.
+    odd: u64,
+    table: RttAt,
+    /// What the table translates.
+    under: u64,
+    leaf: Ipa,
+    range: Range<Ipa>,
+}
+
+impl Call {
+    fn budget(&self) -> Budget {
+        Budget::entries(self.b >> 32 & 0xfff)
+    }
 }
 
 struct Realm<'j> {
@@ -53,176 +74,181 @@ impl Realm<'_> {
         }
     }
 
-    fn step(&mut self, [kind, a, b]: [u64; 3]) {
-        let judge = self.judge;
-        judge.pe.set((kind >> 8 & 1) as u8);
-        let mut cpu = Cpu(judge);
+    fn span(&self, level: Level) -> u64 {
+        self.geometry.span(level.max(self.geometry.start()))
+    }
+
+    /// What one command is aimed at: mostly aligned as it wants it.
+    fn call(&self, [kind, a, b]: [u64; 3]) -> Call {
         let (probe, _) = self.probes[a as usize % self.probes.len()];
+        let (end, _) = self.probes[b as usize % self.probes.len()];
         let level = Level::new((kind >> 9 & 3) as i8).unwrap_or(Level::L3);
-        let span = |level: Level| self.geometry.span(level.max(self.geometry.start()));
-        let above = Level::new(level.get() - 1).map_or(1, span);
-        // Mostly aligned as the operation wants it.
+        let above = Level::new(level.get() - 1).map_or(1, |level| self.span(level));
         let odd = if kind >> 11 & 31 == 31 { 8 } else { 0 };
-        let table = Ipa::new((probe & !(above - 1)) + odd);
-        let leaf = Ipa::new((probe & !(span(level) - 1)) + odd);
-        let ipa = Ipa::new(probe + odd);
-        let page = self.page();
-        // The host writes what it has back.
-        let mut told = |leaf: RemovedLeaf| own(judge, leaf.pa().get(), leaf.size(), Owner::Shared);
-        let mut budget = Budget::entries(b >> 32 & 0xfff);
+        Call {
+            b,
+            probe,
+            level,
+            odd,
+            table: RttAt::new(Ipa::new((probe & !(above - 1)) + odd), level),
+            under: above,
+            leaf: Ipa::new((probe & !(self.span(level) - 1)) + odd),
+            range: Ipa::new(probe + odd)..Ipa::new(end),
+        }
+    }
+
+    fn step(&mut self, op: [u64; 3]) {
+        let judge = self.judge;
+        let [kind, ..] = op;
+        judge.pe.set((kind >> 8 & 1) as u8);
+        let (call, cpu) = (self.call(op), &mut Cpu(judge));
         match kind % 12 {
             0..=2 => {
-                let table_page = judge.alloc(Level::L3).expect("no limit is set");
-                if self
-                    .rtt
-                    .create(&mut cpu, RttAt::new(table, level), table_page)
-                    .is_err()
-                {
-                    judge.give_back(table_page);
+                let page = judge.alloc(Level::L3).expect("no limit is set");
+                if self.rtt.create(cpu, call.table, page).is_err() {
+                    judge.give_back(page);
                 }
             }
-            3 => {
-                let done = loop {
-                    let mut budget = budget;
-                    match self.rtt.destroy(
-                        &mut cpu,
-                        RttAt::new(table, level),
-                        &mut told,
-                        &mut budget,
-                    ) {
-                        Err(RttError::Again) => (),
-                        done => break done,
-                    }
-                };
-                if let Ok(removed) = done {
-                    assert_eq!(judge.count(removed.pa), 0);
-                    judge.give_back(removed.pa);
-                    let base = table.get();
-                    self.change(base, base + above, |_, state| match state {
-                        State::Unassigned(_) => State::Unassigned(Ripas::Destroyed),
-                        State::Assigned(..) => panic!("{state:?} went with its table"),
-                        _ => State::UnassignedNs,
-                    });
-                }
-            }
+            3 => self.destroy(cpu, &call),
             4 => {
-                if let Ok(folded) = self.rtt.fold(&mut cpu, RttAt::new(table, level)) {
+                if let Ok(folded) = self.rtt.fold(cpu, call.table) {
                     assert_eq!(judge.count(folded), 0);
                     judge.give_back(folded);
                 }
             }
-            5 => {
-                // One page, or a whole table of them, which then folds.
-                let fill = [Fill::Known, Fill::Unknown][(b & 1) as usize];
-                let many = if b >> 1 & 3 == 0 {
-                    span(Level::L2)
-                } else {
-                    page
-                };
-                let base = ipa.get() & !(many - 1) | odd;
-                for ipa in (base..base + many).step_by(page as usize) {
-                    let pa = DATA + (ipa & !(page - 1));
-                    let (at, to) = (Ipa::new(ipa), Pa::new(pa));
-                    if self.rtt.data_check(at).is_ok() {
-                        own(judge, pa, page, Owner::Vmid(VMID));
-                    }
-                    if self.rtt.data_create(&mut cpu, at, to, fill).is_err() {
-                        break;
-                    }
-                    self.change(ipa, ipa + page, |_, state| match (state, fill) {
-                        (State::Unassigned(_), Fill::Known) => State::Assigned(Ripas::Ram, pa),
-                        (State::Unassigned(ripas), _) => State::Assigned(ripas, pa),
-                        _ => panic!("data over {state:?}"),
-                    });
-                }
-            }
-            6 => {
-                if let Ok(removed) = self.rtt.data_destroy(&mut cpu, ipa) {
-                    let pa = removed.pa.get();
-                    own(judge, pa, page, Owner::Nobody);
-                    self.change(probe, probe + page, |_, state| match state {
-                        State::Assigned(Ripas::Empty, was) if was == pa => {
-                            State::Unassigned(Ripas::Empty)
-                        }
-                        State::Assigned(_, was) if was == pa => State::Unassigned(Ripas::Destroyed),
-                        _ => panic!("{pa:#x} came out of {state:?}"),
-                    });
-                }
-            }
-            7 | 8 => {
-                let to = LENT + (leaf.get() & !(span(level) - 1));
-                let count = 1 + (b % 3) as usize;
-                let pa = Pa::new(to);
-                let attrs = Attrs::MEMORY;
-                let done = self.rtt.map_unprotected(
-                    &mut cpu,
-                    &HostPages {
-                        ipa: leaf,
-                        level,
-                        pa,
-                        attrs,
-                        count,
-                    },
-                    &mut budget,
-                );
-                // Left in the middle, it is as if it had not begun.
-                if let Ok(next) = done {
-                    let base = leaf.get();
-                    assert!(next.get() > base);
-                    self.change(base, next.get(), |at, state| match state {
-                        State::UnassignedNs => State::AssignedNs(to + (at - base)),
-                        _ => panic!("mapped over {state:?}"),
-                    });
-                }
-            }
-            9 => {
-                let done = self
-                    .rtt
-                    .unmap_unprotected(&mut cpu, leaf, level, &mut budget);
-                if let Ok(removed) = done {
-                    let (base, pa) = (leaf.get(), removed.pa.get());
-                    own(judge, pa, span(level), Owner::Shared);
-                    self.change(base, base + span(level), |at, state| match state {
-                        State::AssignedNs(was) if was == pa + (at - base) => State::UnassignedNs,
-                        _ => panic!("{pa:#x} came out of {state:?}"),
-                    });
-                }
-            }
-            10 => {
-                let (top, _) = self.probes[b as usize % self.probes.len()];
-                let mut told = 0;
-                let measure = |from: Ipa, to: Ipa| told += to.get() - from.get();
-                if let Ok(next) = self.rtt.init_ripas(ipa..Ipa::new(top), measure) {
-                    assert_eq!(told, next.get() - probe);
-                    self.change(probe, next.get(), |_, state| match state {
-                        State::Unassigned(Ripas::Empty | Ripas::Ram) => {
-                            State::Unassigned(Ripas::Ram)
-                        }
-                        _ => panic!("RAM over {state:?}"),
-                    });
-                }
-            }
-            _ => {
-                let (top, _) = self.probes[b as usize % self.probes.len()];
-                let to = [Ripas::Ram, Ripas::Empty][(b >> 8 & 1) as usize];
-                let how = [ChangeDestroyed::No, ChangeDestroyed::Yes][(b >> 9 & 1) as usize];
-                let done = self.rtt.set_ripas(&mut cpu, ipa..Ipa::new(top), to, how);
-                if let Ok(next) = done {
-                    self.change(probe, next.get(), |_, state| match state {
-                        State::Unassigned(Ripas::Destroyed)
-                        | State::Assigned(Ripas::Destroyed, _)
-                            if how == ChangeDestroyed::No =>
-                        {
-                            panic!("destroyed memory is back")
-                        }
-                        State::Unassigned(_) => State::Unassigned(to),
-                        State::Assigned(_, pa) => State::Assigned(to, pa),
-                        _ => panic!("RIPAS of {state:?}"),
-                    });
-                }
-            }
+            5 => self.data(cpu, &call),
+            6 => self.data_destroy(cpu, &call),
+            7 | 8 => self.map(cpu, &call),
+            9 => self.unmap(cpu, &call),
+            10 => self.init_ripas(&call),
+            _ => self.set_ripas(cpu, &call),
         }
         self.check();
+    }
+
+    fn destroy(&mut self, cpu: &mut Cpu<'_>, call: &Call) {
+        let judge = self.judge;
+        // The host writes what it has back.
+        let mut told = |leaf: RemovedLeaf| own(judge, leaf.pa().get(), leaf.size(), Owner::Shared);
+        let done = loop {
+            let budget = &mut call.budget();
+            match self.rtt.destroy(cpu, call.table, &mut told, budget) {
+                Err(RttError::Again) => (),
+                done => break done,
+            }
+        };
+        if let Ok(removed) = done {
+            assert_eq!(judge.count(removed.pa), 0);
+            judge.give_back(removed.pa);
+            let base = call.table.ipa.get();
+            self.change(base, base + call.under, |_, state| match state {
+                State::Unassigned(_) => State::Unassigned(Ripas::Destroyed),
+                State::Assigned(..) => panic!("{state:?} went with its table"),
+                _ => State::UnassignedNs,
+            });
+        }
+    }
+
+    /// One page, or a whole table of them, which then folds.
+    fn data(&mut self, cpu: &mut Cpu<'_>, call: &Call) {
+        let page = self.page();
+        let fill = [Fill::Known, Fill::Unknown][(call.b & 1) as usize];
+        let many = match call.b >> 1 & 3 {
+            0 => self.span(Level::L2),
+            _ => page,
+        };
+        let base = (call.probe + call.odd) & !(many - 1) | call.odd;
+        for ipa in (base..base + many).step_by(page as usize) {
+            let pa = DATA + (ipa & !(page - 1));
+            let (at, to) = (Ipa::new(ipa), Pa::new(pa));
+            if self.rtt.data_check(at).is_ok() {
+                own(self.judge, pa, page, Owner::Vmid(VMID));
+            }
+            if self.rtt.data_create(cpu, at, to, fill).is_err() {
+                break;
+            }
+            self.change(ipa, ipa + page, |_, state| match (state, fill) {
+                (State::Unassigned(_), Fill::Known) => State::Assigned(Ripas::Ram, pa),
+                (State::Unassigned(ripas), _) => State::Assigned(ripas, pa),
+                _ => panic!("data over {state:?}"),
+            });
+        }
+    }
+
+    fn data_destroy(&mut self, cpu: &mut Cpu<'_>, call: &Call) {
+        let (probe, page) = (call.probe, self.page());
+        if let Ok(removed) = self.rtt.data_destroy(cpu, call.range.start) {
+            let pa = removed.pa.get();
+            own(self.judge, pa, page, Owner::Nobody);
+            self.change(probe, probe + page, |_, state| match state {
+                State::Assigned(Ripas::Empty, was) if was == pa => State::Unassigned(Ripas::Empty),
+                State::Assigned(_, was) if was == pa => State::Unassigned(Ripas::Destroyed),
+                _ => panic!("{pa:#x} came out of {state:?}"),
+            });
+        }
+    }
+
+    fn map(&mut self, cpu: &mut Cpu<'_>, call: &Call) {
+        let base = call.leaf.get();
+        let to = LENT + (base & !(self.span(call.level) - 1));
+        let pages = HostPages {
+            ipa: call.leaf,
+            level: call.level,
+            pa: Pa::new(to),
+            attrs: Attrs::MEMORY,
+            count: 1 + (call.b % 3) as usize,
+        };
+        let done = self.rtt.map_unprotected(cpu, &pages, &mut call.budget());
+        // Left in the middle, it is as if it had not begun.
+        if let Ok(next) = done {
+            assert!(next.get() > base);
+            self.change(base, next.get(), |at, state| match state {
+                State::UnassignedNs => State::AssignedNs(to + (at - base)),
+                _ => panic!("mapped over {state:?}"),
+            });
+        }
+    }
+
+    fn unmap(&mut self, cpu: &mut Cpu<'_>, call: &Call) {
+        let (leaf, level) = (call.leaf, call.level);
+        let budget = &mut call.budget();
+        if let Ok(removed) = self.rtt.unmap_unprotected(cpu, leaf, level, budget) {
+            let (base, pa) = (leaf.get(), removed.pa.get());
+            let span = self.span(level);
+            own(self.judge, pa, span, Owner::Shared);
+            self.change(base, base + span, |at, state| match state {
+                State::AssignedNs(was) if was == pa + (at - base) => State::UnassignedNs,
+                _ => panic!("{pa:#x} came out of {state:?}"),
+            });
+        }
+    }
+
+    fn init_ripas(&mut self, call: &Call) {
+        let mut told = 0;
+        let measure = |from: Ipa, to: Ipa| told += to.get() - from.get();
+        if let Ok(next) = self.rtt.init_ripas(call.range.clone(), measure) {
+            assert_eq!(told, next.get() - call.probe);
+            self.change(call.probe, next.get(), |_, state| match state {
+                State::Unassigned(Ripas::Empty | Ripas::Ram) => State::Unassigned(Ripas::Ram),
+                _ => panic!("RAM over {state:?}"),
+            });
+        }
+    }
+
+    fn set_ripas(&mut self, cpu: &mut Cpu<'_>, call: &Call) {
+        let to = [Ripas::Ram, Ripas::Empty][(call.b >> 8 & 1) as usize];
+        let how = [ChangeDestroyed::No, ChangeDestroyed::Yes][(call.b >> 9 & 1) as usize];
+        let is_kept = |ripas| ripas == Ripas::Destroyed && how == ChangeDestroyed::No;
+        if let Ok(next) = self.rtt.set_ripas(cpu, call.range.clone(), to, how) {
+            self.change(call.probe, next.get(), |_, state| match state {
+                State::Unassigned(was) | State::Assigned(was, _) if is_kept(was) => {
+                    panic!("destroyed memory is back")
+                }
+                State::Unassigned(_) => State::Unassigned(to),
+                State::Assigned(_, pa) => State::Assigned(to, pa),
+                _ => panic!("RIPAS of {state:?}"),
+            });
+        }
     }
 
     /// The probes say what they must, and the model knows of no broken rule.

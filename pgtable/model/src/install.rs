@@ -3,6 +3,7 @@
 //! Writes are looked at when the PE does something else next, so that the order
 //! in which VTCR_EL2 and VTTBR_EL2 are written does not matter.
 
+use crate::Regime;
 use crate::machine::{Context, Machine, NO_TREE, Tree, Verdict};
 use crate::shape::{Shape, vmid};
 use crate::unclean::{MAX_PES, Unclean};
@@ -70,66 +71,9 @@ impl Machine {
             v.pa = Some(root | low);
             return Err(v);
         }
-        let mut known = self
-            .trees
-            .iter()
-            .position(|t| !t.retired && t.root == root && t.shape.regime == shape.regime);
-        // The same root for something new, after the old was let go.
-        if let Some(i) = known
-            && (self.trees[i].shape != shape || self.trees[i].mair != mair)
-            && self.may_go(i as u32)
-        {
-            self.retire(i as u32);
-            known = None;
-        }
-        let tree = match known {
-            Some(i) => {
-                if self.trees[i].shape != shape || self.trees[i].mair != mair {
-                    return Err(self.violation(
-                        Kind::BadSetup,
-                        "this tree was installed with other control registers before",
-                    ));
-                }
-                i as u32
-            }
-            None => {
-                let tree = Tree {
-                    shape,
-                    root,
-                    mair,
-                    contexts: Vec::new(),
-                    installed: 0,
-                    retired: false,
-                    contiguous: false,
-                    spec: None,
-                    changed: (0, u64::MAX),
-                };
-                let slot = self.trees.iter().position(|t| t.retired);
-                place(&mut self.trees, slot, tree)
-            }
-        };
-        let context = self
-            .contexts
-            .iter()
-            .position(|c| c.tree == tree && c.vmid == vmid);
-        let context = match context {
-            Some(i) => i as u32,
-            None => {
-                let context = Context {
-                    tree,
-                    vmid,
-                    regime: shape.regime,
-                    unclean: Unclean::default(),
-                    cached: 0,
-                    flush: [0; MAX_PES],
-                    clash: false,
-                };
-                let slot = self.contexts.iter().position(|c| c.tree == NO_TREE);
-                let i = place(&mut self.contexts, slot, context);
-                self.trees[tree as usize].contexts.push(i);
-                i
-            }
-        };
+        let known = self.known_tree(shape, root, mair)?;
+        let tree = known.unwrap_or_else(|| self.new_tree(shape, root, mair));
+        let context = self.context_of(tree, vmid, shape.regime);
         let bit = 1 << self.now;
         self.trees[tree as usize].installed |= bit;
         let c = &mut self.contexts[context as usize];
@@ -146,6 +90,74 @@ impl Machine {
             }
         }
         Ok((tree, context))
+    }
+
+    /// The tree of this root, if it was installed before and lives.
+    fn known_tree(
+        &mut self,
+        shape: Shape,
+        root: u64,
+        mair: u64,
+    ) -> Result<Option<u32>, Box<Violation>> {
+        let known = self
+            .trees
+            .iter()
+            .position(|t| !t.retired && t.root == root && t.shape.regime == shape.regime);
+        let Some(i) = known else {
+            return Ok(None);
+        };
+        if self.trees[i].shape == shape && self.trees[i].mair == mair {
+            return Ok(Some(i as u32));
+        }
+        // The same root for something new, after the old was let go.
+        if self.may_go(i as u32) {
+            self.retire(i as u32);
+            return Ok(None);
+        }
+        Err(self.violation(
+            Kind::BadSetup,
+            "this tree was installed with other control registers before",
+        ))
+    }
+
+    fn new_tree(&mut self, shape: Shape, root: u64, mair: u64) -> u32 {
+        let tree = Tree {
+            shape,
+            root,
+            mair,
+            contexts: Vec::new(),
+            installed: 0,
+            retired: false,
+            contiguous: false,
+            spec: None,
+            changed: (0, u64::MAX),
+        };
+        let slot = self.trees.iter().position(|t| t.retired);
+        place(&mut self.trees, slot, tree)
+    }
+
+    /// The context of a tree under a VMID, made if there was none.
+    fn context_of(&mut self, tree: u32, vmid: u16, regime: Regime) -> u32 {
+        let known = self
+            .contexts
+            .iter()
+            .position(|c| c.tree == tree && c.vmid == vmid);
+        if let Some(i) = known {
+            return i as u32;
+        }
+        let context = Context {
+            tree,
+            vmid,
+            regime,
+            unclean: Unclean::default(),
+            cached: 0,
+            flush: [0; MAX_PES],
+            clash: false,
+        };
+        let slot = self.contexts.iter().position(|c| c.tree == NO_TREE);
+        let i = place(&mut self.contexts, slot, context);
+        self.trees[tree as usize].contexts.push(i);
+        i
     }
 
     /// True if TLBs may hold entries of another tree under the same VMID.

@@ -393,34 +393,56 @@ fn parse_features(mut fields: Fields<'_>) -> Result<Features, Expected> {
 }
 
 fn parse_event(verb: &str, f: &mut Fields<'_>) -> Result<EventKind, Expected> {
-    let store = |f: &mut Fields<'_>, how| -> Result<EventKind, Expected> {
-        Ok(EventKind::Store {
-            pa: f.number("a physical address")?,
-            value: f.number("a value")?,
-            how,
-        })
-    };
-    let range = |f: &mut Fields<'_>| -> Result<(u64, u64), Expected> {
-        Ok((
-            f.number("a physical address")?,
-            f.number("a length in bytes")?,
-        ))
-    };
-    Ok(match verb {
-        "st" => store(f, How::Plain)?,
-        "stlr" => store(f, How::Release)?,
-        "swp" => store(f, How::Atomic)?,
-        "swpl" => store(f, How::AtomicRelease)?,
-        "cas" | "casl" => EventKind::Cas {
-            pa: f.number("a physical address")?,
-            expected: f.number("the value found")?,
-            value: f.number("the value stored")?,
-            release: verb == "casl",
-        },
-        "zero" => {
-            let (pa, len) = range(f)?;
-            EventKind::Zero { pa, len }
+    match verb {
+        "st" | "stlr" | "swp" | "swpl" | "cas" | "casl" | "zero" => parse_store(verb, f),
+        "isb" | "dsb" | "dmb" | "tlbi" | "msr" | "dc" | "ic" => parse_instruction(verb, f),
+        "alloc" | "free" | "own" => parse_memory(verb, f),
+        "fault" | "window" | "spec" | "quiesce" => parse_question(verb, f),
+        other => Err(no_event(other)),
+    }
+}
+
+fn no_event(verb: &str) -> Expected {
+    format!("an event instead of `{verb}`")
+}
+
+/// Address and length of physical memory.
+fn parse_range(f: &mut Fields<'_>) -> Result<(u64, u64), Expected> {
+    let pa = f.number("a physical address")?;
+    Ok((pa, f.number("a length in bytes")?))
+}
+
+/// What writes memory.
+fn parse_store(verb: &str, f: &mut Fields<'_>) -> Result<EventKind, Expected> {
+    let how = match verb {
+        "st" => How::Plain,
+        "stlr" => How::Release,
+        "swp" => How::Atomic,
+        "swpl" => How::AtomicRelease,
+        "cas" | "casl" => {
+            return Ok(EventKind::Cas {
+                pa: f.number("a physical address")?,
+                expected: f.number("the value found")?,
+                value: f.number("the value stored")?,
+                release: verb == "casl",
+            });
         }
+        "zero" => {
+            let (pa, len) = parse_range(f)?;
+            return Ok(EventKind::Zero { pa, len });
+        }
+        other => return Err(no_event(other)),
+    };
+    Ok(EventKind::Store {
+        pa: f.number("a physical address")?,
+        value: f.number("a value")?,
+        how,
+    })
+}
+
+/// Barriers, maintenance, registers.
+fn parse_instruction(verb: &str, f: &mut Fields<'_>) -> Result<EventKind, Expected> {
+    Ok(match verb {
         "isb" => EventKind::ISB,
         "dsb" | "dmb" => {
             let name = f.word("a barrier option")?;
@@ -451,13 +473,32 @@ fn parse_event(verb: &str, f: &mut Fields<'_>) -> Result<EventKind, Expected> {
                 .into_iter()
                 .find(|(n, _)| *n == name)
                 .ok_or_else(|| format!("vttbr_el2, vtcr_el2, … instead of `{name}`"))?;
-            EventKind::Write {
-                reg,
-                value: f.number("a value")?,
-            }
+            let value = f.number("a value")?;
+            EventKind::Write { reg, value }
         }
+        "dc" => {
+            let (pa, len) = parse_range(f)?;
+            EventKind::CleanData { pa, len }
+        }
+        "ic" => {
+            let (pa, len) = match f.word("an address or `all`")? {
+                "all" => (0, u64::MAX),
+                first => (
+                    number(first).ok_or("a physical address")?,
+                    f.number("a length in bytes")?,
+                ),
+            };
+            EventKind::InvalidateInstructions { pa, len }
+        }
+        other => return Err(no_event(other)),
+    })
+}
+
+/// Whose memory is whose.
+fn parse_memory(verb: &str, f: &mut Fields<'_>) -> Result<EventKind, Expected> {
+    let (pa, len) = parse_range(f)?;
+    Ok(match verb {
         "alloc" => {
-            let (pa, len) = range(f)?;
             let zeroed = match f.word("zeroed or dirty")? {
                 "zeroed" => true,
                 "dirty" => false,
@@ -465,12 +506,8 @@ fn parse_event(verb: &str, f: &mut Fields<'_>) -> Result<EventKind, Expected> {
             };
             EventKind::Alloc { pa, len, zeroed }
         }
-        "free" => {
-            let (pa, len) = range(f)?;
-            EventKind::Free { pa, len }
-        }
+        "free" => EventKind::Free { pa, len },
         "own" => {
-            let (pa, len) = range(f)?;
             let owner = match f.word("an owner")? {
                 "nobody" => Owner::Nobody,
                 "shared" => Owner::Shared,
@@ -484,24 +521,13 @@ fn parse_event(verb: &str, f: &mut Fields<'_>) -> Result<EventKind, Expected> {
             };
             EventKind::Own { pa, len, owner }
         }
-        "dc" => {
-            let (pa, len) = range(f)?;
-            EventKind::CleanData { pa, len }
-        }
-        "ic" => {
-            let first = f.word("an address or `all`")?;
-            if first == "all" {
-                EventKind::InvalidateInstructions {
-                    pa: 0,
-                    len: u64::MAX,
-                }
-            } else {
-                EventKind::InvalidateInstructions {
-                    pa: number(first).ok_or("a physical address")?,
-                    len: f.number("a length in bytes")?,
-                }
-            }
-        }
+        other => return Err(no_event(other)),
+    })
+}
+
+/// What guests meet, and what the judge is asked.
+fn parse_question(verb: &str, f: &mut Fields<'_>) -> Result<EventKind, Expected> {
+    Ok(match verb {
         "fault" => EventKind::Fault {
             ia: f.number("an input address")?,
             access: perms_from(f.word("rights such as rw")?).ok_or("letters of rwxu")?,
@@ -516,29 +542,32 @@ fn parse_event(verb: &str, f: &mut Fields<'_>) -> Result<EventKind, Expected> {
         "spec" => {
             let ia = f.number("an input address")?;
             let len = f.number("a length in bytes")?;
-            let to = match f.word("an output address or `none`")? {
-                "none" => None,
-                pa => {
-                    let pa = number(pa).ok_or("an output address")?;
-                    let perms = match f.0.next() {
-                        None | Some("any") => None,
-                        Some(text) => Some(perms_from(text).ok_or("letters of rwxu")?),
-                    };
-                    let memory = match f.0.next() {
-                        None => None,
-                        Some(name) => Some(memory_from(name).ok_or("a memory type")?),
-                    };
-                    Some(Target { pa, perms, memory })
-                }
-            };
+            let to = parse_target(f)?;
             EventKind::Spec(Promise { ia, len, to })
         }
         "quiesce" => EventKind::Quiesce {
             lo: f.number("an input address")?,
             hi: f.number("an input address")?,
         },
-        other => return Err(format!("an event instead of `{other}`")),
+        other => return Err(no_event(other)),
     })
+}
+
+/// Where a promised range leads to.
+fn parse_target(f: &mut Fields<'_>) -> Result<Option<Target>, Expected> {
+    let pa = match f.word("an output address or `none`")? {
+        "none" => return Ok(None),
+        pa => number(pa).ok_or("an output address")?,
+    };
+    let perms = match f.0.next() {
+        None | Some("any") => None,
+        Some(text) => Some(perms_from(text).ok_or("letters of rwxu")?),
+    };
+    let memory = match f.0.next() {
+        None => None,
+        Some(name) => Some(memory_from(name).ok_or("a memory type")?),
+    };
+    Ok(Some(Target { pa, perms, memory }))
 }
 
 /// Reads a whole trace.

@@ -226,6 +226,15 @@ fn lines_that_are_no_trace() {
     assert_eq!(error("toy 6 6 3").line, 2);
 }
 
+/// Words of traces, and numbers at the edges.
+const WORDS: &str = "\
+    0 1 -1 0xffffffffffffffff 0xfffffffffffffff8 0x8000000000000000 \
+    4096 0x80011000 0x80000000 0x80010003 0x80011003 0x7d9 st stlr \
+    alloc free own zero tlbi ripas2e1is vae2is alle1 dsb ish msr \
+    vtcr_el2 vttbr_el2 ttbr0_el2 tcr_el2 hcr_el2 0x80053558 \
+    0x180053598 shared vmid:1 zeroed dirty quiesce spec fault rwxu \
+    window 0xfffffffffffff003 0x7ffffffffffff7ff 268435456";
+
 /// Whatever a trace says, it is judged or refused: nothing in it ends the
 /// judge.
 #[test]
@@ -237,52 +246,7 @@ fn hostile_traces_are_judged_or_refused() {
     };
     let base = format!("{HEADER}{TREE}{FLUSH_PAGE_0}{QUIESCE}");
     let lines: Vec<&str> = base.lines().collect();
-    let words = [
-        "0",
-        "1",
-        "-1",
-        "0xffffffffffffffff",
-        "0xfffffffffffffff8",
-        "0x8000000000000000",
-        "4096",
-        "0x80011000",
-        "0x80000000",
-        "0x80010003",
-        "0x80011003",
-        "0x7d9",
-        "st",
-        "stlr",
-        "alloc",
-        "free",
-        "own",
-        "zero",
-        "tlbi",
-        "ripas2e1is",
-        "vae2is",
-        "alle1",
-        "dsb",
-        "ish",
-        "msr",
-        "vtcr_el2",
-        "vttbr_el2",
-        "ttbr0_el2",
-        "tcr_el2",
-        "hcr_el2",
-        "0x80053558",
-        "0x180053598",
-        "shared",
-        "vmid:1",
-        "zeroed",
-        "dirty",
-        "quiesce",
-        "spec",
-        "fault",
-        "rwxu",
-        "window",
-        "0xfffffffffffff003",
-        "0x7ffffffffffff7ff",
-        "268435456",
-    ];
+    let words: Vec<&str> = WORDS.split_whitespace().collect();
     let (mut judged, mut refused, mut broken) = (0, 0, 0);
     for _ in 0..4000 {
         let mut text = String::new();

@@ -95,13 +95,14 @@ fn check(name: &str, calls: fn(&Workspace) -> Vec<Vec<&'static str>>) -> Case {
 }
 
 /// Fuzz targets are of workspaces of their own, and run with a nightly compiler: here
-/// they are compiled, so that what they call is not changed without them.
+/// they are compiled, so that what they call is not changed without them, and
+/// held to the lints of their manifests.
 fn fuzz_targets(context: &Context) -> Result<Counts> {
     let target = context.workspace.scratch().join("fuzz");
     for folder in nightly::fuzz_folders() {
         let manifest = context.workspace.root.join(folder).join("fuzz/Cargo.toml");
         let called = Call::of(context.workspace.cargo(), LIMIT)
-            .args(["check", "--quiet", "--manifest-path"])
+            .args(["clippy", "--quiet", "--manifest-path"])
             .args([&manifest])
             .args(["--target-dir"])
             .args([&target])

@@ -25,6 +25,15 @@ const MOST: usize = 320;
 const SGIS: &[u32] = INTIDS.split_at(4).0;
 const SPIS: &[u32] = INTIDS.split_at(11).1;
 
+const BITS: [Bit; 6] = [
+    Bit::SetEnable,
+    Bit::ClearEnable,
+    Bit::SetPending,
+    Bit::ClearPending,
+    Bit::SetActive,
+    Bit::ClearActive,
+];
+
 /// The operation that four bytes stand for.
 fn op(pes: usize, [kind, pe, which, how]: [u8; 4]) -> Op {
     let pe = pe as usize % pes;
@@ -53,14 +62,7 @@ fn op(pes: usize, [kind, pe, which, how]: [u8; 4]) -> Op {
         6..=8 => Op::Bit {
             pe,
             intid,
-            register: [
-                Bit::SetEnable,
-                Bit::ClearEnable,
-                Bit::SetPending,
-                Bit::ClearPending,
-                Bit::SetActive,
-                Bit::ClearActive,
-            ][how as usize % 6],
+            register: BITS[how as usize % BITS.len()],
         },
         9 => Op::Group {
             pe,

@@ -7,8 +7,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use std::collections::HashSet;
-use vgic::{At, 
-    Affinity, Distributor, Frame, Interface, ListRegisters, MAX_LIST_REGISTERS, Read,
+use vgic::{
+    Affinity, At, Distributor, Frame, Interface, ListRegisters, MAX_LIST_REGISTERS, Read,
     Redistributor, SPIS, SgiRegister, VcpuSet, Vgic, hcr, lr,
 };
 
@@ -96,22 +96,7 @@ fn step(guest: &mut Guest, kind: u64, value: u64) {
         }
         _ if vcpu < VCPUS => {
             let lrs = &mut guest.lrs[vcpu];
-            // States move as a guest moves them, or anyhow.
-            let used = lrs.used();
-            for (n, register) in lrs.lr[..used].iter_mut().enumerate() {
-                let bits = value.rotate_right(2 * n as u32) & 3;
-                *register = match kind >> 16 & 3 {
-                    0 => *register,
-                    1 => *register & !(lr::PENDING | lr::ACTIVE) | bits << 62,
-                    2 => *register ^ bits << 62,
-                    _ => value.rotate_left(n as u32 * 7),
-                };
-            }
-            lrs.hcr = match kind >> 18 & 3 {
-                0 => lrs.hcr,
-                1 => lrs.hcr | (value & 0x1f) << 27,
-                _ => value,
-            };
+            run(lrs, kind, value);
             let vmcr = value ^ kind;
             let synced = vgic.sync(vcpu, vmcr, lrs);
             let sources = LINKS.iter().fold(0, |all, (ppi, _)| all | 1 << ppi);
@@ -131,6 +116,26 @@ fn step(guest: &mut Guest, kind: u64, value: u64) {
             let _ = vgic.sync(vcpu, value, &lrs);
         }
     }
+}
+
+/// List registers while their vCPU runs: states move as a guest moves them, or
+/// anyhow.
+fn run(lrs: &mut ListRegisters, kind: u64, value: u64) {
+    let used = lrs.used();
+    for (n, register) in lrs.lr[..used].iter_mut().enumerate() {
+        let bits = value.rotate_right(2 * n as u32) & 3;
+        *register = match kind >> 16 & 3 {
+            0 => *register,
+            1 => *register & !(lr::PENDING | lr::ACTIVE) | bits << 62,
+            2 => *register ^ bits << 62,
+            _ => value.rotate_left(n as u32 * 7),
+        };
+    }
+    lrs.hcr = match kind >> 18 & 3 {
+        0 => lrs.hcr,
+        1 => lrs.hcr | (value & 0x1f) << 27,
+        _ => value,
+    };
 }
 
 fn check(guest: &Guest, vcpu: usize) {

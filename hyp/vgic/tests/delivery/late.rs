@@ -193,26 +193,7 @@ impl World {
                 let value = u64::from(sgi) << 24 | (at >> 8 & 0xff) << 16 | 1 << (at & 0xf);
                 self.machine.vgic().send_sgi(from, SgiRegister::Sgi1, value);
             }
-            Op::Acknowledge(pe) => {
-                if self.machine.in_guest[pe]
-                    && let Some((intid, _, group1)) = self.machine.cpu[pe].peek()
-                {
-                    assert_eq!(self.machine.cpu[pe].acknowledge(group1), intid);
-                    self.running[pe].push(intid);
-                    if LEVELS.contains(&intid) {
-                        self.machine.vgic().set_spi(intid, false).unwrap();
-                        self.account(0, intid).due = false;
-                    } else {
-                        let account = self.account(pe, intid);
-                        account.acknowledged += 1;
-                        account.due = false;
-                        assert!(
-                            account.acknowledged <= account.raised,
-                            "{intid}: {account:?}"
-                        );
-                    }
-                }
-            }
+            Op::Acknowledge(pe) => self.acknowledge(pe),
             Op::End(pe) => {
                 if self.machine.in_guest[pe]
                     && let Some(intid) = self.running[pe].pop()
@@ -269,6 +250,33 @@ impl World {
                 self.machine.interrupt(pe);
             }
         }
+        self.is_sane();
+    }
+
+    /// Takes the interrupt that is offered, if one is, and lowers its line.
+    fn acknowledge(&mut self, pe: usize) {
+        if !self.machine.in_guest[pe] {
+            return;
+        }
+        let Some((intid, _, group1)) = self.machine.cpu[pe].peek() else {
+            return;
+        };
+        assert_eq!(self.machine.cpu[pe].acknowledge(group1), intid);
+        self.running[pe].push(intid);
+        if LEVELS.contains(&intid) {
+            self.machine.vgic().set_spi(intid, false).unwrap();
+            self.account(0, intid).due = false;
+            return;
+        }
+        let account = self.account(pe, intid);
+        account.acknowledged += 1;
+        account.due = false;
+        let known = account.acknowledged <= account.raised;
+        assert!(known, "{intid}: {account:?}");
+    }
+
+    /// The hypervisor's own interrupts end, and no SPI is on two PEs.
+    fn is_sane(&mut self) {
         for pe in 0..PES {
             let storm = (0..8).all(|_| self.machine.local_interrupt(pe));
             assert!(!storm, "interrupts to the hypervisor do not end");

@@ -195,8 +195,7 @@ impl World {
     }
 
     fn apply(&mut self, op: Op) {
-        let Self { pes, machine, gic } = self;
-        let pes = *pes;
+        let Self { machine, gic, .. } = self;
         match op {
             Op::Line { pe, intid, level } => {
                 gic.irq(pe, intid).set_line(level);
@@ -206,108 +205,28 @@ impl World {
                     machine.vgic().set_spi(intid, level).unwrap();
                 }
             }
-            Op::Timer { pe, level } => {
-                // A list register with HW = 1 does not see its source fall
-                // before the guest takes it: the next exit does.
-                let falls = machine.timer[pe] && !level;
-                gic.irq(pe, TIMER).set_line(level);
-                machine.set_timer(pe, level);
-                if falls && machine.in_guest[pe] {
-                    machine.put(pe);
-                    machine.enter(pe);
-                }
-            }
+            Op::Timer { pe, level } => self.timer(pe, level),
             Op::Sgi {
                 from,
                 to,
                 sgi,
                 register,
-            } => {
-                for pe in 0..pes {
-                    if to & 1 << pe != 0 {
-                        gic.send_sgi(pe, sgi, register == SgiRegister::Sgi1);
-                        let at = affinity(pe).to_mpidr();
-                        let value = u64::from(sgi) << 24 | (at >> 8 & 0xff) << 16 | 1 << (at & 0xf);
-                        machine.vgic().send_sgi(from, register, value);
-                    }
-                }
-            }
-            Op::SgiToOthers { from, sgi } => {
-                for pe in (0..pes).filter(|&pe| pe != from) {
-                    gic.send_sgi(pe, sgi, true);
-                }
-                let value = u64::from(sgi) << 24 | 1 << 40;
-                machine.vgic().send_sgi(from, SgiRegister::Sgi1, value);
-            }
+            } => self.sgi(from, to, sgi, register),
+            Op::SgiToOthers { from, sgi } => self.sgi_to_others(from, sgi),
             Op::Bit {
                 pe,
                 intid,
                 register,
-            } => {
-                // An EOI would not find what somebody else deactivated.
-                if register == Bit::ClearActive && gic.is_running(pe, intid) {
-                    return;
-                }
-                let irq = gic.irq(pe, intid);
-                match register {
-                    Bit::SetEnable => irq.enabled = true,
-                    Bit::ClearEnable => irq.enabled = false,
-                    Bit::SetPending => irq.latch = true,
-                    Bit::ClearPending => irq.latch = false,
-                    Bit::SetActive => irq.active = true,
-                    Bit::ClearActive => irq.active = false,
-                }
-                let (offset, bit) = bit_of(register as u64, intid);
-                machine.write(pe, frame(pe, intid), at(offset, 4), bit);
-            }
-            Op::Group { pe, intid, group1 } => {
-                // Of an active interrupt this is UNPREDICTABLE.
-                if gic.irq(pe, intid).active {
-                    return;
-                }
-                gic.irq(pe, intid).group1 = group1;
-                let (offset, bit) = bit_of(0x080, intid);
-                let before = machine.read(pe, frame(pe, intid), offset, 4);
-                let value = if group1 { before | bit } else { before & !bit };
-                machine.write(pe, frame(pe, intid), at(offset, 4), value);
-            }
+            } => self.bit(pe, intid, register),
+            Op::Group { pe, intid, group1 } => self.group(pe, intid, group1),
             Op::Priority {
                 pe,
                 intid,
                 priority,
                 byte,
-            } => {
-                gic.irq(pe, intid).priority = priority & 0xf8;
-                let offset = 0x400 + u64::from(intid);
-                if byte {
-                    machine.write(pe, frame(pe, intid), at(offset, 1), priority.into());
-                } else {
-                    let shift = offset % 4 * 8;
-                    let word = machine.read(pe, frame(pe, intid), offset & !3, 4);
-                    let value = word & !(0xff << shift) | u64::from(priority) << shift;
-                    machine.write(pe, frame(pe, intid), at(offset & !3, 4), value);
-                }
-            }
-            Op::Config { pe, intid, edge } => {
-                if intid >= 16 && intid != TIMER {
-                    gic.irq(pe, intid).edge = edge;
-                }
-                let offset = 0xc00 + u64::from(intid / 16 * 4);
-                let bit = 2 << (intid % 16 * 2);
-                let before = machine.read(pe, frame(pe, intid), offset, 4);
-                let value = if edge { before | bit } else { before & !bit };
-                machine.write(pe, frame(pe, intid), at(offset, 4), value);
-            }
-            Op::Route { pe, spi, route } => {
-                gic.irq(pe, spi).route = route;
-                let value = match route {
-                    Route::To(target) => affinity(target).to_mpidr(),
-                    Route::Nowhere => 0x00ff_0000_0000 | 9,
-                    Route::Any => 1 << 31,
-                };
-                let offset = 0x6000 + 8 * u64::from(spi);
-                machine.write(pe, Frame::Distributor, at(offset, 8), value);
-            }
+            } => self.priority(pe, intid, priority, byte),
+            Op::Config { pe, intid, edge } => self.config(pe, intid, edge),
+            Op::Route { pe, spi, route } => self.route(pe, spi, route),
             Op::Distributor { pe, enables } => {
                 gic.enables = enables;
                 let value = u64::from(enables[0]) | u64::from(enables[1]) << 1;
@@ -318,35 +237,27 @@ impl World {
                 let value = u64::from(sleep) << 1;
                 machine.write(pe, Frame::Redistributor(pe), at(0x14, 4), value);
             }
+            Op::Stop { pe } => machine.stop(pe),
+            Op::Put { pe } => machine.put(pe),
+            Op::Enter { pe } => machine.enter(pe),
+            Op::Read { pe, intid } => self.compare(pe, intid),
+            // The guest's own doing: not while it is stopped.
+            Op::Acknowledge { pe } | Op::End { pe } | Op::Deactivate { pe, .. }
+                if !machine.in_guest[pe] => {}
+            Op::Enables { pe, .. } | Op::Mask { pe, .. } if !machine.in_guest[pe] => {}
             Op::Acknowledge { pe } => {
-                if machine.in_guest[pe]
-                    && let Some((_, _, group1)) = machine.cpu[pe].peek()
-                {
+                if let Some((_, _, group1)) = machine.cpu[pe].peek() {
                     let intid = machine.cpu[pe].acknowledge(group1);
                     assert_ne!(intid, SPURIOUS);
                     gic.acknowledge(pe, intid);
                 }
             }
             Op::End { pe } => {
-                if machine.in_guest[pe]
-                    && let Some(running) = gic.end(pe)
-                {
+                if let Some(running) = gic.end(pe) {
                     machine.cpu[pe].end(running.intid, running.group1);
                 }
             }
-            Op::Deactivate { pe, intid } => {
-                // With EOImode 0 nobody else's EOI may miss it.
-                let of_others = gic.pes.iter().enumerate().any(|(n, other)| {
-                    n != pe && !other.split && other.running.iter().any(|r| r.intid == intid)
-                });
-                let mine = gic.pes[pe].running.iter().any(|r| r.intid == intid);
-                if machine.in_guest[pe] && !mine && !(intid >= 32 && of_others) {
-                    gic.deactivate(pe, intid);
-                    machine.deactivate(pe, intid);
-                }
-            }
-            // The guest's own doing: not while it is stopped.
-            Op::Enables { pe, .. } | Op::Mask { pe, .. } if !machine.in_guest[pe] => {}
+            Op::Deactivate { pe, intid } => self.deactivate(pe, intid),
             Op::Enables { pe, group1, on } => {
                 gic.pes[pe].enables[usize::from(group1)] = on;
                 let bit = if group1 { vmcr::VENG1 } else { vmcr::VENG0 };
@@ -358,25 +269,141 @@ impl World {
                 let vmcr = &mut machine.cpu[pe].vmcr;
                 *vmcr = *vmcr & !(0xff << 24) | u64::from(mask) << 24;
             }
-            Op::Split { pe, split } => {
-                // Not under a running handler. The exit says which EOImode an
-                // interrupt was acknowledged with that is still active.
-                if gic.pes[pe].running.is_empty() {
-                    if machine.in_guest[pe] {
-                        machine.put(pe);
-                        machine.enter(pe);
-                    }
-                    gic.pes[pe].split = split;
-                    let vmcr = &mut machine.cpu[pe].vmcr;
-                    *vmcr = *vmcr & !vmcr::VEOIM | if split { vmcr::VEOIM } else { 0 };
-                }
-            }
-            Op::Stop { pe } => machine.stop(pe),
-            Op::Put { pe } => machine.put(pe),
-            Op::Enter { pe } => machine.enter(pe),
-            Op::Read { pe, intid } => self.compare(pe, intid),
+            Op::Split { pe, split } => self.split(pe, split),
         }
         self.machine.settle();
+    }
+
+    /// A list register with HW = 1 does not see its source fall before the guest
+    /// takes it: the next exit does.
+    fn timer(&mut self, pe: usize, level: bool) {
+        let machine = &mut self.machine;
+        let falls = machine.timer[pe] && !level;
+        self.gic.irq(pe, TIMER).set_line(level);
+        machine.set_timer(pe, level);
+        if falls && machine.in_guest[pe] {
+            machine.put(pe);
+            machine.enter(pe);
+        }
+    }
+
+    /// To each PE of a mask.
+    fn sgi(&mut self, from: usize, to: u16, sgi: u32, register: SgiRegister) {
+        for pe in (0..self.pes).filter(|pe| to & 1 << pe != 0) {
+            let group1 = register == SgiRegister::Sgi1;
+            self.gic.send_sgi(pe, sgi, group1);
+            let at = affinity(pe).to_mpidr();
+            let value = u64::from(sgi) << 24 | (at >> 8 & 0xff) << 16 | 1 << (at & 0xf);
+            self.machine.vgic().send_sgi(from, register, value);
+        }
+    }
+
+    fn sgi_to_others(&mut self, from: usize, sgi: u32) {
+        for pe in (0..self.pes).filter(|&pe| pe != from) {
+            self.gic.send_sgi(pe, sgi, true);
+        }
+        let value = u64::from(sgi) << 24 | 1 << 40;
+        let register = SgiRegister::Sgi1;
+        self.machine.vgic().send_sgi(from, register, value);
+    }
+
+    fn bit(&mut self, pe: usize, intid: u32, register: Bit) {
+        let gic = &mut self.gic;
+        // An EOI would not find what somebody else deactivated.
+        if register == Bit::ClearActive && gic.is_running(pe, intid) {
+            return;
+        }
+        let irq = gic.irq(pe, intid);
+        match register {
+            Bit::SetEnable => irq.enabled = true,
+            Bit::ClearEnable => irq.enabled = false,
+            Bit::SetPending => irq.latch = true,
+            Bit::ClearPending => irq.latch = false,
+            Bit::SetActive => irq.active = true,
+            Bit::ClearActive => irq.active = false,
+        }
+        let (offset, bit) = bit_of(register as u64, intid);
+        let frame = frame(pe, intid);
+        self.machine.write(pe, frame, at(offset, 4), bit);
+    }
+
+    fn group(&mut self, pe: usize, intid: u32, group1: bool) {
+        let Self { machine, gic, .. } = self;
+        // Of an active interrupt this is UNPREDICTABLE.
+        if gic.irq(pe, intid).active {
+            return;
+        }
+        gic.irq(pe, intid).group1 = group1;
+        let (offset, bit) = bit_of(0x080, intid);
+        let before = machine.read(pe, frame(pe, intid), offset, 4);
+        let value = if group1 { before | bit } else { before & !bit };
+        machine.write(pe, frame(pe, intid), at(offset, 4), value);
+    }
+
+    fn priority(&mut self, pe: usize, intid: u32, priority: u8, byte: bool) {
+        let Self { machine, gic, .. } = self;
+        gic.irq(pe, intid).priority = priority & 0xf8;
+        let offset = 0x400 + u64::from(intid);
+        let (frame, value) = (frame(pe, intid), u64::from(priority));
+        if byte {
+            machine.write(pe, frame, at(offset, 1), value);
+            return;
+        }
+        let shift = offset % 4 * 8;
+        let word = machine.read(pe, frame, offset & !3, 4);
+        let value = word & !(0xff << shift) | value << shift;
+        machine.write(pe, frame, at(offset & !3, 4), value);
+    }
+
+    fn config(&mut self, pe: usize, intid: u32, edge: bool) {
+        let Self { machine, gic, .. } = self;
+        if intid >= 16 && intid != TIMER {
+            gic.irq(pe, intid).edge = edge;
+        }
+        let offset = 0xc00 + u64::from(intid / 16 * 4);
+        let bit = 2 << (intid % 16 * 2);
+        let before = machine.read(pe, frame(pe, intid), offset, 4);
+        let value = if edge { before | bit } else { before & !bit };
+        machine.write(pe, frame(pe, intid), at(offset, 4), value);
+    }
+
+    fn route(&mut self, pe: usize, spi: u32, route: Route) {
+        self.gic.irq(pe, spi).route = route;
+        let value = match route {
+            Route::To(target) => affinity(target).to_mpidr(),
+            Route::Nowhere => 0x00ff_0000_0000 | 9,
+            Route::Any => 1 << 31,
+        };
+        let offset = 0x6000 + 8 * u64::from(spi);
+        let distributor = Frame::Distributor;
+        self.machine.write(pe, distributor, at(offset, 8), value);
+    }
+
+    /// With EOImode 0 nobody else's EOI may miss it.
+    fn deactivate(&mut self, pe: usize, intid: u32) {
+        let pes = &self.gic.pes;
+        let runs = |pe: usize| pes[pe].running.iter().any(|r| r.intid == intid);
+        let of_others = (0..pes.len()).any(|n| n != pe && !pes[n].split && runs(n));
+        if !(runs(pe) || intid >= 32 && of_others) {
+            self.gic.deactivate(pe, intid);
+            self.machine.deactivate(pe, intid);
+        }
+    }
+
+    /// Not under a running handler. The exit says which EOImode an interrupt was
+    /// acknowledged with that is still active.
+    fn split(&mut self, pe: usize, split: bool) {
+        let Self { machine, gic, .. } = self;
+        if !gic.pes[pe].running.is_empty() {
+            return;
+        }
+        if machine.in_guest[pe] {
+            machine.put(pe);
+            machine.enter(pe);
+        }
+        gic.pes[pe].split = split;
+        let vmcr = &mut machine.cpu[pe].vmcr;
+        *vmcr = *vmcr & !vmcr::VEOIM | if split { vmcr::VEOIM } else { 0 };
     }
 
     /// The registers of an interrupt say what the specification says.

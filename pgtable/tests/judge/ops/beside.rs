@@ -42,71 +42,19 @@ impl Run<'_, '_> {
         };
         let (low, high) = self.whole(guest, beside, beside + page);
         let apart = (high <= task.low || low >= task.high) && task.kind.keeps_to_range();
-        let mut ipa = beside;
         // The leaf there is all in the range, or there is none.
         let (from, to) = self.whole(guest, inside, inside + page);
         let within = task.start <= from && to <= task.end;
-        let work = match n & 7 {
-            0 if task.kind == K::Map => {
-                let (pa, attrs, _) = self.mapping(task);
-                ipa = inside;
-                let pa = pa + (inside - task.start);
-                // The end is the same, whoever is first.
-                let whole = task.size() == page && task.over == Over::Anything;
-                match n >> 11 & 1 {
-                    1 if whole => Work::Replace { pa, attrs },
-                    _ => Work::Map { pa, attrs },
-                }
-            }
-            0 | 1 if task.kind.removes_leaves() => {
-                let pa = self.target(guest, inside, task.c >> 20);
-                let free = self.guests[guest].shadow.unmapped(pa, pa + page) == [(pa, pa + page)];
-                if !free {
-                    return None;
-                }
-                self.give(guest, pa, page);
-                ipa = inside;
-                let attrs = self.attrs(n >> 8);
-                match n >> 20 & 1 {
-                    0 => Work::Map { pa, attrs },
-                    _ => Work::Hold { pa, attrs },
-                }
-            }
-            2 | 3 if task.kind.bears_removal() && within => {
-                ipa = inside;
-                Work::Unmap
-            }
-            1 | 2 if apart => {
-                let pa = self.target(guest, beside, task.c >> 20);
-                if self.guests[guest].shadow.at(beside).is_none() {
-                    self.give(guest, pa, page);
-                }
-                let attrs = self.attrs(n >> 8);
-                let span = self.geometry.span(Level::L2);
-                let base = beside & !(span - 1);
-                let apart = base >= task.high || base + span <= task.low;
-                let room = apart && self.geometry.start() <= Level::L2;
-                let over = n >> 20 & 3;
-                if over > 1 {
-                    self.give(guest, pa, page);
-                }
-                match over {
-                    0 | 1 => Work::Map { pa, attrs },
-                    2 if room => Work::Link { pa, attrs },
-                    _ => Work::Replace { pa, attrs },
-                }
-            }
-            3 if apart => Work::Unmap,
-            4 if apart => Work::WriteProtect,
-            5 if apart => Work::Relax,
-            6 => {
-                ipa = inside;
-                Work::MarkYoung
-            }
-            _ => {
-                ipa = inside;
-                Work::ClearYoung
-            }
+        let (ipa, work) = match n & 7 {
+            0 if task.kind == K::Map => (inside, self.same_mapping(task, inside, n)),
+            0 | 1 if task.kind.removes_leaves() => (inside, self.refill(task, inside, n)?),
+            2 | 3 if task.kind.bears_removal() && within => (inside, Work::Unmap),
+            1 | 2 if apart => (beside, self.mapping_beside(task, beside, n)),
+            3 if apart => (beside, Work::Unmap),
+            4 if apart => (beside, Work::WriteProtect),
+            5 if apart => (beside, Work::Relax),
+            6 => (inside, Work::MarkYoung),
+            _ => (inside, Work::ClearYoung),
         };
         let it = &self.guests[guest];
         Some(Meanwhile::Peer(Peer {
@@ -117,6 +65,54 @@ impl Run<'_, '_> {
             ipa,
             work,
         }))
+    }
+
+    /// A page of what the task itself maps.
+    fn same_mapping(&self, task: &Task, inside: u64, n: u64) -> Work {
+        let (pa, attrs, _) = self.mapping(task);
+        let pa = pa + (inside - task.start);
+        // The end is the same, whoever is first.
+        let whole = task.size() == self.page() && task.over == Over::Anything;
+        match n >> 11 & 1 {
+            1 if whole => Work::Replace { pa, attrs },
+            _ => Work::Map { pa, attrs },
+        }
+    }
+
+    /// A page where the task removes leaves: before it comes there, or after.
+    fn refill(&self, task: &Task, inside: u64, n: u64) -> Option<Work> {
+        let (guest, page) = (task.guest, self.page());
+        let pa = self.target(guest, inside, task.c >> 20);
+        if self.guests[guest].shadow.unmapped(pa, pa + page) != [(pa, pa + page)] {
+            return None;
+        }
+        self.give(guest, pa, page);
+        let attrs = self.attrs(n >> 8);
+        Some(match n >> 20 & 1 {
+            0 => Work::Map { pa, attrs },
+            _ => Work::Hold { pa, attrs },
+        })
+    }
+
+    /// A page beside the task's range, over nothing or over what is there, or a
+    /// table with it.
+    fn mapping_beside(&self, task: &Task, beside: u64, n: u64) -> Work {
+        let (guest, page) = (task.guest, self.page());
+        let pa = self.target(guest, beside, task.c >> 20);
+        let attrs = self.attrs(n >> 8);
+        let span = self.geometry.span(Level::L2);
+        let base = beside & !(span - 1);
+        let apart = base >= task.high || base + span <= task.low;
+        let room = apart && self.geometry.start() <= Level::L2;
+        let over = n >> 20 & 3;
+        if over > 1 || self.guests[guest].shadow.at(beside).is_none() {
+            self.give(guest, pa, page);
+        }
+        match over {
+            0 | 1 => Work::Map { pa, attrs },
+            2 if room => Work::Link { pa, attrs },
+            _ => Work::Replace { pa, attrs },
+        }
     }
 
     /// True if another CPU mapped a page in the range of a removal, after that
