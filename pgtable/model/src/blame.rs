@@ -10,8 +10,7 @@ impl Machine {
     pub(crate) fn blame(
         &self,
         regime: Regime,
-        class: Class,
-        ia: u64,
+        (class, ia): (Class, u64),
         run: &Run,
         shown: Kind,
     ) -> Box<Violation> {

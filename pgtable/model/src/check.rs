@@ -1,5 +1,7 @@
 //! Questions: what an access may see, and whether that is what was promised.
 
+use std::ops::Range;
+
 use crate::descriptor::{Attrs, Desc};
 use crate::event::{Promise, Target};
 use crate::machine::{El2Change, Machine, Verdict};
@@ -73,7 +75,9 @@ impl Machine {
             return out;
         }
         let start = (t.root, t.shape.start, Above::default());
-        self.walk_all(tree, pe, start, ia, Source::OldWalk, &mut out);
+        for outcome in self.walks(tree, pe, start, ia) {
+            push(&mut out, outcome, Source::OldWalk);
+        }
         let unclean = &self.contexts[context as usize].unclean;
         let bit = 1 << pe;
         for (class, base, _, run) in unclean.overlapping(ia, ia + 1) {
@@ -85,7 +89,9 @@ impl Machine {
             }
             if class.0 == Was::Table {
                 let inside = (run.oa, class.1 + 1, Above::default());
-                self.walk_all(tree, pe, inside, ia, Source::Tlb, &mut out);
+                for outcome in self.walks(tree, pe, inside, ia) {
+                    push(&mut out, outcome, Source::Tlb);
+                }
                 continue;
             }
             let size_log2 = t.shape.shift(class.1);
@@ -105,26 +111,20 @@ impl Machine {
     }
 
     /// Every walk from a table, with old and new values of pending stores.
-    fn walk_all(
-        &self,
-        tree: u32,
-        pe: u8,
-        from: (u64, i8, Above),
-        ia: u64,
-        source: Source,
-        out: &mut Vec<Possible>,
-    ) {
+    fn walks(&self, tree: u32, pe: u8, from: (u64, i8, Above), ia: u64) -> Vec<Outcome> {
+        let mut out = Vec::new();
         let t = &self.trees[tree as usize];
         let mut stack = vec![from];
         while let Some((base, level, above)) = stack.pop() {
             let pa = base + t.shape.index(level, ia) * 8;
             for word in self.visible(pe, pa) {
-                match step(&t.shape, t.mair, level, word, ia, above) {
-                    Step::End(outcome) => push(out, outcome, source),
+                match step(&t.shape, t.mair, (level, word), ia, above) {
+                    Step::End(outcome) => out.push(outcome),
                     Step::Next(next, above) => stack.push((next, level + 1, above)),
                 }
             }
         }
+        out
     }
 
     /// Values that the walker of `pe` may read at `pa`.
@@ -141,10 +141,10 @@ impl Machine {
         words
     }
 
-    /// Calls `f` with each leaf of the installed tree in `[lo, hi)`, in order.
-    pub fn leaves(&self, pe: u8, regime: Regime, lo: u64, hi: u64, mut f: impl FnMut(Leaf)) {
+    /// Calls `f` with each leaf of the installed tree in a range, in order.
+    pub fn leaves(&self, pe: u8, regime: Regime, range: Range<u64>, mut f: impl FnMut(Leaf)) {
         if let Some((tree, _)) = self.installed(pe, regime) {
-            let _ = self.each_leaf(tree, lo, hi, &mut |leaf| {
+            let _ = self.each_leaf(tree, range.start, range.end, &mut |leaf| {
                 f(leaf);
                 Ok(())
             });
@@ -202,13 +202,13 @@ impl Machine {
         Ok(())
     }
 
-    /// Compares the installed tree with a specification over `[lo, hi)`.
+    /// Compares the installed tree with a specification over a range.
     ///
     /// # Errors
     /// [`Kind::SpecMismatch`] with the first address that differs.
-    pub fn compare(&self, pe: u8, regime: Regime, spec: &Spec, lo: u64, hi: u64) -> Verdict {
+    pub fn compare(&self, pe: u8, regime: Regime, spec: &Spec, range: Range<u64>) -> Verdict {
         match self.installed(pe, regime) {
-            Some((tree, _)) => self.compare_tree(tree, spec, lo, hi),
+            Some((tree, _)) => self.compare_tree(tree, spec, range.start, range.end),
             None => Ok(()),
         }
     }
@@ -323,7 +323,7 @@ impl Machine {
                 if mine && !(class.0 == Was::Loose && run.aged) {
                     let ia = base.max(lo);
                     let shown = Kind::StaleTranslation;
-                    return Err(self.blame(context.regime, class, ia, run, shown));
+                    return Err(self.blame(context.regime, (class, ia), run, shown));
                 }
             }
         }

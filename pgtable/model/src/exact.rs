@@ -329,14 +329,18 @@ impl Exact {
                         target: 0,
                         desc: word,
                     };
-                    match step(shape, mair, level, word, ia, Above::default()) {
+                    match step(shape, mair, (level, word), ia, Above::default()) {
                         Step::Next(below, _) => {
                             item.target = below;
                             // What only matters is where it leads.
                             item.desc = 0;
                             self.add(pe, item, &conditions);
                         }
-                        Step::End(Ok(leaf)) => self.fill_leaf(pe, shape, item, &leaf, &conditions),
+                        Step::End(Ok(leaf)) => {
+                            for item in as_cached(shape, item, &leaf) {
+                                self.fill_leaf(pe, item, &conditions);
+                            }
+                        }
                         Step::End(Err(_)) => {}
                     }
                 }
@@ -357,39 +361,16 @@ impl Exact {
         Ok(())
     }
 
-    fn fill_leaf(
-        &mut self,
-        pe: u8,
-        shape: &Shape,
-        mut item: Item,
-        leaf: &Translation,
-        conditions: &[u32],
-    ) {
-        let Desc::Leaf(oa) = shape.decode(item.level, item.desc) else {
-            return;
-        };
-        item.what = What::Leaf;
-        item.target = oa;
-        let mut sizes = vec![item];
-        if leaf.attrs.contiguous {
-            let mut group = item;
-            group.size_log2 += shape.group_log2(item.level);
-            let low = (1u64 << group.size_log2) - 1;
-            group.ia &= !low;
-            group.target = oa.wrapping_sub(item.ia - group.ia);
-            sizes.push(group);
-        }
-        for item in sizes {
-            self.add(pe, item, conditions);
-            if shape.regime == Regime::Stage2 {
-                // Stage 1 may use the stage-2 entry at any time.
-                let from = self.tlbs[usize::from(pe)][&item].clone();
-                let combined = Item {
-                    what: What::Combined,
-                    ..item
-                };
-                self.add(pe, combined, &from);
-            }
+    fn fill_leaf(&mut self, pe: u8, item: Item, conditions: &[u32]) {
+        self.add(pe, item, conditions);
+        if !item.regime_el2 {
+            // Stage 1 may use the stage-2 entry at any time.
+            let from = self.tlbs[usize::from(pe)][&item].clone();
+            let combined = Item {
+                what: What::Combined,
+                ..item
+            };
+            self.add(pe, combined, &from);
         }
     }
 
@@ -534,4 +515,24 @@ impl Exact {
         }
         Ok(())
     }
+}
+
+/// How a TLB may hold the leaf at the end of a walk: as it is, and as its whole
+/// contiguous group.
+fn as_cached(shape: &Shape, mut item: Item, leaf: &Translation) -> Vec<Item> {
+    let Desc::Leaf(oa) = shape.decode(item.level, item.desc) else {
+        return Vec::new();
+    };
+    item.what = What::Leaf;
+    item.target = oa;
+    let mut sizes = vec![item];
+    if leaf.attrs.contiguous {
+        let mut group = item;
+        group.size_log2 += shape.group_log2(item.level);
+        let low = (1u64 << group.size_log2) - 1;
+        group.ia &= !low;
+        group.target = oa.wrapping_sub(item.ia - group.ia);
+        sizes.push(group);
+    }
+    sizes
 }

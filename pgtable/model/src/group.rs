@@ -3,6 +3,7 @@
 
 use crate::check::Leaf;
 use crate::descriptor::{Attrs, CONTIGUOUS, Desc};
+use crate::leaf::Standing;
 use crate::machine::{Machine, Table, Verdict};
 use crate::shape::Shape;
 use crate::unclean::{Run, Was};
@@ -15,11 +16,10 @@ impl Machine {
         &self,
         context: usize,
         shape: &Shape,
-        level: i8,
-        ia: u64,
-        oa: u64,
+        leaf: &Standing,
         attrs: &Attrs,
     ) -> Verdict {
+        let Standing { level, ia, oa, .. } = *leaf;
         let c = &self.contexts[context];
         let follows = |at: i8, base: u64, run: &Run| {
             let was = self.leaf_attrs(c.tree, at, run.old);
@@ -38,7 +38,7 @@ impl Machine {
                 let fine =
                     class.0 == Was::Loose || class.0 == Was::Leaf && follows(class.1, base, run);
                 if other && !fine {
-                    return Err(self.blame(c.regime, class, base, run, Kind::MakeWhileUnclean));
+                    return Err(self.blame(c.regime, (class, base), run, Kind::MakeWhileUnclean));
                 }
             }
         }
@@ -55,7 +55,7 @@ impl Machine {
                 }
                 let same = follows(at, base, run);
                 if !same {
-                    return Err(self.blame(c.regime, class, base, run, Kind::MakeWhileUnclean));
+                    return Err(self.blame(c.regime, (class, base), run, Kind::MakeWhileUnclean));
                 }
             }
         }
@@ -76,7 +76,7 @@ impl Machine {
                 for (class, base, _, run) in context.unclean.overlapping(ia & !low, last + 1) {
                     if class == (Was::Leaf, at) && run.contiguous {
                         let shown = Kind::MakeWhileUnclean;
-                        return Err(self.blame(context.regime, class, base, run, shown));
+                        return Err(self.blame(context.regime, (class, base), run, shown));
                     }
                 }
             }
@@ -102,11 +102,14 @@ impl Machine {
         &self,
         table: &Table,
         shape: &Shape,
-        ia: u64,
-        oa: u64,
-        word: u64,
+        leaf: &Standing,
     ) -> Verdict {
-        let level = table.level;
+        let Standing {
+            level,
+            ia,
+            oa,
+            word,
+        } = *leaf;
         let log2 = shape.group_log2(level);
         if log2 == 0 || !self.trees[table.tree as usize].contiguous {
             return Ok(());
@@ -159,18 +162,12 @@ impl Machine {
                 return Ok(());
             }
             checked = start;
-            self.check_group(tree, &shape, &leaf, start, 1 << log2)
+            self.check_group(tree, &shape, &leaf, start)
         })
     }
 
-    pub(crate) fn check_group(
-        &self,
-        tree: u32,
-        shape: &Shape,
-        leaf: &Leaf,
-        start: u64,
-        n: u64,
-    ) -> Verdict {
+    pub(crate) fn check_group(&self, tree: u32, shape: &Shape, leaf: &Leaf, start: u64) -> Verdict {
+        let n = 1 << shape.group_log2(leaf.level);
         let wrong = |what: &str| {
             let mut v = self.violation(Kind::BadContiguous, what);
             v.ia = Some(start);

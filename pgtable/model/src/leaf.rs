@@ -6,9 +6,19 @@ use crate::descriptor::{AF, Attrs, CONTIGUOUS, Desc, Memory};
 use crate::machine::{Machine, Table, Verdict};
 use crate::mem::{Owner, Use};
 use crate::shape::{Regime, Shape};
-use crate::tree::{Gone, Stored};
+use crate::tree::Gone;
 use crate::unclean::{Run, Was};
 use crate::violation::Kind;
+
+/// A leaf where it stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    pub(crate) level: i8,
+    pub(crate) ia: u64,
+    /// Its output address, which its word says.
+    pub(crate) oa: u64,
+    pub(crate) word: u64,
+}
 
 impl Machine {
     /// A valid leaf changed in place.
@@ -16,27 +26,25 @@ impl Machine {
         &mut self,
         table: &Table,
         shape: &Shape,
-        ia: u64,
-        s: Stored,
-        from: u64,
-        to: u64,
+        from: Standing,
+        to: Standing,
     ) -> Verdict {
-        if s.old == s.new {
+        if from.word == to.word {
             return Ok(());
         }
-        let level = table.level;
-        let old = self.leaf_attrs(table.tree, level, s.old);
-        let new = self.leaf_attrs(table.tree, level, s.new);
-        if !self.cacheable(table.tree, level, ia, s.old, shape) {
+        let Standing { level, ia, .. } = from;
+        let old = self.leaf_attrs(table.tree, level, from.word);
+        let new = self.leaf_attrs(table.tree, level, to.word);
+        if !self.cacheable(table.tree, shape, &from) {
             // No TLB ever held the old one: this is a make.
-            self.break_leaf(table, shape, ia, from, s.old, 0);
-            return self.make_leaf(table, shape, ia, to, s.new);
+            self.break_leaf(table, shape, &from, 0);
+            return self.make_leaf(table, shape, &to);
         }
         let same_type = old.memory == new.memory && old.sh == new.sh;
-        if from != to || !same_type {
+        if from.oa != to.oa || !same_type {
             return self.fail(
                 Kind::ValidToValidNeedsBbm,
-                if from != to {
+                if from.oa != to.oa {
                     "the output address of a live leaf changed"
                 } else {
                     "the memory type or shareability of a live leaf changed"
@@ -50,12 +58,12 @@ impl Machine {
                     "the contiguous hint of a live leaf changed",
                 );
             }
-            self.break_leaf(table, shape, ia, from, s.old, 0);
-            return self.make_leaf(table, shape, ia, to, s.new);
+            self.break_leaf(table, shape, &from, 0);
+            return self.make_leaf(table, shape, &to);
         }
         let gained = new.perms.0 & !old.perms.0;
         if gained & 12 != 0 {
-            self.check_instructions(shape, to, shape.shift(level))?;
+            self.check_instructions(shape, to.oa, shape.shift(level))?;
         }
         let aged = old.af && !new.af;
         if !new.perms.covers(old.perms) || aged {
@@ -64,8 +72,8 @@ impl Machine {
                 was: Was::Loose,
                 level,
                 ia,
-                oa: from,
-                word: s.old,
+                oa: from.oa,
+                word: from.word,
                 tag: 0,
                 aged,
             };
@@ -78,7 +86,7 @@ impl Machine {
                 let unclean = &mut self.contexts[c].unclean;
                 if !unclean.is_empty() {
                     let covered = |run: &Run| new.perms.covers(run.perms);
-                    unclean.remove((Was::Loose, level), ia, end, covered, |_, _| {});
+                    unclean.remove((Was::Loose, level), ia..end, covered, |_, _| {});
                 }
             }
         }
@@ -86,34 +94,25 @@ impl Machine {
     }
 
     /// A new leaf where nothing valid stood.
-    pub(crate) fn make_leaf(
-        &mut self,
-        table: &Table,
-        shape: &Shape,
-        ia: u64,
-        oa: u64,
-        word: u64,
-    ) -> Verdict {
-        let level = table.level;
+    pub(crate) fn make_leaf(&mut self, table: &Table, shape: &Shape, leaf: &Standing) -> Verdict {
         self.check_clash(table.tree)?;
-        self.check_make_leaf(table.tree, shape, level, ia, oa, word)?;
-        self.trees[table.tree as usize].contiguous |=
-            self.leaf_attrs(table.tree, level, word).contiguous;
-        self.check_neighbours(table, shape, ia, oa, word)?;
-        self.leaf_added(table.tree, shape, (level, ia), oa, word)
+        self.check_make_leaf(table.tree, shape, leaf)?;
+        self.trees[table.tree as usize].contiguous |= self
+            .leaf_attrs(table.tree, leaf.level, leaf.word)
+            .contiguous;
+        self.check_neighbours(table, shape, leaf)?;
+        self.leaf_added(table.tree, shape, leaf)
     }
 
     /// Nothing unclean may lie under a new leaf, but for the leaf itself
     /// coming back as it was.
-    pub(crate) fn check_make_leaf(
-        &mut self,
-        tree: u32,
-        shape: &Shape,
-        level: i8,
-        ia: u64,
-        oa: u64,
-        word: u64,
-    ) -> Verdict {
+    pub(crate) fn check_make_leaf(&mut self, tree: u32, shape: &Shape, leaf: &Standing) -> Verdict {
+        let Standing {
+            level,
+            ia,
+            oa,
+            word,
+        } = *leaf;
         let end = ia + shape.span(level);
         let contexts = self.trees[tree as usize].contexts.len();
         for i in 0..contexts {
@@ -123,7 +122,7 @@ impl Machine {
             }
             let attrs = self.leaf_attrs(tree, level, word);
             if attrs.contiguous || self.contexts[c].unclean.has_contiguous() {
-                self.check_make_group(c, shape, level, ia, oa, &attrs)?;
+                self.check_make_group(c, shape, leaf, &attrs)?;
             }
             let mut back = false;
             let mut wrong = None;
@@ -153,8 +152,7 @@ impl Machine {
                 }
                 let v = self.blame(
                     self.contexts[c].regime,
-                    class,
-                    base.max(ia),
+                    (class, base.max(ia)),
                     run,
                     Kind::MakeWhileUnclean,
                 );
@@ -168,8 +166,7 @@ impl Machine {
                 let mut looser = None;
                 self.contexts[c].unclean.remove(
                     (Was::Leaf, level),
-                    ia,
-                    end,
+                    ia..end,
                     |_| true,
                     |base, run| looser = Some((base, run)),
                 );
@@ -188,14 +185,13 @@ impl Machine {
     }
 
     /// Rules for a leaf that becomes reachable.
-    pub(crate) fn leaf_added(
-        &mut self,
-        tree: u32,
-        shape: &Shape,
-        (level, ia): (i8, u64),
-        oa: u64,
-        word: u64,
-    ) -> Verdict {
+    pub(crate) fn leaf_added(&mut self, tree: u32, shape: &Shape, leaf: &Standing) -> Verdict {
+        let Standing {
+            level,
+            ia,
+            oa,
+            word,
+        } = *leaf;
         let reserved = shape.misaligned(level, word);
         if reserved != 0 {
             return self.fail(
@@ -295,18 +291,15 @@ impl Machine {
     }
 
     /// A leaf is gone from memory; TLBs may hold it.
-    pub(crate) fn break_leaf(
-        &mut self,
-        table: &Table,
-        shape: &Shape,
-        ia: u64,
-        oa: u64,
-        word: u64,
-        tag: u32,
-    ) {
-        let level = table.level;
-        self.output_removed(table.tree, shape, level, oa, word);
-        if self.cacheable(table.tree, level, ia, word, shape) {
+    pub(crate) fn break_leaf(&mut self, table: &Table, shape: &Shape, leaf: &Standing, tag: u32) {
+        self.output_removed(table.tree, shape, leaf);
+        if self.cacheable(table.tree, shape, leaf) {
+            let Standing {
+                level,
+                ia,
+                oa,
+                word,
+            } = *leaf;
             let gone = Gone {
                 was: Was::Leaf,
                 level,
@@ -320,15 +313,8 @@ impl Machine {
         }
     }
 
-    pub(crate) fn output_removed(
-        &mut self,
-        tree: u32,
-        shape: &Shape,
-        level: i8,
-        oa: u64,
-        word: u64,
-    ) {
-        let (oa, shift) = output_extent(shape, level, oa, word);
+    fn output_removed(&mut self, tree: u32, shape: &Shape, leaf: &Standing) {
+        let (oa, shift) = output_extent(shape, leaf.level, leaf.oa, leaf.word);
         if let Entry::Occupied(mut entry) = self.outputs.entry((oa | u64::from(shift), tree)) {
             *entry.get_mut() -= 1;
             if *entry.get() == 0 {
@@ -338,15 +324,9 @@ impl Machine {
     }
 
     /// True if a TLB may hold the leaf, or a looser one that stood there.
-    pub(crate) fn cacheable(
-        &self,
-        tree: u32,
-        level: i8,
-        ia: u64,
-        word: u64,
-        shape: &Shape,
-    ) -> bool {
-        if word & AF != 0 || shape.ha {
+    pub(crate) fn cacheable(&self, tree: u32, shape: &Shape, leaf: &Standing) -> bool {
+        let Standing { level, ia, .. } = *leaf;
+        if leaf.word & AF != 0 || shape.ha {
             return true;
         }
         let contexts = &self.trees[tree as usize].contexts;
@@ -363,18 +343,11 @@ impl Machine {
         t.shape.attrs(level, word, t.mair)
     }
 
-    /// True if the table at `next` maps all that one leaf of `word` maps, to
+    /// True if the table at `next` maps all that one leaf maps, to
     /// the same place with the same attributes (FEAT_BBM level 2's condition).
-    pub(crate) fn maps_alike(
-        &self,
-        table: &Table,
-        shape: &Shape,
-        oa: u64,
-        word: u64,
-        next: u64,
-    ) -> bool {
-        let want = self.leaf_attrs(table.tree, table.level, word);
-        let mut stack = vec![(next, table.level + 1, oa)];
+    pub(crate) fn maps_alike(&self, tree: u32, shape: &Shape, leaf: &Standing, next: u64) -> bool {
+        let want = self.leaf_attrs(tree, leaf.level, leaf.word);
+        let mut stack = vec![(next, leaf.level + 1, leaf.oa)];
         while let Some((base, level, oa)) = stack.pop() {
             for index in 0..1u64 << shape.stride {
                 let expect = oa + (index << shape.shift(level));
@@ -382,7 +355,7 @@ impl Machine {
                 match shape.decode(level, entry) {
                     Desc::Table(below) => stack.push((below, level + 1, expect)),
                     Desc::Leaf(found) => {
-                        let got = self.leaf_attrs(table.tree, level, entry);
+                        let got = self.leaf_attrs(tree, level, entry);
                         let same = got.memory == want.memory
                             && got.sh == want.sh
                             && got.perms == want.perms

@@ -2,10 +2,9 @@
 
 use crate::descriptor::Desc;
 use crate::event::How;
-use crate::leaf::output_extent;
+use crate::leaf::{Standing, output_extent};
 use crate::machine::{Machine, Table, Verdict};
 use crate::mem::{Owner, Use};
-use crate::shape::Shape;
 use crate::tree::Visit;
 use crate::unclean::{Progress, Run, Was};
 use crate::violation::Kind;
@@ -21,18 +20,12 @@ enum By {
 
 impl Machine {
     /// A table is linked where nothing valid stood.
-    pub(crate) fn make_table(
-        &mut self,
-        table: &Table,
-        shape: &Shape,
-        ia: u64,
-        next: u64,
-        how: How,
-    ) -> Verdict {
-        let level = table.level;
+    pub(crate) fn make_table(&mut self, table: &Table, ia: u64, next: u64, how: How) -> Verdict {
+        let (level, shape) = (table.level, self.shape_of(table.tree));
+        let below: Visit = (next, level + 1, ia);
         let end = ia + shape.span(level);
         if let Some(tag) = self.put_back(table.tree, level, ia, next) {
-            return self.relink(table.tree, shape, level, ia, next, tag);
+            return self.relink(table.tree, below, tag);
         }
         for &c in &self.trees[table.tree as usize].contexts {
             let context = &self.contexts[c as usize];
@@ -43,8 +36,7 @@ impl Machine {
                 if class.0 != Was::Loose {
                     return Err(self.blame(
                         context.regime,
-                        class,
-                        base.max(ia),
+                        (class, base.max(ia)),
                         run,
                         Kind::MakeWhileUnclean,
                     ));
@@ -52,11 +44,11 @@ impl Machine {
             }
         }
         self.check_clash(table.tree)?;
-        self.check_table_in_group(table, shape, ia)?;
+        self.check_table_in_group(table, &shape, ia)?;
         let by = By::Store {
             released: how.releases(),
         };
-        self.adopt(table.tree, next, level + 1, ia, by)
+        self.adopt(table.tree, below, by)
     }
 
     /// The tag of the removal that this link undoes, if it undoes one.
@@ -76,23 +68,17 @@ impl Machine {
     }
 
     /// Links a detached subtree again where it was: what TLBs hold is right.
-    fn relink(
-        &mut self,
-        tree: u32,
-        shape: &Shape,
-        level: i8,
-        ia: u64,
-        next: u64,
-        tag: u32,
-    ) -> Verdict {
+    fn relink(&mut self, tree: u32, table: Visit, tag: u32) -> Verdict {
+        let (_, below, ia) = table;
+        let (level, shape) = (below - 1, self.shape_of(tree));
         let mair = self.trees[tree as usize].mair;
         let end = ia + shape.span(level);
         for i in 0..self.trees[tree as usize].contexts.len() {
             let c = self.trees[tree as usize].contexts[i] as usize;
             let unclean = &mut self.contexts[c].unclean;
-            unclean.remove((Was::Table, level), ia, end, |r| r.tag == tag, |_, _| {});
+            unclean.remove((Was::Table, level), ia..end, |r| r.tag == tag, |_, _| {});
         }
-        let mut stack: Vec<Visit> = vec![(next, level + 1, ia)];
+        let mut stack = vec![table];
         while let Some((base, level, first)) = stack.pop() {
             let Some(t) = self.tables.get_mut(&base) else {
                 continue;
@@ -115,8 +101,7 @@ impl Machine {
                             let mut looser = None;
                             unclean.remove(
                                 (Was::Leaf, level),
-                                at,
-                                to,
+                                at..to,
                                 |r| r.tag == tag,
                                 |_, run| {
                                     let covered = now.perms.covers(run.perms);
@@ -134,7 +119,7 @@ impl Machine {
                                 unclean.insert((Was::Loose, level), shift, at, run);
                             }
                             if i == 0 {
-                                let (oa, shift) = output_extent(shape, level, oa, word);
+                                let (oa, shift) = output_extent(&shape, level, oa, word);
                                 let key = (oa | u64::from(shift), tree);
                                 *self.outputs.entry(key).or_insert(0) += 1;
                             }
@@ -142,8 +127,7 @@ impl Machine {
                         Desc::Table(below) => {
                             unclean.remove(
                                 (Was::Table, level),
-                                at,
-                                to,
+                                at..to,
                                 |r| r.tag == tag,
                                 |_, _| {},
                             );
@@ -174,13 +158,13 @@ impl Machine {
     pub(crate) fn adopt_root(&mut self, tree: u32) -> Verdict {
         let t = &self.trees[tree as usize];
         let (root, shape) = (t.root, t.shape);
-        self.adopt(tree, root, shape.start, 0, By::Register)
+        self.adopt(tree, (root, shape.start, 0), By::Register)
     }
 
     /// Links a table and all below it.
-    fn adopt(&mut self, tree: u32, base: u64, level: i8, ia: u64, by: By) -> Verdict {
+    fn adopt(&mut self, tree: u32, table: Visit, by: By) -> Verdict {
         let shape = self.shape_of(tree);
-        let mut stack: Vec<Visit> = vec![(base, level, ia)];
+        let mut stack = vec![table];
         let mut words = Vec::new();
         while let Some((base, level, first)) = stack.pop() {
             let entries = if level == shape.start {
@@ -188,7 +172,7 @@ impl Machine {
             } else {
                 1 << shape.stride
             };
-            self.link(tree, base, entries, level, first, by)
+            self.link(tree, (base, level, first), entries, by)
                 .map_err(|mut v| {
                     v.pa = Some(base);
                     v.ia = Some(first);
@@ -209,9 +193,15 @@ impl Machine {
                         });
                     }
                     Desc::Leaf(oa) => {
-                        self.leaf_added(tree, &shape, (level, at), oa, word)?;
+                        let leaf = Standing {
+                            level,
+                            ia: at,
+                            oa,
+                            word,
+                        };
+                        self.leaf_added(tree, &shape, &leaf)?;
                         let table = self.tables[&base];
-                        self.check_neighbours(&table, &shape, at, oa, word)?;
+                        self.check_neighbours(&table, &shape, &leaf)?;
                     }
                     Desc::Table(next) => stack.push((next, level + 1, at)),
                 }
@@ -261,7 +251,8 @@ impl Machine {
         Ok(())
     }
 
-    fn link(&mut self, tree: u32, base: u64, entries: u64, level: i8, ia: u64, by: By) -> Verdict {
+    fn link(&mut self, tree: u32, table: Visit, entries: u64, by: By) -> Verdict {
+        let (base, level, ia) = table;
         let bytes = entries * 8;
         let earlier = self.tables.get(&base).copied();
         if let Some(t) = earlier {

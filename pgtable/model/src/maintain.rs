@@ -7,6 +7,15 @@ use crate::tlbi::{BadOp, Extent, Reach, TlbiKind, TlbiOp, decode};
 use crate::unclean::{MAX_PES, PeMask, Progress, Was, note};
 use crate::violation::Kind;
 
+/// Who issued a TLBI, whom it reaches, and why it may do nothing for a context.
+#[derive(Clone, Copy)]
+struct Issue {
+    issuer: usize,
+    targets: PeMask,
+    /// Of [`note`]; 0 if it is right.
+    miss: u16,
+}
+
 /// Marks the first step (or the only one) as issued, as far as walkers of the
 /// target PEs see the store.
 fn issue_stage2(p: &mut Progress, issuer: usize, targets: PeMask) {
@@ -121,9 +130,14 @@ impl Machine {
             } else {
                 note::WRONG_VMID
             };
+            let issue = Issue {
+                issuer,
+                targets,
+                miss,
+            };
             match extent {
-                Some(extent) => self.tlbi_extent(i, &extent, issuer, targets, miss),
-                None => self.tlbi_all(i, op.kind, issuer, targets, miss),
+                Some(extent) => self.tlbi_extent(i, &extent, issue),
+                None => self.tlbi_all(i, op.kind, issue),
             }
         }
         Ok(())
@@ -162,9 +176,11 @@ impl Machine {
         &mut self,
         i: usize,
         extent: &Extent,
-        issuer: usize,
-        targets: PeMask,
-        miss: u16,
+        Issue {
+            issuer,
+            targets,
+            miss,
+        }: Issue,
     ) {
         let miss = match extent.mismatch {
             Some(_) => miss | note::TG,
@@ -324,7 +340,12 @@ impl Machine {
     }
 
     /// The whole-VMID and whole-regime forms.
-    fn tlbi_all(&mut self, i: usize, kind: TlbiKind, issuer: usize, targets: PeMask, miss: u16) {
+    fn tlbi_all(&mut self, i: usize, kind: TlbiKind, issue: Issue) {
+        let Issue {
+            issuer,
+            targets,
+            miss,
+        } = issue;
         // With HCR_EL2.{E2H,TGE} = {1,1}, VMALLE1 acts on the EL2&0 regime.
         let hcr = self.pes[issuer].hcr;
         let miss = if kind == TlbiKind::Vmalle1 && hcr >> 34 & 1 == 1 && hcr >> 27 & 1 == 1 {

@@ -116,7 +116,7 @@ impl Machine {
                 .overlapping(table.ia, table.ia + 1)
                 .find(|(class, _, _, _)| class.0 == Was::Table && class.1 < table.level);
             if let Some((class, base, _, run)) = held {
-                return Err(self.blame(context.regime, class, base, run, Kind::FreeWhileCached));
+                return Err(self.blame(context.regime, (class, base), run, Kind::FreeWhileCached));
             }
         }
         self.tables.remove(&table.base);
@@ -182,7 +182,7 @@ impl Machine {
                     if class.0 != Was::Table && oa < end && oa + bytes > pa {
                         let ia = base + pa.saturating_sub(run.oa);
                         let shown = Kind::OutputNotOwned;
-                        return Err(self.blame(context.regime, class, ia, run, shown));
+                        return Err(self.blame(context.regime, (class, ia), run, shown));
                     }
                 }
             }

@@ -7,6 +7,7 @@
 
 use crate::descriptor::{AF, BadDesc, DBM, Desc, NT};
 use crate::event::How;
+use crate::leaf::Standing;
 use crate::machine::{El2Change, Machine, NO_TREE, Pending, Table, Verdict};
 use crate::shape::{HighAddress, Regime, Shape};
 use crate::unclean::{Progress, Run, Was};
@@ -157,7 +158,7 @@ impl Machine {
                 for was in [Was::Leaf, Was::Table] {
                     let mut cleared = None;
                     let tagged = |r: &Run| r.tag == table.tag;
-                    unclean.remove((was, level), ia, end, tagged, |_, run| cleared = Some(run));
+                    unclean.remove((was, level), ia..end, tagged, |_, run| cleared = Some(run));
                     if let Some(run) = cleared {
                         let run = Run { writer, ..run };
                         unclean.insert((was, level), shape.shift(level), ia, run);
@@ -212,62 +213,61 @@ impl Machine {
         if let Desc::Bad(why) = new {
             return self.bad_descriptor(why, s.new);
         }
+        let leaf = |oa, word| Standing {
+            level,
+            ia,
+            oa,
+            word,
+        };
         match (old, new) {
             (Desc::Invalid | Desc::Bad(_), Desc::Invalid) => Ok(()),
             (Desc::Invalid | Desc::Bad(_), Desc::Leaf(oa)) => {
-                self.make_leaf(table, shape, ia, oa, s.new)
+                self.make_leaf(table, shape, &leaf(oa, s.new))
             }
             (Desc::Invalid | Desc::Bad(_), Desc::Table(next)) => {
-                self.make_table(table, shape, ia, next, s.how)
+                self.make_table(table, ia, next, s.how)
             }
             (Desc::Leaf(oa), Desc::Invalid) => {
-                self.break_leaf(table, shape, ia, oa, s.old, 0);
+                self.break_leaf(table, shape, &leaf(oa, s.old), 0);
                 Ok(())
             }
             (Desc::Table(next), Desc::Invalid) => {
-                self.break_table(table, shape, ia, next, s.old);
+                self.break_table(table, ia, next, s.old);
                 Ok(())
             }
-            (Desc::Leaf(from), Desc::Leaf(to)) => self.change_leaf(table, shape, ia, s, from, to),
+            (Desc::Leaf(from), Desc::Leaf(to)) => {
+                self.change_leaf(table, shape, leaf(from, s.old), leaf(to, s.new))
+            }
             (Desc::Table(from), Desc::Table(to)) => {
                 let controls = shape.table_controls(s.old) ^ shape.table_controls(s.new);
                 if from == to && controls == 0 {
                     return Ok(());
                 }
-                self.fail(
-                    Kind::ValidToValidNeedsBbm,
-                    "a table descriptor was replaced by another",
-                )
+                self.needs_a_break("a table descriptor was replaced by another")
             }
             (Desc::Leaf(oa), Desc::Table(next)) => {
-                if !self.cacheable(table.tree, level, ia, s.old, shape) {
-                    self.break_leaf(table, shape, ia, oa, s.old, 0);
-                    return self.make_table(table, shape, ia, next, s.how);
+                if !self.cacheable(table.tree, shape, &leaf(oa, s.old)) {
+                    self.break_leaf(table, shape, &leaf(oa, s.old), 0);
+                    return self.make_table(table, ia, next, s.how);
                 }
                 let allowed = self.features.bbm >= 2 || self.features.bbm == 1 && s.old & NT != 0;
-                if allowed && self.maps_alike(table, shape, oa, s.old, next) {
-                    self.make_table(table, shape, ia, next, s.how)?;
-                    self.break_leaf(table, shape, ia, oa, s.old, 0);
+                if allowed && self.maps_alike(table.tree, shape, &leaf(oa, s.old), next) {
+                    self.make_table(table, ia, next, s.how)?;
+                    self.break_leaf(table, shape, &leaf(oa, s.old), 0);
                     return Ok(());
                 }
-                self.fail(
-                    Kind::ValidToValidNeedsBbm,
-                    "a live block was replaced by a table",
-                )
+                self.needs_a_break("a live block was replaced by a table")
             }
             (Desc::Table(next), Desc::Leaf(oa)) => {
                 let allowed = self.features.bbm >= 2 || self.features.bbm == 1 && s.new & NT != 0;
-                if allowed && self.maps_alike(table, shape, oa, s.new, next) {
-                    self.break_table(table, shape, ia, next, s.old);
+                if allowed && self.maps_alike(table.tree, shape, &leaf(oa, s.new), next) {
+                    self.break_table(table, ia, next, s.old);
                     self.exempt = self.next_tag - 1;
-                    let made = self.make_leaf(table, shape, ia, oa, s.new);
+                    let made = self.make_leaf(table, shape, &leaf(oa, s.new));
                     self.exempt = 0;
                     return made;
                 }
-                self.fail(
-                    Kind::ValidToValidNeedsBbm,
-                    "a live table was replaced by a block",
-                )
+                self.needs_a_break("a live table was replaced by a block")
             }
             (_, Desc::Bad(_)) => Ok(()),
         }
@@ -317,8 +317,7 @@ impl Machine {
                 // One record per entry: the newest state with all rights it had.
                 unclean.remove(
                     (Was::Loose, level),
-                    ia,
-                    end,
+                    ia..end,
                     |_| true,
                     |_, earlier| {
                         run.perms = run.perms | earlier.perms;
@@ -328,22 +327,20 @@ impl Machine {
                     },
                 );
                 if was != Was::Loose {
-                    unclean.remove((was, level), ia, end, |_| true, |_, _| {});
+                    unclean.remove((was, level), ia..end, |_| true, |_, _| {});
                 }
             }
             unclean.insert((was, level), shift, ia, run);
         }
     }
 
+    fn needs_a_break(&self, what: &str) -> Verdict {
+        self.fail(Kind::ValidToValidNeedsBbm, what)
+    }
+
     /// A table is gone from memory; walkers may be inside.
-    pub(crate) fn break_table(
-        &mut self,
-        table: &Table,
-        shape: &Shape,
-        ia: u64,
-        next: u64,
-        word: u64,
-    ) {
+    fn break_table(&mut self, table: &Table, ia: u64, next: u64, word: u64) {
+        let shape = &self.shape_of(table.tree);
         let tag = self.next_tag;
         self.next_tag += 1;
         let gone = Gone {
@@ -369,7 +366,15 @@ impl Machine {
             for &(index, word) in &words {
                 let at = first + (index << shape.shift(level));
                 match shape.decode(level, word) {
-                    Desc::Leaf(oa) => self.break_leaf(&t, shape, at, oa, word, tag),
+                    Desc::Leaf(oa) => {
+                        let leaf = Standing {
+                            level,
+                            ia: at,
+                            oa,
+                            word,
+                        };
+                        self.break_leaf(&t, shape, &leaf, tag);
+                    }
                     Desc::Table(below) => {
                         let gone = Gone {
                             was: Was::Table,

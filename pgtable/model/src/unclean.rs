@@ -14,6 +14,8 @@
 //! States are masks with one bit per PE; pending masks are kept per issuer,
 //! since only the issuer's own DSB completes its TLBIs.
 
+use std::ops::Range;
+
 use crate::descriptor::Perms;
 
 /// Most PEs a machine may have.
@@ -300,12 +302,11 @@ impl Unclean {
         self.contiguous &= !self.is_empty();
     }
 
-    /// Takes what lies in `[lo, hi)` out of one class, part by part.
+    /// Takes what lies in a range out of one class, part by part.
     pub(crate) fn remove(
         &mut self,
         class: Class,
-        lo: u64,
-        hi: u64,
+        Range { start: lo, end: hi }: Range<u64>,
         which: impl Fn(&Run) -> bool,
         mut each: impl FnMut(u64, Run),
     ) {

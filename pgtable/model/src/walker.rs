@@ -79,7 +79,13 @@ pub(crate) enum Step {
 }
 
 /// One step: `word` read at `level` for `ia`.
-pub(crate) fn step(shape: &Shape, mair: u64, level: i8, word: u64, ia: u64, above: Above) -> Step {
+pub(crate) fn step(
+    shape: &Shape,
+    mair: u64,
+    (level, word): (i8, u64),
+    ia: u64,
+    above: Above,
+) -> Step {
     let fault = |kind| Step::End(Err(Fault { kind, level }));
     match shape.decode(level, word) {
         Desc::Invalid => fault(FaultKind::Translation),
@@ -126,7 +132,7 @@ pub fn walk(
     let mut level = shape.start;
     loop {
         let word = load(table + shape.index(level, ia) * 8);
-        match step(shape, mair, level, word, ia, above) {
+        match step(shape, mair, (level, word), ia, above) {
             Step::End(outcome) => return outcome,
             Step::Next(next, limits) => {
                 table = next;

@@ -39,14 +39,14 @@ fn every_probe_leads_where_the_specification_says() {
         for ia in PROBES {
             m.expect(pe, Regime::Stage2, &spec(), ia).unwrap();
         }
-        m.compare(pe, Regime::Stage2, &spec(), 0, 1 << 40).unwrap();
+        m.compare(pe, Regime::Stage2, &spec(), 0..1 << 40).unwrap();
     }
     let mut other = spec();
     other.set(0x1000, 0x2000, None);
     let e = m.expect(0, Regime::Stage2, &other, 0x1000).unwrap_err();
     assert_eq!(e.kind, Kind::SpecMismatch);
-    assert!(m.compare(0, Regime::Stage2, &other, 0, 0x1000).is_ok());
-    assert!(m.compare(0, Regime::Stage2, &other, 0, 0x1001).is_err());
+    assert!(m.compare(0, Regime::Stage2, &other, 0..0x1000).is_ok());
+    assert!(m.compare(0, Regime::Stage2, &other, 0..0x1001).is_err());
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn counts_and_leaks() {
     m.run(0, [EventKind::Alloc { pa, len, zeroed }]).unwrap();
     assert_eq!(m.unlinked_pages(4096), [pa]);
     let mut leaves = Vec::new();
-    m.leaves(0, Regime::Stage2, 0, 1 << 40, |leaf| {
+    m.leaves(0, Regime::Stage2, 0..1 << 40, |leaf| {
         leaves.push((leaf.ia, leaf.level));
     });
     assert_eq!(leaves, [(0x1000, 3), (0x20_0000, 2)]);
@@ -165,7 +165,7 @@ fn many_trees_come_and_go() {
         ];
         m.run(0, events).unwrap();
     }
-    m.compare(0, Regime::Stage2, &spec(), 0, 1 << 40).unwrap();
+    m.compare(0, Regime::Stage2, &spec(), 0..1 << 40).unwrap();
 }
 
 #[test]

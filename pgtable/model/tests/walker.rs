@@ -36,7 +36,7 @@ const ROWS: &str = "
 /// (TG0, level for SL0 = 0..3), 4K's level −1 being SL2 = 1, SL0 = 0.
 const CODES: [(u64, [i8; 4]); 3] = [(0, [2, 1, 0, 9]), (2, [3, 2, 1, 0]), (1, [3, 2, 1, 9])];
 
-fn vtcr(tg0: u64, sl0: u64, sl2: u64, ds: u64, ps: u64, ipa: u64) -> u64 {
+fn vtcr(tg0: u64, (sl0, sl2): (u64, u64), ds: u64, ps: u64, ipa: u64) -> u64 {
     1 << 31 | sl2 << 33 | ds << 32 | ps << 16 | tg0 << 14 | 0x3500 | sl0 << 6 | (64 - ipa)
 }
 
@@ -67,7 +67,7 @@ fn start_levels_and_concatenation() {
                 };
                 for sl0 in 0..4u64 {
                     let level = levels[sl0 as usize];
-                    let got = Shape::stage2(vtcr(tg0, sl0, 0, ds, 6, ipa), 0, &no_ttst());
+                    let got = Shape::stage2(vtcr(tg0, (sl0, 0), ds, 6, ipa), 0, &no_ttst());
                     let want = allowed(level);
                     let tables = got.map(|s| (s.start, s.root_entries().div_ceil(1 << s.stride)));
                     assert_eq!(
@@ -78,7 +78,7 @@ fn start_levels_and_concatenation() {
                     legal += u32::from(want.is_some());
                 }
                 if tg0 == 0 {
-                    let got = Shape::stage2(vtcr(0, 0, 1, ds, 6, ipa), 0, &no_ttst());
+                    let got = Shape::stage2(vtcr(0, (0, 1), ds, 6, ipa), 0, &no_ttst());
                     let want = if ds == 1 {
                         allowed(-1).map(|_| -1)
                     } else {
@@ -86,7 +86,7 @@ fn start_levels_and_concatenation() {
                     };
                     assert_eq!(got.ok().map(|s| s.start), want, "SL2, IPA {ipa}, DS {ds}");
                     for sl0 in 1..4 {
-                        let got = Shape::stage2(vtcr(0, sl0, 1, 1, 6, ipa), 0, &no_ttst());
+                        let got = Shape::stage2(vtcr(0, (sl0, 1), 1, 6, ipa), 0, &no_ttst());
                         assert!(got.is_err(), "SL2 = 1 with SL0 = {sl0}");
                     }
                 }
@@ -106,21 +106,22 @@ fn start_levels_that_a_smaller_part_refuses() {
     };
     let start = |v, pa| Shape::stage2(v, 0, &part(pa)).map(|s| s.start).ok();
     // 4K level 0 and 64K level 1 need 44 bits, 16K level 1 needs 42.
-    assert_eq!(start(vtcr(0, 2, 0, 0, 2, 40), 42), None);
-    assert_eq!(start(vtcr(0, 2, 0, 0, 2, 40), 44), Some(0));
-    assert_eq!(start(vtcr(0, 1, 0, 0, 2, 40), 40), Some(1));
-    assert_eq!(start(vtcr(2, 2, 0, 0, 2, 40), 40), None);
-    assert_eq!(start(vtcr(2, 2, 0, 0, 3, 40), 42), Some(1));
-    assert_eq!(start(vtcr(1, 2, 0, 0, 3, 43), 42), None);
-    assert_eq!(start(vtcr(1, 2, 0, 0, 4, 43), 44), Some(1));
+    assert_eq!(start(vtcr(0, (2, 0), 0, 2, 40), 42), None);
+    assert_eq!(start(vtcr(0, (2, 0), 0, 2, 40), 44), Some(0));
+    assert_eq!(start(vtcr(0, (1, 0), 0, 2, 40), 40), Some(1));
+    assert_eq!(start(vtcr(2, (2, 0), 0, 2, 40), 40), None);
+    assert_eq!(start(vtcr(2, (2, 0), 0, 3, 40), 42), Some(1));
+    assert_eq!(start(vtcr(1, (2, 0), 0, 3, 43), 42), None);
+    assert_eq!(start(vtcr(1, (2, 0), 0, 4, 43), 44), Some(1));
     // An IPA is no wider than the PA.
-    assert_eq!(start(vtcr(0, 2, 0, 0, 4, 48), 44), None);
-    assert_eq!(start(vtcr(0, 2, 0, 0, 5, 48), 48), Some(0));
+    assert_eq!(start(vtcr(0, (2, 0), 0, 4, 48), 44), None);
+    assert_eq!(start(vtcr(0, (2, 0), 0, 5, 48), 48), Some(0));
     // DS does nothing without LPA2.
-    assert_eq!(start(vtcr(0, 2, 0, 1, 5, 52), 52), None);
+    assert_eq!(start(vtcr(0, (2, 0), 1, 5, 52), 52), None);
     // T0SZ: 48 with FEAT_TTST, 47 for 64K; 4K level 3 only then.
-    let tiny =
-        |tg0, sl0, t0sz: u64, f: &Features| Shape::stage2(vtcr(tg0, sl0, 0, 0, 5, 64 - t0sz), 0, f);
+    let tiny = |tg0, sl0, t0sz: u64, f: &Features| {
+        Shape::stage2(vtcr(tg0, (sl0, 0), 0, 5, 64 - t0sz), 0, f)
+    };
     assert_eq!(tiny(0, 3, 48, &Features::max()).map(|s| s.start), Ok(3));
     assert!(tiny(0, 3, 48, &no_ttst()).is_err());
     assert!(tiny(0, 0, 39, &no_ttst()).is_ok());
@@ -226,7 +227,7 @@ fn every_level_of_every_shape_by_hand() {
                 .insert(table + index * 8, with_address(next, ds == 1, lpa) | low);
             table = next;
         }
-        let c = stage2(vtcr(tg0, sl0, sl2, ds, 6, ipa_bits as u64), ttbr);
+        let c = stage2(vtcr(tg0, (sl0, sl2), ds, 6, ipa_bits as u64), ttbr);
         let t = words
             .walk(&c, &f, ia)
             .unwrap_or_else(|e| panic!("{bits} {start}: {e:?}"));
@@ -266,7 +267,7 @@ fn blocks_where_they_are_legal_only() {
         (1, 0, 0, 0, 33, 3, false),
     ];
     for (tg0, sl0, sl2, ds, ipa, level, legal) in cases {
-        let c = stage2(vtcr(tg0, sl0, sl2, ds, 6, ipa), 0x4000_0000);
+        let c = stage2(vtcr(tg0, (sl0, sl2), ds, 6, ipa), 0x4000_0000);
         let got = translate_raw(&c, &f, 0, |_| 0x4fd);
         match got {
             Ok(t) => assert!(legal && i32::from(t.level) == level, "{tg0} level {level}"),
@@ -284,7 +285,7 @@ fn blocks_where_they_are_legal_only() {
         pa_bits: 48,
         ..Features::max()
     };
-    let c = stage2(vtcr(1, 2, 0, 0, 5, 48), 0x4000_0000);
+    let c = stage2(vtcr(1, (2, 0), 0, 5, 48), 0x4000_0000);
     assert!(translate_raw(&c, &small, 0, |_| 0x4fd).is_err());
 }
 
@@ -292,7 +293,7 @@ fn blocks_where_they_are_legal_only() {
 fn address_size_faults() {
     let f = Features::max();
     // 4K, level 1, 40-bit output by PS.
-    let c = stage2(vtcr(0, 1, 0, 0, 2, 40), 0x4000_0000);
+    let c = stage2(vtcr(0, (1, 0), 0, 2, 40), 0x4000_0000);
     let at = |word: u64| translate_raw(&c, &f, 0, |_| word);
     assert!(at(0xff_c000_04fd).is_ok());
     let e = at(0x100_0000_04fd).unwrap_err();
@@ -301,11 +302,11 @@ fn address_size_faults() {
     let e = at(0x100_0000_0003).unwrap_err();
     assert_eq!((e.kind, e.level), (FaultKind::AddressSize, 1));
     // The base register, at level 0.
-    let c = stage2(vtcr(0, 1, 0, 0, 2, 40), 0x100_0000_0000);
+    let c = stage2(vtcr(0, (1, 0), 0, 2, 40), 0x100_0000_0000);
     let e = translate_raw(&c, &f, 0, |_| 0).unwrap_err();
     assert_eq!((e.kind, e.level), (FaultKind::AddressSize, 0));
     // 64K: bits 15:12 are address bits, beyond the output size when PS is 48.
-    let c = stage2(vtcr(1, 1, 0, 0, 5, 40), 0x4000_0000);
+    let c = stage2(vtcr(1, (1, 0), 0, 5, 40), 0x4000_0000);
     let e = translate_raw(&c, &f, 0, |_| 0xf4fd).unwrap_err();
     assert_eq!((e.kind, e.level), (FaultKind::AddressSize, 2));
     // Without LPA they are ignored.
@@ -315,14 +316,14 @@ fn address_size_faults() {
     };
     assert!(translate_raw(&c, &small, 0, |_| 0xf4fd).is_ok());
     // PS above what is implemented counts as what is.
-    let c = stage2(vtcr(0, 1, 0, 0, 6, 40), 0x4000_0000);
+    let c = stage2(vtcr(0, (1, 0), 0, 6, 40), 0x4000_0000);
     let e = translate_raw(&c, &Features::v8_0(), 0, |_| 0x100_0000_04fd).unwrap_err();
     assert_eq!(e.kind, FaultKind::AddressSize);
 }
 
 #[test]
 fn flags_and_rights() {
-    let c = stage2(vtcr(0, 1, 0, 0, 5, 40), 0x4000_0000);
+    let c = stage2(vtcr(0, (1, 0), 0, 5, 40), 0x4000_0000);
     let f = Features::max();
     let at = |word: u64| translate_raw(&c, &f, 0, |_| word);
     let e = at(0xfd).unwrap_err();
@@ -375,7 +376,7 @@ fn memory_types() {
     let at = |attr: u64, fwb: bool| {
         let c = Control {
             hcr: u64::from(fwb) << 46,
-            ..stage2(vtcr(0, 1, 0, 0, 5, 40), 0x4000_0000)
+            ..stage2(vtcr(0, (1, 0), 0, 5, 40), 0x4000_0000)
         };
         translate_raw(&c, &f, 0, |_| 0x4c1 | attr << 2)
             .unwrap()
@@ -473,7 +474,7 @@ fn el2_stage_1() {
 #[test]
 fn concatenated_tables_do_not_alias() {
     // 40 bits of 4K from level 1: IPA 2^39 is the second table's first entry.
-    let c = stage2(vtcr(0, 1, 0, 0, 2, 40), 0x4000_0000);
+    let c = stage2(vtcr(0, (1, 0), 0, 2, 40), 0x4000_0000);
     let load = |pa| match pa {
         0x4000_0000 => 0x4000_04fd,
         0x4000_1000 => 0x8000_04fd,
