@@ -2,9 +2,9 @@
 //! whoever calls the crate.
 
 #[cfg(target_arch = "aarch64")]
-pub use arm64::Cpu;
+pub use self::arm64::Cpu;
 #[cfg(not(target_arch = "aarch64"))]
-pub use printed::Cpu;
+pub use self::printed::Cpu;
 
 /// At EL2 of an arm64 CPU.
 #[cfg(target_arch = "aarch64")]

@@ -18,7 +18,10 @@ const FUZZED: &str = "-max_total_time=60";
 /// Crates that Miri interprets, and which of their tests: those that feed a
 /// model take minutes for one operation there.
 const MIRI: [(&str, &[&str]); 4] = [
-    ("pgtable", &["--lib"]),
+    (
+        "pgtable",
+        &["--lib", "--test", "stage2", "--test", "gather"],
+    ),
     ("rmi", &["--lib"]),
     ("vgic", &["--lib", "--test", "registers"]),
     (

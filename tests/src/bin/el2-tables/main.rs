@@ -8,6 +8,7 @@
 //! | `format` | each of them, with all features of the CPU and with none: accesses, blocks, splits, folds |
 //! | `output` | that an output size smaller than the CPU's is kept to |
 //! | `erratum` | QEMU's range TLBI, with the work-around and without |
+//! | `example` | that the CPU of `pgtable`'s example does what it is asked |
 //! | `sequence` | random operations and RTT commands in every format, against a plain list |
 //! | `several` | all CPUs in one tree |
 //!
@@ -25,6 +26,8 @@ mod census;
 mod cpu;
 #[cfg(target_os = "none")]
 mod erratum;
+#[cfg(target_os = "none")]
+mod example;
 #[cfg(target_os = "none")]
 mod format;
 #[cfg(target_os = "none")]
@@ -58,7 +61,9 @@ mod image {
 
     use crate::cpu::Cpu;
     use crate::memory::Data;
-    use crate::{erratum, format, formats, guest, memory, output, sequence, several, stage1};
+    use crate::{
+        erratum, example, format, formats, guest, memory, output, sequence, several, stage1,
+    };
 
     pub fn main() {
         let cpu = Cpu::read();
@@ -87,6 +92,7 @@ mod image {
             low: Data::behind_the_pool(),
             high: high.map(Data::at),
         };
+        example::checks(&mut suite, &cpu, &memory.low);
         sequence::checks(&mut suite, &cpu, memory);
         several::checks(&mut suite, &cpu, memory);
         suite.finish();
