@@ -16,6 +16,7 @@
 // Everything that is said goes through `ui`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod audit;
 mod bench;
 mod build;
 mod bundle;

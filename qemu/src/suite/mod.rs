@@ -5,6 +5,7 @@
 //! after the other (cargo uses all CPUs by itself) or side by side (a machine
 //! of one CPU uses one).
 
+pub mod audits;
 pub mod bad_input;
 pub mod boots;
 pub mod call;
@@ -254,6 +255,7 @@ pub fn all(workspace: &Workspace) -> Vec<Case> {
     cases.extend(shares::cases());
     cases.extend(log::cases());
     cases.extend(on_target::cases());
+    cases.extend(audits::cases());
     cases.extend(console::cases());
     cases.extend(devices::cases());
     cases.extend(bad_input::cases());

@@ -75,6 +75,13 @@ pub fn undelegate(pa: u64) -> u64 {
     status(Command::GranuleUndelegate { pa })
 }
 
+/// Takes back whatever of RAM nobody uses, granule by granule; how many there were.
+pub fn take_back() -> u64 {
+    let ranges = machine::get().ram.iter();
+    let all = ranges.flat_map(|ram| (ram.start..ram.end).step_by(granule() as usize));
+    all.filter(|pa| undelegate(*pa) == SUCCESS).count() as u64
+}
+
 /// The checks.
 pub fn checks(suite: &mut Suite<Console>, seed: u64) {
     splits(suite);

@@ -15,6 +15,7 @@ use tests::bare::{cpu, machine};
 use tests::println;
 use tests::suite::Suite;
 
+use crate::audit;
 use crate::calls::{INPUT, SUCCESS, ask, granule, realm, rtt, status};
 use crate::granules::{self, at, delegate, fill, is_zero, kept_out, undelegate};
 use crate::realm::{
@@ -295,6 +296,7 @@ fn run(suite: &mut Suite<Console>) {
     ] {
         suite.equal(name, status(function), INPUT);
     }
+    audit::point("protected");
     touches(suite);
     shares(suite);
 }
