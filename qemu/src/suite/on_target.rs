@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::boots::LIMIT;
 use super::call::{Call, Called};
-use super::{Case, Context, Tier};
+use super::{Case, Context, Tier, audits};
 use crate::build;
 use crate::image::assemble;
 
@@ -209,7 +209,7 @@ pub fn cases() -> Vec<Case> {
     for smp in ["1", "4"] {
         cases.push(Case::new(
             format!("tests/hostile-smp{smp}"),
-            move |context| hostile(context, smp, "4k", "calls=5000 seed=1"),
+            move |context| audits::hostile(context, smp, "4k", "calls=5000 seed=1"),
         ));
     }
     cases.push(Case::new("tests/hostile-one-uart", |context| {
@@ -249,7 +249,7 @@ pub fn cases() -> Vec<Case> {
     }
     for (seed, granule) in (1..=20).zip(["4k", "16k", "64k"].into_iter().cycle()) {
         let body = move |context: &Context| {
-            hostile(context, "4", granule, &format!("calls=40000 seed={seed}"))
+            audits::hostile(context, "4", granule, &format!("calls=40000 seed={seed}"))
         };
         cases.push(Case::new(format!("tests/hostile-seed{seed}-{granule}"), body).full());
     }
@@ -467,13 +467,7 @@ fn guest(context: &Context, program: &str, options: &[&str]) -> Result<Called> {
         .call()
 }
 
-/// `hostile` in the place of host-loader, on the usual machine.
-fn hostile(context: &Context, smp: &str, granule: &str, words: &str) -> Result<()> {
-    let none: [&str; 0] = [];
-    hostile_on(context, smp, granule, words, none)
-}
-
-/// `hostile` on a machine with these further arguments of QEMU. It has no bundle,
+/// `hostile` in the place of host-loader, on a machine with these further arguments of QEMU. It has no bundle,
 /// so its words go to QEMU itself, where the last `-append` counts.
 pub fn hostile_on<S: AsRef<OsStr>>(
     context: &Context,

@@ -76,6 +76,10 @@ mod image {
         if let Some(only) = machine.argument("do") {
             match only {
                 "power" => crate::cpus::off_and_on(&mut suite),
+                "stress" => {
+                    crate::fuzz::checks(&mut suite, seed, count);
+                    calls::still_there(&mut suite, "stress/rmi-version");
+                }
                 "canary" => crate::protected::canary(&mut suite),
                 "costs" => crate::costs::measure(&mut suite),
                 "worlds" => crate::worlds::checks(&mut suite),
