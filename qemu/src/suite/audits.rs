@@ -38,6 +38,10 @@ pub fn cases() -> Vec<Case> {
             hostile(context, "2", granule, "calls=500 seed=1")
         }));
     }
+    for granule in ["4k", "16k", "64k"] {
+        let name = format!("tests/hostile-cycles-{granule}");
+        cases.push(Case::new(name, move |context| cycles(context, granule)));
+    }
     for (granule, seed) in [("4k", 1), ("16k", 2), ("64k", 3)] {
         let name = format!("tests/hostile-stress-{granule}");
         cases.push(Case::new(name, move |context| {
@@ -79,6 +83,16 @@ fn stress(context: &Context, granule: &str, seed: u64) -> Result<()> {
         .filter(|name| !NEVER.contains(name))
         .collect();
     ensure!(never.is_empty(), "never successful: {never:?}");
+    Ok(())
+}
+
+/// A thousand lives of guests of each mode leave nothing, and take nothing.
+fn cycles(context: &Context, granule: &str) -> Result<()> {
+    let words = format!("undercroft.granule={granule} do=cycles");
+    let seen = audited(context, "1", &words)?;
+    let live = seen.points.iter().find(|point| point.name == "cycles");
+    let live = &live.context("it never came to the middle")?.report;
+    ensure!(live.secrets > 0, "the guest holds nothing: {live}");
     Ok(())
 }
 

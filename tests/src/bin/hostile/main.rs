@@ -19,6 +19,8 @@ mod costs;
 #[cfg(target_os = "none")]
 mod cpus;
 #[cfg(target_os = "none")]
+mod cycles;
+#[cfg(target_os = "none")]
 mod devices;
 #[cfg(target_os = "none")]
 mod fuzz;
@@ -42,6 +44,8 @@ mod protected;
 mod races;
 #[cfg(target_os = "none")]
 mod realm;
+#[cfg(target_os = "none")]
+mod sealed;
 #[cfg(target_os = "none")]
 mod tiny;
 #[cfg(target_os = "none")]
@@ -80,6 +84,7 @@ mod image {
                     crate::fuzz::checks(&mut suite, seed, count);
                     calls::still_there(&mut suite, "stress/rmi-version");
                 }
+                "cycles" => crate::cycles::checks(&mut suite),
                 "canary" => crate::protected::canary(&mut suite),
                 "costs" => crate::costs::measure(&mut suite),
                 "worlds" => crate::worlds::checks(&mut suite),

@@ -74,9 +74,23 @@ impl Tiny {
         Self::build_new(n, vmid, code, bytes, vcpus).filter(Self::activate)
     }
 
-    /// The same, up to the call that activates it.
+    /// Guest 0 of one vCPU, which begins with X0 = `x0`.
+    pub fn build_at(vmid: u16, code: *const u8, bytes: u64, x0: u64) -> Option<Self> {
+        let this = Self::existing(0, bytes, 1).build_memory(vmid, code, bytes)?;
+        let right = this.add(0, x0) && this.activate();
+        right.then_some(this)
+    }
+
+    /// The same as [`Self::build`], up to the call that activates it.
     pub fn build_new(n: u64, vmid: u16, code: *const u8, bytes: u64, vcpus: u64) -> Option<Self> {
-        let this = Self::existing(n, bytes, vcpus);
+        let this = Self::existing(n, bytes, vcpus).build_memory(vmid, code, bytes)?;
+        let right = (0..vcpus).all(|vcpu| this.add(vcpu, vcpu));
+        right.then_some(this)
+    }
+
+    /// Its realm and its memory.
+    fn build_memory(self, vmid: u16, code: *const u8, bytes: u64) -> Option<Self> {
+        let this = self;
         let (rd, root, params) = (this.granule(0), this.granule(1), this.granule(2));
         let mut right = delegate(rd) == SUCCESS && delegate(root) == SUCCESS;
         write_params(params, root, vmid);
@@ -96,17 +110,26 @@ impl Tiny {
             unsafe { write32(this.memory(offset), read32(code.addr() as u64 + offset)) };
         }
         clean(this.memory(0), this.memory(bytes));
-        for vcpu in 0..vcpus {
-            write_rec(params, vcpu, true, RAM, vcpu);
-            right &= delegate(this.rec(vcpu)) == SUCCESS
-                && status(Command::RecCreate {
-                    rd,
-                    rec: this.rec(vcpu),
-                    params,
-                }) == SUCCESS;
-            fill(this.run(vcpu), 0);
-        }
         right.then_some(this)
+    }
+
+    /// Its next vCPU.
+    fn add(&self, vcpu: u64, x0: u64) -> bool {
+        let (rd, rec, params) = (self.rd(), self.rec(vcpu), self.params());
+        write_rec(params, vcpu, true, RAM, x0);
+        fill(self.run(vcpu), 0);
+        delegate(rec) == SUCCESS && status(Command::RecCreate { rd, rec, params }) == SUCCESS
+    }
+
+    /// The granules that EL2 has for it.
+    pub fn of_el2(&self) -> impl Iterator<Item = u64> {
+        let this = *self;
+        let tables = (start_level() + 1..=3).map(move |level| this.granule(8 + level as u64));
+        let recs = (0..self.vcpus).map(move |vcpu| this.rec(vcpu));
+        [this.rd(), this.root()]
+            .into_iter()
+            .chain(tables)
+            .chain(recs)
     }
 
     /// `REALM_ACTIVATE`; whether it succeeded.
@@ -133,7 +156,13 @@ impl Tiny {
         }
     }
 
-    fn granule(&self, n: u64) -> u64 {
+    /// PA of its root table.
+    pub fn root(&self) -> u64 {
+        self.granule(1)
+    }
+
+    /// PA of the `n`-th granule of its, below [`Self::memory`].
+    pub fn granule(&self, n: u64) -> u64 {
         at(self.first + n)
     }
 
