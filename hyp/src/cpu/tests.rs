@@ -107,6 +107,27 @@ fn holds_its_order(events: &[Event]) {
     assert_eq!(events.last(), Some(&Event::Instruction("isb", None)));
 }
 
+/// Firmware may turn a CPU on with the vectors that it went off with.
+#[test]
+fn a_cpu_that_comes_has_no_vectors_of_who_was_there() {
+    let mut host = host(|f| f.fgt = 2);
+    let cpu = &mut host.cpu;
+    let events = recording::of(|| cpu.begin_host(0x4000_0000, 7));
+    let open = first(&events, |event| *event == Event::Msr("CPTR_EL2", CPTR));
+    let zeros = first(&events, issues("fp restore"));
+    assert!(open < zeros, "what it loads must not trap");
+    // As the host sees it, by its own save.
+    assert_eq!(
+        (cpu.host.fp.q(), cpu.fp_owner),
+        (FpState::ZERO.q(), FpOwner::Host)
+    );
+    let reset = Gprs::reset(0x4000_0000);
+    assert_eq!(
+        (cpu.host.gprs.x[0], &cpu.host.gprs.x[1..]),
+        (7, &reset.x[1..])
+    );
+}
+
 #[test]
 fn both_ways_save_before_they_overwrite_and_end_synchronised() {
     let mut host = host(|f| (f.ras, f.pauth, f.fwb) = (true, true, true));

@@ -128,15 +128,43 @@ fn an_access_of_a_device_tells_itself_and_no_register() {
     }
     let read = to_host(&mut h, ABORT | WRITE & !(1 << 6), ipa);
     assert_eq!(read.gprs, [0; 4]);
-    // Without a syndrome there is nothing to emulate.
+    // Without a syndrome there is nothing to emulate, and where in the page it was is
+    // the guest's own.
     let record = to_host(&mut h, ABORT | 1 << 6, ipa);
     assert_eq!((record.esr & 1 << 24, record.gprs), (0, [0; 4]));
+    assert_eq!((record.far, record.hpfar), (0, ipa >> 12 << 4));
     assert!(matches!(
         exit(&mut h, ABORT, ipa).1.pending,
         Pending::Abort(..)
     ));
     // And nothing that the host writes is executed.
     assert!(to_guest(&mut h, FETCH, ipa).is_some());
+}
+
+/// ESR_EL2.CM: cache maintenance by address, which writes.
+const MAINTAINS: u64 = 1 << 8 | 1 << 6;
+
+/// The host folds or splits a table around a guest's memory, and the guest cleans that
+/// meanwhile: it does so again when the memory is there.
+#[test]
+fn maintenance_of_a_protected_guests_memory_does_not_vanish() {
+    let mut h = machine(RealmFlags::PROTECTED);
+    let begin = 0xffff_8000_1234_5678;
+    // There by now; not there yet; taken by the host.
+    for (page, comes_out) in [(0, false), (1, true), (2, true)] {
+        let (next, state) = exit(&mut h, ABORT | MAINTAINS, RAM + page * 0x1000);
+        assert_eq!(state.gprs.pc, begin, "page {page} was stepped over");
+        assert_eq!(matches!(next, Next::Exit(_)), comes_out, "page {page}");
+    }
+    // Where it shares, and nothing is there, there is nothing to maintain.
+    let (next, state) = exit(&mut h, ABORT | MAINTAINS, SHARED | RAM);
+    assert!(matches!(next, Next::Enter) && state.gprs.pc == begin + 4);
+    let mut h = {
+        drop(h);
+        machine(RealmFlags::NONCONF)
+    };
+    let (next, state) = exit(&mut h, ABORT | MAINTAINS, RAM);
+    assert!(matches!(next, Next::Enter) && state.gprs.pc == begin + 4);
 }
 
 #[test]
