@@ -3,16 +3,25 @@
 //! Firmware may start the next system with RAM as it is. So before EL2 asks for a
 //! power-off or a reset, no PE runs a guest any more, and what was a guest's is zero, in
 //! memory and not in a cache alone. No lock is taken: whoever has one may be stopped.
+//!
+//! A reset from outside asks nobody. Firmware that has PSCI's MEM_PROTECT (DEN0022,
+//! 5.1.20) clears RAM then; it is asked for with the first confidential guest. The host
+//! has no such call, and so cannot end it.
 
 use core::sync::atomic::Ordering;
 
+use ::rmi::fid;
+use ::rmi::psci::{MEM_PROTECT, MEM_PROTECT_CHECK_RANGE, SUCCESS};
 use arm64::instr;
 use arm64::regs::{CNTFRQ_EL0, CNTPCT_EL0, affinity};
+use arm64::steering::smc;
+use log::info;
 
 use crate::cpu::dying;
 use crate::cpu::pe::{self, NO_REC, Pe};
 use crate::memory::granule::State;
 use crate::memory::phys;
+use crate::memory::region::Region;
 use crate::system::System;
 
 /// Seconds that a PE has to come out of its guest.
@@ -35,9 +44,38 @@ pub struct StillRuns {
     pub mpidr: u64,
 }
 
+/// Has the firmware clear RAM at a reset that EL2 does not see, if it can: once, before
+/// there is a secret.
+pub fn protect_memory(system: &System) {
+    // SAFETY: these calls write no memory before a reset.
+    let firmware = |function: u32, [a, b]: [u64; 2]| unsafe {
+        smc([function.into(), a, b, 0, 0, 0])[0] as i32
+    };
+    system.protection_asked.call_once(|| {
+        let protected = is_protected(firmware, system.granules.ram());
+        info!("the firmware clears RAM after a reset: {protected}");
+    });
+}
+
+/// Turns the protection on; whether it is there for all of `ram`.
+fn is_protected(
+    firmware: impl Fn(u32, [u64; 2]) -> i32,
+    mut ram: impl Iterator<Item = Region>,
+) -> bool {
+    let has = |function: u32| firmware(fid::PSCI_FEATURES, [function.into(), 0]) >= 0;
+    let checks = |of: Region| {
+        i64::from(firmware(MEM_PROTECT_CHECK_RANGE, [of.base(), of.size()])) == SUCCESS
+    };
+    // It answers what was before: on or off.
+    has(MEM_PROTECT)
+        && firmware(MEM_PROTECT, [1, 0]) >= 0
+        && has(MEM_PROTECT_CHECK_RANGE)
+        && ram.all(checks)
+}
+
 /// Stops the other PEs and leaves nothing of confidential guests in RAM. What the host
-/// calls from here on is not served; where nothing is a
-/// guest's or delegated, there is nothing to wait for.
+/// calls from here on is not served; where nothing is a guest's or delegated, there is
+/// nothing to wait for.
 ///
 /// # Errors
 /// A PE that goes on: then nothing was scrubbed, and the machine must not be reset.
@@ -95,10 +133,83 @@ mod tests {
 
     use super::*;
     use crate::rmi::fake::Host;
+    use ::rmi::params::RealmFlags;
+    use ::rmi::psci::{self, Psci};
     use ::rmi::{Command, fid};
     use arm64::recording::{self, Event};
+    use core::cell::RefCell;
     use pgtable::Granule;
     use std::vec::Vec;
+
+    /// A firmware that has these calls, and answers of what ranges it protects.
+    fn asked(has: &[u32], now: i32, last: i32) -> (bool, Vec<(u32, [u64; 2])>) {
+        let asked = RefCell::new(Vec::new());
+        let ram = [(0x4000_0000, 0x100_0000), (0x8_0000_0000, 0x1000)];
+        let ram = ram.map(|(base, size)| Region::new(base, size).expect("no overflow"));
+        let firmware = |function, arguments: [u64; 2]| {
+            asked.borrow_mut().push((function, arguments));
+            match function {
+                fid::PSCI_FEATURES if has.contains(&(arguments[0] as u32)) => 0,
+                MEM_PROTECT => now,
+                MEM_PROTECT_CHECK_RANGE if arguments[0] == ram[1].base() => last,
+                MEM_PROTECT_CHECK_RANGE => 0,
+                _ => -1,
+            }
+        };
+        let protected = is_protected(firmware, ram.into_iter());
+        (protected, asked.into_inner())
+    }
+
+    #[test]
+    fn memory_is_protected_where_the_firmware_can() {
+        let both = [MEM_PROTECT, MEM_PROTECT_CHECK_RANGE];
+        // It was off, or on.
+        for before in [0, 1] {
+            let (protected, asked) = asked(&both, before, 0);
+            assert!(protected);
+            assert!(asked.contains(&(MEM_PROTECT, [1, 0])));
+            let last = (MEM_PROTECT_CHECK_RANGE, [0x8_0000_0000, 0x1000]);
+            assert_eq!(asked.last(), Some(&last));
+        }
+        // QEMU's has neither, and is not asked for what it has not.
+        let (protected, all) = asked(&[], 0, 0);
+        assert!(!protected && all == [(fid::PSCI_FEATURES, [MEM_PROTECT.into(), 0])]);
+        for (has, now, last) in [(&both[..1], 0, 0), (&both, -1, 0), (&both, 0, -3)] {
+            assert!(!asked(has, now, last).0, "{has:x?}, {now}, {last}");
+        }
+    }
+
+    #[test]
+    fn the_firmware_is_asked_with_the_first_confidential_guest() {
+        let calls = |host: &mut Host, mode| {
+            let events = recording::of(|| host.realm_of(mode));
+            let calls = events.into_iter().filter_map(|event| match event {
+                Event::Call("smc", function) => Some(function),
+                _ => None,
+            });
+            calls.collect::<Vec<_>>()
+        };
+        let mut host = Host::new(Granule::K4, 8 << 20);
+        assert_eq!(calls(&mut host, RealmFlags::NONCONF), []);
+        drop(host);
+        let mut host = Host::new(Granule::K4, 8 << 20);
+        let first = calls(&mut host, RealmFlags::PROTECTED);
+        assert_eq!(first.first(), Some(&fid::PSCI_FEATURES.into()));
+        assert!(host.system.protection_asked.is_completed());
+        let more = recording::of(|| protect_memory(host.system));
+        assert_eq!(more, [], "once is enough");
+    }
+
+    /// The host cannot end what EL2 has asked for: there is no such call.
+    #[test]
+    fn protection_of_memory_is_no_call_of_a_lower_level() {
+        for function in [MEM_PROTECT, MEM_PROTECT_CHECK_RANGE] {
+            for function in [function, function ^ 1 << 30] {
+                assert!(Psci::read(function, [0; 3]).is_none());
+                assert_eq!(psci::features(function.into()), psci::NOT_SUPPORTED);
+            }
+        }
+    }
 
     /// What was a guest's and is delegated by now is zero, perhaps in a cache alone.
     #[test]

@@ -39,6 +39,8 @@ pub struct System {
     pub host_image: Region,
     /// VMIDs in use.
     pub vmids: Vmids,
+    /// The firmware was asked to clear RAM after a reset.
+    pub protection_asked: Once<()>,
 }
 
 static SYSTEM: Once<System> = Once::new();

@@ -52,6 +52,12 @@ pub const fn features(function: u64) -> i64 {
     }
 }
 
+/// MEM_PROTECT (DEN0022, 5.1.20), which no lower level has: `[1]` has RAM cleared after
+/// a reset, `[0]` not; what was before.
+pub const MEM_PROTECT: u32 = 0x8400_0013;
+/// MEM_PROTECT_CHECK_RANGE (5.1.21): whether `[base, length]` is cleared then.
+pub const MEM_PROTECT_CHECK_RANGE: u32 = 0xC400_0014;
+
 /// The call did what it says.
 pub const SUCCESS: i64 = 0;
 /// The function, or this use of it, is not there.

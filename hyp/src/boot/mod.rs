@@ -314,6 +314,7 @@ impl Layout {
             withheld: &machine.withheld,
             host_image: self.host_image,
             vmids: Vmids::new(),
+            protection_asked: spin::Once::new(),
         })
     }
 }

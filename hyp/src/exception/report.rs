@@ -111,7 +111,7 @@ extern "C" fn el2_exception(frame: &Frame) -> ! {
     let esr = ESR_EL2.get();
     let _ = writeln!(log, "    esr {esr:#010x} ({})", Syndrome(esr));
     let far = FAR_EL2.get();
-    let _ = writeln!(log, "    far {far:#018x} hpfar {:#x}", HPFAR_EL2.get());
+    let _ = writeln!(log, "    far {far:#018x}");
     if pe::is_guard_page(far) {
         let _ = writeln!(
             log,
@@ -125,6 +125,23 @@ extern "C" fn el2_exception(frame: &Frame) -> ! {
         frame.sp,
         SPSR_EL2.get()
     );
+    registers(&mut log, frame, System::installed());
+    where_am_i(&mut log);
+    backtrace(&mut log, Some(frame.pc), frame.x[29]);
+    left_behind(&mut log);
+    end(log)
+}
+
+/// X0 to X30 and HPFAR_EL2, unless they may hold what a confidential guest's registers
+/// held: EL2 works on them, at its vectors and for the host, and the log is the host's to
+/// read. Which vCPU EL2 worked for is not told from the registers of one that died.
+#[cfg_attr(not(any(target_os = "none", test)), expect(dead_code))]
+fn registers(log: &mut impl Write, frame: &Frame, system: Option<&System>) {
+    if system.is_some_and(|system| crate::realm::any_is_confidential(&system.granules)) {
+        let _ = writeln!(log, "    x0 to x30 may be a confidential guest's: not told");
+        return;
+    }
+    let _ = writeln!(log, "    hpfar {:#x}", HPFAR_EL2.get());
     for (n, pair) in frame.x.chunks(2).enumerate() {
         let _ = write!(log, "    x{:<2} {:#018x}", n * 2, pair[0]);
         if let Some(odd) = pair.get(1) {
@@ -132,10 +149,6 @@ extern "C" fn el2_exception(frame: &Frame) -> ! {
         }
         let _ = writeln!(log);
     }
-    where_am_i(&mut log);
-    backtrace(&mut log, Some(frame.pc), frame.x[29]);
-    left_behind(&mut log);
-    end(log)
 }
 
 /// What guests have written that the host will not take any more.
@@ -226,5 +239,48 @@ pub fn crash(how: crate::boot::tree::Crash) {
         Crash::Stack => {
             core::hint::black_box(deeper(0));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+    use crate::rmi::fake::Host;
+    use ::rmi::params::RealmFlags;
+    use arm64::recording;
+    use pgtable::Granule;
+    use std::string::String;
+
+    /// A guest's registers pass through EL2's: none are told where one keeps its own.
+    #[test]
+    fn a_report_tells_no_register_of_a_confidential_guest() {
+        const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
+        recording::set(HPFAR_EL2, SECRET);
+        let frame = Frame {
+            x: [SECRET; 31],
+            sp: 0,
+            pc: 0,
+            kind: 0,
+        };
+        let told = |system: Option<&System>| {
+            let mut text = String::new();
+            registers(&mut text, &frame, system);
+            text.matches("5ec2e75ec2e75ec2").count()
+        };
+        assert_eq!(told(None), 32, "there is no guest yet");
+        let mut host = Host::new(Granule::K4, 8 << 20);
+        assert_eq!(told(Some(host.system)), 32);
+        host.realm_of(RealmFlags::NONCONF);
+        assert_eq!(
+            told(Some(host.system)),
+            32,
+            "a plain guest's are the host's"
+        );
+        drop(host);
+        let mut host = Host::new(Granule::K4, 8 << 20);
+        host.realm_of(RealmFlags::PROTECTED);
+        assert_eq!(told(Some(host.system)), 0);
     }
 }

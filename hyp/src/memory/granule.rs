@@ -360,6 +360,11 @@ impl Granules {
         Some((range, index))
     }
 
+    /// The ranges of RAM.
+    pub fn ram(&self) -> impl Iterator<Item = Region> {
+        self.ranges.iter().map(|range| range.region)
+    }
+
     /// Passes `each` the granules that are in `state` when it comes to them, by PA.
     pub fn each(&self, state: State, mut each: impl FnMut(u64)) {
         for range in self.ranges {

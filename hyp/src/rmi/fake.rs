@@ -136,6 +136,7 @@ impl Host {
             withheld: &WITHHELD,
             host_image: Region::EMPTY,
             vmids: Vmids::new(),
+            protection_asked: spin::Once::new(),
         }));
         // SAFETY: just made, and only `drop` frees it, when nothing that has this
         // reference is used any more; nothing refers to it mutably.

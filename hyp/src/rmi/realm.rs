@@ -7,6 +7,7 @@ use pgtable::{Ipa, Pa, RemovedLeaf, Rtt, Start, Vmid};
 
 use super::Outcome;
 use super::args::{self, copy_from_host, lock};
+use crate::ending;
 use crate::features::GranuleSupport;
 use crate::memory::granule::{Locked, State};
 use crate::memory::{host, phys};
@@ -55,6 +56,9 @@ pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
         .ok_or(Status::ErrorInput)?;
     if (params.rtt_base..end).contains(&rd) {
         return Err(Status::ErrorInput);
+    }
+    if mode != RealmFlags::NONCONF {
+        ending::protect_memory(system);
     }
     // By address: all are of one state.
     let low = (rd < params.rtt_base)

@@ -87,7 +87,7 @@ impl Host {
     }
 
     /// The same, of another mode.
-    fn realm_of(&mut self, mode: RealmFlags) {
+    pub(crate) fn realm_of(&mut self, mode: RealmFlags) {
         self.ok(fid::RMI_GRANULE_DELEGATE, &[self.page(1)]);
         let roots = self.geometry().root_tables() as u64;
         for n in 0..roots {
