@@ -41,6 +41,11 @@ pub fn cases() -> Vec<Case> {
     for granule in ["4k", "16k", "64k"] {
         let name = format!("tests/hostile-cycles-{granule}");
         cases.push(Case::new(name, move |context| cycles(context, granule)));
+        let name = format!("tests/hostile-tries-{granule}");
+        cases.push(Case::new(name, move |context| {
+            let words = format!("undercroft.granule={granule} do=tries");
+            audited(context, "1", &words).map(|_| ())
+        }));
     }
     for (granule, seed) in [("4k", 1), ("16k", 2), ("64k", 3)] {
         let name = format!("tests/hostile-stress-{granule}");
@@ -126,7 +131,7 @@ fn audited(context: &Context, smp: &str, words: &str) -> Result<Seen> {
     let talk = |capture: &mut Capture| -> Result<Vec<Point>> {
         let mut points = Vec::new();
         loop {
-            capture.until("\naudit ")?;
+            capture.until("audit ")?;
             capture.until("\n")?;
             let console = String::from_utf8_lossy(&capture.console).into_owned();
             let last = console

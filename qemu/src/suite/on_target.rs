@@ -239,6 +239,10 @@ pub fn cases() -> Vec<Case> {
             format!("tests/hostile-canary-{granule}"),
             move |context| hostile_on(context, smp, granule, "do=canary", machine),
         ));
+        cases.push(Case::new(
+            format!("tests/hostile-canary-of-vcpu-{granule}"),
+            move |context| hostile_on(context, "1", granule, "do=canary-of-vcpu", machine),
+        ));
     }
     for (cpu, is_usual) in MODELS {
         // One writes and another reads all registers of the CPU.

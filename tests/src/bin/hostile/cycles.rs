@@ -19,7 +19,8 @@ const LIVES: u64 = 1000;
 const DEVICE: u64 = 0x0900_0000;
 
 // X0 is the device. Fills what follows the first granule, whose size the device tells,
-// with a secret, its registers too; then tells that it has.
+// with a secret, its registers too; then tells that it has, and after that how many words
+// are another by now.
 global_asm!(
     ".balign 4096",
     "cycle_code:",
@@ -43,6 +44,14 @@ global_asm!(
     "msr tpidr_el1, x2",
     "dsb sy",
     "str xzr, [x19, #8]",
+    "add x11, x10, x1",
+    "mov x3, #0",
+    "2: ldr x5, [x11], #8",
+    "cmp x5, x2",
+    "cinc x3, x3, ne",
+    "cmp x11, x4",
+    "b.lo 2b",
+    "str x3, [x19, #16]",
     "b .",
     ".org cycle_code + 0x1000",
 );
@@ -76,16 +85,27 @@ fn plain(n: u64) -> bool {
     asked && told && guest.destroy() && guest.of_el2().all(is_zero)
 }
 
-fn protected(n: u64) -> bool {
-    let code = &raw const cycle_code;
-    let Some(guest) = Sealed::build(vmid(n), code, SHARED | DEVICE) else {
-        return false;
-    };
+/// A protected guest that holds a secret.
+pub fn with_secret(vmid: u16) -> Option<Sealed> {
+    let guest = Sealed::build(vmid, &raw const cycle_code, SHARED | DEVICE)?;
     let asked = guest.go(EnterFlags::empty(), 0).access() == Some(0);
     let told = guest.go(EnterFlags::EMUL_MMIO, granule()).access() == Some(8);
+    (asked && told).then_some(guest)
+}
+
+/// How many words of its secret have changed, as it sees them.
+pub fn changed(guest: &Sealed) -> Option<u64> {
+    let exit = guest.go(EnterFlags::EMUL_MMIO, 0);
+    (exit.access() == Some(16)).then_some(exit.value)
+}
+
+fn protected(n: u64) -> bool {
+    let Some(guest) = with_secret(vmid(n)) else {
+        return false;
+    };
     // Of so many one is looked at.
     if n == LIVES / 2 {
         crate::audit::point("cycles");
     }
-    asked && told && guest.destroy()
+    changed(&guest) == Some(0) && guest.destroy()
 }

@@ -45,9 +45,13 @@ mod races;
 #[cfg(target_os = "none")]
 mod realm;
 #[cfg(target_os = "none")]
+mod remains;
+#[cfg(target_os = "none")]
 mod sealed;
 #[cfg(target_os = "none")]
 mod tiny;
+#[cfg(target_os = "none")]
+mod tries;
 #[cfg(target_os = "none")]
 mod worlds;
 
@@ -87,6 +91,8 @@ mod image {
                 "cycles" => crate::cycles::checks(&mut suite),
                 "canary" => crate::protected::canary(&mut suite),
                 "costs" => crate::costs::measure(&mut suite),
+                "canary-of-vcpu" => crate::remains::checks(&mut suite),
+                "tries" => crate::tries::checks(&mut suite),
                 "worlds" => crate::worlds::checks(&mut suite),
                 _ => {
                     suite.check("hostile/do", false, only);
@@ -103,6 +109,7 @@ mod image {
         crate::realm::checks(&mut suite);
         crate::guest::checks(&mut suite);
         crate::protected::checks(&mut suite);
+        crate::tries::checks(&mut suite);
         crate::worlds::checks(&mut suite);
         crate::interrupts::checks(&mut suite);
         crate::kicks::checks(&mut suite);

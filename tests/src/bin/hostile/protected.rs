@@ -433,9 +433,7 @@ const LENGTH: u64 = 8;
 /// What a protected guest's memory held is nowhere when the machine is reset: the first
 /// start fills some and resets the machine, which keeps RAM; the second looks for it.
 pub fn canary(suite: &mut Suite<Console>) {
-    let marked = at(MARKED);
-    // SAFETY: Memory of the host's.
-    if unsafe { read64(marked) } != MARK {
+    if !is_marked() {
         build(suite);
         // As far as it has filled its page.
         let emulate = EnterFlags::EMUL_MMIO;
@@ -452,8 +450,7 @@ pub fn canary(suite: &mut Suite<Console>) {
             kept_out(at(DATA + 1)),
             "the host reads it",
         );
-        fill(marked, MARK);
-        tests::bare::asm::clean(marked, marked + granule());
+        mark();
         if cpu::count() > 1 {
             // While another CPU goes in and out of the guest.
             cpu::start(1, || {
@@ -467,6 +464,24 @@ pub fn canary(suite: &mut Suite<Console>) {
         suite.check("canary/reset", false, "the machine goes on");
         return;
     }
+    search(suite);
+}
+
+/// Whether this is the second start.
+pub fn is_marked() -> bool {
+    // SAFETY: Memory of the host's.
+    unsafe { read64(at(MARKED)) == MARK }
+}
+
+/// Has [`is_marked`] be true after a reset.
+pub fn mark() {
+    let marked = at(MARKED);
+    fill(marked, MARK);
+    tests::bare::asm::clean(marked, marked + granule());
+}
+
+/// Looks for the secret in all memory of the host's.
+pub fn search(suite: &mut Suite<Console>) {
     let (mut marks, mut secrets) = (0, 0);
     for range in &machine::get().ram {
         for page in (range.start..range.end).step_by(granule() as usize) {

@@ -90,13 +90,21 @@ impl Sealed {
         self.0.go(0, flags, value)
     }
 
+    /// Takes its memory away, which is nobody's then; whether that could be.
+    pub fn take_memory(&self) -> bool {
+        let rd = self.0.rd();
+        let mut pages = [RAM, RAM + granule()].into_iter();
+        pages.all(|ipa| {
+            let gone = ask(Command::DataDestroy { rd, ipa });
+            gone[0] == SUCCESS && undelegate(gone[1]) == SUCCESS && delegate(gone[1]) == SUCCESS
+        })
+    }
+
     /// Takes it apart; whether all came back, and zero.
     pub fn destroy(self) -> bool {
         let rd = self.0.rd();
         let mut right = status(Command::RecDestroy { rec: self.0.rec(0) }) == SUCCESS;
-        for ipa in [RAM, RAM + granule()] {
-            right &= status(Command::DataDestroy { rd, ipa }) == SUCCESS;
-        }
+        right &= self.take_memory();
         let shared = Command::RttUnmapUnprotected {
             rd,
             ipa: SHARED,
