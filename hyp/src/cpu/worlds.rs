@@ -258,6 +258,36 @@ mod tests {
         }
     }
 
+    /// The page for people has all rows, and no others.
+    #[test]
+    fn the_page_of_worlds_is_this_table() {
+        let page = include_str!("../../../docs/worlds.md");
+        let begin = page.find("|---|---|---|\n").expect("a table");
+        let lines = page[begin..].lines().skip(1);
+        let page: Vec<_> = lines.take_while(|line| line.starts_with('|')).collect();
+        let of = |trap| match trap {
+            Hcr(_) | HcrClear(_) => "HCR_EL2",
+            Cptr(_) => "CPTR_EL2",
+            Mdcr(_) | MdcrClear(_) => "MDCR_EL2",
+            HcrxZero => "HCRX_EL2",
+            FgtZero => "HFGxTR_EL2",
+            Timer => "CNTHCTL_EL2",
+            Sre => "ICC_SRE_EL2",
+            Mpam => "MPAM2_EL2",
+        };
+        let line = |row: &Row| {
+            let (fate, by) = match row.fate {
+                El1 => ("switched", "El1"),
+                Switched(by) => ("switched", by),
+                Emulated(trap) => ("emulated", of(trap)),
+                Trapped(trap) => ("trapped", of(trap)),
+            };
+            std::format!("| {} | {fate} | {by} |", row.name)
+        };
+        let table: Vec<_> = TABLE.iter().map(line).collect();
+        assert_eq!(page, table);
+    }
+
     #[test]
     fn each_register_has_one_row() {
         for (n, row) in TABLE.iter().enumerate() {

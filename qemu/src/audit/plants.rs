@@ -223,6 +223,7 @@ impl<'a> Garden<'a> {
             Kind::Data,
             Kind::Rtt,
             Kind::Hyp,
+            Kind::Unscrubbed,
         ] {
             let pa = self.plain()?;
             let is = move |fault: &Fault| *fault == Fault::Reached(kind);

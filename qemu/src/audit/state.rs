@@ -27,11 +27,13 @@ pub enum Kind {
     Rtt,
     /// EL2's own.
     Hyp,
+    /// Was a realm's memory, and becomes the host's by a scrub alone.
+    Unscrubbed,
 }
 
 impl Kind {
     /// All of them, by number.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Ns,
         Self::Delegated,
         Self::Rd,
@@ -40,6 +42,7 @@ impl Kind {
         Self::Data,
         Self::Rtt,
         Self::Hyp,
+        Self::Unscrubbed,
     ];
 }
 

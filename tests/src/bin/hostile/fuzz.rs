@@ -260,6 +260,14 @@ fn of_tables(random: &mut Random) -> [u64; 6] {
 fn of_data(random: &mut Random) -> [u64; 6] {
     let (rd, data, ipa) = (realm(random), role(random, 14, 10), ipa(random));
     let (base, top) = (ipa, ipa + granule() * (1 + random.below(3)));
+    let pa = data;
+    if random.below(4) == 0 {
+        return match random.below(3) {
+            0 => Vendor::RttDataMap { rd, ipa, top, pa }.into(),
+            1 => Vendor::RttDataDonate { rd, ipa, top, pa }.into(),
+            _ => Vendor::RttDataUnmap { rd, ipa, top }.into(),
+        };
+    }
     let call = match random.below(8) {
         0..2 => Command::DataCreate {
             rd,
@@ -337,6 +345,15 @@ fn life(random: &mut Random, mut call: impl FnMut([u64; 6])) {
         }
         .into(),
     );
+    // The same by ranges: of what is DELEGATED, and of what is the host's.
+    let (pa, ipa_of_run) = (given(&mut call), next + granule());
+    let top = ipa_of_run + granule();
+    let ipa = ipa_of_run;
+    call(Vendor::RttDataMap { rd, ipa, top, pa }.into());
+    call(Vendor::RttDataUnmap { rd, ipa, top }.into());
+    let pa = hosts(random);
+    call(Vendor::RttDataDonate { rd, ipa, top, pa }.into());
+    let ipa = BEGIN;
     let desc = normal(page(CODE));
     call(
         Command::RttMapUnprotected {
