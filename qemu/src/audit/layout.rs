@@ -191,3 +191,42 @@ fn reference<R: Reader<Offset = usize>>(
         _ => None,
     }
 }
+
+#[cfg(test)]
+impl Layout {
+    /// One made by hand: symbols; types, their sizes, and where paths lead in them.
+    pub fn made(symbols: &[(&str, u64)], types: &[(&str, u64, &[(&str, u64)])]) -> Self {
+        let mut layout = Self {
+            symbols: symbols
+                .iter()
+                .map(|(name, at)| ((*name).into(), *at))
+                .collect(),
+            types: HashMap::new(),
+            names: HashMap::new(),
+        };
+        for (name, size, paths) in types {
+            let top = layout.types.len();
+            layout.names.insert((*name).into(), top);
+            layout.types.insert(
+                top,
+                Type {
+                    size: *size,
+                    ..Type::default()
+                },
+            );
+            for (path, offset) in *paths {
+                let parts: Vec<_> = path.split('.').collect();
+                let mut within = top;
+                for (n, part) in parts.iter().enumerate() {
+                    let offset = if n + 1 == parts.len() { *offset } else { 0 };
+                    let next = layout.types.len();
+                    let owner = layout.types.entry(within).or_default();
+                    let member = owner.members.entry((*part).into());
+                    within = member.or_insert(Member { offset, of: next }).of;
+                    layout.types.entry(within).or_default();
+                }
+            }
+        }
+        layout
+    }
+}
