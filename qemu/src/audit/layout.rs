@@ -192,10 +192,14 @@ fn reference<R: Reader<Offset = usize>>(
     }
 }
 
+/// A name, and an address or an offset.
+#[cfg(test)]
+type Named<'a> = (&'a str, u64);
+
 #[cfg(test)]
 impl Layout {
     /// One made by hand: symbols; types, their sizes, and where paths lead in them.
-    pub fn made(symbols: &[(&str, u64)], types: &[(&str, u64, &[(&str, u64)])]) -> Self {
+    pub fn made(symbols: &[Named<'_>], types: &[(&str, u64, &[Named<'_>])]) -> Self {
         let mut layout = Self {
             symbols: symbols
                 .iter()

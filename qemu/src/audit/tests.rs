@@ -148,7 +148,7 @@ fn machine() -> Audit {
     put(WORDS, &words);
     put(SPANS, &[OWN, KINDS.len() as u64, 1 << 32, 0]);
     put(HOST[0] + 8, &[HOST[1] | TABLE]);
-    let blocks = [2, 3].map(|n| BASE + (n << 21) | BLOCK);
+    let blocks = [2, 3].map(|n| (BASE + (n << 21)) | BLOCK);
     put(
         HOST[1],
         &[HOST[2] | TABLE, HOST[3] | TABLE, blocks[0], blocks[1]],
@@ -166,7 +166,7 @@ fn machine() -> Audit {
     put(ROOT + 8 * 32, &[table(3)]);
     put(granule(FIRST + 2), &[table(2)]);
     // A page, and one that is assigned and not RAM.
-    put(granule(FIRST + 3), &[DATA | PAGE, DATA + 4096 | 1 << 2]);
+    put(granule(FIRST + 3), &[DATA | PAGE, (DATA + 4096) | (1 << 2)]);
     let block = SHARED_BLOCK | BLOCK | UNPROTECTED;
     put(granule(FIRST + 4), &[table(4), block]);
     put(granule(FIRST + 5), &[SHARED | PAGE | UNPROTECTED]);

@@ -309,7 +309,7 @@ fn life(random: &mut Random, mut call: impl FnMut([u64; 6])) {
         call(Command::GranuleDelegate { pa }.into());
     }
     call(Command::RealmCreate { rd, params }.into());
-    let (ipa, shared) = (BEGIN, BEGIN + (n / 2 << (IPA_BITS - 1)));
+    let (ipa, shared) = (BEGIN, BEGIN + ((n / 2) << (IPA_BITS - 1)));
     for half in [ipa, shared] {
         for level in start_level() + 1..=3 {
             let rtt = given(&mut call);

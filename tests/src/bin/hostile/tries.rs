@@ -168,7 +168,7 @@ fn translate_here(va: u64) -> u64 {
     let par;
     // SAFETY: a question; PAR_EL1 is nobody's.
     unsafe {
-        asm!("at s1e1r, {va}", "isb", "mrs {par}, par_el1", va = in(reg) va, par = out(reg) par)
+        asm!("at s1e1r, {va}", "isb", "mrs {par}, par_el1", va = in(reg) va, par = out(reg) par);
     };
     par
 }
@@ -182,7 +182,7 @@ fn translate_for_write(va: u64) -> Result<u64, Caught> {
         let par;
         // SAFETY: as above.
         unsafe {
-            asm!("at s1e1w, {va}", "isb", "mrs {par}, par_el1", va = in(reg) va, par = out(reg) par)
+            asm!("at s1e1w, {va}", "isb", "mrs {par}, par_el1", va = in(reg) va, par = out(reg) par);
         };
         par
     })
