@@ -144,6 +144,12 @@ fn note(state: &mut VcpuState, exception: Exception, esr: Syndrome) {
 /// Completes what the previous exit left open, as the host answers it.
 fn finish_previous_exit(state: &mut VcpuState, entry: &Entry) {
     match core::mem::replace(&mut state.pending, Pending::Nothing) {
+        // Before the other answer, which it takes the place of.
+        Pending::Mmio(esr, far) | Pending::Abort(esr, far)
+            if entry.flags.contains(EnterFlags::INJECT_SEA) =>
+        {
+            state.inject_external_abort(esr, far);
+        }
         Pending::Mmio(esr, _) if entry.flags.contains(EnterFlags::EMUL_MMIO) => {
             if !esr.is_write() {
                 let big_endian = state.gprs.is_big_endian(state.el1.sctlr);
@@ -151,11 +157,6 @@ fn finish_previous_exit(state: &mut VcpuState, entry: &Entry) {
                 state.gprs.set(esr.register(), esr.extend(value));
             }
             state.gprs.step_over(esr);
-        }
-        Pending::Mmio(esr, far) | Pending::Abort(esr, far)
-            if entry.flags.contains(EnterFlags::INJECT_SEA) =>
-        {
-            state.inject_external_abort(esr, far);
         }
         _ => {}
     }

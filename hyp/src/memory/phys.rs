@@ -53,24 +53,35 @@ pub unsafe fn write<T: zerocopy::IntoBytes>(pa: u64, value: T) {
 pub mod fake {
     extern crate std;
     use crate::memory::region::Region;
+    use std::alloc::Layout;
     use std::cell::{Cell, RefCell};
     use std::vec::Vec;
 
     std::thread_local! {
         static CLEANED: RefCell<Vec<Region>> = const { RefCell::new(Vec::new()) };
         static MEMORY: Cell<(u64, usize, usize)> = const { Cell::new((0, 0, 0)) };
+        static ALLOCATED: Cell<usize> = const { Cell::new(0) };
         static HOLE: Cell<Region> = const { Cell::new(Region::EMPTY) };
         static TRANSLATION: Cell<Option<u64>> = const { Cell::new(None) };
+    }
+
+    /// What physical memory is aligned to.
+    const ALIGN: usize = 0x1_0000;
+
+    /// One that the allocator gets without touching it: more than is used, aligned here.
+    fn layout(len: usize) -> Layout {
+        Layout::from_size_align(len + ALIGN, 16).expect("a size that fits")
     }
 
     /// Gives this thread `len` bytes of zeroed memory at physical address
     /// `base`, aligned to 64 KiB, until the thread ends (the buffer is leaked).
     pub fn install(base: u64, len: usize) {
-        let layout = std::alloc::Layout::from_size_align(len, 0x1_0000).expect("a size that fits");
         // SAFETY: the layout is not empty.
-        let memory = unsafe { std::alloc::alloc_zeroed(layout) };
+        let memory = unsafe { std::alloc::alloc_zeroed(layout(len)) };
         assert!(!memory.is_null(), "out of memory");
-        MEMORY.set((base, memory as usize, len));
+        let aligned = (memory as usize).next_multiple_of(ALIGN);
+        ALLOCATED.set(memory as usize);
+        MEMORY.set((base, aligned, len));
         HOLE.set(Region::EMPTY);
     }
 
@@ -78,6 +89,35 @@ pub mod fake {
     pub fn remove() {
         MEMORY.set((0, 0, 0));
         HOLE.set(Region::EMPTY);
+    }
+
+    /// Takes it away and frees it: there is no memory until the next `install`.
+    ///
+    /// # Safety
+    /// This thread installed it, and nobody has a reference into it.
+    pub unsafe fn free() {
+        let (_, _, len) = MEMORY.replace((0, 0, 0));
+        HOLE.set(Region::EMPTY);
+        // SAFETY: `install` got it; the caller's promise.
+        unsafe { std::alloc::dealloc(ALLOCATED.get() as *mut u8, layout(len)) };
+    }
+
+    /// Physical memory of a thread's, for others: [`Shared::join`].
+    #[derive(Clone, Copy, Debug)]
+    pub struct Shared(u64, usize, usize);
+
+    /// What this thread has.
+    pub fn share() -> Shared {
+        let (base, memory, len) = MEMORY.get();
+        Shared(base, memory, len)
+    }
+
+    impl Shared {
+        /// This thread has it too, as a CPU beside the other's.
+        pub fn join(self) {
+            MEMORY.set((self.0, self.1, self.2));
+            HOLE.set(Region::EMPTY);
+        }
     }
 
     /// Has these physical addresses answer with an external abort.

@@ -3,7 +3,6 @@
 
 extern crate std;
 
-use std::alloc::{Layout, dealloc};
 use std::boxed::Box;
 use std::vec::Vec;
 
@@ -31,9 +30,6 @@ use arm64::frame::Regime;
 /// Where the host's RAM begins; EL2's own memory lies behind it.
 pub const RAM: u64 = 0x4000_0000;
 
-/// What `phys::fake::install` aligns to.
-const ALIGN: usize = 0x1_0000;
-
 /// The host, on the one CPU of such a machine.
 #[derive(Debug)]
 pub struct Host {
@@ -48,7 +44,6 @@ pub struct Host {
     pool: *mut Pool,
     errata: *mut InForce,
     pe: *mut Pe,
-    memory: Layout,
     /// Free table pages at the start.
     left: u64,
 }
@@ -162,7 +157,6 @@ impl Host {
             pool,
             errata,
             pe,
-            memory: Layout::from_size_align(bytes, ALIGN).expect("a size that fits"),
             left: tables.left(),
         }
     }
@@ -246,17 +240,15 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        let memory = phys::fake::pointer(RAM) as *mut u8;
-        phys::fake::remove();
         // SAFETY: `new` made all five for this machine alone. `cpu` and `system`,
-        // which refer to them, are not used again and have nothing to drop; by the
-        // call above nobody else finds the memory.
+        // which refer to them, are not used again and have nothing to drop; nobody
+        // else has the memory.
         unsafe {
             drop(Box::from_raw(self.shared));
             drop(Box::from_raw(self.pool));
             drop(Box::from_raw(self.errata));
             drop(Box::from_raw(self.pe));
-            dealloc(memory, self.memory);
+            phys::fake::free();
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use ::rmi::params::{RecFlags, RecParams, mpidr_index};
+use ::rmi::params::{MAX_REC_AUX, RecFlags, RecParams, mpidr_index};
 use ::rmi::run::{EnterFlags, RecRun};
 use ::rmi::{Status, psci};
 use vgic::Vgic;
@@ -32,8 +32,7 @@ pub fn aux_count(system: &System, rd: u64) -> Outcome<u64> {
 pub fn create(system: &System, list_registers: usize, rd: u64, rec: u64, params: u64) -> Outcome {
     let params: RecParams = copy_from_host(system, params)?;
     let flags = RecFlags::from_bits(params.flags).ok_or(Status::ErrorInput)?;
-    let index = mpidr_index(params.mpidr).ok_or(Status::ErrorInput)?;
-    if params.num_aux != 0 {
+    if params.num_aux > MAX_REC_AUX as u64 {
         return Err(Status::ErrorInput);
     }
     let rd_lock = lock(system, rd, State::Rd)?;
@@ -43,7 +42,11 @@ pub fn create(system: &System, list_registers: usize, rd: u64, rec: u64, params:
     if realm.state() != realm::State::New {
         return Err(Status::ErrorRealm(0));
     }
-    if index != realm.created.load(Ordering::Acquire) || index as usize >= MAX_RECS {
+    let index = realm.created.load(Ordering::Acquire);
+    if index as usize >= MAX_RECS {
+        return Err(Status::ErrorRealm(0));
+    }
+    if mpidr_index(params.mpidr) != Some(index) || params.num_aux != 0 {
         return Err(Status::ErrorInput);
     }
     let mut vcpu = Rec::new(rd, index as usize, params.mpidr, list_registers);
@@ -122,7 +125,10 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     match state.pending {
         Pending::CpuOn(..) | Pending::AffinityInfo(_) => return Err(Status::ErrorRec),
         Pending::Mmio(..) => {}
-        Pending::Abort(..) if flags.contains(EnterFlags::EMUL_MMIO) => {
+        // An SEA answers any abort, and is all that is done then.
+        Pending::Abort(..)
+            if flags.contains(EnterFlags::EMUL_MMIO) && !flags.contains(EnterFlags::INJECT_SEA) =>
+        {
             return Err(Status::ErrorRec);
         }
         Pending::Nothing if flags.intersects(EnterFlags::EMUL_MMIO | EnterFlags::INJECT_SEA) => {
@@ -209,22 +215,27 @@ pub fn psci_complete(system: &System, calling: u64, target: u64, status: i64) ->
     // SAFETY: locked and not running.
     let state = unsafe { &mut *caller.state.get() };
     let other_index = |mpidr: u64| mpidr_index(mpidr) == Some(other.index as u64);
+    // On its way out of CPU_OFF on another PE, it is not off yet.
+    let is_on = other.runnable() || target_lock.count() != 0;
     let answer = match state.pending {
         Pending::CpuOn(mpidr, entry, context) if other_index(mpidr) => {
-            if other.runnable() {
+            if status != psci::SUCCESS {
+                // Only of one that is off.
+                if is_on {
+                    return Err(Status::ErrorInput);
+                }
+                status
+            } else if other.runnable() {
                 psci::ALREADY_ON
-            } else if target_lock.count() != 0 {
-                // On its way out of CPU_OFF on another PE.
+            } else if is_on {
                 psci::ON_PENDING
-            } else if status == psci::SUCCESS {
+            } else {
                 start(other, entry, context);
                 psci::SUCCESS
-            } else {
-                status
             }
         }
         Pending::AffinityInfo(mpidr) if other_index(mpidr) && status == psci::SUCCESS => {
-            if other.runnable() {
+            if is_on {
                 psci::AFFINITY_ON
             } else {
                 psci::AFFINITY_OFF

@@ -129,7 +129,9 @@ pub fn fold(system: &System, rd: u64, ipa: u64, at: i64) -> Outcome<u64> {
     let folded = with_rtt(system, rd, |tables, pe| {
         // Pages of the host's memory become a block of it: counted as such.
         let size = system.granules.span_size();
-        let first = (at == Level::L3)
+        // A table's, that is, and not an entry's of the root or amid a table.
+        let names_table = at > tables.geometry().start() && ipa.is_multiple_of(size);
+        let first = (at == Level::L3 && names_table)
             .then(|| mapped_at(tables, ipa, Level::L3))
             .flatten();
         let block = first.filter(|first| first.is_multiple_of(size));

@@ -1,6 +1,6 @@
-//! The longer proofs of the table library: a run of the state machine against
-//! the model, deliberate faults, instruction counts; and in the full tier what
-//! needs a nightly toolchain.
+//! The longer proofs: of the table library, a run of the state machine against the
+//! model, deliberate faults, instruction counts; of the RMI layer, a run against its
+//! specification.
 
 use std::time::Duration;
 
@@ -21,6 +21,11 @@ const OPERATIONS: &str = "1000000";
 /// And in the full tier.
 const OPERATIONS_OF_FULL: &str = "100000000";
 
+/// The host's calls, each compared with the specification of the RMI layer.
+const COMMANDS: &str = "1000000";
+/// And in the full tier.
+const COMMANDS_OF_FULL: &str = "50000000";
+
 /// Of what a failed run has to say.
 const FIRST_LINES: usize = 40;
 
@@ -28,6 +33,7 @@ const FIRST_LINES: usize = 40;
 pub fn cases() -> Vec<Case> {
     vec![
         Case::of_cargo("proof/operations", operations),
+        Case::of_cargo("proof/commands", commands),
         Case::of_cargo("proof/mutants", mutants),
         Case::of_cargo("proof/speed", speed),
         Case::new("tests/memory-costs", memory),
@@ -66,16 +72,43 @@ fn operations(context: &Context) -> Result<Outcome> {
     }
     let called = call.call()?;
     if called.code != Some(0) {
-        // The seed, what was wrong, and how to repeat it come first; the
-        // operations behind them are for a debugger.
-        let said: Vec<_> = called.stderr.lines().collect();
-        let from = said.iter().position(|l| l.starts_with("seed "));
-        let from = from.unwrap_or(said.len().saturating_sub(FIRST_LINES));
-        let said = &said[from..said.len().min(from + FIRST_LINES)];
-        bail!("{}", said.join("\n"));
+        bail!("{}", what_failed(&called));
     }
     let called = passed(called, 1)?;
     let last = called.stderr.lines().rfind(|l| l.starts_with("seeds "));
+    Ok(Outcome {
+        counts: Counts::ONE,
+        says: last.map(String::from),
+    })
+}
+
+/// The seed, what was wrong, and how to repeat it come first; what is behind them is
+/// for a debugger.
+fn what_failed(called: &Called) -> String {
+    let said: Vec<_> = called.stderr.lines().collect();
+    let from = said.iter().position(|l| l.starts_with("seed "));
+    let from = from.unwrap_or(said.len().saturating_sub(FIRST_LINES));
+    said[from..said.len().min(from + FIRST_LINES)].join("\n")
+}
+
+/// A host's calls in random order, natively, against the specification.
+fn commands(context: &Context) -> Result<Outcome> {
+    let (commands, limit) = if context.tier == Tier::Full {
+        (COMMANDS_OF_FULL, LIMIT_OF_FULL)
+    } else {
+        (COMMANDS, LIMIT)
+    };
+    let called = cargo_call(context, limit)
+        .args(["test", "--profile", "proof", "-p", "hyp"])
+        .args(["--test", "rmi", "--", "--nocapture"])
+        .args(["many_commands"])
+        .env("HYP_COMMANDS", commands)
+        .call()?;
+    if called.code != Some(0) {
+        bail!("{}", what_failed(&called));
+    }
+    let called = passed(called, 1)?;
+    let last = called.stderr.lines().rfind(|l| l.starts_with("sequences "));
     Ok(Outcome {
         counts: Counts::ONE,
         says: last.map(String::from),

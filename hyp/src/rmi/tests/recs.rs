@@ -81,7 +81,31 @@ fn a_realm_has_no_more_recs_than_it_can_list() {
     h.write(2, p);
     h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(60)]);
     let args = [h.page(1), h.page(60), h.page(2)];
-    assert_eq!(h.status(fid::RMI_REC_CREATE, &args), Status::ErrorInput);
+    assert_eq!(h.status(fid::RMI_REC_CREATE, &args), Status::ErrorRealm(0));
+}
+
+/// Parameters that do not fit are told only of a realm that takes vCPUs at all.
+#[test]
+fn a_realms_state_is_told_before_what_its_recs_must_be() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm();
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(60)]);
+    let args = [h.page(1), h.page(60), h.page(2)];
+    let mut status = |mpidr, num_aux, active| {
+        if active {
+            let _ = h.status(fid::RMI_REALM_ACTIVATE, &[h.page(1)]);
+        }
+        let mut p = RecParams::new_zeroed();
+        (p.mpidr, p.num_aux) = (mpidr, num_aux);
+        h.write(2, p);
+        h.status(fid::RMI_REC_CREATE, &args)
+    };
+    for (active, told) in [(false, Status::ErrorInput), (true, Status::ErrorRealm(0))] {
+        for (mpidr, aux) in [(1, 0), (1 << 31, 0), (0, 1), (0, 16)] {
+            assert_eq!(status(mpidr, aux, active), told, "{mpidr:#x}, {aux}");
+        }
+        assert_eq!(status(0, 17, active), Status::ErrorInput, "no such list");
+    }
 }
 
 #[test]
@@ -200,4 +224,71 @@ fn a_psci_call_is_completed_once_by_a_vcpu_of_its_realm() {
     // SAFETY: as above.
     let gprs = &unsafe { &*vcpu.state.get() }.gprs;
     assert_eq!((gprs.pc, gprs.x[0]), (0x4000_0000, 7));
+}
+
+/// The host may deny a CPU_ON of what is off; what is on, or on its way out, is told
+/// as it is.
+#[test]
+fn a_vcpu_that_is_on_is_not_denied() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    let run = aborted(&mut h);
+    h.rec(1, 61);
+    let (caller, target) = (h.page(60), h.page(61));
+    // SAFETY: the fake machine's REC, which nobody runs.
+    let vcpu = unsafe { Rec::at(target) };
+    let on = Pending::CpuOn(index_mpidr(1), 0x4000_0000, 7);
+    let info = Pending::AffinityInfo(index_mpidr(1));
+    for runs in [false, true] {
+        // On; or turned off a moment ago, on another PE.
+        vcpu.set_runnable(!runs);
+        if runs {
+            h.system.granules.get(target).unwrap().get();
+        }
+        run.pending = on;
+        let denied = [caller, target, psci::DENIED as u64];
+        let refused = h.status(fid::RMI_PSCI_COMPLETE, &denied);
+        assert_eq!((refused, run.pending), (Status::ErrorInput, on));
+        run.pending = info;
+        h.ok(fid::RMI_PSCI_COMPLETE, &[caller, target, 0]);
+        assert_eq!(run.gprs.x[0] as i64, psci::AFFINITY_ON);
+    }
+    h.system.granules.get(target).unwrap().put();
+}
+
+/// An SEA answers an access that could be emulated and one that could not, whatever
+/// else the host asks: it takes the place of the emulation.
+#[test]
+fn an_sea_takes_the_place_of_an_emulated_access() {
+    let read = Syndrome(0x24 << 26 | 1 << 25 | 1 << 24 | 3 << 22 | 2 << 16 | 1 << 15 | 7);
+    let bare = Syndrome(0x24 << 26 | 1 << 25 | 7);
+    for pending in [Pending::Mmio(read, 0x18), Pending::Abort(bare, 0x18)] {
+        let mut h = Host::new(Granule::K4, RAM_SIZE);
+        let run = aborted(&mut h);
+        (run.pending, run.gprs.x[2]) = (pending, 5);
+        let (rd, rec, page) = (h.page(1), h.page(60), h.page(3));
+        h.ok(fid::RMI_REALM_ACTIVATE, &[rd]);
+        let flags = EnterFlags::EMUL_MMIO | EnterFlags::INJECT_SEA;
+        h.write(3, [flags.bits(); 0x41]); // gprs[0] too
+        h.ok(vendor::KICK, &[rec]); // it comes out before it runs
+        h.ok(fid::RMI_REC_ENTER, &[rec, page]);
+        assert_eq!((run.pending, run.gprs.x[2]), (Pending::Nothing, 5));
+        assert_eq!(run.gprs.pc, 0x4000_8200, "{pending:?}");
+        assert_eq!(run.el1.esr & 0x3f, 0x10, "an external abort");
+    }
+}
+
+#[test]
+fn a_change_that_another_realms_vcpu_is_named_for_is_the_vcpus_error() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm();
+    h.rec(0, 60);
+    for page in [4, 32, 33] {
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(page)]);
+    }
+    h.write(2, h.realm_params(2, 32));
+    h.ok(fid::RMI_REALM_CREATE, &[h.page(4), h.page(2)]);
+    for (rd, told) in [(1, Status::ErrorInput), (4, Status::ErrorRec)] {
+        let args = [h.page(rd), h.page(60), 0, 0x1000];
+        assert_eq!(h.status(fid::RMI_RTT_SET_RIPAS, &args), told);
+    }
 }

@@ -228,6 +228,41 @@ fn pages_of_a_block_that_is_not_whole_do_not_fold() {
     h.ok(fid::RMI_GRANULE_DELEGATE, &[block]);
 }
 
+/// What stands at the address of no table is no reason to speak of tables: neither an
+/// entry of the root, nor one amid a table, whatever memory it maps.
+#[test]
+fn what_names_no_table_is_not_folded() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm();
+    let (rd, block) = (h.page(1), RAM + 0x20_0000);
+    // So that nobody can count it as a block.
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[block + 0x3000]);
+    for (page, level) in [(42, 2), (43, 3)] {
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(page)]);
+        h.ok(fid::RMI_RTT_CREATE, &[rd, h.page(page), RAM, level]);
+    }
+    let amid = RAM + 0x1000;
+    h.ok(fid::RMI_RTT_MAP_UNPROTECTED, &[rd, amid, 3, block | DESC]);
+    assert_eq!(
+        h.status(fid::RMI_RTT_FOLD, &[rd, amid, 3]),
+        Status::ErrorInput
+    );
+
+    drop(h);
+    // A root of level 3: 16 tables of 64K for 33 bits.
+    let mut h = Host::new(Granule::K64, 16 << 20);
+    for n in [1].into_iter().chain(16..32) {
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(n)]);
+    }
+    let mut params = h.realm_params(1, 16);
+    (params.s2sz, params.rtt_level_start, params.rtt_num_start) = (33, 3, 16);
+    h.write(2, params);
+    let rd = h.page(1);
+    h.ok(fid::RMI_REALM_CREATE, &[rd, h.page(2)]);
+    h.ok(fid::RMI_RTT_MAP_UNPROTECTED, &[rd, 0, 3, RAM | DESC]);
+    assert_eq!(h.status(fid::RMI_RTT_FOLD, &[rd, 0, 3]), Status::ErrorInput);
+}
+
 /// Without FEAT_S2FWB a host looks past the caches: memory has the zeros too.
 #[test]
 fn what_comes_back_is_zero_in_memory() {
