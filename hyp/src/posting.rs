@@ -8,12 +8,12 @@ use arm64::frame::Gprs;
 use arm64::regs::{ELR_EL2, SCTLR_EL1};
 use arm64::syndrome::Syndrome;
 use posted::{Access, PAGE, Page, Post, Poster};
-use spin::mutex::SpinMutex;
 
 use crate::cpu::access;
 use crate::cpu::context::Served;
 use crate::memory::granule::{Granules, Pin};
 use crate::memory::guarded::{self, ExternalAbort, Taken};
+use crate::memory::order::RealmLock;
 use crate::memory::phys;
 
 /// What a realm's device may have: a page of the host's that speaks for it.
@@ -21,7 +21,7 @@ use crate::memory::phys;
 pub struct Device {
     /// Whether it has one, for those who are about to enter the guest.
     there: AtomicBool,
-    posting: SpinMutex<Posting>,
+    posting: RealmLock<Posting>,
 }
 
 impl Device {
@@ -29,7 +29,7 @@ impl Device {
     pub const fn without_page() -> Self {
         Self {
             there: AtomicBool::new(false),
-            posting: SpinMutex::new(Posting::NONE),
+            posting: RealmLock::new(Posting::NONE),
         }
     }
 

@@ -14,13 +14,13 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use pgtable::{Level, Pa, Rtt, Synced, TableMem};
 use rmi::params::RealmFlags;
-use spin::mutex::SpinMutex;
 use vgic::{Affinity, Distributor, Redistributor, VcpuSet};
 
 use crate::cpu::pe::{MAX_PES, Pe};
 use crate::cpu::{gic, pe};
 use crate::kicks::Kicked;
 use crate::memory::granule::{self, GranuleWord, Granules};
+use crate::memory::order::RealmLock;
 use crate::memory::phys;
 use crate::memory::pool::entries_in_ram;
 use crate::posting::Device;
@@ -79,9 +79,9 @@ pub struct Realm {
     /// The root's granules.
     pub roots: Roots,
     /// Its tables; `None` once they are retired.
-    pub rtt: SpinMutex<Option<Rtt<RttMem>>>,
+    pub rtt: RealmLock<Option<Rtt<RttMem>>>,
     /// Its interrupts: those of the distributor here, a vCPU's in its REC.
-    pub vgic: SpinMutex<Distributor>,
+    pub vgic: RealmLock<Distributor>,
     /// Accesses of its device that need not wait for the host.
     pub posted: Device,
     /// PAs of its RECs by index, 0 for none.
@@ -108,8 +108,8 @@ impl Realm {
             vttbr: rtt.regs().vttbr,
             vtcr: geometry.vtcr(),
             roots,
-            rtt: SpinMutex::new(Some(rtt)),
-            vgic: SpinMutex::new(Distributor::new()),
+            rtt: RealmLock::new(Some(rtt)),
+            vgic: RealmLock::new(Distributor::new()),
             posted: Device::without_page(),
             recs: [const { AtomicU64::new(0) }; MAX_RECS],
             created: AtomicU64::new(0),

@@ -223,6 +223,7 @@ pub fn enter(gprs: &mut Gprs) -> Exception {
     #[cfg(not(target_os = "none"))]
     let kind = {
         let _ = gprs;
+        crate::memory::order::idle();
         0
     };
     match kind {

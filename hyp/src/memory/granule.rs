@@ -4,7 +4,7 @@
 //!
 //! Lock protocol. A granule's lock guards its state and what lies in it. Locks
 //! are taken in the order RD, REC, the realm's own locks, then DELEGATED, RTT and
-//! DATA, and among equals by address; a
+//! DATA, then the host's, and among equals by address ([`super::order`]); a
 //! granule is locked *expecting a state*, so that an argument named twice is
 //! refused (its state cannot be both) instead of waited for. State and lock
 //! change in one store ([`Locked::unlock_as`]). The count changes without the
@@ -23,6 +23,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arm64::instr;
 
+#[cfg(not(target_os = "none"))]
+use super::order;
 use super::region::{Region, Regions};
 
 /// What a granule is (DEN0137 1.0, A2.2.2, and EL2's own).
@@ -77,6 +79,12 @@ impl GranuleWord {
         }
     }
 
+    /// Where its lock is, for the order among them.
+    #[cfg(not(target_os = "none"))]
+    fn place(&self) -> usize {
+        core::ptr::from_ref(self) as usize
+    }
+
     /// The state at this moment; only the lock makes it stay.
     pub fn state(&self) -> State {
         Self::state_of(self.0.load(Ordering::Acquire))
@@ -100,8 +108,12 @@ impl GranuleWord {
                     .compare_exchange_weak(word, word | LOCK, Ordering::Acquire, Ordering::Relaxed)
                     .is_ok()
             {
+                #[cfg(not(target_os = "none"))]
+                order::takes(order::rank_of(state), self.place());
                 return Some(Locked(self));
             }
+            #[cfg(not(target_os = "none"))]
+            order::may_wait(order::rank_of(state), self.place());
             core::hint::spin_loop();
         }
     }
@@ -114,6 +126,8 @@ impl GranuleWord {
             if Self::state_of(word) != state || word >> COUNT_SHIFT == COUNT_MAX {
                 return None;
             }
+            #[cfg(not(target_os = "none"))]
+            order::may_wait(order::rank_of(state), self.place());
             if word & LOCK == 0
                 && self
                     .0
@@ -186,6 +200,8 @@ impl<'a> Locked<'a> {
     pub fn unlock_as(self, state: State) {
         let granule = self.0;
         core::mem::forget(self);
+        #[cfg(not(target_os = "none"))]
+        order::lets_go(granule.place());
         let change = |word: u32| Some(word & !(STATE | LOCK) | state as u32);
         let _ = granule
             .0
@@ -195,6 +211,8 @@ impl<'a> Locked<'a> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
+        #[cfg(not(target_os = "none"))]
+        order::lets_go(self.0.place());
         self.0.0.fetch_and(!LOCK, Ordering::Release);
     }
 }

@@ -14,9 +14,9 @@ use pgtable::{
     Attrs, Budget, Caches, Entry, Errata, Geometry, Ignore, Ipa, Leaves, Level, Map, Over, Pa,
     Stage2, Stage2Config, Stage2Regs, TableMem, Unmap, Vmid,
 };
-use spin::mutex::SpinMutex;
 
 use super::maintenance;
+use super::order::TreeLock;
 use super::pool::Pool;
 use super::region::{Region, Regions};
 use crate::errors::errors;
@@ -39,7 +39,7 @@ pub struct Ranges<'a> {
 /// The host's memory, as it sees it.
 #[derive(Debug)]
 pub struct HostMemory {
-    tree: SpinMutex<Stage2<&'static Pool>>,
+    tree: TreeLock<Stage2<&'static Pool>>,
     pool: &'static Pool,
     regs: Stage2Regs,
     pe: maintenance::Pe,
@@ -118,7 +118,7 @@ impl HostMemory {
                 vttbr: tree.vttbr(),
                 vtcr: geometry.vtcr(),
             },
-            tree: SpinMutex::new(tree),
+            tree: TreeLock::new(tree),
             pool,
             pe,
         };

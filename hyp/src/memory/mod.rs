@@ -6,6 +6,7 @@ pub mod host;
 pub mod instructions;
 pub mod lent;
 pub mod maintenance;
+pub mod order;
 pub mod phys;
 pub mod pool;
 pub mod region;

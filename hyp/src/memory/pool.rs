@@ -3,8 +3,8 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use pgtable::{Level, Pa, Synced, TableMem};
-use spin::mutex::SpinMutex;
 
+use super::order::PoolLock;
 use super::phys;
 use super::region::Region;
 
@@ -77,7 +77,7 @@ pub(crate) use entries_in_ram;
 /// linked through their first word.
 #[derive(Debug)]
 pub struct Pool {
-    state: SpinMutex<Free>,
+    state: PoolLock<Free>,
     counts: Counts,
     granule: u64,
 }
@@ -115,7 +115,7 @@ impl Pool {
         // SAFETY: the caller's promise.
         unsafe { phys::zero(words, pages * 8) };
         Self {
-            state: SpinMutex::new(Free {
+            state: PoolLock::new(Free {
                 fresh: Region::new(region.base(), pages * granule).unwrap_or(Region::EMPTY),
                 returned: 0,
                 left: pages,

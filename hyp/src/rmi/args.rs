@@ -14,6 +14,15 @@ pub fn lock(system: &System, pa: u64, state: State) -> Result<Locked<'_>, Status
     granule.lock(state).ok_or(Status::ErrorInput)
 }
 
+/// Asks for a granule that may be given a use, before it is locked: its lock comes
+/// behind the realm's, and is only then sure to find it so.
+pub fn is_delegated(system: &System, pa: u64) -> Result<(), Status> {
+    match system.granules.get(pa) {
+        Some(granule) if granule.state() == State::Delegated => Ok(()),
+        _ => Err(Status::ErrorInput),
+    }
+}
+
 /// Locks the vCPU at `pa`, which must not run.
 pub fn lock_idle_rec(system: &System, pa: u64) -> Result<Locked<'_>, Status> {
     let rec = lock(system, pa, State::Rec)?;

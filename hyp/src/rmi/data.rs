@@ -9,7 +9,7 @@ use ::rmi::rtt::DataFlags;
 use core::ops::Range;
 use pgtable::{DataRun, Fill, Ipa, Pa, RemovedData};
 
-use super::args::{lock, lock_idle_rec, pin};
+use super::args::{is_delegated, lock, lock_idle_rec, pin};
 use super::granule::{self, STEP};
 use super::rtt::{Tables, scrub, status, walked_once, with_rtt};
 use super::{Outcome, Walked};
@@ -245,11 +245,4 @@ fn with_new_realm<R>(
     let mut rtt = realm.rtt.lock();
     let tables = rtt.as_mut().ok_or(Status::ErrorInput)?;
     f(tables, &mut system.host.pe())
-}
-
-fn is_delegated(system: &System, pa: u64) -> Outcome {
-    match system.granules.get(pa) {
-        Some(granule) if granule.state() == State::Delegated => Ok(()),
-        _ => Err(Status::ErrorInput),
-    }
 }

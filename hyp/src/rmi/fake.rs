@@ -20,6 +20,7 @@ use crate::idregs::Common;
 use crate::memory::granule::{GranuleWord, Granules};
 use crate::memory::host::{self, HostMemory};
 use crate::memory::maintenance;
+use crate::memory::order;
 use crate::memory::phys;
 use crate::memory::pool::Pool;
 use crate::memory::region::{Region, Regions};
@@ -46,6 +47,18 @@ pub struct Host {
     pe: *mut Pe,
     /// Free table pages at the start.
     left: u64,
+}
+
+/// One turn of a call: `None` if there is more of it to be done. EL2 holds nothing
+/// when it goes back to the host.
+fn turn(system: &'static System, cpu: &mut Cpu, x: [u64; 6]) -> Option<Answer> {
+    let answer = match HostCall::decode(x) {
+        Some(HostCall::Rmi(command)) => serve(system, cpu, command),
+        Some(HostCall::Vendor(call)) => Some(serve_vendor(system, call)),
+        Some(HostCall::Psci(_) | HostCall::Smccc(_)) | None => Some(UNKNOWN),
+    };
+    order::idle();
+    answer
 }
 
 static GIC: Frames = Frames {
@@ -164,11 +177,7 @@ impl Host {
     /// One turn of a call of the host's, X0 to X5, as EL2's door reads it: `None`
     /// if there is more of it to be done. Nobody serves power here.
     pub fn turn(&mut self, x: [u64; 6]) -> Option<Answer> {
-        match HostCall::decode(x) {
-            Some(HostCall::Rmi(command)) => serve(self.system, &mut self.cpu, command),
-            Some(HostCall::Vendor(call)) => Some(serve_vendor(self.system, call)),
-            Some(HostCall::Psci(_) | HostCall::Smccc(_)) | None => Some(UNKNOWN),
-        }
+        turn(self.system, &mut self.cpu, x)
     }
 
     /// A whole call.

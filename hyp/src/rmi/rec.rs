@@ -8,7 +8,7 @@ use ::rmi::{Status, psci};
 use vgic::Vgic;
 
 use super::Outcome;
-use super::args::{copy_from_host, lock, lock_idle_rec, pin};
+use super::args::{copy_from_host, is_delegated, lock, lock_idle_rec, pin};
 use crate::cpu::Cpu;
 use crate::guest::exits;
 use crate::guest::interrupts::intid;
@@ -36,7 +36,7 @@ pub fn create(system: &System, list_registers: usize, rd: u64, rec: u64, params:
         return Err(Status::ErrorInput);
     }
     let rd_lock = lock(system, rd, State::Rd)?;
-    let rec_lock = lock(system, rec, State::Delegated)?;
+    is_delegated(system, rec)?;
     // SAFETY: the RD's lock is held.
     let realm = unsafe { Realm::at(rd) };
     if realm.state() != realm::State::New {
@@ -59,14 +59,15 @@ pub fn create(system: &System, list_registers: usize, rd: u64, rec: u64, params:
         .redistributor
         .get_mut()
         .link(intid::VIRTUAL_TIMER, system.gic.ppi.virtual_timer);
+    // The realm's locks before the granule's, as every command has it.
+    let vgic = realm.vgic.lock();
+    let rec_lock = lock(system, rec, State::Delegated)?;
     // SAFETY: a locked, delegated granule is EL2's, aligned, and large enough.
     unsafe { phys::pointer::<Rec>(rec).write(vcpu) };
     rd_lock.granule().get();
-    {
-        let _vgic = realm.vgic.lock();
-        realm.set_rec(index as usize, rec);
-        realm.created.store(index + 1, Ordering::Release);
-    }
+    realm.set_rec(index as usize, rec);
+    realm.created.store(index + 1, Ordering::Release);
+    drop(vgic);
     // Last: from here on it may be destroyed, which takes it off the list and
     // uncounts it, and does not wait for the RD's lock.
     rec_lock.unlock_as(State::Rec);
