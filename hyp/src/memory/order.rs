@@ -59,7 +59,7 @@ mod checked {
         match state {
             State::Rd => 1,
             State::Rec => 2,
-            State::Delegated | State::RecAux | State::Data | State::Rtt => 4,
+            State::Delegated | State::RecAux | State::Data | State::Rtt | State::Unscrubbed => 4,
             State::Ns | State::Hyp => 5,
         }
     }

@@ -49,6 +49,50 @@ pub struct Host {
     left: u64,
 }
 
+/// A PE, with a record behind its GIC.
+fn pe_of(index: usize) -> Pe {
+    let stacks = Region::new(0, Stacks::stride(0x1000)).expect("no overflow");
+    let stacks = Stacks::new(stacks, 0x1000);
+    // SAFETY: a record is behind it, and no GIC.
+    let frame = unsafe { Redistributor::new(0) };
+    let entry = Entry::new(&stacks, 0, Regime::default(), 0);
+    Pe::new(index, index as u64, frame, entry)
+}
+
+/// Another CPU of a machine, for a thread of its own.
+#[derive(Debug)]
+pub struct Another {
+    index: usize,
+    system: &'static System,
+    memory: phys::fake::Shared,
+}
+
+/// A CPU that makes calls beside the first.
+#[derive(Debug)]
+pub struct Peer {
+    cpu: Cpu,
+    system: &'static System,
+}
+
+impl Another {
+    /// The CPU, on the thread that is to be it.
+    pub fn begin(self) -> Peer {
+        self.memory.join();
+        let pe = Box::leak(Box::new(pe_of(self.index)));
+        let mut cpu = Cpu::new(pe, &self.system.shared());
+        cpu.begin_host(0, 0);
+        let system = self.system;
+        Peer { cpu, system }
+    }
+}
+
+impl Peer {
+    /// One turn of a call, as [`Host::turn`].
+    pub fn turn(&mut self, x: [u64; 6]) -> Option<Answer> {
+        turn(self.system, &mut self.cpu, x)
+    }
+}
+
 /// One turn of a call: `None` if there is more of it to be done. EL2 holds nothing
 /// when it goes back to the host.
 fn turn(system: &'static System, cpu: &mut Cpu, x: [u64; 6]) -> Option<Answer> {
@@ -149,16 +193,7 @@ impl Host {
         // SAFETY: just made, and only `drop` frees it, when nothing that has this
         // reference is used any more; nothing refers to it mutably.
         let system = unsafe { &*shared };
-        let stacks = Region::new(0, Stacks::stride(0x1000)).expect("no overflow");
-        let stacks = Stacks::new(stacks, 0x1000);
-        // SAFETY: a record is behind it, and no GIC.
-        let frame = unsafe { Redistributor::new(0) };
-        let pe = Box::into_raw(Box::new(Pe::new(
-            0,
-            0,
-            frame,
-            Entry::new(&stacks, 0, Regime::default(), 0),
-        )));
+        let pe = Box::into_raw(Box::new(pe_of(0)));
         Self {
             // SAFETY: just made, and only `drop` frees it, when the `Cpu` is
             // used no more; nothing refers to it mutably.
@@ -178,6 +213,18 @@ impl Host {
     /// if there is more of it to be done. Nobody serves power here.
     pub fn turn(&mut self, x: [u64; 6]) -> Option<Answer> {
         turn(self.system, &mut self.cpu, x)
+    }
+
+    /// The CPU `index`, which is not 0, for another thread.
+    ///
+    /// # Safety
+    /// That thread makes no call any more when this value is dropped.
+    pub unsafe fn another(&self, index: usize) -> Another {
+        Another {
+            index,
+            system: self.system,
+            memory: phys::fake::share(),
+        }
     }
 
     /// A whole call.

@@ -126,6 +126,7 @@ fn state(word: &GranuleWord) -> Option<State> {
         Is::Rec => State::Rec,
         Is::Data => State::Data,
         Is::Rtt => State::Rtt,
+        Is::Unscrubbed => State::Unscrubbed,
         Is::RecAux | Is::Hyp => return None,
     })
 }

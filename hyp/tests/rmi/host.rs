@@ -80,6 +80,9 @@ const STEPS: &[Step] = &[
     (60, Caller::data_destroy),
     (70, Caller::init_ripas),
     (10, Caller::set_ripas),
+    (35, Caller::data_map),
+    (12, Caller::donate_block),
+    (30, Caller::data_unmap),
     (50, Caller::fill),
     (1, Caller::whole_table),
     (6, Caller::nonsense),
@@ -573,7 +576,9 @@ impl Caller {
 
     /// A realm and one of its own pages, mostly.
     fn own_page(&mut self, spec: &Spec) -> (Wanted, Wanted) {
-        let rd = self.realm(spec);
+        let has_own = |(rd, realm): (&u64, &Realm)| (realm.shared_from != 0).then_some(*rd);
+        let with_own: Vec<u64> = spec.realms.iter().filter_map(has_own).collect();
+        let rd = self.random.of(&with_own).or_else(|| self.realm(spec));
         let realm = rd.map(|rd| &spec.realms[&rd]);
         let mut ipa = self.ipa(spec, realm, 3);
         if let Some(realm) = realm
@@ -610,6 +615,40 @@ impl Caller {
     fn data_destroy(&mut self, spec: &Spec) -> Op {
         let (rd, ipa) = self.own_page(spec);
         self.call(0xC400_0155, &[rd, ipa], spec)
+    }
+
+    /// A run of memory for a realm: delegated granules, or the host's.
+    fn data_map(&mut self, spec: &Spec) -> Op {
+        let (rd, ipa) = self.own_page(spec);
+        let top = self.range_end(spec, ipa);
+        let (function, state) = if self.random.percent(50) {
+            (0xC600_0016, State::Delegated)
+        } else {
+            (0xC600_0017, State::Ns)
+        };
+        self.call(function, &[rd, ipa, top, c_state(state)], spec)
+    }
+
+    /// A block of the host's memory for a realm that has no table there.
+    fn donate_block(&mut self, spec: &Spec) -> Op {
+        let (machine, rd) = (&spec.machine, self.realm(spec));
+        let span = machine.span(2);
+        let ipa = self.ipa(spec, rd.map(|rd| &spec.realms[&rd]), 2);
+        let ipa = rd.map_or(ipa, |rd| ipa & !spec.realms[&rd].shared_from);
+        let block = self.random.below((machine.ram_size / span).max(1));
+        let arguments = [
+            rd.map_or(c_state(State::Rd), Wanted::Number),
+            Wanted::Number(ipa),
+            Wanted::Number(ipa.wrapping_add(span)),
+            Wanted::Number(machine.ram_base + block * span),
+        ];
+        self.call(0xC600_0017, &arguments, spec)
+    }
+
+    fn data_unmap(&mut self, spec: &Spec) -> Op {
+        let (rd, ipa) = self.own_page(spec);
+        let top = self.range_end(spec, ipa);
+        self.call(0xC600_0018, &[rd, ipa, top], spec)
     }
 
     /// Where a range of addresses ends, mostly.
@@ -730,11 +769,27 @@ pub fn take_down(spec: &Spec) -> Option<Op> {
         let own = entries
             .enumerate()
             .find(|(_, entry)| matches!(entry, Entry::Assigned(..)));
+        let many = table.kept > 16;
         return match own {
+            // What is mapped one after another goes at once.
+            Some((index, _)) if key.0 == 3 && many => {
+                let from = tables.address(*key, index);
+                call(
+                    0xC600_0018,
+                    *rd,
+                    from,
+                    tables.address(*key, table.entries().len()),
+                    0,
+                )
+            }
             Some((index, _)) if key.0 == 3 => {
                 call(0xC400_0155, *rd, tables.address(*key, index), 0, 0)
             }
-            // A block: pages again, by a table of a granule that is free for it.
+            // A block: at once; or as pages again, by a table of a granule that is free.
+            Some((index, _)) if realm.vmid % 2 == 0 => {
+                let (from, span) = (tables.address(*key, index), spec.machine.span(key.0));
+                call(0xC600_0018, *rd, from, from + span, 0)
+            }
             Some((index, _)) => match of_state(State::Delegated) {
                 Some((rtt, _)) => {
                     let level = (key.0 + 1) as u64;
@@ -746,7 +801,7 @@ pub fn take_down(spec: &Spec) -> Option<Op> {
             None => call(0xC400_0159, *rd, 0, 0, 0),
         };
     }
-    let (pa, _) = of_state(State::Delegated)?;
+    let (pa, _) = of_state(State::Delegated).or_else(|| of_state(State::Unscrubbed))?;
     call(
         0xC600_0015,
         pa,

@@ -14,6 +14,7 @@ mod host;
 mod pair;
 mod sequence;
 mod spec;
+mod threads;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -73,6 +74,26 @@ fn many_commands_do_what_the_specification_says() {
     let done = done.into_inner().expect("no thread died");
     if number("HYP_TALLY").is_some() {
         show(&done);
+    }
+}
+
+/// Calls of several CPUs without `HYP_COMMANDS`.
+const OF_EACH_ROUND: u64 = 1000;
+
+#[test]
+fn calls_of_several_cpus_leave_what_fits_together() {
+    std::panic::set_hook(Box::new(|_| {}));
+    // A fifth of those that one CPU makes.
+    let wanted = number("HYP_COMMANDS").unwrap_or(COMMANDS * 5) / 5;
+    let mut done = 0;
+    for seed in 1.. {
+        match threads::run(seed, 4, OF_EACH_ROUND) {
+            Ok(calls) => done += calls,
+            Err(failure) => panic!("{failure}"),
+        }
+        if done >= wanted {
+            break;
+        }
     }
 }
 

@@ -13,12 +13,13 @@ impl Spec {
 
     /// RMI_GRANULE_UNDELEGATE.
     pub(super) fn granule_undelegate(&mut self, pa: u64) -> Outcome {
-        ask(self.is(pa, State::Delegated), Status::Input)?;
+        let back = [State::Delegated, State::Unscrubbed];
+        ask(back.iter().any(|state| self.is(pa, *state)), Status::Input)?;
         self.becomes(pa, State::Ns, Content::Zero);
         Ok(NOTHING)
     }
 
-    fn can_go(&self, pa: u64) -> bool {
+    pub(super) fn can_go(&self, pa: u64) -> bool {
         self.granule(pa)
             .is_some_and(|granule| granule.state == State::Ns && granule.uses == 0)
             && !self.in_block(pa)
@@ -32,8 +33,13 @@ impl Spec {
 
     /// GRANULE_RANGE_UNDELEGATE.
     pub(super) fn granule_range_undelegate(&mut self, base: u64, top: u64) -> Outcome {
-        let can = |spec: &Self, pa| spec.is(pa, State::Delegated);
-        let end = self.range(base, top, can)?;
+        // All in the state that the first is in.
+        let state = if self.is(base, State::Unscrubbed) {
+            State::Unscrubbed
+        } else {
+            State::Delegated
+        };
+        let end = self.range(base, top, |spec, pa| spec.is(pa, state))?;
         self.all_become(base, end, State::Ns)
     }
 

@@ -13,7 +13,7 @@
 //! | `tables` | tables and entries, walks, `top` |
 //! | `granules` | DELEGATE, UNDELEGATE, and both of a range |
 //! | `realms`, `recs`, `enter` | realms and vCPUs |
-//! | `rtt`, `data` | tables' commands; memory's |
+//! | `rtt`, `data`, `runs` | tables' commands; memory's, and those of a range |
 //!
 //! A new call is a row of [`Spec::call`] and a function beside those like it.
 
@@ -24,6 +24,7 @@ mod granules;
 mod realms;
 mod recs;
 mod rtt;
+mod runs;
 pub mod tables;
 
 use std::collections::BTreeMap;
@@ -95,6 +96,8 @@ pub enum State {
     Rec,
     Data,
     Rtt,
+    /// Was a realm's, and is not scrubbed yet.
+    Unscrubbed,
 }
 
 /// What a granule holds.
@@ -185,6 +188,9 @@ impl Spec {
             0xC600_0013 => self.set_posted(a, b, c),
             0xC600_0014 => self.granule_range_delegate(a, b),
             0xC600_0015 => self.granule_range_undelegate(a, b),
+            0xC600_0016 => self.rtt_data_map(a, b..c, d),
+            0xC600_0017 => self.rtt_data_donate(a, b..c, d),
+            0xC600_0018 => self.rtt_data_unmap(a, b..c),
             _ => return [u64::MAX, 0, 0, 0, 0],
         })
     }
@@ -244,7 +250,7 @@ impl Spec {
             State::Ns => granule.uses,
             State::Rd => self.recs.values().filter(|rec| rec.rd == pa).count() as u32,
             State::Rtt => return None,
-            State::Delegated | State::Rec | State::Data => 0,
+            State::Delegated | State::Rec | State::Data | State::Unscrubbed => 0,
         })
     }
 
