@@ -633,6 +633,10 @@ impl Caller {
     fn donate_block(&mut self, spec: &Spec) -> Op {
         let (machine, rd) = (&spec.machine, self.realm(spec));
         let span = machine.span(2);
+        // What is scrubbed in the end is scrubbed in earnest: 512 MiB take a while.
+        if span > 64 << 20 && !self.random.percent(4) {
+            return self.data_map(spec);
+        }
         let ipa = self.ipa(spec, rd.map(|rd| &spec.realms[&rd]), 2);
         let ipa = rd.map_or(ipa, |rd| ipa & !spec.realms[&rd].shared_from);
         let block = self.random.below((machine.ram_size / span).max(1));
@@ -774,13 +778,8 @@ pub fn take_down(spec: &Spec) -> Option<Op> {
             // What is mapped one after another goes at once.
             Some((index, _)) if key.0 == 3 && many => {
                 let from = tables.address(*key, index);
-                call(
-                    0xC600_0018,
-                    *rd,
-                    from,
-                    tables.address(*key, table.entries().len()),
-                    0,
-                )
+                let end = tables.address(*key, table.entries().len());
+                call(0xC600_0018, *rd, from, end.min(realm.shared_from), 0)
             }
             Some((index, _)) if key.0 == 3 => {
                 call(0xC400_0155, *rd, tables.address(*key, index), 0, 0)

@@ -3,6 +3,7 @@
 //! ```text
 //! HYP_COMMANDS=1000000 cargo test --profile proof -p hyp --test rmi -- --nocapture many
 //! HYP_SEED=17 …      # one sequence, as a failure names it
+//! HYP_SHORTEN=0 …    # a failure as it came, for who only asks whether there is one
 //! ```
 //!
 //! `pair` lets each operation happen to `hyp` and to the specification, `check`

@@ -35,6 +35,7 @@ pub fn cases() -> Vec<Case> {
         Case::of_cargo("proof/operations", operations),
         Case::of_cargo("proof/commands", commands),
         Case::of_cargo("proof/mutants", mutants),
+        Case::of_cargo("proof/mutants-rmi", mutants_of_rmi),
         Case::of_cargo("proof/speed", speed),
         Case::new("tests/memory-costs", memory),
     ]
@@ -101,13 +102,13 @@ fn commands(context: &Context) -> Result<Outcome> {
     let called = cargo_call(context, limit)
         .args(["test", "--profile", "proof", "-p", "hyp"])
         .args(["--test", "rmi", "--", "--nocapture"])
-        .args(["many_commands"])
         .env("HYP_COMMANDS", commands)
         .call()?;
     if called.code != Some(0) {
         bail!("{}", what_failed(&called));
     }
-    let called = passed(called, 1)?;
+    // One CPU's calls, and those of several.
+    let called = passed(called, 2)?;
     let last = called.stderr.lines().rfind(|l| l.starts_with("sequences "));
     Ok(Outcome {
         counts: Counts::ONE,
@@ -115,15 +116,24 @@ fn commands(context: &Context) -> Result<Outcome> {
     })
 }
 
-/// Faults put into a copy of the source, one of which runs at a time: each must be
-/// noticed.
+/// Faults put into a copy of the table library's source, one of which runs at a time:
+/// each must be noticed.
 fn mutants(context: &Context) -> Result<Outcome> {
+    faults_of(context, "pgtable", 140)
+}
+
+/// The same of the RMI layer.
+fn mutants_of_rmi(context: &Context) -> Result<Outcome> {
+    faults_of(context, "hyp", 77)
+}
+
+/// The faults of a crate, `least` at least.
+fn faults_of(context: &Context, package: &str, least: usize) -> Result<Outcome> {
     let called = cargo_call(context, LIMIT)
-        .args(["test", "-p", "pgtable", "--features", "faults"])
+        .args(["test", "-p", package, "--features", "faults"])
         .args(["--test", "faults", "--", "--nocapture"])
         .call()?;
-    // The faults, and that each of them is in the copy that runs.
-    let called = passed(called, 2)?;
+    let called = passed(called, 1)?;
     let table: Vec<_> = called
         .stdout
         .lines()
@@ -133,7 +143,7 @@ fn mutants(context: &Context) -> Result<Outcome> {
         .filter(|line| !line.is_empty() && !line.starts_with("test "))
         .collect();
     ensure!(
-        table.len() >= 140,
+        table.len() >= least,
         "only {} lines of a table\n{}",
         table.len(),
         called.stdout
