@@ -37,12 +37,18 @@ mod routines {
     use crate::memory::phys::fake;
 
     pub unsafe fn guarded_copy(to: *mut u8, from: *const u8, len: usize) -> u64 {
-        if fake::is_hole(to as usize, len) || fake::is_hole(from as usize, len) {
-            return 1;
-        }
+        let is_there =
+            |n: &usize| !fake::is_hole(to as usize + n, 1) && !fake::is_hole(from as usize + n, 1);
+        let whole = !fake::is_hole(to as usize, len) && !fake::is_hole(from as usize, len);
+        // What comes before the hole is copied.
+        let good = if whole {
+            len
+        } else {
+            (0..len).take_while(is_there).count()
+        };
         // SAFETY: the caller's promise.
-        unsafe { core::ptr::copy_nonoverlapping(from, to, len) };
-        0
+        unsafe { core::ptr::copy_nonoverlapping(from, to, good) };
+        u64::from(!whole)
     }
 
     pub unsafe fn guarded_put(base: *mut u8, fields: *const [u64; 2], count: usize) -> u64 {

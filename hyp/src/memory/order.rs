@@ -22,13 +22,16 @@ mod image {
 pub use image::{PoolLock, RealmLock, TreeLock};
 
 #[cfg(not(target_os = "none"))]
-pub use checked::{Lock, PoolLock, RealmLock, TreeLock, idle, lets_go, may_wait, rank_of, takes};
+pub use checked::{
+    Lock, PoolLock, REALM, RealmLock, TreeLock, idle, lets_go, may_wait, rank_of, takes, watched,
+};
 
 #[cfg(not(target_os = "none"))]
 mod checked {
     extern crate std;
 
     use core::ops::{Deref, DerefMut};
+    use std::boxed::Box;
     use std::cell::RefCell;
     use std::vec::Vec;
 
@@ -36,7 +39,8 @@ mod checked {
 
     use crate::memory::granule::State;
 
-    const REALM: u8 = 3;
+    /// The rank of a realm's locks.
+    pub const REALM: u8 = 3;
     const TREE: u8 = 6;
     const POOL: u8 = 7;
 
@@ -47,7 +51,12 @@ mod checked {
     /// The pool.
     pub type PoolLock<T> = Lock<T, POOL>;
 
+    /// Is told where a lock is that is about to be let go, and the ranks of those that
+    /// stay held.
+    type Watcher = Box<dyn FnMut(usize, &[u8])>;
+
     std::thread_local! {
+        static WATCHER: RefCell<Option<Watcher>> = const { RefCell::new(None) };
         /// Ranks and addresses of what this CPU holds.
         static HELD: RefCell<Vec<(u8, usize)>> = const { RefCell::new(Vec::new()) };
     }
@@ -98,6 +107,21 @@ mod checked {
             let place = held.iter().rposition(|(_, other)| *other == at);
             held.remove(place.expect("what is let go of was taken"));
         });
+        WATCHER.with_borrow_mut(|watcher| {
+            if let Some(watcher) = watcher {
+                let ranks = |held: &Vec<(u8, usize)>| held.iter().map(|(rank, _)| *rank).collect();
+                let left: Vec<u8> = HELD.with_borrow(ranks);
+                watcher(at, &left);
+            }
+        });
+    }
+
+    /// Does `f` while `watcher` looks at each lock that this CPU lets go of.
+    pub fn watched<R>(watcher: impl FnMut(usize, &[u8]) + 'static, f: impl FnOnce() -> R) -> R {
+        WATCHER.set(Some(Box::new(watcher)));
+        let done = f();
+        WATCHER.set(None);
+        done
     }
 
     /// It holds none: as a guest or the host begins to run.

@@ -8,6 +8,7 @@ extern crate std;
 
 mod exits;
 mod hostile;
+mod locks;
 mod posted;
 mod protected;
 mod ranges;

@@ -371,6 +371,22 @@ fn what_is_shared_is_shared_as_memory() {
     h.ok(fid::RMI_GRANULE_DELEGATE, &[page]);
 }
 
+/// A source of which a part is no memory: nothing of the other part is left behind.
+#[test]
+fn content_that_was_copied_in_part_is_scrubbed() {
+    let mut h = machine(Granule::K4);
+    down(&mut h, RAM);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(DATA)]);
+    h.write(SOURCE, [0x5au8; 4096]);
+    let hole = Region::new(h.page(SOURCE) + 2048, 64).unwrap();
+    phys::fake::make_hole(hole);
+    let create = [h.page(1), h.page(DATA), RAM, h.page(SOURCE), 0];
+    assert_eq!(h.status(fid::RMI_DATA_CREATE, &create), Status::ErrorInput);
+    assert_eq!(h.state(DATA), State::Delegated);
+    assert!(h.is_zero(DATA));
+    assert_eq!(entry(&mut h, RAM), [3, UNASSIGNED, 0, EMPTY]);
+}
+
 #[test]
 fn a_realm_has_one_mode() {
     for mode in [
