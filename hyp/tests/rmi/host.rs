@@ -201,7 +201,7 @@ impl Caller {
         let top = match self.random.below(20) {
             0 => base,
             1 => base.wrapping_add(count * size + 8),
-            2 => u64::MAX & !(size - 1),
+            2 => !(size - 1),
             3 => base.wrapping_sub(size),
             _ => base.wrapping_add(self.random.below(count) * size + size),
         };
@@ -336,8 +336,8 @@ impl Caller {
                 let register = register.then(|| self.random.below(4) as usize);
                 Act::Access {
                     // 52 bits, as a fault can tell.
-                    ipa: self.ipa(spec, Some(realm), 3) & ((1 << 52) - 1) & !0xfff
-                        | self.random.below(512) * 8,
+                    ipa: self.ipa(spec, Some(realm), 3) % (1 << 52) / 4096 * 4096
+                        + self.random.below(512) * 8,
                     writes: self.random.percent(50),
                     register,
                 }
@@ -766,9 +766,7 @@ pub fn take_down(spec: &Spec) -> Option<Op> {
     };
     if let Some((rd, realm)) = spec.realms.iter().next() {
         let tables = &realm.tables;
-        let Some((key, table)) = tables.all.iter().next_back() else {
-            return None;
-        };
+        let (key, table) = tables.all.iter().next_back()?;
         let entries = table.entries().iter();
         let own = entries
             .enumerate()

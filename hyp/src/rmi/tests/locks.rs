@@ -93,17 +93,16 @@ fn a_realm_is_let_go_when_its_tables_are_held() {
             true,
         ),
     ] {
-        // Whether the realm's lock stays held when the RD's is let go, and whether the
-        // RD's is the last.
+        // Whether the realm's lock stays held when the RD's is let go, and how many
+        // were let go before.
         let seen = Rc::new(Mutex::new(Vec::new()));
-        let note = Rc::clone(&seen);
+        let (note, mut before) = (Rc::clone(&seen), 0);
         let watcher = move |place: usize, left: &[u8]| {
             if place == at {
-                let last = left.is_empty();
-                note.lock()
-                    .unwrap()
-                    .push((left.contains(&order::REALM), last));
+                let held = left.contains(&order::REALM);
+                note.lock().unwrap().push((held, before > 0));
             }
+            before += 1;
         };
         order::watched(watcher, || h.ok(function, &args));
         let seen = seen.lock().unwrap();
