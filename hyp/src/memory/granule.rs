@@ -102,6 +102,8 @@ impl GranuleWord {
             if Self::state_of(word) != state {
                 return None;
             }
+            #[cfg(not(target_os = "none"))]
+            order::may_wait(order::rank_of(state), self.place());
             if word & LOCK == 0
                 && self
                     .0
@@ -112,8 +114,6 @@ impl GranuleWord {
                 order::takes(order::rank_of(state), self.place());
                 return Some(Locked(self));
             }
-            #[cfg(not(target_os = "none"))]
-            order::may_wait(order::rank_of(state), self.place());
             core::hint::spin_loop();
         }
     }

@@ -7,19 +7,7 @@
 //! [docs/locking.md]: ../../../../docs/locking.md
 
 #[cfg(target_os = "none")]
-mod image {
-    use spin::mutex::SpinMutex;
-
-    /// A realm's tables, its interrupts, its posted accesses.
-    pub type RealmLock<T> = SpinMutex<T>;
-    /// The host's stage 2.
-    pub type TreeLock<T> = SpinMutex<T>;
-    /// The pool.
-    pub type PoolLock<T> = SpinMutex<T>;
-}
-
-#[cfg(target_os = "none")]
-pub use image::{PoolLock, RealmLock, TreeLock};
+pub use spin::mutex::{SpinMutex as PoolLock, SpinMutex as RealmLock, SpinMutex as TreeLock};
 
 #[cfg(not(target_os = "none"))]
 pub use checked::{

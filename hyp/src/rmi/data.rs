@@ -224,10 +224,8 @@ pub fn set_ripas(system: &System, rd: u64, rec: u64, base: u64, top: u64) -> Out
     let _rd_lock = lock(system, rd, State::Rd)?;
     let _rec_lock = lock_idle_rec(system, rec)?;
     // SAFETY: the REC's lock is held.
-    if unsafe { Rec::at(rec) }.rd != rd {
-        return Err(Status::ErrorRec);
-    }
-    Err(Status::ErrorInput)
+    let owned = unsafe { Rec::at(rec) }.rd == rd;
+    Err([Status::ErrorRec, Status::ErrorInput][usize::from(owned)])
 }
 
 /// As [`with_rtt`] for a command of a realm in state NEW, which it stays meanwhile.

@@ -123,18 +123,15 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     // SAFETY: the lock is held and nobody runs it.
     let state = unsafe { &mut *vcpu.state.get() };
     let flags = EnterFlags::from_bits(flags).ok_or(Status::ErrorInput)?;
+    let answers = EnterFlags::EMUL_MMIO | EnterFlags::INJECT_SEA;
     match state.pending {
         Pending::CpuOn(..) | Pending::AffinityInfo(_) => return Err(Status::ErrorRec),
         Pending::Mmio(..) => {}
         // An SEA answers any abort, and is all that is done then.
-        Pending::Abort(..)
-            if flags.contains(EnterFlags::EMUL_MMIO) && !flags.contains(EnterFlags::INJECT_SEA) =>
-        {
+        Pending::Abort(..) if flags & answers == EnterFlags::EMUL_MMIO => {
             return Err(Status::ErrorRec);
         }
-        Pending::Nothing if flags.intersects(EnterFlags::EMUL_MMIO | EnterFlags::INJECT_SEA) => {
-            return Err(Status::ErrorRec);
-        }
+        Pending::Nothing if flags.intersects(answers) => return Err(Status::ErrorRec),
         Pending::Abort(..) | Pending::Nothing => {}
     }
     granule.get();
@@ -219,20 +216,19 @@ pub fn psci_complete(system: &System, calling: u64, target: u64, status: i64) ->
     // On its way out of CPU_OFF on another PE, it is not off yet.
     let is_on = other.runnable() || target_lock.count() != 0;
     let answer = match state.pending {
-        Pending::CpuOn(mpidr, entry, context) if other_index(mpidr) => {
-            if status != psci::SUCCESS {
-                // Only of one that is off.
-                if is_on {
-                    return Err(Status::ErrorInput);
-                }
-                status
-            } else if other.runnable() {
+        // Denied only of one that is off.
+        Pending::CpuOn(mpidr, entry, context)
+            if other_index(mpidr) && (status == psci::SUCCESS || !is_on) =>
+        {
+            if other.runnable() {
                 psci::ALREADY_ON
             } else if is_on {
                 psci::ON_PENDING
             } else {
-                start(other, entry, context);
-                psci::SUCCESS
+                if status == psci::SUCCESS {
+                    start(other, entry, context);
+                }
+                status
             }
         }
         Pending::AffinityInfo(mpidr) if other_index(mpidr) && status == psci::SUCCESS => {
