@@ -34,9 +34,8 @@ pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for granule in ["16k", "64k"] {
         let name = format!("tests/hostile-audit-{granule}");
-        cases.push(Case::new(name, move |context| {
-            hostile(context, "2", granule, "calls=500 seed=1")
-        }));
+        let body = move |context: &Context| hostile(context, "2", granule, "calls=500 seed=1");
+        cases.push(Case::new(name, body).full());
     }
     for granule in ["4k", "16k", "64k"] {
         let name = format!("tests/hostile-cycles-{granule}");
@@ -44,7 +43,7 @@ pub fn cases() -> Vec<Case> {
         let name = format!("tests/hostile-tries-{granule}");
         cases.push(Case::new(name, move |context| {
             let words = format!("undercroft.granule={granule} do=tries");
-            audited(context, "1", &words).map(|_| ())
+            tried_out(&audited(context, "1", &words)?)
         }));
     }
     for (granule, seed) in [("4k", 1), ("16k", 2), ("64k", 3)] {
@@ -56,14 +55,18 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-/// All checks of `hostile`. Where its protected guest lives, an audit is tried out.
+/// All checks of `hostile`. Where its protected guest lives, the audit is tried out.
 ///
 /// # Errors
 /// What a check or the audit found.
 pub fn hostile(context: &Context, smp: &str, granule: &str, words: &str) -> Result<()> {
     let words = format!("undercroft.granule={granule} {words}");
-    let seen = audited(context, smp, &words)?;
-    let live = seen.points.iter().find(|point| point.name == "protected");
+    tried_out(&audited(context, smp, &words)?)
+}
+
+/// A guest with a secret was there, and each fault that was planted beside it found.
+fn tried_out(seen: &Seen) -> Result<()> {
+    let live = seen.points.iter().find(|point| point.name == "tries");
     let live = live.context("it never came to its guest")?;
     ensure!(
         live.report.secrets > 0 && live.report.count(Kind::Data) > 0,
@@ -222,7 +225,7 @@ fn look(context: &Context, capture: &Capture, file: &Path, name: &str) -> Result
         said.join("\n")
     );
     let state: State = audit.state()?;
-    let planted = if name == "protected" {
+    let planted = if name == "tries" {
         plants::all_are_found(&mut audit, &state)?
     } else {
         0

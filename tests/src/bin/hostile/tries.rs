@@ -9,9 +9,9 @@ use tests::bare::{asm as instr, mmu};
 use tests::suite::Suite;
 
 use crate::audit;
-use crate::calls::granule;
+use crate::calls::{SUCCESS, granule};
 use crate::cycles;
-use crate::granules::{at, read};
+use crate::granules::{at, delegate, read, undelegate};
 
 /// A granule of the host's own, to compare with.
 const PLAIN: u64 = 300;
@@ -95,6 +95,8 @@ pub fn checks(suite: &mut Suite<Console>) {
         suite.check("tries/guest", false, "not built");
         return;
     };
+    let given = at(PLAIN + 1);
+    suite.equal("tries/delegate", delegate(given), SUCCESS);
     audit::point("tries");
     // SAFETY: FP/SIMD, which this program does not use otherwise.
     unsafe { asm!("msr cpacr_el1, {}", "isb", in(reg) 3u64 << 20) };
@@ -128,6 +130,7 @@ pub fn checks(suite: &mut Suite<Console>) {
         changed == Some(0),
         format_args!("{changed:?}"),
     );
+    suite.equal("tries/undelegate", undelegate(given), SUCCESS);
     suite.check("tries/gone", guest.destroy(), "something did not come back");
 }
 
