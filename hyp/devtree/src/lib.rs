@@ -29,7 +29,7 @@ pub enum Damage {
     /// At this offset, something other than a node or property, or one that
     /// does not end.
     Structure(usize),
-    /// At this offset, a name that is no text.
+    /// At this offset, a name that is no text; see [`mend_names`].
     Name(usize),
 }
 
@@ -104,10 +104,30 @@ pub fn open(data: &[u8]) -> Result<Fdt<'_>, Damage> {
     end_of_reservations(data, reservations)?;
     Walk {
         structure: data.get(..structure.end).unwrap_or(&[]),
+        strings_at: strings.start,
         strings: data.get(strings).unwrap_or(&[]),
     }
     .check(structure.start)?;
     Ok(Fdt::new_unchecked(data))
+}
+
+/// Most names that [`mend_names`] makes text of: each is looked for from the begin.
+pub const MOST_MENDED: usize = 64;
+
+/// Makes text of the names of a tree that are none, and which Linux takes as they are:
+/// bytes of them that are no ASCII become `?`. Whether something was changed.
+pub fn mend_names(data: &mut [u8]) -> bool {
+    let mut mended = false;
+    for _ in 0..MOST_MENDED {
+        let Err(Damage::Name(at)) = open(data) else {
+            break;
+        };
+        let name = data.iter_mut().skip(at).take_while(|byte| **byte != 0);
+        name.filter(|byte| !byte.is_ascii())
+            .for_each(|byte| *byte = b'?');
+        mended = true;
+    }
+    mended
 }
 
 fn word(data: &[u8], at: usize) -> Option<u32> {
@@ -130,6 +150,8 @@ struct Walk<'a> {
     /// Up to the structure's end, offsets as in the tree.
     structure: &'a [u8],
     strings: &'a [u8],
+    /// Where those begin in the tree.
+    strings_at: usize,
 }
 
 impl Walk<'_> {
@@ -191,10 +213,10 @@ impl Walk<'_> {
     fn property(&self, at: usize) -> Result<usize, Damage> {
         let damaged = Damage::Structure(at);
         let length = word(self.structure, at + 4).ok_or(damaged)? as usize;
-        let name = word(self.structure, at + 8).ok_or(damaged)? as usize;
-        let name = self.strings.get(name..).and_then(text).ok_or(damaged)?;
+        let name_at = word(self.structure, at + 8).ok_or(damaged)? as usize;
+        let name = self.strings.get(name_at..).and_then(text).ok_or(damaged)?;
         if core::str::from_utf8(name).is_err() {
-            return Err(Damage::Name(at));
+            return Err(Damage::Name(self.strings_at + name_at));
         }
         let end = (at + 12).checked_add(length).ok_or(damaged)?;
         if end > self.structure.len() {

@@ -126,6 +126,35 @@ fn what_is_damaged_is_said() {
     assert!(std::format!("{}", Damage::Name(name)).contains("no text, at byte"));
 }
 
+/// Names that Linux takes as they are: of nodes and of properties, as many as are
+/// looked for.
+#[test]
+fn names_that_are_no_text_become_text() {
+    let mut good = tree("a", "b");
+    assert!(!mend_names(&mut good));
+    let mut odd = tree("n\u{e9}de", "pr\u{f6}p");
+    assert!(!mend_names(&mut odd), "it is text");
+    let spoil = |data: &mut [u8], name: &[u8]| {
+        let at = data.windows(name.len()).position(|window| window == name);
+        data[at.expect("there") + 1] = 0xff;
+    };
+    let mut odd = tree("node", "property");
+    spoil(&mut odd, b"node\0");
+    spoil(&mut odd, b"property\0");
+    assert!(matches!(open(&odd), Err(Damage::Name(_))));
+    assert!(mend_names(&mut odd));
+    let fdt = open(&odd).expect("text now");
+    assert!(fdt.find_node("/n?de").is_some(), "by its new name");
+    assert!(fdt.root().property("p?operty").is_some());
+    // Damage of another kind is left alone.
+    let mut broken = tree("a", "b");
+    let last = broken.len() - 1;
+    broken[last] = 77;
+    let before = broken.clone();
+    assert!(!mend_names(&mut broken));
+    assert_eq!(broken, before);
+}
+
 /// Version 16 has no length of the structure: what is there in the header is
 /// something else.
 #[test]

@@ -6,6 +6,7 @@
 pub mod devices;
 mod place;
 
+use arm64::instr;
 use arrayvec::ArrayVec;
 use devtree::Damage;
 use dtoolkit::fdt::{Fdt, FdtNode};
@@ -459,8 +460,8 @@ impl Settings {
 /// When there is no tree.
 ///
 /// # Safety
-/// `pa`, if it is 8-byte aligned and not null, is readable RAM: the boot
-/// protocol's promise for x0. Nobody writes to it while EL2 reads it.
+/// `pa`, if it is 8-byte aligned and not null, is RAM: the boot protocol's promise for
+/// x0. The MMU is off, and nobody else reads or writes it meanwhile or writes it later.
 pub unsafe fn bytes<'a>(pa: u64) -> Result<&'a [u8], TreeError> {
     if pa == 0 || !pa.is_multiple_of(8) {
         return Err(TreeError::NoPointer);
@@ -473,7 +474,12 @@ pub unsafe fn bytes<'a>(pa: u64) -> Result<&'a [u8], TreeError> {
     }
     let length = (u32::from_be(length) as usize).min(MAX_TREE);
     // SAFETY: the caller's promise, for the length that the tree itself states.
-    Ok(unsafe { core::slice::from_raw_parts(pa as *const u8, length) })
+    let data = unsafe { core::slice::from_raw_parts_mut(pa as *mut u8, length) };
+    if devtree::mend_names(data) {
+        // What a cache may have of it is from before.
+        instr::clean_to_poc(pa, length as u64);
+    }
+    Ok(data)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ const RAM: &str = "768M";
 type Edit = fn(&mut Tree);
 
 /// Trees that Linux boots.
-const GOOD: [(&str, Edit); 6] = [
+const GOOD: [(&str, Edit); 7] = [
     ("long-property", |tree| {
         tree.add_named("a", "snps,quirk-frame-length-adjustment-and-more");
     }),
@@ -30,6 +30,11 @@ const GOOD: [(&str, Edit); 6] = [
     }),
     ("odd-node", |tree| {
         tree.add_named("regulator:odd name@1@2", "a");
+    }),
+    ("name-that-is-no-text", |tree| {
+        tree.add_named("odd-name", "odd-property");
+        replace(&mut tree.structure, b"odd-name\0", b"odd\xfename\0");
+        replace(&mut tree.strings, b"odd-property\0", b"odd\xffproperty\0");
     }),
     ("reserved-ranges", |tree| tree.reserve(120)),
     ("nested", |tree| tree.nest(60)),
@@ -90,10 +95,12 @@ pub fn cases() -> Vec<Case> {
         called.shows(&["the device tree has no GICv3", "end: status 2"])?;
         Ok(())
     }));
-    cases.push(Case::new("trees/name-that-is-no-text", |context| {
+    cases.push(Case::new("trees/many-names-that-are-no-text", |context| {
         let called = booted_by_hand(context, |tree| {
-            tree.add_named("odd-name", "a");
-            replace(&mut tree.structure, b"odd-name\0", b"odd\xfename\0");
+            for _ in 0..100 {
+                tree.add_named("odd-name", "a");
+                replace(&mut tree.structure, b"odd-name\0", b"odd\xfename\0");
+            }
         })?;
         called.shows(&["a name in the device tree is no text", "end: status 2"])?;
         Ok(())
