@@ -240,6 +240,37 @@ fn a_block_stands_where_one_fits() {
     }
 }
 
+/// What is folded above level 2 has more pages than a call may look at.
+#[test]
+fn a_block_above_level_2_is_split_before_it_goes() {
+    let mem = Plain::new(4096, 4 << 20);
+    let mut realm = Realm::new(&mem, Granule::K4, true);
+    realm.down(BASE, Level::L2);
+    let (block, whole) = (2 << 20, 1 << 30);
+    realm.tell_ram(BASE, BASE + whole);
+    assert_eq!(realm.map(BASE, MEMORY, whole), Ok(whole));
+    let at = RttAt::new(Ipa::new(BASE), Level::L2);
+    let table = realm.rtt.fold(&mut realm.log, at).expect("alike");
+    let entry = realm.read(BASE);
+    let (ripas, pa) = (Ripas::Ram, Pa::new(MEMORY));
+    assert_eq!(entry.level, Level::L1);
+    assert_eq!(entry.state, RttState::Assigned { ripas, pa });
+    realm.log.events.clear();
+    let split_first = RttError::Rtt {
+        level: Level::L1,
+        top: Ipa::new(BASE),
+    };
+    assert_eq!(realm.unmap(BASE, HALF, whole), Err(split_first));
+    assert_eq!((realm.read(BASE), realm.log.events.len()), (entry, 0));
+    let made = realm.rtt.create(&mut realm.log, at, table);
+    assert_eq!(made, Ok(()));
+    for at in (0..whole).step_by(block as usize) {
+        let gone = realm.unmap(BASE + at, HALF, block).expect("a block");
+        assert_eq!((gone.pa.get(), gone.size), (MEMORY + at, block));
+    }
+    assert_eq!(realm.rtt.fold(&mut realm.log, at), Ok(table));
+}
+
 /// What no run may be.
 #[test]
 fn runs_that_cannot_be_are_refused() {

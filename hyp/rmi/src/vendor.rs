@@ -71,7 +71,7 @@ calls! {
     /// RMI's, behind that. What a call does not scrub (an entry of more than 2 MiB)
     /// can only be undelegated, which does.
     /// `ERROR_INPUT` and `ERROR_RTT` as of `DATA_DESTROY`, the latter also for an entry
-    /// that goes beyond `top`.
+    /// that goes beyond `top`, or a block above level 2, which has to be split.
     0xC600_0018 RTT_DATA_UNMAP = RttDataUnmap { rd, ipa, top } -> [pa, end, top];
     /// A page of the host's, at the start of a granule, says from now on which
     /// accesses of the realm's device at `ipa` (4 KiB of its IPA space) EL2 serves

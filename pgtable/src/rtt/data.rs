@@ -220,9 +220,12 @@ impl<M: TableMem> Rtt<M> {
     /// one table map one after another there, in at most `most` bytes, or by one
     /// entry. No TLB knows it when this returns.
     ///
+    /// A block above level 2, which folding makes, is split before: whoever gets its
+    /// memory looks at each page of it.
+    ///
     /// # Errors
     /// `Input`; `Rtt` where nothing is assigned, or by an entry that is not all in
-    /// `range`.
+    /// `range`, or by a block above level 2.
     pub fn data_unmap<T: Maintenance>(
         &mut self,
         maint: &mut T,
@@ -237,7 +240,8 @@ impl<M: TableMem> Rtt<M> {
             }
             _ => None,
         };
-        let first = assigned(&slot).filter(|_| slot.ia == range.start.into());
+        let whole = slot.ia == range.start.into() && slot.level >= Level::L2;
+        let first = assigned(&slot).filter(|_| whole);
         let (_, pa) = first.ok_or_else(|| self.fault(&slot, range.start))?;
         let mut work = core.work(maint);
         let mut last = slot;

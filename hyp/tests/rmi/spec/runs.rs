@@ -120,7 +120,8 @@ impl Spec {
     }
 
     /// RTT_DATA_UNMAP: X1 and X2 say where the memory was and to which address it
-    /// reached. What is too much to scrub in one call is scrubbed when it goes back.
+    /// reached. What is too much to scrub in one call is scrubbed when it goes back. A
+    /// block above level 2 does not go whole.
     pub(super) fn rtt_data_unmap(&mut self, rd: u64, ipas: Range<u64>) -> Outcome {
         let realm = self.realm(rd)?;
         ask_range(realm, &ipas)?;
@@ -133,7 +134,7 @@ impl Spec {
             };
             let first = gone.is_empty();
             let follows = if first {
-                at.start == ipas.start
+                at.start == ipas.start && slot.level >= 2
             } else {
                 pa == from + (at.start - ipas.start) && at.end - ipas.start <= STEP
             };
