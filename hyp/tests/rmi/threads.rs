@@ -23,9 +23,13 @@ const PAGES: u64 = 64;
 const OWN: u64 = 80;
 const SPACE: u64 = 1 << 32;
 const SHARED: u64 = SPACE / 2;
+/// A span that is mapped as a block too, and the entry that does, in either half.
+const BLOCK: u64 = RAM + SPAN;
+const BLOCK_AT: u64 = 2 * SPAN;
+const SPAN: u64 = 2 << 20;
 
 /// Calls that are made, some more often.
-const CALLS: [u64; 30] = [
+const CALLS: [u64; 31] = [
     0xC400_0151,
     0xC400_0151,
     0xC400_0151,
@@ -55,6 +59,7 @@ const CALLS: [u64; 30] = [
     0xC600_0014,
     0xC600_0015,
     0xC600_0016,
+    0xC600_0017,
     0xC600_0018,
 ];
 
@@ -114,7 +119,49 @@ fn pick(system: &System, random: &mut Random, state: State) -> u64 {
     all.into_iter().find(is).unwrap_or(page(from))
 }
 
+/// A call about the block, its pages, or the table that takes its place.
+fn of_block(system: &System, random: &mut Random) -> [u64; 6] {
+    let [rd, free] = [State::Rd, State::Delegated].map(|state| pick(system, random, state));
+    let at = BLOCK_AT | random.below(2) * SHARED;
+    let page = BLOCK + random.below(512) * 4096;
+    let (level, end) = (2 + random.below(2), BLOCK_AT + SPAN);
+    match random.below(16) {
+        0..4 => [
+            0xC400_015F,
+            rd,
+            SHARED | BLOCK_AT,
+            2,
+            BLOCK | 6 << 2 | 3 << 6,
+            0,
+        ],
+        4 => [0xC400_0162, rd, SHARED | BLOCK_AT, 2, 0, 0],
+        5 => [
+            0xC400_015F,
+            rd,
+            SHARED | BLOCK_AT | (page - BLOCK),
+            3,
+            page | 6 << 2 | 3 << 6,
+            0,
+        ],
+        6 => [0xC400_0162, rd, SHARED | BLOCK_AT | (page - BLOCK), 3, 0, 0],
+        7 => [0xC400_015D, rd, free, at, 3, 0],
+        8 => [0xC400_0166, rd, at, 3, 0, 0],
+        9 => [0xC400_015E, rd, at, level, 0, 0],
+        10 => [0xC400_0151, page, 0, 0, 0, 0],
+        11 => [0xC600_0015, BLOCK, BLOCK + SPAN, 0, 0, 0],
+        12 => [0xC600_0014, BLOCK, BLOCK + SPAN, 0, 0, 0],
+        13 => [0xC600_0016, rd, BLOCK_AT, end, BLOCK, 0],
+        14 => [0xC600_0017, rd, BLOCK_AT, end, BLOCK, 0],
+        _ => [0xC600_0018, rd, BLOCK_AT, end, 0, 0],
+    }
+}
+
 fn step(cpu: &mut Peer, system: &System, random: &mut Random, index: u64) {
+    if random.percent(15) {
+        let call = of_block(system, random);
+        while cpu.turn(call).is_none() {}
+        return;
+    }
     let function = CALLS[random.below(CALLS.len() as u64) as usize];
     let states = [State::Rd, State::Rec, State::Delegated, State::Ns];
     let [rd, rec, free, hosts] = states.map(|state| pick(system, random, state));
@@ -133,6 +180,8 @@ fn step(cpu: &mut Peer, system: &System, random: &mut Random, index: u64) {
         0xC400_0152 => [free, 0, 0, 0, 0],
         0xC400_0153 => [rd, free, ipa, hosts, 0],
         0xC400_0154 => [rd, free, ipa, 0, 0],
+        // A realm is new for some time: what is donated to it is.
+        0xC400_0157 if random.percent(50) => [own, 0, 0, 0, 0],
         0xC400_0158 => {
             realm_params(own, root, 1 + random.below(3), random);
             [free, own, 0, 0, 0]
@@ -159,6 +208,7 @@ fn step(cpu: &mut Peer, system: &System, random: &mut Random, index: u64) {
         0xC600_0014 => [hosts, hosts + (up << 12), 0, 0, 0],
         0xC600_0015 => [free, free + (up << 12), 0, 0, 0],
         0xC600_0016 => [rd, ipa, ipa + (up << 12), free, 0],
+        0xC600_0017 => [rd, ipa, ipa + (up << 12), hosts, 0],
         0xC600_0018 => [rd, ipa, ipa + (up << 12), 0, 0],
         _ => [rd, ipa, 0, 0, 0],
     };
@@ -201,6 +251,8 @@ struct Found {
     /// By table, what keeps it.
     kept: BTreeMap<u64, u32>,
     shared: BTreeMap<u64, u32>,
+    /// Blocks of the host's.
+    blocks: u32,
 }
 
 /// States, counts, content, tables and the host's reach fit together.
@@ -247,7 +299,35 @@ fn audit(host: &mut Host) -> Result<(), String> {
             ));
         }
     }
-    Ok(())
+    span(host, found.blocks)
+}
+
+/// The span's word counts what there is: when all of it is let go, nothing is left.
+fn span(host: &Host, blocks: u32) -> Result<(), String> {
+    let granules = &host.system.granules;
+    let foreign = (BLOCK..BLOCK + SPAN)
+        .step_by(4096)
+        .filter(|pa| {
+            granules
+                .get(*pa)
+                .is_some_and(|page| page.state() != State::Ns)
+        })
+        .count() as u64;
+    (0..blocks).for_each(|_| granules.put_block(BLOCK));
+    granules.return_to_host(BLOCK, foreign);
+    let free = granules.get_block(BLOCK);
+    if free {
+        granules.put_block(BLOCK);
+    }
+    let unmapped = granules.leave_host(BLOCK, foreign);
+    let lent = (0..blocks).all(|_| granules.get_block(BLOCK));
+    if free && unmapped && lent {
+        Ok(())
+    } else {
+        Err(format!(
+            "{blocks} blocks, {foreign} that left: {free} {unmapped} {lent}"
+        ))
+    }
 }
 
 fn rd_of(rec: u64) -> u64 {
@@ -266,6 +346,7 @@ fn table(host: &mut Host, rd: u64, at: (u64, u64), pa: u64, found: &mut Found) {
         let to = desc & !0xfff;
         let mut keeps = || *found.kept.entry(pa).or_default() += 1;
         match state {
+            1 if ipa >= SHARED && level == 2 => found.blocks += 1,
             // SAFETY: no call is made meanwhile.
             1 if ipa >= unsafe { Realm::at(rd) }.shared_from => {
                 *found.shared.entry(to).or_default() += 1;
