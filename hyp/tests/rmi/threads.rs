@@ -122,7 +122,7 @@ fn pick(system: &System, random: &mut Random, state: State) -> u64 {
 /// A call about the block, its pages, or the table that takes its place.
 fn of_block(system: &System, random: &mut Random) -> [u64; 6] {
     let [rd, free] = [State::Rd, State::Delegated].map(|state| pick(system, random, state));
-    let at = BLOCK_AT | random.below(2) * SHARED;
+    let at = BLOCK_AT | (random.below(2) * SHARED);
     let page = BLOCK + random.below(512) * 4096;
     let (level, end) = (2 + random.below(2), BLOCK_AT + SPAN);
     match random.below(16) {
