@@ -4,8 +4,9 @@ mod log;
 
 use log::{Event, Log, Plain};
 use pgtable::{
-    CacheOp, DataRun, Fill, Geometry, Granule, Ipa, Level, Pa, RemovedData, Ripas, Rtt, RttAt,
-    RttEntry, RttError, RttState, Stage2Config, TableMem, Vmid,
+    Barrier, CacheOp, DataRun, Fill, Geometry, Granule, Ipa, Level, Maintenance, Pa, RemovedData,
+    Ripas, Rtt, RttAt, RttEntry, RttError, RttState, Stage2Config, Stage2Regs, TableMem, Tlbi,
+    TlbiKind, Vmid,
 };
 
 /// Where the realm's memory begins, and the half that is not its own.
@@ -32,7 +33,10 @@ fn geometry(granule: Granule, fwb: bool) -> Geometry {
 
 impl<'m> Realm<'m> {
     fn new(mem: &'m Plain, granule: Granule, fwb: bool) -> Self {
-        let geometry = geometry(granule, fwb);
+        Self::of(mem, geometry(granule, fwb))
+    }
+
+    fn of(mem: &'m Plain, geometry: Geometry) -> Self {
         let root = mem.root(geometry.root_align());
         let vmid = Vmid::new(9);
         let rtt = Rtt::new(geometry, root, vmid, mem, Ipa::new(HALF)).expect("it fits");
@@ -40,7 +44,7 @@ impl<'m> Realm<'m> {
             regs: rtt.regs(),
             ..Log::default()
         };
-        let page = granule.page_size();
+        let page = geometry.granule().page_size();
         Self {
             mem,
             rtt,
@@ -176,6 +180,100 @@ fn a_run_is_invalidated_together() {
     let removed = realm.unmap(BASE + 0x20_0000 - 0x4000, BASE + 0x20_0000, 1 << 20);
     assert_eq!(removed.expect("it is there").size, 0x4000);
     assert_eq!(realm.log.events, []);
+}
+
+/// By address, where the CPU has no ranges: each page that was RAM, whatever was first.
+#[test]
+fn each_page_of_a_run_that_was_ram_is_invalidated() {
+    let mut config = Stage2Config::new(Granule::K4, 40, 48);
+    config.features.fwb = true;
+    config.features.dic = true;
+    for ram in [&[1, 2, 5][..], &[0, 1], &[0, 7], &[7]] {
+        let mem = Plain::new(4096, 4 << 20);
+        let mut realm = Realm::of(&mem, config.validate().expect("every CPU has it"));
+        realm.down(BASE, Level::L3);
+        let at = |n: &u64| BASE + n * 0x1000;
+        ram.iter()
+            .for_each(|n| realm.tell_ram(at(n), at(n) + 0x1000));
+        realm.map(BASE, MEMORY, 0x8000).expect("room");
+        realm.log.events.clear();
+        let removed = realm.unmap(BASE, BASE + 0x8000, 1 << 20);
+        assert_eq!(removed.expect("it is there").size, 0x8000);
+        let asked: Vec<_> = (realm.log.events.iter())
+            .filter_map(|event| match event {
+                Event::Tlbi(op) if op.kind() == TlbiKind::Ipas2e1is => Some(op.operand() << 12),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(asked, ram.iter().map(at).collect::<Vec<_>>());
+    }
+}
+
+/// A CPU that looks whether an entry is valid each time that it is asked for something.
+struct Watch<'m> {
+    mem: &'m Plain,
+    table: Pa,
+    regs: Stage2Regs,
+    seen: Vec<(Event, bool)>,
+}
+
+impl Watch<'_> {
+    fn note(&mut self, event: Event) {
+        let entry = self.mem.load(self.mem.locate(self.table), 0);
+        self.seen.push((event, entry & 1 != 0));
+    }
+}
+
+impl Maintenance for Watch<'_> {
+    fn barrier(&mut self, barrier: Barrier) {
+        self.note(Event::Barrier(barrier));
+    }
+    fn tlbi(&mut self, op: Tlbi) {
+        self.note(Event::Tlbi(op));
+    }
+    fn cache(&mut self, op: CacheOp) {
+        self.note(Event::Cache(op));
+    }
+    fn stage2(&mut self) -> Stage2Regs {
+        self.regs
+    }
+    fn set_stage2(&mut self, regs: Stage2Regs) {
+        self.regs = regs;
+    }
+}
+
+/// A guest whose accesses pass the caches may write as soon as the entry stands: what
+/// is dirty by then would be written over that. And a walk sees the entry when the call
+/// is over.
+#[test]
+fn memory_is_cleaned_before_it_is_mapped_and_mapped_when_the_call_ends() {
+    for by_run in [true, false] {
+        let mem = Plain::new(4096, 4 << 20);
+        let mut realm = Realm::new(&mem, Granule::K4, false);
+        realm.down(BASE, Level::L2);
+        let table = mem.alloc(Level::L3).expect("memory");
+        let at = RttAt::new(Ipa::new(BASE), Level::L3);
+        let made = realm.rtt.create(&mut realm.log, at, table);
+        made.expect("its place is free");
+        let (ipa, pa, size) = (Ipa::new(BASE), Pa::new(MEMORY), 0x1000);
+        let (regs, seen) = (realm.log.regs, Vec::new());
+        let mut cpu = Watch {
+            mem: &mem,
+            table,
+            regs,
+            seen,
+        };
+        let done = if by_run {
+            let run = DataRun { ipa, pa, size };
+            realm.rtt.data_map(&mut cpu, &run, Fill::Known).map(drop)
+        } else {
+            realm.rtt.data_create(&mut cpu, ipa, pa, Fill::Known)
+        };
+        assert_eq!(done, Ok(()));
+        let cleaned = Event::Cache(CacheOp::CleanInvalidateData { pa, size });
+        let published = Event::Barrier(Barrier::DsbIshst);
+        assert_eq!(cpu.seen, [(cleaned, false), (published, true)]);
+    }
 }
 
 /// Where a block fits there is one; it goes whole, and splits into what it was.
