@@ -211,6 +211,30 @@ mod tests {
         }
     }
 
+    /// Whatever of a guest's it is, and what nobody has scrubbed yet.
+    #[test]
+    fn nothing_of_a_guests_is_left_at_the_end() {
+        let host = Host::new(Granule::K4, 8 << 20);
+        let states = [
+            State::Delegated,
+            State::Rd,
+            State::Rec,
+            State::Data,
+            State::Rtt,
+            State::Unscrubbed,
+        ];
+        for (n, state) in (3..).zip(states) {
+            // SAFETY: a page of the fake machine's.
+            unsafe { phys::write(host.page(n), [0x5au8; 4096]) };
+            let page = host.granule(n).lock(State::Ns).expect("the host's");
+            page.unlock_as(state);
+        }
+        scrub_all(host.system);
+        for (n, state) in (3..).zip(states) {
+            assert!(host.is_zero(n), "{state:?}");
+        }
+    }
+
     /// What was a guest's and is delegated by now is zero, perhaps in a cache alone.
     #[test]
     fn what_is_delegated_is_clean_at_the_end() {

@@ -272,18 +272,8 @@ impl Host {
     /// # Panics
     /// When one is mapped to another.
     pub fn mapped(&self) -> Vec<bool> {
-        let host = &self.system.host;
-        let root = host.regs().vttbr & 0x0000_ffff_ffff_fffe;
-        let tree = Stage2::new(self.geometry(), Pa::new(root), Vmid::new(0), Look);
-        let tree = tree.expect("it is the root of a tree");
-        (0..self.pages())
-            .map(|n| {
-                let found = tree.translate(pgtable::Ipa::new(self.page(n)));
-                let to = found.map(|(pa, _)| pa.get());
-                assert!(to.is_none_or(|to| to == self.page(n)), "not the identity");
-                to.is_some()
-            })
-            .collect()
+        let all = (0..self.pages()).map(|n| self.page(n));
+        all.map(|pa| is_mapped(self.system, pa)).collect()
     }
 
     /// Table pages of the host's stage 2 beyond those it began with; fewer, where it has
@@ -307,6 +297,21 @@ impl Drop for Host {
             phys::fake::free();
         }
     }
+}
+
+/// Whether the host's stage 2 maps a granule. No lock is taken, so that it can be asked
+/// amid a call.
+///
+/// # Panics
+/// When it is mapped to another.
+pub fn is_mapped(system: &System, pa: u64) -> bool {
+    let root = system.host.regs().vttbr & 0x0000_ffff_ffff_fffe;
+    let geometry = geometry(&system.features, system.granule);
+    let tree = Stage2::new(geometry, Pa::new(root), Vmid::new(0), Look);
+    let tree = tree.expect("it is the root of a tree");
+    let to = tree.translate(pgtable::Ipa::new(pa)).map(|(to, _)| to);
+    assert!(to.is_none_or(|to| to.get() == pa), "not the identity");
+    to.is_some()
 }
 
 fn geometry(features: &Features, granule: Granule) -> Geometry {

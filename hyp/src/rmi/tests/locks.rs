@@ -5,6 +5,8 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::memory::order;
+use crate::rmi::fake::is_mapped;
+use crate::rmi::granule::leave_host;
 
 const TABLES: [u64; 2] = [42, 43];
 const DATA: u64 = 50;
@@ -66,6 +68,53 @@ fn a_granule_is_scrubbed_before_it_is_let_go() {
     scrubs(&mut h, fid::RMI_RTT_DESTROY, &[rd, 0, 3], &[TABLES[1]]);
     scrubs(&mut h, fid::RMI_RTT_DESTROY, &[rd, 0, 2], &[TABLES[0]]);
     scrubs(&mut h, fid::RMI_REALM_DESTROY, &[rd], &[1, 16, 17]);
+}
+
+/// By who takes it next it could be given away again, which a change of the host's
+/// reach that comes late would undo.
+#[test]
+fn the_hosts_reach_has_changed_before_a_granule_is_let_go() {
+    let mut h = machine();
+    let (rd, pa, system) = (h.page(1), h.page(71), h.system);
+    let top = pa + 4096;
+    for (function, args, reached) in [
+        (fid::RMI_GRANULE_DELEGATE, std::vec![pa], false),
+        (fid::RMI_GRANULE_UNDELEGATE, std::vec![pa], true),
+        (vendor::GRANULE_RANGE_DELEGATE, std::vec![pa, top], false),
+        (vendor::GRANULE_RANGE_UNDELEGATE, std::vec![pa, top], true),
+        (
+            vendor::RTT_DATA_DONATE,
+            std::vec![rd, 0x1000, 0x2000, pa],
+            false,
+        ),
+    ] {
+        let (at, seen) = (place(&h, 71), Rc::new(Mutex::new(None)));
+        let note = Rc::clone(&seen);
+        let watcher = move |place: usize, _: &[u8]| {
+            if place == at {
+                *note.lock().unwrap() = Some(is_mapped(system, pa));
+            }
+        };
+        order::watched(watcher, || h.ok(function, &args));
+        assert_eq!(*seen.lock().unwrap(), Some(reached), "{function:#x}");
+    }
+}
+
+/// What the host could still write would not stay zero.
+#[test]
+fn memory_is_out_of_the_hosts_reach_before_it_is_touched() {
+    let h = machine();
+    let (pa, system) = (h.page(80), h.system);
+    let run = system.granules.lock_run(pa, pa + 0x4000, State::Ns);
+    let mut touched = Vec::new();
+    let touch = std::cell::RefCell::new(&mut touched);
+    let left = leave_host(system, run.expect("the host's"), |pa| {
+        touch.borrow_mut().push((pa, is_mapped(system, pa)));
+        Ok(())
+    });
+    left.expect("it is there").unlock_as(State::Delegated);
+    let expected: Vec<_> = (80..84).map(|n| (h.page(n), false)).collect();
+    assert_eq!(touched, expected);
 }
 
 /// A realm stays until its own lock is held, and new until it has what it gets as such.

@@ -145,6 +145,28 @@ fn memory_is_mapped_by_blocks_where_they_fit_and_comes_back_zero() {
     }
 }
 
+/// What goes at once may lie in several spans.
+#[test]
+fn a_run_over_the_end_of_a_span_is_scrubbed_whole() {
+    let mut h = machine(Granule::K4, 16 * MIB, false);
+    let (rd, size) = (h.page(1), h.size);
+    tables(&mut h, RAM, 3, 0);
+    let first = 6 * MIB / size - 2;
+    let (pa, end) = (h.page(first), RAM + 4 * size);
+    delegate(&mut h, pa, pa + 4 * size);
+    for (from, to) in [(0, 2), (2, 4)] {
+        let map = [rd, RAM + from * size, end, pa + from * size];
+        let top = h.ok(vendor::RTT_DATA_MAP, &map)[1];
+        assert_eq!(top, RAM + to * size, "as far as the span");
+    }
+    (first..first + 4).for_each(|n| h.write(n, [0x5au8; 4096]));
+    let (status, out) = answer(&mut h, vendor::RTT_DATA_UNMAP, &[rd, RAM, end]);
+    assert_eq!((status, &out[..2]), (Status::Success, &[pa, end][..]));
+    for n in first..first + 4 {
+        assert!(h.is_zero(n) && h.state(n) == State::Delegated, "{n}");
+    }
+}
+
 /// What the host has loaded becomes the realm's as it is, out of the host's reach; and
 /// only before the realm runs.
 #[test]
