@@ -350,6 +350,10 @@ fn touch_all(live: &LiveRam, ram: &Ram, el2: &RefCell<El2>) -> Result<(), RealmE
                 // Of what is a protected guest's own, its end takes back a half too.
                 let is_whole = now == before || is_protected;
                 assert!(ram.is_lost() || is_whole, "half a piece is mapped");
+                // Who waits for it does not wait for ever: it can be claimed again.
+                let piece = ram.piece_at(at).expect("RAM");
+                assert!(ram.pieces().claim(piece), "nobody fills it");
+                ram.pieces().unclaim(piece);
                 return Err(error);
             }
         }

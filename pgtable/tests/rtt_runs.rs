@@ -276,6 +276,22 @@ fn memory_is_cleaned_before_it_is_mapped_and_mapped_when_the_call_ends() {
     }
 }
 
+/// What the host wrote may be code: on a CPU without DIC, nothing stale is fetched.
+#[test]
+fn code_that_a_run_brings_can_be_fetched() {
+    for dic in [false, true] {
+        let mut config = Stage2Config::new(Granule::K4, 40, 48);
+        config.features.dic = dic;
+        let mem = Plain::new(4096, 4 << 20);
+        let mut realm = Realm::of(&mem, config.validate().expect("every CPU has it"));
+        realm.down(BASE, Level::L3);
+        realm.log.events.clear();
+        assert_eq!(realm.map(BASE, MEMORY, 0x4000), Ok(0x4000));
+        let invalidated = Event::Cache(CacheOp::InvalidateInstructions);
+        assert_eq!(realm.log.events.contains(&invalidated), !dic);
+    }
+}
+
 /// Where a block fits there is one; it goes whole, and splits into what it was.
 #[test]
 fn a_block_stands_where_one_fits() {

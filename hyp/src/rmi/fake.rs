@@ -276,6 +276,13 @@ impl Host {
         all.map(|pa| is_mapped(self.system, pa)).collect()
     }
 
+    /// Leaves the host's stage 2 no page for another table.
+    pub fn use_up_tables(&self) {
+        // SAFETY: as in `tables`.
+        let pool = unsafe { &*self.pool };
+        while pool.alloc(Level::L3).is_some() {}
+    }
+
     /// Table pages of the host's stage 2 beyond those it began with; fewer, where it has
     /// given away all that one of them maps.
     pub fn tables(&self) -> i64 {

@@ -454,3 +454,31 @@ fn texts_that_are_none_are_as_if_not_there() {
     assert!(!machine.psci_by_hvc);
     assert_eq!(ranges(&machine.memory), [(0x4000_0000, 0x5000_0000)]);
 }
+
+/// What is written with the MMU off, a cache may still have as it was.
+#[test]
+fn a_tree_that_was_mended_is_cleaned() {
+    use arm64::recording::{self, Event};
+    let tree = Tree::with_ram().node("node", |t| t).finish();
+    let length = tree.len() as u64;
+    let mut words = std::vec![0u64; tree.len().div_ceil(8)];
+    for spoilt in [false, true] {
+        let to = zerocopy::IntoBytes::as_mut_bytes(words.as_mut_slice());
+        to[..tree.len()].copy_from_slice(&tree);
+        let at = tree.windows(5).position(|window| window == b"node\0");
+        if spoilt {
+            to[at.expect("there")] = 0xff;
+        }
+        let pa = words.as_mut_ptr().expose_provenance() as u64;
+        let done = recording::of(|| {
+            // SAFETY: this test's memory, which nobody else has.
+            let text = unsafe { bytes(pa) }.expect("a tree");
+            assert!(devtree::open(text).is_ok());
+        });
+        let line = instr::dcache_line();
+        let lines = (pa & !(line - 1)..pa + length).step_by(line as usize);
+        let mut lines = lines.map(|at| Event::Instruction("dc civac", Some(at)));
+        let is_cleaned = lines.all(|cleaned| done.contains(&cleaned));
+        assert_eq!((is_cleaned, done.is_empty()), (spoilt, !spoilt));
+    }
+}

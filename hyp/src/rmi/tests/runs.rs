@@ -288,6 +288,28 @@ fn what_no_range_can_change_stays() {
     assert!(h.system.host.reaches(RAM + 2 * MIB));
 }
 
+/// Where no table is left to split the host's block with, nothing changes, and nothing
+/// is counted as gone.
+#[test]
+fn what_cannot_leave_the_host_stays_its_own() {
+    let mut h = machine(Granule::K4, 16 * MIB, true);
+    let rd = h.page(1);
+    tables(&mut h, RAM, 3, 0);
+    let block = RAM + 8 * MIB;
+    h.use_up_tables();
+    for (function, args) in [
+        (vendor::GRANULE_RANGE_DELEGATE, &[block, block + 0x4000][..]),
+        (fid::RMI_GRANULE_DELEGATE, &[block]),
+        (vendor::RTT_DATA_DONATE, &[rd, RAM, RAM + 0x4000, block]),
+    ] {
+        assert_eq!(answer(&mut h, function, args).0, Status::ErrorInput);
+        assert!(h.system.granules.lend(block, 2 * MIB), "all of it is there");
+        h.system.granules.take_back(block, 2 * MIB);
+    }
+    assert!(h.system.host.reaches(block));
+    assert_eq!(entry(&mut h, RAM), [3, UNASSIGNED, 0, EMPTY]);
+}
+
 /// Of a block that is not all there nothing is donated.
 #[test]
 fn half_a_block_is_given_back() {
