@@ -385,6 +385,46 @@ fn a_block_above_level_2_is_split_before_it_goes() {
     assert_eq!(realm.rtt.fold(&mut realm.log, at), Ok(table));
 }
 
+/// Addresses whose high bits stand elsewhere in an entry: of what is mapped and of what
+/// is not, as a block, as the pages that it splits into, and as the block again.
+#[test]
+fn memory_above_48_bits_is_itself_in_each_form() {
+    let memory = 0xb_c000_0000_0000;
+    for granule in Granule::ALL {
+        for ripas in [Ripas::Ram, Ripas::Empty] {
+            let mut config = Stage2Config::new(granule, 40, 52);
+            config.lpa2 = granule != Granule::K64;
+            config.features.fwb = true;
+            let mem = Plain::new(granule.page_size(), 8 << 20);
+            let mut realm = Realm::of(&mem, config.validate().expect("some CPU has it"));
+            realm.down(BASE, Level::L2);
+            let (page, block) = (realm.page, realm.rtt.geometry().span(Level::L2));
+            if ripas == Ripas::Ram {
+                realm.tell_ram(BASE, BASE + block);
+            }
+            let at = RttAt::new(Ipa::new(BASE), Level::L3);
+            let is = |realm: &Realm<'_>, offset: u64, level| {
+                let entry = realm.read(BASE + offset);
+                let pa = Pa::new(memory + offset);
+                assert_eq!(entry.state, RttState::Assigned { ripas, pa });
+                assert_eq!(entry.level, level, "{granule:?}");
+            };
+            assert_eq!(realm.map(BASE, memory, block), Ok(block));
+            is(&realm, 0, Level::L2);
+            let table = mem.alloc(Level::L3).expect("memory");
+            assert_eq!(realm.rtt.create(&mut realm.log, at, table), Ok(()));
+            for offset in [0, page, block - page] {
+                is(&realm, offset, Level::L3);
+            }
+            assert_eq!(realm.rtt.fold(&mut realm.log, at), Ok(table));
+            is(&realm, 0, Level::L2);
+            assert_eq!(realm.rtt.create(&mut realm.log, at, table), Ok(()));
+            let gone = realm.unmap(BASE + page, HALF, u64::MAX).expect("pages");
+            assert_eq!((gone.pa.get(), gone.size), (memory + page, block - page));
+        }
+    }
+}
+
 /// What no run may be.
 #[test]
 fn runs_that_cannot_be_are_refused() {
