@@ -311,6 +311,17 @@ guarded_zero:
     sub     x1, x1, #64
     b       1b
 
+// guarded_touch(x0 = begin, x1 = end): a word of each 4 KiB stays what it is
+    .global guarded_touch
+guarded_touch:
+    guarded
+1:  cmp     x0, x1
+    b.hs    guarded_done
+    ldr     x2, [x0]
+    str     x2, [x0]
+    add     x0, x0, #0x1000
+    b       1b
+
 // guarded_read32(x0 = register, x1 = where its value goes)
     .global guarded_read32
 guarded_read32:

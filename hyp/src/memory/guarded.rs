@@ -25,6 +25,7 @@ mod routines {
         pub fn guarded_copy(to: *mut u8, from: *const u8, len: usize) -> u64;
         pub fn guarded_put(base: *mut u8, fields: *const [u64; 2], count: usize) -> u64;
         pub fn guarded_zero(at: *mut u8, len: usize) -> u64;
+        pub fn guarded_touch(begin: u64, end: u64) -> u64;
         pub fn guarded_read32(at: *const u32, to: *mut u32) -> u64;
         pub fn guarded_clean(start: u64, end: u64, line: u64) -> u64;
         pub fn guarded_translate(address: u64, to: *mut u64, look: u64) -> u64;
@@ -72,6 +73,11 @@ mod routines {
         // SAFETY: the caller's promise.
         unsafe { at.write_bytes(0, len) };
         0
+    }
+
+    pub unsafe fn guarded_touch(begin: u64, end: u64) -> u64 {
+        let mut words = (begin as usize..end as usize).step_by(0x1000);
+        u64::from(words.any(|word| fake::is_hole(word, 8)))
     }
 
     pub unsafe fn guarded_read32(at: *const u32, to: *mut u32) -> u64 {
@@ -192,6 +198,20 @@ pub unsafe fn put(base: u64, fields: &[[u64; 2]]) -> Result<()> {
 pub unsafe fn zero(pa: u64, len: u64) -> Result<()> {
     // SAFETY: the caller's promise.
     outcome(unsafe { routines::guarded_zero(pointer(pa), len as usize) })
+}
+
+/// Asks whether there is memory: reads and writes a word of each 4 KiB, less than which
+/// no machine has or lacks.
+///
+/// # Errors
+/// [`ExternalAbort`].
+///
+/// # Safety
+/// As [`read`]; `pa` and `len` are multiples of 4 KiB, and nobody else writes there.
+pub unsafe fn touch(pa: u64, len: u64) -> Result<()> {
+    let begin = pointer::<u8>(pa) as u64;
+    // SAFETY: the caller's promise.
+    outcome(unsafe { routines::guarded_touch(begin, begin + len) })
 }
 
 /// Reads a 32-bit register.

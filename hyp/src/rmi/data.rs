@@ -105,16 +105,15 @@ pub fn donate_range(system: &System, rd: u64, ipas: Range<u64>, pa: u64) -> Outc
     with_new_realm(system, rd, |tables, pe| {
         let run = run_of(system, tables, ipas, pa)?;
         let (_, granules) = lock_for(system, tables, run, State::Ns)?;
+        let granule = system.granules.size();
+        // What takes it out again does not ask any more.
         // SAFETY: the host cannot reach it any more, and no realm yet.
-        let touch = |pa| unsafe {
-            let word: u64 = guarded::read(pa)?;
-            guarded::write(pa, &word)
-        };
+        let touch = |pa| unsafe { guarded::touch(pa, granule) };
         let mut granules = granule::leave_host(system, granules, touch)?;
         let size = granules.size();
         let mapped = tables.data_map(pe, &DataRun { size, ..run }, Fill::Known);
         let done = mapped.unwrap_or(0);
-        granule::give_back(system, granules.split_off(done / system.granules.size()));
+        granule::give_back(system, granules.split_off(done / granule));
         granules.unlock_as(State::Data);
         mapped.map(|_| run.ipa.get() + done).map_err(status)
     })

@@ -288,6 +288,26 @@ fn what_no_range_can_change_stays() {
     assert!(h.system.host.reaches(RAM + 2 * MIB));
 }
 
+/// EL2 dies of what does not answer when it scrubs: it asks of every 4 KiB before.
+#[test]
+fn a_granule_that_is_there_in_part_is_not_donated() {
+    for granule in Granule::ALL {
+        let mut h = machine(granule, 16 * MIB, false);
+        let (rd, size) = (h.page(1), h.size);
+        tables(&mut h, RAM, 3, 0);
+        let hole = h.page(52) - 0x1000;
+        phys::fake::make_hole(Region::new(hole, 0x1000).unwrap());
+        let donate = [rd, RAM, RAM + 4 * size, h.page(50)];
+        let top = h.ok(vendor::RTT_DATA_DONATE, &donate)[1];
+        assert_eq!(top, RAM + size, "{granule:?}");
+        assert_eq!((h.state(50), h.state(51)), (State::Data, State::Ns));
+        let rest = [rd, top, RAM + 4 * size, h.page(51)];
+        let (status, _) = answer(&mut h, vendor::RTT_DATA_DONATE, &rest);
+        assert_eq!(status, Status::ErrorInput);
+        assert!(h.system.host.reaches(h.page(51)));
+    }
+}
+
 /// Where no table is left to split the host's block with, nothing changes, and nothing
 /// is counted as gone.
 #[test]
