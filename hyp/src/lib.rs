@@ -38,6 +38,7 @@ pub mod guest;
 pub mod idregs;
 pub mod kicks;
 pub mod log;
+pub mod measure;
 pub mod memory;
 pub mod posting;
 pub mod psci;

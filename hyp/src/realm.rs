@@ -5,7 +5,8 @@
 //! running REC reaches its realm without that lock; what it shares with others
 //! is behind locks here: `rtt`, the tables, and `vgic`, the interrupts of all
 //! vCPUs; and behind a third, `posted`, the page of its device's accesses. None is
-//! held while another is taken, nor while a guest runs.
+//! held while another is taken, nor while a guest runs. `measured` is taken beneath
+//! all of them.
 
 use arm64::instr;
 use arm64::regs::affinity;
@@ -19,8 +20,9 @@ use vgic::{Affinity, Distributor, Redistributor, VcpuSet};
 use crate::cpu::pe::{MAX_PES, Pe};
 use crate::cpu::{gic, pe};
 use crate::kicks::Kicked;
+use crate::measure::Measurements;
 use crate::memory::granule::{self, GranuleWord, Granules};
-use crate::memory::order::RealmLock;
+use crate::memory::order::{MeasuredLock, RealmLock};
 use crate::memory::phys;
 use crate::memory::pool::entries_in_ram;
 use crate::posting::Device;
@@ -41,13 +43,52 @@ pub enum State {
     SystemOff = 2,
 }
 
-/// See [`Realm::shared_from`].
-pub const fn shared_from(flags: RealmFlags, ipa_bits: u8) -> u64 {
-    if flags.contains(RealmFlags::NONCONF) {
-        0
-    } else {
-        1 << (ipa_bits - 1)
+/// What a guest is, by the flags that it is created with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Its memory is the host's.
+    Plain,
+    /// Its memory is its own, and it does not know.
+    Protected,
+    /// A realm of RMI 1.0: measured, and RSI answers.
+    Realm,
+}
+
+impl Mode {
+    /// That of these flags; `None` where they do not go together.
+    pub const fn of(flags: RealmFlags) -> Option<Self> {
+        let plain = flags.contains(RealmFlags::NONCONF);
+        let protected = flags.contains(RealmFlags::PROTECTED);
+        match (plain, protected, flags.contains(RealmFlags::EL2_VGIC)) {
+            (true, false, true) => Some(Self::Plain),
+            (false, true, true) => Some(Self::Protected),
+            (false, false, true) => Some(Self::Realm),
+            _ => None,
+        }
     }
+
+    /// See [`Realm::shared_from`].
+    pub const fn shared_from(self, ipa_bits: u8) -> u64 {
+        match self {
+            Self::Plain => 0,
+            Self::Protected | Self::Realm => 1 << (ipa_bits - 1),
+        }
+    }
+}
+
+/// What a realm is created as.
+#[derive(Debug)]
+pub struct Identity {
+    /// [`RealmFlags`], of which a mode was made.
+    pub flags: RealmFlags,
+    /// That mode.
+    pub mode: Mode,
+    /// Its tag in TLBs.
+    pub vmid: u16,
+    /// The realm personalisation value.
+    pub rpv: [u8; 64],
+    /// A realm's, of its parameters.
+    pub measured: Option<Measurements>,
 }
 
 /// The granules of a realm's root, one after another.
@@ -63,8 +104,14 @@ pub struct Roots {
 #[derive(Debug)]
 pub struct Realm {
     state: AtomicU8,
-    /// What it was created with.
-    pub flags: RealmFlags,
+    /// What it is.
+    pub mode: Mode,
+    /// The host has its interrupts (HOST_LRS): EL2 models no GIC for it.
+    pub host_lrs: bool,
+    /// The realm personalisation value.
+    pub rpv: [u8; 64],
+    /// Of a realm: what it was made of, and has noted since.
+    pub measured: MeasuredLock<Option<Measurements>>,
     /// Width of its IPA space.
     pub ipa_bits: u8,
     /// Where the half of its IPA space begins that it shares with the host, and where
@@ -76,6 +123,7 @@ pub struct Realm {
     pub vttbr: u64,
     /// `VTCR_EL2`.
     pub vtcr: u64,
+    granule_shift: u32,
     /// The root's granules.
     pub roots: Roots,
     /// Its tables; `None` once they are retired.
@@ -96,17 +144,22 @@ const _: () = assert!(size_of::<Realm>() <= 4096);
 
 impl Realm {
     /// A realm in state NEW.
-    pub fn new(flags: RealmFlags, vmid: u16, roots: Roots, rtt: Rtt<RttMem>) -> Self {
+    pub fn new(identity: Identity, roots: Roots, rtt: Rtt<RttMem>) -> Self {
         let geometry = *rtt.geometry();
         let ipa_bits = geometry.ipa_bits();
+        let mode = identity.mode;
         Self {
             state: AtomicU8::new(State::New as u8),
-            flags,
+            mode,
+            host_lrs: !identity.flags.contains(RealmFlags::EL2_VGIC),
+            rpv: identity.rpv,
+            measured: MeasuredLock::new(identity.measured),
             ipa_bits,
-            shared_from: shared_from(flags, ipa_bits),
-            vmid,
+            shared_from: mode.shared_from(ipa_bits),
+            vmid: identity.vmid,
             vttbr: rtt.regs().vttbr,
             vtcr: geometry.vtcr(),
+            granule_shift: geometry.span(Level::L3).trailing_zeros(),
             roots,
             rtt: RealmLock::new(Some(rtt)),
             vgic: RealmLock::new(Distributor::new()),
@@ -141,6 +194,11 @@ impl Realm {
     /// An address that a vCPU may begin at: of a confidential guest's own half.
     pub fn is_executable(&self, ipa: u64) -> bool {
         ipa >> self.ipa_bits == 0 && (!self.is_confidential() || self.is_protected(ipa))
+    }
+
+    /// Bytes of a granule of EL2's, by which its tables map.
+    pub fn granule(&self) -> u64 {
+        1 << self.granule_shift
     }
 
     /// Its state.

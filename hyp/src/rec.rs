@@ -8,6 +8,8 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use pgtable::{ChangeDestroyed, Ripas};
+use rmi::rsi::HostCall;
 use rmi::vendor::{Exit, HISTORY_LEN};
 use vgic::{Affinity, ListRegisters, Redistributor};
 
@@ -69,6 +71,8 @@ pub struct VcpuState {
     pub lrs_loaded: bool,
     /// What the last exit waits for.
     pub pending: Pending,
+    /// A realm's call of its host, in both directions.
+    pub host_call: HostCall,
     /// Its own address of the MPIDR, with RES1.
     pub vmpidr: u64,
     /// The last exits.
@@ -117,6 +121,25 @@ pub enum Pending {
     CpuOn(u64, u64, u64),
     /// `AFFINITY_INFO`: target.
     AffinityInfo(u64),
+    /// A change of RIPAS that the host may make.
+    Ripas(RipasChange),
+    /// A call of the host's, by the structure at this IPA.
+    HostCall(u64),
+}
+
+/// A change of RIPAS that a realm asks for (RSI_IPA_STATE_SET).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RipasChange {
+    /// How far the host has come: where it goes on, granule-aligned.
+    pub reached: u64,
+    /// Its end, likewise.
+    pub top: u64,
+    /// The first address that the realm named, and the end.
+    pub asked: (u64, u64),
+    /// What is asked for.
+    pub to: Ripas,
+    /// Of destroyed memory too.
+    pub destroyed: ChangeDestroyed,
 }
 
 impl Rec {
@@ -141,6 +164,7 @@ impl Rec {
                 lrs: ListRegisters::new(list_registers),
                 lrs_loaded: false,
                 pending: Pending::Nothing,
+                host_call: HostCall::ZERO,
                 vmpidr: 1 << 31 | mpidr,
                 history: [Exit::default(); HISTORY_LEN],
                 exits: 0,

@@ -41,8 +41,8 @@ pub use errata::Errata;
 pub use error::{Budget, Error, Stopped};
 #[cfg(feature = "extra")]
 pub use extra::{
-    Change, ChangeDestroyed, ERRATA, Erratum, Flush, Frozen, Gather, HeldLeaf, Next, Permissions,
-    Remains, Runs, Seen, Split, Subtree, Sweep, UnmapLater, Visit,
+    Change, ERRATA, Erratum, Flush, Frozen, Gather, HeldLeaf, Next, Permissions, Remains, Runs,
+    Seen, Split, Subtree, Sweep, UnmapLater, Visit,
 };
 pub use format::{Annotation, Entry};
 pub use geometry::Geometry;
@@ -51,7 +51,8 @@ pub use maintenance::{Barrier, CacheOp, Maintenance, Stage2Regs, Tlbi, TlbiKind}
 pub use mem::TableMem;
 pub use plan::RUNS;
 pub use rtt::{
-    DataRun, Fill, HostPages, Removed, RemovedData, Ripas, Rtt, RttAt, RttEntry, RttError, RttState,
+    ChangeDestroyed, DataRun, Fill, HostPages, Removed, RemovedData, Ripas, Rtt, RttAt, RttEntry,
+    RttError, RttState,
 };
 pub use shape::{OaForm, Shape};
 pub use sink::{Ignore, LeafSink, RemovedLeaf, RemovedRun};

@@ -1,8 +1,9 @@
 //! The calls of RSI 1.0 (DEN0137 1.0-rel0, B5.3), as a realm's guest makes them by
-//! SMC. No guest is a realm's yet: each is answered
-//! [`crate::NOT_SUPPORTED`], by which a kernel sees that it runs in an ordinary VM.
+//! SMC. Any other guest is answered [`crate::NOT_SUPPORTED`], by which its kernel sees
+//! that it runs in an ordinary VM.
 
 use crate::table::calls;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 calls! {
     /// A call of a realm's guest.
@@ -37,5 +38,82 @@ calls! {
     0xC400_0199 RSI_HOST_CALL = HostCall { ipa };
 }
 
+/// X0 of an answer (B5.4.2 RsiCommandReturnCode).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Code {
+    /// Done.
+    Success = 0,
+    /// An argument.
+    ErrorInput = 1,
+    /// Not in this state.
+    ErrorState = 2,
+    /// More of it is to come: the same call again.
+    Incomplete = 3,
+    /// For a reason of the machine's.
+    ErrorUnknown = 4,
+}
+
+/// Bytes that the addresses of RSI are aligned to, whatever the host's granule.
+pub const GRANULE: u64 = 0x1000;
+
+/// Flag of [`Rsi::IpaStateSet`]: what was taken away becomes memory again, too.
+pub const CHANGE_DESTROYED: u64 = 1 << 0;
+
+/// X2 of the answer to [`Rsi::IpaStateSet`]: the host did what was asked.
+pub const ACCEPT: u64 = 0;
+/// The host refused.
+pub const REJECT: u64 = 1;
+
+/// What [`Rsi::RealmConfig`] writes (B5.4.6 RsiRealmConfig), zeros up to
+/// [`GRANULE`] behind it.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RealmConfig {
+    /// Width of the IPA space in bits.
+    pub ipa_width: u64,
+    /// Measurement algorithm: 0 SHA-256, 1 SHA-512.
+    pub hash_algo: u64,
+    /// Zero.
+    pub pad: [u64; 0x3e],
+    /// Realm personalisation value.
+    pub rpv: [u8; 64],
+}
+
+/// What [`Rsi::HostCall`] names (B5.4.4 RsiHostCall), aligned to its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct HostCall {
+    /// An immediate, for the host.
+    pub imm: u16,
+    /// Not looked at.
+    pub pad: [u8; 6],
+    /// Registers for the host, and from it.
+    pub gprs: [u64; 31],
+}
+
+impl HostCall {
+    /// All zero.
+    pub const ZERO: Self = Self {
+        imm: 0,
+        pad: [0; 6],
+        gprs: [0; 31],
+    };
+}
+
 /// The last identifier of the RSI range.
 pub const LAST: u64 = 0xC400_01AF;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::mem::{offset_of, size_of};
+
+    #[test]
+    fn layout_is_the_specifications() {
+        assert_eq!(offset_of!(RealmConfig, hash_algo), 8);
+        assert_eq!(offset_of!(RealmConfig, rpv), 0x200);
+        assert_eq!(offset_of!(HostCall, gprs), 8);
+        assert_eq!(size_of::<HostCall>(), 0x100);
+    }
+}

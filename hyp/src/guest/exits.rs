@@ -18,11 +18,12 @@ use vgic::{At, Frame, Read, SgiRegister};
 use super::confidential;
 use super::psci::{self, Answer, Cpus};
 use super::record::{Next, Record};
+use super::rsi;
 use super::vcpu::RunningVcpu;
 use crate::cpu::{Cpu, access, inject};
 use crate::errata;
 use crate::log::trace;
-use crate::realm::{Realm, State};
+use crate::realm::{Mode, Realm, State};
 use crate::rec::{Pending, VcpuState};
 use arm64::syndrome::{Class, Syndrome};
 use arm64::sysreg::Sysreg;
@@ -41,10 +42,20 @@ pub fn synchronous(
             None => Next::Enter,
         },
         Class::SYSREG => system_register(vcpu, state, esr),
-        Class::HVC => traced_call(vcpu, state),
+        // A realm's calls are by SMC alone (DEN0137 1.0, A4.5).
+        Class::HVC if vcpu.realm.mode != Mode::Realm => traced_call(vcpu, state),
+        Class::SMC if let Some(call) = rsi::call_of(vcpu.realm, state) => {
+            rsi::serve(vcpu, state, call)
+        }
         Class::SMC => {
             state.gprs.step();
             traced_call(vcpu, state)
+        }
+        Class::HVC => {
+            // Its PC is past it, and what is undefined has not been executed.
+            state.gprs.repeat();
+            inject::undefined(&mut state.gprs);
+            Next::Enter
         }
         Class::WFX => wait(vcpu, state, esr),
         Class::FP => {

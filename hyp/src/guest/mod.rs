@@ -5,5 +5,6 @@ pub mod exits;
 pub mod interrupts;
 pub mod psci;
 pub mod record;
+pub mod rsi;
 pub mod run;
 pub mod vcpu;

@@ -10,6 +10,7 @@ use rmi::vendor::Exit;
 use super::confidential;
 use super::exits;
 use super::record::{Entry, Next, Record};
+use super::rsi;
 use super::vcpu::RunningVcpu;
 use crate::cpu::context::{Exception, enter};
 use crate::cpu::dying;
@@ -158,6 +159,7 @@ fn finish_previous_exit(state: &mut VcpuState, entry: &Entry) {
             }
             state.gprs.step_over(esr);
         }
+        Pending::Ripas(change) => rsi::finish_ripas(state, change, entry.flags),
         _ => {}
     }
 }

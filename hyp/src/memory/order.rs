@@ -1,5 +1,5 @@
 //! The locks with an order among them ([docs/locking.md]): of a realm, of the host's
-//! stage 2, of the pool. In the image each is a spin lock and no more. On the
+//! stage 2, of the pool, of measurements. In the image each is a spin lock and no more. On the
 //! development machine each CPU, which is a thread there, notes what it holds, those
 //! of granules too, and dies when it takes one out of order: whether or not another
 //! CPU was there to wait for.
@@ -7,11 +7,14 @@
 //! [docs/locking.md]: ../../../../docs/locking.md
 
 #[cfg(target_os = "none")]
-pub use spin::mutex::{SpinMutex as PoolLock, SpinMutex as RealmLock, SpinMutex as TreeLock};
+pub use spin::mutex::{
+    SpinMutex as MeasuredLock, SpinMutex as PoolLock, SpinMutex as RealmLock, SpinMutex as TreeLock,
+};
 
 #[cfg(not(target_os = "none"))]
 pub use checked::{
-    Lock, PoolLock, REALM, RealmLock, TreeLock, idle, lets_go, may_wait, rank_of, takes, watched,
+    Lock, MeasuredLock, PoolLock, REALM, RealmLock, TreeLock, idle, lets_go, may_wait, rank_of,
+    takes, watched,
 };
 
 #[cfg(not(target_os = "none"))]
@@ -31,6 +34,7 @@ mod checked {
     pub const REALM: u8 = 3;
     const TREE: u8 = 6;
     const POOL: u8 = 7;
+    const MEASURED: u8 = 8;
 
     /// A realm's tables, its interrupts, its posted accesses.
     pub type RealmLock<T> = Lock<T, REALM>;
@@ -38,6 +42,8 @@ mod checked {
     pub type TreeLock<T> = Lock<T, TREE>;
     /// The pool.
     pub type PoolLock<T> = Lock<T, POOL>;
+    /// A realm's measurements.
+    pub type MeasuredLock<T> = Lock<T, MEASURED>;
 
     /// Is told where a lock is that is about to be let go, and the ranks of those that
     /// stay held.
@@ -69,7 +75,7 @@ mod checked {
     pub fn may_wait(rank: u8, at: usize) {
         HELD.with_borrow(|held| {
             let behind = |&(other, place): &(u8, usize)| {
-                let by_address = !matches!(rank, REALM | TREE | POOL) && place < at;
+                let by_address = !matches!(rank, REALM | TREE | POOL | MEASURED) && place < at;
                 other < rank || other == rank && by_address
             };
             let ordered = held.iter().all(behind);

@@ -17,8 +17,8 @@ use crate::memory::granule::State;
 use crate::memory::maintenance;
 use crate::memory::run::LockedRun;
 use crate::memory::{guarded, phys};
-use crate::realm::{self, Realm};
-use crate::rec::Rec;
+use crate::realm::{self, Mode, Realm};
+use crate::rec::{Pending, Rec};
 use crate::system::System;
 
 /// What `DATA_CREATE` copies.
@@ -34,14 +34,16 @@ pub struct Content {
 pub fn create(system: &System, rd: u64, data: u64, ipa: u64, content: Content) -> Outcome {
     let Content { src, flags } = content;
     let flags = DataFlags::from_bits(flags).ok_or(Status::ErrorInput)?;
-    if flags.contains(DataFlags::MEASURE) {
-        return Err(Status::ErrorInput); // no realm is measured
-    }
+    let measure = flags.contains(DataFlags::MEASURE);
     // Before the realm is looked at, as TF-RMM has it; the source stays the host's,
     // for the time of the copy.
     let _src = pin(system, src)?;
     is_delegated(system, data)?;
-    with_new_realm(system, rd, |tables, pe| {
+    with_new_realm(system, rd, |realm, tables, pe| {
+        // Of a guest that is no realm nothing is measured.
+        if measure && realm.mode != Mode::Realm {
+            return Err(Status::ErrorInput);
+        }
         let page = lock(system, data, State::Delegated)?;
         tables.data_check(Ipa::new(ipa)).map_err(status)?;
         let size = system.granules.size();
@@ -58,10 +60,25 @@ pub fn create(system: &System, rd: u64, data: u64, ipa: u64, content: Content) -
             // SAFETY: as above. A part may have been copied.
             unsafe { phys::zero(data, size) };
         } else {
+            if let Some(measured) = realm.measured.lock().as_mut() {
+                // SAFETY: as above; the realm does not run yet.
+                let content = || measured.algorithm.hash(unsafe { bytes(data, size) });
+                let content = measure.then(content);
+                measured.add_data(ipa, flags.bits(), content);
+            }
             page.unlock_as(State::Data);
         }
         made
     })
+}
+
+/// The bytes of a granule.
+///
+/// # Safety
+/// It is EL2's, and nobody writes it meanwhile.
+unsafe fn bytes<'a>(pa: u64, size: u64) -> &'a [u8] {
+    // SAFETY: the caller's promise; the range is RAM, mapped as all of it is.
+    unsafe { core::slice::from_raw_parts(phys::pointer(pa), size as usize) }
 }
 
 /// Makes the granule `data`, all zero, memory of a realm at `ipa`, whose RIPAS stays
@@ -102,7 +119,11 @@ pub fn map_range(system: &System, rd: u64, ipas: Range<u64>, pa: u64) -> Outcome
 /// Makes granules of the host's, from `pa` on, memory of a realm in state NEW at `ipas`,
 /// with what is in them: how far it came.
 pub fn donate_range(system: &System, rd: u64, ipas: Range<u64>, pa: u64) -> Outcome<u64> {
-    with_new_realm(system, rd, |tables, pe| {
+    with_new_realm(system, rd, |realm, tables, pe| {
+        // What a realm begins with counts in its measurement.
+        if realm.mode == Mode::Realm {
+            return Err(Status::ErrorInput);
+        }
         let run = run_of(system, tables, ipas, pa)?;
         let (_, granules) = lock_for(system, tables, run, State::Ns)?;
         let granule = system.granules.size();
@@ -210,12 +231,19 @@ pub fn init_ripas(system: &System, rd: u64, base: u64, top: u64) -> Outcome<u64>
     }
     let mut rtt = realm.rtt.lock();
     let tables = rtt.as_mut().ok_or(Status::ErrorInput)?;
-    let reached = tables.init_ripas(Ipa::new(base)..Ipa::new(top), |_, _| ());
+    let mut measured = realm.measured.lock();
+    let reached = tables.init_ripas(Ipa::new(base)..Ipa::new(top), |base, top| {
+        if let Some(measured) = measured.as_mut() {
+            measured.add_ripas(base.get(), top.get());
+        }
+    });
+    drop(measured);
     drop(rd_lock);
     reached.map(Ipa::get).map_err(status)
 }
 
-/// Changes what a vCPU asked to have changed, which none can yet: RSI is not there.
+/// Changes what a vCPU asked to have changed, to the end of one table at most: how far
+/// it came. The vCPU learns of it when it is entered.
 pub fn set_ripas(system: &System, rd: u64, rec: u64, base: u64, top: u64) -> Outcome<u64> {
     if base >= top {
         return Err(Status::ErrorInput);
@@ -223,15 +251,35 @@ pub fn set_ripas(system: &System, rd: u64, rec: u64, base: u64, top: u64) -> Out
     let _rd_lock = lock(system, rd, State::Rd)?;
     let _rec_lock = lock_idle_rec(system, rec)?;
     // SAFETY: the REC's lock is held.
-    let owned = unsafe { Rec::at(rec) }.rd == rd;
-    Err([Status::ErrorRec, Status::ErrorInput][usize::from(owned)])
+    let vcpu = unsafe { Rec::at(rec) };
+    if vcpu.rd != rd {
+        return Err(Status::ErrorRec);
+    }
+    // SAFETY: locked and not running.
+    let state = unsafe { &mut *vcpu.state.get() };
+    let Pending::Ripas(change) = &mut state.pending else {
+        return Err(Status::ErrorInput);
+    };
+    if base != change.reached || top > change.top {
+        return Err(Status::ErrorInput);
+    }
+    // SAFETY: the RD's lock is held.
+    let realm = unsafe { Realm::at(rd) };
+    let mut rtt = realm.rtt.lock();
+    let tables = rtt.as_mut().ok_or(Status::ErrorInput)?;
+    let (range, pe) = (Ipa::new(base)..Ipa::new(top), &mut system.host.pe());
+    let reached = tables
+        .set_ripas(pe, range, change.to, change.destroyed)
+        .map_err(status)?;
+    change.reached = reached.get();
+    Ok(change.reached)
 }
 
 /// As [`with_rtt`] for a command of a realm in state NEW, which it stays meanwhile.
 fn with_new_realm<R>(
     system: &System,
     rd: u64,
-    f: impl FnOnce(&mut Tables, &mut maintenance::Pe) -> Outcome<R>,
+    f: impl FnOnce(&Realm, &mut Tables, &mut maintenance::Pe) -> Outcome<R>,
 ) -> Outcome<R> {
     let _rd_lock = lock(system, rd, State::Rd)?;
     // SAFETY: the RD's lock is held.
@@ -241,5 +289,5 @@ fn with_new_realm<R>(
     }
     let mut rtt = realm.rtt.lock();
     let tables = rtt.as_mut().ok_or(Status::ErrorInput)?;
-    f(tables, &mut system.host.pe())
+    f(realm, tables, &mut system.host.pe())
 }

@@ -25,6 +25,10 @@ use crate::cpu::Cpu;
 use crate::features::GranuleSupport;
 use crate::system::System;
 
+/// Breakpoints and watchpoints that a realm sees, less one.
+const NUM_BPS: u8 = 1;
+const NUM_WPS: u8 = 1;
+
 /// X0–X4 of an answer.
 pub type Answer = [u64; 5];
 
@@ -217,10 +221,10 @@ fn feature(system: &System, cpu: &Cpu, index: u64) -> u64 {
     let features = Feature0 {
         s2sz: system.features.max_ipa_bits(system.granule),
         lpa2: system.features.stage2(system.granule) == GranuleSupport::Lpa2,
-        num_bps: 1,
-        num_wps: 1,
-        sha256: false,
-        sha512: false,
+        num_bps: NUM_BPS,
+        num_wps: NUM_WPS,
+        sha256: true,
+        sha512: true,
         gicv3_num_lrs: cpu.gic.list_registers as u8 - 1,
         max_recs_order: crate::realm::MAX_RECS.trailing_zeros() as u8,
     };

@@ -5,13 +5,14 @@ use ::rmi::params::{RealmFlags, RealmParams};
 use arrayvec::ArrayVec;
 use pgtable::{Ipa, Pa, RemovedLeaf, Rtt, Start, Vmid};
 
-use super::Outcome;
 use super::args::{self, copy_from_host, lock};
+use super::{NUM_BPS, NUM_WPS, Outcome};
 use crate::ending;
 use crate::features::GranuleSupport;
+use crate::measure::{Algorithm, Measurements};
 use crate::memory::granule::{Locked, State};
 use crate::memory::{host, phys};
-use crate::realm::{self, Realm, Roots, RttMem};
+use crate::realm::{self, Identity, Mode, Realm, Roots, RttMem};
 use crate::system::System;
 
 /// Most root granules: 16 concatenated tables.
@@ -20,16 +21,8 @@ const MAX_ROOTS: usize = 16;
 /// Builds a realm from its parameters, in state NEW.
 pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
     let params: RealmParams = copy_from_host(system, params)?;
-    let flags = RealmFlags::from_bits(params.flags).ok_or(Status::ErrorInput)?;
-    let mode = flags & (RealmFlags::NONCONF | RealmFlags::PROTECTED);
-    // Plain or protected, with EL2's vGIC; SVE and PMU are hidden from all.
-    if ![RealmFlags::NONCONF, RealmFlags::PROTECTED].contains(&mode)
-        || !flags.contains(RealmFlags::EL2_VGIC)
-        || flags.intersects(RealmFlags::SVE | RealmFlags::PMU)
-    {
-        return Err(Status::ErrorInput);
-    }
-    let lpa2 = flags.contains(RealmFlags::LPA2);
+    let identity = identity(&params)?;
+    let lpa2 = identity.flags.contains(RealmFlags::LPA2);
     if lpa2 && system.features.stage2(system.granule) != GranuleSupport::Lpa2 {
         return Err(Status::ErrorInput);
     }
@@ -57,7 +50,7 @@ pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
     if (params.rtt_base..end).contains(&rd) {
         return Err(Status::ErrorInput);
     }
-    if mode != RealmFlags::NONCONF {
+    if identity.mode != Mode::Plain {
         ending::protect_memory(system);
     }
     // By address: all are of one state.
@@ -79,7 +72,7 @@ pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
     let tables = RttMem {
         granules: &system.granules,
     };
-    let protected_end = Ipa::new(realm::shared_from(flags, params.s2sz));
+    let protected_end = Ipa::new(identity.mode.shared_from(params.s2sz));
     let Ok(rtt) = Rtt::new(
         geometry,
         root,
@@ -94,7 +87,7 @@ pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
         base: params.rtt_base,
         count: roots as u64,
     };
-    let realm = Realm::new(flags, params.vmid, roots, rtt);
+    let realm = Realm::new(identity, roots, rtt);
     // SAFETY: a locked, delegated granule is EL2's, aligned, and large enough.
     unsafe { phys::pointer::<Realm>(rd).write(realm) };
     for root in root_locks {
@@ -102,6 +95,33 @@ pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
     }
     rd_lock.unlock_as(State::Rd);
     Ok(())
+}
+
+/// What a realm with these parameters is. Of a realm's own are looked at: how many
+/// breakpoints and watchpoints, less one and not 0, and the hash.
+fn identity(params: &RealmParams) -> Outcome<Identity> {
+    let flags = RealmFlags::from_bits(params.flags).ok_or(Status::ErrorInput)?;
+    let mode = Mode::of(flags).ok_or(Status::ErrorInput)?;
+    // SVE and PMU are hidden from all.
+    if flags.intersects(RealmFlags::SVE | RealmFlags::PMU) {
+        return Err(Status::ErrorInput);
+    }
+    let measured = if mode == Mode::Realm {
+        let counts = [(params.num_bps, NUM_BPS), (params.num_wps, NUM_WPS)];
+        let has = |(asked, most): &(u8, u8)| (1..=*most).contains(asked);
+        let algorithm = Algorithm::from_raw(params.hash_algo).filter(|_| counts.iter().all(has));
+        let algorithm = algorithm.ok_or(Status::ErrorInput)?;
+        Some(Measurements::of_realm(algorithm, params))
+    } else {
+        None
+    };
+    Ok(Identity {
+        flags,
+        mode,
+        vmid: params.vmid,
+        rpv: params.rpv,
+        measured,
+    })
 }
 
 /// Lets the realm run.

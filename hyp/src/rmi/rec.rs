@@ -3,7 +3,8 @@
 use core::sync::atomic::Ordering;
 
 use ::rmi::params::{MAX_REC_AUX, RecFlags, RecParams, mpidr_index};
-use ::rmi::run::{EnterFlags, RecRun};
+use ::rmi::rsi::HostCall;
+use ::rmi::run::{EnterFlags, ExitReason, RecRun};
 use ::rmi::{Status, psci};
 use vgic::Vgic;
 
@@ -13,6 +14,7 @@ use crate::cpu::Cpu;
 use crate::guest::exits;
 use crate::guest::interrupts::intid;
 use crate::guest::record::{Entry, Record};
+use crate::guest::rsi;
 use crate::guest::run;
 use crate::guest::vcpu::RunningVcpu;
 use crate::memory::granule::State;
@@ -64,6 +66,9 @@ pub fn create(system: &System, list_registers: usize, rd: u64, rec: u64, params:
     let rec_lock = lock(system, rec, State::Delegated)?;
     // SAFETY: a locked, delegated granule is EL2's, aligned, and large enough.
     unsafe { phys::pointer::<Rec>(rec).write(vcpu) };
+    if let Some(measured) = realm.measured.lock().as_mut() {
+        measured.add_rec(&params);
+    }
     rd_lock.granule().get();
     realm.set_rec(index as usize, rec);
     realm.created.store(index + 1, Ordering::Release);
@@ -131,8 +136,13 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
         Pending::Abort(..) if flags & answers == EnterFlags::EMUL_MMIO => {
             return Err(Status::ErrorRec);
         }
-        Pending::Nothing if flags.intersects(answers) => return Err(Status::ErrorRec),
-        Pending::Abort(..) | Pending::Nothing => {}
+        Pending::Abort(..) => {}
+        Pending::Nothing | Pending::Ripas(_) | Pending::HostCall(_)
+            if flags.intersects(answers) =>
+        {
+            return Err(Status::ErrorRec);
+        }
+        Pending::Nothing | Pending::Ripas(_) | Pending::HostCall(_) => {}
     }
     granule.get();
     drop(rec_lock);
@@ -142,10 +152,14 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
         realm,
         rec: vcpu,
     };
-    let record = run::run(&mut guest, rec, state, &Entry { flags, value });
+    let record = match rsi::finish_host_call(realm, state, page + enter + gprs) {
+        Ok(()) => run::run(&mut guest, rec, state, &Entry { flags, value }),
+        Err(missing) => missing.exit(),
+    };
 
+    let calls = record.reason == ExitReason::HostCall as u64;
     // SAFETY: the page is still pinned as the host's.
-    let written = unsafe { write_exit(page, &record) };
+    let written = unsafe { write_exit(page, &record, calls.then_some(&state.host_call)) };
     if exits::is_cpu_off(&record) {
         vcpu.set_runnable(false);
     }
@@ -159,12 +173,18 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
 ///
 /// # Safety
 /// The page is RAM of the host's.
-unsafe fn write_exit(page: u64, record: &Record) -> Result<(), ExternalAbort> {
+unsafe fn write_exit(
+    page: u64,
+    record: &Record,
+    call: Option<&HostCall>,
+) -> Result<(), ExternalAbort> {
     use ::rmi::run::RecExit;
     use core::mem::offset_of;
     let exit = page + offset_of!(RecRun, exit) as u64;
     let mut gprs = [0u64; 31];
     gprs[..4].copy_from_slice(&record.gprs);
+    let gprs = call.map_or(&gprs, |call| &call.gprs);
+    let imm = call.map_or(0, |call| call.imm);
     let fields = [
         (offset_of!(RecExit, exit_reason), record.reason),
         (offset_of!(RecExit, esr), record.esr),
@@ -177,8 +197,10 @@ unsafe fn write_exit(page: u64, record: &Record) -> Result<(), ExternalAbort> {
         (offset_of!(RecExit, cntp_cval), record.timers[1]),
         (offset_of!(RecExit, cntv_ctl), record.timers[2]),
         (offset_of!(RecExit, cntv_cval), record.timers[3]),
-        (offset_of!(RecExit, ripas_base), 0),
-        (offset_of!(RecExit, ripas_top), 0),
+        (offset_of!(RecExit, ripas_base), record.ripas[0]),
+        (offset_of!(RecExit, ripas_top), record.ripas[1]),
+        (offset_of!(RecExit, ripas_value), record.ripas[2]),
+        (offset_of!(RecExit, imm), imm.into()),
         (offset_of!(RecExit, elr), record.pc[0]),
         (offset_of!(RecExit, spsr), record.pc[1]),
         (offset_of!(RecExit, pmu_ovf_status), 0),
@@ -187,7 +209,7 @@ unsafe fn write_exit(page: u64, record: &Record) -> Result<(), ExternalAbort> {
     // SAFETY: the caller's promise; every offset is inside the page and aligned.
     unsafe {
         guarded::put(exit, &fields)?;
-        guarded::write(exit + offset_of!(RecExit, gprs) as u64, &gprs)
+        guarded::write(exit + offset_of!(RecExit, gprs) as u64, gprs)
     }
 }
 

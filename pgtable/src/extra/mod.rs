@@ -35,7 +35,6 @@ pub use errata::{ERRATA, Erratum};
 pub use frozen::{Change, Frozen};
 pub use gather::{Gather, HeldLeaf, UnmapLater};
 pub use protect::Permissions;
-pub use realm::ChangeDestroyed;
 pub use runs::Runs;
 pub use split::Split;
 pub use subtree::{Remains, Subtree};

@@ -23,6 +23,7 @@ mod table;
 mod unprotected;
 
 pub use data::{DataRun, RemovedData};
+pub use ripas::ChangeDestroyed;
 pub use unprotected::HostPages;
 
 use crate::addr::{Ipa, Level, Pa, Vmid};
