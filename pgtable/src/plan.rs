@@ -31,7 +31,7 @@ pub const RUNS: usize = 8;
 
 /// Neighbouring changed entries.
 #[derive(Clone, Copy, Debug)]
-struct Run {
+pub(crate) struct Run {
     extent: Extent,
     /// log2 of the smallest entry's span.
     step: u32,
@@ -40,6 +40,18 @@ struct Run {
     /// Every entry of the run is frozen by whoever keeps the [`Pending`]:
     /// nothing else may be covered by it.
     held: bool,
+}
+
+impl Run {
+    /// Leaves of `level` in `extent`.
+    pub(crate) const fn leaves(shape: &Shape, extent: Extent, level: Level) -> Self {
+        Self {
+            extent,
+            step: shape.shift(level),
+            level: Some(level),
+            held: false,
+        }
+    }
 }
 
 const NO_RUN: Run = Run {
@@ -72,12 +84,7 @@ impl Pending {
     /// Notes leaves of `level` that stood in `extent`.
     #[inline]
     pub(crate) fn leaves(&mut self, shape: &Shape, extent: Extent, level: Level) {
-        self.add(Run {
-            extent,
-            step: shape.shift(level),
-            level: Some(level),
-            held: false,
-        });
+        self.add(Run::leaves(shape, extent, level));
     }
 
     /// As [`leaves`](Self::leaves) for leaves that the caller holds frozen.
@@ -149,7 +156,7 @@ impl Pending {
         self.used += 1;
     }
 
-    fn runs(&self) -> &[Run] {
+    pub(crate) fn runs(&self) -> &[Run] {
         &self.runs[..self.used]
     }
 }
@@ -206,10 +213,10 @@ pub(crate) enum Plan {
 }
 
 /// Applies rule 3.
-pub(crate) fn decide(pending: &Pending, tlb: &Tlb) -> Plan {
+pub(crate) fn decide(pending: &[Run], tlb: &Tlb) -> Plan {
     let most = tlb.granule.entries() as u64;
     let mut ops = 0u64;
-    for run in pending.runs() {
+    for run in pending {
         ops = ops.saturating_add(if tlb.range {
             // At most: alignment, remainder, and 2^21 pages an operation, or
             // 2^16 where lengths have to stay below 4 GiB.
@@ -228,8 +235,8 @@ pub(crate) fn decide(pending: &Pending, tlb: &Tlb) -> Plan {
 }
 
 /// Calls `emit` for each operation of [`Plan::Ranges`].
-pub(crate) fn for_each(pending: &Pending, tlb: &Tlb, mut emit: impl FnMut(Tlbi)) {
-    for run in pending.runs() {
+pub(crate) fn for_each(pending: &[Run], tlb: &Tlb, mut emit: impl FnMut(Tlbi)) {
+    for run in pending {
         if tlb.range && run.extent.size() >> run.step > 1 {
             series(run, tlb, &mut emit);
         } else {
@@ -351,7 +358,7 @@ mod tests {
 
     fn ops(tlb: &Tlb, pending: &Pending) -> Vec<Tlbi> {
         let mut ops = Vec::new();
-        for_each(pending, tlb, |op| ops.push(op));
+        for_each(pending.runs(), tlb, |op| ops.push(op));
         ops
     }
 

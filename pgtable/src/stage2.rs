@@ -425,6 +425,16 @@ impl<M: TableMem> Stage2<M> {
         sink: &mut S,
         budget: &mut Budget,
     ) -> Result<Ipa, Stopped<Ipa>> {
+        // A page whose table keeps others, and that nobody is told of: what a granule
+        // costs that changes owner, so it is short.
+        if !S::WANTS
+            && range.size == self.core.shape.span(Level::L3)
+            && range.leave == Annotation::EMPTY
+            && self.core.unmap_one(maint, range.ipa.into())
+        {
+            budget.spend(1);
+            return Ok(range.ipa.plus(range.size));
+        }
         self.unmap_with::<Exclusive, _, _>(maint, range, sink, budget)
     }
 

@@ -28,7 +28,7 @@
 use crate::addr::{Ia, Level};
 use crate::errata::Errata;
 use crate::maintenance::{Barrier, Maintenance, Stage2Regs, Tlbi, TlbiKind};
-use crate::plan::{self, Pending, Plan, Regime, Tlb};
+use crate::plan::{self, Plan, Regime, Run, Tlb};
 
 /// Proof that the invalidation which covers some removed entries is complete
 /// on every CPU. Frees tables and releases output addresses.
@@ -62,8 +62,8 @@ impl Synced {
     }
 }
 
-/// Invalidates what `pending` names on all CPUs and waits for it.
-pub(crate) fn sync<T: Maintenance>(maint: &mut T, tlb: &Tlb, pending: &Pending) -> Synced {
+/// Invalidates what was changed on all CPUs and waits for it.
+pub(crate) fn sync<T: Maintenance>(maint: &mut T, tlb: &Tlb, pending: &[Run]) -> Synced {
     if pending.is_empty() {
         return Synced::new();
     }

@@ -28,7 +28,7 @@ use crate::plan::Pending;
 use crate::release::{CleanAndTell, Tell};
 use crate::sink::LeafSink;
 use crate::sync::Synced;
-use crate::tree::{Access, Over, Path, Slot};
+use crate::tree::{Access, Core, Over, Path, Slot};
 use crate::work::{Changes, Work};
 
 /// What to do with a block that a range covers only in part.
@@ -95,6 +95,27 @@ struct Broken {
     more: i32,
     /// How far it went.
     to: Ia,
+}
+
+impl<M: TableMem> Core<M> {
+    /// Removes the page at `ia`, where nobody else changes the tree, its table maps
+    /// more than that, and no cache is to be cleaned. False where it is another case:
+    /// nothing was changed.
+    pub(crate) fn unmap_one<T: Maintenance>(&self, maint: &mut T, ia: Ia) -> bool {
+        if self.shape.check_ia(ia, self.shape.span(Level::L3)).is_err() {
+            return false;
+        }
+        let slot = self.walk_to(ia, Level::L3);
+        let is_page = slot.level == Level::L3 && slot.desc.is_leaf(slot.level);
+        let alone = slot.desc.has(CONTIGUOUS) || self.mem.count(slot.pa) <= 1;
+        if !is_page || alone || !self.features.fwb {
+            return false;
+        }
+        let old = self.exchange(&slot, Desc::EMPTY);
+        self.add_count(slot.pa, -self.counting.of(old));
+        let _done = self.work(maint).sync_leaf(&slot);
+        true
+    }
 }
 
 impl<'a, M: TableMem, T: Maintenance, S: LeafSink, A: Access> Removal<'a, M, T, S, A> {

@@ -5,7 +5,7 @@ use crate::desc::{CONTIGUOUS, Desc, Kind};
 use crate::error::Error;
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
-use crate::plan::Pending;
+use crate::plan::{Pending, Run};
 use crate::sync::{self, Synced};
 use crate::tree::{Core, Over, Slot, Walk};
 
@@ -73,14 +73,13 @@ impl<M: TableMem> Core<M> {
 impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
     /// Invalidates what `pending` names on all CPUs, and waits for it.
     pub(crate) fn sync(&mut self, pending: &Pending) -> Synced {
-        sync::sync(self.maint, &self.core.tlb, pending)
+        sync::sync(self.maint, &self.core.tlb, pending.runs())
     }
 
     /// Invalidates the leaf that stood at `slot`.
     pub(crate) fn sync_leaf(&mut self, slot: &Slot<M::Table>) -> Synced {
-        let mut pending = Pending::new();
-        pending.leaves(&self.core.shape, slot.extent(), slot.level);
-        self.sync(&pending)
+        let run = Run::leaves(&self.core.shape, slot.extent(), slot.level);
+        sync::sync(self.maint, &self.core.tlb, &[run])
     }
 
     /// Invalidates everything of the tree's VMID, or of EL2, on all CPUs.
@@ -99,7 +98,9 @@ impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
     #[inline]
     pub(crate) fn finish(&mut self) -> Synced {
         match &self.changes.pending {
-            Some(pending) if !pending.is_empty() => sync::sync(self.maint, &self.core.tlb, pending),
+            Some(pending) if !pending.is_empty() => {
+                sync::sync(self.maint, &self.core.tlb, pending.runs())
+            }
             _ => {
                 if self.changes.stored {
                     self.publish();

@@ -1236,3 +1236,69 @@ fn an_erratum_repeats_once() {
     let whole = Tlb(TlbiKind::Vmalls12e1is);
     assert_eq!(steps(&mem), [STORED, whole, DONE, STAGE1, DONE, ISB]);
 }
+
+/// Numbers from a seed.
+fn random(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+    *seed >> 33
+}
+
+/// Maps or removes pages and blocks as `choice` says; where something is removed that
+/// nobody is told of, `told` tells all the same, by which it goes the general way.
+fn change(
+    tree: &mut Stage2<&Plain>,
+    cpu: &mut Cpu<'_>,
+    choice: u64,
+    told: bool,
+) -> Result<Ipa, ()> {
+    let ipa = choice % 5 * MIB2 / 2 + choice / 5 % 3 * PAGE;
+    let ipa = ipa + choice / 16 % 2 * (MIB2 - 3 * PAGE);
+    let count = [1, 1, 1, 2, 512][(choice / 32 % 5) as usize];
+    let (base, size) = (ipa & !(PAGE - 1), count * PAGE);
+    if choice / 256 % 3 == 0 {
+        let map = Map::new(Ipa::new(base), Pa::new(base), size, Attrs::MEMORY);
+        let map = map.leaves(Leaves::Largest).over(Over::Anything);
+        return tree.map(cpu, &map, &mut all()).map_err(|_| ());
+    }
+    let range = Unmap::new(Ipa::new(base), size);
+    if told {
+        let mut sink = |_: RemovedLeaf| ();
+        tree.unmap(cpu, &range, &mut sink, &mut all())
+    } else {
+        tree.unmap(cpu, &range, &mut Ignore, &mut all())
+    }
+    .map_err(|_| ())
+}
+
+#[test]
+fn one_page_goes_as_any_range_does() {
+    use pgtable::TableMem;
+    for features in [MODERN, Features::default()] {
+        let (short, long) = (Plain::new(PAGE), Plain::new(PAGE));
+        let (mut a, mut cpu_a) = tree(&short, features);
+        let (mut b, mut cpu_b) = tree(&long, features);
+        let mut seed = 7;
+        for _ in 0..20_000 {
+            let choice = random(&mut seed);
+            let done = change(&mut a, &mut cpu_a, choice, false);
+            assert_eq!(done, change(&mut b, &mut cpu_b, choice, true), "{choice}");
+            // What is left, and what was asked of the CPU and of the allocator. A leaf
+            // that somebody is told of is frozen for a moment, which is not compared.
+            let (did_a, did_b) = (short.changes(), long.changes());
+            let written = |did: &Did| match *did {
+                Did::Write { pa, .. } => Some(pa),
+                _ => None,
+            };
+            for pa in did_a.iter().chain(&did_b).filter_map(written) {
+                assert_eq!(short.word(pa), long.word(pa), "{choice}: {pa:#x}");
+                let table = Pa::new(pa & !(PAGE - 1));
+                assert_eq!((&short).count(table), (&long).count(table), "{choice}");
+            }
+            let asked = |all: &[Did]| {
+                let asked = all.iter().filter(|did| written(did).is_none());
+                asked.copied().collect::<Vec<_>>()
+            };
+            assert_eq!(asked(&did_a), asked(&did_b), "{choice}");
+        }
+    }
+}

@@ -66,20 +66,18 @@ fn call(system: &'static System, cpu: &mut Cpu) {
     let [x0, x1, x2, x3, x4, x5, ..] = cpu.host.gprs.x;
     let x = [x0, x1, x2, x3, x4, x5];
     let call = HostCall::decode(x);
-    if !trace::calls() {
-        serve(system, cpu, call);
-        return;
-    }
-    if call.is_some_and(trace::is_last) {
+    let traced = trace::calls();
+    if traced && call.is_some_and(trace::is_last) {
         trace::of_host(&x, Answer::Never);
     }
-    if serve(system, cpu, call) {
+    // In one place: what decodes a call and what serves it are compiled as one.
+    if serve(system, cpu, call) && traced {
         trace::of_host(&x, Answer::Results(&cpu.host.gprs.x[..5]));
     }
 }
 
 /// Serves the call; whether it was all of it.
-#[inline]
+#[inline(always)]
 fn serve(system: &'static System, cpu: &mut Cpu, call: Option<HostCall>) -> bool {
     let answer = match call {
         Some(HostCall::Rmi(command)) => rmi_calls::serve(system, cpu, command),
