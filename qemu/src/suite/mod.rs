@@ -5,6 +5,7 @@
 //! after the other (cargo uses all CPUs by itself) or side by side (a machine
 //! of one CPU uses one).
 
+pub mod attestation;
 pub mod audits;
 pub mod bad_input;
 pub mod boots;
@@ -246,6 +247,7 @@ impl Case {
 pub fn all(workspace: &Workspace) -> Vec<Case> {
     let mut cases = source::cases();
     cases.extend(native::cases(workspace));
+    cases.extend(attestation::cases());
     cases.extend(proof::cases());
     cases.extend(nightly::cases());
     cases.extend(runner::cases());

@@ -1,0 +1,120 @@
+//! Tokens, verified by libraries of another language: `tests/attestation/verify.py`
+//! with pycose and cbor2, in an environment of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::call::{Call, Called, LIMIT};
+use super::{Case, Context, Counts, Outcome};
+use crate::workspace::in_path;
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    vec![Case::of_cargo("check/attestation", example)]
+}
+
+/// Python with what the verifier needs.
+#[derive(Debug)]
+pub struct Verifier {
+    python: PathBuf,
+    script: PathBuf,
+}
+
+impl Verifier {
+    /// Makes its environment, once a target folder. `Err` in the inner result says what
+    /// this machine lacks.
+    ///
+    /// # Errors
+    /// When what is there cannot be called.
+    pub fn find(context: &Context) -> Result<Result<Self, String>> {
+        let Some(python) = in_path("python3") else {
+            return Ok(Err("no python3: apt-get install python3-venv".into()));
+        };
+        let folder = context.workspace.root.join("tests/attestation");
+        let place = context.workspace.scratch().join("attestation");
+        let own = place.join("bin/python");
+        if !own.is_file() {
+            let made = Call::program(python, LIMIT).args(["-m", "venv"]);
+            if made.args([&place]).call()?.code != Some(0) {
+                return Ok(Err(
+                    "no python3 -m venv: apt-get install python3-venv".into()
+                ));
+            }
+        }
+        // What is there already is not asked for again.
+        let called = Call::program(&own, LIMIT)
+            .args(["-m", "pip", "install", "--quiet", "--no-input"])
+            .args(["--disable-pip-version-check", "--requirement"])
+            .args([folder.join("requirements.txt")])
+            .call()?;
+        if called.code != Some(0) {
+            let why = called.stderr.lines().last().unwrap_or_default();
+            return Ok(Err(format!("pip cannot fetch pycose and cbor2: {why}")));
+        }
+        Ok(Ok(Self {
+            python: own,
+            script: folder.join("verify.py"),
+        }))
+    }
+
+    /// Has a token verified, and its claims compared with these.
+    ///
+    /// # Errors
+    /// When it cannot be called.
+    pub fn verify(&self, token: &Path, claims: &[&str]) -> Result<Called> {
+        Call::program(&self.python, LIMIT)
+            .args([self.script.as_path(), token])
+            .args(claims)
+            .call()
+    }
+}
+
+/// Bytes as hexadecimal.
+fn hex(bytes: impl IntoIterator<Item = u8>) -> String {
+    bytes
+        .into_iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Tokens of the crate's example hold; changed ones, and ones of other claims, do not.
+fn example(context: &Context) -> Result<Outcome> {
+    let verifier = match Verifier::find(context)? {
+        Ok(verifier) => verifier,
+        Err(why) => return Ok(Outcome::skipped(why)),
+    };
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let file = folder.path().join("token");
+    let (challenge, personalization) = (hex(0..64), hex((0..64).rev()));
+    for (hash, length) in [("sha-256", 32), ("sha-512", 64)] {
+        Call::of(context.workspace.cargo(), LIMIT)
+            .args(["run", "--quiet", "-p", "attest", "--example", "token", "--"])
+            .args([file.as_os_str(), hash.as_ref()])
+            .call()?
+            .ended(0)?;
+        let measurements: Vec<_> = (0..5).map(|n| hex([n; 64][..length].to_vec())).collect();
+        let image = hex([0xe2; 32]);
+        let mut claims = vec!["--hash", hash, "--image", &image];
+        claims.extend(["--challenge", &challenge]);
+        claims.extend(["--personalization", &personalization]);
+        claims.extend(["--rim", &measurements[0]]);
+        for (number, measurement) in ["1", "2", "3", "4"].iter().zip(&measurements[1..]) {
+            claims.extend(["--rem", number, measurement]);
+        }
+        verifier.verify(&file, &claims)?.ended(0)?;
+        let other = verifier.verify(&file, &["--challenge", &personalization])?;
+        other.ended(1)?.tells(&["the challenge is another"])?;
+    }
+    let token = fs::read(&file).context("the token")?;
+    for part in 0..8 {
+        let mut changed = token.clone();
+        let at = token.len() * part / 8 + 9;
+        changed[at] ^= 1;
+        fs::write(&file, &changed)?;
+        let called = verifier.verify(&file, &[])?;
+        ensure!(called.code == Some(1), "byte {at} may change: {called:?}");
+    }
+    Ok(Counts::ONE.into())
+}
