@@ -71,6 +71,8 @@ pub struct VcpuState {
     pub lrs_loaded: bool,
     /// What the last exit waits for.
     pub pending: Pending,
+    /// The change of RIPAS that a realm asked for last.
+    pub ripas: RipasChange,
     /// A realm's call of its host, in both directions.
     pub host_call: HostCall,
     /// Its own address of the MPIDR, with RES1.
@@ -121,8 +123,8 @@ pub enum Pending {
     CpuOn(u64, u64, u64),
     /// `AFFINITY_INFO`: target.
     AffinityInfo(u64),
-    /// A change of RIPAS that the host may make.
-    Ripas(RipasChange),
+    /// A change of RIPAS that the host may make: [`VcpuState::ripas`].
+    Ripas,
     /// A call of the host's, by the structure at this IPA.
     HostCall(u64),
 }
@@ -140,6 +142,17 @@ pub struct RipasChange {
     pub to: Ripas,
     /// Of destroyed memory too.
     pub destroyed: ChangeDestroyed,
+}
+
+impl RipasChange {
+    /// Of nothing.
+    pub const NONE: Self = Self {
+        reached: 0,
+        top: 0,
+        asked: (0, 0),
+        to: Ripas::Empty,
+        destroyed: ChangeDestroyed::No,
+    };
 }
 
 impl Rec {
@@ -164,6 +177,7 @@ impl Rec {
                 lrs: ListRegisters::new(list_registers),
                 lrs_loaded: false,
                 pending: Pending::Nothing,
+                ripas: RipasChange::NONE,
                 host_call: HostCall::ZERO,
                 vmpidr: 1 << 31 | mpidr,
                 history: [Exit::default(); HISTORY_LEN],

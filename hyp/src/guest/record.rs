@@ -26,8 +26,6 @@ pub struct Record {
     pub gprs: [u64; 4],
     /// `elr`, `spsr`.
     pub pc: [u64; 2],
-    /// `ripas_base`, `ripas_top`, `ripas_value`.
-    pub ripas: [u64; 3],
     /// `cntp_ctl`, `cntp_cval`, `cntv_ctl`, `cntv_cval`.
     pub timers: [u64; 4],
 }

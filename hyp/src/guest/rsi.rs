@@ -268,21 +268,20 @@ fn change_ripas(
         return answer(state, Ok([range.end, ACCEPT]));
     }
     state.gprs.step();
-    state.pending = Pending::Ripas(RipasChange {
+    state.pending = Pending::Ripas;
+    state.ripas = RipasChange {
         reached: granules.start,
         top: granules.end,
         asked: (range.start, range.end),
         to,
         destroyed,
-    });
-    Next::Exit(Record {
-        ripas: [granules.start, granules.end, to as u64],
-        ..Record::new(ExitReason::RipasChange)
-    })
+    };
+    Next::Exit(Record::new(ExitReason::RipasChange))
 }
 
 /// Tells a realm how far its change has come.
-pub fn finish_ripas(state: &mut VcpuState, change: RipasChange, flags: EnterFlags) {
+pub fn finish_ripas(state: &mut VcpuState, flags: EnterFlags) {
+    let change = state.ripas;
     let whole = change.reached == change.top;
     let refused = change.to == Ripas::Ram && flags.contains(EnterFlags::RIPAS_RESPONSE);
     // In the realm's own terms, which may begin and end amid a granule.
@@ -312,10 +311,16 @@ fn call_host(realm: &Realm, state: &mut VcpuState, ipa: u64) -> Next {
 ///
 /// # Errors
 /// The answer belongs in memory that the host is to bring first.
+#[inline]
 pub fn finish_host_call(realm: &Realm, state: &mut VcpuState, gprs: u64) -> Result<(), Missing> {
-    let Pending::HostCall(ipa) = state.pending else {
-        return Ok(());
-    };
+    match state.pending {
+        Pending::HostCall(ipa) => bring_answer(realm, state, ipa, gprs),
+        _ => Ok(()),
+    }
+}
+
+#[cold]
+fn bring_answer(realm: &Realm, state: &mut VcpuState, ipa: u64, gprs: u64) -> Result<(), Missing> {
     let call = &mut state.host_call;
     // SAFETY: in the run page, which is pinned as the host's.
     call.gprs = unsafe { guarded::read(gprs) }.unwrap_or_default();

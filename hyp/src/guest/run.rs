@@ -159,7 +159,7 @@ fn finish_previous_exit(state: &mut VcpuState, entry: &Entry) {
             }
             state.gprs.step_over(esr);
         }
-        Pending::Ripas(change) => rsi::finish_ripas(state, change, entry.flags),
+        Pending::Ripas => rsi::finish_ripas(state, entry.flags),
         _ => {}
     }
 }

@@ -257,10 +257,8 @@ pub fn set_ripas(system: &System, rd: u64, rec: u64, base: u64, top: u64) -> Out
     }
     // SAFETY: locked and not running.
     let state = unsafe { &mut *vcpu.state.get() };
-    let Pending::Ripas(change) = &mut state.pending else {
-        return Err(Status::ErrorInput);
-    };
-    if base != change.reached || top > change.top {
+    let change = &mut state.ripas;
+    if state.pending != Pending::Ripas || base != change.reached || top > change.top {
         return Err(Status::ErrorInput);
     }
     // SAFETY: the RD's lock is held.

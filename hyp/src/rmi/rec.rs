@@ -3,7 +3,6 @@
 use core::sync::atomic::Ordering;
 
 use ::rmi::params::{MAX_REC_AUX, RecFlags, RecParams, mpidr_index};
-use ::rmi::rsi::HostCall;
 use ::rmi::run::{EnterFlags, ExitReason, RecRun};
 use ::rmi::{Status, psci};
 use vgic::Vgic;
@@ -21,7 +20,7 @@ use crate::memory::granule::State;
 use crate::memory::guarded::{self, ExternalAbort};
 use crate::memory::phys;
 use crate::realm::{self, MAX_RECS, Realm};
-use crate::rec::{Pending, Rec};
+use crate::rec::{Pending, Rec, VcpuState};
 use crate::system::System;
 
 /// A REC fits in its granule: it needs no other.
@@ -137,12 +136,10 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
             return Err(Status::ErrorRec);
         }
         Pending::Abort(..) => {}
-        Pending::Nothing | Pending::Ripas(_) | Pending::HostCall(_)
-            if flags.intersects(answers) =>
-        {
+        Pending::Nothing | Pending::Ripas | Pending::HostCall(_) if flags.intersects(answers) => {
             return Err(Status::ErrorRec);
         }
-        Pending::Nothing | Pending::Ripas(_) | Pending::HostCall(_) => {}
+        Pending::Nothing | Pending::Ripas | Pending::HostCall(_) => {}
     }
     granule.get();
     drop(rec_lock);
@@ -157,9 +154,8 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
         Err(missing) => missing.exit(),
     };
 
-    let calls = record.reason == ExitReason::HostCall as u64;
     // SAFETY: the page is still pinned as the host's.
-    let written = unsafe { write_exit(page, &record, calls.then_some(&state.host_call)) };
+    let written = unsafe { write_exit(page, &record, state) };
     if exits::is_cpu_off(&record) {
         vcpu.set_runnable(false);
     }
@@ -173,18 +169,21 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
 ///
 /// # Safety
 /// The page is RAM of the host's.
-unsafe fn write_exit(
-    page: u64,
-    record: &Record,
-    call: Option<&HostCall>,
-) -> Result<(), ExternalAbort> {
+unsafe fn write_exit(page: u64, record: &Record, state: &VcpuState) -> Result<(), ExternalAbort> {
     use ::rmi::run::RecExit;
     use core::mem::offset_of;
     let exit = page + offset_of!(RecRun, exit) as u64;
     let mut gprs = [0u64; 31];
-    gprs[..4].copy_from_slice(&record.gprs);
-    let gprs = call.map_or(&gprs, |call| &call.gprs);
-    let imm = call.map_or(0, |call| call.imm);
+    let (mut ripas, mut imm) = ([0; 3], 0);
+    if record.reason == ExitReason::RipasChange as u64 {
+        let change = &state.ripas;
+        ripas = [change.reached, change.top, change.to as u64];
+    }
+    if record.reason == ExitReason::HostCall as u64 {
+        (gprs, imm) = (state.host_call.gprs, state.host_call.imm.into());
+    } else {
+        gprs[..4].copy_from_slice(&record.gprs);
+    }
     let fields = [
         (offset_of!(RecExit, exit_reason), record.reason),
         (offset_of!(RecExit, esr), record.esr),
@@ -197,10 +196,10 @@ unsafe fn write_exit(
         (offset_of!(RecExit, cntp_cval), record.timers[1]),
         (offset_of!(RecExit, cntv_ctl), record.timers[2]),
         (offset_of!(RecExit, cntv_cval), record.timers[3]),
-        (offset_of!(RecExit, ripas_base), record.ripas[0]),
-        (offset_of!(RecExit, ripas_top), record.ripas[1]),
-        (offset_of!(RecExit, ripas_value), record.ripas[2]),
-        (offset_of!(RecExit, imm), imm.into()),
+        (offset_of!(RecExit, ripas_base), ripas[0]),
+        (offset_of!(RecExit, ripas_top), ripas[1]),
+        (offset_of!(RecExit, ripas_value), ripas[2]),
+        (offset_of!(RecExit, imm), imm),
         (offset_of!(RecExit, elr), record.pc[0]),
         (offset_of!(RecExit, spsr), record.pc[1]),
         (offset_of!(RecExit, pmu_ovf_status), 0),
@@ -209,7 +208,7 @@ unsafe fn write_exit(
     // SAFETY: the caller's promise; every offset is inside the page and aligned.
     unsafe {
         guarded::put(exit, &fields)?;
-        guarded::write(exit + offset_of!(RecExit, gprs) as u64, gprs)
+        guarded::write(exit + offset_of!(RecExit, gprs) as u64, &gprs)
     }
 }
 
