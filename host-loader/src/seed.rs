@@ -1,9 +1,9 @@
 //! Random numbers for guests' device trees (`rng-seed`, `kaslr-seed`): Linux
 //! takes them as entropy, so a guest gets none rather than weak ones.
 //!
-//! Two sources, mixed where both are there: the CPU's own numbers (FEAT_RNG),
-//! which EL2 reads at each start of a guest, and the seed that the boot loader
-//! left in the machine's device tree, stretched by ChaCha20. With neither, there
+//! Two sources, mixed where both are there: numbers of EL2's generator, which are asked
+//! for at each start of a guest, and the seed of the machine's device tree, which is
+//! EL2's too where it has a generator, stretched by ChaCha20. With neither, there
 //! are no seeds, and the log says so.
 
 use crate::rmi_call;

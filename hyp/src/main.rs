@@ -16,6 +16,7 @@ mod image {
     use arm64::instr;
     use arm64::regs::CurrentEL;
     use arm64::steering::{dc_ivac, hvc};
+    use hyp::boot::seed;
     use hyp::boot::tree::{self, Machine, TreeError};
     use hyp::boot::{BootError, ERRATA, Layout, TableGranules};
     use hyp::cpu::Cpu;
@@ -230,8 +231,10 @@ mod image {
             appendix,
             layout,
         } = found;
+        // SAFETY: the tree is RAM, and nobody else runs yet.
+        let random = unsafe { seed::begin(machine.dtb, features.rng, psci::entropy) };
         let system = match layout.build_system(machine, features, &image, &appendix) {
-            Ok(system) => system.install(),
+            Ok(system) => System { random, ..system }.install(),
             Err(why) => refuse(why),
         };
         for region in machine.ram.iter() {

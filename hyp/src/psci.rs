@@ -35,12 +35,30 @@ pub fn system_off() {
 /// What the firmware answers to SMCCC_ARCH_FEATURES: below 0 where it, or that
 /// question, is not there.
 pub fn arch_features(function: u32) -> i64 {
-    let no_el3 = ID_AA64PFR0_EL1.read(ID_AA64PFR0_EL1::EL3) == 0;
-    let answer = |function, about: u32| firmware(function, [about.into(), 0, 0]) as i32;
-    if no_el3 || answer(fid::PSCI_FEATURES, fid::SMCCC_VERSION) < 0 {
+    if !has_conventions() {
         return psci::NOT_SUPPORTED;
     }
-    answer(fid::SMCCC_ARCH_FEATURES, function).into()
+    asked(fid::SMCCC_ARCH_FEATURES, function).into()
+}
+
+/// 192 bits of the firmware's entropy (TRNG_RND; DEN0098, 2.4), where it has any.
+pub fn entropy() -> Option<[u64; 3]> {
+    if !has_conventions() || asked(fid::TRNG_VERSION, 0) < 1 << 16 {
+        return None;
+    }
+    // SAFETY: the call writes no memory.
+    let [status, words @ .., _] = unsafe { smc([fid::TRNG_RND.into(), 192, 0, 0, 0, 0]) };
+    (status == 0).then_some(words)
+}
+
+/// There is a firmware, and it tells what it has beyond PSCI.
+fn has_conventions() -> bool {
+    let no_el3 = ID_AA64PFR0_EL1.read(ID_AA64PFR0_EL1::EL3) == 0;
+    !no_el3 && asked(fid::PSCI_FEATURES, fid::SMCCC_VERSION) >= 0
+}
+
+fn asked(function: u32, about: u32) -> i32 {
+    firmware(function, [about.into(), 0, 0]) as i32
 }
 
 /// Serves a PSCI call of the host: X0 of the answer.

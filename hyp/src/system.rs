@@ -1,7 +1,9 @@
 //! What all PEs share: built once by boot, then handed to who needs it.
 
+use attest::Generator;
 use log::{info, warn};
 use spin::Once;
+use spin::mutex::SpinMutex;
 
 use crate::cpu::Shared;
 use crate::cpu::gic::Frames;
@@ -23,6 +25,8 @@ pub struct System {
     pub errata: &'static InForce,
     /// What guests are told of them.
     pub common: Common,
+    /// Random numbers of everybody's, on a machine that has a source of entropy.
+    pub random: Option<SpinMutex<Generator>>,
     /// The interrupt controller.
     pub gic: &'static Frames,
     /// The granule of every table.
@@ -52,6 +56,7 @@ impl System {
             features: &self.features,
             errata: self.errata,
             common: &self.common,
+            random: self.random.as_ref(),
             frames: self.gic,
             host_stage2: self.host.regs(),
         }

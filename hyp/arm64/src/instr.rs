@@ -124,16 +124,16 @@ pub fn clean_to_poc(start: u64, len: u64) {
     clean_invalidate(start, len, dcache_line());
 }
 
-/// Issues `mrs RNDR` (FEAT_RNG), 64 random bits: `None` when the CPU has none at
-/// the moment.
-pub fn rndr() -> Option<u64> {
+/// Issues `mrs RNDRRS` (FEAT_RNG), 64 random bits of a generator that is reseeded
+/// first: `None` when the CPU has none at the moment.
+pub fn rndrrs() -> Option<u64> {
     #[cfg(target_os = "none")]
     {
         let (value, failed): (u64, u64);
         // SAFETY: reads a register. A CPU without it takes an exception.
         unsafe {
             core::arch::asm!(
-                "mrs {}, S3_3_C2_C4_0",
+                "mrs {}, S3_3_C2_C4_1",
                 "cset {}, eq",
                 out(reg) value, out(reg) failed, options(nomem, nostack)
             );

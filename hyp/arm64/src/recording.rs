@@ -142,7 +142,7 @@ pub(crate) fn instruction(name: &'static str, operand: Option<u64>) {
 }
 
 pub(crate) fn random() -> Option<u64> {
-    instruction("mrs rndr", None);
+    instruction("mrs rndrrs", None);
     None
 }
 

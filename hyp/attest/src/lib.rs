@@ -20,5 +20,5 @@ pub mod random;
 pub mod token;
 
 pub use claims::{Algorithm, Realm};
-pub use random::Generator;
+pub use random::{Entropy, Generator};
 pub use token::{Attester, Session};

@@ -8,28 +8,57 @@ use p384::elliptic_curve::Generate;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+/// Entropy of any sources, as it comes.
+#[derive(Clone, Debug, Default)]
+pub struct Entropy {
+    hash: Sha256,
+    bytes: usize,
+}
+
+impl Entropy {
+    /// Bytes without which there is no generator.
+    pub const LEAST: usize = 32;
+
+    /// Adds a source's.
+    pub fn add(&mut self, source: &[u8]) {
+        self.hash.update(source);
+        self.bytes += source.len();
+    }
+
+    /// A generator that all of it counts for; `None` when it is less than
+    /// [`Self::LEAST`].
+    pub fn generator(self) -> Option<Generator> {
+        if self.bytes < Self::LEAST {
+            return None;
+        }
+        let seed = Zeroizing::new(self.hash.finalize().into());
+        Some(Generator(ChaCha20Rng::from_seed(*seed)))
+    }
+}
+
 /// A generator of random numbers. Its state leaves nothing behind when it goes.
 #[derive(Debug)]
 pub struct Generator(ChaCha20Rng);
 
 impl Generator {
-    /// Bytes of entropy without which there is no generator.
-    pub const ENTROPY: usize = 32;
-
-    /// Begins with all of these bytes, from whatever sources. `None` when there are
-    /// fewer than [`Self::ENTROPY`].
-    pub fn from_entropy(entropy: &[u8]) -> Option<Self> {
-        if entropy.len() < Self::ENTROPY {
-            return None;
-        }
-        let seed = Zeroizing::new(Sha256::digest(entropy).into());
-        Some(Self(ChaCha20Rng::from_seed(*seed)))
+    /// One of a single source: see [`Entropy::generator`].
+    pub fn from_entropy(source: &[u8]) -> Option<Self> {
+        let mut entropy = Entropy::default();
+        entropy.add(source);
+        entropy.generator()
     }
 
     /// Fills with random bytes.
     pub fn fill(&mut self, out: &mut [u8]) {
         self.0.fill_bytes(out);
         self.renew();
+    }
+
+    /// Random words.
+    pub fn words<const N: usize>(&mut self) -> [u64; N] {
+        let words = core::array::from_fn(|_| self.0.next_u64());
+        self.renew();
+        words
     }
 
     /// A key for ES384.
@@ -51,6 +80,13 @@ mod tests {
     #[test]
     fn all_entropy_counts_and_little_is_none() {
         assert!(Generator::from_entropy(&[7; 31]).is_none());
+        let mut parts = Entropy::default();
+        parts.add(&[7; 31]);
+        parts.add(&[]);
+        assert!(parts.clone().generator().is_none());
+        parts.add(&[7; 1]);
+        let mut whole = Generator::from_entropy(&[7; 32]).unwrap();
+        assert_eq!(parts.generator().unwrap().words::<4>(), whole.words());
         let first = |entropy: &[u8]| {
             let mut out = [0; 32];
             Generator::from_entropy(entropy).unwrap().fill(&mut out);

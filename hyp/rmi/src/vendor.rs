@@ -48,8 +48,8 @@ calls! {
     /// Takes them back and ends the vCPU's last exit, an abort, as
     /// [`crate::registers::Finish`] says. `ERROR_REC` after any other exit.
     0xC600_0011 REC_WRITE = RecWrite { rec, pa };
-    /// 256 random bits of the CPU's (FEAT_RNG). `NOT_SUPPORTED` on a CPU without;
-    /// `ERROR_INPUT` when it has none at the moment.
+    /// 256 random bits of EL2's generator. `NOT_SUPPORTED` on a machine without a source
+    /// of entropy.
     0xC600_0012 RANDOM = Random -> [word0, word1, word2, word3];
     /// Takes granules of `[base, top)` from the host, as many one after another from
     /// `base` on as one call does and as can be: `top` of the answer is where to go on.

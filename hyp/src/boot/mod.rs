@@ -1,6 +1,7 @@
 //! From what the boot loader left to a machine that can run a host.
 
 pub mod image;
+pub mod seed;
 pub mod tree;
 
 use arm64::instr;
@@ -307,6 +308,7 @@ impl Layout {
             gic: &machine.gic,
             errata: &ERRATA,
             common: Common::default(),
+            random: None,
             granule: self.granules.stage2,
             granules,
             host,

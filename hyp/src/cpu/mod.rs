@@ -20,6 +20,7 @@ mod vectors;
 use arm64::frame::{FpState, Gprs};
 use arm64::regs::*;
 use arm64::{bits, instr};
+use attest::Generator;
 
 use crate::errata::{InForce, Walks, WorkAround, steer_hcr, trapped_writes};
 use crate::features::Features;
@@ -32,6 +33,7 @@ use context::{El1, VirtualTimer};
 use gic::{Distributor, Frames, Gic, HostInterface};
 use pe::Pe;
 use pgtable::Stage2Regs;
+use spin::mutex::SpinMutex;
 
 /// HCR_EL2 while the host runs, but for what every lower level has: what is not
 /// switched between it and guests, and how the CPU itself behaves, is not its.
@@ -78,6 +80,8 @@ pub struct Shared {
     pub errata: &'static InForce,
     /// What guests are told of them.
     pub common: &'static Common,
+    /// Random numbers, on a machine that has any.
+    pub random: Option<&'static SpinMutex<Generator>>,
     /// The interrupt controller.
     pub frames: &'static Frames,
     /// The host's stage 2.
@@ -94,6 +98,8 @@ pub struct Cpu {
     errata: &'static InForce,
     /// What guests are told of all CPUs.
     pub common: &'static Common,
+    /// Random numbers, on a machine that has any.
+    pub random: Option<&'static SpinMutex<Generator>>,
     /// The host's stage 2.
     host_stage2: Stage2Regs,
     /// Its GIC.
@@ -114,6 +120,7 @@ impl Cpu {
             features,
             errata,
             common,
+            random,
             frames,
             host_stage2,
         } = *shared;
@@ -159,6 +166,7 @@ impl Cpu {
             features,
             errata,
             common,
+            random,
             host_stage2,
             gic: Gic::init(distributor, pe.gicr, frames.ppi),
             host: Host {

@@ -189,11 +189,8 @@ fn wait(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) -> Nex
 }
 
 impl Cpus for Cpu {
-    fn random(&mut self) -> Option<u64> {
-        arm64::instr::rndr()
-    }
-    fn available(&self) -> bool {
-        self.features.rng
+    fn random(&self) -> Option<[u64; 3]> {
+        self.random.map(|random| random.lock().words())
     }
     fn answer(&self, call: Smccc) -> u64 {
         self.common.answer(call)

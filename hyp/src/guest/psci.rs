@@ -36,12 +36,10 @@ pub enum Answer {
     SystemEnd,
 }
 
-/// What the machine's CPUs have: random numbers, and defences from speculation.
+/// What the machine has: random numbers, and defences from speculation.
 pub trait Cpus {
-    /// 64 random bits, or none at the moment.
-    fn random(&mut self) -> Option<u64>;
-    /// True when there ever are any.
-    fn available(&self) -> bool;
+    /// Random bits, on a machine that has any.
+    fn random(&self) -> Option<[u64; 3]>;
     /// X0 of the answer to a call of the convention's own.
     fn answer(&self, call: Smccc) -> u64;
 }
@@ -54,16 +52,16 @@ pub fn arguments(x: [u64; 4]) -> [u64; 4] {
 
 /// Serves a guest's call: function in `x[0]`, of which the low half counts,
 /// arguments in `x[1..4]`. RSI is no plain guest's.
-pub fn call(x: &[u64; 4], cpus: &mut impl Cpus) -> Answer {
+pub fn call(x: &[u64; 4], cpus: &impl Cpus) -> Answer {
     let [function, registers @ ..] = *x;
     let function = function as u32;
     if let Some(call) = Psci::read(function, registers) {
         return power(call);
     }
     if let Some(call) = Trng::read(function, registers)
-        && cpus.available()
+        && let Some(words) = cpus.random()
     {
-        return trng(call, is_narrow(function), cpus);
+        return trng(call, is_narrow(function), words);
     }
     let call = Smccc::decode(function, counted(function, registers));
     Answer::Return(call.map_or(rmi::NOT_SUPPORTED, |call| cpus.answer(call)))
@@ -92,7 +90,7 @@ fn power(call: Psci) -> Answer {
     }
 }
 
-fn trng(call: Trng, narrow: bool, cpus: &mut impl Cpus) -> Answer {
+fn trng(call: Trng, narrow: bool, words: [u64; 3]) -> Answer {
     match call {
         Trng::Version => Answer::Return(0x1_0000),
         Trng::Features { function } => {
@@ -101,34 +99,23 @@ fn trng(call: Trng, narrow: bool, cpus: &mut impl Cpus) -> Answer {
         }
         // "Undercroft TRNG1", as four words.
         Trng::GetUuid => Answer::Random([0x6465_6e55, 0x6f72_6372, 0x5420_7466, 0x3147_4e52]),
-        Trng::Rnd { bits } => random(bits, narrow, cpus),
+        Trng::Rnd { bits } => random(bits, narrow, words),
     }
 }
 
 /// `TRNG_RND(bits)` (DEN0098, 2.4): at most 192 bits (96 in the 32-bit call),
 /// the most significant register first, bits above the number asked for clear.
-fn random(bits: u64, narrow: bool, cpus: &mut impl Cpus) -> Answer {
+fn random(bits: u64, narrow: bool, words: [u64; 3]) -> Answer {
     const INVALID_PARAMETERS: i64 = -2;
-    const NO_ENTROPY: i64 = -3;
     let width: u64 = if narrow { 32 } else { 64 };
     if bits == 0 || bits > 3 * width {
         return Answer::Return(INVALID_PARAMETERS as u64);
     }
     let mut out = [0u64; 4];
     let mut left = bits;
-    for register in (1..=3).rev() {
-        if left == 0 {
-            break;
-        }
+    for (register, word) in (1..=3).rev().zip(words) {
         let take = left.min(width);
-        let Some(word) = cpus.random() else {
-            return Answer::Return(NO_ENTROPY as u64);
-        };
-        out[register] = if take == 64 {
-            word
-        } else {
-            word & ((1 << take) - 1)
-        };
+        out[register] = word & (1u64.unbounded_shl(take as u32)).wrapping_sub(1);
         left -= take;
     }
     Answer::Random(out)
@@ -143,11 +130,8 @@ mod tests {
 
     struct Ones(bool);
     impl Cpus for Ones {
-        fn random(&mut self) -> Option<u64> {
-            Some(u64::MAX)
-        }
-        fn available(&self) -> bool {
-            self.0
+        fn random(&self) -> Option<[u64; 3]> {
+            self.0.then_some([u64::MAX; 3])
         }
         fn answer(&self, call: Smccc) -> u64 {
             Common::default().answer(call)
@@ -155,7 +139,7 @@ mod tests {
     }
 
     fn ask(x: [u64; 4]) -> Answer {
-        call(&arguments(x), &mut Ones(true))
+        call(&arguments(x), &Ones(true))
     }
 
     #[test]
@@ -199,25 +183,13 @@ mod tests {
             Answer::Random([0, 0, 1, 0xffff_ffff])
         );
         assert_eq!(
-            call(&[u64::from(fid::TRNG_VERSION), 0, 0, 0], &mut Ones(false)),
+            call(&[u64::from(fid::TRNG_VERSION), 0, 0, 0], &Ones(false)),
             Answer::Return(rmi::NOT_SUPPORTED)
         );
     }
 
     #[test]
     fn what_is_not_there_is_not_told() {
-        struct Empty;
-        impl Cpus for Empty {
-            fn random(&mut self) -> Option<u64> {
-                None
-            }
-            fn available(&self) -> bool {
-                true
-            }
-            fn answer(&self, call: Smccc) -> u64 {
-                Common::default().answer(call)
-            }
-        }
         let invalid = Answer::Return(psci::INVALID_PARAMETERS as u64);
         let unsupported = Answer::Return(rmi::NOT_SUPPORTED);
         for level in [1, 3, u64::MAX] {
@@ -238,10 +210,7 @@ mod tests {
             fid::TRNG_RND,
         ] {
             let x = [function.into(), fid::TRNG_RND.into(), 0, 0];
-            assert_eq!(call(&x, &mut Ones(false)), unsupported, "{function:#x}");
+            assert_eq!(call(&x, &Ones(false)), unsupported, "{function:#x}");
         }
-        // NO_ENTROPY: to be asked again.
-        let x = [fid::TRNG_RND.into(), 64, 0, 0];
-        assert_eq!(call(&x, &mut Empty), Answer::Return(-3i64 as u64));
     }
 }

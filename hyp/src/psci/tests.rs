@@ -279,6 +279,30 @@ fn a_firmwares_word_on_work_arounds_is_asked_for_where_it_can_answer() {
 }
 
 #[test]
+fn a_firmwares_entropy_is_asked_for_where_there_is_some() {
+    let ask = |el3: u64, version: u64, status: u64| {
+        recording::reset();
+        recording::set(ID_AA64PFR0_EL1, el3 << 12);
+        recording::answer_calls(std::boxed::Box::new(move |[function, about, ..]| {
+            match function as u32 {
+                fid::PSCI_FEATURES => [0; 5],
+                fid::TRNG_VERSION => [version, 0, 0, 0, 0],
+                fid::TRNG_RND => [status, about, 2, 3, 4],
+                _ => panic!("{function:#x}"),
+            }
+        }));
+        entropy()
+    };
+    assert_eq!(ask(1, 0x1_0000, 0), Some([192, 2, 3]));
+    assert_eq!(ask(1, 0x1_0001, 0), Some([192, 2, 3]));
+    assert_eq!(ask(0, 0x1_0000, 0), None);
+    // NOT_SUPPORTED, as both widths say it; NO_ENTROPY.
+    assert_eq!(ask(1, u64::MAX, 0), None);
+    assert_eq!(ask(1, 0xffff_ffff, 0), None);
+    assert_eq!(ask(1, 0x1_0000, -3i64 as u64), None);
+}
+
+#[test]
 fn a_suspended_pe_waits() {
     let (pes, firmware) = (two(), says(psci::DENIED));
     for function in [narrow(fid::PSCI_CPU_SUSPEND), fid::PSCI_CPU_SUSPEND] {

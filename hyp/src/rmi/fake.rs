@@ -8,7 +8,9 @@ use std::vec::Vec;
 
 use ::rmi::call::HostCall;
 use arrayvec::ArrayVec;
+use attest::Generator;
 use pgtable::{Geometry, Granule, Level, Pa, Stage2, Start, Synced, TableMem, Vmid};
+use spin::mutex::SpinMutex;
 
 use super::{Answer, UNKNOWN, serve, serve_vendor};
 use crate::cpu::Cpu;
@@ -181,6 +183,7 @@ impl Host {
             gic: &GIC,
             errata: of_machine,
             common: Common::default(),
+            random: Generator::from_entropy(&[7; 32]).map(SpinMutex::new),
             granule,
             granules,
             host: host.expect("RAM fits"),

@@ -171,8 +171,10 @@ pub fn serve_vendor(system: &System, call: Vendor) -> Answer {
             vendor::rec_history(system, rec, pa).map(|count| outputs(&[count]))
         }
         Vendor::Kick { rec } => vendor::kick(system, rec).map(no_outputs),
-        Vendor::Random if !system.features.rng => return UNKNOWN,
-        Vendor::Random => vendor::random(),
+        Vendor::Random => match &system.random {
+            Some(random) => Ok(random.lock().words()),
+            None => return UNKNOWN,
+        },
         Vendor::RecRead { rec, pa } => registers::read(system, rec, pa).map(no_outputs),
         Vendor::RecWrite { rec, pa } => registers::write(system, rec, pa).map(no_outputs),
     })

@@ -143,6 +143,18 @@ const DESC: u64 =
     rtt::MEMATTR_NORMAL_WB << rtt::DESC_MEMATTR_SHIFT | rtt::DESC_READ | rtt::DESC_WRITE;
 
 #[test]
+fn random_numbers_are_never_the_same() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    let mut words: Vec<u64> = Vec::new();
+    for _ in 0..20 {
+        words.extend(&h.ok(vendor::RANDOM, &[])[1..]);
+    }
+    words.sort_unstable();
+    words.dedup();
+    assert_eq!(words.len(), 80);
+}
+
+#[test]
 fn a_plain_guest_from_first_to_last() {
     for granule in Granule::ALL {
         let mut h = Host::new(granule, RAM_SIZE);

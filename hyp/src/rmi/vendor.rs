@@ -188,15 +188,6 @@ pub fn rec_history(system: &System, rec: u64, pa: u64) -> Outcome<u64> {
     Ok(count)
 }
 
-/// 256 random bits of the CPU's.
-pub fn random() -> Outcome<[u64; 4]> {
-    let mut words = [0; 4];
-    for word in &mut words {
-        *word = arm64::instr::rndr().ok_or(Status::ErrorInput)?;
-    }
-    Ok(words)
-}
-
 /// Has a vCPU come back to the host.
 pub fn kick(system: &System, rec: u64) -> Outcome {
     let _lock = lock(system, rec, State::Rec)?;
