@@ -5,7 +5,7 @@ use crate::desc::{AF, CONTIGUOUS, Desc, Kind};
 use crate::error::Error;
 use crate::maintenance::Maintenance;
 use crate::mem::TableMem;
-use crate::plan::Pending;
+use crate::plan::Run;
 use crate::stage2::Stage2;
 use crate::sync::Synced;
 use crate::tree::{Core, Slot};
@@ -76,9 +76,8 @@ impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
     pub(crate) fn break_table(&mut self, slot: &Slot<M::Table>, smallest: Level) -> Synced {
         let core = self.core;
         core.put(slot, slot.desc.freeze(slot.level));
-        let mut pending = Pending::new();
-        pending.table(slot.extent(), core.shape.shift(smallest));
-        self.sync(&pending)
+        let run = Run::table(slot.extent(), core.shape.shift(smallest));
+        self.sync(&[run])
     }
 
     /// Makes `new` of the entry of a table that is broken.

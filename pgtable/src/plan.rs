@@ -43,6 +43,16 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// A table whose entries covered `extent`, as [`Pending::table`] has it.
+    pub(crate) const fn table(extent: Extent, step: u32) -> Self {
+        Self {
+            extent,
+            step,
+            level: None,
+            held: false,
+        }
+    }
+
     /// Leaves of `level` in `extent`.
     pub(crate) const fn leaves(shape: &Shape, extent: Extent, level: Level) -> Self {
         Self {
@@ -125,12 +135,7 @@ impl Pending {
     /// nothing did.
     #[inline]
     pub(crate) fn table(&mut self, extent: Extent, step: u32) {
-        self.add(Run {
-            extent,
-            step,
-            level: None,
-            held: false,
-        });
+        self.add(Run::table(extent, step));
     }
 
     fn add(&mut self, new: Run) {

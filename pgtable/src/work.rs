@@ -72,14 +72,14 @@ impl<M: TableMem> Core<M> {
 
 impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
     /// Invalidates what `pending` names on all CPUs, and waits for it.
-    pub(crate) fn sync(&mut self, pending: &Pending) -> Synced {
-        sync::sync(self.maint, &self.core.tlb, pending.runs())
+    pub(crate) fn sync(&mut self, pending: &[Run]) -> Synced {
+        sync::sync(self.maint, &self.core.tlb, pending)
     }
 
     /// Invalidates the leaf that stood at `slot`.
     pub(crate) fn sync_leaf(&mut self, slot: &Slot<M::Table>) -> Synced {
         let run = Run::leaves(&self.core.shape, slot.extent(), slot.level);
-        sync::sync(self.maint, &self.core.tlb, &[run])
+        self.sync(&[run])
     }
 
     /// Invalidates everything of the tree's VMID, or of EL2, on all CPUs.

@@ -188,7 +188,7 @@ impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
         let mut pending = Pending::new();
         let extent = Extent::new(first.ia, first.size() * frozen as u64);
         pending.leaves(&core.shape, extent, level);
-        let _done: Synced = self.sync(&pending);
+        let _done: Synced = self.sync(pending.runs());
         for member in 0..frozen {
             let index = first.index + member;
             let old = thawed(core.load(first.table, index));

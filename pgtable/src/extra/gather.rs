@@ -53,7 +53,7 @@ impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
     /// Invalidates all that is noted, and empties what is held of it.
     pub(crate) fn flush_held(&mut self, pending: &mut Pending) -> Synced {
         let core = self.core;
-        let done = self.sync(pending);
+        let done = self.sync(pending.runs());
         for Extent { start, end } in pending.held_extents() {
             let mut ia = start;
             while ia < end {

@@ -95,7 +95,7 @@ impl<M: TableMem, T: Maintenance, S: LeafSink, A: Access> Mapping<'_, M, T, S, A
         if broken == 0 {
             return 0;
         }
-        let done = self.work.sync(&pending);
+        let done = self.work.sync(pending.runs());
         let new = core.counting.of(place.leaf) * broken as i32;
         core.add_count(slot.pa, new - counted);
         let pa = place.leaf.leaf_pa(&core.shape, slot.level);

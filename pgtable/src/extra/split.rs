@@ -182,7 +182,7 @@ impl<M: TableMem, T: Maintenance, P: FnMut(Level) -> Option<Pa>> Splitting<'_, M
             }
         }
         if broken > 0 {
-            let _done: Synced = self.work.sync(&pending);
+            let _done: Synced = self.work.sync(pending.runs());
             let frozen = if core.features.bbm2 { 0 } else { broken };
             for index in first.index..first.index + frozen {
                 let held = core.load(first.table, index);

@@ -144,7 +144,7 @@ impl<M: TableMem> Stage2<M> {
         };
         let result = altering.run();
         let count = altering.count;
-        let _done = self.core.work(maint).sync(&now);
+        let _done = self.core.work(maint).sync(now.runs());
         typed(result).map(|next| (next, count))
     }
 
