@@ -6,6 +6,7 @@ use std::boxed::Box;
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
+use crate::frame::Gprs;
 use crate::regs::{CTR_EL0, Reg, Register};
 
 /// What the code under test did.
@@ -27,6 +28,11 @@ pub enum Event {
 
 /// Serves calls in place of the level above: X0 to X5, X0 to X4 of the answer.
 pub type Handler = Box<dyn FnMut([u64; 6]) -> [u64; 5]>;
+
+/// Is a lower level that is entered, with its registers: it does something, and the
+/// number of the exception that brings it out again is the answer, as EL2's vectors
+/// have it: 0 is a synchronous one.
+pub type LowerLevel = Box<dyn FnMut(&mut Gprs) -> u64>;
 
 /// NOT_SUPPORTED (SMCCC 1.2, 5.2).
 const NOT_SUPPORTED: u64 = u64::MAX;
@@ -53,6 +59,7 @@ impl Default for Cpu {
 std::thread_local! {
     static CPU: RefCell<Cpu> = RefCell::default();
     static HANDLER: RefCell<Option<Handler>> = const { RefCell::new(None) };
+    static LOWER: RefCell<Option<LowerLevel>> = const { RefCell::new(None) };
 }
 
 fn with<R>(f: impl FnOnce(&mut Cpu) -> R) -> R {
@@ -95,6 +102,7 @@ pub fn reset() {
         };
     });
     HANDLER.with(|handler| *handler.borrow_mut() = None);
+    LOWER.with(|lower| *lower.borrow_mut() = None);
 }
 
 /// Gives a register the value that it is read with, until it is written.
@@ -121,6 +129,17 @@ pub fn device(address: u64, size: u32) -> u64 {
 /// Sets what this thread's `smc` and `hvc` reach; `NOT_SUPPORTED` answers before.
 pub fn answer_calls(handler: Handler) {
     HANDLER.with(|h| *h.borrow_mut() = Some(handler));
+}
+
+/// Sets what a lower level does that this thread enters. Before, it comes out at once,
+/// by a synchronous exception that the registers tell.
+pub fn run_as(lower: LowerLevel) {
+    LOWER.with(|l| *l.borrow_mut() = Some(lower));
+}
+
+/// Enters a lower level with these registers: by which exception it came out.
+pub fn enter(gprs: &mut Gprs) -> u64 {
+    LOWER.with(|l| l.borrow_mut().as_mut().map_or(0, |lower| lower(gprs)))
 }
 
 pub(crate) fn mrs(name: &'static str) -> u64 {

@@ -222,9 +222,8 @@ pub fn enter(gprs: &mut Gprs) -> Exception {
     let kind = unsafe { enter_lower(gprs) };
     #[cfg(not(target_os = "none"))]
     let kind = {
-        let _ = gprs;
         crate::memory::order::idle();
-        0
+        arm64::recording::enter(gprs)
     };
     match kind {
         0 => Exception::Sync,

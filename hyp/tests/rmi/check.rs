@@ -30,6 +30,9 @@ pub fn after(pair: &mut Pair, x: &[u64; 6], answer: &[u64; 5]) -> Checked {
     tables(pair)?;
     let named = x[1..].iter().chain(&answer[1..]);
     let named: Vec<u64> = named.copied().chain(pair.spec.changed.clone()).collect();
+    for rd in pair.spec.realms.keys() {
+        measured(pair, *rd)?;
+    }
     for pa in &named {
         word(pair, *pa)?;
         content(pair, *pa)?;
@@ -37,7 +40,7 @@ pub fn after(pair: &mut Pair, x: &[u64; 6], answer: &[u64; 5]) -> Checked {
     }
     let rd = x[1];
     if pair.spec.realms.contains_key(&rd) {
-        for ipa in [x[2], x[3], answer[1], answer[2]] {
+        for ipa in [x[2], x[3], x[4], answer[1], answer[2]] {
             for level in pair.spec.realms[&rd].tables.start..=3 {
                 let ipa = ipa & !(pair.spec.machine.span(level) - 1);
                 entry(pair, rd, ipa, level)?;
@@ -62,6 +65,7 @@ pub fn everything(pair: &mut Pair) -> Checked {
     tables(pair)?;
     let realms: Vec<u64> = pair.spec.realms.keys().copied().collect();
     for rd in realms {
+        measured(pair, rd)?;
         for (ipa, level, said) in places(&pair.spec.realms[&rd]) {
             entry(pair, rd, ipa, level)?;
             walk_of_realm(pair, rd, (ipa, level), said)?;
@@ -136,18 +140,31 @@ fn content(pair: &Pair, pa: u64) -> Checked {
     let Some(said) = pair.spec.granule(pa) else {
         return Ok(());
     };
-    let word = match said.content {
-        Content::Zero => 0,
-        Content::Word(word) => word,
-        Content::Other => return Ok(()),
+    let Content::Words(word, but) = &said.content else {
+        return Ok(());
     };
     let words = phys::pointer::<u64>(pa);
     // SAFETY: a granule of the fake machine's, which this thread alone uses.
     let words = unsafe { std::slice::from_raw_parts(words, pair.host.size as usize / 8) };
-    match words.iter().position(|is| *is != word) {
+    let said = |n: usize| but.get(&(8 * n as u64)).unwrap_or(word);
+    let differs = |(n, is): (usize, &u64)| (is != word || !but.is_empty()) && is != said(n);
+    match words.iter().enumerate().position(differs) {
         None => Ok(()),
-        Some(n) => same("memory at", pa + 8 * n as u64, words[n], word),
+        Some(n) => same("memory at", pa + 8 * n as u64, words[n], *said(n)),
     }
+}
+
+/// What a realm is measured as, and which guests are.
+fn measured(pair: &Pair, rd: u64) -> Checked {
+    // SAFETY: an RD of the fake machine's, which no call ends meanwhile.
+    let is = unsafe { hyp::realm::Realm::at(rd) }.measured.lock();
+    let said = &pair.spec.realms[&rd].measured;
+    let is = (0..6).map(|index| is.as_ref().and_then(|all| all.read(index)).copied());
+    let said = (0..6).map(|index| said.as_ref().and_then(|all| all.values.get(index)).copied());
+    for (index, (is, said)) in is.zip(said).enumerate() {
+        same(&format!("measurement {index} of"), rd, is, said)?;
+    }
+    Ok(())
 }
 
 /// What of a vCPU shows.
@@ -169,17 +186,20 @@ fn vcpu(pair: &Pair, pa: u64) -> Checked {
         rec::Pending::Abort(..) => Pending::Abort,
         rec::Pending::CpuOn(to, entry, context) => Pending::CpuOn(target(to), entry, context),
         rec::Pending::AffinityInfo(to) => Pending::AffinityInfo(target(to)),
+        rec::Pending::HostCall(ipa) => Pending::HostCall(ipa),
+        rec::Pending::Ripas(change) => Pending::Ripas {
+            reached: change.reached,
+            top: change.top,
+            asked: change.asked,
+            ram: change.to == pgtable::Ripas::Ram,
+            destroyed: change.destroyed == pgtable::ChangeDestroyed::Yes,
+        },
     };
     same("what is pending of vCPU", pa, pending, said.pending)?;
-    if let Some(pc) = said.pc {
-        same("PC of vCPU", pa, state.gprs.pc, pc)?;
-    }
-    for (is, said) in state.gprs.x.iter().zip(said.x) {
-        if let Some(said) = said {
-            same("a register of vCPU", pa, *is, said)?;
-        }
-    }
-    Ok(())
+    same("PC of vCPU", pa, state.gprs.pc, said.pc)?;
+    same("registers of vCPU", pa, state.gprs.x, said.x)?;
+    let taken = (state.el1.esr >> 26, state.el1.elr);
+    same("exception of vCPU", pa, taken, said.taken)
 }
 
 /// What RTT_READ_ENTRY tells.

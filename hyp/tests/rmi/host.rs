@@ -1,11 +1,13 @@
 //! A host that makes calls at random: good ones mostly, and of each kind of bad one
 //! some. What it does depends on its seed and on what the specification says there is.
 
+mod guest;
+
 use std::collections::VecDeque;
 
 use crate::pair::Op;
 use crate::spec::tables::Entry;
-use crate::spec::{Act, Life, Pending, Realm, Rec, Spec, State};
+use crate::spec::{Life, Pending, Realm, Rec, Spec, State};
 
 /// Numbers from a seed (xorshift64*).
 #[derive(Clone, Debug)]
@@ -65,7 +67,7 @@ const STEPS: &[Step] = &[
     (4, |c, s| c.call(0xC400_0167, &[c_state(State::Rd)], s)),
     (30, Caller::rec_create),
     (6, |c, s| c.call(0xC400_015B, &[c_state(State::Rec)], s)),
-    (55, Caller::enter),
+    (75, Caller::enter),
     (25, Caller::psci_complete),
     (8, |c, s| c.call(0xC600_0007, &[c_state(State::Rec)], s)),
     (8, Caller::set_posted),
@@ -79,11 +81,12 @@ const STEPS: &[Step] = &[
     (80, Caller::data_create_unknown),
     (60, Caller::data_destroy),
     (70, Caller::init_ripas),
-    (10, Caller::set_ripas),
+    (45, Caller::set_ripas),
     (35, Caller::data_map),
     (12, Caller::donate_block),
     (30, Caller::data_unmap),
     (50, Caller::fill),
+    (12, Caller::fill_a_call),
     (1, Caller::whole_table),
     (6, Caller::nonsense),
 ];
@@ -239,8 +242,12 @@ impl Caller {
                     .push_back(Op::Call([0xC400_0151, root, 0, 0, 0, 0]));
             }
         }
-        let mode = if self.random.percent(60) { 61 } else { 62 };
-        let flags = 1 << 63 | 1 << mode | u64::from(lpa2);
+        let mode = match self.random.below(10) {
+            0..5 => 0,
+            5..8 => 1 << 61,
+            _ => 1 << 62,
+        };
+        let flags = 1 << 63 | mode | u64::from(lpa2);
         let vmid = 1 + self.random.below(5);
         let mut words = vec![
             (0, flags),
@@ -249,10 +256,19 @@ impl Caller {
             (0x808, base),
             (0x810, start as u64),
             (0x818, count),
+            // Breakpoints, watchpoints, hash: what is above a byte is looked at by nobody.
+            (0x18, self.random.next() << 8 | 1),
+            (0x20, 1),
+            (0x30, self.random.below(2)),
+            // What is measured all the same; and what is told to a realm.
+            (0x10, self.random.below(16)),
+            (0x28, self.random.next()),
         ];
+        words.extend((0..8).map(|n| (0x400 + 8 * n, self.random.next())));
         if self.random.percent(25) {
-            let which = self.random.below(6) as usize;
+            let which = self.random.below(9) as usize;
             words[which].1 = match (which, self.random.below(3)) {
+                (6..9, _) => self.random.below(4),
                 (0, _) => flags ^ 1 << self.random.below(64),
                 (2, 0) => 0,
                 (2, 1) => 0x100 | vmid,
@@ -291,12 +307,11 @@ impl Caller {
             (0, self.random.below(2)),
             (0x100, crate::spec::mpidr_of(index)),
             (0x200, 0x4000_0000 + 4 * self.random.below(9)),
-            (0x300, self.random.next()),
-            (0x318, self.random.next()),
             (0x800, 0),
         ];
+        words.extend((0..8).map(|n| (0x300 + 8 * n, self.random.next())));
         if self.random.percent(25) {
-            let which = [0, 1, 5][self.random.below(3) as usize];
+            let which = [0, 1, 3][self.random.below(3) as usize];
             words[which].1 = match self.random.below(3) {
                 0 => self.random.below(20),
                 1 => 1 << self.random.below(64),
@@ -314,37 +329,6 @@ impl Caller {
         Op::Write(params, words)
     }
 
-    fn act(&mut self, spec: &Spec, rec: u64) -> Act {
-        use crate::spec::psci::*;
-        let Some(rec) = spec.recs.get(&rec) else {
-            return Act::Wait;
-        };
-        let realm = &spec.realms[&rec.rd];
-        let target = crate::spec::mpidr_of(self.random.below(realm.made.min(4)));
-        let entry = 0x8000_0000 + 4 * self.random.below(9);
-        let [one, two] = [self.random.next(), self.random.next()];
-        match self.random.below(20) {
-            0 if self.random.percent(20) => Act::Call([SYSTEM_OFF, one, two, 0]),
-            1 if self.random.percent(20) => Act::Call([SYSTEM_RESET, one, two, 0]),
-            2 => Act::Call([CPU_OFF, one, two, one]),
-            4 => Act::Call([CPU_SUSPEND, one, two, one]),
-            5..=8 => Act::Call([CPU_ON, target, entry, one]),
-            9 | 10 => Act::Call([AFFINITY_INFO, target, 0, one]),
-            11 => Act::Wait,
-            _ => {
-                let register = self.random.percent(70);
-                let register = register.then(|| self.random.below(4) as usize);
-                Act::Access {
-                    // 52 bits, as a fault can tell.
-                    ipa: self.ipa(spec, Some(realm), 3) % (1 << 52) / 4096 * 4096
-                        + self.random.below(512) * 8,
-                    writes: self.random.percent(50),
-                    register,
-                }
-            }
-        }
-    }
-
     fn enter(&mut self, spec: &Spec) -> Op {
         let may =
             |(_, rec): &(&u64, &Rec)| rec.runnable && spec.realms[&rec.rd].life == Life::Active;
@@ -360,6 +344,7 @@ impl Caller {
         let mut flags = match fits {
             Some(Pending::Access(..)) => self.random.below(4),
             Some(Pending::Abort) => self.random.below(4) & !self.random.below(2),
+            Some(Pending::Ripas { .. }) => self.random.below(2) << 4,
             _ => 0,
         };
         if self.random.percent(10) {
@@ -369,7 +354,8 @@ impl Caller {
             flags |= 1 << self.random.below(64);
         }
         let act = self.act(spec, rec);
-        let value = self.random.next();
+        let mut words = vec![(0, flags)];
+        words.extend((0..31).map(|n| (0x200 + 8 * n, self.random.next())));
         let rec = if self.random.percent(5) {
             self.granule(spec, State::Rec)
         } else {
@@ -377,7 +363,7 @@ impl Caller {
         };
         let enter = Op::Enter(rec, self.or_bad(spec, run), act);
         self.queue.push_back(enter);
-        Op::Write(run, vec![(0, flags), (0x200, value)])
+        Op::Write(run, words)
     }
 
     fn psci_complete(&mut self, spec: &Spec) -> Op {
@@ -593,7 +579,14 @@ impl Caller {
     fn data_create(&mut self, spec: &Spec) -> Op {
         let (rd, ipa) = self.own_page(spec);
         let flags = if self.random.percent(95) {
-            0
+            let Wanted::Number(rd) = rd else {
+                return self.data_create_unknown(spec);
+            };
+            let is_realm = spec
+                .realms
+                .get(&rd)
+                .is_some_and(|realm| realm.measured.is_some());
+            u64::from(is_realm) & self.random.below(2)
         } else {
             self.random.below(3)
         };
@@ -677,10 +670,55 @@ impl Caller {
         self.call(0xC400_0168, &[rd, base, top], spec)
     }
 
+    /// Mostly what a vCPU waits for: all of it, or a part.
     fn set_ripas(&mut self, spec: &Spec) -> Op {
-        let (rd, base) = self.own_page(spec);
-        let top = self.range_end(spec, base);
-        self.call(0xC400_0169, &[rd, c_state(State::Rec), base, top], spec)
+        let asks = |(pa, rec): (&u64, &Rec)| match rec.pending {
+            Pending::Ripas { reached, top, .. } => Some((rec.rd, *pa, reached, top)),
+            _ => None,
+        };
+        let all: Vec<_> = spec.recs.iter().filter_map(asks).collect();
+        let Some((rd, rec, reached, last)) = self.random.of(&all) else {
+            if self.random.percent(80) {
+                return self.enter(spec);
+            }
+            let (rd, base) = self.own_page(spec);
+            let top = self.range_end(spec, base);
+            return self.call(0xC400_0169, &[rd, c_state(State::Rec), base, top], spec);
+        };
+        let page = spec.machine.page();
+        let base = match self.random.below(12) {
+            0 => reached.wrapping_add(page),
+            1 => reached.wrapping_sub(page),
+            2 => reached.wrapping_add(8),
+            _ => reached,
+        };
+        let part = [page, 2 * page, spec.machine.span(2)][self.random.below(3) as usize];
+        let top = match self.random.below(12) {
+            0 => base,
+            1 => last.wrapping_add(page),
+            2 => last.wrapping_sub(8),
+            3..=5 => base.wrapping_add(part),
+            _ => last,
+        };
+        let or_another = |one, state, chance: bool| match chance {
+            true => Wanted::State(state),
+            false => Wanted::Number(one),
+        };
+        let arguments = [
+            or_another(rd, State::Rd, self.random.percent(5)),
+            or_another(rec, State::Rec, self.random.percent(5)),
+            Wanted::Number(base),
+            Wanted::Number(top),
+        ];
+        self.call(0xC400_0169, &arguments, spec)
+    }
+
+    /// A guest writes calls of its host's into its memory, each with a register that no
+    /// other has.
+    fn fill_a_call(&mut self, spec: &Spec) -> Op {
+        let words = (0..spec.machine.page()).step_by(8).take(512);
+        let words = words.map(|at| (at, self.random.next())).collect();
+        Op::Write(self.page(spec, State::Data), words)
     }
 
     /// The host writes its own memory, a guest its.

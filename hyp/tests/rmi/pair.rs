@@ -9,13 +9,12 @@ use arm64::recording;
 use arm64::regs::{ESR_EL2, FAR_EL2, HPFAR_EL2};
 use hyp::features::{Features, GranuleSupport};
 use hyp::memory::phys;
-use hyp::rec::Rec;
 use hyp::rmi::fake::{Host, RAM};
 use pgtable::Granule;
 use rmi::call::{Answered, Made};
 
 use crate::check;
-use crate::spec::{Act, Content, Exit, Machine, Pending, Spec, State};
+use crate::spec::{Act, Content, Exit, Machine, Spec, State};
 
 /// A machine to run on: granule, RAM in bytes, CPU.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +87,8 @@ pub enum Op {
     Call([u64; 6]),
     /// REC_ENTER of a REC with a run page, and what the guest does then.
     Enter(u64, u64, Act),
-    /// The host writes zeros to a granule of its own, and these words by offset.
+    /// The host, or the guest whose memory it is, writes zeros to a granule, and these
+    /// words by offset.
     Write(u64, Vec<(u64, u64)>),
     /// The host, or the guest whose memory it is, writes a word all over a granule.
     Fill(u64, u64),
@@ -179,24 +179,30 @@ impl Pair {
             }
             Op::Enter(rec, run, act) => self.enter(*rec, *run, *act),
             Op::Write(pa, words) => {
-                if self.spec.is(*pa, State::Ns) {
+                if self.is_somebodys(*pa) {
                     fill(*pa, self.host.size, 0);
                     for (offset, word) in words {
-                        // SAFETY: a granule of the fake host's.
+                        // SAFETY: a granule of the fake host's, or of a guest's.
                         unsafe { phys::write(pa + offset, *word) };
                     }
-                    self.spec.written(*pa, Content::Other);
+                    let words = words.iter().copied().collect();
+                    self.spec.written(*pa, Content::Words(0, words));
                 }
                 Ok(())
             }
             Op::Fill(pa, word) => {
-                if self.spec.is(*pa, State::Ns) || self.spec.is(*pa, State::Data) {
+                if self.is_somebodys(*pa) {
                     fill(*pa, self.host.size, *word);
-                    self.spec.written(*pa, Content::Word(*word));
+                    self.spec.written(*pa, Content::all(*word));
                 }
                 Ok(())
             }
         }
+    }
+
+    /// Memory that the host or a guest may write.
+    fn is_somebodys(&self, pa: u64) -> bool {
+        self.spec.is(pa, State::Ns) || self.spec.is(pa, State::Data)
     }
 
     fn count(&mut self, function: u64, x0: u64) {
@@ -204,28 +210,16 @@ impl Pair {
     }
 
     fn enter(&mut self, rec: u64, run: u64, act: Act) -> Result<(), String> {
-        let before = self.spec.recs.get(&rec).copied();
-        // Its registers are set before the host's answer reaches one of them.
-        let answered = before.is_some_and(|rec| matches!(rec.pending, Pending::Access(..)));
-        let calls = matches!(act, Act::Call(_));
-        // Nothing else would bring the vCPU out again.
-        let act = if self.spec.comes_out(rec, act) && !(calls && answered) {
+        let act = if self.spec.tells(rec, act) {
             act
         } else {
             Act::Wait
         };
         let (expected, exit) = self.spec.enter(rec, run, &read, act);
         if exit.is_some() {
-            play(act);
-        }
-        let kicked = before.is_some_and(|rec| rec.kicked);
-        if let (Some(_), Act::Call(x), false) = (exit, act, kicked) {
-            // SAFETY: the fake machine's REC, which nobody runs yet.
-            unsafe { &mut *Rec::at(rec).state.get() }.gprs.x[..4].copy_from_slice(&x);
-        }
-        if exit.is_some() {
             self.spec.written(run, Content::Other);
         }
+        play(act);
         let x = [0xC400_015C, rec, run, 0, 0, 0];
         let answer = self.host.call(x);
         self.count(x[0], answer[0]);
@@ -240,37 +234,50 @@ impl Pair {
     }
 }
 
-/// Has the CPU report what the guest does as soon as it runs.
+/// Has the guest do this when it runs, and wait whenever it runs on.
 fn play(act: Act) {
-    let (esr, ipa) = match act {
-        Act::Wait => (0x01 << 26 | 1 << 25 | 0x1e << 20, 0),
-        Act::Call(_) => (0x16 << 26 | 1 << 25, 0),
-        Act::Access {
-            ipa,
-            writes,
-            register,
-        } => {
-            let syndrome = register.map_or(0, |register| 1 << 24 | 3 << 22 | register << 16);
-            // Translation fault, level 3.
-            let esr = 0x24 << 26 | 1 << 25 | 1 << 15 | u64::from(writes) << 6 | 0x07;
-            (esr | syndrome as u64, ipa)
-        }
-    };
-    recording::set(ESR_EL2, esr);
-    recording::set(HPFAR_EL2, ipa >> 12 << 4);
-    recording::set(FAR_EL2, ipa & 0xfff);
+    let mut acts = std::iter::once(act);
+    recording::run_as(Box::new(move |gprs| {
+        let (esr, ipa) = match acts.next().unwrap_or(Act::Wait) {
+            Act::Wait => (0x01 << 26 | 1 << 25 | 0x1e << 20, 0),
+            Act::Call { smc, x } => {
+                gprs.x[..x.len()].copy_from_slice(&x);
+                // An HVC's exception comes when it is done, a trapped SMC's instead.
+                gprs.pc += if smc { 0 } else { 4 };
+                (if smc { 0x17 } else { 0x16 } << 26 | 1 << 25, 0)
+            }
+            Act::Access {
+                ipa,
+                writes,
+                register,
+            } => {
+                let syndrome = register.map_or(0, |register| 1 << 24 | 3 << 22 | register << 16);
+                // Translation fault, level 3.
+                let esr = 0x24 << 26 | 1 << 25 | 1 << 15 | u64::from(writes) << 6 | 0x07;
+                (esr | syndrome as u64, ipa)
+            }
+        };
+        recording::set(ESR_EL2, esr);
+        recording::set(HPFAR_EL2, ipa >> 12 << 4);
+        recording::set(FAR_EL2, ipa & 0xfff);
+        0
+    }));
 }
 
 /// What the run page tells of an exit.
 fn told(run: u64) -> Exit {
     let word = |offset| read(run + 0x800 + offset);
     let (reason, esr) = (word(0), word(0x100));
+    let aborts = esr >> 26 == 0x24;
     Exit {
         reason,
         class: esr >> 26,
-        emulatable: esr >> 24 & 1 != 0 && esr >> 26 == 0x24,
+        emulatable: aborts && esr >> 24 & 1 != 0,
+        fault: if aborts { esr & 0x3f } else { 0 },
         hpfar: word(0x110),
-        x: [0, 1, 2, 3].map(|n| word(0x200 + 8 * n)),
+        x: std::array::from_fn(|n| word(0x200 + 8 * n as u64)),
+        ripas: [0x500, 0x508, 0x510].map(word),
+        imm: word(0x600),
     }
 }
 

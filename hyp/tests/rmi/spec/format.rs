@@ -98,6 +98,7 @@ impl Machine {
             | u64::from(self.lpa2) << 8
             | 1 << 14
             | 1 << 20
+            | 0b11 << 32
             | (self.list_registers - 1) << 34
             | max_recs_order << 38
     }

@@ -7,7 +7,7 @@ impl Spec {
     /// RME that would keep the realm from it.
     pub(super) fn granule_delegate(&mut self, pa: u64) -> Outcome {
         ask(self.can_go(pa), Status::Input)?;
-        self.becomes(pa, State::Delegated, Content::Zero);
+        self.becomes(pa, State::Delegated, Content::ZERO);
         Ok(NOTHING)
     }
 
@@ -15,7 +15,7 @@ impl Spec {
     pub(super) fn granule_undelegate(&mut self, pa: u64) -> Outcome {
         let back = [State::Delegated, State::Unscrubbed];
         ask(back.iter().any(|state| self.is(pa, *state)), Status::Input)?;
-        self.becomes(pa, State::Ns, Content::Zero);
+        self.becomes(pa, State::Ns, Content::ZERO);
         Ok(NOTHING)
     }
 
@@ -60,7 +60,7 @@ impl Spec {
 
     fn all_become(&mut self, base: u64, end: u64, state: State) -> Outcome {
         for pa in (base..end).step_by(self.machine.page() as usize) {
-            self.becomes(pa, state, Content::Zero);
+            self.becomes(pa, state, Content::ZERO);
         }
         Ok(one(end))
     }

@@ -13,6 +13,7 @@
 //! | `tables` | tables and entries, walks, `top` |
 //! | `granules` | DELEGATE, UNDELEGATE, and both of a range |
 //! | `realms`, `recs`, `enter` | realms and vCPUs |
+//! | `rsi`, `measure` | what realms ask for, and what they are measured by |
 //! | `rtt`, `data`, `runs` | tables' commands; memory's, and those of a range |
 //!
 //! A new call is a row of [`Spec::call`] and a function beside those like it.
@@ -21,8 +22,10 @@ mod data;
 mod enter;
 pub mod format;
 mod granules;
+mod measure;
 mod realms;
 mod recs;
+pub mod rsi;
 mod rtt;
 mod runs;
 pub mod tables;
@@ -101,18 +104,24 @@ pub enum State {
 }
 
 /// What a granule holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// Zeros.
-    Zero,
-    /// This word, over and over.
-    Word(u64),
-    /// What nobody looks at: a structure of EL2's or of the host's.
+    /// This word, over and over, but for these, by offset.
+    Words(u64, BTreeMap<u64, u64>),
+    /// What nobody looks at: a structure of EL2's, or of the host's with what EL2 wrote.
     Other,
 }
 
+impl Content {
+    pub const ZERO: Self = Self::all(0);
+
+    pub const fn all(word: u64) -> Self {
+        Self::Words(word, BTreeMap::new())
+    }
+}
+
 /// A granule of RAM.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Granule {
     pub state: State,
     pub content: Content,
@@ -144,7 +153,7 @@ impl Spec {
     pub fn new(machine: Machine) -> Self {
         let granule = Granule {
             state: State::Ns,
-            content: Content::Zero,
+            content: Content::ZERO,
             uses: 0,
         };
         Self {
@@ -165,7 +174,7 @@ impl Spec {
             0xC400_0150 => return version(a),
             0xC400_0151 => self.granule_delegate(a),
             0xC400_0152 => self.granule_undelegate(a),
-            0xC400_0153 => self.data_create([a, b, c, d, e]),
+            0xC400_0153 => self.data_create([a, b, c, d, e], memory),
             0xC400_0154 => self.data_create_unknown(a, b, c),
             0xC400_0155 => self.data_destroy(a, b),
             0xC400_0157 => self.realm_activate(a),
@@ -232,6 +241,30 @@ impl Spec {
     pub fn written(&mut self, pa: u64, content: Content) {
         self.granule_mut(pa).content = content;
         self.changed.push(pa);
+    }
+
+    /// The granule that holds the byte at `pa`, and where it does.
+    fn holder(&self, pa: u64) -> (u64, u64) {
+        let offset = pa % self.machine.page();
+        (pa - offset, offset)
+    }
+
+    /// A word of a realm's memory: what is there is known.
+    fn word(&self, pa: u64) -> u64 {
+        let (granule, offset) = self.holder(pa);
+        match self.granule(granule).map(|granule| &granule.content) {
+            Some(Content::Words(word, but)) => *but.get(&offset).unwrap_or(word),
+            _ => unreachable!("a realm's memory at {pa:#x}"),
+        }
+    }
+
+    /// Words that are written into a realm's memory.
+    fn write(&mut self, pa: u64, words: &[u64]) {
+        let (granule, offset) = self.holder(pa);
+        if let Content::Words(_, but) = &mut self.granule_mut(granule).content {
+            but.extend((offset..).step_by(8).zip(words.iter().copied()));
+        }
+        self.changed.push(granule);
     }
 
     /// Whether a realm maps the span at `pa` by a block.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::measure::Measured;
 use super::tables::{Entry, Ripas, Slot, Table, Tables};
 use super::{Content, Memory, NOTHING, Outcome, Spec, State, Status, ask};
 
@@ -23,6 +24,10 @@ pub struct Realm {
     pub vmid: u16,
     pub roots: Vec<u64>,
     pub tables: Tables,
+    /// What a realm is measured as: of no other guest.
+    pub measured: Option<Measured>,
+    /// The host's words for it.
+    pub rpv: [u64; 8],
     /// vCPUs ever made.
     pub made: u64,
     /// Its page of posted accesses.
@@ -56,8 +61,13 @@ impl Spec {
         let (start, count) = (word(0x810) as i64, word(0x818) as u32);
 
         let mode = flags & !LPA2;
-        let known = [PROTECTED | EL2_VGIC, NONCONF | EL2_VGIC];
+        let known = [PROTECTED | EL2_VGIC, NONCONF | EL2_VGIC, EL2_VGIC];
         ask(known.contains(&mode), Status::Input)?;
+        let is_realm = mode == EL2_VGIC;
+        // Breakpoints and watchpoints, less one: two of each is what there is; the hash.
+        let (breakpoints, watchpoints) = (word(0x18) as u8, word(0x20) as u8);
+        let counts = breakpoints == 1 && watchpoints == 1;
+        ask(!is_realm || counts && word(0x30) as u8 <= 1, Status::Input)?;
         let lpa2 = flags & LPA2 != 0;
         let roots = self.machine.roots(ipa_bits.into(), start, lpa2);
         ask(roots == Some(count.into()), Status::Input)?;
@@ -77,7 +87,7 @@ impl Spec {
         ask(!taken, Status::Input)?;
 
         let start = start as i8;
-        let shared_from = if mode & PROTECTED != 0 {
+        let shared_from = if mode & NONCONF == 0 {
             1 << (ipa_bits - 1)
         } else {
             0
@@ -107,6 +117,8 @@ impl Spec {
                 start,
                 all: BTreeMap::from([((start, 0), root)]),
             },
+            measured: is_realm.then(|| Measured::realm(word)),
+            rpv: std::array::from_fn(|n| word(0x400 + 8 * n as u64)),
             made: 0,
             posted: None,
         };
@@ -139,9 +151,9 @@ impl Spec {
         }
         self.realms.remove(&rd);
         for root in roots {
-            self.becomes(root, State::Delegated, Content::Zero);
+            self.becomes(root, State::Delegated, Content::ZERO);
         }
-        self.becomes(rd, State::Delegated, Content::Zero);
+        self.becomes(rd, State::Delegated, Content::ZERO);
         Ok(NOTHING)
     }
 

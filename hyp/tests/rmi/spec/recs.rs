@@ -16,6 +16,20 @@ pub enum Pending {
     CpuOn(u64, u64, u64),
     /// PSCI_COMPLETE of an AFFINITY_INFO.
     AffinityInfo(u64),
+    /// The host's changes of what a realm was told of addresses.
+    Ripas {
+        /// How far they have come, and how far they may.
+        reached: u64,
+        top: u64,
+        /// What the guest named: base and top.
+        asked: (u64, u64),
+        /// They become RAM; or EMPTY.
+        ram: bool,
+        /// What was destroyed, too.
+        destroyed: bool,
+    },
+    /// The host's registers, by the structure at this address.
+    HostCall(u64),
 }
 
 /// A vCPU.
@@ -27,10 +41,11 @@ pub struct Rec {
     pub pending: Pending,
     /// The host asked for an exit.
     pub kicked: bool,
-    /// The PC, while it is known.
-    pub pc: Option<u64>,
-    /// X0 to X3, while they are known.
-    pub x: [Option<u64>; 4],
+    pub pc: u64,
+    /// X0 to X30.
+    pub x: [u64; 31],
+    /// The last exception that it was made to take: its class, and where.
+    pub taken: (u64, u64),
 }
 
 /// vCPUs of a realm, at most.
@@ -83,8 +98,17 @@ impl Spec {
         ask(index_of(mpidr) == Some(realm.made), Status::Input)?;
         ask(aux == 0, Status::Input)?;
         let index = realm.made;
-        let x = [0, 1, 2, 3].map(|n| Some(word(0x300 + 8 * n)));
-        self.realm_mut(rd)?.made += 1;
+        let mut x = [0; 31];
+        for (x, at) in x.iter_mut().zip((0x300..0x340).step_by(8)) {
+            *x = word(at);
+        }
+        let realm = self.realm_mut(rd)?;
+        realm.made += 1;
+        if let Some(measured) = &mut realm.measured
+            && flags & 1 != 0
+        {
+            measured.rec(flags, pc, &x[..8]);
+        }
         self.becomes(rec, State::Rec, Content::Other);
         let made = Rec {
             rd,
@@ -92,8 +116,9 @@ impl Spec {
             runnable: flags & 1 != 0,
             pending: Pending::Nothing,
             kicked: false,
-            pc: Some(pc),
+            pc,
             x,
+            taken: (0, 0),
         };
         self.recs.insert(rec, made);
         Ok(NOTHING)
@@ -103,7 +128,7 @@ impl Spec {
     pub(super) fn rec_destroy(&mut self, rec: u64) -> Outcome {
         self.rec(rec)?;
         self.recs.remove(&rec);
-        self.becomes(rec, State::Delegated, Content::Zero);
+        self.becomes(rec, State::Delegated, Content::ZERO);
         Ok(NOTHING)
     }
 
@@ -129,14 +154,16 @@ impl Spec {
         };
         self.recs.entry(calling).and_modify(|rec| {
             rec.pending = Pending::Nothing;
-            rec.x[0] = Some(told as u64);
+            rec.x[0] = told as u64;
         });
         if let Some((pc, x0)) = begins {
             self.recs.entry(target).and_modify(|rec| {
                 rec.runnable = true;
                 rec.pending = Pending::Nothing;
-                rec.pc = Some(pc);
-                rec.x = [Some(x0), Some(0), Some(0), Some(0)];
+                rec.pc = pc;
+                rec.x = [0; 31];
+                rec.x[0] = x0;
+                rec.taken = (0, 0);
             });
         }
         Ok(NOTHING)

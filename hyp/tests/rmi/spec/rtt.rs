@@ -193,7 +193,7 @@ impl Spec {
         for entry in table.entries() {
             self.let_go(*entry, key.0);
         }
-        self.becomes(table.pa, State::Delegated, Content::Zero);
+        self.becomes(table.pa, State::Delegated, Content::ZERO);
     }
 
     /// Counts the host's memory that entries of `level` map.

@@ -42,13 +42,15 @@ impl Spec {
         self.realm(rd)?;
         let free = |spec: &Self, pa| spec.is(pa, State::Delegated);
         let places = self.places(rd, &ipas, pa, free)?;
-        self.fill(rd, &places, pa, |ripas| (ripas, Some(Content::Zero)))
+        self.fill(rd, &places, pa, |ripas| (ripas, Some(Content::ZERO)))
     }
 
-    /// RTT_DATA_DONATE: the content stays.
+    /// RTT_DATA_DONATE: the content stays. A realm takes no unmeasured memory so.
     pub(super) fn rtt_data_donate(&mut self, rd: u64, ipas: Range<u64>, pa: u64) -> Outcome {
-        let life = self.realm(rd)?.life;
-        ask(life == Life::New, Status::Realm(0))?;
+        let realm = self.realm(rd)?;
+        ask(realm.life == Life::New, Status::Realm(0))?;
+        // What a realm begins with counts in its measurement.
+        ask(realm.measured.is_none(), Status::Input)?;
         let places = self.places(rd, &ipas, pa, Self::can_go)?;
         self.fill(rd, &places, pa, |_| (Ripas::Ram, None))
     }
@@ -109,8 +111,8 @@ impl Spec {
             let (ripas, content) = become_of(was);
             self.put(rd, slot, Entry::Assigned(ripas, pa));
             for _ in at.clone().step_by(self.machine.page() as usize) {
-                let held = self.granule(pa).map(|granule| granule.content);
-                let content = content.or(held).unwrap_or(Content::Other);
+                let held = self.granule(pa).map(|granule| granule.content.clone());
+                let content = content.clone().or(held).unwrap_or(Content::Other);
                 self.becomes(pa, State::Data, content);
                 pa += self.machine.page();
             }
@@ -161,7 +163,7 @@ impl Spec {
         let size = end - ipas.start;
         for pa in (from..from + size).step_by(self.machine.page() as usize) {
             if size <= STEP {
-                self.becomes(pa, State::Delegated, Content::Zero);
+                self.becomes(pa, State::Delegated, Content::ZERO);
             } else {
                 self.becomes(pa, State::Unscrubbed, Content::Other);
             }
