@@ -2,11 +2,13 @@
 //! some. What it does depends on its seed and on what the specification says there is.
 
 mod guest;
+mod life;
 
 use std::collections::VecDeque;
 
+use life::take_realm_down;
+
 use crate::pair::Op;
-use crate::spec::tables::Entry;
 use crate::spec::{Life, Pending, Realm, Rec, Spec, State};
 
 /// Numbers from a seed (xorshift64*).
@@ -67,7 +69,10 @@ const STEPS: &[Step] = &[
     (4, |c, s| c.call(0xC400_0167, &[c_state(State::Rd)], s)),
     (30, Caller::rec_create),
     (6, |c, s| c.call(0xC400_015B, &[c_state(State::Rec)], s)),
-    (75, Caller::enter),
+    (25, Caller::enter),
+    (150, Caller::build),
+    (200, Caller::run),
+    (40, Caller::bury),
     (25, Caller::psci_complete),
     (8, |c, s| c.call(0xC600_0007, &[c_state(State::Rec)], s)),
     (8, Caller::set_posted),
@@ -81,7 +86,7 @@ const STEPS: &[Step] = &[
     (80, Caller::data_create_unknown),
     (60, Caller::data_destroy),
     (70, Caller::init_ripas),
-    (45, Caller::set_ripas),
+    (10, Caller::set_ripas),
     (35, Caller::data_map),
     (12, Caller::donate_block),
     (30, Caller::data_unmap),
@@ -339,6 +344,10 @@ impl Caller {
         let Some(rec) = self.random.of(&all) else {
             return self.rec_create(spec);
         };
+        self.enter_of(spec, rec)
+    }
+
+    fn enter_of(&mut self, spec: &Spec, rec: u64) -> Op {
         let run = self.page(spec, State::Ns);
         let fits = spec.recs.get(&rec).map(|rec| rec.pending);
         let mut flags = match fits {
@@ -686,18 +695,18 @@ impl Caller {
             return self.call(0xC400_0169, &[rd, c_state(State::Rec), base, top], spec);
         };
         let page = spec.machine.page();
-        let base = match self.random.below(12) {
+        let base = match self.random.below(25) {
             0 => reached.wrapping_add(page),
             1 => reached.wrapping_sub(page),
             2 => reached.wrapping_add(8),
             _ => reached,
         };
         let part = [page, 2 * page, spec.machine.span(2)][self.random.below(3) as usize];
-        let top = match self.random.below(12) {
+        let top = match self.random.below(25) {
             0 => base,
             1 => last.wrapping_add(page),
             2 => last.wrapping_sub(8),
-            3..=5 => base.wrapping_add(part),
+            3..=11 => base.wrapping_add(part),
             _ => last,
         };
         let or_another = |one, state, chance: bool| match chance {
@@ -794,54 +803,14 @@ impl Caller {
 
 /// What a host does that takes everything down again: `None` when all is its own.
 pub fn take_down(spec: &Spec) -> Option<Op> {
-    let call = |function, a, b, c, d| Some(Op::Call([function, a, b, c, d, 0]));
-    if let Some(rec) = spec.recs.keys().next() {
-        return call(0xC400_015B, *rec, 0, 0, 0);
+    if let Some(rd) = spec.realms.keys().next() {
+        return take_realm_down(spec, *rd);
     }
-    let of_state = |state| {
+    let given = |state| {
         spec.granules()
             .find(move |(_, granule)| granule.state == state)
     };
-    if let Some((rd, realm)) = spec.realms.iter().next() {
-        let tables = &realm.tables;
-        let (key, table) = tables.all.iter().next_back()?;
-        let entries = table.entries().iter();
-        let own = entries
-            .enumerate()
-            .find(|(_, entry)| matches!(entry, Entry::Assigned(..)));
-        let many = table.kept > 16;
-        return match own {
-            // What is mapped one after another goes at once.
-            Some((index, _)) if key.0 == 3 && many => {
-                let from = tables.address(*key, index);
-                let end = tables.address(*key, table.entries().len());
-                call(0xC600_0018, *rd, from, end.min(realm.shared_from), 0)
-            }
-            Some((index, _)) if key.0 == 3 => {
-                call(0xC400_0155, *rd, tables.address(*key, index), 0, 0)
-            }
-            // A block: at once; or as pages again, by a table of a granule that is free.
-            Some((index, _)) if realm.vmid % 2 == 0 => {
-                let (from, span) = (tables.address(*key, index), spec.machine.span(key.0));
-                call(0xC600_0018, *rd, from, from + span, 0)
-            }
-            Some((index, _)) => match of_state(State::Delegated) {
-                Some((rtt, _)) => {
-                    let level = (key.0 + 1) as u64;
-                    call(0xC400_015D, *rd, rtt, tables.address(*key, index), level)
-                }
-                None => call(0xC400_0151, of_state(State::Ns)?.0, 0, 0, 0),
-            },
-            None if key.0 > tables.start => call(0xC400_015E, *rd, key.1, key.0 as u64, 0),
-            None => call(0xC400_0159, *rd, 0, 0, 0),
-        };
-    }
-    let (pa, _) = of_state(State::Delegated).or_else(|| of_state(State::Unscrubbed))?;
-    call(
-        0xC600_0015,
-        pa,
-        spec.machine.ram_base + spec.machine.ram_size,
-        0,
-        0,
-    )
+    let (pa, _) = given(State::Delegated).or_else(|| given(State::Unscrubbed))?;
+    let end = spec.machine.ram_base + spec.machine.ram_size;
+    Some(Op::Call([0xC600_0015, pa, end, 0, 0, 0]))
 }

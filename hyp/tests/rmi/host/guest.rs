@@ -5,8 +5,8 @@ use super::Caller;
 use crate::spec::tables::{Entry, Ripas};
 use crate::spec::{Act, Realm, Rec, Spec, mpidr_of};
 
-/// Nearly as many kinds of guests' mistakes.
-const BAD: u64 = 15;
+/// One of so many arguments is each kind of a bad one.
+const BAD: u64 = 35;
 
 impl Caller {
     /// What the vCPU at `rec` does.
@@ -161,7 +161,11 @@ impl Caller {
     /// Addresses in units of 4 KiB, mostly of a realm's own.
     fn span_of(&mut self, spec: &Spec, realm: &Realm) -> (u64, u64) {
         let (machine, unit) = (&spec.machine, 0x1000);
-        let mut base = self.ipa(spec, Some(realm), 3) & !realm.shared_from;
+        let mut base = if self.random.percent(60) {
+            self.built(spec)
+        } else {
+            self.ipa(spec, Some(realm), 3) & !realm.shared_from
+        };
         if self.random.percent(30) {
             base = base.wrapping_add(self.random.below(20) * unit);
         }
