@@ -187,12 +187,12 @@ fn vcpu(pair: &Pair, pa: u64) -> Checked {
         rec::Pending::CpuOn(to, entry, context) => Pending::CpuOn(target(to), entry, context),
         rec::Pending::AffinityInfo(to) => Pending::AffinityInfo(target(to)),
         rec::Pending::HostCall(ipa) => Pending::HostCall(ipa),
-        rec::Pending::Ripas(change) => Pending::Ripas {
-            reached: change.reached,
-            top: change.top,
-            asked: change.asked,
-            ram: change.to == pgtable::Ripas::Ram,
-            destroyed: change.destroyed == pgtable::ChangeDestroyed::Yes,
+        rec::Pending::Ripas => Pending::Ripas {
+            reached: state.ripas.reached,
+            top: state.ripas.top,
+            asked: state.ripas.asked,
+            ram: state.ripas.to == pgtable::Ripas::Ram,
+            destroyed: state.ripas.destroyed == pgtable::ChangeDestroyed::Yes,
         },
     };
     same("what is pending of vCPU", pa, pending, said.pending)?;
