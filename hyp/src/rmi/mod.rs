@@ -56,6 +56,7 @@ impl<T> From<Status> for Walked<T> {
 
 /// Serves a command. `None` if it did as much as one call may and there is more:
 /// the host makes the same call again.
+#[inline(always)]
 pub fn serve(system: &'static System, cpu: &mut Cpu, command: Command) -> Option<Answer> {
     let outcome = match command {
         Command::Version { requested } => return Some(version(requested)),
@@ -181,21 +182,25 @@ pub fn serve_vendor(system: &System, call: Vendor) -> Answer {
 }
 
 /// X1–X4 of a command without outputs.
+#[inline(always)]
 fn no_outputs((): ()) -> [u64; 4] {
     [0; 4]
 }
 
 /// X1–X4 of these outputs.
+#[inline(always)]
 fn outputs<const N: usize>(values: &[u64; N]) -> [u64; 4] {
     core::array::from_fn(|n| values.get(n).copied().unwrap_or(0))
 }
 
+#[inline(always)]
 fn answer(outcome: Outcome<[u64; 4]>) -> Answer {
     answer_with(outcome, |outputs| outputs.unwrap_or([0; 4]))
 }
 
 /// The answer whose outputs depend on what came of the command, or that nothing
 /// did.
+#[inline(always)]
 fn answer_with<T>(outcome: Outcome<T>, outputs: impl FnOnce(Option<T>) -> [u64; 4]) -> Answer {
     let (status, value) = match outcome {
         Ok(value) => (Status::Success, Some(value)),
