@@ -62,7 +62,8 @@ impl Mode {
         match (plain, protected, flags.contains(RealmFlags::EL2_VGIC)) {
             (true, false, true) => Some(Self::Plain),
             (false, true, true) => Some(Self::Protected),
-            (false, false, true) => Some(Self::Realm),
+            // The other is RMI 1.0's own mode, HOST_LRS.
+            (false, false, true | false) => Some(Self::Realm),
             _ => None,
         }
     }

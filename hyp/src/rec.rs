@@ -65,10 +65,13 @@ pub struct VcpuState {
     pub call_host_at: Option<u64>,
     /// The virtual CPU interface.
     pub interface: VirtualInterface,
-    /// The list registers, as last filled.
+    /// The list registers, as last filled; as the host gave them, and as they stood at
+    /// the last exit, where it has them.
     pub lrs: ListRegisters,
     /// The CPU's list registers hold them.
     pub lrs_loaded: bool,
+    /// What the host has been told of interrupts that are its to deliver.
+    pub told: Told,
     /// What the last exit waits for.
     pub pending: Pending,
     /// The change of RIPAS that a realm asked for last.
@@ -81,6 +84,21 @@ pub struct VcpuState {
     pub history: [Exit; HISTORY_LEN],
     /// Exits ever, modulo 2^64.
     pub exits: u64,
+}
+
+/// What the last exit told the host of a realm whose interrupts are its (HOST_LRS).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The outputs of the physical and the virtual timer.
+    pub timers: [bool; 2],
+    /// ICH_MISR_EL2.
+    pub misr: u64,
+}
+
+/// The output of a timer whose CNTx_CTL_EL0 is read like this: ENABLE and ISTATUS are
+/// set, IMASK is not (DDI0487, D12.2.4).
+pub const fn asserts(ctl: u64) -> bool {
+    ctl & 0b111 == 0b101
 }
 
 /// The physical timer of a vCPU: CNTP_CTL_EL0 (ENABLE, IMASK) and CNTP_CVAL_EL0.
@@ -101,7 +119,7 @@ impl PhysicalTimer {
 
     /// The level of its interrupt.
     pub fn level(&self, now: u64) -> bool {
-        self.read_ctl(now) & 0b111 == 0b101
+        asserts(self.read_ctl(now))
     }
 
     /// When CNTHP must fire: `None` when it need not.
@@ -176,6 +194,7 @@ impl Rec {
                 interface: VirtualInterface::default(),
                 lrs: ListRegisters::new(list_registers),
                 lrs_loaded: false,
+                told: Told::default(),
                 pending: Pending::Nothing,
                 ripas: RipasChange::NONE,
                 host_call: HostCall::ZERO,
@@ -221,6 +240,7 @@ impl VcpuState {
         self.interface = VirtualInterface::default();
         self.lrs = ListRegisters::new(self.lrs.count());
         self.lrs_loaded = false;
+        self.told = Told::default();
         self.pending = Pending::Nothing;
     }
 

@@ -53,7 +53,7 @@ fields! {
     ISR_EL1: A 8 1;
     ICC_IAR1_EL1: INTID 0 24;
     ICC_HPPIR1_EL1: INTID 0 24;
-    ICC_CTLR_EL1: EOImode 1 1;
+    ICC_CTLR_EL1: EOImode 1 1, ExtRange 19 1;
     ICC_SRE_EL1: SRE 0 1, DFB 1 1, DIB 2 1;
     ICC_IGRPEN1_EL1: Enable 0 1;
     ICC_SGI1R_EL1: TargetList 0 16, Aff1 16 8, INTID 24 4, Aff2 32 8, IRM 40 1, RS 44 4,

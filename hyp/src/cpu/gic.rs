@@ -23,6 +23,7 @@ pub use redistributor::{Redistributor, gicr};
 use interface::active_words;
 use redistributor::Line;
 use rmi::vendor::KICK_SGI;
+use vgic::Interface;
 
 /// The distributor's frame.
 pub type Distributor = Frame<0x1_0000>;
@@ -131,6 +132,11 @@ impl Gic {
             Some((false, offset)) => self.distributor.write(offset, bit),
             None => {}
         }
+    }
+
+    /// What this PE's virtual CPU interface has.
+    pub fn interface(&self) -> Interface {
+        interface::of_cpu(ICH_VTR_EL2.get(), ICC_CTLR_EL1.get())
     }
 
     /// Loads a vCPU's virtual interface, all but the list registers.

@@ -20,6 +20,9 @@ const OF_ABORT: u64 = 0x3f << 26 | 0b11 << 11 | 1 << 10 | 1 << 9 | 0x3f;
 const OF_ACCESS: u64 = OF_ABORT | 1 << 24 | 0b11 << 22 | 1 << 15 | 1 << 6;
 /// Of WFI and WFE: EC, and which of them (TI).
 const OF_WAIT: u64 = 0x3f << 26 | 0b11;
+/// Of a trapped access to a system register: EC, IL, which register, which way, and the
+/// general register.
+const OF_REGISTER: u64 = 0x3f << 26 | 1 << 25 | 0x3f_ffff;
 /// Of a system error: EC, IDS, AET, EA, DFSC.
 const OF_ERROR: u64 = 0x3f << 26 | 1 << 24 | 0b111 << 10 | 1 << 9 | 0x3f;
 /// Bits of an address that are told: where in a page.
@@ -129,6 +132,11 @@ pub fn of_wait(realm: &Realm, esr: Syndrome) -> u64 {
 /// The syndrome of a system error, likewise.
 pub fn of_error(realm: &Realm, esr: Syndrome) -> u64 {
     told(realm, esr, OF_ERROR)
+}
+
+/// The syndrome of a write to a register of the host's interrupt controller.
+pub fn of_register(esr: Syndrome) -> u64 {
+    esr.0 & OF_REGISTER
 }
 
 fn told(realm: &Realm, esr: Syndrome, bits: u64) -> u64 {

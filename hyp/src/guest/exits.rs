@@ -16,6 +16,7 @@ use rmi::vendor::{GICD_IPA, GICR_IPA};
 use vgic::{At, Frame, Read, SgiRegister};
 
 use super::confidential;
+use super::host_lrs;
 use super::psci::{self, Answer, Cpus};
 use super::record::{Next, Record};
 use super::rsi;
@@ -109,6 +110,9 @@ fn data_abort(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) 
 /// virt's map, in the half that is shared, which the host's device tree for it names
 /// too.
 fn gic_frame(vcpu: &RunningVcpu<'_>, ipa: u64) -> Option<(Frame, u64)> {
+    if vcpu.realm.host_lrs {
+        return None;
+    }
     let ipa = ipa.checked_sub(vcpu.realm.shared_from)?;
     if let Some(offset) = ipa.checked_sub(GICD_IPA)
         && offset < vgic::DISTRIBUTOR_SIZE
@@ -177,10 +181,12 @@ fn abort_exit(vcpu: &RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome, ipa:
 /// WFI or WFE that the host had trapped.
 fn wait(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) -> Next {
     state.gprs.step_over(esr);
-    vcpu.fold(state);
-    let wfe = esr.0 & 1 != 0;
-    if !wfe && vcpu.deliverable() {
-        return Next::Enter;
+    if !vcpu.realm.host_lrs {
+        vcpu.fold(state);
+        let wfe = esr.0 & 1 != 0;
+        if !wfe && vcpu.deliverable() {
+            return Next::Enter;
+        }
     }
     Next::Exit(Record {
         esr: confidential::of_wait(vcpu.realm, esr),
@@ -288,6 +294,9 @@ pub fn is_cpu_off(record: &Record) -> bool {
 fn system_register(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) -> Next {
     let register = Sysreg::of(esr);
     let (rt, reads) = (esr.sysreg_rt(), esr.sysreg_is_read());
+    if vcpu.realm.host_lrs && !reads && host_lrs::is_hosts(register) {
+        return host_lrs::written(state, esr);
+    }
     let done = if reads {
         let value = read(vcpu, state, register);
         value.map(|value| state.gprs.set(rt, value)).is_some()

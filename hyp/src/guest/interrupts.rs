@@ -3,10 +3,10 @@
 //! The list registers stay loaded over exits that do not concern them; whoever
 //! looks at the vGIC's state folds them back first ([`RunningVcpu::fold`]).
 
+use super::host_lrs;
 use super::vcpu::RunningVcpu;
 use crate::cpu::gic::{self, Taken};
-use crate::rec::VcpuState;
-use arm64::bits;
+use crate::rec::{VcpuState, asserts};
 use arm64::regs::{
     CNTHP_CTL_EL2, CNTHP_CVAL_EL2, CNTPCT_EL0, CNTV_CTL_EL0, ICH_HCR_EL2, ICH_VMCR_EL2,
 };
@@ -46,11 +46,15 @@ impl RunningVcpu<'_> {
         f(unsafe { &*self.rec.redistributor.get() })
     }
 
-    /// Before each entry: the list registers say all there is to say.
-    pub fn prepare(&mut self, state: &mut VcpuState) {
+    /// Before each entry: the list registers say all there is to say. False when the
+    /// host, whose they are, is to see something first.
+    pub fn prepare(&mut self, state: &mut VcpuState) -> bool {
+        if self.realm.host_lrs {
+            return host_lrs::prepare(self, state);
+        }
         let (fill, sync) = self.redistributor(|r| (r.needs_fill(), r.needs_sync()));
         if !fill && state.lrs_loaded {
-            return;
+            return true;
         }
         if sync {
             self.fold(state);
@@ -58,10 +62,12 @@ impl RunningVcpu<'_> {
         let (index, vmcr) = (self.rec.index, ICH_VMCR_EL2.get());
         let lrs = &mut state.lrs;
         self.vgic(|v| v.fill(index, vmcr, lrs));
-        self.set_timer_active(state.lrs.physical_active);
+        let timer = 1 << self.cpu.gic.ppi.virtual_timer;
+        self.set_timer_active(state.lrs.physical_active & timer != 0);
         gic::write_lrs(self.cpu.gic.list_registers, &state.lrs.lr);
         ICH_HCR_EL2.set(state.lrs.hcr);
         state.lrs_loaded = true;
+        true
     }
 
     /// Reads the list registers back into the vGIC's state, when they hold
@@ -75,6 +81,9 @@ impl RunningVcpu<'_> {
     /// The same whatever they hold: when the vCPU leaves the PE, the vGIC takes over
     /// its priority mask and group enables too.
     pub fn leave(&mut self, state: &mut VcpuState) {
+        if self.realm.host_lrs {
+            return host_lrs::leave(&self.cpu.gic, state);
+        }
         let (index, vmcr) = (self.rec.index, ICH_VMCR_EL2.get());
         gic::read_lrs(self.cpu.gic.list_registers, &mut state.lrs.lr);
         state.lrs.hcr = ICH_HCR_EL2.get();
@@ -94,13 +103,12 @@ impl RunningVcpu<'_> {
     }
 
     /// The level of the virtual timer's output now.
-    fn timer_level(&self) -> bool {
-        CNTV_CTL_EL0.get() & bits!(CNTV_CTL_EL0: ENABLE, IMASK, ISTATUS)
-            == bits!(CNTV_CTL_EL0: ENABLE, ISTATUS)
+    pub fn timer_level(&self) -> bool {
+        asserts(CNTV_CTL_EL0.get())
     }
 
-    fn set_timer_active(&mut self, mask: u32) {
-        let active = mask & 1 << self.cpu.gic.ppi.virtual_timer != 0;
+    /// Has the virtual timer's physical interrupt be active, or not.
+    pub fn set_timer_active(&mut self, active: bool) {
         if active != self.cpu.timer_active {
             self.cpu.gic.set_timer_active(active);
             self.cpu.timer_active = active;
@@ -109,7 +117,11 @@ impl RunningVcpu<'_> {
 
     /// A physical IRQ ended the guest's turn. True when it is the host's.
     pub fn physical(&mut self, state: &mut VcpuState) -> bool {
-        match self.cpu.gic.take() {
+        let taken = self.cpu.gic.take();
+        if self.realm.host_lrs && taken != Taken::HypTimer {
+            return host_lrs::physical(self, taken);
+        }
+        match taken {
             Taken::Host => return true,
             // For this vCPU, which looks before it is entered again; or for one
             // that the host left waiting here, which the host sees at its turn.
@@ -137,8 +149,10 @@ impl RunningVcpu<'_> {
     /// CNTHP for the next time.
     pub fn physical_timer(&mut self, state: &VcpuState) {
         let level = state.ptimer.level(CNTPCT_EL0.get());
-        let index = self.rec.index;
-        let _ = self.vgic(|v| v.set_ppi(index, intid::PHYSICAL_TIMER, level));
+        if !self.realm.host_lrs {
+            let index = self.rec.index;
+            let _ = self.vgic(|v| v.set_ppi(index, intid::PHYSICAL_TIMER, level));
+        }
         set_cnthp(state, level);
     }
 

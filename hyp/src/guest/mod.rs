@@ -2,6 +2,7 @@
 
 mod confidential;
 pub mod exits;
+pub mod host_lrs;
 pub mod interrupts;
 pub mod psci;
 pub mod record;

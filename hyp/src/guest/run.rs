@@ -9,6 +9,7 @@ use rmi::vendor::Exit;
 
 use super::confidential;
 use super::exits;
+use super::host_lrs;
 use super::record::{Entry, Next, Record};
 use super::rsi;
 use super::vcpu::RunningVcpu;
@@ -16,6 +17,7 @@ use crate::cpu::context::{Exception, enter};
 use crate::cpu::dying;
 use crate::cpu::fault::faulting_ipa;
 use crate::cpu::{GuestState, SavedState};
+use crate::realm::Realm;
 use crate::rec::{Pending, VcpuState};
 use arm64::syndrome::Syndrome;
 use core::sync::atomic::Ordering;
@@ -53,6 +55,9 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
         },
         trap,
     );
+    if realm.host_lrs {
+        host_lrs::load(&cpu.gic, state);
+    }
     if state.ptimer.ctl != 0 {
         vcpu.physical_timer(state);
     }
@@ -74,12 +79,22 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
     if !realm.is_confidential() {
         record.pc = [state.gprs.pc, state.gprs.pstate];
     }
-    record.timers = [
-        state.ptimer.read_ctl(now),
-        state.ptimer.cval,
-        state.vtimer.ctl,
-        state.vtimer.cval,
-    ];
+    tell_timers(realm, state, now, &mut record);
+    record
+}
+
+/// What an exit tells of the timers.
+fn tell_timers(realm: &Realm, state: &mut VcpuState, now: u64, record: &mut Record) {
+    let ctl = [state.ptimer.read_ctl(now), state.vtimer.ctl];
+    if realm.host_lrs {
+        host_lrs::tell(state, ctl);
+    }
+    record.timers = [ctl[0], state.ptimer.cval, ctl[1], state.vtimer.cval];
+}
+
+/// The exit of a vCPU that is not entered, because the host is needed before.
+pub fn not_entered(realm: &Realm, state: &mut VcpuState, mut record: Record) -> Record {
+    tell_timers(realm, state, CNTPCT_EL0.get(), &mut record);
     record
 }
 
@@ -101,7 +116,9 @@ fn turns(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState) -> Record {
         {
             return Record::new(ExitReason::Irq);
         }
-        vcpu.prepare(state);
+        if !vcpu.prepare(state) {
+            return Record::new(ExitReason::Irq);
+        }
         stop(vcpu);
         let exception = enter(&mut state.gprs);
         stop(vcpu);

@@ -11,6 +11,7 @@ use super::Outcome;
 use super::args::{copy_from_host, is_delegated, lock, lock_idle_rec, pin};
 use crate::cpu::Cpu;
 use crate::guest::exits;
+use crate::guest::host_lrs::{self, Given};
 use crate::guest::interrupts::intid;
 use crate::guest::record::{Entry, Record};
 use crate::guest::rsi;
@@ -116,6 +117,12 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     let vcpu = unsafe { Rec::at(rec) };
     // SAFETY: it counts in its RD.
     let realm = unsafe { Realm::at(vcpu.rd) };
+    let given = if realm.host_lrs {
+        // SAFETY: the page is the host's RAM, pinned as such.
+        Some(unsafe { Given::read(page) }.map_err(|_| Status::ErrorInput)?)
+    } else {
+        None
+    };
     match realm.state() {
         realm::State::New => return Err(Status::ErrorRealm(0)),
         realm::State::SystemOff => return Err(Status::ErrorRealm(1)),
@@ -127,19 +134,17 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     // SAFETY: the lock is held and nobody runs it.
     let state = unsafe { &mut *vcpu.state.get() };
     let flags = EnterFlags::from_bits(flags).ok_or(Status::ErrorInput)?;
-    let answers = EnterFlags::EMUL_MMIO | EnterFlags::INJECT_SEA;
-    match state.pending {
-        Pending::CpuOn(..) | Pending::AffinityInfo(_) => return Err(Status::ErrorRec),
-        Pending::Mmio(..) => {}
-        // An SEA answers any abort, and is all that is done then.
-        Pending::Abort(..) if flags & answers == EnterFlags::EMUL_MMIO => {
-            return Err(Status::ErrorRec);
-        }
-        Pending::Abort(..) => {}
-        Pending::Nothing | Pending::Ripas | Pending::HostCall(_) if flags.intersects(answers) => {
-            return Err(Status::ErrorRec);
-        }
-        Pending::Nothing | Pending::Ripas | Pending::HostCall(_) => {}
+    if matches!(state.pending, Pending::CpuOn(..) | Pending::AffinityInfo(_)) {
+        return Err(Status::ErrorRec);
+    }
+    if let Some(given) = &given {
+        given.check(&cpu.gic).map_err(|_| Status::ErrorRec)?;
+    }
+    if !answers(&state.pending, flags) {
+        return Err(Status::ErrorRec);
+    }
+    if let Some(given) = &given {
+        given.take(&cpu.gic, state);
     }
     granule.get();
     drop(rec_lock);
@@ -151,11 +156,15 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     };
     let record = match rsi::finish_host_call(realm, state, page + enter + gprs) {
         Ok(()) => run::run(&mut guest, rec, state, &Entry { flags, value }),
-        Err(missing) => missing.exit(),
+        Err(missing) => run::not_entered(realm, state, missing.exit()),
     };
 
     // SAFETY: the page is still pinned as the host's.
-    let written = unsafe { write_exit(page, &record, state) };
+    let mut written = unsafe { write_exit(page, &record, state) };
+    if realm.host_lrs {
+        // SAFETY: as above.
+        written = written.and(unsafe { host_lrs::write_exit(page, state) });
+    }
     if exits::is_cpu_off(&record) {
         vcpu.set_runnable(false);
     }
@@ -163,6 +172,17 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     // A page that was read and cannot be written: the vCPU has run, and the host
     // does not learn how far.
     written.map_err(|_| Status::ErrorInput)
+}
+
+/// Whether what the host asks for is an answer to what the last exit left open.
+fn answers(pending: &Pending, flags: EnterFlags) -> bool {
+    let answers = EnterFlags::EMUL_MMIO | EnterFlags::INJECT_SEA;
+    match pending {
+        Pending::Mmio(..) => true,
+        // An SEA answers any abort, and is all that is done then.
+        Pending::Abort(..) => flags & answers != EnterFlags::EMUL_MMIO,
+        _ => !flags.intersects(answers),
+    }
 }
 
 /// Writes an exit record into the run page.

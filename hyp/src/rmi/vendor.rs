@@ -133,7 +133,7 @@ pub fn set_spi(system: &System, rd: u64, spi: u64, level: u64) -> Outcome {
     // SAFETY: the RD's lock is held.
     let realm = unsafe { Realm::at(rd) };
     let spi = u32::try_from(spi).map_err(|_| Status::ErrorInput)?;
-    if level > 1 {
+    if level > 1 || realm.host_lrs {
         return Err(Status::ErrorInput);
     }
     let mut dist = realm.vgic.lock();
@@ -144,14 +144,17 @@ pub fn set_spi(system: &System, rd: u64, spi: u64, level: u64) -> Outcome {
     Ok(())
 }
 
-/// Whether a vCPU that waits in the host would be woken.
+/// Whether a vCPU that waits in the host would be woken, by interrupts that are EL2's.
 pub fn rec_pending(system: &System, rec: u64) -> Outcome<bool> {
     let _lock = lock_idle_rec(system, rec)?;
     // SAFETY: the REC's lock is held, and it does not run.
     let (vcpu, run) = unsafe { (Rec::at(rec), &mut *Rec::at(rec).state.get()) };
-    vcpu.kicks.looks();
     // SAFETY: it counts in its RD.
     let realm = unsafe { Realm::at(vcpu.rd) };
+    if realm.host_lrs {
+        return Err(Status::ErrorInput);
+    }
+    vcpu.kicks.looks();
     let now = CNTPCT_EL0.get();
     let vtimer = run.vtimer.ctl & 0b11 == 1 && now >= run.vtimer.cval;
     let ptimer = run.ptimer.level(now);

@@ -121,11 +121,14 @@ pub mod hcr {
     pub const MAINTENANCE: u64 = UIE | LRENPIE | NPIE | VGRP0EIE | VGRP0DIE | VGRP1EIE | VGRP1DIE;
     /// Trap the guest's `ICC_DIR_EL1`.
     pub const TDIR: u64 = 1 << 14;
+    /// The guest's deactivations of interrupts that no list register had, modulo 32.
+    pub const EOI_COUNT: u64 = 0x1f << EOI_COUNT_SHIFT;
+    const EOI_COUNT_SHIFT: u32 = 27;
 
     /// The guest's deactivations of interrupts that no list register had.
     #[must_use]
     pub const fn eoi_count(hcr: u64) -> u32 {
-        (hcr >> 27) as u32 & 0x1f
+        ((hcr & EOI_COUNT) >> EOI_COUNT_SHIFT) as u32
     }
 }
 

@@ -1,6 +1,7 @@
 //! The virtual CPU interface: what of it a vCPU carries, and its list registers.
 
 use arm64::regs::*;
+use vgic::Interface;
 
 /// The virtual CPU interface of a vCPU while it does not run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -9,6 +10,19 @@ pub struct VirtualInterface {
     pub vmcr: u64,
     ap0r: [u64; 4],
     ap1r: [u64; 4],
+}
+
+/// What the CPU has, from ICH_VTR_EL2 and ICC_CTLR_EL1.
+pub(super) fn of_cpu(vtr: u64, ctlr: u64) -> Interface {
+    Interface {
+        list_registers: ICH_VTR_EL2::ListRegs.read(vtr) as usize + 1,
+        priority_bits: ICH_VTR_EL2::PRIbits.read(vtr) as u32 + 1,
+        intid_bits: match ICH_VTR_EL2::IDbits.read(vtr) {
+            0 => 16,
+            _ => 24,
+        },
+        extended_range: ICC_CTLR_EL1::ExtRange.is_set(ctlr),
+    }
 }
 
 /// Words of active priorities for a count of preemption bits, from ICH_VTR_EL2.
@@ -84,5 +98,25 @@ mod tests {
         for (field, words) in [(4, 1), (5, 2), (6, 4)] {
             assert_eq!(active_words(field << 26 | 0x9000_000f), words, "{field}");
         }
+    }
+
+    /// IHI0069H, 12.4.10 and 12.2.6.
+    #[test]
+    fn what_the_interface_has_is_read_from_its_fields() {
+        let vtr = 4 << 29 | 4 << 26 | 3;
+        let has = Interface {
+            list_registers: 4,
+            priority_bits: 5,
+            intid_bits: 16,
+            extended_range: false,
+        };
+        assert_eq!(of_cpu(vtr, !(1 << 19)), has);
+        let has = Interface {
+            list_registers: 16,
+            priority_bits: 8,
+            intid_bits: 24,
+            extended_range: true,
+        };
+        assert_eq!(of_cpu(7 << 29 | 6 << 26 | 1 << 23 | 15, 1 << 19), has);
     }
 }
