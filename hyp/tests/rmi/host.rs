@@ -252,7 +252,9 @@ impl Caller {
             5..8 => 1 << 61,
             _ => 1 << 62,
         };
-        let flags = 1 << 63 | mode | u64::from(lpa2);
+        let host_lrs = mode == 0 && self.random.percent(40);
+        let vgic = u64::from(!host_lrs) << 63;
+        let flags = vgic | mode | u64::from(lpa2);
         let vmid = 1 + self.random.below(5);
         let mut words = vec![
             (0, flags),
@@ -365,6 +367,7 @@ impl Caller {
         let act = self.act(spec, rec);
         let mut words = vec![(0, flags)];
         words.extend((0..31).map(|n| (0x200 + 8 * n, self.random.next())));
+        words.extend(self.list_registers());
         let rec = if self.random.percent(5) {
             self.granule(spec, State::Rec)
         } else {
@@ -373,6 +376,27 @@ impl Caller {
         let enter = Op::Enter(rec, self.or_bad(spec, run), act);
         self.queue.push_back(enter);
         Op::Write(run, words)
+    }
+
+    /// gicv3_hcr and gicv3_lrs, mostly as they should be.
+    fn list_registers(&mut self) -> Vec<(u64, u64)> {
+        let mut words = vec![(0x300, self.random.next() & 0x40fe)];
+        for n in 0..self.random.below(5) {
+            let lr = self.random.below(4) << 62 | self.random.below(2) << 41;
+            words.push((0x308 + 8 * n, lr | (16 + 64 * n + self.random.below(60))));
+        }
+        if self.random.percent(8) {
+            let bad = match self.random.below(4) {
+                0 => (0x300, 1 << self.random.below(64)),
+                1 => (0x308, 1 << 62 | 1 << (32 + self.random.below(13)) | 40),
+                2 => (0x308, 0b11 << 61 | 50),
+                _ => (0x308, 1 << 62 | self.random.below(3000)),
+            };
+            words.push(bad);
+            let alike = 1 << 62 | self.random.below(2) << 63 | 90;
+            words.extend([(0x318, alike), (0x320, alike * self.random.below(2))]);
+        }
+        words
     }
 
     fn psci_complete(&mut self, spec: &Spec) -> Op {

@@ -123,16 +123,40 @@ impl Spec {
         }
         ask(rec.runnable, Status::Rec)?;
         ask(flags & !0b1_1111 == 0, Status::Input)?;
+        let waits = matches!(rec.pending, Pending::CpuOn(..) | Pending::AffinityInfo(_));
+        ask(!waits, Status::Rec)?;
+        if self.realms[&rec.rd].host_lrs {
+            ask(self.are_list_registers(run + 0x300, memory), Status::Rec)?;
+        }
         let (sea, mmio) = (flags & INJECT_SEA != 0, flags & EMUL_MMIO != 0);
         let fits = match rec.pending {
-            Pending::CpuOn(..) | Pending::AffinityInfo(_) => false,
             Pending::Access(..) => true,
             // An SEA answers either, whatever else is asked.
             Pending::Abort => sea || !mmio,
-            Pending::Nothing | Pending::Ripas { .. } | Pending::HostCall(_) => !sea && !mmio,
+            _ => !sea && !mmio,
         };
         ask(fits, Status::Rec)?;
         Ok(flags)
+    }
+
+    /// Whether gicv3_hcr at `at`, and gicv3_lrs behind it, are a host's to give: of the
+    /// first the bits that ask for maintenance interrupts, and TDIR; of what is valid in
+    /// a list register that there is, no HW, of the physical INTID only the bit that
+    /// asks for EOIs, an INTID of 1019 at most (there are no others here) that no other
+    /// has.
+    fn are_list_registers(&self, at: u64, memory: Memory<'_>) -> bool {
+        let all: Vec<u64> = (0..self.machine.list_registers)
+            .map(|n| memory(at + 8 + 8 * n))
+            .filter(|lr| lr >> 62 != 0)
+            .collect();
+        let good = |lr: &u64| {
+            let physical = lr >> 32 & 0x1fff;
+            lr >> 61 & 1 == 0 && physical & !(1 << 9) == 0 && *lr as u32 <= 1019
+        };
+        let mut intids: Vec<u32> = all.iter().map(|lr| *lr as u32).collect();
+        intids.sort_unstable();
+        let alike = intids.windows(2).any(|pair| pair[0] == pair[1]);
+        memory(at) & !(0xfe | 1 << 14) == 0 && all.iter().all(good) && !alike
     }
 
     /// The host's answer to the last exit reaches the vCPU; if it cannot, that is the

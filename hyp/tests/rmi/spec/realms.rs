@@ -32,6 +32,8 @@ pub struct Realm {
     pub made: u64,
     /// Its page of posted accesses.
     pub posted: Option<u64>,
+    /// The host has the list registers.
+    pub host_lrs: bool,
 }
 
 impl Realm {
@@ -61,9 +63,9 @@ impl Spec {
         let (start, count) = (word(0x810) as i64, word(0x818) as u32);
 
         let mode = flags & !LPA2;
-        let known = [PROTECTED | EL2_VGIC, NONCONF | EL2_VGIC, EL2_VGIC];
+        let known = [PROTECTED | EL2_VGIC, NONCONF | EL2_VGIC, EL2_VGIC, 0];
         ask(known.contains(&mode), Status::Input)?;
-        let is_realm = mode == EL2_VGIC;
+        let is_realm = mode & !EL2_VGIC == 0;
         // Breakpoints and watchpoints, less one: two of each is what there is; the hash.
         let (breakpoints, watchpoints) = (word(0x18) as u8, word(0x20) as u8);
         let counts = breakpoints == 1 && watchpoints == 1;
@@ -121,6 +123,7 @@ impl Spec {
             rpv: std::array::from_fn(|n| word(0x400 + 8 * n as u64)),
             made: 0,
             posted: None,
+            host_lrs: mode & EL2_VGIC == 0,
         };
         self.realms.insert(rd, realm);
         Ok(NOTHING)
