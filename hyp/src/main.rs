@@ -237,6 +237,10 @@ mod image {
             Ok(system) => System { random, ..system }.install(),
             Err(why) => refuse(why),
         };
+        // Here and now: nobody waits for it.
+        if let Some(attester) = system.attester() {
+            info!("attestation: {attester}");
+        }
         for region in machine.ram.iter() {
             info!("ram {region}");
         }

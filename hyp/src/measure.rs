@@ -161,6 +161,11 @@ impl Measurements {
         self.values[0] = self.algorithm.sparse(DESCRIPTOR, &fields);
     }
 
+    /// All five.
+    pub fn all(&self) -> &[Digest; 5] {
+        &self.values
+    }
+
     /// One of the five.
     pub fn read(&self, index: u64) -> Option<&Digest> {
         self.values.get(usize::try_from(index).ok()?)

@@ -8,6 +8,7 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use attest::Session;
 use pgtable::{ChangeDestroyed, Ripas};
 use rmi::rsi::HostCall;
 use rmi::vendor::{Exit, HISTORY_LEN};
@@ -78,6 +79,8 @@ pub struct VcpuState {
     pub ripas: RipasChange,
     /// A realm's call of its host, in both directions.
     pub host_call: HostCall,
+    /// A realm's token, on its way to it.
+    pub token: Session,
     /// Its own address of the MPIDR, with RES1.
     pub vmpidr: u64,
     /// The last exits.
@@ -198,6 +201,7 @@ impl Rec {
                 pending: Pending::Nothing,
                 ripas: RipasChange::NONE,
                 host_call: HostCall::ZERO,
+                token: Session::NONE,
                 vmpidr: 1 << 31 | mpidr,
                 history: [Exit::default(); HISTORY_LEN],
                 exits: 0,

@@ -1,6 +1,6 @@
 //! What all PEs share: built once by boot, then handed to who needs it.
 
-use attest::Generator;
+use attest::{Attester, Generator};
 use log::{info, warn};
 use spin::Once;
 use spin::mutex::SpinMutex;
@@ -27,6 +27,10 @@ pub struct System {
     pub common: Common,
     /// Random numbers of everybody's, on a machine that has a source of entropy.
     pub random: Option<SpinMutex<Generator>>,
+    /// What runs at EL2, its variables aside: it is measured.
+    pub code: &'static [u8],
+    /// See [`Self::attester`].
+    pub attester: Once<Attester>,
     /// The interrupt controller.
     pub gic: &'static Frames,
     /// The granule of every table.
@@ -57,9 +61,18 @@ impl System {
             errata: self.errata,
             common: &self.common,
             random: self.random.as_ref(),
+            attester: self.attester(),
             frames: self.gic,
             host_stage2: self.host.regs(),
         }
+    }
+
+    /// Who signs realms' tokens, on a machine that has random numbers. The first call
+    /// makes its keys.
+    pub fn attester(&self) -> Option<&Attester> {
+        let random = self.random.as_ref()?;
+        let new = || Attester::new(&mut random.lock(), self.code);
+        Some(self.attester.call_once(new))
     }
 
     /// Takes in the CPU that calls, with these registers, before it runs a lower

@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
     let entropy = [now.to_le_bytes(), [7; 16]].concat();
     let mut generator = Generator::from_entropy(&entropy).ok_or("too little entropy")?;
-    let attester = Attester::new(&mut generator, [0xe2; 32]);
+    let attester = Attester::new(&mut generator, b"code");
     let challenge = core::array::from_fn(|n| n as u8);
     let realm = Realm {
         personalization: &core::array::from_fn(|n| 63 - n as u8),

@@ -1,5 +1,7 @@
 //! The keys of one boot, and the tokens that they sign.
 
+use core::fmt;
+
 use minicbor::data::Tag;
 use p384::ecdsa::SigningKey;
 use sha2::{Digest, Sha256};
@@ -31,6 +33,7 @@ struct Platform {
     instance: [u8; 32],
     challenge: [u8; 32],
     image: [u8; 32],
+    measured: usize,
     signature: SignatureBytes,
 }
 
@@ -52,9 +55,9 @@ impl Platform {
 }
 
 impl Attester {
-    /// Makes the keys of this boot, and the platform's token. `image`: SHA-256 of what
-    /// runs at EL2.
-    pub fn new(generator: &mut Generator, image: [u8; 32]) -> Self {
+    /// Makes the keys of this boot, and the platform's token. `code` is what runs at EL2,
+    /// and is measured by SHA-256.
+    pub fn new(generator: &mut Generator, code: &[u8]) -> Self {
         let (key, of_platform) = (generator.key(), generator.key());
         let (public, _) = cose::public(&key);
         let (of_platform_public, instance) = cose::public(&of_platform);
@@ -62,7 +65,8 @@ impl Attester {
             public: of_platform_public,
             instance,
             challenge: Sha256::digest(public).into(),
-            image,
+            image: Sha256::digest(code).into(),
+            measured: code.len(),
             signature: [0; 96],
         };
         platform.signature = platform.signed(|token| token.sign(&of_platform));
@@ -71,12 +75,6 @@ impl Attester {
             public,
             platform,
         }
-    }
-
-    /// SHA-256 of the platform's public key, an uncompressed point: by this a verifier
-    /// tells tokens of this boot.
-    pub fn instance(&self) -> &[u8; 32] {
-        &self.platform.instance
     }
 
     /// Bytes of a token of a realm that is measured so.
@@ -109,6 +107,20 @@ impl Attester {
         out.u16(REALM)?;
         let token = Sign1 { claims, kid: &[] };
         cose::wrap(out, |out| token.encode(signature, out))
+    }
+}
+
+/// What a verifier may know a boot by: the platform's public key by its hash (the
+/// instance id, but its first byte), and what was measured.
+impl fmt::Display for Attester {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hex = |f: &mut fmt::Formatter<'_>, bytes: &[u8; 32]| {
+            bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        };
+        f.write_str("instance ")?;
+        hex(f, &self.platform.instance)?;
+        write!(f, ", {:#x} bytes of EL2 ", self.platform.measured)?;
+        hex(f, &self.platform.image)
     }
 }
 

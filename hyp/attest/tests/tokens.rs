@@ -80,7 +80,7 @@ fn split(token: &[u8]) -> [Vec<u8>; 2] {
     [44234, 44241].map(|key| bytes(&collection, key).to_vec())
 }
 
-fn check_platform(platform: &[u8], image: &[u8; 32]) -> Vec<(Value, Value)> {
+fn check_platform(platform: &[u8], code: &[u8]) -> Vec<(Value, Value)> {
     let token = CoseSign1::from_tagged_slice(platform).expect("a COSE_Sign1");
     let cose_key = token.unprotected.key_id;
     let claims = map(&verify(platform, &cose_key).payload.expect("claims"));
@@ -96,7 +96,7 @@ fn check_platform(platform: &[u8], image: &[u8; 32]) -> Vec<(Value, Value)> {
     let software = claim(&claims, 2399).as_array().expect("components");
     assert_eq!(software.len(), 1);
     let el2 = software[0].as_map().expect("a component");
-    assert_eq!(bytes(el2, 2), image);
+    assert_eq!(bytes(el2, 2), &Sha256::digest(code)[..]);
     assert_eq!(bytes(el2, 5), [0; 32], "nobody signed it");
     assert_eq!(text(el2, 6), "sha-256");
     claims
@@ -107,7 +107,7 @@ proptest! {
     #[test]
     fn any_claims_come_out_as_they_went_in(
         entropy in prop::collection::vec(any::<u8>(), 32..200),
-        image in uniform::<_, 32>(any::<u8>()),
+        code in prop::collection::vec(any::<u8>(), 0..300),
         challenge in uniform::<_, 64>(any::<u8>()),
         personalization in uniform::<_, 64>(any::<u8>()),
         measurements in uniform::<_, 5>(uniform::<_, 64>(any::<u8>())),
@@ -120,7 +120,7 @@ proptest! {
             (Algorithm::Sha256, "sha-256", 32)
         };
         let mut generator = Generator::from_entropy(&entropy).expect("enough of it");
-        let attester = Attester::new(&mut generator, image);
+        let attester = Attester::new(&mut generator, &code);
         let realm = Realm {
             personalization: &personalization,
             algorithm,
@@ -130,7 +130,7 @@ proptest! {
         prop_assert_eq!(whole.len(), attester.token_length(algorithm));
 
         let [platform, realm] = split(&whole);
-        let of_platform = check_platform(&platform, &image);
+        let of_platform = check_platform(&platform, &code);
         // The key is in the claims: they are read once to find it, then trusted.
         let unread = CoseSign1::from_tagged_slice(&realm).expect("a COSE_Sign1");
         prop_assert!(unread.unprotected.is_empty());
@@ -155,7 +155,7 @@ proptest! {
 #[test]
 fn a_changed_byte_is_noticed() {
     let mut generator = Generator::from_entropy(&[3; 32]).expect("enough of it");
-    let attester = Attester::new(&mut generator, [4; 32]);
+    let attester = Attester::new(&mut generator, &[4; 32]);
     let realm = Realm {
         personalization: &[0; 64],
         algorithm: Algorithm::Sha256,

@@ -303,12 +303,18 @@ impl Layout {
             self.host_image.size(),
             features.dcache_line,
         );
+        let (code, end) = (image.text.base(), image.rodata[0].end());
+        let length = (end - code) as usize;
+        // SAFETY: the image's first part, which nobody writes any more.
+        let code = unsafe { core::slice::from_raw_parts(phys::pointer(code), length) };
         Ok(System {
             features,
             gic: &machine.gic,
             errata: &ERRATA,
             common: Common::default(),
             random: None,
+            code,
+            attester: spin::Once::new(),
             granule: self.granules.stage2,
             granules,
             host,

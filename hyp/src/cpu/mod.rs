@@ -20,7 +20,7 @@ mod vectors;
 use arm64::frame::{FpState, Gprs};
 use arm64::regs::*;
 use arm64::{bits, instr};
-use attest::Generator;
+use attest::{Attester, Generator};
 
 use crate::errata::{InForce, Walks, WorkAround, steer_hcr, trapped_writes};
 use crate::features::Features;
@@ -82,6 +82,8 @@ pub struct Shared {
     pub common: &'static Common,
     /// Random numbers, on a machine that has any.
     pub random: Option<&'static SpinMutex<Generator>>,
+    /// Who signs realms' tokens, there.
+    pub attester: Option<&'static Attester>,
     /// The interrupt controller.
     pub frames: &'static Frames,
     /// The host's stage 2.
@@ -100,6 +102,8 @@ pub struct Cpu {
     pub common: &'static Common,
     /// Random numbers, on a machine that has any.
     pub random: Option<&'static SpinMutex<Generator>>,
+    /// Who signs realms' tokens, there.
+    pub attester: Option<&'static Attester>,
     /// The host's stage 2.
     host_stage2: Stage2Regs,
     /// Its GIC.
@@ -121,6 +125,7 @@ impl Cpu {
             errata,
             common,
             random,
+            attester,
             frames,
             host_stage2,
         } = *shared;
@@ -167,6 +172,7 @@ impl Cpu {
             errata,
             common,
             random,
+            attester,
             host_stage2,
             gic: Gic::init(distributor, pe.gicr, frames.ppi),
             host: Host {

@@ -14,6 +14,7 @@ use pgtable::{ChangeDestroyed, Ipa, Ripas, RttState};
 
 use super::record::{Next, Record};
 use super::vcpu::RunningVcpu;
+use crate::measure::{Algorithm, Digest};
 use crate::memory::guarded::{self, ExternalAbort};
 use crate::realm::{Mode, Realm};
 use crate::rec::{Pending, RipasChange, VcpuState};
@@ -99,9 +100,21 @@ pub fn serve(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, call: Rsi) -> Ne
             let served = extend(realm, state, index, size);
             answer(state, served)
         }
-        // No key has been made to sign it with.
-        Rsi::AttestationTokenInit { .. } => answer::<0>(state, Err(Code::ErrorUnknown.into())),
-        Rsi::AttestationTokenContinue { .. } => answer::<0>(state, Err(Code::ErrorState.into())),
+        Rsi::AttestationTokenInit { .. } => {
+            let served = begin_token(vcpu, state);
+            answer(state, served)
+        }
+        Rsi::AttestationTokenContinue { ipa, offset, size } => {
+            let part = offset..offset.saturating_add(size);
+            match continue_token(vcpu, state, ipa, part) {
+                Ok((code, written)) => {
+                    let next = answer(state, Ok([written]));
+                    state.gprs.x[0] = code as u64;
+                    next
+                }
+                Err(failure) => answer::<1>(state, Err(failure)),
+            }
+        }
         Rsi::RealmConfig { ipa } => answer(state, configuration(realm, ipa)),
         Rsi::IpaStateGet { base, top } => answer(state, ripas(realm, base..top)),
         Rsi::IpaStateSet {
@@ -147,6 +160,75 @@ fn extend(realm: &Realm, state: &VcpuState, index: u64, size: u64) -> Served<0> 
     } else {
         Err(Code::ErrorInput.into())
     }
+}
+
+/// What a token says of a realm: its measurements as they are now.
+fn shown(realm: &Realm) -> Option<(attest::Algorithm, [Digest; 5])> {
+    let measured = realm.measured.lock();
+    let measured = measured.as_ref()?;
+    let algorithm = match measured.algorithm {
+        Algorithm::Sha256 => attest::Algorithm::Sha256,
+        Algorithm::Sha512 => attest::Algorithm::Sha512,
+    };
+    Some((algorithm, *measured.all()))
+}
+
+/// Begins a token over the challenge in X1 to X8: how long it can be. On a machine that
+/// has no random numbers there is no key to sign it.
+fn begin_token(vcpu: &RunningVcpu<'_>, state: &mut VcpuState) -> Served<1> {
+    let attester = vcpu.cpu.attester.ok_or(Code::ErrorUnknown)?;
+    let (algorithm, _) = shown(vcpu.realm).ok_or(Code::ErrorUnknown)?;
+    let mut challenge = [0; 64];
+    challenge.copy_from_slice(zerocopy::IntoBytes::as_bytes(&state.gprs.x[1..9]));
+    state.token.begin(&challenge);
+    Ok([attester.token_length(algorithm) as u64])
+}
+
+/// Writes the next part of a token to a part of the granule at `ipa`: how much, and
+/// whether more of it is to come.
+fn continue_token(
+    vcpu: &RunningVcpu<'_>,
+    state: &mut VcpuState,
+    ipa: u64,
+    part: Range<u64>,
+) -> Result<(Code, u64), Failure> {
+    let realm = vcpu.realm;
+    let own = ipa.is_multiple_of(GRANULE) && realm.is_protected(ipa);
+    if !own || part.start >= GRANULE || part.end > GRANULE {
+        return Err(Code::ErrorInput.into());
+    }
+    let attester = vcpu.cpu.attester.ok_or(Code::ErrorState)?;
+    let (algorithm, measurements) = shown(realm).ok_or(Code::ErrorState)?;
+    let shown = attest::Realm {
+        personalization: &realm.rpv,
+        algorithm,
+        measurements: &measurements,
+    };
+    // Signed first, while nobody waits for the realm's tables.
+    let token = &mut state.token;
+    let begun = token.step(attester, &shown, &mut []);
+    let mut last = begun.ok_or(Code::ErrorState)?;
+    let written = with_memory(realm, ipa, GRANULE, |pa| {
+        let mut at = part.start;
+        let mut bytes = [0; 512];
+        while at < part.end && !last.complete {
+            let room = bytes.len().min((part.end - at) as usize);
+            last = match token.step(attester, &shown, &mut bytes[..room]) {
+                Some(step) => step,
+                None => break,
+            };
+            // SAFETY: memory of the realm's, which it stays while its tables are locked.
+            unsafe { guarded::write_bytes(pa + at, &bytes[..last.written])? };
+            at += last.written as u64;
+        }
+        Ok(at - part.start)
+    })?;
+    let code = if last.complete {
+        Code::Success
+    } else {
+        Code::Incomplete
+    };
+    Ok((code, written))
 }
 
 /// Calls `f` with where the realm's own memory at `ipa` is, as long as it is there:

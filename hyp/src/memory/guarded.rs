@@ -171,7 +171,18 @@ pub unsafe fn copy(to: u64, from: u64, len: u64) -> Result<()> {
 /// # Safety
 /// As [`read`].
 pub unsafe fn write<T: IntoBytes + Immutable>(pa: u64, value: &T) -> Result<()> {
-    let bytes = value.as_bytes();
+    // SAFETY: the caller's promise.
+    unsafe { write_bytes(pa, value.as_bytes()) }
+}
+
+/// As [`write`], for bytes at any alignment.
+///
+/// # Errors
+/// [`ExternalAbort`]; a part may have been written.
+///
+/// # Safety
+/// As [`read`].
+pub unsafe fn write_bytes(pa: u64, bytes: &[u8]) -> Result<()> {
     // SAFETY: the caller's promise, as in `read_bytes`.
     outcome(unsafe { routines::guarded_copy(pointer(pa), bytes.as_ptr(), bytes.len()) })
 }

@@ -183,6 +183,8 @@ impl Host {
             gic: &GIC,
             errata: of_machine,
             common: Common::default(),
+            code: b"code",
+            attester: spin::Once::new(),
             random: Generator::from_entropy(&[7; 32]).map(SpinMutex::new),
             granule,
             granules,

@@ -95,8 +95,9 @@ fn example(context: &Context) -> Result<Outcome> {
             .call()?
             .ended(0)?;
         let measurements: Vec<_> = (0..5).map(|n| hex([n; 64][..length].to_vec())).collect();
-        let image = hex([0xe2; 32]);
-        let mut claims = vec!["--hash", hash, "--image", &image];
+        // SHA-256 of `code`.
+        let image = "5694d08a2e53ffcae0c3103e5ad6f6076abd960eb1f8a56577040bc1028f702b";
+        let mut claims = vec!["--hash", hash, "--image", image];
         claims.extend(["--challenge", &challenge]);
         claims.extend(["--personalization", &personalization]);
         claims.extend(["--rim", &measurements[0]]);

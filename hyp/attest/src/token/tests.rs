@@ -10,7 +10,7 @@ const REALM_OF_ONES: Realm<'static> = Realm {
 };
 
 fn attester(seed: u8) -> Attester {
-    Attester::new(&mut Generator::from_entropy(&[seed; 32]).unwrap(), [9; 32])
+    Attester::new(&mut Generator::from_entropy(&[seed; 32]).unwrap(), &[9; 32])
 }
 
 /// All of a token, in parts of this size.
@@ -95,10 +95,19 @@ fn a_begin_forgets_the_session_before() {
 #[test]
 fn keys_are_of_the_entropy() {
     let (one, same, other) = (attester(1), attester(1), attester(2));
-    assert_eq!(one.instance(), same.instance());
-    assert_ne!(one.instance(), other.instance());
+    assert_eq!(one.platform.instance, same.platform.instance);
+    assert_ne!(one.platform.instance, other.platform.instance);
     assert_ne!(one.public, other.public);
     assert_ne!(one.public, one.platform.public);
+}
+
+#[test]
+fn a_boot_is_told_from_others() {
+    let said = std::format!("{}", attester(1));
+    let words: Vec<_> = said.split(' ').collect();
+    assert_eq!(words.len(), 7);
+    assert_eq!((words[1].len(), words[2], words[6].len()), (65, "0x20", 64));
+    assert_ne!(said, std::format!("{}", attester(2)));
 }
 
 /// A REC's page has room for it, and a token fits a granule of 4 KiB.
