@@ -420,3 +420,6 @@ fn bring_answer(realm: &Realm, state: &mut VcpuState, ipa: u64, gprs: u64) -> Re
     state.gprs.x[0] = code as u64;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

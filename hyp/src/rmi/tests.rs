@@ -76,6 +76,7 @@ impl Host {
         let mut p = RealmParams::new_zeroed();
         p.flags = (RealmFlags::NONCONF | RealmFlags::EL2_VGIC).bits();
         p.s2sz = 40;
+        (p.num_bps, p.num_wps) = (1, 1);
         p.vmid = vmid;
         p.rtt_base = self.page(root);
         p.rtt_level_start = i64::from(geometry.start().get());
