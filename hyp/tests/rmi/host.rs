@@ -248,13 +248,13 @@ impl Caller {
             }
         }
         let mode = match self.random.below(10) {
-            0..5 => 0,
-            5..8 => 1 << 61,
-            _ => 1 << 62,
+            0..3 => 1 << 63,
+            // The host has its interrupts.
+            3..5 => 0,
+            5..8 => 1 << 63 | 1 << 61,
+            _ => 1 << 63 | 1 << 62,
         };
-        let host_lrs = mode == 0 && self.random.percent(40);
-        let vgic = u64::from(!host_lrs) << 63;
-        let flags = vgic | mode | u64::from(lpa2);
+        let flags = mode | u64::from(lpa2);
         let vmid = 1 + self.random.below(5);
         let mut words = vec![
             (0, flags),
@@ -367,7 +367,13 @@ impl Caller {
         let act = self.act(spec, rec);
         let mut words = vec![(0, flags)];
         words.extend((0..31).map(|n| (0x200 + 8 * n, self.random.next())));
-        words.extend(self.list_registers());
+        if spec
+            .recs
+            .get(&rec)
+            .is_some_and(|rec| spec.realms[&rec.rd].host_lrs)
+        {
+            words.extend(self.interrupts());
+        }
         let rec = if self.random.percent(5) {
             self.granule(spec, State::Rec)
         } else {
@@ -378,25 +384,26 @@ impl Caller {
         Op::Write(run, words)
     }
 
-    /// gicv3_hcr and gicv3_lrs, mostly as they should be.
-    fn list_registers(&mut self) -> Vec<(u64, u64)> {
-        let mut words = vec![(0x300, self.random.next() & 0x40fe)];
-        for n in 0..self.random.below(5) {
-            let lr = self.random.below(4) << 62 | self.random.below(2) << 41;
-            words.push((0x308 + 8 * n, lr | (16 + 64 * n + self.random.below(60))));
+    /// Words of a run page for a realm whose interrupts are the host's.
+    fn interrupts(&mut self) -> Vec<(u64, u64)> {
+        let mut hcr = self.random.next() & (0xfe | 1 << 14);
+        let mut lrs: [u64; 16] = std::array::from_fn(|n| {
+            let intid = [3, 27, 40, 8192][n % 4] + n as u64;
+            let state = self.random.below(4) << 62;
+            let rest = self.random.below(2) << 60 | self.random.below(2) << 41;
+            state | rest | self.random.below(32) << 51 | intid
+        });
+        let which = self.random.below(4) as usize;
+        match self.random.below(25) {
+            0 => hcr ^= 1 << self.random.below(64),
+            1 => lrs[which] ^= 1 << (32 + self.random.below(32)),
+            2 => lrs[which] = 1 << 62 | 1020 + self.random.below(8000),
+            3 => lrs[which] = 1 << 62 | lrs[(which + 1) % 4] & 0xffff_ffff,
+            4 => lrs[which] = 1 << 63 | 1 << 16,
+            _ => {}
         }
-        if self.random.percent(8) {
-            let bad = match self.random.below(4) {
-                0 => (0x300, 1 << self.random.below(64)),
-                1 => (0x308, 1 << 62 | 1 << (32 + self.random.below(13)) | 40),
-                2 => (0x308, 0b11 << 61 | 50),
-                _ => (0x308, 1 << 62 | self.random.below(3000)),
-            };
-            words.push(bad);
-            let alike = 1 << 62 | self.random.below(2) << 63 | 90;
-            words.extend([(0x318, alike), (0x320, alike * self.random.below(2))]);
-        }
-        words
+        let all = std::iter::once(hcr).chain(lrs);
+        (0x300..).step_by(8).zip(all).collect()
     }
 
     fn psci_complete(&mut self, spec: &Spec) -> Op {

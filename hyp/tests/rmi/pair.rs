@@ -6,7 +6,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arm64::recording;
-use arm64::regs::{ESR_EL2, FAR_EL2, HPFAR_EL2};
+use arm64::regs::{ESR_EL2, FAR_EL2, HPFAR_EL2, ICH_VTR_EL2};
 use hyp::features::{Features, GranuleSupport};
 use hyp::memory::phys;
 use hyp::rmi::fake::{Host, RAM};
@@ -80,6 +80,9 @@ pub const CASES: [Case; 6] = [
     },
 ];
 
+/// ICH_VTR_EL2: four list registers, with 5 bits of priority and INTIDs of 16.
+const VTR: u64 = 4 << 29 | 4 << 26 | 3;
+
 /// What happens to both.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Op {
@@ -130,6 +133,7 @@ pub type Tally = BTreeMap<(u64, u64), u64>;
 impl Pair {
     pub fn new(case: &Case) -> Self {
         recording::reset();
+        recording::set(ICH_VTR_EL2, VTR);
         let mut host = Host::with(case.granule, case.ram, case.change);
         let features = host.system.features;
         let lpa2 = features.stage2[0] == GranuleSupport::Lpa2;
@@ -278,6 +282,7 @@ fn told(run: u64) -> Exit {
         x: std::array::from_fn(|n| word(0x200 + 8 * n as u64)),
         ripas: [0x500, 0x508, 0x510].map(word),
         imm: word(0x600),
+        gic: std::array::from_fn(|n| word(0x300 + 8 * n as u64)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! REC_ENTER: a vCPU runs, does one thing, waits, and comes out.
 
+use super::gic::{Told, may_be_given, told};
 use super::realms::Life;
 use super::recs::{Pending, mpidr_of};
 use super::rsi::Registers;
@@ -36,6 +37,8 @@ pub struct Exit {
     pub ripas: [u64; 3],
     /// Of a call of the host.
     pub imm: u64,
+    /// Of interrupts that are the host's.
+    pub gic: Told,
 }
 
 pub const CPU_SUSPEND: u64 = 0xC400_0001;
@@ -63,6 +66,11 @@ const ABORT: u64 = 0x25;
 /// EL1's vector for them, by a VBAR_EL1 of 0, which no guest moves here.
 const VECTOR: u64 = 0x200;
 
+/// What the host has in a run page for its interrupts.
+fn given(run: u64, memory: Memory<'_>) -> [u64; 17] {
+    std::array::from_fn(|n| memory(run + 0x300 + 8 * n as u64))
+}
+
 impl Rec {
     /// It takes an exception at EL1, for what it did at its PC.
     fn takes(&mut self, class: u64) {
@@ -73,13 +81,14 @@ impl Rec {
 
 impl Spec {
     /// Whether it is told here what becomes of this, done by the vCPU at `rec`: not of
-    /// accesses of EL2's interrupt controller.
+    /// accesses of an interrupt controller that is EL2's.
     pub fn tells(&self, rec: u64, act: Act) -> bool {
         let (Some(rec), Act::Access { ipa, .. }) = (self.recs.get(&rec), act) else {
             return true;
         };
-        let at = ipa.wrapping_sub(self.realms[&rec.rd].shared_from);
-        !(0x0800_0000..0x0900_0000).contains(&at)
+        let realm = &self.realms[&rec.rd];
+        let at = ipa.wrapping_sub(realm.shared_from);
+        realm.host_lrs || !(0x0800_0000..0x0900_0000).contains(&at)
     }
 
     /// The index of the vCPU of the same realm that has this MPIDR.
@@ -103,10 +112,13 @@ impl Spec {
         };
         let gprs = std::array::from_fn(|n| memory(run + 0x200 + 8 * n as u64));
         let mut vcpu = self.recs[&rec];
-        let exit = match self.answers(&mut vcpu, flags, &gprs) {
+        let mut exit = match self.answers(&mut vcpu, flags, &gprs) {
             Some(exit) => exit,
             None => self.runs(&mut vcpu, act),
         };
+        if self.realms[&vcpu.rd].host_lrs {
+            exit.gic = told(&self.machine, &given(run, memory));
+        }
         self.recs.insert(rec, vcpu);
         (answer(Ok(NOTHING)), Some(exit))
     }
@@ -123,40 +135,20 @@ impl Spec {
         }
         ask(rec.runnable, Status::Rec)?;
         ask(flags & !0b1_1111 == 0, Status::Input)?;
-        let waits = matches!(rec.pending, Pending::CpuOn(..) | Pending::AffinityInfo(_));
-        ask(!waits, Status::Rec)?;
         if self.realms[&rec.rd].host_lrs {
-            ask(self.are_list_registers(run + 0x300, memory), Status::Rec)?;
+            let may = may_be_given(&self.machine, &given(run, memory));
+            ask(may, Status::Rec)?;
         }
         let (sea, mmio) = (flags & INJECT_SEA != 0, flags & EMUL_MMIO != 0);
         let fits = match rec.pending {
+            Pending::CpuOn(..) | Pending::AffinityInfo(_) => false,
             Pending::Access(..) => true,
             // An SEA answers either, whatever else is asked.
             Pending::Abort => sea || !mmio,
-            _ => !sea && !mmio,
+            Pending::Nothing | Pending::Ripas { .. } | Pending::HostCall(_) => !sea && !mmio,
         };
         ask(fits, Status::Rec)?;
         Ok(flags)
-    }
-
-    /// Whether gicv3_hcr at `at`, and gicv3_lrs behind it, are a host's to give: of the
-    /// first the bits that ask for maintenance interrupts, and TDIR; of what is valid in
-    /// a list register that there is, no HW, of the physical INTID only the bit that
-    /// asks for EOIs, an INTID of 1019 at most (there are no others here) that no other
-    /// has.
-    fn are_list_registers(&self, at: u64, memory: Memory<'_>) -> bool {
-        let all: Vec<u64> = (0..self.machine.list_registers)
-            .map(|n| memory(at + 8 + 8 * n))
-            .filter(|lr| lr >> 62 != 0)
-            .collect();
-        let good = |lr: &u64| {
-            let physical = lr >> 32 & 0x1fff;
-            lr >> 61 & 1 == 0 && physical & !(1 << 9) == 0 && *lr as u32 <= 1019
-        };
-        let mut intids: Vec<u32> = all.iter().map(|lr| *lr as u32).collect();
-        intids.sort_unstable();
-        let alike = intids.windows(2).any(|pair| pair[0] == pair[1]);
-        memory(at) & !(0xfe | 1 << 14) == 0 && all.iter().all(good) && !alike
     }
 
     /// The host's answer to the last exit reaches the vCPU; if it cannot, that is the

@@ -14,6 +14,7 @@
 //! | `granules` | DELEGATE, UNDELEGATE, and both of a range |
 //! | `realms`, `recs`, `enter` | realms and vCPUs |
 //! | `rsi`, `measure` | what realms ask for, and what they are measured by |
+//! | `gic` | interrupts of realms whose host has them |
 //! | `rtt`, `data`, `runs` | tables' commands; memory's, and those of a range |
 //!
 //! A new call is a row of [`Spec::call`] and a function beside those like it.
@@ -21,6 +22,7 @@
 mod data;
 mod enter;
 pub mod format;
+mod gic;
 mod granules;
 mod measure;
 mod realms;

@@ -24,6 +24,8 @@ pub struct Realm {
     pub vmid: u16,
     pub roots: Vec<u64>,
     pub tables: Tables,
+    /// Its interrupts are the host's, by list registers.
+    pub host_lrs: bool,
     /// What a realm is measured as: of no other guest.
     pub measured: Option<Measured>,
     /// The host's words for it.
@@ -32,8 +34,6 @@ pub struct Realm {
     pub made: u64,
     /// Its page of posted accesses.
     pub posted: Option<u64>,
-    /// The host has the list registers.
-    pub host_lrs: bool,
 }
 
 impl Realm {
@@ -119,11 +119,11 @@ impl Spec {
                 start,
                 all: BTreeMap::from([((start, 0), root)]),
             },
+            host_lrs: mode == 0,
             measured: is_realm.then(|| Measured::realm(word)),
             rpv: std::array::from_fn(|n| word(0x400 + 8 * n as u64)),
             made: 0,
             posted: None,
-            host_lrs: mode & EL2_VGIC == 0,
         };
         self.realms.insert(rd, realm);
         Ok(NOTHING)
