@@ -115,7 +115,7 @@ pub fn serve(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, call: Rsi) -> Ne
                 Err(failure) => answer::<1>(state, Err(failure)),
             }
         }
-        Rsi::RealmConfig { ipa } => answer(state, configuration(realm, ipa)),
+        Rsi::RealmConfig { ipa } => answer(state, configuration(vcpu, ipa)),
         Rsi::IpaStateGet { base, top } => answer(state, ripas(realm, base..top)),
         Rsi::IpaStateSet {
             base,
@@ -123,7 +123,7 @@ pub fn serve(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, call: Rsi) -> Ne
             ripas,
             flags,
         } => change_ripas(realm, state, base..top, ripas, flags),
-        Rsi::HostCall { ipa } => call_host(realm, state, ipa),
+        Rsi::HostCall { ipa } => call_host(vcpu, state, ipa),
     }
 }
 
@@ -208,7 +208,7 @@ fn continue_token(
     let token = &mut state.token;
     let begun = token.step(attester, &shown, &mut []);
     let mut last = begun.ok_or(Code::ErrorState)?;
-    let written = with_memory(realm, ipa, GRANULE, |pa| {
+    let written = with_memory(vcpu, ipa, GRANULE, |pa| {
         let mut at = part.start;
         let mut bytes = [0; 512];
         while at < part.end && !last.complete {
@@ -232,13 +232,15 @@ fn continue_token(
 }
 
 /// Calls `f` with where the realm's own memory at `ipa` is, as long as it is there:
-/// `ipa` is aligned to `size`, a power of two up to [`GRANULE`].
+/// `ipa` is aligned to `size`, a power of two up to [`GRANULE`]. What the realm wrote
+/// before is met, and what is written here it meets, with its caches off too.
 fn with_memory<R>(
-    realm: &Realm,
+    vcpu: &RunningVcpu<'_>,
     ipa: u64,
     size: u64,
     f: impl FnOnce(u64) -> Result<R, ExternalAbort>,
 ) -> Result<R, Failure> {
+    let (realm, features) = (vcpu.realm, vcpu.cpu.features);
     if !ipa.is_multiple_of(size) || !realm.is_protected(ipa) {
         return Err(Code::ErrorInput.into());
     }
@@ -251,7 +253,18 @@ fn with_memory<R>(
             pa,
         } => {
             let offset = ipa & (tables.geometry().span(entry.level) - 1);
-            return Ok(f(pa.get() + offset)?);
+            let pa = pa.get() + offset;
+            // With FEAT_S2FWB no realm looks past the caches.
+            let reach_memory = || {
+                if !features.fwb {
+                    // SAFETY: memory of the realm's, which is RAM in EL2's own map.
+                    unsafe { guarded::clean_invalidate(pa, size, features.dcache_line) };
+                }
+            };
+            reach_memory();
+            let done = f(pa)?;
+            reach_memory();
+            return Ok(done);
         }
         RttState::Assigned { ripas, .. } | RttState::Unassigned(ripas) => ripas,
         _ => Ripas::Empty,
@@ -266,7 +279,8 @@ fn with_memory<R>(
 }
 
 /// Writes what the realm is.
-fn configuration(realm: &Realm, ipa: u64) -> Served<0> {
+fn configuration(vcpu: &RunningVcpu<'_>, ipa: u64) -> Served<0> {
+    let realm = vcpu.realm;
     let hash_algo = match realm.measured.lock().as_ref() {
         Some(measured) => measured.algorithm as u64,
         None => 0,
@@ -277,7 +291,7 @@ fn configuration(realm: &Realm, ipa: u64) -> Served<0> {
         pad: [0; 0x3e],
         rpv: realm.rpv,
     };
-    with_memory(realm, ipa, GRANULE, |pa| {
+    with_memory(vcpu, ipa, GRANULE, |pa| {
         // SAFETY: a granule of the realm's, which it stays while its tables are locked.
         unsafe {
             guarded::zero(pa, GRANULE)?;
@@ -374,10 +388,10 @@ pub fn finish_ripas(state: &mut VcpuState, flags: EnterFlags) {
 }
 
 /// Calls the host by what stands at `ipa`.
-fn call_host(realm: &Realm, state: &mut VcpuState, ipa: u64) -> Next {
+fn call_host(vcpu: &RunningVcpu<'_>, state: &mut VcpuState, ipa: u64) -> Next {
     // SAFETY: memory of the realm's, which it stays while its tables are locked.
     let read = |pa| unsafe { guarded::read::<HostCall>(pa) };
-    match with_memory(realm, ipa, size_of::<HostCall>() as u64, read) {
+    match with_memory(vcpu, ipa, size_of::<HostCall>() as u64, read) {
         Ok(call) => {
             state.gprs.step();
             state.host_call = call;
@@ -394,19 +408,28 @@ fn call_host(realm: &Realm, state: &mut VcpuState, ipa: u64) -> Next {
 /// # Errors
 /// The answer belongs in memory that the host is to bring first.
 #[inline]
-pub fn finish_host_call(realm: &Realm, state: &mut VcpuState, gprs: u64) -> Result<(), Missing> {
+pub fn finish_host_call(
+    vcpu: &RunningVcpu<'_>,
+    state: &mut VcpuState,
+    gprs: u64,
+) -> Result<(), Missing> {
     match state.pending {
-        Pending::HostCall(ipa) => bring_answer(realm, state, ipa, gprs),
+        Pending::HostCall(ipa) => bring_answer(vcpu, state, ipa, gprs),
         _ => Ok(()),
     }
 }
 
 #[cold]
-fn bring_answer(realm: &Realm, state: &mut VcpuState, ipa: u64, gprs: u64) -> Result<(), Missing> {
+fn bring_answer(
+    vcpu: &RunningVcpu<'_>,
+    state: &mut VcpuState,
+    ipa: u64,
+    gprs: u64,
+) -> Result<(), Missing> {
     let call = &mut state.host_call;
     // SAFETY: in the run page, which is pinned as the host's.
     call.gprs = unsafe { guarded::read(gprs) }.unwrap_or_default();
-    let written = with_memory(realm, ipa, size_of::<HostCall>() as u64, |pa| {
+    let written = with_memory(vcpu, ipa, size_of::<HostCall>() as u64, |pa| {
         let gprs = pa + core::mem::offset_of!(HostCall, gprs) as u64;
         // SAFETY: memory of the realm's, which it stays while its tables are locked.
         unsafe { guarded::write(gprs, &call.gprs) }

@@ -154,7 +154,7 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
         realm,
         rec: vcpu,
     };
-    let record = match rsi::finish_host_call(realm, state, page + enter + gprs) {
+    let record = match rsi::finish_host_call(&guest, state, page + enter + gprs) {
         Ok(()) => run::run(&mut guest, rec, state, &Entry { flags, value }),
         Err(missing) => run::not_entered(realm, state, missing.exit()),
     };

@@ -3,8 +3,10 @@
 extern crate std;
 
 use super::*;
+use crate::features::Features;
 use crate::guest::exits::synchronous;
 use crate::memory::phys;
+use crate::memory::region::Region;
 use crate::rec::Rec;
 use crate::rmi::fake::{Host, RAM};
 use ::rmi::fid;
@@ -29,7 +31,12 @@ const LARGE: [Granule; 2] = [Granule::K16, Granule::K64];
 /// A realm whose first granule at `RAM` is there, the next two are RAM and are not,
 /// and all behind is EMPTY; its vCPU.
 fn machine(granule: Granule) -> Host {
-    let mut h = Host::new(granule, 8 << 20);
+    machine_with(granule, |_| {})
+}
+
+/// The same with features of its CPU changed.
+fn machine_with(granule: Granule, change: fn(&mut Features)) -> Host {
+    let mut h = Host::with(granule, 8 << 20, change);
     h.realm_of(RealmFlags::empty());
     let (rd, g) = (h.page(1), h.geometry());
     let mut ok = |function, arguments: &[u64]| {
@@ -356,14 +363,37 @@ fn a_call_of_the_host_takes_its_registers_along_and_back() {
     let gprs: [u64; 31] = core::array::from_fn(|n| 200 + n as u64);
     // SAFETY: as above.
     unsafe { phys::write(answer, gprs) };
-    // SAFETY: the fake machine's realm.
-    let realm = unsafe { Realm::at(h.page(1)) };
-    let done = finish_host_call(realm, state, answer);
-    assert!(done.is_ok());
+    // SAFETY: the fake machine's realm and vCPU.
+    let (realm, rec) = unsafe { (Realm::at(h.page(1)), Rec::at(h.page(REC))) };
+    let cpu = &mut h.cpu;
+    let vcpu = RunningVcpu { cpu, realm, rec };
+    assert!(finish_host_call(&vcpu, state, answer).is_ok());
     assert_eq!((state.pending, state.gprs.x[0]), (Pending::Nothing, 0));
     // SAFETY: as above.
     let after = unsafe { phys::read::<HostCall>(at) };
     assert_eq!(after, HostCall { gprs, ..call });
+}
+
+/// A realm that has its caches off, as it begins, writes and reads past them where the
+/// CPU has no FEAT_S2FWB.
+#[test]
+fn a_realm_with_its_caches_off_meets_what_is_written() {
+    for fwb in [false, true] {
+        let mut h = machine_with(
+            Granule::K4,
+            match fwb {
+                true => |features| features.fwb = true,
+                false => |_| {},
+            },
+        );
+        for (call, offset, size) in [(CONFIG, 0, GRANULE), (CALL, 0x300, 0x100)] {
+            phys::fake::cleaned();
+            let _ = smc(&mut h, &[call, RAM + offset]);
+            let at = Region::new(h.page(DATA) + offset, size).expect("no overflow");
+            let twice = if fwb { Vec::new() } else { Vec::from([at; 2]) };
+            assert_eq!(phys::fake::cleaned(), twice, "{call:#x}");
+        }
+    }
 }
 
 #[test]

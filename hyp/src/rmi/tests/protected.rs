@@ -389,18 +389,23 @@ fn content_that_was_copied_in_part_is_scrubbed() {
 
 #[test]
 fn a_realm_has_one_mode() {
-    for mode in [
-        RealmFlags::empty(),
-        RealmFlags::NONCONF | RealmFlags::PROTECTED,
-        RealmFlags::PROTECTED | RealmFlags::SVE,
-        RealmFlags::PROTECTED | RealmFlags::PMU,
+    let vgic = RealmFlags::EL2_VGIC;
+    for flags in [
+        RealmFlags::NONCONF | RealmFlags::PROTECTED | vgic,
+        RealmFlags::PROTECTED | RealmFlags::SVE | vgic,
+        RealmFlags::PROTECTED | RealmFlags::PMU | vgic,
+        RealmFlags::SVE,
+        RealmFlags::PMU | vgic,
+        // Their interrupts are EL2's.
+        RealmFlags::NONCONF,
+        RealmFlags::PROTECTED,
     ] {
         let mut h = Host::new(Granule::K4, 16 << 20);
         for n in [1, 16, 17] {
             h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(n)]);
         }
         let mut params = h.realm_params(1, 16);
-        params.flags = (mode | RealmFlags::EL2_VGIC).bits();
+        params.flags = flags.bits();
         h.write(2, params);
         let create = [h.page(1), h.page(2)];
         assert_eq!(h.status(fid::RMI_REALM_CREATE, &create), Status::ErrorInput);
