@@ -67,6 +67,9 @@ fn first_touch(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit) -
     let ipa = ipa(exit);
     match guest.memory.populate(ipa)? {
         Ok(Populated::Now) => Some(Next::Enter),
+        // EL2 tells of no abort where a confidential guest's own memory is, and takes
+        // none for an answer: it was on its way.
+        Ok(Populated::Before) if guest.is_protected() && ipa < guest.shared => Some(Next::Enter),
         // By another vCPU, since this one aborted.
         Ok(Populated::Before) => (!guest.vcpus[index].spurious.add(ipa)).then_some(Next::Enter),
         Err(error) => {
