@@ -5,6 +5,7 @@
 //! abort that the guest takes itself. The log has the first of each guest; a
 //! guest with `strict = true` is stopped instead.
 
+use crate::asks;
 use crate::console::Console;
 use crate::device::bus::{self, Joined, PAGE};
 use crate::emulate::execute::{Abort, By, Nowhere, Place, Space};
@@ -65,7 +66,9 @@ pub fn serve(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit) -> 
 /// the guest has it and aborts all the same.
 fn first_touch(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit) -> Option<Next> {
     let ipa = ipa(exit);
-    match guest.memory.populate(ipa)? {
+    let (memory, granules) = (&guest.memory, machine.granules);
+    let populated = memory.populate(ipa).or_else(|| memory.touch(granules, ipa));
+    match populated? {
         Ok(Populated::Now) => Some(Next::Enter),
         // EL2 tells of no abort where a confidential guest's own memory is, and takes
         // none for an answer: it was on its way.
@@ -73,9 +76,7 @@ fn first_touch(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit) -
         // By another vCPU, since this one aborted.
         Ok(Populated::Before) => (!guest.vcpus[index].spurious.add(ipa)).then_some(Next::Enter),
         Err(error) => {
-            let text = format_args!("vCPU {index}: its RAM at IPA {ipa:#x}: {error}");
-            guest.log(Level::Error, text);
-            machine.stop(guest, Stop::Fault);
+            asks::failed(machine, guest, index, ipa, error);
             Some(Next::Stopped)
         }
     }

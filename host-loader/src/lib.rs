@@ -22,7 +22,7 @@
 //!
 //! The image has these besides: `machine` (the one instance of all), `heap`,
 //! `port` and `gic` (the machine's devices), `sched` (which vCPU runs where), `run`
-//! (a vCPU's exits), `abort` (those by an access), `life` (start, stop and reset of
+//! (a vCPU's exits), `abort` (those by an access), `asks` (what a realm asks), `life` (start, stop and reset of
 //! guests), `console` and `monitor`.
 //!
 //! Which may name which is a picture of `docs/architecture.md`, held by
@@ -49,6 +49,8 @@ pub mod turns;
 
 #[cfg(target_os = "none")]
 pub mod abort;
+#[cfg(target_os = "none")]
+pub mod asks;
 #[cfg(target_os = "none")]
 pub mod console;
 #[cfg(target_os = "none")]

@@ -200,6 +200,7 @@ pub async fn create(
         shared: realm.shared(),
         strict: settings.guest.strict,
         trespassed: AtomicBool::new(false),
+        called: AtomicBool::new(false),
         vcpus,
         console: Mutex::new(console),
         posted,

@@ -6,6 +6,7 @@
 use core::fmt;
 use rmi::feature::{Feature0, VendorFeatures};
 use rmi::psci::Psci;
+use rmi::rtt::DataFlags;
 use rmi::vendor::{self, Vendor};
 use rmi::{Command, Status};
 
@@ -169,6 +170,35 @@ pub fn rtt_unmap_unprotected(rd: u64, ipa: u64, level: i64) -> Walked<()> {
 fn walked<T>(x0: u64, value: T, top: u64) -> Walked<T> {
     let result = status(x0).map(|()| value);
     Walked { result, top }
+}
+
+/// Copies the granule `src` into the delegated granule `data`, which becomes a realm's
+/// memory at `ipa`.
+pub fn data_create(
+    rd: u64,
+    data: u64,
+    ipa: u64,
+    src: u64,
+    flags: DataFlags,
+) -> Result<(), CallError> {
+    command(Command::DataCreate {
+        rd,
+        data,
+        ipa,
+        src,
+        flags: flags.bits(),
+    })
+    .map(drop)
+}
+
+/// Changes `[base, top)` as the vCPU `rec` has asked: how far it came.
+pub fn rtt_set_ripas(rd: u64, rec: u64, base: u64, top: u64) -> Result<u64, CallError> {
+    command(Command::RttSetRipas { rd, rec, base, top }).map(|r| r[0])
+}
+
+/// Makes one entry of the table of `level` at `ipa`: the granule that it was.
+pub fn rtt_fold(rd: u64, ipa: u64, level: i64) -> Result<u64, CallError> {
+    command(Command::RttFold { rd, ipa, level }).map(|r| r[0])
 }
 
 /// Maps delegated granules from `pa` on at `ipa`, before `top`: how far it came.

@@ -1,6 +1,7 @@
 //! A vCPU's exits: entered until it needs more than its device models.
 
 use crate::abort::{self, Next, Written};
+use crate::asks;
 use crate::guest::handle::{Guest, Stop};
 use crate::machine::Machine;
 use crate::rmi_call::{self, CallError};
@@ -89,12 +90,21 @@ pub fn run(
                 machine.stop(guest, Stop::Fault);
                 return Outcome::Stopping;
             }
-            Some(ExitReason::RipasChange | ExitReason::HostCall) | None => {
+            Some(ExitReason::RipasChange) => {
+                // SAFETY: As above.
+                let page = unsafe { &*vcpu.run_page };
+                match asks::change(machine, guest, index, page) {
+                    Ok(flags) => *pending = flags,
+                    Err(asks::Stopped) => return Outcome::Stopping,
+                }
+            }
+            Some(ExitReason::HostCall) => {
+                // SAFETY: As above.
+                asks::answer(guest, index, unsafe { &mut *vcpu.run_page });
+            }
+            None => {
                 let reason = exit.exit_reason;
-                error(
-                    guest,
-                    format_args!("vCPU {index}: exit {reason} is nothing a plain guest does"),
-                );
+                error(guest, format_args!("vCPU {index}: exit {reason} is none"));
                 machine.stop(guest, Stop::Fault);
                 return Outcome::Stopping;
             }

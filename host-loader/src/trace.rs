@@ -68,8 +68,12 @@ impl fmt::Display for What<'_> {
                 };
                 write!(f, "{call}")
             }
-            Some(ExitReason::RipasChange) => f.write_str("RIPAS change"),
-            Some(ExitReason::HostCall) => f.write_str("host call"),
+            Some(ExitReason::RipasChange) => write!(
+                f,
+                "RIPAS change {:#x} to {:#x}: {}",
+                exit.ripas_base, exit.ripas_top, exit.ripas_value
+            ),
+            Some(ExitReason::HostCall) => write!(f, "host call {:#x}", exit.imm),
             None => write!(f, "reason {}", exit.exit_reason),
         }
     }

@@ -11,7 +11,7 @@ mod el2;
 
 use arm64::recording::{self, Event};
 use counting::counted;
-use el2::El2;
+use el2::{Asks, El2};
 use guest_config::{Mode, Populate};
 use host_loader::bundle::Bundle;
 use host_loader::granules::{self, Granules};
@@ -22,6 +22,7 @@ use host_loader::guest::live::{LiveRam, Populated};
 use host_loader::guest::pieces::PIECE_SIZE;
 use host_loader::guest::ram::Ram;
 use host_loader::guest::realm::Shape;
+use host_loader::guest::sharing::Asked;
 use host_loader::pace::{Pace, at_once};
 use host_loader::platform::Platform;
 use rmi::feature::{Feature0, VendorFeatures};
@@ -168,7 +169,7 @@ struct Way {
 impl Way {
     /// All of them.
     fn all() -> impl Iterator<Item = Self> {
-        let modes = [Mode::Plain, Mode::Protected];
+        let modes = [Mode::Plain, Mode::Protected, Mode::Realm];
         let ways = modes.map(|mode| [Populate::Eager, Populate::Lazy].map(|p| (mode, p)));
         let granules = [12, 14, 16].into_iter();
         granules.flat_map(move |granule_shift| {
@@ -247,7 +248,7 @@ fn round(way: Way, arena: &Arena, failing: Option<Range<usize>>) -> (Vec<u64>, O
             assert_eq!(leaked, 0, "{error:?}: {:?}", el2.owners);
             assert!(el2.realm.is_none());
         }
-        let may_lose = way.mode == Mode::Protected || error.is_none() || !fails_once;
+        let may_lose = way.mode != Mode::Plain || error.is_none() || !fails_once;
         assert!(lost == 0 || (fails && may_lose), "{error:?}");
         (std::mem::take(&mut el2.calls), error)
     })
@@ -295,11 +296,14 @@ fn expected(el2: &El2) -> Vec<u8> {
     let told = Platform::parse(&tree).unwrap();
     assert_eq!(told.memory, [RAM]);
     let uart = told.console.unwrap().base;
-    assert_eq!(uart, realm.shared + 0x0900_0000);
-    assert_eq!(realm.posted.map(|(_, ipa)| ipa), Some(uart));
-    assert_eq!(told.gic.distributor.start, realm.shared + 0x0800_0000);
+    // A realm adds that itself.
+    let at = if realm.is_realm { 0 } else { realm.shared };
+    assert_eq!(uart, at + 0x0900_0000);
+    let posted = realm.shared + 0x0900_0000;
+    assert_eq!(realm.posted.map(|(_, ipa)| ipa), Some(posted));
+    assert_eq!(told.gic.distributor.start, at + 0x0800_0000);
     let redistributors = &told.gic.redistributors[0];
-    assert_eq!(redistributors.start, realm.shared + 0x080a_0000);
+    assert_eq!(redistributors.start, at + 0x080a_0000);
 
     let mut ram = vec![0; (RAM.end - RAM.start) as usize];
     let parts = [
@@ -417,7 +421,7 @@ fn live_once(
         assert!(state.active);
         assert_eq!(state.recs.len(), 3);
         assert_eq!(state.rd, realm.rd());
-        let protected = config.guest.mode == Mode::Protected;
+        let protected = config.guest.mode != Mode::Plain;
         assert_eq!(state.shared != 0, protected);
         let told: Vec<u64> = RAM.step_by(1 << el2.granule_shift).collect();
         assert!(state.ram.iter().eq(told.iter().filter(|_| protected)));
@@ -436,6 +440,182 @@ fn live_once(
     el2.borrow_mut().guest_fills(RAM, LEFT);
     at_once(realm.destroy(resources.build_context()));
     touched.map_err(Failure::Touched)
+}
+
+/// Whole granules of a realm's files, the lowest first, and nothing else, count.
+#[test]
+fn a_realm_is_measured_by_what_its_files_hold_in_order() {
+    let arena = arena();
+    for way in Way::all().filter(|way| way.mode == Mode::Realm) {
+        for (measure, counts) in [("all", true), ("none", false)] {
+            let case = Case {
+                granule_shift: way.granule_shift,
+                arena: &arena,
+                failing: None,
+                toml: &format!("{TOML}{}measure = \"{measure}\"\n", way.toml()),
+                kernel: &kernel(),
+            };
+            with_host(&case, |resources, el2| {
+                let config = &resources.bundle.guests[0];
+                let mut memory = build::allocate(config, resources).unwrap();
+                let built = at_once(build::build(config, resources, &mut memory));
+                let (entry, tree) = el2.borrow().realm.as_ref().unwrap().start_at;
+                let size = guest_bytes(&el2.borrow(), tree + 4..tree + 8);
+                let size = u32::from_be_bytes(size.try_into().unwrap());
+                let files = [
+                    (RAM.start, u64::from(size)),
+                    (entry, KERNEL as u64),
+                    (tree, u64::from(size)),
+                ];
+                let granule = 1u64 << way.granule_shift;
+                let mut expected: Vec<u64> = Vec::new();
+                for (at, size) in files.into_iter().filter(|_| counts) {
+                    expected.extend((at & !(granule - 1)..at + size).step_by(granule as usize));
+                }
+                expected.sort_unstable();
+                expected.dedup();
+                let measured = el2.borrow().realm.as_ref().unwrap().measured.clone();
+                assert_eq!(measured, expected, "{way:?}");
+                at_once(built.unwrap().destroy(resources.build_context()));
+                build::release(memory, resources.granules);
+            });
+        }
+    }
+}
+
+/// What a vCPU of a realm asks for, until it is done or does not get on.
+fn asks(
+    live: &LiveRam,
+    resources: &Resources<'_>,
+    el2: &RefCell<El2>,
+    ipas: &Range<u64>,
+    to: Asked,
+) -> Result<(), RealmError> {
+    let mut rest = ipas.clone();
+    while !rest.is_empty() {
+        let rec = {
+            let mut el2 = el2.borrow_mut();
+            let realm = el2.realm.as_mut().unwrap();
+            let rec = *realm.recs.keys().next().unwrap();
+            let (ipas, to_ram) = (rest.clone(), to == Asked::Ram);
+            realm.asks = Some(Asks { rec, ipas, to_ram });
+            rec
+        };
+        live.change(resources.granules, rec, rest.clone(), to)
+            .expect("RAM")?;
+        let reached = el2.borrow_mut().realm.as_mut().unwrap().asks.take();
+        let reached = reached.unwrap().ipas.start;
+        assert!(reached > rest.start, "nothing of {rest:x?} is done");
+        rest.start = reached;
+    }
+    Ok(())
+}
+
+/// A realm shares pieces and parts of pieces that it has touched or not, and takes them
+/// back: the other half has what was shared, its own is zero, and all comes back.
+fn share_once(
+    resources: &Resources<'_>,
+    el2: &RefCell<El2>,
+    memory: &mut build::Memory,
+) -> Result<(), Failure> {
+    let config = &resources.bundle.guests[0];
+    let built = at_once(build::build(config, resources, memory));
+    let realm = built.map_err(Failure::Built)?;
+    let shared = realm.shared();
+    let live = LiveRam::new(memory.ram.shared().clone(), realm.stage2(), false);
+    let body = || {
+        let touch = |ipa: u64| live.touch(resources.granules, ipa);
+        let granule = 1u64 << el2.borrow().granule_shift;
+        let own = |ipa: u64| el2.borrow().guest_reads(ipa);
+        let last = RAM.end - PIECE_SIZE..RAM.end;
+        let part = last.start + 2 * granule..last.start + 5 * granule;
+        assert_eq!(live.touch(resources.granules, 0x0900_0000 + shared), None);
+        for ipas in [part.clone(), last.clone(), part] {
+            asks(&live, resources, el2, &ipas, Asked::Empty)?;
+            assert_eq!(own(ipas.start), None);
+            for ipa in [ipas.start, ipas.end - granule] {
+                let other = ipa + shared;
+                if own(other).is_none() {
+                    assert_eq!(touch(other + 8).expect("shared")?, Populated::Now);
+                }
+                assert_eq!(touch(other).expect("shared")?, Populated::Before);
+                assert!(own(other).is_some(), "{other:x}");
+            }
+            el2.borrow_mut()
+                .guest_fills(ipas.start + shared..ipas.end + shared, LEFT);
+            // The rest of the piece is the realm's.
+            if ipas != last {
+                let touched = live.populate(last.start).expect("RAM")?;
+                assert!(matches!(touched, Populated::Now | Populated::Before));
+                assert!(own(last.start).is_some());
+                assert_eq!(own(ipas.start), None);
+            }
+            asks(&live, resources, el2, &ipas, Asked::Ram)?;
+            live.populate(ipas.start).expect("RAM")?;
+            assert_eq!(own(ipas.start), Some(vec![0; granule as usize]));
+        }
+        // A part of a larger granule than the realm's: other memory.
+        let part = last.start + shared;
+        match touch(part) {
+            None => assert_eq!(granule, 4096),
+            // What was shared there before stays.
+            Some(shown) => assert_eq!(shown?, Populated::Before),
+        }
+        assert_eq!(own(part).is_some(), granule > 4096);
+        Ok(())
+    };
+    let shared = body();
+    at_once(realm.destroy(resources.build_context()));
+    shared.map_err(Failure::Touched)
+}
+
+fn share(way: Way, arena: &Arena, failing: Option<Range<usize>>) -> Vec<u64> {
+    let fails = failing.is_some();
+    let case = Case {
+        granule_shift: way.granule_shift,
+        arena,
+        failing,
+        toml: &format!("{TOML}{}", way.toml()),
+        kernel: &kernel(),
+    };
+    with_host(&case, |resources, el2| {
+        let before = resources.granules.lock().free_bytes();
+        let config = &resources.bundle.guests[0];
+        let mut memory = build::allocate(config, resources).unwrap();
+        let ram = memory.ram.shared().clone();
+        let result = share_once(resources, el2, &mut memory);
+        let is_lost = ram.is_lost();
+        build::release(memory, resources.granules);
+        let el2 = &mut *el2.borrow_mut();
+        let free = resources.granules.lock();
+        // What EL2 has, or a realm that could not be ended, nobody else gets.
+        let mapped = el2.realm.as_ref().map(|realm| realm.maps());
+        for pa in mapped
+            .into_iter()
+            .flatten()
+            .chain(el2.owners.keys().copied())
+        {
+            let is_free = free.ranges().iter().any(|range| range.contains(&pa));
+            assert!(!is_free, "{pa:#x} is EL2's or a guest's, and free");
+        }
+        if !fails {
+            result.unwrap();
+            assert!(!is_lost);
+            assert_eq!(free.free_bytes(), before, "{way:?}");
+        }
+        std::mem::take(&mut el2.calls)
+    })
+}
+
+#[test]
+fn what_a_realm_shares_comes_back_whichever_call_fails() {
+    let arena = arena();
+    for way in Way::all().filter(|way| way.mode == Mode::Realm) {
+        let calls = share(way, &arena, None);
+        for at in worth_a_failure(&calls) {
+            share(way, &arena, Some(at..at + 1));
+        }
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use alloc::string::{String, ToString};
 
 use super::quote::Value;
 use super::size::Shown;
-use super::{Mode, Populate};
+use super::{Measure, Mode, PERSONALIZATION, Populate};
 
 /// The unit that guest memory is counted in: what one level-2 block of the 4K
 /// granule covers.
@@ -73,13 +73,44 @@ pub fn mode(text: &str) -> Result<Mode, String> {
     if let Some((_, mode)) = Mode::ALL.iter().find(|(word, _)| *word == text) {
         return Ok(*mode);
     }
-    Err(match text {
-        "realm" => "mode = \"realm\" is not supported yet; use \"protected\"".into(),
-        other => {
-            let value = Value(other);
-            format!("mode = {value}: expected \"plain\" or \"protected\"")
-        }
-    })
+    let value = Value(text);
+    Err(format!(
+        "mode = {value}: expected \"plain\", \"protected\" or \"realm\""
+    ))
+}
+
+/// What of a realm counts.
+pub fn measure(text: &str) -> Result<Measure, String> {
+    let known = Measure::ALL.iter().find(|(word, _)| *word == text);
+    known
+        .map(|(_, measure)| *measure)
+        .ok_or_else(|| format!("measure = {}: expected \"all\" or \"none\"", Value(text)))
+}
+
+/// A realm's personalization value: the bytes, and zeros behind them.
+pub fn personalization(text: &str) -> Result<[u8; PERSONALIZATION], String> {
+    let bad = || {
+        format!(
+            "personalization = {}: expected up to {PERSONALIZATION} bytes, as two hexadecimal \
+             digits each",
+            Value(text)
+        )
+    };
+    let digits = text.as_bytes();
+    if !digits.len().is_multiple_of(2) || digits.len() > 2 * PERSONALIZATION {
+        return Err(bad());
+    }
+    let mut bytes = [0; PERSONALIZATION];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        let digit = |at: usize| char::from(pair[at]).to_digit(16).ok_or_else(bad);
+        *byte = (digit(0)? << 4 | digit(1)?) as u8;
+    }
+    Ok(bytes)
+}
+
+/// A setting of realms, of a guest that is none.
+pub(crate) fn of_realm(key: &str) -> String {
+    format!("{key} is for realms: expected mode = \"realm\" beside it")
 }
 
 /// When a guest gets its memory.

@@ -10,7 +10,9 @@
 //! | `cmdline` | the kernel's command line, at most 2047 bytes | empty |
 //! | `memory` | a multiple of 2M: bytes with K, M, G or T (also `MiB` and so on) | `"512M"` |
 //! | `vcpus` | 1 to 64 | 1 |
-//! | `mode` | `"plain"` or `"protected"` | `"plain"` |
+//! | `mode` | `"plain"`, `"protected"` or `"realm"` | `"plain"` |
+//! | `measure` | of a realm: `"all"`: what it begins with counts in its measurement; `"none"`: only where that is | `"all"` |
+//! | `personalization` | of a realm: its personalization value, up to 64 bytes as hexadecimal digits; zeros behind them | zeros |
 //! | `populate` | `"eager"`: it has all its memory when it starts; `"lazy"`: each piece at first touch | the host's choice ([`Populate`]) |
 //! | `console` | it owns the first UART; one guest at most | the first guest does |
 //! | `strict` | it is stopped when it accesses what it does not have | `false` |
@@ -71,6 +73,12 @@ pub struct Guest {
     pub vcpus: u32,
     /// How its memory stands towards the host.
     pub mode: Mode,
+    /// What counts in a realm's measurement, if it says.
+    #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
+    pub measure: Option<Measure>,
+    /// A realm's personalization value, hexadecimal, if it says.
+    #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
+    pub personalization: Option<String>,
     /// When it gets its memory, if it says.
     #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
     pub populate: Option<Populate>,
@@ -99,11 +107,17 @@ pub enum Mode {
     /// Its own: the host cannot read it. The kernel need not know; its devices stand
     /// in a half of its address space that it shares.
     Protected,
+    /// Its own too, and it knows: a realm of RMI 1.0, which is measured and calls RSI.
+    Realm,
 }
 
 impl Mode {
     /// All modes, by the words for them.
-    pub const ALL: [(&str, Self); 2] = [("plain", Self::Plain), ("protected", Self::Protected)];
+    pub const ALL: [(&str, Self); 3] = [
+        ("plain", Self::Plain),
+        ("protected", Self::Protected),
+        ("realm", Self::Realm),
+    ];
 }
 
 impl FromStr for Mode {
@@ -111,6 +125,42 @@ impl FromStr for Mode {
 
     fn from_str(text: &str) -> Result<Self, String> {
         check::mode(text)
+    }
+}
+
+/// What of a realm's first memory counts in its initial measurement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "write", derive(serde::Serialize))]
+#[cfg_attr(feature = "write", serde(rename_all = "lowercase"))]
+pub enum Measure {
+    /// Where it is, and what is in it.
+    #[default]
+    All,
+    /// Where it is.
+    None,
+}
+
+impl Measure {
+    /// Both, by the words for them.
+    pub const ALL: [(&str, Self); 2] = [("all", Self::All), ("none", Self::None)];
+}
+
+impl FromStr for Measure {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        check::measure(text)
+    }
+}
+
+/// Bytes of a realm's personalization value (DEN0137, RmiRealmParams).
+pub const PERSONALIZATION: usize = 64;
+
+impl Guest {
+    /// A realm's personalization value.
+    pub fn personalization(&self) -> [u8; PERSONALIZATION] {
+        let text = self.personalization.as_deref().unwrap_or_default();
+        check::personalization(text).unwrap_or([0; PERSONALIZATION])
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::quote::{Source, Value, Words};
-use super::{DEFAULT_MEMORY, Error, Guest, Located, MAX_LENGTH, Place, check, size};
+use super::{DEFAULT_MEMORY, Error, Guest, Located, MAX_LENGTH, Mode, Place, check, size};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,6 +27,8 @@ struct Table {
     memory: Option<Spanned<String>>,
     vcpus: Option<Spanned<i64>>,
     mode: Option<Spanned<String>>,
+    measure: Option<Spanned<String>>,
+    personalization: Option<Spanned<String>>,
     populate: Option<Spanned<String>>,
     console: Option<Spanned<bool>>,
     strict: Option<Spanned<bool>>,
@@ -187,6 +189,16 @@ impl Reader<'_> {
         let kernel = self.read("kernel", table.kernel, Ok)?;
         let initrd = self.read_if("initrd", table.initrd, Ok)?;
         let mode = self.read_if("mode", table.mode, |text| check::mode(&text))?;
+        let is_realm = mode == Some(Mode::Realm);
+        let of_realm = |key| is_realm.then_some(()).ok_or_else(|| check::of_realm(key));
+        let measure = self.read_if("measure", table.measure, |text| {
+            of_realm("measure")?;
+            check::measure(&text)
+        })?;
+        let personalization = self.read_if("personalization", table.personalization, |text| {
+            of_realm("personalization")?;
+            check::personalization(&text).map(|_| text)
+        })?;
         let populate = self.read_if("populate", table.populate, |text| check::populate(&text))?;
         let memory = self.read_if("memory", table.memory, |text| match size::parse(&text) {
             Some(bytes) if check::memory(bytes).is_ok() => Ok(bytes),
@@ -208,6 +220,8 @@ impl Reader<'_> {
             memory: memory.unwrap_or(DEFAULT_MEMORY),
             vcpus: vcpus.unwrap_or(1),
             mode: mode.unwrap_or_default(),
+            measure,
+            personalization,
             populate,
             console,
             strict: strict.unwrap_or_default(),
@@ -253,7 +267,7 @@ impl Reader<'_> {
 mod tests {
     extern crate std;
     use super::*;
-    use crate::{FILE, Mode, Populate, console_owner};
+    use crate::{FILE, Measure, Populate, console_owner};
     use proptest::prelude::*;
 
     fn error(text: &str) -> String {
@@ -308,7 +322,18 @@ mod tests {
         assert_eq!(guest("entry = 1073741824").entry, Some(0x4000_0000));
         assert_eq!(guest("vcpus = 64").vcpus, 64);
         assert_eq!(guest("initrd = \"i\"").initrd.as_deref(), Some("i"));
-        assert_eq!(guest("mode = \"plain\"").mode, Mode::Plain);
+        for (word, mode) in Mode::ALL {
+            assert_eq!(guest(&format!("mode = \"{word}\"")).mode, mode);
+        }
+        for (word, measure) in Measure::ALL {
+            let line = format!("mode = \"realm\"\nmeasure = \"{word}\"");
+            assert_eq!(guest(&line).measure, Some(measure));
+        }
+        let named = guest("mode = \"realm\"\npersonalization = \"00fFa0\"");
+        let mut value = [0; crate::PERSONALIZATION];
+        value[..3].copy_from_slice(&[0, 0xff, 0xa0]);
+        assert_eq!(named.personalization(), value);
+        assert_eq!(Guest::default().personalization(), [0; 64]);
         for (word, populate) in Populate::ALL {
             let line = format!("populate = \"{word}\"");
             assert_eq!(guest(&line).populate, Some(populate));
@@ -343,7 +368,8 @@ mod tests {
             ("vcpus = 65", &[":4:9: ", "vcpus = 65", "1 to 64"]),
             ("vcpus = -1", &[":4:9: ", "vcpus = -1"]),
             ("vcpus = \"2\"", &[":4:9: ", "vcpus"]),
-            ("mode = \"realm\"", &[":4:8: ", "not supported yet"]),
+            ("measure = \"all\"", &[":4:11: ", "mode = \"realm\""]),
+            ("personalization = \"00\"", &[":4:19: ", "mode = \"realm\""]),
             ("mode = \"fast\"", &[":4:8: ", "fast", "plain"]),
             (
                 "populate = \"later\"",
@@ -362,6 +388,19 @@ mod tests {
             }
             assert!(message.starts_with("guests.toml:4:"), "{message}");
             assert!(!message.contains('\n'), "{message}");
+        }
+        for (line, parts) in [
+            ("measure = \"some\"", ["measure = \"some\"", "\"all\" or"]),
+            ("personalization = \"0\"", ["= \"0\"", "64 bytes"]),
+            ("personalization = \"0g\"", ["= \"0g\"", "hexadecimal"]),
+            (
+                &format!("personalization = \"{}\"", "00".repeat(65)),
+                ["personalization", "64 bytes"],
+            ),
+        ] {
+            let message = error(&format!("{MINIMAL}mode = \"realm\"\n{line}\n"));
+            assert!(message.starts_with("guests.toml:5:"), "{message}");
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
         }
         let cmdline = |length: usize| {
             let text = "x".repeat(length);
@@ -442,6 +481,9 @@ mod tests {
             (memory, vcpus) in (1u64..1 << 40, 1..=check::MAX_VCPUS),
             (owner, strict) in (prop::option::of(0usize..4), any::<bool>()),
             populate in prop::sample::select(&[None, Some(Populate::Eager), Some(Populate::Lazy)]),
+            mode in prop::sample::select(Mode::ALL.map(|(_, mode)| mode).to_vec()),
+            measure in prop::sample::select(Measure::ALL.map(|(_, measure)| measure).to_vec()),
+            personalization in "([0-9a-fA-F]{2}){0,64}",
             (load, entry) in (prop::option::of(0..=i64::MAX as u64), prop::option::of(0..1u64 << 48)),
         ) {
             let guests: Vec<Guest> = names.into_iter().enumerate().map(|(n, name)| Guest {
@@ -451,7 +493,9 @@ mod tests {
                 cmdline: cmdline.clone(),
                 memory: memory * check::MEMORY_UNIT,
                 vcpus,
-                mode: Mode::Plain,
+                mode,
+                measure: (mode == Mode::Realm).then_some(measure),
+                personalization: (mode == Mode::Realm).then(|| personalization.clone()),
                 populate,
                 console: owner.map(|owner| owner == n),
                 strict,

@@ -1,10 +1,12 @@
 //! A guest from its configuration: RAM, kernel, initrd, device tree, realm.
 
 use super::error::{GuestError, Refusal};
+use super::measured::Contents;
 use super::pieces::PIECE_SIZE;
 use super::place::{self, TREE_SPACE};
 use super::ram::{Extent, GuestRam};
-use super::realm::{BuildContext, Realm, Rights, Shape};
+use super::realm::{BuildContext, Kind, Realm, Rights, Shape};
+use super::shares;
 use super::{fdt, map};
 use crate::bundle::Bundle;
 use crate::granules::Granules;
@@ -84,7 +86,12 @@ pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, G
         return Err(Refusal::LittleMemory { memory, left }.of(config));
     }
     // SAFETY: The granules were free: mapped, and nobody else's from here on.
-    let ram = unsafe { GuestRam::new(map::RAM_BASE, &extents) };
+    let ram = unsafe {
+        match config.guest.mode {
+            Mode::Realm => GuestRam::of_realm(map::RAM_BASE, &extents, shape.granule_shift),
+            Mode::Plain | Mode::Protected => GuestRam::new(map::RAM_BASE, &extents),
+        }
+    };
     Ok(Memory {
         ram,
         tree: Vec::new(),
@@ -144,6 +151,14 @@ pub fn needs(
             tables(extent.size, if whole { 2 } else { 3 })
         })
         .sum();
+    // What a realm shares, in the other half too, and split.
+    let shared = match config.guest.mode {
+        Mode::Realm => {
+            let size = memory.ram.shared().range();
+            2 * tables(size.end - size.start, 3) + shares::PARTS as u64 + 1
+        }
+        Mode::Plain | Mode::Protected => 0,
+    };
     let vcpus = u64::from(config.guest.vcpus);
     let parts = extents.len() as u64;
     // A REC, its auxiliary granules and its run page; RD, roots, parameters, the
@@ -152,7 +167,7 @@ pub fn needs(
     let realm = u64::from(shape.roots) + 3 + rec * vcpus;
     Ok(Needs {
         heap: HEAP_GUEST + HEAP_VCPU * vcpus + HEAP_RUN * parts,
-        extents: (tables(flash, 3) + ram + realm + parts) as usize,
+        extents: (tables(flash, 3) + ram + shared + realm + parts) as usize,
     })
 }
 
@@ -204,7 +219,7 @@ fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestErro
     let granule_shift = resources.features.granule_shift.into();
     let shape = Shape::for_ipas(granule_shift, end);
     // As much again, for what it shares.
-    let shared = u32::from(config.guest.mode == Mode::Protected);
+    let shared = u32::from(config.guest.mode != Mode::Plain);
     let needs = shape.ipa_bits + shared;
     if needs > resources.rmi.s2sz.into() {
         let refusal = Refusal::WideMemory {
@@ -242,7 +257,8 @@ pub async fn build(
         return Err(Refusal::LostMemory.of(config));
     }
     memory.ram.forget();
-    if !lazy {
+    // What a realm gets beside its files EL2 zeroes.
+    if !lazy && mode != Mode::Realm {
         memory.ram.claim_all(context.pace).await;
     }
     let loaded = load(config, resources, memory).await?;
@@ -251,11 +267,23 @@ pub async fn build(
         memory.ram.clean_claimed(context.pace).await;
     }
     let refused = |why| Refusal::Realm(why).of(config);
-    let created = Realm::create(context, mode, shape, &resources.features).await;
+    let kind = Kind {
+        mode,
+        shape,
+        personalization: config.guest.personalization(),
+    };
+    let created = Realm::create(context, kind, &resources.features).await;
     let mut realm = created.map_err(refused)?;
     let mut fill = async || {
         let ram = memory.ram.shared();
-        if lazy {
+        if mode == Mode::Realm {
+            let contents = Contents {
+                written: &memory.ram.written(shape.granule()),
+                measure: config.guest.measure.unwrap_or_default(),
+                lazy,
+            };
+            realm.begin(context, ram, contents).await?;
+        } else if lazy {
             realm.map_claimed(context, ram).await?;
         } else {
             realm.fill(context, ram).await?;
@@ -305,6 +333,11 @@ fn write_tree(
         ram: ram.clone(),
         mpidrs: &mpidrs,
         devices_at,
+        conduit: if config.guest.mode == Mode::Realm {
+            "smc"
+        } else {
+            "hvc"
+        },
         cmdline: &config.guest.cmdline,
         initrd,
         seed,
@@ -364,8 +397,14 @@ async fn load(
         place::choose(&range, &placed, size, tree.len() as u64)
             .map_err(|why| Refusal::Place(why).of(config))
     };
-    let seed = resources.seeds.next();
-    let devices_at = shape(config, resources)?.shared(config.guest.mode);
+    // A realm's tree counts in its measurement; nor does it trust the host's numbers.
+    let is_realm = config.guest.mode == Mode::Realm;
+    let seed = resources.seeds.next().filter(|_| !is_realm);
+    // Its kernel knows where the shared half is.
+    let devices_at = match config.guest.mode {
+        Mode::Plain | Mode::Realm => 0,
+        mode @ Mode::Protected => shape(config, resources)?.shared(mode),
+    };
     if tree.is_empty() {
         // The addresses in it change neither the tree's length nor its place.
         let draft = write_tree(config, &range, devices_at, initrd.map(|_| 0..0), seed)?;
@@ -389,7 +428,7 @@ async fn load(
         placed.entry,
         places.tree
     );
-    if placed.kind == image::Kind::Raw && config.guest.mode == Mode::Protected {
+    if placed.kind == image::Kind::Raw && config.guest.mode != Mode::Plain {
         let name = &config.guest.name;
         log::warn!("guest {name}: a raw binary; its devices are where its tree says");
     }

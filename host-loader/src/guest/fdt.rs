@@ -1,5 +1,7 @@
 //! The device tree that a guest is given: that of a QEMU virt machine, less what is
-//! not there; a protected guest's devices stand in the half that it shares.
+//! not there; a protected guest's devices stand in the half that it shares. A realm's
+//! kernel adds that itself to the address of what is no memory of its own (Linux
+//! arch/arm64/kernel/rsi.c), and calls PSCI by SMC.
 
 use super::map;
 use crate::seed::Seed;
@@ -17,6 +19,8 @@ pub struct Machine<'a> {
     pub ram: Range<u64>,
     /// What is added to the addresses of devices.
     pub devices_at: u64,
+    /// The instruction that calls PSCI: `hvc` or `smc`.
+    pub conduit: &'a str,
     /// Affinities of the vCPUs.
     pub mpidrs: &'a [u64],
     /// Kernel command line.
@@ -83,7 +87,7 @@ pub fn write(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
     let node = fdt.begin_node("psci")?;
     let versions = strings(&["arm,psci-1.0", "arm,psci-0.2", "arm,psci"]);
     fdt.property_string_list("compatible", versions)?;
-    fdt.property_string("method", "hvc")?;
+    fdt.property_string("method", machine.conduit)?;
     // For those who only know PSCI 0.1, which has no fixed numbers.
     for (name, fid) in [
         ("cpu_suspend", rmi::fid::PSCI_CPU_SUSPEND),
@@ -218,6 +222,7 @@ mod tests {
         let machine = Machine {
             ram: map::RAM_BASE..map::RAM_BASE + (512 << 20),
             devices_at: 0,
+            conduit: "hvc",
             mpidrs: &mpidrs,
             cmdline: "console=ttyAMA0",
             initrd: Some(0x4800_0000..0x4800_1234),
@@ -260,6 +265,7 @@ mod tests {
         let machine = Machine {
             ram: map::RAM_BASE..map::RAM_BASE + (512 << 20),
             devices_at: SHARED,
+            conduit: "smc",
             mpidrs: &[0, 1],
             cmdline: "",
             initrd: Some(0x4800_0000..0x4800_1234),
@@ -282,5 +288,8 @@ mod tests {
         let chosen = chosen_value(&tree, "stdout-path").unwrap();
         assert_eq!(&tree[chosen], b"/pl011@8009000000\0");
         assert!(fdt.find_node("/pl011@8009000000").is_some());
+        let method = fdt.find_node("/psci").unwrap();
+        let method = method.property("method").unwrap();
+        assert_eq!(method.value(), b"smc\0");
     }
 }

@@ -67,6 +67,8 @@ pub struct Guest {
     pub strict: bool,
     /// It has done so, and the log has it.
     pub trespassed: AtomicBool,
+    /// It has called the host by a number that is none, and the log has it.
+    pub called: AtomicBool,
     /// Its vCPUs.
     pub vcpus: Vec<Vcpu>,
     /// Its UART, and where that leads.

@@ -1,4 +1,4 @@
-//! A protected guest's memory: given to its realm, and taken back.
+//! Memory of a protected guest or a realm: given to it, and taken back.
 //!
 //! While it is the realm's, the host cannot reach it; when it comes back, it is all
 //! zero.
@@ -9,6 +9,7 @@ use crate::pace::Pace;
 use crate::rmi_call::{self, CallError, Removed};
 use core::ops::Range;
 use rmi::Status;
+use rmi::rtt::DataFlags;
 
 fn failed(what: &'static str) -> impl Fn(CallError) -> RealmError {
     move |error| RealmError::Call(what, error)
@@ -89,6 +90,19 @@ impl Heir {
     pub fn give_content(self, Extent { ipa, pa, size }: Extent) -> Result<Reached, RealmError> {
         let given = rmi_call::rtt_data_donate(self.rd, ipa, ipa + size, pa);
         reached("RTT_DATA_DONATE", ipa, given)
+    }
+
+    /// Gives the delegated granule `pa` with a copy of what is in `source`, which counts
+    /// by `flags`, to a realm that does not run yet.
+    pub fn give_copy(
+        self,
+        ipa: u64,
+        pa: u64,
+        source: u64,
+        flags: DataFlags,
+    ) -> Result<Reached, RealmError> {
+        let given = rmi_call::data_create(self.rd, pa, ipa, source, flags);
+        reached("DATA_CREATE", ipa, given.map(|()| ipa + 1))
     }
 
     /// Tells a realm that does not run yet that these addresses, or a part from their

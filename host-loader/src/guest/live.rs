@@ -9,8 +9,12 @@
 use super::failure::RealmError;
 use super::ram::{Ram, Spot};
 use super::realm::Stage2;
+use super::sharing::{Asked, Sharing};
+use crate::granules::Granules;
 use alloc::sync::Arc;
+use core::ops::Range;
 use core::sync::atomic::{Ordering, fence};
+use spin::Mutex;
 
 /// When the guest got a piece of RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +65,47 @@ impl LiveRam {
         self.populate(ipa)?.ok().map(|_| spot)
     }
 
+    fn sharing<'a>(&'a self, granules: &'a Mutex<Granules>) -> Sharing<'a> {
+        Sharing {
+            stage2: self.stage2,
+            ram: &self.ram,
+            granules,
+            coherent: self.coherent,
+        }
+    }
+
+    /// Changes a part of its RAM as the vCPU `rec` of a realm has asked; `None` where
+    /// that is not all RAM.
+    pub fn change(
+        &self,
+        granules: &Mutex<Granules>,
+        rec: u64,
+        ipas: Range<u64>,
+        to: Asked,
+    ) -> Option<Result<(), RealmError>> {
+        let ram = self.ram.range();
+        let inside = self.stage2.is_realm()
+            && ram.start <= ipas.start
+            && ipas.start < ipas.end
+            && ipas.end <= ram.end;
+        inside.then(|| self.sharing(granules).change(rec, ipas, to))
+    }
+
+    /// Lets a realm have what it touched at `ipa` in the half that it shares; `None` where
+    /// nothing is, because it is no address of its RAM, or that is its own.
+    pub fn touch(
+        &self,
+        granules: &Mutex<Granules>,
+        ipa: u64,
+    ) -> Option<Result<Populated, RealmError>> {
+        if !self.stage2.is_realm() {
+            return None;
+        }
+        let ipa = ipa.checked_sub(self.stage2.shared())?;
+        self.ram.piece_at(ipa)?;
+        self.sharing(granules).touch(ipa)
+    }
+
     /// Lets the guest have the piece that `ipa` is in; `None` if there is no RAM. An
     /// error is EL2's, which did not map it; a plain guest then has nothing of it, and a
     /// protected one perhaps a part, which its end takes back.
@@ -72,6 +117,10 @@ impl LiveRam {
                 return Some(self.fill(piece).map(|()| Populated::Now));
             }
             core::hint::spin_loop();
+        }
+        if self.stage2.is_realm() {
+            // Who changes what it is has changed it then.
+            drop(self.ram.shares().lock());
         }
         Some(Ok(Populated::Before))
     }

@@ -9,6 +9,9 @@
 //! | [`place`] | where kernel, initrd and device tree go |
 //! | [`fdt`] | its device tree |
 //! | [`handover`] | a protected guest's memory: given to its realm, and taken back |
+//! | [`measured`] | a realm's first memory, in the order of its measurement |
+//! | [`sharing`] | a realm's RAM that changes hands while it runs |
+//! | [`shares`] | what of it is shared |
 //! | [`realm`] | the RMI commands that build a realm and take it apart |
 //! | [`vmid`] | which VMIDs living realms have |
 //! | [`build`] | all of these in order |
@@ -26,8 +29,11 @@ pub mod handle;
 pub mod handover;
 pub mod live;
 pub mod map;
+pub mod measured;
 pub mod pieces;
 pub mod place;
 pub mod ram;
 pub mod realm;
+pub mod shares;
+pub mod sharing;
 pub mod vmid;

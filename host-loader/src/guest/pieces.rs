@@ -71,32 +71,47 @@ impl Pieces {
 
 /// Bits that many may set at once.
 #[derive(Debug)]
-struct Bits(Box<[AtomicU64]>);
+pub(super) struct Bits(Box<[AtomicU64]>);
 
 impl Bits {
-    fn new(count: usize) -> Self {
+    pub(super) fn new(count: usize) -> Self {
         Self((0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
     }
 
     /// Sets one: whether it was clear.
-    fn set(&self, bit: usize) -> bool {
+    pub(super) fn set(&self, bit: usize) -> bool {
         let mask = 1 << (bit % 64);
         self.0[bit / 64].fetch_or(mask, Ordering::AcqRel) & mask == 0
     }
 
-    fn clear(&self, bit: usize) {
+    pub(super) fn clear(&self, bit: usize) {
         self.0[bit / 64].fetch_and(!(1 << (bit % 64)), Ordering::AcqRel);
     }
 
     #[inline]
-    fn get(&self, bit: usize) -> bool {
+    pub(super) fn get(&self, bit: usize) -> bool {
         self.0[bit / 64].load(Ordering::Acquire) >> (bit % 64) & 1 != 0
     }
 
-    fn clear_all(&self) {
+    pub(super) fn clear_all(&self) {
         for word in &self.0 {
             word.store(0, Ordering::Release);
         }
+    }
+
+    /// Whether any of a range is set.
+    pub(super) fn any(&self, range: core::ops::Range<usize>) -> bool {
+        let mut at = range.start;
+        while at < range.end {
+            let end = (at / 64 + 1) * 64;
+            let few = end.min(range.end) - at;
+            let mask = u64::MAX >> (64 - few) << (at % 64);
+            if self.0[at / 64].load(Ordering::Acquire) & mask != 0 {
+                return true;
+            }
+            at = end;
+        }
+        false
     }
 
     fn ones(&self) -> impl Iterator<Item = usize> {
@@ -126,6 +141,20 @@ mod tests {
         assert!(pieces.claimed().eq(0..130));
         pieces.unclaim(129);
         assert!(pieces.claim(129) && !pieces.claim(129));
+    }
+
+    #[test]
+    fn any_of_a_range_is_as_each_says() {
+        let bits = Bits::new(200);
+        for bit in [3, 64, 127, 199] {
+            bits.set(bit);
+        }
+        for start in 0..200 {
+            for end in start..=200 {
+                let each = (start..end).any(|bit| bits.get(bit));
+                assert_eq!(bits.any(start..end), each, "{start}..{end}");
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! A guest's RAM: extents of the host's memory behind consecutive IPAs.
 
 use super::pieces::{PIECE_SIZE, Pieces};
+use super::shares::Shares;
 use crate::arch::bytes;
+use crate::granules::Granules;
 use crate::image::GuestMemory;
 use crate::pace::{PIECE, Pace};
 use alloc::sync::Arc;
@@ -10,6 +12,7 @@ use arm64::instr;
 use core::ops::Range;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, fence};
+use spin::Mutex;
 
 /// A contiguous part of a guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +104,8 @@ impl Spot {
 pub struct Ram {
     extents: Vec<Extent>,
     pieces: Pieces,
+    /// What a realm shares of it.
+    shares: Mutex<Shares>,
     /// EL2 has kept something of it.
     lost: AtomicBool,
 }
@@ -126,6 +131,20 @@ impl Ram {
         &self.pieces
     }
 
+    /// What a realm shares of it; of another guest's nothing is.
+    pub fn shares(&self) -> &Mutex<Shares> {
+        &self.shares
+    }
+
+    /// Its realm is gone, and shares nothing any more.
+    pub fn forget_shares(&self, granules: &Mutex<Granules>) {
+        let mut shares = self.shares.lock();
+        while let Some(pa) = shares.take_part(None) {
+            granules.lock().give(pa, shares.granule());
+        }
+        shares.forget();
+    }
+
     /// The IPAs that are RAM.
     pub fn range(&self) -> Range<u64> {
         match (self.extents.first(), self.extents.last()) {
@@ -144,7 +163,7 @@ impl Ram {
     }
 
     /// The IPAs of a piece.
-    fn piece(&self, piece: usize) -> Range<u64> {
+    pub fn piece(&self, piece: usize) -> Range<u64> {
         let start = self.range().start + piece as u64 * PIECE_SIZE;
         start..start + PIECE_SIZE
     }
@@ -162,7 +181,7 @@ impl Ram {
     }
 
     /// What stands behind these IPAs.
-    fn parts(&self, ipas: Range<u64>) -> impl Iterator<Item = Extent> {
+    pub fn parts(&self, ipas: Range<u64>) -> impl Iterator<Item = Extent> {
         self.extents.iter().filter_map(move |extent| {
             let from = ipas.start.max(extent.ipa);
             let to = ipas.end.min(extent.ipa + extent.size);
@@ -172,6 +191,11 @@ impl Ram {
                 size: to - from,
             })
         })
+    }
+
+    /// Where the byte at `ipa` is; `None` where there is no RAM.
+    pub fn pa_at(&self, ipa: u64) -> Option<u64> {
+        self.find(ipa, 1).map(|spot| spot.pa)
     }
 
     /// The place of `size` bytes at `ipa`, an aligned 1, 2, 4 or 8; `None` where
@@ -213,7 +237,11 @@ fn zero_part(part: Extent) {
 
 /// The RAM of a guest that does not run, to fill.
 #[derive(Debug)]
-pub struct GuestRam(Arc<Ram>);
+pub struct GuestRam {
+    ram: Arc<Ram>,
+    /// What was written, in the order of that.
+    written: Vec<Range<u64>>,
+}
 
 impl GuestRam {
     /// RAM from IPA `base`, made of `extents` of the host's memory in this order,
@@ -223,6 +251,22 @@ impl GuestRam {
     /// The extents are mapped read-write at their own addresses and nobody else's
     /// while this lives.
     pub unsafe fn new(base: u64, extents: &[Range<u64>]) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::with_shares(base, extents, None) }
+    }
+
+    /// The same of a realm, which shares it in granules of `1 << shift` bytes.
+    ///
+    /// # Safety
+    /// As [`new`](Self::new).
+    pub unsafe fn of_realm(base: u64, extents: &[Range<u64>], shift: u32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::with_shares(base, extents, Some(shift)) }
+    }
+
+    /// # Safety
+    /// As [`new`](Self::new).
+    unsafe fn with_shares(base: u64, extents: &[Range<u64>], shift: Option<u32>) -> Self {
         let mut ipa = base;
         let extents = extents
             .iter()
@@ -236,33 +280,60 @@ impl GuestRam {
                 extent
             })
             .collect();
-        let pieces = Pieces::new(ipa - base);
-        Self(Arc::new(Ram {
+        let size = ipa - base;
+        let shares = match shift {
+            Some(shift) => Shares::new(base, size, shift),
+            None => Shares::new(base, 0, 12),
+        };
+        let ram = Arc::new(Ram {
             extents,
-            pieces,
+            pieces: Pieces::new(size),
+            shares: Mutex::new(shares),
             lost: AtomicBool::new(false),
-        }))
+        });
+        let written = Vec::new();
+        Self { ram, written }
+    }
+
+    /// What was written since it was last forgotten, in whole granules of `granule`
+    /// bytes, each once and the lowest first.
+    pub fn written(&self, granule: u64) -> Vec<Range<u64>> {
+        let rounded = self.written.iter().map(|range| {
+            let start = range.start & !(granule - 1);
+            start..range.end.next_multiple_of(granule)
+        });
+        let mut all: Vec<Range<u64>> = rounded.collect();
+        all.sort_unstable_by_key(|range| range.start);
+        all.dedup_by(|next, last| {
+            let one = next.start <= last.end;
+            if one {
+                last.end = last.end.max(next.end);
+            }
+            one
+        });
+        all
     }
 
     /// As others may know it.
     pub fn shared(&self) -> &Arc<Ram> {
-        &self.0
+        &self.ram
     }
 
     /// Nothing of it is populated: what the boot loader, the host or an earlier life
     /// of the guest left there is nothing for it to see.
     pub fn forget(&mut self) {
-        self.0.pieces.forget();
+        self.ram.pieces.forget();
+        self.written.clear();
     }
 
     /// Zeroes what is not claimed of these IPAs, a piece at a time, and claims it.
     fn claim(&self, ipas: Range<u64>) {
-        let base = self.0.range().start;
+        let base = self.ram.range().start;
         let first = (ipas.start - base) / PIECE_SIZE;
         let end = (ipas.end - base).div_ceil(PIECE_SIZE);
         for piece in first as usize..end as usize {
-            if self.0.pieces.claim(piece) {
-                self.0.zero_piece(piece);
+            if self.ram.pieces.claim(piece) {
+                self.ram.zero_piece(piece);
             }
         }
     }
@@ -270,9 +341,9 @@ impl GuestRam {
     /// Zeroes all of it that is not claimed, and claims it.
     pub async fn claim_all(&mut self, pace: &Pace) {
         for start in self.range().step_by(PIECE_SIZE as usize) {
-            let piece = self.0.piece_at(start).unwrap_or_default();
-            if self.0.pieces.claim(piece) {
-                for part in self.0.parts_in_steps(piece) {
+            let piece = self.ram.piece_at(start).unwrap_or_default();
+            if self.ram.pieces.claim(piece) {
+                for part in self.ram.parts_in_steps(piece) {
                     zero_part(part);
                     pace.step().await;
                 }
@@ -282,8 +353,8 @@ impl GuestRam {
 
     /// Cleans what is claimed of it; see [`Ram::clean_piece`].
     pub async fn clean_claimed(&mut self, pace: &Pace) {
-        for piece in self.0.pieces.claimed() {
-            for part in self.0.parts_in_steps(piece) {
+        for piece in self.ram.pieces.claimed() {
+            for part in self.ram.parts_in_steps(piece) {
                 instr::clean_to_poc(part.pa, part.size);
                 pace.step().await;
             }
@@ -303,7 +374,7 @@ impl GuestRam {
 
 impl GuestMemory for GuestRam {
     fn range(&self) -> Range<u64> {
-        self.0.range()
+        self.ram.range()
     }
 
     fn write(&mut self, ipa: u64, bytes: &[u8]) {
@@ -313,8 +384,12 @@ impl GuestMemory for GuestRam {
             "a write outside the guest's RAM"
         );
         self.claim(ipas.clone());
+        match self.written.last_mut() {
+            Some(last) if last.end == ipas.start => last.end = ipas.end,
+            _ => self.written.push(ipas.clone()),
+        }
         let mut rest = bytes;
-        for part in self.0.parts(ipas) {
+        for part in self.ram.parts(ipas) {
             let (now, later) = rest.split_at(part.size as usize);
             rest = later;
             let to = core::ptr::with_exposed_provenance_mut::<u8>(part.pa as usize);
@@ -338,7 +413,7 @@ impl GuestMemory for GuestRam {
             "a write outside the guest's RAM"
         );
         self.claim(ipa..ipa + count);
-        for part in self.0.parts(ipa..ipa + count) {
+        for part in self.ram.parts(ipa..ipa + count) {
             zero_part(part);
         }
     }
@@ -402,6 +477,22 @@ mod tests {
         ram.zero(0x4040_0000, 1);
         assert!(first[2 * piece..].iter().all(|&b| b == 0));
         assert_eq!(first[2 * piece - 16..2 * piece], [7; 16]);
+    }
+
+    #[test]
+    fn what_was_written_is_known_in_granules_from_the_lowest_on() {
+        let (mut ram, _bytes) = ram();
+        ram.write(0x4010_0000, &[1; 0x1800]);
+        ram.write(0x4010_1800, &[1; 1]);
+        ram.write(0x4000_0fff, &[1; 2]);
+        ram.zero(0x4008_0000, 0x1000);
+        ram.write(0x4010_1fff, &[1; 1]);
+        let expected = [0x4000_0000..0x4000_2000, 0x4010_0000..0x4010_2000];
+        assert_eq!(ram.written(0x1000), expected);
+        let expected = [0x4000_0000..0x4001_0000, 0x4010_0000..0x4011_0000];
+        assert_eq!(ram.written(0x1_0000), expected);
+        ram.forget();
+        assert!(ram.written(0x1000).is_empty());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
-use guest_config::Mode;
+use guest_config::{Mode, PERSONALIZATION};
 use posted::Page;
 use rmi::Status;
 use rmi::feature::VendorFeatures;
@@ -40,7 +40,7 @@ pub enum Rights {
 
 impl Rights {
     /// Those bits of a descriptor that are no address.
-    const fn attributes(self) -> u64 {
+    pub const fn attributes(self) -> u64 {
         MEMATTR_NORMAL_WB << DESC_MEMATTR_SHIFT
             | match self {
                 Self::Read => DESC_READ,
@@ -99,7 +99,7 @@ impl Shape {
     pub const fn shared(&self, mode: Mode) -> u64 {
         match mode {
             Mode::Plain => 0,
-            Mode::Protected => 1 << (self.ipa_bits - 1),
+            Mode::Protected | Mode::Realm => 1 << (self.ipa_bits - 1),
         }
     }
 }
@@ -115,8 +115,28 @@ pub struct Stage2 {
 }
 
 impl Stage2 {
+    /// The realm's descriptor.
+    pub fn rd(self) -> u64 {
+        self.rd
+    }
+
+    /// Where the half begins that is shared.
+    pub fn shared(self) -> u64 {
+        self.shape.shared(self.mode)
+    }
+
+    /// Whether the guest knows that it is a realm.
+    pub fn is_realm(self) -> bool {
+        self.mode == Mode::Realm
+    }
+
+    /// Whether one entry maps a piece of RAM.
+    pub fn maps_pieces(self) -> bool {
+        self.largest == 2 && self.shape.entry_size(2) == PIECE_SIZE
+    }
+
     /// The realm, as who gets memory.
-    fn heir(self) -> Heir {
+    pub fn heir(self) -> Heir {
         Heir { rd: self.rd }
     }
 
@@ -137,7 +157,7 @@ impl Stage2 {
     }
 
     /// The entries that map a piece of a guest's RAM.
-    fn entries_of(self, ram: &Ram, piece: usize) -> impl Iterator<Item = (Extent, i64)> {
+    pub fn entries_of(self, ram: &Ram, piece: usize) -> impl Iterator<Item = (Extent, i64)> {
         let parts = ram.parts_of(piece);
         parts.flat_map(move |part| self.entries(part))
     }
@@ -149,6 +169,7 @@ impl Stage2 {
         match self.mode {
             Mode::Plain => self.map_piece(ram, piece),
             Mode::Protected => self.give_piece(ram, piece),
+            Mode::Realm => self.give_own(ram, piece),
         }
     }
 
@@ -161,6 +182,20 @@ impl Stage2 {
     fn give_piece(self, ram: &Ram, piece: usize) -> Result<(), RealmError> {
         let mut parts = ram.parts_of(piece);
         parts.try_for_each(|part| self.heir().give_zeros(ram, part))
+    }
+
+    /// The same of what a realm does not share of a piece.
+    fn give_own(self, ram: &Ram, piece: usize) -> Result<(), RealmError> {
+        let shares = ram.shares().lock();
+        let mut rest = ram.piece(piece);
+        while let Some(own) = shares.first_own(&rest) {
+            rest.start = own.end;
+            let mut parts = ram.parts(own);
+            parts.try_for_each(|part| self.heir().give_zeros(ram, part))?;
+        }
+        // Who shares a part of it from here on takes that back.
+        ram.pieces().set_mapped(piece);
+        Ok(())
     }
 
     fn map_piece(self, ram: &Ram, piece: usize) -> Result<(), RealmError> {
@@ -213,6 +248,17 @@ struct Rec {
 struct Mapped {
     ipas: Range<u64>,
     level: i64,
+}
+
+/// What a realm is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// How its memory stands towards the host.
+    pub mode: Mode,
+    /// Its tables'.
+    pub shape: Shape,
+    /// Its personalization value.
+    pub personalization: [u8; PERSONALIZATION],
 }
 
 /// A realm, in the making or whole.
@@ -275,15 +321,15 @@ fn with_page<T: IntoBytes + Immutable, R>(
 }
 
 impl Realm {
-    /// Creates a realm of this mode and shape.
+    /// Creates a realm of this kind.
     ///
     /// On an error nothing is left behind.
     pub async fn create(
         context: BuildContext<'_>,
-        mode: Mode,
-        shape: Shape,
+        kind: Kind,
         features: &VendorFeatures,
     ) -> Result<Self, RealmError> {
+        let Kind { mode, shape, .. } = kind;
         let mut realm = Self {
             shape,
             rd: 0,
@@ -301,7 +347,7 @@ impl Realm {
             recs: Vec::new(),
             posted: None,
         };
-        match realm.try_create(context.granules, features) {
+        match realm.try_create(context.granules, &kind.personalization, features) {
             Ok(()) => Ok(realm),
             Err(error) => {
                 realm.destroy(context).await;
@@ -313,6 +359,7 @@ impl Realm {
     fn try_create(
         &mut self,
         granules: &Mutex<Granules>,
+        personalization: &[u8; PERSONALIZATION],
         features: &VendorFeatures,
     ) -> Result<(), RealmError> {
         let granule = self.shape.granule();
@@ -339,6 +386,7 @@ impl Realm {
             | match self.mode {
                 Mode::Plain => RealmFlags::NONCONF,
                 Mode::Protected => RealmFlags::PROTECTED,
+                Mode::Realm => RealmFlags::empty(),
             };
         let wide = self.shape.ipa_bits > 48 && features.granule_shift != 16;
         flags.set(RealmFlags::LPA2, wide);
@@ -350,6 +398,7 @@ impl Realm {
             .take(Width::of(features))
             .ok_or(RealmError::NoVmid)?;
         self.vmid = Some(params.vmid);
+        params.rpv = *personalization;
         params.num_bps = 1;
         params.num_wps = 1;
         params.rtt_base = self.roots;
@@ -419,7 +468,7 @@ impl Realm {
             }
             context.pace.step().await;
         }
-        if self.mode == Mode::Protected {
+        if self.mode != Mode::Plain {
             return self.give_claimed(context, ram).await;
         }
         for piece in ram.pieces().claimed() {
@@ -466,7 +515,7 @@ impl Realm {
     }
 
     /// Calls until all of these addresses are done, and makes the tables that are missing.
-    async fn in_steps(
+    pub(super) async fn in_steps(
         &mut self,
         BuildContext { granules, pace }: BuildContext<'_>,
         mut ipas: Range<u64>,
@@ -494,7 +543,8 @@ impl Realm {
         for extent in ram.extents() {
             match self.mode {
                 Mode::Plain => self.map(context, *extent, Rights::ReadWrite).await?,
-                Mode::Protected => self.give_content(context, *extent).await?,
+                // A realm's content is copied: `measured`.
+                Mode::Protected | Mode::Realm => self.give_content(context, *extent).await?,
             }
         }
         let claimed = ram.pieces().claimed();
@@ -552,20 +602,30 @@ impl Realm {
         Err(RealmError::Call("RTT_MAP_UNPROTECTED", stuck))
     }
 
-    fn add_table(
+    pub(super) fn add_table(
         &mut self,
         granules: &Mutex<Granules>,
         ipa: u64,
         level: i64,
     ) -> Result<(), RealmError> {
-        let base = ipa & !(self.shape.entry_size(level - 1) - 1);
-        let rtt = delegate_one(granules, "a stage-2 table")?;
-        if let Err(error) = rmi_call::rtt_create(self.rd, rtt, base, level) {
-            reclaim(granules, rtt);
-            return Err(RealmError::Call("RTT_CREATE", error));
-        }
+        add_table(self.stage2(), granules, ipa, level)?;
         self.tables += 1;
         Ok(())
+    }
+
+    /// A table of it is one no longer.
+    pub(super) fn lose_table(&mut self) {
+        self.tables -= 1;
+    }
+
+    /// Memory is mapped by blocks too.
+    pub(super) fn has_blocks(&self) -> bool {
+        self.largest == 2
+    }
+
+    /// The guest is about to have some of this RAM.
+    pub(super) fn set_ram(&mut self, ram: &Arc<Ram>) {
+        self.ram = Some(ram.clone());
     }
 
     /// Adds the next vCPU: it starts at `pc` with X0 = `x0`; the first is the
@@ -689,7 +749,11 @@ impl Realm {
             }
             pace.step().await;
         }
+        let shared = self.ram.clone().filter(|_| self.mode == Mode::Realm);
         self.take_memory_back(pace).await;
+        if let Some(ram) = &shared {
+            self.tables += ram.shares().lock().tables;
+        }
         if self.tables > 0 {
             for level in (self.shape.start_level + 1..=3).rev() {
                 self.destroy_tables(context, level).await;
@@ -699,7 +763,14 @@ impl Realm {
             && let Err(error) = rmi_call::realm_destroy(self.rd)
         {
             leaked("REALM_DESTROY", error);
+            // What it shares is mapped as before.
+            if let Some(ram) = shared {
+                ram.lose();
+            }
             return;
+        }
+        if let Some(ram) = shared {
+            ram.forget_shares(granules);
         }
         if let Some(page) = self.posted.take() {
             granules.lock().give(page, size);
@@ -734,7 +805,7 @@ impl Realm {
         let Some(ram) = self.ram.take() else {
             return;
         };
-        if self.mode == Mode::Protected {
+        if !stage2.is_hosts() {
             if let Err(error) = stage2.heir().take_back(ram.range(), pace).await {
                 log::error!("{error}; the guest's memory is lost until the machine restarts");
                 is_whole = false;
@@ -782,7 +853,10 @@ impl Realm {
     }
 }
 
-fn delegate_one(granules: &Mutex<Granules>, purpose: &'static str) -> Result<u64, RealmError> {
+pub(super) fn delegate_one(
+    granules: &Mutex<Granules>,
+    purpose: &'static str,
+) -> Result<u64, RealmError> {
     let mut granules = granules.lock();
     let size = granules.granule();
     let pa = granules
@@ -797,7 +871,7 @@ fn delegate_one(granules: &Mutex<Granules>, purpose: &'static str) -> Result<u64
     }
 }
 
-fn reclaim(granules: &Mutex<Granules>, pa: u64) {
+pub(super) fn reclaim(granules: &Mutex<Granules>, pa: u64) {
     match rmi_call::granule_undelegate(pa) {
         Ok(()) => {
             let mut granules = granules.lock();
@@ -806,6 +880,22 @@ fn reclaim(granules: &Mutex<Granules>, pa: u64) {
         }
         Err(error) => leaked("GRANULE_UNDELEGATE", error),
     }
+}
+
+/// Adds a table of `level` to a realm, for what is at `ipa`. Who counts tables counts it.
+pub(super) fn add_table(
+    stage2: Stage2,
+    granules: &Mutex<Granules>,
+    ipa: u64,
+    level: i64,
+) -> Result<(), RealmError> {
+    let base = ipa & !(stage2.shape.entry_size(level - 1) - 1);
+    let rtt = delegate_one(granules, "a stage-2 table")?;
+    if let Err(error) = rmi_call::rtt_create(stage2.rd, rtt, base, level) {
+        reclaim(granules, rtt);
+        return Err(RealmError::Call("RTT_CREATE", error));
+    }
+    Ok(())
 }
 
 fn leaked(call: &str, error: CallError) {

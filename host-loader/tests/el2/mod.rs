@@ -7,7 +7,7 @@
 mod realm;
 mod rtt;
 
-pub use realm::RealmState;
+pub use realm::{Asks, RealmState};
 
 use rmi::call::HostCall;
 use rmi::vendor::Vendor;

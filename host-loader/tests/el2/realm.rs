@@ -5,9 +5,19 @@ use host_loader::guest::realm::Shape;
 use rmi::Status;
 use rmi::params::{RealmFlags, RealmParams, RecFlags, RecParams};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Auxiliary granules of each vCPU.
 pub const AUX: u64 = 3;
+
+/// A change of RIPAS that a vCPU has asked for.
+pub struct Asks {
+    pub rec: u64,
+    /// What of it is left.
+    pub ipas: Range<u64>,
+    /// RAM, or EMPTY.
+    pub to_ram: bool,
+}
 
 pub struct RealmState {
     pub rd: u64,
@@ -27,6 +37,11 @@ pub struct RealmState {
     /// Granules of its addresses that are RAM to it.
     pub ram: BTreeSet<u64>,
     pub recs: BTreeMap<u64, Vec<u64>>,
+    pub asks: Option<Asks>,
+    /// It is measured, so that its content is copied.
+    pub is_realm: bool,
+    /// What was copied and counts, in order.
+    pub measured: Vec<u64>,
     /// Where its first vCPU starts, and with what in X0.
     pub start_at: (u64, u64),
     /// A page of the host's for the realm's device at an IPA.
@@ -67,9 +82,15 @@ impl El2 {
         let mode = RealmFlags::from_bits(params.flags).map(|f| f - RealmFlags::EL2_VGIC);
         let shared = match mode {
             Some(RealmFlags::NONCONF) => 0,
-            Some(RealmFlags::PROTECTED) => 1 << (shape.ipa_bits - 1),
+            Some(flags) if flags.is_empty() || flags == RealmFlags::PROTECTED => {
+                1 << (shape.ipa_bits - 1)
+            }
             _ => return BAD,
         };
+        let is_realm = mode == Some(RealmFlags::empty());
+        if is_realm && (params.num_bps != 1 || params.num_wps != 1 || params.hash_algo != 0) {
+            return BAD;
+        }
         if params.flags & RealmFlags::EL2_VGIC.bits() == 0
             || self.realm.is_some()
             || params.vmid == 0
@@ -101,6 +122,9 @@ impl El2 {
             data: BTreeMap::new(),
             ram: BTreeSet::new(),
             recs: BTreeMap::new(),
+            asks: None,
+            is_realm,
+            measured: Vec::new(),
             start_at: (0, 0),
             posted: None,
         });
@@ -117,8 +141,9 @@ impl El2 {
 
     pub(super) fn realm_destroy(&mut self, rd: u64) -> Status {
         let ends = |realm: &mut RealmState| {
-            let roots_are_live =
-                !(realm.tables.is_empty() && realm.mapped.is_empty() && realm.data.is_empty());
+            // What is shared counts nowhere.
+            let mapped = !realm.mapped.is_empty() && realm.shared == 0;
+            let roots_are_live = mapped || !(realm.tables.is_empty() && realm.data.is_empty());
             realm.rd == rd && realm.recs.is_empty() && !roots_are_live
         };
         let Some(realm) = self.realm.take_if(ends) else {

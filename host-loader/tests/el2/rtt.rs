@@ -87,6 +87,15 @@ impl El2 {
             } => self.map(rd, ipa, level, desc),
             Command::RttUnmapUnprotected { rd, ipa, level } => self.unmap(rd, ipa, level, out),
             Command::RttInitRipas { rd, base, top } => self.init_ripas(rd, base, top, out),
+            Command::RttSetRipas { rd, rec, base, top } => self.set_ripas(rd, rec, base..top, out),
+            Command::RttFold { rd, ipa, level } => self.fold(rd, ipa, level, out),
+            Command::DataCreate {
+                rd,
+                data,
+                ipa,
+                src,
+                flags,
+            } => self.data_create(rd, data, ipa, (src, flags)),
             other => panic!("{other:x?}"),
         }
     }
@@ -131,10 +140,16 @@ impl El2 {
         }
         let end = ipa + realm.size(level - 1);
         let mut entries = (ipa..end).step_by(realm.size(level) as usize);
-        if entries.any(|at| realm.is_live(level, at)) {
+        // A table of what is shared goes with what it maps (DEN0137 1.0, B4.3.16).
+        let goes = |at: u64| realm.shared != 0 && realm.mapped.contains_key(&(level, at));
+        if entries.any(|at| realm.is_live(level, at) && !goes(at)) {
             out[1] = ipa;
             return Status::ErrorRtt(level as u8);
         }
+        let is_in = |at: u64| (ipa..end).contains(&at);
+        realm
+            .mapped
+            .retain(|&(of, at), _| of != level || !is_in(at));
         let rtt = realm.tables.remove(&(level, ipa)).unwrap_or_default();
         realm.ram.retain(|at| !(ipa..end).contains(at));
         out[0] = rtt;
@@ -210,6 +225,101 @@ impl El2 {
         }
     }
 
+    /// Changes what a vCPU asked to have changed, to the end of one table.
+    fn set_ripas(&mut self, rd: u64, rec: u64, ipas: Range<u64>, out: &mut [u64; 4]) -> Status {
+        let Some(realm) = self.of(rd) else {
+            return BAD;
+        };
+        let level = realm.reach(ipas.start, 3);
+        let (entry, granule) = (realm.size(level), realm.size(3));
+        let end = ipas.end.min(realm.table_end(ipas.start, level));
+        let Some(asks) = realm.asks.as_mut() else {
+            return BAD;
+        };
+        if asks.rec != rec || asks.ipas.start != ipas.start || ipas.end > asks.ipas.end {
+            return BAD;
+        }
+        let mut at = ipas.start;
+        while at.is_multiple_of(entry) && at + entry <= end {
+            for granule in (at..at + entry).step_by(granule as usize) {
+                if asks.to_ram {
+                    realm.ram.insert(granule);
+                } else {
+                    realm.ram.remove(&granule);
+                }
+            }
+            at += entry;
+            // As a walk would stop at a table.
+            if realm.tables.contains_key(&(level + 1, at)) {
+                break;
+            }
+        }
+        asks.ipas.start = at;
+        out[0] = at;
+        if at > ipas.start {
+            Status::Success
+        } else {
+            Status::ErrorRtt(level as u8)
+        }
+    }
+
+    /// Makes a block of a table whose pages are one after another.
+    fn fold(&mut self, rd: u64, ipa: u64, level: i64, out: &mut [u64; 4]) -> Status {
+        let Some(realm) = self.of(rd) else {
+            return BAD;
+        };
+        let (size, granule) = (realm.size(level - 1), realm.size(level));
+        let Some(&table) = realm.tables.get(&(level, ipa)) else {
+            return Status::ErrorRtt(realm.reach(ipa, level - 1) as u8);
+        };
+        let first = realm.data.get(&ipa).map(|data| data.pa);
+        let whole = first.is_some_and(|pa| {
+            let mut pages = (ipa..ipa + size).step_by(granule as usize);
+            let follows = |at: u64| {
+                let data = realm.data.get(&at).map(|data| data.pa);
+                data == Some(pa + (at - ipa)) && realm.ram.contains(&at)
+            };
+            pa.is_multiple_of(size) && pages.all(follows)
+        });
+        if !whole {
+            return Status::ErrorRtt(level as u8);
+        }
+        realm.tables.remove(&(level, ipa));
+        self.owners.insert(table, Owner::Delegated);
+        out[0] = table;
+        Status::Success
+    }
+
+    /// A copy of a granule of the host's, in a delegated one.
+    fn data_create(&mut self, rd: u64, data: u64, ipa: u64, (src, flags): (u64, u64)) -> Status {
+        let granule = self.granule();
+        let Some(content) = self.bytes(src) else {
+            return BAD;
+        };
+        let delegated = self.is(data, Owner::Delegated);
+        let Some(realm) = self.of(rd) else {
+            return BAD;
+        };
+        if flags > 1 || !delegated || !realm.is_realm || !realm.are_own(ipa, ipa + granule) {
+            return BAD;
+        }
+        if realm.active {
+            return Status::ErrorRealm(0);
+        }
+        let level = realm.reach(ipa, 3);
+        if level < 3 || realm.data.contains_key(&ipa) {
+            return Status::ErrorRtt(level as u8);
+        }
+        if flags == 1 {
+            realm.measured.push(ipa);
+        }
+        realm.ram.insert(ipa);
+        let content = Some(content);
+        realm.data.insert(ipa, Data { pa: data, content });
+        self.take(data, Owner::Data);
+        Status::Success
+    }
+
     /// The calls about a realm's own memory.
     pub(super) fn data(&mut self, call: Vendor, out: &mut [u64; 4]) -> Status {
         match call {
@@ -220,6 +330,10 @@ impl El2 {
             Vendor::RttDataDonate { rd, ipa, top, pa } => {
                 if self.of(rd).is_some_and(|realm| realm.active) {
                     return Status::ErrorRealm(0);
+                }
+                // A realm's content counts.
+                if self.of(rd).is_none_or(|realm| realm.is_realm) {
+                    return BAD;
                 }
                 let mapped = self.data_map(rd, ipa..top, pa, |el2, pa| {
                     let content = el2.bytes(pa)?;

@@ -187,6 +187,8 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
                 memory: MEMORY,
                 vcpus: 1,
                 mode: options.mode,
+                measure: None,
+                personalization: None,
                 populate: options.populate,
                 console: None,
                 strict: false,

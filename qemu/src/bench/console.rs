@@ -148,6 +148,8 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
             memory: MEMORY,
             vcpus: 1,
             mode: Mode::Plain,
+            measure: None,
+            personalization: None,
             populate: None,
             console: None,
             strict: false,

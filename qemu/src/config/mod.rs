@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use guest_config::check;
 pub use guest_config::check::MAX_VCPUS;
-pub use guest_config::{Mode, Populate};
+pub use guest_config::{Measure, Mode, Populate};
 
 use self::places::Places;
 use crate::guests::catalogue;
@@ -34,6 +34,10 @@ pub struct Guest {
     pub vcpus: u32,
     /// How its memory stands towards the host.
     pub mode: Mode,
+    /// What of a realm is measured; all of it by default.
+    pub measure: Option<Measure>,
+    /// A realm's personalization value, hexadecimal; zero by default.
+    pub personalization: Option<String>,
     /// When it gets its memory; the host decides by default.
     pub populate: Option<Populate>,
     /// Whether its console is the machine's; the first guest's is by default.
@@ -67,6 +71,8 @@ impl Guest {
             memory: self.memory.bytes(),
             vcpus: self.vcpus,
             mode: self.mode,
+            measure: self.measure,
+            personalization: self.personalization.clone(),
             populate: self.populate,
             console: self.console,
             strict: self.strict,
@@ -144,6 +150,8 @@ fn parse(bytes: &[u8], file: &str, folder: &Path) -> Result<(Vec<Guest>, Places)
             memory: Size::of_bytes(guest.memory),
             vcpus: guest.vcpus,
             mode: guest.mode,
+            measure: guest.measure,
+            personalization: guest.personalization.clone(),
             populate: guest.populate,
             console: guest.console,
             strict: guest.strict,

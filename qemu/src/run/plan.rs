@@ -180,6 +180,8 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             memory: boot.memory,
             vcpus: boot.smp.unwrap_or(1),
             mode: boot.mode,
+            measure: None,
+            personalization: None,
             populate: boot.populate,
             console: None,
             strict: boot.strict,
@@ -313,10 +315,15 @@ impl<'a> Wants<'a> {
                 guest.name
             );
         }
-        if let (Mode::Protected, Origin::Firmware { .. }) = (boot.mode, guest.origin) {
+        if let (Mode::Protected | Mode::Realm, Origin::Firmware { .. }) = (boot.mode, guest.origin)
+        {
+            let mode = match boot.mode {
+                Mode::Realm => "realm",
+                _ => "protected guest",
+            };
             bail!(
                 "guest `{}` asks QEMU's virt machine for its UART and flash, which a \
-                 protected guest has elsewhere or not at all: use --mode plain",
+                 {mode} has elsewhere or not at all: use --mode plain",
                 guest.name
             );
         }

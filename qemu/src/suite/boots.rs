@@ -399,6 +399,8 @@ fn guest(context: &Context, name: &str) -> Result<Guest> {
         memory: Size::mib(256),
         vcpus: 1,
         mode: Mode::Plain,
+        measure: None,
+        personalization: None,
         populate: None,
         console: None,
         strict: false,

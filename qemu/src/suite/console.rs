@@ -112,6 +112,8 @@ fn guest(context: &Context, name: &str, how: &str, vcpus: u32) -> Result<Guest> 
         memory: Size::mib(8),
         vcpus,
         mode: Mode::Plain,
+        measure: None,
+        personalization: None,
         populate: None,
         console: Some(false),
         strict: false,

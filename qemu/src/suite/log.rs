@@ -149,6 +149,8 @@ fn guest(context: &Context, program: &str, cmdline: &str, console: bool) -> Resu
         memory: Size::mib(64),
         vcpus: 1,
         mode: Mode::Plain,
+        measure: None,
+        personalization: None,
         populate: None,
         console: Some(console),
         strict: false,

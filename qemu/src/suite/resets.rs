@@ -161,6 +161,8 @@ fn guest(name: &str, kernel: &Path, cmdline: &str, console: bool) -> Guest {
         memory: Size::mib(8),
         vcpus: 1,
         mode: Mode::Plain,
+        measure: None,
+        personalization: None,
         populate: None,
         console: Some(console),
         strict: false,

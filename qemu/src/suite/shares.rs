@@ -82,6 +82,8 @@ fn guest(context: &Context, what: &str) -> Result<Guest> {
         memory: Size::mib(16),
         vcpus: 1,
         mode: Mode::Plain,
+        measure: None,
+        personalization: None,
         populate: None,
         console: Some(what == "measure"),
         strict: false,
