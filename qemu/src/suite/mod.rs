@@ -19,6 +19,7 @@ pub mod on_target;
 pub mod placement;
 pub mod proof;
 pub mod pty;
+pub mod realms;
 pub mod report;
 pub mod resets;
 pub mod runner;
@@ -217,6 +218,12 @@ impl Case {
         self
     }
 
+    /// The same case, beside which another may run.
+    pub fn beside(mut self) -> Self {
+        self.lane = Lane::Shared;
+        self
+    }
+
     /// The same case, which boots these guests of the archive.
     pub fn boots(mut self, guests: &[&'static str]) -> Self {
         self.guests.extend(guests);
@@ -252,6 +259,7 @@ pub fn all(workspace: &Workspace) -> Vec<Case> {
     cases.extend(nightly::cases());
     cases.extend(runner::cases());
     cases.extend(boots::cases());
+    cases.extend(realms::cases());
     cases.extend(stays_up::cases());
     cases.extend(resets::cases());
     cases.extend(shares::cases());

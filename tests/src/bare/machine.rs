@@ -9,6 +9,7 @@ use dtoolkit::{Node, Property};
 
 use super::MAX_CPUS;
 use super::asm::Conduit;
+use super::rsi;
 
 /// What a program knows of its machine.
 #[derive(Debug)]
@@ -113,6 +114,21 @@ impl Machine {
             }
         }
         (machine.uart != 0).then_some(machine)
+    }
+
+    /// The same of a realm, whose devices stand in the half that it shares: its tree
+    /// has their addresses without that.
+    pub fn as_realm(mut self) -> Self {
+        // An HVC is nothing that a realm calls by.
+        let bits = match self.conduit {
+            Conduit::Smc => rsi::ipa_bits(),
+            Conduit::Hvc => None,
+        };
+        let shared = bits.map_or(0, |bits| 1 << (bits - 1));
+        for device in [&mut self.uart, &mut self.gicd, &mut self.gicr] {
+            *device |= shared;
+        }
+        self
     }
 
     fn visit(&mut self, node: FdtNode<'_>, console: &str) {

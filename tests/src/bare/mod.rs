@@ -14,6 +14,7 @@ pub mod machine;
 pub mod mmu;
 pub mod pl011;
 pub mod psci;
+pub mod rsi;
 pub mod sweep;
 
 use core::arch::global_asm;
@@ -77,7 +78,7 @@ extern "C" fn boot(dtb: u64, base: u64, end: u64) -> ! {
             asm::wfe();
         }
     };
-    let machine = machine::set(machine);
+    let machine = machine::set(machine.as_realm());
     console::start(machine.uart);
     let level = asm::current_el();
     // SAFETY: `program!` defines it, and nobody writes it.
