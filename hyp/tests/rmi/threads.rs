@@ -178,7 +178,6 @@ fn step(cpu: &mut Peer, system: &System, random: &mut Random, index: u64) {
     let x = match function {
         0xC400_0151 => [hosts, 0, 0, 0, 0],
         0xC400_0152 => [free, 0, 0, 0, 0],
-        0xC400_0153 => [rd, free, ipa, hosts, 0],
         0xC400_0154 => [rd, free, ipa, 0, 0],
         // A realm is new for some time: what is donated to it is.
         0xC400_0157 if random.percent(50) => [own, 0, 0, 0, 0],
@@ -193,9 +192,8 @@ fn step(cpu: &mut Peer, system: &System, random: &mut Random, index: u64) {
         }
         0xC400_015B => [rec, 0, 0, 0, 0],
         0xC400_015C => {
-            write(own + 4096, &[(0, 0)]);
-            // WFI, which the host has trapped.
-            recording::set(ESR_EL2, 0x01 << 26 | 1 << 25);
+            write(own + 4096, &[(0, random.below(2) << 4)]);
+            run_as(random, ipa & (SHARED - 1), up);
             [rec, own + 4096, 0, 0, 0]
         }
         0xC400_015D => [rd, free, at, level, 0],
@@ -204,7 +202,11 @@ fn step(cpu: &mut Peer, system: &System, random: &mut Random, index: u64) {
         0xC400_0162 => [rd, ipa, 3, 0, 0],
         0xC400_0164 => [rec, other, 0, 0, 0],
         0xC400_0168 => [rd, ipa, ipa + (up << 12), 0, 0],
-        0xC400_0169 => [rd, rec, ipa, ipa + 4096, 0],
+        0xC400_0169 => {
+            let own = ipa & (SHARED - 1);
+            [rd, rec, own, own + (up << 12), 0]
+        }
+        0xC400_0153 => [rd, free, ipa, hosts, random.below(2)],
         0xC600_0014 => [hosts, hosts + (up << 12), 0, 0, 0],
         0xC600_0015 => [free, free + (up << 12), 0, 0, 0],
         0xC600_0016 => [rd, ipa, ipa + (up << 12), free, 0],
@@ -214,6 +216,28 @@ fn step(cpu: &mut Peer, system: &System, random: &mut Random, index: u64) {
     };
     let [a, b, c, d, e] = x;
     while cpu.turn([function, a, b, c, d, e]).is_none() {}
+}
+
+/// A guest that asks for something of its memory by RSI, of realms alone, and waits.
+fn run_as(random: &mut Random, ipa: u64, up: u64) {
+    let call = match random.below(6) {
+        0..3 => [0xC400_0197, ipa, ipa + (up << 12), random.below(2), 1],
+        3 => [0xC400_0198, ipa, ipa + (up << 12), 0, 0],
+        4 => [0xC400_0196, ipa, 0, 0, 0],
+        _ => [0xC400_0199, ipa, 0, 0, 0],
+    };
+    let mut calls = std::iter::once(call);
+    recording::run_as(Box::new(move |gprs| {
+        let class = match calls.next() {
+            Some(call) => {
+                gprs.x[..5].copy_from_slice(&call);
+                0x17
+            }
+            None => 0x01,
+        };
+        recording::set(ESR_EL2, class << 26 | 1 << 25);
+        0
+    }));
 }
 
 /// Parameters in a page of the CPU's own, which nobody gives away.
@@ -229,11 +253,17 @@ fn write(pa: u64, words: &[(u64, u64)]) {
 }
 
 fn realm_params(pa: u64, root: u64, vmid: u64, random: &mut Random) {
-    let mode = 61 + u64::from(random.percent(30));
+    let mode = match random.below(10) {
+        0..3 => 1 << 62,
+        3..5 => 1 << 61,
+        _ => 0,
+    };
     write(
         pa,
         &[
-            (0, 1 << 63 | 1 << mode),
+            (0, 1 << 63 | mode),
+            (0x18, 1),
+            (0x20, 1),
             (8, 32),
             (0x800, vmid),
             (0x808, root),

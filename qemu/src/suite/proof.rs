@@ -124,7 +124,7 @@ fn mutants(context: &Context) -> Result<Outcome> {
 
 /// The same of the RMI layer.
 fn mutants_of_rmi(context: &Context) -> Result<Outcome> {
-    faults_of(context, "hyp", 80)
+    faults_of(context, "hyp", 125)
 }
 
 /// The faults of a crate, `least` at least.
