@@ -34,9 +34,9 @@ pub enum Otherwise {
     /// X0.
     Answer(u64),
     /// It comes out, and is past the call.
-    Comes(Exit),
+    Comes(Box<Exit>),
     /// It comes out by an abort, and makes the call again.
-    Again(Exit),
+    Again(Box<Exit>),
 }
 
 /// X1 on.
@@ -95,9 +95,9 @@ impl Spec {
             Err(Otherwise::Answer(x0)) => (x0, Vec::new()),
             Err(Otherwise::Comes(exit)) => {
                 rec.pc += 4;
-                return Some(exit);
+                return Some(*exit);
             }
-            Err(Otherwise::Again(exit)) => return Some(exit),
+            Err(Otherwise::Again(exit)) => return Some(*exit),
         };
         rec.pc += 4;
         rec.x[0] = x0;
@@ -142,7 +142,9 @@ impl Spec {
         match slot.entry {
             Entry::Assigned(Ripas::Ram, pa) => Ok(pa + ipa % self.machine.span(slot.level)),
             Entry::Unassigned(Ripas::Ram | Ripas::Destroyed)
-            | Entry::Assigned(Ripas::Destroyed, _) => Err(Otherwise::Again(abort(ipa, slot.level))),
+            | Entry::Assigned(Ripas::Destroyed, _) => {
+                Err(Otherwise::Again(Box::new(abort(ipa, slot.level))))
+            }
             _ => Err(Otherwise::Answer(ERROR_INPUT)),
         }
     }
@@ -202,11 +204,11 @@ impl Spec {
             ram,
             destroyed: flags & 1 != 0,
         };
-        Err(Otherwise::Comes(Exit {
+        Err(Otherwise::Comes(Box::new(Exit {
             reason: 4,
             ripas: [first, last, ripas],
             ..Exit::default()
-        }))
+        })))
     }
 
     /// RSI_HOST_CALL.
@@ -219,7 +221,7 @@ impl Spec {
             ..Exit::default()
         };
         rec.pending = Pending::HostCall(ipa);
-        Err(Otherwise::Comes(exit))
+        Err(Otherwise::Comes(Box::new(exit)))
     }
 
     /// What the host answered to the last exit reaches a vCPU that is entered: or it
@@ -251,7 +253,7 @@ impl Spec {
                         SUCCESS
                     }
                     Err(Otherwise::Answer(x0)) => x0,
-                    Err(Otherwise::Again(exit) | Otherwise::Comes(exit)) => return Some(exit),
+                    Err(Otherwise::Again(exit) | Otherwise::Comes(exit)) => return Some(*exit),
                 };
                 None
             }
