@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use sha2::{Digest, Sha256};
 
 use super::call::{Call, Called, LIMIT};
 use super::{Case, Context, Counts, Outcome};
@@ -12,7 +13,15 @@ use crate::workspace::in_path;
 
 /// The cases.
 pub fn cases() -> Vec<Case> {
-    vec![Case::of_cargo("check/attestation", example)]
+    let mut cases = vec![Case::of_cargo("check/attestation", example)];
+    // With a generator of the CPU's, and with the device tree's seed alone.
+    for cpu in ["max", "cortex-a57"] {
+        cases.push(Case::new(
+            format!("attestation/measured-{cpu}"),
+            move |context| measured(context, cpu),
+        ));
+    }
+    cases
 }
 
 /// Python with what the verifier needs.
@@ -69,6 +78,36 @@ impl Verifier {
             .args(claims)
             .call()
     }
+}
+
+/// What the log says was measured is what the image's file has, and no two boots have
+/// the same keys.
+fn measured(context: &Context, cpu: &str) -> Result<()> {
+    let boot = || -> Result<[String; 3]> {
+        let called = Call::run(context)?
+            .args(["--guest", "hello", "--cpu", cpu])
+            .call()?
+            .ended(0)?;
+        let said = called.stderr.lines().find_map(|line| {
+            let (instance, rest) = line
+                .split_once("attestation: instance ")?
+                .1
+                .split_once(", 0x")?;
+            let (bytes, hash) = rest.split_once(" bytes of EL2 ")?;
+            Some([instance, bytes, hash.trim()].map(str::to_string))
+        });
+        said.context("the log does not say what was measured")
+    };
+    let ([first, bytes, hash], [second, ..]) = (boot()?, boot()?);
+    let file = fs::read(&context.image()?.file)?;
+    let part = file.get(..usize::from_str_radix(&bytes, 16)?);
+    let part = part.context("more was measured than the file has")?;
+    ensure!(
+        hash == hex(Sha256::digest(part)),
+        "{hash} is another file's"
+    );
+    ensure!(first != second, "two boots have the instance {first}");
+    Ok(())
 }
 
 /// Bytes as hexadecimal.
