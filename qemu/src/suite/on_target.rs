@@ -244,6 +244,12 @@ pub fn cases() -> Vec<Case> {
             move |context| hostile_on(context, "1", granule, "do=canary-of-vcpu", machine),
         ));
     }
+    for (granule, smp) in [("4k", "1"), ("4k", "2"), ("16k", "2"), ("64k", "2")] {
+        let name = format!("tests/hostile-host-lrs-{granule}-smp{smp}");
+        cases.push(Case::new(name, move |context| {
+            hostile_on(context, smp, granule, "do=host-lrs", ["-cpu", "max"])
+        }));
+    }
     for (cpu, is_usual) in MODELS {
         // One writes and another reads all registers of the CPU.
         let case = Case::new(format!("tests/hostile-worlds-{cpu}"), move |context| {

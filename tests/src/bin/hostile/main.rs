@@ -29,6 +29,8 @@ mod granules;
 #[cfg(target_os = "none")]
 mod guest;
 #[cfg(target_os = "none")]
+mod host_lrs;
+#[cfg(target_os = "none")]
 mod interrupts;
 #[cfg(target_os = "none")]
 mod kicks;
@@ -92,6 +94,7 @@ mod image {
                 "canary" => crate::protected::canary(&mut suite),
                 "costs" => crate::costs::measure(&mut suite),
                 "canary-of-vcpu" => crate::remains::checks(&mut suite),
+                "host-lrs" => crate::host_lrs::checks(&mut suite),
                 "tries" => crate::tries::checks(&mut suite),
                 "worlds" => crate::worlds::checks(&mut suite),
                 _ => {

@@ -166,7 +166,8 @@ impl Tiny {
         at(self.first + n)
     }
 
-    fn run(&self, vcpu: u64) -> u64 {
+    /// PA of a vCPU's run page.
+    pub fn run(&self, vcpu: u64) -> u64 {
         self.granule(3 + vcpu % VCPUS)
     }
 
