@@ -1,6 +1,8 @@
 //! A GICv3 of this host's own, for a realm of two vCPUs: registers, lines, and list
 //! registers filled and read back (IHI0069H, chapters 4 and 12).
 
+use core::fmt;
+
 use vgic::hcr;
 use vgic::lr::{ACTIVE, EOI, GROUP1, PENDING, PRIORITY_SHIFT, intid};
 
@@ -75,6 +77,29 @@ impl Vcpu {
     /// Whether nothing is on its way.
     pub fn is_quiet(&self) -> bool {
         (self.pending | self.active | self.lines) == 0
+    }
+}
+
+impl fmt::Display for Vcpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            pending,
+            active,
+            lines,
+            wrong,
+            counted,
+            ..
+        } = self;
+        write!(
+            f,
+            "pending {pending:#x}, active {active:#x}, lines {lines:#x}, {wrong} wrong, "
+        )?;
+        write!(f, "{counted} EOIs counted, raised and taken:")?;
+        let all = self.raised.iter().zip(&self.taken).enumerate();
+        for (intid, (raised, taken)) in all.filter(|(_, (a, b))| **a + **b != 0) {
+            write!(f, " {intid}: {raised} {taken}")?;
+        }
+        Ok(())
     }
 }
 

@@ -11,9 +11,12 @@
 // +0x28 reads 1 when none is left; +0x30 is read to wait; +0x40 interrupts without cause;
 // +0x48 SGIs sent; +0x50 an exception; +0x100 on: interrupts by INTID.
 //
-// The handler uses x0 to x8, all else x9 and above: x19 index, x20 device, x21 own memory,
-// x22 the other's, x23 redistributor, x24 distributor, x26 ticks of a timer, x27 INTID,
-// x28 rounds left, x29 SGIs sent, x30 interrupts of each timer.
+// Each timer fires once when it is set going, which is done where something is sent or
+// waited for: so a slow machine does nothing but its interrupts.
+//
+// The handler uses x0 to x8, all else x9 and above: x18 interrupts of each timer, x19 index,
+// x20 device, x21 own memory, x22 the other's, x23 redistributor, x24 distributor, x26 ticks
+// of a timer, x27 INTID, x28 rounds left, x29 SGIs sent.
     .set    INTIDS, {INTIDS}
     .balign 4096
     .global host_lrs_code
@@ -21,7 +24,7 @@ host_lrs_code:
     mov     x19, x0
     mov     x20, x2
     mov     x28, x3
-    mov     x30, x4
+    mov     x18, x4
     mov     x29, xzr
     eor     x9, x0, #1
     add     x21, x1, x0, lsl #10
@@ -76,22 +79,13 @@ host_lrs_code:
     cbz     x9, 3b
 
     mrs     x26, cntfrq_el0
-    mov     x9, #1000
+    mov     x9, #4000
     udiv    x26, x26, x9
-    mov     x10, #1
-    mrs     x9, cntvct_el0
-    add     x9, x9, x26
-    msr     cntv_cval_el0, x9
-    msr     cntv_ctl_el0, x10
-    mrs     x9, cntpct_el0
-    add     x9, x9, x26
-    msr     cntp_cval_el0, x9
-    msr     cntp_ctl_el0, x10
-    isb
     msr     daifclr, #2
 
     // All SGIs to the other, then until it has taken them all.
-4:  mov     x27, xzr
+4:  bl      timers
+    mov     x27, xzr
 5:  lsl     x9, x27, #24
     eor     x11, x19, #1
     mov     x10, #1
@@ -103,30 +97,36 @@ host_lrs_code:
     add     x27, x27, #1
     cmp     x27, #16
     b.lo    5b
-6:  ldr     x9, [x22]
+6:  msr     daifset, #2
+    ldr     x9, [x22]
     cmp     x9, x29
     b.hs    7f
+    bl      timers
     wfi
+    msr     daifclr, #2
     b       6b
-7:  subs    x28, x28, #1
+7:  msr     daifclr, #2
+    subs    x28, x28, #1
     b.ne    4b
 
     // As many from the other, and of the timers.
-8:  ldr     x9, [x21]
+8:  msr     daifset, #2
+    ldr     x9, [x21]
     cmp     x9, x29
     b.lo    9f
     ldr     x9, [x21, #(8 + 8 * 27)]
-    cmp     x9, x30
+    cmp     x9, x18
     b.lo    9f
     ldr     x9, [x21, #(8 + 8 * 30)]
-    cmp     x9, x30
+    cmp     x9, x18
     b.hs    10f
-9:  wfi
+9:  bl      timers
+    wfi
+    msr     daifclr, #2
     b       8b
 
     // No timer's interrupt is on its way when its output is low and the host has seen that.
-10: msr     daifset, #2
-    msr     cntv_ctl_el0, xzr
+10: msr     cntv_ctl_el0, xzr
     msr     cntp_ctl_el0, xzr
     isb
     str     xzr, [x20, #0x20]
@@ -149,6 +149,25 @@ host_lrs_code:
     movz    x0, #0x0002
     movk    x0, #0x8400, lsl #16
     smc     #0
+
+    // Sets those timers going that have fired.
+timers:
+    mov     x10, #1
+    mrs     x9, cntv_ctl_el0
+    tbnz    x9, #0, 13f
+    mrs     x9, cntvct_el0
+    add     x9, x9, x26
+    msr     cntv_cval_el0, x9
+    msr     cntv_ctl_el0, x10
+13: mrs     x9, cntp_ctl_el0
+    tbnz    x9, #0, 14f
+    mrs     x9, cntpct_el0
+    add     x9, x9, x26
+    msr     cntp_cval_el0, x9
+    msr     cntp_ctl_el0, x10
+14: isb
+    ret
+
 failed:
     mov     x9, #-1
     str     x9, [x20, #0x50]
@@ -185,15 +204,11 @@ handler:
     str     x3, [x21]
     b       23f
 20: mrs     x4, cntv_ctl_el0
-    mrs     x3, cntvct_el0
-    add     x3, x3, x26
-    msr     cntv_cval_el0, x3
+    msr     cntv_ctl_el0, xzr
     isb
     b       25f
 21: mrs     x4, cntp_ctl_el0
-    mrs     x3, cntpct_el0
-    add     x3, x3, x26
-    msr     cntp_cval_el0, x3
+    msr     cntp_ctl_el0, xzr
     isb
 25: tbnz    x4, #2, 23f
     ldr     x3, [x21, #(8 + 8 * INTIDS)]
