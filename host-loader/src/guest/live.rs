@@ -7,6 +7,7 @@
 //! comes meanwhile waits for that, which takes no lock and waits for nobody.
 
 use super::failure::RealmError;
+pub use super::pieces::Populated;
 use super::ram::{Ram, Spot};
 use super::realm::Stage2;
 use super::sharing::{Asked, Sharing};
@@ -15,15 +16,6 @@ use alloc::sync::Arc;
 use core::ops::Range;
 use core::sync::atomic::{Ordering, fence};
 use spin::Mutex;
-
-/// When the guest got a piece of RAM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Populated {
-    /// Here.
-    Now,
-    /// Before, or from another CPU meanwhile.
-    Before,
-}
 
 /// RAM of a guest that runs.
 #[derive(Clone, Debug)]

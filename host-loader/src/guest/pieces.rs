@@ -14,6 +14,15 @@ use guest_config::check::MEMORY_UNIT;
 /// number of pages of the others, whose blocks would hold up a CPU for long.
 pub const PIECE_SIZE: u64 = MEMORY_UNIT;
 
+/// When the guest got a piece of RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Populated {
+    /// Here.
+    Now,
+    /// Before, or from another CPU meanwhile.
+    Before,
+}
+
 /// The pieces of one guest, by their number from RAM's base.
 #[derive(Debug)]
 pub struct Pieces {

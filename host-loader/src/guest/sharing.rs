@@ -7,8 +7,7 @@
 //! piece: who populates it sees what is EMPTY.
 
 use super::failure::RealmError;
-use super::live::Populated;
-use super::pieces::PIECE_SIZE;
+use super::pieces::{PIECE_SIZE, Populated};
 use super::ram::{Extent, Ram};
 use super::realm::{Rights, Stage2, add_table};
 use super::shares::Shares;
