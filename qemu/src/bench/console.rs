@@ -45,7 +45,8 @@ const GATE: f64 = 416.0;
 /// exits to EL2.
 const GOAL: f64 = 400.0;
 /// What as many bytes are to cost in time, at most, as a ratio to bare: for
-/// information, since time is the machine's.
+/// information, since time is the machine's. The time that CPUs work for QEMU says
+/// more than the clock where the machine has other work to do, too.
 pub const TIME_GOAL: f64 = 1.5;
 
 /// Runs of which the median time counts.
@@ -57,6 +58,10 @@ pub struct Options {
     /// An image built before, instead of building one
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
+
+    /// Count instructions alone: no time is taken
+    #[arg(long)]
+    pub only_count: bool,
 }
 
 /// What was measured, as JSON too.
@@ -69,9 +74,12 @@ pub struct Row {
     under: f64,
     gate: f64,
     goal: f64,
-    /// Whole runs, boot included.
-    seconds: f64,
-    seconds_undercroft: f64,
+    /// Whole runs, boot included, by the clock, where time was taken.
+    seconds: Option<f64>,
+    seconds_undercroft: Option<f64>,
+    /// What CPUs worked for QEMU meanwhile, where that is known.
+    cpu_seconds: Option<f64>,
+    cpu_seconds_undercroft: Option<f64>,
 }
 
 impl Row {
@@ -80,9 +88,13 @@ impl Row {
         self.under <= self.gate
     }
 
-    /// Time under Undercroft for time bare, boot included.
-    pub fn time_ratio(&self) -> f64 {
-        self.seconds_undercroft / self.seconds
+    /// Times bare and under Undercroft, boot included, with what they are.
+    fn times(&self) -> impl Iterator<Item = (&'static str, f64, f64)> {
+        let clock = self.seconds.zip(self.seconds_undercroft);
+        let cpus = self.cpu_seconds.zip(self.cpu_seconds_undercroft);
+        [("seconds, with boot", clock), ("seconds of CPUs", cpus)]
+            .into_iter()
+            .filter_map(|(what, times)| times.map(|(bare, under)| (what, bare, under)))
     }
 }
 
@@ -93,7 +105,7 @@ impl fmt::Display for Row {
             under if under <= self.gate => "ok",
             _ => "MISSED",
         };
-        writeln!(
+        write!(
             f,
             "{} bytes    bare  undercroft  ratio    gate   goal\n\
              instructions/byte{:>7.0}{:>12.0}{:>6.2}x{:>8.0}{:>7.0}  {verdict}",
@@ -104,19 +116,19 @@ impl fmt::Display for Row {
             self.gate,
             self.goal
         )?;
-        let reached = if self.time_ratio() <= TIME_GOAL {
-            "reached"
-        } else {
-            "not reached"
-        };
-        write!(
-            f,
-            "seconds, with boot{:>6.1}{:>12.1}{:>6.2}x{:>7.1}x  {reached}",
-            self.seconds,
-            self.seconds_undercroft,
-            self.time_ratio(),
-            TIME_GOAL
-        )
+        for (what, bare, under) in self.times() {
+            let ratio = under / bare;
+            let reached = if ratio <= TIME_GOAL {
+                "reached"
+            } else {
+                "not reached"
+            };
+            write!(
+                f,
+                "\n{what:<18}{bare:>6.1}{under:>12.1}{ratio:>6.2}x{TIME_GOAL:>7.1}x  {reached}"
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -131,9 +143,9 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
     let name = "debian13";
     let kernel = Cache::of(workspace).kernel(catalogue::find(name)?)?;
     let step = Step::new("Measuring", "a console's bytes".to_string());
-    // Instructions, by lines and kind of machine; and the time of those that write.
+    // Instructions, by lines and kind of machine; and the times of those that write.
     let mut counts = [[0u64; 2]; 2];
-    let mut times = [Duration::ZERO; 2];
+    let mut times = None;
     for (n, lines) in [0, LINES].into_iter().enumerate() {
         let (ramdisk, until) = first_process::writer(SLEEP, lines)?;
         let initrd = folder.path().join("initrd");
@@ -170,47 +182,68 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
             };
             counts[m][n] = counted::count(machine, how, m == 0)?;
         }
-        if lines != 0 {
+        if lines != 0 && !options.only_count {
             write(first_process::writer(0, lines)?.0)?;
             let again = counted::under(qemu, &guest, &image, Granule::K4, folder.path())?;
-            times = side_by_side([(&machines[0], true), (&again, false)])?;
+            times = Some(side_by_side([(&machines[0], true), (&again, false)])?);
         }
     }
     step.done("Measured", "a console's bytes".to_string());
     let per_byte = |[none, all]: [u64; 2]| (all as f64 - none as f64) / BYTES as f64;
     let [bare, under] = counts.map(per_byte);
-    let [seconds, seconds_undercroft] = times.map(|time| time.as_secs_f64());
+    let seconds = |m: usize| times.map(|times| times[m].clock.as_secs_f64());
+    let cpu_seconds = |m: usize| times.and_then(|times| Some(times[m].cpus?.as_secs_f64()));
     Ok(Row {
         bytes: BYTES,
         bare,
         under,
         gate: GATE,
         goal: GOAL,
-        seconds,
-        seconds_undercroft,
+        seconds: seconds(0),
+        seconds_undercroft: seconds(1),
+        cpu_seconds: cpu_seconds(0),
+        cpu_seconds_undercroft: cpu_seconds(1),
     })
 }
 
-/// The median time of each machine, in turns: what else the machine does falls on
+/// What a run took, or the medians of several.
+#[derive(Clone, Copy, Debug, Default)]
+struct Took {
+    /// By the clock.
+    clock: Duration,
+    /// What CPUs worked for QEMU.
+    cpus: Option<Duration>,
+}
+
+/// The median times of each machine, in turns: what else the machine does falls on
 /// all of them.
-fn side_by_side(machines: [(&Machine, bool); 2]) -> Result<[Duration; 2]> {
-    let mut times = [[Duration::ZERO; ROUNDS]; 2];
+fn side_by_side(machines: [(&Machine, bool); 2]) -> Result<[Took; 2]> {
+    let mut all = [[Took::default(); ROUNDS]; 2];
     for round in 0..ROUNDS {
-        for (times, (machine, bare)) in times.iter_mut().zip(machines) {
-            times[round] = time(machine, bare)?;
+        for (all, (machine, bare)) in all.iter_mut().zip(machines) {
+            all[round] = time(machine, bare)?;
         }
     }
-    Ok(times.map(|mut times| {
-        times.sort_unstable();
-        times[ROUNDS / 2]
+    Ok(all.map(|all| Took {
+        clock: median(all.map(|took| took.clock)),
+        cpus: median(all.map(|took| took.cpus)),
     }))
 }
 
+fn median<T: Copy + Ord>(mut all: [T; ROUNDS]) -> T {
+    all.sort_unstable();
+    all[ROUNDS / 2]
+}
+
 /// How long a run takes that nobody counts.
-fn time(machine: &Machine, bare: bool) -> Result<Duration> {
+fn time(machine: &Machine, bare: bool) -> Result<Took> {
     let begun = Instant::now();
-    match Capture::start(machine, LIMIT, bare)?.finish()? {
-        Ending::Status(0) => Ok(begun.elapsed()),
+    let mut capture = Capture::start(machine, LIMIT, bare)?;
+    match capture.finish()? {
+        Ending::Status(0) => Ok(Took {
+            clock: begun.elapsed(),
+            cpus: capture.worked(),
+        }),
         ending => bail!("{ending}"),
     }
 }

@@ -159,6 +159,12 @@ impl Capture {
         }
     }
 
+    /// How long CPUs have worked for QEMU, when it has [ended](Self::finish) by
+    /// itself, where that can be known.
+    pub fn worked(&self) -> Option<Duration> {
+        self.session.worked()
+    }
+
     fn take(&mut self, event: Event) {
         match event {
             Event::Console(bytes) => self.console.extend(bytes),

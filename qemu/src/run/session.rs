@@ -20,7 +20,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use super::one_uart::{Part, Splitter};
 use super::outlet::{Room, Taken};
 use super::qmp::{self, Cpus, Qmp, Start};
-use crate::child::end_with_us;
+use crate::child::{cpu_time, end_with_us};
 use crate::machine::virt::{Console, Control, Machine};
 
 /// Where QEMU finds the sockets that it inherits.
@@ -84,6 +84,7 @@ pub struct Session {
     taken: Taken,
     readers: usize,
     begun: Instant,
+    worked: Option<Duration>,
 }
 
 impl fmt::Debug for Session {
@@ -162,6 +163,7 @@ impl Session {
             taken: Taken::default(),
             readers: 0,
             begun: Instant::now(),
+            worked: None,
             child,
         };
         if let Some(stdout) = session.child.stdout.take() {
@@ -320,7 +322,14 @@ impl Session {
     /// # Errors
     /// When the child was lost.
     pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.worked = self.worked.or_else(|| cpu_time(&self.child));
         self.child.wait().context("QEMU was lost")
+    }
+
+    /// How long CPUs have worked for QEMU, once it was [waited for](Self::wait), where
+    /// that can be known.
+    pub fn worked(&self) -> Option<Duration> {
+        self.worked
     }
 }
 
