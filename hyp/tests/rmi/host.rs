@@ -273,9 +273,8 @@ impl Caller {
         ];
         words.extend((0..8).map(|n| (0x400 + 8 * n, self.random.next())));
         if self.random.percent(25) {
-            let which = self.random.below(9) as usize;
+            let which = self.random.below(6) as usize;
             words[which].1 = match (which, self.random.below(3)) {
-                (6..9, _) => self.random.below(4),
                 (0, _) => flags ^ 1 << self.random.below(64),
                 (2, 0) => 0,
                 (2, 1) => 0x100 | vmid,
@@ -286,6 +285,9 @@ impl Caller {
                 (_, 1) => (self.random.below(8) as i64 - 3) as u64,
                 _ => self.random.next(),
             };
+        }
+        if self.random.percent(15) {
+            words[6 + self.random.below(3) as usize].1 = self.random.below(4);
         }
         self.queue.push_back(Op::Write(params, words));
         let rd = if self.random.percent(4) { base } else { rd };
@@ -430,10 +432,12 @@ impl Caller {
             6..=8 => -3,
             _ => self.random.below(8) as i64 - 6,
         };
-        let target = if self.random.percent(8) {
-            Wanted::State(State::Rec)
-        } else {
-            Wanted::Number(target)
+        let of_realm = |(pa, rec): (&u64, &Rec)| (rec.rd == rd).then_some(*pa);
+        let all: Vec<u64> = spec.recs.iter().filter_map(of_realm).collect();
+        let target = match self.random.below(12) {
+            0 => Wanted::State(State::Rec),
+            1 | 2 => Wanted::Number(self.random.of(&all).unwrap_or(target)),
+            _ => Wanted::Number(target),
         };
         let arguments = [
             Wanted::Number(calling),

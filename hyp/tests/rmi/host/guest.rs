@@ -56,7 +56,11 @@ impl Caller {
             0 => mpidr_of(rec.index),
             1 => mpidr_of(realm.made),
             2 => self.random.next(),
-            _ => mpidr_of(self.random.below(realm.made.min(4))),
+            // Another's, if there is one.
+            _ => {
+                let other = rec.index + 1 + self.random.below(realm.made.saturating_sub(1));
+                mpidr_of(other % realm.made)
+            }
         };
         let entry = match self.random.below(BAD) {
             0 => 0x8000_0002,

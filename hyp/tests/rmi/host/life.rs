@@ -54,9 +54,14 @@ impl Caller {
                 let top = ipa + (1 + self.random.below(3)) * machine.page();
                 Op::Call([0xC400_0168, rd, ipa, top, 0, 0])
             }
-            _ if !spec.recs.values().any(runs) || self.random.percent(20) => {
+            _ if !spec.recs.values().any(runs) || self.random.percent(50) && realm.made < 4 => {
                 let params = self.page(spec, State::Ns);
-                let mut words = vec![(0, 1), (0x100, mpidr_of(realm.made)), (0x200, 0x4000_0000)];
+                let runs = u64::from(realm.made == 0 || self.random.percent(50));
+                let mut words = vec![
+                    (0, runs),
+                    (0x100, mpidr_of(realm.made)),
+                    (0x200, 0x4000_0000),
+                ];
                 words.extend((0..8).map(|n| (0x300 + 8 * n, self.random.next())));
                 let create = self.with_granule(spec, |rec| [0xC400_015A, rd, rec, params, 0, 0]);
                 self.queue.push_front(create);
@@ -91,6 +96,13 @@ impl Caller {
         };
         match spec.recs[&rec].pending {
             Pending::Ripas { .. } if self.random.percent(60) => self.set_ripas(spec),
+            // And does what it was asked for when nobody asks any more.
+            Pending::Ripas { reached, top, .. } if self.random.percent(40) => {
+                let enter = self.enter_of(spec, rec);
+                let late = Op::Call([0xC400_0169, rd, rec, reached, top, 0]);
+                self.queue.push_back(late);
+                enter
+            }
             Pending::CpuOn(..) | Pending::AffinityInfo(_) => self.psci_complete(spec),
             // What was there may be gone when the answer comes.
             Pending::HostCall(ipa) if self.random.percent(10) => self.go_or_come(spec, rd, ipa),
