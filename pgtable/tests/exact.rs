@@ -1255,7 +1255,7 @@ fn change(
     let ipa = ipa + choice / 16 % 2 * (MIB2 - 3 * PAGE);
     let count = [1, 1, 1, 2, 512][(choice / 32 % 5) as usize];
     let (base, size) = (ipa & !(PAGE - 1), count * PAGE);
-    if choice / 256 % 3 == 0 {
+    if (choice / 256).is_multiple_of(3) {
         let map = Map::new(Ipa::new(base), Pa::new(base), size, Attrs::MEMORY);
         let map = map.leaves(Leaves::Largest).over(Over::Anything);
         return tree.map(cpu, &map, &mut all()).map_err(|_| ());
@@ -1285,6 +1285,7 @@ fn one_page_goes_as_any_range_does() {
             // What is left, and what was asked of the CPU and of the allocator. A leaf
             // that somebody is told of is frozen for a moment, which is not compared.
             let (did_a, did_b) = (short.changes(), long.changes());
+            let (short, long) = (&short, &long);
             let written = |did: &Did| match *did {
                 Did::Write { pa, .. } => Some(pa),
                 _ => None,
@@ -1292,7 +1293,7 @@ fn one_page_goes_as_any_range_does() {
             for pa in did_a.iter().chain(&did_b).filter_map(written) {
                 assert_eq!(short.word(pa), long.word(pa), "{choice}: {pa:#x}");
                 let table = Pa::new(pa & !(PAGE - 1));
-                assert_eq!((&short).count(table), (&long).count(table), "{choice}");
+                assert_eq!(short.count(table), long.count(table), "{choice}");
             }
             let asked = |all: &[Did]| {
                 let asked = all.iter().filter(|did| written(did).is_none());

@@ -399,7 +399,7 @@ impl Caller {
         match self.random.below(25) {
             0 => hcr ^= 1 << self.random.below(64),
             1 => lrs[which] ^= 1 << (32 + self.random.below(32)),
-            2 => lrs[which] = 1 << 62 | 1020 + self.random.below(8000),
+            2 => lrs[which] = 1 << 62 | (1020 + self.random.below(8000)),
             3 => lrs[which] = 1 << 62 | lrs[(which + 1) % 4] & 0xffff_ffff,
             4 => lrs[which] = 1 << 63 | 1 << 16,
             _ => {}
