@@ -31,14 +31,14 @@ const CALL: f64 = 700.0;
 /// The commands, and what that may be of each: what was reached, and 5 in 100. What is
 /// above the goal changes the host's stage 2, or invalidates TLBs.
 const COMMANDS: [(&str, f64); 8] = [
-    ("VERSION", 290.0),
-    ("GRANULE_DELEGATE", 1700.0),
-    ("GRANULE_UNDELEGATE", 1120.0),
-    ("DATA_CREATE", 1140.0),
-    ("DATA_CREATE_UNKNOWN", 840.0),
-    ("DATA_DESTROY", 920.0),
-    ("RTT_CREATE", 890.0),
-    ("RTT_DESTROY", 1210.0),
+    ("VERSION", 200.0),
+    ("GRANULE_DELEGATE", 980.0),
+    ("GRANULE_UNDELEGATE", 1040.0),
+    ("DATA_CREATE", 1080.0),
+    ("DATA_CREATE_UNKNOWN", 760.0),
+    ("DATA_DESTROY", 785.0),
+    ("RTT_CREATE", 816.0),
+    ("RTT_DESTROY", 995.0),
 ];
 /// What a gibibyte by ranges may cost of one by pages, likewise.
 const RANGES: f64 = 1.0 / 20.0;
