@@ -38,7 +38,7 @@ calls! {
     0xC400_0199 RSI_HOST_CALL = HostCall { ipa };
 }
 
-/// X0 of an answer (B5.4.2 RsiCommandReturnCode).
+/// X0 of an answer (B5.4.1 RsiCommandReturnCode).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Code {
@@ -65,7 +65,7 @@ pub const ACCEPT: u64 = 0;
 /// The host refused.
 pub const REJECT: u64 = 1;
 
-/// What [`Rsi::RealmConfig`] writes (B5.4.6 RsiRealmConfig), zeros up to
+/// What [`Rsi::RealmConfig`] writes (B5.4.5 RsiRealmConfig), zeros up to
 /// [`GRANULE`] behind it.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -80,7 +80,7 @@ pub struct RealmConfig {
     pub rpv: [u8; 64],
 }
 
-/// What [`Rsi::HostCall`] names (B5.4.4 RsiHostCall), aligned to its size.
+/// What [`Rsi::HostCall`] names (B5.4.3 RsiHostCall), aligned to its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct HostCall {

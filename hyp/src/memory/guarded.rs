@@ -175,7 +175,7 @@ pub unsafe fn write<T: IntoBytes + Immutable>(pa: u64, value: &T) -> Result<()> 
     unsafe { write_bytes(pa, value.as_bytes()) }
 }
 
-/// As [`write`], for bytes at any alignment.
+/// As [`write()`], for bytes at any alignment.
 ///
 /// # Errors
 /// [`ExternalAbort`]; a part may have been written.
