@@ -213,8 +213,12 @@ fn scrub_data(system: &System, pa: u64, size: u64) {
     }
 }
 
+/// Entries that one `RTT_INIT_RIPAS` changes at most, each of which is hashed: those of
+/// a table with a granule of 4 KiB, 7 million instructions.
+const INIT_ENTRIES: u64 = 512;
+
 /// Makes addresses of a realm in state NEW memory, from `base` to the end of one
-/// table at most: how far it came.
+/// table at most, and no more than is hashed in one call: how far it came.
 pub fn init_ripas(system: &System, rd: u64, base: u64, top: u64) -> Outcome<u64> {
     if base >= top {
         return Err(Status::ErrorInput);
@@ -231,6 +235,9 @@ pub fn init_ripas(system: &System, rd: u64, base: u64, top: u64) -> Outcome<u64>
     }
     let mut rtt = realm.rtt.lock();
     let tables = rtt.as_mut().ok_or(Status::ErrorInput)?;
+    let entry = tables.find(Ipa::new(base)).map_err(status)?;
+    let most = INIT_ENTRIES * tables.geometry().span(entry.level);
+    let top = top.min(base.saturating_add(most));
     let mut measured = realm.measured.lock();
     let reached = tables.init_ripas(Ipa::new(base)..Ipa::new(top), |base, top| {
         if let Some(measured) = measured.as_mut() {

@@ -387,6 +387,25 @@ fn content_that_was_copied_in_part_is_scrubbed() {
     assert_eq!(entry(&mut h, RAM), [3, UNASSIGNED, 0, EMPTY]);
 }
 
+/// What is hashed in one call, whatever a table holds.
+#[test]
+fn ripas_begins_by_512_entries() {
+    for granule in Granule::ALL {
+        let mut h = machine(granule);
+        let (rd, size) = (h.page(1), h.size);
+        let table = span(&h, 2);
+        let begin = RAM.next_multiple_of(table);
+        down(&mut h, begin);
+        let mut at = begin;
+        while at < begin + table {
+            let reached = h.ok(fid::RMI_RTT_INIT_RIPAS, &[rd, at, begin + table])[1];
+            assert_eq!(reached, at + 512 * size, "{granule:?}");
+            at = reached;
+        }
+        assert_eq!(at, begin + table);
+    }
+}
+
 #[test]
 fn a_realm_has_one_mode() {
     let vgic = RealmFlags::EL2_VGIC;

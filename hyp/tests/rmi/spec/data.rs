@@ -99,7 +99,8 @@ impl Spec {
                 table.entries()[index],
                 Entry::Unassigned(Ripas::Empty | Ripas::Ram)
             );
-            if !can || at + span > top {
+            // As many as a table of 4 KiB has: each is hashed.
+            if !can || at + span > top || index - slot.index == 512 {
                 break;
             }
             let slot = Slot { index, ..slot };
