@@ -2,6 +2,7 @@
 //! and four that it extends itself (DEN0137 1.0, A7.1).
 
 use ::rmi::params::{RealmParams, RecFlags, RecParams};
+use attest::Algorithm;
 use core::mem::offset_of;
 use sha2::{Sha256, Sha512};
 
@@ -17,48 +18,19 @@ const LEN: usize = 8;
 const RIM: usize = 0x10;
 const OWN: usize = 0x50;
 
-/// What hashes (B4.4.7 RmiHashAlgorithm).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Algorithm {
-    /// SHA-256.
-    Sha256 = 0,
-    /// SHA-512.
-    Sha512 = 1,
-}
-
 /// Bytes of a structure, and where in it they stand.
 type Field<'a> = (usize, &'a [u8]);
 
-impl Algorithm {
-    /// That with this number.
-    pub const fn from_raw(raw: u8) -> Option<Self> {
-        match raw {
-            0 => Some(Self::Sha256),
-            1 => Some(Self::Sha512),
-            _ => None,
-        }
-    }
+/// The hash of these bytes.
+pub fn hash(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+    hash_of(algorithm, bytes.len(), &[(0, bytes)])
+}
 
-    /// Bytes of a hash.
-    pub const fn size(self) -> usize {
-        match self {
-            Self::Sha256 => 32,
-            Self::Sha512 => 64,
-        }
-    }
-
-    /// The hash of these bytes.
-    pub fn hash(self, bytes: &[u8]) -> Digest {
-        self.sparse(bytes.len(), &[(0, bytes)])
-    }
-
-    /// The hash of a structure that is zero but for these fields, in order.
-    fn sparse(self, size: usize, fields: &[Field<'_>]) -> Digest {
-        match self {
-            Self::Sha256 => sparse::<Sha256>(size, fields),
-            Self::Sha512 => sparse::<Sha512>(size, fields),
-        }
+/// The hash of a structure that is zero but for these fields, in order.
+fn hash_of(algorithm: Algorithm, size: usize, fields: &[Field<'_>]) -> Digest {
+    match algorithm {
+        Algorithm::Sha256 => sparse::<Sha256>(size, fields),
+        Algorithm::Sha512 => sparse::<Sha512>(size, fields),
     }
 }
 
@@ -95,7 +67,8 @@ impl Measurements {
     /// Of a realm with these parameters (B4.3.9.4).
     pub fn of_realm(algorithm: Algorithm, params: &RealmParams) -> Self {
         let flags = params.flags.to_le_bytes();
-        let initial = algorithm.sparse(
+        let initial = hash_of(
+            algorithm,
             PARAMS,
             &[
                 (offset_of!(RealmParams, flags), &flags),
@@ -133,7 +106,8 @@ impl Measurements {
         }
         let (flags, pc) = (params.flags.to_le_bytes(), params.pc.to_le_bytes());
         let gprs = zerocopy::IntoBytes::as_bytes(&params.gprs);
-        let content = self.algorithm.sparse(
+        let content = hash_of(
+            self.algorithm,
             PARAMS,
             &[
                 (offset_of!(RecParams, flags), &flags),
@@ -158,7 +132,7 @@ impl Measurements {
         let mut fields = arrayvec::ArrayVec::<Field<'_>, 6>::new();
         fields.extend([(0, &kind[..]), (LEN, &len[..]), (RIM, &rim[..])]);
         fields.extend(own.iter().copied());
-        self.values[0] = self.algorithm.sparse(DESCRIPTOR, &fields);
+        self.values[0] = hash_of(self.algorithm, DESCRIPTOR, &fields);
     }
 
     /// All five.
@@ -174,7 +148,7 @@ impl Measurements {
     /// Extends one of the realm's own four by these bytes: false where there is none
     /// with this number (B5.3.7).
     pub fn extend(&mut self, index: u64, by: &[u8]) -> bool {
-        let size = self.algorithm.size();
+        let size = self.algorithm.length();
         let Some(value @ 1..) = usize::try_from(index).ok() else {
             return false;
         };
@@ -183,7 +157,7 @@ impl Measurements {
         };
         let old = *value;
         let fields: [Field<'_>; 2] = [(0, &old[..size]), (size, by)];
-        *value = self.algorithm.sparse(size + by.len(), &fields);
+        *value = hash_of(self.algorithm, size + by.len(), &fields);
         true
     }
 }
@@ -321,7 +295,7 @@ mod tests {
                 let first = of(algorithm, &descriptor(0, &before, &own));
                 prop_assert_eq!(&measured.values[0], &first);
                 let hash = of(algorithm, &content);
-                prop_assert_eq!(algorithm.hash(&content), hash);
+                prop_assert_eq!(super::hash(algorithm, &content), hash);
                 measured.add_data(ipa, flags, Some(hash));
                 let own = [own[0], own[1], &hash];
                 let second = of(algorithm, &descriptor(0, &first, &own));
@@ -351,7 +325,7 @@ mod tests {
                 for size in 0..=64 {
                     let old = measured.values[index as usize];
                     assert!(measured.extend(index, &by[..size]));
-                    let bytes = [&old[..algorithm.size()], &by[..size]].concat();
+                    let bytes = [&old[..algorithm.length()], &by[..size]].concat();
                     let new = of(algorithm, &bytes);
                     assert_eq!(measured.read(index), Some(&new), "{index} {size}");
                 }

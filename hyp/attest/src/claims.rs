@@ -3,16 +3,26 @@
 
 use crate::cose::{Done, Out};
 
-/// How a realm is measured.
+/// How a realm is measured (DEN0137 1.0-rel0, B4.4.7 RmiHashAlgorithm).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Algorithm {
     /// SHA-256.
-    Sha256,
+    Sha256 = 0,
     /// SHA-512.
-    Sha512,
+    Sha512 = 1,
 }
 
 impl Algorithm {
+    /// That with this number.
+    pub const fn from_raw(raw: u8) -> Option<Self> {
+        match raw {
+            0 => Some(Self::Sha256),
+            1 => Some(Self::Sha512),
+            _ => None,
+        }
+    }
+
     /// Bytes of a measurement.
     pub const fn length(self) -> usize {
         match self {

@@ -10,11 +10,12 @@ use core::ops::Range;
 use ::rmi::rsi::{ACCEPT, CHANGE_DESTROYED, Code, GRANULE, HostCall, REJECT, RealmConfig, Rsi};
 use ::rmi::run::{EnterFlags, ExitReason};
 use arm64::syndrome::Class;
+use attest::Algorithm;
 use pgtable::{ChangeDestroyed, Ipa, Ripas, RttState};
 
 use super::record::{Next, Record};
 use super::vcpu::RunningVcpu;
-use crate::measure::{Algorithm, Digest};
+use crate::measure::Digest;
 use crate::memory::guarded::{self, ExternalAbort};
 use crate::realm::{Mode, Realm};
 use crate::rec::{Pending, RipasChange, VcpuState};
@@ -89,10 +90,7 @@ pub fn serve(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, call: Rsi) -> Ne
                 rmi::VERSION_1_0 => Code::Success,
                 _ => Code::ErrorInput,
             };
-            let versions = [code as u64, rmi::VERSION_1_0, rmi::VERSION_1_0];
-            state.gprs.x[..3].copy_from_slice(&versions);
-            state.gprs.step();
-            Next::Enter
+            done(state, code, &[rmi::VERSION_1_0; 2])
         }
         Rsi::Features { .. } => answer(state, Ok([0])),
         Rsi::MeasurementRead { index } => answer(state, measurement(realm, index)),
@@ -107,11 +105,7 @@ pub fn serve(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, call: Rsi) -> Ne
         Rsi::AttestationTokenContinue { ipa, offset, size } => {
             let part = offset..offset.saturating_add(size);
             match continue_token(vcpu, state, ipa, part) {
-                Ok((code, written)) => {
-                    let next = answer(state, Ok([written]));
-                    state.gprs.x[0] = code as u64;
-                    next
-                }
+                Ok((code, written)) => done(state, code, &[written]),
                 Err(failure) => answer::<1>(state, Err(failure)),
             }
         }
@@ -129,15 +123,17 @@ pub fn serve(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, call: Rsi) -> Ne
 
 /// Answers a call, or leaves it to be made again.
 fn answer<const N: usize>(state: &mut VcpuState, served: Served<N>) -> Next {
-    let code = match served {
-        Ok(outputs) => {
-            state.gprs.x[1..=N].copy_from_slice(&outputs);
-            Code::Success
-        }
-        Err(Failure::Code(code)) => code,
-        Err(Failure::Missing(missing)) => return Next::Exit(missing.exit()),
-    };
+    match served {
+        Ok(outputs) => done(state, Code::Success, &outputs),
+        Err(Failure::Code(code)) => done(state, code, &[]),
+        Err(Failure::Missing(missing)) => Next::Exit(missing.exit()),
+    }
+}
+
+/// Answers by X0 and these outputs: the realm goes on behind its call.
+fn done(state: &mut VcpuState, code: Code, outputs: &[u64]) -> Next {
     state.gprs.x[0] = code as u64;
+    state.gprs.x[1..=outputs.len()].copy_from_slice(outputs);
     state.gprs.step();
     Next::Enter
 }
@@ -163,14 +159,10 @@ fn extend(realm: &Realm, state: &VcpuState, index: u64, size: u64) -> Served<0> 
 }
 
 /// What a token says of a realm: its measurements as they are now.
-fn shown(realm: &Realm) -> Option<(attest::Algorithm, [Digest; 5])> {
+fn shown(realm: &Realm) -> Option<(Algorithm, [Digest; 5])> {
     let measured = realm.measured.lock();
     let measured = measured.as_ref()?;
-    let algorithm = match measured.algorithm {
-        Algorithm::Sha256 => attest::Algorithm::Sha256,
-        Algorithm::Sha512 => attest::Algorithm::Sha512,
-    };
-    Some((algorithm, *measured.all()))
+    Some((measured.algorithm, *measured.all()))
 }
 
 /// Begins a token over the challenge in X1 to X8: how long it can be. On a machine that

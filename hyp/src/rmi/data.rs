@@ -13,6 +13,7 @@ use super::args::{is_delegated, lock, lock_idle_rec, pin};
 use super::granule::{self, STEP};
 use super::rtt::{Tables, scrub, status, walked_once, with_rtt};
 use super::{Outcome, Walked};
+use crate::measure::hash;
 use crate::memory::granule::State;
 use crate::memory::maintenance;
 use crate::memory::run::LockedRun;
@@ -62,7 +63,7 @@ pub fn create(system: &System, rd: u64, data: u64, ipa: u64, content: Content) -
         } else {
             if let Some(measured) = realm.measured.lock().as_mut() {
                 // SAFETY: as above; the realm does not run yet.
-                let content = || measured.algorithm.hash(unsafe { bytes(data, size) });
+                let content = || hash(measured.algorithm, unsafe { bytes(data, size) });
                 let content = measure.then(content);
                 measured.add_data(ipa, flags.bits(), content);
             }

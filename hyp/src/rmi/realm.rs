@@ -3,13 +3,14 @@
 use ::rmi::Status;
 use ::rmi::params::{RealmFlags, RealmParams};
 use arrayvec::ArrayVec;
+use attest::Algorithm;
 use pgtable::{Ipa, Pa, RemovedLeaf, Rtt, Start, Vmid};
 
 use super::args::{self, copy_from_host, lock};
 use super::{NUM_BPS, NUM_WPS, Outcome};
 use crate::ending;
 use crate::features::GranuleSupport;
-use crate::measure::{Algorithm, Measurements};
+use crate::measure::Measurements;
 use crate::memory::granule::{Locked, State};
 use crate::memory::{host, phys};
 use crate::realm::{self, Identity, Mode, Realm, Roots, RttMem};
