@@ -45,8 +45,8 @@ pub use write::write;
 /// The file's name in a bundle.
 pub const FILE: &str = "guests.toml";
 
-/// The most that the file may be long. Reading takes up to 20 MiB of the heap for
-/// that (`tests/memory.rs`).
+/// The most that the file may be long. Reading takes up to 80 MiB of the heap for
+/// that, if it is made for it (`tests/memory.rs`).
 pub const MAX_LENGTH: usize = 64 << 10;
 
 /// Bytes of memory of a guest that does not say.

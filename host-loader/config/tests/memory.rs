@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 /// Bytes of the heap for each byte of the file, at most, and for tables in
 /// tables, as deep as the parser goes.
-const HEAP_PER_BYTE: usize = 320;
+const HEAP_PER_BYTE: usize = 1280;
 const HEAP_OF_DEPTH: usize = 256 << 10;
 
 /// Reads the file in so much memory that the image's heap has it: the error.
@@ -100,6 +100,25 @@ fn no_piece_repeated_takes_more_than_was_measured() {
         for piece in PIECES {
             read(&(head.to_string() + &piece.repeat((MAX_LENGTH - 20) / piece.len())));
         }
+    }
+}
+
+/// Sequences that take much: tables of one entry, in tables, of guests, and what
+/// looks like the end of a table and is none.
+#[test]
+fn no_sequence_repeated_takes_more_than_was_measured() {
+    let deep = format!("[[a]]\n{}a=0\n", "a.".repeat(78));
+    for unit in [
+        &*deep,
+        "..=\n[[guest]]\n.a.",
+        "\n[[a]]\n.e1.a.a=",
+        "[a]\n={",
+        "[a]\n={]",
+        "{[}]a={",
+        "a={}}{",
+        "a=[]][",
+    ] {
+        read(&unit.repeat((MAX_LENGTH - 20) / unit.len()));
     }
 }
 

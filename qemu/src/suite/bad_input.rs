@@ -93,9 +93,9 @@ fn wrong_configurations() -> Vec<Wrong> {
             &["guests.toml:2:8:", "name", ".a"],
         ),
         wrong(
-            "mode-to-come",
-            format!("{GUEST}mode = \"realm\"\n"),
-            &["guests.toml:6:8:", "mode", "not supported yet"],
+            "unknown-mode",
+            format!("{GUEST}mode = \"secret\"\n"),
+            &["guests.toml:6:8:", "mode", "secret", "realm"],
         ),
         wrong(
             "negative-load",

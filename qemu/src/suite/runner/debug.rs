@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use object::{Object, ObjectSection};
+use rmi::fid;
 
 use super::super::call::{Call, Called, LIMIT};
 use super::super::pty::Pty;
@@ -170,7 +171,7 @@ pub fn with_gdb(name: &str, body: fn(&Context) -> Result<()>) -> Case {
     case
 }
 
-/// Source, arguments and statics of hyp and host, from a target directory with a
+/// Source, arguments, memory and statics of hyp and host, from a target directory with a
 /// blank in its path.
 fn in_hyp_and_host(context: &Context) -> Result<()> {
     let folder = tempfile::tempdir_in(&context.folder)?;
@@ -190,27 +191,23 @@ fn in_hyp_and_host(context: &Context) -> Result<()> {
             "continue",
             "frame",
             "continue",
-            "print rd",
-            "info args",
             "print hyp::log::HOST_RUNS",
             "backtrace",
-            "up",
+            "frame function hyp::exception::host::call",
             "info args",
+            "print/x cpu.host.gprs.x[0]",
             "delete",
             "detach",
         ],
     )?;
-    let value = called.stdout.lines().find_map(|l| l.strip_prefix("$1 = "));
-    let rd = value.context("no argument's value")?.to_string();
     called
         .shows(&["host_loader", "rmi_call.rs"])?
         .shows(&[
-            "hyp::rmi::realm::create (system=0x",
+            "hyp::rmi::realm::create (system=",
             "hyp/src/rmi/realm.rs:",
         ])?
-        .shows(&[&format!("rd = {rd}\n")])?
-        .shows(&[&format!("RealmCreate{{rd: {rd},")])?
-        .shows(&["$2 = core::sync::atomic::AtomicBool", "value: 1"])?
+        .shows(&["$1 = core::sync::atomic::AtomicBool", "value: 1"])?
+        .shows(&["cpu = 0x", &format!("$2 = {:#x}\n", fid::RMI_REALM_CREATE)])?
         .shows(&["hyp::exception::host::run", "host.rs:"])?;
     let status = pty.finish()?;
     ensure!(
