@@ -1,6 +1,5 @@
 //! `cargo qemu test`.
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{self, Path, PathBuf};
 use std::sync::Mutex;
@@ -21,7 +20,7 @@ use crate::scratch;
 use crate::setup::qemu;
 use crate::suite::native::TestsFailed;
 use crate::suite::report::{self, Report, Whole};
-use crate::suite::{self, Case, Context, Counts, Lane, Outcome, Tier, call};
+use crate::suite::{self, Case, Context, Counts, Lane, Outcome, Queue, Tier, call};
 use crate::ui::{self, Step};
 use crate::workspace::Workspace;
 
@@ -36,7 +35,7 @@ pub struct Options {
     #[arg(long, value_enum, default_value = "quick")]
     tier: Tier,
 
-    /// Machines that run side by side
+    /// Cases that run side by side: of those that call cargo, one at a time
     #[arg(long, value_name = "N", default_value_t = 2)]
     #[arg(value_parser = clap::value_parser!(u8).range(1..=64))]
     jobs: u8,
@@ -95,10 +94,10 @@ pub fn test(options: &Options) -> Result<u8> {
         begun,
     };
     test.step.count(0, test.all as u64);
-    let (alone, shared): (Vec<_>, Vec<_>) =
-        cases.into_iter().partition(|case| case.lane == Lane::Alone);
-    let (first, last): (Vec<_>, Vec<_>) = alone.into_iter().partition(|case| !case.needs_machine());
-    for (cases, jobs) in [(first, 1), (shared, options.jobs), (last, 1)] {
+    // What builds a tree of its own has the machine for itself.
+    let alone = |case: &Case| case.lane == Lane::Cargo && case.needs_machine();
+    let (last, first): (Vec<_>, Vec<_>) = cases.into_iter().partition(alone);
+    for (cases, jobs) in [(first, options.jobs), (last, 1)] {
         test.run(cases, usize::from(jobs), &context, (&to, &events));
     }
     drop(test.step);
@@ -186,17 +185,21 @@ impl Run {
         context: &Context,
         (to, events): (&Sender<Event>, &Receiver<Event>),
     ) {
-        let queue = Mutex::new(VecDeque::from(cases));
+        let queue = Mutex::new(Queue::of(cases));
         thread::scope(|scope| {
             for _ in 0..jobs {
                 let (to, queue) = (to.clone(), &queue);
                 scope.spawn(move || {
                     loop {
-                        let next = queue.lock().ok().and_then(|mut queue| queue.pop_front());
+                        let next = queue.lock().ok().and_then(|mut queue| queue.take());
                         let Some(case) = next else { break };
                         // The receiver lives as long as this scope.
                         let _ = to.send(Event::Begun(case.name.clone()));
-                        let _ = to.send(Event::Done(one(&case, context)));
+                        let result = one(&case, context);
+                        if let Ok(mut queue) = queue.lock() {
+                            queue.done(&case);
+                        }
+                        let _ = to.send(Event::Done(result));
                     }
                     let _ = to.send(Event::Idle);
                 });

@@ -1,9 +1,10 @@
 //! Every test of the project, as one list: checks and tests of the crates,
 //! then machines that boot. `cargo qemu test` runs it.
 //!
-//! A case is a function that fails with a reason. Cases of a *lane* run one
-//! after the other (cargo uses all CPUs by itself) or side by side (a machine
-//! of one CPU uses one).
+//! A case is a function that fails with a reason. Cases of a *lane* run one after the
+//! other (cargo uses all CPUs where it can) or side by side (a machine of one CPU uses
+//! one). The lanes run at the same time: there is a test that uses one CPU, or waits
+//! for a linker, in most of what cargo does.
 
 pub mod attestation;
 pub mod audits;
@@ -28,6 +29,7 @@ pub mod source;
 pub mod stays_up;
 pub mod trees;
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -125,10 +127,45 @@ impl std::ops::AddAssign for Counts {
 /// Whether other cases may run beside this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    /// Alone: it uses all CPUs by itself.
-    Alone,
-    /// Beside one other.
+    /// One of these at a time: it uses all CPUs where it can.
+    Cargo,
+    /// Beside any other.
     Shared,
+}
+
+/// Cases that wait for someone to run them.
+#[derive(Debug, Default)]
+pub struct Queue {
+    cases: VecDeque<Case>,
+    /// One of [`Lane::Cargo`] is under way.
+    cargo_runs: bool,
+}
+
+impl Queue {
+    /// These, in their order.
+    pub fn of(cases: Vec<Case>) -> Self {
+        Self {
+            cases: cases.into(),
+            cargo_runs: false,
+        }
+    }
+
+    /// The next to be run; `None` when those that are left are for who runs the one
+    /// that they may not run beside.
+    pub fn take(&mut self) -> Option<Case> {
+        let may_run = |case: &Case| case.lane == Lane::Shared || !self.cargo_runs;
+        let at = self.cases.iter().position(may_run)?;
+        let case = self.cases.remove(at)?;
+        self.cargo_runs |= case.lane == Lane::Cargo;
+        Some(case)
+    }
+
+    /// What [`Self::take`] gave has been run.
+    pub fn done(&mut self, case: &Case) {
+        if case.lane == Lane::Cargo {
+            self.cargo_runs = false;
+        }
+    }
 }
 
 /// How a case ended that did not fail.
@@ -206,7 +243,7 @@ impl Case {
         Self {
             name: name.into(),
             tier: Tier::Quick,
-            lane: Lane::Alone,
+            lane: Lane::Cargo,
             guests: Vec::new(),
             body: Box::new(move |context| body(context).map(Into::into)),
         }
@@ -272,4 +309,35 @@ pub fn all(workspace: &Workspace) -> Vec<Case> {
     cases.extend(trees::cases());
     cases.extend(placement::cases());
     cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_cargos_runs_beside_machines() {
+        let cargo = |name| Case::of_cargo(name, |_| Ok(Counts::ONE));
+        let machine = |name| Case::new(name, |_| Ok(()));
+        let mut queue = Queue::of(vec![
+            cargo("a"),
+            cargo("b"),
+            machine("c"),
+            machine("d"),
+            cargo("e"),
+        ]);
+        let mut next = || queue.take().map(|case| (case.name.clone(), case));
+        let (a, case_a) = next().expect("the first");
+        let (c, _) = next().expect("a machine");
+        let (d, _) = next().expect("another");
+        assert_eq!([&*a, &*c, &*d], ["a", "c", "d"]);
+        assert!(next().is_none(), "b is for who runs a");
+        queue.done(&case_a);
+        let case_b = queue.take().expect("b");
+        assert_eq!(case_b.name, "b");
+        assert!(queue.take().is_none());
+        queue.done(&case_b);
+        assert_eq!(queue.take().expect("e").name, "e");
+        assert!(queue.take().is_none());
+    }
 }
