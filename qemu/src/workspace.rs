@@ -138,12 +138,15 @@ impl Workspace {
 
     /// Whether `package` has a program called `name`.
     pub fn has_bin(&self, package: &str, name: &str) -> bool {
-        self.packages.iter().any(|p| {
-            p.name == package
-                && p.targets
-                    .iter()
-                    .any(|t| t.name == name && t.kind.iter().any(|k| k == "bin"))
-        })
+        self.bins(package).any(|bin| bin == name)
+    }
+
+    /// The names of the programs of `package`.
+    pub fn bins(&self, package: &str) -> impl Iterator<Item = &str> {
+        let of = self.packages.iter().filter(move |p| p.name == package);
+        of.flat_map(|p| &p.targets)
+            .filter(|t| t.kind.iter().any(|k| k == "bin"))
+            .map(|t| t.name.as_str())
     }
 
     /// Whether `package` has a library.
