@@ -1,4 +1,5 @@
-//! The end of the machine: what a confidential guest's memory held does not outlive it.
+//! The end of the machine: what a confidential guest's memory held does not outlive it,
+//! nor does the key that signs realms' tokens.
 //!
 //! Firmware may start the next system with RAM as it is. So before EL2 asks for a
 //! power-off or a reset, no PE runs a guest any more, and what was a guest's is zero, in
@@ -73,9 +74,9 @@ fn is_protected(
         && ram.all(checks)
 }
 
-/// Stops the other PEs and leaves nothing of confidential guests in RAM. What the host
-/// calls from here on is not served; where nothing is a guest's or delegated, there is
-/// nothing to wait for.
+/// Stops the other PEs and leaves nothing of confidential guests in RAM, and no key. What
+/// the host calls from here on is not served; where nothing is a guest's or delegated,
+/// there is nothing to wait for.
 ///
 /// # Errors
 /// A PE that goes on: then nothing was scrubbed, and the machine must not be reset.
@@ -85,11 +86,10 @@ pub fn scrub(system: &System) -> Result<(), StillRuns> {
     for state in OF_GUESTS {
         system.granules.each(state, |_| any = true);
     }
-    if !any {
-        return Ok(());
+    if any {
+        pe::interrupt_others();
+        wait_for(pe::all())?;
     }
-    pe::interrupt_others();
-    wait_for(pe::all())?;
     scrub_all(system);
     Ok(())
 }
@@ -98,6 +98,8 @@ fn scrub_all(system: &System) {
     for state in OF_GUESTS {
         system.granules.each(state, |pa| scrub_granule(system, pa));
     }
+    // SAFETY: no PE runs a realm, and so none signs.
+    unsafe { system.forget_keys() };
 }
 
 /// EL2 may be dying, and then runs on SP_EL0: this is no place for a guarded routine,
@@ -233,6 +235,20 @@ mod tests {
         for (n, state) in (3..).zip(states) {
             assert!(host.is_zero(n), "{state:?}");
         }
+    }
+
+    /// Whoever has RAM afterwards signs nothing in the name of this boot.
+    #[test]
+    fn no_key_outlives_its_boot() {
+        let host = Host::new(Granule::K4, 8 << 20);
+        assert!(host.system.attester().is_some());
+        let keys = host.system.attester.as_mut_ptr().cast::<u8>();
+        // SAFETY: the fake machine's keys, as bytes.
+        let is_zero = |n| unsafe { keys.add(n).read_volatile() } == 0;
+        let mut all = 0..size_of::<attest::Attester>();
+        assert!(!all.clone().all(is_zero));
+        scrub_all(host.system);
+        assert!(all.all(is_zero));
     }
 
     /// What was a guest's and is delegated by now is zero, perhaps in a cache alone.

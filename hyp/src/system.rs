@@ -1,5 +1,6 @@
 //! What all PEs share: built once by boot, then handed to who needs it.
 
+use arm64::instr;
 use attest::{Attester, Generator};
 use log::{info, warn};
 use spin::Once;
@@ -73,6 +74,19 @@ impl System {
         let random = self.random.as_ref()?;
         let new = || Attester::new(&mut random.lock(), self.code);
         Some(self.attester.call_once(new))
+    }
+
+    /// Leaves no key in RAM.
+    ///
+    /// # Safety
+    /// The machine ends: nobody signs any more.
+    pub unsafe fn forget_keys(&self) {
+        if self.attester.is_completed() {
+            let (keys, size) = (self.attester.as_mut_ptr(), size_of::<Attester>() as u64);
+            // SAFETY: it was made, and by the caller's promise nobody uses it.
+            unsafe { keys.write_bytes(0, 1) };
+            instr::clean_invalidate(keys as u64, size, self.features.dcache_line);
+        }
     }
 
     /// Takes in the CPU that calls, with these registers, before it runs a lower
