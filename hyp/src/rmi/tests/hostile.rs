@@ -170,7 +170,9 @@ proptest! {
     #[test]
     fn a_hostile_host_gets_nowhere(
         granule in prop::sample::select(&Granule::ALL[..]),
-        mode in prop::sample::select(&[RealmFlags::NONCONF, RealmFlags::PROTECTED][..]),
+        mode in prop::sample::select(
+            std::vec![RealmFlags::NONCONF, RealmFlags::PROTECTED, RealmFlags::empty()],
+        ),
         calls in calls(),
     ) {
         let ram = match granule {
@@ -185,7 +187,7 @@ proptest! {
             h.rec(0, 20);
         }
         // And tables for the addresses that the calls name, where it keeps memory.
-        if mode == RealmFlags::PROTECTED {
+        if mode != RealmFlags::NONCONF {
             let start = h.geometry().start().get();
             for level in start + 1..=3 {
                 let page = h.page(40 + level as u64);

@@ -202,10 +202,7 @@ fn in_hyp_and_host(context: &Context) -> Result<()> {
     )?;
     called
         .shows(&["host_loader", "rmi_call.rs"])?
-        .shows(&[
-            "hyp::rmi::realm::create (system=",
-            "hyp/src/rmi/realm.rs:",
-        ])?
+        .shows(&["hyp::rmi::realm::create (system=", "hyp/src/rmi/realm.rs:"])?
         .shows(&["$1 = core::sync::atomic::AtomicBool", "value: 1"])?
         .shows(&["cpu = 0x", &format!("$2 = {:#x}\n", fid::RMI_REALM_CREATE)])?
         .shows(&["hyp::exception::host::run", "host.rs:"])?;
