@@ -4,7 +4,11 @@
 use ::rmi::params::{RealmParams, RecFlags, RecParams};
 use attest::Algorithm;
 use core::mem::offset_of;
-use sha2::{Sha256, Sha512};
+use sha2::Sha512;
+
+mod sha256;
+
+pub use sha256::Sha256;
 
 /// A hash, and zeros behind one that is shorter.
 pub type Digest = [u8; 64];
@@ -168,7 +172,7 @@ mod tests {
 
     use super::*;
     use proptest::prelude::*;
-    use sha2::Digest as _;
+    use sha2::{Digest as _, Sha256};
     use std::format;
     use std::string::String;
     use std::vec;

@@ -11,6 +11,7 @@ use crate::cpu::gic::Frames;
 use crate::errata::InForce;
 use crate::features::{Features, IdRegisters, Unfit};
 use crate::idregs::Common;
+use crate::measure::Sha256;
 use crate::memory::granule::Granules;
 use crate::memory::host::HostMemory;
 use crate::memory::region::{Region, Regions};
@@ -72,7 +73,7 @@ impl System {
     /// makes its keys.
     pub fn attester(&self) -> Option<&Attester> {
         let random = self.random.as_ref()?;
-        let new = || Attester::new(&mut random.lock(), self.code);
+        let new = || Attester::new::<Sha256>(&mut random.lock(), self.code);
         Some(self.attester.call_once(new))
     }
 

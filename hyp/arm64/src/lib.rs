@@ -8,6 +8,7 @@
 //! | [`intid`] | what an interrupt's number says of it |
 //! | [`mmio`] | registers of devices, by bounded frames |
 //! | [`frame`] | what a lower level has in general and FP/SIMD registers |
+//! | [`sha256`] | a hash by instructions |
 //! | [`syndrome`], [`sysreg`] | ESR_ELx and encodings, in fields and words |
 //! | `recording` | the CPU of the development machine |
 //!
@@ -27,6 +28,7 @@ pub mod mmio;
 #[cfg(not(target_os = "none"))]
 pub mod recording;
 pub mod regs;
+pub mod sha256;
 pub mod steering;
 pub mod syndrome;
 pub mod sysreg;

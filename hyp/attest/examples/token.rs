@@ -8,6 +8,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use attest::{Algorithm, Attester, Generator, Realm, Session};
+use sha2::Sha256;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -20,7 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
     let entropy = [now.to_le_bytes(), [7; 16]].concat();
     let mut generator = Generator::from_entropy(&entropy).ok_or("too little entropy")?;
-    let attester = Attester::new(&mut generator, b"code");
+    let attester = Attester::new::<Sha256>(&mut generator, b"code");
     let challenge = core::array::from_fn(|n| n as u8);
     let realm = Realm {
         personalization: &core::array::from_fn(|n| 63 - n as u8),

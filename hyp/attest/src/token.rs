@@ -4,6 +4,7 @@ use core::fmt;
 
 use minicbor::data::Tag;
 use p384::ecdsa::SigningKey;
+use sha2::digest::typenum::U32;
 use sha2::{Digest, Sha256};
 
 use crate::claims::{Algorithm, Measurements, PlatformClaims, Realm, RealmClaims};
@@ -56,8 +57,11 @@ impl Platform {
 
 impl Attester {
     /// Makes the keys of this boot, and the platform's token. `code` is what runs at EL2,
-    /// and is measured by SHA-256.
-    pub fn new(generator: &mut Generator, code: &[u8]) -> Self {
+    /// and is measured by `Hash`, a SHA-256.
+    pub fn new<Hash>(generator: &mut Generator, code: &[u8]) -> Self
+    where
+        Hash: Digest<OutputSize = U32>,
+    {
         let (key, of_platform) = (generator.key(), generator.key());
         let (public, _) = cose::public(&key);
         let (of_platform_public, instance) = cose::public(&of_platform);
@@ -65,7 +69,7 @@ impl Attester {
             public: of_platform_public,
             instance,
             challenge: Sha256::digest(public).into(),
-            image: Sha256::digest(code).into(),
+            image: Hash::digest(code).into(),
             measured: code.len(),
             signature: [0; 96],
         };

@@ -120,7 +120,7 @@ proptest! {
             (Algorithm::Sha256, "sha-256", 32)
         };
         let mut generator = Generator::from_entropy(&entropy).expect("enough of it");
-        let attester = Attester::new(&mut generator, &code);
+        let attester = Attester::new::<Sha256>(&mut generator, &code);
         let realm = Realm {
             personalization: &personalization,
             algorithm,
@@ -155,7 +155,7 @@ proptest! {
 #[test]
 fn a_changed_byte_is_noticed() {
     let mut generator = Generator::from_entropy(&[3; 32]).expect("enough of it");
-    let attester = Attester::new(&mut generator, &[4; 32]);
+    let attester = Attester::new::<Sha256>(&mut generator, &[4; 32]);
     let realm = Realm {
         personalization: &[0; 64],
         algorithm: Algorithm::Sha256,

@@ -10,7 +10,7 @@ const REALM_OF_ONES: Realm<'static> = Realm {
 };
 
 fn attester(seed: u8) -> Attester {
-    Attester::new(&mut Generator::from_entropy(&[seed; 32]).unwrap(), &[9; 32])
+    Attester::new::<Sha256>(&mut Generator::from_entropy(&[seed; 32]).unwrap(), &[9; 32])
 }
 
 /// All of a token, in parts of this size.
