@@ -12,11 +12,13 @@ use rmi::Command;
 use rmi::params::{RealmFlags, RealmParams};
 use rmi::run::{EnterFlags, RecEnter, RecRun};
 use rmi::vendor::Vendor;
-use tests::bare::asm::{read32, write32, write64};
+use tests::bare::asm::{read32, write8, write32, write64};
 use tests::bare::console::Console;
 use tests::bare::cpu;
 use tests::println;
 use tests::suite::Suite;
+
+mod rsi;
 
 use crate::calls::{Answer, SUCCESS, granule};
 use crate::granules::{at, fill, is_zero, kept_out, own};
@@ -154,6 +156,7 @@ pub fn measure(suite: &mut Suite<Console>) {
     for flags in [RealmFlags::NONCONF, RealmFlags::PROTECTED] {
         exits(suite, &mut meter, flags);
     }
+    rsi::measure(suite, &mut meter);
     suite.equal("costs/failed", meter.failed, 0);
 }
 
@@ -163,7 +166,11 @@ fn build(flags: RealmFlags) -> u64 {
     write_params(params, at(ROOT), 9);
     let flags = flags | RealmFlags::EL2_VGIC;
     // SAFETY: A granule of this host's.
-    unsafe { write64(params + offset_of!(RealmParams, flags) as u64, flags.bits()) };
+    unsafe {
+        write64(params + offset_of!(RealmParams, flags) as u64, flags.bits());
+        write8(params + offset_of!(RealmParams, num_bps) as u64, 1);
+        write8(params + offset_of!(RealmParams, num_wps) as u64, 1);
+    }
     delegate(at(RD));
     delegate(at(ROOT));
     let rd = at(RD);
