@@ -30,6 +30,7 @@ mod image {
     use hyp::log::uart::{Owner, answers};
     use hyp::memory::guarded;
     use hyp::memory::region::Region;
+    use hyp::memory::residue;
     use hyp::memory::stage1::Image;
     use hyp::posting;
     use hyp::psci;
@@ -207,7 +208,8 @@ mod image {
     /// The boot PE, MMU on: takes charge of memory, begins the host.
     extern "C" fn primary_main(pe: &'static Pe) -> ! {
         hyp::log::share();
-        let (system, machine) = take_charge();
+        // The generator as it was when keys were drawn from it, and they, are on the stack.
+        let (system, machine) = residue::leaving_none::<{ residue::OF_A_BOOT }, _>(take_charge);
         if let Some(crash) = machine.settings.crash {
             report::crash(crash);
         }

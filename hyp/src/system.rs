@@ -15,6 +15,7 @@ use crate::measure::Sha256;
 use crate::memory::granule::Granules;
 use crate::memory::host::HostMemory;
 use crate::memory::region::{Region, Regions};
+use crate::memory::residue;
 use crate::speculation::{Defence, Speculation, Steps};
 use crate::vmid::Vmids;
 
@@ -51,6 +52,11 @@ pub struct System {
     pub vmids: Vmids,
     /// The firmware was asked to clear RAM after a reset.
     pub protection_asked: Once<()>,
+}
+
+/// Random numbers, which cannot be computed from what is in RAM afterwards.
+pub fn words<const N: usize>(random: &SpinMutex<Generator>) -> [u64; N] {
+    residue::leaving_none::<{ residue::OF_RANDOM_NUMBERS }, _>(|| random.lock().words())
 }
 
 static SYSTEM: Once<System> = Once::new();

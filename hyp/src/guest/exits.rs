@@ -26,6 +26,7 @@ use crate::errata;
 use crate::log::trace;
 use crate::realm::{Mode, Realm, State};
 use crate::rec::{Pending, VcpuState};
+use crate::system::words;
 use arm64::syndrome::{Class, Syndrome};
 use arm64::sysreg::Sysreg;
 
@@ -196,7 +197,7 @@ fn wait(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) -> Nex
 
 impl Cpus for Cpu {
     fn random(&self) -> Option<[u64; 3]> {
-        self.random.map(|random| random.lock().words())
+        self.random.map(words)
     }
     fn answer(&self, call: Smccc) -> u64 {
         self.common.answer(call)

@@ -10,5 +10,6 @@ pub mod order;
 pub mod phys;
 pub mod pool;
 pub mod region;
+pub mod residue;
 pub mod run;
 pub mod stage1;

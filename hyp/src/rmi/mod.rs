@@ -23,7 +23,7 @@ use ::rmi::{Command, NOT_SUPPORTED, Status, VERSION_1_0};
 
 use crate::cpu::Cpu;
 use crate::features::GranuleSupport;
-use crate::system::System;
+use crate::system::{System, words};
 
 /// Breakpoints and watchpoints that a realm sees, less one.
 const NUM_BPS: u8 = 1;
@@ -173,7 +173,7 @@ pub fn serve_vendor(system: &System, call: Vendor) -> Answer {
         }
         Vendor::Kick { rec } => vendor::kick(system, rec).map(no_outputs),
         Vendor::Random => match &system.random {
-            Some(random) => Ok(random.lock().words()),
+            Some(random) => Ok(words(random)),
             None => return UNKNOWN,
         },
         Vendor::RecRead { rec, pa } => registers::read(system, rec, pa).map(no_outputs),

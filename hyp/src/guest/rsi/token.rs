@@ -9,7 +9,7 @@ use super::memory::with_memory;
 use super::{Failure, Served};
 use crate::guest::vcpu::RunningVcpu;
 use crate::measure::Digest;
-use crate::memory::guarded;
+use crate::memory::{guarded, residue};
 use crate::realm::Realm;
 use crate::rec::VcpuState;
 
@@ -53,7 +53,8 @@ pub(super) fn continue_token(
     };
     // Signed first, while nobody waits for the realm's tables.
     let token = &mut state.token;
-    let begun = token.step(attester, &shown, &mut []);
+    let sign = || token.step(attester, &shown, &mut []);
+    let begun = residue::leaving_none::<{ residue::OF_A_SIGNATURE }, _>(sign);
     let mut last = begun.ok_or(Code::ErrorState)?;
     let written = with_memory(vcpu, ipa, GRANULE, |pa| {
         let mut at = part.start;

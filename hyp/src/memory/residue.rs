@@ -1,0 +1,105 @@
+//! What a computation with secrets leaves on a stack: copies of keys, and of the states
+//! that numbers were drawn from. A value that is overwritten where it ends, or moved, is
+//! still where it was made. Nobody else reads EL2's stacks, but firmware may start the
+//! next system with RAM as it is.
+
+use core::hint::black_box;
+
+/// Bytes of stack that a signature takes at most, with much to spare.
+pub const OF_A_SIGNATURE: usize = 16 << 10;
+/// The same of random numbers.
+pub const OF_RANDOM_NUMBERS: usize = 4 << 10;
+/// The same of all that a boot does with both: of its stack, almost all.
+pub const OF_A_BOOT: usize = 56 << 10;
+
+/// Does `f`, and then overwrites as many bytes of the stack as it may have used: of what
+/// it had there, nothing is left but its result.
+#[inline(always)]
+pub fn leaving_none<const BYTES: usize, R>(f: impl FnOnce() -> R) -> R {
+    let done = apart(f);
+    overwrite::<BYTES>();
+    done
+}
+
+/// Below the caller's frame, where [`overwrite`]'s is afterwards.
+#[inline(never)]
+fn apart<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+#[inline(never)]
+fn overwrite<const BYTES: usize>() {
+    black_box(&mut [0u8; BYTES]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use attest::{Algorithm, Attester, Generator, Realm, Session};
+    use core::mem::MaybeUninit;
+
+    const SEEN: usize = 64 << 10;
+    const PAINT: u8 = 0xa5;
+
+    #[inline(never)]
+    fn paint() {
+        black_box(&mut [PAINT; SEEN]);
+    }
+
+    /// Bytes below this frame that are neither paint nor zero.
+    #[inline(never)]
+    fn left() -> usize {
+        let mut stack = MaybeUninit::<[u8; SEEN]>::uninit();
+        let at = black_box(&mut stack).as_mut_ptr().cast::<u8>();
+        // SAFETY: this function's own stack, which others have written before.
+        let used = |n: &usize| !matches!(unsafe { at.add(*n).read_volatile() }, 0 | PAINT);
+        (0..SEEN).filter(used).count()
+    }
+
+    /// What each way of doing the same leaves behind.
+    fn compare(mut plainly: impl FnMut(), mut leaving: impl FnMut()) {
+        // Return addresses and saved registers of the frames that overwrite and look.
+        const FRAMES: usize = 150;
+        paint();
+        plainly();
+        let plain = left();
+        assert!(plain > 2 * FRAMES, "{plain} bytes were left");
+        paint();
+        leaving();
+        let none = left();
+        assert!(none < FRAMES, "{none} bytes are left of {plain}");
+    }
+
+    #[test]
+    fn no_signature_leaves_its_key() {
+        let mut generator = Generator::from_entropy(&[1; 32]).expect("enough");
+        let attester = Attester::new::<sha2::Sha256>(&mut generator, &[]);
+        let realm = Realm {
+            personalization: &[0; 64],
+            algorithm: Algorithm::Sha256,
+            measurements: &[[0; 64]; 5],
+        };
+        let sign = || {
+            let mut session = Session::NONE;
+            session.begin(&[2; 64]);
+            session.step(&attester, &realm, &mut []).is_some()
+        };
+        compare(
+            || assert!(apart(sign)),
+            || assert!(leaving_none::<{ 2 * OF_A_SIGNATURE }, _>(sign)),
+        );
+    }
+
+    #[test]
+    fn no_number_leaves_what_it_was_drawn_from() {
+        let mut generator = Generator::from_entropy(&[1; 32]).expect("enough");
+        let mut other = Generator::from_entropy(&[2; 32]).expect("enough");
+        compare(
+            || assert_ne!(apart(|| generator.words()), [0; 3]),
+            || {
+                let words = leaving_none::<{ 2 * OF_RANDOM_NUMBERS }, _>(|| other.words());
+                assert_ne!(words, [0; 3]);
+            },
+        );
+    }
+}
