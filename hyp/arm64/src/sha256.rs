@@ -2,6 +2,8 @@
 //! a CPU has none, is `sha2`: its own backend of these instructions is for programs
 //! whose compiler may use SIMD registers, which an image's may not.
 
+use core::hint::black_box;
+
 use crate::bits;
 use crate::frame::FpState;
 use crate::instr;
@@ -25,6 +27,9 @@ pub fn compress(state: &mut [u32; 8], blocks: &[[u8; BLOCK]]) -> bool {
     // saved.
     let hashed = unsafe { by_instructions(state, blocks) };
     lower.restore();
+    // They may be a confidential guest's: nothing of them stays on EL2's stack.
+    lower = FpState::ZERO;
+    black_box(&mut lower);
     CPTR_EL2.set(traps);
     instr::isb();
     hashed
