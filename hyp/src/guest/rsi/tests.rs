@@ -410,3 +410,27 @@ fn a_fault_of_any_level_is_told() {
         assert_eq!((record.esr & 0x3f, record.hpfar), (status, 0x120));
     }
 }
+
+/// The measurements of a token are those of the call that has memory for it.
+#[test]
+fn a_call_that_fails_signs_nothing() {
+    const INIT: u64 = 0xC400_0194;
+    const CONTINUE: u64 = 0xC400_0195;
+    let (mut h, size) = (machine(Granule::K4), GRANULE);
+    // The memory is looked at before the token is.
+    let (empty, missing) = (RAM + 4 * size, RAM + size);
+    assert_eq!(answered(&mut h, &[CONTINUE, empty, 0, size]), [1]);
+    assert_eq!(answered(&mut h, &[CONTINUE, RAM, 0, size]), [2]);
+    let [code, length] = answered(&mut h, &[INIT, 7]);
+    assert_eq!(code, 0);
+    assert_eq!(answered(&mut h, &[CONTINUE, empty, 0, size]), [1]);
+    let (record, _) = exit(&mut h, &[CONTINUE, missing, 0, size]);
+    assert_eq!(record.hpfar, missing >> 12 << 4);
+    assert_eq!(answered(&mut h, &[EXTEND, 2, 32, 1, 2, 3, 4]), [0]);
+    let measured: [u64; 9] = answered(&mut h, &[READ, 2]);
+    assert_eq!(answered(&mut h, &[CONTINUE, RAM, 0, size]), [0, length]);
+    // SAFETY: the fake machine's memory.
+    let token = unsafe { phys::read::<[u8; 4096]>(h.page(DATA)) };
+    let measured = zerocopy::IntoBytes::as_bytes(&measured[1..5]);
+    assert!(token.windows(32).any(|part| part == measured));
+}

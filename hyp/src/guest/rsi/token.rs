@@ -44,6 +44,8 @@ pub(super) fn continue_token(
     if !own || part.start >= GRANULE || part.end > GRANULE {
         return Err(Code::ErrorInput.into());
     }
+    // What fails by its memory signs nothing.
+    with_memory(vcpu, ipa, GRANULE, |_| Ok(()))?;
     let attester = vcpu.cpu.attester.ok_or(Code::ErrorState)?;
     let (algorithm, measurements) = shown(realm).ok_or(Code::ErrorState)?;
     let shown = attest::Realm {
