@@ -27,35 +27,26 @@ type Field<'a> = (usize, &'a [u8]);
 
 /// The hash of these bytes.
 pub fn hash(algorithm: Algorithm, bytes: &[u8]) -> Digest {
-    hash_of(algorithm, bytes.len(), &[(0, bytes)])
-}
-
-/// The hash of a structure that is zero but for these fields, in order.
-fn hash_of(algorithm: Algorithm, size: usize, fields: &[Field<'_>]) -> Digest {
     match algorithm {
-        Algorithm::Sha256 => sparse::<Sha256>(size, fields),
-        Algorithm::Sha512 => sparse::<Sha512>(size, fields),
+        Algorithm::Sha256 => digest::<Sha256>(bytes),
+        Algorithm::Sha512 => digest::<Sha512>(bytes),
     }
 }
 
-fn sparse<D: sha2::Digest>(size: usize, fields: &[Field<'_>]) -> Digest {
-    const ZEROS: [u8; 64] = [0; 64];
-    let mut hash = D::new();
-    let mut at = 0;
-    let end: Field<'_> = (size, &[]);
-    for &(offset, bytes) in fields.iter().chain([&end]) {
-        while at < offset {
-            let few = ZEROS.len().min(offset - at);
-            hash.update(&ZEROS[..few]);
-            at += few;
-        }
-        hash.update(bytes);
-        at += bytes.len();
-    }
+fn digest<D: sha2::Digest>(bytes: &[u8]) -> Digest {
+    let hash = D::digest(bytes);
     let mut digest = [0; 64];
-    let hashed = hash.finalize();
-    digest[..hashed.len()].copy_from_slice(&hashed);
+    digest[..hash.len()].copy_from_slice(&hash);
     digest
+}
+
+/// The hash of a structure that is zero but for these fields.
+fn hash_of<const SIZE: usize>(algorithm: Algorithm, fields: &[Field<'_>]) -> Digest {
+    let mut bytes = [0; SIZE];
+    for (offset, field) in fields {
+        bytes[*offset..][..field.len()].copy_from_slice(field);
+    }
+    hash(algorithm, &bytes)
 }
 
 /// All of a realm's.
@@ -71,9 +62,8 @@ impl Measurements {
     /// Of a realm with these parameters (B4.3.9.4).
     pub fn of_realm(algorithm: Algorithm, params: &RealmParams) -> Self {
         let flags = params.flags.to_le_bytes();
-        let initial = hash_of(
+        let initial = hash_of::<PARAMS>(
             algorithm,
-            PARAMS,
             &[
                 (offset_of!(RealmParams, flags), &flags),
                 (offset_of!(RealmParams, s2sz), &[params.s2sz]),
@@ -110,9 +100,8 @@ impl Measurements {
         }
         let (flags, pc) = (params.flags.to_le_bytes(), params.pc.to_le_bytes());
         let gprs = zerocopy::IntoBytes::as_bytes(&params.gprs);
-        let content = hash_of(
+        let content = hash_of::<PARAMS>(
             self.algorithm,
-            PARAMS,
             &[
                 (offset_of!(RecParams, flags), &flags),
                 (offset_of!(RecParams, pc), &pc),
@@ -136,7 +125,7 @@ impl Measurements {
         let mut fields = arrayvec::ArrayVec::<Field<'_>, 6>::new();
         fields.extend([(0, &kind[..]), (LEN, &len[..]), (RIM, &rim[..])]);
         fields.extend(own.iter().copied());
-        self.values[0] = hash_of(self.algorithm, DESCRIPTOR, &fields);
+        self.values[0] = hash_of::<DESCRIPTOR>(self.algorithm, &fields);
     }
 
     /// All five.
@@ -159,9 +148,10 @@ impl Measurements {
         let Some(value) = self.values.get_mut(value) else {
             return false;
         };
-        let old = *value;
-        let fields: [Field<'_>; 2] = [(0, &old[..size]), (size, by)];
-        *value = hash_of(self.algorithm, size + by.len(), &fields);
+        let mut bytes = [0; 128];
+        bytes[..size].copy_from_slice(&value[..size]);
+        bytes[size..][..by.len()].copy_from_slice(by);
+        *value = hash(self.algorithm, &bytes[..size + by.len()]);
         true
     }
 }

@@ -81,7 +81,7 @@ impl Interface {
 
     fn allows(&self, value: u64) -> bool {
         let reserved = 0xff_u8.checked_shr(self.priority_bits).unwrap_or(0);
-        value & lr::HW == 0
+        value & (lr::HW | lr::NMI | lr::RESERVED) == 0
             && value & lr::PINTID_MASK & !lr::EOI == 0
             && lr::priority(value) & reserved == 0
             && self.has_intid(lr::intid(value))
@@ -136,6 +136,11 @@ mod tests {
             (lr::PENDING | 0xf8 << lr::PRIORITY_SHIFT | 32, Ok(())),
             (lr::PENDING | 0x04 << lr::PRIORITY_SHIFT | 32, refused),
             (lr::PENDING | lr::HW | 32, refused),
+            (lr::PENDING | lr::NMI | 32, refused),
+            (lr::PENDING | 1 << 45 | 32, refused),
+            (lr::PENDING | 1 << 47 | 32, refused),
+            (lr::PENDING | 1 << 56 | 32, refused),
+            (lr::PENDING | 1 << 58 | 32, refused),
             (lr::ACTIVE | 1 << 40 | 32, refused),
             (lr::ACTIVE | 1 << 44 | 32, refused),
             (lr::PENDING | 1020, refused),

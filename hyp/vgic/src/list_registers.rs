@@ -77,6 +77,10 @@ pub mod lr {
     pub const HW: u64 = 1 << 61;
     /// Group 1.
     pub const GROUP1: u64 = 1 << 60;
+    /// Has non-maskable priority (FEAT_GICv3_NMI), which no guest is told of.
+    pub const NMI: u64 = 1 << 59;
+    /// RES0: beside the priority, and below it.
+    pub const RESERVED: u64 = 0b111 << 56 | 0b111 << 45;
     /// Maintenance interrupt on deactivation, when [`HW`] is 0.
     pub const EOI: u64 = 1 << 41;
     /// Least bit of the priority.

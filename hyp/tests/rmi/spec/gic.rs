@@ -12,9 +12,10 @@ pub type Told = [u64; 19];
 /// VGrp1EIE, VGrp1DIE; TDIR.
 const HOSTS: u64 = 0b1111_1110 | 1 << 14;
 
-/// Of a list register: state, HW, EOI of the field that has a physical INTID otherwise.
+/// Of a list register: state, HW, the non-maskable one and what is reserved, EOI of the field that has a physical INTID otherwise.
 const STATE: u64 = 0b11 << 62;
 const HW: u64 = 1 << 61;
+const NEVER: u64 = 0b1111 << 56 | 0b111 << 45;
 const EOI: u64 = 1 << 41;
 
 /// Whether hardware may have it.
@@ -28,7 +29,7 @@ pub fn may_be_given(machine: &Machine, given: &Given) -> bool {
         let intid = lr & 0xffff_ffff;
         // SGIs, PPIs and SPIs; LPIs of 16 bits.
         let is_one = intid < 1020 || (8192..1 << 16).contains(&intid);
-        lr & HW == 0 && physical == 0 && priority == 0 && is_one
+        lr & (HW | NEVER) == 0 && physical == 0 && priority == 0 && is_one
     };
     let intids = used.iter().map(|lr| lr & 0xffff_ffff);
     let different: std::collections::BTreeSet<u64> = intids.collect();
