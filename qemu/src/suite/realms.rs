@@ -76,6 +76,7 @@ pub fn cases() -> Vec<Case> {
             .map(drop)
     };
     cases.push(Case::new("realms/cpus-leave-and-come-back", hotplug).boots(&["debian-backports"]));
+    cases.push(Case::new("realms/suspends", suspends).boots(&["debian-backports"]));
     for tiny in TINY {
         for (granule, _) in GRANULES {
             let body = move |context: &Context| tiny_linux(context, tiny, granule);
@@ -267,6 +268,52 @@ fn tiny_reboots(context: &Context, times: usize) -> Result<Outcome> {
     ended_well(talk(&mut capture), &capture)?;
     leaked_nothing(&capture, times)?;
     Ok(Counts::ONE.into())
+}
+
+/// A Linux suspends itself, again and again, until a key of its console wakes it; what
+/// it had in its memory is there, and its CPUs are.
+///
+/// To idle it is, whatever it is asked for: PSCI has no `SYSTEM_SUSPEND` for realms
+/// (RMM specification, *PSCI*). The UART is what a realm has that can wake it.
+fn suspends(context: &Context) -> Result<()> {
+    const PREPARE: &str = "mkdir -p /mnt; mount -t tmpfs tmpfs /mnt; seq 300000 >/mnt/one; \
+         echo enabled >/sys/class/tty/ttyAMA0/power/wakeup; \
+         echo 1 >/sys/power/pm_debug_messages; dmesg -n 8; cat /sys/power/mem_sleep\n";
+    const LOOK: &str = "seq 300000 | cmp - /mnt/one && echo same, $(nproc) CPUs, \
+         $(cat /sys/power/suspend_stats/success) times; poweroff -f\n";
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let busybox = Cache::of(&context.workspace).busybox()?;
+    let initrd = folder.path().join("initrd");
+    fs::write(&initrd, initrd::build(&busybox, "guest", &Task::Shell)?)?;
+    let guest = Guest {
+        kernel: Cache::of(&context.workspace).kernel(catalogue::find("debian-backports")?)?,
+        initrd: Some(initrd),
+        cmdline: Some("console=ttyAMA0 quiet no_console_suspend".into()),
+        vcpus: 2,
+        ..realm()
+    };
+    let mut machine = machine(context, folder.path(), &[guest])?;
+    machine.cpus = 2;
+    let mut capture = Capture::start(&machine, LIMIT, false)?;
+    let talk = |capture: &mut Capture| -> Result<Ending> {
+        capture.until("guest:~# ")?;
+        capture.type_in(PREPARE)?;
+        capture.until("[s2idle]")?;
+        for state in ["freeze", "mem", "freeze"] {
+            capture.until("guest:~# ")?;
+            capture.type_in(&format!("echo {state} >/sys/power/state; echo back $?\n"))?;
+            // From here on the UART's interrupt wakes it.
+            capture.until("PM: suspend-to-idle")?;
+            capture.type_in("\n")?;
+            capture.until("PM: resume from suspend-to-idle")?;
+            capture.until("back 0")?;
+        }
+        capture.until("guest:~# ")?;
+        capture.type_in(LOOK)?;
+        capture.until("same, 2 CPUs, 3 times")?;
+        capture.finish()
+    };
+    ended_well(talk(&mut capture), &capture)
 }
 
 /// A realm with settings of realms in its file.
