@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 
@@ -89,6 +89,11 @@ pub fn cases() -> Vec<Case> {
             ];
             let is_quick = quick.contains(&(tiny, granule));
             cases.push(if is_quick { case } else { case.full() });
+            for (bits, cpu) in WIDE.iter().filter(|(bits, _)| reaches(tiny, *bits)) {
+                let body = move |context: &Context| wide(context, tiny, granule, *bits, cpu);
+                let name = format!("realms/tiny-{tiny}-on-{granule}-of-{bits}-bits-{cpu}");
+                cases.push(Case::of_cargo(name, body).beside().full());
+            }
         }
     }
     for (granule, bytes) in GRANULES {
@@ -128,7 +133,6 @@ pub fn cases() -> Vec<Case> {
 
 /// A Linux that knows that it is a realm, and has all that it is given.
 fn linux(context: &Context, kernel: &[&str], more: &[&str], vcpus: u64) -> Result<Called> {
-    let vcpus = vcpus.to_string();
     Call::run(context)?
         .args(["--mode", "realm"])
         .args(kernel)
@@ -136,7 +140,12 @@ fn linux(context: &Context, kernel: &[&str], more: &[&str], vcpus: u64) -> Resul
         .args(["--exec", TASK])
         .call()?
         .ended(0)?
-        .printed(&format!("RSI version 1.0\n{vcpus}\nuart\nsame\n"))
+        .printed(&said(vcpus))
+}
+
+/// What a Linux says to its [`TASK`].
+fn said(vcpus: u64) -> String {
+    format!("RSI version 1.0\n{vcpus}\nuart\nsame\n")
 }
 
 /// The file of such a kernel, if the user's cache has it.
@@ -318,31 +327,62 @@ fn suspends(context: &Context) -> Result<()> {
 
 /// A realm with settings of realms in its file.
 fn measure_none(context: &Context) -> Result<()> {
-    let folder = tempfile::tempdir_in(&context.folder)?;
     let kernel = Cache::of(&context.workspace).kernel(catalogue::find("debian-backports")?)?;
+    let settings = "measure = \"none\"\npersonalization = \"00ff\"\n";
+    of_file(context, &kernel, settings, &[])?
+        .shows(&[&said(1)])?
+        .calmly()?;
+    Ok(())
+}
+
+/// Bits of IPAs, and the CPU: one that has 52 of them with each granule, and one that
+/// has 48.
+const WIDE: [(u32, &str); 3] = [(48, "max"), (52, "max"), (48, "neoverse-n2")];
+
+/// Whether this kernel reaches what a realm of so many bits shares: its upper half.
+fn reaches(tiny: &str, bits: u32) -> bool {
+    bits <= 48 || tiny.ends_with("-pa52")
+}
+
+/// Such a kernel where IPAs have so many bits. It computes from them where its UART is
+/// and what it shares, or says nothing.
+fn wide(context: &Context, name: &str, granule: &str, bits: u32, cpu: &str) -> Result<Outcome> {
+    let Some(kernel) = tiny_kernel(context, name) else {
+        return Ok(no_tiny(name));
+    };
+    let settings = format!("ipa_bits = {bits}\n");
+    let options = ["--granule", granule, "--cpu", cpu, "--log", "debug"];
+    of_file(context, &kernel, &settings, &options)?
+        .shows(&[&said(1)])?
+        .tells(&["guest guest: ", &format!("{bits} bits of IPA")])?
+        .calmly()?;
+    Ok(Counts::ONE.into())
+}
+
+/// A Linux that is a realm with these settings of the file does the task, and powers
+/// itself off.
+fn of_file(context: &Context, kernel: &Path, settings: &str, options: &[&str]) -> Result<Called> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
     let busybox = Cache::of(&context.workspace).busybox()?;
     let task = Task::Command {
-        command: b"dmesg | grep -o 'RSI version 1.0'; poweroff -f".to_vec(),
+        command: TASK.into(),
         mark: initrd::mark(),
     };
     let initrd = folder.path().join("initrd");
     fs::write(&initrd, initrd::build(&busybox, "guest", &task)?)?;
     let file = folder.path().join("guests.toml");
     let toml = format!(
-        "[[guest]]\nname = \"guest\"\nmode = \"realm\"\nmeasure = \"none\"\n\
-         personalization = \"00ff\"\nkernel = {kernel:?}\ninitrd = {initrd:?}\n\
-         cmdline = \"console=ttyAMA0 quiet\"\n"
+        "[[guest]]\nname = \"guest\"\nmode = \"realm\"\nkernel = {kernel:?}\n\
+         initrd = {initrd:?}\ncmdline = \"console=ttyAMA0 quiet\"\n{settings}"
     );
     fs::write(&file, toml)?;
     Call::run(context)?
+        .args(options)
         .args(["--guests"])
         .args([&file])
         .call()?
         .ended(0)?
-        .shows(&["RSI version 1.0"])?
-        .tells(&["guest guest: powered off"])?
-        .calmly()?;
-    Ok(())
+        .tells(&["guest guest: powered off"])
 }
 
 /// A realm of one CPU, without a kernel yet.
@@ -357,6 +397,7 @@ fn realm() -> Guest {
         mode: Mode::Realm,
         measure: None,
         personalization: None,
+        ipa_bits: None,
         populate: None,
         console: Some(true),
         strict: false,

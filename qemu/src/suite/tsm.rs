@@ -172,6 +172,7 @@ fn realm(context: &Context) -> Result<Guest> {
         mode: Mode::Realm,
         measure: None,
         personalization: Some(PERSONALIZATION.into()),
+        ipa_bits: None,
         populate: None,
         console: Some(true),
         strict: false,
