@@ -115,13 +115,12 @@ pub fn cases() -> Vec<Case> {
     cases.push(Case::new("realms/twenty-resets-64k", |context| {
         resets(context, 20, "64k")
     }));
-    let reboots = |context: &Context| tiny_reboots(context, 100);
-    cases.push(
-        Case::of_cargo("realms/hundred-reboots", reboots)
-            .beside()
-            .full(),
-    );
-    let reboots = |context: &Context| tiny_reboots(context, 3);
+    for (granule, _) in GRANULES {
+        let reboots = move |context: &Context| tiny_reboots(context, 100, granule);
+        let name = format!("realms/hundred-reboots-{granule}");
+        cases.push(Case::of_cargo(name, reboots).beside().full());
+    }
+    let reboots = |context: &Context| tiny_reboots(context, 3, "4k");
     cases.push(Case::of_cargo("realms/three-reboots", reboots).beside());
     cases.push(
         Case::new("realms/measure-none", measure_none)
@@ -246,7 +245,7 @@ fn resets(context: &Context, times: usize, granule: &str) -> Result<()> {
 }
 
 /// A Linux reboots itself so often.
-fn tiny_reboots(context: &Context, times: usize) -> Result<Outcome> {
+fn tiny_reboots(context: &Context, times: usize, granule: &str) -> Result<Outcome> {
     const NAME: &str = "4k-va48-pa48";
     let Some(kernel) = tiny_kernel(context, NAME) else {
         return Ok(no_tiny(NAME));
@@ -263,7 +262,9 @@ fn tiny_reboots(context: &Context, times: usize) -> Result<Outcome> {
         ..realm()
     };
     let mut machine = machine(context, folder.path(), &[guest])?;
-    machine.append = machine.append.replace("loglevel=info", "loglevel=debug");
+    machine.append = (machine.append)
+        .replace("granule=4k", &format!("granule={granule}"))
+        .replace("loglevel=info", "loglevel=debug");
     let mut capture = Capture::start(&machine, 6 * LIMIT, false)?;
     let talk = |capture: &mut Capture| -> Result<Ending> {
         for _ in 0..times {
