@@ -768,9 +768,10 @@ fn a_guest_that_asks_for_too_much_is_told_what_there_is() {
     let arena = arena();
     let little = |why: &Refusal| matches!(why, Refusal::LittleMemory { .. });
     let wide = |why: &Refusal| matches!(why, Refusal::WideMemory { .. });
+    let bits = |why: &Refusal| matches!(why, Refusal::IpaBits { .. });
     let many = |why: &Refusal| matches!(why, Refusal::ManyVcpus { limit: 32, .. });
     type IsThat = fn(&Refusal) -> bool;
-    let cases: [(&str, IsThat, [&str; 3]); 6] = [
+    let cases: [(&str, IsThat, [&str; 3]); 8] = [
         (
             "memory = \"1G\"",
             little,
@@ -792,6 +793,16 @@ fn a_guest_that_asks_for_too_much_is_told_what_there_is() {
             "memory = \"16777214T\"\nmode = \"protected\"",
             wide,
             ["guests.toml:4", "memory", "65 bits"],
+        ),
+        (
+            "ipa_bits = 32\nmode = \"realm\"",
+            bits,
+            ["guests.toml:4", "ipa_bits = 32", "33, which"],
+        ),
+        (
+            "ipa_bits = 49\nmode = \"realm\"",
+            bits,
+            ["guests.toml:4", "ipa_bits = 49", "48, which"],
         ),
         ("vcpus = 33", many, ["guests.toml:4", "vcpus", "at most 32"]),
     ];

@@ -108,6 +108,15 @@ pub fn personalization(text: &str) -> Result<[u8; PERSONALIZATION], String> {
     Ok(bytes)
 }
 
+/// Bits of a realm's IPA space; how many its memory takes and its CPU has is the host's
+/// to say.
+pub fn ipa_bits(bits: i64) -> Result<u32, String> {
+    match u32::try_from(bits) {
+        Ok(bits @ 32..=52) => Ok(bits),
+        _ => Err(format!("ipa_bits = {bits}: expected 32 to 52")),
+    }
+}
+
 /// A setting of realms, of a guest that is none.
 pub(crate) fn of_realm(key: &str) -> String {
     format!("{key} is for realms: expected mode = \"realm\" beside it")

@@ -13,6 +13,7 @@
 //! | `mode` | `"plain"`, `"protected"` or `"realm"` | `"plain"` |
 //! | `measure` | of a realm: `"all"`: what it begins with counts in its measurement; `"none"`: only where that is | `"all"` |
 //! | `personalization` | of a realm: its personalization value, up to 64 bytes as hexadecimal digits; zeros behind them | zeros |
+//! | `ipa_bits` | of a realm: bits of its IPA space, whose upper half it shares; 32 to 52 | as few as its memory takes |
 //! | `populate` | `"eager"`: it has all its memory when it starts; `"lazy"`: each piece at first touch | the host's choice ([`Populate`]) |
 //! | `console` | it owns the first UART; one guest at most | the first guest does |
 //! | `strict` | it is stopped when it accesses what it does not have | `false` |
@@ -79,6 +80,9 @@ pub struct Guest {
     /// A realm's personalization value, hexadecimal, if it says.
     #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
     pub personalization: Option<String>,
+    /// Bits of a realm's IPA space, if it says.
+    #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
+    pub ipa_bits: Option<u32>,
     /// When it gets its memory, if it says.
     #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
     pub populate: Option<Populate>,

@@ -29,6 +29,7 @@ struct Table {
     mode: Option<Spanned<String>>,
     measure: Option<Spanned<String>>,
     personalization: Option<Spanned<String>>,
+    ipa_bits: Option<Spanned<i64>>,
     populate: Option<Spanned<String>>,
     console: Option<Spanned<bool>>,
     strict: Option<Spanned<bool>>,
@@ -199,6 +200,10 @@ impl Reader<'_> {
             of_realm("personalization")?;
             check::personalization(&text).map(|_| text)
         })?;
+        let ipa_bits = self.read_if("ipa_bits", table.ipa_bits, |bits| {
+            of_realm("ipa_bits")?;
+            check::ipa_bits(bits)
+        })?;
         let populate = self.read_if("populate", table.populate, |text| check::populate(&text))?;
         let memory = self.read_if("memory", table.memory, |text| match size::parse(&text) {
             Some(bytes) if check::memory(bytes).is_ok() => Ok(bytes),
@@ -222,6 +227,7 @@ impl Reader<'_> {
             mode: mode.unwrap_or_default(),
             measure,
             personalization,
+            ipa_bits,
             populate,
             console,
             strict: strict.unwrap_or_default(),
@@ -334,6 +340,8 @@ mod tests {
         value[..3].copy_from_slice(&[0, 0xff, 0xa0]);
         assert_eq!(named.personalization(), value);
         assert_eq!(Guest::default().personalization(), [0; 64]);
+        let wide = guest("mode = \"realm\"\nipa_bits = 52");
+        assert_eq!(wide.ipa_bits, Some(52));
         for (word, populate) in Populate::ALL {
             let line = format!("populate = \"{word}\"");
             assert_eq!(guest(&line).populate, Some(populate));
@@ -370,6 +378,7 @@ mod tests {
             ("vcpus = \"2\"", &[":4:9: ", "vcpus"]),
             ("measure = \"all\"", &[":4:11: ", "mode = \"realm\""]),
             ("personalization = \"00\"", &[":4:19: ", "mode = \"realm\""]),
+            ("ipa_bits = 48", &[":4:12: ", "mode = \"realm\""]),
             ("mode = \"fast\"", &[":4:8: ", "fast", "plain"]),
             (
                 "populate = \"later\"",
@@ -397,6 +406,9 @@ mod tests {
                 &format!("personalization = \"{}\"", "00".repeat(65)),
                 ["personalization", "64 bytes"],
             ),
+            ("ipa_bits = 31", ["ipa_bits = 31", "32 to 52"]),
+            ("ipa_bits = 53", ["ipa_bits = 53", "32 to 52"]),
+            ("ipa_bits = -1", ["ipa_bits = -1", "32 to 52"]),
         ] {
             let message = error(&format!("{MINIMAL}mode = \"realm\"\n{line}\n"));
             assert!(message.starts_with("guests.toml:5:"), "{message}");
@@ -483,7 +495,7 @@ mod tests {
             populate in prop::sample::select(&[None, Some(Populate::Eager), Some(Populate::Lazy)]),
             mode in prop::sample::select(Mode::ALL.map(|(_, mode)| mode).to_vec()),
             measure in prop::sample::select(Measure::ALL.map(|(_, measure)| measure).to_vec()),
-            personalization in "([0-9a-fA-F]{2}){0,64}",
+            (personalization, ipa_bits) in ("([0-9a-fA-F]{2}){0,64}", prop::option::of(32u32..=52)),
             (load, entry) in (prop::option::of(0..=i64::MAX as u64), prop::option::of(0..1u64 << 48)),
         ) {
             let guests: Vec<Guest> = names.into_iter().enumerate().map(|(n, name)| Guest {
@@ -496,6 +508,7 @@ mod tests {
                 mode,
                 measure: (mode == Mode::Realm).then_some(measure),
                 personalization: (mode == Mode::Realm).then(|| personalization.clone()),
+                ipa_bits: ipa_bits.filter(|_| mode == Mode::Realm),
                 populate,
                 console: owner.map(|owner| owner == n),
                 strict,

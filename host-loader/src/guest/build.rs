@@ -229,7 +229,16 @@ fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestErro
         };
         return Err(refusal.of(config));
     }
-    Ok(Shape::for_ipas(granule_shift, 1 << needs))
+    let bits = config.guest.ipa_bits.unwrap_or(needs);
+    if !(needs..=resources.rmi.s2sz.into()).contains(&bits) {
+        let refusal = Refusal::IpaBits {
+            bits,
+            needs,
+            has: resources.rmi.s2sz,
+        };
+        return Err(refusal.of(config));
+    }
+    Ok(Shape::for_ipas(granule_shift, 1 << bits))
 }
 
 /// Whether a guest gets its RAM a piece at a time. One that does not say does where
@@ -253,6 +262,12 @@ pub async fn build(
     let context = resources.build_context();
     let shape = shape(config, resources)?;
     let (lazy, mode) = (is_lazy(config, resources, &shape), config.guest.mode);
+    log::debug!(
+        "guest {}: {} bits of IPA, from level {}",
+        config.guest.name,
+        shape.ipa_bits,
+        shape.start_level
+    );
     if memory.ram.shared().is_lost() {
         return Err(Refusal::LostMemory.of(config));
     }

@@ -41,6 +41,15 @@ pub enum Refusal {
         /// Bits that there are.
         has: u8,
     },
+    /// Fewer bits of address than its memory takes, or more than the CPU has.
+    IpaBits {
+        /// What it asks for.
+        bits: u32,
+        /// Bits that it needs.
+        needs: u32,
+        /// Bits that there are.
+        has: u8,
+    },
     /// Its kernel cannot be loaded.
     Kernel {
         /// The file.
@@ -77,6 +86,7 @@ impl Refusal {
                 why: ImageError::DoesNotFit(_),
                 ..
             } => "memory",
+            Self::IpaBits { .. } => "ipa_bits",
             Self::OfRaw { key, .. } => key,
             Self::Kernel { .. }
             | Self::Tree(_)
@@ -117,6 +127,11 @@ impl fmt::Display for Refusal {
                 f,
                 "memory = {} MiB needs {needs} bits of address; this CPU has {has}",
                 memory >> 20
+            ),
+            Self::IpaBits { bits, needs, has } => write!(
+                f,
+                "ipa_bits = {bits}: expected {needs}, which its memory takes, to {has}, which \
+                 this CPU has"
             ),
             Self::Kernel { kernel, why } => write!(f, "kernel = {}: {why}", Value(kernel)),
             Self::OfRaw { key, kernel } => write!(

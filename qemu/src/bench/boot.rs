@@ -189,6 +189,7 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
                 mode: options.mode,
                 measure: None,
                 personalization: None,
+                ipa_bits: None,
                 populate: options.populate,
                 console: None,
                 strict: false,

@@ -162,6 +162,7 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
             mode: Mode::Plain,
             measure: None,
             personalization: None,
+            ipa_bits: None,
             populate: None,
             console: None,
             strict: false,

@@ -38,6 +38,8 @@ pub struct Guest {
     pub measure: Option<Measure>,
     /// A realm's personalization value, hexadecimal; zero by default.
     pub personalization: Option<String>,
+    /// Bits of a realm's IPA space; as few as its memory takes by default.
+    pub ipa_bits: Option<u32>,
     /// When it gets its memory; the host decides by default.
     pub populate: Option<Populate>,
     /// Whether its console is the machine's; the first guest's is by default.
@@ -73,6 +75,7 @@ impl Guest {
             mode: self.mode,
             measure: self.measure,
             personalization: self.personalization.clone(),
+            ipa_bits: self.ipa_bits,
             populate: self.populate,
             console: self.console,
             strict: self.strict,
@@ -152,6 +155,7 @@ fn parse(bytes: &[u8], file: &str, folder: &Path) -> Result<(Vec<Guest>, Places)
             mode: guest.mode,
             measure: guest.measure,
             personalization: guest.personalization.clone(),
+            ipa_bits: guest.ipa_bits,
             populate: guest.populate,
             console: guest.console,
             strict: guest.strict,

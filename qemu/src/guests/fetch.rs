@@ -6,7 +6,8 @@
 //!
 //! A cache of the user's (`UNDERCROFT_GUESTS`) holds the same: of each guest of
 //! the archive a folder of its name with `Image`, or with the firmware's own file,
-//! and `busybox/busybox`; beside each a file `version`, which nothing needs. What
+//! and `busybox/busybox`; beside each a file `version`, which only modules need: those
+//! of a kernel, in its folder's `modules`, are of the very package that it names. What
 //! is there is used as it is, other files do not matter, and what is missing is
 //! put there or, where this user may not write, into the cache under `target/`.
 
@@ -94,10 +95,11 @@ impl Cache {
                     .find(|word| word.starts_with("linux-image-"))
                     .with_context(|| format!("{package} names no kernel: {depends}"))?;
                 let kernel = holder(&apt, kernel)?;
-                take(&apt, &kernel, &file, step, |path| {
+                let wanted = Wanted::new(&file, |path| {
                     path.starts_with("boot/vmlinuz-")
                         || (path.starts_with("usr/lib/modules/") && path.ends_with("/vmlinuz"))
-                })
+                });
+                take(&apt, &kernel, None, vec![wanted], step)
             }
             Origin::Firmware {
                 release,
@@ -105,12 +107,51 @@ impl Cache {
                 file: inside,
             } => {
                 let apt = self.apt(release, step)?;
-                take(&apt, package, &file, step, |path| path == inside)
+                let wanted = Wanted::new(&file, |path| path == inside);
+                take(&apt, package, None, vec![wanted], step)
             }
             Origin::Ours { .. } => unreachable!("file() was None"),
         };
-        self.ensure(&file, guest.about, fetch)?;
+        self.ensure(std::slice::from_ref(&file), guest.about, fetch)?;
         Ok(file)
+    }
+
+    /// Modules of a Linux of the archive by their names, packed as Debian does since
+    /// 13 (busybox's `insmod` reads them so); fetched unless they are there.
+    ///
+    /// # Errors
+    /// As for [`Cache::kernel`], and when the archive has those of another version
+    /// than the kernel that is there.
+    pub fn modules(&self, guest: &Guest, names: &[&str]) -> Result<Vec<PathBuf>> {
+        let Origin::Linux { release, .. } = guest.origin else {
+            bail!("{} has no modules", guest.name);
+        };
+        let kernel = self.kernel(guest)?;
+        let folder = Path::new(guest.name).join("modules");
+        let packed = |name: &&str| format!("{name}.ko.xz");
+        let files: Vec<_> = (names.iter())
+            .map(|name| self.place(&folder.join(packed(name))))
+            .collect();
+        self.ensure(&files, &format!("modules of {}", guest.about), |step| {
+            let stamp = kernel.with_file_name("version");
+            let (package, version) = (fs::read_to_string(&stamp).ok())
+                .and_then(|text| modules_package(text.trim()))
+                .with_context(|| format!("{} names no package", stamp.display()))?;
+            let apt = self.apt(release, step)?;
+            if !apt.versions(&package)?.contains(&version) {
+                bail!(
+                    "the archive has no {package} {version} any more; remove {} to have \
+                     a newer kernel fetched, too",
+                    kernel.display()
+                );
+            }
+            let wanted = names.iter().zip(&files).map(|(name, file)| {
+                let end = format!("/{}", packed(name));
+                Wanted::new(file, move |path| path.ends_with(&end))
+            });
+            take(&apt, &package, Some(&version), wanted.collect(), step)
+        })?;
+        Ok(files)
     }
 
     /// The static busybox for arm64, fetched unless it is there.
@@ -119,31 +160,35 @@ impl Cache {
     /// As for [`Cache::kernel`].
     pub fn busybox(&self) -> Result<PathBuf> {
         let file = self.place(Path::new("busybox/busybox"));
-        self.ensure(&file, "busybox for the guests' shell", |step| {
+        let one = std::slice::from_ref(&file);
+        self.ensure(one, "busybox for the guests' shell", |step| {
             let apt = self.apt(BUSYBOX_RELEASE, step)?;
-            take(&apt, "busybox-static", &file, step, |path| {
+            let wanted = Wanted::new(&file, |path| {
                 path == "bin/busybox" || path == "usr/bin/busybox"
-            })
+            });
+            take(&apt, "busybox-static", None, vec![wanted], step)
         })?;
         Ok(file)
     }
 
+    /// Has these files, of one folder, fetched together unless all are there.
     fn ensure(
         &self,
-        file: &Path,
+        files: &[PathBuf],
         what: &str,
         fetch: impl FnOnce(&Step) -> Result<String>,
     ) -> Result<()> {
-        if file.is_file() {
+        let missing = || files.iter().find(|file| !file.is_file());
+        let Some(file) = missing() else {
             return Ok(());
-        }
+        };
         let folder = file.parent().context("a file of the cache has a folder")?;
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let lock = self.own().join(".lock");
         let lock =
             File::create(&lock).with_context(|| format!("cannot write {}", lock.display()))?;
         lock.lock().context("cannot lock the cache of guests")?;
-        if file.is_file() {
+        if missing().is_none() {
             // Another runner fetched it while we waited for the lock.
             return Ok(());
         }
@@ -227,23 +272,55 @@ fn binary_package(depends: &str) -> Option<&str> {
         .find(|word| word.starts_with("linux-binary-"))
 }
 
-/// Downloads `package`, takes the file that `wanted` picks out of it to `to`
+/// The package that holds the modules of a kernel, and its version: the kernel's own
+/// or, where that is a `linux-binary-` package, one beside it. `stamp` is the package
+/// that the kernel is of, and its version.
+fn modules_package(stamp: &str) -> Option<(String, String)> {
+    let (package, version) = stamp.split_once(' ')?;
+    let package = match package.strip_prefix("linux-binary-") {
+        Some(release) => format!("linux-modules-{release}"),
+        None => package
+            .starts_with("linux-image-")
+            .then(|| package.into())?,
+    };
+    Some((package, version.into()))
+}
+
+/// A file of a package.
+struct Wanted<'a> {
+    /// Where it is put.
+    to: &'a Path,
+    /// Which one it is, by its path there.
+    is: Box<dyn Fn(&str) -> bool + 'a>,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(to: &'a Path, is: impl Fn(&str) -> bool + 'a) -> Self {
+        let is = Box::new(is);
+        Self { to, is }
+    }
+}
+
+/// Downloads `package`, the newest unless a version is given, takes files out of it
 /// and returns the package and its version.
 fn take(
     apt: &Apt,
     package: &str,
-    to: &Path,
+    version: Option<&str>,
+    wanted: Vec<Wanted<'_>>,
     step: &Step,
-    wanted: impl Fn(&str) -> bool,
 ) -> Result<String> {
-    let version = apt.field(package, "Version")?;
+    let (version, asked) = match version {
+        Some(version) => (version.into(), format!("{package}={version}")),
+        None => (apt.field(package, "Version")?, package.into()),
+    };
     step.say(format!("{package} {version}"));
-    let deb = apt.download(package, step)?;
-    extract(&deb, to, wanted).with_context(|| format!("cannot unpack {package}"))?;
+    let deb = apt.download(&asked, step)?;
+    extract(&deb, wanted).with_context(|| format!("cannot unpack {package}"))?;
     Ok(format!("{package} {version}"))
 }
 
-fn extract(deb: &Path, to: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
+fn extract(deb: &Path, wanted: Vec<Wanted<'_>>) -> Result<()> {
     let mut child = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
         .arg(deb)
@@ -252,30 +329,38 @@ fn extract(deb: &Path, to: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
         .spawn()
         .context("cannot run dpkg-deb")?;
     let stdout = child.stdout.take().context("dpkg-deb has an output")?;
-    let taken = pick(stdout, to, wanted);
+    let taken = pick(stdout, wanted);
     // It may still be writing what nobody wants.
     child.kill().ok();
     child.wait().context("dpkg-deb was lost")?;
     taken
 }
 
-fn pick(tar: impl Read, to: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
+/// Takes these files out of an archive, the first of it for each.
+fn pick(tar: impl Read, mut wanted: Vec<Wanted<'_>>) -> Result<()> {
     let mut archive = tar::Archive::new(tar);
     for entry in archive.entries()? {
         let mut entry = entry?;
         let path = entry.path()?.to_string_lossy().into_owned();
         let path = path.strip_prefix("./").unwrap_or(&path);
-        if !entry.header().entry_type().is_file() || !wanted(path) {
+        if !entry.header().entry_type().is_file() {
             continue;
         }
+        let Some(at) = wanted.iter().position(|wanted| (wanted.is)(path)) else {
+            continue;
+        };
+        let Wanted { to, .. } = wanted.swap_remove(at);
         let part = to.with_extension("part");
         let mut file = File::create(&part)?;
         io::copy(&mut entry, &mut file)?;
         file.sync_all()?;
         fs::rename(&part, to)?;
-        return Ok(());
+        if wanted.is_empty() {
+            return Ok(());
+        }
     }
-    bail!("the file that is wanted is not in the package");
+    let names: Vec<_> = wanted.iter().filter_map(|w| w.to.file_name()).collect();
+    bail!("what is wanted is not in the package: {names:?}");
 }
 
 #[cfg(test)]
@@ -287,6 +372,22 @@ mod tests {
         let depends = "kmod, linux-binary-7.3.4-arm64 (= 7.3.4-1), initramfs-tools | dracut";
         assert_eq!(binary_package(depends), Some("linux-binary-7.3.4-arm64"));
         assert_eq!(binary_package("kmod, linux-base (>= 4.3)"), None);
+    }
+
+    #[test]
+    fn modules_are_of_their_kernels_version() {
+        let of = |stamp| modules_package(stamp);
+        let both = |package: &str, version: &str| Some((package.into(), version.into()));
+        assert_eq!(
+            of("linux-binary-7.3.4+deb13-arm64 7.3.4-1~bpo13+1"),
+            both("linux-modules-7.3.4+deb13-arm64", "7.3.4-1~bpo13+1")
+        );
+        assert_eq!(
+            of("linux-image-6.12.117-arm64 6.12.117-1"),
+            both("linux-image-6.12.117-arm64", "6.12.117-1")
+        );
+        assert_eq!(of(""), None);
+        assert_eq!(of("in the cache"), None);
     }
 
     #[test]
@@ -303,9 +404,14 @@ mod tests {
             tar.append_data(&mut header, path, data).expect("append");
         }
         let tar = tar.into_inner().expect("a tar");
-        let to = dir.path().join("Image");
-        pick(&tar[..], &to, |p| p.starts_with("boot/vmlinuz-")).expect("is there");
+        let (to, config) = (dir.path().join("Image"), dir.path().join("config"));
+        let kernel = || Wanted::new(&to, |p| p.starts_with("boot/vmlinuz-"));
+        let both = vec![kernel(), Wanted::new(&config, |p| p == "boot/config-6")];
+        pick(&tar[..], both).expect("are there");
         assert_eq!(fs::read(&to).expect("read"), b"kernel");
-        assert!(pick(&tar[..], &to, |p| p == "boot/other").is_err());
+        assert_eq!(fs::read(&config).expect("read"), b"no");
+        let other = Wanted::new(&config, |p| p == "boot/other");
+        let why = pick(&tar[..], vec![kernel(), other]).expect_err("one is missing");
+        assert!(why.to_string().contains("config"), "{why}");
     }
 }

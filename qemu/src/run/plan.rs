@@ -182,6 +182,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             mode: boot.mode,
             measure: None,
             personalization: None,
+            ipa_bits: None,
             populate: boot.populate,
             console: None,
             strict: boot.strict,

@@ -194,7 +194,7 @@ impl Apt {
         words
     }
 
-    /// Downloads `package` and returns its file, which is there until the next.
+    /// Downloads `package`, or `package=version`, and returns its file, which is there until the next.
     ///
     /// # Errors
     /// With apt's own words when it fails.
@@ -228,6 +228,22 @@ impl Apt {
             .find_map(|line| line.strip_prefix(field)?.strip_prefix(": "))
             .map(String::from)
             .with_context(|| format!("the archive has no package {package} (field {field})"))
+    }
+
+    /// The versions of `package` that the archive has; none where it has no such.
+    ///
+    /// # Errors
+    /// When apt cannot be run.
+    pub fn versions(&self, package: &str) -> Result<Vec<String>> {
+        let output = self
+            .command("apt-cache")
+            .args(["madison", package])
+            .output()
+            .context("cannot run apt-cache")?;
+        // `package | version | where`, a line each.
+        let version = |line: &str| line.split('|').nth(1).map(|word| word.trim().to_string());
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok(text.lines().filter_map(version).collect())
     }
 
     fn command(&self, program: &str) -> Command {

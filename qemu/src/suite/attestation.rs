@@ -1,7 +1,7 @@
 //! Tokens, verified by libraries of another language: `tests/attestation/verify.py`
 //! with pycose and cbor2, in an environment of its own.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::call::{Call, Called, LIMIT};
 use super::{Case, Context, Counts, Outcome};
+use crate::scratch;
 use crate::workspace::in_path;
 
 /// The cases.
@@ -42,7 +43,12 @@ impl Verifier {
             return Ok(Err("no python3: apt-get install python3-venv".into()));
         };
         let folder = context.workspace.root.join("tests/attestation");
-        let place = context.workspace.scratch().join("attestation");
+        // One at a time: several cases verify.
+        let scratch = context.workspace.scratch();
+        scratch::make(&scratch)?;
+        let lock = File::create(scratch.join("attestation.lock"))?;
+        lock.lock().context("cannot wait for another verifier")?;
+        let place = scratch.join("attestation");
         let own = place.join("bin/python");
         if !own.is_file() {
             let made = Call::program(python, LIMIT).args(["-m", "venv"]);
@@ -88,14 +94,7 @@ fn measured(context: &Context, cpu: &str) -> Result<()> {
             .args(["--guest", "hello", "--cpu", cpu])
             .call()?
             .ended(0)?;
-        let said = called.stderr.lines().find_map(|line| {
-            let (instance, rest) = line
-                .split_once("attestation: instance ")?
-                .1
-                .split_once(", 0x")?;
-            let (bytes, hash) = rest.split_once(" bytes of EL2 ")?;
-            Some([instance, bytes, hash.trim()].map(str::to_string))
-        });
+        let said = called.stderr.lines().find_map(measurement);
         said.context("the log does not say what was measured")
     };
     let ([first, bytes, hash], [second, ..]) = (boot()?, boot()?);
@@ -110,8 +109,17 @@ fn measured(context: &Context, cpu: &str) -> Result<()> {
     Ok(())
 }
 
+/// What a line of the log says was measured: the instance, how many bytes, and their
+/// SHA-256, all hexadecimal.
+pub fn measurement(line: &str) -> Option<[String; 3]> {
+    let (_, said) = line.split_once("attestation: instance ")?;
+    let (instance, rest) = said.split_once(", 0x")?;
+    let (bytes, hash) = rest.split_once(" bytes of EL2 ")?;
+    Some([instance, bytes, hash.trim()].map(str::to_string))
+}
+
 /// Bytes as hexadecimal.
-fn hex(bytes: impl IntoIterator<Item = u8>) -> String {
+pub fn hex(bytes: impl IntoIterator<Item = u8>) -> String {
     bytes
         .into_iter()
         .map(|byte| format!("{byte:02x}"))

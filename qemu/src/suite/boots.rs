@@ -401,6 +401,7 @@ fn guest(context: &Context, name: &str) -> Result<Guest> {
         mode: Mode::Plain,
         measure: None,
         personalization: None,
+        ipa_bits: None,
         populate: None,
         console: None,
         strict: false,

@@ -114,6 +114,7 @@ fn guest(context: &Context, name: &str, how: &str, vcpus: u32) -> Result<Guest> 
         mode: Mode::Plain,
         measure: None,
         personalization: None,
+        ipa_bits: None,
         populate: None,
         console: Some(false),
         strict: false,

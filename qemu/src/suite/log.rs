@@ -151,6 +151,7 @@ fn guest(context: &Context, program: &str, cmdline: &str, console: bool) -> Resu
         mode: Mode::Plain,
         measure: None,
         personalization: None,
+        ipa_bits: None,
         populate: None,
         console: Some(console),
         strict: false,

@@ -28,6 +28,7 @@ pub mod shares;
 pub mod source;
 pub mod stays_up;
 pub mod trees;
+pub mod tsm;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -297,6 +298,7 @@ pub fn all(workspace: &Workspace) -> Vec<Case> {
     cases.extend(runner::cases());
     cases.extend(boots::cases());
     cases.extend(realms::cases());
+    cases.push(tsm::case());
     cases.extend(stays_up::cases());
     cases.extend(resets::cases());
     cases.extend(shares::cases());

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 
@@ -76,6 +76,7 @@ pub fn cases() -> Vec<Case> {
             .map(drop)
     };
     cases.push(Case::new("realms/cpus-leave-and-come-back", hotplug).boots(&["debian-backports"]));
+    cases.push(Case::new("realms/suspends", suspends).boots(&["debian-backports"]));
     for tiny in TINY {
         for (granule, _) in GRANULES {
             let body = move |context: &Context| tiny_linux(context, tiny, granule);
@@ -88,6 +89,11 @@ pub fn cases() -> Vec<Case> {
             ];
             let is_quick = quick.contains(&(tiny, granule));
             cases.push(if is_quick { case } else { case.full() });
+            for (bits, cpu) in WIDE.iter().filter(|(bits, _)| reaches(tiny, *bits)) {
+                let body = move |context: &Context| wide(context, tiny, granule, *bits, cpu);
+                let name = format!("realms/tiny-{tiny}-on-{granule}-of-{bits}-bits-{cpu}");
+                cases.push(Case::of_cargo(name, body).beside().full());
+            }
         }
     }
     for (granule, bytes) in GRANULES {
@@ -109,13 +115,12 @@ pub fn cases() -> Vec<Case> {
     cases.push(Case::new("realms/twenty-resets-64k", |context| {
         resets(context, 20, "64k")
     }));
-    let reboots = |context: &Context| tiny_reboots(context, 100);
-    cases.push(
-        Case::of_cargo("realms/hundred-reboots", reboots)
-            .beside()
-            .full(),
-    );
-    let reboots = |context: &Context| tiny_reboots(context, 3);
+    for (granule, _) in GRANULES {
+        let reboots = move |context: &Context| tiny_reboots(context, 100, granule);
+        let name = format!("realms/hundred-reboots-{granule}");
+        cases.push(Case::of_cargo(name, reboots).beside().full());
+    }
+    let reboots = |context: &Context| tiny_reboots(context, 3, "4k");
     cases.push(Case::of_cargo("realms/three-reboots", reboots).beside());
     cases.push(
         Case::new("realms/measure-none", measure_none)
@@ -127,7 +132,6 @@ pub fn cases() -> Vec<Case> {
 
 /// A Linux that knows that it is a realm, and has all that it is given.
 fn linux(context: &Context, kernel: &[&str], more: &[&str], vcpus: u64) -> Result<Called> {
-    let vcpus = vcpus.to_string();
     Call::run(context)?
         .args(["--mode", "realm"])
         .args(kernel)
@@ -135,7 +139,12 @@ fn linux(context: &Context, kernel: &[&str], more: &[&str], vcpus: u64) -> Resul
         .args(["--exec", TASK])
         .call()?
         .ended(0)?
-        .printed(&format!("RSI version 1.0\n{vcpus}\nuart\nsame\n"))
+        .printed(&said(vcpus))
+}
+
+/// What a Linux says to its [`TASK`].
+fn said(vcpus: u64) -> String {
+    format!("RSI version 1.0\n{vcpus}\nuart\nsame\n")
 }
 
 /// The file of such a kernel, if the user's cache has it.
@@ -236,7 +245,7 @@ fn resets(context: &Context, times: usize, granule: &str) -> Result<()> {
 }
 
 /// A Linux reboots itself so often.
-fn tiny_reboots(context: &Context, times: usize) -> Result<Outcome> {
+fn tiny_reboots(context: &Context, times: usize, granule: &str) -> Result<Outcome> {
     const NAME: &str = "4k-va48-pa48";
     let Some(kernel) = tiny_kernel(context, NAME) else {
         return Ok(no_tiny(NAME));
@@ -253,7 +262,9 @@ fn tiny_reboots(context: &Context, times: usize) -> Result<Outcome> {
         ..realm()
     };
     let mut machine = machine(context, folder.path(), &[guest])?;
-    machine.append = machine.append.replace("loglevel=info", "loglevel=debug");
+    machine.append = (machine.append)
+        .replace("granule=4k", &format!("granule={granule}"))
+        .replace("loglevel=info", "loglevel=debug");
     let mut capture = Capture::start(&machine, 6 * LIMIT, false)?;
     let talk = |capture: &mut Capture| -> Result<Ending> {
         for _ in 0..times {
@@ -269,33 +280,110 @@ fn tiny_reboots(context: &Context, times: usize) -> Result<Outcome> {
     Ok(Counts::ONE.into())
 }
 
+/// A Linux suspends itself, again and again, until a key of its console wakes it; what
+/// it had in its memory is there, and its CPUs are.
+///
+/// To idle it is, whatever it is asked for: PSCI has no `SYSTEM_SUSPEND` for realms
+/// (RMM specification, *PSCI*). The UART is what a realm has that can wake it.
+fn suspends(context: &Context) -> Result<()> {
+    const PREPARE: &str = "mkdir -p /mnt; mount -t tmpfs tmpfs /mnt; seq 300000 >/mnt/one; \
+         echo enabled >/sys/class/tty/ttyAMA0/power/wakeup; \
+         echo 1 >/sys/power/pm_debug_messages; dmesg -n 8; cat /sys/power/mem_sleep\n";
+    const LOOK: &str = "seq 300000 | cmp - /mnt/one && echo same, $(nproc) CPUs, \
+         $(cat /sys/power/suspend_stats/success) times; poweroff -f\n";
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let busybox = Cache::of(&context.workspace).busybox()?;
+    let initrd = folder.path().join("initrd");
+    fs::write(&initrd, initrd::build(&busybox, "guest", &Task::Shell)?)?;
+    let guest = Guest {
+        kernel: Cache::of(&context.workspace).kernel(catalogue::find("debian-backports")?)?,
+        initrd: Some(initrd),
+        cmdline: Some("console=ttyAMA0 quiet no_console_suspend".into()),
+        vcpus: 2,
+        ..realm()
+    };
+    let mut machine = machine(context, folder.path(), &[guest])?;
+    machine.cpus = 2;
+    let mut capture = Capture::start(&machine, LIMIT, false)?;
+    let talk = |capture: &mut Capture| -> Result<Ending> {
+        capture.until("guest:~# ")?;
+        capture.type_in(PREPARE)?;
+        capture.until("[s2idle]")?;
+        for state in ["freeze", "mem", "freeze"] {
+            capture.until("guest:~# ")?;
+            capture.type_in(&format!("echo {state} >/sys/power/state; echo back $?\n"))?;
+            // From here on the UART's interrupt wakes it.
+            capture.until("PM: suspend-to-idle")?;
+            capture.type_in("\n")?;
+            capture.until("PM: resume from suspend-to-idle")?;
+            capture.until("back 0")?;
+        }
+        capture.until("guest:~# ")?;
+        capture.type_in(LOOK)?;
+        capture.until("same, 2 CPUs, 3 times")?;
+        capture.finish()
+    };
+    ended_well(talk(&mut capture), &capture)
+}
+
 /// A realm with settings of realms in its file.
 fn measure_none(context: &Context) -> Result<()> {
-    let folder = tempfile::tempdir_in(&context.folder)?;
     let kernel = Cache::of(&context.workspace).kernel(catalogue::find("debian-backports")?)?;
+    let settings = "measure = \"none\"\npersonalization = \"00ff\"\n";
+    of_file(context, &kernel, settings, &[])?
+        .shows(&[&said(1)])?
+        .calmly()?;
+    Ok(())
+}
+
+/// Bits of IPAs, and the CPU: one that has 52 of them with each granule, and one that
+/// has 48.
+const WIDE: [(u32, &str); 3] = [(48, "max"), (52, "max"), (48, "neoverse-n2")];
+
+/// Whether this kernel reaches what a realm of so many bits shares: its upper half.
+fn reaches(tiny: &str, bits: u32) -> bool {
+    bits <= 48 || tiny.ends_with("-pa52")
+}
+
+/// Such a kernel where IPAs have so many bits. It computes from them where its UART is
+/// and what it shares, or says nothing.
+fn wide(context: &Context, name: &str, granule: &str, bits: u32, cpu: &str) -> Result<Outcome> {
+    let Some(kernel) = tiny_kernel(context, name) else {
+        return Ok(no_tiny(name));
+    };
+    let settings = format!("ipa_bits = {bits}\n");
+    let options = ["--granule", granule, "--cpu", cpu, "--log", "debug"];
+    of_file(context, &kernel, &settings, &options)?
+        .shows(&[&said(1)])?
+        .tells(&["guest guest: ", &format!("{bits} bits of IPA")])?
+        .calmly()?;
+    Ok(Counts::ONE.into())
+}
+
+/// A Linux that is a realm with these settings of the file does the task, and powers
+/// itself off.
+fn of_file(context: &Context, kernel: &Path, settings: &str, options: &[&str]) -> Result<Called> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
     let busybox = Cache::of(&context.workspace).busybox()?;
     let task = Task::Command {
-        command: b"dmesg | grep -o 'RSI version 1.0'; poweroff -f".to_vec(),
+        command: TASK.into(),
         mark: initrd::mark(),
     };
     let initrd = folder.path().join("initrd");
     fs::write(&initrd, initrd::build(&busybox, "guest", &task)?)?;
     let file = folder.path().join("guests.toml");
     let toml = format!(
-        "[[guest]]\nname = \"guest\"\nmode = \"realm\"\nmeasure = \"none\"\n\
-         personalization = \"00ff\"\nkernel = {kernel:?}\ninitrd = {initrd:?}\n\
-         cmdline = \"console=ttyAMA0 quiet\"\n"
+        "[[guest]]\nname = \"guest\"\nmode = \"realm\"\nkernel = {kernel:?}\n\
+         initrd = {initrd:?}\ncmdline = \"console=ttyAMA0 quiet\"\n{settings}"
     );
     fs::write(&file, toml)?;
     Call::run(context)?
+        .args(options)
         .args(["--guests"])
         .args([&file])
         .call()?
         .ended(0)?
-        .shows(&["RSI version 1.0"])?
-        .tells(&["guest guest: powered off"])?
-        .calmly()?;
-    Ok(())
+        .tells(&["guest guest: powered off"])
 }
 
 /// A realm of one CPU, without a kernel yet.
@@ -310,6 +398,7 @@ fn realm() -> Guest {
         mode: Mode::Realm,
         measure: None,
         personalization: None,
+        ipa_bits: None,
         populate: None,
         console: Some(true),
         strict: false,

@@ -163,6 +163,7 @@ fn guest(name: &str, kernel: &Path, cmdline: &str, console: bool) -> Guest {
         mode: Mode::Plain,
         measure: None,
         personalization: None,
+        ipa_bits: None,
         populate: None,
         console: Some(console),
         strict: false,

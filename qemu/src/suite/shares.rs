@@ -84,6 +84,7 @@ fn guest(context: &Context, what: &str) -> Result<Guest> {
         mode: Mode::Plain,
         measure: None,
         personalization: None,
+        ipa_bits: None,
         populate: None,
         console: Some(what == "measure"),
         strict: false,
