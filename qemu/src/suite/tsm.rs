@@ -2,7 +2,7 @@
 //! (Linux, Documentation/ABI/testing/configfs-tsm-report), verified outside.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -58,12 +58,19 @@ fn tokens(context: &Context) -> Result<Outcome> {
         Ok(verifier) => verifier,
         Err(why) => return Ok(Outcome::skipped(why)),
     };
+    // A kernel that stays in a cache may outlive its modules in the archive.
+    let cache = Cache::of(&context.workspace);
+    let modules = match cache.modules(catalogue::find(LINUX)?, &MODULES) {
+        Ok(modules) => modules,
+        Err(why) => return Ok(Outcome::skipped(format!("{why:#}"))),
+    };
     let folder = tempfile::tempdir_in(&context.folder)?;
     let guest = Guest {
         initrd: Some(folder.path().join("initrd")),
         ..realm(context)?
     };
-    fs::write(folder.path().join("initrd"), initrd(context)?)?;
+    let disk = initrd(&cache.busybox()?, &modules)?;
+    fs::write(folder.path().join("initrd"), disk)?;
     let boot = |guest: &Guest| boot(context, &verifier, folder.path(), guest);
     let first = boot(&guest)?;
     ensure!(first.bytes().any(|digit| digit != b'0'), "the RIM is zero");
@@ -144,15 +151,13 @@ fn last_token(console: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// The initial RAM disk: busybox with a shell, the modules, and the script.
-fn initrd(context: &Context) -> Result<Vec<u8>> {
-    let cache = Cache::of(&context.workspace);
-    let files = cache.modules(catalogue::find(LINUX)?, &MODULES)?;
-    let mut data = initrd::build(&cache.busybox()?, "guest", &Task::Shell)?;
+fn initrd(busybox: &Path, modules: &[PathBuf]) -> Result<Vec<u8>> {
+    let mut data = initrd::build(busybox, "guest", &Task::Shell)?;
     // Linux unpacks one archive behind the other.
     data.resize(data.len().next_multiple_of(4), 0);
     let mut archive = Archive::new();
     archive.folder("modules");
-    for (name, file) in MODULES.iter().zip(files) {
+    for (name, file) in MODULES.iter().zip(modules) {
         archive.file(&format!("modules/{name}.ko.xz"), &fs::read(file)?)?;
     }
     archive.file("tokens", SCRIPT.as_bytes())?;
