@@ -6,10 +6,10 @@
 //! | module | calls |
 //! |---|---|
 //! | this | `RSI_VERSION`, `FEATURES`, `MEASUREMENT_READ`, `_EXTEND` |
-//! | [`memory`] | `REALM_CONFIG`, and what others read and write of the realm's memory |
-//! | [`ripas`] | `IPA_STATE_GET`, `_SET` |
-//! | [`token`] | `ATTESTATION_TOKEN_INIT`, `_CONTINUE` |
-//! | [`host_call`] | `HOST_CALL` |
+//! | `memory` | `REALM_CONFIG`, and what others read and write of the realm's memory |
+//! | `ripas` | `IPA_STATE_GET`, `_SET` |
+//! | `token` | `ATTESTATION_TOKEN_INIT`, `_CONTINUE` |
+//! | `host_call` | `HOST_CALL` |
 
 use ::rmi::rsi::{Code, Rsi};
 
