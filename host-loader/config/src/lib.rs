@@ -46,9 +46,15 @@ pub use write::write;
 /// The file's name in a bundle.
 pub const FILE: &str = "guests.toml";
 
-/// The most that the file may be long. Reading takes up to 80 MiB of the heap for
-/// that, if it is made for it (`tests/memory.rs`).
+/// The most that the file may be long.
 pub const MAX_LENGTH: usize = 64 << 10;
+
+/// Bytes of the heap that reading takes of a file of so many, at most: 80 MiB, if one is
+/// made for it (`tests/memory.rs`, where sequences that take much were looked for). What
+/// does not grow is for tables in tables, as deep as the parser goes.
+pub const fn heap_of(length: usize) -> usize {
+    1280 * length + (256 << 10)
+}
 
 /// Bytes of memory of a guest that does not say.
 pub const DEFAULT_MEMORY: u64 = 512 << 20;

@@ -4,18 +4,13 @@
 mod counting;
 
 use counting::counted;
-use guest_config::{FILE, MAX_LENGTH};
+use guest_config::{FILE, MAX_LENGTH, heap_of};
 use proptest::prelude::*;
-
-/// Bytes of the heap for each byte of the file, at most, and for tables in
-/// tables, as deep as the parser goes.
-const HEAP_PER_BYTE: usize = 1280;
-const HEAP_OF_DEPTH: usize = 256 << 10;
 
 /// Reads the file in so much memory that the image's heap has it: the error.
 fn read(text: &str) -> Option<String> {
     let (result, used) = counted(|| guest_config::parse(text.as_bytes()));
-    let most = HEAP_PER_BYTE * text.len().min(MAX_LENGTH) + HEAP_OF_DEPTH;
+    let most = heap_of(text.len().min(MAX_LENGTH));
     let start: String = text.chars().take(40).collect();
     assert!(used.peak <= most, "{start}: {used:?} of {most}");
     let error = result.err().map(|error| format!("{FILE}:{error}"));

@@ -7,7 +7,7 @@ use host_loader_fuzz::within;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    match within(1280 * bytes.len() + (256 << 10), || parse(bytes)) {
+    match within(guest_config::heap_of(bytes.len()), || parse(bytes)) {
         Ok(guests) => {
             assert!(!guests.is_empty());
             let lines = 1 + bytes.iter().filter(|b| **b == b'\n').count();

@@ -180,21 +180,11 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
         let kernel = Cache::of(workspace).kernel(guest)?;
         for chatter in [Chatter::Quiet, Chatter::Full] {
             let guest = Guest {
-                name: name.clone(),
-                kernel: kernel.clone(),
                 initrd: Some(initrd.clone()),
                 cmdline: Some(chatter.cmdline().into()),
-                memory: MEMORY,
-                vcpus: 1,
                 mode: options.mode,
-                measure: None,
-                personalization: None,
-                ipa_bits: None,
                 populate: options.populate,
-                console: None,
-                strict: false,
-                load: None,
-                entry: None,
+                ..Guest::new(name.clone(), kernel.clone(), MEMORY)
             };
             let count = |what: &str, machine: &Machine, bare: bool| {
                 let title = format!("{name}, {chatter} console, {what}");

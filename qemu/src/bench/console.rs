@@ -19,7 +19,7 @@ use serde::Serialize;
 use super::counted::{self, Counting, LIMIT, MEMORY};
 use super::first_process::{self, LINE};
 use crate::build;
-use crate::config::{Guest, Mode};
+use crate::config::Guest;
 use crate::guests::catalogue;
 use crate::guests::fetch::Cache;
 use crate::machine::virt::Machine;
@@ -153,21 +153,9 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
             |ramdisk| fs::write(&initrd, ramdisk).context("cannot write the initial RAM disk");
         write(ramdisk)?;
         let guest = Guest {
-            name: name.into(),
-            kernel: kernel.clone(),
             initrd: Some(initrd.clone()),
             cmdline: Some("console=ttyAMA0 quiet".into()),
-            memory: MEMORY,
-            vcpus: 1,
-            mode: Mode::Plain,
-            measure: None,
-            personalization: None,
-            ipa_bits: None,
-            populate: None,
-            console: None,
-            strict: false,
-            load: None,
-            entry: None,
+            ..Guest::new(name, kernel.clone(), MEMORY)
         };
         let machines = [
             counted::bare(qemu, &guest),

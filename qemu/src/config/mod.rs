@@ -53,6 +53,27 @@ pub struct Guest {
 }
 
 impl Guest {
+    /// A plain guest of one vCPU, and all else as the file has it by default.
+    pub fn new(name: impl Into<String>, kernel: impl Into<PathBuf>, memory: Size) -> Self {
+        Self {
+            name: name.into(),
+            kernel: kernel.into(),
+            initrd: None,
+            cmdline: None,
+            memory,
+            vcpus: 1,
+            mode: Mode::Plain,
+            measure: None,
+            personalization: None,
+            ipa_bits: None,
+            populate: None,
+            console: None,
+            strict: false,
+            load: None,
+            entry: None,
+        }
+    }
+
     /// The kernel's path in the bundle.
     pub fn packed_kernel(&self) -> String {
         format!("{}/kernel", self.name)

@@ -173,21 +173,13 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
     config::check_cmdline(&cmdline).context("--append")?;
     Ok(Guests {
         list: vec![Guest {
-            name: wants.name,
-            kernel: wants.kernel,
             initrd,
             cmdline: (!cmdline.is_empty()).then_some(cmdline),
-            memory: boot.memory,
             vcpus: boot.smp.unwrap_or(1),
             mode: boot.mode,
-            measure: None,
-            personalization: None,
-            ipa_bits: None,
             populate: boot.populate,
-            console: None,
             strict: boot.strict,
-            load: None,
-            entry: None,
+            ..Guest::new(wants.name, wants.kernel, boot.memory)
         }],
         bundle: None,
         style,

@@ -194,7 +194,8 @@ impl Apt {
         words
     }
 
-    /// Downloads `package`, or `package=version`, and returns its file, which is there until the next.
+    /// Downloads `package`, or `package=version`, and returns its file, which is there
+    /// until the next.
     ///
     /// # Errors
     /// With apt's own words when it fails.

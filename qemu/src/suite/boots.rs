@@ -12,7 +12,7 @@ use super::call::Call;
 use super::{Case, Context};
 use crate::bench::boot;
 use crate::bundle;
-use crate::config::{Guest, Mode};
+use crate::config::Guest;
 use crate::guests::catalogue;
 use crate::guests::fetch::Cache;
 use crate::guests::initrd::{self, Task};
@@ -391,23 +391,11 @@ fn side_by_side(context: &Context) -> Result<()> {
 
 /// A guest of the catalogue with one CPU and nothing but its kernel.
 fn guest(context: &Context, name: &str) -> Result<Guest> {
-    Ok(Guest {
-        name: "guest".into(),
-        kernel: Cache::of(&context.workspace).kernel(catalogue::find(name)?)?,
-        initrd: None,
-        cmdline: None,
-        memory: Size::mib(256),
-        vcpus: 1,
-        mode: Mode::Plain,
-        measure: None,
-        personalization: None,
-        ipa_bits: None,
-        populate: None,
-        console: None,
-        strict: false,
-        load: None,
-        entry: None,
-    })
+    Ok(Guest::new(
+        "guest",
+        Cache::of(&context.workspace).kernel(catalogue::find(name)?)?,
+        Size::mib(256),
+    ))
 }
 
 /// The machine for a Linux guest of one CPU, with a shell on its console.

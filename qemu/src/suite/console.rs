@@ -13,7 +13,7 @@ use super::runner::exit::once_begun;
 use super::{Case, Context};
 use crate::bench::console as bench;
 use crate::build;
-use crate::config::{Guest, Mode};
+use crate::config::Guest;
 use crate::run::capture::Capture;
 use crate::run::ending::Ending;
 use crate::size::Size;
@@ -105,21 +105,14 @@ fn posts(context: &Context, options: &[&str]) -> Result<Call> {
 
 fn guest(context: &Context, name: &str, how: &str, vcpus: u32) -> Result<Guest> {
     Ok(Guest {
-        name: name.into(),
-        kernel: build::program(&context.workspace, "posts")?,
-        initrd: None,
         cmdline: Some(format!("do={how}")),
-        memory: Size::mib(8),
         vcpus,
-        mode: Mode::Plain,
-        measure: None,
-        personalization: None,
-        ipa_bits: None,
-        populate: None,
         console: Some(false),
-        strict: false,
-        entry: None,
-        load: None,
+        ..Guest::new(
+            name,
+            build::program(&context.workspace, "posts")?,
+            Size::mib(8),
+        )
     })
 }
 

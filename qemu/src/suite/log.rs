@@ -12,7 +12,7 @@ use super::on_target::hostile_image;
 use super::{Case, Context};
 use crate::build;
 use crate::bundle;
-use crate::config::{Guest, Mode};
+use crate::config::Guest;
 use crate::machine::virt::{DEFAULT_CPU, Machine};
 use crate::run::capture::Capture;
 use crate::run::ending::{self, Ending};
@@ -142,21 +142,13 @@ pub fn cases() -> Vec<Case> {
 /// A guest of one vCPU with a bare-metal program as its kernel.
 fn guest(context: &Context, program: &str, cmdline: &str, console: bool) -> Result<Guest> {
     Ok(Guest {
-        name: program.into(),
-        kernel: build::program(&context.workspace, program)?,
-        initrd: None,
         cmdline: (!cmdline.is_empty()).then(|| cmdline.into()),
-        memory: Size::mib(64),
-        vcpus: 1,
-        mode: Mode::Plain,
-        measure: None,
-        personalization: None,
-        ipa_bits: None,
-        populate: None,
         console: Some(console),
-        strict: false,
-        load: None,
-        entry: None,
+        ..Guest::new(
+            program,
+            build::program(&context.workspace, program)?,
+            Size::mib(64),
+        )
     })
 }
 

@@ -389,20 +389,8 @@ fn of_file(context: &Context, kernel: &Path, settings: &str, options: &[&str]) -
 /// A realm of one CPU, without a kernel yet.
 fn realm() -> Guest {
     Guest {
-        name: "guest".into(),
-        kernel: PathBuf::new(),
-        initrd: None,
-        cmdline: None,
-        memory: Size::mib(256),
-        vcpus: 1,
         mode: Mode::Realm,
-        measure: None,
-        personalization: None,
-        ipa_bits: None,
-        populate: None,
         console: Some(true),
-        strict: false,
-        load: None,
-        entry: None,
+        ..Guest::new("guest", PathBuf::new(), Size::mib(256))
     }
 }

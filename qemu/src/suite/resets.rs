@@ -154,21 +154,9 @@ fn without_errors(capture: &Capture) -> Result<()> {
 /// A guest of the program `reset`, with as little memory as it runs in.
 fn guest(name: &str, kernel: &Path, cmdline: &str, console: bool) -> Guest {
     Guest {
-        name: name.into(),
-        kernel: kernel.into(),
-        initrd: None,
         cmdline: Some(cmdline.into()),
-        memory: Size::mib(8),
-        vcpus: 1,
-        mode: Mode::Plain,
-        measure: None,
-        personalization: None,
-        ipa_bits: None,
-        populate: None,
         console: Some(console),
-        strict: false,
-        load: None,
-        entry: None,
+        ..Guest::new(name, kernel, Size::mib(8))
     }
 }
 

@@ -9,7 +9,7 @@ use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use super::boots::{LIMIT, machine};
 use super::{Case, Context};
 use crate::build;
-use crate::config::{Guest, Mode};
+use crate::config::Guest;
 use crate::guests::catalogue;
 use crate::guests::fetch::Cache;
 use crate::run::capture::Capture;
@@ -75,21 +75,13 @@ fn beside_resets(context: &Context, cpu: &str) -> Result<()> {
 
 fn guest(context: &Context, what: &str) -> Result<Guest> {
     Ok(Guest {
-        name: what.into(),
-        kernel: build::program(&context.workspace, "neighbour")?,
-        initrd: None,
         cmdline: Some(format!("do={what}")),
-        memory: Size::mib(16),
-        vcpus: 1,
-        mode: Mode::Plain,
-        measure: None,
-        personalization: None,
-        ipa_bits: None,
-        populate: None,
         console: Some(what == "measure"),
-        strict: false,
-        load: None,
-        entry: None,
+        ..Guest::new(
+            what,
+            build::program(&context.workspace, "neighbour")?,
+            Size::mib(16),
+        )
     })
 }
 

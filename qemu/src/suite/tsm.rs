@@ -168,20 +168,15 @@ fn initrd(busybox: &Path, modules: &[PathBuf]) -> Result<Vec<u8>> {
 /// A realm of two CPUs, so that the driver has a choice, without an initrd yet.
 fn realm(context: &Context) -> Result<Guest> {
     Ok(Guest {
-        name: "guest".into(),
-        kernel: Cache::of(&context.workspace).kernel(catalogue::find(LINUX)?)?,
-        initrd: None,
         cmdline: Some("console=ttyAMA0 quiet".into()),
-        memory: Size::mib(256),
         vcpus: 2,
         mode: Mode::Realm,
-        measure: None,
         personalization: Some(PERSONALIZATION.into()),
-        ipa_bits: None,
-        populate: None,
         console: Some(true),
-        strict: false,
-        load: None,
-        entry: None,
+        ..Guest::new(
+            "guest",
+            Cache::of(&context.workspace).kernel(catalogue::find(LINUX)?)?,
+            Size::mib(256),
+        )
     })
 }

@@ -196,7 +196,7 @@ impl Guest {
         let mut begun = cpu::now();
         for _ in 0..PATIENCE {
             let flags = core::mem::replace(&mut self.flags, EnterFlags::empty());
-            // SAFETY: as above.
+            // SAFETY: the run page is this host's.
             unsafe { write64(enter + offset_of!(RecEnter, flags) as u64, flags.bits()) };
             let (rd, rec) = (at(RD), at(RECS));
             if status(Command::RecEnter { rec, run }) != SUCCESS {
@@ -209,7 +209,7 @@ impl Guest {
                         return (cpu::now() - begun, told(offset_of!(RecExit, gprs)));
                     }
                     let Some(word) = words.next() else { break };
-                    // SAFETY: as above.
+                    // SAFETY: the run page is this host's.
                     unsafe { write64(enter + offset_of!(RecEnter, gprs) as u64, word) };
                     begun = cpu::now();
                 }
