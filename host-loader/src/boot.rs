@@ -45,14 +45,10 @@ static EARLY: EarlyHeap = EarlyHeap(UnsafeCell::new([0; EARLY_HEAP]));
 const HEAP_BYTES: u64 = 16 << 20;
 const HEAP_PART: u64 = 8;
 
-/// Stacks of a CPU: to run on, and for exceptions; a page is left out below
-/// each.
+/// Stacks of a CPU: to run on, and for exceptions; a page of the host's stage 1 is left
+/// out below each.
 const STACK: u64 = 128 << 10;
 const EXCEPTION_STACK: u64 = 16 << 10;
-const GUARD: u64 = 4 << 10;
-
-/// The end of addresses that the host's stage 1 maps.
-const MAPPED_END: u64 = 1 << 48;
 
 /// entry.s comes here on the boot CPU, with the early map on.
 #[unsafe(no_mangle)]
@@ -178,10 +174,12 @@ fn el2() -> Result<(Feature0, VendorFeatures), BootError> {
     Ok((rmi, features))
 }
 
+/// What of it the host's stage 1 can map.
 fn clipped(memory: &[Range<u64>]) -> Vec<Range<u64>> {
+    let (end, _) = mmu::reach();
     memory
         .iter()
-        .map(|r| r.start.min(MAPPED_END)..r.end.min(MAPPED_END))
+        .map(|r| r.start.min(end)..r.end.min(end))
         .collect()
 }
 
@@ -204,6 +202,7 @@ fn taken_ranges(dtb: u64, tree: &[u8], platform: &Platform) -> Vec<Range<u64>> {
 /// none of them: it has logged that.
 fn cpus(platform: &Platform, granules: &mut Granules) -> Result<Vec<Cpu>, BootError> {
     let me = affinity();
+    let (_, page) = mmu::reach();
     let mut cpus = Vec::new();
     let driven = |mpidr: &&u64| rmi_call::machine_has_cpu(**mpidr);
     for &mpidr in platform.cpus.iter().filter(driven) {
@@ -211,9 +210,10 @@ fn cpus(platform: &Platform, granules: &mut Granules) -> Result<Vec<Cpu>, BootEr
             if mpidr == me {
                 return Ok(0);
             }
-            let bytes = GUARD + size;
+            // The part above the hole ends with a page, too.
+            let bytes = page + size.next_multiple_of(page);
             let start = granules
-                .take(bytes, GUARD)
+                .take(bytes, page)
                 .ok_or(BootError::NoRam(Purpose::Stacks))?;
             Ok(start + bytes)
         };
@@ -230,7 +230,7 @@ fn cpus(platform: &Platform, granules: &mut Granules) -> Result<Vec<Cpu>, BootEr
 fn heap_range(granules: &mut Granules) -> Result<Range<u64>, BootError> {
     let bytes = (granules.free_bytes() / HEAP_PART).min(HEAP_BYTES);
     let start = granules
-        .take(bytes, GUARD)
+        .take(bytes, mmu::reach().1)
         .ok_or(BootError::NoRam(Purpose::Heap))?;
     // Whole granules were taken; all of them are of use.
     Ok(start..start + bytes.next_multiple_of(granules.granule()))
@@ -258,6 +258,7 @@ fn blank_granule(granules: &mut Granules) -> Result<u64, BootError> {
 /// stacks, and the devices that the host drives.
 fn map_everything(platform: &Platform, cpus: &[Cpu]) -> Result<(), BootError> {
     let image = mmu::image_layout();
+    let (_, page) = mmu::reach();
     let mut holes = Vec::new();
     let mut appendix = None;
     for (base, size, kind) in (0..).map_while(rmi_call::memory_range) {
@@ -272,12 +273,13 @@ fn map_everything(platform: &Platform, cpus: &[Cpu]) -> Result<(), BootError> {
     for cpu in cpus {
         for (top, size) in [(cpu.stacks.0, STACK), (cpu.stacks.1, EXCEPTION_STACK)] {
             if top != 0 {
-                holes.push(top - size - GUARD..top - size);
+                let base = top - size.next_multiple_of(page);
+                holes.push(base - page..base);
             }
         }
     }
-    // The host's stage 1 counts in 4 KiB, whatever EL2 counts in.
-    let ram = Granules::new(GUARD, &clipped(&platform.memory), &holes);
+    // Whatever EL2 counts in.
+    let ram = Granules::new(page, &clipped(&platform.memory), &holes);
     let mut devices = platform.gic.redistributors.clone();
     devices.push(platform.gic.distributor.clone());
     if let Some(uart) = &platform.console {
@@ -324,7 +326,7 @@ fn bundle(platform: &Platform) -> Result<Bundle<'static>, BootError> {
     let inside = platform
         .memory
         .iter()
-        .any(|r| r.start <= initrd.start && initrd.end <= r.end.min(MAPPED_END));
+        .any(|r| r.start <= initrd.start && initrd.end <= r.end.min(mmu::reach().0));
     if !inside {
         return Err(BootError::InitrdOutside(initrd));
     }

@@ -22,7 +22,7 @@ use crate::sink::Ignore;
 use crate::stage2::{Leaves, typed};
 use crate::tree::{Core, Exclusive, Over};
 
-const AP_RES1: u64 = 1 << 6;
+pub(crate) const AP_RES1: u64 = 1 << 6;
 pub(crate) const AP_READ_ONLY: u64 = 1 << 7;
 pub(crate) const UXN_XN: u64 = 1 << 54;
 pub(crate) const ATTR_INDEX_SHIFT: u32 = 2;
@@ -128,7 +128,7 @@ impl El2Geometry {
     }
 
     /// The attribute bits of a leaf.
-    fn encode(&self, attrs: El2Attrs) -> Desc {
+    pub(crate) fn encode(&self, attrs: El2Attrs) -> Desc {
         let mut raw = AF | AP_RES1;
         raw |= match attrs.memory {
             El2Memory::Normal => 0,
@@ -272,8 +272,17 @@ impl<M: TableMem> El2Map<M> {
         maint: &mut T,
         range: &El2Range,
     ) -> Result<Va, Stopped<Va>> {
+        self.map_as(maint, range, self.geometry.encode(range.attrs))
+    }
+
+    /// The same with these attribute bits.
+    pub(crate) fn map_as<T: Maintenance>(
+        &mut self,
+        maint: &mut T,
+        range: &El2Range,
+        attrs: Desc,
+    ) -> Result<Va, Stopped<Va>> {
         let of = (range.va.into(), range.pa, range.size);
-        let attrs = self.geometry.encode(range.attrs);
         let (shape, leaves) = (&self.core.shape, range.leaves);
         let job = MapJob::new(shape, of, attrs, leaves, Level::MINUS_1);
         let job = MapJob {

@@ -8,6 +8,8 @@ mod config;
 mod config_error;
 mod counting;
 mod desc;
+#[cfg(feature = "el1")]
+mod el1;
 mod el2;
 mod errata;
 mod error;
@@ -36,6 +38,8 @@ pub use attrs::{Access, Age, Attrs, Device, Dirty, Execute, Memory, Share};
 pub use config::{Features, Stage2Config, Start};
 pub use config_error::ConfigError;
 pub use counting::Counting;
+#[cfg(feature = "el1")]
+pub use el1::El1Map;
 pub use el2::{El2Access, El2Attrs, El2Config, El2Geometry, El2Map, El2Memory, El2Range};
 pub use errata::Errata;
 pub use error::{Budget, Error, Stopped};

@@ -20,8 +20,6 @@ primary_entry:
     isb
 
     mov     x0, x19
-    mov     x1, x20
-    address x2, image_end
     bl      {early_map}             /* fills REGISTERS */
 
     /* What was just written went past the caches: drop what they hold of it. */
@@ -29,7 +27,8 @@ primary_entry:
     ubfx    x3, x3, #16, #4
     mov     x4, #4
     lsl     x3, x4, x3
-    address x2, image_end
+    ldr     x2, [x20, #16]          /* image_size: the tables stand at the end */
+    add     x2, x20, x2
     mov     x1, x20
 3:  dc      civac, x1
     add     x1, x1, x3

@@ -2,6 +2,7 @@
 
 use core::fmt;
 use core::ops::Range;
+use host_loader::arch::mmu::MapError;
 use host_loader::bundle::BundleError;
 use host_loader::gic::GicError;
 use host_loader::guest::error::GuestError;
@@ -44,7 +45,7 @@ pub enum BootError {
     /// The machine has no RAM left for something.
     NoRam(Purpose),
     /// The host's stage 1 cannot map what it must.
-    Map(aarch64_paging::MapError),
+    Map(MapError),
     /// The GIC.
     Gic(GicError),
     /// The boot loader passed no initrd.
@@ -81,7 +82,7 @@ impl fmt::Display for BootError {
                     Purpose::Blank => "",
                 })
             }
-            Self::Map(why) => write!(f, "the host's stage 1: {why:?}"),
+            Self::Map(why) => why.fmt(f),
             Self::Gic(why) => why.fmt(f),
             Self::NoInitrd => f.write_str(
                 "no initrd: the boot loader passed no bundle; give it one \

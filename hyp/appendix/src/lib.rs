@@ -28,6 +28,10 @@ pub use symbols::{Record, SYMBOLS_MAGIC, SymbolHeader, Symbols};
 pub const MAGIC: [u8; 8] = *b"UCAPPEND";
 const VERSION: u32 = 1;
 
+/// Bytes behind the host's image and its appendix, where its tables stand: the size in
+/// its header has them, the file has not, and EL2 zeroes them.
+pub const TABLES: u64 = 3 << 19;
+
 /// Offset and length of a part, bytes from the header's start.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]

@@ -16,7 +16,8 @@ pub fn image(hyp: &[u8], host: &[u8]) -> Result<Vec<u8>> {
         &[],
         &symbols::table(host).context("host-loader")?,
     );
-    let size = payload.len() as u64;
+    // Every page of a table is whole.
+    let size = (payload.len() as u64).next_multiple_of(64 << 10) + ::appendix::TABLES;
     header::set_size(&mut payload, size).context("host-loader")?;
 
     let mut image = flat::binary(hyp).context("hyp")?;
