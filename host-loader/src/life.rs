@@ -65,12 +65,16 @@ impl Job {
 }
 
 /// What guest `config` is built with.
+/// Above it an address takes descriptors of 52 bits.
+const HIGH: u64 = 1 << 48;
+
 fn resources(machine: &Machine, config: usize) -> Resources<'_> {
     Resources {
         pace: &machine.paces[config],
         granules: machine.granules,
         features: machine.features,
         rmi: machine.rmi,
+        high_ram: machine.platform.memory.iter().any(|ram| ram.end > HIGH),
         bundle: &machine.bundle,
         unpacker: &machine.unpacker,
         blank: machine.blank,

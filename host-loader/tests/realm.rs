@@ -131,6 +131,7 @@ fn with_host<R>(case: &Case<'_>, f: impl FnOnce(&Resources<'_>, &RefCell<El2>) -
     let unpacker = Mutex::new(build::unpacker(&bundle, &granules).unwrap());
     let seeds = host_loader::seed::Seeds::new(&[7; 32]);
     let resources = Resources {
+        high_ram: false,
         seeds: &seeds,
         pace: &Pace::new(),
         granules: &granules,
@@ -770,8 +771,9 @@ fn a_guest_that_asks_for_too_much_is_told_what_there_is() {
     let wide = |why: &Refusal| matches!(why, Refusal::WideMemory { .. });
     let bits = |why: &Refusal| matches!(why, Refusal::IpaBits { .. });
     let many = |why: &Refusal| matches!(why, Refusal::ManyVcpus { limit: 32, .. });
+    let starts = |why: &Refusal| matches!(why, Refusal::StartLevel { .. });
     type IsThat = fn(&Refusal) -> bool;
-    let cases: [(&str, IsThat, [&str; 3]); 8] = [
+    let cases: [(&str, IsThat, [&str; 3]); 9] = [
         (
             "memory = \"1G\"",
             little,
@@ -795,7 +797,7 @@ fn a_guest_that_asks_for_too_much_is_told_what_there_is() {
             ["guests.toml:4", "memory", "65 bits"],
         ),
         (
-            "ipa_bits = 32\nmode = \"realm\"",
+            "ipa_bits = 32\nmode = \"realm\"\nmemory = \"1536M\"",
             bits,
             ["guests.toml:4", "ipa_bits = 32", "33, which"],
         ),
@@ -803,6 +805,11 @@ fn a_guest_that_asks_for_too_much_is_told_what_there_is() {
             "ipa_bits = 49\nmode = \"realm\"",
             bits,
             ["guests.toml:4", "ipa_bits = 49", "48, which"],
+        ),
+        (
+            "start_level = 0\nipa_bits = 36",
+            starts,
+            ["guests.toml:4", "start_level = 0", "expected 1 to 1"],
         ),
         ("vcpus = 33", many, ["guests.toml:4", "vcpus", "at most 32"]),
     ];

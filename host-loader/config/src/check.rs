@@ -6,7 +6,7 @@ use alloc::string::{String, ToString};
 
 use super::quote::Value;
 use super::size::Shown;
-use super::{Measure, Mode, PERSONALIZATION, Populate};
+use super::{Measure, Mode, PERSONALIZATION, Populate, RAM_BASE};
 
 /// The unit that guest memory is counted in: what one level-2 block of the 4K
 /// granule covers.
@@ -108,13 +108,30 @@ pub fn personalization(text: &str) -> Result<[u8; PERSONALIZATION], String> {
     Ok(bytes)
 }
 
-/// Bits of a realm's IPA space; how many its memory takes and its CPU has is the host's
-/// to say.
+/// Bits of an IPA space; how many its memory takes and its CPU has is the host's to say.
 pub fn ipa_bits(bits: i64) -> Result<u32, String> {
     match u32::try_from(bits) {
         Ok(bits @ 32..=52) => Ok(bits),
         _ => Err(format!("ipa_bits = {bits}: expected 32 to 52")),
     }
+}
+
+/// Where a walk of stage 2 starts; which levels its granule and IPA bits have is the
+/// host's to say.
+pub fn start_level(level: i64) -> Result<i64, String> {
+    match level {
+        -1..=3 => Ok(level),
+        _ => Err(format!("start_level = {level}: expected -1 to 3")),
+    }
+}
+
+/// IPA of a guest's memory: what of it lies beyond its IPA space is the host's to say.
+pub fn ram_base(base: i64) -> Result<u64, String> {
+    let valid = |base: &u64| (RAM_BASE..1 << 52).contains(base) && base.is_multiple_of(MEMORY_UNIT);
+    let base_is = u64::try_from(base).ok().filter(valid);
+    base_is.ok_or_else(|| {
+        format!("ram_base = {base:#x}: expected a multiple of 2M from {RAM_BASE:#x} to 2^52")
+    })
 }
 
 /// A setting of realms, of a guest that is none.

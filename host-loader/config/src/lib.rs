@@ -13,7 +13,9 @@
 //! | `mode` | `"plain"`, `"protected"` or `"realm"` | `"plain"` |
 //! | `measure` | of a realm: `"all"`: what it begins with counts in its measurement; `"none"`: only where that is | `"all"` |
 //! | `personalization` | of a realm: its personalization value, up to 64 bytes as hexadecimal digits; zeros behind them | zeros |
-//! | `ipa_bits` | of a realm: bits of its IPA space, whose upper half it shares; 32 to 52 | as few as its memory takes |
+//! | `ipa_bits` | bits of its IPA space, whose upper half it shares if its memory is its own; 32 to 52 | as few as its memory takes |
+//! | `start_level` | where the walk of its stage 2 starts: -1 to 3, as its granule and IPA bits allow | as few levels as concatenated tables allow |
+//! | `ram_base` | IPA of its memory, a multiple of 2M above the devices | `0x40000000` |
 //! | `populate` | `"eager"`: it has all its memory when it starts; `"lazy"`: each piece at first touch | the host's choice ([`Populate`]) |
 //! | `console` | it owns the first UART; one guest at most | the first guest does |
 //! | `strict` | it is stopped when it accesses what it does not have | `false` |
@@ -56,6 +58,10 @@ pub const fn heap_of(length: usize) -> usize {
     1280 * length + (256 << 10)
 }
 
+/// IPA of the memory of a guest that does not say, as of QEMU's virt machine. What is
+/// below is for devices.
+pub const RAM_BASE: u64 = 0x4000_0000;
+
 /// Bytes of memory of a guest that does not say.
 pub const DEFAULT_MEMORY: u64 = 512 << 20;
 
@@ -86,9 +92,15 @@ pub struct Guest {
     /// A realm's personalization value, hexadecimal, if it says.
     #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
     pub personalization: Option<String>,
-    /// Bits of a realm's IPA space, if it says.
+    /// Bits of its IPA space, if it says.
     #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
     pub ipa_bits: Option<u32>,
+    /// Where the walk of its stage 2 starts, if it says.
+    #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
+    pub start_level: Option<i64>,
+    /// IPA of its memory, if it says.
+    #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
+    pub ram_base: Option<u64>,
     /// When it gets its memory, if it says.
     #[cfg_attr(feature = "write", serde(skip_serializing_if = "Option::is_none"))]
     pub populate: Option<Populate>,

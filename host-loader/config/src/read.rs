@@ -30,6 +30,8 @@ struct Table {
     measure: Option<Spanned<String>>,
     personalization: Option<Spanned<String>>,
     ipa_bits: Option<Spanned<i64>>,
+    start_level: Option<Spanned<i64>>,
+    ram_base: Option<Spanned<i64>>,
     populate: Option<Spanned<String>>,
     console: Option<Spanned<bool>>,
     strict: Option<Spanned<bool>>,
@@ -200,10 +202,9 @@ impl Reader<'_> {
             of_realm("personalization")?;
             check::personalization(&text).map(|_| text)
         })?;
-        let ipa_bits = self.read_if("ipa_bits", table.ipa_bits, |bits| {
-            of_realm("ipa_bits")?;
-            check::ipa_bits(bits)
-        })?;
+        let ipa_bits = self.read_if("ipa_bits", table.ipa_bits, check::ipa_bits)?;
+        let start_level = self.read_if("start_level", table.start_level, check::start_level)?;
+        let ram_base = self.read_if("ram_base", table.ram_base, check::ram_base)?;
         let populate = self.read_if("populate", table.populate, |text| check::populate(&text))?;
         let memory = self.read_if("memory", table.memory, |text| match size::parse(&text) {
             Some(bytes) if check::memory(bytes).is_ok() => Ok(bytes),
@@ -228,6 +229,8 @@ impl Reader<'_> {
             measure,
             personalization,
             ipa_bits,
+            start_level,
+            ram_base,
             populate,
             console,
             strict: strict.unwrap_or_default(),
@@ -340,8 +343,10 @@ mod tests {
         value[..3].copy_from_slice(&[0, 0xff, 0xa0]);
         assert_eq!(named.personalization(), value);
         assert_eq!(Guest::default().personalization(), [0; 64]);
-        let wide = guest("mode = \"realm\"\nipa_bits = 52");
-        assert_eq!(wide.ipa_bits, Some(52));
+        assert_eq!(guest("ipa_bits = 52").ipa_bits, Some(52));
+        assert_eq!(guest("start_level = -1").start_level, Some(-1));
+        let high = guest("ram_base = 0x1_0000_0000_0000");
+        assert_eq!(high.ram_base, Some(1 << 48));
         for (word, populate) in Populate::ALL {
             let line = format!("populate = \"{word}\"");
             assert_eq!(guest(&line).populate, Some(populate));
@@ -378,7 +383,12 @@ mod tests {
             ("vcpus = \"2\"", &[":4:9: ", "vcpus"]),
             ("measure = \"all\"", &[":4:11: ", "mode = \"realm\""]),
             ("personalization = \"00\"", &[":4:19: ", "mode = \"realm\""]),
-            ("ipa_bits = 48", &[":4:12: ", "mode = \"realm\""]),
+            ("start_level = 4", &[":4:15: ", "-1 to 3"]),
+            ("start_level = -2", &[":4:15: ", "-1 to 3"]),
+            ("ram_base = 0x4010_0000", &[":4:12: ", "0x40100000", "2M"]),
+            ("ram_base = 0x3fe0_0000", &[":4:12: ", "from 0x40000000"]),
+            ("ram_base = 0x10_0000_0000_0000", &[":4:12: ", "2^52"]),
+            ("ram_base = -2097152", &[":4:12: ", "ram_base"]),
             ("mode = \"fast\"", &[":4:8: ", "fast", "plain"]),
             (
                 "populate = \"later\"",
@@ -495,7 +505,12 @@ mod tests {
             populate in prop::sample::select(&[None, Some(Populate::Eager), Some(Populate::Lazy)]),
             mode in prop::sample::select(Mode::ALL.map(|(_, mode)| mode).to_vec()),
             measure in prop::sample::select(Measure::ALL.map(|(_, measure)| measure).to_vec()),
-            (personalization, ipa_bits) in ("([0-9a-fA-F]{2}){0,64}", prop::option::of(32u32..=52)),
+            personalization in "([0-9a-fA-F]{2}){0,64}",
+            (ipa_bits, start_level, ram_base) in (
+                prop::option::of(32u32..=52),
+                prop::option::of(-1i64..=3),
+                prop::option::of(512u64..1 << 31),
+            ),
             (load, entry) in (prop::option::of(0..=i64::MAX as u64), prop::option::of(0..1u64 << 48)),
         ) {
             let guests: Vec<Guest> = names.into_iter().enumerate().map(|(n, name)| Guest {
@@ -508,7 +523,9 @@ mod tests {
                 mode,
                 measure: (mode == Mode::Realm).then_some(measure),
                 personalization: (mode == Mode::Realm).then(|| personalization.clone()),
-                ipa_bits: ipa_bits.filter(|_| mode == Mode::Realm),
+                ipa_bits,
+                start_level,
+                ram_base: ram_base.map(|mib| mib << 21),
                 populate,
                 console: owner.map(|owner| owner == n),
                 strict,

@@ -39,6 +39,8 @@ pub struct Resources<'a> {
     pub features: VendorFeatures,
     /// What RMI offers.
     pub rmi: Feature0,
+    /// Some of the machine's RAM lies above 2^48.
+    pub high_ram: bool,
     /// Kernels and initrds.
     pub bundle: &'a Bundle<'a>,
     /// What unpacks kernels, one at a time.
@@ -88,8 +90,8 @@ pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, G
     // SAFETY: The granules were free: mapped, and nobody else's from here on.
     let ram = unsafe {
         match config.guest.mode {
-            Mode::Realm => GuestRam::of_realm(map::RAM_BASE, &extents, shape.granule_shift),
-            Mode::Plain | Mode::Protected => GuestRam::new(map::RAM_BASE, &extents),
+            Mode::Realm => GuestRam::of_realm(ram_base(config), &extents, shape.granule_shift),
+            Mode::Plain | Mode::Protected => GuestRam::new(ram_base(config), &extents),
         }
     };
     Ok(Memory {
@@ -214,13 +216,18 @@ fn vcpu_limit(resources: &Resources<'_>) -> u64 {
     frames.min(1 << resources.rmi.max_recs_order)
 }
 
+/// Where a guest's memory stands.
+fn ram_base(config: &Located) -> u64 {
+    config.guest.ram_base.unwrap_or(map::RAM_BASE)
+}
+
 fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestError> {
-    let end = map::RAM_BASE.saturating_add(config.guest.memory);
+    let end = ram_base(config).saturating_add(config.guest.memory);
     let granule_shift = resources.features.granule_shift.into();
-    let shape = Shape::for_ipas(granule_shift, end);
     // As much again, for what it shares.
     let shared = u32::from(config.guest.mode != Mode::Plain);
-    let needs = shape.ipa_bits + shared;
+    // No stage 2 has fewer than 32.
+    let needs = (Shape::bits(end) + shared).max(32);
     if needs > resources.rmi.s2sz.into() {
         let refusal = Refusal::WideMemory {
             memory: config.guest.memory,
@@ -229,7 +236,8 @@ fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestErro
         };
         return Err(refusal.of(config));
     }
-    let bits = config.guest.ipa_bits.unwrap_or(needs);
+    let default = Shape::for_ipas(granule_shift, end).ipa_bits + shared;
+    let bits = config.guest.ipa_bits.unwrap_or(default);
     if !(needs..=resources.rmi.s2sz.into()).contains(&bits) {
         let refusal = Refusal::IpaBits {
             bits,
@@ -238,7 +246,35 @@ fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestErro
         };
         return Err(refusal.of(config));
     }
-    Ok(Shape::for_ipas(granule_shift, 1 << bits))
+    let usual = Shape {
+        lpa2: granule_shift != 16 && (bits > 48 || resources.high_ram),
+        ..Shape::for_ipas(granule_shift, 1 << bits)
+    };
+    let Some(level) = config
+        .guest
+        .start_level
+        .or((usual.ipa_bits != bits).then_some(3))
+    else {
+        return Ok(usual);
+    };
+    let usual = Shape {
+        ipa_bits: bits,
+        ..usual
+    };
+    let rmi = &resources.rmi;
+    let starting_at = |level| usual.starting_at(level, rmi.s2sz, rmi.lpa2);
+    starting_at(level).ok_or_else(|| {
+        let levels = || (-1..=3).filter(|level| starting_at(*level).is_some());
+        let least = levels().min().unwrap_or(usual.start_level);
+        let most = levels().max().unwrap_or(usual.start_level);
+        let refusal = Refusal::StartLevel {
+            level,
+            bits,
+            least,
+            most,
+        };
+        refusal.of(config)
+    })
 }
 
 /// Whether a guest gets its RAM a piece at a time. One that does not say does where
@@ -263,10 +299,13 @@ pub async fn build(
     let shape = shape(config, resources)?;
     let (lazy, mode) = (is_lazy(config, resources, &shape), config.guest.mode);
     log::debug!(
-        "guest {}: {} bits of IPA, from level {}",
+        "guest {}: {} bits of IPA, from level {}, root tables: {}{}, RAM at {:#x}",
         config.guest.name,
         shape.ipa_bits,
-        shape.start_level
+        shape.start_level,
+        shape.roots,
+        if shape.lpa2 { ", LPA2" } else { "" },
+        ram_base(config)
     );
     if memory.ram.shared().is_lost() {
         return Err(Refusal::LostMemory.of(config));

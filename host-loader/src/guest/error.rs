@@ -50,6 +50,17 @@ pub enum Refusal {
         /// Bits that there are.
         has: u8,
     },
+    /// Its granule and IPA bits have no walk from there.
+    StartLevel {
+        /// What it asks for.
+        level: i64,
+        /// Bits of IPA.
+        bits: u32,
+        /// The first level that there is.
+        least: i64,
+        /// The last.
+        most: i64,
+    },
     /// Its kernel cannot be loaded.
     Kernel {
         /// The file.
@@ -87,6 +98,7 @@ impl Refusal {
                 ..
             } => "memory",
             Self::IpaBits { .. } => "ipa_bits",
+            Self::StartLevel { .. } => "start_level",
             Self::OfRaw { key, .. } => key,
             Self::Kernel { .. }
             | Self::Tree(_)
@@ -132,6 +144,16 @@ impl fmt::Display for Refusal {
                 f,
                 "ipa_bits = {bits}: expected {needs}, which its memory takes, to {has}, which \
                  this CPU has"
+            ),
+            Self::StartLevel {
+                level,
+                bits,
+                least,
+                most,
+            } => write!(
+                f,
+                "start_level = {level}: expected {least} to {most}, where a walk of {bits} bits \
+                 of IPA can start with this granule"
             ),
             Self::Kernel { kernel, why } => write!(f, "kernel = {}: {why}", Value(kernel)),
             Self::OfRaw { key, kernel } => write!(

@@ -4,7 +4,7 @@
 use core::ops::Range;
 
 /// Where RAM starts.
-pub const RAM_BASE: u64 = 0x4000_0000;
+pub const RAM_BASE: u64 = guest_config::RAM_BASE;
 /// GICv3 distributor; EL2 models it.
 pub const GICD: Range<u64> = 0x0800_0000..0x0801_0000;
 /// GICv3 redistributors, [`GICR_STRIDE`] each; EL2 models them.

@@ -20,6 +20,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 use guest_config::{Mode, PERSONALIZATION};
+use pgtable::{Granule, Level, Stage2Config, Start};
 use posted::Page;
 use rmi::Status;
 use rmi::feature::VendorFeatures;
@@ -60,9 +61,16 @@ pub struct Shape {
     pub start_level: i64,
     /// Concatenated root tables.
     pub roots: u32,
+    /// Its descriptors hold 52 bits of address with a granule that otherwise has 48.
+    pub lpa2: bool,
 }
 
 impl Shape {
+    /// Bits of IPAs below `ipa_end`.
+    pub fn bits(ipa_end: u64) -> u32 {
+        64 - ipa_end.saturating_sub(1).leading_zeros()
+    }
+
     /// The shape for IPAs below `ipa_end`: concatenating root tables wherever
     /// the architecture lets it, as KVM does, but never starting below level
     /// 2, so that blocks can be mapped.
@@ -70,7 +78,7 @@ impl Shape {
         let stride = granule_shift - 3;
         // 64K needs 34 bits for level 2; the others have it at 32.
         let least = if granule_shift == 16 { 34 } else { 32 };
-        let ipa_bits = (64 - ipa_end.saturating_sub(1).leading_zeros()).max(least);
+        let ipa_bits = Self::bits(ipa_end).max(least);
         let mut levels = 1;
         while granule_shift + levels * stride + 4 < ipa_bits {
             levels += 1;
@@ -81,7 +89,33 @@ impl Shape {
             ipa_bits,
             start_level: 4 - i64::from(levels),
             roots: 1 << ipa_bits.saturating_sub(covered),
+            lpa2: false,
         }
+    }
+
+    /// The same IPA space, walked from this level; `None` where a CPU of so many bits of
+    /// address cannot, which has LPA2 for this granule or not.
+    pub fn starting_at(self, level: i64, pa_bits: u8, has_lpa2: bool) -> Option<Self> {
+        let granule = match self.granule_shift {
+            12 => Granule::K4,
+            14 => Granule::K16,
+            _ => Granule::K64,
+        };
+        // Level 0 of 16K exists with descriptors of 52 bits alone.
+        let needs_lpa2 = self.lpa2 || granule == Granule::K16 && level == 0;
+        let start = Level::new(i8::try_from(level).ok()?)?;
+        let geometry = Stage2Config {
+            start: Start::At(start),
+            lpa2: needs_lpa2 && has_lpa2,
+            ..Stage2Config::new(granule, self.ipa_bits as u8, pa_bits)
+        };
+        let geometry = geometry.validate().ok()?;
+        Some(Self {
+            start_level: level,
+            roots: geometry.root_tables() as u32,
+            lpa2: needs_lpa2,
+            ..self
+        })
     }
 
     /// Bytes that one entry of `level` maps.
@@ -388,8 +422,7 @@ impl Realm {
                 Mode::Protected => RealmFlags::PROTECTED,
                 Mode::Realm => RealmFlags::empty(),
             };
-        let wide = self.shape.ipa_bits > 48 && features.granule_shift != 16;
-        flags.set(RealmFlags::LPA2, wide);
+        flags.set(RealmFlags::LPA2, self.shape.lpa2);
         let mut params = RealmParams::new_zeroed();
         params.flags = flags.bits();
         params.s2sz = self.shape.ipa_bits as u8;
@@ -917,3 +950,54 @@ const _: () = {
     const fn is_plain<T: FromBytes + IntoBytes + Immutable + KnownLayout>() {}
     is_plain::<RecRun>();
 };
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::Shape;
+    use std::vec::Vec;
+
+    const RAM_END: u64 = 0x6000_0000;
+
+    /// log2 of the granule, IPA bits, LPA2 at hand; then levels and root tables.
+    type Row = (u32, u32, bool, &'static [(i64, u32)]);
+
+    #[test]
+    fn a_walk_starts_where_the_architecture_has_it() {
+        let rows: [Row; 9] = [
+            (12, 32, false, &[(1, 1), (2, 4)]),
+            (12, 40, false, &[(0, 1), (1, 2)]),
+            (12, 48, false, &[(0, 1)]),
+            (12, 52, true, &[(-1, 1), (0, 16)]),
+            (14, 48, false, &[(1, 2)]),
+            (14, 48, true, &[(0, 1), (1, 2)]),
+            (14, 52, true, &[(0, 1)]),
+            (16, 32, false, &[(2, 1), (3, 8)]),
+            (16, 52, false, &[(1, 1)]),
+        ];
+        for (granule_shift, bits, has_lpa2, expected) in rows {
+            let usual = Shape {
+                ipa_bits: bits,
+                lpa2: granule_shift != 16 && bits > 48,
+                ..Shape::for_ipas(granule_shift, RAM_END)
+            };
+            let starting_at = |level| usual.starting_at(level, 52, has_lpa2);
+            let found: Vec<_> = (-1..=3)
+                .filter_map(starting_at)
+                .map(|shape| (shape.start_level, shape.roots))
+                .collect();
+            assert_eq!(found, expected, "{granule_shift} {bits} {has_lpa2}");
+        }
+        // Descriptors of level 0 of 16K are of 52 bits, whatever the addresses.
+        let usual = Shape::for_ipas(14, 1 << 48);
+        assert!(
+            usual
+                .starting_at(0, 48, true)
+                .is_some_and(|shape| shape.lpa2)
+        );
+        // A CPU of fewer bits has fewer levels (spec of each granule's first).
+        let usual = Shape::for_ipas(12, 1 << 40);
+        assert!(usual.starting_at(0, 40, false).is_none());
+        assert!(usual.starting_at(1, 40, false).is_some());
+    }
+}

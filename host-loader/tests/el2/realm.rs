@@ -71,6 +71,7 @@ impl El2 {
             ipa_bits: params.s2sz.into(),
             start_level: params.rtt_level_start,
             roots: params.rtt_num_start,
+            lpa2: params.s2sz > 48 && self.granule_shift != 16,
         };
         // What the architecture lets the root cover (Arm ARM D8.2.2).
         let covered =
