@@ -16,6 +16,7 @@ use spin::mutex::SpinMutex;
 
 use crate::features::Unfit;
 use crate::speculation::{Defence, Speculation};
+use crate::without::narrowed;
 
 /// What becomes of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,12 +244,16 @@ impl Common {
 
 macro_rules! id_registers {
     ($($name:ident)*) => {
-        /// The CPU's own value of an ID register; 0 for one that is reserved.
+        /// The CPU's own value of an ID register, less what it is to be [without];
+        /// 0 for one that is reserved.
+        ///
+        /// [without]: crate::without::Without
         pub fn of_cpu(register: Sysreg) -> u64 {
-            match register {
+            let value = match register {
                 $($name::ENCODING => $name.get(),)*
                 _ => 0,
-            }
+            };
+            narrowed(register, value)
         }
     };
 }

@@ -14,7 +14,7 @@ mod image {
     use appendix::{Appendix, Header};
     use arm64::frame::{Gprs, Regime};
     use arm64::instr;
-    use arm64::regs::CurrentEL;
+    use arm64::regs::{CurrentEL, TCR_EL2, TTBR0_EL2};
     use arm64::steering::{dc_ivac, hvc};
     use hyp::boot::seed;
     use hyp::boot::tree::{self, Machine, TreeError};
@@ -130,6 +130,7 @@ mod image {
         tree: &[u8],
         base: u64,
     ) -> Result<&'static Pe, BootError> {
+        machine.settings.without.begin();
         let features = Features::read();
         info!("cpu: {features}");
         ERRATA.begin(features.midr, |erratum| info!("{erratum}"));
@@ -260,6 +261,19 @@ mod image {
             system.granules.size() >> 10,
         );
         info!("host at {:#x}", system.host_image.base());
+        let own = (TTBR0_EL2.get(), TCR_EL2.get());
+        debug!(
+            "EL2: code at {:#x}, stack at {:p}, TTBR0_EL2 {:#x}, TCR_EL2 {:#x}",
+            image.text.base(),
+            &raw const own,
+            own.0,
+            own.1,
+        );
+        let host = system.host.regs();
+        debug!(
+            "host: VTCR_EL2 {:#x}, VTTBR_EL2 {:#x}",
+            host.vtcr, host.vttbr
+        );
         (system, machine)
     }
 

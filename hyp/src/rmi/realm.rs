@@ -89,6 +89,11 @@ pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
         count: roots as u64,
     };
     let realm = Realm::new(identity, roots, rtt);
+    log::debug!(
+        "realm {rd:#x}: VTCR_EL2 {:#x}, VTTBR_EL2 {:#x}",
+        realm.vtcr,
+        realm.vttbr
+    );
     // SAFETY: a locked, delegated granule is EL2's, aligned, and large enough.
     unsafe { phys::pointer::<Realm>(rd).write(realm) };
     for root in root_locks {

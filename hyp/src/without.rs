@@ -1,0 +1,93 @@
+//! What of the CPU is taken for absent, by EL2 and all above it, as boot arguments ask.
+
+use arm64::regs::{ID_AA64MMFR0_EL1, ID_AA64MMFR2_EL1};
+use arm64::sysreg::Sysreg;
+use spin::mutex::SpinMutex;
+
+/// What everybody takes for absent, EL2 too: CPUs that have one and not the other are
+/// not at hand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Without {
+    /// Physical addresses of more than 48 bits: FEAT_LPA, and FEAT_LPA2 with it.
+    pub pa_52: bool,
+    /// Virtual addresses of more than 48 bits: FEAT_LVA, and FEAT_LPA2 with it.
+    pub va_52: bool,
+}
+
+static WITHOUT: SpinMutex<Without> = SpinMutex::new(Without {
+    pa_52: false,
+    va_52: false,
+});
+
+impl Without {
+    /// From now on they are absent. Before anybody has been told of a feature.
+    pub fn begin(self) {
+        *WITHOUT.lock() = self;
+    }
+
+    fn narrow(self, register: Sysreg, value: u64) -> u64 {
+        let least = |value: u64, field: u32, most: u64| {
+            let now = value >> field & 0xf;
+            let is_more = now < 8 && now > most;
+            if is_more {
+                value & !(0xf << field) | most << field
+            } else {
+                value
+            }
+        };
+        match register {
+            ID_AA64MMFR0_EL1::ENCODING if self != Self::default() => {
+                let range = if self.pa_52 { 5 } else { 0xf };
+                [
+                    (ID_AA64MMFR0_EL1::PARange.shift, range),
+                    (ID_AA64MMFR0_EL1::TGran4.shift, 0),
+                    (ID_AA64MMFR0_EL1::TGran16.shift, 1),
+                    (ID_AA64MMFR0_EL1::TGran4_2.shift, 2),
+                    (ID_AA64MMFR0_EL1::TGran16_2.shift, 2),
+                ]
+                .into_iter()
+                .fold(value, |value, (field, most)| {
+                    least(value, field as u32, most)
+                })
+            }
+            ID_AA64MMFR2_EL1::ENCODING if self.va_52 => {
+                least(value, ID_AA64MMFR2_EL1::VARange.shift as u32, 0)
+            }
+            _ => value,
+        }
+    }
+}
+
+/// An ID register's value less what is to be absent.
+pub fn narrowed(register: Sysreg, value: u64) -> u64 {
+    WITHOUT.lock().narrow(register, value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_absent_is_seen_by_nobody() {
+        let (wide, lva) = (ID_AA64MMFR0_EL1::ENCODING, ID_AA64MMFR2_EL1::ENCODING);
+        // 52 bits with every granule, of both stages.
+        let lpa2 = 0x0000_0323_1020_0126;
+        let pa = Without {
+            pa_52: true,
+            va_52: false,
+        };
+        let va = Without {
+            pa_52: false,
+            va_52: true,
+        };
+        let none = Without::default();
+        assert_eq!(none.narrow(wide, lpa2), lpa2);
+        assert_eq!(pa.narrow(wide, lpa2), 0x0000_0222_0010_0125);
+        assert_eq!(va.narrow(wide, lpa2), 0x0000_0222_0010_0126);
+        // What is less stays, and what has no such granule has none.
+        let old = 0x0000_0000_f000_0022;
+        assert_eq!(pa.narrow(wide, old), old);
+        assert_eq!(pa.narrow(lva, 1 << 16), 1 << 16);
+        assert_eq!(va.narrow(lva, 0x1_0011), 0x11);
+    }
+}
