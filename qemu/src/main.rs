@@ -8,6 +8,7 @@
 //! | [`build`], [`image`] | the image file from two programs |
 //! | [`guests`], [`config`], [`bundle`], [`newc`] | guests, and how they are packed |
 //! | [`machine`] | a machine as a command |
+//! | [`matrix`] | every configuration, and which are booted |
 //! | [`run`] | a machine that runs, to its end |
 //! | [`mod@bench`] | what a boot costs |
 //! | [`suite`] | every test of the project |
@@ -26,6 +27,7 @@ mod config;
 mod guests;
 mod image;
 mod machine;
+mod matrix;
 mod newc;
 mod run;
 mod scratch;
@@ -73,6 +75,9 @@ enum Action {
     /// Run every test of the project
     #[command(after_help = TEST_HELP)]
     Test(command::test::Options),
+    /// Boot configurations of every granule, address size, CPU and mode
+    #[command(after_help = MATRIX_HELP)]
+    Matrix(command::matrix::Options),
     /// Measure what a boot and the table library cost
     #[command(after_help = BENCH_HELP)]
     Bench(command::bench::Options),
@@ -144,6 +149,18 @@ Examples:
 
 Ctrl-C prints the sums so far.";
 
+const MATRIX_HELP: &str = "\
+Examples:
+  cargo qemu matrix                             all pairs of values
+  cargo qemu matrix --filter hw=lpa2,hyp=16k    those with these values
+  cargo qemu matrix --tier full --shard 2/8 --report DIR
+  cargo qemu matrix --rerun-failed DIR          what failed there
+  cargo qemu matrix --list --json               for a program to read
+  cargo qemu matrix --explain NAME              its axes and its geometry
+
+A tiny kernel is booted where UNDERCROFT_GUESTS names a folder that has it, and
+skipped elsewhere.";
+
 const COMPLETIONS_HELP: &str = "\
 Examples:
   cargo qemu completions bash >> ~/.bashrc
@@ -183,6 +200,7 @@ fn main() -> ExitCode {
         Action::Image(options) => command::image::image(&options),
         Action::Guests(options) => command::guests::guests(&options),
         Action::Test(options) => command::test::test(&options),
+        Action::Matrix(options) => command::matrix::matrix(&options),
         Action::Bench(options) => command::bench::bench(&options),
         Action::Completions(options) => command::completions::completions(&options, Cli::command()),
     };

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod completions;
 pub mod guests;
 pub mod image;
+pub mod matrix;
 pub mod run;
 pub mod test;
 

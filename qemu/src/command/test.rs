@@ -58,7 +58,6 @@ pub struct Options {
 /// # Errors
 /// When it does not come to a test.
 pub fn test(options: &Options) -> Result<u8> {
-    let begun = Instant::now();
     let workspace = Workspace::find()?;
     let chosen = |case: &Case| {
         case.tier <= options.tier
@@ -68,7 +67,10 @@ pub fn test(options: &Options) -> Result<u8> {
                     .iter()
                     .any(|text| case.name.contains(text.as_str())))
     };
-    let cases: Vec<Case> = suite::all(&workspace).into_iter().filter(chosen).collect();
+    let cases: Vec<Case> = suite::all(&workspace, options.tier)
+        .into_iter()
+        .filter(chosen)
+        .collect();
     if options.list {
         for case in &cases {
             ui::print(&case.name)?;
@@ -81,12 +83,46 @@ pub fn test(options: &Options) -> Result<u8> {
             options.filter.join(" or ")
         );
     }
+    run(
+        workspace,
+        cases,
+        &How {
+            tier: options.tier,
+            jobs: options.jobs,
+            json: options.json,
+            image: options.image.clone(),
+            reports: None,
+        },
+    )
+}
+
+/// How cases are run.
+#[derive(Debug)]
+pub struct How {
+    /// How much they test.
+    pub tier: Tier,
+    /// How many side by side.
+    pub jobs: u8,
+    /// Results as JSON.
+    pub json: bool,
+    /// An image built before.
+    pub image: Option<PathBuf>,
+    /// Where results and what machines said are kept.
+    pub reports: Option<PathBuf>,
+}
+
+/// Runs cases; the exit status is 0 when nothing failed.
+///
+/// # Errors
+/// When it does not come to a test.
+pub fn run(workspace: Workspace, cases: Vec<Case>, how: &How) -> Result<u8> {
+    let begun = Instant::now();
     let folder = scratch::folder(&workspace)?;
-    let context = prepare(workspace, options, &cases, folder.path())?;
+    let context = prepare(workspace, how, &cases, folder.path())?;
     let (to, events) = mpsc::channel();
     watch_signals(to.clone())?;
     let mut test = Run {
-        report: Report::new(options.json),
+        report: Report::kept(how.json, how.reports.as_deref())?,
         step: Step::hidden("Testing", "the first"),
         all: cases.len(),
         done: 0,
@@ -97,7 +133,7 @@ pub fn test(options: &Options) -> Result<u8> {
     // What builds a tree of its own has the machine for itself.
     let alone = |case: &Case| case.lane == Lane::Cargo && case.needs_machine();
     let (last, first): (Vec<_>, Vec<_>) = cases.into_iter().partition(alone);
-    for (cases, jobs) in [(first, options.jobs), (last, 1)] {
+    for (cases, jobs) in [(first, how.jobs), (last, 1)] {
         test.run(cases, usize::from(jobs), &context, (&to, &events));
     }
     drop(test.step);
@@ -106,12 +142,7 @@ pub fn test(options: &Options) -> Result<u8> {
 }
 
 /// Sets up what the cases share: QEMU, the image, and the guests that they boot.
-fn prepare(
-    workspace: Workspace,
-    options: &Options,
-    cases: &[Case],
-    folder: &Path,
-) -> Result<Context> {
+fn prepare(workspace: Workspace, how: &How, cases: &[Case], folder: &Path) -> Result<Context> {
     let (mut found, mut image) = (None, Err("it was not asked for".to_string()));
     let mut missing = Vec::new();
     if cases.iter().any(Case::needs_machine) {
@@ -126,7 +157,7 @@ fn prepare(
                 missing.push((*name, format!("{error:#}")));
             }
         }
-        let given = options.image.as_deref().map(path::absolute).transpose()?;
+        let given = how.image.as_deref().map(path::absolute).transpose()?;
         image = build::image_or(&workspace, given.as_deref()).map_err(|error| format!("{error:#}"));
         if let Err(why) = &image {
             ui::warn(format_args!("no image: {why}"));
@@ -138,7 +169,8 @@ fn prepare(
         image,
         missing,
         folder: folder.to_path_buf(),
-        tier: options.tier,
+        reports: how.reports.clone(),
+        tier: how.tier,
         workspace,
     })
 }

@@ -38,8 +38,12 @@ pub struct Guest {
     pub measure: Option<Measure>,
     /// A realm's personalization value, hexadecimal; zero by default.
     pub personalization: Option<String>,
-    /// Bits of a realm's IPA space; as few as its memory takes by default.
+    /// Bits of its IPA space; as few as its memory takes by default.
     pub ipa_bits: Option<u32>,
+    /// Where the walk of its stage 2 starts; the host decides by default.
+    pub start_level: Option<i64>,
+    /// IPA of its memory; as on QEMU's virt machine by default.
+    pub ram_base: Option<u64>,
     /// When it gets its memory; the host decides by default.
     pub populate: Option<Populate>,
     /// Whether its console is the machine's; the first guest's is by default.
@@ -66,6 +70,8 @@ impl Guest {
             measure: None,
             personalization: None,
             ipa_bits: None,
+            start_level: None,
+            ram_base: None,
             populate: None,
             console: None,
             strict: false,
@@ -97,6 +103,8 @@ impl Guest {
             measure: self.measure,
             personalization: self.personalization.clone(),
             ipa_bits: self.ipa_bits,
+            start_level: self.start_level,
+            ram_base: self.ram_base,
             populate: self.populate,
             console: self.console,
             strict: self.strict,
@@ -177,6 +185,8 @@ fn parse(bytes: &[u8], file: &str, folder: &Path) -> Result<(Vec<Guest>, Places)
             measure: guest.measure,
             personalization: guest.personalization.clone(),
             ipa_bits: guest.ipa_bits,
+            start_level: guest.start_level,
+            ram_base: guest.ram_base,
             populate: guest.populate,
             console: guest.console,
             strict: guest.strict,

@@ -379,6 +379,25 @@ fn told_by_the_image() -> Vec<Case> {
         })
         .boots(&["debian13"]),
     );
+    // What file and CPU alone do not tell: walks that this granule has not.
+    for (name, line, tells) in [
+        (
+            "start-level",
+            "ipa_bits = 40\nstart_level = 2",
+            "start_level = 2: expected 0 to 1",
+        ),
+        (
+            "few-ipa-bits",
+            "ram_base = 0x1_0000_0000_0000\nipa_bits = 48",
+            "ipa_bits = 48: expected 49",
+        ),
+    ] {
+        let body = move |context: &Context| {
+            let text = GUEST.replace("vcpus = 1", line);
+            image_tells(context, &bundle(&text, b"a kernel")?, &[], &["a", tells])
+        };
+        cases.push(Case::new(format!("bad-input/image-{name}"), body));
+    }
     cases.push(Case::new("bad-input/image-no-el2", |context| {
         let folder = tempfile::tempdir_in(&context.folder)?;
         let file = folder.path().join("bundle.cpio");

@@ -27,6 +27,7 @@ pub mod runner;
 pub mod shares;
 pub mod source;
 pub mod stays_up;
+pub mod tiers;
 pub mod trees;
 pub mod tsm;
 
@@ -37,6 +38,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::build::Image;
+use crate::matrix;
 use crate::setup::qemu::Qemu;
 use crate::workspace::Workspace;
 
@@ -64,6 +66,8 @@ pub struct Context {
     pub missing: Vec<(&'static str, String)>,
     /// Where cases leave what they made, each in a folder of its name.
     pub folder: PathBuf,
+    /// Where what a machine was and said is kept for good, if anywhere.
+    pub reports: Option<PathBuf>,
     /// How much is tested.
     pub tier: Tier,
 }
@@ -250,6 +254,14 @@ impl Case {
         }
     }
 
+    /// A case of the quick tier that may find that it cannot be run here.
+    pub fn skipping(
+        name: impl Into<String>,
+        body: impl Fn(&Context) -> Result<Outcome> + Send + Sync + 'static,
+    ) -> Self {
+        Self::of_cargo(name, body).beside()
+    }
+
     /// The same case, in the full tier alone.
     pub fn full(mut self) -> Self {
         self.tier = Tier::Full;
@@ -288,8 +300,9 @@ impl Case {
     }
 }
 
-/// All cases, in the order in which they are worth knowing.
-pub fn all(workspace: &Workspace) -> Vec<Case> {
+/// All cases, in the order in which they are worth knowing; of the matrix those of a
+/// tier.
+pub fn all(workspace: &Workspace, tier: Tier) -> Vec<Case> {
     let mut cases = source::cases();
     cases.extend(native::cases(workspace));
     cases.extend(attestation::cases());
@@ -310,6 +323,8 @@ pub fn all(workspace: &Workspace) -> Vec<Case> {
     cases.extend(bad_input::cases());
     cases.extend(trees::cases());
     cases.extend(placement::cases());
+    cases.extend(matrix::cases(tier));
+    tiers::settle(&mut cases);
     cases
 }
 

@@ -1,12 +1,19 @@
 //! What `cargo qemu test` says: a line a case, failures in full at the end,
 //! and a closing line with the sums, alone on its line.
 
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use serde::Serialize;
 
 use super::Counts;
 use crate::ui::{self, Unwritten};
+
+/// The file of results in a folder of reports: a JSON object a line.
+pub const RESULTS: &str = "results.jsonl";
 
 /// How a case ended.
 #[derive(Clone, Debug)]
@@ -68,6 +75,8 @@ pub enum Whole {
 #[derive(Debug)]
 pub struct Report {
     json: bool,
+    /// Where each is kept as it comes.
+    file: Option<File>,
     results: Vec<Result>,
 }
 
@@ -76,8 +85,27 @@ impl Report {
     pub fn new(json: bool) -> Self {
         Self {
             json,
+            file: None,
             results: Vec::new(),
         }
+    }
+
+    /// The same, which adds each result to a file of this folder, too.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    pub fn kept(json: bool, folder: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(folder) = folder else {
+            return Ok(Self::new(json));
+        };
+        let (file, mut options) = (folder.join(RESULTS), OpenOptions::new());
+        let opened = fs::create_dir_all(folder)
+            .and_then(|()| options.create(true).append(true).open(&file))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        Ok(Self {
+            file: Some(opened),
+            ..Self::new(json)
+        })
     }
 
     /// Takes a result and writes its line.
@@ -92,17 +120,22 @@ impl Report {
         } else {
             "passed"
         };
+        let line = Line {
+            name: &result.name,
+            status,
+            seconds: result.took.as_secs_f64(),
+            passed: result.counts.passed,
+            failed: result.counts.failed,
+            skipped: result.counts.skipped,
+            says: result.says.as_deref(),
+            why: result.why.as_deref(),
+        };
+        if let (Some(file), Ok(text)) = (&mut self.file, serde_json::to_string(&line)) {
+            // Who reads the folder misses it; who looks on sees it.
+            let _ = writeln!(file, "{text}");
+        }
         if self.json {
-            self.print(&Line {
-                name: &result.name,
-                status,
-                seconds: result.took.as_secs_f64(),
-                passed: result.counts.passed,
-                failed: result.counts.failed,
-                skipped: result.counts.skipped,
-                says: result.says.as_deref(),
-                why: result.why.as_deref(),
-            })?;
+            self.print(&line)?;
         } else {
             let tests = match result.counts.passed + result.counts.failed {
                 0 | 1 => String::new(),

@@ -1,0 +1,238 @@
+//! A configuration, its name, what excludes it, and its geometry.
+
+use pgtable::{Geometry, Level, Stage2Config};
+
+use super::axes::{Hardware, Kernel, Mode, Pages, Populate, Ram, Start, Without};
+
+/// Bits of IPA space: each size that stage 2 has here.
+pub const IPA_BITS: std::ops::RangeInclusive<u8> = 32..=52;
+
+/// A guest's CPUs.
+pub const CPUS: [u32; 3] = [1, 2, 4];
+
+/// A configuration: a value of each axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// The CPU.
+    pub hw: Hardware,
+    /// What is taken for absent.
+    pub without: Without,
+    /// EL2's granule.
+    pub hyp: Pages,
+    /// Where RAM is.
+    pub ram: Ram,
+    /// Bits of the guest's IPA space.
+    pub ipa: u8,
+    /// Where walks of its stage 2 start.
+    pub start: Start,
+    /// How its memory stands towards the host.
+    pub mode: Mode,
+    /// Its kernel.
+    pub kernel: Kernel,
+    /// Its CPUs.
+    pub cpus: u32,
+    /// When it gets its memory.
+    pub populate: Populate,
+}
+
+/// How many values each axis has, in the order of [`Cell::of`].
+pub const SIZES: [usize; AXES] = [
+    Hardware::ALL.len(),
+    Without::ALL.len(),
+    Pages::ALL.len(),
+    Ram::ALL.len(),
+    (*IPA_BITS.end() - *IPA_BITS.start() + 1) as usize,
+    Start::ALL.len(),
+    Mode::ALL.len(),
+    Kernel::ALL.len(),
+    CPUS.len(),
+    Populate::ALL.len(),
+];
+
+/// The number of axes.
+pub const AXES: usize = 10;
+
+/// The axes' names, as filters have them.
+pub const KEYS: [&str; AXES] = [
+    "hw", "without", "hyp", "ram", "ipa", "start", "mode", "kernel", "cpus", "populate",
+];
+
+impl Cell {
+    /// The configuration of these values, each by its place on its axis.
+    pub fn of(places: [u8; AXES]) -> Self {
+        let at = |axis: usize| usize::from(places[axis]);
+        Self {
+            hw: Hardware::ALL[at(0)],
+            without: Without::ALL[at(1)],
+            hyp: Pages::ALL[at(2)],
+            ram: Ram::ALL[at(3)],
+            ipa: IPA_BITS.start() + places[4],
+            start: Start::ALL[at(5)],
+            mode: Mode::ALL[at(6)],
+            kernel: Kernel::ALL[at(7)],
+            cpus: CPUS[at(8)],
+            populate: Populate::ALL[at(9)],
+        }
+    }
+
+    /// Its values' words, in the order of [`KEYS`].
+    pub fn words(&self) -> [String; AXES] {
+        [
+            self.hw.word().into(),
+            self.without.word().into(),
+            self.hyp.word().into(),
+            self.ram.word().into(),
+            self.ipa.to_string(),
+            self.start.word().into(),
+            self.mode.word().into(),
+            self.kernel.word().into(),
+            self.cpus.to_string(),
+            self.populate.word().into(),
+        ]
+    }
+
+    /// Its name, which is a file's too.
+    pub fn name(&self) -> String {
+        let words = self.words();
+        let named = KEYS.iter().zip(&words).map(|(key, word)| match *key {
+            "hyp" => format!("hyp{word}"),
+            "ipa" => format!("ipa{word}"),
+            "cpus" => format!("{word}cpu"),
+            "ram" => format!("ram{word}"),
+            _ => word.clone(),
+        });
+        named.collect::<Vec<_>>().join("_")
+    }
+
+    /// Bits of physical addresses that EL2 sees.
+    pub fn pa_bits(&self) -> u8 {
+        match self.without {
+            Without::Pa52 => self.hw.pa_bits().min(48),
+            _ => self.hw.pa_bits(),
+        }
+    }
+
+    /// Whether 4K and 16K translate to 52 bits.
+    pub fn has_lpa2(&self) -> bool {
+        self.hw == Hardware::Lpa2 && self.without == Without::Nothing
+    }
+
+    /// Bits of the addresses that a translation with these pages reaches.
+    fn reach(&self, pages: Pages) -> u8 {
+        if pages == Pages::K64 || self.has_lpa2() {
+            self.pa_bits()
+        } else {
+            self.pa_bits().min(48)
+        }
+    }
+
+    /// Bits of the addresses that the guest's kernel reaches.
+    fn kernel_reaches(&self) -> u8 {
+        let reach = self.reach(self.kernel.pages());
+        if self.kernel.is_wide() {
+            reach
+        } else {
+            reach.min(48)
+        }
+    }
+
+    /// Whether the guest's tables hold 52 bits of address with 4K or 16K.
+    fn is_lpa2(&self) -> bool {
+        self.hyp != Pages::K64 && (self.ipa > 48 || self.ram != Ram::Low)
+    }
+
+    /// Its stage 2, walked from this level.
+    fn geometry_from(&self, level: i8) -> Option<Geometry> {
+        // Level 0 of 16K exists with descriptors of 52 bits alone.
+        let lpa2 = self.is_lpa2() || self.hyp == Pages::K16 && level == 0;
+        if lpa2 && !self.has_lpa2() {
+            return None;
+        }
+        let mut config = Stage2Config::new(self.hyp.granule(), self.ipa, self.pa_bits());
+        config.lpa2 = lpa2;
+        config.start = pgtable::Start::At(Level::new(level)?);
+        config.validate().ok()
+    }
+
+    /// The guest's stage 2, where there is one.
+    pub fn geometry(&self) -> Option<Geometry> {
+        let mut levels = (-1..=3).filter_map(|level| self.geometry_from(level));
+        match self.start {
+            Start::Highest => levels.next(),
+            Start::Lowest => levels.next_back(),
+        }
+    }
+
+    /// Why it cannot be; `None` where it can.
+    pub fn excluded(&self) -> Option<&'static str> {
+        let wide = self.hw.pa_bits() == 52;
+        let confidential = self.mode != Mode::Plain;
+        let rules = [
+            (
+                self.without != Without::Nothing && !wide,
+                "a CPU of 48 bits or less has nothing to be without",
+            ),
+            (
+                !self.hw.has(self.hyp) || !self.hw.has(self.kernel.pages()),
+                "Cortex-A72 has no 16K granule",
+            ),
+            (
+                self.ram != Ram::Low
+                    && (self.reach(self.hyp) < 52 || self.without != Without::Nothing),
+                "RAM above 2^48 takes a granule with 52 bits, in EL2's own tables too",
+            ),
+            (
+                self.ipa > self.reach(self.hyp),
+                "the IPA space is wider than what the granule translates to",
+            ),
+            (
+                confidential && self.ipa > self.kernel_reaches(),
+                "a confidential guest's devices are in its upper half, which its kernel \
+                 must reach",
+            ),
+            (
+                self.mode == Mode::Realm && !self.kernel.knows_realms(),
+                "Linux knows realms from 6.13 on",
+            ),
+        ];
+        let broken = rules.iter().find(|(breaks, _)| *breaks);
+        if let Some((_, rule)) = broken {
+            return Some(rule);
+        }
+        let Some(geometry) = self.geometry() else {
+            return Some("no start level has so many bits with this granule");
+        };
+        // Of a root's address in VTTBR_EL2, QEMU (10.0 to 11.1) clears as many low bits as
+        // the table is long, and bits 51:50 stand in its bits 5:4.
+        let entry = geometry.span(geometry.start()).trailing_zeros();
+        let few_entries = u32::from(self.ipa) < entry + 3;
+        if few_entries && self.ram.base() >> 50 != 0 {
+            return Some("QEMU looks for a root of fewer than 8 entries elsewhere");
+        }
+        // Where there is one level, it is the shortest.
+        let other = Self {
+            start: Start::Lowest,
+            ..*self
+        };
+        let same = |other: Geometry| other.start() == geometry.start();
+        (self.start == Start::Highest && other.geometry().is_some_and(same))
+            .then_some("granule and IPA bits have one start level")
+    }
+
+    /// Whether all of its values are these: `key=word`, separated by commas.
+    pub fn matches(&self, filter: &str) -> bool {
+        let words = self.words();
+        filter.split(',').all(|term| match term.split_once('=') {
+            Some((key, value)) => KEYS
+                .iter()
+                .zip(&words)
+                .any(|(k, word)| *k == key.trim() && word == value.trim()),
+            None => self.name().contains(term.trim()),
+        })
+    }
+
+    /// Whether what it runs on is no CPU that there is.
+    pub fn is_masked(&self) -> bool {
+        self.without != Without::Nothing
+    }
+}
