@@ -162,7 +162,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
     let quiet = matches!(style, Style::Command { .. }) && wants.ours;
     let cmdline = [
         wants.cmdline.as_deref(),
-        quiet.then_some("quiet"),
+        quiet.then_some("quiet nowatchdog"),
         wants.append,
     ]
     .into_iter()

@@ -215,7 +215,7 @@ pub fn cases() -> Vec<Case> {
     cases.push(Case::new("tests/hostile-one-uart", |context| {
         let folder = tempfile::tempdir_in(&context.folder)?;
         let file = hostile_image(context, folder.path())?;
-        let append = "undercroft.loglevel=debug calls=500 seed=1";
+        let append = "undercroft.loglevel=debug calls=100 seed=1";
         let called = Call::bare(context)
             .args(["--one-uart", "--bundle", "none", "--smp", "4", "--image"])
             .args([&file])
