@@ -1,8 +1,9 @@
 //! What of the CPU is taken for absent, by EL2 and all above it, as boot arguments ask.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use arm64::regs::{ID_AA64MMFR0_EL1, ID_AA64MMFR2_EL1};
 use arm64::sysreg::Sysreg;
-use spin::mutex::SpinMutex;
 
 /// What everybody takes for absent, EL2 too: CPUs that have one and not the other are
 /// not at hand.
@@ -14,15 +15,14 @@ pub struct Without {
     pub va_52: bool,
 }
 
-static WITHOUT: SpinMutex<Without> = SpinMutex::new(Without {
-    pa_52: false,
-    va_52: false,
-});
+static PA_52: AtomicBool = AtomicBool::new(false);
+static VA_52: AtomicBool = AtomicBool::new(false);
 
 impl Without {
     /// From now on they are absent. Before anybody has been told of a feature.
     pub fn begin(self) {
-        *WITHOUT.lock() = self;
+        PA_52.store(self.pa_52, Ordering::Relaxed);
+        VA_52.store(self.va_52, Ordering::Relaxed);
     }
 
     fn narrow(self, register: Sysreg, value: u64) -> u64 {
@@ -60,7 +60,11 @@ impl Without {
 
 /// An ID register's value less what is to be absent.
 pub fn narrowed(register: Sysreg, value: u64) -> u64 {
-    WITHOUT.lock().narrow(register, value)
+    let without = Without {
+        pa_52: PA_52.load(Ordering::Relaxed),
+        va_52: VA_52.load(Ordering::Relaxed),
+    };
+    without.narrow(register, value)
 }
 
 #[cfg(test)]

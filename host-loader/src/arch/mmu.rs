@@ -264,6 +264,7 @@ impl core::fmt::Display for MapError {
         }
     }
 }
+
 /// Makes the early map and sets [`REGISTERS`]. Runs with the MMU off: no locks,
 /// no atomics but plain loads and stores, no heap.
 pub extern "C" fn early_map(dtb: u64) {

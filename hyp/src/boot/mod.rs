@@ -156,6 +156,20 @@ impl Layout {
                 .map_err(|_| TreeError::ManyReserved)?;
         }
 
+        // First, so that a debugger knows it: where is a matter of the image's size.
+        let header = ImageHeader::read(appendix.payload).ok_or(BootError::NoHostImage)?;
+        let size = header
+            .image_size
+            .max(appendix.payload.len() as u64)
+            .next_multiple_of(align);
+        let host_image = machine
+            .ram
+            .place(size, HOST_ALIGN, &taken)
+            .ok_or(BootError::NoHostSpace)?;
+        taken
+            .insert(host_image)
+            .map_err(|_| TreeError::ManyReserved)?;
+
         let sizes = [
             Pool::bytes_for(
                 stage1::pool_pages(&machine.ram, pes),
@@ -181,16 +195,6 @@ impl Layout {
             Region::new(at - size, size).unwrap_or(Region::EMPTY)
         };
         let [el2_tables, stacks, pe_list, granule_words, host_tables] = sizes.map(&mut part);
-
-        let header = ImageHeader::read(appendix.payload).ok_or(BootError::NoHostImage)?;
-        let size = header
-            .image_size
-            .max(appendix.payload.len() as u64)
-            .next_multiple_of(align);
-        let host_image = machine
-            .ram
-            .place(size, HOST_ALIGN, &taken)
-            .ok_or(BootError::NoHostSpace)?;
         Ok(Self {
             granules,
             own,

@@ -16,8 +16,7 @@ pub fn image(hyp: &[u8], host: &[u8]) -> Result<Vec<u8>> {
         &[],
         &symbols::table(host).context("host-loader")?,
     );
-    // Every page of a table is whole.
-    let size = (payload.len() as u64).next_multiple_of(64 << 10) + ::appendix::TABLES;
+    let size = size_of_host(payload.len() as u64);
     header::set_size(&mut payload, size).context("host-loader")?;
 
     let mut image = flat::binary(hyp).context("hyp")?;
@@ -25,4 +24,10 @@ pub fn image(hyp: &[u8], host: &[u8]) -> Result<Vec<u8>> {
     let size = image.len() as u64;
     header::set_size(&mut image, size).context("hyp")?;
     Ok(image)
+}
+
+/// Bytes that the host takes in memory, whose file has so many: its tables stand behind
+/// it, and every page of one is whole.
+pub fn size_of_host(file: u64) -> u64 {
+    file.next_multiple_of(64 << 10) + ::appendix::TABLES
 }

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use super::plan::Guests;
 use crate::build::Image;
-use crate::image::{appendix, header};
+use crate::image::{appendix, assemble, header};
 use crate::machine::virt::{Debugger, Machine, RAM_BASE};
 use crate::ui;
 use crate::workspace::in_path;
@@ -26,6 +26,9 @@ use crate::workspace::in_path;
 /// QEMU keeps this much at the base of RAM for itself, and so does the host
 /// for a guest's Image.
 const QEMU_KEEPS: u64 = 2 << 20;
+
+/// hyp puts the host at a multiple of this.
+const HOST_ALIGN: u64 = 2 << 20;
 
 /// Where a plain guest sees the base of its RAM.
 const GUEST_RAM_BASE: u64 = 0x4000_0000;
@@ -118,14 +121,17 @@ struct Places {
 impl Places {
     fn of(image: &[u8]) -> Self {
         let hyp = kernel_place(RAM_BASE, image).unwrap_or(RAM_BASE + QEMU_KEEPS);
-        // hyp puts the host at the lowest place that is free, which is below hyp
-        // itself unless the host has outgrown it.
-        let len = appendix::payload_len(image);
-        let below = len.is_some_and(|len| RAM_BASE + len <= hyp);
-        Self {
-            hyp,
-            host: below.then_some(RAM_BASE),
-        }
+        // hyp puts the host at the lowest place that is free, which is below hyp itself
+        // unless the host has outgrown it, and else behind it.
+        let host = appendix::payload_len(image).map(|len| {
+            let len = assemble::size_of_host(len);
+            if RAM_BASE + len <= hyp {
+                RAM_BASE
+            } else {
+                (hyp + image.len() as u64).next_multiple_of(HOST_ALIGN)
+            }
+        });
+        Self { hyp, host }
     }
 }
 
