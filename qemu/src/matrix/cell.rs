@@ -202,7 +202,7 @@ impl Cell {
         let Some(geometry) = self.geometry() else {
             return Some("no start level has so many bits with this granule");
         };
-        // Of a root's address in VTTBR_EL2, QEMU (10.0 to 11.1) clears as many low bits as
+        // Of a root's address in VTTBR_EL2, QEMU (seen on 10.0) clears as many low bits as
         // the table is long, and bits 51:50 stand in its bits 5:4.
         let entry = geometry.span(geometry.start()).trailing_zeros();
         let few_entries = u32::from(self.ipa) < entry + 3;
