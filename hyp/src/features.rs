@@ -5,7 +5,7 @@
 use core::fmt;
 
 use crate::errors::errors;
-use crate::without::narrowed;
+use crate::mask::masked;
 use arm64::bits;
 use arm64::regs::*;
 use pgtable::Granule;
@@ -122,9 +122,9 @@ impl IdRegisters {
     pub fn read() -> Self {
         Self {
             mmfr: [
-                narrowed(ID_AA64MMFR0_EL1::ENCODING, ID_AA64MMFR0_EL1.get()),
+                masked(ID_AA64MMFR0_EL1::ENCODING, ID_AA64MMFR0_EL1.get()),
                 ID_AA64MMFR1_EL1.get(),
-                narrowed(ID_AA64MMFR2_EL1::ENCODING, ID_AA64MMFR2_EL1.get()),
+                masked(ID_AA64MMFR2_EL1::ENCODING, ID_AA64MMFR2_EL1.get()),
                 0,
                 ID_AA64MMFR4_EL1.get(),
             ],

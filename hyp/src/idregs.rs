@@ -15,8 +15,8 @@ use rmi::smccc::{Smccc, VERSION_1_2};
 use spin::mutex::SpinMutex;
 
 use crate::features::Unfit;
+use crate::mask::masked;
 use crate::speculation::{Defence, Speculation};
-use crate::without::narrowed;
 
 /// What becomes of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,16 +244,16 @@ impl Common {
 
 macro_rules! id_registers {
     ($($name:ident)*) => {
-        /// The CPU's own value of an ID register, less what it is to be [without];
+        /// The CPU's own value of an ID register, less what is [masked];
         /// 0 for one that is reserved.
         ///
-        /// [without]: crate::without::Without
+        /// [masked]: crate::mask::Mask
         pub fn of_cpu(register: Sysreg) -> u64 {
             let value = match register {
                 $($name::ENCODING => $name.get(),)*
                 _ => 0,
             };
-            narrowed(register, value)
+            masked(register, value)
         }
     };
 }

@@ -14,7 +14,7 @@
 //! | [`posting`] | the page of a realm's posted accesses |
 //! | [`kicks`] | which PE is interrupted when a vCPU's interrupts change |
 //! | [`vmid`] | VMIDs in use |
-//! | [`without`] | what of the CPU is taken for absent |
+//! | [`mask`] | what of the CPU is taken for absent |
 //! | [`cpu`] | registers of lower levels, traps, injection, the physical GIC |
 //! | [`memory`] | granule ownership, EL2's own map, the host's stage 2 |
 //! | [`features`] | what the CPU has |
@@ -39,6 +39,7 @@ pub mod guest;
 pub mod idregs;
 pub mod kicks;
 pub mod log;
+pub mod mask;
 pub mod measure;
 pub mod memory;
 pub mod posting;
@@ -49,4 +50,3 @@ pub mod rmi;
 pub mod speculation;
 pub mod system;
 pub mod vmid;
-pub mod without;

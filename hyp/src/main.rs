@@ -130,7 +130,7 @@ mod image {
         tree: &[u8],
         base: u64,
     ) -> Result<&'static Pe, BootError> {
-        machine.settings.without.begin();
+        machine.settings.mask.begin();
         let features = Features::read();
         info!("cpu: {features}");
         ERRATA.begin(features.midr, |erratum| info!("{erratum}"));

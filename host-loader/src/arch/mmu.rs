@@ -169,19 +169,12 @@ impl TableMem for &Tables {
     fn add_count(&self, _table: Pa, _by: i32) {}
 }
 
-/// The CPU, for maps that nothing was in before: barriers alone.
+/// The CPU, for maps that nobody walks before they are whole: a `dsb sy` then stands
+/// before TTBR0_EL1 names them (entry.s, [`activate`]).
 struct Fresh;
 
 impl Maintenance for Fresh {
-    fn barrier(&mut self, barrier: Barrier) {
-        match barrier {
-            Barrier::DsbIshst => instr::dsb_ishst(),
-            Barrier::DsbIsh => instr::dsb_ish(),
-            Barrier::DsbNshst => instr::dsb_nshst(),
-            Barrier::DsbNsh => instr::dsb_nsh(),
-            Barrier::Isb => instr::isb(),
-        }
-    }
+    fn barrier(&mut self, _barrier: Barrier) {}
 
     // No entry is replaced that was valid, and none of these tables is of stage 2.
     fn tlbi(&mut self, _op: Tlbi) {}

@@ -247,19 +247,12 @@ fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestErro
         return Err(refusal.of(config));
     }
     let usual = Shape {
+        ipa_bits: bits,
         lpa2: granule_shift != 16 && (bits > 48 || resources.high_ram),
         ..Shape::for_ipas(granule_shift, 1 << bits)
     };
-    let Some(level) = config
-        .guest
-        .start_level
-        .or((usual.ipa_bits != bits).then_some(3))
-    else {
+    let Some(level) = config.guest.start_level else {
         return Ok(usual);
-    };
-    let usual = Shape {
-        ipa_bits: bits,
-        ..usual
     };
     let rmi = &resources.rmi;
     let starting_at = |level| usual.starting_at(level, rmi.s2sz, rmi.lpa2);

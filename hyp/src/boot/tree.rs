@@ -21,8 +21,8 @@ use crate::cpu::pe::MAX_PES;
 use crate::errors::errors;
 use crate::log::Uarts;
 use crate::log::uart::Owner;
+use crate::mask::Mask;
 use crate::memory::region::{Region, Regions};
-use crate::without::Without;
 use place::Place;
 
 /// What EL2 knows of the machine it runs on.
@@ -72,7 +72,7 @@ pub struct Settings {
     /// `undercroft.granule=`.
     pub granule: Option<Granule>,
     /// `undercroft.pa=48` and `undercroft.va=48`: what the CPU is to be without.
-    pub without: Without,
+    pub mask: Mask,
     /// `undercroft.log=serial1`: the log has the second UART to itself.
     pub log_on_serial1: bool,
     /// `undercroft.end=`: what the machine's last line must hold.
@@ -420,7 +420,7 @@ impl Settings {
     pub const DEFAULT: Self = Self {
         level: LevelFilter::Info,
         granule: None,
-        without: Without {
+        mask: Mask {
             pa_52: false,
             va_52: false,
         },
@@ -448,8 +448,8 @@ impl Settings {
                 ("granule", "4k") => settings.granule = Some(Granule::K4),
                 ("granule", "16k") => settings.granule = Some(Granule::K16),
                 ("granule", "64k") => settings.granule = Some(Granule::K64),
-                ("pa", "48") => settings.without.pa_52 = true,
-                ("va", "48") => settings.without.va_52 = true,
+                ("pa", "48") => settings.mask.pa_52 = true,
+                ("va", "48") => settings.mask.va_52 = true,
                 ("crash", "panic") => settings.crash = Some(Crash::Panic),
                 ("crash", "abort") => settings.crash = Some(Crash::Abort),
                 ("crash", "stack") => settings.crash = Some(Crash::Stack),

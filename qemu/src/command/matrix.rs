@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use super::test::{self, How};
 use crate::matrix::cell::KEYS;
 use crate::matrix::{self, Cell, cover};
-use crate::suite::Tier;
 use crate::suite::report::RESULTS;
 use crate::ui;
 use crate::workspace::Workspace;
@@ -18,9 +17,8 @@ use crate::workspace::Workspace;
 /// Which configurations, and what to do with them.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// How many: so that all pairs of values meet, or all triples
-    #[arg(long, value_enum, default_value = "quick")]
-    tier: Tier,
+    #[command(flatten)]
+    how: How,
 
     /// Only configurations with these values, as `hw=lpa2,hyp=16k`; may be given more
     /// than once
@@ -50,19 +48,6 @@ pub struct Options {
     /// Leave what each machine was and said there, and all results
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
-
-    /// Configurations that are booted side by side
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    #[arg(value_parser = clap::value_parser!(u8).range(1..=64))]
-    jobs: u8,
-
-    /// Print JSON: an object a line
-    #[arg(long)]
-    json: bool,
-
-    /// An image built before, instead of building one
-    #[arg(long, value_name = "FILE")]
-    image: Option<PathBuf>,
 }
 
 /// A line of a list.
@@ -93,7 +78,7 @@ pub fn matrix(options: &Options) -> Result<u8> {
     let cells = chosen(options)?;
     if options.list {
         for cell in cells {
-            list(&cell, options.json)?;
+            list(&cell, options.how.json)?;
         }
         return Ok(0);
     }
@@ -101,13 +86,8 @@ pub fn matrix(options: &Options) -> Result<u8> {
     test::run(
         Workspace::find()?,
         cells.into_iter().map(matrix::case).collect(),
-        &How {
-            tier: options.tier,
-            jobs: options.jobs,
-            json: options.json,
-            image: options.image.clone(),
-            reports,
-        },
+        &options.how,
+        reports.as_deref(),
     )
 }
 
@@ -129,7 +109,7 @@ fn chosen(options: &Options) -> Result<Vec<Cell>> {
             KEYS.join(", ")
         );
     }
-    let mut cells = matrix::cells(options.tier);
+    let mut cells = matrix::cells(options.how.tier);
     cells.retain(|cell| {
         options.filter.is_empty() || options.filter.iter().any(|filter| cell.matches(filter))
     });
@@ -222,6 +202,7 @@ fn shard(text: &str) -> Result<(usize, usize), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::suite::Tier;
 
     #[test]
     fn shards_are_parts_of_a_whole() {

@@ -31,22 +31,8 @@ pub struct Options {
     #[arg(long, value_name = "TEXT")]
     filter: Vec<String>,
 
-    /// How much to test
-    #[arg(long, value_enum, default_value = "quick")]
-    tier: Tier,
-
-    /// Cases that run side by side: of those that call cargo, one at a time
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    #[arg(value_parser = clap::value_parser!(u8).range(1..=64))]
-    jobs: u8,
-
-    /// Print JSON: an object a line for each case, the sums on the last line
-    #[arg(long)]
-    json: bool,
-
-    /// An image built before, instead of building one
-    #[arg(long, value_name = "FILE")]
-    image: Option<PathBuf>,
+    #[command(flatten)]
+    how: How,
 
     /// List the cases instead of running them
     #[arg(long)]
@@ -60,14 +46,14 @@ pub struct Options {
 pub fn test(options: &Options) -> Result<u8> {
     let workspace = Workspace::find()?;
     let chosen = |case: &Case| {
-        case.tier <= options.tier
+        case.tier <= options.how.tier
             && (options.filter.is_empty()
                 || options
                     .filter
                     .iter()
                     .any(|text| case.name.contains(text.as_str())))
     };
-    let cases: Vec<Case> = suite::all(&workspace, options.tier)
+    let cases: Vec<Case> = suite::all(&workspace, options.how.tier)
         .into_iter()
         .filter(chosen)
         .collect();
@@ -83,46 +69,49 @@ pub fn test(options: &Options) -> Result<u8> {
             options.filter.join(" or ")
         );
     }
-    run(
-        workspace,
-        cases,
-        &How {
-            tier: options.tier,
-            jobs: options.jobs,
-            json: options.json,
-            image: options.image.clone(),
-            reports: None,
-        },
-    )
+    run(workspace, cases, &options.how, None)
 }
 
 /// How cases are run.
-#[derive(Debug)]
+#[derive(Args, Debug)]
 pub struct How {
-    /// How much they test.
+    /// How much to test
+    #[arg(long, value_enum, default_value = "quick")]
     pub tier: Tier,
-    /// How many side by side.
-    pub jobs: u8,
-    /// Results as JSON.
+
+    /// Cases that run side by side: of those that call cargo, one at a time
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=64))]
+    jobs: u8,
+
+    /// Print JSON: an object a line for each case, the sums on the last line
+    #[arg(long)]
     pub json: bool,
-    /// An image built before.
-    pub image: Option<PathBuf>,
-    /// Where results and what machines said are kept.
-    pub reports: Option<PathBuf>,
+
+    /// An image built before, instead of building one
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
 }
 
-/// Runs cases; the exit status is 0 when nothing failed.
+/// Runs cases, and keeps results and what machines said in `reports`, where there is
+/// such a folder; the exit status is 0 when nothing failed.
 ///
 /// # Errors
 /// When it does not come to a test.
-pub fn run(workspace: Workspace, cases: Vec<Case>, how: &How) -> Result<u8> {
+pub fn run(
+    workspace: Workspace,
+    cases: Vec<Case>,
+    how: &How,
+    reports: Option<&Path>,
+) -> Result<u8> {
     let begun = Instant::now();
     let folder = scratch::folder(&workspace)?;
-    let context = prepare(workspace, how, &cases, folder.path())?;
+    let mut context = prepare(workspace, how, &cases, folder.path())?;
+    context.reports = reports.map(Path::to_path_buf);
     let (to, events) = mpsc::channel();
     watch_signals(to.clone())?;
     let mut test = Run {
-        report: Report::kept(how.json, how.reports.as_deref())?,
+        report: Report::kept(how.json, reports)?,
         step: Step::hidden("Testing", "the first"),
         all: cases.len(),
         done: 0,
@@ -169,7 +158,7 @@ fn prepare(workspace: Workspace, how: &How, cases: &[Case], folder: &Path) -> Re
         image,
         missing,
         folder: folder.to_path_buf(),
-        reports: how.reports.clone(),
+        reports: None,
         tier: how.tier,
         workspace,
     })

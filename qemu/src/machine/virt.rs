@@ -2,7 +2,7 @@
 //! 9.1, two UARTs. The first UART is the guest's console, the second the log.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rmi::end::{BOOT_ARGUMENT, Token};
 
@@ -135,8 +135,7 @@ impl Machine {
                 add(&["-S", "-gdb", &format!("tcp:127.0.0.1:{port}")]);
             }
             Some(Debugger::Socket(path)) => {
-                // A comma would end the path.
-                let path = path.display().to_string().replace(',', ",,");
+                let path = escaped(path);
                 let socket = format!("socket,id=gdb,path={path},server=on,wait=off");
                 add(&["-S", "-chardev", &socket, "-gdb", "chardev:gdb"]);
             }
@@ -177,6 +176,31 @@ impl Machine {
         let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
         words.join(" ")
     }
+}
+
+/// The arguments that have QEMU put a file's bytes, as they are, to an address.
+pub fn loaded(file: &Path, at: u64) -> [String; 2] {
+    let file = escaped(file);
+    let device = format!("loader,file={file},addr={at:#x},force-raw=on");
+    ["-device".into(), device]
+}
+
+/// The arguments for RAM that QEMU's device tree does not name: a device's that needs no
+/// driver. `room` is how far addresses go, as QEMU has sizes.
+pub fn more_ram(at: u64, size: Size, room: &str) -> [String; 6] {
+    [
+        "-m".into(),
+        format!("slots=4,maxmem={room}"),
+        "-object".into(),
+        format!("memory-backend-ram,id=more,size={size}"),
+        "-device".into(),
+        format!("virtio-mem-pci,memdev=more,memaddr={at:#x},requested-size={size}"),
+    ]
+}
+
+/// A file's name within an argument of QEMU's, which a comma would end.
+pub fn escaped(file: &Path) -> String {
+    file.display().to_string().replace(',', ",,")
 }
 
 /// Quotes a word for a POSIX shell.

@@ -43,7 +43,7 @@ axis! {
 
 axis! {
     /// What of the CPU is taken for absent, by a boot argument.
-    Without {
+    Mask {
         /// Nothing.
         Nothing = "all",
         /// Physical addresses of more than 48 bits.
@@ -166,7 +166,7 @@ impl Hardware {
     }
 }
 
-impl Without {
+impl Mask {
     /// The boot argument that asks for it.
     pub const fn argument(self) -> &'static str {
         match self {

@@ -2,7 +2,7 @@
 
 use pgtable::{Geometry, Level, Stage2Config};
 
-use super::axes::{Hardware, Kernel, Mode, Pages, Populate, Ram, Start, Without};
+use super::axes::{Hardware, Kernel, Mask, Mode, Pages, Populate, Ram, Start};
 
 /// Bits of IPA space: each size that stage 2 has here.
 pub const IPA_BITS: std::ops::RangeInclusive<u8> = 32..=52;
@@ -16,7 +16,7 @@ pub struct Cell {
     /// The CPU.
     pub hw: Hardware,
     /// What is taken for absent.
-    pub without: Without,
+    pub mask: Mask,
     /// EL2's granule.
     pub hyp: Pages,
     /// Where RAM is.
@@ -38,7 +38,7 @@ pub struct Cell {
 /// How many values each axis has, in the order of [`Cell::of`].
 pub const SIZES: [usize; AXES] = [
     Hardware::ALL.len(),
-    Without::ALL.len(),
+    Mask::ALL.len(),
     Pages::ALL.len(),
     Ram::ALL.len(),
     (*IPA_BITS.end() - *IPA_BITS.start() + 1) as usize,
@@ -54,7 +54,7 @@ pub const AXES: usize = 10;
 
 /// The axes' names, as filters have them.
 pub const KEYS: [&str; AXES] = [
-    "hw", "without", "hyp", "ram", "ipa", "start", "mode", "kernel", "cpus", "populate",
+    "hw", "mask", "hyp", "ram", "ipa", "start", "mode", "kernel", "cpus", "populate",
 ];
 
 impl Cell {
@@ -63,7 +63,7 @@ impl Cell {
         let at = |axis: usize| usize::from(places[axis]);
         Self {
             hw: Hardware::ALL[at(0)],
-            without: Without::ALL[at(1)],
+            mask: Mask::ALL[at(1)],
             hyp: Pages::ALL[at(2)],
             ram: Ram::ALL[at(3)],
             ipa: IPA_BITS.start() + places[4],
@@ -79,7 +79,7 @@ impl Cell {
     pub fn words(&self) -> [String; AXES] {
         [
             self.hw.word().into(),
-            self.without.word().into(),
+            self.mask.word().into(),
             self.hyp.word().into(),
             self.ram.word().into(),
             self.ipa.to_string(),
@@ -106,15 +106,15 @@ impl Cell {
 
     /// Bits of physical addresses that EL2 sees.
     pub fn pa_bits(&self) -> u8 {
-        match self.without {
-            Without::Pa52 => self.hw.pa_bits().min(48),
+        match self.mask {
+            Mask::Pa52 => self.hw.pa_bits().min(48),
             _ => self.hw.pa_bits(),
         }
     }
 
     /// Whether 4K and 16K translate to 52 bits.
     pub fn has_lpa2(&self) -> bool {
-        self.hw == Hardware::Lpa2 && self.without == Without::Nothing
+        self.hw == Hardware::Lpa2 && self.mask == Mask::Nothing
     }
 
     /// Bits of the addresses that a translation with these pages reaches.
@@ -169,7 +169,7 @@ impl Cell {
         let confidential = self.mode != Mode::Plain;
         let rules = [
             (
-                self.without != Without::Nothing && !wide,
+                self.mask != Mask::Nothing && !wide,
                 "a CPU of 48 bits or less has nothing to be without",
             ),
             (
@@ -177,8 +177,7 @@ impl Cell {
                 "Cortex-A72 has no 16K granule",
             ),
             (
-                self.ram != Ram::Low
-                    && (self.reach(self.hyp) < 52 || self.without != Without::Nothing),
+                self.ram != Ram::Low && (self.reach(self.hyp) < 52 || self.mask != Mask::Nothing),
                 "RAM above 2^48 takes a granule with 52 bits, in EL2's own tables too",
             ),
             (
@@ -233,6 +232,6 @@ impl Cell {
 
     /// Whether what it runs on is no CPU that there is.
     pub fn is_masked(&self) -> bool {
-        self.without != Without::Nothing
+        self.mask != Mask::Nothing
     }
 }

@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::axes::{Mode, Pages, Ram, Without};
+use super::axes::{Mask, Mode, Pages, Ram};
 use super::cell::Cell;
 use super::machine::memory;
 
@@ -120,7 +120,7 @@ fn tables(cell: &Cell, said: &Said<'_>) -> Result<()> {
         _ => Pages::K16,
     };
     let lpa2 = cell.hyp != Pages::K64 && cell.has_lpa2();
-    let wide = lpa2 || cell.hyp == Pages::K64 && cell.without != Without::Va52;
+    let wide = lpa2 || cell.hyp == Pages::K64 && cell.mask != Mask::Va52;
     let bits = if wide {
         cell.pa_bits()
     } else {

@@ -8,23 +8,21 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use dtoolkit::Node;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 
-use super::axes::{Kernel, Mode, Populate, Ram};
+use super::axes::{Kernel, Populate, Ram};
 use super::cell::Cell;
-use crate::bundle;
 use crate::config::{self, Guest};
 use crate::guests::catalogue;
 use crate::guests::fetch::Cache;
 use crate::guests::initrd::{self, Task};
-use crate::machine::virt::{Console, Control, Machine};
-use crate::run::ending;
-use crate::setup::qemu::Qemu;
+use crate::machine::virt::{self, Console, Control, Machine};
 use crate::size::Size;
 use crate::suite::call::Call;
+use crate::suite::{Context, boots};
 use crate::workspace::Workspace;
 
 /// A guest's memory.
@@ -43,31 +41,16 @@ const BUNDLE_AT: u64 = 0x2000_0000;
 /// QEMU's patience for a device tree.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// What a machine is built from.
-#[derive(Clone, Copy, Debug)]
-pub struct Parts<'a> {
-    /// The project's folders.
-    pub workspace: &'a Workspace,
-    /// The emulator.
-    pub qemu: &'a Qemu,
-    /// The image under test.
-    pub image: &'a Path,
-    /// Where files of this machine go.
-    pub folder: &'a Path,
-}
-
-/// The kernel's file; `None` where only a user's cache could have it.
+/// The kernel's file.
 ///
 /// # Errors
-/// When it cannot be fetched.
-pub fn kernel(workspace: &Workspace, kernel: Kernel) -> Result<Option<PathBuf>> {
-    if kernel.is_packaged() {
-        let guest = catalogue::find(kernel.word())?;
-        return Cache::of(workspace).kernel(guest).map(Some);
+/// When it cannot be fetched; the inner one when only a user's cache could have it.
+pub fn kernel(workspace: &Workspace, kernel: Kernel) -> Result<Result<PathBuf, String>> {
+    if !kernel.is_packaged() {
+        return Ok(workspace.tiny_kernel(kernel.word()));
     }
-    let folder = workspace.guests_of_user();
-    let file = folder.map(|folder| folder.join(format!("{}.Image.gz", kernel.word())));
-    Ok(file.filter(|file| file.is_file()))
+    let guest = catalogue::find(kernel.word())?;
+    Cache::of(workspace).kernel(guest).map(Ok)
 }
 
 /// A guest's memory with this kernel.
@@ -79,24 +62,27 @@ pub const fn memory(kernel: Kernel) -> Size {
     }
 }
 
-/// The machine of a configuration whose guest boots `kernel` and does this task.
+/// The machine of a configuration whose guest boots `kernel` and does this task; its
+/// files go into `folder`.
 ///
 /// # Errors
 /// When something cannot be had.
-pub fn machine(parts: &Parts<'_>, cell: &Cell, kernel: PathBuf, task: &Task) -> Result<Machine> {
-    let busybox = Cache::of(parts.workspace).busybox()?;
-    let initrd = parts.folder.join("initrd");
+pub fn machine(
+    context: &Context,
+    folder: &Path,
+    cell: &Cell,
+    kernel: PathBuf,
+    task: &Task,
+) -> Result<Machine> {
+    let busybox = Cache::of(&context.workspace).busybox()?;
+    let initrd = folder.join("initrd");
     fs::write(&initrd, initrd::build(&busybox, "guest", task)?)?;
     let geometry = cell.geometry().context("the configuration is excluded")?;
     let guest = Guest {
         initrd: Some(initrd),
         cmdline: Some("console=ttyAMA0 quiet nowatchdog".into()),
         vcpus: cell.cpus,
-        mode: match cell.mode {
-            Mode::Plain => config::Mode::Plain,
-            Mode::Protected => config::Mode::Protected,
-            Mode::Realm => config::Mode::Realm,
-        },
+        mode: cell.mode.word().parse().map_err(|e: String| anyhow!(e))?,
         ipa_bits: Some(cell.ipa.into()),
         start_level: Some(geometry.start().get().into()),
         populate: Some(match cell.populate {
@@ -105,96 +91,56 @@ pub fn machine(parts: &Parts<'_>, cell: &Cell, kernel: PathBuf, task: &Task) -> 
         }),
         ..Guest::new("guest", kernel, memory(cell.kernel))
     };
-    let bundle = parts.folder.join("bundle.cpio");
-    fs::write(&bundle, bundle::pack(&[guest])?)?;
-    let log_uart = Machine::can_have_log_uart(parts.qemu);
-    let log = if log_uart {
-        " undercroft.log=serial1"
-    } else {
-        ""
-    };
-    let mut machine = Machine {
-        qemu: parts.qemu.clone(),
-        cpu: cell.hw.cpu().into(),
-        cpus: cell.cpus,
-        ram: RAM,
-        kernel: Some(parts.image.to_path_buf()),
-        initrd: Some(bundle.clone()),
-        append: format!(
-            "undercroft.granule={} undercroft.loglevel=debug{log}{}",
-            cell.hyp.word(),
-            cell.without.argument()
-        ),
-        end: Some(ending::token()?),
-        el2: true,
-        log_uart,
-        debugger: None,
-        extra: Vec::new(),
-    };
+    let mut machine = boots::machine(context, folder, &[guest])?;
+    machine.cpu = cell.hw.cpu().into();
+    machine.cpus = cell.cpus;
+    machine.ram = RAM;
+    machine.append = (machine.append)
+        .replace("granule=4k", &format!("granule={}", cell.hyp.word()))
+        .replace("loglevel=info", "loglevel=debug")
+        + cell.mask.argument();
     if cell.ram != Ram::Low {
-        raise(parts, cell.ram, &bundle, &mut machine)?;
+        raise(folder, cell.ram, &mut machine)?;
     }
     Ok(machine)
 }
 
 /// Has the machine's RAM stand where no `-kernel` reaches, with all that a boot loader
 /// puts there.
-fn raise(parts: &Parts<'_>, ram: Ram, bundle: &Path, machine: &mut Machine) -> Result<()> {
-    let (base, size) = (ram.base(), RAM.bytes());
+fn raise(folder: &Path, ram: Ram, machine: &mut Machine) -> Result<()> {
+    let base = ram.base();
     let room = if base.ilog2() == 48 { "1P" } else { "4000T" };
     // QEMU's own, which the device tree does not name.
     machine.ram = Size::mib(128);
-    machine.kernel = None;
-    machine.initrd = None;
+    let image = machine.kernel.take().context("there is an image")?;
+    let bundle = machine.initrd.take().context("there is a bundle")?;
     let boot_arguments = machine.boot_arguments();
     machine.append.clear();
-    let device = format!("virtio-mem-pci,memdev=high,memaddr={base:#x},requested-size={RAM}");
-    let ram = [
-        "-m",
-        &format!("slots=4,maxmem={room}"),
-        "-nic",
-        "none",
-        "-object",
-        &format!("memory-backend-ram,id=high,size={RAM}"),
-        "-device",
-        &device,
-    ];
-    machine.extra.extend(ram.map(OsString::from));
-    let tree = parts.folder.join("tree.dtb");
+    let mut add = |words: &[String]| machine.extra.extend(words.iter().map(OsString::from));
+    add(&["-nic", "none"].map(String::from));
+    add(&virt::more_ram(base, RAM, room));
+    let tree = folder.join("tree.dtb");
     let words = machine.arguments(Console::Pipes, Control::Plain);
-    let dump = format!("dumpdtb={}", plain(&tree)?);
     Call::program(&machine.qemu.program, PATIENCE)
         .args(words)
-        .args(["-machine", &dump])
+        .args(["-machine", &format!("dumpdtb={}", virt::escaped(&tree))])
         .call()?
         .ended(0)?;
     let initrd = (
         base + BUNDLE_AT,
         base + BUNDLE_AT + bundle.metadata()?.len(),
     );
-    let data = with_ram(&fs::read(&tree)?, (base, size), &boot_arguments, initrd)?;
+    let ram = (base, RAM.bytes());
+    let data = with_ram(&fs::read(&tree)?, ram, &boot_arguments, initrd)?;
     fs::write(&tree, data)?;
-    let first = parts.folder.join("first.bin");
+    let first = folder.join("first.bin");
     fs::write(&first, starter(base + TREE_AT, base + IMAGE_AT))?;
-    let mut add = |words: [String; 2]| machine.extra.extend(words.map(OsString::from));
-    add(["-bios".into(), first.display().to_string()]);
-    for (file, at) in [
-        (parts.image, IMAGE_AT),
-        (&tree, TREE_AT),
-        (bundle, BUNDLE_AT),
-    ] {
-        let at = base + at;
-        let loader = format!("loader,file={},addr={at:#x},force-raw=on", plain(file)?);
-        add(["-device".into(), loader]);
+    machine.extra.extend(["-bios".into(), first.into()]);
+    for (file, at) in [(image, IMAGE_AT), (tree, TREE_AT), (bundle, BUNDLE_AT)] {
+        let words = virt::loaded(&file, base + at);
+        machine.extra.extend(words.map(OsString::from));
     }
     Ok(())
-}
-
-/// A file's name where a comma would end it.
-fn plain(file: &Path) -> Result<String> {
-    let name = file.display().to_string();
-    ensure!(!name.contains(','), "QEMU takes no comma in {name}");
-    Ok(name)
 }
 
 /// QEMU's device tree with this RAM and no other, and what a boot loader adds.

@@ -18,7 +18,6 @@ use anyhow::{Context as _, Result, bail};
 
 pub use self::cell::Cell;
 use self::check::{Said, TASK};
-use self::machine::Parts;
 use crate::guests::initrd::{self, Task};
 use crate::machine::virt::Console;
 use crate::run::capture::Capture;
@@ -76,25 +75,17 @@ pub fn case(cell: Cell) -> Case {
 /// Boots a configuration, and holds what it says to it. What the machine was and said
 /// goes into a folder of its name where reports are wanted.
 fn boot(context: &Context, cell: &Cell) -> Result<Outcome> {
-    let Some(kernel) = machine::kernel(&context.workspace, cell.kernel)? else {
-        return Ok(Outcome::skipped(format!(
-            "{}.Image.gz is in no folder that UNDERCROFT_GUESTS names",
-            cell.kernel.word()
-        )));
+    let kernel = match machine::kernel(&context.workspace, cell.kernel)? {
+        Ok(file) => file,
+        Err(why) => return Ok(Outcome::skipped(why)),
     };
     let folder = tempfile::tempdir_in(&context.folder)?;
-    let parts = Parts {
-        workspace: &context.workspace,
-        qemu: context.qemu()?,
-        image: &context.image()?.file,
-        folder: folder.path(),
-    };
     let mark = initrd::mark();
     let task = Task::Command {
         command: TASK.into(),
         mark: mark.clone(),
     };
-    let machine = machine::machine(&parts, cell, kernel, &task)?;
+    let machine = machine::machine(context, folder.path(), cell, kernel, &task)?;
     let mut capture = Capture::start(&machine, LIMIT, false)?;
     let ending = capture.finish();
     let console = String::from_utf8_lossy(&capture.console).into_owned();

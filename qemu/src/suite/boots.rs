@@ -16,7 +16,7 @@ use crate::config::Guest;
 use crate::guests::catalogue;
 use crate::guests::fetch::Cache;
 use crate::guests::initrd::{self, Task};
-use crate::machine::virt::{DEFAULT_CPU, Machine};
+use crate::machine::virt::{DEFAULT_CPU, Machine, loaded};
 use crate::run::capture::Capture;
 use crate::run::ending::{self, Ending};
 use crate::size::Size;
@@ -489,8 +489,8 @@ fn console_input(context: &Context) -> Result<()> {
 /// The image as U-Boot's `booti` starts it: U-Boot at EL2 from flash, the
 /// image and the bundle where somebody has loaded them.
 fn from_u_boot(context: &Context) -> Result<()> {
-    const IMAGE_AT: &str = "0x48200000";
-    const BUNDLE_AT: &str = "0x50000000";
+    const IMAGE_AT: u64 = 0x4820_0000;
+    const BUNDLE_AT: u64 = 0x5000_0000;
     let folder = tempfile::tempdir_in(&context.folder)?;
     let mut machine = machine_with_shell(context, folder.path())?;
     let image = machine.kernel.take().context("there is an image")?;
@@ -499,17 +499,9 @@ fn from_u_boot(context: &Context) -> Result<()> {
     machine.append.clear();
     let size = bundle.metadata()?.len();
     let u_boot = Cache::of(&context.workspace).kernel(catalogue::find("u-boot")?)?;
-    let loader =
-        |file: &Path, at: &str| format!("loader,file={},addr={at},force-raw=on", file.display());
-    for argument in [
-        "-bios",
-        &u_boot.display().to_string(),
-        "-device",
-        &loader(&image, IMAGE_AT),
-        "-device",
-        &loader(&bundle, BUNDLE_AT),
-    ] {
-        machine.extra.push(argument.into());
+    machine.extra.extend(["-bios".into(), u_boot.into()]);
+    for (file, at) in [(&image, IMAGE_AT), (&bundle, BUNDLE_AT)] {
+        machine.extra.extend(loaded(file, at).map(Into::into));
     }
     let mut capture = Capture::start(&machine, LIMIT, false)?;
     let talk = |capture: &mut Capture| -> Result<Ending> {
@@ -519,7 +511,7 @@ fn from_u_boot(context: &Context) -> Result<()> {
         capture.type_in(&format!("setenv bootargs {bootargs}\n"))?;
         capture.until("=> ")?;
         capture.type_in(&format!(
-            "booti {IMAGE_AT} {BUNDLE_AT}:{size:x} $fdtcontroladdr\n"
+            "booti {IMAGE_AT:#x} {BUNDLE_AT:#x}:{size:x} $fdtcontroladdr\n"
         ))?;
         capture.until("guest:~# ")?;
         capture.type_in("exit\n")?;

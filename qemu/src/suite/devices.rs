@@ -12,6 +12,8 @@ use super::boots::LIMIT;
 use super::call::Call;
 use super::on_target::{failed_none, hostile_image, hostile_on};
 use super::{Case, Context};
+use crate::machine::virt;
+use crate::size::Size;
 
 /// CPUs and granules that differ in what their stage 2 can do.
 const KINDS: [(&str, &str); 5] = [
@@ -55,16 +57,9 @@ pub fn cases() -> Vec<Case> {
     }
     cases.push(Case::new("tests/hostile-secure-world", secure));
     cases.push(Case::new("tests/hostile-smmu-unnamed-ram", |context| {
-        let machine = [
-            "-machine",
-            "iommu=smmuv3",
-            "-m",
-            "1G,slots=4,maxmem=16G",
-            "-object",
-            "memory-backend-ram,id=more,size=1G",
-            "-device",
-            "virtio-mem-pci,memdev=more,memaddr=0x100000000,requested-size=1G",
-        ];
+        let smmu = ["-machine", "iommu=smmuv3", "-m", "1G"].map(String::from);
+        let ram = virt::more_ram(1 << 32, Size::mib(1024), "16G");
+        let machine: Vec<String> = smmu.into_iter().chain(ram).collect();
         hostile_on(
             context,
             "2",

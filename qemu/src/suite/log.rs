@@ -13,7 +13,7 @@ use super::{Case, Context};
 use crate::build;
 use crate::bundle;
 use crate::config::Guest;
-use crate::machine::virt::{DEFAULT_CPU, Machine};
+use crate::machine::virt::{self, DEFAULT_CPU, Machine};
 use crate::run::capture::Capture;
 use crate::run::ending::{self, Ending};
 use crate::size::Size;
@@ -302,18 +302,8 @@ fn move_uart(machine: &mut Machine, folder: &Path, from: u64, to: u64) -> Result
 
 /// RAM that no device tree names, at [`UNNAMED_RAM`].
 fn more_ram(machine: &mut Machine) {
-    let device = format!("virtio-mem-pci,memdev=more,memaddr={UNNAMED_RAM:#x},requested-size=64M");
-    machine.extra.extend(
-        [
-            "-m",
-            "1G,slots=1,maxmem=3G",
-            "-object",
-            "memory-backend-ram,id=more,size=64M",
-            "-device",
-            &device,
-        ]
-        .map(Into::into),
-    );
+    let ram = virt::more_ram(UNNAMED_RAM, Size::mib(64), "3G");
+    machine.extra.extend(ram.map(Into::into));
 }
 
 /// Makes RAM at `at` a UART that never has room.

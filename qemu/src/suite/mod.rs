@@ -45,9 +45,9 @@ use crate::workspace::Workspace;
 /// How much is tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Tier {
-    /// What must hold at each change, within 20 minutes
+    /// What must hold at each change; of the matrix, all pairs of values
     Quick,
-    /// And what takes longer
+    /// And what takes hours; of the matrix, all triples
     Full,
 }
 

@@ -14,6 +14,8 @@ use super::call::{Call, Called};
 use super::{Case, Context, Tier, audits};
 use crate::build;
 use crate::image::assemble;
+use crate::machine::virt;
+use crate::size::Size;
 
 /// Of the long sequences of the full tier.
 const LIMIT_OF_FULL: Duration = Duration::from_secs(3600);
@@ -278,26 +280,14 @@ pub fn cases() -> Vec<Case> {
         ));
     }
     // Output addresses of 49 and of 52 bits.
-    for (name, room, at) in [
-        ("49", "1P", "0x1000000000000"),
-        ("52", "4000T", "0xe800000000000"),
-    ] {
+    for (name, room, at) in [("49", "1P", 1 << 48), ("52", "4000T", 0xe_8000_0000_0000)] {
         let case = Case::new(
             format!("tests/el2-tables-output-{name}-bits"),
             move |context| {
-                let memory = format!("1G,slots=4,maxmem={room}");
-                let device = format!("virtio-mem-pci,memdev=hi,memaddr={at},requested-size=1G");
-                let words = format!("high={at}");
-                let high = [
-                    "-m",
-                    &memory,
-                    "-object",
-                    "memory-backend-ram,id=hi,size=1G",
-                    "-device",
-                    &device,
-                    "-append",
-                    &words,
-                ];
+                let ram = virt::more_ram(at, Size::mib(1024), room);
+                let words = format!("high={at:#x}");
+                let mut high = vec!["-m", "1G", "-append", &words];
+                high.extend(ram.iter().map(String::as_str));
                 tables(context, "max", "4", &high)
             },
         );

@@ -80,7 +80,7 @@ pub fn cases() -> Vec<Case> {
     for tiny in TINY {
         for (granule, _) in GRANULES {
             let body = move |context: &Context| tiny_linux(context, tiny, granule);
-            let case = Case::of_cargo(format!("realms/tiny-{tiny}-on-{granule}"), body).beside();
+            let case = Case::skipping(format!("realms/tiny-{tiny}-on-{granule}"), body);
             // Of each granule of EL2's one, which no other kernel's pages have there.
             let quick = [
                 ("16k-va48-pa48", "16k"),
@@ -92,7 +92,7 @@ pub fn cases() -> Vec<Case> {
             for (bits, cpu) in WIDE.iter().filter(|(bits, _)| reaches(tiny, *bits)) {
                 let body = move |context: &Context| wide(context, tiny, granule, *bits, cpu);
                 let name = format!("realms/tiny-{tiny}-on-{granule}-of-{bits}-bits-{cpu}");
-                cases.push(Case::of_cargo(name, body).beside().full());
+                cases.push(Case::skipping(name, body).full());
             }
         }
     }
@@ -118,10 +118,10 @@ pub fn cases() -> Vec<Case> {
     for (granule, _) in GRANULES {
         let reboots = move |context: &Context| tiny_reboots(context, 100, granule);
         let name = format!("realms/hundred-reboots-{granule}");
-        cases.push(Case::of_cargo(name, reboots).beside().full());
+        cases.push(Case::skipping(name, reboots).full());
     }
     let reboots = |context: &Context| tiny_reboots(context, 3, "4k");
-    cases.push(Case::of_cargo("realms/three-reboots", reboots).beside());
+    cases.push(Case::skipping("realms/three-reboots", reboots));
     cases.push(
         Case::new("realms/measure-none", measure_none)
             .boots(&["debian-backports"])
@@ -147,21 +147,10 @@ fn said(vcpus: u64) -> String {
     format!("RSI version 1.0\n{vcpus}\nuart\nsame\n")
 }
 
-/// The file of such a kernel, if the user's cache has it.
-fn tiny_kernel(context: &Context, name: &str) -> Option<PathBuf> {
-    let folder = context.workspace.guests_of_user()?;
-    let file = folder.join(format!("tiny-{name}.Image.gz"));
-    file.is_file().then_some(file)
-}
-
-fn no_tiny(name: &str) -> Outcome {
-    let why = "is in no folder that UNDERCROFT_GUESTS names";
-    Outcome::skipped(format!("tiny-{name}.Image.gz {why}"))
-}
-
 fn tiny_linux(context: &Context, name: &str, granule: &str) -> Result<Outcome> {
-    let Some(file) = tiny_kernel(context, name) else {
-        return Ok(no_tiny(name));
+    let file = match context.workspace.tiny_kernel(&format!("tiny-{name}")) {
+        Ok(file) => file,
+        Err(why) => return Ok(Outcome::skipped(why)),
     };
     let file = file.display().to_string();
     linux(context, &["--kernel", &file], &["--granule", granule], 1)?.calmly()?;
@@ -247,8 +236,9 @@ fn resets(context: &Context, times: usize, granule: &str) -> Result<()> {
 /// A Linux reboots itself so often.
 fn tiny_reboots(context: &Context, times: usize, granule: &str) -> Result<Outcome> {
     const NAME: &str = "4k-va48-pa48";
-    let Some(kernel) = tiny_kernel(context, NAME) else {
-        return Ok(no_tiny(NAME));
+    let kernel = match context.workspace.tiny_kernel(&format!("tiny-{NAME}")) {
+        Ok(file) => file,
+        Err(why) => return Ok(Outcome::skipped(why)),
     };
     let folder = tempfile::tempdir_in(&context.folder)?;
     let busybox = Cache::of(&context.workspace).busybox()?;
@@ -348,8 +338,9 @@ fn reaches(tiny: &str, bits: u32) -> bool {
 /// Such a kernel where IPAs have so many bits. It computes from them where its UART is
 /// and what it shares, or says nothing.
 fn wide(context: &Context, name: &str, granule: &str, bits: u32, cpu: &str) -> Result<Outcome> {
-    let Some(kernel) = tiny_kernel(context, name) else {
-        return Ok(no_tiny(name));
+    let kernel = match context.workspace.tiny_kernel(&format!("tiny-{name}")) {
+        Ok(file) => file,
+        Err(why) => return Ok(Outcome::skipped(why)),
     };
     let settings = format!("ipa_bits = {bits}\n");
     let options = ["--granule", granule, "--cpu", cpu, "--log", "debug"];

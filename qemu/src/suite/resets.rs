@@ -10,6 +10,7 @@ use super::boots::{LIMIT, ended_well, machine};
 use super::{Case, Context};
 use crate::build;
 use crate::config::{Guest, Mode, Populate};
+use crate::machine::virt::loaded;
 use crate::run::capture::Capture;
 use crate::run::ending::Ending;
 use crate::size::Size;
@@ -223,11 +224,7 @@ fn zero(
     machine.append = machine.append.replace("granule=4k", &own);
     let pattern = folder.path().join("pattern");
     fs::write(&pattern, vec![0xa5; 256 << 20])?;
-    let loader = format!(
-        "loader,file={},addr=0x60000000,force-raw=on",
-        pattern.display()
-    );
-    machine.extra = vec!["-device".into(), loader.into()];
+    machine.extra = loaded(&pattern, 0x6000_0000).map(Into::into).into();
     let mut capture = Capture::start(&machine, LIMIT, false)?;
     let talk = |capture: &mut Capture| -> Result<()> {
         for life in 1..=3 {

@@ -5,11 +5,12 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use super::call::{Call, Called};
 use super::{Case, Context};
 use crate::build;
+use crate::machine::virt::loaded;
 
 /// Memory of these machines.
 const RAM: &str = "768M";
@@ -362,14 +363,6 @@ fn booted_with(context: &Context, x0: &str, edit: impl FnOnce(&mut Tree)) -> Res
     let file = folder.path().join("tree.dtb");
     fs::write(&file, tree.bytes())?;
     let image = &context.image()?.file;
-    ensure!(
-        ![image, &file]
-            .iter()
-            .any(|file| file.to_string_lossy().contains(',')),
-        "QEMU takes no commas in names"
-    );
-    let put =
-        |file: &Path, at: &str| format!("loader,file={},addr={at},force-raw=on", file.display());
     // movz x0; movz x1, #0x4020, lsl #16; br x1.
     let first = format!("0xd2a80401{},data-len=8", x0.trim_start_matches("0x"));
     let code = [&first, "0xd61f0020,data-len=4"];
@@ -388,8 +381,9 @@ fn booted_with(context: &Context, x0: &str, edit: impl FnOnce(&mut Tree)) -> Res
             "none",
             "-no-reboot",
         ])
-        .args(["-serial", "stdio", "-device", &put(image, "0x40200000")])
-        .args(["-device", &put(&file, "0x48000000")])
+        .args(["-serial", "stdio"])
+        .args(loaded(image, 0x4020_0000))
+        .args(loaded(&file, 0x4800_0000))
         .args([
             "-device",
             &format!("loader,addr=0x47000000,data={}", code[0]),

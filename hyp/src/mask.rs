@@ -8,7 +8,7 @@ use arm64::sysreg::Sysreg;
 /// What everybody takes for absent, EL2 too: CPUs that have one and not the other are
 /// not at hand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Without {
+pub struct Mask {
     /// Physical addresses of more than 48 bits: FEAT_LPA, and FEAT_LPA2 with it.
     pub pa_52: bool,
     /// Virtual addresses of more than 48 bits: FEAT_LVA, and FEAT_LPA2 with it.
@@ -18,14 +18,14 @@ pub struct Without {
 static PA_52: AtomicBool = AtomicBool::new(false);
 static VA_52: AtomicBool = AtomicBool::new(false);
 
-impl Without {
+impl Mask {
     /// From now on they are absent. Before anybody has been told of a feature.
     pub fn begin(self) {
         PA_52.store(self.pa_52, Ordering::Relaxed);
         VA_52.store(self.va_52, Ordering::Relaxed);
     }
 
-    fn narrow(self, register: Sysreg, value: u64) -> u64 {
+    fn apply(self, register: Sysreg, value: u64) -> u64 {
         let least = |value: u64, field: u32, most: u64| {
             let now = value >> field & 0xf;
             let is_more = now < 8 && now > most;
@@ -59,12 +59,12 @@ impl Without {
 }
 
 /// An ID register's value less what is to be absent.
-pub fn narrowed(register: Sysreg, value: u64) -> u64 {
-    let without = Without {
+pub fn masked(register: Sysreg, value: u64) -> u64 {
+    let mask = Mask {
         pa_52: PA_52.load(Ordering::Relaxed),
         va_52: VA_52.load(Ordering::Relaxed),
     };
-    without.narrow(register, value)
+    mask.apply(register, value)
 }
 
 #[cfg(test)]
@@ -76,22 +76,22 @@ mod tests {
         let (wide, lva) = (ID_AA64MMFR0_EL1::ENCODING, ID_AA64MMFR2_EL1::ENCODING);
         // 52 bits with every granule, of both stages.
         let lpa2 = 0x0000_0323_1020_0126;
-        let pa = Without {
+        let pa = Mask {
             pa_52: true,
             va_52: false,
         };
-        let va = Without {
+        let va = Mask {
             pa_52: false,
             va_52: true,
         };
-        let none = Without::default();
-        assert_eq!(none.narrow(wide, lpa2), lpa2);
-        assert_eq!(pa.narrow(wide, lpa2), 0x0000_0222_0010_0125);
-        assert_eq!(va.narrow(wide, lpa2), 0x0000_0222_0010_0126);
+        let none = Mask::default();
+        assert_eq!(none.apply(wide, lpa2), lpa2);
+        assert_eq!(pa.apply(wide, lpa2), 0x0000_0222_0010_0125);
+        assert_eq!(va.apply(wide, lpa2), 0x0000_0222_0010_0126);
         // What is less stays, and what has no such granule has none.
         let old = 0x0000_0000_f000_0022;
-        assert_eq!(pa.narrow(wide, old), old);
-        assert_eq!(pa.narrow(lva, 1 << 16), 1 << 16);
-        assert_eq!(va.narrow(lva, 0x1_0011), 0x11);
+        assert_eq!(pa.apply(wide, old), old);
+        assert_eq!(pa.apply(lva, 1 << 16), 1 << 16);
+        assert_eq!(va.apply(lva, 0x1_0011), 0x11);
     }
 }
