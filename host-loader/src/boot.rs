@@ -77,7 +77,9 @@ fn boot(dtb: u64) -> Result<&'static Machine, BootError> {
     let granule = 1u64 << features.granule_shift;
 
     let taken = taken_ranges(dtb, tree, &platform);
-    let mut granules = Granules::new(granule, &clipped(&platform.memory), &taken);
+    // Of a page that is mapped in part, nothing is.
+    let mapped = ram(&platform, &holes(&platform));
+    let mut granules = Granules::new(granule, mapped.ranges(), &taken);
     let cpus = cpus(&platform, &mut granules)?;
     let more = heap_range(&mut granules)?;
     map_everything(&platform, &cpus)?;
@@ -254,22 +256,39 @@ fn blank_granule(granules: &mut Granules) -> Result<u64, BootError> {
     Ok(blank)
 }
 
+/// What of the RAM the host's final stage 1 does not map as such: EL2's, the image,
+/// which has maps of its own, and what the device tree forbids.
+fn holes(platform: &Platform) -> Vec<Range<u64>> {
+    let image = mmu::image_layout();
+    let mut holes: Vec<_> = (0..)
+        .map_while(rmi_call::memory_range)
+        .filter(|(_, _, kind)| *kind != RangeKind::HostImage as u64)
+        .map(|(base, size, _)| base..base + size)
+        .collect();
+    holes.push(image.text.start..image.data.end);
+    holes.extend(platform.no_map.iter().cloned());
+    holes
+}
+
+/// The RAM that the host's final stage 1 maps as such: whole pages of it.
+fn ram(platform: &Platform, holes: &[Range<u64>]) -> Granules {
+    // Whatever EL2 counts in.
+    let (_, page) = mmu::reach();
+    Granules::new(page, &clipped(&platform.memory), holes)
+}
+
 /// Makes the host's final stage 1: all RAM but EL2's, without the pages below
 /// stacks, and the devices that the host drives.
 fn map_everything(platform: &Platform, cpus: &[Cpu]) -> Result<(), BootError> {
     let image = mmu::image_layout();
     let (_, page) = mmu::reach();
-    let mut holes = Vec::new();
-    let mut appendix = None;
-    for (base, size, kind) in (0..).map_while(rmi_call::memory_range) {
-        if kind != RangeKind::HostImage as u64 {
-            holes.push(base..base + size);
-        } else if (base..base + size).contains(&image.text.start) {
-            appendix = Some(image.data.end..base + size);
-        }
-    }
-    holes.push(image.text.start..image.data.end);
-    holes.extend(platform.no_map.iter().cloned());
+    let mut holes = holes(platform);
+    let appendix = (0..)
+        .map_while(rmi_call::memory_range)
+        .find(|(base, size, kind)| {
+            *kind == RangeKind::HostImage as u64 && (*base..base + size).contains(&image.text.start)
+        })
+        .map(|(base, size, _)| image.data.end..base + size);
     for cpu in cpus {
         for (top, size) in [(cpu.stacks.0, STACK), (cpu.stacks.1, EXCEPTION_STACK)] {
             if top != 0 {
@@ -278,8 +297,7 @@ fn map_everything(platform: &Platform, cpus: &[Cpu]) -> Result<(), BootError> {
             }
         }
     }
-    // Whatever EL2 counts in.
-    let ram = Granules::new(page, &clipped(&platform.memory), &holes);
+    let ram = ram(platform, &holes);
     let mut devices = platform.gic.redistributors.clone();
     devices.push(platform.gic.distributor.clone());
     if let Some(uart) = &platform.console {

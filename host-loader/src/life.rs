@@ -64,10 +64,10 @@ impl Job {
     }
 }
 
-/// What guest `config` is built with.
 /// Above it an address takes descriptors of 52 bits.
 const HIGH: u64 = 1 << 48;
 
+/// What guest `config` is built with.
 fn resources(machine: &Machine, config: usize) -> Resources<'_> {
     Resources {
         pace: &machine.paces[config],

@@ -773,7 +773,17 @@ fn a_guest_that_asks_for_too_much_is_told_what_there_is() {
     let many = |why: &Refusal| matches!(why, Refusal::ManyVcpus { limit: 32, .. });
     let starts = |why: &Refusal| matches!(why, Refusal::StartLevel { .. });
     type IsThat = fn(&Refusal) -> bool;
-    let cases: [(&str, IsThat, [&str; 3]); 9] = [
+    let cases: [(&str, IsThat, [&str; 3]); 11] = [
+        (
+            "ram_base = 0x1_0000_0000_0000",
+            wide,
+            ["guests.toml:4", "ram_base = 0x1000000000000", "49 bits"],
+        ),
+        (
+            "ram_base = 0x1_0000_0000\nipa_bits = 32",
+            bits,
+            ["guests.toml:5", "expected 33", "from 0x100000000 on"],
+        ),
         (
             "memory = \"1G\"",
             little,

@@ -140,6 +140,11 @@ impl Mode {
         ("protected", Self::Protected),
         ("realm", Self::Realm),
     ];
+
+    /// The word for it.
+    pub const fn word(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
 }
 
 impl FromStr for Mode {

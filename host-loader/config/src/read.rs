@@ -347,6 +347,9 @@ mod tests {
         assert_eq!(guest("start_level = -1").start_level, Some(-1));
         let high = guest("ram_base = 0x1_0000_0000_0000");
         assert_eq!(high.ram_base, Some(1 << 48));
+        for (word, mode) in Mode::ALL {
+            assert_eq!(mode.word(), word);
+        }
         for (word, populate) in Populate::ALL {
             let line = format!("populate = \"{word}\"");
             assert_eq!(guest(&line).populate, Some(populate));

@@ -143,7 +143,7 @@ pub fn needs(
             .sum()
     };
     let flash = map::FLASH_VARIABLES.end - map::FLASH_VARIABLES.start;
-    let by_pages = resources.features.largest_level() == 3
+    let by_pages = shape.largest_level(&resources.features) == 3
         || (is_lazy(config, resources, &shape) && block > PIECE_SIZE);
     let extents = memory.ram.shared().extents();
     let ram: u64 = (extents.iter())
@@ -231,6 +231,7 @@ fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestErro
     if needs > resources.rmi.s2sz.into() {
         let refusal = Refusal::WideMemory {
             memory: config.guest.memory,
+            base: config.guest.ram_base,
             needs,
             has: resources.rmi.s2sz,
         };
@@ -241,6 +242,7 @@ fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestErro
     if !(needs..=resources.rmi.s2sz.into()).contains(&bits) {
         let refusal = Refusal::IpaBits {
             bits,
+            base: config.guest.ram_base,
             needs,
             has: resources.rmi.s2sz,
         };
@@ -276,7 +278,7 @@ fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestErro
 fn is_lazy(config: &Located, resources: &Resources<'_>, shape: &Shape) -> bool {
     match config.guest.populate {
         Some(populate) => populate == Populate::Lazy,
-        None => shape.entry_size(resources.features.largest_level()) <= PIECE_SIZE,
+        None => shape.entry_size(shape.largest_level(&resources.features)) <= PIECE_SIZE,
     }
 }
 
@@ -292,13 +294,15 @@ pub async fn build(
     let shape = shape(config, resources)?;
     let (lazy, mode) = (is_lazy(config, resources, &shape), config.guest.mode);
     log::debug!(
-        "guest {}: {} bits of IPA, from level {}, root tables: {}{}, RAM at {:#x}",
+        "guest {}: {} bits of IPA, from level {}, root tables: {}{}, RAM at {:#x}, {}, {}",
         config.guest.name,
         shape.ipa_bits,
         shape.start_level,
         shape.roots,
         if shape.lpa2 { ", LPA2" } else { "" },
-        ram_base(config)
+        ram_base(config),
+        mode.word(),
+        if lazy { "lazy" } else { "eager" }
     );
     if memory.ram.shared().is_lost() {
         return Err(Refusal::LostMemory.of(config));

@@ -36,6 +36,8 @@ pub enum Refusal {
     WideMemory {
         /// What it asks for.
         memory: u64,
+        /// Where it is to begin, if that was asked for.
+        base: Option<u64>,
         /// Bits of address that it needs.
         needs: u32,
         /// Bits that there are.
@@ -45,6 +47,8 @@ pub enum Refusal {
     IpaBits {
         /// What it asks for.
         bits: u32,
+        /// Where its memory begins, if that was asked for.
+        base: Option<u64>,
         /// Bits that it needs.
         needs: u32,
         /// Bits that there are.
@@ -92,6 +96,7 @@ impl Refusal {
     const fn key(&self) -> &'static str {
         match self {
             Self::ManyVcpus { .. } | Self::FewCpus { .. } => "vcpus",
+            Self::WideMemory { base: Some(_), .. } => "ram_base",
             Self::LittleMemory { .. } | Self::WideMemory { .. } | Self::Place(_) => "memory",
             Self::Kernel {
                 why: ImageError::DoesNotFit(_),
@@ -135,16 +140,30 @@ impl fmt::Display for Refusal {
                 memory >> 20,
                 left >> 20
             ),
-            Self::WideMemory { memory, needs, has } => write!(
-                f,
-                "memory = {} MiB needs {needs} bits of address; this CPU has {has}",
-                memory >> 20
-            ),
-            Self::IpaBits { bits, needs, has } => write!(
-                f,
-                "ipa_bits = {bits}: expected {needs}, which its memory takes, to {has}, which \
-                 this CPU has"
-            ),
+            Self::WideMemory {
+                memory,
+                base,
+                needs,
+                has,
+            } => {
+                match base {
+                    Some(base) => write!(f, "ram_base = {base:#x}: its memory from there on")?,
+                    None => write!(f, "memory = {} MiB", memory >> 20)?,
+                }
+                write!(f, " needs {needs} bits of address; this CPU has {has}")
+            }
+            Self::IpaBits {
+                bits,
+                base,
+                needs,
+                has,
+            } => {
+                write!(f, "ipa_bits = {bits}: expected {needs}, which its memory")?;
+                if let Some(base) = base {
+                    write!(f, " from {base:#x} on")?;
+                }
+                write!(f, " takes, to {has}, which this CPU has")
+            }
             Self::StartLevel {
                 level,
                 bits,

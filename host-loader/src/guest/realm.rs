@@ -118,6 +118,11 @@ impl Shape {
         })
     }
 
+    /// The level of the largest entries that map memory: no level above the root has any.
+    pub fn largest_level(&self, features: &VendorFeatures) -> i64 {
+        features.largest_level().max(self.start_level)
+    }
+
     /// Bytes that one entry of `level` maps.
     pub const fn entry_size(&self, level: i64) -> u64 {
         1 << (self.granule_shift + (3 - level) as u32 * (self.granule_shift - 3))
@@ -372,7 +377,7 @@ impl Realm {
             created: false,
             vmid: None,
             mode,
-            largest: features.largest_level(),
+            largest: shape.largest_level(features),
             mapped: Vec::new(),
             ram: None,
             by_pieces: false,
