@@ -1,6 +1,9 @@
 //! Stage 1 at EL1: identity, 39 bits, one table of 1 GiB blocks. A block that
 //! holds RAM is Normal, every other one Device; all may be executed, so that
 //! what stops a program is stage 2 alone.
+//!
+//! Where something of the machine is beyond that ([`wide`]), 52 bits: 4K with FEAT_LPA2,
+//! else 64K. Aliases ([`map_gib`] and its like) are for programs below.
 
 use arm64::instr;
 use arm64::regs::{ID_AA64MMFR0_EL1, MAIR_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1};
@@ -9,6 +12,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::asm::{clean, dsb, steer};
 use super::machine::Machine;
+
+mod wide;
 
 #[repr(C, align(4096))]
 struct Table(UnsafeCell<[u64; 512]>);
@@ -23,8 +28,10 @@ pub static REGISTERS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 
 /// Attr0 Device-nGnRE, Attr1 Normal write-back.
 const MAIR: u64 = 0xff_04;
-/// T0SZ 25; write-back, inner shareable walks; no TTBR1; 48 bits of output.
-const TCR: u64 = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 5 << 32;
+/// Bits of address that the one table maps.
+const MAX_BITS: u32 = 39;
+/// T0SZ of those; write-back, inner shareable walks; no TTBR1; 48 bits of output.
+const TCR: u64 = (64 - MAX_BITS as u64) | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 5 << 32;
 /// RES1 bits of ARMv8.0, and M, C, I, SA.
 const SCTLR: u64 = 0x30d0_0800 | 1 << 12 | 1 << 3 | 1 << 2 | 1;
 /// A block with AF, inner shareable; AttrIndx in \[4:2\].
@@ -49,7 +56,9 @@ pub fn start(machine: &Machine) {
     // The output range is what the CPU has: a table of 39 bits needs no more.
     let range = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange);
     let tcr = TCR & !(7 << 32) | range.min(5) << 32;
-    let values = [table.expose_provenance() as u64, tcr, MAIR, SCTLR];
+    let root = table.expose_provenance() as u64;
+    let (root, tcr) = wide::start(machine).unwrap_or((root, tcr));
+    let values = [root, tcr, MAIR, SCTLR];
     for (register, value) in REGISTERS.iter().zip(values) {
         register.store(value, Ordering::Relaxed);
     }
