@@ -26,14 +26,11 @@ impl Mask {
     }
 
     fn apply(self, register: Sysreg, value: u64) -> u64 {
-        let least = |value: u64, field: u32, most: u64| {
-            let now = value >> field & 0xf;
-            let is_more = now < 8 && now > most;
-            if is_more {
-                value & !(0xf << field) | most << field
-            } else {
-                value
-            }
+        // Signed fields: what is above 7 is less than nothing.
+        let least = |value: u64, (field, most): (usize, u64)| {
+            let has = value >> field & 0xf;
+            let shown = if has < 8 { has.min(most) } else { has };
+            value & !(0xf << field) | shown << field
         };
         match register {
             ID_AA64MMFR0_EL1::ENCODING if self != Self::default() => {
@@ -46,12 +43,10 @@ impl Mask {
                     (ID_AA64MMFR0_EL1::TGran16_2.shift, 2),
                 ]
                 .into_iter()
-                .fold(value, |value, (field, most)| {
-                    least(value, field as u32, most)
-                })
+                .fold(value, least)
             }
             ID_AA64MMFR2_EL1::ENCODING if self.va_52 => {
-                least(value, ID_AA64MMFR2_EL1::VARange.shift as u32, 0)
+                least(value, (ID_AA64MMFR2_EL1::VARange.shift, 0))
             }
             _ => value,
         }

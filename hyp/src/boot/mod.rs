@@ -219,8 +219,9 @@ impl Layout {
         image: &Image,
         entry: u64,
     ) -> Result<&'static Pe, BootError> {
-        let geometry =
-            stage1::geometry(features, self.granules.el2).map_err(|_| CpuError::NarrowStage1)?;
+        let own = machine.settings.el2_bits;
+        let geometry = stage1::geometry(features, self.granules.el2, own)
+            .map_err(|_| CpuError::NarrowStage1)?;
         let tables = pool(&EL2_TABLES, self.el2_tables, self.granules.el2);
         // Two of them may share a page.
         let (mut devices, page) = (Regions::new(), self.granules.el2.page_size());

@@ -73,6 +73,8 @@ pub struct Settings {
     pub granule: Option<Granule>,
     /// `undercroft.pa=48` and `undercroft.va=48`: what the CPU is to be without.
     pub mask: Mask,
+    /// `undercroft.el2=VAxPA`: bits of EL2's own stage 1, as far as the CPU has them.
+    pub el2_bits: Option<(u8, u8)>,
     /// `undercroft.log=serial1`: the log has the second UART to itself.
     pub log_on_serial1: bool,
     /// `undercroft.end=`: what the machine's last line must hold.
@@ -424,6 +426,7 @@ impl Settings {
             pa_52: false,
             va_52: false,
         },
+        el2_bits: None,
         log_on_serial1: false,
         end: None,
         trace_calls: false,
@@ -450,6 +453,9 @@ impl Settings {
                 ("granule", "64k") => settings.granule = Some(Granule::K64),
                 ("pa", "48") => settings.mask.pa_52 = true,
                 ("va", "48") => settings.mask.va_52 = true,
+                ("el2", "48x48") => settings.el2_bits = Some((48, 48)),
+                ("el2", "48x52") => settings.el2_bits = Some((48, 52)),
+                ("el2", "52x48") => settings.el2_bits = Some((52, 48)),
                 ("crash", "panic") => settings.crash = Some(Crash::Panic),
                 ("crash", "abort") => settings.crash = Some(Crash::Abort),
                 ("crash", "stack") => settings.crash = Some(Crash::Stack),

@@ -39,26 +39,28 @@ impl Image {
 pub const SCTLR: u64 = 0x30c5_0830 | bits!(SCTLR_EL2: M, A, C, SA, I, WXN);
 
 /// EL2's stage 1 with this granule on this CPU: an identity map needs as many VA
-/// bits as there are PA bits.
+/// bits as there are PA bits. `own` are other numbers of them, of VA and PA, as far as
+/// the CPU has them.
 ///
 /// # Errors
 /// What the architecture does not have.
 pub fn geometry(
     features: &Features,
     granule: pgtable::Granule,
+    own: Option<(u8, u8)>,
 ) -> Result<El2Geometry, pgtable::ConfigError> {
     let support = features.stage1(granule);
-    let lpa2 = support == GranuleSupport::Lpa2;
-    let bits = features.max_bits(granule, support);
-    let mut config = El2Config::new(granule, bits.max(32), features.pa_bits);
+    let reach = features.max_bits(granule, support);
+    let (va_bits, pa_bits) = own.unwrap_or((reach, features.pa_bits));
+    let lpa2 = support == GranuleSupport::Lpa2 && va_bits.max(pa_bits) > 48;
+    let wide = lpa2 || granule == pgtable::Granule::K64 && features.lva;
+    let va_bits = va_bits.clamp(32, if wide { 52 } else { 48 });
+    let mut config = El2Config::new(granule, va_bits, pa_bits.min(features.pa_bits));
     config.lpa2 = lpa2;
     config.lva = features.lva;
     config.features.tlb_range = features.tlbi_range;
     config.features.ttl = features.ttl;
     config.errata = Errata::QEMU_RANGE_LENGTH;
-    if bits > 48 && !lpa2 && !features.lva {
-        config.va_bits = 48;
-    }
     config.validate()
 }
 
@@ -148,4 +150,69 @@ pub fn build(
         mair: geometry.mair(),
         sctlr: SCTLR,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgtable::Granule;
+
+    /// T0SZ, PS and DS of TCR_EL2 (Arm ARM): bits of VA, the code of PA, LPA2.
+    fn fields(features: &Features, granule: Granule, own: Option<(u8, u8)>) -> (u64, u64, bool) {
+        let tcr = geometry(features, granule, own).expect("it is legal").tcr();
+        (64 - (tcr & 0x3f), tcr >> 16 & 7, tcr >> 32 & 1 == 1)
+    }
+
+    #[test]
+    fn own_addresses_are_as_wide_as_asked_for_where_the_cpu_has_them() {
+        let lpa2 = Features {
+            pa_bits: 52,
+            lva: true,
+            stage1: [GranuleSupport::Lpa2; 3],
+            ..Features::default()
+        };
+        let lpa = Features {
+            stage1: [GranuleSupport::Yes; 3],
+            ..lpa2
+        };
+        let narrow = Features {
+            pa_bits: 48,
+            lva: false,
+            ..lpa
+        };
+        let own = [None, Some((48, 48)), Some((48, 52)), Some((52, 48))];
+        let all = |features, granule| own.map(|own| fields(features, granule, own));
+        for granule in [Granule::K4, Granule::K16] {
+            let wide = [(52, 6, true), (48, 5, false), (48, 6, true), (52, 5, true)];
+            assert_eq!(all(&lpa2, granule), wide);
+            for features in [&lpa, &narrow] {
+                assert_eq!(all(features, granule), [(48, 5, false); 4]);
+            }
+        }
+        let wide = [
+            (52, 6, false),
+            (48, 5, false),
+            (48, 6, false),
+            (52, 5, false),
+        ];
+        let lpa2_of_64k = Features {
+            stage1: [
+                GranuleSupport::Lpa2,
+                GranuleSupport::Lpa2,
+                GranuleSupport::Yes,
+            ],
+            ..lpa2
+        };
+        assert_eq!(all(&lpa2_of_64k, Granule::K64), wide);
+        assert_eq!(all(&lpa, Granule::K64), wide);
+        assert_eq!(all(&narrow, Granule::K64), [(48, 5, false); 4]);
+        let no_lva = Features { lva: false, ..lpa };
+        let least = [
+            (48, 6, false),
+            (48, 5, false),
+            (48, 6, false),
+            (48, 5, false),
+        ];
+        assert_eq!(all(&no_lva, Granule::K64), least);
+    }
 }

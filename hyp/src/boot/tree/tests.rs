@@ -256,11 +256,12 @@ fn the_log_has_its_own_uart_or_the_hosts() {
 #[test]
 fn settings_are_read_and_strangers_ignored() {
     let s = Settings::parse(
-        "quiet undercroft.loglevel=debug undercroft.granule=16k undercroft.log=serial1 undercroft.x=y",
+        "quiet undercroft.loglevel=debug undercroft.granule=16k undercroft.el2=52x48 undercroft.el2=9x9 undercroft.log=serial1 undercroft.x=y",
     );
     assert_eq!(s.level, LevelFilter::Debug);
     assert_eq!(s.granule, Some(Granule::K16));
     assert!(s.log_on_serial1);
+    assert_eq!(s.el2_bits, Some((52, 48)));
     assert_eq!(Settings::parse("undercroft.granule=2k").granule, None);
     let token = "00112233445566778899aabbccddeeff";
     let told = std::format!("quiet undercroft.end={token}");
