@@ -38,6 +38,7 @@ pub fn bare(qemu: &Qemu, guest: &Guest) -> Machine {
         cpu: DEFAULT_CPU.into(),
         cpus: 1,
         ram: guest.memory,
+        ram_base: crate::machine::virt::RAM_BASE,
         kernel: Some(guest.kernel.clone()),
         initrd: guest.initrd.clone(),
         append: guest.cmdline.clone().unwrap_or_default(),
@@ -71,6 +72,7 @@ pub fn under(
     };
     Ok(Machine {
         ram: RAM,
+        ram_base: crate::machine::virt::RAM_BASE,
         kernel: Some(image.file.clone()),
         initrd: Some(file),
         append: format!("undercroft.granule={granule} undercroft.loglevel=info{log}"),

@@ -142,6 +142,7 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu) -> Result<Vec<Row>> {
             cpu: DEFAULT_CPU.into(),
             cpus: 1,
             ram,
+            ram_base: crate::machine::virt::RAM_BASE,
             kernel: Some(file.clone()),
             initrd: None,
             append: format!("undercroft.granule={granule} undercroft.loglevel=info do=costs"),

@@ -1,16 +1,16 @@
 //! `cargo qemu matrix`.
 
-use std::fs;
-use std::path::{self, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::test::{self, How};
 use crate::matrix::cell::KEYS;
-use crate::matrix::{self, Cell, cover};
-use crate::suite::report::RESULTS;
+use crate::matrix::known::List;
+use crate::matrix::{self, Cell, Manner, reference, report};
+use crate::run::ending::FAILED;
 use crate::ui;
 use crate::workspace::Workspace;
 
@@ -25,11 +25,16 @@ pub struct Options {
     #[arg(long, value_name = "KEY=VALUE,...")]
     filter: Vec<String>,
 
+    /// The rows of the test that proved LPA2 for KVM
+    #[arg(long, conflicts_with = "rerun_failed")]
+    reference: bool,
+
     /// Only each N-th configuration, from the I-th on
     #[arg(long, value_name = "I/N", value_parser = shard)]
     shard: Option<(usize, usize)>,
 
-    /// Only those that did not pass when this folder was written by --report
+    /// Only those that failed or did not report in this folder of a --report: after an
+    /// interruption, the rest
     #[arg(long, value_name = "DIR")]
     rerun_failed: Option<PathBuf>,
 
@@ -41,13 +46,32 @@ pub struct Options {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["list", "case"])]
     explain: Option<String>,
 
-    /// Boot this configuration, of whatever tier
-    #[arg(long, value_name = "NAME", conflicts_with = "list")]
+    /// Boot this configuration, of whatever tier, and show what it says
+    #[arg(long, value_name = "NAME")]
+    #[arg(conflicts_with_all = ["list", "filter", "shard", "rerun_failed", "reference"])]
     case: Option<String>,
 
-    /// Leave what each machine was and said there, and all results
+    /// Let its machine wait for a debugger, on a socket of its own or this TCP port
+    #[arg(long, value_name = "PORT", requires = "case")]
+    #[allow(clippy::option_option, reason = "an option with an optional value")]
+    gdb: Option<Option<u16>>,
+
+    /// Leave what each machine was and said there, all results, JUnit and a page
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
+
+    /// Boot nothing: bring these folders of other --reports together in --report
+    #[arg(long, value_name = "DIR", num_args = 1.., requires = "report")]
+    #[arg(conflicts_with_all = ["list", "case", "filter", "shard", "rerun_failed"])]
+    join: Vec<PathBuf>,
+
+    /// Say what is newly red since this folder of an earlier --report
+    #[arg(long, value_name = "DIR", requires = "report")]
+    against: Option<PathBuf>,
+
+    /// Failures that are known: [[expected]] with a filter, a reason and a link
+    #[arg(long, value_name = "FILE")]
+    expected: Option<PathBuf>,
 }
 
 /// A line of a list.
@@ -59,13 +83,6 @@ struct Listed {
     masked: bool,
 }
 
-/// What is read of a result that was kept.
-#[derive(Deserialize)]
-struct Kept {
-    name: String,
-    status: String,
-}
-
 /// Boots configurations; the exit status is 0 when nothing failed.
 ///
 /// # Errors
@@ -75,6 +92,12 @@ pub fn matrix(options: &Options) -> Result<u8> {
         explain(name)?;
         return Ok(0);
     }
+    let report = options.report.as_deref().map(path::absolute).transpose()?;
+    let against = options.against.as_deref();
+    if let (false, Some(folder)) = (options.join.is_empty(), &report) {
+        report::join(&options.join, folder)?;
+        return finish(folder, against, 0);
+    }
     let cells = chosen(options)?;
     if options.list {
         for cell in cells {
@@ -82,13 +105,42 @@ pub fn matrix(options: &Options) -> Result<u8> {
         }
         return Ok(0);
     }
-    let reports = options.report.as_deref().map(path::absolute).transpose()?;
-    test::run(
+    if cells.is_empty() {
+        ui::say("nothing of that report is left to boot");
+        return Ok(0);
+    }
+    // Before hours of boots, not behind them.
+    against.map(report::read).transpose()?;
+    let known = options.expected.as_deref().map(List::read).transpose()?;
+    let manner = |cell: &Cell| Manner {
+        known: known.as_ref().and_then(|list| list.find(cell)).cloned(),
+        shown: options.case.is_some() && !options.how.json,
+        gdb: options.gdb,
+    };
+    let case = |cell: &Cell| matrix::case(*cell, manner(cell));
+    if let Some(folder) = &report {
+        report::plan(folder, &cells)?;
+    }
+    let status = test::run(
         Workspace::find()?,
-        cells.into_iter().map(matrix::case).collect(),
+        cells.iter().map(case).collect(),
         &options.how,
-        reports.as_deref(),
-    )
+        report.as_deref(),
+    )?;
+    match &report {
+        Some(folder) => finish(folder, against, status),
+        None => Ok(status),
+    }
+}
+
+/// Makes of a report what people read; the exit status is 0 where all of it is well.
+fn finish(folder: &Path, against: Option<&Path>, status: u8) -> Result<u8> {
+    let finished = report::finish(folder, against)?;
+    for line in finished.summary.lines() {
+        ui::say(ui::fold(line.trim_start_matches("- "), "  "));
+    }
+    ui::say(finished.page.display());
+    Ok(if finished.is_well { status } else { FAILED })
 }
 
 /// The configurations that the options ask for.
@@ -100,48 +152,39 @@ fn chosen(options: &Options) -> Result<Vec<Cell>> {
         }
         return Ok(vec![cell]);
     }
-    for term in options.filter.iter().flat_map(|filter| filter.split(',')) {
-        let key = term.split_once('=').map(|(key, _)| key.trim());
-        ensure!(
-            key.is_none_or(|key| KEYS.contains(&key)),
-            "--filter: there is no axis `{}`: {}",
-            key.unwrap_or_default(),
-            KEYS.join(", ")
-        );
+    for filter in &options.filter {
+        Cell::checked(filter).context("--filter")?;
     }
-    let mut cells = matrix::cells(options.how.tier);
-    cells.retain(|cell| {
+    let fits = |cell: &Cell| {
         options.filter.is_empty() || options.filter.iter().any(|filter| cell.matches(filter))
-    });
+    };
+    let mut cells = if options.reference {
+        let mut rows: Vec<Cell> = Vec::new();
+        for row in reference::rows() {
+            if !rows.contains(&row.cell) {
+                rows.push(row.cell);
+            }
+        }
+        rows
+    } else {
+        matrix::cells(options.how.tier)
+    };
+    cells.retain(fits);
     if let Some(folder) = &options.rerun_failed {
-        let failed = failed(folder)?;
-        cells.retain(|cell| failed.contains(&format!("matrix/{}", cell.name())));
+        let rows = report::read(folder).context("--rerun-failed")?;
+        let bad = rows.iter().filter(|row| row.status.is_bad());
+        let mut failed: Vec<_> = bad.map(|row| row.cell).collect();
+        failed.retain(|cell| fits(cell));
+        cells = failed;
     }
     if let Some((first, of)) = options.shard {
         cells = cells.into_iter().skip(first - 1).step_by(of).collect();
     }
     ensure!(
-        !cells.is_empty(),
+        !cells.is_empty() || options.rerun_failed.is_some(),
         "no configuration is left: --list shows those of a tier"
     );
     Ok(cells)
-}
-
-/// Names of those that did not pass.
-fn failed(folder: &path::Path) -> Result<Vec<String>> {
-    let file = folder.join(RESULTS);
-    let text = fs::read_to_string(&file)
-        .with_context(|| format!("--rerun-failed: cannot read {}", file.display()))?;
-    let mut failed = Vec::new();
-    for line in text.lines() {
-        let kept: Kept = serde_json::from_str(line)
-            .with_context(|| format!("{} has a line that is no result", file.display()))?;
-        failed.retain(|name| *name != kept.name);
-        if kept.status == "failed" {
-            failed.push(kept.name);
-        }
-    }
-    Ok(failed)
 }
 
 fn list(cell: &Cell, json: bool) -> Result<()> {
@@ -156,12 +199,9 @@ fn list(cell: &Cell, json: bool) -> Result<()> {
     Ok(ui::print(serde_json::to_string(&listed)?)?)
 }
 
-/// The configuration of this name, whether it can be or not.
+/// The configuration of this name, as the suite has it too.
 fn find(name: &str) -> Result<Cell> {
-    let name = name.strip_prefix("matrix/").unwrap_or(name);
-    let mut all = cover::all().map(Cell::of);
-    all.find(|cell| cell.name() == name)
-        .with_context(|| format!("no configuration is called {name}: --list shows names"))
+    Cell::called(name.strip_prefix("matrix/").unwrap_or(name))
 }
 
 fn explain(name: &str) -> Result<()> {
@@ -202,7 +242,6 @@ fn shard(text: &str) -> Result<(usize, usize), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::suite::Tier;
 
     #[test]
     fn shards_are_parts_of_a_whole() {
@@ -211,13 +250,5 @@ mod tests {
         for wrong in ["0/3", "4/3", "3", "1/0", "a/b", "-1/2", ""] {
             assert!(shard(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn a_name_is_a_configuration() {
-        let cell = matrix::cells(Tier::Quick)[3];
-        assert_eq!(find(&cell.name()).unwrap(), cell);
-        assert_eq!(find(&format!("matrix/{}", cell.name())).unwrap(), cell);
-        assert!(find("nothing").is_err());
     }
 }

@@ -107,7 +107,13 @@ fn debugger(
     };
     let gdb = Gdb::open(port, folder)?;
     machine.debugger = Some(gdb.at.clone());
-    let told = gdb::told(machine, image, guests, folder)?;
+    let told = gdb::told(
+        machine,
+        image,
+        &guests.list,
+        guests.symbols.as_deref(),
+        folder,
+    )?;
     Ok(told.map(|told| (gdb, told)))
 }
 

@@ -19,7 +19,7 @@ use crate::run::ending::{Ending, FAILED, NO_READER};
 use crate::scratch;
 use crate::setup::qemu;
 use crate::suite::native::TestsFailed;
-use crate::suite::report::{self, Report, Whole};
+use crate::suite::report::{self, Report, Status, Whole};
 use crate::suite::{self, Case, Context, Counts, Lane, Outcome, Queue, Tier, call};
 use crate::ui::{self, Step};
 use crate::workspace::Workspace;
@@ -275,17 +275,19 @@ fn one(case: &Case, context: &Context) -> report::Result {
     let begun = Instant::now();
     let outcome = catch_unwind(AssertUnwindSafe(|| case.run(context)))
         .unwrap_or_else(|_| Err(anyhow::anyhow!("the test itself failed: see above")));
-    let (outcome, why) = match outcome {
-        Ok(outcome) => (outcome, None),
+    let (status, outcome, why) = match outcome {
+        Ok(outcome) => (outcome.status(), outcome, None),
         Err(error) => {
             let counts = error
                 .downcast_ref::<TestsFailed>()
                 .map_or(Counts::FAILED, |f| f.0);
-            (Outcome::from(counts), Some(format!("{error:#}")))
+            let status = error.downcast_ref().copied().unwrap_or(Status::Failed);
+            (status, Outcome::from(counts), Some(format!("{error:#}")))
         }
     };
     report::Result {
         name: case.name.clone(),
+        status,
         counts: outcome.counts,
         says: outcome.says,
         took: begun.elapsed(),

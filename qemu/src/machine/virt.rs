@@ -27,6 +27,8 @@ pub struct Machine {
     pub cpus: u32,
     /// Amount of RAM.
     pub ram: Size,
+    /// Where the RAM is that the image gets.
+    pub ram_base: u64,
     /// What QEMU loads and starts; `None` where a firmware among the further
     /// arguments is started.
     pub kernel: Option<PathBuf>,
@@ -226,6 +228,7 @@ mod tests {
             cpu: "cortex-a72".into(),
             cpus: 2,
             ram: Size::mib(768),
+            ram_base: RAM_BASE,
             kernel: Some("undercroft.img".into()),
             initrd: Some("bundle.cpio".into()),
             append: "undercroft.granule=4k a b".into(),

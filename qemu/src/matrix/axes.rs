@@ -47,9 +47,9 @@ axis! {
         /// Nothing.
         Nothing = "all",
         /// Physical addresses of more than 48 bits.
-        Pa52 = "pa48",
+        Pa52 = "nopa52",
         /// Virtual addresses of more than 48 bits.
-        Va52 = "va48",
+        Va52 = "nova52",
     }
 }
 
@@ -62,6 +62,20 @@ axis! {
         K16 = "16k",
         /// 64 KiB.
         K64 = "64k",
+    }
+}
+
+axis! {
+    /// How many bits of virtual and physical addresses EL2's own stage 1 has.
+    Own {
+        /// As many as the CPU translates to, of both.
+        All = "own",
+        /// 48 of both.
+        Va48Pa48 = "own48x48",
+        /// 48 of virtual, 52 of physical addresses.
+        Va48Pa52 = "own48x52",
+        /// 52 of virtual, 48 of physical addresses.
+        Va52Pa48 = "own52x48",
     }
 }
 
@@ -110,6 +124,16 @@ axis! {
 }
 
 axis! {
+    /// Where the guest's memory begins, by its own addresses.
+    Load {
+        /// At 1 GiB, as on QEMU's machine.
+        Low = "load1g",
+        /// At 2^48.
+        Above48 = "load2p48",
+    }
+}
+
+axis! {
     /// The guest's kernel.
     Kernel {
         /// A tiny one: 4K pages, addresses of 48 bits.
@@ -134,6 +158,8 @@ axis! {
         Backports = "debian-backports",
         /// The same of 16K.
         BackportsOn16k = "debian-backports-16k",
+        /// No Linux: a program of ours that does the same tour, wherever it is.
+        Tour = "tour",
     }
 }
 
@@ -173,6 +199,28 @@ impl Mask {
             Self::Nothing => "",
             Self::Pa52 => " undercroft.pa=48",
             Self::Va52 => " undercroft.va=48",
+        }
+    }
+}
+
+impl Own {
+    /// The boot argument that asks for it.
+    pub const fn argument(self) -> &'static str {
+        match self {
+            Self::All => "",
+            Self::Va48Pa48 => " undercroft.el2=48x48",
+            Self::Va48Pa52 => " undercroft.el2=48x52",
+            Self::Va52Pa48 => " undercroft.el2=52x48",
+        }
+    }
+}
+
+impl Load {
+    /// Where that is.
+    pub const fn base(self) -> u64 {
+        match self {
+            Self::Low => 0x4000_0000,
+            Self::Above48 => 1 << 48,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! A configuration, its name, what excludes it, and its geometry.
 
+use anyhow::{Context as _, Result, ensure};
 use pgtable::{Geometry, Level, Stage2Config};
 
-use super::axes::{Hardware, Kernel, Mask, Mode, Pages, Populate, Ram, Start};
+use super::axes::{Hardware, Kernel, Load, Mask, Mode, Own, Pages, Populate, Ram, Start};
 
 /// Bits of IPA space: each size that stage 2 has here.
 pub const IPA_BITS: std::ops::RangeInclusive<u8> = 32..=52;
@@ -19,6 +20,8 @@ pub struct Cell {
     pub mask: Mask,
     /// EL2's granule.
     pub hyp: Pages,
+    /// EL2's own addresses.
+    pub own: Own,
     /// Where RAM is.
     pub ram: Ram,
     /// Bits of the guest's IPA space.
@@ -29,6 +32,8 @@ pub struct Cell {
     pub mode: Mode,
     /// Its kernel.
     pub kernel: Kernel,
+    /// Where its memory begins.
+    pub load: Load,
     /// Its CPUs.
     pub cpus: u32,
     /// When it gets its memory.
@@ -40,21 +45,23 @@ pub const SIZES: [usize; AXES] = [
     Hardware::ALL.len(),
     Mask::ALL.len(),
     Pages::ALL.len(),
+    Own::ALL.len(),
     Ram::ALL.len(),
     (*IPA_BITS.end() - *IPA_BITS.start() + 1) as usize,
     Start::ALL.len(),
     Mode::ALL.len(),
     Kernel::ALL.len(),
+    Load::ALL.len(),
     CPUS.len(),
     Populate::ALL.len(),
 ];
 
 /// The number of axes.
-pub const AXES: usize = 10;
+pub const AXES: usize = 12;
 
 /// The axes' names, as filters have them.
 pub const KEYS: [&str; AXES] = [
-    "hw", "mask", "hyp", "ram", "ipa", "start", "mode", "kernel", "cpus", "populate",
+    "hw", "mask", "hyp", "own", "ram", "ipa", "start", "mode", "kernel", "load", "cpus", "populate",
 ];
 
 impl Cell {
@@ -65,13 +72,15 @@ impl Cell {
             hw: Hardware::ALL[at(0)],
             mask: Mask::ALL[at(1)],
             hyp: Pages::ALL[at(2)],
-            ram: Ram::ALL[at(3)],
-            ipa: IPA_BITS.start() + places[4],
-            start: Start::ALL[at(5)],
-            mode: Mode::ALL[at(6)],
-            kernel: Kernel::ALL[at(7)],
-            cpus: CPUS[at(8)],
-            populate: Populate::ALL[at(9)],
+            own: Own::ALL[at(3)],
+            ram: Ram::ALL[at(4)],
+            ipa: IPA_BITS.start() + places[5],
+            start: Start::ALL[at(6)],
+            mode: Mode::ALL[at(7)],
+            kernel: Kernel::ALL[at(8)],
+            load: Load::ALL[at(9)],
+            cpus: CPUS[at(10)],
+            populate: Populate::ALL[at(11)],
         }
     }
 
@@ -81,11 +90,13 @@ impl Cell {
             self.hw.word().into(),
             self.mask.word().into(),
             self.hyp.word().into(),
+            self.own.word().into(),
             self.ram.word().into(),
             self.ipa.to_string(),
             self.start.word().into(),
             self.mode.word().into(),
             self.kernel.word().into(),
+            self.load.word().into(),
             self.cpus.to_string(),
             self.populate.word().into(),
         ]
@@ -93,15 +104,40 @@ impl Cell {
 
     /// Its name, which is a file's too.
     pub fn name(&self) -> String {
-        let words = self.words();
-        let named = KEYS.iter().zip(&words).map(|(key, word)| match *key {
-            "hyp" => format!("hyp{word}"),
-            "ipa" => format!("ipa{word}"),
-            "cpus" => format!("{word}cpu"),
-            "ram" => format!("ram{word}"),
-            _ => word.clone(),
-        });
-        named.collect::<Vec<_>>().join("_")
+        self.parts().join("_")
+    }
+
+    /// What its name is made of: a part for each axis.
+    fn parts(&self) -> [String; AXES] {
+        let mut parts = self.words();
+        for (key, part) in KEYS.iter().zip(&mut parts) {
+            match *key {
+                "hyp" | "ipa" | "ram" => part.insert_str(0, key),
+                "cpus" => part.push_str("cpu"),
+                _ => {}
+            }
+        }
+        parts
+    }
+
+    /// The configuration of this name, whether it can be or not.
+    ///
+    /// # Errors
+    /// When none has it.
+    pub fn called(name: &str) -> Result<Self> {
+        let unknown = || format!("no configuration is called {name}: --list shows names");
+        let parts: Vec<_> = name.split('_').collect();
+        ensure!(parts.len() == AXES, "{}", unknown());
+        let mut places = [0; AXES];
+        for (axis, part) in parts.into_iter().enumerate() {
+            let mut values = 0..SIZES[axis] as u8;
+            let found = values.find(|&value| {
+                places[axis] = value;
+                Self::of(places).parts()[axis] == part
+            });
+            found.with_context(unknown)?;
+        }
+        Ok(Self::of(places))
     }
 
     /// Bits of physical addresses that EL2 sees.
@@ -126,8 +162,39 @@ impl Cell {
         }
     }
 
-    /// Bits of the addresses that the guest's kernel reaches.
+    /// Whether virtual addresses have 52 bits with these pages.
+    fn has_wide_va(&self, pages: Pages) -> bool {
+        let has_lva = self.hw.pa_bits() == 52 && self.mask != Mask::Va52;
+        self.has_lpa2() || pages == Pages::K64 && has_lva
+    }
+
+    /// Bits of virtual and physical addresses that EL2 could have.
+    pub fn widest(&self) -> (u8, u8) {
+        let va = if self.has_wide_va(self.hyp) { 52 } else { 48 };
+        (va, self.reach(self.hyp))
+    }
+
+    /// Bits of EL2's own virtual and physical addresses: without a word, as many of the
+    /// former as of the latter.
+    pub fn own_bits(&self) -> (u8, u8) {
+        let (va, reach) = self.widest();
+        match self.own {
+            Own::All => (reach.min(va), reach),
+            Own::Va48Pa48 => (48, reach.min(48)),
+            Own::Va48Pa52 => (48, reach),
+            Own::Va52Pa48 => (va, reach.min(48)),
+        }
+    }
+
+    /// Bits of the addresses that the guest's kernel reaches. Linux maps high memory
+    /// where it likes; ours has it at its own address.
     fn kernel_reaches(&self) -> u8 {
+        if self.kernel == Kernel::Tour {
+            let wide = Pages::ALL.iter().any(|pages| {
+                *pages != Pages::K16 && self.reach(*pages) == 52 && self.has_wide_va(*pages)
+            });
+            return if wide { 52 } else { self.pa_bits().min(48) };
+        }
         let reach = self.reach(self.kernel.pages());
         if self.kernel.is_wide() {
             reach
@@ -163,6 +230,14 @@ impl Cell {
         }
     }
 
+    /// The same with EL2's own addresses as wide as they come.
+    fn with_all_of_its_own(&self) -> Self {
+        Self {
+            own: Own::All,
+            ..*self
+        }
+    }
+
     /// Why it cannot be; `None` where it can.
     pub fn excluded(&self) -> Option<&'static str> {
         let wide = self.hw.pa_bits() == 52;
@@ -179,6 +254,27 @@ impl Cell {
             (
                 self.ram != Ram::Low && (self.reach(self.hyp) < 52 || self.mask != Mask::Nothing),
                 "RAM above 2^48 takes a granule with 52 bits, in EL2's own tables too",
+            ),
+            (
+                self.ram != Ram::Low && self.own_bits() != (52, 52),
+                "EL2 has all RAM at its own address",
+            ),
+            (
+                self.own != Own::All
+                    && (!wide || self.own_bits() == self.with_all_of_its_own().own_bits()),
+                "EL2's own addresses are like that without a word",
+            ),
+            (
+                self.load != Load::Low && self.kernel != Kernel::Tour,
+                "Linux begins below 2^48 of its own addresses: its first map has 48 bits",
+            ),
+            (
+                self.load != Load::Low && self.ipa < if confidential { 50 } else { 49 },
+                "the guest's memory lies beyond its IPA space, or in the half that is shared",
+            ),
+            (
+                self.load != Load::Low && self.kernel_reaches() < 52,
+                "the guest does not reach its own memory",
             ),
             (
                 self.ipa > self.reach(self.hyp),
@@ -218,6 +314,33 @@ impl Cell {
             .then_some("granule and IPA bits have one start level")
     }
 
+    /// Holds a filter to the axes and their values.
+    ///
+    /// # Errors
+    /// When it names one that there is not.
+    pub fn checked(filter: &str) -> Result<()> {
+        for (key, value) in filter.split(',').filter_map(|term| term.split_once('=')) {
+            let (key, value) = (key.trim(), value.trim());
+            let axis = KEYS.iter().position(|k| *k == key);
+            let axis = axis.with_context(|| {
+                format!("there is no axis `{key}`: there are {}", KEYS.join(", "))
+            })?;
+            let words: Vec<_> = (0..SIZES[axis] as u8)
+                .map(|place| {
+                    let mut places = [0; AXES];
+                    places[axis] = place;
+                    Self::of(places).words()[axis].clone()
+                })
+                .collect();
+            ensure!(
+                words.iter().any(|word| word == value),
+                "{key} is never `{value}`: it is {}",
+                words.join(", ")
+            );
+        }
+        Ok(())
+    }
+
     /// Whether all of its values are these: `key=word`, separated by commas.
     pub fn matches(&self, filter: &str) -> bool {
         let words = self.words();
@@ -233,5 +356,36 @@ impl Cell {
     /// Whether what it runs on is no CPU that there is.
     pub fn is_masked(&self) -> bool {
         self.mask != Mask::Nothing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matrix::cells;
+    use crate::suite::Tier;
+
+    #[test]
+    fn a_name_is_a_configuration() {
+        for cell in cells(Tier::Quick) {
+            assert_eq!(Cell::called(&cell.name()).expect("its name"), cell);
+        }
+        let name = cells(Tier::Quick)[0].name();
+        for wrong in ["", "nothing", &format!("{name}_"), &name[1..]] {
+            let error = Cell::called(wrong).expect_err(wrong);
+            assert!(error.to_string().contains("--list"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_filter_names_what_there_is() {
+        for right in ["hw=lpa2", "hw = lpa2, hyp=16k", "tiny-16k", "ipa=52,cpus=4"] {
+            Cell::checked(right).expect(right);
+        }
+        let wrong = [("hv=lpa2", "hw"), ("hyp=8k", "16k"), ("ipa=53", "52")];
+        for (wrong, named) in wrong {
+            let error = Cell::checked(wrong).expect_err(wrong).to_string();
+            assert!(error.contains(named), "{error}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::axes::{Mask, Mode, Pages, Ram};
+use super::axes::{Kernel, Mask, Mode, Pages, Ram};
 use super::cell::Cell;
 use super::machine::memory;
 
@@ -40,8 +40,40 @@ true
 /// Which of the fields of VTCR_EL2 the geometry is: T0SZ, SL0, TG0, PS, DS, SL2.
 const GEOMETRY: u64 = 0x3f | 3 << 6 | 3 << 14 | 7 << 16 | 1 << 32 | 1 << 33;
 
-/// TCR_EL2.DS.
+/// Bits of addresses by the codes of VTCR_EL2.PS, TCR_EL2.PS and ID_AA64MMFR0_EL1.PARange.
+const RANGES: [u8; 7] = [32, 36, 40, 42, 44, 48, 52];
+
+/// The fields of VTCR_EL2 as the Arm ARM has them, and the number of root tables: not as
+/// the library under test computes them.
+fn vtcr(cell: &Cell, level: i8) -> (u64, u32) {
+    // TG0, the bits of a page's offset and of each level's index, and SL0 from level 0 on.
+    let (tg0, page, stride, sl0) = match cell.hyp {
+        Pages::K4 => (0, 12, 9, [2, 1, 0, 3]),
+        Pages::K16 => (2, 14, 11, [3, 2, 1, 0]),
+        Pages::K64 => (1, 16, 13, [3, 2, 1, 0]),
+    };
+    let lpa2 = cell.hyp != Pages::K64
+        && (cell.ipa > 48 || cell.ram != Ram::Low || cell.hyp == Pages::K16 && level == 0);
+    let most = if lpa2 || cell.hyp == Pages::K64 {
+        52
+    } else {
+        48
+    };
+    let has = cell.pa_bits().min(most);
+    let ps = RANGES.iter().position(|bits| *bits == has).unwrap_or(7) as u64;
+    let sl = usize::try_from(level).map_or(1 << 33, |level| sl0[level] << 6);
+    let resolved = page + stride * (4 - i32::from(level));
+    let roots = 1 << (i32::from(cell.ipa) - resolved).max(0);
+    let t0sz = 64 - u64::from(cell.ipa);
+    (
+        t0sz | sl | tg0 << 14 | ps << 16 | u64::from(lpa2) << 32,
+        roots,
+    )
+}
+
+/// TCR_EL2.DS and PS.
 const DS: u32 = 32;
+const PS: u32 = 16;
 
 /// What a run said.
 #[derive(Debug)]
@@ -67,12 +99,25 @@ fn guest(cell: &Cell, text: &str) -> Result<()> {
     let cpus = cell.cpus;
     let moved: String = (0..cpus).map(|cpu| format!(" {cpu}")).collect();
     let mut expected = vec![
-        format!("page {}", cell.kernel.pages().bytes() >> 10),
         format!("cpus {cpus}"),
         "pattern 16 same".into(),
         "ticks".into(),
         format!("moved{moved}"),
     ];
+    if cell.kernel == Kernel::Tour {
+        expected.push(format!("loaded at {:#x}", cell.load.base()));
+        expected.push("within true".into());
+        // What a CPU has, the guest sees of it what is not masked.
+        let wide_va = u64::from(cell.hw.pa_bits() == 52 && cell.mask != Mask::Va52);
+        let lpa2 = u64::from(cell.has_lpa2());
+        let holds = RANGES
+            .iter()
+            .position(|bits| *bits >= cell.ipa)
+            .unwrap_or(6);
+        expected.push(format!("range {holds} wide {wide_va} lpa2 {lpa2}"));
+    } else {
+        expected.push(format!("page {}", cell.kernel.pages().bytes() >> 10));
+    }
     if cell.mode == Mode::Realm {
         expected.push("RSI version 1.0".into());
     }
@@ -97,20 +142,26 @@ fn guest(cell: &Cell, text: &str) -> Result<()> {
 /// Whether the guest's tables, and EL2's own, are of the geometry that was asked for.
 fn tables(cell: &Cell, said: &Said<'_>) -> Result<()> {
     let geometry = cell.geometry().context("the configuration is excluded")?;
+    let level = geometry.start().get();
+    let (expected, roots) = vtcr(cell, level);
     let line = find(said, "bits of IPA, from level")?;
     let words = format!(
         "{} bits of IPA, from level {}, root tables: {}",
-        cell.ipa,
-        geometry.start().get(),
-        geometry.root_tables()
+        cell.ipa, level, roots
     );
     ensure!(line.contains(&words), "expected `{words}`: {line}");
+    let words = format!(
+        "RAM at {:#x}, {}, {}",
+        cell.load.base(),
+        cell.mode.word(),
+        cell.populate.word()
+    );
+    ensure!(line.ends_with(&words), "expected `{words}`: {line}");
     let line = find(said, "realm 0x")?;
     let vtcr = number(line, "VTCR_EL2 ")?;
     ensure!(
-        vtcr & GEOMETRY == geometry.vtcr() & GEOMETRY,
-        "expected VTCR_EL2 {:#x}: {line}",
-        geometry.vtcr() & GEOMETRY
+        vtcr & GEOMETRY == expected,
+        "expected VTCR_EL2 {expected:#x}: {line}"
     );
     let line = find(said, "EL2: code at")?;
     let tcr = number(line, "TCR_EL2 ")?;
@@ -119,16 +170,15 @@ fn tables(cell: &Cell, said: &Said<'_>) -> Result<()> {
         1 => Pages::K64,
         _ => Pages::K16,
     };
-    let lpa2 = cell.hyp != Pages::K64 && cell.has_lpa2();
-    let wide = lpa2 || cell.hyp == Pages::K64 && cell.mask != Mask::Va52;
-    let bits = if wide {
-        cell.pa_bits()
-    } else {
-        cell.pa_bits().min(48)
-    };
+    let (va, pa) = cell.own_bits();
+    let lpa2 = cell.hyp != Pages::K64 && va.max(pa) > 48;
+    let has = RANGES.get((tcr >> PS & 7) as usize).copied().unwrap_or(0);
     ensure!(
-        granule == cell.hyp && 64 - (tcr & 0x3f) == u64::from(bits) && (tcr >> DS & 1 == 1) == lpa2,
-        "expected {} and {bits} bits: {line}",
+        granule == cell.hyp
+            && 64 - (tcr & 0x3f) == u64::from(va)
+            && has == pa
+            && (tcr >> DS & 1 == 1) == lpa2,
+        "expected {}, {va} bits of VA and {pa} of PA: {line}",
         cell.hyp.word()
     );
     Ok(())

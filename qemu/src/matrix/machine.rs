@@ -13,8 +13,9 @@ use dtoolkit::Node;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 
-use super::axes::{Kernel, Populate, Ram};
+use super::axes::{Kernel, Load, Populate, Ram};
 use super::cell::Cell;
+use crate::build;
 use crate::config::{self, Guest};
 use crate::guests::catalogue;
 use crate::guests::fetch::Cache;
@@ -46,6 +47,9 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 /// # Errors
 /// When it cannot be fetched; the inner one when only a user's cache could have it.
 pub fn kernel(workspace: &Workspace, kernel: Kernel) -> Result<Result<PathBuf, String>> {
+    if kernel == Kernel::Tour {
+        return build::program(workspace, kernel.word()).map(Ok);
+    }
     if !kernel.is_packaged() {
         return Ok(workspace.tiny_kernel(kernel.word()));
     }
@@ -62,6 +66,17 @@ pub const fn memory(kernel: Kernel) -> Size {
     }
 }
 
+/// A configuration as a machine that can be started.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The machine.
+    pub machine: Machine,
+    /// Its guest.
+    pub guest: Guest,
+    /// The files that it is made of.
+    pub inputs: Vec<PathBuf>,
+}
+
 /// The machine of a configuration whose guest boots `kernel` and does this task; its
 /// files go into `folder`.
 ///
@@ -73,14 +88,24 @@ pub fn machine(
     cell: &Cell,
     kernel: PathBuf,
     task: &Task,
-) -> Result<Machine> {
-    let busybox = Cache::of(&context.workspace).busybox()?;
-    let initrd = folder.join("initrd");
-    fs::write(&initrd, initrd::build(&busybox, "guest", task)?)?;
+) -> Result<Prepared> {
+    let mut inputs = vec![context.image()?.file.clone(), kernel.clone()];
+    let mut initrd = None;
+    if cell.kernel != Kernel::Tour {
+        let busybox = Cache::of(&context.workspace).busybox()?;
+        let file = folder.join("initrd");
+        fs::write(&file, initrd::build(&busybox, "guest", task)?)?;
+        inputs.push(file.clone());
+        initrd = Some(file);
+    }
     let geometry = cell.geometry().context("the configuration is excluded")?;
     let guest = Guest {
-        initrd: Some(initrd),
-        cmdline: Some("console=ttyAMA0 quiet nowatchdog".into()),
+        initrd,
+        cmdline: Some(match (cell.kernel, task) {
+            (Kernel::Tour, Task::Command { mark, .. }) => format!("mark={mark}"),
+            _ => "console=ttyAMA0 quiet nowatchdog".into(),
+        }),
+        ram_base: (cell.load != Load::Low).then(|| cell.load.base()),
         vcpus: cell.cpus,
         mode: cell.mode.word().parse().map_err(|e: String| anyhow!(e))?,
         ipa_bits: Some(cell.ipa.into()),
@@ -91,24 +116,30 @@ pub fn machine(
         }),
         ..Guest::new("guest", kernel, memory(cell.kernel))
     };
-    let mut machine = boots::machine(context, folder, &[guest])?;
+    let mut machine = boots::machine(context, folder, std::slice::from_ref(&guest))?;
     machine.cpu = cell.hw.cpu().into();
     machine.cpus = cell.cpus;
     machine.ram = RAM;
     machine.append = (machine.append)
         .replace("granule=4k", &format!("granule={}", cell.hyp.word()))
         .replace("loglevel=info", "loglevel=debug")
-        + cell.mask.argument();
+        + cell.mask.argument()
+        + cell.own.argument();
     if cell.ram != Ram::Low {
         raise(folder, cell.ram, &mut machine)?;
     }
-    Ok(machine)
+    Ok(Prepared {
+        machine,
+        guest,
+        inputs,
+    })
 }
 
 /// Has the machine's RAM stand where no `-kernel` reaches, with all that a boot loader
 /// puts there.
 fn raise(folder: &Path, ram: Ram, machine: &mut Machine) -> Result<()> {
     let base = ram.base();
+    machine.ram_base = base;
     let room = if base.ilog2() == 48 { "1P" } else { "4000T" };
     // QEMU's own, which the device tree does not name.
     machine.ram = Size::mib(128);
@@ -119,13 +150,7 @@ fn raise(folder: &Path, ram: Ram, machine: &mut Machine) -> Result<()> {
     let mut add = |words: &[String]| machine.extra.extend(words.iter().map(OsString::from));
     add(&["-nic", "none"].map(String::from));
     add(&virt::more_ram(base, RAM, room));
-    let tree = folder.join("tree.dtb");
-    let words = machine.arguments(Console::Pipes, Control::Plain);
-    Call::program(&machine.qemu.program, PATIENCE)
-        .args(words)
-        .args(["-machine", &format!("dumpdtb={}", virt::escaped(&tree))])
-        .call()?
-        .ended(0)?;
+    let tree = tree(folder, machine)?;
     let initrd = (
         base + BUNDLE_AT,
         base + BUNDLE_AT + bundle.metadata()?.len(),
@@ -141,6 +166,21 @@ fn raise(folder: &Path, ram: Ram, machine: &mut Machine) -> Result<()> {
         machine.extra.extend(words.map(OsString::from));
     }
     Ok(())
+}
+
+/// The device tree that QEMU makes of a machine, as a file of `folder`.
+///
+/// # Errors
+/// When it makes none.
+pub fn tree(folder: &Path, machine: &Machine) -> Result<PathBuf> {
+    let tree = folder.join("tree.dtb");
+    let words = machine.arguments(Console::Pipes, Control::Plain);
+    Call::program(&machine.qemu.program, PATIENCE)
+        .args(words)
+        .args(["-machine", &format!("dumpdtb={}", virt::escaped(&tree))])
+        .call()?
+        .ended(0)?;
+    Ok(tree)
 }
 
 /// QEMU's device tree with this RAM and no other, and what a boot loader adds.

@@ -8,9 +8,12 @@ pub mod axes;
 pub mod cell;
 pub mod check;
 pub mod cover;
+pub mod known;
 pub mod machine;
+pub mod page;
+pub mod reference;
+pub mod report;
 
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,14 +21,22 @@ use anyhow::{Context as _, Result, bail};
 
 pub use self::cell::Cell;
 use self::check::{Said, TASK};
+use self::known::Known;
 use crate::guests::initrd::{self, Task};
-use crate::machine::virt::Console;
 use crate::run::capture::Capture;
 use crate::run::ending::Ending;
+use crate::run::gdb::{self, Gdb};
+use crate::suite::report::Status;
 use crate::suite::{Case, Context, Counts, Outcome, Tier};
+use crate::ui;
 
-/// How long a machine may run.
-const LIMIT: Duration = Duration::from_secs(600);
+/// How long a machine may run, and how long it may say nothing: a kernel that boots
+/// quietly on a machine with much else to do takes a minute.
+const LIMIT: Duration = Duration::from_secs(900);
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The patience of whoever debugs.
+const DEBUGGED: Duration = Duration::from_secs(24 * 3600);
 
 /// IPA sizes at each change: the narrowest, the widest of each start level that some
 /// granule has, and both sides of 2^48. The full tier has all.
@@ -44,7 +55,15 @@ pub fn cells(tier: Tier) -> Vec<Cell> {
         let more = cover::cover(&all, 3, &chosen);
         chosen.extend(more);
     }
-    chosen.into_iter().map(Cell::of).collect()
+    let mut cells: Vec<_> = chosen.into_iter().map(Cell::of).collect();
+    if tier == Tier::Full {
+        for row in reference::rows() {
+            if !cells.contains(&row.cell) {
+                cells.push(row.cell);
+            }
+        }
+    }
+    cells
 }
 
 /// The cases of the suite.
@@ -54,16 +73,40 @@ pub fn cases(tier: Tier) -> Vec<Case> {
         .into_iter()
         .enumerate()
         .map(|(n, cell)| {
-            let case = case(cell);
+            let case = case(cell, Manner::default());
             if n < quick { case } else { case.full() }
         })
         .collect()
 }
 
+/// How a configuration is booted.
+#[derive(Clone, Debug, Default)]
+pub struct Manner {
+    /// It is known to fail.
+    pub known: Option<Known>,
+    /// What it says is shown at once.
+    pub shown: bool,
+    /// It waits for a debugger, on this TCP port or a socket of its own.
+    pub gdb: Option<Option<u16>>,
+}
+
 /// A configuration as a case.
-pub fn case(cell: Cell) -> Case {
+pub fn case(cell: Cell, manner: Manner) -> Case {
     let case = Case::skipping(format!("matrix/{}", cell.name()), move |context| {
-        boot(context, &cell)
+        let outcome = boot(context, &cell, &manner);
+        match (&manner.known, outcome) {
+            (None, outcome) => outcome,
+            (Some(known), Err(error)) if error.downcast_ref() != Some(&Status::Error) => {
+                let Known { reason, link, .. } = known;
+                Ok(Outcome::expected(format!("{reason} ({link}): {error:#}")))
+            }
+            (Some(known), Ok(outcome)) if outcome.status() == Status::Passed => bail!(
+                "it passes, and is known to fail because {}: take `{}` off the list",
+                known.reason,
+                known.filter
+            ),
+            (Some(_), outcome) => outcome,
+        }
     });
     if cell.kernel.is_packaged() {
         case.boots(&[cell.kernel.word()])
@@ -74,33 +117,64 @@ pub fn case(cell: Cell) -> Case {
 
 /// Boots a configuration, and holds what it says to it. What the machine was and said
 /// goes into a folder of its name where reports are wanted.
-fn boot(context: &Context, cell: &Cell) -> Result<Outcome> {
-    let kernel = match machine::kernel(&context.workspace, cell.kernel)? {
+fn boot(context: &Context, cell: &Cell, manner: &Manner) -> Result<Outcome> {
+    let kernel = match machine::kernel(&context.workspace, cell.kernel).context(Status::Error)? {
         Ok(file) => file,
         Err(why) => return Ok(Outcome::skipped(why)),
     };
-    let folder = tempfile::tempdir_in(&context.folder)?;
+    let folder = tempfile::tempdir_in(&context.folder).context(Status::Error)?;
     let mark = initrd::mark();
     let task = Task::Command {
         command: TASK.into(),
         mark: mark.clone(),
     };
-    let machine = machine::machine(context, folder.path(), cell, kernel, &task)?;
-    let mut capture = Capture::start(&machine, LIMIT, false)?;
+    let mut prepared =
+        machine::machine(context, folder.path(), cell, kernel, &task).context(Status::Error)?;
+    let gdb = debugger(context, &mut prepared, folder.path(), manner)?;
+    let machine::Prepared {
+        machine, inputs, ..
+    } = prepared;
+    let capture = match gdb {
+        Some(_) => Capture::start(&machine, DEBUGGED, false),
+        None => Capture::start(&machine, LIMIT, false).map(|c| c.patient_for(PATIENCE)),
+    };
+    let mut capture = capture.context(Status::Error)?;
+    capture.shown = manner.shown;
+    if let Some((_, told)) = &gdb {
+        ui::say(told);
+    }
     let ending = capture.finish();
     let console = String::from_utf8_lossy(&capture.console).into_owned();
     let judged = judge(cell, &mark, &ending, &console, &capture);
     if let Some(reports) = &context.reports {
-        let command = machine.command_line(Console::Pipes);
-        keep(
-            &reports.join(cell.name()),
-            folder.path(),
-            &command,
-            &console,
-            &capture.log,
-        )?;
+        let kept = report::Kept {
+            machine: &machine,
+            inputs: &inputs,
+            console: &console,
+            log: &capture.log,
+        };
+        let to = reports.join(cell.name());
+        kept.keep(&to, folder.path()).context(Status::Error)?;
     }
     judged.map(|()| Counts::ONE.into())
+}
+
+/// Lets the machine wait for a debugger where that is asked for; the text says how to
+/// start one.
+fn debugger(
+    context: &Context,
+    prepared: &mut machine::Prepared,
+    folder: &Path,
+    manner: &Manner,
+) -> Result<Option<(Gdb, String)>> {
+    let Some(port) = manner.gdb else {
+        return Ok(None);
+    };
+    let gdb = Gdb::open(port, folder)?;
+    prepared.machine.debugger = Some(gdb.at.clone());
+    let guests = std::slice::from_ref(&prepared.guest);
+    let told = gdb::told(&prepared.machine, context.image()?, guests, None, folder)?;
+    Ok(told.map(|told| (gdb, told)))
 }
 
 fn judge(
@@ -110,10 +184,21 @@ fn judge(
     console: &str,
     capture: &Capture,
 ) -> Result<()> {
+    let failed = |status: Status, why: String| {
+        anyhow::anyhow!("{why}\n{}", capture.last_words()).context(status)
+    };
     match ending {
         Ok(Ending::Status(0)) => {}
-        Ok(ending) => bail!("{ending}\n{}", capture.last_words()),
-        Err(error) => bail!("{error:#}\n{}", capture.last_words()),
+        Ok(ending) => {
+            let status = match ending {
+                Ending::TimedOut(_) => Status::Timeout,
+                Ending::Silent(_) => Status::Silent,
+                Ending::Qemu(_) => Status::Error,
+                _ => Status::Failed,
+            };
+            return Err(failed(status, ending.to_string()));
+        }
+        Err(error) => return Err(failed(Status::Error, format!("{error:#}"))),
     }
     let guest = console
         .split_once(&format!("{mark} begin"))
@@ -123,20 +208,4 @@ fn judge(
     let log = &capture.log;
     check::check(cell, &Said { guest, log })
         .with_context(|| format!("it is not what was asked for\n{}", capture.last_words()))
-}
-
-/// Leaves what a machine was and said.
-fn keep(to: &Path, from: &Path, command: &str, console: &str, log: &[String]) -> Result<()> {
-    fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
-    let write = |name: &str, text: &str| {
-        fs::write(to.join(name), text).with_context(|| format!("cannot write {name}"))
-    };
-    write("console.log", console)?;
-    write("log", &(log.join("\n") + "\n"))?;
-    write("command", &format!("{command}\n"))?;
-    let tree = from.join("tree.dtb");
-    if tree.is_file() {
-        fs::copy(tree, to.join("tree.dtb"))?;
-    }
-    Ok(())
 }

@@ -18,6 +18,9 @@ pub struct Capture {
     bare: bool,
     deadline: Instant,
     limit: Duration,
+    patience: Option<Duration>,
+    /// What is said is shown at once, too.
+    pub shown: bool,
     token: Option<Token>,
     said: Option<Said>,
     /// All bytes of the console so far.
@@ -39,12 +42,20 @@ impl Capture {
             bare,
             deadline: Instant::now() + limit,
             limit,
+            patience: None,
+            shown: false,
             token: machine.end,
             said: None,
             console: Vec::new(),
             log: Vec::new(),
             searched: 0,
         })
+    }
+
+    /// The same, which [ends](Self::finish) when it says nothing for so long.
+    pub fn patient_for(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
     }
 
     /// Waits until the console says `sign`, after what was awaited before.
@@ -145,7 +156,9 @@ impl Capture {
     /// When the child was lost.
     pub fn finish(&mut self) -> Result<Ending> {
         loop {
-            match self.session.next(Some(self.deadline)) {
+            let silent = self.patience.map(|patience| Instant::now() + patience);
+            let until = silent.map_or(self.deadline, |silent| silent.min(self.deadline));
+            match self.session.next(Some(until)) {
                 Some(event) => self.take(event),
                 None if self.session.is_over() => {
                     let status = self.session.wait()?;
@@ -153,7 +166,10 @@ impl Capture {
                 }
                 None => {
                     self.session.stop()?;
-                    return Ok(Ending::TimedOut(self.session.elapsed()));
+                    return Ok(match self.patience {
+                        Some(patience) if until < self.deadline => Ending::Silent(patience),
+                        _ => Ending::TimedOut(self.session.elapsed()),
+                    });
                 }
             }
         }
@@ -167,8 +183,17 @@ impl Capture {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Console(bytes) => self.console.extend(bytes),
+            Event::Console(bytes) => {
+                if self.shown {
+                    let text = String::from_utf8_lossy(&bytes);
+                    text.lines().for_each(|line| ui::say(ui::plain(line)));
+                }
+                self.console.extend(bytes);
+            }
             Event::Log(line) => {
+                if self.shown {
+                    ui::say(ending::shown(&line));
+                }
                 if let Some(said) = ending::said(&line, self.token) {
                     self.said = Some(said);
                 }

@@ -40,6 +40,8 @@ pub enum Ending {
     GuestPanic,
     /// It took too long.
     TimedOut(Duration),
+    /// It has said nothing for so long.
+    Silent(Duration),
     /// The user or another process ended us by this signal.
     Signal(i32),
     /// The user left it at its terminal.
@@ -70,7 +72,7 @@ impl Ending {
         match self {
             Self::Status(0) | Self::Left => 0,
             Self::NoReader => NO_READER,
-            Self::TimedOut(_) => TIMED_OUT,
+            Self::TimedOut(_) | Self::Silent(_) => TIMED_OUT,
             Self::Signal(number) => 128u8.saturating_add(u8::try_from(*number).unwrap_or(0)),
             // A status of the machine's is not one of a command's.
             Self::Status(_)
@@ -120,6 +122,7 @@ impl fmt::Display for Ending {
             Self::Qemu(status) => write!(f, "QEMU failed ({status})"),
             Self::GuestPanic => write!(f, "the guest's kernel panicked"),
             Self::TimedOut(after) => write!(f, "not done after {}", ui::seconds(*after)),
+            Self::Silent(time) => write!(f, "no word for {}", ui::seconds(*time)),
             Self::Signal(number) => write!(f, "ended by signal {number}"),
             Self::Left => write!(f, "left"),
             Self::NoReader => write!(f, "nobody reads standard output any more"),
@@ -340,6 +343,7 @@ mod tests {
             (Ending::Unsaid, FAILED),
             (Ending::GuestPanic, FAILED),
             (Ending::TimedOut(Duration::from_secs(1)), TIMED_OUT),
+            (Ending::Silent(Duration::from_secs(1)), TIMED_OUT),
             (Ending::Signal(15), 143),
         ] {
             assert_eq!(ending.exit_code(), code, "{ending}");

@@ -16,10 +16,10 @@ use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSegment};
 use tempfile::TempDir;
 
-use super::plan::Guests;
 use crate::build::Image;
+use crate::config::Guest;
 use crate::image::{appendix, assemble, header};
-use crate::machine::virt::{Debugger, Machine, RAM_BASE};
+use crate::machine::virt::{Debugger, Machine};
 use crate::ui;
 use crate::workspace::in_path;
 
@@ -119,14 +119,14 @@ struct Places {
 }
 
 impl Places {
-    fn of(image: &[u8]) -> Self {
-        let hyp = kernel_place(RAM_BASE, image).unwrap_or(RAM_BASE + QEMU_KEEPS);
+    fn of(ram: u64, image: &[u8]) -> Self {
+        let hyp = kernel_place(ram, image).unwrap_or(ram + QEMU_KEEPS);
         // hyp puts the host at the lowest place that is free, which is below hyp itself
         // unless the host has outgrown it, and else behind it.
         let host = appendix::payload_len(image).map(|len| {
             let len = assemble::size_of_host(len);
-            if RAM_BASE + len <= hyp {
-                RAM_BASE
+            if ram + len <= hyp {
+                ram
             } else {
                 (hyp + image.len() as u64).next_multiple_of(HOST_ALIGN)
             }
@@ -144,21 +144,23 @@ fn kernel_place(ram: u64, head: &[u8]) -> Option<u64> {
 }
 
 /// Writes what gdb is to do into `folder`, and returns the line that has it done,
-/// with what to know: for when QEMU listens.
+/// with what to know: for when QEMU listens. `names` is a file with the first guest's
+/// symbols.
 ///
 /// # Errors
 /// When a file cannot be read or written, or gdb cannot take its name.
 pub fn told(
     machine: &Machine,
     image: &Image,
-    guests: &Guests,
+    guests: &[Guest],
+    names: Option<&Path>,
     folder: &Path,
 ) -> Result<Option<String>> {
     let Some(debugger) = &machine.debugger else {
         return Ok(None);
     };
     let data = fs::read(&image.file).unwrap_or_default();
-    let places = Places::of(&data);
+    let places = Places::of(machine.ram_base, &data);
     let mut script = String::from("set confirm off\nset architecture aarch64\n");
     if let Some(hyp) = &image.hyp {
         script += &symbols(hyp, Some(places.hyp))?;
@@ -166,8 +168,8 @@ pub fn told(
     if let (Some(host), Some(at)) = (&image.host, places.host) {
         script += &symbols(host, Some(at))?;
     }
-    if let Some(file) = &guests.symbols {
-        let head = guests.list.first().map(|guest| fs::read(&guest.kernel));
+    if let Some(file) = names {
+        let head = guests.first().map(|guest| fs::read(&guest.kernel));
         let head = head.transpose().context("cannot read the guest's kernel")?;
         let place = kernel_place(GUEST_RAM_BASE, &head.unwrap_or_default());
         script += &symbols(file, place.filter(|_| floats(file)))?;
@@ -195,12 +197,12 @@ pub fn told(
              do; --gdb alone is yours alone"
         ));
     }
-    text += &ui::fold(&whereabouts(&places, image, guests), "  ");
+    text += &ui::fold(&whereabouts(&places, image, guests, names), "  ");
     Ok(Some(text))
 }
 
 /// What stands where, for people.
-fn whereabouts(places: &Places, image: &Image, guests: &Guests) -> String {
+fn whereabouts(places: &Places, image: &Image, guests: &[Guest], names: Option<&Path>) -> String {
     let mut text = format!("hyp is at {:#x}", places.hyp);
     text += &match (places.host, &image.host) {
         (Some(at), _) => format!(", host-loader at {at:#x}."),
@@ -211,7 +213,7 @@ fn whereabouts(places: &Places, image: &Image, guests: &Guests) -> String {
         ),
         (None, None) => ".".into(),
     };
-    for guest in &guests.list {
+    for guest in guests {
         let head = fs::read(&guest.kernel).unwrap_or_default();
         let kernel = kernel_place(GUEST_RAM_BASE, &head).map_or_else(
             || "its kernel's place is its format's to say".into(),
@@ -222,7 +224,7 @@ fn whereabouts(places: &Places, image: &Image, guests: &Guests) -> String {
             guest.name
         );
     }
-    if guests.symbols.is_none() && !guests.list.is_empty() {
+    if names.is_none() && !guests.is_empty() {
         text += "\nA guest's own names come from --guest-symbols FILE, such as its vmlinux.";
     }
     text

@@ -455,6 +455,7 @@ pub fn machine(context: &Context, folder: &Path, guests: &[Guest]) -> Result<Mac
         cpu: DEFAULT_CPU.into(),
         cpus: 1,
         ram: Size::mib(1024),
+        ram_base: crate::machine::virt::RAM_BASE,
         kernel: Some(context.image()?.file.clone()),
         initrd: Some(bundle),
         append: format!("undercroft.granule=4k undercroft.loglevel=info{log}"),

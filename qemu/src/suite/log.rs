@@ -166,6 +166,7 @@ fn machine(context: &Context, folder: &Path, guests: &[Guest], log_uart: bool) -
         cpu: DEFAULT_CPU.into(),
         cpus: 1,
         ram: Size::mib(1024),
+        ram_base: crate::machine::virt::RAM_BASE,
         kernel: Some(context.image()?.file.clone()),
         initrd: Some(file),
         append: format!("undercroft.granule=4k undercroft.loglevel=info{log}"),

@@ -17,6 +17,7 @@ pub mod log;
 pub mod native;
 pub mod nightly;
 pub mod on_target;
+pub mod pages;
 pub mod placement;
 pub mod proof;
 pub mod pty;
@@ -37,6 +38,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::ValueEnum;
 
+use self::report::Status;
 use crate::build::Image;
 use crate::matrix;
 use crate::setup::qemu::Qemu;
@@ -180,6 +182,8 @@ pub struct Outcome {
     pub counts: Counts,
     /// What it found out, for people: a table, or why it was skipped.
     pub says: Option<String>,
+    /// It failed as it was known to.
+    pub is_expected: bool,
 }
 
 impl Outcome {
@@ -191,13 +195,36 @@ impl Outcome {
                 ..Counts::default()
             },
             says: Some(why.into()),
+            is_expected: false,
+        }
+    }
+
+    /// A case that failed as it was known to, and why it does.
+    pub fn expected(why: impl Into<String>) -> Self {
+        Self {
+            is_expected: true,
+            ..Self::skipped(why)
+        }
+    }
+
+    /// What that is of a case that ran to its end.
+    pub fn status(&self) -> Status {
+        if self.is_expected {
+            Status::Expected
+        } else if self.counts.passed == 0 && self.counts.skipped > 0 {
+            Status::Skipped
+        } else {
+            Status::Passed
         }
     }
 }
 
 impl From<Counts> for Outcome {
     fn from(counts: Counts) -> Self {
-        Self { counts, says: None }
+        Self {
+            counts,
+            ..Self::default()
+        }
     }
 }
 
@@ -323,6 +350,7 @@ pub fn all(workspace: &Workspace, tier: Tier) -> Vec<Case> {
     cases.extend(bad_input::cases());
     cases.extend(trees::cases());
     cases.extend(placement::cases());
+    cases.extend(pages::cases());
     cases.extend(matrix::cases(tier));
     tiers::settle(&mut cases);
     cases

@@ -136,6 +136,7 @@ fn fuzz(context: &Context, folder: &str, target: &str, longest: &str) -> Result<
     Ok(Outcome {
         counts: Counts::ONE,
         says: done.map(String::from),
+        ..Outcome::default()
     })
 }
 

@@ -80,6 +80,7 @@ fn operations(context: &Context) -> Result<Outcome> {
     Ok(Outcome {
         counts: Counts::ONE,
         says: last.map(String::from),
+        ..Outcome::default()
     })
 }
 
@@ -113,6 +114,7 @@ fn commands(context: &Context) -> Result<Outcome> {
     Ok(Outcome {
         counts: Counts::ONE,
         says: last.map(String::from),
+        ..Outcome::default()
     })
 }
 
@@ -151,6 +153,7 @@ fn faults_of(context: &Context, package: &str, least: usize) -> Result<Outcome> 
     Ok(Outcome {
         counts: Counts::ONE,
         says: Some(table.join("\n")),
+        ..Outcome::default()
     })
 }
 
@@ -169,6 +172,7 @@ fn speed(context: &Context) -> Result<Outcome> {
     Ok(Outcome {
         counts: Counts::ONE,
         says: Some(called.stdout),
+        ..Outcome::default()
     })
 }
 

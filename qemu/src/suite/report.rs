@@ -1,13 +1,14 @@
 //! What `cargo qemu test` says: a line a case, failures in full at the end,
 //! and a closing line with the sums, alone on its line.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Counts;
 use crate::ui::{self, Unwritten};
@@ -15,11 +16,74 @@ use crate::ui::{self, Unwritten};
 /// The file of results in a folder of reports: a JSON object a line.
 pub const RESULTS: &str = "results.jsonl";
 
-/// How a case ended.
+/// How a case ended. As the context of an error it says what kind of failure that is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Well.
+    Passed,
+    /// What was tested is wrong.
+    #[default]
+    Failed,
+    /// What tests could not: QEMU, a file, a program that is not there.
+    Error,
+    /// The machine said nothing for so long that it was ended.
+    Silent,
+    /// It was not done in time.
+    Timeout,
+    /// It cannot be run here.
+    Skipped,
+    /// It failed as a list said that it would.
+    Expected,
+}
+
+impl Status {
+    /// All, worst first.
+    pub const ALL: [Self; 7] = [
+        Self::Failed,
+        Self::Error,
+        Self::Silent,
+        Self::Timeout,
+        Self::Expected,
+        Self::Skipped,
+        Self::Passed,
+    ];
+
+    /// The word for it, as JSON has it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+            Self::Error => "error",
+            Self::Silent => "silent",
+            Self::Timeout => "timeout",
+            Self::Skipped => "skipped",
+            Self::Expected => "expected",
+        }
+    }
+
+    /// Whether it makes the whole fail.
+    pub const fn is_bad(self) -> bool {
+        matches!(
+            self,
+            Self::Failed | Self::Error | Self::Silent | Self::Timeout
+        )
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// The result of a case.
 #[derive(Clone, Debug)]
 pub struct Result {
     /// The case's name.
     pub name: String,
+    /// How it ended.
+    pub status: Status,
     /// How many tests it was.
     pub counts: Counts,
     /// How long it took.
@@ -34,7 +98,7 @@ pub struct Result {
 #[derive(Serialize)]
 struct Line<'a> {
     name: &'a str,
-    status: &'a str,
+    status: Status,
     seconds: f64,
     passed: u32,
     failed: u32,
@@ -113,13 +177,7 @@ impl Report {
     /// # Errors
     /// When nobody reads it.
     pub fn take(&mut self, result: Result) -> std::result::Result<(), Unwritten> {
-        let status = if result.why.is_some() {
-            "failed"
-        } else if result.counts.passed == 0 && result.counts.skipped > 0 {
-            "skipped"
-        } else {
-            "passed"
-        };
+        let status = result.status;
         let line = Line {
             name: &result.name,
             status,
@@ -131,8 +189,9 @@ impl Report {
             why: result.why.as_deref(),
         };
         if let (Some(file), Ok(text)) = (&mut self.file, serde_json::to_string(&line)) {
-            // Who reads the folder misses it; who looks on sees it.
-            let _ = writeln!(file, "{text}");
+            // In one piece, since others may add to it, too. Who reads the folder misses
+            // it; who looks on sees it.
+            let _ = file.write_all((text + "\n").as_bytes());
         }
         if self.json {
             self.print(&line)?;
@@ -142,7 +201,8 @@ impl Report {
                 tests => format!(", {tests} tests"),
             };
             ui::print(format_args!(
-                "{status:>12} {} ({}{tests})",
+                "{:>12} {} ({}{tests})",
+                status.word(),
                 result.name,
                 ui::seconds(result.took)
             ))?;
@@ -180,7 +240,8 @@ impl Report {
         for result in &self.results {
             if let Some(why) = &result.why {
                 ui::print(format_args!(
-                    "\nfailed: {}\n{}",
+                    "\n{}: {}\n{}",
+                    result.status,
                     result.name,
                     why.trim_end()
                 ))?;

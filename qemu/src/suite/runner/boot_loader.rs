@@ -39,6 +39,7 @@ fn by_u_boot(context: &Context) -> Result<()> {
         cpu: DEFAULT_CPU.into(),
         cpus: 1,
         ram: Size::mib(1024),
+        ram_base: crate::machine::virt::RAM_BASE,
         kernel: None,
         initrd: None,
         append: String::new(),

@@ -130,6 +130,7 @@ fn basics() -> Vec<Case> {
                 cpu: DEFAULT_CPU.into(),
                 cpus: 1,
                 ram: Size::mib(256),
+                ram_base: crate::machine::virt::RAM_BASE,
                 kernel: None,
                 initrd: None,
                 append: String::new(),

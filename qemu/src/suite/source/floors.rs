@@ -51,6 +51,7 @@ pub fn check(context: &Context) -> Result<Outcome> {
     Ok(Outcome {
         counts: Counts::ONE,
         says: Some(table.trim_end().into()),
+        ..Outcome::default()
     })
 }
 

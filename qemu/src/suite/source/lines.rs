@@ -64,6 +64,7 @@ pub fn check(context: &Context) -> Result<Outcome> {
     Ok(Outcome {
         counts: Counts::ONE,
         says: Some(table),
+        ..Outcome::default()
     })
 }
 
