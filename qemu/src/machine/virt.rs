@@ -4,8 +4,9 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use rmi::end::{BOOT_ARGUMENT, Token};
+use rmi::end::Token;
 
+use super::Description;
 use crate::setup::qemu::{Qemu, SECOND_UART};
 use crate::size::Size;
 
@@ -81,6 +82,25 @@ pub enum Control {
 }
 
 impl Machine {
+    /// QEMU's machine of this description: its CPUs have EL2.
+    pub fn of(description: Description, qemu: Qemu, cpu: &str, extra: &[OsString]) -> Self {
+        Self {
+            qemu,
+            cpu: cpu.into(),
+            cpus: description.cpus,
+            ram: description.ram,
+            ram_base: RAM_BASE,
+            kernel: Some(description.kernel),
+            initrd: description.initrd,
+            append: description.append,
+            end: description.end,
+            el2: true,
+            log_uart: description.log_uart,
+            debugger: None,
+            extra: extra.to_vec(),
+        }
+    }
+
     /// Whether this QEMU can give the log a UART of its own.
     pub fn can_have_log_uart(qemu: &Qemu) -> bool {
         qemu.version >= SECOND_UART
@@ -92,10 +112,7 @@ impl Machine {
     }
 
     fn with_token(&self, arguments: &str) -> String {
-        match &self.end {
-            Some(token) => format!("{arguments} {BOOT_ARGUMENT}={}", token.as_str()),
-            None => arguments.into(),
-        }
+        super::watched(arguments, self.end.as_ref())
     }
 
     /// QEMU's arguments. Where the machine is watched, its boot arguments have the
@@ -175,8 +192,7 @@ impl Machine {
         let mut words = vec![self.qemu.program.display().to_string()];
         let arguments = self.arguments(console, Control::Plain);
         words.extend(arguments.iter().map(|a| a.to_string_lossy().into_owned()));
-        let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
-        words.join(" ")
+        super::typed(words.iter().map(String::as_str))
     }
 }
 
@@ -203,15 +219,6 @@ pub fn more_ram(at: u64, size: Size, room: &str) -> [String; 6] {
 /// A file's name within an argument of QEMU's, which a comma would end.
 pub fn escaped(file: &Path) -> String {
     file.display().to_string().replace(',', ",,")
-}
-
-/// Quotes a word for a POSIX shell.
-fn quoted(word: &str) -> String {
-    match shlex::try_quote(word) {
-        Ok(word) => word.into_owned(),
-        // Only a NUL cannot be quoted, and no argument of a process holds one.
-        Err(_) => word.replace('\0', ""),
-    }
 }
 
 #[cfg(test)]

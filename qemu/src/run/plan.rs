@@ -17,6 +17,7 @@ use crate::guests::catalogue::{self, Origin};
 use crate::guests::fetch::Cache;
 use crate::guests::initrd::{self, Task};
 use crate::image::header;
+use crate::machine::Description;
 use crate::machine::virt::Machine;
 use crate::setup::qemu::Qemu;
 use crate::size::Size;
@@ -397,7 +398,7 @@ fn write(folder: &Path, name: &str, data: &[u8]) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// The machine for `guests` under Undercroft, with a bundle in `folder`.
+/// QEMU's machine for `guests` under Undercroft, with a bundle in `folder`.
 ///
 /// # Errors
 /// When the guests do not fit the machine that the options describe.
@@ -409,6 +410,21 @@ pub fn machine(
     folder: &Path,
 ) -> Result<Machine> {
     let log_uart = Machine::can_have_log_uart(&qemu) && !options.one_uart;
+    let described = describe(options, guests, image, folder, log_uart)?;
+    Ok(Machine::of(described, qemu, &options.cpu, &options.extra))
+}
+
+/// What any machine for `guests` under Undercroft has, with a bundle in `folder`.
+///
+/// # Errors
+/// When the guests do not fit the machine that the options describe.
+pub fn describe(
+    options: &Run,
+    guests: &Guests,
+    image: &Image,
+    folder: &Path,
+    log_uart: bool,
+) -> Result<Description> {
     let most = guests.list.iter().map(|guest| guest.vcpus).max();
     let cpus = options.boot.smp.or(most).unwrap_or(1);
     for (index, guest) in guests.list.iter().enumerate() {
@@ -444,20 +460,14 @@ pub fn machine(
         true => options.boot.log,
         false => options.boot.log.max(Level::Info),
     };
-    Ok(Machine {
-        qemu,
-        cpu: options.cpu.clone(),
+    Ok(Description {
         cpus,
         ram,
-        ram_base: crate::machine::virt::RAM_BASE,
-        kernel: Some(image.file.clone()),
+        kernel: image.file.clone(),
         initrd,
         append: options.bootargs(log_uart, level),
         end: Some(ending::token()?),
-        el2: true,
         log_uart,
-        debugger: None,
-        extra: options.extra.clone(),
     })
 }
 
