@@ -105,6 +105,7 @@ Examples:
   cargo qemu run --kernel Image --initrd initrd.cpio --append console=ttyAMA0
   cargo qemu run --guests guests.toml           several guests at once
   cargo qemu run --dry-run -- -d int            arguments of QEMU behind --
+  cargo qemu run --machine fvp --dry-run        on Arm's model
 
 At a terminal the guest's console is yours; Ctrl-a x leaves, Ctrl-a h shows
 more. Without one, and without --exec, the guest's shell reads standard input

@@ -5,11 +5,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::build::{self, Image};
 use crate::config;
+use crate::machine::Kind;
 use crate::machine::virt::{Console, Machine};
+use crate::run::fvp;
 use crate::run::gdb::{self, Gdb};
 use crate::run::options::Run;
 use crate::run::plan::{self, Guests, Shell, Style};
@@ -29,6 +31,12 @@ const PATIENCE: Duration = Duration::from_secs(300);
 pub fn run(options: &Run) -> Result<u8> {
     ui::set_quiet(options.quiet);
     let workspace = Workspace::find()?;
+    if options.machine == Kind::Fvp {
+        return fvp::run(&workspace, options, |guests| manner(options, guests, None));
+    }
+    if options.firmware.is_some() {
+        bail!("--firmware is for --machine fvp: QEMU's machine begins without any");
+    }
     let qemu = qemu::ensure(&workspace.scratch())?;
     let shell = Shell::of(options);
     if options.dry_run {
@@ -54,14 +62,19 @@ pub fn run(options: &Run) -> Result<u8> {
     let (_gdb, ready) = debugger(options, &mut prepared, folder.path())?.unzip();
     let (machine, guests, _) = prepared;
     tell_consoles(&guests);
+    let manner = manner(options, &guests, ready)?;
+    Ok(watch::run(&machine, &manner)?.exit_code())
+}
+
+/// How to watch these guests; `ready` is said once the machine is there.
+fn manner(options: &Run, guests: &Guests, ready: Option<String>) -> Result<Manner> {
     let default = (guests.style != Style::Terminal && options.gdb.is_none()).then_some(PATIENCE);
     let timeout = match options.timeout {
         None => default,
         Some(0) => None,
         Some(seconds) => Some(Duration::from_secs(seconds)),
     };
-    let settings = guests.places.packed(&config::packed(&guests.list)?);
-    let manner = Manner {
+    Ok(Manner {
         style: guests.style.clone(),
         timeout,
         bare: options.bare,
@@ -70,9 +83,8 @@ pub fn run(options: &Run) -> Result<u8> {
         speaks: guests.console_owner().is_some(),
         ready,
         trace: (!options.trace.is_empty()).then(|| options.trace_file.clone()),
-        settings,
-    };
-    Ok(watch::run(&machine, &manner)?.exit_code())
+        settings: guests.places.packed(&config::packed(&guests.list)?),
+    })
 }
 
 fn prepare(

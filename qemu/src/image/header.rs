@@ -29,18 +29,23 @@ pub fn set_size(image: &mut [u8], size: u64) -> Result<()> {
     Ok(())
 }
 
+/// The bytes that a boot loader must keep free from where the image begins; `None`
+/// where it does not say.
+pub fn size(image: &[u8]) -> Option<u64> {
+    word(image, IMAGE_SIZE).filter(|size| *size != 0)
+}
+
 /// The offset from a 2 MiB boundary at which the image wants to stand. One whose
 /// size is 0 is from before the header said either (Linux < 3.17).
 pub fn text_offset(image: &[u8]) -> Option<u64> {
-    if !is_image(image) {
-        return None;
-    }
-    let word = |at: usize| {
-        let bytes = image.get(at..at + 8)?;
-        Some(u64::from_le_bytes(bytes.try_into().ok()?))
-    };
-    match word(IMAGE_SIZE)? {
+    match word(image, IMAGE_SIZE)? {
         0 => Some(OLD_TEXT_OFFSET),
-        _ => word(TEXT_OFFSET),
+        _ => word(image, TEXT_OFFSET),
     }
+}
+
+/// A number of the header, if there is one.
+fn word(image: &[u8], at: usize) -> Option<u64> {
+    let bytes = image.get(at..at + 8).filter(|_| is_image(image))?;
+    Some(u64::from_le_bytes(bytes.try_into().ok()?))
 }

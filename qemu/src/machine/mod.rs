@@ -1,12 +1,28 @@
 //! Machines that the image runs on, as commands that start them.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`virt`] | QEMU's `virt` machine |
+//! | [`fvp`] | Arm's Base RevC model, with firmware at EL3 |
 
+pub mod fvp;
 pub mod virt;
 
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use rmi::end::{BOOT_ARGUMENT, Token};
 
 use crate::size::Size;
+
+/// Which machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// QEMU's `virt`
+    Qemu,
+    /// Arm's `FVP_Base_RevC-2xAEMvA`
+    Fvp,
+}
 
 /// What a machine has and what stands on it, whichever it is.
 #[derive(Clone, Debug)]

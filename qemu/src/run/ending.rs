@@ -36,6 +36,8 @@ pub enum Ending {
     Unsaid,
     /// QEMU failed or was killed.
     Qemu(String),
+    /// Arm's model failed or was killed.
+    Model(String),
     /// The guest's kernel gave up.
     GuestPanic,
     /// It took too long.
@@ -79,6 +81,7 @@ impl Ending {
             | Self::Panic
             | Self::Unsaid
             | Self::Qemu(_)
+            | Self::Model(_)
             | Self::GuestPanic
             | Self::Unwritten(_)
             | Self::Cut(_) => FAILED,
@@ -120,6 +123,7 @@ impl fmt::Display for Ending {
                  (no `end:` line in its log)"
             ),
             Self::Qemu(status) => write!(f, "QEMU failed ({status})"),
+            Self::Model(status) => write!(f, "the model failed ({status})"),
             Self::GuestPanic => write!(f, "the guest's kernel panicked"),
             Self::TimedOut(after) => write!(f, "not done after {}", ui::seconds(*after)),
             Self::Silent(time) => write!(f, "no word for {}", ui::seconds(*time)),

@@ -2,8 +2,10 @@
 
 pub mod capture;
 pub mod ending;
+pub mod fvp;
 pub mod gdb;
 pub mod marks;
+pub mod model;
 pub mod one_uart;
 pub mod options;
 pub mod outlet;

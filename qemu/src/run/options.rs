@@ -8,6 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
 
 use crate::config::{MAX_VCPUS, Mode, Populate};
+use crate::machine::Kind;
 use crate::machine::virt::DEFAULT_CPU;
 use crate::size::Size;
 
@@ -109,6 +110,17 @@ pub struct Run {
     #[command(flatten)]
     pub boot: Boot,
 
+    /// What plays the machine
+    #[arg(long, value_enum, value_name = "MACHINE", default_value = "qemu")]
+    #[arg(help_heading = MACHINE)]
+    pub machine: Kind,
+
+    /// The folder of the firmware that Arm's FVP starts with: TF-A's bl1.bin and
+    /// fip.bin
+    #[arg(long, value_name = "DIR")]
+    #[arg(help_heading = MACHINE, value_hint = ValueHint::DirPath)]
+    pub firmware: Option<PathBuf>,
+
     /// The CPU, as QEMU calls it
     #[arg(long, value_name = "NAME", default_value = DEFAULT_CPU)]
     #[arg(help_heading = MACHINE)]
@@ -160,7 +172,7 @@ pub struct Run {
     #[arg(help_heading = SAYS, value_hint = ValueHint::FilePath)]
     pub trace_file: PathBuf,
 
-    /// Print the QEMU command instead of running it
+    /// Print the command of the machine instead of running it
     #[arg(long)]
     #[arg(help_heading = HOW)]
     pub dry_run: bool,

@@ -3,6 +3,7 @@
 //! it must.
 
 pub mod apt;
+pub mod fvp;
 pub mod package;
 pub mod qemu;
 pub mod rust;

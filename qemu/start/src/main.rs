@@ -27,7 +27,11 @@ const NOTICEABLE: Duration = Duration::from_millis(1500);
 
 /// Variables that may name a file from where the user is, and whether a bare name
 /// is one; else it is looked for in `PATH`.
-const PATHS: [(&str, bool); 2] = [("UNDERCROFT_GUESTS", true), ("UNDERCROFT_QEMU", false)];
+const PATHS: [(&str, bool); 3] = [
+    ("UNDERCROFT_GUESTS", true),
+    ("UNDERCROFT_FVP_FIRMWARE", true),
+    ("UNDERCROFT_QEMU", false),
+];
 
 /// The file by which cargo's target directory is known.
 const TAG: &str = "CACHEDIR.TAG";
