@@ -8,11 +8,13 @@
 //! | [`boot_loader`] | the files of `cargo qemu image`, and who boots them |
 //! | [`debug`] | a debugger on a machine, and what is traced of it |
 //! | [`first`] | the first hour: what a machine lacks, and where things go |
+//! | [`fvp`] | what is made for Arm's model |
 
 pub mod boot_loader;
 pub mod debug;
 pub mod exit;
 pub mod first;
+pub mod fvp;
 pub mod output;
 
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -41,6 +43,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(first::cases());
     cases.extend(debug::cases());
     cases.extend(boot_loader::cases());
+    cases.extend(fvp::cases());
     cases
 }
 
