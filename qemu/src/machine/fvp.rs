@@ -12,11 +12,11 @@
 //! | [`tree`] | the device tree |
 //! | [`fip`] | the firmware's package, with that tree |
 //!
-//! Parameters are called as the model's own `--list-params` has them (Fast Models FVP
-//! Reference Guide, Base Platform RevC); their values follow TF-A's
+//! Parameters and their values are those of TF-A's
 //! `docs/plat/arm/fvp/fvp-aemv8-base.rst` and Arm's Shrinkwrap
-//! (`config/FVP_Base_RevC-2xAEMvA-base.yaml`, `config/arch/`). Nobody has run this on a
-//! model yet.
+//! (`config/FVP_Base_RevC-2xAEMvA-base.yaml`, `config/arch/`); the two for 52 bits with 4K
+//! and 16K are as projects that run the model have them. A model's own `--list-params`
+//! has the last word: nobody has run this on one yet.
 
 pub mod fip;
 pub mod parts;

@@ -2,9 +2,8 @@
 //! host need, by their bindings (`arm,gic-v3`, `arm,armv8-timer`, `arm,pl011`,
 //! `arm,psci-1.0`, `cpu-topology`).
 //!
-//! Addresses and interrupts are those of the Fast Models FVP Reference Guide (Base
-//! Platform memory map and interrupt assignments); TF-A's own tree of the machine has
-//! the same. TF-A reads this one, too, for its topology, its log's UART and the timer's
+//! Addresses and interrupts are the Base Platform's, as TF-A's own tree of the machine
+//! has them. TF-A reads this one, too, for its topology, its log's UART and the timer's
 //! frequency (`plat/arm/board/fvp/fconf/fconf_hw_config_getter.c`), and so wants a
 //! `cpu-map`, an alias `serial1`, one memory node and a clock at each UART.
 
