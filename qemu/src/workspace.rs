@@ -121,6 +121,15 @@ impl Workspace {
         command
     }
 
+    /// The same for a copy of the tree, which is built elsewhere.
+    pub fn copied(&self, root: PathBuf, target: PathBuf) -> Self {
+        Self {
+            root,
+            target,
+            ..self.clone()
+        }
+    }
+
     /// Where the runner keeps images and its own apt state.
     pub fn scratch(&self) -> PathBuf {
         self.target.join("undercroft")

@@ -1,6 +1,7 @@
 //! `cargo qemu matrix`.
 
 use std::path::{self, Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -69,6 +70,10 @@ pub struct Options {
     #[arg(long, value_name = "DIR", requires = "report")]
     against: Option<PathBuf>,
 
+    /// How long a machine may say nothing [default: 300]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    patience: Option<u32>,
+
     /// Failures that are known: [[expected]] with a filter, a reason and a link
     #[arg(long, value_name = "FILE")]
     expected: Option<PathBuf>,
@@ -115,6 +120,7 @@ pub fn matrix(options: &Options) -> Result<u8> {
     let manner = |cell: &Cell| Manner {
         known: known.as_ref().and_then(|list| list.find(cell)).cloned(),
         shown: options.case.is_some() && !options.how.json,
+        patience: (options.patience).map(|seconds| Duration::from_secs(seconds.into())),
         gdb: options.gdb,
     };
     let case = |cell: &Cell| matrix::case(*cell, manner(cell));

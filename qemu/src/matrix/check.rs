@@ -115,6 +115,9 @@ fn guest(cell: &Cell, text: &str) -> Result<()> {
             .position(|bits| *bits >= cell.ipa)
             .unwrap_or(6);
         expected.push(format!("range {holds} wide {wide_va} lpa2 {lpa2}"));
+        if cell.mode == Mode::Realm && cpus > 1 {
+            expected.push("gone for all".into());
+        }
     } else {
         expected.push(format!("page {}", cell.kernel.pages().bytes() >> 10));
     }

@@ -8,6 +8,7 @@ pub mod axes;
 pub mod cell;
 pub mod check;
 pub mod cover;
+pub mod faults;
 pub mod known;
 pub mod machine;
 pub mod page;
@@ -86,6 +87,8 @@ pub struct Manner {
     pub known: Option<Known>,
     /// What it says is shown at once.
     pub shown: bool,
+    /// How long it may say nothing.
+    pub patience: Option<Duration>,
     /// It waits for a debugger, on this TCP port or a socket of its own.
     pub gdb: Option<Option<u16>>,
 }
@@ -136,7 +139,8 @@ fn boot(context: &Context, cell: &Cell, manner: &Manner) -> Result<Outcome> {
     } = prepared;
     let capture = match gdb {
         Some(_) => Capture::start(&machine, DEBUGGED, false),
-        None => Capture::start(&machine, LIMIT, false).map(|c| c.patient_for(PATIENCE)),
+        None => Capture::start(&machine, LIMIT, false)
+            .map(|capture| capture.patient_for(manner.patience.unwrap_or(PATIENCE))),
     };
     let mut capture = capture.context(Status::Error)?;
     capture.shown = manner.shown;

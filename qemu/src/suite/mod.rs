@@ -352,6 +352,7 @@ pub fn all(workspace: &Workspace, tier: Tier) -> Vec<Case> {
     cases.extend(placement::cases());
     cases.extend(pages::cases());
     cases.extend(matrix::cases(tier));
+    cases.extend(matrix::faults::cases());
     tiers::settle(&mut cases);
     cases
 }

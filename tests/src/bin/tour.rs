@@ -7,7 +7,7 @@ tests::program!(image::main, 1);
 
 #[cfg(target_os = "none")]
 mod image {
-    use core::sync::atomic::{AtomicU32, Ordering};
+    use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
     use arm64::instr;
 
@@ -22,6 +22,18 @@ mod image {
     /// The virtual timer's PPI.
     const TIMER: u32 = 27;
     const TICKS: u32 = 5;
+
+    /// What a realm shares at once: a block, where there are such.
+    const PIECE: u64 = 2 << 20;
+    /// RSI's word for what is not the realm's own.
+    const EMPTY: u64 = 0;
+
+    /// What another CPU reads, whether it has, whether it must not any more, and whether
+    /// it still could.
+    static READ: AtomicU64 = AtomicU64::new(0);
+    static READING: AtomicBool = AtomicBool::new(false);
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    static STALE: AtomicBool = AtomicBool::new(false);
 
     /// Interrupts of the timer.
     static TICKED: AtomicU32 = AtomicU32::new(0);
@@ -49,9 +61,12 @@ mod image {
         if ticks() {
             println!("ticks");
         }
-        println!("moved{}", Visited);
+        println!("moved{Visited}");
         if rsi::ipa_bits().is_some() {
             println!("RSI version 1.0");
+            if machine.cpus > 1 {
+                println!("{}", shared(end - 2 * PATTERN - PIECE));
+            }
         }
         println!("{mark} end 0");
     }
@@ -92,6 +107,43 @@ mod image {
         asm::set(CNTV_CTL_EL0, 0);
         gic::disable(TIMER);
         come
+    }
+
+    /// What a realm shares is gone for all of its CPUs at once: another one reads a piece
+    /// of memory all along, so that its TLB holds it, and must not when this one has been
+    /// told that it is shared.
+    fn shared(at: u64) -> &'static str {
+        READ.store(at, Ordering::SeqCst);
+        // SAFETY: Memory that nobody uses.
+        unsafe { asm::write64(at, 1) };
+        let began = cpu::start(1, || {
+            let at = READ.load(Ordering::SeqCst);
+            loop {
+                // Before the access: what comes after it must fail.
+                let told = TOLD.load(Ordering::SeqCst);
+                // SAFETY: As above, or an abort.
+                let seen = exception::probe(|| unsafe { asm::read64(at) });
+                READING.store(true, Ordering::SeqCst);
+                match seen {
+                    Ok(_) if told => return STALE.store(true, Ordering::SeqCst),
+                    Ok(_) => {}
+                    Err(_) => return,
+                }
+            }
+        });
+        let reads = || READING.load(Ordering::SeqCst);
+        if began != 0 || !cpu::eventually(reads) {
+            return "the other CPU does not read";
+        }
+        if rsi::set_all(&(at..at + PIECE), EMPTY).is_none() {
+            return "not shared";
+        }
+        TOLD.store(true, Ordering::SeqCst);
+        match (cpu::wait_off(1), STALE.load(Ordering::SeqCst)) {
+            (true, false) => "gone for all",
+            (true, true) => "still there for another CPU",
+            (false, _) => "the other CPU does not end",
+        }
     }
 
     /// The CPUs that have run, each once, in their order.
