@@ -7,6 +7,7 @@
 //! | [`output`] | what is said, at a terminal and elsewhere |
 //! | [`boot_loader`] | the files of `cargo qemu image`, and who boots them |
 //! | [`debug`] | a debugger on a machine, and what is traced of it |
+//! | [`matrix`] | what the boot matrix leaves, and wrong inputs to it |
 //! | [`first`] | the first hour: what a machine lacks, and where things go |
 //! | [`fvp`] | what is made for Arm's model |
 
@@ -15,6 +16,7 @@ pub mod debug;
 pub mod exit;
 pub mod first;
 pub mod fvp;
+pub mod matrix;
 pub mod output;
 
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -43,6 +45,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(first::cases());
     cases.extend(debug::cases());
     cases.extend(boot_loader::cases());
+    cases.extend(matrix::cases());
     cases.extend(fvp::cases());
     cases
 }
