@@ -131,7 +131,11 @@ Examples:
   cargo qemu guests --json                      for a program to read
   cargo qemu guests fetch debian12 u-boot
   cargo qemu guests fetch                       all, before a flight
-  cargo qemu guests build hello";
+  cargo qemu guests build hello
+  cargo qemu guests build tiny-4k-va52-pa52     from Debian's source of Linux
+
+A tiny kernel takes minutes of all CPUs, 2.5 GB of disk and a compiler, which
+is installed. So it is built when it is named, and then kept.";
 
 const BENCH_HELP: &str = "\
 Examples:
@@ -159,8 +163,8 @@ Examples:
   cargo qemu matrix --list --json               for a program to read
   cargo qemu matrix --explain NAME              its axes and its geometry
 
-A tiny kernel is booted where UNDERCROFT_GUESTS names a folder that has it, and
-skipped elsewhere.";
+Configurations with a tiny kernel are skipped where it is not built:
+cargo qemu guests build NAME.";
 
 const COMPLETIONS_HELP: &str = "\
 Examples:

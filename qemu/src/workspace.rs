@@ -145,17 +145,6 @@ impl Workspace {
         self.guests.as_deref()
     }
 
-    /// The file of a tiny kernel, which no package has, if the user's cache does.
-    ///
-    /// # Errors
-    /// Where it would have to be: nobody's mistake.
-    pub fn tiny_kernel(&self, name: &str) -> Result<PathBuf, String> {
-        let folder = self.guests_of_user();
-        let file = folder.map(|folder| folder.join(format!("{name}.Image.gz")));
-        file.filter(|file| file.is_file())
-            .ok_or_else(|| format!("{name}.Image.gz is in no folder that UNDERCROFT_GUESTS names"))
-    }
-
     /// Whether `package` has a program called `name`.
     pub fn has_bin(&self, package: &str, name: &str) -> bool {
         self.bins(package).any(|bin| bin == name)

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::build;
 use crate::guests::catalogue::{self, CATALOGUE, Guest, Origin};
 use crate::guests::fetch::Cache;
+use crate::guests::tiny;
 use crate::ui;
 use crate::workspace::Workspace;
 
@@ -32,9 +33,10 @@ enum Action {
         /// Which ones [default: all that can be fetched]
         names: Vec<String>,
     },
-    /// Build our own guests
+    /// Build our own guests, and tiny kernels that are named
     Build {
-        /// Which ones [default: all that can be built]
+        /// Which ones [default: our own programs, which takes seconds; a tiny
+        /// kernel takes long and is built only when it is named]
         names: Vec<String>,
     },
 }
@@ -44,7 +46,7 @@ enum Action {
 struct Line<'a> {
     name: &'a str,
     about: &'a str,
-    /// `fetched` from Debian's archive, or `built` from this tree.
+    /// `fetched` from Debian's archive, or `built` here.
     origin: &'a str,
     /// Its file, where there is one yet.
     file: Option<PathBuf>,
@@ -86,6 +88,9 @@ pub fn guests(options: &Options) -> Result<u8> {
         } else if listed {
             let state = match guest.origin {
                 Origin::Ours { .. } => "built from this tree".to_string(),
+                Origin::Tiny { .. } => cache
+                    .version(guest)
+                    .unwrap_or_else(|| "not built yet".into()),
                 Origin::Linux { .. } | Origin::Firmware { .. } => cache
                     .version(guest)
                     .unwrap_or_else(|| "not fetched yet".into()),
@@ -108,7 +113,7 @@ fn object(workspace: &Workspace, cache: &Cache, guest: &Guest, listed: bool) -> 
     let line = Line {
         name: guest.name,
         about: guest.about,
-        origin: if ours { "built" } else { "fetched" },
+        origin: if is_built(guest) { "built" } else { "fetched" },
         file,
         version: cache.version(guest),
     };
@@ -119,6 +124,11 @@ fn object(workspace: &Workspace, cache: &Cache, guest: &Guest, listed: bool) -> 
 fn build(workspace: &Workspace, guest: &Guest) -> Result<PathBuf> {
     match guest.origin {
         Origin::Ours { program } => build::program(workspace, program),
+        Origin::Tiny { .. } => {
+            let file = tiny::build(workspace, guest)?;
+            Cache::of(workspace).busybox()?;
+            Ok(file)
+        }
         Origin::Linux { .. } | Origin::Firmware { .. } => {
             anyhow::bail!("guest `{}` is fetched, not built", guest.name)
         }
@@ -138,22 +148,53 @@ pub fn fetch(workspace: &Workspace, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// The named guests, or all that are ours or not.
-fn chosen(names: &[String], ours: bool) -> Result<Vec<&'static Guest>> {
-    let is_ours = |guest: &&Guest| matches!(guest.origin, Origin::Ours { .. }) == ours;
+/// Whether a guest is built on this machine.
+fn is_built(guest: &Guest) -> bool {
+    matches!(guest.origin, Origin::Ours { .. } | Origin::Tiny { .. })
+}
+
+/// The named guests, or all that are built or not; a tiny kernel only by its name.
+fn chosen(names: &[String], built: bool) -> Result<Vec<&'static Guest>> {
+    let of_that_kind = |guest: &&Guest| is_built(guest) == built;
     if names.is_empty() {
-        return Ok(CATALOGUE.iter().filter(is_ours).collect());
+        let is_quick = |guest: &&Guest| !matches!(guest.origin, Origin::Tiny { .. });
+        let all = CATALOGUE.iter().filter(of_that_kind);
+        return Ok(all.filter(is_quick).collect());
     }
     let mut guests = Vec::new();
     for name in names {
         let guest = catalogue::find(name)?;
-        if is_ours(&guest) {
+        if of_that_kind(&guest) {
             guests.push(guest);
-        } else if ours {
+        } else if built {
             anyhow::bail!("guest `{name}` is fetched, not built: cargo qemu guests fetch {name}");
         } else {
             anyhow::bail!("guest `{name}` is built, not fetched: cargo qemu guests build {name}");
         }
     }
     Ok(guests)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_tiny_kernel_that_was_not_named() {
+        let names = |built| -> Vec<_> {
+            let all = chosen(&[], built).expect("all");
+            all.iter().map(|guest| guest.name).collect()
+        };
+        assert_eq!(names(true), ["hello"]);
+        assert!(names(false).contains(&"debian13"));
+        assert!(!names(false).iter().any(|name| name.starts_with("tiny")));
+        let tiny = ["tiny-64k-va48-pa48".to_string()];
+        assert_eq!(chosen(&tiny, true).expect("it is built").len(), 1);
+        let why = chosen(&tiny, false).expect_err("it is not fetched");
+        let why = why.to_string();
+        assert!(
+            why.ends_with("cargo qemu guests build tiny-64k-va48-pa48"),
+            "{why}"
+        );
+    }
 }

@@ -33,6 +33,14 @@ pub enum Origin {
         /// The file inside the package.
         file: &'static str,
     },
+    /// A Linux of few options that is built here from Debian's package of the
+    /// source; it gets our initial RAM disk, and with it a shell.
+    Tiny {
+        /// The size of its pages in KiB.
+        pages: u8,
+        /// Bits of its virtual and of its physical addresses.
+        bits: u8,
+    },
     /// A program of this project's `tests`.
     Ours {
         /// The program's name.
@@ -41,7 +49,7 @@ pub enum Origin {
 }
 
 /// All of them; the first is the default.
-pub const CATALOGUE: [Guest; 7] = [
+pub const CATALOGUE: [Guest; 13] = [
     Guest {
         name: "debian13",
         about: "Debian 13, Linux 6.12, 4K pages",
@@ -96,7 +104,44 @@ pub const CATALOGUE: [Guest; 7] = [
         about: "our own bare-metal guest: prints and powers off",
         origin: Origin::Ours { program: "hello" },
     },
+    tiny("tiny-4k-va48-pa48", "tiny Linux, 4K pages, 48 bits", 4, 48),
+    tiny("tiny-4k-va52-pa52", "tiny Linux, 4K pages, 52 bits", 4, 52),
+    tiny(
+        "tiny-16k-va48-pa48",
+        "tiny Linux, 16K pages, 48 bits",
+        16,
+        48,
+    ),
+    tiny(
+        "tiny-16k-va52-pa52",
+        "tiny Linux, 16K pages, 52 bits",
+        16,
+        52,
+    ),
+    tiny(
+        "tiny-64k-va48-pa48",
+        "tiny Linux, 64K pages, 48 bits",
+        64,
+        48,
+    ),
+    tiny(
+        "tiny-64k-va52-pa52",
+        "tiny Linux, 64K pages, 52 bits",
+        64,
+        52,
+    ),
 ];
+
+const fn tiny(name: &'static str, about: &'static str, pages: u8, bits: u8) -> Guest {
+    Guest {
+        name,
+        about,
+        origin: Origin::Tiny { pages, bits },
+    }
+}
+
+/// The release whose newest source of Linux tiny kernels are built from.
+pub const SOURCE_RELEASE: &str = "trixie-backports";
 
 /// The release whose busybox the guests' initial RAM disk holds.
 pub const BUSYBOX_RELEASE: &str = "trixie";
@@ -104,7 +149,14 @@ pub const BUSYBOX_RELEASE: &str = "trixie";
 impl Guest {
     /// Whether the guest is a Linux that gets our shell.
     pub fn has_shell(&self) -> bool {
-        matches!(self.origin, Origin::Linux { .. })
+        matches!(self.origin, Origin::Linux { .. } | Origin::Tiny { .. })
+    }
+
+    /// What to do where a tiny kernel is not there: building takes too long to be
+    /// begun unasked.
+    pub fn not_built(&self) -> String {
+        let name = self.name;
+        format!("guest `{name}` is not built yet: cargo qemu guests build {name}")
     }
 }
 
@@ -121,4 +173,38 @@ pub fn find(name: &str) -> Result<&'static Guest> {
         "there is no guest `{name}`: choose one of {}",
         names.join(", ")
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tiny_kernel_is_what_its_name_says() {
+        let mut tiny = 0;
+        for guest in &CATALOGUE {
+            let Origin::Tiny { pages, bits } = guest.origin else {
+                assert!(!guest.name.starts_with("tiny"), "{}", guest.name);
+                continue;
+            };
+            tiny += 1;
+            assert_eq!(guest.name, format!("tiny-{pages}k-va{bits}-pa{bits}"));
+            let about = format!("tiny Linux, {pages}K pages, {bits} bits");
+            assert_eq!(guest.about, about);
+            assert!(guest.has_shell());
+            let found = find(guest.name).expect("by its name");
+            assert_eq!(found.name, guest.name, "names are different");
+        }
+        assert_eq!(tiny, 6);
+    }
+
+    #[test]
+    fn what_is_not_built_says_how_to_build_it() {
+        let guest = find("tiny-64k-va52-pa52").expect("one of the catalogue");
+        assert_eq!(
+            guest.not_built(),
+            "guest `tiny-64k-va52-pa52` is not built yet: cargo qemu guests build \
+             tiny-64k-va52-pa52"
+        );
+    }
 }

@@ -10,6 +10,9 @@
 //! of a kernel, in its folder's `modules`, are of the very package that it names. What
 //! is there is used as it is, other files do not matter, and what is missing is
 //! put there or, where this user may not write, into the cache under `target/`.
+//!
+//! A tiny kernel is built ([`super::tiny`]), and then stands there as the others do. A
+//! cache of the user's may also have it as `NAME.Image.gz`, beside the folders.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -18,7 +21,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::catalogue::{BUSYBOX_RELEASE, Guest, Origin};
+use super::catalogue::{self, BUSYBOX_RELEASE, Guest, Origin, SOURCE_RELEASE};
+use crate::scratch;
 use crate::setup::apt::{self, Apt};
 use crate::setup::sources::{self, Source};
 use crate::ui::{self, Step};
@@ -44,22 +48,40 @@ impl Cache {
         }
     }
 
-    /// Where the file of a fetched guest stands, or would. A guest of our own has
-    /// none here.
+    /// Where the file of a guest stands, or would. A program of our own has none here.
     pub fn file(&self, guest: &Guest) -> Option<PathBuf> {
         let name = match guest.origin {
-            Origin::Linux { .. } => "Image",
+            Origin::Linux { .. } | Origin::Tiny { .. } => "Image",
             Origin::Firmware { file, .. } => file.rsplit('/').next()?,
             Origin::Ours { .. } => return None,
         };
-        Some(self.place(&Path::new(guest.name).join(name)))
+        let file = Path::new(guest.name).join(name);
+        let packed = match guest.origin {
+            Origin::Tiny { .. } => self.found(format!("{}.Image.gz", guest.name).as_ref()),
+            _ => None,
+        };
+        Some((self.found(&file).or(packed)).unwrap_or_else(|| self.own().join(file)))
+    }
+
+    /// The file of a tiny kernel, where the cache has it.
+    ///
+    /// # Errors
+    /// How to build it, where it does not: nobody's mistake.
+    pub fn tiny_kernel(&self, name: &str) -> Result<PathBuf, String> {
+        let guest = catalogue::find(name).map_err(|error| error.to_string())?;
+        let file = self.file(guest).filter(|file| file.is_file());
+        file.ok_or_else(|| guest.not_built())
     }
 
     /// Where this file is, or would be put.
     fn place(&self, file: &Path) -> PathBuf {
+        self.found(file).unwrap_or_else(|| self.own().join(file))
+    }
+
+    /// Where this file is.
+    fn found(&self, file: &Path) -> Option<PathBuf> {
         let mut places = self.dirs.iter().map(|dir| dir.join(file));
-        let there = places.find(|place| place.is_file());
-        there.unwrap_or_else(|| self.own().join(file))
+        places.find(|place| place.is_file())
     }
 
     /// The folder that can be written.
@@ -77,7 +99,8 @@ impl Cache {
         Some(stamp.map_or_else(|| "in the cache".into(), |text| text.trim().to_string()))
     }
 
-    /// The kernel of a guest of the archive, fetched unless it is there.
+    /// The kernel of a guest of the archive, fetched unless it is there, or a tiny one
+    /// that was built.
     ///
     /// # Errors
     /// When it is not there and cannot be fetched; the message says why and
@@ -86,6 +109,9 @@ impl Cache {
         let file = self
             .file(guest)
             .with_context(|| format!("{} is built, not fetched", guest.name))?;
+        if matches!(guest.origin, Origin::Tiny { .. }) {
+            return self.tiny_kernel(guest.name).map_err(|why| anyhow!(why));
+        }
         let fetch = |step: &Step| match guest.origin {
             Origin::Linux { release, package } => {
                 let apt = self.apt(release, step)?;
@@ -110,7 +136,7 @@ impl Cache {
                 let wanted = Wanted::new(&file, |path| path == inside);
                 take(&apt, package, None, vec![wanted], step)
             }
-            Origin::Ours { .. } => unreachable!("file() was None"),
+            Origin::Tiny { .. } | Origin::Ours { .. } => unreachable!("is not fetched"),
         };
         self.ensure(std::slice::from_ref(&file), guest.about, fetch)?;
         Ok(file)
@@ -171,6 +197,25 @@ impl Cache {
         Ok(file)
     }
 
+    /// Puts the newest source of Linux that Debian has, as its package packs it, into
+    /// this file, and into `version` beside it which one that is.
+    ///
+    /// # Errors
+    /// As for [`Cache::kernel`].
+    pub fn source(&self, file: &Path) -> Result<()> {
+        self.ensure(&[file.to_path_buf()], "Linux's source", |step| {
+            let apt = self.apt(SOURCE_RELEASE, step)?;
+            let depends = apt.field("linux-source", "Depends")?;
+            let package = (depends.split([',', ' ']))
+                .find(|word| word.starts_with("linux-source-"))
+                .with_context(|| format!("linux-source names no source: {depends}"))?;
+            let wanted = Wanted::new(file, |path| {
+                path.starts_with("usr/src/linux-source-") && path.ends_with(".tar.xz")
+            });
+            take(&apt, package, None, vec![wanted], step)
+        })
+    }
+
     /// Has these files, of one folder, fetched together unless all are there.
     fn ensure(
         &self,
@@ -183,7 +228,8 @@ impl Cache {
             return Ok(());
         };
         let folder = file.parent().context("a file of the cache has a folder")?;
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        scratch::make(folder)?;
+        scratch::make(self.own())?;
         let lock = self.own().join(".lock");
         let lock =
             File::create(&lock).with_context(|| format!("cannot write {}", lock.display()))?;
@@ -372,6 +418,34 @@ mod tests {
         let depends = "kmod, linux-binary-7.3.4-arm64 (= 7.3.4-1), initramfs-tools | dracut";
         assert_eq!(binary_package(depends), Some("linux-binary-7.3.4-arm64"));
         assert_eq!(binary_package("kmod, linux-base (>= 4.3)"), None);
+    }
+
+    #[test]
+    fn a_tiny_kernel_is_found_built_or_in_a_users_cache() {
+        let (theirs, ours) = (tempfile::tempdir(), tempfile::tempdir());
+        let (theirs, ours) = (theirs.expect("a folder"), ours.expect("a folder"));
+        let cache = Cache {
+            dirs: [&theirs, &ours].map(|dir| dir.path().into()).into(),
+            scratch: ours.path().into(),
+        };
+        const NAME: &str = "tiny-4k-va52-pa52";
+        let guest = catalogue::find(NAME).expect("one of the catalogue");
+        let built = ours.path().join(NAME).join("Image");
+        assert_eq!(cache.file(guest), Some(built.clone()), "where it would be");
+        assert_eq!(cache.tiny_kernel(NAME), Err(guest.not_built()));
+        let why = cache.kernel(guest).expect_err("nothing builds unasked");
+        assert_eq!(why.to_string(), guest.not_built());
+
+        let packed = theirs.path().join(format!("{NAME}.Image.gz"));
+        fs::write(&packed, "theirs").expect("writes");
+        assert_eq!(cache.tiny_kernel(NAME), Ok(packed));
+        fs::create_dir(ours.path().join(NAME)).expect("makes");
+        fs::write(&built, "ours").expect("writes");
+        assert_eq!(cache.kernel(guest).expect("is there"), built);
+        // Others are not looked for in that form.
+        let debian = catalogue::find("debian13").expect("one of the catalogue");
+        fs::write(theirs.path().join("debian13.Image.gz"), "no").expect("writes");
+        assert_eq!(cache.version(debian), None);
     }
 
     #[test]

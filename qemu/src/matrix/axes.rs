@@ -276,8 +276,8 @@ impl Kernel {
         )
     }
 
-    /// Whether it comes from Debian's archive, by its name; a tiny one is in a cache of
-    /// the user's or nowhere.
+    /// Whether it comes from Debian's archive; a tiny one is built when a user asks for
+    /// it, or in a cache of the user's.
     pub const fn is_packaged(self) -> bool {
         matches!(
             self,

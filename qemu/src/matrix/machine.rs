@@ -45,16 +45,17 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 /// The kernel's file.
 ///
 /// # Errors
-/// When it cannot be fetched; the inner one when only a user's cache could have it.
+/// When it cannot be fetched; the inner one when it is a tiny one that is not built.
 pub fn kernel(workspace: &Workspace, kernel: Kernel) -> Result<Result<PathBuf, String>> {
     if kernel == Kernel::Tour {
         return build::program(workspace, kernel.word()).map(Ok);
     }
+    let cache = Cache::of(workspace);
     if !kernel.is_packaged() {
-        return Ok(workspace.tiny_kernel(kernel.word()));
+        return Ok(cache.tiny_kernel(kernel.word()));
     }
     let guest = catalogue::find(kernel.word())?;
-    Cache::of(workspace).kernel(guest).map(Ok)
+    cache.kernel(guest).map(Ok)
 }
 
 /// A guest's memory with this kernel.

@@ -323,7 +323,9 @@ impl<'a> Wants<'a> {
         }
         let kernel = match guest.origin {
             Origin::Ours { program } => build::program(workspace, program)?,
-            Origin::Linux { .. } | Origin::Firmware { .. } => Cache::of(workspace).kernel(guest)?,
+            Origin::Linux { .. } | Origin::Tiny { .. } | Origin::Firmware { .. } => {
+                Cache::of(workspace).kernel(guest)?
+            }
         };
         Ok(Self {
             name: guest.name.into(),

@@ -166,12 +166,12 @@ impl Apt {
         releases(self.command("apt-get"))
     }
 
-    /// Whether this machine can have `package` as it is: tried, and nothing done.
-    pub fn can_install(&self, package: &str) -> bool {
+    /// Whether this machine can have `packages` as it is: tried, and nothing done.
+    pub fn can_install(&self, packages: &[&str]) -> bool {
         let mut command = self.command("apt-get");
         command
             .args(["install", "--simulate", "-y", "--no-install-recommends"])
-            .arg(package)
+            .args(packages)
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         command.status().is_ok_and(|status| status.success())

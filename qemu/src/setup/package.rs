@@ -28,8 +28,22 @@ pub enum From {
 ///
 /// # Errors
 /// When apt is there and cannot install it.
-pub fn ensure(scratch: &Path, program: &str, package: &'static str) -> Result<Option<()>> {
-    if in_path(program).is_some() {
+pub fn ensure(scratch: &Path, program: &str, package: &str) -> Result<Option<()>> {
+    ensure_all(scratch, &[(program, package)])
+}
+
+/// The same for programs, each with its package: those that are missing are installed
+/// by one command.
+///
+/// # Errors
+/// When apt is there and cannot install them.
+pub fn ensure_all(scratch: &Path, needs: &[(&str, &str)]) -> Result<Option<()>> {
+    let missing = || -> Vec<_> {
+        let all = needs.iter().copied();
+        all.filter(|(program, _)| in_path(program).is_none())
+            .collect()
+    };
+    if missing().is_empty() {
         return Ok(Some(()));
     }
     if !apt::available() {
@@ -37,11 +51,16 @@ pub fn ensure(scratch: &Path, program: &str, package: &'static str) -> Result<Op
     }
     // One at a time: somebody else may be installing just this.
     let _alone = alone(scratch)?;
-    if in_path(program).is_some() {
+    let missing = missing();
+    if missing.is_empty() {
         return Ok(Some(()));
     }
-    ui::note("Need", format_args!("{program} is not installed"));
-    install_alone(scratch, package, From::Release).with_context(|| format!("install {package}"))?;
+    for (program, _) in &missing {
+        ui::note("Need", format_args!("{program} is not installed"));
+    }
+    let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
+    install_alone(scratch, &packages, From::Release)
+        .with_context(|| format!("install {}", packages.join(" ")))?;
     Ok(Some(()))
 }
 
@@ -54,7 +73,7 @@ pub fn ensure(scratch: &Path, program: &str, package: &'static str) -> Result<Op
 /// When this user may not, or with apt's own words when it fails.
 pub fn install(scratch: &Path, package: &'static str, newness: From) -> Result<()> {
     let _alone = alone(scratch)?;
-    install_alone(scratch, package, newness)
+    install_alone(scratch, &[package], newness)
 }
 
 /// Keeps the apt state of this machine to whoever holds this.
@@ -67,8 +86,9 @@ fn alone(scratch: &Path) -> Result<File> {
     Ok(lock)
 }
 
-fn install_alone(scratch: &Path, package: &'static str, newness: From) -> Result<()> {
-    let step = || Step::new("Installing", package);
+fn install_alone(scratch: &Path, packages: &[&str], newness: From) -> Result<()> {
+    let all = packages.join(" ");
+    let step = || Step::new("Installing", all.clone());
     let dir = scratch.join("apt-machine");
     let mut from = sources::of_machine(&dir)?;
     let backports = match (codename().as_deref(), sources::mirrors()?.first()) {
@@ -78,12 +98,12 @@ fn install_alone(scratch: &Path, package: &'static str, newness: From) -> Result
     if from.is_empty() && (newness == From::Release || backports.is_none()) {
         // Not Debian: its own apt knows best.
         let words = |text: &str| text.split(' ').map(String::from).collect::<Vec<_>>();
-        apt::as_root(&words("apt-get -qq update"), package, step)?;
+        apt::as_root(&words("apt-get -qq update"), &all, step)?;
         let install = "env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
                        --no-install-recommends";
         let mut install = words(install);
-        install.push(package.into());
-        return apt::as_root(&install, package, step);
+        install.extend(packages.iter().map(ToString::to_string));
+        return apt::as_root(&install, &all, step);
     }
     let prepare = |from: &[Source]| -> Result<Apt> {
         let apt = Apt::native(&dir, from)?;
@@ -95,13 +115,13 @@ fn install_alone(scratch: &Path, package: &'static str, newness: From) -> Result
     // Where libraries came along with a QEMU from backports, the release alone may
     // have nothing that goes with them.
     if let Some(backports) = backports
-        && (newness == From::Backports || !apt.can_install(package))
+        && (newness == From::Backports || !apt.can_install(packages))
     {
         from.push(backports);
         apt = prepare(&from)?;
         release = Some(BACKPORTS);
     }
-    apt::as_root(&apt.install_command(release, &[package]), package, step)
+    apt::as_root(&apt.install_command(release, packages), &all, step)
 }
 
 /// Debian's name for the release that this machine runs.

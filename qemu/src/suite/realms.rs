@@ -148,12 +148,11 @@ fn said(vcpus: u64) -> String {
 }
 
 fn tiny_linux(context: &Context, name: &str, granule: &str) -> Result<Outcome> {
-    let file = match context.workspace.tiny_kernel(&format!("tiny-{name}")) {
-        Ok(file) => file,
-        Err(why) => return Ok(Outcome::skipped(why)),
-    };
-    let file = file.display().to_string();
-    linux(context, &["--kernel", &file], &["--granule", granule], 1)?.calmly()?;
+    let guest = format!("tiny-{name}");
+    if let Err(why) = Cache::of(&context.workspace).tiny_kernel(&guest) {
+        return Ok(Outcome::skipped(why));
+    }
+    linux(context, &["--guest", &guest], &["--granule", granule], 1)?.calmly()?;
     Ok(Counts::ONE.into())
 }
 
@@ -236,7 +235,7 @@ fn resets(context: &Context, times: usize, granule: &str) -> Result<()> {
 /// A Linux reboots itself so often.
 fn tiny_reboots(context: &Context, times: usize, granule: &str) -> Result<Outcome> {
     const NAME: &str = "4k-va48-pa48";
-    let kernel = match context.workspace.tiny_kernel(&format!("tiny-{NAME}")) {
+    let kernel = match Cache::of(&context.workspace).tiny_kernel(&format!("tiny-{NAME}")) {
         Ok(file) => file,
         Err(why) => return Ok(Outcome::skipped(why)),
     };
@@ -338,7 +337,7 @@ fn reaches(tiny: &str, bits: u32) -> bool {
 /// Such a kernel where IPAs have so many bits. It computes from them where its UART is
 /// and what it shares, or says nothing.
 fn wide(context: &Context, name: &str, granule: &str, bits: u32, cpu: &str) -> Result<Outcome> {
-    let kernel = match context.workspace.tiny_kernel(&format!("tiny-{name}")) {
+    let kernel = match Cache::of(&context.workspace).tiny_kernel(&format!("tiny-{name}")) {
         Ok(file) => file,
         Err(why) => return Ok(Outcome::skipped(why)),
     };

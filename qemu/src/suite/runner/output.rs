@@ -332,7 +332,9 @@ fn for_programs() -> Vec<Case> {
                 names.first().is_some_and(|name| name == "debian13"),
                 "{names:?}"
             );
-            ensure!(names.contains(&"debian-backports-16k".into()), "{names:?}");
+            for name in ["debian-backports-16k", "tiny-64k-va52-pa52"] {
+                ensure!(names.contains(&name.into()), "{name} not in {names:?}");
+            }
             Ok(())
         }),
         Case::new("runner/version", |context| {
