@@ -74,7 +74,8 @@ fn resources(machine: &Machine, config: usize) -> Resources<'_> {
         granules: machine.granules,
         features: machine.features,
         rmi: machine.rmi,
-        high_ram: machine.platform.memory.iter().any(|ram| ram.end > HIGH),
+        // Where EL2 has no such descriptors, that RAM is nobody's.
+        high_ram: machine.rmi.lpa2 && machine.platform.memory.iter().any(|ram| ram.end > HIGH),
         bundle: &machine.bundle,
         unpacker: &machine.unpacker,
         blank: machine.blank,

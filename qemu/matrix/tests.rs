@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     };
     let trials = names
         .into_iter()
-        .map(|name| Trial::test(name.clone(), move || boot(&name)).with_kind("boot"))
+        .map(|name| Trial::test(name.clone(), move || boot(&name)))
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -6,8 +6,8 @@
 //! | `planned` | names, so that what did not report is seen |
 //! | `results.jsonl` | a result a line, as it comes; of a name the last one counts |
 //! | `NAME/` | consoles, command, device tree and digests of a machine |
-//! | `junit.xml`, `report.html`, `summary.md` | all of it, for CI and people |
-//! | `reference.md` | where its rows are there: KVM's results beside ours |
+//! | `junit.xml`, `report.html`, a summary in Markdown | all of it, for CI and people |
+//! | a table of the reference | where its rows are there: KVM's results beside ours |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};

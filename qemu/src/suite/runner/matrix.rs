@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::matrix::{Cell, cells, report};
 use crate::suite::call::{Call, LIMIT};
-use crate::suite::{Case, Context, Outcome, Tier};
+use crate::suite::{Case, Context, Counts, Outcome, Tier};
 use crate::workspace::in_path;
 
 /// A configuration that needs no guest of the archive and takes a second.
@@ -22,7 +22,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("runner/matrix-wrong-inputs", wrong_inputs),
         Case::skipping("runner/matrix-page", page),
         Case::of_cargo("runner/matrix-as-tests", |context| {
-            as_tests(context).map(|()| crate::suite::Counts::ONE)
+            as_tests(context).map(|()| Counts::ONE)
         }),
     ]
 }
@@ -175,7 +175,7 @@ fn page(context: &Context) -> Result<Outcome> {
     ensure!(!red.contains("<title>run"), "what a guest said was run");
     let none = shown("status=newly%20red")?;
     ensure!(none.contains("0 configurations"), "{none}");
-    Ok(crate::suite::Counts::ONE.into())
+    Ok(Counts::ONE.into())
 }
 
 /// The program that cargo-nextest runs knows the same configurations, and boots one.
