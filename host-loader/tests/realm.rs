@@ -114,6 +114,7 @@ const TOML: &str = "[[guest]]\nname = \"g\"\nkernel = \"k\"\nmemory = \"6M\"\nvc
 fn with_host<R>(case: &Case<'_>, f: impl FnOnce(&Resources<'_>, &RefCell<El2>) -> R) -> R {
     let el2 = Rc::new(RefCell::new(El2 {
         granule_shift: case.granule_shift,
+        pa_bits: 48,
         memory: case.arena.range.clone(),
         failing: case.failing.clone(),
         ..El2::default()
@@ -284,6 +285,14 @@ fn guest_bytes(el2: &El2, ipas: Range<u64>) -> Vec<u8> {
     bytes.split_off((ipas.start - start) as usize)
 }
 
+/// The device tree that X0 tells the guest of.
+fn tree(el2: &El2) -> Vec<u8> {
+    let (_, at) = el2.realm.as_ref().unwrap().start_at;
+    let size = guest_bytes(el2, at + 4..at + 8);
+    let size = u32::from_be_bytes(size.try_into().unwrap());
+    guest_bytes(el2, at..at + u64::from(size))
+}
+
 /// What the guest is to find in its RAM: its kernel where it starts, the tree where X0
 /// says and a copy at RAM's base, and zeros.
 ///
@@ -291,9 +300,7 @@ fn guest_bytes(el2: &El2, ipas: Range<u64>) -> Vec<u8> {
 fn expected(el2: &El2) -> Vec<u8> {
     let realm = el2.realm.as_ref().unwrap();
     let (entry, tree_at) = realm.start_at;
-    let size = guest_bytes(el2, tree_at + 4..tree_at + 8);
-    let size = u32::from_be_bytes(size.try_into().unwrap());
-    let tree = guest_bytes(el2, tree_at..tree_at + u64::from(size));
+    let tree = tree(el2);
     let told = Platform::parse(&tree).unwrap();
     assert_eq!(told.memory, [RAM]);
     let uart = told.console.unwrap().base;
@@ -843,6 +850,143 @@ fn a_guest_that_asks_for_too_much_is_told_what_there_is() {
             assert!(sentence.contains(part), "{sentence}");
         }
         assert_eq!(lost, 0);
+    }
+}
+
+/// Calls `f` with a host and an EL2 of a CPU of 52 bits, by LPA2 where the granule takes
+/// that; `high_ram`: some of the machine's RAM takes them.
+fn with_wide_host(case: &Case<'_>, high_ram: bool, f: impl FnOnce(&Resources<'_>, &RefCell<El2>)) {
+    with_host(case, |resources, el2| {
+        let lpa2 = case.granule_shift != 16;
+        {
+            let mut el2 = el2.borrow_mut();
+            (el2.pa_bits, el2.lpa2) = (52, lpa2);
+        }
+        let wide = Resources {
+            high_ram,
+            features: VendorFeatures {
+                pa_bits: 52,
+                ..resources.features
+            },
+            rmi: Feature0 {
+                s2sz: 52,
+                lpa2,
+                ..resources.rmi
+            },
+            ..*resources
+        };
+        f(&wide, el2);
+    });
+}
+
+/// Builds a guest, which finds its RAM in these addresses, and takes it apart: how many
+/// bits they have, and whether by LPA2.
+fn live_at(resources: &Resources<'_>, el2: &RefCell<El2>, ram: &Range<u64>) -> (u32, bool) {
+    let config = &resources.bundle.guests[0];
+    let mut memory = build::allocate(config, resources).unwrap();
+    let needs = build::needs(config, resources, &memory).unwrap();
+    let free = resources.granules.lock().free_bytes();
+    let built = at_once(build::build(config, resources, &mut memory));
+    let realm = built.unwrap_or_else(|error| panic!("RAM in {ram:x?}: {error}"));
+    let used = free - resources.granules.lock().free_bytes();
+    let extents = used / resources.granules.lock().granule();
+    assert!(extents as usize <= needs.extents, "{extents}, {needs:?}");
+    let live = LiveRam::new(memory.ram.shared().clone(), realm.stage2(), false);
+    for ipa in ram.clone().step_by(PIECE_SIZE as usize) {
+        live.populate(ipa).expect("RAM").unwrap();
+    }
+    let found = {
+        let el2 = el2.borrow();
+        let state = el2.realm.as_ref().unwrap();
+        let entry = state.start_at.0;
+        assert_eq!(guest_bytes(&el2, entry..entry + KERNEL as u64), kernel());
+        let told = Platform::parse(&tree(&el2)).unwrap();
+        assert_eq!(told.memory, std::slice::from_ref(ram));
+        (state.ipa_bits, state.lpa2)
+    };
+    at_once(realm.destroy(resources.build_context()));
+    build::release(memory, resources.granules);
+    found
+}
+
+/// A guest whose addresses, or whose machine's, are of more than 48 bits: where its RAM
+/// is to begin, whether its machine's is high, and how many bits a plain guest's are.
+const WIDE: [(u64, bool, u32); 6] = [
+    (0x4000_0000, false, 32),
+    (0x4000_0000, true, 32),
+    (0xffff_ffe0_0000, false, 49),
+    (0x1_0000_0000_0000, false, 49),
+    (0x1_0000_0000_0000, true, 49),
+    // What is shared takes the last bit.
+    (0x7_ffff_ffa0_0000, false, 51),
+];
+
+#[test]
+fn what_takes_descriptors_of_52_bits_is_created_with_them() {
+    let arena = arena();
+    for (base, high_ram, bits) in WIDE {
+        for way in Way::all() {
+            let case = Case {
+                granule_shift: way.granule_shift,
+                arena: &arena,
+                failing: None,
+                toml: &format!("{TOML}ram_base = {base}\n{}", way.toml()),
+                kernel: &kernel(),
+            };
+            with_wide_host(&case, high_ram, |resources, el2| {
+                let before = resources.granules.lock().free_bytes();
+                let what = format!("{way:?}, RAM at {base:#x}, high RAM: {high_ram}");
+                let (ipa_bits, lpa2) = live_at(resources, el2, &(base..base + (6 << 20)));
+                let least = if way.granule_shift == 16 { 34 } else { 32 };
+                let shared = u32::from(way.mode != Mode::Plain);
+                assert_eq!(ipa_bits, bits.max(least) + shared, "{what}");
+                let wide = ipa_bits > 48 || high_ram;
+                assert_eq!(lpa2, wide && way.granule_shift != 16, "{what}");
+                assert_eq!(el2.borrow().errors, 0, "a call was refused: {what}");
+                assert_eq!(resources.granules.lock().free_bytes(), before, "{what}");
+            });
+        }
+    }
+}
+
+/// By pieces a guest would have pages where it could have larger blocks.
+#[test]
+fn a_guest_that_does_not_say_is_lazy_where_no_entry_maps_more_than_a_piece() {
+    let arena = arena();
+    // A root of level 3 has no blocks below it.
+    let pages = "ipa_bits = 32\nstart_level = 3\n";
+    for (granule_shift, fwb, more, lazy) in [
+        (12, true, "", true),
+        (14, false, "", true),
+        (14, true, "", false),
+        (16, false, "", true),
+        (16, true, "", false),
+        (16, true, pages, true),
+    ] {
+        let case = Case {
+            granule_shift,
+            arena: &arena,
+            failing: None,
+            toml: &format!("{TOML}{more}"),
+            kernel: &kernel(),
+        };
+        with_host(&case, |resources, el2| {
+            let features = VendorFeatures {
+                fwb,
+                ..resources.features
+            };
+            let resources = Resources {
+                features,
+                ..*resources
+            };
+            let config = &resources.bundle.guests[0];
+            let mut memory = build::allocate(config, &resources).unwrap();
+            let realm = at_once(build::build(config, &resources, &mut memory)).unwrap();
+            let given = given(&el2.borrow());
+            assert_eq!(given < 6 << 20, lazy, "{granule_shift} {fwb} {more}");
+            at_once(realm.destroy(resources.build_context()));
+            build::release(memory, resources.granules);
+        });
     }
 }
 

@@ -273,8 +273,11 @@ id_registers! {
 mod tests {
     extern crate std;
     use super::*;
+    use crate::exception::host::synchronous;
+    use crate::rmi::fake;
     use arm64::recording;
     use arm64::sysreg::sysreg;
+    use pgtable::Granule;
 
     #[test]
     fn each_field_has_one_row() {
@@ -378,6 +381,39 @@ mod tests {
         a_cpu_has([0, 0, 0xf, 0, 1]);
         assert_eq!(common.add(stands(SAFE.0, SAFE.1)), Err(Unfit::Told("CSV2")));
         assert_eq!(told(), [1, 0, 0xf, 0, 1], "as before");
+    }
+
+    /// The host is told by the trap of its MRS, a guest by [`Common`].
+    #[test]
+    fn what_is_masked_is_shown_to_nobody() {
+        use crate::mask::tests::{LPA2, LVA, mask, under};
+        const MMFR0: u64 = 3 << 20 | 7 << 1;
+        const MMFR2: u64 = MMFR0 | 2 << 17;
+        for (mask, mmfr0, mmfr2) in [
+            (mask(false, false), 0x1020_0126, 0x1_0011),
+            (mask(true, false), 0x0010_0125, 0x1_0011),
+            (mask(false, true), 0x0010_0126, 0x11),
+            (mask(true, true), 0x0010_0125, 0x11),
+        ] {
+            recording::reset();
+            let mut host = fake::Host::new(Granule::K4, 1 << 20);
+            recording::set(ID_AA64MMFR0_EL1, LPA2);
+            recording::set(ID_AA64MMFR2_EL1, LVA);
+            let common = Common::default();
+            let [host, guest] = under(mask, || {
+                assert_eq!(common.add(stands(SAFE.0, SAFE.1)), Ok(true));
+                let host = [MMFR0, MMFR2].map(|register| {
+                    // MRS X5.
+                    recording::set(ESR_EL2, 0x18 << 26 | register | 5 << 5 | 1);
+                    synchronous(host.system, &mut host.cpu);
+                    host.cpu.host.gprs.x[5]
+                });
+                let asked = [ID_AA64MMFR0_EL1::ENCODING, ID_AA64MMFR2_EL1::ENCODING];
+                [host, asked.map(|register| common.tell(register, 52))]
+            });
+            assert_eq!(host, [mmfr0, mmfr2], "{mask:?}: {host:#x?}");
+            assert_eq!(guest, [mmfr0, mmfr2], "{mask:?}: {guest:#x?}");
+        }
     }
 
     #[test]

@@ -63,30 +63,72 @@ pub fn masked(register: Sysreg, value: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    extern crate std;
     use super::*;
+    use arm64::regs::ID_AA64MMFR1_EL1;
+    use std::sync::{Mutex, PoisonError};
+
+    /// A process has one mask: of two tests that begin one, the second waits.
+    static ONE: Mutex<()> = Mutex::new(());
+
+    /// Nothing is masked any more.
+    struct End;
+
+    impl Drop for End {
+        fn drop(&mut self) {
+            Mask::default().begin();
+        }
+    }
+
+    /// Does `f` on CPUs that are masked so.
+    pub(crate) fn under<R>(mask: Mask, f: impl FnOnce() -> R) -> R {
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let _end = End;
+        mask.begin();
+        f()
+    }
+
+    /// 52 bits with every granule, of both stages.
+    pub(crate) const LPA2: u64 = 0x0000_0323_1020_0126;
+    /// 52 bits of VA with 64K.
+    pub(crate) const LVA: u64 = 0x1_0011;
+
+    /// A mask, and what becomes under it of these two.
+    const MASKS: [(Mask, u64, u64); 4] = [
+        (mask(false, false), LPA2, LVA),
+        (mask(true, false), 0x0000_0222_0010_0125, LVA),
+        (mask(false, true), 0x0000_0222_0010_0126, 0x11),
+        (mask(true, true), 0x0000_0222_0010_0125, 0x11),
+    ];
+
+    pub(crate) const fn mask(pa_52: bool, va_52: bool) -> Mask {
+        Mask { pa_52, va_52 }
+    }
 
     #[test]
     fn what_is_to_be_absent_is_seen_by_nobody() {
         let (wide, lva) = (ID_AA64MMFR0_EL1::ENCODING, ID_AA64MMFR2_EL1::ENCODING);
-        // 52 bits with every granule, of both stages.
-        let lpa2 = 0x0000_0323_1020_0126;
-        let pa = Mask {
-            pa_52: true,
-            va_52: false,
-        };
-        let va = Mask {
-            pa_52: false,
-            va_52: true,
-        };
-        let none = Mask::default();
-        assert_eq!(none.apply(wide, lpa2), lpa2);
-        assert_eq!(pa.apply(wide, lpa2), 0x0000_0222_0010_0125);
-        assert_eq!(va.apply(wide, lpa2), 0x0000_0222_0010_0126);
-        // What is less stays, and what has no such granule has none.
-        let old = 0x0000_0000_f000_0022;
-        assert_eq!(pa.apply(wide, old), old);
-        assert_eq!(pa.apply(lva, 1 << 16), 1 << 16);
-        assert_eq!(va.apply(lva, 0x1_0011), 0x11);
+        for (mask, seen_wide, seen_lva) in MASKS {
+            assert_eq!(mask.apply(wide, LPA2), seen_wide, "{mask:?}");
+            assert_eq!(mask.apply(lva, LVA), seen_lva, "{mask:?}");
+            // What is less stays, and what has no such granule has none.
+            let old = 0x0000_0000_f000_0022;
+            assert_eq!(mask.apply(wide, old), old, "{mask:?}");
+            // Other registers' fields stand elsewhere.
+            let other = ID_AA64MMFR1_EL1::ENCODING;
+            assert_eq!(mask.apply(other, u64::MAX), u64::MAX, "{mask:?}");
+        }
+    }
+
+    #[test]
+    fn what_begins_to_be_absent_is_what_was_asked_for() {
+        let (wide, lva) = (ID_AA64MMFR0_EL1::ENCODING, ID_AA64MMFR2_EL1::ENCODING);
+        for (mask, seen_wide, seen_lva) in MASKS {
+            under(mask, || {
+                assert_eq!(masked(wide, LPA2), seen_wide, "{mask:?}");
+                assert_eq!(masked(lva, LVA), seen_lva, "{mask:?}");
+            });
+        }
     }
 }

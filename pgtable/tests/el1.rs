@@ -2,7 +2,9 @@
 
 mod plain;
 
-use pgtable::{El1Map, El2Attrs, El2Config, El2Range, Error, Granule, Pa, Stage2Regs, Va};
+use pgtable::{
+    El1Map, El2Attrs, El2Config, El2Geometry, El2Range, Error, Granule, Pa, Stage2Regs, Va,
+};
 use plain::{Did, Plain};
 
 /// The configuration, TCR_EL1 for it, and where descriptors keep address bits 51:48.
@@ -23,12 +25,16 @@ const ATTRS: [(El2Attrs, u64); 4] = [
     (El2Attrs::DEVICE, 0b11 << 53 | 1 << 11 | 1 << 10 | 1 << 2),
 ];
 
+fn geometry(granule: Granule, bits: u8, pa_bits: u8, lpa2: bool) -> El2Geometry {
+    let mut config = El2Config::new(granule, bits, pa_bits);
+    (config.lpa2, config.lva) = (lpa2, bits > 48);
+    config.validate().unwrap()
+}
+
 #[test]
 fn registers_and_leaves_are_as_the_manual_has_them() {
     for (granule, bits, pa_bits, lpa2, tcr) in FORMATS {
-        let mut config = El2Config::new(granule, bits, pa_bits);
-        (config.lpa2, config.lva) = (lpa2, bits > 48);
-        let geometry = config.validate().unwrap();
+        let geometry = geometry(granule, bits, pa_bits, lpa2);
         assert_eq!(
             geometry.tcr_el1(),
             tcr,
@@ -71,6 +77,33 @@ fn registers_and_leaves_are_as_the_manual_has_them() {
             };
             let twice = map.map(&mut cpu, &other).map_err(|stopped| stopped.why);
             assert!(matches!(twice, Err(Error::Exists { .. })), "{twice:?}");
+        }
+    }
+}
+
+/// Where all of a machine's RAM is above 2^48, so are the tables: bits 51:48 of the root
+/// stand in bits 5:2.
+#[test]
+fn a_root_above_48_bits_stands_whole_in_the_register() {
+    for (granule, bits, pa_bits, lpa2, _) in FORMATS {
+        let geometry = geometry(granule, bits, pa_bits, lpa2);
+        for (root, expected) in [
+            (0x0000_8765_4321_0000, 0x00a5_8765_4321_0000),
+            (0x0001_8765_4321_0000, 0x00a5_8765_4321_0004),
+            (0x0002_8765_4321_0000, 0x00a5_8765_4321_0008),
+            (0x0004_8765_4321_0000, 0x00a5_8765_4321_0010),
+            (0x0008_8765_4321_0000, 0x00a5_8765_4321_0020),
+            (0x000f_ffff_ffff_0000, 0x00a5_ffff_ffff_003c),
+        ] {
+            let mem = Plain::new(granule.page_size());
+            let map = El1Map::new(geometry, Pa::new(root), &mem);
+            let Ok(map) = map else {
+                assert!(root >> pa_bits != 0, "{granule:?}: {root:#x} is refused");
+                continue;
+            };
+            assert_eq!(root >> pa_bits, 0, "{granule:?}: {root:#x} is taken");
+            let ttbr = map.ttbr(0xa5);
+            assert_eq!(ttbr, expected, "{granule:?}: {root:#x}: {ttbr:#x}");
         }
     }
 }

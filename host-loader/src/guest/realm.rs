@@ -959,7 +959,9 @@ const _: () = {
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::Shape;
+    use super::{Extent, Shape, Stage2};
+    use guest_config::Mode;
+    use rmi::feature::VendorFeatures;
     use std::vec::Vec;
 
     const RAM_END: u64 = 0x6000_0000;
@@ -1004,5 +1006,57 @@ mod tests {
         let usual = Shape::for_ipas(12, 1 << 40);
         assert!(usual.starting_at(0, 40, false).is_none());
         assert!(usual.starting_at(1, 40, false).is_some());
+    }
+
+    /// log2 of the granule, level of the root, FEAT_S2FWB, level of the largest entries.
+    type Largest = (u32, i64, bool, i64);
+
+    #[test]
+    fn no_entry_is_larger_than_those_of_the_root() {
+        let rows: [Largest; 7] = [
+            (12, 1, false, 2),
+            (12, 2, true, 2),
+            (14, 2, false, 3),
+            (14, 2, true, 2),
+            (16, 2, false, 3),
+            (16, 2, true, 2),
+            (16, 3, true, 3),
+        ];
+        for (granule_shift, root, fwb, largest) in rows {
+            let features = VendorFeatures {
+                granule_shift: granule_shift as u8,
+                fwb,
+                ..VendorFeatures::default()
+            };
+            let usual = Shape {
+                ipa_bits: 32,
+                ..Shape::for_ipas(granule_shift, RAM_END)
+            };
+            let shape = usual.starting_at(root, 48, false).unwrap();
+            let stage2 = Stage2 {
+                rd: 0,
+                shape,
+                largest: shape.largest_level(&features),
+                mode: Mode::Plain,
+            };
+            // A block of level 2, and a granule behind it.
+            let (block, granule) = (shape.entry_size(2), shape.granule());
+            let ipa = 0x4000_0000;
+            let extent = Extent {
+                ipa,
+                pa: 0x8000_0000,
+                size: block + granule,
+            };
+            let entries: Vec<_> = stage2.entries(extent).collect();
+            let size = shape.entry_size(largest);
+            let whole = (0..block / size).map(|n| (n * size, size, largest));
+            let expected: Vec<_> = whole.chain([(block, granule, 3)]).collect();
+            let found: Vec<_> = (entries.iter())
+                .map(|(entry, level)| (entry.ipa - ipa, entry.size, *level))
+                .collect();
+            let row = (granule_shift, root, fwb);
+            assert!(found == expected, "{row:?}: first {:x?}", entries[0]);
+            assert!(entries.iter().all(|(entry, _)| entry.pa - entry.ipa == ipa));
+        }
     }
 }

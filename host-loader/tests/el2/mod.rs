@@ -36,6 +36,10 @@ const STEP: u64 = 2 << 20;
 #[derive(Default)]
 pub struct El2 {
     pub granule_shift: u32,
+    /// Bits of address of the CPU.
+    pub pa_bits: u32,
+    /// It has FEAT_LPA2 for this granule.
+    pub lpa2: bool,
     pub memory: Range<u64>,
     pub owners: BTreeMap<u64, Owner>,
     pub realm: Option<RealmState>,

@@ -23,6 +23,8 @@ pub struct RealmState {
     pub rd: u64,
     pub(super) granule_shift: u32,
     pub ipa_bits: u32,
+    /// Its descriptors are LPA2's, as the host said.
+    pub lpa2: bool,
     pub(super) start: i64,
     pub active: bool,
     /// Where the half begins that it shares with the host.
@@ -66,12 +68,15 @@ impl El2 {
         let Some(params) = self.read::<RealmParams>(page) else {
             return BAD;
         };
+        let Some(flags) = RealmFlags::from_bits(params.flags) else {
+            return BAD;
+        };
         let shape = Shape {
             granule_shift: self.granule_shift,
             ipa_bits: params.s2sz.into(),
             start_level: params.rtt_level_start,
             roots: params.rtt_num_start,
-            lpa2: params.s2sz > 48 && self.granule_shift != 16,
+            lpa2: flags.contains(RealmFlags::LPA2),
         };
         // What the architecture lets the root cover (Arm ARM D8.2.2).
         let covered =
@@ -80,19 +85,18 @@ impl El2 {
         let roots: Vec<u64> = (0..u64::from(shape.roots))
             .map(|i| params.rtt_base + (i << self.granule_shift))
             .collect();
-        let mode = RealmFlags::from_bits(params.flags).map(|f| f - RealmFlags::EL2_VGIC);
+        let mode = flags - RealmFlags::EL2_VGIC - RealmFlags::LPA2;
+        let is_realm = mode.is_empty();
         let shared = match mode {
-            Some(RealmFlags::NONCONF) => 0,
-            Some(flags) if flags.is_empty() || flags == RealmFlags::PROTECTED => {
-                1 << (shape.ipa_bits - 1)
-            }
+            RealmFlags::NONCONF => 0,
+            _ if is_realm || mode == RealmFlags::PROTECTED => 1 << (shape.ipa_bits - 1),
             _ => return BAD,
         };
-        let is_realm = mode == Some(RealmFlags::empty());
         if is_realm && (params.num_bps != 1 || params.num_wps != 1 || params.hash_algo != 0) {
             return BAD;
         }
-        if params.flags & RealmFlags::EL2_VGIC.bits() == 0
+        if !flags.contains(RealmFlags::EL2_VGIC)
+            || !self.has_walk(&shape)
             || self.realm.is_some()
             || params.vmid == 0
             || shape.roots > 16
@@ -114,6 +118,7 @@ impl El2 {
             rd,
             granule_shift: self.granule_shift,
             ipa_bits: shape.ipa_bits,
+            lpa2: shape.lpa2,
             start: shape.start_level,
             active: false,
             shared,
@@ -130,6 +135,20 @@ impl El2 {
             posted: None,
         });
         Status::Success
+    }
+
+    /// Whether the CPU has descriptors of this form, and with them so many bits of
+    /// address and a walk from that level (Arm ARM D8.2).
+    fn has_walk(&self, shape: &Shape) -> bool {
+        let (first, bits) = match (self.granule_shift, shape.lpa2) {
+            (12, false) => (0, self.pa_bits.min(48)),
+            (14, false) => (1, self.pa_bits.min(48)),
+            (12, true) => (-1, self.pa_bits),
+            (14, true) => (0, self.pa_bits),
+            _ => (1, self.pa_bits),
+        };
+        let has_form = self.lpa2 || !shape.lpa2;
+        has_form && shape.ipa_bits <= bits && (first..=3).contains(&shape.start_level)
     }
 
     pub(super) fn realm_activate(&mut self, rd: u64) -> Status {

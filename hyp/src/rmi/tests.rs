@@ -28,11 +28,13 @@ use proptest::prelude::*;
 use zerocopy::{FromZeros, IntoBytes};
 
 use ::rmi::registers::{Finish, Registers};
+use arm64::regs::VTCR_EL2;
 use arm64::syndrome::Syndrome;
 
 use super::Answer;
 use super::fake::{Host, RAM};
 use crate::cpu::context::El1;
+use crate::features::GranuleSupport;
 use crate::memory::granule::State;
 use crate::memory::phys;
 use crate::memory::region::Region;
@@ -262,6 +264,87 @@ fn arguments_named_twice_are_refused() {
         (h.state(16), h.state(17)),
         (State::Delegated, State::Delegated)
     );
+}
+
+/// Neither fewer than a walk may index, nor more, which it would never reach.
+#[test]
+fn a_realm_has_the_root_tables_that_its_addresses_take() {
+    for granule in Granule::ALL {
+        let mut h = Host::new(granule, RAM_SIZE);
+        let roots = h.geometry().root_tables() as u64;
+        let all = 16..=16 + roots;
+        for n in all.clone().chain([1]) {
+            h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(n)]);
+        }
+        for (count, status) in [
+            (roots - 1, Status::ErrorInput),
+            (roots + 1, Status::ErrorInput),
+            (roots, Status::Success),
+        ] {
+            let mut params = h.realm_params(1, 16);
+            params.rtt_num_start = count as u32;
+            h.write(2, params);
+            let created = h.status(fid::RMI_REALM_CREATE, &[h.page(1), h.page(2)]);
+            assert_eq!(created, status, "{granule:?}: {count} of {roots}");
+            let used = all.clone().filter(|n| h.state(*n) == State::Rtt).count() as u64;
+            let expected = if status == Status::Success { roots } else { 0 };
+            assert_eq!(used, expected, "{granule:?}: {count} of {roots}");
+        }
+    }
+}
+
+/// Descriptors of 52 bits with 4K and 16K, VTCR_EL2.DS: addresses of more than 48 bits
+/// take them, others may have them. 64K has none of that kind.
+#[test]
+fn a_realm_has_lpa2_where_its_host_says_so() {
+    use Granule::{K4, K16, K64};
+    // Granule and bits, start level and root tables, LPA2: whether there is such a realm.
+    for ((granule, bits), (start, roots), lpa2, made) in [
+        ((K4, 52), (-1, 1), true, true),
+        ((K4, 52), (-1, 1), false, false),
+        ((K4, 52), (0, 16), true, true),
+        ((K4, 52), (0, 16), false, false),
+        ((K4, 49), (0, 2), false, false),
+        ((K4, 48), (0, 1), true, true),
+        ((K4, 48), (0, 1), false, true),
+        ((K16, 52), (0, 1), true, true),
+        ((K16, 52), (0, 1), false, false),
+        ((K16, 49), (1, 4), true, true),
+        ((K16, 49), (1, 4), false, false),
+        ((K16, 48), (1, 2), true, true),
+        ((K16, 48), (1, 2), false, true),
+        ((K64, 52), (1, 1), true, false),
+        ((K64, 52), (1, 1), false, true),
+    ] {
+        let mut h = Host::with(granule, RAM_SIZE, |f| {
+            f.pa_bits = 52;
+            f.stage2 = [
+                GranuleSupport::Lpa2,
+                GranuleSupport::Lpa2,
+                GranuleSupport::Yes,
+            ];
+        });
+        for n in (16..16 + roots).chain([1]) {
+            h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(n)]);
+        }
+        let mut params = h.realm_params(1, 16);
+        let mut flags = RealmFlags::NONCONF | RealmFlags::EL2_VGIC;
+        flags.set(RealmFlags::LPA2, lpa2);
+        params.flags = flags.bits();
+        (params.s2sz, params.rtt_level_start) = (bits, start);
+        params.rtt_num_start = roots as u32;
+        h.write(2, params);
+        let what = std::format!("{granule:?}: {bits} bits from {start}, LPA2 {lpa2}");
+        let status = h.status(fid::RMI_REALM_CREATE, &[h.page(1), h.page(2)]);
+        let expected = [Status::ErrorInput, Status::Success][usize::from(made)];
+        assert_eq!(status, expected, "{what}");
+        if made {
+            // SAFETY: the fake machine's RD, which nobody takes.
+            let vtcr = unsafe { Realm::at(h.page(1)) }.vtcr;
+            assert_eq!(VTCR_EL2::DS.is_set(vtcr), lpa2, "{what}: {vtcr:#x}");
+            assert_eq!(VTCR_EL2::T0SZ.read(vtcr), 64 - u64::from(bits), "{what}");
+        }
+    }
 }
 
 #[test]

@@ -263,6 +263,21 @@ fn settings_are_read_and_strangers_ignored() {
     assert!(s.log_on_serial1);
     assert_eq!(s.el2_bits, Some((52, 48)));
     assert_eq!(Settings::parse("undercroft.granule=2k").granule, None);
+    let widths = |words| {
+        let s = Settings::parse(words);
+        (s.mask.pa_52, s.mask.va_52, s.el2_bits)
+    };
+    for (words, expected) in [
+        ("quiet", (false, false, None)),
+        ("undercroft.pa=48", (true, false, None)),
+        ("undercroft.va=48", (false, true, None)),
+        ("undercroft.va=48 undercroft.pa=48", (true, true, None)),
+        ("undercroft.pa=52 undercroft.va=52", (false, false, None)),
+        ("undercroft.el2=48x48", (false, false, Some((48, 48)))),
+        ("undercroft.el2=48x52", (false, false, Some((48, 52)))),
+    ] {
+        assert_eq!(widths(words), expected, "{words}");
+    }
     let token = "00112233445566778899aabbccddeeff";
     let told = std::format!("quiet undercroft.end={token}");
     assert_eq!(Settings::parse(&told).end, Token::parse(token));
