@@ -377,6 +377,110 @@ mod tests {
         }
     }
 
+    /// A configuration that can be, and what a change of it makes of that.
+    #[test]
+    fn rules_exclude_what_cannot_be() {
+        let cell = |name: &str| Cell::called(name).expect("a name");
+        for name in [
+            "lpa2_all_hyp4k_own_ram2p48_ipa52_short_realm_tour_load2p48_2cpu_lazy",
+            "lpa2_all_hyp4k_own48x52_ramlow_ipa50_short_realm_tour_load2p48_2cpu_lazy",
+            "lpa2_all_hyp16k_own52x48_ramlow_ipa49_long_plain_tour_load2p48_1cpu_eager",
+            "lpa_all_hyp64k_own_ram2p51_ipa52_short_plain_debian13_load1g_1cpu_eager",
+            "lpa_nopa52_hyp64k_own52x48_ramlow_ipa48_short_plain_debian12_load1g_1cpu_eager",
+            "a76_all_hyp16k_own_ramlow_ipa40_short_protected_debian12_load1g_4cpu_lazy",
+            "n2_all_hyp64k_own_ramlow_ipa33_long_realm_debian-backports_load1g_4cpu_lazy",
+        ] {
+            assert_eq!(cell(name).excluded(), None, "{name}");
+        }
+        for (name, rule) in [
+            (
+                "n2_nopa52_hyp4k_own_ramlow_ipa40_short_plain_debian12_load1g_1cpu_lazy",
+                "without",
+            ),
+            (
+                "a72_all_hyp16k_own_ramlow_ipa40_short_plain_debian12_load1g_1cpu_lazy",
+                "16K",
+            ),
+            (
+                "a72_all_hyp4k_own_ramlow_ipa40_short_plain_debian13-16k_load1g_1cpu_lazy",
+                "16K",
+            ),
+            (
+                "lpa_all_hyp4k_own_ram2p48_ipa40_short_plain_debian12_load1g_1cpu_lazy",
+                "2^48",
+            ),
+            (
+                "lpa2_nova52_hyp64k_own_ram2p48_ipa40_short_plain_debian12_load1g_1cpu_lazy",
+                "2^48",
+            ),
+            (
+                "lpa2_all_hyp4k_own48x52_ram2p48_ipa40_short_plain_debian12_load1g_1cpu_lazy",
+                "own",
+            ),
+            (
+                "n2_all_hyp4k_own48x48_ramlow_ipa40_short_plain_debian12_load1g_1cpu_lazy",
+                "without",
+            ),
+            (
+                "lpa_all_hyp4k_own48x48_ramlow_ipa40_short_plain_debian12_load1g_1cpu_lazy",
+                "without",
+            ),
+            (
+                "lpa2_all_hyp4k_own_ramlow_ipa52_short_plain_debian13_load2p48_1cpu_lazy",
+                "Linux",
+            ),
+            (
+                "lpa2_all_hyp4k_own_ramlow_ipa48_short_plain_tour_load2p48_1cpu_lazy",
+                "beyond",
+            ),
+            (
+                "lpa2_all_hyp4k_own_ramlow_ipa49_short_realm_tour_load2p48_1cpu_lazy",
+                "shared",
+            ),
+            (
+                "lpa_nova52_hyp64k_own_ramlow_ipa52_short_plain_tour_load2p48_1cpu_lazy",
+                "reach",
+            ),
+            (
+                "a76_all_hyp4k_own_ramlow_ipa41_short_plain_debian12_load1g_1cpu_lazy",
+                "wider",
+            ),
+            (
+                "lpa_all_hyp4k_own_ramlow_ipa49_short_plain_debian12_load1g_1cpu_lazy",
+                "wider",
+            ),
+            (
+                "lpa2_all_hyp4k_own_ramlow_ipa52_short_realm_tiny-4k-va48-pa48_load1g_1cpu_lazy",
+                "upper",
+            ),
+            (
+                "lpa2_all_hyp4k_own_ramlow_ipa40_short_realm_debian13_load1g_1cpu_lazy",
+                "6.13",
+            ),
+            (
+                "lpa2_all_hyp4k_own_ram2p51_ipa40_long_plain_debian12_load1g_1cpu_lazy",
+                "QEMU",
+            ),
+            (
+                "n2_all_hyp4k_own_ramlow_ipa44_long_plain_debian12_load1g_1cpu_lazy",
+                "one start",
+            ),
+        ] {
+            let why = cell(name).excluded().unwrap_or("nothing");
+            assert!(why.contains(rule), "{name}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_filter_asks_for_all_of_its_values() {
+        let cell = cells(Tier::Quick)[0];
+        let words = cell.words();
+        let both = format!("hw={},cpus={}", words[0], words[10]);
+        assert!(cell.matches(&both) && cell.matches(words[0].as_str()));
+        let other = if words[10] == "4" { "2" } else { "4" };
+        assert!(!cell.matches(&format!("hw={},cpus={other}", words[0])));
+    }
+
     #[test]
     fn a_filter_names_what_there_is() {
         for right in ["hw=lpa2", "hw = lpa2, hyp=16k", "tiny-16k", "ipa=52,cpus=4"] {

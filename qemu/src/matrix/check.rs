@@ -236,3 +236,6 @@ fn number(line: &str, sign: &str) -> Result<u64> {
         .unwrap_or(digits.len());
     u64::from_str_radix(&digits[..end], 16).with_context(|| format!("no `{sign}`: {line}"))
 }
+
+#[cfg(test)]
+mod tests;
