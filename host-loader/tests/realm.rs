@@ -157,9 +157,6 @@ fn with_host<R>(case: &Case<'_>, f: impl FnOnce(&Resources<'_>, &RefCell<El2>) -
     f(&resources, &el2)
 }
 
-/// Ways to populate guests, as the configuration says them.
-const POPULATE: [&str; 2] = ["populate = \"eager\"\n", "populate = \"lazy\"\n"];
-
 /// A guest's granule size, mode and way to be populated.
 #[derive(Clone, Copy, Debug)]
 struct Way {
@@ -172,7 +169,7 @@ impl Way {
     /// All of them.
     fn all() -> impl Iterator<Item = Self> {
         let modes = [Mode::Plain, Mode::Protected, Mode::Realm];
-        let ways = modes.map(|mode| [Populate::Eager, Populate::Lazy].map(|p| (mode, p)));
+        let ways = modes.map(|mode| Populate::ALL.map(|(_, p)| (mode, p)));
         let granules = [12, 14, 16].into_iter();
         granules.flat_map(move |granule_shift| {
             ways.into_iter()
@@ -187,10 +184,8 @@ impl Way {
 
     /// As the configuration says it.
     fn toml(self) -> String {
-        let mode = Mode::ALL.iter().find(|(_, mode)| *mode == self.mode);
-        let mode = mode.map_or("", |(word, _)| word);
-        let populate = POPULATE[usize::from(self.populate == Populate::Lazy)];
-        format!("mode = \"{mode}\"\n{populate}")
+        let (mode, populate) = (self.mode.word(), self.populate.word());
+        format!("mode = \"{mode}\"\npopulate = \"{populate}\"\n")
     }
 }
 
@@ -434,7 +429,9 @@ fn live_once(
         let told: Vec<u64> = RAM.step_by(1 << el2.granule_shift).collect();
         assert!(state.ram.iter().eq(told.iter().filter(|_| protected)));
         let all = given(&el2) == 6 << 20;
-        assert_eq!(all, config.guest.populate == Some(Populate::Eager));
+        assert_eq!(all, config.guest.populate != Some(Populate::Lazy));
+        let by_pages = state.mapped.keys().all(|(level, _)| *level == 3);
+        assert!(by_pages || config.guest.populate != Some(Populate::Pages));
     }
     let free = resources.granules.lock().free_bytes();
     let live = LiveRam::new(

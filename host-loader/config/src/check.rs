@@ -142,9 +142,12 @@ pub(crate) fn of_realm(key: &str) -> String {
 /// When a guest gets its memory.
 pub fn populate(text: &str) -> Result<Populate, String> {
     let known = Populate::ALL.iter().find(|(word, _)| *word == text);
-    known
-        .map(|(_, populate)| *populate)
-        .ok_or_else(|| format!("populate = {}: expected \"eager\" or \"lazy\"", Value(text)))
+    known.map(|(_, populate)| *populate).ok_or_else(|| {
+        format!(
+            "populate = {}: expected \"eager\", \"lazy\" or \"pages\"",
+            Value(text)
+        )
+    })
 }
 
 /// An address of a guest's.

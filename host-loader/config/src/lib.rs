@@ -16,7 +16,7 @@
 //! | `ipa_bits` | bits of its IPA space, whose upper half it shares if its memory is its own; 32 to 52 | as few as its memory takes |
 //! | `start_level` | where the walk of its stage 2 starts: -1 to 3, as its granule and IPA bits allow | as few levels as concatenated tables allow |
 //! | `ram_base` | IPA of its memory, a multiple of 2M above the devices | `0x40000000` |
-//! | `populate` | `"eager"`: it has all its memory when it starts; `"lazy"`: each piece at first touch | the host's choice ([`Populate`]) |
+//! | `populate` | `"eager"`: it has all its memory when it starts; `"lazy"`: each piece at first touch; `"pages"`: as eager, and no entry of its tables maps more than a page | the host's choice ([`Populate`]) |
 //! | `console` | it owns the first UART; one guest at most | the first guest does |
 //! | `strict` | it is stopped when it accesses what it does not have | `false` |
 //! | `load` | IPA of a raw binary | RAM base + 512 KiB |
@@ -201,11 +201,22 @@ pub enum Populate {
     Eager,
     /// A piece when that is first touched.
     Lazy,
+    /// As eager, and by pages alone.
+    Pages,
 }
 
 impl Populate {
     /// All ways, by the words for them.
-    pub const ALL: [(&str, Self); 2] = [("eager", Self::Eager), ("lazy", Self::Lazy)];
+    pub const ALL: [(&str, Self); 3] = [
+        ("eager", Self::Eager),
+        ("lazy", Self::Lazy),
+        ("pages", Self::Pages),
+    ];
+
+    /// The word for it.
+    pub const fn word(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
 }
 
 impl FromStr for Populate {

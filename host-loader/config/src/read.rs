@@ -351,6 +351,7 @@ mod tests {
             assert_eq!(mode.word(), word);
         }
         for (word, populate) in Populate::ALL {
+            assert_eq!(populate.word(), word);
             let line = format!("populate = \"{word}\"");
             assert_eq!(guest(&line).populate, Some(populate));
         }
@@ -395,7 +396,7 @@ mod tests {
             ("mode = \"fast\"", &[":4:8: ", "fast", "plain"]),
             (
                 "populate = \"later\"",
-                &[":4:12: ", "populate = \"later\"", "\"eager\" or \"lazy\""],
+                &[":4:12: ", "populate = \"later\"", "\"eager\", \"lazy\" or \"pages\""],
             ),
             ("populate = true", &[":4:12: ", "string"]),
             ("load = -4", &[":4:8: ", "load", "address"]),
@@ -505,7 +506,9 @@ mod tests {
             cmdline in "[^\0]{0,40}",
             (memory, vcpus) in (1u64..1 << 40, 1..=check::MAX_VCPUS),
             (owner, strict) in (prop::option::of(0usize..4), any::<bool>()),
-            populate in prop::sample::select(&[None, Some(Populate::Eager), Some(Populate::Lazy)]),
+            populate in prop::option::of(prop::sample::select(
+                Populate::ALL.map(|(_, populate)| populate).to_vec()
+            )),
             mode in prop::sample::select(Mode::ALL.map(|(_, mode)| mode).to_vec()),
             measure in prop::sample::select(Measure::ALL.map(|(_, measure)| measure).to_vec()),
             personalization in "([0-9a-fA-F]{2}){0,64}",

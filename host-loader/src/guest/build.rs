@@ -144,7 +144,11 @@ pub fn needs(
     };
     let flash = map::FLASH_VARIABLES.end - map::FLASH_VARIABLES.start;
     let by_pages = shape.largest_level(&resources.features) == 3
-        || (is_lazy(config, resources, &shape) && block > PIECE_SIZE);
+        || match populate(config, resources, &shape) {
+            Populate::Eager => false,
+            Populate::Lazy => block > PIECE_SIZE,
+            Populate::Pages => true,
+        };
     let extents = memory.ram.shared().extents();
     let ram: u64 = (extents.iter())
         .map(|extent| {
@@ -272,14 +276,18 @@ fn shape(config: &Located, resources: &Resources<'_>) -> Result<Shape, GuestErro
     })
 }
 
-/// Whether a guest gets its RAM a piece at a time. One that does not say does where
+/// How a guest gets its RAM. One that does not say gets it a piece at a time where
 /// its pieces are mapped by entries as large as all of it would be: it then has
 /// what it touches sooner, and nothing for it later.
-fn is_lazy(config: &Located, resources: &Resources<'_>, shape: &Shape) -> bool {
-    match config.guest.populate {
-        Some(populate) => populate == Populate::Lazy,
-        None => shape.entry_size(shape.largest_level(&resources.features)) <= PIECE_SIZE,
-    }
+fn populate(config: &Located, resources: &Resources<'_>, shape: &Shape) -> Populate {
+    config.guest.populate.unwrap_or_else(|| {
+        let largest = shape.entry_size(shape.largest_level(&resources.features));
+        if largest <= PIECE_SIZE {
+            Populate::Lazy
+        } else {
+            Populate::Eager
+        }
+    })
 }
 
 /// Loads a guest and makes its realm, ready to run.
@@ -292,7 +300,8 @@ pub async fn build(
 ) -> Result<Realm, GuestError> {
     let context = resources.build_context();
     let shape = shape(config, resources)?;
-    let (lazy, mode) = (is_lazy(config, resources, &shape), config.guest.mode);
+    let (populate, mode) = (populate(config, resources, &shape), config.guest.mode);
+    let lazy = populate == Populate::Lazy;
     log::debug!(
         "guest {}: {} bits of IPA, from level {}, root tables: {}{}, RAM at {:#x}, {}, {}",
         config.guest.name,
@@ -302,7 +311,7 @@ pub async fn build(
         if shape.lpa2 { ", LPA2" } else { "" },
         ram_base(config),
         mode.word(),
-        if lazy { "lazy" } else { "eager" }
+        populate.word()
     );
     if memory.ram.shared().is_lost() {
         return Err(Refusal::LostMemory.of(config));
@@ -321,6 +330,7 @@ pub async fn build(
     let kind = Kind {
         mode,
         shape,
+        by_pages: populate == Populate::Pages,
         personalization: config.guest.personalization(),
     };
     let created = Realm::create(context, kind, &resources.features).await;

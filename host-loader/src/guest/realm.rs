@@ -296,6 +296,8 @@ pub struct Kind {
     pub mode: Mode,
     /// Its tables'.
     pub shape: Shape,
+    /// No entry maps more than a page.
+    pub by_pages: bool,
     /// Its personalization value.
     pub personalization: [u8; PERSONALIZATION],
 }
@@ -368,7 +370,17 @@ impl Realm {
         kind: Kind,
         features: &VendorFeatures,
     ) -> Result<Self, RealmError> {
-        let Kind { mode, shape, .. } = kind;
+        let Kind {
+            mode,
+            shape,
+            by_pages,
+            ..
+        } = kind;
+        let largest = if by_pages {
+            3
+        } else {
+            shape.largest_level(features)
+        };
         let mut realm = Self {
             shape,
             rd: 0,
@@ -377,7 +389,7 @@ impl Realm {
             created: false,
             vmid: None,
             mode,
-            largest: shape.largest_level(features),
+            largest,
             mapped: Vec::new(),
             ram: None,
             by_pieces: false,

@@ -110,6 +110,8 @@ axis! {
         Eager = "eager",
         /// A piece at its first touch.
         Lazy = "lazy",
+        /// All at start, by pages alone.
+        Pages = "pages",
     }
 }
 

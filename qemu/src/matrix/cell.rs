@@ -238,6 +238,13 @@ impl Cell {
         }
     }
 
+    /// Whether some of the guest's memory would be mapped by blocks: of 2 MiB, or with
+    /// FEAT_S2FWB of 32 MiB; those of 64K are larger than any guest here.
+    fn has_blocks(&self) -> bool {
+        let has_fwb = matches!(self.hw, Hardware::N2 | Hardware::Lpa | Hardware::Lpa2);
+        self.hyp == Pages::K4 || self.hyp == Pages::K16 && has_fwb
+    }
+
     /// Why it cannot be; `None` where it can.
     pub fn excluded(&self) -> Option<&'static str> {
         let wide = self.hw.pa_bits() == 52;
@@ -284,6 +291,10 @@ impl Cell {
                 confidential && self.ipa > self.kernel_reaches(),
                 "a confidential guest's devices are in its upper half, which its kernel \
                  must reach",
+            ),
+            (
+                self.populate == Populate::Pages && !self.has_blocks(),
+                "its memory is by pages without a word",
             ),
             (
                 self.mode == Mode::Realm && !self.kernel.knows_realms(),

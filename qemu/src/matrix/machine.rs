@@ -114,6 +114,7 @@ pub fn machine(
         populate: Some(match cell.populate {
             Populate::Eager => config::Populate::Eager,
             Populate::Lazy => config::Populate::Lazy,
+            Populate::Pages => config::Populate::Pages,
         }),
         ..Guest::new("guest", kernel, memory(cell.kernel))
     };
