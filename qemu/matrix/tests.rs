@@ -8,7 +8,8 @@
 //!
 //! The runner knows them and boots them: this asks it. `UNDERCROFT_TIER=full` takes all
 //! triples instead of all pairs; `UNDERCROFT_REPORT=DIR` leaves what each machine was and
-//! said in a folder of its name there, which `cargo qemu matrix --join` brings together.
+//! said in a folder of its name there, from the workspace's root on, which
+//! `cargo qemu matrix --join` brings together.
 
 use std::env;
 use std::path::PathBuf;
@@ -60,10 +61,13 @@ fn boot(name: &str) -> Result<(), Failed> {
     let mut command = matrix();
     command.args(["--json", "--case", name]);
     if let Some(folder) = env::var_os("UNDERCROFT_REPORT") {
-        command
-            .arg("--report")
-            .arg(PathBuf::from(folder).join(name));
+        // Cargo runs tests in their package's folder.
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+        let folder = PathBuf::from(root).join(folder);
+        command.arg("--report").arg(folder.join(name));
     }
+    // Whoever joins the reports says what all of them come to.
+    command.env_remove("GITHUB_STEP_SUMMARY");
     let booted = command.output()?;
     if booted.status.success() {
         return Ok(());

@@ -171,7 +171,10 @@ pub fn plain(text: &str) -> String {
         .chars()
         .map(|c| if c == '\t' { ' ' } else { c })
         .filter(|c| {
-            !c.is_control() && !matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+            // No character at all, which XML does not take, either.
+            let none = matches!(c, '\u{fffe}' | '\u{ffff}');
+            let turns = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            !c.is_control() && !none && !turns
         })
         .collect()
 }

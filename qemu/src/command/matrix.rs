@@ -63,7 +63,10 @@ pub struct Options {
 
     /// Boot nothing: bring these folders of other --reports together in --report
     #[arg(long, value_name = "DIR", num_args = 1.., requires = "report")]
-    #[arg(conflicts_with_all = ["list", "case", "filter", "shard", "rerun_failed"])]
+    #[arg(conflicts_with_all = [
+        "list", "case", "filter", "shard", "rerun_failed", "reference", "expected", "gdb",
+        "image", "patience",
+    ])]
     join: Vec<PathBuf>,
 
     /// Say what is newly red since this folder of an earlier --report
@@ -103,6 +106,10 @@ pub fn matrix(options: &Options) -> Result<u8> {
         report::join(&options.join, folder)?;
         return finish(folder, against, 0);
     }
+    ensure!(
+        options.gdb.is_none() || options.case.is_some(),
+        "--gdb is for one configuration: --case NAME"
+    );
     let cells = chosen(options)?;
     if options.list {
         for cell in cells {
@@ -112,11 +119,20 @@ pub fn matrix(options: &Options) -> Result<u8> {
     }
     if cells.is_empty() {
         ui::say("nothing of that report is left to boot");
-        return Ok(0);
+        // The run before may have been ended just then.
+        return match &report {
+            Some(folder) if same(options.rerun_failed.as_deref(), folder) => {
+                finish(folder, against, 0)
+            }
+            _ => Ok(0),
+        };
     }
     // Before hours of boots, not behind them.
     against.map(report::read).transpose()?;
     let known = options.expected.as_deref().map(List::read).transpose()?;
+    for known in known.iter().flat_map(|list| list.idle(&cells)) {
+        ui::warn(format_args!("--expected: none is `{}`", known.filter));
+    }
     let manner = |cell: &Cell| Manner {
         known: known.as_ref().and_then(|list| list.find(cell)).cloned(),
         shown: options.case.is_some() && !options.how.json,
@@ -137,6 +153,12 @@ pub fn matrix(options: &Options) -> Result<u8> {
         Some(folder) => finish(folder, against, status),
         None => Ok(status),
     }
+}
+
+/// Whether these are one folder.
+fn same(one: Option<&Path>, other: &Path) -> bool {
+    let whole = |folder: &Path| folder.canonicalize().ok();
+    one.is_some_and(|one| whole(one).is_some() && whole(one) == whole(other))
 }
 
 /// Makes of a report what people read; the exit status is 0 where all of it is well.
@@ -188,7 +210,7 @@ fn chosen(options: &Options) -> Result<Vec<Cell>> {
     }
     ensure!(
         !cells.is_empty() || options.rerun_failed.is_some(),
-        "no configuration is left: --list shows those of a tier"
+        "no configuration is left: --list shows those of a tier, and --tier full has more"
     );
     Ok(cells)
 }
@@ -228,7 +250,7 @@ fn explain(name: &str) -> Result<()> {
         ))?;
     }
     match cell.excluded() {
-        Some(rule) => ui::print(format_args!("excluded   {rule}"))?,
+        Some(rule) => ui::print(ui::fold(&format!("excluded   {rule}"), "           "))?,
         None => ui::print(format_args!(
             "boot it    cargo qemu matrix --case {}",
             cell.name()

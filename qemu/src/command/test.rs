@@ -147,7 +147,12 @@ fn prepare(workspace: Workspace, how: &How, cases: &[Case], folder: &Path) -> Re
             }
         }
         let given = how.image.as_deref().map(path::absolute).transpose()?;
-        image = build::image_or(&workspace, given.as_deref()).map_err(|error| format!("{error:#}"));
+        let built = build::image_or(&workspace, given.as_deref());
+        // What was asked for is the caller's to mend.
+        image = match built {
+            Err(error) if given.is_some() => return Err(error),
+            built => built.map_err(|error| format!("{error:#}")),
+        };
         if let Err(why) = &image {
             ui::warn(format_args!("no image: {why}"));
         }

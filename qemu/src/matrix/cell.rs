@@ -330,6 +330,10 @@ impl Cell {
     /// # Errors
     /// When it names one that there is not.
     pub fn checked(filter: &str) -> Result<()> {
+        ensure!(
+            filter.split(',').all(|term| !term.trim().is_empty()),
+            "`{filter}` names nothing: expected KEY=VALUE, or a part of a name"
+        );
         for (key, value) in filter.split(',').filter_map(|term| term.split_once('=')) {
             let (key, value) = (key.trim(), value.trim());
             let axis = KEYS.iter().position(|k| *k == key);

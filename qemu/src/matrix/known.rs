@@ -53,6 +53,12 @@ impl List {
         Ok(list)
     }
 
+    /// Entries that none of these configurations is of.
+    pub fn idle<'a>(&'a self, cells: &'a [Cell]) -> impl Iterator<Item = &'a Known> {
+        let fits = |known: &Known| cells.iter().any(|cell| cell.matches(&known.filter));
+        self.expected.iter().filter(move |known| !fits(known))
+    }
+
     /// The entry that a configuration is of.
     pub fn find(&self, cell: &Cell) -> Option<&Known> {
         let mut entries = self.expected.iter();
@@ -78,6 +84,10 @@ mod tests {
         let known = cells.iter().filter(|cell| list.find(cell).is_some());
         let realms = cells.iter().filter(|cell| cell.matches("mode=realm"));
         assert!(realms.eq(known));
+        assert!(entry("", "slow", "https://example.org/1").is_err());
+        assert!(entry("mode=realm, ", "slow", "https://example.org/1").is_err());
+        assert_eq!(list.idle(&cells).count(), 0);
+        assert_eq!(list.idle(&[]).count(), 1);
         assert!(entry("made=realm", "slow", "https://example.org/1").is_err());
         assert!(entry("mode=realms", "slow", "https://example.org/1").is_err());
         assert!(entry("mode=realm", " ", "https://example.org/1").is_err());

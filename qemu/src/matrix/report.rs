@@ -10,7 +10,7 @@
 //! | a table of the reference | where its rows are there: KVM's results beside ours |
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -23,11 +23,14 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Cell, machine, page, reference};
 use crate::machine::virt::{Console, Machine};
-use crate::suite::report::{RESULTS, Status};
+use crate::suite::report::{RESULTS, Status, added_to};
 use crate::ui;
 
 /// The file of planned names.
 const PLANNED: &str = "planned";
+
+/// What is said of a configuration that said nothing.
+const UNSAID: &str = "it did not report";
 
 /// What a machine was and said.
 #[derive(Clone, Copy, Debug)]
@@ -113,26 +116,40 @@ struct Line {
     why: Option<String>,
 }
 
-/// Notes what is to be booted, so that what does not report is seen.
+/// Notes what is to be booted, so that what does not report is seen: what was said of it
+/// before counts no more.
 ///
 /// # Errors
-/// When it cannot be written.
+/// When the folder holds something else, or it cannot be written.
 pub fn plan(folder: &Path, cells: &[Cell]) -> Result<()> {
-    let names: String = cells.iter().map(|cell| cell.name() + "\n").collect();
-    add(folder, PLANNED, &names)
+    let before = if folder.join(PLANNED).exists() {
+        read(folder)?
+    } else {
+        Vec::new()
+    };
+    let (mut names, mut unsaid) = (String::new(), String::new());
+    for cell in cells {
+        let name = cell.name();
+        names += &format!("{name}\n");
+        if before.iter().any(|row| row.cell == *cell) {
+            let line = serde_json::json!({
+                "name": format!("matrix/{name}"),
+                "status": Status::Error,
+                "seconds": 0.0,
+                "why": UNSAID,
+            });
+            unsaid += &format!("{line}\n");
+        }
+    }
+    add(folder, PLANNED, &names)?;
+    add(folder, RESULTS, &unsaid)
 }
 
 /// Adds to a file of a folder, which is made where it is not there.
 fn add(folder: &Path, name: &str, text: &str) -> Result<()> {
     let file = folder.join(name);
     fs::create_dir_all(folder)
-        .and_then(|()| {
-            OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(&file)?
-                .write_all(text.as_bytes())
-        })
+        .and_then(|()| added_to(&file)?.write_all(text.as_bytes()))
         .with_context(|| format!("cannot write {}", file.display()))
 }
 
@@ -143,12 +160,14 @@ fn add(folder: &Path, name: &str, text: &str) -> Result<()> {
 pub fn read(folder: &Path) -> Result<Vec<Row>> {
     let read = |name: &str| {
         let file = folder.join(name);
-        fs::read_to_string(&file).with_context(|| {
+        let data = fs::read(&file).with_context(|| {
             format!(
                 "cannot read {}: `cargo qemu matrix --report DIR` writes it",
                 file.display()
             )
-        })
+        })?;
+        // A line may have been cut within a character.
+        anyhow::Ok(String::from_utf8_lossy(&data).into_owned())
     };
     let planned = read(PLANNED)?;
     // Where no configuration has come to its end, there is none yet.
@@ -168,7 +187,8 @@ pub fn read(folder: &Path) -> Result<Vec<Row>> {
     }
     let mut seen = BTreeSet::new();
     let mut rows = Vec::new();
-    for name in planned.lines().filter(|name| seen.insert(*name)) {
+    let names = planned.lines().filter(|name| !name.trim().is_empty());
+    for name in names.filter(|name| seen.insert(*name)) {
         let cell = Cell::called(name).with_context(|| format!("{}", folder.display()))?;
         rows.push(match results.remove(&format!("matrix/{name}")) {
             Some(line) => Row {
@@ -182,7 +202,7 @@ pub fn read(folder: &Path) -> Result<Vec<Row>> {
                 cell,
                 status: Status::Error,
                 seconds: 0.0,
-                why: Some("it did not report".into()),
+                why: Some(UNSAID.into()),
                 is_newly_bad: false,
             },
         });
@@ -195,8 +215,12 @@ pub fn read(folder: &Path) -> Result<Vec<Row>> {
 /// # Errors
 /// When one of them is no report, or it cannot be written.
 pub fn join(from: &[PathBuf], to: &Path) -> Result<()> {
-    for folder in from {
-        let rows = read(folder)?;
+    // All of them before anything is written.
+    let reports: Vec<_> = from
+        .iter()
+        .map(|folder| read(folder))
+        .collect::<Result<_>>()?;
+    for (folder, rows) in from.iter().zip(reports) {
         let cells: Vec<_> = rows.iter().map(|row| row.cell).collect();
         if fs::canonicalize(folder).ok() == fs::canonicalize(to).ok() {
             continue;
@@ -220,7 +244,9 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
-        fs::copy(entry.path(), to.join(entry.file_name()))?;
+        if entry.path().is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
     }
     Ok(())
 }
@@ -245,6 +271,11 @@ pub fn finish(folder: &Path, before: Option<&Path>) -> Result<Finished> {
     let mut rows = read(folder)?;
     ensure!(!rows.is_empty(), "{} has no results", folder.display());
     if let Some(before) = before {
+        ensure!(
+            fs::canonicalize(before).ok() != fs::canonicalize(folder).ok(),
+            "--against: {} is the report itself",
+            before.display()
+        );
         let well: Vec<_> = read(before)?
             .into_iter()
             .filter(|row| !row.status.is_bad())
@@ -267,8 +298,10 @@ pub fn finish(folder: &Path, before: Option<&Path>) -> Result<Finished> {
     if let Some(file) = std::env::var_os("GITHUB_STEP_SUMMARY") {
         let file = PathBuf::from(file);
         let (folder, name) = (file.parent(), file.file_name());
-        if let (Some(folder), Some(name)) = (folder, name.and_then(|name| name.to_str())) {
-            add(folder, name, &summary)?;
+        if let (Some(folder), Some(name)) = (folder, name.and_then(|name| name.to_str()))
+            && let Err(error) = add(folder, name, &summary)
+        {
+            ui::warn(format_args!("GITHUB_STEP_SUMMARY: {error:#}"));
         }
     }
     Ok(Finished {
@@ -276,6 +309,11 @@ pub fn finish(folder: &Path, before: Option<&Path>) -> Result<Finished> {
         summary,
         page: folder.join("report.html"),
     })
+}
+
+/// Seconds of a file that anybody may have written.
+fn duration(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }
 
 /// Five lines, for people.
@@ -307,7 +345,7 @@ fn summary(rows: &[Row], compared: bool) -> String {
     };
     let slowest = rows.iter().max_by(|a, b| a.seconds.total_cmp(&b.seconds));
     let slowest = slowest.map_or_else(String::new, |row| {
-        let took = Duration::from_secs_f64(row.seconds.max(0.0));
+        let took = duration(row.seconds);
         format!("{} ({})", row.cell.name(), ui::seconds(took))
     });
     format!(
@@ -319,7 +357,7 @@ fn summary(rows: &[Row], compared: bool) -> String {
         rows.len(),
         counts.join(", "),
         names(&|row| row.status.is_bad()),
-        ui::seconds(Duration::from_secs_f64(booted.max(0.0))),
+        ui::seconds(duration(booted)),
     )
 }
 
@@ -345,7 +383,7 @@ fn junit(rows: &[Row]) -> Result<String> {
         }
         let mut case = TestCase::new(row.cell.name(), status);
         case.set_classname("matrix");
-        case.set_time(Duration::from_secs_f64(row.seconds.max(0.0)));
+        case.set_time(duration(row.seconds));
         suite.add_test_case(case);
     }
     report.add_test_suite(suite);
@@ -374,7 +412,6 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let cells = &cells(Tier::Quick)[..4];
         plan(folder.path(), cells).expect("is written");
-        plan(folder.path(), cells).expect("is written");
         let results = [
             result(&cells[0], "failed", Some("no end")),
             result(&cells[1], "passed", None),
@@ -393,6 +430,16 @@ mod tests {
         ];
         assert_eq!(statuses, expected);
         assert_eq!(rows[3].why.as_deref(), Some("it did not report"));
+        // The last line was cut short: what comes is not lost by that.
+        add(folder.path(), RESULTS, &result(&cells[3], "passed", None)).expect("is written");
+        let status = |n: usize| read(folder.path()).expect("a report")[n].status;
+        assert_eq!(status(3), Status::Passed);
+        // What is to be booted again has not reported, whatever it was before.
+        plan(folder.path(), &cells[..1]).expect("is written");
+        assert_eq!([status(0), status(1)], [Status::Error, Status::Passed]);
+        assert_eq!(read(folder.path()).expect("a report").len(), 4);
+        fs::write(folder.path().join(PLANNED), "my plans\n").expect("is written");
+        assert!(plan(folder.path(), cells).is_err(), "another's folder");
     }
 
     #[test]
@@ -405,7 +452,7 @@ mod tests {
         let cells = &cells(Tier::Quick)[..2];
         for (shard, cell) in [&one, &two].into_iter().zip(cells) {
             plan(shard.path(), std::slice::from_ref(cell)).expect("is written");
-            let hostile = "</script><b>&\u{1b}[2J \u{202e}";
+            let hostile = "</script><b>&\u{1b}[2J \u{202e}\u{ffff}";
             add(
                 shard.path(),
                 RESULTS,
@@ -432,14 +479,15 @@ mod tests {
         }
         // What a guest said is text, whatever it says.
         assert_eq!(page.matches("</script").count(), 1, "{page}");
-        assert!(!xml.contains('\u{1b}'));
-        // Compared with itself nothing is new; with one that was well, all of it is.
+        assert!(!xml.contains(['\u{1b}', '\u{ffff}']));
         assert!(summary.contains("no earlier report"));
-        finish(all.path(), Some(all.path())).expect("a report");
-        assert!(
-            fs::read_to_string(all.path().join("summary.md"))
-                .expect("a summary")
-                .contains("newly red: none")
-        );
+        assert!(finish(all.path(), Some(all.path())).is_err(), "itself");
+        // Against one that was well, what failed is new.
+        let before = tempfile::tempdir().expect("a folder");
+        plan(before.path(), cells).expect("is written");
+        add(before.path(), RESULTS, &result(&cells[0], "passed", None)).expect("is written");
+        let finished = finish(all.path(), Some(before.path())).expect("a report");
+        let newly = format!("newly red: {}\n", cells[0].name());
+        assert!(finished.summary.contains(&newly), "{}", finished.summary);
     }
 }

@@ -184,11 +184,12 @@ impl Capture {
     fn take(&mut self, event: Event) {
         match event {
             Event::Console(bytes) => {
-                if self.shown {
-                    let text = String::from_utf8_lossy(&bytes);
-                    text.lines().for_each(|line| ui::say(ui::plain(line)));
-                }
+                let from = self.console.iter().rposition(|byte| *byte == b'\n');
+                let from = from.map_or(0, |at| at + 1);
                 self.console.extend(bytes);
+                if self.shown {
+                    self.show(from);
+                }
             }
             Event::Log(line) => {
                 if self.shown {
@@ -207,6 +208,14 @@ impl Capture {
             | Event::Drained
             | Event::Closed => {}
         }
+    }
+
+    /// Shows the lines of the console from `from` on that are whole.
+    fn show(&self, from: usize) {
+        let text = &self.console[from..];
+        let end = text.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
+        let text = String::from_utf8_lossy(&text[..end]);
+        text.lines().for_each(|line| ui::say(ui::plain(line)));
     }
 
     /// What was said last, for a report.

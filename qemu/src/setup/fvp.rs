@@ -21,15 +21,26 @@ const FIRMWARE: &str = "UNDERCROFT_FVP_FIRMWARE";
 /// # Errors
 /// Words that no shell could read.
 pub fn words() -> Result<Vec<String>> {
-    let said = env::var(MODEL).unwrap_or_default();
-    split(&said)
+    match env::var(MODEL) {
+        Ok(said) => split(&said),
+        Err(env::VarError::NotPresent) => split(""),
+        Err(error) => bail!("{MODEL}: {error}"),
+    }
 }
 
 fn split(said: &str) -> Result<Vec<String>> {
     if said.trim().is_empty() {
         return Ok(vec![PROGRAM.into()]);
     }
-    shlex::split(said).with_context(|| format!("{MODEL}: a quote in it does not end: {said}"))
+    let words = shlex::split(said)
+        .with_context(|| format!("{MODEL}: a quote in it does not end: {said}"))?;
+    ensure!(
+        words
+            .first()
+            .is_some_and(|program| !program.trim().is_empty()),
+        "{MODEL} names no program: {said}"
+    );
+    Ok(words)
 }
 
 /// Whether these words start something.

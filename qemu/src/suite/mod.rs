@@ -314,7 +314,8 @@ impl Case {
     pub fn run(&self, context: &Context) -> Result<Outcome> {
         let lacks = |(name, _): &&(&str, String)| self.guests.contains(name);
         if let Some((name, why)) = context.missing.iter().find(lacks) {
-            anyhow::bail!("there is no guest {name} to boot: {why}");
+            let why = anyhow::anyhow!("there is no guest {name} to boot: {why}");
+            return Err(why.context(Status::Error));
         }
         (self.body)(context)
     }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -121,6 +121,20 @@ struct Sums {
     interrupted: Option<usize>,
 }
 
+/// A file that lines are added to: where its last one was cut short, they begin on
+/// the next.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn added_to(file: &Path) -> std::io::Result<File> {
+    let is_cut = fs::read(file).is_ok_and(|text| text.last().is_some_and(|byte| *byte != b'\n'));
+    let mut file = OpenOptions::new().create(true).append(true).open(file)?;
+    if is_cut {
+        file.write_all(b"\n")?;
+    }
+    Ok(file)
+}
+
 /// Whether all cases were run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Whole {
@@ -139,8 +153,8 @@ pub enum Whole {
 #[derive(Debug)]
 pub struct Report {
     json: bool,
-    /// Where each is kept as it comes.
-    file: Option<File>,
+    /// Where each is kept as it comes: a file of this folder.
+    kept: Option<(File, PathBuf)>,
     results: Vec<Result>,
 }
 
@@ -149,7 +163,7 @@ impl Report {
     pub fn new(json: bool) -> Self {
         Self {
             json,
-            file: None,
+            kept: None,
             results: Vec::new(),
         }
     }
@@ -162,12 +176,12 @@ impl Report {
         let Some(folder) = folder else {
             return Ok(Self::new(json));
         };
-        let (file, mut options) = (folder.join(RESULTS), OpenOptions::new());
+        let file = folder.join(RESULTS);
         let opened = fs::create_dir_all(folder)
-            .and_then(|()| options.create(true).append(true).open(&file))
+            .and_then(|()| added_to(&file))
             .with_context(|| format!("cannot write {}", file.display()))?;
         Ok(Self {
-            file: Some(opened),
+            kept: Some((opened, folder.into())),
             ..Self::new(json)
         })
     }
@@ -188,7 +202,7 @@ impl Report {
             says: result.says.as_deref(),
             why: result.why.as_deref(),
         };
-        if let (Some(file), Ok(text)) = (&mut self.file, serde_json::to_string(&line)) {
+        if let (Some((file, _)), Ok(text)) = (&mut self.kept, serde_json::to_string(&line)) {
             // In one piece, since others may add to it, too. Who reads the folder misses
             // it; who looks on sees it.
             let _ = file.write_all((text + "\n").as_bytes());
@@ -254,6 +268,13 @@ impl Report {
             ))?;
             for name in running {
                 ui::print(format_args!("  under way: {name}"))?;
+            }
+            if let Some((_, folder)) = &self.kept {
+                let folder = folder.display();
+                ui::print("the rest, and then the page of all:")?;
+                ui::print(format_args!(
+                    "  cargo qemu matrix --rerun-failed {folder} --report {folder}"
+                ))?;
             }
         }
         ui::print(format_args!("\nin {}", ui::seconds(took)))?;
