@@ -132,6 +132,10 @@ impl Cpu {
         CPTR_EL2.set(CPTR);
         MDCR_EL2.set(MDCR | MDCR_EL2.get() & bits!(MDCR_EL2: HPMN));
         HSTR_EL2.set(0);
+        // Locked by a reset, it keeps guests from stepping; what EL2 traps stays trapped.
+        OSLAR_EL1.set(0);
+        // Whatever the firmware waited for.
+        CNTHP_CTL_EL2.set(0);
         CNTVOFF_EL2.set(0);
         VPIDR_EL2.set(MIDR_EL1.get());
         if features.hcx {

@@ -406,6 +406,21 @@ fn a_cpu_without_what_el2_uses_is_refused_by_a_sentence() {
     }
 }
 
+/// What a reset or the firmware has left is no guest's and not the host's: the OS lock,
+/// which keeps guests from stepping, and a timer that runs.
+#[test]
+fn a_cpu_begins_without_what_a_reset_has_left() {
+    let host = host(|_| {});
+    let events = recording::of(|| drop(Cpu::new(host.cpu.pe, &host.system.shared())));
+    let isb = events
+        .iter()
+        .rposition(|event| *event == Event::Instruction("isb", None))
+        .expect("an ISB");
+    for write in [Event::Msr("OSLAR_EL1", 0), Event::Msr("CNTHP_CTL_EL2", 0)] {
+        assert!(events[..isb].contains(&write), "{write:?}");
+    }
+}
+
 /// What it needs of EL2's vectors comes with its admission.
 #[test]
 fn a_cpu_that_has_steps_to_take_has_vectors_of_its_own() {

@@ -13,6 +13,7 @@ use crate::memory::guarded::{self, ExternalAbort};
 use crate::memory::phys;
 use crate::memory::run::LockedRun;
 use crate::system::System;
+use arm64::instr;
 
 /// Most bytes that one call of a range's gives or takes, and what its end is aligned
 /// to: zeroing them is some hundred microseconds.
@@ -114,6 +115,11 @@ fn take(system: &System, run: LockedRun<'_>) -> Outcome<u64> {
     // by a mapping that is not cacheable; a device.
     // SAFETY: a delegated granule is RAM, which EL2's own map has.
     unsafe { guarded::clean_invalidate(pa, size, system.features.dcache_line) };
+    // Of a guest's code some can still stand in instruction caches, for the host to run.
+    if !system.features.dic {
+        instr::ic_ialluis();
+        instr::dsb_ish();
+    }
     system.host.give(pa, size).map_err(|_| Status::ErrorInput)?;
     // Before anybody may map them: a block that holds one is counted by then.
     system.granules.return_to_host(pa, run.count());

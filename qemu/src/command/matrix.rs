@@ -77,7 +77,8 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     patience: Option<u32>,
 
-    /// Failures that are known: [[expected]] with a filter, a reason and a link
+    /// Failures that are known: a TOML file of `expected` tables with a filter, a reason
+    /// and a link
     #[arg(long, value_name = "FILE")]
     expected: Option<PathBuf>,
 }

@@ -2,7 +2,7 @@
 //! holds RAM is Normal, every other one Device; all may be executed, so that
 //! what stops a program is stage 2 alone.
 //!
-//! Where something of the machine is beyond that ([`wide`]), 52 bits: 4K with FEAT_LPA2,
+//! Where something of the machine is beyond that (`wide`), 52 bits: 4K with FEAT_LPA2,
 //! else 64K. Aliases ([`map_gib`] and its like) are for programs below.
 
 use arm64::instr;

@@ -2,7 +2,9 @@
 
 use super::protected::{ASSIGNED, DESTROYED, EMPTY, RAM_STATE, SHARED, UNASSIGNED, entry, span};
 use super::*;
+use crate::features::Features;
 use ::rmi::params::RealmFlags;
+use arm64::recording::{self, Event};
 use pgtable::Granule;
 use proptest::prelude::*;
 
@@ -53,6 +55,44 @@ fn undelegate(h: &mut Host, base: u64, top: u64) -> usize {
         calls += 1;
     }
     calls
+}
+
+/// What comes back is in no instruction cache any more, where such caches do not look
+/// at data's: the host could run what a guest has left there.
+#[test]
+fn a_guests_code_is_in_no_instruction_cache_of_the_hosts() {
+    let changes: [fn(&mut Features); 2] = [|f| f.dic = false, |f| f.dic = true];
+    for (dic, change) in [false, true].into_iter().zip(changes) {
+        let mut h = Host::with(Granule::K4, 16 * MIB, change);
+        let (page, two) = (h.page(5), h.page(8));
+        let ways: [(u64, &[u64], u64); 2] = [
+            (fid::RMI_GRANULE_UNDELEGATE, &[page], page),
+            (
+                vendor::GRANULE_RANGE_UNDELEGATE,
+                &[two, two + 2 * h.size],
+                two,
+            ),
+        ];
+        for (function, args, at) in ways {
+            let top = at + 2 * h.size;
+            delegate(&mut h, at, top);
+            let events = recording::of(|| {
+                h.ok(function, args);
+            });
+            let names: Vec<_> = events
+                .iter()
+                .filter_map(|event| match event {
+                    Event::Instruction(name, _) => Some(*name),
+                    _ => None,
+                })
+                .collect();
+            let fetched = names.iter().position(|name| *name == "ic ialluis");
+            assert_eq!(fetched.is_some(), !dic, "{function:#x}: {names:?}");
+            if let Some(at) = fetched {
+                assert_eq!(names[at + 1], "dsb ish");
+            }
+        }
+    }
 }
 
 /// Status and outputs of a call.
