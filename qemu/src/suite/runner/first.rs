@@ -101,7 +101,7 @@ fn guests_and_caches() -> Vec<Case> {
             call(&["--filter", "runner/old-qemu", "--filter", "runner/dry-run"])?
                 .ended(125)?
                 .shows(&["passed runner/old-qemu"])?
-                .shows(&["failed: runner/dry-run", "no apt"])?
+                .shows(&["error: runner/dry-run", "no apt"])?
                 .shows(&["1 passed, 1 failed"])?;
             Ok(())
         }),
