@@ -92,8 +92,8 @@ pub fn leave_host<'a>(
     }
 }
 
-/// Undoes [`leave_host`], of a run that may be empty. The tables that they were mapped by a moment ago are still
-/// there.
+/// Undoes [`leave_host`], of a run that may be empty: no guest has had any of it. The
+/// tables that they were mapped by a moment ago are still there.
 pub fn give_back(system: &System, run: LockedRun<'_>) {
     if run.count() == 0 {
         return;

@@ -16,7 +16,7 @@ use rmi::end::Token;
 use crate::build::Image;
 use crate::bundle;
 use crate::config::Guest;
-use crate::machine::virt::{DEFAULT_CPU, Machine};
+use crate::machine::virt::{DEFAULT_CPU, Machine, RAM_BASE};
 use crate::run::capture::Capture;
 use crate::run::ending::Ending;
 use crate::run::options::Granule;
@@ -38,7 +38,7 @@ pub fn bare(qemu: &Qemu, guest: &Guest) -> Machine {
         cpu: DEFAULT_CPU.into(),
         cpus: 1,
         ram: guest.memory,
-        ram_base: crate::machine::virt::RAM_BASE,
+        ram_base: RAM_BASE,
         kernel: Some(guest.kernel.clone()),
         initrd: guest.initrd.clone(),
         append: guest.cmdline.clone().unwrap_or_default(),
@@ -72,7 +72,7 @@ pub fn under(
     };
     Ok(Machine {
         ram: RAM,
-        ram_base: crate::machine::virt::RAM_BASE,
+        ram_base: RAM_BASE,
         kernel: Some(image.file.clone()),
         initrd: Some(file),
         append: format!("undercroft.granule={granule} undercroft.loglevel=info{log}"),

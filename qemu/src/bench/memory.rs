@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::counted::LIMIT;
 use crate::build;
 use crate::image::assemble;
-use crate::machine::virt::{DEFAULT_CPU, Machine};
+use crate::machine::virt::{DEFAULT_CPU, Machine, RAM_BASE};
 use crate::run::capture::Capture;
 use crate::run::ending::Ending;
 use crate::run::options::Granule;
@@ -142,7 +142,7 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu) -> Result<Vec<Row>> {
             cpu: DEFAULT_CPU.into(),
             cpus: 1,
             ram,
-            ram_base: crate::machine::virt::RAM_BASE,
+            ram_base: RAM_BASE,
             kernel: Some(file.clone()),
             initrd: None,
             append: format!("undercroft.granule={granule} undercroft.loglevel=info do=costs"),

@@ -18,7 +18,7 @@ use crate::guests::fetch::Cache;
 use crate::guests::initrd::{self, Task};
 use crate::image::header;
 use crate::machine::Description;
-use crate::machine::virt::Machine;
+use crate::machine::virt::{Machine, RAM_BASE};
 use crate::setup::qemu::Qemu;
 use crate::size::Size;
 use crate::ui;
@@ -530,7 +530,7 @@ pub fn bare_machine(qemu: Qemu, options: &Run, guests: &Guests) -> Result<Machin
         cpu: options.cpu.clone(),
         cpus: guest.vcpus,
         ram: guest.memory,
-        ram_base: crate::machine::virt::RAM_BASE,
+        ram_base: RAM_BASE,
         kernel: (!guests.firmware).then(|| guest.kernel.clone()),
         initrd: guest.initrd.clone(),
         append: guest.cmdline.clone().unwrap_or_default(),

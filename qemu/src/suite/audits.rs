@@ -187,7 +187,7 @@ fn machine(
         cpu: DEFAULT_CPU.into(),
         cpus: smp.parse()?,
         ram: Size::mib(RAM),
-        ram_base: crate::machine::virt::RAM_BASE,
+        ram_base: RAM_BASE,
         kernel: Some(hostile_image(context, folder)?),
         initrd: None,
         append: format!("undercroft.loglevel=info undercroft.log=serial1 audit=1 {words}"),

@@ -16,7 +16,7 @@ use crate::config::Guest;
 use crate::guests::catalogue;
 use crate::guests::fetch::Cache;
 use crate::guests::initrd::{self, Task};
-use crate::machine::virt::{DEFAULT_CPU, Machine, loaded};
+use crate::machine::virt::{DEFAULT_CPU, Machine, RAM_BASE, loaded};
 use crate::run::capture::Capture;
 use crate::run::ending::{self, Ending};
 use crate::size::Size;
@@ -455,7 +455,7 @@ pub fn machine(context: &Context, folder: &Path, guests: &[Guest]) -> Result<Mac
         cpu: DEFAULT_CPU.into(),
         cpus: 1,
         ram: Size::mib(1024),
-        ram_base: crate::machine::virt::RAM_BASE,
+        ram_base: RAM_BASE,
         kernel: Some(context.image()?.file.clone()),
         initrd: Some(bundle),
         append: format!("undercroft.granule=4k undercroft.loglevel=info{log}"),

@@ -13,7 +13,7 @@ use super::{Case, Context};
 use crate::build;
 use crate::bundle;
 use crate::config::Guest;
-use crate::machine::virt::{self, DEFAULT_CPU, Machine};
+use crate::machine::virt::{self, DEFAULT_CPU, Machine, RAM_BASE};
 use crate::run::capture::Capture;
 use crate::run::ending::{self, Ending};
 use crate::size::Size;
@@ -166,7 +166,7 @@ fn machine(context: &Context, folder: &Path, guests: &[Guest], log_uart: bool) -
         cpu: DEFAULT_CPU.into(),
         cpus: 1,
         ram: Size::mib(1024),
-        ram_base: crate::machine::virt::RAM_BASE,
+        ram_base: RAM_BASE,
         kernel: Some(context.image()?.file.clone()),
         initrd: Some(file),
         append: format!("undercroft.granule=4k undercroft.loglevel=info{log}"),

@@ -9,7 +9,7 @@ use super::super::call::{self, Call};
 use super::super::{Case, Context};
 use crate::guests::catalogue;
 use crate::guests::fetch::Cache;
-use crate::machine::virt::{DEFAULT_CPU, Machine};
+use crate::machine::virt::{DEFAULT_CPU, Machine, RAM_BASE};
 use crate::run::capture::Capture;
 use crate::run::ending::Ending;
 use crate::size::Size;
@@ -39,7 +39,7 @@ fn by_u_boot(context: &Context) -> Result<()> {
         cpu: DEFAULT_CPU.into(),
         cpus: 1,
         ram: Size::mib(1024),
-        ram_base: crate::machine::virt::RAM_BASE,
+        ram_base: RAM_BASE,
         kernel: None,
         initrd: None,
         append: String::new(),

@@ -29,7 +29,7 @@ use super::call::Call;
 use super::{Case, Context};
 use crate::guests::catalogue;
 use crate::guests::fetch::Cache;
-use crate::machine::virt::{DEFAULT_CPU, Machine};
+use crate::machine::virt::{DEFAULT_CPU, Machine, RAM_BASE};
 use crate::run::capture::Capture;
 use crate::size::Size;
 use crate::workspace::in_path;
@@ -136,7 +136,7 @@ fn basics() -> Vec<Case> {
                 cpu: DEFAULT_CPU.into(),
                 cpus: 1,
                 ram: Size::mib(256),
-                ram_base: crate::machine::virt::RAM_BASE,
+                ram_base: RAM_BASE,
                 kernel: None,
                 initrd: None,
                 append: String::new(),
