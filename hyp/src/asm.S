@@ -491,7 +491,7 @@ resume_scratch:
     isb
 
 // A synchronous exception of a level that is served at the vector, for X1, on the
-// stack X2: posting::serve says by `Served` how to go on. Rust's functions keep X19
+// stack X2: guest::fast::serve says by `Served` how to go on. Rust's functions keep X19
 // to X29. System errors stay masked: what waits is still that level's when it goes
 // on, and so is what the host's page does to it.
     .macro  serve_at_vector

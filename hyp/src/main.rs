@@ -26,13 +26,13 @@ mod image {
     use hyp::cpu::system_error;
     use hyp::exception::{host, report};
     use hyp::features::{Features, IdRegisters};
+    use hyp::guest::fast;
     use hyp::log::Uarts;
     use hyp::log::uart::{Owner, answers};
     use hyp::memory::guarded;
     use hyp::memory::region::Region;
     use hyp::memory::residue;
     use hyp::memory::stage1::Image;
-    use hyp::posting;
     use hyp::psci;
     use hyp::system::System;
     use log::{debug, error, info, warn};
@@ -53,7 +53,7 @@ mod image {
         pe_steps = const offset_of!(Pe, entry.steps),
         gprs_pc = const offset_of!(Gprs, pc),
         gprs_stack = const Gprs::STACK,
-        serve = sym posting::serve,
+        serve = sym fast::serve,
         enter_changed = const Served::EnterChanged as u64,
         frame_pc = const offset_of!(report::Frame, pc),
         frame_kind = const offset_of!(report::Frame, kind),

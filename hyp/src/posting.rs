@@ -5,7 +5,6 @@ use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use arm64::frame::Gprs;
-use arm64::regs::{ELR_EL2, SCTLR_EL1};
 use arm64::syndrome::Syndrome;
 use posted::{Access, PAGE, Page, Post, Poster};
 
@@ -89,14 +88,12 @@ impl Device {
         f();
     }
 
-    /// For [`Gprs::at_vector`] of a vCPU of its realm: 0, or where [`serve`] finds
-    /// this.
-    pub fn at_vector(&self) -> u64 {
-        if self.is_set() {
-            core::ptr::from_ref(self).expose_provenance() as u64
-        } else {
-            0
-        }
+    /// Serves an access of the device that was taken with this SCTLR_EL1, or has it
+    /// wait: at the vector, the way of every byte on a console. What is not plain is
+    /// not served here, but by the host. Whoever serves it steps over it.
+    #[inline(always)]
+    pub fn serve(&self, gprs: &mut Gprs, taken: &Taken, sctlr: u64) -> Served {
+        self.posting.lock().serve(gprs, taken, sctlr)
     }
 }
 
@@ -190,6 +187,7 @@ impl Known {
     }
 
     /// What there is to know of an access; `None` for one that is the host's.
+    #[inline(always)]
     fn look_at(of: [u64; 3]) -> Option<Self> {
         let [esr, far, sctlr] = of;
         let esr = Syndrome(esr);
@@ -209,24 +207,6 @@ impl Known {
             },
         })
     }
-}
-
-/// Serves an access of the device, or has it wait, as soon as the exception is
-/// taken: ELR_EL2 and SPSR_EL2 are as the guest left them. This is the way of every
-/// byte on a console: what is not plain is not served here, but by the host.
-///
-/// It changes none of the vCPU's interrupts, and whoever else changes them
-/// interrupts the PE: by an interrupt that is still pending when the guest goes
-/// on. So nothing need be looked at, as if the guest had not come out.
-pub extern "C" fn serve(gprs: &mut Gprs, device: &Device) -> Served {
-    let (taken, sctlr) = (Taken::get(), SCTLR_EL1.get());
-    let mut posting = device.posting.lock();
-    let served = posting.serve(gprs, &taken, sctlr);
-    drop(posting);
-    if served != Served::No {
-        ELR_EL2.set(taken.elr.wrapping_add(4));
-    }
-    served
 }
 
 impl Posting {

@@ -4,7 +4,7 @@
 //! the realm and of its RECs. While a REC exists the RD stays (its count), so a
 //! running REC reaches its realm without that lock; what it shares with others
 //! is behind locks here: `rtt`, the tables, and `vgic`, the interrupts of all
-//! vCPUs; and behind a third, `posted`, the page of its device's accesses. None is
+//! vCPUs; and behind a third, `fast.posted`, the page of its device's accesses. None is
 //! held while another is taken, nor while a guest runs. `measured` is taken beneath
 //! all of them.
 
@@ -15,17 +15,18 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use pgtable::{Level, Pa, Rtt, Synced, TableMem};
 use rmi::params::RealmFlags;
+use rmi::vendor::GICD_IPA;
 use vgic::{Affinity, Distributor, Redistributor, VcpuSet};
 
 use crate::cpu::pe::{MAX_PES, Pe};
 use crate::cpu::{gic, pe};
+use crate::guest::fast::Fast;
 use crate::kicks::Kicked;
 use crate::measure::Measurements;
 use crate::memory::granule::{self, GranuleWord, Granules};
 use crate::memory::order::{MeasuredLock, RealmLock};
 use crate::memory::phys;
 use crate::memory::pool::entries_in_ram;
-use crate::posting::Device;
 use crate::rec::Rec;
 
 /// RECs of one realm, a power of two (feature register 0, MAX_RECS_ORDER).
@@ -131,8 +132,8 @@ pub struct Realm {
     pub rtt: RealmLock<Option<Rtt<RttMem>>>,
     /// Its interrupts: those of the distributor here, a vCPU's in its REC.
     pub vgic: RealmLock<Distributor>,
-    /// Accesses of its device that need not wait for the host.
-    pub posted: Device,
+    /// What is served at the vector.
+    pub fast: Fast,
     /// PAs of its RECs by index, 0 for none.
     recs: [AtomicU64; MAX_RECS],
     /// RECs ever created: the next index.
@@ -149,14 +150,16 @@ impl Realm {
         let geometry = *rtt.geometry();
         let ipa_bits = geometry.ipa_bits();
         let mode = identity.mode;
+        let host_lrs = !identity.flags.contains(RealmFlags::EL2_VGIC);
+        let shared_from = mode.shared_from(ipa_bits);
         Self {
             state: AtomicU8::new(State::New as u8),
             mode,
-            host_lrs: !identity.flags.contains(RealmFlags::EL2_VGIC),
+            host_lrs,
             rpv: identity.rpv,
             measured: MeasuredLock::new(identity.measured),
             ipa_bits,
-            shared_from: mode.shared_from(ipa_bits),
+            shared_from,
             vmid: identity.vmid,
             vttbr: rtt.regs().vttbr,
             vtcr: geometry.vtcr(),
@@ -164,7 +167,10 @@ impl Realm {
             roots,
             rtt: RealmLock::new(Some(rtt)),
             vgic: RealmLock::new(Distributor::new()),
-            posted: Device::without_page(),
+            fast: Fast::new(
+                (!host_lrs).then_some(shared_from + GICD_IPA),
+                mode != Mode::Realm,
+            ),
             recs: [const { AtomicU64::new(0) }; MAX_RECS],
             created: AtomicU64::new(0),
             last_on_pe: [const { AtomicU8::new(0) }; MAX_PES],
@@ -308,7 +314,7 @@ pub fn report_posted(granules: &Granules, log: &mut impl Write) {
     granules.each(granule::State::Rd, |rd| {
         // SAFETY: the granule is an RD, and no call ends while EL2 dies.
         let realm = unsafe { Realm::at(rd) };
-        realm.posted.report(realm.vmid, log);
+        realm.fast.posted.report(realm.vmid, log);
     });
 }
 

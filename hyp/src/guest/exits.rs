@@ -320,7 +320,11 @@ fn system_register(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndr
 /// A trapped MRS: `None` for a register that the guest does not have.
 fn read(vcpu: &RunningVcpu<'_>, state: &VcpuState, register: Sysreg) -> Option<u64> {
     Some(match register {
-        r if r.is_id() => vcpu.cpu.common.tell(r, vcpu.realm.ipa_bits),
+        r if r.is_id() => {
+            let value = vcpu.cpu.common.tell(r, vcpu.realm.ipa_bits);
+            vcpu.realm.fast.shown.tell(r, value);
+            value
+        }
         ACTLR_EL1::ENCODING => 0,
         ICC_SRE_EL1::ENCODING => bits!(ICC_SRE_EL1: SRE, DFB, DIB),
         CNTP_CTL_EL0::ENCODING => state.ptimer.read_ctl(CNTPCT_EL0.get()),

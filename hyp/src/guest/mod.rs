@@ -2,6 +2,7 @@
 
 mod confidential;
 pub mod exits;
+pub mod fast;
 pub mod host_lrs;
 pub mod interrupts;
 pub mod psci;

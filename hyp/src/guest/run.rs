@@ -30,7 +30,7 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
     finish_previous_exit(state, entry);
     state.call_host_at = None;
     state.gprs.host_is_called = false;
-    state.gprs.at_vector = realm.posted.at_vector();
+    state.gprs.at_vector = core::ptr::from_ref(&realm.fast).expose_provenance() as u64;
     // Published before the vCPU's interrupts are looked at, so that a kick that
     // comes after the look finds this PE.
     rec.kicks.enters(cpu.pe.index, cpu.pe.runs(), pa);
@@ -127,7 +127,7 @@ fn turns(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState) -> Record {
             note(state, exception, esr);
         }
         match exception {
-            Exception::HostSoon => vcpu.call_host_in(state, vcpu.realm.posted.delay()),
+            Exception::HostSoon => vcpu.call_host_in(state, vcpu.realm.fast.posted.delay()),
             Exception::HostNow => return Record::new(ExitReason::Irq),
             Exception::Sync => match exits::synchronous(vcpu, pa, state, esr) {
                 Next::Enter => {}

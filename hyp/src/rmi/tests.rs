@@ -7,6 +7,7 @@
 extern crate std;
 
 mod exits;
+mod fast;
 mod host_lrs;
 mod hostile;
 mod locks;

@@ -106,17 +106,17 @@ pub fn set_posted(system: &System, rd: u64, page: u64, ipa: u64, delay: u64) -> 
         }
     };
     if page == 0 {
-        return outcome(realm.posted.end(&system.granules));
+        return outcome(realm.fast.posted.end(&system.granules));
     }
     let aligned = ipa.is_multiple_of(posted::PAGE as u64);
     let shared = ipa.checked_sub(realm.shared_from);
     let at = shared.ok_or(Status::ErrorInput)?;
-    if !aligned || ipa >> realm.ipa_bits != 0 || realm.posted.is_set() || is_gic(at) {
+    if !aligned || ipa >> realm.ipa_bits != 0 || realm.fast.posted.is_set() || is_gic(at) {
         return Err(Status::ErrorInput);
     }
     let pin = pin(system, page)?;
     let posting = Posting::new(ipa, page, pin, delay).map_err(|_| Status::ErrorInput)?;
-    realm.posted.set(posting);
+    realm.fast.posted.set(posting);
     Ok(())
 }
 

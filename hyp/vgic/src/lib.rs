@@ -50,7 +50,7 @@ pub use distributor::Distributor;
 pub use host_lrs::{BadListRegisters, Interface};
 pub use intid::{Affinity, Error, PRIVATE, SPIS};
 pub use list_registers::{ListRegisters, MAX_LIST_REGISTERS, hcr, lr, vmcr};
-pub use mmio::{At, DISTRIBUTOR_SIZE, Frame, REDISTRIBUTOR_SIZE, Read};
+pub use mmio::{At, DISTRIBUTOR_SIZE, Frame, REDISTRIBUTOR_SIZE, Read, fixed};
 pub use redistributor::Redistributor;
 pub use sgi::SgiRegister;
 

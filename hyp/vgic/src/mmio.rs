@@ -174,6 +174,17 @@ fn identification(offset: u64) -> u32 {
     }
 }
 
+/// The value of a register of the distributor's that never changes, whoever reads it:
+/// `GICD_TYPER` and `GICD_IIDR`.
+#[must_use]
+pub const fn fixed(at: At) -> Option<u32> {
+    match (at.offset, at.size) {
+        (GICD_TYPER, 4) => Some(TYPER),
+        (GICD_IIDR, 4) => Some(IIDR),
+        _ => None,
+    }
+}
+
 impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
     /// A guest's read in `frame`, by `vcpu`.
     ///
@@ -184,6 +195,9 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let word = size == 4 && offset.is_multiple_of(4);
         let value = match frame {
             Frame::Distributor => {
+                if let Some(value) = fixed(at) {
+                    return Read::Value(value.into());
+                }
                 if let Some((kind, bank)) = decode(offset, size) {
                     return match shared(bank) {
                         Some(place) => self.read_bank(vcpu, place, kind),
@@ -192,8 +206,6 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
                 }
                 match offset {
                     GICD_CTLR if word => (self.dist.ctlr | CTLR_FIXED).into(),
-                    GICD_TYPER if word => TYPER.into(),
-                    GICD_IIDR if word => IIDR.into(),
                     GICD_IROUTER..0x8000 => self.read_route(offset, size),
                     _ if word => identification(offset).into(),
                     _ => 0,

@@ -8,9 +8,9 @@ use arm64::regs::{ELR_EL2, ESR_EL2, FAR_EL2, HPFAR_EL2, PAR_EL1, SCTLR_EL1, SPSR
 
 use super::*;
 use crate::cpu::context::Served;
+use crate::guest::fast::serve;
 use crate::memory::guarded::Taken;
 use crate::memory::region::Region;
-use crate::posting::serve;
 use crate::realm::report_posted;
 
 const DEVICE: u64 = 0x0900_0000;
@@ -75,7 +75,7 @@ impl Guest {
         let before = Taken::get();
         // SAFETY: the fake machine's realm, which nobody else uses.
         let realm = unsafe { Realm::at(self.h.page(RD)) };
-        let served = serve(&mut self.run().gprs, &realm.posted);
+        let served = serve(&mut self.run().gprs, &realm.fast);
         // But for the way on, all is as it was taken.
         let elr = if served == Served::No { PC } else { PC + 4 };
         assert_eq!(Taken::get(), Taken { elr, ..before }, "{offset:#x}");
@@ -242,7 +242,7 @@ fn each_access_is_looked_at_for_itself() {
     HPFAR_EL2.set(ipa >> 12 << 4);
     // SAFETY: the fake machine's realm.
     let realm = unsafe { Realm::at(guest.h.page(RD)) };
-    assert_eq!(serve(&mut guest.run().gprs, &realm.posted), Served::No);
+    assert_eq!(serve(&mut guest.run().gprs, &realm.fast), Served::No);
 }
 
 #[test]
@@ -371,7 +371,10 @@ fn a_report_of_el2s_death_has_what_guests_wrote_last() {
     // One that died with the lock in its hands does not wait for it.
     // SAFETY: the fake machine's realm.
     let realm = unsafe { Realm::at(guest.h.page(RD)) };
-    realm.posted.while_held(|| assert_eq!(guest.report(), ""));
+    realm
+        .fast
+        .posted
+        .while_held(|| assert_eq!(guest.report(), ""));
     assert_eq!(guest.set(0, 0), Status::Success);
     assert_eq!(guest.report(), "");
 }

@@ -1,0 +1,207 @@
+//! The fast paths: exits that are served at the vector, before EL2 leaves the guest.
+//! There are four: an access of a device whose page the host keeps
+//! ([`posting`](crate::posting)), a read of an ID register, of a register of the
+//! distributor's that never changes, and SMCCC_VERSION.
+//!
+//! What all have in common is that they change none of the vCPU's interrupts, and need
+//! nothing of the host. Whoever else changes these interrupts the PE, by an interrupt
+//! that is still pending when the guest goes on. So nothing need be looked at, as if it
+//! had not come out; and its history ([`VcpuState::note`](crate::rec::VcpuState::note))
+//! does not have them. Each does what [`exits::synchronous`](super::exits::synchronous)
+//! would, or nothing: that is tested with whatever a CPU may report.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use arm64::frame::Gprs;
+use arm64::regs::{ELR_EL2, SCTLR_EL1};
+use arm64::syndrome::{Class, Syndrome};
+use arm64::sysreg::Sysreg;
+use rmi::fid::SMCCC_VERSION;
+use rmi::smccc::VERSION_1_2;
+use vgic::At;
+
+use crate::cpu::context::Served;
+use crate::log::trace;
+use crate::memory::guarded::Taken;
+use crate::posting::Device;
+
+/// What the fast paths know of a realm: [`Gprs::at_vector`] of its vCPUs.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Fast {
+    /// Accesses of its device that need not wait for the host. First, where it takes no
+    /// instruction to find.
+    pub posted: Device,
+    /// ID registers that it has read.
+    pub shown: Shown,
+    /// HPFAR_EL2 of a fault in the first page of its distributor; of none where it has
+    /// none.
+    distributor: u64,
+    /// HVC is how it calls.
+    by_hvc: bool,
+}
+
+impl Fast {
+    /// Of a realm that has EL2's distributor at this IPA, and calls by HVC.
+    pub const fn new(distributor: Option<u64>, by_hvc: bool) -> Self {
+        let distributor = match distributor {
+            Some(ipa) => ipa >> 12 << 4,
+            None => u64::MAX,
+        };
+        Self {
+            posted: Device::without_page(),
+            shown: Shown::new(),
+            distributor,
+            by_hvc,
+        }
+    }
+}
+
+/// Serves a synchronous exception of a guest as soon as it is taken: ELR_EL2 and
+/// SPSR_EL2 are as the guest left them. What follows is the way of every byte on a
+/// console; the others are functions of their own, which need more registers.
+pub extern "C" fn serve(gprs: &mut Gprs, known: &Fast) -> Served {
+    /// ESR_EL2.EC of aborts, and of what is for debuggers, is 0x20 or more; of what an
+    /// instruction is trapped for, less.
+    const ABORT: u64 = 1 << 31;
+    let taken = Taken::get();
+    if taken.esr & ABORT == 0 {
+        return trapped(gprs, known);
+    }
+    let sctlr = SCTLR_EL1.get();
+    match known.posted.serve(gprs, &taken, sctlr) {
+        Served::No => distributor(gprs, known),
+        served => {
+            step(&taken);
+            served
+        }
+    }
+}
+
+/// An instruction that is trapped, or calls.
+#[inline(never)]
+fn trapped(gprs: &mut Gprs, known: &Fast) -> Served {
+    let taken = Taken::get();
+    match Syndrome(taken.esr).class() {
+        Class::SYSREG => id_register(gprs, known, &taken),
+        Class::HVC if known.by_hvc => version(gprs),
+        _ => Served::No,
+    }
+}
+
+/// Goes on behind the instruction.
+#[inline(always)]
+fn step(taken: &Taken) {
+    ELR_EL2.set(taken.elr.wrapping_add(4));
+}
+
+/// What is enough where register `n` was written.
+#[inline(always)]
+const fn written(n: u32) -> Served {
+    if n > Served::LAST {
+        Served::EnterChanged
+    } else {
+        Served::Enter
+    }
+}
+
+/// A plain read of a word of the distributor's that is always the same.
+#[inline(never)]
+fn distributor(gprs: &mut Gprs, known: &Fast) -> Served {
+    let (taken, sctlr) = (Taken::get(), SCTLR_EL1.get());
+    let esr = Syndrome(taken.esr);
+    // The first word may be the end of an access that began in the page before.
+    let offset = taken.far & 0xfff;
+    let plain = esr.is_plain_access()
+        && !esr.has_wnr()
+        && Gprs::steps_plainly(taken.spsr)
+        && !Gprs::may_be_big_endian(sctlr);
+    if taken.hpfar != known.distributor || !plain || offset == 0 {
+        return Served::No;
+    }
+    let at = At {
+        offset,
+        size: esr.size() as usize,
+    };
+    let Some(value) = vgic::fixed(at) else {
+        return Served::No;
+    };
+    gprs.set(esr.register(), value.into());
+    step(&taken);
+    written(esr.register())
+}
+
+#[inline(always)]
+fn id_register(gprs: &mut Gprs, known: &Fast, taken: &Taken) -> Served {
+    let esr = Syndrome(taken.esr);
+    if !esr.sysreg_is_read() || !Gprs::steps_plainly(taken.spsr) {
+        return Served::No;
+    }
+    let Some(value) = known.shown.get(Sysreg::of(esr)) else {
+        return Served::No;
+    };
+    gprs.set(esr.sysreg_rt(), value);
+    step(taken);
+    written(esr.sysreg_rt())
+}
+
+/// An HVC has its PC past it already.
+#[inline(always)]
+fn version(gprs: &mut Gprs) -> Served {
+    if gprs.x[0] as u32 != SMCCC_VERSION || trace::calls() {
+        return Served::No;
+    }
+    gprs.x[0] = VERSION_1_2;
+    Served::Enter
+}
+
+/// AArch64 ID registers, CRm 4 to 7.
+const SHOWN: usize = 32;
+
+/// The values of AArch64's ID registers that a realm has been told, which stay the
+/// same on every CPU for good ([`Common::tell`](crate::idregs::Common::tell)).
+#[derive(Debug)]
+pub struct Shown {
+    /// By index, which have been told.
+    told: AtomicU32,
+    values: [AtomicU64; SHOWN],
+}
+
+impl Shown {
+    /// None.
+    pub const fn new() -> Self {
+        Self {
+            told: AtomicU32::new(0),
+            values: [const { AtomicU64::new(0) }; SHOWN],
+        }
+    }
+
+    #[inline(always)]
+    fn index(register: Sysreg) -> Option<usize> {
+        let at = |crm: u32, op2: u32| (crm as usize - 4) * 8 + op2 as usize;
+        (register.is_id() && register.crm() >= 4).then(|| at(register.crm(), register.op2()))
+    }
+
+    /// What was told of a register.
+    #[inline(always)]
+    fn get(&self, register: Sysreg) -> Option<u64> {
+        let index = Self::index(register)?;
+        let told = self.told.load(Ordering::Acquire) >> index & 1 != 0;
+        let value = arm64::instr::element(&self.values, index)?;
+        told.then(|| value.load(Ordering::Relaxed))
+    }
+
+    /// This is told of it.
+    pub fn tell(&self, register: Sysreg, value: u64) {
+        if let Some(index) = Self::index(register) {
+            self.values[index].store(value, Ordering::Relaxed);
+            self.told.fetch_or(1 << index, Ordering::Release);
+        }
+    }
+}
+
+impl Default for Shown {
+    fn default() -> Self {
+        Self::new()
+    }
+}
