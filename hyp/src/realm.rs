@@ -104,7 +104,10 @@ pub struct Roots {
 
 /// The descriptor.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Realm {
+    /// What is served at the vector. First, where it takes no instruction to find.
+    pub fast: Fast,
     state: AtomicU8,
     /// What it is.
     pub mode: Mode,
@@ -132,8 +135,6 @@ pub struct Realm {
     pub rtt: RealmLock<Option<Rtt<RttMem>>>,
     /// Its interrupts: those of the distributor here, a vCPU's in its REC.
     pub vgic: RealmLock<Distributor>,
-    /// What is served at the vector.
-    pub fast: Fast,
     /// PAs of its RECs by index, 0 for none.
     recs: [AtomicU64; MAX_RECS],
     /// RECs ever created: the next index.
@@ -153,6 +154,10 @@ impl Realm {
         let host_lrs = !identity.flags.contains(RealmFlags::EL2_VGIC);
         let shared_from = mode.shared_from(ipa_bits);
         Self {
+            fast: Fast::new(
+                (!host_lrs).then_some(shared_from + GICD_IPA),
+                mode != Mode::Realm,
+            ),
             state: AtomicU8::new(State::New as u8),
             mode,
             host_lrs,
@@ -167,10 +172,6 @@ impl Realm {
             roots,
             rtt: RealmLock::new(Some(rtt)),
             vgic: RealmLock::new(Distributor::new()),
-            fast: Fast::new(
-                (!host_lrs).then_some(shared_from + GICD_IPA),
-                mode != Mode::Realm,
-            ),
             recs: [const { AtomicU64::new(0) }; MAX_RECS],
             created: AtomicU64::new(0),
             last_on_pe: [const { AtomicU8::new(0) }; MAX_PES],

@@ -49,9 +49,14 @@ const _: () = assert!(size_of::<Rec>() <= 4096);
 
 /// What only the PE that runs a REC touches.
 #[derive(Debug)]
+#[repr(C)]
 pub struct VcpuState {
-    /// General registers.
+    /// General registers. First: where EL2's vectors find them, they find all of this.
     pub gprs: Gprs,
+    /// Its index in the realm.
+    pub index: usize,
+    /// What it writes to ICC_SGI1R_EL1 for SGI 0 to itself.
+    pub sgi_to_itself: u64,
     /// EL1's system registers.
     pub el1: El1,
     /// FP/SIMD registers, when no PE holds them.
@@ -188,6 +193,8 @@ impl Rec {
             redistributor: UnsafeCell::new(Redistributor::new(Affinity::from_mpidr(mpidr))),
             state: UnsafeCell::new(VcpuState {
                 gprs: Gprs::reset(0),
+                index,
+                sgi_to_itself: vgic::sgi_to(Affinity::from_mpidr(mpidr)),
                 el1: El1::reset(),
                 fp: FpState::ZERO,
                 fp_pe: NO_PE,

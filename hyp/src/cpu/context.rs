@@ -8,6 +8,7 @@ use arm64::regs::{CNTV_CTL_EL0, CNTV_CVAL_EL0};
 
 use crate::errata::Walks;
 use crate::features::Features;
+use crate::rec::VcpuState;
 
 macro_rules! el1_registers {
     (safe: $($field:ident $register:ident)*; steering: $($steering:ident $steers:ident)*;
@@ -153,6 +154,8 @@ impl VirtualTimer {
     }
 }
 
+const _: () = assert!(core::mem::offset_of!(VcpuState, gprs) == 0);
+
 #[cfg(target_os = "none")]
 unsafe extern "C" {
     fn enter_lower(gprs: *mut Gprs) -> u64;
@@ -215,15 +218,32 @@ pub enum Exception {
 
 /// Leaves EL2 with these registers, until the next exception to EL2.
 pub fn enter(gprs: &mut Gprs) -> Exception {
+    // SAFETY: they are all that is touched, by a level that nothing is served for at
+    // the vector.
+    unsafe { leave_el2(gprs) }
+}
+
+/// The same of a vCPU: what is served at the vector may change all of its state.
+pub fn enter_vcpu(state: &mut VcpuState) -> Exception {
+    // By a pointer to all of it.
+    let state: *mut VcpuState = state;
+    // SAFETY: as for `enter`, of all of `state`.
+    unsafe { leave_el2(state.cast()) }
+}
+
+/// # Safety
+/// `gprs`, and what is behind it where there is something to serve at the vector, is
+/// exclusively the caller's.
+unsafe fn leave_el2(gprs: *mut Gprs) -> Exception {
     #[cfg(target_os = "none")]
-    // SAFETY: `gprs` is exclusively ours while the lower level runs, stage 2
-    // keeps that level out of EL2's memory, and asm.S restores every register
-    // that Rust expects to survive a call.
+    // SAFETY: the caller's promise; stage 2 keeps the lower level out of EL2's
+    // memory, and asm.S restores every register that Rust expects to survive a call.
     let kind = unsafe { enter_lower(gprs) };
     #[cfg(not(target_os = "none"))]
     let kind = {
         crate::memory::order::idle();
-        arm64::recording::enter(gprs)
+        // SAFETY: the caller's promise.
+        arm64::recording::enter(unsafe { &mut *gprs })
     };
     match kind {
         0 => Exception::Sync,

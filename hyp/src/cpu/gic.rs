@@ -16,7 +16,7 @@ mod interface;
 mod loan;
 mod redistributor;
 
-pub use interface::{VirtualInterface, read_lrs, write_lrs};
+pub use interface::{VirtualInterface, read_lr, read_lrs, write_lr, write_lrs};
 pub use loan::HostInterface;
 pub use redistributor::{Redistributor, gicr};
 

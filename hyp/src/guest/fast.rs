@@ -1,31 +1,35 @@
 //! The fast paths: exits that are served at the vector, before EL2 leaves the guest.
-//! There are four: an access of a device whose page the host keeps
+//! There are five: an access of a device whose page the host keeps
 //! ([`posting`](crate::posting)), a read of an ID register, of a register of the
-//! distributor's that never changes, and SMCCC_VERSION.
+//! distributor's that never changes, SMCCC_VERSION, and an SGI of the vCPU's to itself
+//! that has a list register ([`append`]).
 //!
-//! What all have in common is that they change none of the vCPU's interrupts, and need
-//! nothing of the host. Whoever else changes these interrupts the PE, by an interrupt
-//! that is still pending when the guest goes on. So nothing need be looked at, as if it
-//! had not come out; and its history ([`VcpuState::note`](crate::rec::VcpuState::note))
+//! What all have in common is that they need nothing of the host, and change no
+//! interrupts but that SGI. Whoever else changes the vCPU's interrupts the PE, by an
+//! interrupt that is still pending when the guest goes on. So nothing need be looked
+//! at, as if it had not come out; and its history ([`VcpuState::note`](crate::rec::VcpuState::note))
 //! does not have them. Each does what [`exits::synchronous`](super::exits::synchronous)
 //! would, or nothing: that is tested with whatever a CPU may report.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arm64::frame::Gprs;
-use arm64::regs::{ELR_EL2, SCTLR_EL1};
+use arm64::regs::{ELR_EL2, ICC_SGI1R_EL1, SCTLR_EL1};
 use arm64::syndrome::{Class, Syndrome};
 use arm64::sysreg::Sysreg;
 use rmi::fid::SMCCC_VERSION;
 use rmi::smccc::VERSION_1_2;
-use vgic::At;
+use vgic::{At, Rise};
 
+use super::interrupts::append;
 use crate::cpu::context::Served;
 use crate::log::trace;
 use crate::memory::guarded::Taken;
 use crate::posting::Device;
+use crate::realm::Realm;
+use crate::rec::VcpuState;
 
-/// What the fast paths know of a realm: [`Gprs::at_vector`] of its vCPUs.
+/// What the fast paths alone know of a realm.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Fast {
@@ -58,19 +62,20 @@ impl Fast {
 }
 
 /// Serves a synchronous exception of a guest as soon as it is taken: ELR_EL2 and
-/// SPSR_EL2 are as the guest left them. What follows is the way of every byte on a
-/// console; the others are functions of their own, which need more registers.
-pub extern "C" fn serve(gprs: &mut Gprs, known: &Fast) -> Served {
+/// SPSR_EL2 are as the guest left them. `realm` is [`Gprs::at_vector`]. What follows is
+/// the way of every byte on a console; the others are functions of their own, which
+/// need more registers.
+pub extern "C" fn serve(state: &mut VcpuState, realm: &Realm) -> Served {
     /// ESR_EL2.EC of aborts, and of what is for debuggers, is 0x20 or more; of what an
     /// instruction is trapped for, less.
     const ABORT: u64 = 1 << 31;
     let taken = Taken::get();
     if taken.esr & ABORT == 0 {
-        return trapped(gprs, known);
+        return trapped(state, realm);
     }
     let sctlr = SCTLR_EL1.get();
-    match known.posted.serve(gprs, &taken, sctlr) {
-        Served::No => distributor(gprs, known),
+    match realm.fast.posted.serve(&mut state.gprs, &taken, sctlr) {
+        Served::No => distributor(&mut state.gprs, &realm.fast),
         served => {
             step(&taken);
             served
@@ -80,13 +85,30 @@ pub extern "C" fn serve(gprs: &mut Gprs, known: &Fast) -> Served {
 
 /// An instruction that is trapped, or calls.
 #[inline(never)]
-fn trapped(gprs: &mut Gprs, known: &Fast) -> Served {
+fn trapped(state: &mut VcpuState, realm: &Realm) -> Served {
     let taken = Taken::get();
-    match Syndrome(taken.esr).class() {
-        Class::SYSREG => id_register(gprs, known, &taken),
-        Class::HVC if known.by_hvc => version(gprs),
+    let esr = Syndrome(taken.esr);
+    match esr.class() {
+        Class::SYSREG if esr.sysreg_is_read() => id_register(&mut state.gprs, &realm.fast, &taken),
+        Class::SYSREG => sgi(state, realm, &taken),
+        Class::HVC if realm.fast.by_hvc => version(&mut state.gprs),
         _ => Served::No,
     }
+}
+
+/// An SGI that a vCPU sends itself alone.
+#[inline(always)]
+fn sgi(state: &mut VcpuState, realm: &Realm, taken: &Taken) -> Served {
+    const INTID: u64 = 0xf << 24;
+    let esr = Syndrome(taken.esr);
+    let value = state.gprs.get(esr.sysreg_rt());
+    let own = Sysreg::of(esr) == ICC_SGI1R_EL1::ENCODING && value & !INTID == state.sgi_to_itself;
+    let sgi = (value >> 24) as u32 & 0xf;
+    if !own || !Gprs::steps_plainly(taken.spsr) || !append(realm, state, (sgi, Rise::Sgi)) {
+        return Served::No;
+    }
+    step(taken);
+    Served::Enter
 }
 
 /// Goes on behind the instruction.
@@ -134,7 +156,7 @@ fn distributor(gprs: &mut Gprs, known: &Fast) -> Served {
 #[inline(always)]
 fn id_register(gprs: &mut Gprs, known: &Fast, taken: &Taken) -> Served {
     let esr = Syndrome(taken.esr);
-    if !esr.sysreg_is_read() || !Gprs::steps_plainly(taken.spsr) {
+    if !Gprs::steps_plainly(taken.spsr) {
         return Served::No;
     }
     let Some(value) = known.shown.get(Sysreg::of(esr)) else {

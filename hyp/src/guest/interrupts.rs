@@ -6,11 +6,12 @@
 use super::host_lrs;
 use super::vcpu::RunningVcpu;
 use crate::cpu::gic::{self, Taken};
+use crate::realm::Realm;
 use crate::rec::{VcpuState, asserts};
 use arm64::regs::{
     CNTHP_CTL_EL2, CNTHP_CVAL_EL2, CNTPCT_EL0, CNTV_CTL_EL0, ICH_HCR_EL2, ICH_VMCR_EL2,
 };
-use vgic::Vgic;
+use vgic::{Appended, Loaded, Rise, Vgic};
 
 /// INTIDs that a guest's device tree names for its timers (QEMU virt's).
 pub mod intid {
@@ -18,6 +19,28 @@ pub mod intid {
     pub const VIRTUAL_TIMER: u32 = 27;
     /// Physical timer.
     pub const PHYSICAL_TIMER: u32 = 30;
+}
+
+/// Lends one interrupt of the vCPU's, which runs here, while its list registers stay
+/// loaded. False where that takes more than one of them: nothing has changed.
+#[inline(always)]
+pub fn append(realm: &Realm, state: &mut VcpuState, what: (u32, Rise)) -> bool {
+    if !state.lrs_loaded || realm.host_lrs {
+        return false;
+    }
+    let index = state.index;
+    let loaded = Loaded {
+        lrs: &mut state.lrs,
+        vmcr: ICH_VMCR_EL2.get(),
+        read: gic::read_lr,
+    };
+    let mut dist = realm.vgic.lock();
+    let mut vcpus = realm.vcpus(&mut dist, Some(index));
+    let appended = Vgic::new(&mut dist, &mut vcpus).append(index, what, loaded);
+    if let Some(Appended { index, value }) = appended {
+        gic::write_lr(index, value);
+    }
+    appended.is_some()
 }
 
 /// Sets CNTHP for the guest's physical timer, unless its line is high already, and
@@ -127,6 +150,12 @@ impl RunningVcpu<'_> {
             // that the host left waiting here, which the host sees at its turn.
             Taken::Kick | Taken::Nothing => {}
             Taken::VirtualTimer => {
+                if self.timer_level()
+                    && append(self.realm, state, (intid::VIRTUAL_TIMER, Rise::Linked))
+                {
+                    self.cpu.timer_active = true;
+                    return false;
+                }
                 // Folded first: the vGIC still takes the last one for pending
                 // that the guest has long deactivated, and would see no change.
                 self.fold(state);

@@ -13,7 +13,7 @@ use super::host_lrs;
 use super::record::{Entry, Next, Record};
 use super::rsi;
 use super::vcpu::RunningVcpu;
-use crate::cpu::context::{Exception, enter};
+use crate::cpu::context::{Exception, enter_vcpu};
 use crate::cpu::dying;
 use crate::cpu::fault::faulting_ipa;
 use crate::cpu::{GuestState, SavedState};
@@ -30,7 +30,7 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
     finish_previous_exit(state, entry);
     state.call_host_at = None;
     state.gprs.host_is_called = false;
-    state.gprs.at_vector = core::ptr::from_ref(&realm.fast).expose_provenance() as u64;
+    state.gprs.at_vector = core::ptr::from_ref(realm).expose_provenance() as u64;
     // Published before the vCPU's interrupts are looked at, so that a kick that
     // comes after the look finds this PE.
     rec.kicks.enters(cpu.pe.index, cpu.pe.runs(), pa);
@@ -120,7 +120,7 @@ fn turns(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState) -> Record {
             return Record::new(ExitReason::Irq);
         }
         stop(vcpu);
-        let exception = enter(&mut state.gprs);
+        let exception = enter_vcpu(state);
         stop(vcpu);
         let esr = Syndrome(ESR_EL2.get());
         if !matches!(exception, Exception::HostSoon | Exception::HostNow) {

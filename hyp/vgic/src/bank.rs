@@ -32,7 +32,7 @@ pub(crate) struct Groups {
 
 impl Groups {
     /// Of the interrupts whose group bits are `group1`, those let through.
-    fn admit(self, group1: u32) -> u32 {
+    pub(crate) fn admit(self, group1: u32) -> u32 {
         let mut admitted = 0;
         if self.group0 {
             admitted |= !group1;

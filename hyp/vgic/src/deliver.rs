@@ -401,17 +401,18 @@ fn notices_of_rest(vmcr: u64, waiting: [usize; 2]) -> u64 {
 
 /// On which terms an interrupt is lent.
 #[derive(Clone, Copy)]
-struct Terms {
+pub(crate) struct Terms {
     /// The groups that the distributor has on.
-    groups: Groups,
+    pub(crate) groups: Groups,
     /// Once deactivated, it may come to this vCPU at once: one that is active is
     /// pending too.
-    again: bool,
+    pub(crate) again: bool,
 }
 
 /// A list register for the interrupt, but for its INTID, and the lending of it.
 /// `physical` says which physical interrupt is active on its behalf.
-fn compose(bank: &mut Bank, bit: usize, terms: Terms, physical: Option<u32>) -> u64 {
+#[inline(always)]
+pub(crate) fn compose(bank: &mut Bank, bit: usize, terms: Terms, physical: Option<u32>) -> u64 {
     let Terms { groups, again } = terms;
     let mask = 1_u32 << bit;
     let ready = bank.ready(groups) & mask != 0;
@@ -454,7 +455,7 @@ fn compose(bank: &mut Bank, bit: usize, terms: Terms, physical: Option<u32>) -> 
 /// The state of an interrupt after its list register: `taken` says that it was
 /// lent pending and has been acknowledged since, `split` that the guest has
 /// EOImode 1.
-fn take_back(bank: &mut Bank, bit: usize, value: u64, taken: bool, split: bool) {
+pub(crate) fn take_back(bank: &mut Bank, bit: usize, value: u64, taken: bool, split: bool) {
     let mask = 1_u32 << bit;
     bank.held &= !mask;
     if value & lr::PENDING != 0 {
@@ -471,6 +472,10 @@ fn take_back(bank: &mut Bank, bit: usize, value: u64, taken: bool, split: bool) 
     }
     if bank.edited & mask != 0 {
         bank.edited &= !mask;
+        if value & lr::ACTIVE == 0 {
+            // What a write has made active, behind the guest's own EOI of it.
+            bank.acknowledged[bit] = NOT_ACKNOWLEDGED;
+        }
     } else if value & lr::ACTIVE != 0 {
         bank.active |= mask;
     } else {

@@ -34,6 +34,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod append;
 mod bank;
 mod deliver;
 mod distributor;
@@ -45,6 +46,7 @@ mod redistributor;
 mod sgi;
 mod signal;
 
+pub use append::{Appended, Loaded, Rise};
 pub use deliver::Synced;
 pub use distributor::Distributor;
 pub use host_lrs::{BadListRegisters, Interface};
@@ -52,7 +54,7 @@ pub use intid::{Affinity, Error, PRIVATE, SPIS};
 pub use list_registers::{ListRegisters, MAX_LIST_REGISTERS, hcr, lr, vmcr};
 pub use mmio::{At, DISTRIBUTOR_SIZE, Frame, REDISTRIBUTOR_SIZE, Read, fixed};
 pub use redistributor::Redistributor;
-pub use sgi::SgiRegister;
+pub use sgi::{SgiRegister, sgi_to};
 
 /// The vCPUs of a guest, as the vGIC needs them: where their redistributors are
 /// and how to make them look at their interrupts.

@@ -59,6 +59,14 @@ impl ListRegisters {
         *self = Self::new(self.count);
     }
 
+    /// Puts it to where one is in use, or behind them.
+    pub(crate) fn put(&mut self, index: usize, lr: u64) {
+        if let Some(at) = self.lr.get_mut(index) {
+            *at = lr;
+            self.used = self.used.max(index + 1);
+        }
+    }
+
     pub(crate) fn push(&mut self, lr: u64) {
         if self.used < self.count {
             self.lr[self.used] = lr;

@@ -19,6 +19,18 @@ pub enum SgiRegister {
     Asgi1,
 }
 
+/// What `ICC_SGI1R_EL1` is written with for SGI 0 to the PE at this affinity alone; that
+/// of another is in bits 27:24.
+#[must_use]
+pub const fn sgi_to(affinity: Affinity) -> u64 {
+    let [aff3, aff2, aff1, aff0] = affinity.bits().to_be_bytes();
+    (aff3 as u64) << 48
+        | (aff2 as u64) << 32
+        | (aff1 as u64) << 16
+        | (aff0 as u64 >> 4) << 44
+        | 1 << (aff0 & 0xf)
+}
+
 /// `IRM`: to all but the sender.
 const IRM: u64 = 1 << 40;
 

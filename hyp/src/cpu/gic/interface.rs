@@ -74,6 +74,22 @@ macro_rules! list_registers {
             $(if n > $n { lrs[$n] = $register.get(); })*
         }
 
+        /// Reads one list register.
+        pub fn read_lr(n: usize) -> u64 {
+            match n {
+                $($n => $register.get(),)*
+                _ => 0,
+            }
+        }
+
+        /// Writes one list register.
+        pub fn write_lr(n: usize, lr: u64) {
+            match n {
+                $($n => $register.set(lr),)*
+                _ => {}
+            }
+        }
+
         /// Writes the first `n` list registers.
         pub fn write_lrs(n: usize, lrs: &[u64; 16]) {
             $(if n > $n { $register.set(lrs[$n]); })*

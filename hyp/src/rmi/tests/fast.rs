@@ -11,6 +11,7 @@ use crate::speculation::{Defence, Speculation};
 use arm64::recording;
 use arm64::regs::*;
 use proptest::prelude::*;
+use vgic::{At, Frame, Vgic, lr};
 
 const REC: u64 = 60;
 /// Where the guest is.
@@ -71,7 +72,7 @@ fn both(h: &mut Host, comes: Comes) -> (Served, Option<State>, Option<State>) {
     state.gprs.x = begin;
     state.gprs.x[0] = comes.x0;
     let taken = Taken::get();
-    let served = serve(&mut state.gprs, &realm.fast);
+    let served = serve(state, realm);
     let Taken { elr, .. } = Taken::get();
     assert_eq!(Taken::get(), Taken { elr, ..taken }, "{comes:x?}");
     let fast = (served != Served::No).then_some((state.gprs.x, elr, comes.spsr));
@@ -170,6 +171,56 @@ fn what_is_meant_to_be_fast_is() {
         } else {
             assert_eq!((served, fast), (Served::Enter, general), "{mode:?}");
         }
+    }
+}
+
+/// What becomes of a write to ICC_SGI1R_EL1, of a vCPU whose list registers are filled;
+/// and the first of them then.
+fn sgi(loaded: bool, x0: u64, spsr: u64) -> (Served, u64) {
+    const VMCR: u64 = vgic::vmcr::VENG0 | vgic::vmcr::VENG1 | 0xf8 << 24;
+    const MSR: u64 = 0x18 << 26 | 1 << 25 | 3 << 20 | 5 << 17 | 12 << 10 | 11 << 1;
+    let mut h = machine(RealmFlags::NONCONF);
+    // SAFETY: the fake machine's realm and vCPU, which nobody runs.
+    let (realm, rec) = unsafe { (Realm::at(h.page(1)), Rec::at(h.page(REC))) };
+    // SAFETY: as above.
+    let state = unsafe { &mut *rec.state.get() };
+    {
+        let mut dist = realm.vgic.lock();
+        let mut vcpus = realm.vcpus(&mut dist, Some(0));
+        let mut vgic = Vgic::new(&mut dist, &mut vcpus);
+        vgic.write(0, Frame::Distributor, At { offset: 0, size: 4 }, 0b11);
+        vgic.fill(0, VMCR, &mut state.lrs);
+    }
+    state.lrs_loaded = loaded;
+    recording::set(ICH_VMCR_EL2, VMCR);
+    recording::set(ICH_LR0_EL2, 0);
+    let comes = Comes {
+        esr: MSR,
+        far: 0,
+        hpfar: 0,
+        spsr,
+        sctlr: 1,
+        x0,
+    };
+    let (served, fast, general) = both(&mut h, comes);
+    assert!(fast.is_none() || fast == general);
+    (served, recording::get(ICH_LR0_EL2))
+}
+
+/// The list register that it goes to is the CPU's at once.
+#[test]
+fn an_sgi_to_itself_goes_to_a_list_register() {
+    let itself = 5 << 24 | 1;
+    assert_eq!(sgi(true, itself, 0x3c5), (Served::Enter, lr::PENDING | 5));
+    // Not loaded; stepped; to another, to all others, to both.
+    for (loaded, x0, spsr) in [
+        (false, itself, 0x3c5),
+        (true, itself, 1 << 21 | 5),
+        (true, 5 << 24 | 2, 0x3c5),
+        (true, 1 << 40 | itself, 0x3c5),
+        (true, 5 << 24 | 3, 0x3c5),
+    ] {
+        assert_eq!(sgi(loaded, x0, spsr), (Served::No, 0), "{x0:#x} {spsr:#x}");
     }
 }
 

@@ -75,7 +75,7 @@ impl Guest {
         let before = Taken::get();
         // SAFETY: the fake machine's realm, which nobody else uses.
         let realm = unsafe { Realm::at(self.h.page(RD)) };
-        let served = serve(&mut self.run().gprs, &realm.fast);
+        let served = serve(self.run(), realm);
         // But for the way on, all is as it was taken.
         let elr = if served == Served::No { PC } else { PC + 4 };
         assert_eq!(Taken::get(), Taken { elr, ..before }, "{offset:#x}");
@@ -242,7 +242,7 @@ fn each_access_is_looked_at_for_itself() {
     HPFAR_EL2.set(ipa >> 12 << 4);
     // SAFETY: the fake machine's realm.
     let realm = unsafe { Realm::at(guest.h.page(RD)) };
-    assert_eq!(serve(&mut guest.run().gprs, &realm.fast), Served::No);
+    assert_eq!(serve(guest.run(), realm), Served::No);
 }
 
 #[test]

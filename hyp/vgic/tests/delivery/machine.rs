@@ -2,7 +2,8 @@
 //! `hyp` does around the crate, reduced to its order of calls.
 
 use vgic::{
-    Affinity, At, Distributor, Frame, ListRegisters, Read, Redistributor, VcpuSet, Vgic, hcr,
+    Affinity, Appended, At, Distributor, Frame, ListRegisters, Loaded, Read, Redistributor, Rise,
+    SgiRegister, VcpuSet, Vgic, hcr, sgi_to,
 };
 
 use crate::hardware::Interface;
@@ -15,6 +16,7 @@ pub const fn at(offset: u64, size: usize) -> At {
 /// The virtual timer, linked to the physical PPI of the same number.
 pub const TIMER: u32 = 27;
 
+#[derive(Clone)]
 struct Set {
     redists: Vec<Redistributor>,
     kicked: Vec<bool>,
@@ -34,6 +36,7 @@ impl VcpuSet for Set {
     }
 }
 
+#[derive(Clone)]
 pub struct Machine {
     dist: Distributor,
     set: Set,
@@ -46,6 +49,8 @@ pub struct Machine {
     pub timer: Vec<bool>,
     /// Exits for maintenance, kicks and the timer.
     pub exits: usize,
+    /// Interrupts that took the short way.
+    pub appended: usize,
 }
 
 /// PEs two to a cluster.
@@ -72,7 +77,86 @@ impl Machine {
             live: vec![false; pes],
             timer: vec![false; pes],
             exits: 0,
+            appended: 0,
         }
+    }
+
+    /// A guest's SGI; one to itself alone takes the short way where there is one.
+    pub fn send_sgi(&mut self, from: usize, register: SgiRegister, value: u64) {
+        let sgi = (value >> 24) as u32 & 0xf;
+        let own = value & !(0xf << 24) == sgi_to(affinity(from)) && self.in_guest[from];
+        if own && register == SgiRegister::Sgi1 && self.append(from, (sgi, Rise::Sgi)) {
+            return;
+        }
+        self.vgic().send_sgi(from, register, value);
+    }
+
+    /// Lends one interrupt of a running guest's, while its list registers stay. It gets
+    /// what it would by the general way, and whenever all are filled anew, all is as if
+    /// it had gone that way.
+    fn append(&mut self, pe: usize, what: (u32, Rise)) -> bool {
+        if !self.live[pe] {
+            return false;
+        }
+        let mut general = self.clone();
+        general.raise(pe, what);
+        let cpu = &mut self.cpu[pe];
+        let lrs = &mut self.lrs[pe];
+        let before = format!("{:?} {:?} {lrs:?}", self.dist, self.set.redists);
+        let mut vgic = Vgic::new(&mut self.dist, &mut self.set);
+        let loaded = Loaded {
+            lrs,
+            vmcr: cpu.vmcr,
+            read: |n: usize| cpu.lr[n],
+        };
+        let appended = vgic.append(pe, what, loaded);
+        let lrs = &self.lrs[pe];
+        let Some(Appended { index, value }) = appended else {
+            let after = format!("{:?} {:?} {lrs:?}", self.dist, self.set.redists);
+            assert_eq!(before, after, "nothing has changed");
+            return false;
+        };
+        let (intid, rise) = what;
+        assert_eq!(vgic::lr::intid(value), intid);
+        cpu.lr[index] = value;
+        if rise == Rise::Linked {
+            cpu.physical_active |= 1 << intid;
+        }
+        self.appended += 1;
+        general.refill(pe);
+        let mut mine = self.clone();
+        mine.refill(pe);
+        assert_eq!(mine.guest_sees(pe), general.guest_sees(pe), "{what:?}");
+        true
+    }
+
+    /// Makes an interrupt of a vCPU's own pending, the general way.
+    fn raise(&mut self, pe: usize, (intid, rise): (u32, Rise)) {
+        match rise {
+            Rise::Sgi => {
+                let value = sgi_to(affinity(pe)) | u64::from(intid) << 24;
+                self.vgic().send_sgi(pe, SgiRegister::Sgi1, value);
+            }
+            Rise::Linked => {
+                self.exit(pe);
+                self.vgic().set_ppi(pe, intid, true).unwrap();
+            }
+        }
+    }
+
+    /// Takes all back and lends it again.
+    fn refill(&mut self, pe: usize) {
+        self.put(pe);
+        self.enter(pe);
+    }
+
+    /// What a guest can take, and what it has taken: list registers by their values,
+    /// physical interrupts that are active, maintenance that is asked for.
+    fn guest_sees(&self, pe: usize) -> (Vec<u64>, u32, u64) {
+        let cpu = &self.cpu[pe];
+        let mut lr = cpu.lr.clone();
+        lr.sort_unstable();
+        (lr, cpu.physical_active, cpu.hcr)
     }
 
     pub fn vgic(&mut self) -> Vgic<'_, impl VcpuSet> {
@@ -186,6 +270,10 @@ impl Machine {
         let timer = self.timer[pe] && self.cpu[pe].physical_active & (1 << TIMER) == 0;
         if !timer && !self.cpu[pe].maintenance() {
             return false;
+        }
+        if timer && self.append(pe, (TIMER, Rise::Linked)) {
+            self.exits += 1;
+            return true;
         }
         self.stop(pe);
         if timer {

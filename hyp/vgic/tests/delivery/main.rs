@@ -131,3 +131,60 @@ proptest! {
         run(16, plan.0, &plan.1);
     }
 }
+
+/// A write makes an interrupt active that the guest is done with, before its list
+/// register is looked at: the guest's next EOI means the one that runs.
+#[test]
+fn what_is_made_active_behind_its_end_is_not_what_an_eoi_means() {
+    let bit = |pe, intid, register| Op::Bit {
+        pe,
+        intid,
+        register,
+    };
+    let ops = [
+        Op::Timer { pe: 0, level: true },
+        Op::Acknowledge { pe: 0 },
+        bit(0, 95, Bit::SetPending),
+        Op::Acknowledge { pe: 0 },
+        bit(0, 0, Bit::ClearPending),
+        Op::End { pe: 0 },
+        bit(1, 95, Bit::SetActive),
+        Op::Line {
+            pe: 0,
+            intid: 30,
+            level: true,
+        },
+        Op::End { pe: 0 },
+    ];
+    run(1, PES, &ops);
+}
+
+/// What a guest does most: it sends itself an SGI and takes its timer's interrupt, again
+/// and again, beside others.
+#[test]
+fn the_short_way_is_taken() {
+    let mut ops = Vec::new();
+    for round in 0..40 {
+        ops.extend([
+            Op::Sgi {
+                from: 0,
+                to: 1,
+                sgi: [1, 7, 15][round % 3],
+                register: SgiRegister::Sgi1,
+            },
+            Op::Acknowledge { pe: 0 },
+            Op::End { pe: 0 },
+            Op::Timer { pe: 0, level: true },
+            Op::Acknowledge { pe: 0 },
+            Op::Timer {
+                pe: 0,
+                level: false,
+            },
+            Op::End { pe: 0 },
+        ]);
+    }
+    for pes in [1, PES] {
+        let appended = run(4, pes, &ops);
+        assert!(appended >= 40, "{appended} of 80, {pes} PEs");
+    }
+}

@@ -294,7 +294,7 @@ impl World {
             self.gic.send_sgi(pe, sgi, group1);
             let at = affinity(pe).to_mpidr();
             let value = u64::from(sgi) << 24 | (at >> 8 & 0xff) << 16 | 1 << (at & 0xf);
-            self.machine.vgic().send_sgi(from, register, value);
+            self.machine.send_sgi(from, register, value);
         }
     }
 
@@ -557,7 +557,7 @@ impl World {
 }
 
 /// Does `ops` on `pes` PEs, checking after each, and lets everything arrive.
-pub fn run(list_registers: usize, pes: usize, ops: &[Op]) {
+pub fn run(list_registers: usize, pes: usize, ops: &[Op]) -> usize {
     let mut world = World::new(pes, list_registers);
     world.check();
     for &op in ops {
@@ -565,4 +565,5 @@ pub fn run(list_registers: usize, pes: usize, ops: &[Op]) {
         world.check();
     }
     world.drain();
+    world.machine.appended
 }
