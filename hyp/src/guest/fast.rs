@@ -1,11 +1,11 @@
 //! The fast paths: exits that are served at the vector, before EL2 leaves the guest.
 //! There are five: an access of a device whose page the host keeps
 //! ([`posting`](crate::posting)), a read of an ID register, of a register of the
-//! distributor's that never changes, SMCCC_VERSION, and an SGI of the vCPU's to itself
-//! that has a list register ([`append`]).
+//! distributor's that never changes, SMCCC_VERSION, and an SGI: to others, or to the
+//! vCPU itself where that has a list register ([`append`]).
 //!
 //! What all have in common is that they need nothing of the host, and change no
-//! interrupts but that SGI. Whoever else changes the vCPU's interrupts the PE, by an
+//! of its interrupts but that SGI. Whoever else changes the vCPU's interrupts the PE, by an
 //! interrupt that is still pending when the guest goes on. So nothing need be looked
 //! at, as if it had not come out; and its history ([`VcpuState::note`](crate::rec::VcpuState::note))
 //! does not have them. Each does what [`exits::synchronous`](super::exits::synchronous)
@@ -21,7 +21,7 @@ use rmi::fid::SMCCC_VERSION;
 use rmi::smccc::VERSION_1_2;
 use vgic::{At, Rise};
 
-use super::interrupts::append;
+use super::interrupts::{append, send_to_others};
 use crate::cpu::context::Served;
 use crate::log::trace;
 use crate::memory::guarded::Taken;
@@ -96,15 +96,22 @@ fn trapped(state: &mut VcpuState, realm: &Realm) -> Served {
     }
 }
 
-/// An SGI that a vCPU sends itself alone.
+/// An SGI that a vCPU sends itself alone, or others alone.
 #[inline(always)]
 fn sgi(state: &mut VcpuState, realm: &Realm, taken: &Taken) -> Served {
     const INTID: u64 = 0xf << 24;
     let esr = Syndrome(taken.esr);
+    if Sysreg::of(esr) != ICC_SGI1R_EL1::ENCODING || !Gprs::steps_plainly(taken.spsr) {
+        return Served::No;
+    }
     let value = state.gprs.get(esr.sysreg_rt());
-    let own = Sysreg::of(esr) == ICC_SGI1R_EL1::ENCODING && value & !INTID == state.sgi_to_itself;
     let sgi = (value >> 24) as u32 & 0xf;
-    if !own || !Gprs::steps_plainly(taken.spsr) || !append(realm, state, (sgi, Rise::Sgi)) {
+    let done = if value & !INTID == state.sgi_to_itself {
+        append(realm, state, (sgi, Rise::Sgi))
+    } else {
+        send_to_others(realm, state, value)
+    };
+    if !done {
         return Served::No;
     }
     step(taken);

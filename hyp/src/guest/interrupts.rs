@@ -11,7 +11,7 @@ use crate::rec::{VcpuState, asserts};
 use arm64::regs::{
     CNTHP_CTL_EL2, CNTHP_CVAL_EL2, CNTPCT_EL0, CNTV_CTL_EL0, ICH_HCR_EL2, ICH_VMCR_EL2,
 };
-use vgic::{Appended, Loaded, Rise, Vgic};
+use vgic::{Appended, ListRegisters, Loaded, Rise, SgiRegister, Vgic};
 
 /// INTIDs that a guest's device tree names for its timers (QEMU virt's).
 pub mod intid {
@@ -29,18 +29,39 @@ pub fn append(realm: &Realm, state: &mut VcpuState, what: (u32, Rise)) -> bool {
         return false;
     }
     let index = state.index;
-    let loaded = Loaded {
-        lrs: &mut state.lrs,
-        vmcr: ICH_VMCR_EL2.get(),
-        read: gic::read_lr,
-    };
+    let loaded = loaded(&mut state.lrs);
     let mut dist = realm.vgic.lock();
     let mut vcpus = realm.vcpus(&mut dist, Some(index));
     let appended = Vgic::new(&mut dist, &mut vcpus).append(index, what, loaded);
-    if let Some(Appended { index, value }) = appended {
-        gic::write_lr(index, value);
+    appended.map(write).is_some()
+}
+
+/// Sends an SGI by this value of ICC_SGI1R_EL1. False where it may go to the vCPU itself:
+/// nothing has changed.
+pub fn send_to_others(realm: &Realm, state: &VcpuState, value: u64) -> bool {
+    let index = state.index;
+    if realm.host_lrs || vgic::may_reach(value, state.sgi_to_itself) {
+        return false;
     }
-    appended.is_some()
+    let mut dist = realm.vgic.lock();
+    let mut vcpus = realm.vcpus(&mut dist, Some(index));
+    Vgic::new(&mut dist, &mut vcpus).send_sgi(index, SgiRegister::Sgi1, value);
+    true
+}
+
+/// This PE's list registers, as they were filled.
+#[inline(always)]
+fn loaded(lrs: &mut ListRegisters) -> Loaded<'_, impl Fn(usize) -> u64> {
+    Loaded {
+        lrs,
+        vmcr: ICH_VMCR_EL2.get(),
+        read: gic::read_lr,
+    }
+}
+
+#[inline(always)]
+fn write(Appended { index, value }: Appended) {
+    gic::write_lr(index, value);
 }
 
 /// Sets CNTHP for the guest's physical timer, unless its line is high already, and
@@ -76,7 +97,7 @@ impl RunningVcpu<'_> {
             return host_lrs::prepare(self, state);
         }
         let (fill, sync) = self.redistributor(|r| (r.needs_fill(), r.needs_sync()));
-        if !fill && state.lrs_loaded {
+        if state.lrs_loaded && (!fill || self.top_up(state)) {
             return true;
         }
         if sync {
@@ -91,6 +112,13 @@ impl RunningVcpu<'_> {
         ICH_HCR_EL2.set(state.lrs.hcr);
         state.lrs_loaded = true;
         true
+    }
+
+    /// Lends SGIs that were sent to the vCPU; false where it takes more than that.
+    fn top_up(&mut self, state: &mut VcpuState) -> bool {
+        let index = self.rec.index;
+        let loaded = loaded(&mut state.lrs);
+        self.vgic(|v| v.top_up(index, loaded, write))
     }
 
     /// Reads the list registers back into the vGIC's state, when they hold

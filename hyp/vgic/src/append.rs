@@ -1,5 +1,5 @@
-//! The short way into a list register, for an interrupt of the vCPU's own that has just
-//! become deliverable: an SGI that it sent itself, or its timer's.
+//! The short way into a list register, for a private interrupt that has just become
+//! deliverable: an SGI, or the timer's.
 //!
 //! [`sync`](Vgic::sync) and [`fill`](Vgic::fill) take back and lend out all there is.
 //! While nothing waits outside the list registers and no maintenance is asked for, one
@@ -10,6 +10,7 @@
 
 use crate::bank::{Bank, Groups};
 use crate::deliver::{Terms, compose, take_back};
+use crate::intid::bits;
 use crate::list_registers::{ListRegisters, MAX_LIST_REGISTERS, lr};
 use crate::redistributor::Redistributor;
 use crate::{VcpuSet, Vgic, vmcr};
@@ -59,9 +60,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let (index, old) = redist.place(bit, groups, &loaded)?;
         let Loaded { lrs, vmcr, .. } = loaded;
         if let Some(value) = old {
-            let taken = redist.filled_pending & 1 << index != 0;
-            let split = vmcr & vmcr::VEOIM != 0;
-            take_back(&mut redist.bank, bit, value, taken, split);
+            redist.take_back(bit, index, value, vmcr);
         }
         let physical = match rise {
             Rise::Sgi => {
@@ -71,18 +70,45 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             Rise::Linked => {
                 redist.bank.set_line(bit, true);
                 redist.linked |= 1 << bit & redist.hw;
-                lrs.physical_active = redist.physical_active();
-                (redist.linked & 1 << bit != 0).then(|| redist.physical_of(bit))
+                let physical = (redist.linked & 1 << bit != 0).then(|| redist.physical_of(bit));
+                lrs.physical_active |= physical.map_or(0, |intid| 1 << intid);
+                physical
             }
         };
-        let terms = Terms {
-            groups,
-            again: true,
-        };
-        let value = compose(&mut redist.bank, bit, terms, physical) | bit as u64;
-        redist.hold(index, bit);
+        let value = redist.lend(bit, index, groups, physical);
         lrs.put(index, value);
         Some(Appended { index, value })
+    }
+
+    /// Lends the SGIs that were sent to the vCPU, while its list registers stay in the
+    /// CPU; `write` writes one of them. False: `sync` and `fill` have more to do.
+    pub fn top_up<R: Fn(usize) -> u64>(
+        &mut self,
+        vcpu: usize,
+        loaded: Loaded<'_, R>,
+        mut write: impl FnMut(Appended),
+    ) -> bool {
+        let groups = self.dist.groups();
+        let Some(redist) = self.vcpus.redistributor(vcpu) else {
+            return false;
+        };
+        if redist.dirty != 0 {
+            return false;
+        }
+        let sent = core::mem::take(&mut redist.sent);
+        for bit in bits(sent) {
+            let Some((index, old)) = redist.place(bit, groups, &loaded) else {
+                redist.dirty = 1;
+                return false;
+            };
+            if let Some(value) = old {
+                redist.take_back(bit, index, value, loaded.vmcr);
+            }
+            let value = redist.lend(bit, index, groups, None);
+            loaded.lrs.put(index, value);
+            write(Appended { index, value });
+        }
+        true
     }
 }
 
@@ -105,7 +131,7 @@ impl Redistributor {
             edited,
             ..
         } = self.bank;
-        let settled = self.dirty | self.notices == 0
+        let settled = self.dirty | self.sent | self.notices == 0
             && (loaded.vmcr ^ u64::from(self.vmcr)) & GROUPS == 0
             && enabled & groups.admit(group1) & mask != 0;
         if !settled {
@@ -125,10 +151,23 @@ impl Redistributor {
         done.then_some((index, Some(value)))
     }
 
-    /// Notes that a list register has the interrupt, pending.
-    fn hold(&mut self, index: usize, bit: usize) {
+    /// Takes back what the guest is done with, as `sync` does.
+    #[inline(always)]
+    fn take_back(&mut self, bit: usize, index: usize, value: u64, vmcr: u64) {
+        let taken = self.filled_pending & 1 << index != 0;
+        take_back(&mut self.bank, bit, value, taken, vmcr & vmcr::VEOIM != 0);
+    }
+
+    /// Lends an interrupt that is pending, as `fill` does: its list register.
+    #[inline(always)]
+    fn lend(&mut self, bit: usize, index: usize, groups: Groups, physical: Option<u32>) -> u64 {
+        let terms = Terms {
+            groups,
+            again: true,
+        };
         self.lr[index] = bit as u16;
         self.filled_pending |= 1 << index;
         self.used = self.used.max(index as u32 + 1);
+        compose(&mut self.bank, bit, terms, physical) | bit as u64
     }
 }

@@ -106,6 +106,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             return;
         };
         redist.dirty = 0;
+        redist.sent = 0;
         let less = redist.learn(vmcr);
         redist.entries = redist.entries.wrapping_add(1);
         redist.filled_pending = 0;

@@ -18,7 +18,8 @@
 //! # One round of a vCPU
 //! ```text
 //! publish "vCPU n runs on PE p", so that a kick finds it; reload
-//! loop:  if needs_fill { if needs_sync { sync* }; fill; write ICH_* }
+//! loop:  if needs_fill and top_up is not enough
+//!            { if needs_sync { sync* }; fill; write ICH_* }
 //!        enter … exit
 //!        before a register access or WFI: if needs_sync { sync* }
 //! before it leaves the PE: sync*
@@ -27,6 +28,9 @@
 //! An exit that does not concern the vGIC and finds `needs_fill` false may enter
 //! again with neither call: the list registers stay where they are. The kick is
 //! an SGI on the PE, so one that comes after the look still forces an exit.
+//!
+//! An SGI and the virtual timer's interrupt mostly need one list register alone, and
+//! have a short way to it: [`Vgic::append`], [`Vgic::top_up`].
 //!
 //! # The guest's GIC
 //! GICv3, one Security state (`GICD_CTLR.DS` = 1), affinity routing always on,
@@ -54,7 +58,7 @@ pub use intid::{Affinity, Error, PRIVATE, SPIS};
 pub use list_registers::{ListRegisters, MAX_LIST_REGISTERS, hcr, lr, vmcr};
 pub use mmio::{At, DISTRIBUTOR_SIZE, Frame, REDISTRIBUTOR_SIZE, Read, fixed};
 pub use redistributor::Redistributor;
-pub use sgi::{SgiRegister, sgi_to};
+pub use sgi::{SgiRegister, may_reach, sgi_to};
 
 /// The vCPUs of a guest, as the vGIC needs them: where their redistributors are
 /// and how to make them look at their interrupts.

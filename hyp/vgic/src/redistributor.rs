@@ -25,6 +25,8 @@ pub struct Redistributor {
     pub(crate) waker: u32,
     /// Something happened that `fill` has not seen.
     pub(crate) dirty: u32,
+    /// SGIs, by INTID, that were sent since, which for themselves take no `fill`.
+    pub(crate) sent: u32,
     /// The list registers in use; `lr[..used]` are their INTIDs.
     pub(crate) used: u32,
     /// Of those, a bit for each that was filled pending.
@@ -63,6 +65,7 @@ impl Redistributor {
             affinity,
             waker: PROCESSOR_SLEEP,
             dirty: 1,
+            sent: 0,
             used: 0,
             filled_pending: 0,
             lr: [0; MAX_LIST_REGISTERS],
@@ -102,14 +105,15 @@ impl Redistributor {
     }
 
     /// True if the list registers, empty or as last filled, no longer say all
-    /// there is to say: `fill` before the guest runs (after `sync`, if
+    /// there is to say: before the guest runs, [`top_up`](crate::Vgic::top_up) where the
+    /// list registers are loaded, and if that is not enough, `fill` (after `sync`, if
     /// [`needs_sync`](Self::needs_sync)).
     ///
     /// While this is false the guest may be entered again with the list
     /// registers as they are, without either call.
     #[must_use]
     pub fn needs_fill(&self) -> bool {
-        self.dirty != 0
+        self.dirty | self.sent != 0
     }
 
     /// True if `sync` has something to do: list registers were filled and not

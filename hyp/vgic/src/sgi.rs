@@ -1,7 +1,6 @@
 //! Software-generated interrupts: `ICC_SGI<n>R_EL1`, which hardware traps.
 
 use crate::intid::{Affinity, bits};
-use crate::signal::Place;
 use crate::{VcpuSet, Vgic};
 
 /// The register by which a guest sends an SGI.
@@ -30,6 +29,18 @@ pub const fn sgi_to(affinity: Affinity) -> u64 {
         | (aff0 as u64 >> 4) << 44
         | 1 << (aff0 & 0xf)
 }
+
+/// Whether an SGI by `value` may go to the PE that [`sgi_to`] gives `to` of: it is in
+/// the target list, and its cluster is named.
+#[must_use]
+pub const fn may_reach(value: u64, to: u64) -> bool {
+    const INTID: u64 = 0xf << 24;
+    const LIST: u64 = 0xffff;
+    value & IRM == 0 && value & to & LIST != 0 && (value ^ to) & !(INTID | LIST | RES0) == 0
+}
+
+/// RES0 of `ICC_SGI<n>R_EL1`.
+const RES0: u64 = 0xff << 56 | 0b111 << 41 | 0xf << 28;
 
 /// `IRM`: to all but the sender.
 const IRM: u64 = 1 << 40;
@@ -63,12 +74,44 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
     }
 
     fn pend_sgi(&mut self, vcpu: usize, register: SgiRegister, sgi: usize) {
-        let place = Place::Private(vcpu);
-        if let Some(bank) = self.bank(place)
-            && (register == SgiRegister::Sgi1 || !bank.is_group1(sgi))
-        {
-            bank.set_pending(1 << sgi);
-            self.notify(place, 1 << sgi);
+        let groups = self.dist.groups();
+        let Some(redist) = self.vcpus.redistributor(vcpu) else {
+            return;
+        };
+        let (bank, mask) = (&mut redist.bank, 1 << sgi);
+        if register == SgiRegister::Sgi1 || !bank.is_group1(sgi) {
+            bank.set_pending(mask);
+            // As `notify` has it.
+            if (bank.held | bank.deliverable(groups)) & mask != 0 {
+                redist.sent |= mask;
+                self.vcpus.kick(vcpu);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against what each of them goes to.
+    #[test]
+    fn what_may_reach_a_pe_is_what_names_it() {
+        let pes = [
+            Affinity::new(0, 0, 0, 0),
+            Affinity::new(0, 0, 1, 15),
+            Affinity::new(4, 3, 2, 0x37),
+        ];
+        for from in pes {
+            for to in pes {
+                let value = sgi_to(to) | 5 << 24;
+                assert_eq!(may_reach(value, sgi_to(from)), from == to);
+                for reserved in [1 << 63, 1 << 56, 1 << 41, 1 << 43, 1 << 28] {
+                    assert_eq!(may_reach(value | reserved, sgi_to(from)), from == to);
+                }
+                assert_eq!(may_reach(value | 0xffff, sgi_to(from)), from == to);
+                assert!(!may_reach(value | IRM, sgi_to(from)), "to all others");
+            }
         }
     }
 }

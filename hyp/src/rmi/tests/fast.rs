@@ -207,18 +207,21 @@ fn sgi(loaded: bool, x0: u64, spsr: u64) -> (Served, u64) {
     (served, recording::get(ICH_LR0_EL2))
 }
 
-/// The list register that it goes to is the CPU's at once.
+/// Of one to itself, the list register that it goes to is the CPU's at once.
 #[test]
-fn an_sgi_to_itself_goes_to_a_list_register() {
+fn an_sgi_is_sent_at_the_vector() {
     let itself = 5 << 24 | 1;
     assert_eq!(sgi(true, itself, 0x3c5), (Served::Enter, lr::PENDING | 5));
-    // Not loaded; stepped; to another, to all others, to both.
+    // To another, to all others.
+    for x0 in [5 << 24 | 2, 1 << 40 | itself] {
+        assert_eq!(sgi(true, x0, 0x3c5), (Served::Enter, 0), "{x0:#x}");
+    }
+    // Not loaded; stepped; to both, with bits that do not count.
     for (loaded, x0, spsr) in [
         (false, itself, 0x3c5),
         (true, itself, 1 << 21 | 5),
-        (true, 5 << 24 | 2, 0x3c5),
-        (true, 1 << 40 | itself, 0x3c5),
         (true, 5 << 24 | 3, 0x3c5),
+        (true, 1 << 63 | 1 << 41 | 1 << 28 | itself, 0x3c5),
     ] {
         assert_eq!(sgi(loaded, x0, spsr), (Served::No, 0), "{x0:#x} {spsr:#x}");
     }

@@ -130,6 +130,37 @@ impl Machine {
         true
     }
 
+    /// Lends SGIs that were sent, while the list registers stay: the next time that all
+    /// are filled, all is as if they had been at once.
+    fn top_up(&mut self, pe: usize) -> bool {
+        let mut general = self.clone();
+        general.refill(pe);
+        let Self {
+            dist,
+            set,
+            cpu,
+            lrs,
+            ..
+        } = self;
+        let mut written = Vec::new();
+        let loaded = Loaded {
+            lrs: &mut lrs[pe],
+            vmcr: cpu[pe].vmcr,
+            read: |n: usize| cpu[pe].lr[n],
+        };
+        let done = Vgic::new(dist, set).top_up(pe, loaded, |appended| written.push(appended));
+        for Appended { index, value } in written {
+            cpu[pe].lr[index] = value;
+        }
+        if done {
+            self.appended += 1;
+            let mut mine = self.clone();
+            mine.refill(pe);
+            assert_eq!(mine.guest_sees(pe), general.guest_sees(pe));
+        }
+        done
+    }
+
     /// Makes an interrupt of a vCPU's own pending, the general way.
     fn raise(&mut self, pe: usize, (intid, rise): (u32, Rise)) {
         match rise {
@@ -164,7 +195,7 @@ impl Machine {
     }
 
     pub fn enter(&mut self, pe: usize) {
-        if self.set.redists[pe].needs_fill() {
+        if self.set.redists[pe].needs_fill() && !(self.live[pe] && self.top_up(pe)) {
             self.exit(pe);
             let vmcr = self.cpu[pe].vmcr;
             let mut vgic = Vgic::new(&mut self.dist, &mut self.set);
