@@ -282,7 +282,10 @@ guarded_copy:
     ldp     x3, x4, [x1], #16
     stp     x3, x4, [x0], #16
     b       1b
-0:  add     x2, x2, #16
+0:  tbz     x2, #3, 0f
+    ldr     x3, [x1], #8
+    str     x3, [x0], #8
+0:  and     x2, x2, #7
 2:  cbz     x2, guarded_done
     ldrb    w3, [x1], #1
     strb    w3, [x0], #1

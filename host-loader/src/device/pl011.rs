@@ -176,6 +176,16 @@ impl Pl011 {
         }
     }
 
+    /// The register at `offset`, if nothing ever changes it: the identification
+    /// registers.
+    #[inline]
+    pub fn constant(offset: u64) -> Option<u32> {
+        match offset & !3 {
+            id @ 0xfe0..=0xffc => Some(ID[(id - 0xfe0) as usize / 4].into()),
+            _ => None,
+        }
+    }
+
     /// The register at `offset`, a multiple of four, of those that no read changes.
     #[inline]
     fn peek(&self, offset: u64) -> u32 {
@@ -192,8 +202,7 @@ impl Pl011 {
             RIS => self.raw.bits(),
             MIS => (self.raw & self.mask).bits(),
             DMACR => self.dmacr,
-            id @ 0xfe0..=0xffc => ID[(id - 0xfe0) as usize / 4].into(),
-            _ => 0,
+            other => Self::constant(other).unwrap_or(0),
         }
     }
 

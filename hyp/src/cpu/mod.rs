@@ -113,6 +113,8 @@ pub struct Cpu {
     fp_owner: FpOwner,
     /// While a guest runs: the virtual timer's PPI is active at the physical GIC.
     pub timer_active: bool,
+    /// The list registers are known to be zero.
+    pub lrs_are_zero: bool,
     /// Exits of unknown system registers that were logged already, by encoding.
     pub logged: Once,
 }
@@ -189,6 +191,7 @@ impl Cpu {
             },
             fp_owner: FpOwner::Host,
             timer_active: false,
+            lrs_are_zero: false,
             logged: Once::new(),
         }
     }

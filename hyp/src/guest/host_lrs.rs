@@ -26,6 +26,7 @@ use vgic::{BadListRegisters, Interface, MAX_LIST_REGISTERS, hcr};
 use super::confidential;
 use super::record::{Next, Record};
 use super::vcpu::RunningVcpu;
+use crate::cpu::Cpu;
 use crate::cpu::gic::{self, Gic, Taken};
 use crate::memory::guarded::{self, ExternalAbort};
 use crate::rec::{VcpuState, asserts};
@@ -70,8 +71,9 @@ impl Given {
 }
 
 /// Loads what [`Given::take`] took, when the rest of the virtual interface is loaded.
-pub fn load(gic: &Gic, state: &VcpuState) {
-    gic::write_lrs(gic.list_registers, &state.lrs.lr);
+pub fn load(cpu: &mut Cpu, state: &VcpuState) {
+    cpu.lrs_are_zero = false;
+    gic::write_lrs(cpu.gic.list_registers, &state.lrs.lr);
     ICH_HCR_EL2.set(state.lrs.hcr);
 }
 

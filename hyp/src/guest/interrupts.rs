@@ -100,6 +100,9 @@ impl RunningVcpu<'_> {
         if state.lrs_loaded && (!fill || self.top_up(state)) {
             return true;
         }
+        if !fill && !sync && self.resume(state) {
+            return true;
+        }
         if sync {
             self.fold(state);
         }
@@ -109,6 +112,23 @@ impl RunningVcpu<'_> {
         let timer = 1 << self.cpu.gic.ppi.virtual_timer;
         self.set_timer_active(state.lrs.physical_active & timer != 0);
         gic::write_lrs(self.cpu.gic.list_registers, &state.lrs.lr);
+        self.cpu.lrs_are_zero = state.lrs.used() == 0;
+        ICH_HCR_EL2.set(state.lrs.hcr);
+        state.lrs_loaded = true;
+        true
+    }
+
+    /// The vCPU comes back, nothing of its was in a list register, and nothing has
+    /// changed since: they are as it left them, or are made so.
+    fn resume(&mut self, state: &mut VcpuState) -> bool {
+        if state.lrs.used() != 0 {
+            return false;
+        }
+        if !self.cpu.lrs_are_zero {
+            gic::write_lrs(self.cpu.gic.list_registers, &state.lrs.lr);
+            self.cpu.lrs_are_zero = true;
+        }
+        self.set_timer_active(false);
         ICH_HCR_EL2.set(state.lrs.hcr);
         state.lrs_loaded = true;
         true
@@ -136,8 +156,11 @@ impl RunningVcpu<'_> {
             return host_lrs::leave(&self.cpu.gic, state);
         }
         let (index, vmcr) = (self.rec.index, ICH_VMCR_EL2.get());
-        gic::read_lrs(self.cpu.gic.list_registers, &mut state.lrs.lr);
-        state.lrs.hcr = ICH_HCR_EL2.get();
+        self.cpu.lrs_are_zero = state.lrs.used() == 0;
+        if !state.lrs.asks_nothing() {
+            gic::read_lrs(self.cpu.gic.list_registers, &mut state.lrs.lr);
+            state.lrs.hcr = ICH_HCR_EL2.get();
+        }
         let timer = self.timer_level();
         let physical = self.cpu.gic.ppi.virtual_timer;
         let lrs = &state.lrs;

@@ -56,7 +56,7 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
         trap,
     );
     if realm.host_lrs {
-        host_lrs::load(&cpu.gic, state);
+        host_lrs::load(cpu, state);
     }
     if state.ptimer.ctl != 0 {
         vcpu.physical_timer(state);

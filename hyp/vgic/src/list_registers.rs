@@ -49,6 +49,12 @@ impl ListRegisters {
         self.used
     }
 
+    /// Nothing is lent and no maintenance asked for: `sync` needs to read none of them.
+    #[must_use]
+    pub const fn asks_nothing(&self) -> bool {
+        self.used == 0 && self.hcr & hcr::MAINTENANCE == 0
+    }
+
     /// The list registers that hardware has.
     #[must_use]
     pub const fn count(&self) -> usize {

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::bench::pgtable::{self, Counted, Timed};
-use crate::bench::{boot, console, memory};
+use crate::bench::{boot, console, exits, memory};
 use crate::run::ending::FAILED;
 use crate::setup::{qemu, valgrind};
 use crate::ui;
@@ -28,6 +28,8 @@ enum What {
     Boot(boot::Options),
     /// What a byte on a guest's console costs, bare and under Undercroft
     Console(console::Options),
+    /// What each way out of a guest and back costs, beside many vCPUs and guests too
+    Exits,
     /// What handing memory over costs: each command, a gibibyte by pages and by
     /// ranges, a realm, a way into a guest and out
     Memory,
@@ -56,6 +58,7 @@ pub fn bench(options: &Options) -> Result<u8> {
     let well = match &options.what {
         What::Boot(what) => boot(&workspace, what, options.json)?,
         What::Console(what) => console(&workspace, what, options.json)?,
+        What::Exits => exits(&workspace, options.json)?,
         What::Memory => memory(&workspace, options.json)?,
         What::Pgtable => pgtable(&workspace, options.json)?,
     };
@@ -116,6 +119,26 @@ fn memory(workspace: &Workspace, json: bool) -> Result<bool> {
         }
     }
     Ok(rows.iter().all(memory::Row::passes))
+}
+
+fn exits(workspace: &Workspace, json: bool) -> Result<bool> {
+    let qemu = qemu::ensure(&workspace.scratch())?;
+    let rows = exits::measure(workspace, &qemu)?;
+    if !json {
+        ui::print(format_args!(
+            "instructions (QEMU {}, -icount), medians of 1000\n{}",
+            qemu.version,
+            exits::HEAD
+        ))?;
+    }
+    for row in &rows {
+        if json {
+            object(row)?;
+        } else {
+            ui::print(row)?;
+        }
+    }
+    Ok(rows.iter().all(exits::Row::passes))
 }
 
 fn pgtable(workspace: &Workspace, json: bool) -> Result<bool> {

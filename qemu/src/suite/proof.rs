@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::call::{Call, Called};
 use super::{Case, Context, Counts, Outcome, Tier};
-use crate::bench::memory;
+use crate::bench::{exits, memory};
 use crate::setup::valgrind;
 
 /// Building included.
@@ -38,6 +38,7 @@ pub fn cases() -> Vec<Case> {
         Case::of_cargo("proof/mutants-rmi", mutants_of_rmi),
         Case::of_cargo("proof/speed", speed),
         Case::new("tests/memory-costs", memory),
+        Case::new("tests/exit-costs", exits),
     ]
 }
 
@@ -47,6 +48,19 @@ fn memory(context: &Context) -> Result<()> {
     let missed = rows.iter().find(|row| !row.passes());
     if let Some(row) = missed {
         bail!("a gate was missed\n{}\n{row}", memory::HEAD);
+    }
+    Ok(())
+}
+
+/// Each way out of a guest costs what it did, also beside many.
+fn exits(context: &Context) -> Result<()> {
+    let rows = exits::measure(&context.workspace, context.qemu()?)?;
+    let missed = rows.iter().find(|row| !row.passes());
+    if let Some(row) = missed {
+        bail!(
+            "{row:?}\na row differs from its figure in qemu/src/bench/exits.rs: put the new one \
+             in by hand, and say why in the commit"
+        );
     }
     Ok(())
 }
