@@ -109,7 +109,8 @@ impl Gic {
     pub fn enable_own(&self) {
         self.redistributor.wake();
         for intid in [self.ppi.maintenance, self.ppi.hyp_timer, KICK_SGI] {
-            self.redistributor.set_line(intid, Line::OURS);
+            let was = self.redistributor.line(intid);
+            self.redistributor.set_line(intid, was, Line::OURS);
         }
     }
 

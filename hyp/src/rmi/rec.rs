@@ -192,23 +192,27 @@ fn answers(pending: &Pending, flags: EnterFlags) -> bool {
 unsafe fn write_exit(page: u64, record: &Record, state: &VcpuState) -> Result<(), ExternalAbort> {
     use ::rmi::run::RecExit;
     use core::mem::offset_of;
+    const GPRS: usize = offset_of!(RecExit, gprs);
+    const _: () = assert!(offset_of!(RecExit, gicv3_hcr) == GPRS + 256);
     let exit = page + offset_of!(RecRun, exit) as u64;
-    let mut gprs = [0u64; 31];
     let (mut ripas, mut imm) = ([0; 3], 0);
     if record.reason == ExitReason::RipasChange as u64 {
         let change = &state.ripas;
         ripas = [change.reached, change.top, change.to as u64];
     }
-    if record.reason == ExitReason::HostCall as u64 {
-        (gprs, imm) = (state.host_call.gprs, state.host_call.imm.into());
-    } else {
-        gprs[..4].copy_from_slice(&record.gprs);
+    let is_host_call = record.reason == ExitReason::HostCall as u64;
+    if is_host_call {
+        imm = state.host_call.imm.into();
     }
     let fields = [
         (offset_of!(RecExit, exit_reason), record.reason),
         (offset_of!(RecExit, esr), record.esr),
         (offset_of!(RecExit, far), record.far),
         (offset_of!(RecExit, hpfar), record.hpfar),
+        (GPRS, record.gprs[0]),
+        (GPRS + 8, record.gprs[1]),
+        (GPRS + 16, record.gprs[2]),
+        (GPRS + 24, record.gprs[3]),
         (offset_of!(RecExit, gicv3_hcr), 0),
         (offset_of!(RecExit, gicv3_misr), 0),
         (offset_of!(RecExit, gicv3_vmcr), 0),
@@ -225,11 +229,16 @@ unsafe fn write_exit(page: u64, record: &Record, state: &VcpuState) -> Result<()
         (offset_of!(RecExit, pmu_ovf_status), 0),
     ]
     .map(|(offset, value)| [offset as u64, value]);
-    // SAFETY: the caller's promise; every offset is inside the page and aligned.
+    // SAFETY: the caller's promise; every offset is inside the page and aligned, and
+    // what is zeroed ends where the next field begins.
     unsafe {
+        guarded::zero(exit + GPRS as u64, 256)?;
         guarded::put(exit, &fields)?;
-        guarded::write(exit + offset_of!(RecExit, gprs) as u64, &gprs)
+        if is_host_call {
+            guarded::write(exit + GPRS as u64, &state.host_call.gprs)?;
+        }
     }
+    Ok(())
 }
 
 /// Answers the PSCI call that `calling` waits for, about `target`.

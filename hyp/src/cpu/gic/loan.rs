@@ -44,7 +44,7 @@ impl Gic {
             }
         }
         if host.timer != Line::OURS {
-            frame.set_line(timer, Line::OURS);
+            frame.set_line(timer, host.timer, Line::OURS);
         }
         host.timer_active = frame.is_active(timer);
         if host.timer_active {
@@ -58,7 +58,7 @@ impl Gic {
         self.set_timer_active(host.timer_active);
         let (frame, timer) = (self.redistributor, self.ppi.virtual_timer);
         if host.timer != Line::OURS {
-            frame.set_line(timer, host.timer);
+            frame.set_line(timer, Line::OURS, host.timer);
         }
         if host.timer_pending {
             frame.put(gicr::ISPENDR0, timer);

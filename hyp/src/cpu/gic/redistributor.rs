@@ -190,19 +190,24 @@ impl Redistributor {
         u64::from(self.read32(register)) & bit != 0
     }
 
-    /// Changes them. When it returns, one that is disabled is not signalled.
-    pub(super) fn set_line(self, intid: u32, line: Line) {
+    /// Changes them from what they are. When it returns, one that is disabled is not
+    /// signalled.
+    pub(super) fn set_line(self, intid: u32, was: Line, line: Line) {
         // An SGI is edge-triggered, and nothing else.
-        let edge = intid >= 16 && line.edge != self.is_edge(intid);
+        let edge = intid >= 16 && line.edge != was.edge;
         // The way that an interrupt is triggered changes while it is disabled
         // (IHI0069H, 12.9.9).
         if !line.enabled || edge {
             self.put(gicr::ICENABLER0, intid);
             self.wait_for_writes();
         }
-        self.set_bit(gicr::IGROUPR0, 1 << intid, line.group1);
-        self.0
-            .write(gicr::IPRIORITYR + u64::from(intid), line.priority);
+        if line.group1 != was.group1 {
+            self.set_bit(gicr::IGROUPR0, 1 << intid, line.group1);
+        }
+        if line.priority != was.priority {
+            self.0
+                .write(gicr::IPRIORITYR + u64::from(intid), line.priority);
+        }
         if edge {
             let (register, bit) = config(intid);
             self.set_bit(register, bit, line.edge);

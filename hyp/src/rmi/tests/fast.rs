@@ -8,7 +8,7 @@ use crate::guest::record::Next;
 use crate::guest::vcpu::RunningVcpu;
 use crate::memory::guarded::Taken;
 use crate::speculation::{Defence, Speculation};
-use arm64::recording;
+use arm64::recording::{self, Event};
 use arm64::regs::*;
 use proptest::prelude::*;
 use vgic::{At, Frame, Vgic, lr};
@@ -225,6 +225,57 @@ fn an_sgi_is_sent_at_the_vector() {
     ] {
         assert_eq!(sgi(loaded, x0, spsr), (Served::No, 0), "{x0:#x} {spsr:#x}");
     }
+}
+
+/// What is written to the list register of a PE that has one, as a vCPU is entered until
+/// the host is needed.
+fn written(h: &mut Host, rec: u64) -> Vec<u64> {
+    recording::set(ESR_EL2, 0x24 << 26 | 1 << 25 | 0x07);
+    recording::set(HPFAR_EL2, 0x0b00_0000 >> 12 << 4);
+    let (rec, page) = (h.page(rec), h.page(3));
+    let events = recording::of(|| {
+        h.ok(fid::RMI_REC_ENTER, &[rec, page]);
+    });
+    let last = events.iter().rposition(
+        |event| matches!(event, Event::Msr("ICH_HCR_EL2", hcr) if hcr & vgic::hcr::EN != 0),
+    );
+    assert!(last.is_some(), "the interface is on");
+    let lrs = events.iter().filter_map(|event| match event {
+        Event::Msr("ICH_LR0_EL2", lr) => Some(*lr),
+        _ => None,
+    });
+    lrs.collect()
+}
+
+/// Nothing is written where nothing has changed, and nothing of another's stays.
+#[test]
+fn a_vcpu_finds_list_registers_as_it_left_them() {
+    let mut h = machine(RealmFlags::NONCONF);
+    h.rec(1, REC + 1);
+    let rd = h.page(1);
+    h.ok(fid::RMI_REALM_ACTIVATE, &[rd]);
+    // SAFETY: the fake machine's realm.
+    let realm = unsafe { Realm::at(rd) };
+    let sgi = |from: usize, to: u64| {
+        let mut dist = realm.vgic.lock();
+        let mut vcpus = realm.vcpus(&mut dist, Some(from));
+        let mut vgic = Vgic::new(&mut dist, &mut vcpus);
+        vgic.write(0, Frame::Distributor, At { offset: 0, size: 4 }, 0b11);
+        vgic.send_sgi(from, vgic::SgiRegister::Sgi1, 5 << 24 | to);
+    };
+    assert_eq!(written(&mut h, REC), [0], "for the first time");
+    assert!(written(&mut h, REC).is_empty());
+    assert_eq!(written(&mut h, REC + 1), [0]);
+    assert!(written(&mut h, REC).is_empty(), "still zero");
+    sgi(0, 2);
+    assert_eq!(written(&mut h, REC + 1), [lr::PENDING | 5]);
+    // Whose it was not.
+    assert_eq!(written(&mut h, REC), [0]);
+    assert!(written(&mut h, REC).is_empty());
+    // What was not taken is there again.
+    assert_eq!(written(&mut h, REC + 1), [lr::PENDING | 5]);
+    sgi(1, 1);
+    assert_eq!(written(&mut h, REC), [lr::PENDING | 5]);
 }
 
 proptest! {
