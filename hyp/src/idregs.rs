@@ -8,6 +8,7 @@
 //! alone. Fields: DDI0487, D24.2.
 
 use core::array::from_fn;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arm64::regs::*;
 use arm64::sysreg::Sysreg;
@@ -239,6 +240,57 @@ impl Common {
             Some(Defence::Unaffected) => 1,
             Some(Defence::None) | None => rmi::NOT_SUPPORTED,
         }
+    }
+}
+
+/// AArch64 ID registers, CRm 4 to 7.
+const SHOWN: usize = 32;
+
+/// The values of AArch64's ID registers that a realm has been told, which stay the
+/// same on every CPU for good ([`Common::tell`]).
+#[derive(Debug)]
+pub struct Shown {
+    /// By index, which have been told.
+    told: AtomicU32,
+    values: [AtomicU64; SHOWN],
+}
+
+impl Shown {
+    /// None.
+    pub const fn new() -> Self {
+        Self {
+            told: AtomicU32::new(0),
+            values: [const { AtomicU64::new(0) }; SHOWN],
+        }
+    }
+
+    #[inline(always)]
+    fn index(register: Sysreg) -> Option<usize> {
+        let at = |crm: u32, op2: u32| (crm as usize - 4) * 8 + op2 as usize;
+        (register.is_id() && register.crm() >= 4).then(|| at(register.crm(), register.op2()))
+    }
+
+    /// What was told of a register.
+    #[inline(always)]
+    pub fn get(&self, register: Sysreg) -> Option<u64> {
+        let index = Self::index(register)?;
+        let told = self.told.load(Ordering::Acquire) >> index & 1 != 0;
+        let value = arm64::instr::element(&self.values, index)?;
+        told.then(|| value.load(Ordering::Relaxed))
+    }
+
+    /// This is told of it.
+    pub fn tell(&self, register: Sysreg, value: u64) {
+        if let Some(index) = Self::index(register) {
+            self.values[index].store(value, Ordering::Relaxed);
+            self.told.fetch_or(1 << index, Ordering::Release);
+        }
+    }
+}
+
+impl Default for Shown {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

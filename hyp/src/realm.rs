@@ -20,13 +20,14 @@ use vgic::{Affinity, Distributor, Redistributor, VcpuSet};
 
 use crate::cpu::pe::{MAX_PES, Pe};
 use crate::cpu::{gic, pe};
-use crate::guest::fast::Fast;
+use crate::idregs::Shown;
 use crate::kicks::Kicked;
 use crate::measure::Measurements;
 use crate::memory::granule::{self, GranuleWord, Granules};
 use crate::memory::order::{MeasuredLock, RealmLock};
 use crate::memory::phys;
 use crate::memory::pool::entries_in_ram;
+use crate::posting::Device;
 use crate::rec::Rec;
 
 /// RECs of one realm, a power of two (feature register 0, MAX_RECS_ORDER).
@@ -100,6 +101,38 @@ pub struct Roots {
     pub base: u64,
     /// How many there are.
     pub count: u64,
+}
+
+/// What is served at the vector alone knows of a realm (guest/fast.rs).
+#[derive(Debug)]
+#[repr(C)]
+pub struct Fast {
+    /// Accesses of its device that need not wait for the host. First, where it takes no
+    /// instruction to find.
+    pub posted: Device,
+    /// ID registers that it has read.
+    pub shown: Shown,
+    /// HPFAR_EL2 of a fault in the first page of its distributor; of none where it has
+    /// none.
+    pub distributor: u64,
+    /// HVC is how it calls.
+    pub by_hvc: bool,
+}
+
+impl Fast {
+    /// Of a realm that has EL2's distributor at this IPA, and calls by HVC.
+    pub const fn new(distributor: Option<u64>, by_hvc: bool) -> Self {
+        let distributor = match distributor {
+            Some(ipa) => ipa >> 12 << 4,
+            None => u64::MAX,
+        };
+        Self {
+            posted: Device::without_page(),
+            shown: Shown::new(),
+            distributor,
+            by_hvc,
+        }
+    }
 }
 
 /// The descriptor.

@@ -16,7 +16,7 @@ use vgic::{Affinity, ListRegisters, Redistributor};
 
 use arm64::frame::{FpState, Gprs};
 
-use crate::cpu::context::{El1, VirtualTimer};
+use crate::cpu::context::{El1, Exception, VirtualTimer, leave_el2};
 use crate::cpu::gic::VirtualInterface;
 use crate::cpu::inject;
 use crate::kicks::Kicks;
@@ -237,7 +237,16 @@ impl Rec {
     }
 }
 
+const _: () = assert!(core::mem::offset_of!(VcpuState, gprs) == 0);
+
 impl VcpuState {
+    /// Leaves EL2 for the vCPU, until an exception that is not served at the vector.
+    pub fn enter(&mut self) -> Exception {
+        let state: *mut Self = self;
+        // SAFETY: a pointer to all of it, which begins with `gprs`.
+        unsafe { leave_el2(state.cast()) }
+    }
+
     /// Out of reset, for a `CPU_ON`: begins at `pc` with `context` in X0.
     pub fn reset(&mut self, pc: u64, context: u64) {
         self.gprs = Gprs::reset(pc);

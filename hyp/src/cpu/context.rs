@@ -8,7 +8,6 @@ use arm64::regs::{CNTV_CTL_EL0, CNTV_CVAL_EL0};
 
 use crate::errata::Walks;
 use crate::features::Features;
-use crate::rec::VcpuState;
 
 macro_rules! el1_registers {
     (safe: $($field:ident $register:ident)*; steering: $($steering:ident $steers:ident)*;
@@ -154,8 +153,6 @@ impl VirtualTimer {
     }
 }
 
-const _: () = assert!(core::mem::offset_of!(VcpuState, gprs) == 0);
-
 #[cfg(target_os = "none")]
 unsafe extern "C" {
     fn enter_lower(gprs: *mut Gprs) -> u64;
@@ -223,18 +220,12 @@ pub fn enter(gprs: &mut Gprs) -> Exception {
     unsafe { leave_el2(gprs) }
 }
 
-/// The same of a vCPU: what is served at the vector may change all of its state.
-pub fn enter_vcpu(state: &mut VcpuState) -> Exception {
-    // By a pointer to all of it.
-    let state: *mut VcpuState = state;
-    // SAFETY: as for `enter`, of all of `state`.
-    unsafe { leave_el2(state.cast()) }
-}
-
+/// The same, where there is something to serve at the vector.
+///
 /// # Safety
-/// `gprs`, and what is behind it where there is something to serve at the vector, is
-/// exclusively the caller's.
-unsafe fn leave_el2(gprs: *mut Gprs) -> Exception {
+/// `gprs`, and all that it is the beginning of for who serves there, is exclusively the
+/// caller's, and behind the pointer.
+pub unsafe fn leave_el2(gprs: *mut Gprs) -> Exception {
     #[cfg(target_os = "none")]
     // SAFETY: the caller's promise; stage 2 keeps the lower level out of EL2's
     // memory, and asm.S restores every register that Rust expects to survive a call.

@@ -11,8 +11,6 @@
 //! does not have them. Each does what [`exits::synchronous`](super::exits::synchronous)
 //! would, or nothing: that is tested with whatever a CPU may report.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
 use arm64::frame::Gprs;
 use arm64::regs::{ELR_EL2, ICC_SGI1R_EL1, SCTLR_EL1};
 use arm64::syndrome::{Class, Syndrome};
@@ -25,41 +23,8 @@ use super::interrupts::{append, send_to_others};
 use crate::cpu::context::Served;
 use crate::log::trace;
 use crate::memory::guarded::Taken;
-use crate::posting::Device;
-use crate::realm::Realm;
+use crate::realm::{Fast, Realm};
 use crate::rec::VcpuState;
-
-/// What the fast paths alone know of a realm.
-#[derive(Debug)]
-#[repr(C)]
-pub struct Fast {
-    /// Accesses of its device that need not wait for the host. First, where it takes no
-    /// instruction to find.
-    pub posted: Device,
-    /// ID registers that it has read.
-    pub shown: Shown,
-    /// HPFAR_EL2 of a fault in the first page of its distributor; of none where it has
-    /// none.
-    distributor: u64,
-    /// HVC is how it calls.
-    by_hvc: bool,
-}
-
-impl Fast {
-    /// Of a realm that has EL2's distributor at this IPA, and calls by HVC.
-    pub const fn new(distributor: Option<u64>, by_hvc: bool) -> Self {
-        let distributor = match distributor {
-            Some(ipa) => ipa >> 12 << 4,
-            None => u64::MAX,
-        };
-        Self {
-            posted: Device::without_page(),
-            shown: Shown::new(),
-            distributor,
-            by_hvc,
-        }
-    }
-}
 
 /// Serves a synchronous exception of a guest as soon as it is taken: ELR_EL2 and
 /// SPSR_EL2 are as the guest left them. `realm` is [`Gprs::at_vector`]. What follows is
@@ -182,55 +147,4 @@ fn version(gprs: &mut Gprs) -> Served {
     }
     gprs.x[0] = VERSION_1_2;
     Served::Enter
-}
-
-/// AArch64 ID registers, CRm 4 to 7.
-const SHOWN: usize = 32;
-
-/// The values of AArch64's ID registers that a realm has been told, which stay the
-/// same on every CPU for good ([`Common::tell`](crate::idregs::Common::tell)).
-#[derive(Debug)]
-pub struct Shown {
-    /// By index, which have been told.
-    told: AtomicU32,
-    values: [AtomicU64; SHOWN],
-}
-
-impl Shown {
-    /// None.
-    pub const fn new() -> Self {
-        Self {
-            told: AtomicU32::new(0),
-            values: [const { AtomicU64::new(0) }; SHOWN],
-        }
-    }
-
-    #[inline(always)]
-    fn index(register: Sysreg) -> Option<usize> {
-        let at = |crm: u32, op2: u32| (crm as usize - 4) * 8 + op2 as usize;
-        (register.is_id() && register.crm() >= 4).then(|| at(register.crm(), register.op2()))
-    }
-
-    /// What was told of a register.
-    #[inline(always)]
-    fn get(&self, register: Sysreg) -> Option<u64> {
-        let index = Self::index(register)?;
-        let told = self.told.load(Ordering::Acquire) >> index & 1 != 0;
-        let value = arm64::instr::element(&self.values, index)?;
-        told.then(|| value.load(Ordering::Relaxed))
-    }
-
-    /// This is told of it.
-    pub fn tell(&self, register: Sysreg, value: u64) {
-        if let Some(index) = Self::index(register) {
-            self.values[index].store(value, Ordering::Relaxed);
-            self.told.fetch_or(1 << index, Ordering::Release);
-        }
-    }
-}
-
-impl Default for Shown {
-    fn default() -> Self {
-        Self::new()
-    }
 }

@@ -13,7 +13,7 @@ use super::host_lrs;
 use super::record::{Entry, Next, Record};
 use super::rsi;
 use super::vcpu::RunningVcpu;
-use crate::cpu::context::{Exception, enter_vcpu};
+use crate::cpu::context::Exception;
 use crate::cpu::dying;
 use crate::cpu::fault::faulting_ipa;
 use crate::cpu::{GuestState, SavedState};
@@ -120,7 +120,7 @@ fn turns(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState) -> Record {
             return Record::new(ExitReason::Irq);
         }
         stop(vcpu);
-        let exception = enter_vcpu(state);
+        let exception = state.enter();
         stop(vcpu);
         let esr = Syndrome(ESR_EL2.get());
         if !matches!(exception, Exception::HostSoon | Exception::HostNow) {

@@ -64,7 +64,7 @@ const EXITS: [Exit; 9] = [
     exit(("timer", "virtual timer, guest busy"), [Some(3134), Some(1085)], 450, 442),
     exit(("blocked", "the same, blocked"), [Some(8645), Some(4197)], 1500, 1788),
     exit(("sgi", "SGI to itself"), [Some(3213), Some(1027)], 400, 353),
-    exit(("ipi", "IPI there and back, in WFI"), [Some(12435), Some(15448)], 1500, 1412),
+    exit(("ipi", "IPI there and back, WFI"), [Some(12435), Some(15448)], 1500, 1412),
     exit(("touch", "first touch of a 4K page"), [Some(8266), None], 3000, 154),
 ];
 

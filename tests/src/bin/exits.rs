@@ -4,7 +4,7 @@
 //! `do=exits` measures what one guest can by itself, `do=blocked` a vCPU that waits
 //! while another guest has its CPU, `do=touch` memory that is there from the first
 //! touch on. `do=spin` is that other guest, `do=wait` one that is only there. Each row
-//! is a line `exit NAME MIN MEDIAN` of [`ROUNDS`] rounds, an empty round taken off.
+//! is a line `exit NAME MIN MEDIAN` of 1000 rounds, an empty round taken off.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 tests::program!(image::main, 1);
