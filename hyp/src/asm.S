@@ -496,7 +496,8 @@ resume_scratch:
 // A synchronous exception of a level that is served at the vector, for X1, on the
 // stack X2: guest::fast::serve says by `Served` how to go on. Rust's functions keep X19
 // to X29. System errors stay masked: what waits is still that level's when it goes
-// on, and so is what the host's page does to it.
+// on, and so is what memory does to it that is touched here: the host's page, and the
+// vCPU's own state.
     .macro  serve_at_vector
     mov     x19, sp
     mov     x0, sp

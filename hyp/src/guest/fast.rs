@@ -4,11 +4,11 @@
 //! distributor's that never changes, SMCCC_VERSION, and an SGI: to others, or to the
 //! vCPU itself where that has a list register ([`append`]).
 //!
-//! What all have in common is that they need nothing of the host, and change no
-//! of its interrupts but that SGI. Whoever else changes the vCPU's interrupts the PE, by an
+//! What all have in common is that they need nothing of the host, and change none of
+//! the vCPU's interrupts but that SGI. Whoever else changes one interrupts the PE, by an
 //! interrupt that is still pending when the guest goes on. So nothing need be looked
-//! at, as if it had not come out; and its history ([`VcpuState::note`](crate::rec::VcpuState::note))
-//! does not have them. Each does what [`exits::synchronous`](super::exits::synchronous)
+//! at, as if it had not come out; and its history
+//! ([`VcpuState::note`](crate::rec::VcpuState::note)) does not have them. Each does what [`exits::synchronous`](super::exits::synchronous)
 //! would, or nothing: that is tested with whatever a CPU may report.
 
 use arm64::frame::Gprs;

@@ -156,7 +156,9 @@ impl RunningVcpu<'_> {
             return host_lrs::leave(&self.cpu.gic, state);
         }
         let (index, vmcr) = (self.rec.index, ICH_VMCR_EL2.get());
-        self.cpu.lrs_are_zero = state.lrs.used() == 0;
+        if state.lrs_loaded {
+            self.cpu.lrs_are_zero = state.lrs.used() == 0;
+        }
         if !state.lrs.asks_nothing() {
             gic::read_lrs(self.cpu.gic.list_registers, &mut state.lrs.lr);
             state.lrs.hcr = ICH_HCR_EL2.get();

@@ -97,6 +97,9 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         }
         let sent = core::mem::take(&mut redist.sent);
         for bit in bits(sent) {
+            if redist.bank.pending() & 1 << bit == 0 {
+                continue; // taken back by a write
+            }
             let Some((index, old)) = redist.place(bit, groups, &loaded) else {
                 redist.dirty = 1;
                 return false;
@@ -165,6 +168,8 @@ impl Redistributor {
             groups,
             again: true,
         };
+        // It interrupts what the guest was about to try again (`Read::Again`).
+        self.entries = self.entries.wrapping_add(1);
         self.lr[index] = bit as u16;
         self.filled_pending |= 1 << index;
         self.used = self.used.max(index as u32 + 1);

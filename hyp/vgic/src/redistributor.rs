@@ -44,7 +44,7 @@ pub struct Redistributor {
     pub(crate) vmcr: u32,
     /// The distributor's epoch when the list registers were last folded.
     pub(crate) synced: u32,
-    /// Counts `fill`.
+    /// Counts `fill`, and what is lent without one.
     pub(crate) entries: u32,
     /// The register whose read waits for other vCPUs to fold, or 0.
     pub(crate) awaited: u32,

@@ -274,6 +274,16 @@ fn a_vcpu_finds_list_registers_as_it_left_them() {
     assert!(written(&mut h, REC).is_empty());
     // What was not taken is there again.
     assert_eq!(written(&mut h, REC + 1), [lr::PENDING | 5]);
+    // Whose it was not has come out before it was entered.
+    let (rec, page) = (h.page(REC), h.page(3));
+    h.ok(vendor::KICK, &[rec]);
+    let events = recording::of(|| {
+        h.ok(fid::RMI_REC_ENTER, &[rec, page]);
+    });
+    let writes = |event: &Event| matches!(event, Event::Msr("ICH_LR0_EL2", _));
+    assert!(!events.iter().any(writes));
+    assert_eq!(written(&mut h, REC), [0], "another's stays");
+    assert_eq!(written(&mut h, REC + 1), [lr::PENDING | 5]);
     sgi(1, 1);
     assert_eq!(written(&mut h, REC), [lr::PENDING | 5]);
 }
