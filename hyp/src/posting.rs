@@ -195,15 +195,14 @@ impl Known {
             return None;
         }
         let (offset, shift) = (far % PAGE as u64, esr.size_shift());
-        let is_read = !esr.has_wnr();
         Some(Self {
             of,
             access: Access::new(offset, shift)?,
             may_be_second: offset == 0 && shift != 0 && access::may_be_unaligned(sctlr),
-            then: if is_read && esr.register() > Served::LAST {
-                Served::EnterChanged
-            } else {
+            then: if esr.has_wnr() {
                 Served::Enter
+            } else {
+                Served::written(esr.register())
             },
         })
     }

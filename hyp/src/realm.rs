@@ -4,7 +4,7 @@
 //! the realm and of its RECs. While a REC exists the RD stays (its count), so a
 //! running REC reaches its realm without that lock; what it shares with others
 //! is behind locks here: `rtt`, the tables, and `vgic`, the interrupts of all
-//! vCPUs; and behind a third, `fast.posted`, the page of its device's accesses. None is
+//! vCPUs; and behind a third, `posted`, the page of its device's accesses. None is
 //! held while another is taken, nor while a guest runs. `measured` is taken beneath
 //! all of them.
 
@@ -15,8 +15,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use pgtable::{Level, Pa, Rtt, Synced, TableMem};
 use rmi::params::RealmFlags;
-use rmi::vendor::GICD_IPA;
-use vgic::{Affinity, Distributor, Redistributor, VcpuSet};
+use vgic::{Affinity, Distributor, Redistributor, VcpuSet, Vgic};
 
 use crate::cpu::pe::{MAX_PES, Pe};
 use crate::cpu::{gic, pe};
@@ -103,44 +102,13 @@ pub struct Roots {
     pub count: u64,
 }
 
-/// What is served at the vector alone knows of a realm (guest/fast.rs).
-#[derive(Debug)]
-#[repr(C)]
-pub struct Fast {
-    /// Accesses of its device that need not wait for the host. First, where it takes no
-    /// instruction to find.
-    pub posted: Device,
-    /// ID registers that it has read.
-    pub shown: Shown,
-    /// HPFAR_EL2 of a fault in the first page of its distributor; of none where it has
-    /// none.
-    pub distributor: u64,
-    /// HVC is how it calls.
-    pub by_hvc: bool,
-}
-
-impl Fast {
-    /// Of a realm that has EL2's distributor at this IPA, and calls by HVC.
-    pub const fn new(distributor: Option<u64>, by_hvc: bool) -> Self {
-        let distributor = match distributor {
-            Some(ipa) => ipa >> 12 << 4,
-            None => u64::MAX,
-        };
-        Self {
-            posted: Device::without_page(),
-            shown: Shown::new(),
-            distributor,
-            by_hvc,
-        }
-    }
-}
-
 /// The descriptor.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Realm {
-    /// What is served at the vector. First, where it takes no instruction to find.
-    pub fast: Fast,
+    /// Accesses of its device that need not wait for the host. First: at the vector it
+    /// takes no instruction to find.
+    pub posted: Device,
     state: AtomicU8,
     /// What it is.
     pub mode: Mode,
@@ -168,6 +136,8 @@ pub struct Realm {
     pub rtt: RealmLock<Option<Rtt<RttMem>>>,
     /// Its interrupts: those of the distributor here, a vCPU's in its REC.
     pub vgic: RealmLock<Distributor>,
+    /// ID registers that it has read.
+    pub shown: Shown,
     /// PAs of its RECs by index, 0 for none.
     recs: [AtomicU64; MAX_RECS],
     /// RECs ever created: the next index.
@@ -184,20 +154,15 @@ impl Realm {
         let geometry = *rtt.geometry();
         let ipa_bits = geometry.ipa_bits();
         let mode = identity.mode;
-        let host_lrs = !identity.flags.contains(RealmFlags::EL2_VGIC);
-        let shared_from = mode.shared_from(ipa_bits);
         Self {
-            fast: Fast::new(
-                (!host_lrs).then_some(shared_from + GICD_IPA),
-                mode != Mode::Realm,
-            ),
+            posted: Device::without_page(),
             state: AtomicU8::new(State::New as u8),
             mode,
-            host_lrs,
+            host_lrs: !identity.flags.contains(RealmFlags::EL2_VGIC),
             rpv: identity.rpv,
             measured: MeasuredLock::new(identity.measured),
             ipa_bits,
-            shared_from,
+            shared_from: mode.shared_from(ipa_bits),
             vmid: identity.vmid,
             vttbr: rtt.regs().vttbr,
             vtcr: geometry.vtcr(),
@@ -205,6 +170,7 @@ impl Realm {
             roots,
             rtt: RealmLock::new(Some(rtt)),
             vgic: RealmLock::new(Distributor::new()),
+            shown: Shown::new(),
             recs: [const { AtomicU64::new(0) }; MAX_RECS],
             created: AtomicU64::new(0),
             last_on_pe: [const { AtomicU8::new(0) }; MAX_PES],
@@ -275,9 +241,22 @@ impl Realm {
         self.last_on_pe[pe].swap(me, Ordering::Relaxed) != me
     }
 
+    /// Calls the vGIC under its lock. `me`: the vCPU that makes the call, which needs no
+    /// kick.
+    #[inline(always)]
+    pub fn with_vgic<R>(
+        &self,
+        me: Option<usize>,
+        f: impl FnOnce(&mut Vgic<'_, Vcpus<'_>>) -> R,
+    ) -> R {
+        let mut dist = self.vgic.lock();
+        let mut vcpus = self.vcpus(&mut dist, me);
+        f(&mut Vgic::new(&mut dist, &mut vcpus))
+    }
+
     /// The vCPUs, for a call of the vGIC, whose lock the caller holds. `me`: the
     /// vCPU that makes the call, which needs no kick.
-    pub fn vcpus<'a>(&'a self, _lock: &mut Distributor, me: Option<usize>) -> Vcpus<'a> {
+    fn vcpus<'a>(&'a self, _lock: &mut Distributor, me: Option<usize>) -> Vcpus<'a> {
         Vcpus {
             realm: self,
             me,
@@ -348,7 +327,7 @@ pub fn report_posted(granules: &Granules, log: &mut impl Write) {
     granules.each(granule::State::Rd, |rd| {
         // SAFETY: the granule is an RD, and no call ends while EL2 dies.
         let realm = unsafe { Realm::at(rd) };
-        realm.fast.posted.report(realm.vmid, log);
+        realm.posted.report(realm.vmid, log);
     });
 }
 

@@ -55,8 +55,6 @@ pub struct VcpuState {
     pub gprs: Gprs,
     /// Its index in the realm.
     pub index: usize,
-    /// What it writes to ICC_SGI1R_EL1 for SGI 0 to itself.
-    pub sgi_to_itself: u64,
     /// EL1's system registers.
     pub el1: El1,
     /// FP/SIMD registers, when no PE holds them.
@@ -194,7 +192,6 @@ impl Rec {
             state: UnsafeCell::new(VcpuState {
                 gprs: Gprs::reset(0),
                 index,
-                sgi_to_itself: vgic::sgi_to(Affinity::from_mpidr(mpidr)),
                 el1: El1::reset(),
                 fp: FpState::ZERO,
                 fp_pe: NO_PE,

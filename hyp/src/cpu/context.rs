@@ -190,6 +190,17 @@ pub enum Served {
 impl Served {
     /// The last of the registers before X30 that [`Self::Enter`] is enough for.
     pub const LAST: u32 = 19;
+
+    /// What is enough where register `n` was written, as an instruction names it.
+    #[inline(always)]
+    pub const fn written(n: u32) -> Self {
+        if n > Self::LAST {
+            Self::EnterChanged
+        } else {
+            Self::Enter
+        }
+    }
+
     // Even, and no vector's.
     const HOST_SOON: u64 = 4;
     const HOST_NOW: u64 = 6;

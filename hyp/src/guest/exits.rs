@@ -93,7 +93,7 @@ fn data_abort(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) 
     let esr = access::as_told(esr);
     if esr.has_access()
         && esr.fault().is_translation()
-        && let Some((frame, offset)) = gic_frame(vcpu, ipa)
+        && let Some((frame, offset)) = gic_frame(vcpu.realm, ipa)
     {
         return gic_access(vcpu, state, esr, frame, offset);
     }
@@ -110,18 +110,19 @@ fn data_abort(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) 
 /// The register of the guest's interrupt controller that stands at `ipa`: QEMU
 /// virt's map, in the half that is shared, which the host's device tree for it names
 /// too.
-fn gic_frame(vcpu: &RunningVcpu<'_>, ipa: u64) -> Option<(Frame, u64)> {
-    if vcpu.realm.host_lrs {
+#[inline(always)]
+pub fn gic_frame(realm: &Realm, ipa: u64) -> Option<(Frame, u64)> {
+    if realm.host_lrs {
         return None;
     }
-    let ipa = ipa.checked_sub(vcpu.realm.shared_from)?;
+    let ipa = ipa.checked_sub(realm.shared_from)?;
     if let Some(offset) = ipa.checked_sub(GICD_IPA)
         && offset < vgic::DISTRIBUTOR_SIZE
     {
         return Some((Frame::Distributor, offset));
     }
     let offset = ipa.checked_sub(GICR_IPA)?;
-    let vcpus = vcpu.realm.created.load(Ordering::Relaxed);
+    let vcpus = realm.created.load(Ordering::Relaxed);
     (offset < vcpus * vgic::REDISTRIBUTOR_SIZE).then(|| Frame::of_redistributors(offset))
 }
 
@@ -322,7 +323,7 @@ fn read(vcpu: &RunningVcpu<'_>, state: &VcpuState, register: Sysreg) -> Option<u
     Some(match register {
         r if r.is_id() => {
             let value = vcpu.cpu.common.tell(r, vcpu.realm.ipa_bits);
-            vcpu.realm.fast.shown.tell(r, value);
+            vcpu.realm.shown.tell(r, value);
             value
         }
         ACTLR_EL1::ENCODING => 0,

@@ -8,7 +8,7 @@
 //! the vCPU's interrupts but that SGI. Whoever else changes one interrupts the PE, by an
 //! interrupt that is still pending when the guest goes on. So nothing need be looked
 //! at, as if it had not come out; and its history
-//! ([`VcpuState::note`](crate::rec::VcpuState::note)) does not have them. Each does what [`exits::synchronous`](super::exits::synchronous)
+//! ([`VcpuState::note`]) does not have them. Each does what [`exits::synchronous`]
 //! would, or nothing: that is tested with whatever a CPU may report.
 
 use arm64::frame::Gprs;
@@ -17,13 +17,16 @@ use arm64::syndrome::{Class, Syndrome};
 use arm64::sysreg::Sysreg;
 use rmi::fid::SMCCC_VERSION;
 use rmi::smccc::VERSION_1_2;
-use vgic::{At, Rise};
+use vgic::{Affinity, At, Frame, Reach, Rise, SgiRegister};
 
-use super::interrupts::{append, send_to_others};
+use super::exits;
+use super::interrupts::append;
 use crate::cpu::context::Served;
+use crate::cpu::fault::faulting_ipa;
+use crate::idregs::Shown;
 use crate::log::trace;
 use crate::memory::guarded::Taken;
-use crate::realm::{Fast, Realm};
+use crate::realm::{Mode, Realm};
 use crate::rec::VcpuState;
 
 /// Serves a synchronous exception of a guest as soon as it is taken: ELR_EL2 and
@@ -39,8 +42,8 @@ pub extern "C" fn serve(state: &mut VcpuState, realm: &Realm) -> Served {
         return trapped(state, realm);
     }
     let sctlr = SCTLR_EL1.get();
-    match realm.fast.posted.serve(&mut state.gprs, &taken, sctlr) {
-        Served::No => distributor(&mut state.gprs, &realm.fast),
+    match realm.posted.serve(&mut state.gprs, &taken, sctlr) {
+        Served::No => distributor(&mut state.gprs, realm),
         served => {
             step(&taken);
             served
@@ -54,9 +57,9 @@ fn trapped(state: &mut VcpuState, realm: &Realm) -> Served {
     let taken = Taken::get();
     let esr = Syndrome(taken.esr);
     match esr.class() {
-        Class::SYSREG if esr.sysreg_is_read() => id_register(&mut state.gprs, &realm.fast, &taken),
+        Class::SYSREG if esr.sysreg_is_read() => id_register(&mut state.gprs, &realm.shown, &taken),
         Class::SYSREG => sgi(state, realm, &taken),
-        Class::HVC if realm.fast.by_hvc => version(&mut state.gprs),
+        Class::HVC if realm.mode != Mode::Realm => version(&mut state.gprs),
         _ => Served::No,
     }
 }
@@ -64,17 +67,19 @@ fn trapped(state: &mut VcpuState, realm: &Realm) -> Served {
 /// An SGI that a vCPU sends itself alone, or others alone.
 #[inline(always)]
 fn sgi(state: &mut VcpuState, realm: &Realm, taken: &Taken) -> Served {
-    const INTID: u64 = 0xf << 24;
     let esr = Syndrome(taken.esr);
-    if Sysreg::of(esr) != ICC_SGI1R_EL1::ENCODING || !Gprs::steps_plainly(taken.spsr) {
+    let sends = Sysreg::of(esr) == ICC_SGI1R_EL1::ENCODING && !realm.host_lrs;
+    if !sends || !Gprs::steps_plainly(taken.spsr) {
         return Served::No;
     }
-    let value = state.gprs.get(esr.sysreg_rt());
-    let sgi = (value >> 24) as u32 & 0xf;
-    let done = if value & !INTID == state.sgi_to_itself {
-        append(realm, state, (sgi, Rise::Sgi))
-    } else {
-        send_to_others(realm, state, value)
+    let (index, value) = (state.index, state.gprs.get(esr.sysreg_rt()));
+    let done = match vgic::reach(value, Affinity::from_mpidr(state.vmpidr)) {
+        Reach::Itself => append(realm, state, (vgic::sgi_of(value), Rise::Sgi)),
+        Reach::Others => {
+            realm.with_vgic(Some(index), |v| v.send_sgi(index, SgiRegister::Sgi1, value));
+            true
+        }
+        Reach::Both => false,
     };
     if !done {
         return Served::No;
@@ -89,54 +94,44 @@ fn step(taken: &Taken) {
     ELR_EL2.set(taken.elr.wrapping_add(4));
 }
 
-/// What is enough where register `n` was written.
-#[inline(always)]
-const fn written(n: u32) -> Served {
-    if n > Served::LAST {
-        Served::EnterChanged
-    } else {
-        Served::Enter
-    }
-}
-
 /// A plain read of a word of the distributor's that is always the same.
 #[inline(never)]
-fn distributor(gprs: &mut Gprs, known: &Fast) -> Served {
+fn distributor(gprs: &mut Gprs, realm: &Realm) -> Served {
     let (taken, sctlr) = (Taken::get(), SCTLR_EL1.get());
     let esr = Syndrome(taken.esr);
-    // The first word may be the end of an access that began in the page before.
-    let offset = taken.far & 0xfff;
     let plain = esr.is_plain_access()
         && !esr.has_wnr()
         && Gprs::steps_plainly(taken.spsr)
         && !Gprs::may_be_big_endian(sctlr);
-    if taken.hpfar != known.distributor || !plain || offset == 0 {
+    if !plain {
         return Served::No;
     }
-    let at = At {
-        offset,
-        size: esr.size() as usize,
+    let Some((Frame::Distributor, offset)) = exits::gic_frame(realm, faulting_ipa(esr)) else {
+        return Served::No;
     };
-    let Some(value) = vgic::fixed(at) else {
+    let size = esr.size() as usize;
+    // None of these is the first word, which may be the end of an access that began in
+    // the page before.
+    let Some(value) = vgic::fixed(At { offset, size }) else {
         return Served::No;
     };
     gprs.set(esr.register(), value.into());
     step(&taken);
-    written(esr.register())
+    Served::written(esr.register())
 }
 
 #[inline(always)]
-fn id_register(gprs: &mut Gprs, known: &Fast, taken: &Taken) -> Served {
+fn id_register(gprs: &mut Gprs, shown: &Shown, taken: &Taken) -> Served {
     let esr = Syndrome(taken.esr);
     if !Gprs::steps_plainly(taken.spsr) {
         return Served::No;
     }
-    let Some(value) = known.shown.get(Sysreg::of(esr)) else {
+    let Some(value) = shown.get(Sysreg::of(esr)) else {
         return Served::No;
     };
     gprs.set(esr.sysreg_rt(), value);
     step(taken);
-    written(esr.sysreg_rt())
+    Served::written(esr.sysreg_rt())
 }
 
 /// An HVC has its PC past it already.

@@ -11,7 +11,7 @@ use crate::rec::{VcpuState, asserts};
 use arm64::regs::{
     CNTHP_CTL_EL2, CNTHP_CVAL_EL2, CNTPCT_EL0, CNTV_CTL_EL0, ICH_HCR_EL2, ICH_VMCR_EL2,
 };
-use vgic::{Appended, ListRegisters, Loaded, Rise, SgiRegister, Vgic};
+use vgic::{Appended, ListRegisters, Loaded, Rise, Vgic};
 
 /// INTIDs that a guest's device tree names for its timers (QEMU virt's).
 pub mod intid {
@@ -30,23 +30,8 @@ pub fn append(realm: &Realm, state: &mut VcpuState, what: (u32, Rise)) -> bool {
     }
     let index = state.index;
     let loaded = loaded(&mut state.lrs);
-    let mut dist = realm.vgic.lock();
-    let mut vcpus = realm.vcpus(&mut dist, Some(index));
-    let appended = Vgic::new(&mut dist, &mut vcpus).append(index, what, loaded);
+    let appended = realm.with_vgic(Some(index), |v| v.append(index, what, loaded));
     appended.map(write).is_some()
-}
-
-/// Sends an SGI by this value of ICC_SGI1R_EL1. False where it may go to the vCPU itself:
-/// nothing has changed.
-pub fn send_to_others(realm: &Realm, state: &VcpuState, value: u64) -> bool {
-    let index = state.index;
-    if realm.host_lrs || vgic::may_reach(value, state.sgi_to_itself) {
-        return false;
-    }
-    let mut dist = realm.vgic.lock();
-    let mut vcpus = realm.vcpus(&mut dist, Some(index));
-    Vgic::new(&mut dist, &mut vcpus).send_sgi(index, SgiRegister::Sgi1, value);
-    true
 }
 
 /// This PE's list registers, as they were filled.
@@ -79,9 +64,7 @@ fn set_cnthp(state: &VcpuState, level: bool) {
 impl RunningVcpu<'_> {
     /// Calls the vGIC under its lock.
     pub fn vgic<R>(&mut self, f: impl FnOnce(&mut Vgic<'_, crate::realm::Vcpus<'_>>) -> R) -> R {
-        let mut dist = self.realm.vgic.lock();
-        let mut vcpus = self.realm.vcpus(&mut dist, Some(self.rec.index));
-        f(&mut Vgic::new(&mut dist, &mut vcpus))
+        self.realm.with_vgic(Some(self.rec.index), f)
     }
 
     fn redistributor<R>(&self, f: impl FnOnce(&vgic::Redistributor) -> R) -> R {

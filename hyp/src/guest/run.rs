@@ -127,7 +127,7 @@ fn turns(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState) -> Record {
             note(state, exception, esr);
         }
         match exception {
-            Exception::HostSoon => vcpu.call_host_in(state, vcpu.realm.fast.posted.delay()),
+            Exception::HostSoon => vcpu.call_host_in(state, vcpu.realm.posted.delay()),
             Exception::HostNow => return Record::new(ExitReason::Irq),
             Exception::Sync => match exits::synchronous(vcpu, pa, state, esr) {
                 Next::Enter => {}

@@ -169,7 +169,7 @@ pub fn destroy(system: &System, rd: u64) -> Outcome<Option<()>> {
     }
     *rtt = None;
     drop(rtt);
-    realm.fast.posted.end(&system.granules);
+    realm.posted.end(&system.granules);
     let Roots { base, count } = realm.roots;
     system.vmids.release(realm.vmid);
     let size = system.granules.size();

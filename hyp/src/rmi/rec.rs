@@ -5,7 +5,6 @@ use core::sync::atomic::Ordering;
 use ::rmi::params::{MAX_REC_AUX, RecFlags, RecParams, mpidr_index};
 use ::rmi::run::{EnterFlags, ExitReason, RecRun};
 use ::rmi::{Status, psci};
-use vgic::Vgic;
 
 use super::Outcome;
 use super::args::{copy_from_host, is_delegated, lock, lock_idle_rec, pin};
@@ -301,9 +300,6 @@ fn start(vcpu: &Rec, entry: u64, context: u64) {
     unsafe { &mut *vcpu.state.get() }.reset(entry, context);
     // SAFETY: the REC counts in its RD.
     let realm = unsafe { Realm::at(vcpu.rd) };
-    let mut dist = realm.vgic.lock();
-    let mut vcpus = realm.vcpus(&mut dist, Some(vcpu.index));
-    Vgic::new(&mut dist, &mut vcpus).reset_vcpu(vcpu.index);
-    drop(dist);
+    realm.with_vgic(Some(vcpu.index), |vgic| vgic.reset_vcpu(vcpu.index));
     vcpu.set_runnable(true);
 }

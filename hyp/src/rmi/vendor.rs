@@ -10,7 +10,6 @@ use ::rmi::vendor::{
     Exit, GICD_IPA, GICR_IPA, HISTORY_LEN, LOG_INPUT_MAX, LOG_LINE_MAX, RangeKind,
 };
 use log::Level;
-use vgic::Vgic;
 
 use super::Outcome;
 use super::args::{lock, lock_idle_rec, pin, pin_around};
@@ -106,17 +105,17 @@ pub fn set_posted(system: &System, rd: u64, page: u64, ipa: u64, delay: u64) -> 
         }
     };
     if page == 0 {
-        return outcome(realm.fast.posted.end(&system.granules));
+        return outcome(realm.posted.end(&system.granules));
     }
     let aligned = ipa.is_multiple_of(posted::PAGE as u64);
     let shared = ipa.checked_sub(realm.shared_from);
     let at = shared.ok_or(Status::ErrorInput)?;
-    if !aligned || ipa >> realm.ipa_bits != 0 || realm.fast.posted.is_set() || is_gic(at) {
+    if !aligned || ipa >> realm.ipa_bits != 0 || realm.posted.is_set() || is_gic(at) {
         return Err(Status::ErrorInput);
     }
     let pin = pin(system, page)?;
     let posting = Posting::new(ipa, page, pin, delay).map_err(|_| Status::ErrorInput)?;
-    realm.fast.posted.set(posting);
+    realm.posted.set(posting);
     Ok(())
 }
 
@@ -136,12 +135,9 @@ pub fn set_spi(system: &System, rd: u64, spi: u64, level: u64) -> Outcome {
     if level > 1 || realm.host_lrs {
         return Err(Status::ErrorInput);
     }
-    let mut dist = realm.vgic.lock();
-    let mut vcpus = realm.vcpus(&mut dist, None);
-    Vgic::new(&mut dist, &mut vcpus)
-        .set_spi(spi, level == 1)
-        .map_err(|_| Status::ErrorInput)?;
-    Ok(())
+    realm
+        .with_vgic(None, |vgic| vgic.set_spi(spi, level == 1))
+        .map_err(|_| Status::ErrorInput)
 }
 
 /// Whether a vCPU that waits in the host would be woken, by interrupts that are EL2's.
@@ -158,15 +154,12 @@ pub fn rec_pending(system: &System, rec: u64) -> Outcome<bool> {
     let now = CNTPCT_EL0.get();
     let vtimer = run.vtimer.ctl & 0b11 == 1 && now >= run.vtimer.cval;
     let ptimer = run.ptimer.level(now);
-    let mut dist = realm.vgic.lock();
-    let mut vcpus = realm.vcpus(&mut dist, Some(vcpu.index));
-    let mut vgic = Vgic::new(&mut dist, &mut vcpus);
-    // The PPIs and the vCPU exist.
-    let _ = vgic.set_ppi(vcpu.index, intid::VIRTUAL_TIMER, vtimer);
-    let _ = vgic.set_ppi(vcpu.index, intid::PHYSICAL_TIMER, ptimer);
-    let pending = vgic.pending(vcpu.index, run.interface.vmcr);
-    drop(dist);
-    Ok(pending)
+    Ok(realm.with_vgic(Some(vcpu.index), |vgic| {
+        // The PPIs and the vCPU exist.
+        let _ = vgic.set_ppi(vcpu.index, intid::VIRTUAL_TIMER, vtimer);
+        let _ = vgic.set_ppi(vcpu.index, intid::PHYSICAL_TIMER, ptimer);
+        vgic.pending(vcpu.index, run.interface.vmcr)
+    }))
 }
 
 /// The last exits of a plain guest's vCPU that does not run, oldest first.

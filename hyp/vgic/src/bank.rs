@@ -116,6 +116,12 @@ impl Bank {
         self.ready(groups) & !self.active & !self.held
     }
 
+    /// Of changed interrupts, those that somebody must hear of: a list register has them,
+    /// or should be found for them.
+    pub(crate) fn concerned(&self, changed: u32, groups: Groups) -> u32 {
+        changed & (self.held | self.deliverable(groups))
+    }
+
     pub(crate) fn is_group1(&self, bit: usize) -> bool {
         self.group1 & (1 << bit) != 0
     }

@@ -58,7 +58,7 @@ pub use intid::{Affinity, Error, PRIVATE, SPIS};
 pub use list_registers::{ListRegisters, MAX_LIST_REGISTERS, hcr, lr, vmcr};
 pub use mmio::{At, DISTRIBUTOR_SIZE, Frame, REDISTRIBUTOR_SIZE, Read, fixed};
 pub use redistributor::Redistributor;
-pub use sgi::{SgiRegister, may_reach, sgi_to};
+pub use sgi::{Reach, SgiRegister, reach, sgi_of};
 
 /// The vCPUs of a guest, as the vGIC needs them: where their redistributors are
 /// and how to make them look at their interrupts.

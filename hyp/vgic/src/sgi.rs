@@ -18,29 +18,47 @@ pub enum SgiRegister {
     Asgi1,
 }
 
-/// What `ICC_SGI1R_EL1` is written with for SGI 0 to the PE at this affinity alone; that
-/// of another is in bits 27:24.
-#[must_use]
-pub const fn sgi_to(affinity: Affinity) -> u64 {
-    let [aff3, aff2, aff1, aff0] = affinity.bits().to_be_bytes();
-    (aff3 as u64) << 48
-        | (aff2 as u64) << 32
-        | (aff1 as u64) << 16
-        | (aff0 as u64 >> 4) << 44
-        | 1 << (aff0 & 0xf)
+/// Where a write of an `ICC_SGI<n>R_EL1` goes, as its PE sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// To that PE alone.
+    Itself,
+    /// To others alone, or nobody.
+    Others,
+    /// To that PE and others.
+    Both,
 }
 
-/// Whether an SGI by `value` may go to the PE that [`sgi_to`] gives `to` of: it is in
-/// the target list, and its cluster is named.
+/// The SGI of a write of an `ICC_SGI<n>R_EL1`.
 #[must_use]
-pub const fn may_reach(value: u64, to: u64) -> bool {
-    const INTID: u64 = 0xf << 24;
-    const LIST: u64 = 0xffff;
-    value & IRM == 0 && value & to & LIST != 0 && (value ^ to) & !(INTID | LIST | RES0) == 0
+pub const fn sgi_of(value: u64) -> u32 {
+    (value >> 24) as u32 & 0xf
 }
 
-/// RES0 of `ICC_SGI<n>R_EL1`.
-const RES0: u64 = 0xff << 56 | 0b111 << 41 | 0xf << 28;
+/// Where a write of `value` by the PE at `from` goes.
+#[must_use]
+pub const fn reach(value: u64, from: Affinity) -> Reach {
+    let own = from.bits() & 0xf;
+    let list = value as u32 & 0xffff;
+    if value & IRM != 0 || cluster(value) != from.bits() & !0xf || list & 1 << own == 0 {
+        Reach::Others
+    } else if list == 1 << own {
+        Reach::Itself
+    } else {
+        Reach::Both
+    }
+}
+
+/// Aff3, Aff2 and Aff1 name the cluster, RS which 16 of its PEs: the first of them.
+const fn cluster(value: u64) -> u32 {
+    Affinity::new(
+        (value >> 48) as u8,
+        (value >> 32) as u8,
+        (value >> 16) as u8,
+        (value >> 40) as u8 & 0xf0,
+    )
+    .bits()
+}
 
 /// `IRM`: to all but the sender.
 const IRM: u64 = 1 << 40;
@@ -49,7 +67,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
     /// Sends the SGI that `value` asks for, by the vCPU `from`. Targets that do
     /// not exist are ignored, as a GIC does.
     pub fn send_sgi(&mut self, from: usize, register: SgiRegister, value: u64) {
-        let sgi = (value >> 24) as usize & 0xf;
+        let sgi = sgi_of(value) as usize;
         if value & IRM != 0 {
             for vcpu in 0..self.vcpus.count() {
                 if vcpu != from {
@@ -58,15 +76,8 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             }
             return;
         }
-        // Aff3, Aff2 and Aff1 name the cluster, RS which 16 of its PEs.
-        let cluster = Affinity::new(
-            (value >> 48) as u8,
-            (value >> 32) as u8,
-            (value >> 16) as u8,
-            (value >> 40) as u8 & 0xf0,
-        );
         for bit in bits(value as u32 & 0xffff) {
-            let target = Affinity::from_bits(cluster.bits() | bit as u32);
+            let target = Affinity::from_bits(cluster(value) | bit as u32);
             if let Some(vcpu) = self.vcpus.find(target) {
                 self.pend_sgi(vcpu, register, sgi);
             }
@@ -81,8 +92,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let (bank, mask) = (&mut redist.bank, 1 << sgi);
         if register == SgiRegister::Sgi1 || !bank.is_group1(sgi) {
             bank.set_pending(mask);
-            // As `notify` has it.
-            if (bank.held | bank.deliverable(groups)) & mask != 0 {
+            if bank.concerned(mask, groups) != 0 {
                 redist.sent |= mask;
                 self.vcpus.kick(vcpu);
             }
@@ -94,9 +104,15 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
 mod tests {
     use super::*;
 
-    /// Against what each of them goes to.
+    /// SGI 5 to the PE at `to`.
+    fn sgi_to(to: Affinity) -> u64 {
+        let [aff3, aff2, aff1, aff0] = to.bits().to_be_bytes().map(u64::from);
+        let cluster = aff3 << 48 | aff2 << 32 | aff1 << 16 | aff0 >> 4 << 44;
+        cluster | 5 << 24 | 1 << (aff0 & 0xf)
+    }
+
     #[test]
-    fn what_may_reach_a_pe_is_what_names_it() {
+    fn an_sgi_goes_to_whom_it_names() {
         let pes = [
             Affinity::new(0, 0, 0, 0),
             Affinity::new(0, 0, 1, 15),
@@ -104,13 +120,17 @@ mod tests {
         ];
         for from in pes {
             for to in pes {
-                let value = sgi_to(to) | 5 << 24;
-                assert_eq!(may_reach(value, sgi_to(from)), from == to);
-                for reserved in [1 << 63, 1 << 56, 1 << 41, 1 << 43, 1 << 28] {
-                    assert_eq!(may_reach(value | reserved, sgi_to(from)), from == to);
+                let value = sgi_to(to);
+                let one = [Reach::Others, Reach::Itself][usize::from(from == to)];
+                let all = [Reach::Others, Reach::Both][usize::from(from == to)];
+                assert_eq!(sgi_of(value), 5);
+                // With RES0 bits.
+                for more in [0, 1 << 63, 1 << 56, 1 << 41, 1 << 43, 1 << 28] {
+                    assert_eq!(reach(value | more, from), one, "{more:#x}");
                 }
-                assert_eq!(may_reach(value | 0xffff, sgi_to(from)), from == to);
-                assert!(!may_reach(value | IRM, sgi_to(from)), "to all others");
+                assert_eq!(reach(value | 0xffff, from), all);
+                assert_eq!(reach(value | IRM, from), Reach::Others);
+                assert_eq!(reach(value & !0xffff, from), Reach::Others);
             }
         }
     }

@@ -180,7 +180,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
     pub(crate) fn notify(&mut self, place: Place, changed: u32) {
         let groups = self.dist.groups();
         let Some(bank) = self.bank(place) else { return };
-        let concerned = changed & (bank.held | bank.deliverable(groups));
+        let concerned = bank.concerned(changed, groups);
         if concerned == 0 {
             return;
         }

@@ -3,7 +3,7 @@
 
 use vgic::{
     Affinity, At, Distributor, Frame, ListRegisters, Loaded, Redistributor, Rise, SgiRegister,
-    VcpuSet, Vgic, lr, sgi_to, vmcr,
+    VcpuSet, Vgic, lr, vmcr,
 };
 
 const TIMER: u32 = 27;
@@ -66,7 +66,7 @@ impl Vcpu {
     }
 
     fn send(&mut self, sgi: u64) {
-        let value = sgi_to(Affinity::new(0, 0, 0, 0)) | sgi << 24;
+        let value = sgi << 24 | 1;
         self.vgic().send_sgi(0, SgiRegister::Sgi1, value);
     }
 

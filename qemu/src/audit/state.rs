@@ -294,8 +294,8 @@ fn vmids(system: &At<'_>) -> Result<BTreeSet<u16>> {
 }
 
 fn realm(at: &At<'_>) -> Result<Realm> {
-    let posting = at.word("fast.posted.posting.data.value.page")?;
-    let posted = at.word("fast.posted.posting.data.value.granule")?;
+    let posting = at.word("posted.posting.data.value.page")?;
+    let posted = at.word("posted.posting.data.value.granule")?;
     let recs = at.ram.words(at.place("recs")?, 64)?;
     Ok(Realm {
         rd: at.pa,

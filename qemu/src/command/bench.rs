@@ -1,5 +1,7 @@
 //! `cargo qemu bench`.
 
+use std::fmt;
+
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -7,7 +9,8 @@ use serde::Serialize;
 use crate::bench::pgtable::{self, Counted, Timed};
 use crate::bench::{boot, console, exits, memory};
 use crate::run::ending::FAILED;
-use crate::setup::{qemu, valgrind};
+use crate::setup::qemu::{self, Qemu};
+use crate::setup::valgrind;
 use crate::ui;
 use crate::workspace::Workspace;
 
@@ -104,41 +107,33 @@ fn console(workspace: &Workspace, options: &console::Options, json: bool) -> Res
 fn memory(workspace: &Workspace, json: bool) -> Result<bool> {
     let qemu = qemu::ensure(&workspace.scratch())?;
     let rows = memory::measure(workspace, &qemu)?;
-    if !json {
-        ui::print(format_args!(
-            "instructions (QEMU {}, -icount), granules of 4 KiB\n{}",
-            qemu.version,
-            memory::HEAD
-        ))?;
-    }
-    for row in &rows {
-        if json {
-            object(row)?;
-        } else {
-            ui::print(row)?;
-        }
-    }
+    show(&rows, json, &qemu, "granules of 4 KiB", memory::HEAD)?;
     Ok(rows.iter().all(memory::Row::passes))
 }
 
 fn exits(workspace: &Workspace, json: bool) -> Result<bool> {
     let qemu = qemu::ensure(&workspace.scratch())?;
     let rows = exits::measure(workspace, &qemu)?;
-    if !json {
-        ui::print(format_args!(
-            "instructions (QEMU {}, -icount), medians of 1000\n{}",
-            qemu.version,
-            exits::HEAD
-        ))?;
-    }
-    for row in &rows {
-        if json {
-            object(row)?;
-        } else {
-            ui::print(row)?;
-        }
-    }
+    show(&rows, json, &qemu, "medians of 1000", exits::HEAD)?;
     Ok(rows.iter().all(exits::Row::passes))
+}
+
+/// Shows rows of instructions, and for people what they are.
+fn show<R: Serialize + fmt::Display>(
+    rows: &[R],
+    json: bool,
+    qemu: &Qemu,
+    what: &str,
+    head: &str,
+) -> Result<()> {
+    if json {
+        return rows.iter().try_for_each(object);
+    }
+    let version = &qemu.version;
+    ui::print(format_args!(
+        "instructions (QEMU {version}, -icount), {what}\n{head}"
+    ))?;
+    Ok(rows.iter().try_for_each(ui::print)?)
 }
 
 fn pgtable(workspace: &Workspace, json: bool) -> Result<bool> {

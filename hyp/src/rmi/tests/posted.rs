@@ -371,10 +371,7 @@ fn a_report_of_el2s_death_has_what_guests_wrote_last() {
     // One that died with the lock in its hands does not wait for it.
     // SAFETY: the fake machine's realm.
     let realm = unsafe { Realm::at(guest.h.page(RD)) };
-    realm
-        .fast
-        .posted
-        .while_held(|| assert_eq!(guest.report(), ""));
+    realm.posted.while_held(|| assert_eq!(guest.report(), ""));
     assert_eq!(guest.set(0, 0), Status::Success);
     assert_eq!(guest.report(), "");
 }

@@ -2,8 +2,8 @@
 //! `hyp` does around the crate, reduced to its order of calls.
 
 use vgic::{
-    Affinity, Appended, At, Distributor, Frame, ListRegisters, Loaded, Read, Redistributor, Rise,
-    SgiRegister, VcpuSet, Vgic, hcr, sgi_to,
+    Affinity, Appended, At, Distributor, Frame, ListRegisters, Loaded, Reach, Read, Redistributor,
+    Rise, SgiRegister, VcpuSet, Vgic, hcr, reach, sgi_of,
 };
 
 use crate::hardware::Interface;
@@ -83,9 +83,9 @@ impl Machine {
 
     /// A guest's SGI; one to itself alone takes the short way where there is one.
     pub fn send_sgi(&mut self, from: usize, register: SgiRegister, value: u64) {
-        let sgi = (value >> 24) as u32 & 0xf;
-        let own = value & !(0xf << 24) == sgi_to(affinity(from)) && self.in_guest[from];
-        if own && register == SgiRegister::Sgi1 && self.append(from, (sgi, Rise::Sgi)) {
+        let own = reach(value, affinity(from)) == Reach::Itself && self.in_guest[from];
+        let sgi = (sgi_of(value), Rise::Sgi);
+        if own && register == SgiRegister::Sgi1 && self.append(from, sgi) {
             return;
         }
         self.vgic().send_sgi(from, register, value);
@@ -165,7 +165,8 @@ impl Machine {
     fn raise(&mut self, pe: usize, (intid, rise): (u32, Rise)) {
         match rise {
             Rise::Sgi => {
-                let value = sgi_to(affinity(pe)) | u64::from(intid) << 24;
+                let at = affinity(pe).to_mpidr();
+                let value = u64::from(intid) << 24 | (at >> 8 & 0xff) << 16 | 1 << (at & 0xf);
                 self.vgic().send_sgi(pe, SgiRegister::Sgi1, value);
             }
             Rise::Linked => {
