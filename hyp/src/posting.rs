@@ -2,7 +2,6 @@
 //! `posted`): the page, and who serves them.
 
 use core::fmt::Write;
-use core::sync::atomic::{AtomicBool, Ordering};
 
 use arm64::frame::Gprs;
 use arm64::syndrome::Syndrome;
@@ -18,8 +17,6 @@ use crate::memory::phys;
 /// What a realm's device may have: a page of the host's that speaks for it.
 #[derive(Debug)]
 pub struct Device {
-    /// Whether it has one, for those who are about to enter the guest.
-    there: AtomicBool,
     posting: RealmLock<Posting>,
 }
 
@@ -27,25 +24,22 @@ impl Device {
     /// One without a page.
     pub const fn without_page() -> Self {
         Self {
-            there: AtomicBool::new(false),
             posting: RealmLock::new(Posting::NONE),
         }
     }
 
     /// Whether it has one. That changes under the RD's lock.
     pub fn is_set(&self) -> bool {
-        self.there.load(Ordering::Relaxed)
+        self.posting.lock().page.is_some()
     }
 
-    /// Gives it a page, for vCPUs that are entered from now on.
+    /// Gives it a page.
     pub fn set(&self, posting: Posting) {
         *self.posting.lock() = posting;
-        self.there.store(true, Ordering::Relaxed);
     }
 
     /// Takes its page away, from all vCPUs: false when it has none.
     pub fn end(&self, granules: &Granules) -> bool {
-        self.there.store(false, Ordering::Relaxed);
         let posting = core::mem::replace(&mut *self.posting.lock(), Posting::NONE);
         let Some(granule) = posting.page.and_then(|_| granules.get(posting.granule)) else {
             return false;

@@ -139,12 +139,13 @@ impl RunningVcpu<'_> {
             return host_lrs::leave(&self.cpu.gic, state);
         }
         let (index, vmcr) = (self.rec.index, ICH_VMCR_EL2.get());
+        // Else they were folded, or are whoever's who ran before.
         if state.lrs_loaded {
             self.cpu.lrs_are_zero = state.lrs.used() == 0;
-        }
-        if !state.lrs.asks_nothing() {
-            gic::read_lrs(self.cpu.gic.list_registers, &mut state.lrs.lr);
-            state.lrs.hcr = ICH_HCR_EL2.get();
+            if !state.lrs.asks_nothing() {
+                gic::read_lrs(self.cpu.gic.list_registers, &mut state.lrs.lr);
+                state.lrs.hcr = ICH_HCR_EL2.get();
+            }
         }
         let timer = self.timer_level();
         let physical = self.cpu.gic.ppi.virtual_timer;

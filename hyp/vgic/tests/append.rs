@@ -113,11 +113,18 @@ fn one_whose_deactivation_is_news_has_none() {
 
 #[test]
 fn one_that_is_to_look_has_none() {
-    let mut vcpu = Vcpu::new(4);
-    vcpu.send(2);
-    assert!(!vcpu.has_one(SGI, ON, 0));
-    vcpu.refill(|lr| lr);
-    assert!(vcpu.has_one(SGI, ON, 0));
+    // An SGI was sent; another was made active.
+    let changes: [fn(&mut Vcpu); 2] = [
+        |vcpu| vcpu.send(2),
+        |vcpu| vcpu.write(Frame::Sgi(0), 0x300, 1 << 3),
+    ];
+    for change in changes {
+        let mut vcpu = Vcpu::new(4);
+        change(&mut vcpu);
+        assert!(!vcpu.has_one(SGI, ON, 0));
+        vcpu.refill(|lr| lr);
+        assert!(vcpu.has_one(SGI, ON, 0));
+    }
 }
 
 #[test]
