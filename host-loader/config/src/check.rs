@@ -144,7 +144,7 @@ pub fn populate(text: &str) -> Result<Populate, String> {
     let known = Populate::ALL.iter().find(|(word, _)| *word == text);
     known.map(|(_, populate)| *populate).ok_or_else(|| {
         format!(
-            "populate = {}: expected \"eager\", \"lazy\" or \"pages\"",
+            "populate = {}: expected \"eager\", \"lazy\", \"pages\" or \"lazy-pages\"",
             Value(text)
         )
     })

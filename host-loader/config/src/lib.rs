@@ -16,7 +16,7 @@
 //! | `ipa_bits` | bits of its IPA space, whose upper half it shares if its memory is its own; 32 to 52 | as few as its memory takes |
 //! | `start_level` | where the walk of its stage 2 starts: -1 to 3, as its granule and IPA bits allow | as few levels as concatenated tables allow |
 //! | `ram_base` | IPA of its memory, a multiple of 2M above the devices | `0x40000000` |
-//! | `populate` | `"eager"`: it has all its memory when it starts; `"lazy"`: each piece at first touch; `"pages"`: as eager, and no entry of its tables maps more than a page | the host's choice ([`Populate`]) |
+//! | `populate` | `"eager"`: it has all its memory when it starts; `"lazy"`: each piece at first touch; `"pages"`, `"lazy-pages"`: the same, and no entry of its tables maps more than a page | the host's choice ([`Populate`]) |
 //! | `console` | it owns the first UART; one guest at most | the first guest does |
 //! | `strict` | it is stopped when it accesses what it does not have | `false` |
 //! | `load` | IPA of a raw binary | RAM base + 512 KiB |
@@ -195,7 +195,7 @@ impl Guest {
 /// where that takes no larger mappings from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "write", derive(serde::Serialize))]
-#[cfg_attr(feature = "write", serde(rename_all = "lowercase"))]
+#[cfg_attr(feature = "write", serde(rename_all = "kebab-case"))]
 pub enum Populate {
     /// All of it before it starts.
     Eager,
@@ -203,19 +203,32 @@ pub enum Populate {
     Lazy,
     /// As eager, and by pages alone.
     Pages,
+    /// As lazy, and by pages alone.
+    LazyPages,
 }
 
 impl Populate {
     /// All ways, by the words for them.
-    pub const ALL: [(&str, Self); 3] = [
+    pub const ALL: [(&str, Self); 4] = [
         ("eager", Self::Eager),
         ("lazy", Self::Lazy),
         ("pages", Self::Pages),
+        ("lazy-pages", Self::LazyPages),
     ];
 
     /// The word for it.
     pub const fn word(self) -> &'static str {
         Self::ALL[self as usize].0
+    }
+
+    /// Whether the guest has a piece only once that is touched.
+    pub const fn is_lazy(self) -> bool {
+        matches!(self, Self::Lazy | Self::LazyPages)
+    }
+
+    /// Whether no entry of the guest's tables maps more than a page.
+    pub const fn is_by_pages(self) -> bool {
+        matches!(self, Self::Pages | Self::LazyPages)
     }
 }
 

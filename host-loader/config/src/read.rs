@@ -396,7 +396,7 @@ mod tests {
             ("mode = \"fast\"", &[":4:8: ", "fast", "plain"]),
             (
                 "populate = \"later\"",
-                &[":4:12: ", "populate = \"later\"", "or \"pages\""],
+                &[":4:12: ", "populate = \"later\"", "or \"lazy-pages\""],
             ),
             ("populate = true", &[":4:12: ", "string"]),
             ("load = -4", &[":4:8: ", "load", "address"]),

@@ -147,7 +147,7 @@ pub fn needs(
         || match populate(config, resources, &shape) {
             Populate::Eager => false,
             Populate::Lazy => block > PIECE_SIZE,
-            Populate::Pages => true,
+            Populate::Pages | Populate::LazyPages => true,
         };
     let extents = memory.ram.shared().extents();
     let ram: u64 = (extents.iter())
@@ -301,7 +301,7 @@ pub async fn build(
     let context = resources.build_context();
     let shape = shape(config, resources)?;
     let (populate, mode) = (populate(config, resources, &shape), config.guest.mode);
-    let lazy = populate == Populate::Lazy;
+    let lazy = populate.is_lazy();
     log::debug!(
         "guest {}: {} bits of IPA, from level {}, root tables: {}{}, RAM at {:#x}, {}, {}",
         config.guest.name,
@@ -330,7 +330,8 @@ pub async fn build(
     let kind = Kind {
         mode,
         shape,
-        by_pages: populate == Populate::Pages,
+        by_pages: populate.is_by_pages(),
+        lazy,
         personalization: config.guest.personalization(),
     };
     let created = Realm::create(context, kind, &resources.features).await;

@@ -129,7 +129,10 @@ impl LiveRam {
         }
         let mapped = self.stage2.populate(&self.ram, piece);
         match mapped {
-            Ok(()) => self.ram.pieces().set_mapped(piece),
+            Ok(()) => {
+                self.stage2.split(&self.ram, piece);
+                self.ram.pieces().set_mapped(piece);
+            }
             Err(_) => self.ram.pieces().unclaim(piece),
         }
         mapped

@@ -7,11 +7,12 @@
 //!
 //! The rest of its RAM is zero and not measured: EL2 zeroes it, whoever asks.
 
+use super::delegated::reclaim;
 use super::failure::RealmError;
 use super::handover::Reached;
 use super::pieces::PIECE_SIZE;
 use super::ram::{Extent, Ram};
-use super::realm::{BuildContext, Realm, reclaim};
+use super::realm::{BuildContext, Realm};
 use crate::arch::bytes;
 use crate::rmi_call::{self, CallError};
 use alloc::sync::Arc;

@@ -10,8 +10,10 @@
 //! | [`fdt`] | its device tree |
 //! | [`handover`] | a protected guest's memory: given to its realm, and taken back |
 //! | [`measured`] | a realm's first memory, in the order of its measurement |
+//! | [`splits`] | its blocks that are split into pages |
 //! | [`sharing`] | a realm's RAM that changes hands while it runs |
 //! | [`shares`] | what of it is shared |
+//! | [`delegated`] | single granules that are EL2's while a realm is |
 //! | [`realm`] | the RMI commands that build a realm and take it apart |
 //! | [`vmid`] | which VMIDs living realms have |
 //! | [`build`] | all of these in order |
@@ -21,6 +23,7 @@
 //! The image has `handle` besides, a guest that runs.
 
 pub mod build;
+pub mod delegated;
 pub mod error;
 pub mod failure;
 pub mod fdt;
@@ -36,4 +39,5 @@ pub mod ram;
 pub mod realm;
 pub mod shares;
 pub mod sharing;
+pub mod splits;
 pub mod vmid;

@@ -2,6 +2,7 @@
 
 use super::pieces::{PIECE_SIZE, Pieces};
 use super::shares::Shares;
+use super::splits::Splits;
 use crate::arch::bytes;
 use crate::granules::Granules;
 use crate::image::GuestMemory;
@@ -106,6 +107,7 @@ pub struct Ram {
     pieces: Pieces,
     /// What a realm shares of it.
     shares: Mutex<Shares>,
+    splits: Splits,
     /// EL2 has kept something of it.
     lost: AtomicBool,
 }
@@ -134,6 +136,11 @@ impl Ram {
     /// What a realm shares of it; of another guest's nothing is.
     pub fn shares(&self) -> &Mutex<Shares> {
         &self.shares
+    }
+
+    /// Its blocks that are split.
+    pub fn splits(&self) -> &Splits {
+        &self.splits
     }
 
     /// Its realm is gone, and shares nothing any more.
@@ -288,6 +295,7 @@ impl GuestRam {
         let ram = Arc::new(Ram {
             extents,
             pieces: Pieces::new(size),
+            splits: Splits::new((size / PIECE_SIZE) as usize),
             shares: Mutex::new(shares),
             lost: AtomicBool::new(false),
         });

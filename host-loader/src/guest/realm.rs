@@ -5,6 +5,7 @@
 //! half-built one too. What EL2 will not give back is never used again: it is
 //! leaked, and reported.
 
+use super::delegated::{delegate_one, leaked, reclaim};
 use super::failure::RealmError;
 use super::handover::{Heir, Reached};
 use super::map;
@@ -195,6 +196,20 @@ impl Stage2 {
         })
     }
 
+    /// Splits the block that maps a piece, if one does and there is a table for it.
+    pub fn split(self, ram: &Ram, piece: usize) {
+        if self.is_block(ram, piece) {
+            let at = (piece, ram.piece(piece).start);
+            ram.splits().split(self.rd, at, self.shape.granule());
+        }
+    }
+
+    /// Whether one entry maps this piece.
+    fn is_block(self, ram: &Ram, piece: usize) -> bool {
+        let entry = self.entries_of(ram, piece).next();
+        entry.is_some_and(|(entry, level)| level == 2 && entry.size == PIECE_SIZE)
+    }
+
     /// The entries that map a piece of a guest's RAM.
     pub fn entries_of(self, ram: &Ram, piece: usize) -> impl Iterator<Item = (Extent, i64)> {
         let parts = ram.parts_of(piece);
@@ -298,6 +313,8 @@ pub struct Kind {
     pub shape: Shape,
     /// No entry maps more than a page.
     pub by_pages: bool,
+    /// It gets its RAM by pieces, when they are touched.
+    pub lazy: bool,
     /// Its personalization value.
     pub personalization: [u8; PERSONALIZATION],
 }
@@ -321,6 +338,8 @@ pub struct Realm {
     ram: Option<Arc<Ram>>,
     /// It is mapped by pieces, those that say so; otherwise `mapped` has it.
     by_pieces: bool,
+    /// What it gets as a block is split.
+    splits: bool,
     tables: usize,
     aux_count: usize,
     recs: Vec<Rec>,
@@ -374,9 +393,12 @@ impl Realm {
             mode,
             shape,
             by_pages,
+            lazy,
             ..
         } = kind;
-        let largest = if by_pages {
+        // Memory of its own comes by pages in one call too, where there is a table.
+        let splits = by_pages && lazy && mode == Mode::Plain;
+        let largest = if by_pages && !splits {
             3
         } else {
             shape.largest_level(features)
@@ -393,6 +415,7 @@ impl Realm {
             mapped: Vec::new(),
             ram: None,
             by_pieces: false,
+            splits,
             tables: 0,
             aux_count: 0,
             recs: Vec::new(),
@@ -501,6 +524,7 @@ impl Realm {
         (self.ram, self.by_pieces) = (Some(ram.clone()), true);
         let stage2 = self.stage2();
         let range = ram.range();
+        let mut blocks = 0;
         let mut last = [None; 5];
         for ipa in range.step_by(PIECE_SIZE as usize) {
             let Some(piece) = ram.piece_at(ipa) else {
@@ -516,13 +540,18 @@ impl Realm {
                     }
                 }
             }
+            blocks += u64::from(stage2.is_block(ram, piece));
             context.pace.step().await;
         }
         if self.mode != Mode::Plain {
             return self.give_claimed(context, ram).await;
         }
+        if self.splits && blocks > 0 {
+            ram.splits().reserve(context.granules, blocks);
+        }
         for piece in ram.pieces().claimed() {
             stage2.map_piece(ram, piece)?;
+            stage2.split(ram, piece);
             ram.pieces().set_mapped(piece);
             context.pace.step().await;
         }
@@ -800,7 +829,7 @@ impl Realm {
             pace.step().await;
         }
         let shared = self.ram.clone().filter(|_| self.mode == Mode::Realm);
-        self.take_memory_back(pace).await;
+        self.take_memory_back(context).await;
         if let Some(ram) = &shared {
             self.tables += ram.shares().lock().tables;
         }
@@ -843,7 +872,7 @@ impl Realm {
 
     /// Takes the guest's memory back. RAM that EL2 keeps a part of, or leaves mapped,
     /// is lost.
-    async fn take_memory_back(&mut self, pace: &Pace) {
+    async fn take_memory_back(&mut self, BuildContext { granules, pace }: BuildContext<'_>) {
         let stage2 = self.stage2();
         let mut is_whole = true;
         for Mapped { ipas, level } in self.mapped.drain(..) {
@@ -862,12 +891,17 @@ impl Realm {
             }
         } else if self.by_pieces {
             for piece in ram.pieces().mapped() {
+                let at = (piece, ram.piece(piece).start);
+                if !ram.splits().join(self.rd, at, granules) {
+                    self.tables += 1;
+                }
                 for (entry, level) in stage2.entries_of(&ram, piece) {
                     is_whole &= stage2.unmap(entry.ipa, level);
                     pace.step().await;
                 }
             }
         }
+        ram.splits().release(granules);
         if !is_whole {
             ram.lose();
         }
@@ -903,35 +937,6 @@ impl Realm {
     }
 }
 
-pub(super) fn delegate_one(
-    granules: &Mutex<Granules>,
-    purpose: &'static str,
-) -> Result<u64, RealmError> {
-    let mut granules = granules.lock();
-    let size = granules.granule();
-    let pa = granules
-        .take(size, size)
-        .ok_or(RealmError::NoMemory(purpose))?;
-    match rmi_call::granule_delegate(pa) {
-        Ok(()) => Ok(pa),
-        Err(error) => {
-            granules.give(pa, size);
-            Err(RealmError::Call("GRANULE_DELEGATE", error))
-        }
-    }
-}
-
-pub(super) fn reclaim(granules: &Mutex<Granules>, pa: u64) {
-    match rmi_call::granule_undelegate(pa) {
-        Ok(()) => {
-            let mut granules = granules.lock();
-            let size = granules.granule();
-            granules.give(pa, size);
-        }
-        Err(error) => leaked("GRANULE_UNDELEGATE", error),
-    }
-}
-
 /// Adds a table of `level` to a realm, for what is at `ipa`. Who counts tables counts it.
 pub(super) fn add_table(
     stage2: Stage2,
@@ -946,10 +951,6 @@ pub(super) fn add_table(
         return Err(RealmError::Call("RTT_CREATE", error));
     }
     Ok(())
-}
-
-fn leaked(call: &str, error: CallError) {
-    log::error!("{call}: {error}; memory is lost until the machine restarts");
 }
 
 /// A sentence about where `ipa` lies in a guest with this RAM, whose devices stand

@@ -117,6 +117,12 @@ impl El2 {
             return Status::ErrorRtt(reached as u8);
         }
         realm.tables.insert((level, ipa), rtt);
+        // A block that is mapped becomes as many pages.
+        if let Some(pa) = realm.mapped.remove(&(level - 1, ipa)) {
+            let pages = (0..realm.size(level - 1)).step_by(realm.size(level) as usize);
+            let pages = pages.map(|at| ((level, ipa + at), pa + at));
+            realm.mapped.extend(pages.collect::<Vec<_>>());
+        }
         self.take(rtt, Owner::Rtt);
         Status::Success
     }
@@ -272,9 +278,24 @@ impl El2 {
         let Some(&table) = realm.tables.get(&(level, ipa)) else {
             return Status::ErrorRtt(realm.reach(ipa, level - 1) as u8);
         };
+        let pages = (ipa..ipa + size).step_by(granule as usize);
+        if let Some(&pa) = realm.mapped.get(&(level, ipa)) {
+            let follows = |at: u64| realm.mapped.get(&(level, at)) == Some(&(pa + (at - ipa)));
+            if !pa.is_multiple_of(size) || !pages.clone().all(follows) {
+                return Status::ErrorRtt(level as u8);
+            }
+            realm
+                .mapped
+                .retain(|&(of, at), _| of != level || !(ipa..ipa + size).contains(&at));
+            realm.mapped.insert((level - 1, ipa), pa);
+            realm.tables.remove(&(level, ipa));
+            self.owners.insert(table, Owner::Delegated);
+            out[0] = table;
+            return Status::Success;
+        }
         let first = realm.data.get(&ipa).map(|data| data.pa);
         let whole = first.is_some_and(|pa| {
-            let mut pages = (ipa..ipa + size).step_by(granule as usize);
+            let mut pages = pages;
             let follows = |at: u64| {
                 let data = realm.data.get(&at).map(|data| data.pa);
                 data == Some(pa + (at - ipa)) && realm.ram.contains(&at)

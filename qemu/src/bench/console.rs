@@ -19,7 +19,7 @@ use serde::Serialize;
 use super::counted::{self, Counting, LIMIT, MEMORY};
 use super::first_process::{self, LINE};
 use crate::build;
-use crate::config::Guest;
+use crate::config::{Guest, Populate};
 use crate::guests::catalogue;
 use crate::guests::fetch::Cache;
 use crate::machine::virt::Machine;
@@ -155,6 +155,8 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
         let guest = Guest {
             initrd: Some(initrd.clone()),
             cmdline: Some("console=ttyAMA0 quiet".into()),
+            // As `cargo qemu run` has it.
+            populate: Some(Populate::LazyPages),
             ..Guest::new(name, kernel.clone(), MEMORY)
         };
         let machines = [

@@ -102,8 +102,9 @@ fn prepare(
         let machine = plan::bare_machine(qemu, options, &guests)?;
         return Ok((machine, guests, None));
     }
-    let image = build::image_or(workspace, options.boot.image.as_deref())?;
-    let machine = plan::machine(qemu, options, &guests, &image, folder)?;
+    guests.suit_qemu(options.boot.granule);
+    let image = || build::image_or(workspace, options.boot.image.as_deref());
+    let (machine, image) = plan::machine(qemu, options, &guests, image, folder)?;
     Ok((machine, guests, Some(image)))
 }
 

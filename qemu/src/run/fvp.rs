@@ -96,8 +96,8 @@ fn prepare(
     means: &Means<'_>,
 ) -> Result<(Machine, Guests)> {
     let guests = plan::guests(workspace, &options.boot, shell, means.folder)?;
-    let image = build::image_or(workspace, options.boot.image.as_deref())?;
-    let described = plan::describe(options, &guests, &image, means.folder, true)?;
+    let image = || build::image_or(workspace, options.boot.image.as_deref());
+    let (described, _) = plan::describe(options, &guests, image, means.folder, true)?;
     let machine = Machine::of(described, means.clone(), !options.dry_run)?;
     Ok((machine, guests))
 }

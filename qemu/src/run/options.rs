@@ -77,8 +77,9 @@ pub struct Boot {
     #[arg(help_heading = MACHINE)]
     pub mode: Mode,
 
-    /// When guests get their memory: all of it at start, or a piece at its first
-    /// touch [default: lazy, where that keeps mappings as large]
+    /// When guests get their memory, all of it at start or a piece at its first
+    /// touch, and whether by pages alone [default: lazy-pages, which QEMU runs
+    /// quickest; of other granules and machines the host's choice]
     #[arg(long, value_parser = populates(), conflicts_with = "bundle")]
     #[arg(help_heading = MACHINE)]
     pub populate: Option<Populate>,

@@ -3,16 +3,18 @@
 use std::fmt::Display;
 use std::fs;
 use std::io::{IsTerminal, Read};
+use std::panic::resume_unwind;
 use std::path::{self, Path, PathBuf};
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 
 use super::ending;
-use super::options::{Boot, Level, Run};
+use super::options::{Boot, Granule, Level, Run};
 use crate::build::{self, Image};
 use crate::bundle;
 use crate::config::places::Places;
-use crate::config::{self, Guest, Mode};
+use crate::config::{self, Guest, Mode, Populate};
 use crate::guests::catalogue::{self, Origin};
 use crate::guests::fetch::Cache;
 use crate::guests::initrd::{self, Task};
@@ -66,6 +68,17 @@ pub struct Guests {
 }
 
 impl Guests {
+    /// Guests that do not say how they get their memory get it as QEMU is quickest: with
+    /// entries of no more than its TLB's own pages, which Undercroft's of 4K are. For
+    /// each larger one it forgets all that it holds when one address is to be forgotten.
+    pub fn suit_qemu(&mut self, granule: Granule) {
+        if granule == Granule::K4 {
+            for guest in &mut self.list {
+                guest.populate.get_or_insert(Populate::LazyPages);
+            }
+        }
+    }
+
     /// The guest whose console is the machine's: the one that says so, else the
     /// first, unless it says that it is not.
     pub fn console_owner(&self) -> Option<&Guest> {
@@ -408,25 +421,27 @@ pub fn machine(
     qemu: Qemu,
     options: &Run,
     guests: &Guests,
-    image: &Image,
+    image: impl FnOnce() -> Result<Image> + Send,
     folder: &Path,
-) -> Result<Machine> {
+) -> Result<(Machine, Image)> {
     let log_uart = Machine::can_have_log_uart(&qemu) && !options.one_uart;
-    let described = describe(options, guests, image, folder, log_uart)?;
-    Ok(Machine::of(described, qemu, &options.cpu, &options.extra))
+    let (described, image) = describe(options, guests, image, folder, log_uart)?;
+    let machine = Machine::of(described, qemu, &options.cpu, &options.extra);
+    Ok((machine, image))
 }
 
-/// What any machine for `guests` under Undercroft has, with a bundle in `folder`.
+/// What any machine for `guests` under Undercroft has, with a bundle in `folder`, which is
+/// packed while the image is built.
 ///
 /// # Errors
 /// When the guests do not fit the machine that the options describe.
 pub fn describe(
     options: &Run,
     guests: &Guests,
-    image: &Image,
+    image: impl FnOnce() -> Result<Image> + Send,
     folder: &Path,
     log_uart: bool,
-) -> Result<Description> {
+) -> Result<(Description, Image)> {
     let most = guests.list.iter().map(|guest| guest.vcpus).max();
     let cpus = options.boot.smp.or(most).unwrap_or(1);
     for (index, guest) in guests.list.iter().enumerate() {
@@ -440,21 +455,15 @@ pub fn describe(
             );
         }
     }
-    let (initrd, packed) = match &guests.bundle {
-        Some(bundle) => {
-            let size = bundle
-                .as_ref()
-                .map_or(Ok(0), |file| file.metadata().map(|m| m.len()))?;
-            (bundle.clone(), size)
-        }
-        None => {
-            let bundle = bundle::pack(&guests.list)?;
-            (
-                Some(write(folder, "bundle.cpio", &bundle)?),
-                bundle.len() as u64,
-            )
-        }
-    };
+    let (image, packed) = thread::scope(|scope| {
+        let image = scope.spawn(image);
+        let packed = pack(guests, folder);
+        (
+            image.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            packed,
+        )
+    });
+    let (image, (initrd, packed)) = (image?, packed?);
     let ram = ram(options, guests, packed)?;
     // What a machine that is watched says of resets and of its last exits, we
     // need; what of it is shown is the user's choice.
@@ -462,7 +471,7 @@ pub fn describe(
         true => options.boot.log,
         false => options.boot.log.max(Level::Info),
     };
-    Ok(Description {
+    let description = Description {
         cpus,
         ram,
         kernel: image.file.clone(),
@@ -470,7 +479,19 @@ pub fn describe(
         append: options.bootargs(log_uart, level),
         end: Some(ending::token()?),
         log_uart,
-    })
+    };
+    Ok((description, image))
+}
+
+/// The guests' bundle, in `folder` if it is made here, and its bytes.
+fn pack(guests: &Guests, folder: &Path) -> Result<(Option<PathBuf>, u64)> {
+    let Some(bundle) = &guests.bundle else {
+        let bundle = bundle::pack(&guests.list)?;
+        let file = write(folder, "bundle.cpio", &bundle)?;
+        return Ok((Some(file), bundle.len() as u64));
+    };
+    let size = (bundle.as_ref()).map_or(Ok(0), |file| file.metadata().map(|m| m.len()))?;
+    Ok((bundle.clone(), size))
 }
 
 /// A place where the user has said something, to begin a message with.

@@ -321,6 +321,8 @@ fn touches() -> Vec<Case> {
         ("4k", "lazy", "max"),
         // Without FEAT_S2FWB.
         ("4k", "lazy", "neoverse-n1"),
+        ("4k", "lazy-pages", "max"),
+        ("4k", "lazy-pages", "neoverse-n1"),
         ("4k", "eager", "max"),
         ("16k", "lazy", "max"),
         ("16k", "lazy", "cortex-a76"),

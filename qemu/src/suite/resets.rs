@@ -44,6 +44,7 @@ pub fn cases() -> Vec<Case> {
         ("", "4k", "max", None),
         ("-without-fwb", "4k", "cortex-a72", None),
         ("-eager", "4k", "max", Some(Populate::Eager)),
+        ("-lazy-pages", "4k", "max", Some(Populate::LazyPages)),
         ("-eager-16k", "16k", "max", Some(Populate::Eager)),
         ("-lazy-16k", "16k", "max", Some(Populate::Lazy)),
         (
@@ -64,6 +65,7 @@ pub fn cases() -> Vec<Case> {
         ("", "4k", "max", None),
         ("-without-fwb", "4k", "cortex-a72", None),
         ("-eager", "4k", "max", Some(Populate::Eager)),
+        ("-lazy-pages", "4k", "max", Some(Populate::LazyPages)),
         ("-16k", "16k", "max", None),
         ("-64k", "64k", "max", None),
     ] {
