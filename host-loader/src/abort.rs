@@ -12,6 +12,7 @@ use crate::emulate::execute::{Abort, By, Nowhere, Place, Space};
 use crate::emulate::state::Cpu;
 use crate::emulate::walk::{self, Access, Kind, Miss, Tables};
 use crate::emulate::{self, Cause, Outcome};
+use crate::guest::flash::Devices;
 use crate::guest::handle::{Guest, Stop, Vcpu};
 use crate::guest::live::Populated;
 use crate::guest::map;
@@ -24,6 +25,7 @@ use core::sync::atomic::Ordering;
 use log::Level;
 use rmi::registers::Registers;
 use rmi::run::RecExit;
+use spin::Mutex;
 use zerocopy::FromZeros;
 
 /// What follows an abort.
@@ -290,9 +292,9 @@ impl Tables for View<'_> {
 
 impl Space for View<'_> {
     fn place(&self, ipa: u64) -> Place {
-        if self.guest.memory.contains(ipa) {
+        if self.guest.memory.contains(ipa) || self.guest.program_at(ipa, 1).is_some() {
             Place::Ram
-        } else if map::UART.contains(&ipa) || map::FLASH.contains(&ipa) {
+        } else if Device::of(self.guest, ipa, 1).is_some() {
             Place::Device
         } else {
             Place::Nothing
@@ -301,15 +303,17 @@ impl Space for View<'_> {
 
     fn read(&mut self, ipa: u64, size: u64) -> Result<u64, Nowhere> {
         let ram = &self.guest.memory;
-        if let Some(at) = ram.spot(ipa, size) {
+        let program = || self.guest.program_at(ipa, size);
+        if let Some(at) = ram.spot(ipa, size).or_else(program) {
             return Ok(at.load(size, ram.is_coherent()));
         }
-        match Device::of(ipa, size).ok_or(Nowhere)? {
+        match Device::of(self.guest, ipa, size).ok_or(Nowhere)? {
             Device::Uart(offset) => {
                 let read = |at| self.console.read(at);
                 Ok(bus::read_piece(offset, size, read))
             }
-            Device::Flash => Ok(erased(size)),
+            Device::Flash(devices) => Ok(devices.lock().read(ipa, size)),
+            Device::Erased => Ok(erased(size)),
         }
     }
 
@@ -319,10 +323,14 @@ impl Space for View<'_> {
             at.store(size, value, ram.is_coherent());
             return Ok(());
         }
-        if let Device::Uart(offset) = Device::of(ipa, size).ok_or(Nowhere)? {
-            for (at, value) in bus::writes_of_piece(offset, size, value) {
-                self.console.write(at, value);
+        match Device::of(self.guest, ipa, size).ok_or(Nowhere)? {
+            Device::Uart(offset) => {
+                for (at, value) in bus::writes_of_piece(offset, size, value) {
+                    self.console.write(at, value);
+                }
             }
+            Device::Flash(devices) => devices.lock().write(ipa, size, value),
+            Device::Erased => {}
         }
         Ok(())
     }
@@ -334,24 +342,29 @@ impl Space for View<'_> {
 }
 
 /// A device of the host's.
-enum Device {
+enum Device<'a> {
     /// The PL011, at this offset.
     Uart(u64),
+    /// Of a guest that starts from flash: where its variables are, or its clock.
+    Flash(&'a Mutex<Devices>),
     /// Erased, and not to be written.
-    Flash,
+    Erased,
 }
 
-impl Device {
+impl<'a> Device<'a> {
     /// The one that has all of an access. What leaves a page goes elsewhere than
     /// to the next address: where is not known here.
     #[inline]
-    fn of(ipa: u64, size: u64) -> Option<Self> {
+    fn of(guest: &'a Guest, ipa: u64, size: u64) -> Option<Self> {
         if ipa % PAGE + size > PAGE {
-            None
-        } else if map::UART.contains(&ipa) {
-            Some(Self::Uart(ipa - map::UART.start))
-        } else {
-            map::FLASH.contains(&ipa).then_some(Self::Flash)
+            return None;
+        }
+        if map::UART.contains(&ipa) {
+            return Some(Self::Uart(ipa - map::UART.start));
+        }
+        match &guest.flash {
+            Some(devices) => Devices::have(ipa).then_some(Self::Flash(devices)),
+            None => map::FLASH.contains(&ipa).then_some(Self::Erased),
         }
     }
 }
@@ -376,14 +389,22 @@ pub enum Written {
 #[inline]
 pub fn device_read(guest: &Guest, ipa: u64, size: u64) -> Option<u64> {
     let ipa = ipa.checked_sub(guest.shared)?;
-    let Device::Uart(offset) = Device::of(ipa, size)? else {
-        return Some(erased(size));
-    };
-    let mut console = guest.console.lock();
     let mut joined = Joined::default();
-    for (at, bytes) in bus::pieces(offset, size) {
-        let read = |at| console.read(at);
-        joined.add(bus::read_piece(offset + at, bytes, read), bytes);
+    match Device::of(guest, ipa, size)? {
+        Device::Uart(offset) => {
+            let mut console = guest.console.lock();
+            for (at, bytes) in bus::pieces(offset, size) {
+                let read = |at| console.read(at);
+                joined.add(bus::read_piece(offset + at, bytes, read), bytes);
+            }
+        }
+        Device::Flash(devices) => {
+            let devices = devices.lock();
+            for (at, bytes) in bus::pieces(ipa, size) {
+                joined.add(devices.read(ipa + at, bytes), bytes);
+            }
+        }
+        Device::Erased => return Some(erased(size)),
     }
     Some(joined.value(size))
 }
@@ -394,7 +415,7 @@ pub fn device_read(guest: &Guest, ipa: u64, size: u64) -> Option<u64> {
 pub fn device_write(guest: &Guest, ipa: u64, size: u64, value: u64) -> Written {
     let of_device = ipa
         .checked_sub(guest.shared)
-        .and_then(|at| Device::of(at, size));
+        .and_then(|at| Device::of(guest, at, size));
     match of_device {
         Some(Device::Uart(offset)) => {
             let mut console = guest.console.lock();
@@ -408,7 +429,14 @@ pub fn device_write(guest: &Guest, ipa: u64, size: u64, value: u64) -> Written {
             }
             Written::Done
         }
-        Some(Device::Flash) => Written::Done,
+        Some(Device::Flash(devices)) => {
+            let mut devices = devices.lock();
+            for (at, bytes) in bus::pieces(ipa, size) {
+                devices.write(ipa + at, bytes, value >> (8 * at));
+            }
+            Written::Done
+        }
+        Some(Device::Erased) => Written::Done,
         None => Written::Nowhere,
     }
 }

@@ -14,10 +14,12 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use error::{BootError, Purpose};
 use host_loader::arch::{cpu, exception, local, mmu};
 use host_loader::bundle::Bundle;
+use host_loader::clock::Time;
 use host_loader::gic::{Controller, GicError};
 use host_loader::granules::Granules;
 use host_loader::guest::build;
 use host_loader::guest::error::Refusal;
+use host_loader::guest::map;
 use host_loader::machine::{self, Cpu, Machine};
 use host_loader::pace::{Pace, at_once};
 use host_loader::platform::{Platform, Uart, boot_arguments};
@@ -115,6 +117,12 @@ fn boot(dtb: u64) -> Result<&'static Machine, BootError> {
         cpus.len(),
         bundle.guests.len()
     );
+    let asked = bundle
+        .guests
+        .iter()
+        .any(|guest| map::is_flash(guest.guest.load));
+    // SAFETY: The registers are mapped as Device; nobody else reads them.
+    let time = unsafe { Time::of_machine(platform.clock.filter(|_| asked)) };
     let paces = bundle.guests.iter().map(|_| Pace::new()).collect();
     let seeds = Seeds::new(&platform.rng_seed);
     if seeds.next().is_none() {
@@ -136,6 +144,7 @@ fn boot(dtb: u64) -> Result<&'static Machine, BootError> {
         gic: Mutex::new(gic),
         console: Mutex::new(console),
         console_guest: Mutex::new(None),
+        time,
         faulted: AtomicBool::new(false),
         reports: AtomicU32::new(0),
     });
@@ -302,6 +311,9 @@ fn map_everything(platform: &Platform, cpus: &[Cpu]) -> Result<(), BootError> {
     devices.push(platform.gic.distributor.clone());
     if let Some(uart) = &platform.console {
         devices.push(uart.base..uart.base + 0x1000);
+    }
+    if let Some(clock) = platform.clock {
+        devices.push(clock..clock + 0x1000);
     }
     mmu::activate(&mmu::FinalMap {
         ram: ram.ranges().to_vec(),

@@ -13,6 +13,7 @@
 //! | [`device`] | device models |
 //! | [`emulate`] | accesses that their syndrome does not describe |
 //! | [`seed`] | randomness for guests |
+//! | [`clock`] | what time it is |
 //! | [`turns`] | whose turn it is on a CPU |
 //! | [`pace`] | long work in steps |
 //! | [`rmi_call`] | calls to EL2 |
@@ -33,6 +34,7 @@ extern crate alloc;
 
 pub mod arch;
 pub mod bundle;
+pub mod clock;
 pub mod device;
 pub mod emulate;
 pub mod granules;

@@ -209,6 +209,9 @@ pub async fn create(
         vcpus,
         console: Mutex::new(console),
         posted,
+        flash: (memory.flash.as_ref()).map(|banks| {
+            Mutex::new(banks.devices(realm.stage2(), machine.features.fwb, machine.time))
+        }),
         stop: AtomicU8::new(0),
         attached: AtomicUsize::new(cpus.len()),
         parts: Mutex::new(Some((realm, memory))),
@@ -285,6 +288,10 @@ async fn finish(machine: &'static Machine, guest: Arc<Guest>) {
     let Some((realm, memory)) = guest.parts.lock().take() else {
         return;
     };
+    if let Some(devices) = &guest.flash {
+        // As it was built.
+        devices.lock().show(true);
+    }
     realm
         .destroy(resources(machine, guest.config).build_context())
         .await;

@@ -6,6 +6,7 @@
 
 use crate::arch::local;
 use crate::bundle::Bundle;
+use crate::clock::Time;
 use crate::gic::{self, Controller};
 use crate::granules::Granules;
 use crate::guest::handle::{Guest, Stop, Vcpu};
@@ -58,6 +59,8 @@ pub struct Machine {
     pub seeds: Seeds,
     /// The CPUs, in the device tree's order.
     pub cpus: Vec<Cpu>,
+    /// What time it is, if a guest can ask.
+    pub time: Time,
     /// The interrupt controller.
     pub gic: Mutex<Controller>,
     /// The first UART: the console guest's.

@@ -58,6 +58,8 @@ pub struct Platform {
     pub console: Option<Uart>,
     /// The log's UART where it is another than the console.
     pub log: Option<Uart>,
+    /// The registers of a PL031, which tells the time.
+    pub clock: Option<u64>,
     /// INTID of the physical timer of EL1 (CNTP).
     pub timer_intid: u32,
 }
@@ -397,6 +399,11 @@ impl Platform {
                 base: range.start,
                 intid: interrupt(node, 0, width),
             });
+        }
+        if node.is_compatible("arm,pl031")
+            && let Some(range) = place.registers()?.first()
+        {
+            self.clock = Some(range.start);
         }
         if node.is_compatible("arm,armv8-timer")
             && let Some(intid) = interrupt(node, 1, width)

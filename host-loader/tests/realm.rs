@@ -14,11 +14,13 @@ use counting::counted;
 use el2::{Asks, El2, RealmState};
 use guest_config::{Mode, Populate};
 use host_loader::bundle::Bundle;
+use host_loader::clock::Time;
 use host_loader::granules::{self, Granules};
 use host_loader::guest::build::{self, Resources};
 use host_loader::guest::error::{GuestError, Refusal};
 use host_loader::guest::failure::RealmError;
 use host_loader::guest::live::{LiveRam, Populated};
+use host_loader::guest::map;
 use host_loader::guest::pieces::PIECE_SIZE;
 use host_loader::guest::ram::Ram;
 use host_loader::guest::realm::Shape;
@@ -839,25 +841,59 @@ fn a_guest_that_asks_for_too_much_is_told_what_there_is() {
         ("vcpus = 33", many, ["guests.toml:4", "vcpus", "at most 32"]),
     ];
     for (text, is_that, parts) in cases {
-        let toml = format!("[[guest]]\nname = \"g\"\nkernel = \"k\"\n{text}\n");
-        let case = Case {
-            granule_shift: 12,
-            arena: &arena,
-            failing: None,
-            toml: &toml,
-            kernel: &[1; 64],
-        };
-        let (error, lost) = with_host(&case, |resources, _| {
-            let before = resources.granules.lock().free_bytes();
-            let error = build::allocate(&resources.bundle.guests[0], resources).unwrap_err();
-            (error, before - resources.granules.lock().free_bytes())
-        });
-        assert!(is_that(&error.why), "{error:?}");
-        let sentence = error.to_string();
-        for part in parts {
-            assert!(sentence.contains(part), "{sentence}");
-        }
-        assert_eq!(lost, 0);
+        assert_refused(&arena, text, is_that, parts);
+    }
+}
+
+/// A guest of these settings is refused for that, in these words, and nothing of it is left.
+fn assert_refused(arena: &Arena, text: &str, is_that: impl Fn(&Refusal) -> bool, parts: [&str; 3]) {
+    let toml = format!("[[guest]]\nname = \"g\"\nkernel = \"k\"\n{text}\n");
+    let case = Case {
+        granule_shift: 12,
+        arena,
+        failing: None,
+        toml: &toml,
+        kernel: &[1; 64],
+    };
+    let (error, lost) = with_host(&case, |resources, _| {
+        let before = resources.granules.lock().free_bytes();
+        let error = build::allocate(&resources.bundle.guests[0], resources).unwrap_err();
+        (error, before - resources.granules.lock().free_bytes())
+    });
+    assert!(is_that(&error.why), "{error:?}");
+    let sentence = error.to_string();
+    for part in parts {
+        assert!(sentence.contains(part), "{sentence}");
+    }
+    assert_eq!(lost, 0);
+}
+
+#[test]
+fn flash_is_a_plain_guests_and_has_an_end() {
+    let arena = arena();
+    let little = |why: &Refusal| matches!(why, Refusal::LittleMemory { .. });
+    let flash = |why: &Refusal| matches!(why, Refusal::Flash { .. } | Refusal::FlashEnd { .. });
+    type IsThat = fn(&Refusal) -> bool;
+    let cases: [(&str, IsThat, [&str; 3]); 3] = [
+        (
+            "load = 0\nmode = \"protected\"",
+            flash,
+            ["guests.toml:4", "load = 0x0", "a plain guest"],
+        ),
+        (
+            "load = 0x3ff_ffff",
+            flash,
+            ["guests.toml:4", "load = 0x3ffffff", "0x400003f"],
+        ),
+        // What flash takes is given back.
+        (
+            "memory = \"62M\"\nload = 0",
+            little,
+            ["guests.toml:4", "memory", "left"],
+        ),
+    ];
+    for (text, is_that, parts) in cases {
+        assert_refused(&arena, text, is_that, parts);
     }
 }
 
@@ -1017,4 +1053,94 @@ fn shapes_are_those_that_kvm_would_choose() {
     assert_eq!(shape(16, 2 * G), (34, 2, 1));
     assert_eq!(shape(16, 1 << 44), (44, 2, 4));
     assert_eq!(shape(16, 1 << 48), (48, 1, 1));
+}
+
+/// What stands in the flash of a guest that starts from it, by IPA.
+fn shown(el2: &RefCell<El2>) -> [bool; 2] {
+    let el2 = el2.borrow();
+    let mapped = &el2.realm.as_ref().unwrap().mapped;
+    [0, map::FLASH.start].map(|ipa| mapped.keys().any(|(_, at)| *at == ipa))
+}
+
+/// A guest starts from flash, which it reads as memory; while it gives commands to the
+/// second bank, that is none. What it writes there outlives resets.
+#[test]
+fn a_guest_starts_from_flash_and_keeps_what_it_wrote_there() {
+    let arena = arena();
+    let both = |command: u64| command << 16 | command;
+    let at = map::FLASH.start + 0x1000;
+    for granule_shift in [12, 14, 16] {
+        let case = Case {
+            granule_shift,
+            arena: &arena,
+            failing: None,
+            toml: &format!("{TOML}load = 0\n"),
+            kernel: &kernel(),
+        };
+        with_host(&case, |resources, el2| {
+            let before = resources.granules.lock().free_bytes();
+            let config = &resources.bundle.guests[0];
+            let mut memory = build::allocate(config, resources).unwrap();
+            for value in [u64::from(u32::MAX), 0x1234_5678] {
+                let realm = at_once(build::build(config, resources, &mut memory)).unwrap();
+                assert_eq!(guest_bytes(&el2.borrow(), 0..KERNEL as u64), kernel());
+                let banks = memory.flash.as_ref().unwrap();
+                let mut devices = banks.devices(realm.stage2(), true, Time::is(1000));
+                assert_eq!(devices.read(at, 4), value, "in {granule_shift}");
+                assert_eq!(shown(el2), [true, true]);
+                devices.write(at, 4, both(0x40));
+                assert_eq!(shown(el2), [true, false]);
+                devices.write(at, 4, 0x1234_5678);
+                assert_eq!(devices.read(at, 8), 0x0080_0080_0080_0080, "ready");
+                devices.write(at, 4, both(0xff));
+                assert_eq!(shown(el2), [true, true]);
+                assert_eq!(devices.read(at, 8), 0xffff_ffff_1234_5678);
+                let lost = devices.read(8, 8);
+                devices.write(8, 8, !lost);
+                assert_eq!(devices.read(8, 8), lost);
+                assert!((1000..2000).contains(&devices.read(map::CLOCK.start, 4)));
+                // Powered off amid a command.
+                devices.write(at, 4, both(0x70));
+                devices.show(true);
+                at_once(realm.destroy(resources.build_context()));
+            }
+            build::release(memory, resources.granules);
+            assert_eq!(resources.granules.lock().free_bytes(), before);
+            assert_eq!(el2.borrow().errors, 0, "a call was refused");
+        });
+    }
+}
+
+#[test]
+fn whichever_call_fails_flash_is_given_back() {
+    let arena = arena();
+    let kernel = kernel();
+    for at in 1.. {
+        let case = Case {
+            granule_shift: 12,
+            arena: &arena,
+            failing: Some(at..at + 1),
+            toml: &format!("{TOML}load = 0\n"),
+            kernel: &kernel,
+        };
+        let built = with_host(&case, |resources, el2| {
+            let before = resources.granules.lock().free_bytes();
+            let config = &resources.bundle.guests[0];
+            let mut memory = build::allocate(config, resources).unwrap();
+            let built = at_once(build::build(config, resources, &mut memory));
+            let is_built = built.is_ok();
+            if let Ok(realm) = built {
+                el2.borrow_mut().failing = None;
+                at_once(realm.destroy(resources.build_context()));
+            }
+            assert!(!memory.ram.shared().is_lost(), "call {at}");
+            build::release(memory, resources.granules);
+            let free = resources.granules.lock().free_bytes();
+            assert_eq!(free, before, "call {at}");
+            is_built
+        });
+        if built {
+            break;
+        }
+    }
 }

@@ -19,7 +19,7 @@
 //! | `populate` | `"eager"`: it has all its memory when it starts; `"lazy"`: each piece at first touch; `"pages"`, `"lazy-pages"`: the same, and no entry of its tables maps more than a page | the host's choice ([`Populate`]) |
 //! | `console` | it owns the first UART; one guest at most | the first guest does |
 //! | `strict` | it is stopped when it accesses what it does not have | `false` |
-//! | `load` | IPA of a raw binary | RAM base + 512 KiB |
+//! | `load` | IPA of a raw binary; below `0x4000000` it starts from flash | RAM base + 512 KiB |
 //! | `entry` | IPA where a raw binary starts | its first byte |
 //!
 //! Files are named as who reads it finds them: beside the file, or in the bundle.

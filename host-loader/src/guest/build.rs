@@ -1,6 +1,8 @@
 //! A guest from its configuration: RAM, kernel, initrd, device tree, realm.
 
 use super::error::{GuestError, Refusal};
+use super::failure::RealmError;
+use super::flash::Banks;
 use super::measured::Contents;
 use super::pieces::PIECE_SIZE;
 use super::place::{self, TREE_SPACE};
@@ -11,7 +13,7 @@ use super::{fdt, map};
 use crate::bundle::Bundle;
 use crate::granules::Granules;
 use crate::image::stream::Unpacker;
-use crate::image::{self, GuestMemory, ImageError, RawPlace};
+use crate::image::{self, GuestMemory, ImageError, Placed, RawPlace};
 use crate::pace::Pace;
 use crate::seed::{Seed, Seeds};
 use alloc::vec::Vec;
@@ -26,6 +28,8 @@ use spin::Mutex;
 pub struct Memory {
     /// Its RAM.
     pub ram: GuestRam,
+    /// Its flash, if it starts from that.
+    pub flash: Option<Banks>,
     /// The guest's device tree, which no reset changes; empty until the first
     /// start.
     tree: Vec<u8>,
@@ -74,6 +78,9 @@ pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, G
     }
     let size = config.guest.memory;
     let shape = shape(config, resources)?;
+    let file = resources.bundle.archive.file(&config.guest.kernel);
+    let program = file.map_or(0, |file| file.len() as u64);
+    let flash = Banks::allocate(config, program, resources.granules)?;
     // Nobody allocates under the lock. A free range gives blocks, and what is in
     // front of them and behind.
     let ranges = resources.granules.lock().ranges().len();
@@ -84,6 +91,9 @@ pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, G
         (taken, granules.free_bytes())
     };
     if !taken {
+        if let Some(banks) = flash {
+            banks.release(&mut resources.granules.lock());
+        }
         let memory = size;
         return Err(Refusal::LittleMemory { memory, left }.of(config));
     }
@@ -96,6 +106,7 @@ pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, G
     };
     Ok(Memory {
         ram,
+        flash,
         tree: Vec::new(),
     })
 }
@@ -103,10 +114,13 @@ pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, G
 /// Gives a guest's RAM back, with what the guest left in it: whoever takes it next
 /// begins with zeros ([`build`]), is EL2, which scrubs it, or the host itself.
 pub fn release(memory: Memory, granules: &Mutex<Granules>) {
+    let mut granules = granules.lock();
+    if let Some(banks) = &memory.flash {
+        banks.release(&mut granules);
+    }
     if memory.ram.shared().is_lost() {
         return;
     }
-    let mut granules = granules.lock();
     for extent in memory.ram.shared().extents() {
         granules.give(extent.pa, extent.size);
     }
@@ -142,7 +156,10 @@ pub fn needs(
             .map(|level| size.div_ceil(shape.entry_size(level - 1)) + 1)
             .sum()
     };
-    let flash = map::FLASH_VARIABLES.end - map::FLASH_VARIABLES.start;
+    let flash = match &memory.flash {
+        Some(flash) => flash.extents().map(|extent| extent.size).sum(),
+        None => map::FLASH_VARIABLES.end - map::FLASH_VARIABLES.start,
+    };
     let by_pages = shape.largest_level(&resources.features) == 3
         || match populate(config, resources, &shape) {
             Populate::Eager => false,
@@ -351,16 +368,7 @@ pub async fn build(
             realm.fill(context, ram).await?;
         }
         if loaded.firmware && mode == Mode::Plain {
-            // Firmware reads its variables with more than single loads, which
-            // only memory can serve: blank flash where they start.
-            for ipa in map::FLASH_VARIABLES.step_by(shape.granule() as usize) {
-                let blank = Extent {
-                    ipa,
-                    pa: resources.blank,
-                    size: shape.granule(),
-                };
-                realm.map(context, blank, Rights::Read).await?;
-            }
+            map_flash(&mut realm, resources, memory.flash.as_ref()).await?;
         }
         let delay = CNTFRQ_EL0.get() / POSTED_PART;
         let uart = realm.shared() + map::UART.start;
@@ -378,6 +386,30 @@ pub async fn build(
             Err(refused(error))
         }
     }
+}
+
+/// Maps the flash of a plain guest that is no Linux. One that starts from RAM reads its
+/// variables with more than single loads, which only memory can serve: blank flash where
+/// they start.
+async fn map_flash(
+    realm: &mut Realm,
+    resources: &Resources<'_>,
+    banks: Option<&Banks>,
+) -> Result<(), RealmError> {
+    let context = resources.build_context();
+    if let Some(banks) = banks {
+        for extent in banks.extents() {
+            realm.map(context, extent, Rights::Read).await?;
+        }
+        return Ok(());
+    }
+    let size = realm.shape().granule();
+    for ipa in map::FLASH_VARIABLES.step_by(size as usize) {
+        let pa = resources.blank;
+        let blank = Extent { ipa, pa, size };
+        realm.map(context, blank, Rights::Read).await?;
+    }
+    Ok(())
 }
 
 /// A guest's device tree.
@@ -402,6 +434,7 @@ fn write_tree(
         },
         cmdline: &config.guest.cmdline,
         initrd,
+        flash: map::is_flash(config.guest.load),
         seed,
     })
     .map_err(|why| Refusal::Tree(why).of(config))?;
@@ -417,16 +450,14 @@ struct Loaded {
     firmware: bool,
 }
 
-/// Fills the guest's RAM.
-async fn load(
+/// Puts the guest's program into its RAM, or into its flash: where that is.
+async fn load_program(
     config: &Located,
     resources: &Resources<'_>,
-    memory: &mut Memory,
-) -> Result<Loaded, GuestError> {
-    let Memory { ram, tree, .. } = memory;
-    let archive = &resources.bundle.archive;
-    let file = |name| archive.file(name).unwrap_or_default();
+    Memory { ram, flash, .. }: &mut Memory,
+) -> Result<Placed, GuestError> {
     let kernel = &config.guest.kernel;
+    let file = resources.bundle.archive.file(kernel).unwrap_or_default();
     let place = RawPlace {
         load: config.guest.load,
         entry: config.guest.entry,
@@ -438,25 +469,61 @@ async fn load(
             None => resources.pace.wait().await,
         }
     };
-    let kernel_file = file(kernel);
-    let placed = image::load(kernel_file, place, &mut unpacker, ram, resources.pace).await;
+    let is_flash = flash.is_some();
+    let to = flash.as_mut().map_or(ram, |banks| &mut banks.code);
+    let placed = image::load(file, place, &mut unpacker, to, resources.pace).await;
     drop(unpacker);
-    let placed = placed.map_err(|why| {
+    let of_raw = |key| {
         let kernel = kernel.clone();
-        Refusal::Kernel { kernel, why }.of(config)
+        Refusal::OfRaw { key, kernel }.of(config)
+    };
+    let placed = placed.map_err(|why| match why {
+        // There is as much as a raw binary takes.
+        ImageError::DoesNotFit(_) | ImageError::Below { .. } if is_flash => of_raw("load"),
+        why => {
+            let kernel = kernel.clone();
+            Refusal::Kernel { kernel, why }.of(config)
+        }
     })?;
     let raw = [("load", place.load), ("entry", place.entry)];
     if placed.kind != image::Kind::Raw
         && let Some(&(key, _)) = raw.iter().find(|(_, at)| at.is_some())
     {
-        let kernel = kernel.clone();
-        return Err(Refusal::OfRaw { key, kernel }.of(config));
+        return Err(of_raw(key));
     }
-    let initrd = config.guest.initrd.as_ref().map(|name| file(name));
+    if let Some(banks) = flash
+        && !resources.features.fwb
+    {
+        banks.clean(resources.pace).await;
+    }
+    Ok(placed)
+}
+
+/// Fills the guest's RAM, and its flash.
+async fn load(
+    config: &Located,
+    resources: &Resources<'_>,
+    memory: &mut Memory,
+) -> Result<Loaded, GuestError> {
+    let placed = load_program(config, resources, memory).await?;
+    let is_flash = memory.flash.is_some();
+    let Memory { ram, tree, .. } = memory;
+    let archive = &resources.bundle.archive;
+    let initrd = config.guest.initrd.as_ref();
+    let initrd = initrd.map(|name| archive.file(name).unwrap_or_default());
     let range = ram.range();
+    let in_ram = Placed {
+        // What is in flash takes nothing of RAM.
+        range: if is_flash {
+            range.start..range.start
+        } else {
+            placed.range.clone()
+        },
+        ..placed
+    };
     let places = |tree: &[u8]| {
         let size = initrd.map(|bytes| bytes.len() as u64);
-        place::choose(&range, &placed, size, tree.len() as u64)
+        place::choose(&range, &in_ram, size, tree.len() as u64)
             .map_err(|why| Refusal::Place(why).of(config))
     };
     // A realm's tree counts in its measurement; nor does it trust the host's numbers.

@@ -27,6 +27,8 @@ pub struct Machine<'a> {
     pub cmdline: &'a str,
     /// Where the initrd is.
     pub initrd: Option<Range<u64>>,
+    /// It starts from flash.
+    pub flash: bool,
     /// Randomness of this start.
     pub seed: Option<Seed>,
 }
@@ -110,6 +112,9 @@ pub fn write(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
     fdt.end_node(node)?;
 
     uart_and_clock(&mut fdt, machine.devices_at)?;
+    if machine.flash {
+        flash_and_time(&mut fdt)?;
+    }
     interrupt_controller(&mut fdt, machine)?;
 
     fdt.end_node(root)?;
@@ -131,6 +136,23 @@ fn uart_and_clock(fdt: &mut FdtWriter, at: u64) -> Result<(), Error> {
     fdt.property_array_u32("interrupts", &[SPI, map::UART_SPI, LEVEL_HIGH])?;
     fdt.property_array_u32("clocks", &[CLOCK, CLOCK])?;
     fdt.property_string_list("clock-names", strings(&["uartclk", "apb_pclk"]))?;
+    fdt.end_node(node)
+}
+
+/// What a guest that starts from flash has besides.
+fn flash_and_time(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node("flash@0")?;
+    fdt.property_string("compatible", "cfi-flash")?;
+    registers(fdt, 0, &[map::FLASH_CODE, map::FLASH])?;
+    fdt.property_u32("bank-width", 4)?;
+    fdt.end_node(node)?;
+
+    let node = fdt.begin_node(&format!("pl031@{:x}", map::CLOCK.start))?;
+    fdt.property_string_list("compatible", strings(&["arm,pl031", "arm,primecell"]))?;
+    registers(fdt, 0, &[map::CLOCK])?;
+    fdt.property_array_u32("interrupts", &[SPI, map::CLOCK_SPI, LEVEL_HIGH])?;
+    fdt.property_u32("clocks", CLOCK)?;
+    fdt.property_string("clock-names", "apb_pclk")?;
     fdt.end_node(node)
 }
 
@@ -226,6 +248,7 @@ mod tests {
             mpidrs: &mpidrs,
             cmdline: "console=ttyAMA0",
             initrd: Some(0x4800_0000..0x4800_1234),
+            flash: true,
             seed: Some(Seed {
                 rng: [0x5a; 32],
                 kaslr: 7,
@@ -248,6 +271,7 @@ mod tests {
         let kaslr = chosen_value(&tree, "kaslr-seed").unwrap();
         assert_eq!(tree[kaslr], [1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(read.timer_intid, 30);
+        assert_eq!(read.clock, Some(map::CLOCK.start));
         assert_eq!(read.gic.distributor, map::GICD);
         assert_eq!(
             read.gic.redistributors[0],
@@ -268,6 +292,7 @@ mod tests {
             conduit: "smc",
             mpidrs: &[0, 1],
             cmdline: "",
+            flash: false,
             initrd: Some(0x4800_0000..0x4800_1234),
             seed: None,
         };

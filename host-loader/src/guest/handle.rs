@@ -1,7 +1,9 @@
 //! A guest that runs, as the CPUs that hold its vCPUs share it.
 
 use super::build::Memory;
+use super::flash;
 use super::live::LiveRam;
+use super::ram::Spot;
 use super::realm::Realm;
 use crate::console::{Console, PostedPage};
 use crate::logger;
@@ -76,6 +78,8 @@ pub struct Guest {
     /// The UART's page; under the console's lock, but for a look whether anything
     /// waits.
     pub posted: PostedPage,
+    /// The devices of one that starts from flash.
+    pub flash: Option<Mutex<flash::Devices>>,
     /// A [`Stop`], or 0.
     pub stop: AtomicU8,
     /// vCPUs that CPUs hold.
@@ -107,6 +111,11 @@ impl Guest {
         if self.posted.get().is_some_and(|page| !page.is_empty()) {
             self.console.lock().catch_up();
         }
+    }
+
+    /// The program of one that starts from flash, where it has so many bytes.
+    pub fn program_at(&self, ipa: u64, size: u64) -> Option<Spot> {
+        self.flash.as_ref()?.lock().program_at(ipa, size)
     }
 
     /// It is about to stop: do not enter it again.

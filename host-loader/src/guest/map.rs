@@ -15,11 +15,23 @@ pub const GICR_STRIDE: u64 = 0x2_0000;
 pub const UART: Range<u64> = 0x0900_0000..0x0900_1000;
 /// The UART's interrupt, an SPI number.
 pub const UART_SPI: u32 = 1;
-/// The second flash bank, where firmware keeps its variables: blank, and writes
-/// to it are lost.
+/// The first flash bank: the program of a guest that starts from it.
+pub const FLASH_CODE: Range<u64> = 0..0x0400_0000;
+/// The second flash bank, where firmware keeps its variables. A guest that starts from
+/// RAM finds it blank, and its writes are lost.
 pub const FLASH: Range<u64> = 0x0400_0000..0x0800_0000;
 /// The part of it that firmware finds as memory.
 pub const FLASH_VARIABLES: Range<u64> = 0x0400_0000..0x0408_0000;
+
+/// The PL031 of a guest that starts from flash, modelled by the host.
+pub const CLOCK: Range<u64> = 0x0901_0000..0x0901_1000;
+/// Its interrupt, an SPI number; it never comes.
+pub const CLOCK_SPI: u32 = 2;
+
+/// Whether a program that is loaded there starts from flash.
+pub fn is_flash(load: Option<u64>) -> bool {
+    load.is_some_and(|at| FLASH_CODE.contains(&at))
+}
 
 /// The first INTID that is an SPI.
 pub const FIRST_SPI: u32 = 32;

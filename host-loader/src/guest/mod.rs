@@ -6,6 +6,7 @@
 //! | [`ram`] | its RAM: extents of the host's granules behind consecutive IPAs |
 //! | [`pieces`] | which pieces of that are populated |
 //! | [`live`] | the RAM of a guest that runs, and how that gets it |
+//! | [`flash`] | the flash of one that starts from it |
 //! | [`place`] | where kernel, initrd and device tree go |
 //! | [`fdt`] | its device tree |
 //! | [`handover`] | a protected guest's memory: given to its realm, and taken back |
@@ -27,6 +28,7 @@ pub mod delegated;
 pub mod error;
 pub mod failure;
 pub mod fdt;
+pub mod flash;
 #[cfg(target_os = "none")]
 pub mod handle;
 pub mod handover;

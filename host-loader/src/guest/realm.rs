@@ -196,6 +196,23 @@ impl Stage2 {
         })
     }
 
+    /// Maps an extent of the host's memory for which there are tables, to be read; or
+    /// unmaps it again.
+    pub fn show(self, extent: Extent, shown: bool) -> Result<(), RealmError> {
+        for (entry, level) in self.entries(extent) {
+            let desc = entry.pa | Rights::Read.attributes();
+            if shown {
+                rmi_call::rtt_map_unprotected(self.rd, entry.ipa, level, desc)
+                    .map_err(failed("RTT_MAP_UNPROTECTED"))?;
+            } else {
+                rmi_call::rtt_unmap_unprotected(self.rd, entry.ipa, level)
+                    .result
+                    .map_err(failed("RTT_UNMAP_UNPROTECTED"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Splits the block that maps a piece, if one does and there is a table for it.
     pub fn split(self, ram: &Ram, piece: usize) {
         if self.is_block(ram, piece) {

@@ -32,6 +32,8 @@ pub enum Origin {
         package: &'static str,
         /// The file inside the package.
         file: &'static str,
+        /// Where it is loaded and entered; as any raw binary by default.
+        load: Option<u64>,
     },
     /// A Linux of few options that is built here from Debian's package of the
     /// source; it gets our initial RAM disk, and with it a shell.
@@ -49,7 +51,7 @@ pub enum Origin {
 }
 
 /// All of them; the first is the default.
-pub const CATALOGUE: [Guest; 13] = [
+pub const CATALOGUE: [Guest; 14] = [
     Guest {
         name: "debian13",
         about: "Debian 13, Linux 6.12, 4K pages",
@@ -97,6 +99,18 @@ pub const CATALOGUE: [Guest; 13] = [
             release: "trixie",
             package: "u-boot-qemu",
             file: "usr/lib/u-boot/qemu_arm64/u-boot.bin",
+            load: None,
+        },
+    },
+    Guest {
+        name: "edk2",
+        about: "EDK2's UEFI for QEMU's virt machine, to its shell",
+        origin: Origin::Firmware {
+            release: "trixie",
+            package: "qemu-efi-aarch64",
+            file: "usr/share/qemu-efi-aarch64/QEMU_EFI.fd",
+            // In flash, where it is linked.
+            load: Some(0),
         },
     },
     Guest {

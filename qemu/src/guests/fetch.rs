@@ -131,6 +131,7 @@ impl Cache {
                 release,
                 package,
                 file: inside,
+                ..
             } => {
                 let apt = self.apt(release, step)?;
                 let wanted = Wanted::new(&file, |path| path == inside);

@@ -193,6 +193,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             mode: boot.mode,
             populate: boot.populate,
             strict: boot.strict,
+            load: wants.load,
             ..Guest::new(wants.name, wants.kernel, boot.memory)
         }],
         bundle: None,
@@ -269,6 +270,8 @@ struct Wants<'a> {
     /// Whether the command line is ours to add to.
     ours: bool,
     firmware: bool,
+    /// Where a raw binary goes.
+    load: Option<u64>,
 }
 
 impl<'a> Wants<'a> {
@@ -309,6 +312,7 @@ impl<'a> Wants<'a> {
             cmdline: ours.then(|| "console=ttyAMA0".to_string()),
             ours,
             firmware: false,
+            load: None,
             append,
         })
     }
@@ -352,6 +356,10 @@ impl<'a> Wants<'a> {
             append: boot.append.as_deref(),
             ours: true,
             firmware: matches!(guest.origin, Origin::Firmware { .. }),
+            load: match guest.origin {
+                Origin::Firmware { load, .. } => load,
+                _ => None,
+            },
         })
     }
 }

@@ -268,6 +268,13 @@ pub fn cases() -> Vec<Case> {
             talk_to_u_boot(Capture::start(&machine, LIMIT, false)?)
         })
         .boots(&["u-boot"]),
+        Case::new("boots/edk2", |context| in_flash(context, "4k", "max")).boots(&["edk2"]),
+        // By pages, and without FEAT_S2FWB.
+        Case::new("boots/edk2-16k", |context| {
+            in_flash(context, "16k", "cortex-a76")
+        })
+        .boots(&["edk2"]),
+        Case::new("boots/edk2-64k", |context| in_flash(context, "64k", "max")).boots(&["edk2"]),
         Case::new("boots/console-input", console_input).boots(LINUX),
         Case::new("boots/first-input-byte", |context| {
             // Typed before there is anybody to read: the first key stops the
@@ -436,6 +443,39 @@ pub fn talk_to_u_boot(mut capture: Capture) -> Result<()> {
         capture.until("U-Boot 20")?;
         capture.until("=> ")?;
         capture.type_in("poweroff\n")?;
+        capture.finish()
+    };
+    ended_well(talk(&mut capture), &capture)
+}
+
+/// What names a variable of nobody else's in UEFI's shell.
+const VARIABLE: &str = "setvar Undercroft -guid 12345678-1234-1234-1234-123456789abc";
+
+/// EDK2 from flash: it comes to its shell, a variable outlives a reset, and it powers
+/// off.
+fn in_flash(context: &Context, granule: &str, cpu: &str) -> Result<()> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let guest = Guest {
+        load: Some(0),
+        ..guest(context, "edk2")?
+    };
+    let mut machine = machine(context, folder.path(), &[guest])?;
+    machine.cpu = cpu.into();
+    machine.append = (machine.append).replace("granule=4k", &format!("granule={granule}"));
+    let mut capture = Capture::start(&machine, LIMIT, false)?;
+    let talk = |capture: &mut Capture| -> Result<Ending> {
+        capture.until("Shell> ")?;
+        capture.type_in(&format!("{VARIABLE} -nv -bs =4b657074\r"))?;
+        capture.until("Shell> ")?;
+        capture.type_in("date\r")?;
+        capture.until("/20")?;
+        capture.until("Shell> ")?;
+        capture.type_in("reset\r")?;
+        capture.until("Shell> ")?;
+        capture.type_in(&format!("{VARIABLE}\r"))?;
+        capture.until("4B 65 70 74")?;
+        capture.until("Shell> ")?;
+        capture.type_in("reset -s\r")?;
         capture.finish()
     };
     ended_well(talk(&mut capture), &capture)

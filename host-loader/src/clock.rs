@@ -1,0 +1,42 @@
+//! What time it is: the machine's clock at boot, and the counter since.
+
+use arm64::regs::{CNTFRQ_EL0, CNTPCT_EL0};
+
+/// A time that goes on.
+#[derive(Clone, Copy, Debug)]
+pub struct Time {
+    /// Seconds since 1970 when the counter stood at `counter`.
+    seconds: u32,
+    counter: u64,
+}
+
+impl Time {
+    /// It is so many seconds after 1970.
+    pub fn is(seconds: u32) -> Self {
+        Self {
+            seconds,
+            counter: CNTPCT_EL0.get(),
+        }
+    }
+
+    /// The seconds since 1970.
+    pub fn now(&self) -> u32 {
+        let ticks = CNTPCT_EL0.get().saturating_sub(self.counter);
+        let since = ticks.checked_div(CNTFRQ_EL0.get()).unwrap_or(0);
+        self.seconds.wrapping_add(since as u32)
+    }
+
+    /// That of the machine's PL031; 1970 without one.
+    ///
+    /// # Safety
+    /// The registers are mapped as Device at `base`, and nobody else uses them.
+    #[cfg(target_os = "none")]
+    pub unsafe fn of_machine(base: Option<u64>) -> Self {
+        let seconds = base.map_or(0, |base| {
+            let registers = core::ptr::with_exposed_provenance_mut(base as usize);
+            // SAFETY: the caller's promise.
+            unsafe { arm_pl031::Rtc::new(registers) }.get_unix_timestamp()
+        });
+        Self::is(seconds)
+    }
+}
