@@ -95,11 +95,9 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         if redist.dirty != 0 {
             return false;
         }
-        let sent = core::mem::take(&mut redist.sent);
+        // What a write took back is pending no more.
+        let sent = core::mem::take(&mut redist.sent) & redist.bank.pending();
         for bit in bits(sent) {
-            if redist.bank.pending() & 1 << bit == 0 {
-                continue; // taken back by a write
-            }
             let Some((index, old)) = redist.place(bit, groups, &loaded) else {
                 redist.dirty = 1;
                 return false;
@@ -142,7 +140,10 @@ impl Redistributor {
         }
         let used = (self.used as usize).min(MAX_LIST_REGISTERS);
         if held & mask == 0 {
-            return (used < loaded.lrs.count() && active & mask == 0).then_some((used, None));
+            // While there is room, all that is active is held.
+            let has_room = used < loaded.lrs.count();
+            debug_assert!(!has_room || active & mask == 0);
+            return has_room.then_some((used, None));
         }
         let index = self.lr[..used]
             .iter()
@@ -150,7 +151,9 @@ impl Redistributor {
         let value = (loaded.read)(index);
         // With EOI set it has asked for maintenance, which comes first.
         let asks = value & (lr::HW | lr::EOI) == lr::EOI;
-        let done = value & (lr::PENDING | lr::ACTIVE) == 0 && !asks && edited & mask == 0;
+        // A write to its state leaves the vCPU dirty.
+        debug_assert!(edited & mask == 0);
+        let done = value & (lr::PENDING | lr::ACTIVE) == 0 && !asks;
         done.then_some((index, Some(value)))
     }
 

@@ -2,8 +2,8 @@
 #![allow(missing_docs)]
 
 use vgic::{
-    Affinity, At, Distributor, Frame, ListRegisters, Loaded, Redistributor, Rise, SgiRegister,
-    VcpuSet, Vgic, lr, vmcr,
+    Affinity, At, Distributor, Frame, ListRegisters, Loaded, Read, Redistributor, Rise,
+    SgiRegister, VcpuSet, Vgic, lr, vmcr,
 };
 
 const TIMER: u32 = 27;
@@ -63,6 +63,16 @@ impl Vcpu {
         self.lrs.lr[0] = change(self.lrs.lr[0]);
         let _ = Vgic::new(&mut self.dist, &mut self.set).sync(0, ON, &self.lrs);
         self.fill();
+    }
+
+    /// Lends what was sent while it runs, if that is all there is to do.
+    fn top_up(&mut self) -> bool {
+        let loaded = Loaded {
+            lrs: &mut self.lrs,
+            vmcr: ON,
+            read: |_| 0,
+        };
+        Vgic::new(&mut self.dist, &mut self.set).top_up(0, loaded, |_| {})
     }
 
     fn send(&mut self, sgi: u64) {
@@ -173,4 +183,35 @@ fn one_that_a_write_has_changed_has_none() {
     let done = vcpu.lrs.lr[0] & !lr::PENDING;
     vcpu.write(Frame::Sgi(0), 0x300, 1 << 1);
     assert!(!vcpu.has_one(SGI, ON, done));
+}
+
+#[test]
+fn what_cannot_be_lent_at_once_is_to_be_filled() {
+    let mut vcpu = Vcpu::new(1);
+    vcpu.send(1);
+    assert!(vcpu.top_up());
+    assert!(!vcpu.set.0.needs_fill());
+    vcpu.send(2);
+    assert!(!vcpu.top_up(), "no list register is free");
+    assert!(vcpu.set.0.needs_fill(), "it is forgotten");
+}
+
+#[test]
+fn an_interrupt_comes_between_two_tries_of_a_read() {
+    for interrupted in [false, true] {
+        let mut vcpu = Vcpu::new(4);
+        assert!(vcpu.has_one(SGI, ON, 0));
+        let at = At {
+            offset: 0x300,
+            size: 4,
+        };
+        assert_eq!(vcpu.vgic().read(0, Frame::Sgi(0), at), Read::Again);
+        vcpu.refill(|lr| lr);
+        if interrupted {
+            assert!(vcpu.has_one((TIMER, Rise::Linked), ON, 0));
+        }
+        // Whoever reads now asks anew: the handler may.
+        let read = vcpu.vgic().read(0, Frame::Sgi(0), at);
+        assert_eq!(read == Read::Again, interrupted);
+    }
 }
