@@ -280,7 +280,8 @@ struct View<'a> {
 impl Tables for View<'_> {
     fn load(&mut self, ipa: u64) -> Option<u64> {
         let ram = &self.guest.memory;
-        Some(ram.spot(ipa, 8)?.load(8, ram.is_coherent()))
+        let spot = ram.spot(ipa, 8).or_else(|| self.guest.program_at(ipa, 8));
+        Some(spot?.load(8, ram.is_coherent()))
     }
 
     fn exchange(&mut self, ipa: u64, old: u64, new: u64) -> bool {

@@ -380,6 +380,14 @@ fn touch_all(live: &LiveRam, ram: &Ram, el2: &RefCell<El2>) -> Result<(), RealmE
 /// What others left in all RAM.
 const LEFT: u64 = 0xa5a5_a5a5_a5a5_a5a5;
 
+/// Fills memory of the test's arena that is nobody else's.
+fn fill(pas: Range<u64>, value: u64) {
+    for pa in pas.step_by(8) {
+        // SAFETY: As the caller has it.
+        unsafe { std::ptr::with_exposed_provenance_mut::<u64>(pa as usize).write(value) };
+    }
+}
+
 /// Builds a guest in fresh memory and lets it live, twice where no call fails: the RAM
 /// that EL2 kept of it, and what went wrong.
 fn build_once(resources: &Resources<'_>, el2: &RefCell<El2>) -> (Vec<Range<u64>>, Option<Failure>) {
@@ -387,11 +395,7 @@ fn build_once(resources: &Resources<'_>, el2: &RefCell<El2>) -> (Vec<Range<u64>>
     let mut memory = build::allocate(config, resources).unwrap();
     let ram = memory.ram.shared().clone();
     for extent in ram.extents() {
-        let words = std::ptr::with_exposed_provenance_mut::<u64>(extent.pa as usize);
-        for n in 0..extent.size as usize / 8 {
-            // SAFETY: The extent lies in the test's arena, and is nobody else's.
-            unsafe { words.add(n).write(LEFT) };
-        }
+        fill(extent.pa..extent.pa + extent.size, LEFT);
     }
     let fails = el2.borrow().failing.is_some();
     let error =
@@ -872,7 +876,7 @@ fn assert_refused(arena: &Arena, text: &str, is_that: impl Fn(&Refusal) -> bool,
 fn flash_is_a_plain_guests_and_has_an_end() {
     let arena = arena();
     let little = |why: &Refusal| matches!(why, Refusal::LittleMemory { .. });
-    let flash = |why: &Refusal| matches!(why, Refusal::Flash { .. } | Refusal::FlashEnd { .. });
+    let flash = |why: &Refusal| matches!(why, Refusal::Flash(_));
     type IsThat = fn(&Refusal) -> bool;
     let cases: [(&str, IsThat, [&str; 3]); 3] = [
         (
@@ -894,6 +898,38 @@ fn flash_is_a_plain_guests_and_has_an_end() {
     ];
     for (text, is_that, parts) in cases {
         assert_refused(&arena, text, is_that, parts);
+    }
+    let packed = zstd::encode_all(&*kernel(), 1).unwrap();
+    let cases: [(&str, &[u8], [&str; 2]); 3] = [
+        ("", &packed, ["guests.toml:6", "\"k\" is packed"]),
+        (
+            "",
+            &elf(&[(0, 64)]),
+            ["guests.toml:6", "itself where it goes"],
+        ),
+        (
+            "entry = 0x4000_0000\n",
+            &[1; 64],
+            ["guests.toml:7", "entry = 0x40000000"],
+        ),
+    ];
+    for (text, kernel, parts) in cases {
+        let case = Case {
+            granule_shift: 12,
+            arena: &arena,
+            failing: None,
+            toml: &format!("{TOML}load = 0\n{text}"),
+            kernel,
+        };
+        let error = with_host(&case, |resources, _| {
+            let config = &resources.bundle.guests[0];
+            let mut memory = build::allocate(config, resources)?;
+            at_once(build::build(config, resources, &mut memory)).map(|_| ())
+        });
+        let sentence = error.unwrap_err().to_string();
+        for part in parts {
+            assert!(sentence.contains(part), "{sentence}");
+        }
     }
 }
 
@@ -1081,9 +1117,16 @@ fn a_guest_starts_from_flash_and_keeps_what_it_wrote_there() {
             let before = resources.granules.lock().free_bytes();
             let config = &resources.bundle.guests[0];
             let mut memory = build::allocate(config, resources).unwrap();
+            let code = memory.flash.as_ref().unwrap().code.shared().clone();
+            for extent in code.extents() {
+                fill(extent.pa..extent.pa + extent.size, LEFT);
+            }
             for value in [u64::from(u32::MAX), 0x1234_5678] {
                 let realm = at_once(build::build(config, resources, &mut memory)).unwrap();
-                assert_eq!(guest_bytes(&el2.borrow(), 0..KERNEL as u64), kernel());
+                let mut expected = kernel();
+                expected.resize(PIECE_SIZE as usize, 0);
+                let found = guest_bytes(&el2.borrow(), 0..PIECE_SIZE);
+                assert!(found == expected, "what others left is there");
                 let banks = memory.flash.as_ref().unwrap();
                 let mut devices = banks.devices(realm.stage2(), true, Time::is(1000));
                 assert_eq!(devices.read(at, 4), value, "in {granule_shift}");
@@ -1111,8 +1154,39 @@ fn a_guest_starts_from_flash_and_keeps_what_it_wrote_there() {
     }
 }
 
+/// Resets of a guest that starts from flash take nothing that stays.
 #[test]
-fn whichever_call_fails_flash_is_given_back() {
+fn resets_of_flash_take_no_more_than_was_set_aside() {
+    let arena = arena();
+    let case = Case {
+        granule_shift: 12,
+        arena: &arena,
+        failing: None,
+        toml: &format!("{TOML}load = 0\n"),
+        kernel: &kernel(),
+    };
+    with_host(&case, |resources, _| {
+        let config = &resources.bundle.guests[0];
+        let mut memory = build::allocate(config, resources).unwrap();
+        let needs = build::needs(config, resources, &memory).unwrap();
+        let mut resets = |count| {
+            for _ in 0..count {
+                let realm = at_once(build::build(config, resources, &mut memory)).unwrap();
+                at_once(realm.destroy(resources.build_context()));
+            }
+        };
+        resets(2);
+        let ((), once) = counted(|| resets(1));
+        let ((), often) = counted(|| resets(300));
+        assert_eq!(often.peak, once.peak);
+        assert!(often.peak as u64 <= needs.heap, "{often:?}, {needs:?}");
+        build::release(memory, resources.granules);
+    });
+}
+
+/// Whichever call fails, of a start or of an end, what EL2 has is nobody's.
+#[test]
+fn whichever_call_fails_flash_is_given_back_or_lost() {
     let arena = arena();
     let kernel = kernel();
     for at in 1.. {
@@ -1123,23 +1197,30 @@ fn whichever_call_fails_flash_is_given_back() {
             toml: &format!("{TOML}load = 0\n"),
             kernel: &kernel,
         };
-        let built = with_host(&case, |resources, el2| {
+        let over = with_host(&case, |resources, el2| {
             let before = resources.granules.lock().free_bytes();
             let config = &resources.bundle.guests[0];
             let mut memory = build::allocate(config, resources).unwrap();
             let built = at_once(build::build(config, resources, &mut memory));
-            let is_built = built.is_ok();
+            let ended = built.is_ok();
             if let Ok(realm) = built {
-                el2.borrow_mut().failing = None;
                 at_once(realm.destroy(resources.build_context()));
             }
-            assert!(!memory.ram.shared().is_lost(), "call {at}");
             build::release(memory, resources.granules);
-            let free = resources.granules.lock().free_bytes();
-            assert_eq!(free, before, "call {at}");
-            is_built
+            let granules = resources.granules.lock();
+            let el2 = el2.borrow();
+            let mapped = el2.realm.iter().flat_map(|realm| realm.maps());
+            for pa in mapped.chain(el2.owners.keys().copied()) {
+                let is_free = granules.ranges().iter().any(|range| range.contains(&pa));
+                assert!(
+                    !is_free,
+                    "call {at}: {pa:#x} is EL2's or a guest's, and free"
+                );
+            }
+            assert!(ended || granules.free_bytes() == before, "call {at}");
+            el2.calls.len() < at
         });
-        if built {
+        if over {
             break;
         }
     }

@@ -53,6 +53,13 @@ enum Expects {
     BufferConfirm,
 }
 
+impl Expects {
+    /// It is a word of the command set, and no value.
+    const fn is_command(self) -> bool {
+        !matches!(self, Self::Data | Self::Count | Self::Buffer(_))
+    }
+}
+
 /// The memory behind a bank.
 pub trait Cells {
     /// Bytes that there are.
@@ -114,9 +121,7 @@ impl<C: Cells> Flash<C> {
         match self.expects {
             Expects::Command => self.command(byte),
             // Read array: nothing of it was meant.
-            _ if byte == 0xff && !matches!(self.expects, Expects::Data | Expects::Buffer(_)) => {
-                self.command(byte);
-            }
+            _ if byte == 0xff && self.expects.is_command() => self.command(byte),
             Expects::EraseConfirm if byte == 0xd0 => self.erase(offset),
             Expects::LockConfirm if matches!(byte, 0x01 | 0xd0) => self.done(Status::empty()),
             Expects::BufferConfirm if byte == 0xd0 => self.done(Status::empty()),
@@ -326,10 +331,29 @@ mod tests {
         assert_eq!(found, [1, u32::MAX, 3, u32::MAX]);
     }
 
+    /// All of the buffer that the query table tells of: the count's lowest byte is that of
+    /// a command, and so are those of the words.
+    #[test]
+    fn a_whole_buffer_is_programmed() {
+        let mut flash = flash();
+        flash.write(0, 4, both(0x20));
+        flash.write(0, 4, both(0xd0));
+        flash.write(0, 4, both(0xe8));
+        flash.write(0, 4, both(0x3ff));
+        for word in 0..0x400 {
+            flash.write(4 * word, 4, both(0x20));
+        }
+        flash.write(0, 4, both(0xd0));
+        assert_eq!(status(&mut flash), 0x0080_0080);
+        assert_eq!(flash.read(0, 4), both(0x20));
+        assert_eq!(flash.read(0xffc, 4), both(0x20));
+        assert_eq!(flash.read(0x1000, 4), u32::MAX);
+    }
+
     #[test]
     fn what_was_not_meant_is_not_done() {
         let mut flash = flash();
-        for begin in [0x20, 0x60, 0xe8] {
+        for begin in [0x20, 0x60, 0x70] {
             flash.write(0, 4, both(begin));
             flash.write(0, 4, both(0xff));
             assert_eq!(flash.read(0, 4), 0, "{begin:#x}");

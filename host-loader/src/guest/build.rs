@@ -1,7 +1,7 @@
 //! A guest from its configuration: RAM, kernel, initrd, device tree, realm.
 
 use super::error::{GuestError, Refusal};
-use super::failure::RealmError;
+use super::failure::{FlashError, RealmError};
 use super::flash::Banks;
 use super::measured::Contents;
 use super::pieces::PIECE_SIZE;
@@ -79,8 +79,7 @@ pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, G
     let size = config.guest.memory;
     let shape = shape(config, resources)?;
     let file = resources.bundle.archive.file(&config.guest.kernel);
-    let program = file.map_or(0, |file| file.len() as u64);
-    let flash = Banks::allocate(config, program, resources.granules)?;
+    let flash = Banks::allocate(config, file.unwrap_or_default(), resources.granules)?;
     // Nobody allocates under the lock. A free range gives blocks, and what is in
     // front of them and behind.
     let ranges = resources.granules.lock().ranges().len();
@@ -114,12 +113,13 @@ pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, G
 /// Gives a guest's RAM back, with what the guest left in it: whoever takes it next
 /// begins with zeros ([`build`]), is EL2, which scrubs it, or the host itself.
 pub fn release(memory: Memory, granules: &Mutex<Granules>) {
+    // Which of its memory EL2 has kept is not told.
+    if memory.ram.shared().is_lost() {
+        return;
+    }
     let mut granules = granules.lock();
     if let Some(banks) = &memory.flash {
         banks.release(&mut granules);
-    }
-    if memory.ram.shared().is_lost() {
-        return;
     }
     for extent in memory.ram.shared().extents() {
         granules.give(extent.pa, extent.size);
@@ -377,6 +377,8 @@ pub async fn build(
             realm.add_rec(context.granules, loaded.entry, loaded.x0)?;
             context.pace.step().await;
         }
+        // With what is left: nobody needs it.
+        realm.split_blocks(context, ram).await;
         realm.activate()
     };
     match fill().await {
@@ -469,6 +471,9 @@ async fn load_program(
             None => resources.pace.wait().await,
         }
     };
+    if let Some(banks) = flash {
+        banks.code.forget();
+    }
     let is_flash = flash.is_some();
     let to = flash.as_mut().map_or(ram, |banks| &mut banks.code);
     let placed = image::load(file, place, &mut unpacker, to, resources.pace).await;
@@ -478,8 +483,10 @@ async fn load_program(
         Refusal::OfRaw { key, kernel }.of(config)
     };
     let placed = placed.map_err(|why| match why {
-        // There is as much as a raw binary takes.
-        ImageError::DoesNotFit(_) | ImageError::Below { .. } if is_flash => of_raw("load"),
+        // The bank is as large as the program.
+        ImageError::DoesNotFit(at) if is_flash => {
+            Refusal::Flash(FlashError::Entry(at.start)).of(config)
+        }
         why => {
             let kernel = kernel.clone();
             Refusal::Kernel { kernel, why }.of(config)

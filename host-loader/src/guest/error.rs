@@ -1,7 +1,6 @@
 //! Why a guest cannot be had: the setting that asks for it, and what is wrong.
 
-use super::failure::RealmError;
-use super::map;
+use super::failure::{FlashError, RealmError};
 use super::place::Collision;
 use crate::image::ImageError;
 use alloc::string::{String, ToString};
@@ -80,18 +79,8 @@ pub enum Refusal {
         /// The file.
         kernel: String,
     },
-    /// It is to start from flash, and is no plain guest.
-    Flash {
-        /// Where its program goes.
-        load: u64,
-    },
-    /// Its program ends behind the bank of flash that it starts from.
-    FlashEnd {
-        /// Where it begins.
-        load: u64,
-        /// Where it ends.
-        end: u64,
-    },
+    /// Its flash cannot be had.
+    Flash(FlashError),
     /// Its device tree cannot be written.
     Tree(vm_fdt::Error),
     /// Its device tree is longer than the boot protocol allows.
@@ -118,7 +107,7 @@ impl Refusal {
             Self::IpaBits { .. } => "ipa_bits",
             Self::StartLevel { .. } => "start_level",
             Self::OfRaw { key, .. } => key,
-            Self::Flash { .. } | Self::FlashEnd { .. } => "load",
+            Self::Flash(why) => why.key(),
             Self::Kernel { .. }
             | Self::Tree(_)
             | Self::LongTree
@@ -194,15 +183,7 @@ impl fmt::Display for Refusal {
                 "{key} is for raw binaries; {} says itself where it goes",
                 Value(kernel)
             ),
-            Self::Flash { load } => write!(
-                f,
-                "load = {load:#x}: there is flash, which only a plain guest has"
-            ),
-            Self::FlashEnd { load, end } => write!(
-                f,
-                "load = {load:#x}: its program ends at {end:#x}, and flash before: at {:#x}",
-                map::FLASH_CODE.end
-            ),
+            Self::Flash(why) => why.fmt(f),
             Self::Tree(why) => write!(f, "device tree: {why}"),
             Self::LostMemory => {
                 f.write_str("EL2 has kept a part of its memory: start the machine anew")

@@ -141,9 +141,10 @@ fn uart_and_clock(fdt: &mut FdtWriter, at: u64) -> Result<(), Error> {
 
 /// What a guest that starts from flash has besides.
 fn flash_and_time(fdt: &mut FdtWriter) -> Result<(), Error> {
-    let node = fdt.begin_node("flash@0")?;
+    // The first bank takes no commands.
+    let node = fdt.begin_node(&format!("flash@{:x}", map::FLASH.start))?;
     fdt.property_string("compatible", "cfi-flash")?;
-    registers(fdt, 0, &[map::FLASH_CODE, map::FLASH])?;
+    registers(fdt, 0, &[map::FLASH])?;
     fdt.property_u32("bank-width", 4)?;
     fdt.end_node(node)?;
 

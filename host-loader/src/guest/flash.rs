@@ -3,15 +3,17 @@
 //! keeps its variables, over resets too.
 
 use super::error::{GuestError, Refusal};
+use super::failure::FlashError;
 use super::map;
 use super::pieces::PIECE_SIZE;
 use super::ram::{Extent, GuestRam, Ram, Spot};
 use super::realm::Stage2;
 use crate::clock::Time;
+use crate::device::bus;
 use crate::device::clock::Clock;
 use crate::device::flash::{Cells, Flash};
 use crate::granules::Granules;
-use crate::image::GuestMemory;
+use crate::image::{self, GuestMemory};
 use crate::pace::Pace;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -25,29 +27,36 @@ pub struct Banks {
     /// The program's.
     pub code: GuestRam,
     variables: GuestRam,
+    /// No reset sets it.
+    clock: Arc<Mutex<Clock>>,
 }
 
 /// Bytes that the second bank keeps, from its begin on.
 const VARIABLES: u64 = PIECE_SIZE;
 
 impl Banks {
-    /// Takes memory for a guest that is to start from flash, with a program of `size`
-    /// bytes; `None` if it starts from RAM.
+    /// Takes memory for a guest that is to start from flash, by the program `file`; `None`
+    /// if it starts from RAM.
     pub fn allocate(
         config: &Located,
-        size: u64,
+        file: &[u8],
         granules: &Mutex<Granules>,
     ) -> Result<Option<Self>, GuestError> {
         let Some(load) = config.guest.load.filter(|at| map::FLASH_CODE.contains(at)) else {
             return Ok(None);
         };
         if config.guest.mode != Mode::Plain {
-            return Err(Refusal::Flash { load }.of(config));
+            return Err(Refusal::Flash(FlashError::Mode(load)).of(config));
         }
-        let end = load + size;
+        if !image::is_raw(file) {
+            let kernel = config.guest.kernel.clone();
+            return Err(Refusal::Flash(FlashError::File(kernel)).of(config));
+        }
+        let end = load + file.len() as u64;
         if end > map::FLASH_CODE.end {
-            return Err(Refusal::FlashEnd { load, end }.of(config));
+            return Err(Refusal::Flash(FlashError::End { load, end }).of(config));
         }
+        // It has a part of each piece: of none is what others left there to be seen.
         let base = load & !(PIECE_SIZE - 1);
         let size = end.next_multiple_of(PIECE_SIZE) - base;
         let start = {
@@ -55,7 +64,7 @@ impl Banks {
             let memory = size + VARIABLES;
             granules.take(memory, PIECE_SIZE).ok_or_else(|| {
                 let left = granules.free_bytes();
-                Refusal::LittleMemory { memory, left }.of(config)
+                Refusal::Flash(FlashError::Memory { memory, left }).of(config)
             })?
         };
         let [code, kept] = [start..start + size, start + size..start + size + VARIABLES];
@@ -68,15 +77,17 @@ impl Banks {
         for at in variables.range().step_by(erased.len()) {
             variables.write(at, &erased);
         }
-        Ok(Some(Self { code, variables }))
+        Ok(Some(Self {
+            code,
+            variables,
+            clock: Arc::default(),
+        }))
     }
 
-    /// Gives the memory back, unless EL2 has kept some.
+    /// Gives the memory back.
     pub fn release(&self, granules: &mut Granules) {
-        if !self.code.shared().is_lost() {
-            for extent in self.extents() {
-                granules.give(extent.pa, extent.size);
-            }
+        for extent in self.extents() {
+            granules.give(extent.pa, extent.size);
         }
     }
 
@@ -104,7 +115,7 @@ impl Banks {
                 ram: self.variables.shared().clone(),
                 coherent,
             }),
-            clock: Clock::default(),
+            clock: self.clock.clone(),
             time,
         }
     }
@@ -143,7 +154,7 @@ pub struct Devices {
     shown: bool,
     program: Arc<Ram>,
     variables: Flash<Kept>,
-    clock: Clock,
+    clock: Arc<Mutex<Clock>>,
     time: Time,
 }
 
@@ -164,8 +175,9 @@ impl Devices {
     /// of a register.
     pub fn read(&self, ipa: u64, size: u64) -> u64 {
         if map::CLOCK.contains(&ipa) {
-            let offset = (ipa - map::CLOCK.start) & !3;
-            return self.clock.read(offset, self.time.now()).into();
+            let (clock, now) = (self.clock.lock(), self.time.now());
+            let offset = ipa - map::CLOCK.start;
+            return bus::read_piece(offset, size, |at| clock.read(at & !3, now));
         }
         let Some(offset) = ipa.checked_sub(map::FLASH.start) else {
             let program = self.program_at(ipa, size);
@@ -181,8 +193,11 @@ impl Devices {
     /// Writes them. What is written to the program is lost.
     pub fn write(&mut self, ipa: u64, size: u64, value: u64) {
         if map::CLOCK.contains(&ipa) {
-            let offset = (ipa - map::CLOCK.start) & !3;
-            self.clock.write(offset, value as u32, self.time.now());
+            let (mut clock, now) = (self.clock.lock(), self.time.now());
+            let offset = ipa - map::CLOCK.start;
+            for (at, value) in bus::writes_of_piece(offset, size, value) {
+                clock.write(at & !3, value, now);
+            }
             return;
         }
         let Some(offset) = ipa.checked_sub(map::FLASH.start) else {

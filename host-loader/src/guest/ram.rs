@@ -371,6 +371,7 @@ impl GuestRam {
 
     /// [`GuestMemory::write`] in steps.
     pub async fn write_in_steps(&mut self, ipa: u64, bytes: &[u8], pace: &Pace) {
+        self.will_write(ipa..ipa + bytes.len() as u64);
         let mut at = ipa;
         for piece in bytes.chunks(PIECE as usize) {
             self.write(at, piece);
@@ -383,6 +384,14 @@ impl GuestRam {
 impl GuestMemory for GuestRam {
     fn range(&self) -> Range<u64> {
         self.ram.range()
+    }
+
+    fn will_write(&mut self, ipas: Range<u64>) {
+        let base = self.ram.range().start;
+        let first = (ipas.start - base).div_ceil(PIECE_SIZE);
+        for piece in first as usize..((ipas.end - base) / PIECE_SIZE) as usize {
+            self.ram.pieces.claim(piece);
+        }
     }
 
     fn write(&mut self, ipa: u64, bytes: &[u8]) {
@@ -462,6 +471,28 @@ mod tests {
         assert_eq!(second[0x70..0x80], [7; 16]);
         assert!(second[0x80..0x180].iter().all(|&b| b == 0));
         assert_eq!(second[0x180], 7);
+    }
+
+    #[test]
+    fn of_what_is_written_in_one_go_only_the_ends_are_zeroed() {
+        let (mut ram, [first, second]) = ram();
+        let half = PIECE_SIZE as usize / 2;
+        // Half the first piece, the second, and a part of the third.
+        let data = vec![7; 3 * half + 100];
+        at_once(ram.write_in_steps(0x4000_0000 + half as u64, &data, &Pace::new()));
+        assert!(ram.shared().pieces().claimed().eq([0, 1, 2]));
+        assert!(first[..half].iter().all(|&b| b == 0));
+        assert_eq!(first[half..][..data.len()], data);
+        assert!(first[half + data.len()..].iter().all(|&b| b == 0));
+        assert!(second.iter().all(|&b| b == 0));
+        // Of all of a piece nothing else is to be seen, either.
+        let (mut ram, [first, _]) = self::ram();
+        ram.will_write(0x4000_0000..0x4020_0000);
+        assert!(ram.shared().pieces().claimed().eq([0]));
+        assert!(
+            first[..2 * half].iter().all(|&b| b == 1),
+            "to be written yet"
+        );
     }
 
     #[test]

@@ -541,7 +541,6 @@ impl Realm {
         (self.ram, self.by_pieces) = (Some(ram.clone()), true);
         let stage2 = self.stage2();
         let range = ram.range();
-        let mut blocks = 0;
         let mut last = [None; 5];
         for ipa in range.step_by(PIECE_SIZE as usize) {
             let Some(piece) = ram.piece_at(ipa) else {
@@ -557,22 +556,34 @@ impl Realm {
                     }
                 }
             }
-            blocks += u64::from(stage2.is_block(ram, piece));
             context.pace.step().await;
         }
         if self.mode != Mode::Plain {
             return self.give_claimed(context, ram).await;
         }
-        if self.splits && blocks > 0 {
-            ram.splits().reserve(context.granules, blocks);
-        }
         for piece in ram.pieces().claimed() {
             stage2.map_piece(ram, piece)?;
-            stage2.split(ram, piece);
             ram.pieces().set_mapped(piece);
             context.pace.step().await;
         }
         Ok(())
+    }
+
+    /// Where it is to be mapped by pages: splits what is mapped by blocks, and sets tables
+    /// aside to do so with the rest.
+    pub async fn split_blocks(&self, context: BuildContext<'_>, ram: &Ram) {
+        if !self.splits {
+            return;
+        }
+        let stage2 = self.stage2();
+        let pieces = ram.range().step_by(PIECE_SIZE as usize);
+        let pieces = pieces.filter_map(|ipa| ram.piece_at(ipa));
+        let blocks = pieces.filter(|&piece| stage2.is_block(ram, piece)).count();
+        ram.splits().reserve(context.granules, blocks as u64);
+        for piece in ram.pieces().mapped() {
+            stage2.split(ram, piece);
+            context.pace.step().await;
+        }
     }
 
     /// Tells a protected guest of its RAM, and gives it what is claimed of it, with

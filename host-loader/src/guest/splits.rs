@@ -30,16 +30,19 @@ impl Splits {
         }
     }
 
-    /// Sets tables aside for `count` pieces, or fewer where memory is in parts: what
-    /// is not split stays a block.
+    /// Sets tables aside for `count` pieces, or fewer where memory is short or in parts:
+    /// what is not split stays a block.
     pub(super) fn reserve(&self, granules: &Mutex<Granules>, count: u64) {
         let (size, start) = {
             let mut granules = granules.lock();
             let size = granules.granule();
-            let Some(start) = granules.take(count * size, size) else {
-                return log::debug!("no {count} granules in one part: blocks stay blocks");
-            };
-            (size, start)
+            // As much is to be left for what others cannot do without.
+            let has_room = count > 0 && granules.free_bytes() / 2 >= count * size;
+            let start = has_room.then(|| granules.take(count * size, size));
+            (size, start.flatten())
+        };
+        let Some(start) = start else {
+            return log::debug!("no {count} granules for tables: blocks stay blocks");
         };
         let (mut at, end) = (start, start + count * size);
         while at < end {

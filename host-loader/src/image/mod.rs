@@ -28,6 +28,10 @@ pub trait GuestMemory {
     /// the formats check before they place.
     fn write(&mut self, ipa: u64, bytes: &[u8]);
 
+    /// All of these IPAs, under the same rule, is about to be written: what was there
+    /// need not be zeroed before.
+    fn will_write(&mut self, _ipas: Range<u64>) {}
+
     /// Writes `count` zero bytes at `ipa`, under the same rule.
     fn zero(&mut self, ipa: u64, count: u64);
 }
@@ -129,6 +133,14 @@ fn check(memory: &impl GuestMemory, start: u64, size: u64) -> Result<Range<u64>,
     Ok(range)
 }
 
+/// Whether a file is code from its first byte, as it stands.
+pub fn is_raw(file: &[u8]) -> bool {
+    let is_plain =
+        matches!(zboot::payload(file), Ok(None)) && matches!(Packed::detect(file), Packed::Not(_));
+    let is_known = elf::is(file) || file.starts_with(b"MZ");
+    is_plain && !is_known && matches!(arm64::Header::parse(file), Ok(None))
+}
+
 /// Places the kernel `file`, which `unpacker` unpacks where that is needed.
 ///
 /// On an error memory may hold part of it, and the guest must not run.
@@ -190,6 +202,10 @@ async fn copy(
     memory: &mut impl GuestMemory,
     pace: &Pace,
 ) -> Result<u64, ImageError> {
+    if let Some(size) = stream.left() {
+        let all = check(memory, start, size)?;
+        memory.will_write(all);
+    }
     let mut size = 0;
     loop {
         let chunk = stream.chunk()?;

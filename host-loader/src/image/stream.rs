@@ -108,6 +108,14 @@ impl<'a> Stream<'a> {
         Ok(&self.unpacker.memory[all])
     }
 
+    /// The bytes that are left, of a file that is not packed.
+    pub fn left(&self) -> Option<u64> {
+        match &self.source {
+            Source::Plain(rest) => Some(rest.len() as u64),
+            Source::Gzip(_) | Source::Zstd(_) => None,
+        }
+    }
+
     /// The next chunk; empty at the end.
     pub fn chunk(&mut self) -> Result<&[u8], ImageError> {
         if let Source::Plain(rest) = &mut self.source {

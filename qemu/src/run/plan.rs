@@ -33,6 +33,9 @@ const OVERHEAD: Size = Size::mib(256);
 /// kernel-parameters.txt).
 const NO_KASLR: &str = "nokaslr";
 
+/// Below that, a program is loaded into flash (host-loader's `map::FLASH_CODE`).
+const FLASH: u64 = 0x0400_0000;
+
 /// The word that asks for no file.
 const NONE: &str = "none";
 
@@ -551,7 +554,8 @@ pub fn bare_machine(qemu: Qemu, options: &Run, guests: &Guests) -> Result<Machin
         bail!("--bare boots one guest");
     };
     let mut extra = options.extra.clone();
-    if guests.firmware {
+    let flash = guests.firmware || guest.load.is_some_and(|at| at < FLASH);
+    if flash {
         extra.extend(["-bios".into(), guest.kernel.clone().into()]);
     }
     Ok(Machine {
@@ -560,7 +564,7 @@ pub fn bare_machine(qemu: Qemu, options: &Run, guests: &Guests) -> Result<Machin
         cpus: guest.vcpus,
         ram: guest.memory,
         ram_base: RAM_BASE,
-        kernel: (!guests.firmware).then(|| guest.kernel.clone()),
+        kernel: (!flash).then(|| guest.kernel.clone()),
         initrd: guest.initrd.clone(),
         append: guest.cmdline.clone().unwrap_or_default(),
         end: None,
