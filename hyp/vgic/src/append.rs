@@ -70,9 +70,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             Rise::Linked => {
                 redist.bank.set_line(bit, true);
                 redist.linked |= 1 << bit & redist.hw;
-                let physical = (redist.linked & 1 << bit != 0).then(|| redist.physical_of(bit));
-                lrs.physical_active |= physical.map_or(0, |intid| 1 << intid);
-                physical
+                (redist.linked & 1 << bit != 0).then(|| redist.physical_of(bit))
             }
         };
         let value = redist.lend(bit, index, groups, physical);
