@@ -8,6 +8,7 @@
 use crate::asks;
 use crate::console::Console;
 use crate::device::bus::{self, Joined, PAGE};
+use crate::device::flash::erased;
 use crate::emulate::execute::{Abort, By, Nowhere, Place, Space};
 use crate::emulate::state::Cpu;
 use crate::emulate::walk::{self, Access, Kind, Miss, Tables};
@@ -368,11 +369,6 @@ impl<'a> Device<'a> {
             None => map::FLASH.contains(&ipa).then_some(Self::Erased),
         }
     }
-}
-
-/// What erased flash reads as.
-const fn erased(size: u64) -> u64 {
-    u64::MAX >> (64 - 8 * size)
 }
 
 /// What became of a write.

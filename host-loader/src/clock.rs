@@ -12,7 +12,7 @@ pub struct Time {
 
 impl Time {
     /// It is so many seconds after 1970.
-    pub fn is(seconds: u32) -> Self {
+    pub fn from_unix(seconds: u32) -> Self {
         Self {
             seconds,
             counter: CNTPCT_EL0.get(),
@@ -37,6 +37,6 @@ impl Time {
             // SAFETY: the caller's promise.
             unsafe { arm_pl031::Rtc::new(registers) }.get_unix_timestamp()
         });
-        Self::is(seconds)
+        Self::from_unix(seconds)
     }
 }

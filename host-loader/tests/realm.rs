@@ -793,8 +793,7 @@ fn a_guest_that_asks_for_too_much_is_told_what_there_is() {
     let bits = |why: &Refusal| matches!(why, Refusal::IpaBits { .. });
     let many = |why: &Refusal| matches!(why, Refusal::ManyVcpus { limit: 32, .. });
     let starts = |why: &Refusal| matches!(why, Refusal::StartLevel { .. });
-    type IsThat = fn(&Refusal) -> bool;
-    let cases: [(&str, IsThat, [&str; 3]); 11] = [
+    let cases: [Refused<'_>; 11] = [
         (
             "ram_base = 0x1_0000_0000_0000",
             wide,
@@ -844,13 +843,17 @@ fn a_guest_that_asks_for_too_much_is_told_what_there_is() {
         ),
         ("vcpus = 33", many, ["guests.toml:4", "vcpus", "at most 32"]),
     ];
-    for (text, is_that, parts) in cases {
-        assert_refused(&arena, text, is_that, parts);
+    for case in cases {
+        assert_refused(&arena, case);
     }
 }
 
-/// A guest of these settings is refused for that, in these words, and nothing of it is left.
-fn assert_refused(arena: &Arena, text: &str, is_that: impl Fn(&Refusal) -> bool, parts: [&str; 3]) {
+/// Settings, what they are refused for, and words of it.
+type Refused<'a> = (&'a str, fn(&Refusal) -> bool, [&'a str; 3]);
+
+/// A guest of these settings is refused for that, in these words, and nothing of it is
+/// left.
+fn assert_refused(arena: &Arena, (text, is_that, parts): Refused<'_>) {
     let toml = format!("[[guest]]\nname = \"g\"\nkernel = \"k\"\n{text}\n");
     let case = Case {
         granule_shift: 12,
@@ -877,8 +880,7 @@ fn flash_is_a_plain_guests_and_has_an_end() {
     let arena = arena();
     let little = |why: &Refusal| matches!(why, Refusal::LittleMemory { .. });
     let flash = |why: &Refusal| matches!(why, Refusal::Flash(_));
-    type IsThat = fn(&Refusal) -> bool;
-    let cases: [(&str, IsThat, [&str; 3]); 3] = [
+    let cases: [Refused<'_>; 3] = [
         (
             "load = 0\nmode = \"protected\"",
             flash,
@@ -896,8 +898,8 @@ fn flash_is_a_plain_guests_and_has_an_end() {
             ["guests.toml:4", "memory", "left"],
         ),
     ];
-    for (text, is_that, parts) in cases {
-        assert_refused(&arena, text, is_that, parts);
+    for case in cases {
+        assert_refused(&arena, case);
     }
     let packed = zstd::encode_all(&*kernel(), 1).unwrap();
     let cases: [(&str, &[u8], [&str; 2]); 3] = [
@@ -1128,7 +1130,7 @@ fn a_guest_starts_from_flash_and_keeps_what_it_wrote_there() {
                 let found = guest_bytes(&el2.borrow(), 0..PIECE_SIZE);
                 assert!(found == expected, "what others left is there");
                 let banks = memory.flash.as_ref().unwrap();
-                let mut devices = banks.devices(realm.stage2(), true, Time::is(1000));
+                let mut devices = banks.devices(realm.stage2(), true, Time::from_unix(1000));
                 assert_eq!(devices.read(at, 4), value, "in {granule_shift}");
                 assert_eq!(shown(el2), [true, true]);
                 devices.write(at, 4, both(0x40));

@@ -10,7 +10,7 @@ use core::ops::Range;
 
 /// Bytes that are erased at once.
 pub const BLOCK: u64 = 256 << 10;
-/// Bytes from which on commands of a bank take addresses.
+/// Bytes of the bank's bus, in which both chips count their words.
 const WIDTH: u64 = 4;
 
 bitflags::bitflags! {
@@ -104,14 +104,14 @@ impl<C: Cells> Flash<C> {
             Reads::Identifier => both(identifier(offset % BLOCK / WIDTH)),
             Reads::Query => both(query(offset % BLOCK / WIDTH, self.cells.size())),
         };
-        value >> (8 * (offset % WIDTH)) & (u32::MAX >> (32 - 8 * size))
+        value >> (8 * (offset % WIDTH)) & erased(size) as u32
     }
 
     fn cell(&self, offset: u64, size: u64) -> u32 {
         if offset + size <= self.cells.size() {
             self.cells.load(offset, size)
         } else {
-            u32::MAX >> (32 - 8 * size)
+            erased(size) as u32
         }
     }
 
@@ -191,6 +191,11 @@ impl<C: Cells> Flash<C> {
             self.status |= Status::PROGRAM;
         }
     }
+}
+
+/// What `size` bytes of erased flash read as: all ones.
+pub const fn erased(size: u64) -> u64 {
+    u64::MAX >> (64 - 8 * size)
 }
 
 /// Manufacturer and device; the rest says that a block is not locked.

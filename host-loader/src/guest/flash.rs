@@ -11,7 +11,7 @@ use super::realm::Stage2;
 use crate::clock::Time;
 use crate::device::bus;
 use crate::device::clock::Clock;
-use crate::device::flash::{Cells, Flash};
+use crate::device::flash::{Cells, Flash, erased};
 use crate::granules::Granules;
 use crate::image::{self, GuestMemory};
 use crate::pace::Pace;
@@ -181,7 +181,7 @@ impl Devices {
         }
         let Some(offset) = ipa.checked_sub(map::FLASH.start) else {
             let program = self.program_at(ipa, size);
-            return program.map_or(u64::MAX >> (64 - 8 * size), |at| at.load(size, true));
+            return program.map_or(erased(size), |at| at.load(size, true));
         };
         if size <= 4 {
             return self.variables.read(offset, size).into();
