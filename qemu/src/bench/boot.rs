@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::counted::{self, Counting, MEMORY};
@@ -34,6 +34,10 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 3)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=100))]
     pub seeds: u32,
+
+    /// Measure with a quiet console, or a full one [default: both]
+    #[arg(long = "console", value_name = "HOW")]
+    pub consoles: Vec<Chatter>,
 
     /// Measure each boot this often, and fail if the counts differ
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -67,6 +71,7 @@ impl Default for Options {
         Self {
             guests: vec!["debian13".into()],
             seeds: 3,
+            consoles: Vec::new(),
             repeat: 1,
             cpu: DEFAULT_CPU.into(),
             granule: Granule::K4,
@@ -77,11 +82,20 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Whether a boot with this console is measured.
+    fn has(&self, chatter: Chatter) -> bool {
+        self.consoles.is_empty() || self.consoles.contains(&chatter)
+    }
+}
+
 /// What the guest's console says, and what Undercroft may cost with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-enum Chatter {
+pub enum Chatter {
+    /// The kernel's errors only.
     Quiet,
+    /// All that the kernel says.
     Full,
 }
 
@@ -179,6 +193,9 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<
         }
         let kernel = Cache::of(workspace).kernel(guest)?;
         for chatter in [Chatter::Quiet, Chatter::Full] {
+            if !options.has(chatter) {
+                continue;
+            }
             let guest = Guest {
                 initrd: Some(initrd.clone()),
                 cmdline: Some(chatter.cmdline().into()),
