@@ -50,23 +50,26 @@ impl<M: TableMem> Stage2<M> {
         if new.is_valid() && !core.shape.leaf_ok(level) {
             return Err(Error::BlockLevel { level });
         }
-        let done = core.work(maint).fold(&slot, table).ok_or(mismatch)?;
+        let done = core.work(maint).fold(&slot, table, new).ok_or(mismatch)?;
         core.mem.free(table, below, &done);
         Ok(())
     }
 }
 
 impl<M: TableMem, T: Maintenance> Work<'_, M, T> {
-    /// Makes one entry of the table at `pa` that `slot` points to, whose entries say
-    /// the same. `None` where hardware has marked a page dirty until now: then the
-    /// table is as it was, rather than that the mark is lost.
-    pub(crate) fn fold(&mut self, slot: &Slot<M::Table>, pa: Pa) -> Option<Synced> {
+    /// Makes one entry, `alike`, of the table at `pa` that `slot` points to, whose
+    /// entries all say that. `None` where hardware has marked a page dirty until now:
+    /// then the table is as it was, rather than that the mark is lost.
+    pub(crate) fn fold(&mut self, slot: &Slot<M::Table>, pa: Pa, alike: Desc) -> Option<Synced> {
         let core = self.core;
         let below = slot.level.down();
-        let leaves = core.load(core.mem.locate(pa), 0).is_valid();
-        let smallest = if leaves { below } else { slot.level };
+        let smallest = if alike.is_valid() { below } else { slot.level };
         let done = self.break_table(slot, smallest);
-        let new = core.uniform(pa, below);
+        let new = if core.features.hw_access_flag {
+            core.uniform(pa, below)
+        } else {
+            Some(alike)
+        };
         self.remake(slot, new.unwrap_or(slot.desc));
         new.map(|_| done)
     }

@@ -53,6 +53,18 @@ impl Run {
         }
     }
 
+    /// Whether rule 2's first case holds.
+    #[inline]
+    pub(crate) const fn is_one_entry(&self) -> bool {
+        self.extent.size() >> self.step == 1
+    }
+
+    /// The operation of that case.
+    #[inline]
+    pub(crate) fn op(&self, tlb: &Tlb) -> Tlbi {
+        by_address(tlb, self.extent.start, self.level)
+    }
+
     /// Leaves of `level` in `extent`.
     pub(crate) const fn leaves(shape: &Shape, extent: Extent, level: Level) -> Self {
         Self {

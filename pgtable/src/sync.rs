@@ -64,24 +64,34 @@ impl Synced {
 
 /// Invalidates what was changed on all CPUs and waits for it.
 pub(crate) fn sync<T: Maintenance>(maint: &mut T, tlb: &Tlb, pending: &[Run]) -> Synced {
-    if pending.is_empty() {
-        return Synced::new();
+    match pending {
+        [] => Synced::new(),
+        // What most changes are.
+        [run] if run.is_one_entry() => by_address(maint, tlb, |maint| maint.tlbi(run.op(tlb))),
+        _ => many(maint, tlb, pending),
     }
-    match tlb.regime {
-        Regime::Stage2(regs) => {
-            stage2(maint, tlb, regs, |maint| match plan::decide(pending, tlb) {
-                Plan::Whole => whole_vmid(maint),
-                Plan::Ranges => {
-                    plan::for_each(pending, tlb, |op| maint.tlbi(op));
-                    maint.barrier(Barrier::DsbIsh);
-                    maint.tlbi(Tlbi::new(TlbiKind::Vmalle1is, 0));
-                }
-            });
-        }
-        Regime::El2 => el2(maint, tlb, |maint| match plan::decide(pending, tlb) {
-            Plan::Whole => maint.tlbi(Tlbi::new(TlbiKind::Alle2is, 0)),
-            Plan::Ranges => plan::for_each(pending, tlb, |op| maint.tlbi(op)),
+}
+
+#[inline(never)]
+fn many<T: Maintenance>(maint: &mut T, tlb: &Tlb, pending: &[Run]) -> Synced {
+    match plan::decide(pending, tlb) {
+        Plan::Whole => sync_all(maint, tlb),
+        Plan::Ranges => by_address(maint, tlb, |maint| {
+            plan::for_each(pending, tlb, |op| maint.tlbi(op));
         }),
+    }
+}
+
+/// Invalidates by the operations that `ops` makes.
+#[inline]
+fn by_address<T: Maintenance>(maint: &mut T, tlb: &Tlb, ops: impl FnOnce(&mut T)) -> Synced {
+    match tlb.regime {
+        Regime::Stage2(regs) => stage2(maint, tlb, regs, |maint| {
+            ops(maint);
+            maint.barrier(Barrier::DsbIsh);
+            maint.tlbi(Tlbi::new(TlbiKind::Vmalle1is, 0));
+        }),
+        Regime::El2 => el2(maint, tlb, ops),
     }
     Synced::new()
 }

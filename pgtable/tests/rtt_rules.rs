@@ -654,6 +654,44 @@ fn data_is_maintained_before_it_is_mapped() {
 
 /// A realm ends when nothing of it is left but the host's blocks in the root:
 /// they are cut, forgotten everywhere, and told.
+/// What DATA_CREATE copies is copied once nothing else can refuse it, and before it is
+/// mapped; where it cannot be, nothing is mapped.
+#[test]
+fn content_comes_between_the_checks_and_the_map() {
+    let mem = Plain::new(PAGE);
+    let (mut rtt, mut cpu) = realm(&mem, true, Level::L1);
+    down(&mut rtt, &mut cpu, &mem, 0);
+    let data = Pa::new(GIB);
+    for (ipa, pa) in [
+        (Ipa::new(8), data),
+        (Ipa::new(HALF), data),
+        (Ipa::new(MIB2), data),
+        (Ipa::new(0), Pa::new(GIB + 8)),
+        (Ipa::new(0), Pa::new(1 << 48)),
+    ] {
+        let done = rtt.data_create_with(&mut cpu, ipa, pa, || panic!("{ipa} {pa}"));
+        assert!(done.is_err(), "{ipa} {pa}");
+    }
+    let failed = rtt.data_create_with(&mut cpu, Ipa::new(0), data, || false);
+    assert_eq!(failed, Err(RttError::Input));
+    untouched(&mem, "no content");
+    let before = (Level::L3, RttState::Unassigned(Ripas::Empty));
+    assert_eq!(state(&rtt, 0, Level::L3), before);
+    rtt.data_create_with(&mut cpu, Ipa::new(0), data, || {
+        untouched(&mem, "not yet mapped");
+        true
+    })
+    .expect("vacant");
+    // RAM, whatever it was.
+    let assigned = RttState::Assigned {
+        ripas: Ripas::Ram,
+        pa: data,
+    };
+    assert_eq!(state(&rtt, 0, Level::L3), (Level::L3, assigned));
+    let again = rtt.data_create_with(&mut cpu, Ipa::new(0), data, || panic!("twice"));
+    assert!(matches!(again, Err(RttError::Rtt { .. })), "{again:?}");
+}
+
 #[test]
 fn the_end_of_a_realm() {
     let mem = Plain::new(PAGE);

@@ -63,22 +63,35 @@ pub fn synchronous(system: &'static System, cpu: &mut Cpu) {
 
 /// RMI, our own calls, or PSCI: function in X0.
 fn call(system: &'static System, cpu: &mut Cpu) {
-    let [x0, x1, x2, x3, x4, x5, ..] = cpu.host.gprs.x;
-    let x = [x0, x1, x2, x3, x4, x5];
-    let call = HostCall::decode(x);
-    let traced = trace::calls();
-    if traced && call.is_some_and(trace::is_last) {
+    if trace::calls() {
+        traced(system, cpu);
+    } else {
+        serve(system, cpu);
+    }
+}
+
+/// A call that the log shows.
+#[cold]
+fn traced(system: &'static System, cpu: &mut Cpu) {
+    let x = arguments(cpu);
+    if HostCall::decode(x).is_some_and(trace::is_last) {
         trace::of_host(&x, Answer::Never);
     }
-    // In one place: what decodes a call and what serves it are compiled as one.
-    if serve(system, cpu, call) && traced {
+    if serve(system, cpu) {
         trace::of_host(&x, Answer::Results(&cpu.host.gprs.x[..5]));
     }
 }
 
-/// Serves the call; whether it was all of it.
-#[inline(always)]
-fn serve(system: &'static System, cpu: &mut Cpu, call: Option<HostCall>) -> bool {
+fn arguments(cpu: &Cpu) -> [u64; 6] {
+    let [x0, x1, x2, x3, x4, x5, ..] = cpu.host.gprs.x;
+    [x0, x1, x2, x3, x4, x5]
+}
+
+/// Serves the call; whether it was all of it. In one place: what decodes a call and what
+/// serves it are compiled as one.
+#[inline(never)]
+fn serve(system: &'static System, cpu: &mut Cpu) -> bool {
+    let call = HostCall::decode(arguments(cpu));
     let answer = match call {
         Some(HostCall::Rmi(command)) => rmi_calls::serve(system, cpu, command),
         Some(HostCall::Vendor(call)) => Some(rmi_calls::serve_vendor(system, call)),

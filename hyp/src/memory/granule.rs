@@ -99,7 +99,7 @@ impl GranuleWord {
     pub fn lock(&self, state: State) -> Option<Locked<'_>> {
         loop {
             let word = self.0.load(Ordering::Relaxed);
-            if Self::state_of(word) != state {
+            if word & STATE != state as u32 {
                 return None;
             }
             #[cfg(not(target_os = "none"))]
@@ -123,7 +123,7 @@ impl GranuleWord {
     pub fn pin(&self, state: State) -> Option<Pin<'_>> {
         loop {
             let word = self.0.load(Ordering::Relaxed);
-            if Self::state_of(word) != state || word >> COUNT_SHIFT == COUNT_MAX {
+            if word & STATE != state as u32 || word >> COUNT_SHIFT == COUNT_MAX {
                 return None;
             }
             #[cfg(not(target_os = "none"))]
@@ -202,10 +202,9 @@ impl<'a> Locked<'a> {
         core::mem::forget(self);
         #[cfg(not(target_os = "none"))]
         order::lets_go(granule.place());
-        let change = |word: u32| Some(word & !(STATE | LOCK) | state as u32);
-        let _ = granule
-            .0
-            .fetch_update(Ordering::Release, Ordering::Relaxed, change);
+        // Both are whose lock it is, and nobody else's to change; the count is not.
+        let old = granule.0.load(Ordering::Relaxed) & (STATE | LOCK);
+        granule.0.fetch_xor(old ^ state as u32, Ordering::Release);
     }
 }
 
@@ -248,18 +247,30 @@ struct Range {
 /// the host's, or no RAM, \[31:0\].
 #[derive(Debug)]
 #[repr(transparent)]
-struct Span(AtomicU64);
+pub(super) struct Span(AtomicU64);
 
 const SPAN_BLOCK: u64 = 1 << 32;
 const SPAN_FOREIGN: u64 = SPAN_BLOCK - 1;
 
 impl Span {
-    /// Changes the word, unless `refuse` says no.
-    fn change(&self, refuse: impl Fn(u64) -> bool, by: u64) -> bool {
+    /// Changes the word, unless `refuse` says no: what it was.
+    fn change(&self, refuse: impl Fn(u64) -> bool, by: u64) -> Option<u64> {
         let step = |word: u64| (!refuse(word)).then(|| word.wrapping_add(by));
         self.0
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, step)
-            .is_ok()
+            .ok()
+    }
+
+    /// So many granules of it stop being the host's: false while a block maps them.
+    pub(super) fn leave_host(&self, count: u64) -> bool {
+        self.change(|word| word >> 32 != 0, count).is_some()
+    }
+
+    /// They are the host's again: whether all of it is now.
+    pub(super) fn return_to_host(&self, count: u64) -> bool {
+        let fewer = |word: u64| word & SPAN_FOREIGN < count;
+        let before = self.change(fewer, count.wrapping_neg());
+        before.expect("foreign granule count underflow") == count
     }
 }
 
@@ -275,6 +286,7 @@ pub struct Granules {
     spans: &'static [Span],
     ranges: &'static [Range],
     shift: u32,
+    span_shift: u32,
 }
 
 impl Granules {
@@ -332,6 +344,7 @@ impl Granules {
             spans,
             ranges,
             shift,
+            span_shift: span_shift(shift),
         };
         for range in table.ranges {
             // What of the first and the last span is no RAM.
@@ -339,8 +352,8 @@ impl Granules {
             let before = (range.region.base() - whole.base()) >> shift;
             let behind = (whole.end() - range.region.end()) >> shift;
             let last = ((whole.size() >> span_shift(shift)) as usize).saturating_sub(1);
-            table.spans[range.first_span].change(|_| false, before);
-            table.spans[range.first_span + last].change(|_| false, behind);
+            table.spans[range.first_span].leave_host(before);
+            table.spans[range.first_span + last].leave_host(behind);
         }
         table
     }
@@ -352,7 +365,7 @@ impl Granules {
 
     /// Bytes of a granule.
     pub fn size(&self) -> u64 {
-        1 << self.shift
+        1u64.wrapping_shl(self.shift)
     }
 
     /// The granule at `pa`: `None` when `pa` is not aligned or not RAM.
@@ -361,20 +374,23 @@ impl Granules {
         instr::element(self.words, index)
     }
 
-    /// The granules from `pa` on to the end of its range of RAM: `None` as for
-    /// [`Self::get`].
-    pub(super) fn from(&self, pa: u64) -> Option<&[GranuleWord]> {
+    /// The granules from `pa` on to the end of its range of RAM, and the span of the
+    /// first: `None` as for [`Self::get`].
+    pub(super) fn from(&self, pa: u64) -> Option<(&[GranuleWord], &Span)> {
         let (range, index) = self.find(pa)?;
-        let end = range.first + (range.region.size() >> self.shift) as usize;
-        self.words.get(instr::index(index, end)?..end)
+        let end = range.first + range.region.size().wrapping_shr(self.shift) as usize;
+        let words = self.words.get(instr::index(index, end)?..end)?;
+        Some((words, self.span_in(range, pa)?))
     }
 
     fn find(&self, pa: u64) -> Option<(&Range, usize)> {
-        if pa & (self.size() - 1) != 0 {
+        // Every command comes here several times: with no more checks than it takes.
+        if pa & !(u64::MAX.wrapping_shl(self.shift)) != 0 {
             return None;
         }
         let range = self.ranges.iter().find(|r| r.region.contains(pa))?;
-        let index = range.first + ((pa - range.region.base()) >> self.shift) as usize;
+        let offset = pa - range.region.base();
+        let index = range.first + offset.wrapping_shr(self.shift) as usize;
         Some((range, index))
     }
 
@@ -399,14 +415,32 @@ impl Granules {
     /// The span that `pa` is in.
     fn span(&self, pa: u64) -> Option<&Span> {
         let range = self.ranges.iter().find(|r| r.region.contains(pa))?;
-        let base = range.region.base() & !((1 << span_shift(self.shift)) - 1);
-        let index = (pa - base) >> span_shift(self.shift);
+        self.span_in(range, pa)
+    }
+
+    #[inline(always)]
+    fn span_in(&self, range: &Range, pa: u64) -> Option<&Span> {
+        let number = |pa: u64| pa.wrapping_shr(self.span_shift);
+        let index = number(pa) - number(range.region.base());
         instr::element(self.spans, range.first_span + index as usize)
+    }
+
+    /// For tests: as [`LockedRun::leave_host`](super::run::LockedRun::leave_host), of
+    /// whatever granules of the span at `pa`.
+    #[cfg(not(target_os = "none"))]
+    pub fn leave_host(&self, pa: u64, count: u64) -> bool {
+        self.span(pa).is_some_and(|span| span.leave_host(count))
+    }
+
+    /// For tests: the way back.
+    #[cfg(not(target_os = "none"))]
+    pub fn return_to_host(&self, pa: u64, count: u64) -> bool {
+        self.span(pa).is_some_and(|span| span.return_to_host(count))
     }
 
     /// Bytes of a span: of a level-2 block.
     pub fn span_size(&self) -> u64 {
-        1 << span_shift(self.shift)
+        1u64.wrapping_shl(self.span_shift)
     }
 
     /// Counts a block that maps the span at `pa`: false unless all of it is RAM of
@@ -416,31 +450,15 @@ impl Granules {
         pa.is_multiple_of(self.span_size())
             && self
                 .span(pa)
-                .is_some_and(|span| span.change(full, SPAN_BLOCK))
+                .is_some_and(|span| span.change(full, SPAN_BLOCK).is_some())
     }
 
     /// Takes back what [`Self::get_block`] counted.
     pub fn put_block(&self, pa: u64) {
-        let done = self
-            .span(pa)
-            .is_some_and(|span| span.change(|word| word >> 32 == 0, SPAN_BLOCK.wrapping_neg()));
-        assert!(done, "block count underflow");
-    }
-
-    /// So many granules of one span, from `pa` on, all RAM, stop being the host's:
-    /// false while a block maps them.
-    pub fn leave_host(&self, pa: u64, count: u64) -> bool {
-        self.span(pa)
-            .is_some_and(|span| span.change(|word| word >> 32 != 0, count))
-    }
-
-    /// They are the host's again.
-    pub fn return_to_host(&self, pa: u64, count: u64) {
-        let fewer = |word: u64| word & SPAN_FOREIGN < count;
-        let done = self
-            .span(pa)
-            .is_some_and(|span| span.change(fewer, count.wrapping_neg()));
-        assert!(done, "foreign granule count underflow");
+        let none = |word: u64| word >> 32 == 0;
+        let span = self.span(pa);
+        let done = span.and_then(|span| span.change(none, SPAN_BLOCK.wrapping_neg()));
+        assert!(done.is_some(), "block count underflow");
     }
 
     /// Takes `region` for EL2, before there is a host.
@@ -449,7 +467,7 @@ impl Granules {
         while pa < region.end() {
             if let Some(granule) = self.get(pa) {
                 granule.0.store(State::Hyp as u32, Ordering::Relaxed);
-                self.leave_host(pa, 1);
+                self.span(pa).map(|span| span.leave_host(1));
             }
             pa += self.size();
         }
@@ -540,10 +558,11 @@ mod tests {
         g.put_block(0x4020_0000);
         assert!(!g.leave_host(0x4020_5000, 1));
         g.put_block(0x4020_0000);
-        assert!(g.leave_host(0x4020_5000, 1) && g.leave_host(0x403f_f000, 1));
+        assert!(g.leave_host(0x4020_5000, 1) && g.leave_host(0x403f_e000, 2));
         assert!(!g.get_block(0x4020_0000));
-        g.return_to_host(0x4020_5000, 1);
-        g.return_to_host(0x403f_f000, 1);
+        assert!(!g.return_to_host(0x4020_5000, 1), "two are still away");
+        assert!(g.return_to_host(0x403f_e000, 2));
+        assert!(!g.return_to_host(0x4010_0000, 1), "half of it is no RAM");
         assert!(g.get_block(0x4020_0000));
         assert!(!g.get_block(0x4040_0000), "no RAM at all");
     }

@@ -146,7 +146,7 @@ impl HostMemory {
 
     /// The CPU, for changes of this tree and of realms'.
     pub fn pe(&self) -> maintenance::Pe {
-        self.pe
+        self.pe.another()
     }
 
     fn map(&self, region: Region, attrs: Attrs) -> Result<(), pgtable::Error> {
@@ -185,7 +185,8 @@ impl HostMemory {
         taken.map(|_| ()).map_err(|stopped| stopped.why)
     }
 
-    /// Gives granules of RAM back.
+    /// Gives granules of RAM back. Once all of a span is the host's again,
+    /// [`Self::fold`] makes a block of it.
     ///
     /// # Errors
     /// Out of tables: nothing changed.
@@ -193,19 +194,18 @@ impl HostMemory {
         self.map(
             Region::new(pa, size).unwrap_or(Region::EMPTY),
             Attrs::MEMORY,
-        )?;
-        self.fold(Ipa::new(pa));
-        Ok(())
+        )
     }
 
-    /// Makes blocks of the tables around `ipa` that are whole again. A table is
+    /// Makes blocks of the tables around `pa` that are whole again. A table is
     /// looked into only when all its entries are in use.
-    fn fold(&self, ipa: Ipa) {
+    pub fn fold(&self, pa: u64) {
+        let ipa = Ipa::new(pa);
         let mut tree = self.tree.lock();
-        let geometry = *tree.geometry();
-        let entries = geometry.granule().page_size() / 8;
-        for level in (geometry.start().get()..3).rev().filter_map(Level::new) {
-            if !geometry.leaf_ok(level) {
+        let entries = tree.geometry().granule().page_size() / 8;
+        let start = tree.geometry().start();
+        for level in (start.get()..3).rev().filter_map(Level::new) {
+            if !tree.geometry().leaf_ok(level) {
                 return;
             }
             let whole = match tree.lookup_to(ipa, level) {

@@ -8,7 +8,7 @@ use crate::errata::{InForce, Walks, WorkAround};
 use arm64::instr;
 
 /// The CPU, for changes of tables.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Pe {
     line: u64,
     errata: &'static InForce,
@@ -24,6 +24,12 @@ impl Pe {
             errata,
             held: None,
         }
+    }
+
+    /// The same for another change.
+    #[inline(always)]
+    pub fn another(&self) -> Self {
+        Self::new(self.line, self.errata)
     }
 }
 

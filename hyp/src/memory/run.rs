@@ -1,6 +1,6 @@
 //! Granules one after another that change owner together.
 
-use super::granule::{GranuleWord, Granules, Locked, State};
+use super::granule::{GranuleWord, Granules, Locked, Span, State};
 
 /// Granules of one span, one after another, that this CPU has locked; dropping it
 /// unlocks them.
@@ -8,6 +8,7 @@ use super::granule::{GranuleWord, Granules, Locked, State};
 #[must_use]
 pub struct LockedRun<'a> {
     words: &'a [GranuleWord],
+    span: &'a Span,
     pa: u64,
     granule: u64,
 }
@@ -18,8 +19,11 @@ impl Granules {
     /// that is the first one already.
     pub fn lock_run(&self, pa: u64, end: u64, state: State) -> Option<LockedRun<'_>> {
         let span_end = (pa | (self.span_size() - 1)).saturating_add(1);
-        let most = (end.min(span_end).saturating_sub(pa) / self.size()) as usize;
-        let words = self.from(pa)?;
+        let most = end
+            .min(span_end)
+            .saturating_sub(pa)
+            .wrapping_shr(self.shift()) as usize;
+        let (words, span) = self.from(pa)?;
         let free = |word: &GranuleWord| match word.lock(state) {
             Some(locked) if locked.count() == 0 => {
                 locked.keep();
@@ -34,6 +38,7 @@ impl Granules {
             .count();
         (count > 0).then(|| LockedRun {
             words: &words[..count],
+            span,
             pa,
             granule: self.size(),
         })
@@ -62,9 +67,20 @@ impl LockedRun<'_> {
         self.words = first;
         Self {
             words: rest,
+            span: self.span,
             pa: self.pa + count * self.granule,
             granule: self.granule,
         }
+    }
+
+    /// They stop being the host's: false while a block maps them.
+    pub fn leave_host(&self) -> bool {
+        self.span.leave_host(self.count())
+    }
+
+    /// They are the host's again: whether all of their span is now.
+    pub fn return_to_host(&self) -> bool {
+        self.span.return_to_host(self.count())
     }
 
     /// Unlocks them in another state.

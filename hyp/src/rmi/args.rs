@@ -4,7 +4,7 @@
 use ::rmi::Status;
 use pgtable::{Budget, Level};
 
-use crate::memory::granule::{Locked, Pin, State};
+use crate::memory::granule::{GranuleWord, Locked, Pin, State};
 use crate::memory::guarded;
 use crate::system::System;
 
@@ -16,11 +16,11 @@ pub fn lock(system: &System, pa: u64, state: State) -> Result<Locked<'_>, Status
 
 /// Asks for a granule that may be given a use, before it is locked: its lock comes
 /// behind the realm's, and is only then sure to find it so.
-pub fn is_delegated(system: &System, pa: u64) -> Result<(), Status> {
-    match system.granules.get(pa) {
-        Some(granule) if granule.state() == State::Delegated => Ok(()),
-        _ => Err(Status::ErrorInput),
-    }
+pub fn delegated(system: &System, pa: u64) -> Result<&GranuleWord, Status> {
+    let granule = system.granules.get(pa).ok_or(Status::ErrorInput)?;
+    (granule.state() == State::Delegated)
+        .then_some(granule)
+        .ok_or(Status::ErrorInput)
 }
 
 /// Locks the vCPU at `pa`, which must not run.

@@ -9,7 +9,7 @@ use ::rmi::rtt::DataFlags;
 use core::ops::Range;
 use pgtable::{DataRun, Fill, Ipa, Pa, RemovedData};
 
-use super::args::{is_delegated, lock, lock_idle_rec, pin};
+use super::args::{delegated, lock, lock_idle_rec, pin};
 use super::granule::{self, STEP};
 use super::rtt::{Tables, scrub, status, walked_once, with_rtt};
 use super::{Outcome, Walked};
@@ -39,37 +39,35 @@ pub fn create(system: &System, rd: u64, data: u64, ipa: u64, content: Content) -
     // Before the realm is looked at, as TF-RMM has it; the source stays the host's,
     // for the time of the copy.
     let _src = pin(system, src)?;
-    is_delegated(system, data)?;
+    let page = delegated(system, data)?;
     with_new_realm(system, rd, |realm, tables, pe| {
         // Of a guest that is no realm nothing is measured.
         if measure && realm.mode != Mode::Realm {
             return Err(Status::ErrorInput);
         }
-        let page = lock(system, data, State::Delegated)?;
-        tables.data_check(Ipa::new(ipa)).map_err(status)?;
+        let page = page.lock(State::Delegated).ok_or(Status::ErrorInput)?;
         let size = system.granules.size();
-        // SAFETY: a locked, delegated granule is EL2's alone; `src` is RAM of the
-        // host's, pinned as such, and so another.
-        let made = unsafe { guarded::copy(data, src, size) }
-            .map_err(|_| Status::ErrorInput)
-            .and_then(|()| {
-                let (ipa, data) = (Ipa::new(ipa), Pa::new(data));
-                let made = tables.data_create(pe, ipa, data, Fill::Known);
-                made.map_err(status)
-            });
-        if made.is_err() {
+        let mut touched = false;
+        let copy = || {
+            touched = true;
+            // SAFETY: a locked, delegated granule is EL2's alone; `src` is RAM of the
+            // host's, pinned as such, and so another.
+            unsafe { guarded::copy(data, src, size) }.is_ok()
+        };
+        let made = tables.data_create_with(pe, Ipa::new(ipa), Pa::new(data), copy);
+        if made.is_err() && touched {
             // SAFETY: as above. A part may have been copied.
             unsafe { phys::zero(data, size) };
-        } else {
-            if let Some(measured) = realm.measured.lock().as_mut() {
-                // SAFETY: as above; the realm does not run yet.
-                let content = || hash(measured.algorithm, unsafe { bytes(data, size) });
-                let content = measure.then(content);
-                measured.add_data(ipa, flags.bits(), content);
-            }
-            page.unlock_as(State::Data);
         }
-        made
+        made.map_err(status)?;
+        if let Some(measured) = realm.measured.lock().as_mut() {
+            // SAFETY: as above; the realm does not run yet.
+            let content = || hash(measured.algorithm, unsafe { bytes(data, size) });
+            let content = measure.then(content);
+            measured.add_data(ipa, flags.bits(), content);
+        }
+        page.unlock_as(State::Data);
+        Ok(())
     })
 }
 
@@ -131,7 +129,8 @@ pub fn donate_range(system: &System, rd: u64, ipas: Range<u64>, pa: u64) -> Outc
         // What takes it out again does not ask any more.
         // SAFETY: the host cannot reach it any more, and no realm yet.
         let touch = |pa| unsafe { guarded::touch(pa, granule) };
-        let mut granules = granule::leave_host(system, granules, touch)?;
+        let left = granule::leave_host(system, granules, touch);
+        let mut granules = left.ok_or(Status::ErrorInput)?;
         let size = granules.size();
         let mapped = tables.data_map(pe, &DataRun { size, ..run }, Fill::Known);
         let done = mapped.unwrap_or(0);

@@ -20,76 +20,73 @@ use arm64::instr;
 pub const STEP: u64 = 2 << 20;
 
 /// Takes the granule at `pa` from the host.
+#[inline(always)]
 pub fn delegate(system: &System, pa: u64) -> Outcome {
     delegate_range(system, pa, pa.saturating_add(system.granules.size())).map(|_| ())
 }
 
 /// Gives the granule at `pa` back to the host.
+#[inline(always)]
 pub fn undelegate(system: &System, pa: u64) -> Outcome {
     undelegate_range(system, pa, pa.saturating_add(system.granules.size())).map(|_| ())
 }
 
 /// Takes granules of `[base, top)` from the host, from the first on: how far it came.
+#[inline(always)]
 pub fn delegate_range(system: &System, base: u64, top: u64) -> Outcome<u64> {
-    Ok(base + give(system, lock_range(system, base, top, State::Ns)?)?)
+    let given = give(system, base, top);
+    given.map(|size| base + size).ok_or(Status::ErrorInput)
 }
 
 /// Gives granules of `[base, top)` back, from the first on: how far it came.
+#[inline(always)]
 pub fn undelegate_range(system: &System, base: u64, top: u64) -> Outcome<u64> {
-    let delegated = lock_range(system, base, top, State::Delegated);
-    let run = delegated.or_else(|_| {
-        let run = lock_range(system, base, top, State::Unscrubbed)?;
-        // SAFETY: no realm has it any more, and no TLB knows it.
-        unsafe { phys::zero(run.pa(), run.size()) };
-        Ok(run)
-    })?;
-    Ok(base + take(system, run)?)
+    let taken = take(system, base, top);
+    taken.map(|size| base + size).ok_or(Status::ErrorInput)
 }
 
 /// As many of them as one call does, which are in `state` and which nobody depends on:
-/// no guest has them mapped.
-fn lock_range(system: &System, base: u64, top: u64, state: State) -> Outcome<LockedRun<'_>> {
+/// no guest has them mapped. `None` where there is none, or no range.
+fn lock_range(system: &System, base: u64, top: u64, state: State) -> Option<LockedRun<'_>> {
     if base >= top || !top.is_multiple_of(system.granules.size()) {
-        return Err(Status::ErrorInput);
+        return None;
     }
     let end = top.min((base | (STEP - 1)).saturating_add(1));
-    let run = system.granules.lock_run(base, end, state);
-    run.ok_or(Status::ErrorInput)
+    system.granules.lock_run(base, end, state)
 }
 
-/// Gives the host's granules to EL2: how many bytes of them.
-fn give(system: &System, run: LockedRun<'_>) -> Outcome<u64> {
+/// Gives the host's granules to EL2: how many bytes of them. `None` where nothing
+/// changed.
+fn give(system: &System, base: u64, top: u64) -> Option<u64> {
+    let run = lock_range(system, base, top, State::Ns)?;
     let granule = system.granules.size();
     // SAFETY: the host cannot reach it any more, nobody else ever could.
     let run = leave_host(system, run, |pa| unsafe { guarded::zero(pa, granule) })?;
     let done = run.size();
     run.unlock_as(State::Delegated);
-    Ok(done)
+    Some(done)
 }
 
 /// Takes granules out of the host's reach, up to the first of which `touch` says that
 /// there is no memory behind it: those are still locked, and the others the host's.
+/// `None` where all are.
 pub fn leave_host<'a>(
     system: &System,
     mut run: LockedRun<'a>,
     touch: impl Fn(u64) -> Result<(), ExternalAbort>,
-) -> Outcome<LockedRun<'a>> {
+) -> Option<LockedRun<'a>> {
     let (pa, granule) = (run.pa(), system.granules.size());
-    if !system.granules.leave_host(pa, run.count()) {
-        return Err(Status::ErrorInput); // a guest has them mapped by a block
+    if !run.leave_host() {
+        return None; // a guest has them mapped by a block
     }
     if system.host.take(pa, run.size()).is_err() {
-        system.granules.return_to_host(pa, run.count());
-        return Err(Status::ErrorInput);
+        returned(system, &run);
+        return None;
     }
     let is_there = |n: &u64| touch(pa + n * granule).is_ok();
     let good = (0..run.count()).take_while(is_there).count() as u64;
     give_back(system, run.split_off(good));
-    if good > 0 {
-        Ok(run)
-    } else {
-        Err(Status::ErrorInput)
-    }
+    (good > 0).then_some(run)
 }
 
 /// Undoes [`leave_host`], of a run that may be empty: no guest has had any of it. The
@@ -99,16 +96,32 @@ pub fn give_back(system: &System, run: LockedRun<'_>) {
         return;
     }
     if system.host.give(run.pa(), run.size()).is_ok() {
-        system.granules.return_to_host(run.pa(), run.count());
+        returned(system, &run);
     } else {
         run.unlock_as(State::Hyp);
     }
 }
 
+/// Counts granules as the host's again, which has them mapped: before anybody may map
+/// them, for a block that holds one is counted by then. Whoever brings a span's last
+/// makes it a block of the host's.
+fn returned(system: &System, run: &LockedRun<'_>) {
+    if run.return_to_host() {
+        system.host.fold(run.pa());
+    }
+}
+
 /// Gives delegated granules back to the host: how many bytes of them. They are all
 /// zero: whatever they were used for since, the command that ended that use scrubbed
-/// them.
-fn take(system: &System, run: LockedRun<'_>) -> Outcome<u64> {
+/// them. `None` where nothing changed.
+fn take(system: &System, base: u64, top: u64) -> Option<u64> {
+    let delegated = lock_range(system, base, top, State::Delegated);
+    let run = delegated.or_else(|| {
+        let run = lock_range(system, base, top, State::Unscrubbed)?;
+        // SAFETY: no realm has it any more, and no TLB knows it.
+        unsafe { phys::zero(run.pa(), run.size()) };
+        Some(run)
+    })?;
     let (pa, size) = (run.pa(), run.size());
     // Somebody may look past the caches, where what was written there before the
     // zeros can still stand: the host, where FEAT_S2FWB does not forbid it; a guest
@@ -120,9 +133,8 @@ fn take(system: &System, run: LockedRun<'_>) -> Outcome<u64> {
         instr::ic_ialluis();
         instr::dsb_ish();
     }
-    system.host.give(pa, size).map_err(|_| Status::ErrorInput)?;
-    // Before anybody may map them: a block that holds one is counted by then.
-    system.granules.return_to_host(pa, run.count());
+    system.host.give(pa, size).ok()?;
+    returned(system, &run);
     run.unlock_as(State::Ns);
-    Ok(size)
+    Some(size)
 }

@@ -7,7 +7,7 @@ use ::rmi::run::{EnterFlags, ExitReason, RecRun};
 use ::rmi::{Status, psci};
 
 use super::Outcome;
-use super::args::{copy_from_host, is_delegated, lock, lock_idle_rec, pin};
+use super::args::{copy_from_host, delegated, lock, lock_idle_rec, pin};
 use crate::cpu::Cpu;
 use crate::guest::exits;
 use crate::guest::host_lrs::{self, Given};
@@ -37,7 +37,7 @@ pub fn create(system: &System, list_registers: usize, rd: u64, rec: u64, params:
         return Err(Status::ErrorInput);
     }
     let rd_lock = lock(system, rd, State::Rd)?;
-    is_delegated(system, rec)?;
+    delegated(system, rec)?;
     // SAFETY: the RD's lock is held.
     let realm = unsafe { Realm::at(rd) };
     if realm.state() != realm::State::New {

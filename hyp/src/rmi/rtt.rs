@@ -157,6 +157,7 @@ pub fn fold(system: &System, rd: u64, ipa: u64, at: i64) -> Outcome<u64> {
 }
 
 /// A table, or memory, that left its tree becomes a delegated granule again.
+#[inline(always)]
 pub fn scrub(system: &System, pa: u64, was: State) {
     if let Some(granule) = system.granules.get(pa).and_then(|g| g.lock(was)) {
         // SAFETY: the tree has let go of it, and no walker and no TLB knows it.

@@ -3,7 +3,7 @@
 use crate::addr::{Ipa, Pa};
 use crate::attrs::Attrs;
 use crate::mem::TableMem;
-use crate::rtt::Rtt;
+use crate::rtt::{Ripas, Rtt, RttError};
 
 impl<M: TableMem> Rtt<M> {
     /// The first root table.
@@ -14,5 +14,14 @@ impl<M: TableMem> Rtt<M> {
     /// Translates one IPA as hardware would, permissions apart.
     pub fn translate(&self, ipa: Ipa) -> Option<(Pa, Attrs)> {
         self.tree.translate(ipa)
+    }
+
+    /// What DATA_CREATE asks before it copies: `ipa` is a protected page and
+    /// its entry unassigned. Returns the RIPAS.
+    ///
+    /// # Errors
+    /// `Input`; `Rtt` with the level reached.
+    pub fn data_check(&self, ipa: Ipa) -> Result<Ripas, RttError> {
+        self.vacant_page(ipa).map(|slot| Ripas::of(slot.desc))
     }
 }

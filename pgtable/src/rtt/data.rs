@@ -56,17 +56,12 @@ impl Fill {
 }
 
 impl<M: TableMem> Rtt<M> {
-    /// What DATA_CREATE asks before it copies: `ipa` is a protected page and
-    /// its entry unassigned. Returns the RIPAS.
+    /// The unassigned entry of a protected page.
     ///
     /// # Errors
     /// `Input`; `Rtt` with the level reached.
-    pub fn data_check(&self, ipa: Ipa) -> Result<Ripas, RttError> {
-        self.vacant_page(ipa).map(|slot| Ripas::of(slot.desc))
-    }
-
-    /// The unassigned entry of a protected page.
-    fn vacant_page(&self, ipa: Ipa) -> Result<Slot<M::Table>, RttError> {
+    #[inline]
+    pub(crate) fn vacant_page(&self, ipa: Ipa) -> Result<Slot<M::Table>, RttError> {
         let slot = self.protected_page(ipa)?;
         if slot.level == Level::L3 && is_vacant(slot.desc) {
             Ok(slot)
@@ -88,7 +83,7 @@ impl<M: TableMem> Rtt<M> {
     /// place, becomes the page at `ipa`.
     ///
     /// # Errors
-    /// As [`data_check`](Self::data_check).
+    /// `Input`; `Rtt` with the level reached.
     pub fn data_create<T: Maintenance>(
         &mut self,
         maint: &mut T,
@@ -96,10 +91,38 @@ impl<M: TableMem> Rtt<M> {
         data: Pa,
         fill: Fill,
     ) -> Result<(), RttError> {
+        self.put_page(maint, (ipa, data), fill, || true)
+    }
+
+    /// As [`data_create`](Self::data_create) of known content, which `write` puts in
+    /// place once all else is sure: whether it could.
+    ///
+    /// # Errors
+    /// As there; `Input` where it could not.
+    pub fn data_create_with<T: Maintenance>(
+        &mut self,
+        maint: &mut T,
+        ipa: Ipa,
+        data: Pa,
+        write: impl FnOnce() -> bool,
+    ) -> Result<(), RttError> {
+        self.put_page(maint, (ipa, data), Fill::Known, write)
+    }
+
+    fn put_page<T: Maintenance>(
+        &mut self,
+        maint: &mut T,
+        (ipa, data): (Ipa, Pa),
+        fill: Fill,
+        write: impl FnOnce() -> bool,
+    ) -> Result<(), RttError> {
         let slot = self.vacant_page(ipa)?;
         let core = &self.tree.core;
         let size = slot.size();
         self.check_page(data, size)?;
+        if !write() {
+            return Err(RttError::Input);
+        }
         let ripas = fill.ripas(slot.desc);
         let mut work = core.work(maint);
         work.maintain(self.data_attrs(), data, size);

@@ -16,6 +16,7 @@ use crate::tree::Slot;
 impl<M: TableMem> Rtt<M> {
     /// Where a walk for the entry of a command's table ends: at the entry itself, or
     /// it is no table's.
+    #[inline(always)]
     fn parent(&self, at: RttAt) -> Result<Slot<M::Table>, RttError> {
         let core = &self.tree.core;
         if at.level <= core.shape.start() {
@@ -26,6 +27,7 @@ impl<M: TableMem> Rtt<M> {
     }
 
     /// The entry that points to a command's table, and the table.
+    #[inline(always)]
     fn table(&self, at: RttAt) -> Result<(Slot<M::Table>, Pa), RttError> {
         let slot = self.parent(at)?;
         match slot.kind(&self.tree.core.shape) {
@@ -98,21 +100,20 @@ impl<M: TableMem> Rtt<M> {
             return Err(RttError::Rtt { level, top });
         }
         let protected = self.is_protected(at.ipa);
-        let first = core.child(&slot, slot.ia);
-        let leaves = if protected {
-            0
-        } else {
-            self.leaves(&first).count() as u64
-        };
-        let looks = leaves > 0 && (S::WANTS || !core.features.fwb);
-        let units = self.units(&first);
-        if looks && leaves * units > budget.left().max(units) {
-            self.release_some(maint, sink, &first, budget);
-            return Err(RttError::Again);
+        // Only the host's memory is looked for in it.
+        let first = (!protected).then(|| core.child(&slot, slot.ia));
+        let leaves = first.map_or(0, |first| self.leaves(&first).count() as u64);
+        let looked = first.filter(|_| leaves > 0 && (S::WANTS || !core.features.fwb));
+        if let Some(first) = looked {
+            let units = self.units(&first);
+            if leaves * units > budget.left().max(units) {
+                self.release_some(maint, sink, &first, budget);
+                return Err(RttError::Again);
+            }
         }
         let smallest = if leaves > 0 { at.level } else { slot.level };
         let _done = core.work(maint).break_table(&slot, smallest);
-        if looks {
+        if let Some(first) = looked {
             for leaf in self.leaves(&first) {
                 core.freeze_live(&leaf, |desc| desc.is_leaf(leaf.level));
                 self.release_leaf(maint, sink, &leaf, budget);
@@ -196,7 +197,7 @@ impl<M: TableMem> Rtt<M> {
                 return Err(refuse);
             }
         }
-        let _done = core.work(maint).fold(&slot, rtt).ok_or(refuse)?;
+        let _done = core.work(maint).fold(&slot, rtt, new).ok_or(refuse)?;
         core.add_count(rtt, -(count as i32));
         Ok(rtt)
     }

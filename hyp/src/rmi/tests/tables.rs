@@ -222,7 +222,7 @@ fn pages_of_a_block_that_is_not_whole_do_not_fold() {
     assert!(h.system.granules.leave_host(block, 1));
     let folded = h.status(fid::RMI_RTT_FOLD, &[rd, 0, 3]);
     assert!(matches!(folded, Status::ErrorRtt(_)), "{folded:?}");
-    h.system.granules.return_to_host(block, 1);
+    assert!(h.system.granules.return_to_host(block, 1));
     h.ok(fid::RMI_RTT_FOLD, &[rd, 0, 3]);
     h.ok(fid::RMI_RTT_UNMAP_UNPROTECTED, &[rd, 0, 2]);
     h.ok(fid::RMI_GRANULE_DELEGATE, &[block]);

@@ -115,6 +115,15 @@ impl Meter {
         println!("cost {name} {count} {ticks}");
     }
 
+    /// Times `count` commands, put together before: what is counted is EL2's work.
+    fn commands(&mut self, name: &str, count: u64, command: impl Fn(u64) -> Command) {
+        let mut calls = [[0; 6]; CALLS as usize];
+        for (n, call) in (0..count).zip(&mut calls) {
+            *call = command(n).into();
+        }
+        self.time(name, count, |n| status(calls[n as usize]));
+    }
+
     /// Times calls that each do a part of a range, as the next of it says.
     fn sweep(&mut self, name: &str, range: Range<u64>, mut call: impl FnMut(u64) -> (u64, u64)) {
         let (mut at, mut calls) = (range.start, 0);
@@ -138,7 +147,7 @@ pub fn measure(suite: &mut Suite<Console>) {
     println!("cost ticks-a-second {} 0", arm64::regs::CNTFRQ_EL0.get());
     let mut meter = Meter { failed: 0 };
     let requested = rmi::VERSION_1_0;
-    meter.time("VERSION", CALLS, |_| status(Command::Version { requested }));
+    meter.commands("VERSION", CALLS, |_| Command::Version { requested });
     let (low, high) = own();
     for n in 0..(high - low) / granule() {
         // Nothing of another check's, nothing that this one would not see.
@@ -146,8 +155,12 @@ pub fn measure(suite: &mut Suite<Console>) {
             fill(at(n), n);
         }
     }
-    meter.time("GRANULE_DELEGATE", CALLS, |n| delegate(at(MEMORY + n)));
-    meter.time("GRANULE_UNDELEGATE", CALLS, |n| undelegate(at(MEMORY + n)));
+    meter.commands("GRANULE_DELEGATE", CALLS, |n| Command::GranuleDelegate {
+        pa: at(MEMORY + n),
+    });
+    meter.commands("GRANULE_UNDELEGATE", CALLS, |n| {
+        Command::GranuleUndelegate { pa: at(MEMORY + n) }
+    });
     tables(suite, &mut meter);
     pages(suite, &mut meter);
     if granule() == 4096 && high - at(MEMORY) > GIB {
@@ -229,12 +242,16 @@ fn tables(suite: &mut Suite<Console>, meter: &mut Meter) {
     for n in 0..count {
         delegate(at(MEMORY + n));
     }
-    meter.time("RTT_CREATE", count, |n| {
-        table(rd, at(MEMORY + n), RAM + n * span(2), 3)
+    meter.commands("RTT_CREATE", count, |n| Command::RttCreate {
+        rd,
+        rtt: at(MEMORY + n),
+        ipa: RAM + n * span(2),
+        level: 3,
     });
-    meter.time("RTT_DESTROY", count, |n| {
-        let ipa = RAM + n * span(2);
-        status(Command::RttDestroy { rd, ipa, level: 3 })
+    meter.commands("RTT_DESTROY", count, |n| Command::RttDestroy {
+        rd,
+        ipa: RAM + n * span(2),
+        level: 3,
     });
     for n in 0..count {
         undelegate(at(MEMORY + n));
@@ -253,24 +270,25 @@ fn pages(suite: &mut Suite<Console>, meter: &mut Meter) {
     for n in 0..CALLS {
         delegate(at(MEMORY + n));
     }
-    meter.time("DATA_CREATE", half, |n| {
-        let (data, ipa) = (at(MEMORY + n), ipa(n));
-        status(Command::DataCreate {
-            rd,
-            data,
-            ipa,
-            src,
-            flags: 0,
-        })
+    meter.commands("DATA_CREATE", half, |n| Command::DataCreate {
+        rd,
+        data: at(MEMORY + n),
+        ipa: ipa(n),
+        src,
+        flags: 0,
     });
-    meter.time("DATA_CREATE_UNKNOWN", half, |n| {
-        let (data, ipa) = (at(MEMORY + half + n), ipa(half + n));
-        status(Command::DataCreateUnknown { rd, data, ipa })
+    meter.commands("DATA_CREATE_UNKNOWN", half, |n| {
+        Command::DataCreateUnknown {
+            rd,
+            data: at(MEMORY + half + n),
+            ipa: ipa(half + n),
+        }
     });
     let reached = (0..CALLS).find(|n| !kept_out(at(MEMORY + n)));
     suite.check("costs/kept-out", reached.is_none(), "the host reaches it");
-    meter.time("DATA_DESTROY", CALLS, |n| {
-        status(Command::DataDestroy { rd, ipa: ipa(n) })
+    meter.commands("DATA_DESTROY", CALLS, |n| Command::DataDestroy {
+        rd,
+        ipa: ipa(n),
     });
     for n in 0..CALLS {
         undelegate(at(MEMORY + n));
