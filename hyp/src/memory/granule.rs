@@ -118,6 +118,33 @@ impl GranuleWord {
         }
     }
 
+    /// As [`Self::lock`], of one that nothing depends on: whether it is that. Its word is
+    /// this CPU's alone until [`Self::unlock_unused`].
+    pub(super) fn lock_unused(&self, state: State) -> bool {
+        let free = state as u32;
+        let locked =
+            (self.0).compare_exchange(free, free | LOCK, Ordering::Acquire, Ordering::Relaxed);
+        if locked.is_ok() {
+            #[cfg(not(target_os = "none"))]
+            order::takes(order::rank_of(state), self.place());
+            return true;
+        }
+        match self.lock(state) {
+            Some(locked) if locked.count() == 0 => {
+                core::mem::forget(locked);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Lets go of it in another state.
+    pub(super) fn unlock_unused(&self, state: State) {
+        #[cfg(not(target_os = "none"))]
+        order::lets_go(self.place());
+        self.0.store(state as u32, Ordering::Release);
+    }
+
     /// Adds a reference if the granule is in `state` and not locked for a change
     /// of it; `None` when it is in another state or the count is full.
     pub fn pin(&self, state: State) -> Option<Pin<'_>> {
@@ -184,11 +211,6 @@ impl<'a> Locked<'a> {
     /// The count.
     pub fn count(&self) -> u32 {
         self.0.count()
-    }
-
-    /// Keeps it locked beyond this value's life: [`Self::kept`] is it again.
-    pub(super) fn keep(self) {
-        core::mem::forget(self);
     }
 
     /// A granule that was kept locked.

@@ -24,17 +24,10 @@ impl Granules {
             .saturating_sub(pa)
             .wrapping_shr(self.shift()) as usize;
         let (words, span) = self.from(pa)?;
-        let free = |word: &GranuleWord| match word.lock(state) {
-            Some(locked) if locked.count() == 0 => {
-                locked.keep();
-                true
-            }
-            _ => false,
-        };
         let count = words
             .iter()
             .take(most)
-            .take_while(|word| free(word))
+            .take_while(|word| word.lock_unused(state))
             .count();
         (count > 0).then(|| LockedRun {
             words: &words[..count],
@@ -86,7 +79,7 @@ impl LockedRun<'_> {
     /// Unlocks them in another state.
     pub fn unlock_as(self, state: State) {
         for word in self.words {
-            Locked::kept(word).unlock_as(state);
+            word.unlock_unused(state);
         }
         core::mem::forget(self);
     }
