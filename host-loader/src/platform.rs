@@ -62,6 +62,8 @@ pub struct Platform {
     pub clock: Option<u64>,
     /// INTID of the physical timer of EL1 (CNTP).
     pub timer_intid: u32,
+    /// INTID of the virtual timer (CNTV).
+    pub virtual_timer_intid: u32,
 }
 
 /// The boot arguments alone, of a tree that may be of no other use.
@@ -280,8 +282,9 @@ impl Platform {
         let fdt = devtree::open(dtb).map_err(PlatformError::Damaged)?;
         let root = fdt.root();
         let mut platform = Self {
-            // The architecture's recommended PPI, unless /timer names another.
+            // The architecture's recommended PPIs, unless /timer names others.
             timer_intid: 30,
+            virtual_timer_intid: 27,
             ..Self::default()
         };
         for reservation in fdt.memory_reservations() {
@@ -405,10 +408,11 @@ impl Platform {
         {
             self.clock = Some(range.start);
         }
-        if node.is_compatible("arm,armv8-timer")
-            && let Some(intid) = interrupt(node, 1, width)
-        {
-            self.timer_intid = intid;
+        if node.is_compatible("arm,armv8-timer") {
+            let ours = [&mut self.timer_intid, &mut self.virtual_timer_intid];
+            for (place, at) in ours.into_iter().zip([1, 2]) {
+                *place = interrupt(node, at, width).unwrap_or(*place);
+            }
         }
         Ok(())
     }

@@ -47,7 +47,7 @@ fn tree(log: &str) -> Vec<u8> {
         fdt.end_node(cpus)?;
         let node = fdt.begin_node("timer")?;
         fdt.property_string("compatible", "arm,armv8-timer")?;
-        fdt.property_array_u32("interrupts", &[1, 13, 4, 0, 1, 12, 4, 0, 1, 11, 4, 0])?;
+        fdt.property_array_u32("interrupts", &[1, 13, 4, 0, 1, 12, 4, 0, 1, 10, 4, 0])?;
         fdt.end_node(node)?;
         let soc = fdt.begin_node("soc")?;
         fdt.property_u32("#address-cells", 1)?;
@@ -116,7 +116,10 @@ fn a_board_is_read_as_it_is() {
     assert_eq!(platform.no_map, vec![0xa000_0000..0xa010_0000; 1]);
     assert_eq!(platform.cpus, [0, 0x1_0000_0200]);
     assert_eq!(platform.initrd, Some(0x9000_0000..0x9000_1000));
-    assert_eq!(platform.timer_intid, 28);
+    assert_eq!(
+        (platform.timer_intid, platform.virtual_timer_intid),
+        (28, 26)
+    );
     assert_eq!(platform.gic.distributor, 0x1800_0000..0x1801_0000);
     assert_eq!(
         platform.gic.redistributors,

@@ -292,15 +292,44 @@ guarded_copy:
     sub     x2, x2, #1
     b       2b
 
-// guarded_put(x0 = base, x1 = pairs of offset and value, x2 = how many)
-    .global guarded_put
-guarded_put:
+// guarded_exit(x0 = RecExit of the host's, x1 = the exit's words, x2 = the vCPU's)
+    .global guarded_exit
+guarded_exit:
     guarded
-1:  cbz     x2, guarded_done
-    ldp     x3, x4, [x1], #16
-    str     x4, [x0, x3]
-    sub     x2, x2, #1
-    b       1b
+    ldp     x3, x4, [x1]
+    ldp     x5, x7, [x1, #16]
+    str     x3, [x0, #{exit_reason}]
+    stp     x4, x5, [x0, #{exit_esr}]
+    str     x7, [x0, #({exit_esr} + 16)]
+    ldp     x3, x4, [x1, #32]
+    ldp     x5, x7, [x1, #48]
+    add     x6, x0, #{exit_gprs}
+    stp     x3, x4, [x6]
+    stp     x5, x7, [x6, #16]
+    .set    zeroed, 32                  // X4 and on, what follows X30, gicv3_hcr
+    .rept   14
+    stp     xzr, xzr, [x6, #zeroed]
+    .set    zeroed, zeroed + 16
+    .endr
+    str     xzr, [x6, #zeroed]
+    add     x6, x0, #{exit_misr}        // and gicv3_vmcr
+    stp     xzr, xzr, [x6]
+    ldp     x3, x4, [x2]
+    ldp     x5, x7, [x2, #16]
+    add     x6, x0, #{exit_timers}
+    stp     x3, x4, [x6]
+    stp     x5, x7, [x6, #16]
+    ldp     x3, x4, [x2, #32]
+    ldp     x5, x7, [x2, #48]
+    add     x6, x0, #{exit_ripas}
+    stp     x3, x4, [x6]
+    str     x5, [x6, #16]
+    str     x7, [x0, #{exit_imm}]
+    ldp     x3, x4, [x2, #64]
+    add     x6, x0, #{exit_elr}
+    stp     x3, x4, [x6]
+    str     xzr, [x6, #16]              // pmu_ovf_status
+    b       guarded_done
 
 // guarded_zero(x0 = at, x1 = bytes), multiples of 64
     .global guarded_zero

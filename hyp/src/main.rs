@@ -37,6 +37,7 @@ mod image {
     use hyp::system::System;
     use log::{debug, error, info, warn};
     use rmi::end::How;
+    use rmi::run::RecExit;
     use spin::Once;
     use spin::mutex::{SpinMutex, SpinMutexGuard};
 
@@ -51,6 +52,14 @@ mod image {
         pe_regime = const offset_of!(Pe, entry.regime),
         pe_entry = const offset_of!(Pe, entry.rust),
         pe_steps = const offset_of!(Pe, entry.steps),
+        exit_reason = const offset_of!(RecExit, exit_reason),
+        exit_esr = const offset_of!(RecExit, esr),
+        exit_gprs = const offset_of!(RecExit, gprs),
+        exit_misr = const offset_of!(RecExit, gicv3_misr),
+        exit_timers = const offset_of!(RecExit, cntp_ctl),
+        exit_ripas = const offset_of!(RecExit, ripas_base),
+        exit_imm = const offset_of!(RecExit, imm),
+        exit_elr = const offset_of!(RecExit, elr),
         gprs_pc = const offset_of!(Gprs, pc),
         gprs_stack = const Gprs::STACK,
         serve = sym fast::serve,

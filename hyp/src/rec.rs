@@ -16,6 +16,8 @@ use vgic::{Affinity, ListRegisters, Redistributor};
 
 use arm64::frame::{FpState, Gprs};
 
+use zerocopy::{Immutable, IntoBytes};
+
 use crate::cpu::context::{El1, Exception, VirtualTimer, leave_el2};
 use crate::cpu::gic::VirtualInterface;
 use crate::cpu::inject;
@@ -74,6 +76,8 @@ pub struct VcpuState {
     pub lrs: ListRegisters,
     /// The CPU's list registers hold them.
     pub lrs_loaded: bool,
+    /// What each exit tells beside its reason.
+    pub exit: ExitState,
     /// What the host has been told of interrupts that are its to deliver.
     pub told: Told,
     /// What the last exit waits for.
@@ -90,6 +94,21 @@ pub struct VcpuState {
     pub history: [Exit; HISTORY_LEN],
     /// Exits ever, modulo 2^64.
     pub exits: u64,
+}
+
+/// What an exit tells the host of a vCPU, whatever its reason. In the order of
+/// [`write_exit`](crate::memory::guarded::write_exit).
+#[derive(Clone, Copy, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct ExitState {
+    /// `cntp_ctl`, `cntp_cval`, `cntv_ctl`, `cntv_cval`.
+    pub timers: [u64; 4],
+    /// `ripas_base`, `ripas_top`, `ripas_value`: of a change of RIPAS.
+    pub ripas: [u64; 3],
+    /// `imm`: of a realm's call.
+    pub imm: u64,
+    /// `elr`, `spsr`: of a plain guest.
+    pub pc: [u64; 2],
 }
 
 /// What the last exit told the host of a realm whose interrupts are its (HOST_LRS).
@@ -201,6 +220,7 @@ impl Rec {
                 interface: VirtualInterface::default(),
                 lrs: ListRegisters::new(list_registers),
                 lrs_loaded: false,
+                exit: ExitState::default(),
                 told: Told::default(),
                 pending: Pending::Nothing,
                 ripas: RipasChange::NONE,

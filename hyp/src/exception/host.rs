@@ -14,9 +14,9 @@ use crate::log::trace::{self, Answer};
 use crate::system::System;
 use crate::{ending, psci, rmi as rmi_calls};
 use crate::{errata, idregs};
-use ::rmi::NOT_SUPPORTED;
 use ::rmi::call::HostCall;
 use ::rmi::psci::Psci;
+use ::rmi::{NOT_SUPPORTED, fid};
 use arm64::syndrome::{Class, Syndrome};
 use arm64::sysreg::Sysreg;
 
@@ -91,13 +91,18 @@ fn arguments(cpu: &Cpu) -> [u64; 6] {
 /// serves it are compiled as one.
 #[inline(never)]
 fn serve(system: &'static System, cpu: &mut Cpu) -> bool {
-    let call = HostCall::decode(arguments(cpu));
-    let answer = match call {
-        Some(HostCall::Rmi(command)) => rmi_calls::serve(system, cpu, command),
-        Some(HostCall::Vendor(call)) => Some(rmi_calls::serve_vendor(system, call)),
-        Some(HostCall::Psci(call)) => return returned(cpu, power(system, call) as u64),
-        Some(HostCall::Smccc(call)) => return returned(cpu, system.common.answer(call)),
-        None => return returned(cpu, NOT_SUPPORTED),
+    let x = arguments(cpu);
+    // What a host asks most is found before the search.
+    let answer = if x[0] == fid::RMI_REC_ENTER {
+        Some(rmi_calls::enter(system, cpu, x[1], x[2]))
+    } else {
+        match HostCall::decode(x) {
+            Some(HostCall::Rmi(command)) => rmi_calls::serve(system, cpu, command),
+            Some(HostCall::Vendor(call)) => Some(rmi_calls::serve_vendor(system, call)),
+            Some(HostCall::Psci(call)) => return returned(cpu, power(system, call) as u64),
+            Some(HostCall::Smccc(call)) => return returned(cpu, system.common.answer(call)),
+            None => return returned(cpu, NOT_SUPPORTED),
+        }
     };
     let Some(answer) = answer else {
         // After the host's interrupts, the same again.

@@ -1,6 +1,10 @@
 //! What the host hands over with an entry, and what it gets with an exit.
 
 use rmi::run::{EnterFlags, ExitReason};
+use zerocopy::{Immutable, IntoBytes};
+
+#[cfg(doc)]
+use crate::memory::guarded;
 
 /// What the host asks of an entry, copied once from its page.
 #[derive(Clone, Copy, Debug)]
@@ -11,8 +15,10 @@ pub struct Entry {
     pub value: u64,
 }
 
-/// What an exit reports to the host. Fields that an exit does not use are 0.
-#[derive(Clone, Copy, Debug, Default)]
+/// What an exit reports to the host. Fields that an exit does not use are 0. In the order
+/// that [`write_exit`](guarded::write_exit) has.
+#[derive(Clone, Copy, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct Record {
     /// `exit_reason`.
     pub reason: u64,
@@ -24,10 +30,6 @@ pub struct Record {
     pub hpfar: u64,
     /// `gprs[0..4]`.
     pub gprs: [u64; 4],
-    /// `elr`, `spsr`.
-    pub pc: [u64; 2],
-    /// `cntp_ctl`, `cntp_cval`, `cntv_ctl`, `cntv_cval`.
-    pub timers: [u64; 4],
 }
 
 /// What follows an exception.

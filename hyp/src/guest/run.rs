@@ -61,7 +61,7 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
     if state.ptimer.ctl != 0 {
         vcpu.physical_timer(state);
     }
-    let mut record = turns(vcpu, pa, state);
+    let record = turns(vcpu, pa, state);
     vcpu.leave(state);
     let cpu = &mut *vcpu.cpu;
     let now = CNTPCT_EL0.get();
@@ -77,25 +77,24 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
     // more. A kick meanwhile comes to the host, which looks.
     rec.kicks.leaves(cpu.pe.runs());
     if !realm.is_confidential() {
-        record.pc = [state.gprs.pc, state.gprs.pstate];
+        state.exit.pc = [state.gprs.pc, state.gprs.pstate];
     }
-    tell_timers(realm, state, now, &mut record);
+    tell_timers(realm, state, now);
     record
 }
 
 /// What an exit tells of the timers.
-fn tell_timers(realm: &Realm, state: &mut VcpuState, now: u64, record: &mut Record) {
+fn tell_timers(realm: &Realm, state: &mut VcpuState, now: u64) {
     let ctl = [state.ptimer.read_ctl(now), state.vtimer.ctl];
     if realm.host_lrs {
         host_lrs::tell(state, ctl);
     }
-    record.timers = [ctl[0], state.ptimer.cval, ctl[1], state.vtimer.cval];
+    state.exit.timers = [ctl[0], state.ptimer.cval, ctl[1], state.vtimer.cval];
 }
 
-/// The exit of a vCPU that is not entered, because the host is needed before.
-pub fn not_entered(realm: &Realm, state: &mut VcpuState, mut record: Record) -> Record {
-    tell_timers(realm, state, CNTPCT_EL0.get(), &mut record);
-    record
+/// A vCPU exits that is not entered, because the host is needed before.
+pub fn not_entered(realm: &Realm, state: &mut VcpuState) {
+    tell_timers(realm, state, CNTPCT_EL0.get());
 }
 
 /// Stops this PE if the machine ends; it runs no guest then, and says so.

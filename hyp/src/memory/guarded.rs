@@ -10,6 +10,8 @@
 //! level's that comes out.
 
 use arm64::regs::{ELR_EL2, ESR_EL2, FAR_EL2, HPFAR_EL2, SPSR_EL2};
+use core::mem::offset_of;
+use rmi::run::RecExit;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 /// The memory answered with an external abort.
@@ -23,7 +25,7 @@ type Result<T> = core::result::Result<T, ExternalAbort>;
 mod routines {
     unsafe extern "C" {
         pub fn guarded_copy(to: *mut u8, from: *const u8, len: usize) -> u64;
-        pub fn guarded_put(base: *mut u8, fields: *const [u64; 2], count: usize) -> u64;
+        pub fn guarded_exit(exit: *mut u8, record: *const u64, state: *const u64) -> u64;
         pub fn guarded_zero(at: *mut u8, len: usize) -> u64;
         pub fn guarded_touch(begin: u64, end: u64) -> u64;
         pub fn guarded_read32(at: *const u32, to: *mut u32) -> u64;
@@ -36,6 +38,37 @@ mod routines {
 #[cfg(not(target_os = "none"))]
 mod routines {
     use crate::memory::phys::fake;
+    use core::mem::offset_of;
+    use rmi::run::RecExit;
+
+    /// Where each word of the exit's own record stands in [`RecExit`].
+    const EXIT_RECORD: [usize; 8] = {
+        const GPRS: usize = offset_of!(RecExit, gprs);
+        [
+            offset_of!(RecExit, exit_reason),
+            offset_of!(RecExit, esr),
+            offset_of!(RecExit, far),
+            offset_of!(RecExit, hpfar),
+            GPRS,
+            GPRS + 8,
+            GPRS + 16,
+            GPRS + 24,
+        ]
+    };
+
+    /// Where each word of the vCPU's stands there.
+    const EXIT_STATE: [usize; 10] = [
+        offset_of!(RecExit, cntp_ctl),
+        offset_of!(RecExit, cntp_cval),
+        offset_of!(RecExit, cntv_ctl),
+        offset_of!(RecExit, cntv_cval),
+        offset_of!(RecExit, ripas_base),
+        offset_of!(RecExit, ripas_top),
+        offset_of!(RecExit, ripas_value),
+        offset_of!(RecExit, imm),
+        offset_of!(RecExit, elr),
+        offset_of!(RecExit, spsr),
+    ];
 
     pub unsafe fn guarded_copy(to: *mut u8, from: *const u8, len: usize) -> u64 {
         let is_there =
@@ -52,11 +85,26 @@ mod routines {
         u64::from(!whole)
     }
 
-    pub unsafe fn guarded_put(base: *mut u8, fields: *const [u64; 2], count: usize) -> u64 {
+    pub unsafe fn guarded_exit(exit: *mut u8, record: *const u64, state: *const u64) -> u64 {
+        let gprs = offset_of!(RecExit, gprs);
+        let (misr, pmu) = (
+            offset_of!(RecExit, gicv3_misr),
+            offset_of!(RecExit, pmu_ovf_status),
+        );
+        let blank = (gprs + 32..=gprs + 256).step_by(8);
+        let blank = blank.chain([misr, misr + 8, pmu]).map(|at| (at, 0));
         // SAFETY: the caller's promise.
-        for &[offset, value] in unsafe { core::slice::from_raw_parts(fields, count) } {
+        let (record, state) = unsafe {
+            (
+                core::slice::from_raw_parts(record, EXIT_RECORD.len()),
+                core::slice::from_raw_parts(state, EXIT_STATE.len()),
+            )
+        };
+        let offsets = EXIT_RECORD.into_iter().chain(EXIT_STATE);
+        let words = offsets.zip(record.iter().chain(state).copied());
+        for (offset, value) in words.chain(blank) {
             // SAFETY: the caller's promise.
-            let at = unsafe { base.add(offset as usize) };
+            let at = unsafe { exit.add(offset) };
             if fake::is_hole(at as usize, 8) {
                 return 1;
             }
@@ -187,16 +235,26 @@ pub unsafe fn write_bytes(pa: u64, bytes: &[u8]) -> Result<()> {
     outcome(unsafe { routines::guarded_copy(pointer(pa), bytes.as_ptr(), bytes.len()) })
 }
 
-/// Writes 64-bit fields: (offset from `base`, value).
+// As the routine has it: what is beside what.
+const _: () = {
+    assert!(offset_of!(RecExit, gicv3_hcr) == offset_of!(RecExit, gprs) + 256);
+    assert!(offset_of!(RecExit, gicv3_vmcr) == offset_of!(RecExit, gicv3_misr) + 8);
+    assert!(offset_of!(RecExit, pmu_ovf_status) == offset_of!(RecExit, elr) + 16);
+};
+
+/// Writes an exit to the host's page: `exit_reason`, `esr`, `far`, `hpfar` and the first
+/// four `gprs` from `record`; `cntp_ctl` to `cntv_cval`, `ripas_base` to `ripas_value`,
+/// `imm`, `elr` and `spsr` from `state`; and zeros to the other `gprs`, to the GIC's
+/// registers but the lists, and to the PMU's. By a routine of its own: each exit does it.
 ///
 /// # Errors
 /// [`ExternalAbort`]; a part may have been written.
 ///
 /// # Safety
-/// As [`read`], for each field; base and offsets are multiples of 8.
-pub unsafe fn put(base: u64, fields: &[[u64; 2]]) -> Result<()> {
+/// As [`read`], for a [`RecExit`] at `exit`, a multiple of 8.
+pub unsafe fn write_exit(exit: u64, record: &[u64; 8], state: &[u64; 10]) -> Result<()> {
     // SAFETY: the caller's promise.
-    outcome(unsafe { routines::guarded_put(pointer(base), fields.as_ptr(), fields.len()) })
+    outcome(unsafe { routines::guarded_exit(pointer(exit), record.as_ptr(), state.as_ptr()) })
 }
 
 /// Fills memory with zeros.
@@ -376,14 +434,14 @@ mod tests {
             assert_eq!(write(0x10_1000, &0x1234_5678_u64), Ok(()));
             assert_eq!(read::<u64>(0x10_1000), Ok(0x1234_5678));
             assert_eq!(read32(0x10_1000), Ok(0x1234_5678));
-            assert_eq!(put(0x10_1000, &[[8, 1], [0x10, 2]]), Ok(()));
-            assert_eq!(read(0x10_1008), Ok([1u64, 2]));
+            assert_eq!(write_exit(0x10_1800, &[1; 8], &[2; 10]), Ok(()));
+            assert_eq!(read(0x10_1a18), Ok([1u64, 0]));
             assert_eq!(zero(0x10_1000, 0x1000), Ok(()));
-            assert_eq!(read(0x10_1008), Ok([0u64, 0]));
+            assert_eq!(read(0x10_1a18), Ok([0u64, 0]));
             assert_eq!(zero(0x10_2000, 0x1000), Err(ExternalAbort));
             assert_eq!(read::<u64>(0x10_2000), Err(ExternalAbort));
             assert_eq!(write(0x10_1ff8, &[0u64; 2]), Err(ExternalAbort));
-            assert_eq!(put(0x10_1ff0, &[[0, 1], [0x10, 2]]), Err(ExternalAbort));
+            assert_eq!(write_exit(0x10_1a00, &[1; 8], &[2; 10]), Err(ExternalAbort));
             assert_eq!(read32(0x10_2ffc), Err(ExternalAbort));
             assert_eq!(read::<u64>(0x10_3000), Ok(0));
         }

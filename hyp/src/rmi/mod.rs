@@ -71,7 +71,7 @@ pub fn serve(system: &'static System, cpu: &mut Cpu, command: Command) -> Option
             rec::create(system, cpu.gic.list_registers, rd, rec, params).map(no_outputs)
         }
         Command::RecDestroy { rec } => rec::destroy(system, rec).map(no_outputs),
-        Command::RecEnter { rec, run } => rec::enter(system, cpu, rec, run).map(no_outputs),
+        Command::RecEnter { rec, run } => return Some(enter(system, cpu, rec, run)),
         Command::PsciComplete {
             calling,
             target,
@@ -125,6 +125,11 @@ pub fn serve(system: &'static System, cpu: &mut Cpu, command: Command) -> Option
         }
     };
     Some(answer(outcome))
+}
+
+/// Serves `REC_ENTER`.
+pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, run: u64) -> Answer {
+    answer(rec::enter(system, cpu, rec, run).map(no_outputs))
 }
 
 /// Serves a call of Undercroft's own.

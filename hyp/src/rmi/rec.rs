@@ -1,10 +1,12 @@
 //! `REC_CREATE`, `REC_DESTROY`, `REC_ENTER`, `PSCI_COMPLETE`, `REC_AUX_COUNT`.
 
+use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
 use ::rmi::params::{MAX_REC_AUX, RecFlags, RecParams, mpidr_index};
-use ::rmi::run::{EnterFlags, ExitReason, RecRun};
+use ::rmi::run::{EnterFlags, ExitReason, RecEnter, RecExit, RecRun};
 use ::rmi::{Status, psci};
+use zerocopy::transmute_ref;
 
 use super::Outcome;
 use super::args::{copy_from_host, delegated, lock, lock_idle_rec, pin};
@@ -20,7 +22,7 @@ use crate::memory::granule::State;
 use crate::memory::guarded::{self, ExternalAbort};
 use crate::memory::phys;
 use crate::realm::{self, MAX_RECS, Realm};
-use crate::rec::{Pending, Rec, VcpuState};
+use crate::rec::{Pending, Rec, RipasChange, VcpuState};
 use crate::system::System;
 
 /// A REC fits in its granule: it needs no other.
@@ -105,8 +107,8 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     let _page = pin(system, page)?;
     let rec_lock = lock_idle_rec(system, rec)?;
     let granule = rec_lock.granule();
-    let enter = core::mem::offset_of!(RecRun, enter) as u64;
-    let gprs = core::mem::offset_of!(::rmi::run::RecEnter, gprs) as u64;
+    let enter = offset_of!(RecRun, enter) as u64;
+    let gprs = offset_of!(RecEnter, gprs) as u64;
     // SAFETY: the page is the host's RAM, pinned as such. Copied once.
     let read = |offset| unsafe { guarded::read::<u64>(page + enter + offset) };
     let (Ok(flags), Ok(value)) = (read(0), read(gprs)) else {
@@ -155,7 +157,10 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     };
     let record = match rsi::finish_host_call(&guest, state, page + enter + gprs) {
         Ok(()) => run::run(&mut guest, rec, state, &Entry { flags, value }),
-        Err(missing) => run::not_entered(realm, state, missing.exit()),
+        Err(missing) => {
+            run::not_entered(realm, state);
+            missing.exit()
+        }
     };
 
     // SAFETY: the page is still pinned as the host's.
@@ -188,53 +193,33 @@ fn answers(pending: &Pending, flags: EnterFlags) -> bool {
 ///
 /// # Safety
 /// The page is RAM of the host's.
-unsafe fn write_exit(page: u64, record: &Record, state: &VcpuState) -> Result<(), ExternalAbort> {
-    use ::rmi::run::RecExit;
-    use core::mem::offset_of;
-    const GPRS: usize = offset_of!(RecExit, gprs);
-    const _: () = assert!(offset_of!(RecExit, gicv3_hcr) == GPRS + 256);
+unsafe fn write_exit(
+    page: u64,
+    record: &Record,
+    state: &mut VcpuState,
+) -> Result<(), ExternalAbort> {
     let exit = page + offset_of!(RecRun, exit) as u64;
-    let (mut ripas, mut imm) = ([0; 3], 0);
-    if record.reason == ExitReason::RipasChange as u64 {
-        let change = &state.ripas;
-        ripas = [change.reached, change.top, change.to as u64];
-    }
-    let is_host_call = record.reason == ExitReason::HostCall as u64;
-    if is_host_call {
-        imm = state.host_call.imm.into();
-    }
-    let fields = [
-        (offset_of!(RecExit, exit_reason), record.reason),
-        (offset_of!(RecExit, esr), record.esr),
-        (offset_of!(RecExit, far), record.far),
-        (offset_of!(RecExit, hpfar), record.hpfar),
-        (GPRS, record.gprs[0]),
-        (GPRS + 8, record.gprs[1]),
-        (GPRS + 16, record.gprs[2]),
-        (GPRS + 24, record.gprs[3]),
-        (offset_of!(RecExit, gicv3_hcr), 0),
-        (offset_of!(RecExit, gicv3_misr), 0),
-        (offset_of!(RecExit, gicv3_vmcr), 0),
-        (offset_of!(RecExit, cntp_ctl), record.timers[0]),
-        (offset_of!(RecExit, cntp_cval), record.timers[1]),
-        (offset_of!(RecExit, cntv_ctl), record.timers[2]),
-        (offset_of!(RecExit, cntv_cval), record.timers[3]),
-        (offset_of!(RecExit, ripas_base), ripas[0]),
-        (offset_of!(RecExit, ripas_top), ripas[1]),
-        (offset_of!(RecExit, ripas_value), ripas[2]),
-        (offset_of!(RecExit, imm), imm),
-        (offset_of!(RecExit, elr), record.pc[0]),
-        (offset_of!(RecExit, spsr), record.pc[1]),
-        (offset_of!(RecExit, pmu_ovf_status), 0),
-    ]
-    .map(|(offset, value)| [offset as u64, value]);
-    // SAFETY: the caller's promise; every offset is inside the page and aligned, and
-    // what is zeroed ends where the next field begins.
+    let is_change = record.reason == ExitReason::RipasChange as u64;
+    let RipasChange {
+        reached, top, to, ..
+    } = state.ripas;
+    state.exit.ripas = if is_change {
+        [reached, top, to as u64]
+    } else {
+        [0; 3]
+    };
+    let is_call = record.reason == ExitReason::HostCall as u64;
+    state.exit.imm = if is_call {
+        state.host_call.imm.into()
+    } else {
+        0
+    };
+    // SAFETY: the caller's promise.
     unsafe {
-        guarded::zero(exit + GPRS as u64, 256)?;
-        guarded::put(exit, &fields)?;
-        if is_host_call {
-            guarded::write(exit + GPRS as u64, &state.host_call.gprs)?;
+        guarded::write_exit(exit, transmute_ref!(record), transmute_ref!(&state.exit))?;
+        if is_call {
+            let gprs = offset_of!(RecExit, gprs) as u64;
+            guarded::write(exit + gprs, &state.host_call.gprs)?;
         }
     }
     Ok(())

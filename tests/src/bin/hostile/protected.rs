@@ -103,6 +103,36 @@ const DATA: u64 = CODE + 32;
 const SHARED_TABLES: u64 = DATA + 3;
 const PAGE: u64 = SHARED_TABLES + 3;
 
+/// What the run page holds before an entry.
+const STALE: u64 = 0x5a1e_5a1e_5a1e_5a1e;
+/// Words of the exit that each exit writes: the first, and how many.
+const WRITTEN: [(usize, usize); 9] = [
+    (offset_of!(RecExit, exit_reason), 1),
+    (offset_of!(RecExit, esr), 3),
+    (offset_of!(RecExit, gprs), 32),
+    (offset_of!(RecExit, gicv3_hcr), 1),
+    (offset_of!(RecExit, gicv3_misr), 2),
+    (offset_of!(RecExit, cntp_ctl), 4),
+    (offset_of!(RecExit, ripas_base), 3),
+    (offset_of!(RecExit, imm), 1),
+    (offset_of!(RecExit, elr), 3),
+];
+/// Those of them that this guest's aborts have nothing for: X1 to X30, the GIC's, what
+/// tells of RIPAS and of calls, the PC and PSTATE, the PMU.
+const UNUSED: [(usize, usize); 6] = [
+    (offset_of!(RecExit, gprs) + 8, 31),
+    (offset_of!(RecExit, gicv3_hcr), 1),
+    (offset_of!(RecExit, gicv3_misr), 2),
+    (offset_of!(RecExit, ripas_base), 3),
+    (offset_of!(RecExit, imm), 1),
+    (offset_of!(RecExit, elr), 3),
+];
+
+fn offsets(words: &[(usize, usize)]) -> impl Iterator<Item = usize> {
+    let each = |&(first, count)| (first..first + 8 * count).step_by(8);
+    words.iter().flat_map(each)
+}
+
 /// An exit, and whether the run page holds what it may not.
 #[derive(Clone, Copy, Debug)]
 struct Exit {
@@ -113,6 +143,8 @@ struct Exit {
     hpfar: u64,
     value: u64,
     secrets: usize,
+    /// Words that are not what an abort leaves there.
+    wrong: usize,
 }
 
 fn enter(flags: EnterFlags, value: u64) -> Exit {
@@ -123,6 +155,9 @@ fn enter(flags: EnterFlags, value: u64) -> Exit {
     loop {
         // SAFETY: The run page is the host's.
         unsafe {
+            for offset in (0..size_of::<RecExit>() as u64).step_by(8) {
+                write64(exit + offset, STALE);
+            }
             write64(run + offset_of!(RecEnter, flags) as u64, flags.bits());
             write64(run + offset_of!(RecEnter, gprs) as u64, value);
         }
@@ -140,6 +175,14 @@ fn enter(flags: EnterFlags, value: u64) -> Exit {
             hpfar: word(offset_of!(RecExit, hpfar)),
             value: word(offset_of!(RecExit, gprs)),
             secrets: (0..0x800).step_by(8).map(word).filter(leaks).count(),
+            wrong: (0..size_of::<RecExit>())
+                .step_by(8)
+                .filter(|&offset| {
+                    let is_stale = word(offset) == STALE;
+                    is_stale == offsets(&WRITTEN).any(|written| written == offset)
+                })
+                .chain(offsets(&UNUSED).filter(|&offset| word(offset) != 0))
+                .count(),
         };
     }
 }
@@ -153,6 +196,7 @@ fn is_access(exit: &Exit, offset: u64) -> bool {
         && exit.hpfar == DEVICE >> 12 << 4
         && exit.far == offset
         && exit.secrets == 0
+        && exit.wrong == 0
 }
 
 /// Builds it, runs it, takes it apart.
