@@ -209,9 +209,16 @@ steps:
     .global memcpy
 memcpy:
     mov     x3, x0
-    orr     x4, x0, x1
+    eor     x4, x0, x1
     tst     x4, #7
     b.ne    3f
+5:  tst     x3, #7                      // bytes, to where words begin
+    b.eq    1f
+    cbz     x2, 4f
+    ldrb    w4, [x1], #1
+    strb    w4, [x3], #1
+    sub     x2, x2, #1
+    b       5b
 1:  subs    x2, x2, #16
     b.lo    2f
     ldp     x4, x5, [x1], #16
@@ -236,8 +243,12 @@ memset:
     orr     x4, x4, x4, lsl #8
     orr     x4, x4, x4, lsl #16
     orr     x4, x4, x4, lsl #32
-    tst     x0, #7
-    b.ne    3f
+5:  tst     x3, #7                      // bytes, to where words begin
+    b.eq    1f
+    cbz     x2, 4f
+    strb    w4, [x3], #1
+    sub     x2, x2, #1
+    b       5b
 1:  subs    x2, x2, #64
     b.lo    2f
     stp     x4, x4, [x3], #16
@@ -277,11 +288,23 @@ guarded_copy:
     orr     x3, x0, x1
     tst     x3, #7
     b.ne    2f
-1:  subs    x2, x2, #16
+1:  cmp     x2, #64
+    b.lo    4f
+    ldp     x3, x4, [x1], #16
+    ldp     x5, x6, [x1], #16
+    ldp     x7, x8, [x1], #16
+    ldp     x9, x10, [x1], #16
+    stp     x3, x4, [x0], #16
+    stp     x5, x6, [x0], #16
+    stp     x7, x8, [x0], #16
+    stp     x9, x10, [x0], #16
+    sub     x2, x2, #64
+    b       1b
+4:  subs    x2, x2, #16
     b.lo    0f
     ldp     x3, x4, [x1], #16
     stp     x3, x4, [x0], #16
-    b       1b
+    b       4b
 0:  tbz     x2, #3, 0f
     ldr     x3, [x1], #8
     str     x3, [x0], #8

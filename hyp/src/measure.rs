@@ -84,12 +84,11 @@ impl Measurements {
         }
     }
 
-    /// A granule of data at `ipa`, with the hash of its content if that counts
-    /// (B4.3.1.4).
-    pub fn add_data(&mut self, ipa: u64, flags: u64, content: Option<Digest>) {
-        let content = content.unwrap_or([0; 64]);
+    /// A granule of data at `ipa`, with the hash of its content, or zeros if that does not
+    /// count (B4.3.1.4).
+    pub fn add_data(&mut self, ipa: u64, flags: u64, content: &Digest) {
         let (ipa, flags) = (ipa.to_le_bytes(), flags.to_le_bytes());
-        let own: [Field<'_>; 3] = [(OWN, &ipa), (OWN + 8, &flags), (OWN + 16, &content)];
+        let own: [Field<'_>; 3] = [(OWN, &ipa), (OWN + 8, &flags), (OWN + 16, content)];
         self.add(0, &own);
     }
 
@@ -285,12 +284,12 @@ mod tests {
                 let mut measured = begun(algorithm);
                 let before = measured.values[0];
                 let own = [&ipa.to_le_bytes()[..], &flags.to_le_bytes()];
-                measured.add_data(ipa, flags, None);
+                measured.add_data(ipa, flags, &[0; 64]);
                 let first = of(algorithm, &descriptor(0, &before, &own));
                 prop_assert_eq!(&measured.values[0], &first);
                 let hash = of(algorithm, &content);
                 prop_assert_eq!(super::hash(algorithm, &content), hash);
-                measured.add_data(ipa, flags, Some(hash));
+                measured.add_data(ipa, flags, &hash);
                 let own = [own[0], own[1], &hash];
                 let second = of(algorithm, &descriptor(0, &first, &own));
                 prop_assert_eq!(measured.values[0], second);

@@ -61,10 +61,13 @@ pub fn create(system: &System, rd: u64, data: u64, ipa: u64, content: Content) -
         }
         made.map_err(status)?;
         if let Some(measured) = realm.measured.lock().as_mut() {
-            // SAFETY: as above; the realm does not run yet.
-            let content = || hash(measured.algorithm, unsafe { bytes(data, size) });
-            let content = measure.then(content);
-            measured.add_data(ipa, flags.bits(), content);
+            let content = if measure {
+                // SAFETY: as above; the realm does not run yet.
+                hash(measured.algorithm, unsafe { bytes(data, size) })
+            } else {
+                [0; 64]
+            };
+            measured.add_data(ipa, flags.bits(), &content);
         }
         page.unlock_as(State::Data);
         Ok(())
