@@ -652,8 +652,6 @@ fn data_is_maintained_before_it_is_mapped() {
     }
 }
 
-/// A realm ends when nothing of it is left but the host's blocks in the root:
-/// they are cut, forgotten everywhere, and told.
 /// What DATA_CREATE copies is copied once nothing else can refuse it, and before it is
 /// mapped; where it cannot be, nothing is mapped.
 #[test]
@@ -692,6 +690,8 @@ fn content_comes_between_the_checks_and_the_map() {
     assert!(matches!(again, Err(RttError::Rtt { .. })), "{again:?}");
 }
 
+/// A realm ends when nothing of it is left but the host's blocks in the root:
+/// they are cut, forgotten everywhere, and told.
 #[test]
 fn the_end_of_a_realm() {
     let mem = Plain::new(PAGE);

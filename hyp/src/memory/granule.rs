@@ -7,9 +7,12 @@
 //! DATA, then the host's, and among equals by address ([`super::order`]); a
 //! granule is locked *expecting a state*, so that an argument named twice is
 //! refused (its state cannot be both) instead of waited for. State and lock
-//! change in one store ([`Locked::unlock_as`]). The count changes without the
-//! lock, but is 0 → n only under it: whoever holds the lock and reads 0 knows
-//! that nobody else has come to depend on the granule.
+//! change together ([`Locked::unlock_as`]). The count falls at any time. Of the host's
+//! granules it rises by a pin, which waits while one is locked; of an RD, a REC and an
+//! RTT under the lock of what counts in it; of others by who holds their lock alone. So
+//! whoever holds the lock of one of the host's or of a realm's memory and reads 0 knows
+//! that nobody else has come to depend on it, or will: the word is its own
+//! ([`super::run`]).
 //!
 //! *Spans*: memory that a guest maps by a block (level 2) is not counted granule
 //! by granule, which would make one call's work as long as a block has granules.

@@ -208,12 +208,11 @@ impl HostMemory {
             if !tree.geometry().leaf_ok(level) {
                 return;
             }
-            let whole = match tree.lookup_to(ipa, level) {
-                Ok(found) => match found.entry {
-                    Entry::Table(table) => u64::from(self.pool.count(table)) == entries,
-                    _ => false,
-                },
-                Err(_) => false,
+            let whole = match tree.lookup_to(ipa, level).map(|found| found.entry) {
+                Ok(Entry::Table(table)) => u64::from(self.pool.count(table)) == entries,
+                // A whole block came back: the table that it is in may be whole now.
+                Ok(Entry::Leaf { .. }) => continue,
+                _ => false,
             };
             if !whole || tree.fold(&mut self.pe(), ipa, level).is_err() {
                 return;

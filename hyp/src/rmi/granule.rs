@@ -111,9 +111,9 @@ fn returned(system: &System, run: &LockedRun<'_>) {
     }
 }
 
-/// Gives delegated granules back to the host: how many bytes of them. They are all
-/// zero: whatever they were used for since, the command that ended that use scrubbed
-/// them. `None` where nothing changed.
+/// Gives granules back to the host: how many bytes of them; `None` where the host gets
+/// nothing. Delegated ones are all zero: whatever they were used for since, the command
+/// that ended that use scrubbed them. What was too much to scrub there is scrubbed here.
 fn take(system: &System, base: u64, top: u64) -> Option<u64> {
     let delegated = lock_range(system, base, top, State::Delegated);
     let run = delegated.or_else(|| {

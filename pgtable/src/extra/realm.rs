@@ -16,8 +16,8 @@ impl<M: TableMem> Rtt<M> {
         self.tree.translate(ipa)
     }
 
-    /// What DATA_CREATE asks before it copies: `ipa` is a protected page and
-    /// its entry unassigned. Returns the RIPAS.
+    /// Whether DATA_CREATE would find room at `ipa`, a protected page whose entry is
+    /// unassigned: its RIPAS.
     ///
     /// # Errors
     /// `Input`; `Rtt` with the level reached.

@@ -137,6 +137,23 @@ fn seventy_splits_given_back_take_no_tables() {
     }
 }
 
+/// A block that goes and comes back whole leaves nothing of its split either, at any level.
+#[test]
+fn blocks_given_back_take_no_tables() {
+    let ram = set(&[(4 << 30, 4 << 30)]);
+    for granule in Granule::ALL {
+        let host = host_with(granule, &ram, &set(&[]));
+        let block = granule.page_size() * granule.page_size() / 8;
+        let before = host.pool.left();
+        for at in [5 << 30, (6 << 30) - block, 6 << 30] {
+            host.take(at, block).unwrap();
+            assert!(!host.reaches(at) && host.reaches(at + block));
+            give(&host, at, block);
+            assert_eq!(host.pool.left(), before, "{granule:?} {at:#x}");
+        }
+    }
+}
+
 #[test]
 fn every_granule_can_be_apart_with_every_device_mapped() {
     for granule in Granule::ALL {
