@@ -28,7 +28,8 @@ use crate::system::System;
 /// Seconds that a PE has to come out of its guest.
 const PATIENCE: u64 = 5;
 
-/// What is a guest's; and what may have been, and is zero in a cache alone.
+/// What is a guest's; and what may have been, and is zero in a cache alone. A granule
+/// counts in its span from before it is any of these until nothing is in it any more.
 const OF_GUESTS: [State; 6] = [
     State::Data,
     State::Unscrubbed,
@@ -83,9 +84,7 @@ fn is_protected(
 pub fn scrub(system: &System) -> Result<(), StillRuns> {
     dying::stop_others();
     let mut any = false;
-    for state in OF_GUESTS {
-        system.granules.each(state, |_| any = true);
-    }
+    system.granules.each(&OF_GUESTS, |_| any = true);
     if any {
         pe::interrupt_others();
         wait_for(pe::all())?;
@@ -95,9 +94,9 @@ pub fn scrub(system: &System) -> Result<(), StillRuns> {
 }
 
 fn scrub_all(system: &System) {
-    for state in OF_GUESTS {
-        system.granules.each(state, |pa| scrub_granule(system, pa));
-    }
+    system
+        .granules
+        .each(&OF_GUESTS, |pa| scrub_granule(system, pa));
     // SAFETY: no PE runs a realm, and so none signs.
     unsafe { system.forget_keys() };
 }
@@ -228,8 +227,11 @@ mod tests {
         for (n, state) in (3..).zip(states) {
             // SAFETY: a page of the fake machine's.
             unsafe { phys::write(host.page(n), [0x5au8; 4096]) };
-            let page = host.granule(n).lock(State::Ns).expect("the host's");
-            page.unlock_as(state);
+            let (page, granules) = (host.page(n), &host.system.granules);
+            let run = granules.lock_run(page, page + 4096, State::Ns);
+            let run = run.expect("the host's");
+            assert!(run.leave_host());
+            run.unlock_as(state);
         }
         scrub_all(host.system);
         for (n, state) in (3..).zip(states) {

@@ -286,6 +286,11 @@ impl Span {
             .ok()
     }
 
+    /// Whether a granule of it is not the host's, or was not a moment ago.
+    fn has_foreign(&self) -> bool {
+        self.0.load(Ordering::Acquire) & SPAN_FOREIGN != 0
+    }
+
     /// So many granules of it stop being the host's: false while a block maps them.
     pub(super) fn leave_host(&self, count: u64) -> bool {
         self.change(|word| word >> 32 != 0, count).is_some()
@@ -424,15 +429,23 @@ impl Granules {
         self.ranges.iter().map(|range| range.region)
     }
 
-    /// Passes `each` the granules that are in `state` when it comes to them, by PA.
-    pub fn each(&self, state: State, mut each: impl FnMut(u64)) {
+    /// Passes `each` the granules that are in one of `states`, none of them the host's,
+    /// when it comes to them, by PA. Spans that are all the host's are not looked into.
+    pub fn each(&self, states: &[State], mut each: impl FnMut(u64)) {
         for range in self.ranges {
-            let count = (range.region.size() >> self.shift) as usize;
-            let words = &self.words[range.first..range.first + count];
-            for (n, granule) in words.iter().enumerate() {
-                if granule.state() == state {
-                    each(range.region.base() + ((n as u64) << self.shift));
+            let (mut pa, end) = (range.region.base(), range.region.end());
+            while pa < end {
+                let first = range.first + ((pa - range.region.base()) >> self.shift) as usize;
+                let next = (pa | (self.span_size() - 1)).saturating_add(1).min(end);
+                let count = ((next - pa) >> self.shift) as usize;
+                let span = self.span_in(range, pa).filter(|span| span.has_foreign());
+                let words = span.map_or(&[][..], |_| &self.words[first..first + count]);
+                for (n, granule) in words.iter().enumerate() {
+                    if states.contains(&granule.state()) {
+                        each(pa + ((n as u64) << self.shift));
+                    }
                 }
+                pa = next;
             }
         }
     }
@@ -590,6 +603,37 @@ mod tests {
         assert!(!g.return_to_host(0x4010_0000, 1), "half of it is no RAM");
         assert!(g.get_block(0x4020_0000));
         assert!(!g.get_block(0x4040_0000), "no RAM at all");
+    }
+
+    #[test]
+    fn what_is_not_the_hosts_is_found_by_span() {
+        // Spans in part, and a second range of RAM.
+        let g = table(&[(0x4010_0000, 0x50_0000), (0x8000_0000, 0x40_0000)]);
+        let found = |states: &[State]| {
+            let mut all = Vec::new();
+            g.each(states, |pa| all.push(pa));
+            all
+        };
+        assert_eq!(found(&[State::Data, State::Rd]), []);
+        let places = [
+            (0x4010_0000, State::Rd),
+            (0x401f_f000, State::Data),
+            (0x4040_1000, State::Data),
+            (0x405f_f000, State::Rec),
+            (0x8020_3000, State::Data),
+        ];
+        for (pa, state) in places {
+            let run = g.lock_run(pa, pa + 0x1000, State::Ns).unwrap();
+            assert!(run.leave_host());
+            run.unlock_as(state);
+        }
+        assert_eq!(found(&[State::Rec]), [0x405f_f000]);
+        assert_eq!(
+            found(&[State::Data]),
+            [0x401f_f000, 0x4040_1000, 0x8020_3000]
+        );
+        let all = [State::Rd, State::Rec, State::Data];
+        assert_eq!(found(&all), places.map(|(pa, _)| pa));
     }
 
     #[test]

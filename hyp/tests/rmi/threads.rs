@@ -290,7 +290,7 @@ fn audit(host: &mut Host) -> Result<(), String> {
     let granules = &host.system.granules;
     let of = |state| {
         let mut all = Vec::new();
-        granules.each(state, |pa| all.push(pa));
+        granules.each(&[state], |pa| all.push(pa));
         all
     };
     let (rds, recs) = (of(State::Rd), of(State::Rec));
