@@ -12,8 +12,9 @@ use mutants::{Plan, Test, survivors};
 
 /// The tests of the crate that the copy has, in the order in which they run;
 /// then the model's (`seeds.rs`).
-const TESTS: [&str; 9] = [
+const TESTS: [&str; 10] = [
     "strangers",
+    "rtt_rules",
     "exact",
     "bounds",
     "rtt_budgets",
