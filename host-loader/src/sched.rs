@@ -296,5 +296,6 @@ fn interrupt(machine: &Machine, intid: u32) {
     } else if Some(intid) == of(&machine.platform.log) {
         monitor::input(machine);
     }
-    // A kick or a call has done its work by arriving.
+    // A kick or a call has done its work by arriving. The virtual timer's comes at most
+    // as a guest's, which ended before it was taken.
 }

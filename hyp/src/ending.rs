@@ -20,7 +20,7 @@ use log::info;
 
 use crate::cpu::dying;
 use crate::cpu::pe::{self, NO_REC, Pe};
-use crate::memory::granule::State;
+use crate::memory::granule::{Spans, State};
 use crate::memory::phys;
 use crate::memory::region::Region;
 use crate::system::System;
@@ -81,22 +81,22 @@ fn is_protected(
 ///
 /// # Errors
 /// A PE that goes on: then nothing was scrubbed, and the machine must not be reset.
-pub fn scrub(system: &System) -> Result<(), StillRuns> {
+pub fn scrub(system: &System, spans: Spans) -> Result<(), StillRuns> {
     dying::stop_others();
     let mut any = false;
-    system.granules.each(&OF_GUESTS, |_| any = true);
+    system.granules.each(spans, &OF_GUESTS, |_| any = true);
     if any {
         pe::interrupt_others();
         wait_for(pe::all())?;
     }
-    scrub_all(system);
+    scrub_all(system, spans);
     Ok(())
 }
 
-fn scrub_all(system: &System) {
+fn scrub_all(system: &System, spans: Spans) {
     system
         .granules
-        .each(&OF_GUESTS, |pa| scrub_granule(system, pa));
+        .each(spans, &OF_GUESTS, |pa| scrub_granule(system, pa));
     // SAFETY: no PE runs a realm, and so none signs.
     unsafe { system.forget_keys() };
 }
@@ -233,7 +233,7 @@ mod tests {
             assert!(run.leave_host());
             run.unlock_as(state);
         }
-        scrub_all(host.system);
+        scrub_all(host.system, Spans::Counted);
         for (n, state) in (3..).zip(states) {
             assert!(host.is_zero(n), "{state:?}");
         }
@@ -249,7 +249,7 @@ mod tests {
         let is_zero = |n| unsafe { keys.add(n).read_volatile() } == 0;
         let mut all = 0..size_of::<attest::Attester>();
         assert!(!all.clone().all(is_zero));
-        scrub_all(host.system);
+        scrub_all(host.system, Spans::Counted);
         assert!(all.all(is_zero));
     }
 
@@ -262,7 +262,7 @@ mod tests {
             let answer = host.call(Command::GranuleDelegate { pa }.encode());
             assert_eq!(answer[0], 0, "{:#x}", fid::RMI_GRANULE_DELEGATE);
         }
-        let done = recording::of(|| scrub_all(host.system));
+        let done = recording::of(|| scrub_all(host.system, Spans::Counted));
         let lines = pages
             .iter()
             .flat_map(|pa| (*pa..pa + host.size).step_by(64));

@@ -22,7 +22,7 @@ use crate::cpu::{gic, pe};
 use crate::idregs::Shown;
 use crate::kicks::Kicked;
 use crate::measure::Measurements;
-use crate::memory::granule::{self, GranuleWord, Granules};
+use crate::memory::granule::{self, GranuleWord, Granules, Spans};
 use crate::memory::order::{MeasuredLock, RealmLock};
 use crate::memory::phys;
 use crate::memory::pool::entries_in_ram;
@@ -315,7 +315,7 @@ pub fn kick(pa: u64, rec: &Rec) {
 /// Whether there is a realm whose memory is no matter of the host's, when EL2 dies.
 pub fn any_is_confidential(granules: &Granules) -> bool {
     let mut any = false;
-    granules.each(&[granule::State::Rd], |rd| {
+    granules.each(Spans::All, &[granule::State::Rd], |rd| {
         // SAFETY: the granule is an RD, and no call ends while EL2 dies.
         any |= unsafe { Realm::at(rd) }.is_confidential();
     });
@@ -324,7 +324,7 @@ pub fn any_is_confidential(granules: &Granules) -> bool {
 
 /// Reports, when EL2 dies, what guests have written that the host has not taken.
 pub fn report_posted(granules: &Granules, log: &mut impl Write) {
-    granules.each(&[granule::State::Rd], |rd| {
+    granules.each(Spans::All, &[granule::State::Rd], |rd| {
         // SAFETY: the granule is an RD, and no call ends while EL2 dies.
         let realm = unsafe { Realm::at(rd) };
         realm.posted.report(realm.vmid, log);

@@ -104,7 +104,7 @@ impl Gic {
     }
 
     /// Makes EL2's own interrupts deliverable on this PE: enabled, group 1, with
-    /// a priority above the usual. The host cannot change them after that
+    /// a priority that is not below the usual. The host cannot change them after that
     /// (exception/redistributor.rs).
     pub fn enable_own(&self) {
         self.redistributor.wake();
@@ -167,7 +167,7 @@ impl Gic {
         let intid = ICC_IAR1_EL1.read(ICC_IAR1_EL1::INTID) as u32;
         instr::dsb_sy();
         if intid != pending {
-            // A higher priority came between: it goes back to pending.
+            // Another of that priority or a higher came between: it goes back to pending.
             if Kind::of(intid) != Kind::Special {
                 ICC_EOIR1_EL1.set(intid.into());
                 ICC_DIR_EL1.set(intid.into());

@@ -11,6 +11,7 @@ use crate::cpu::dying::{halt, stop_if_dying};
 use crate::cpu::fault::faulting_ipa;
 use crate::cpu::inject;
 use crate::log::trace::{self, Answer};
+use crate::memory::granule::Spans;
 use crate::system::System;
 use crate::{ending, psci, rmi as rmi_calls};
 use crate::{errata, idregs};
@@ -119,7 +120,7 @@ fn serve(system: &'static System, cpu: &mut Cpu) -> bool {
 /// where that cannot be had, it stands still.
 fn power(system: &System, call: Psci) -> i64 {
     if let Psci::SystemOff | Psci::SystemReset = call
-        && let Err(why) = ending::scrub(system)
+        && let Err(why) = ending::scrub(system, Spans::Counted)
     {
         error!(
             "cpu {:#x} runs a guest and does not stop: the machine stays on",

@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::cpu::{dying, pe};
 use crate::ending;
 use crate::log::LastWords;
+use crate::memory::granule::Spans;
 use crate::system::System;
 use ::rmi::end::{End, How};
 use appendix::{Appendix, Header, Symbols};
@@ -77,7 +78,7 @@ fn off() -> ! {
     // MMU may be off.
     let tried = TRIED.load(Ordering::Relaxed);
     TRIED.store(true, Ordering::Relaxed);
-    let scrub = |system| ending::scrub(system).is_ok();
+    let scrub = |system| ending::scrub(system, Spans::All).is_ok();
     if !tried && System::installed().is_none_or(scrub) {
         crate::psci::system_off();
     }

@@ -18,7 +18,7 @@ use crate::cpu::dying;
 use crate::cpu::fault::faulting_ipa;
 use crate::cpu::{GuestState, SavedState};
 use crate::realm::Realm;
-use crate::rec::{Pending, VcpuState};
+use crate::rec::{Pending, RipasChange, VcpuState};
 use arm64::syndrome::Syndrome;
 use core::sync::atomic::Ordering;
 
@@ -73,28 +73,45 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
         fp: &mut state.fp,
         fp_pe: &state.fp_pe,
     });
-    // Last: whoever ends the machine scrubs the REC when nothing is written to it any
-    // more. A kick meanwhile comes to the host, which looks.
-    rec.kicks.leaves(cpu.pe.runs());
     if !realm.is_confidential() {
         state.exit.pc = [state.gprs.pc, state.gprs.pstate];
     }
-    tell_timers(realm, state, now);
+    tell(realm, state, now, &record);
+    // Last: whoever ends the machine scrubs the REC when nothing is written to it any
+    // more. A kick meanwhile comes to the host, which looks.
+    rec.kicks.leaves(cpu.pe.runs());
     record
 }
 
-/// What an exit tells of the timers.
-fn tell_timers(realm: &Realm, state: &mut VcpuState, now: u64) {
+/// What an exit tells beside its record.
+fn tell(realm: &Realm, state: &mut VcpuState, now: u64, record: &Record) {
     let ctl = [state.ptimer.read_ctl(now), state.vtimer.ctl];
     if realm.host_lrs {
         host_lrs::tell(state, ctl);
     }
-    state.exit.timers = [ctl[0], state.ptimer.cval, ctl[1], state.vtimer.cval];
+    let RipasChange {
+        reached, top, to, ..
+    } = state.ripas;
+    let exit = &mut state.exit;
+    exit.timers = [ctl[0], state.ptimer.cval, ctl[1], state.vtimer.cval];
+    let is_change = record.reason == ExitReason::RipasChange as u64;
+    exit.ripas = if is_change {
+        [reached, top, to as u64]
+    } else {
+        [0; 3]
+    };
+    let is_call = record.reason == ExitReason::HostCall as u64;
+    exit.imm = if is_call {
+        state.host_call.imm.into()
+    } else {
+        0
+    };
 }
 
 /// A vCPU exits that is not entered, because the host is needed before.
-pub fn not_entered(realm: &Realm, state: &mut VcpuState) {
-    tell_timers(realm, state, CNTPCT_EL0.get());
+pub fn not_entered(realm: &Realm, state: &mut VcpuState, record: Record) -> Record {
+    tell(realm, state, CNTPCT_EL0.get(), &record);
+    record
 }
 
 /// Stops this PE if the machine ends; it runs no guest then, and says so.

@@ -8,11 +8,10 @@
 //! granule is locked *expecting a state*, so that an argument named twice is
 //! refused (its state cannot be both) instead of waited for. State and lock
 //! change together ([`Locked::unlock_as`]). The count falls at any time. Of the host's
-//! granules it rises by a pin, which waits while one is locked; of an RD, a REC and an
-//! RTT under the lock of what counts in it; of others by who holds their lock alone. So
-//! whoever holds the lock of one of the host's or of a realm's memory and reads 0 knows
-//! that nobody else has come to depend on it, or will: the word is its own
-//! ([`super::run`]).
+//! granules it rises by a pin, which waits while one is locked; of an RTT under the lock
+//! of its realm's tables; of others under their own lock. So whoever holds the lock of
+//! anything but an RTT and reads 0 knows that nobody else has come to depend on it, or
+//! will meanwhile: the word is its own ([`super::run`]).
 //!
 //! *Spans*: memory that a guest maps by a block (level 2) is not counted granule
 //! by granule, which would make one call's work as long as a block has granules.
@@ -304,6 +303,15 @@ impl Span {
     }
 }
 
+/// Which spans are looked into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spans {
+    /// Those that are not all the host's by their count.
+    Counted,
+    /// All, whatever their count says: EL2 may die of a wrong one.
+    All,
+}
+
 /// log2 of a level-2 block's bytes, for a granule's.
 const fn span_shift(shift: u32) -> u32 {
     2 * shift - 3
@@ -430,17 +438,18 @@ impl Granules {
     }
 
     /// Passes `each` the granules that are in one of `states`, none of them the host's,
-    /// when it comes to them, by PA. Spans that are all the host's are not looked into.
-    pub fn each(&self, states: &[State], mut each: impl FnMut(u64)) {
+    /// when it comes to them, by PA.
+    pub fn each(&self, spans: Spans, states: &[State], mut each: impl FnMut(u64)) {
         for range in self.ranges {
             let (mut pa, end) = (range.region.base(), range.region.end());
             while pa < end {
                 let first = range.first + ((pa - range.region.base()) >> self.shift) as usize;
                 let next = (pa | (self.span_size() - 1)).saturating_add(1).min(end);
                 let count = ((next - pa) >> self.shift) as usize;
-                let span = self.span_in(range, pa).filter(|span| span.has_foreign());
-                let words = span.map_or(&[][..], |_| &self.words[first..first + count]);
-                for (n, granule) in words.iter().enumerate() {
+                let look =
+                    spans == Spans::All || self.span_in(range, pa).is_some_and(Span::has_foreign);
+                let count = if look { count } else { 0 };
+                for (n, granule) in self.words[first..][..count].iter().enumerate() {
                     if states.contains(&granule.state()) {
                         each(pa + ((n as u64) << self.shift));
                     }
@@ -611,7 +620,10 @@ mod tests {
         let g = table(&[(0x4010_0000, 0x50_0000), (0x8000_0000, 0x40_0000)]);
         let found = |states: &[State]| {
             let mut all = Vec::new();
-            g.each(states, |pa| all.push(pa));
+            g.each(Spans::Counted, states, |pa| all.push(pa));
+            let mut every = Vec::new();
+            g.each(Spans::All, states, |pa| every.push(pa));
+            assert_eq!(all, every);
             all
         };
         assert_eq!(found(&[State::Data, State::Rd]), []);

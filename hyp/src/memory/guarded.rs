@@ -10,8 +10,6 @@
 //! level's that comes out.
 
 use arm64::regs::{ELR_EL2, ESR_EL2, FAR_EL2, HPFAR_EL2, SPSR_EL2};
-use core::mem::offset_of;
-use rmi::run::RecExit;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 /// The memory answered with an external abort.
@@ -235,13 +233,6 @@ pub unsafe fn write_bytes(pa: u64, bytes: &[u8]) -> Result<()> {
     outcome(unsafe { routines::guarded_copy(pointer(pa), bytes.as_ptr(), bytes.len()) })
 }
 
-// As the routine has it: what is beside what.
-const _: () = {
-    assert!(offset_of!(RecExit, gicv3_hcr) == offset_of!(RecExit, gprs) + 256);
-    assert!(offset_of!(RecExit, gicv3_vmcr) == offset_of!(RecExit, gicv3_misr) + 8);
-    assert!(offset_of!(RecExit, pmu_ovf_status) == offset_of!(RecExit, elr) + 16);
-};
-
 /// Writes an exit to the host's page: `exit_reason`, `esr`, `far`, `hpfar` and the first
 /// four `gprs` from `record`; `cntp_ctl` to `cntv_cval`, `ripas_base` to `ripas_value`,
 /// `imm`, `elr` and `spsr` from `state`; and zeros to the other `gprs`, to the GIC's
@@ -251,7 +242,7 @@ const _: () = {
 /// [`ExternalAbort`]; a part may have been written.
 ///
 /// # Safety
-/// As [`read`], for a [`RecExit`] at `exit`, a multiple of 8.
+/// As [`read`], for a [`RecExit`](rmi::run::RecExit) at `exit`, a multiple of 8.
 pub unsafe fn write_exit(exit: u64, record: &[u64; 8], state: &[u64; 10]) -> Result<()> {
     // SAFETY: the caller's promise.
     outcome(unsafe { routines::guarded_exit(pointer(exit), record.as_ptr(), state.as_ptr()) })
@@ -421,9 +412,63 @@ pub fn translate(address: u64, look: Look) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use core::mem::offset_of;
+
+    use rmi::run::RecExit;
+
     use super::super::phys::fake;
     use super::super::region::Region;
     use super::*;
+
+    /// What stands beside what, as `guarded_exit` has it.
+    const _: () = {
+        const fn at(place: usize, behind: usize, words: usize) {
+            assert!(place == behind + 8 * words);
+        }
+        at(offset_of!(RecExit, far), offset_of!(RecExit, esr), 1);
+        at(offset_of!(RecExit, hpfar), offset_of!(RecExit, esr), 2);
+        at(
+            offset_of!(RecExit, gicv3_hcr),
+            offset_of!(RecExit, gprs),
+            32,
+        );
+        at(
+            offset_of!(RecExit, gicv3_vmcr),
+            offset_of!(RecExit, gicv3_misr),
+            1,
+        );
+        at(
+            offset_of!(RecExit, cntp_cval),
+            offset_of!(RecExit, cntp_ctl),
+            1,
+        );
+        at(
+            offset_of!(RecExit, cntv_ctl),
+            offset_of!(RecExit, cntp_ctl),
+            2,
+        );
+        at(
+            offset_of!(RecExit, cntv_cval),
+            offset_of!(RecExit, cntp_ctl),
+            3,
+        );
+        at(
+            offset_of!(RecExit, ripas_top),
+            offset_of!(RecExit, ripas_base),
+            1,
+        );
+        at(
+            offset_of!(RecExit, ripas_value),
+            offset_of!(RecExit, ripas_base),
+            2,
+        );
+        at(offset_of!(RecExit, spsr), offset_of!(RecExit, elr), 1);
+        at(
+            offset_of!(RecExit, pmu_ovf_status),
+            offset_of!(RecExit, elr),
+            2,
+        );
+    };
 
     #[test]
     fn what_is_not_there_is_an_error_and_the_rest_is_not() {

@@ -22,7 +22,7 @@ use crate::memory::granule::State;
 use crate::memory::guarded::{self, ExternalAbort};
 use crate::memory::phys;
 use crate::realm::{self, MAX_RECS, Realm};
-use crate::rec::{Pending, Rec, RipasChange, VcpuState};
+use crate::rec::{Pending, Rec, VcpuState};
 use crate::system::System;
 
 /// A REC fits in its granule: it needs no other.
@@ -157,10 +157,7 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
     };
     let record = match rsi::finish_host_call(&guest, state, page + enter + gprs) {
         Ok(()) => run::run(&mut guest, rec, state, &Entry { flags, value }),
-        Err(missing) => {
-            run::not_entered(realm, state);
-            missing.exit()
-        }
+        Err(missing) => run::not_entered(realm, state, missing.exit()),
     };
 
     // SAFETY: the page is still pinned as the host's.
@@ -193,31 +190,12 @@ fn answers(pending: &Pending, flags: EnterFlags) -> bool {
 ///
 /// # Safety
 /// The page is RAM of the host's.
-unsafe fn write_exit(
-    page: u64,
-    record: &Record,
-    state: &mut VcpuState,
-) -> Result<(), ExternalAbort> {
+unsafe fn write_exit(page: u64, record: &Record, state: &VcpuState) -> Result<(), ExternalAbort> {
     let exit = page + offset_of!(RecRun, exit) as u64;
-    let is_change = record.reason == ExitReason::RipasChange as u64;
-    let RipasChange {
-        reached, top, to, ..
-    } = state.ripas;
-    state.exit.ripas = if is_change {
-        [reached, top, to as u64]
-    } else {
-        [0; 3]
-    };
-    let is_call = record.reason == ExitReason::HostCall as u64;
-    state.exit.imm = if is_call {
-        state.host_call.imm.into()
-    } else {
-        0
-    };
     // SAFETY: the caller's promise.
     unsafe {
         guarded::write_exit(exit, transmute_ref!(record), transmute_ref!(&state.exit))?;
-        if is_call {
+        if record.reason == ExitReason::HostCall as u64 {
             let gprs = offset_of!(RecExit, gprs) as u64;
             guarded::write(exit + gprs, &state.host_call.gprs)?;
         }

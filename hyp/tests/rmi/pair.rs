@@ -283,6 +283,7 @@ fn told(run: u64) -> Exit {
         ripas: [0x500, 0x508, 0x510].map(word),
         imm: word(0x600),
         gic: std::array::from_fn(|n| word(0x300 + 8 * n as u64)),
+        pc: word(0x6f0),
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use arm64::recording;
 use arm64::regs::ESR_EL2;
-use hyp::memory::granule::State;
+use hyp::memory::granule::{Spans, State};
 use hyp::memory::phys;
 use hyp::realm::Realm;
 use hyp::rec::Rec;
@@ -290,7 +290,7 @@ fn audit(host: &mut Host) -> Result<(), String> {
     let granules = &host.system.granules;
     let of = |state| {
         let mut all = Vec::new();
-        granules.each(&[state], |pa| all.push(pa));
+        granules.each(Spans::All, &[state], |pa| all.push(pa));
         all
     };
     let (rds, recs) = (of(State::Rd), of(State::Rec));

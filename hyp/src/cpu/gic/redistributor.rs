@@ -245,8 +245,8 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// What EL2 needs of an interrupt that it takes: a priority above the usual,
-    /// and level-sensitive as timers are.
+    /// What EL2 needs of an interrupt that it takes: a priority that is not below the
+    /// usual, and level-sensitive as timers are.
     pub(super) const OURS: Self = Self {
         enabled: true,
         group1: true,

@@ -39,6 +39,8 @@ pub struct Exit {
     pub imm: u64,
     /// Of interrupts that are the host's.
     pub gic: Told,
+    /// Where a plain guest is.
+    pub pc: u64,
 }
 
 pub const CPU_SUSPEND: u64 = 0xC400_0001;
@@ -116,7 +118,11 @@ impl Spec {
             Some(exit) => exit,
             None => self.runs(&mut vcpu, act),
         };
-        if self.realms[&vcpu.rd].host_lrs {
+        let realm = &self.realms[&vcpu.rd];
+        if realm.shared_from == 0 {
+            exit.pc = vcpu.pc;
+        }
+        if realm.host_lrs {
             exit.gic = told(&self.machine, &given(run, memory));
         }
         self.recs.insert(rec, vcpu);

@@ -193,7 +193,7 @@ fn in_hyp_and_host(context: &Context) -> Result<()> {
             "continue",
             "print hyp::log::HOST_RUNS",
             "backtrace",
-            "frame function hyp::exception::host::call",
+            "frame function hyp::exception::host::synchronous",
             "info args",
             "print/x cpu.host.gprs.x[0]",
             "delete",
