@@ -193,7 +193,9 @@ fn in_hyp_and_host(context: &Context) -> Result<()> {
             "continue",
             "print hyp::log::HOST_RUNS",
             "backtrace",
-            "frame function hyp::exception::host::synchronous",
+            // What is compiled into it comes first.
+            "frame function hyp::exception::host::serve",
+            "up",
             "info args",
             "print/x cpu.host.gprs.x[0]",
             "delete",
