@@ -91,7 +91,7 @@ mod routines {
         );
         let blank = (gprs + 32..=gprs + 256).step_by(8);
         let blank = blank.chain([misr, misr + 8, pmu]).map(|at| (at, 0));
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller, `write_exit`, has them from arrays of these lengths.
         let (record, state) = unsafe {
             (
                 core::slice::from_raw_parts(record, EXIT_RECORD.len()),
@@ -101,12 +101,12 @@ mod routines {
         let offsets = EXIT_RECORD.into_iter().chain(EXIT_STATE);
         let words = offsets.zip(record.iter().chain(state).copied());
         for (offset, value) in words.chain(blank) {
-            // SAFETY: the caller's promise.
+            // SAFETY: a field's offset, of the `RecExit` that the caller vouches for.
             let at = unsafe { exit.add(offset) };
             if fake::is_hole(at as usize, 8) {
                 return 1;
             }
-            // SAFETY: the caller's promise.
+            // SAFETY: as above; 8 bytes of it, at any alignment.
             unsafe { at.cast::<[u8; 8]>().write(value.to_ne_bytes()) };
         }
         0
@@ -244,7 +244,8 @@ pub unsafe fn write_bytes(pa: u64, bytes: &[u8]) -> Result<()> {
 /// # Safety
 /// As [`read`], for a [`RecExit`](rmi::run::RecExit) at `exit`, a multiple of 8.
 pub unsafe fn write_exit(exit: u64, record: &[u64; 8], state: &[u64; 10]) -> Result<()> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the routine reads 8 and 10 words, which the types have, and writes fields of
+    // a `RecExit`, which the caller vouches for.
     outcome(unsafe { routines::guarded_exit(pointer(exit), record.as_ptr(), state.as_ptr()) })
 }
 
@@ -420,55 +421,23 @@ mod tests {
     use super::super::region::Region;
     use super::*;
 
-    /// What stands beside what, as `guarded_exit` has it.
-    const _: () = {
-        const fn at(place: usize, behind: usize, words: usize) {
-            assert!(place == behind + 8 * words);
+    /// `guarded_exit` takes some of its words to stand beside each other.
+    #[test]
+    fn an_exit_is_laid_out_as_its_routine_has_it() {
+        macro_rules! beside {
+            ($($field:ident)*) => {
+                let places = [$(offset_of!(RecExit, $field)),*];
+                assert!(places.is_sorted_by(|a, b| a + 8 == *b), "{places:x?}");
+            };
         }
-        at(offset_of!(RecExit, far), offset_of!(RecExit, esr), 1);
-        at(offset_of!(RecExit, hpfar), offset_of!(RecExit, esr), 2);
-        at(
-            offset_of!(RecExit, gicv3_hcr),
-            offset_of!(RecExit, gprs),
-            32,
-        );
-        at(
-            offset_of!(RecExit, gicv3_vmcr),
-            offset_of!(RecExit, gicv3_misr),
-            1,
-        );
-        at(
-            offset_of!(RecExit, cntp_cval),
-            offset_of!(RecExit, cntp_ctl),
-            1,
-        );
-        at(
-            offset_of!(RecExit, cntv_ctl),
-            offset_of!(RecExit, cntp_ctl),
-            2,
-        );
-        at(
-            offset_of!(RecExit, cntv_cval),
-            offset_of!(RecExit, cntp_ctl),
-            3,
-        );
-        at(
-            offset_of!(RecExit, ripas_top),
-            offset_of!(RecExit, ripas_base),
-            1,
-        );
-        at(
-            offset_of!(RecExit, ripas_value),
-            offset_of!(RecExit, ripas_base),
-            2,
-        );
-        at(offset_of!(RecExit, spsr), offset_of!(RecExit, elr), 1);
-        at(
-            offset_of!(RecExit, pmu_ovf_status),
-            offset_of!(RecExit, elr),
-            2,
-        );
-    };
+        beside!(esr far hpfar);
+        beside!(gicv3_misr gicv3_vmcr);
+        beside!(cntp_ctl cntp_cval cntv_ctl cntv_cval);
+        beside!(ripas_base ripas_top ripas_value);
+        beside!(elr spsr pmu_ovf_status);
+        let behind_gprs = offset_of!(RecExit, gprs) + 256;
+        assert_eq!(offset_of!(RecExit, gicv3_hcr), behind_gprs);
+    }
 
     #[test]
     fn what_is_not_there_is_an_error_and_the_rest_is_not() {

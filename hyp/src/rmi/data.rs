@@ -50,19 +50,20 @@ pub fn create(system: &System, rd: u64, data: u64, ipa: u64, content: Content) -
         let mut touched = false;
         let copy = || {
             touched = true;
-            // SAFETY: a locked, delegated granule is EL2's alone; `src` is RAM of the
-            // host's, pinned as such, and so another.
+            // SAFETY: `page` holds the lock of `data`, delegated and so EL2's alone; `_src`
+            // pins `src` as RAM of the host's, and so another.
             unsafe { guarded::copy(data, src, size) }.is_ok()
         };
         let made = tables.data_create_with(pe, Ipa::new(ipa), Pa::new(data), copy);
         if made.is_err() && touched {
-            // SAFETY: as above. A part may have been copied.
+            // SAFETY: `page` is still locked and delegated. A part may have been copied.
             unsafe { phys::zero(data, size) };
         }
         made.map_err(status)?;
         if let Some(measured) = realm.measured.lock().as_mut() {
             let content = if measure {
-                // SAFETY: as above; the realm does not run yet.
+                // SAFETY: `page` is locked; the realm, which has it now, is in state NEW, in
+                // which the RD's lock keeps it: nobody runs that could write it.
                 hash(measured.algorithm, unsafe { bytes(data, size) })
             } else {
                 [0; 64]

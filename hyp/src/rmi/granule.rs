@@ -60,7 +60,8 @@ fn lock_range(system: &System, base: u64, top: u64, state: State) -> Option<Lock
 fn give(system: &System, base: u64, top: u64) -> Option<u64> {
     let run = lock_range(system, base, top, State::Ns)?;
     let granule = system.granules.size();
-    // SAFETY: the host cannot reach it any more, nobody else ever could.
+    // SAFETY: `leave_host` has taken it from the host, who held it alone: no guest maps it,
+    // by its count.
     let run = leave_host(system, run, |pa| unsafe { guarded::zero(pa, granule) })?;
     let done = run.size();
     run.unlock_as(State::Delegated);
@@ -118,7 +119,8 @@ fn take(system: &System, base: u64, top: u64) -> Option<u64> {
     let delegated = lock_range(system, base, top, State::Delegated);
     let run = delegated.or_else(|| {
         let run = lock_range(system, base, top, State::Unscrubbed)?;
-        // SAFETY: no realm has it any more, and no TLB knows it.
+        // SAFETY: the run's locks are held; in that state RTT_DATA_UNMAP left it, which
+        // took it out of its realm's tables and of every TLB.
         unsafe { phys::zero(run.pa(), run.size()) };
         Some(run)
     })?;

@@ -192,7 +192,8 @@ fn answers(pending: &Pending, flags: EnterFlags) -> bool {
 /// The page is RAM of the host's.
 unsafe fn write_exit(page: u64, record: &Record, state: &VcpuState) -> Result<(), ExternalAbort> {
     let exit = page + offset_of!(RecRun, exit) as u64;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller vouches for the page, a granule, and so aligned; `RecRun` is no
+    // larger, and its `exit` is in it.
     unsafe {
         guarded::write_exit(exit, transmute_ref!(record), transmute_ref!(&state.exit))?;
         if record.reason == ExitReason::HostCall as u64 {
