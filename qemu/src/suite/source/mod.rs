@@ -3,6 +3,7 @@
 //! | module | idea |
 //! |---|---|
 //! | [`citations`] | what comments and pages name is there |
+//! | [`kept`] | what git keeps is small, and text |
 //! | [`lines`] | how much code runs at EL2, held to a limit |
 //! | [`floors`] | no module names one that stands above it |
 //! | [`reached`] | what of the table library EL2 reaches |
@@ -12,6 +13,7 @@
 pub mod citations;
 pub mod dependencies;
 pub mod floors;
+pub mod kept;
 pub mod lines;
 pub mod reached;
 pub mod rust;
@@ -27,6 +29,7 @@ use super::Case;
 pub fn cases() -> Vec<Case> {
     vec![
         Case::of_cargo("check/citations", citations::check),
+        Case::new("check/kept", |context| kept::check(context).map(|_| ())),
         Case::of_cargo("check/lines", lines::check),
         Case::of_cargo("check/floors", floors::check),
         Case::of_cargo("check/reached", reached::check),
