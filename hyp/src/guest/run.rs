@@ -22,7 +22,19 @@ use crate::rec::{Pending, RipasChange, VcpuState};
 use arm64::syndrome::Syndrome;
 use core::sync::atomic::Ordering;
 
-/// Runs the vCPU in the REC granule at `pa`, which this PE holds. The checks of
+/// Begins a call that runs the vCPU in the REC granule at `pa`, which this PE holds:
+/// before anything is written to the REC. Whoever ends the machine waits until it
+/// [`run`]s no more, or was [`not_entered`]; a machine that ends is not begun in.
+///
+/// Published before the vCPU's interrupts are looked at, so that a kick that comes after
+/// the look finds this PE.
+pub fn begin(vcpu: &RunningVcpu<'_>, pa: u64) {
+    let pe = &vcpu.cpu.pe;
+    vcpu.rec.kicks.enters(pe.index, pe.runs(), pa);
+    stop(vcpu);
+}
+
+/// Runs the vCPU in the REC granule at `pa`, as [`begin`] has told. The checks of
 /// `REC_ENTER` are done.
 pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &Entry) -> Record {
     let (realm, rec) = (vcpu.realm, vcpu.rec);
@@ -31,9 +43,6 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
     state.call_host_at = None;
     state.gprs.host_is_called = false;
     state.gprs.at_vector = core::ptr::from_ref(realm).expose_provenance() as u64;
-    // Published before the vCPU's interrupts are looked at, so that a kick that
-    // comes after the look finds this PE.
-    rec.kicks.enters(cpu.pe.index, cpu.pe.runs(), pa);
     let mut trap = 0;
     if entry.flags.contains(EnterFlags::TRAP_WFI) {
         trap |= bits!(HCR_EL2: TWI);
@@ -108,9 +117,11 @@ fn tell(realm: &Realm, state: &mut VcpuState, now: u64, record: &Record) {
     };
 }
 
-/// A vCPU exits that is not entered, because the host is needed before.
-pub fn not_entered(realm: &Realm, state: &mut VcpuState, record: Record) -> Record {
-    tell(realm, state, CNTPCT_EL0.get(), &record);
+/// A vCPU exits that is not entered, because the host is needed before. Its call has
+/// begun.
+pub fn not_entered(vcpu: &RunningVcpu<'_>, state: &mut VcpuState, record: Record) -> Record {
+    tell(vcpu.realm, state, CNTPCT_EL0.get(), &record);
+    vcpu.rec.kicks.leaves(vcpu.cpu.pe.runs());
     record
 }
 

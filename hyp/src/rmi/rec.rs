@@ -155,9 +155,10 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
         realm,
         rec: vcpu,
     };
+    run::begin(&guest, rec);
     let record = match rsi::finish_host_call(&guest, state, page + enter + gprs) {
         Ok(()) => run::run(&mut guest, rec, state, &Entry { flags, value }),
-        Err(missing) => run::not_entered(realm, state, missing.exit()),
+        Err(missing) => run::not_entered(&guest, state, missing.exit()),
     };
 
     // SAFETY: the page is still pinned as the host's.

@@ -1,5 +1,8 @@
 //! Whether `hyp`'s state is what the specification says: granules, tables, memory.
 
+use core::sync::atomic::Ordering;
+
+use hyp::kicks::NO_REC;
 use hyp::memory::granule::{GranuleWord, State as Is};
 use hyp::memory::phys;
 use hyp::rec::{self, Rec};
@@ -24,6 +27,9 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, at: u64, is: T, said: T) -> 
 /// After a call: states and counts of all granules that ever were used, what it named,
 /// and what changed.
 pub fn after(pair: &mut Pair, x: &[u64; 6], answer: &[u64; 5]) -> Checked {
+    // Whoever ends the machine waits for it, and whoever kicks relies on it.
+    let runs = pair.host.cpu.pe.runs().load(Ordering::SeqCst);
+    same("what runs behind a call of", x[1], runs, NO_REC)?;
     for pa in &pair.touched {
         word(pair, *pa)?;
     }
