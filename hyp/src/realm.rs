@@ -13,7 +13,7 @@ use arm64::regs::affinity;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use pgtable::{Level, Pa, Rtt, Synced, TableMem};
+use pgtable::{Ipa, Level, Pa, Rtt, RttState, Synced, TableMem};
 use rmi::params::RealmFlags;
 use vgic::{Affinity, Distributor, Redistributor, VcpuSet, Vgic};
 
@@ -29,7 +29,7 @@ use crate::memory::pool::entries_in_ram;
 use crate::posting::Device;
 use crate::rec::Rec;
 
-/// RECs of one realm, a power of two (feature register 0, MAX_RECS_ORDER).
+/// RECs of one realm, at the most: a power of two (feature register 0, MAX_RECS_ORDER).
 pub const MAX_RECS: usize = 64;
 
 /// The life of a realm.
@@ -201,6 +201,21 @@ impl Realm {
     /// An address that a vCPU may begin at: of a confidential guest's own half.
     pub fn is_executable(&self, ipa: u64) -> bool {
         ipa >> self.ipa_bits == 0 && (!self.is_confidential() || self.is_protected(ipa))
+    }
+
+    /// Whether an address of the half that it shares is mapped, once whoever changes the
+    /// tables is done.
+    pub fn has_memory(&self, ipa: u64) -> bool {
+        let rtt = self.rtt.lock();
+        let entry = rtt.as_ref().map(|tables| tables.find(Ipa::new(ipa)));
+        let state = entry.and_then(|entry| entry.ok()).map(|entry| entry.state);
+        matches!(state, Some(RttState::AssignedNs { .. }))
+    }
+
+    /// RECs that it may have: by RMI 1.0 (DEN0137, B4.4.6) one less than the power of two,
+    /// which one with EL2's vGIC, and so of Undercroft's own, has all of.
+    pub fn most_recs(&self) -> usize {
+        MAX_RECS - usize::from(self.host_lrs)
     }
 
     /// Bytes of a granule of EL2's, by which its tables map.

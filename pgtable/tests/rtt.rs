@@ -347,7 +347,7 @@ impl Reference {
 
     fn init_ripas(&mut self, base: u64, top: u64) -> Reply<u64> {
         self.ripas_run(base, top, |node| match node {
-            Node::Unassigned(Ripas::Empty | Ripas::Ram) => Some(Node::Unassigned(Ripas::Ram)),
+            Node::Unassigned(_) => Some(Node::Unassigned(Ripas::Ram)),
             _ => None,
         })
     }

@@ -165,6 +165,16 @@ impl Syndrome {
         }
     }
 
+    /// WFIT or WFET: the register that has the time at which it ends (ISS of WF*: RN where
+    /// RV, and TI\[1\]).
+    pub const fn timeout(self) -> Option<u32> {
+        if self.0 & 0b110 == 0b110 {
+            Some((self.0 >> 5 & 0x1f) as u32)
+        } else {
+            None
+        }
+    }
+
     /// Abort: FAR is not valid (FnV).
     pub const fn far_not_valid(self) -> bool {
         self.0 >> 10 & 1 != 0
@@ -262,6 +272,12 @@ impl Fault {
             0x35 => "unsupported exclusive or atomic access",
             _ => "fault",
         }
+    }
+
+    /// One of translation itself, at any level: of the address, the entry, the access flag
+    /// or the permission. Of any other, HPFAR_EL2 holds what it held before.
+    pub const fn is_of_address(self) -> bool {
+        matches!(self.0, 0x00..=0x0f | 0x29..=0x2b)
     }
 
     /// A translation fault, at any level.

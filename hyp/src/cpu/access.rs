@@ -16,8 +16,12 @@ const SCTLR_A: u64 = 1 << 1;
 
 /// The IPA that an abort struck. HPFAR_EL2 is not written for permission faults
 /// on the access itself: those are looked up as the guest would. `None` when its
-/// tables do not lead there any more: what it does again meets what they say now.
+/// tables do not lead there any more: what it does again meets what they say now. An
+/// error of the machine's has struck none that is known: 0.
 pub fn fault_ipa(esr: Syndrome, pstate: u64) -> Option<u64> {
+    if !esr.fault().is_of_address() {
+        return Some(0);
+    }
     let permission = matches!(esr.fault().0, 0x0c..=0x0f) && !esr.on_walk();
     if !permission {
         return Some(faulting_ipa(esr));
@@ -53,8 +57,10 @@ fn look(esr: Syndrome, pstate: u64) -> Look {
 /// A data abort's syndrome, without its access where that is more than FAR describes:
 /// what runs on into the next page, which may lie anywhere; and what began in the
 /// page before, of which FAR holds the second part's address alone.
-pub fn as_told(esr: Syndrome) -> Syndrome {
-    if esr.has_access() && is_parted(esr, FAR_EL2.get(), page_is_there) {
+pub fn as_told(esr: Syndrome, pstate: u64) -> Syndrome {
+    let far = FAR_EL2.get();
+    let comes_from = |before| page_is_there(before) && !is_device(far, look(esr, pstate));
+    if esr.has_access() && is_parted(esr, far, comes_from) {
         esr.without_access()
     } else {
         esr
@@ -88,6 +94,14 @@ fn is_parted(esr: Syndrome, far: u64, is_there: impl FnOnce(u64) -> bool) -> boo
 /// to the next: both stages lead somewhere.
 fn page_is_there(address: u64) -> bool {
     may_be_unaligned(SCTLR_EL1.get()) && translate(address, Look::BothEl1Read).is_some()
+}
+
+/// Whether stage 1 maps this as Device memory, where all accesses are aligned: what comes
+/// to it from another page is no access of the architecture's (DDI0487, B2.10.2).
+fn is_device(address: u64, look: Look) -> bool {
+    /// PAR_EL1.ATTR\[7:4\], as MAIR_EL1 has it: 0, of all kinds of Device memory.
+    const NORMAL: u64 = 0xf << 60;
+    translate(address, look).is_some_and(|par| par & NORMAL == 0)
 }
 
 #[cfg(test)]

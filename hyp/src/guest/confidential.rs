@@ -149,13 +149,18 @@ fn told(realm: &Realm, esr: Syndrome, bits: u64) -> u64 {
 }
 
 /// X0 to X3 of a PSCI call that the host answers: what the function has, and of a
-/// confidential guest nothing that it happened to hold beside.
+/// confidential guest nothing that it happened to hold beside, nor in X0 above W0.
 pub fn of_call(realm: &Realm, x: [u64; 4]) -> [u64; 4] {
     if !realm.is_confidential() {
         return x;
     }
     let [function, registers @ ..] = x;
-    let call = Psci::read(function as u32, registers);
+    let function = function as u32;
+    let call = Psci::read(function, registers);
     let arguments = call.map_or(0, |call| call.info().arguments.len());
-    core::array::from_fn(|n| if n <= arguments { x[n] } else { 0 })
+    core::array::from_fn(|n| match n {
+        0 => function.into(),
+        n if n <= arguments => x[n],
+        _ => 0,
+    })
 }

@@ -90,7 +90,7 @@ fn data_abort(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) 
     let Some(ipa) = access::fault_ipa(esr, state.gprs.pstate) else {
         return Next::Enter;
     };
-    let esr = access::as_told(esr);
+    let esr = access::as_told(esr, state.gprs.pstate);
     if esr.has_access()
         && esr.fault().is_translation()
         && let Some((frame, offset)) = gic_frame(vcpu.realm, ipa)
@@ -100,8 +100,11 @@ fn data_abort(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) 
     let of_nothing = esr.fault().is_translation() && !vcpu.realm.is_protected(ipa);
     if esr.is_cache_maintenance() && of_nothing && !esr.on_walk() {
         // By address, of what is not memory: there is nothing to maintain. A protected
-        // guest's own memory may be there, and in the host's hands for a moment.
-        state.gprs.step_over(esr);
+        // guest's own memory may be there, and in the host's hands for a moment; and the
+        // host's may, whose entry another PE has broken to make another of it.
+        if !vcpu.realm.has_memory(ipa) {
+            state.gprs.step_over(esr);
+        }
         return Next::Enter;
     }
     abort_exit(vcpu, state, esr, ipa)
@@ -190,10 +193,14 @@ fn wait(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) -> Nex
             return Next::Enter;
         }
     }
-    Next::Exit(Record {
+    let mut record = Record {
         esr: confidential::of_wait(vcpu.realm, esr),
         ..Record::new(ExitReason::Sync)
-    })
+    };
+    if let Some(register) = esr.timeout() {
+        record.gprs[0] = state.gprs.get(register);
+    }
+    Next::Exit(record)
 }
 
 impl Cpus for Cpu {
@@ -225,7 +232,7 @@ fn traced_call(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState) -> Next {
 fn call(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState) -> Next {
     let [x0, x1, x2, x3, ..] = state.gprs.x;
     let x = psci::arguments([x0, x1, x2, x3]);
-    let answer = psci::call(&x, vcpu.cpu);
+    let answer = psci::call(&x, vcpu.realm.mode, vcpu.cpu);
     let returned = |state: &mut VcpuState, value: u64| {
         state.gprs.x[0] = value;
         Next::Enter

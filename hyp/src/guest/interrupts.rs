@@ -158,7 +158,10 @@ impl RunningVcpu<'_> {
             }
             synced
         });
-        self.cpu.timer_active = synced.physical_active & 1 << physical != 0;
+        // Else it is as whoever ran here before has left it.
+        if state.lrs_loaded {
+            self.cpu.timer_active = synced.physical_active & 1 << physical != 0;
+        }
         state.lrs_loaded = false;
     }
 

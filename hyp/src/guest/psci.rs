@@ -7,6 +7,8 @@ use rmi::psci::{self, Psci};
 use rmi::smccc::trng::Trng;
 use rmi::smccc::{Smccc, counted, is_narrow};
 
+use crate::realm::Mode;
+
 /// What becomes of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -52,11 +54,11 @@ pub fn arguments(x: [u64; 4]) -> [u64; 4] {
 
 /// Serves a guest's call: function in `x[0]`, of which the low half counts,
 /// arguments in `x[1..4]`. RSI is no plain guest's.
-pub fn call(x: &[u64; 4], cpus: &impl Cpus) -> Answer {
+pub fn call(x: &[u64; 4], mode: Mode, cpus: &impl Cpus) -> Answer {
     let [function, registers @ ..] = *x;
     let function = function as u32;
     if let Some(call) = Psci::read(function, registers) {
-        return power(call);
+        return power(call, mode);
     }
     if let Some(call) = Trng::read(function, registers)
         && let Some(words) = cpus.random()
@@ -67,10 +69,25 @@ pub fn call(x: &[u64; 4], cpus: &impl Cpus) -> Answer {
     Answer::Return(call.map_or(rmi::NOT_SUPPORTED, |call| cpus.answer(call)))
 }
 
-fn power(call: Psci) -> Answer {
+/// Whether guests of this mode have the call: a realm has what RMI 1.0 lists (DEN0137,
+/// A4.3.7).
+fn has(mode: Mode, call: Psci) -> bool {
+    mode != Mode::Realm || call != Psci::MigrateInfoType
+}
+
+fn power(call: Psci, mode: Mode) -> Answer {
     match call {
+        _ if !has(mode, call) => Answer::Return(rmi::NOT_SUPPORTED),
         Psci::Version => Answer::Return(psci::VERSION_1_1),
-        Psci::Features { function } => Answer::Return(psci::features(function) as u64),
+        Psci::Features { function } => {
+            let asked = Psci::read(function as u32, [0; 3]);
+            let known = asked.is_none_or(|asked| has(mode, asked));
+            Answer::Return(if known {
+                psci::features(function) as u64
+            } else {
+                rmi::NOT_SUPPORTED
+            })
+        }
         Psci::CpuOn {
             target,
             entry,
@@ -139,17 +156,36 @@ mod tests {
     }
 
     fn ask(x: [u64; 4]) -> Answer {
-        call(&arguments(x), &Ones(true))
+        ask_as(Mode::Plain, x)
+    }
+
+    fn ask_as(mode: Mode, x: [u64; 4]) -> Answer {
+        call(&arguments(x), mode, &Ones(true))
     }
 
     #[test]
     fn every_function_that_features_names_is_served() {
-        for function in (0x8400_0000u64..0x8400_0020).chain(0xC400_0000..0xC400_0020) {
-            let told = ask([u64::from(fid::PSCI_FEATURES), function, 0, 0]) == Answer::Return(0);
-            let served = ask([function, u64::from(fid::PSCI_VERSION), 0, 0])
-                != Answer::Return(rmi::NOT_SUPPORTED);
-            assert_eq!(told, served, "{function:#x}");
+        for mode in [Mode::Plain, Mode::Protected, Mode::Realm] {
+            let ask = |x| ask_as(mode, x);
+            for function in (0x8400_0000u64..0x8400_0020).chain(0xC400_0000..0xC400_0020) {
+                let features = u64::from(fid::PSCI_FEATURES);
+                let told = ask([features, function, 0, 0]) == Answer::Return(0);
+                let served = ask([function, u64::from(fid::PSCI_VERSION), 0, 0])
+                    != Answer::Return(rmi::NOT_SUPPORTED);
+                assert_eq!(told, served, "{mode:?} {function:#x}");
+            }
         }
+    }
+
+    /// Functions that are not in DEN0137's A4.3.7.
+    #[test]
+    fn a_realm_has_the_calls_of_its_specification() {
+        let migrate = [fid::PSCI_MIGRATE_INFO_TYPE.into(), 0, 0, 0];
+        assert_eq!(ask(migrate), Answer::Return(2));
+        assert_eq!(
+            ask_as(Mode::Realm, migrate),
+            Answer::Return(rmi::NOT_SUPPORTED)
+        );
     }
 
     #[test]
@@ -183,7 +219,11 @@ mod tests {
             Answer::Random([0, 0, 1, 0xffff_ffff])
         );
         assert_eq!(
-            call(&[u64::from(fid::TRNG_VERSION), 0, 0, 0], &Ones(false)),
+            call(
+                &[u64::from(fid::TRNG_VERSION), 0, 0, 0],
+                Mode::Plain,
+                &Ones(false)
+            ),
             Answer::Return(rmi::NOT_SUPPORTED)
         );
     }
@@ -210,7 +250,11 @@ mod tests {
             fid::TRNG_RND,
         ] {
             let x = [function.into(), fid::TRNG_RND.into(), 0, 0];
-            assert_eq!(call(&x, &Ones(false)), unsupported, "{function:#x}");
+            assert_eq!(
+                call(&x, Mode::Plain, &Ones(false)),
+                unsupported,
+                "{function:#x}"
+            );
         }
     }
 }

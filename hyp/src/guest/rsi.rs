@@ -117,10 +117,18 @@ fn answer<const N: usize>(state: &mut VcpuState, served: Served<N>) -> Next {
 
 /// Answers by X0 and these outputs: the realm goes on behind its call.
 fn done(state: &mut VcpuState, code: Code, outputs: &[u64]) -> Next {
-    state.gprs.x[0] = code as u64;
-    state.gprs.x[1..=outputs.len()].copy_from_slice(outputs);
+    returned(state, code, outputs);
     state.gprs.step();
     Next::Enter
+}
+
+/// The registers of an answer. Of those that every version of the convention has for
+/// results, X0 to X3, what is no output is zero. The others keep what they held: a caller
+/// by SMCCC 1.1, as Linux is one, may rely on that.
+fn returned(state: &mut VcpuState, code: Code, outputs: &[u64]) {
+    let x = &mut state.gprs.x;
+    x[..4].copy_from_slice(&[code as u64, 0, 0, 0]);
+    x[1..=outputs.len()].copy_from_slice(outputs);
 }
 
 fn measurement(realm: &Realm, index: u64) -> Served<8> {

@@ -15,6 +15,7 @@ use crate::memory::granule::{Locked, State};
 use crate::memory::{host, phys};
 use crate::realm::{self, Identity, Mode, Realm, Roots, RttMem};
 use crate::system::System;
+use crate::vmid;
 
 /// Most root granules: 16 concatenated tables.
 const MAX_ROOTS: usize = 16;
@@ -22,7 +23,8 @@ const MAX_ROOTS: usize = 16;
 /// Builds a realm from its parameters, in state NEW.
 pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
     let params: RealmParams = copy_from_host(system, params)?;
-    let identity = identity(&params)?;
+    let vmid = vmid::of_number(params.vmid, system.features.vmid16);
+    let identity = identity(&params, vmid.ok_or(Status::ErrorInput)?)?;
     let lpa2 = identity.flags.contains(RealmFlags::LPA2);
     if lpa2 && system.features.stage2(system.granule) != GranuleSupport::Lpa2 {
         return Err(Status::ErrorInput);
@@ -38,9 +40,6 @@ pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
     .map_err(|_| Status::ErrorInput)?;
     let roots = params.rtt_num_start as usize;
     if roots != geometry.root_tables() || !params.rtt_base.is_multiple_of(geometry.root_align()) {
-        return Err(Status::ErrorInput);
-    }
-    if params.vmid == host::HOST_VMID || (!system.features.vmid16 && params.vmid > 0xff) {
         return Err(Status::ErrorInput);
     }
 
@@ -66,7 +65,7 @@ pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
         Some(low) => low,
         None => lock(system, rd, State::Delegated)?,
     };
-    if !system.vmids.claim(params.vmid) {
+    if !system.vmids.claim(identity.vmid) {
         return Err(Status::ErrorInput);
     }
     let root = Pa::new(params.rtt_base);
@@ -77,11 +76,11 @@ pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
     let Ok(rtt) = Rtt::new(
         geometry,
         root,
-        Vmid::new(params.vmid),
+        Vmid::new(identity.vmid),
         tables,
         protected_end,
     ) else {
-        system.vmids.release(params.vmid);
+        system.vmids.release(identity.vmid);
         return Err(Status::ErrorInput);
     };
     let roots = Roots {
@@ -105,7 +104,7 @@ pub fn create(system: &'static System, rd: u64, params: u64) -> Outcome {
 
 /// What a realm with these parameters is. Of a realm's own are looked at: how many
 /// breakpoints and watchpoints, less one and not 0, and the hash.
-fn identity(params: &RealmParams) -> Outcome<Identity> {
+fn identity(params: &RealmParams, vmid: u16) -> Outcome<Identity> {
     let flags = RealmFlags::from_bits(params.flags).ok_or(Status::ErrorInput)?;
     let mode = Mode::of(flags).ok_or(Status::ErrorInput)?;
     // SVE and PMU are hidden from all.
@@ -124,7 +123,7 @@ fn identity(params: &RealmParams) -> Outcome<Identity> {
     Ok(Identity {
         flags,
         mode,
-        vmid: params.vmid,
+        vmid,
         rpv: params.rpv,
         measured,
     })
@@ -165,6 +164,8 @@ pub fn destroy(system: &System, rd: u64) -> Outcome<Option<()>> {
         .retire(&mut pe, &mut unmapped, &mut args::budget())
         .map_err(|_| Status::ErrorRealm(0))?;
     if done.get() < end {
+        // Between two turns no vCPU comes to it, and nothing else that would keep it.
+        realm.set_state(realm::State::SystemOff);
         return Ok(None);
     }
     *rtt = None;

@@ -21,7 +21,7 @@ use crate::guest::vcpu::RunningVcpu;
 use crate::memory::granule::State;
 use crate::memory::guarded::{self, ExternalAbort};
 use crate::memory::phys;
-use crate::realm::{self, MAX_RECS, Realm};
+use crate::realm::{self, Realm};
 use crate::rec::{Pending, Rec, VcpuState};
 use crate::system::System;
 
@@ -46,7 +46,7 @@ pub fn create(system: &System, list_registers: usize, rd: u64, rec: u64, params:
         return Err(Status::ErrorRealm(0));
     }
     let index = realm.created.load(Ordering::Acquire);
-    if index as usize >= MAX_RECS {
+    if index as usize >= realm.most_recs() {
         return Err(Status::ErrorRealm(0));
     }
     if mpidr_index(params.mpidr) != Some(index) || params.num_aux != 0 {
@@ -168,7 +168,7 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
         written = written.and(unsafe { host_lrs::write_exit(page, state) });
     }
     if exits::is_cpu_off(&record) {
-        vcpu.set_runnable(false);
+        go_off(realm, vcpu);
     }
     granule.put();
     // A page that was read and cannot be written: the vCPU has run, and the host
@@ -234,10 +234,8 @@ pub fn psci_complete(system: &System, calling: u64, target: u64, status: i64) ->
         Pending::CpuOn(mpidr, entry, context)
             if other_index(mpidr) && (status == psci::SUCCESS || !is_on) =>
         {
-            if other.runnable() {
+            if is_on {
                 psci::ALREADY_ON
-            } else if is_on {
-                psci::ON_PENDING
             } else {
                 if status == psci::SUCCESS {
                     start(other, entry, context);
@@ -255,16 +253,27 @@ pub fn psci_complete(system: &System, calling: u64, target: u64, status: i64) ->
         _ => return Err(Status::ErrorInput),
     };
     state.pending = Pending::Nothing;
-    state.gprs.x[0] = answer as u64;
+    state.gprs.x[..4].copy_from_slice(&[answer as u64, 0, 0, 0]);
     Ok(())
+}
+
+/// A vCPU is off from here on: its redistributor sleeps, and what others write there stays
+/// when it comes; its timers are off, and so are their lines.
+pub(super) fn go_off(realm: &Realm, vcpu: &Rec) {
+    let index = vcpu.index;
+    realm.with_vgic(Some(index), |vgic| {
+        vgic.reset_vcpu(index);
+        for timer in [intid::VIRTUAL_TIMER, intid::PHYSICAL_TIMER] {
+            // Both are PPIs, and the vCPU exists.
+            let _ = vgic.set_ppi(index, timer, false);
+        }
+    });
+    vcpu.set_runnable(false);
 }
 
 /// Turns a vCPU on. Its granule is locked and it does not run.
 fn start(vcpu: &Rec, entry: u64, context: u64) {
     // SAFETY: as the caller says.
     unsafe { &mut *vcpu.state.get() }.reset(entry, context);
-    // SAFETY: the REC counts in its RD.
-    let realm = unsafe { Realm::at(vcpu.rd) };
-    realm.with_vgic(Some(vcpu.index), |vgic| vgic.reset_vcpu(vcpu.index));
     vcpu.set_runnable(true);
 }

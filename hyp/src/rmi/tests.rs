@@ -6,6 +6,8 @@
 
 extern crate std;
 
+mod between;
+mod conformance;
 mod exits;
 mod fast;
 mod host_lrs;
@@ -360,11 +362,11 @@ fn realms_do_not_share_a_vmid() {
         h.status(fid::RMI_REALM_CREATE, &[h.page(3), h.page(2)]),
         Status::ErrorInput
     );
-    h.write(2, h.realm_params(0, 32));
+    h.write(2, h.realm_params(u16::MAX, 32));
     assert_eq!(
         h.status(fid::RMI_REALM_CREATE, &[h.page(3), h.page(2)]),
         Status::ErrorInput,
-        "the host's"
+        "EL2's"
     );
     h.write(2, h.realm_params(2, 32));
     h.ok(fid::RMI_REALM_CREATE, &[h.page(3), h.page(2)]);

@@ -35,8 +35,7 @@ impl<M: TableMem> Rtt<M> {
             |entry| {
                 let desc = entry.desc;
                 let unassigned = desc.is_annotation() && !desc.has(HIPAS_ASSIGNED);
-                let may = unassigned && Ripas::of(desc) != Ripas::Destroyed;
-                may.then(|| Ripas::Ram.unassigned())
+                unassigned.then(|| Ripas::Ram.unassigned())
             },
             |entry, _| measure(entry.ia.into(), entry.end().into()),
         )

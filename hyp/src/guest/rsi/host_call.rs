@@ -4,7 +4,7 @@ use ::rmi::rsi::{Code, HostCall};
 use ::rmi::run::ExitReason;
 
 use super::memory::{Missing, with_memory};
-use super::{Failure, answer};
+use super::{Failure, answer, returned};
 use crate::guest::record::{Next, Record};
 use crate::guest::vcpu::RunningVcpu;
 use crate::memory::guarded;
@@ -63,6 +63,6 @@ fn bring_answer(
         Err(Failure::Missing(missing)) => return Err(missing),
     };
     state.pending = Pending::Nothing;
-    state.gprs.x[0] = code as u64;
+    returned(state, code, &[]);
     Ok(())
 }

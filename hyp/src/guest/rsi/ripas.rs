@@ -7,7 +7,7 @@ use ::rmi::rsi::{ACCEPT, CHANGE_DESTROYED, Code, GRANULE, REJECT};
 use ::rmi::run::{EnterFlags, ExitReason};
 use pgtable::{ChangeDestroyed, Ipa, Ripas};
 
-use super::{Served, answer};
+use super::{Served, answer, returned};
 use crate::guest::record::{Next, Record};
 use crate::realm::Realm;
 use crate::rec::{Pending, RipasChange, VcpuState};
@@ -95,5 +95,5 @@ pub fn finish_ripas(state: &mut VcpuState, flags: EnterFlags) {
     let (base, end) = change.asked;
     let reached = if whole { end } else { change.reached.max(base) };
     let response = if refused && !whole { REJECT } else { ACCEPT };
-    state.gprs.x[..3].copy_from_slice(&[Code::Success as u64, reached, response]);
+    returned(state, Code::Success, &[reached, response]);
 }

@@ -289,7 +289,7 @@ fn a_measurement_is_extended_by_up_to_64_bytes() {
     assert_ne!(read(&mut h, 0)[1..], [0; 8]);
     for index in [5, 1 << 32, u64::MAX] {
         let [x0, x1] = answered(&mut h, &[READ, index]);
-        assert_eq!((x0, x1), (1, index), "no more than X0 is written");
+        assert_eq!((x0, x1), (1, 0), "{index}: no output");
     }
 }
 

@@ -201,7 +201,7 @@ fn a_psci_call_is_completed_once_by_a_vcpu_of_its_realm() {
     h.ok(fid::RMI_PSCI_COMPLETE, &args);
     assert_eq!(
         (run.gprs.x[0] as i64, vcpu.runnable()),
-        (psci::ON_PENDING, false)
+        (psci::ALREADY_ON, false)
     );
     h.system.granules.get(target).unwrap().put();
     for (pending, status, answer, runnable) in [

@@ -95,10 +95,7 @@ impl Spec {
         let mut at = base;
         for index in slot.index..realm.tables.end(&slot) {
             let table = &realm.tables.all[&slot.key];
-            let can = matches!(
-                table.entries()[index],
-                Entry::Unassigned(Ripas::Empty | Ripas::Ram)
-            );
+            let can = matches!(table.entries()[index], Entry::Unassigned(_));
             // As many as a table of 4 KiB has: each is hashed.
             if !can || at + span > top || index - slot.index == 512 {
                 break;

@@ -84,7 +84,9 @@ impl Spec {
         ask(self.is(rd, State::Delegated), Status::Input)?;
         ask(!roots.contains(&rd), Status::Input)?;
         let widest = if self.machine.vmid16 { 0xffff } else { 0xff };
-        ask(vmid != 0 && vmid <= widest, Status::Input)?;
+        // One is EL2's, which the highest stands for.
+        ask(vmid < widest, Status::Input)?;
+        let vmid = if vmid == 0 { widest } else { vmid };
         let taken = self.realms.values().any(|realm| realm.vmid == vmid);
         ask(!taken, Status::Input)?;
 

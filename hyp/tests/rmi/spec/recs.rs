@@ -154,7 +154,7 @@ impl Spec {
         };
         self.recs.entry(calling).and_modify(|rec| {
             rec.pending = Pending::Nothing;
-            rec.x[0] = told as u64;
+            rec.x[..4].copy_from_slice(&[told as u64, 0, 0, 0]);
         });
         if let Some((pc, x0)) = begins {
             self.recs.entry(target).and_modify(|rec| {

@@ -71,6 +71,12 @@ pub fn abort(ipa: u64, level: i8) -> Exit {
     }
 }
 
+/// The registers of an answer: zero in what of X0 to X3 it has no output for.
+fn answered(rec: &mut Rec, x0: u64, outputs: &[u64]) {
+    rec.x[..4].copy_from_slice(&[x0, 0, 0, 0]);
+    rec.x[1..=outputs.len()].copy_from_slice(outputs);
+}
+
 impl Spec {
     /// Whether this is a call of RSI, made by SMC: of its function the low half counts.
     pub(super) fn is_rsi(&self, rec: &Rec, x: &Registers) -> bool {
@@ -100,8 +106,7 @@ impl Spec {
             Err(Otherwise::Again(exit)) => return Some(*exit),
         };
         rec.pc += 4;
-        rec.x[0] = x0;
-        rec.x[1..=outputs.len()].copy_from_slice(&outputs);
+        answered(rec, x0, &outputs);
         None
     }
 
@@ -241,13 +246,13 @@ impl Spec {
                 ..
             } => {
                 let whole = reached == top;
-                rec.x[0] = SUCCESS;
-                rec.x[1] = if whole { asked.1 } else { reached.max(asked.0) };
-                rec.x[2] = u64::from(ram && rejects && !whole);
+                let reached = if whole { asked.1 } else { reached.max(asked.0) };
+                let rejected = ram && rejects && !whole;
+                answered(rec, SUCCESS, &[reached, rejected.into()]);
                 None
             }
             Pending::HostCall(ipa) => {
-                rec.x[0] = match self.own_memory(rec.rd, ipa, CALL) {
+                let x0 = match self.own_memory(rec.rd, ipa, CALL) {
                     Ok(pa) => {
                         self.write(pa + 8, gprs);
                         SUCCESS
@@ -255,6 +260,7 @@ impl Spec {
                     Err(Otherwise::Answer(x0)) => x0,
                     Err(Otherwise::Again(exit) | Otherwise::Comes(exit)) => return Some(*exit),
                 };
+                answered(rec, x0, &[]);
                 None
             }
             _ => None,

@@ -1,0 +1,234 @@
+//! Rules of the specification (DEN0137 1.0), each with its place there.
+
+use super::*;
+use crate::guest::exits::synchronous;
+use crate::guest::record::{Next, Record};
+use crate::guest::vcpu::RunningVcpu;
+use arm64::recording;
+use arm64::regs::*;
+
+const SHARED: u64 = 1 << 39;
+const REC: u64 = 60;
+const ABORT: u64 = 0x24 << 26 | 1 << 25 | 0x07;
+const SMC: u64 = 0x17 << 26 | 1 << 25;
+
+/// A realm of RMI 1.0 (but that EL2 has its vGIC), all of it EMPTY, and a vCPU.
+fn machine() -> Host {
+    let mut h = Host::new(Granule::K4, 16 << 20);
+    h.realm_of(RealmFlags::empty());
+    h.rec(0, REC);
+    h
+}
+
+fn vcpu(h: &Host) -> &'static mut VcpuState {
+    // SAFETY: the fake machine's vCPU, which nobody runs.
+    unsafe { &mut *Rec::at(h.page(REC)).state.get() }
+}
+
+fn exception(h: &mut Host, esr: u64, ipa: u64) -> Next {
+    let pa = h.page(REC);
+    // SAFETY: the fake machine's realm and vCPU, which nobody runs.
+    let (realm, rec) = unsafe { (Realm::at(h.page(1)), Rec::at(pa)) };
+    let state = vcpu(h);
+    state.pending = Pending::Nothing;
+    (state.gprs.pc, state.gprs.pstate) = (0x1000, 0x3c5);
+    recording::set(HPFAR_EL2, ipa >> 12 << 4);
+    recording::set(FAR_EL2, 0xffff_8000_0000_0000 | ipa & 0xfff);
+    recording::set(ESR_EL2, esr);
+    recording::set(ESR_EL1, 0);
+    let cpu = &mut h.cpu;
+    let mut vcpu = RunningVcpu { cpu, realm, rec };
+    synchronous(&mut vcpu, pa, state, Syndrome(esr))
+}
+
+fn told(h: &mut Host, esr: u64, ipa: u64) -> Record {
+    match exception(h, esr, ipa) {
+        Next::Exit(record) => record,
+        Next::Enter => panic!("no exit"),
+    }
+}
+
+/// A5.2.7, RVKNJW: "When a Synchronous External Abort is taken to a Realm, ESR_EL1.EA ==
+/// '1'".
+#[test]
+fn sea_of_empty_has_ea() {
+    let mut h = machine();
+    for esr in [ABORT, 0x20 << 26 | 1 << 25 | 0x07] {
+        assert!(matches!(exception(&mut h, esr, RAM), Next::Enter));
+        let taken = recording::get(ESR_EL1);
+        assert_eq!(taken & 0x3f, 0x10);
+        assert_eq!(taken >> 9 & 1, 1, "ESR_EL1 {taken:#x}: EA is clear");
+    }
+}
+
+#[test]
+fn sea_of_the_hosts_has_ea() {
+    let h = machine();
+    let state = vcpu(&h);
+    state.inject_external_abort(Syndrome(ABORT), 0);
+    assert_eq!(state.el1.esr >> 9 & 1, 1, "ESR_EL1 {:#x}", state.el1.esr);
+}
+
+/// B4.3.7.3, args: the caller's gprs[1], gprs[2] and gprs[3] are zero.
+#[test]
+fn psci_complete_leaves_zero_behind_x0() {
+    let mut h = machine();
+    h.rec(1, 61);
+    // SAFETY: the fake machine's REC, which nobody runs.
+    unsafe { Rec::at(h.page(61)) }.set_runnable(false);
+    for pending in [Pending::CpuOn(1, RAM, 7), Pending::AffinityInfo(1)] {
+        let state = vcpu(&h);
+        state.gprs.x = [0x5ec; 31];
+        state.pending = pending;
+        h.ok(fid::RMI_PSCI_COMPLETE, &[h.page(REC), h.page(61), 0]);
+        let x = vcpu(&h).gprs.x;
+        assert_eq!(x[1..4], [0; 3], "{pending:?}");
+    }
+}
+
+/// A4.3.3, RPBKVB: exit.gprs[0] contains the PSCI FID. W0 is the identifier.
+#[test]
+fn a_psci_exit_tells_the_identifier_alone() {
+    let mut h = machine();
+    h.rec(1, 61);
+    let on = [0xdead_beef_c400_0003, 1, RAM, 7];
+    vcpu(&h).gprs.x[..4].copy_from_slice(&on);
+    let record = told(&mut h, SMC, 0);
+    assert_eq!(record.gprs[0], 0xc400_0003, "{:#x}", record.gprs[0]);
+}
+
+/// B4.3.12.2, num_recs: ERROR_REALM when there are 2^MAX_RECS_ORDER - 1.
+#[test]
+fn a_realm_has_one_rec_less_than_two_to_the_order() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    for n in (16..32).chain([1]) {
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(n)]);
+    }
+    let mut params = h.realm_params(1, 16);
+    params.flags = 0;
+    h.write(2, params);
+    h.ok(fid::RMI_REALM_CREATE, &[h.page(1), h.page(2)]);
+    let features = h.call(raw(fid::RMI_FEATURES, &[0]))[1];
+    let most = (1 << (features >> 38 & 0xf)) - 1;
+    for index in 0..most {
+        h.rec(index, 100 + index);
+    }
+    let mut p = RecParams::new_zeroed();
+    p.mpidr = index_mpidr(most);
+    h.write(2, p);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(60)]);
+    let args = [h.page(1), h.page(60), h.page(2)];
+    assert_eq!(h.status(fid::RMI_REC_CREATE, &args), Status::ErrorRealm(0));
+}
+
+/// A walk of stage 2 that meets an external abort (DFSC 0x17): HPFAR_EL2 is UNKNOWN then
+/// (DDI0487, IPAValid), and is not to be told, nor does anything hang on it.
+#[test]
+fn an_external_abort_of_the_machines_tells_no_stale_address() {
+    let mut h = machine();
+    let esr = 0x24 << 26 | 1 << 25 | 0x17;
+    let mut seen = Vec::new();
+    for stale in [RAM, SHARED | 0x1234_5000, 1 << 40] {
+        let next = exception(&mut h, esr, stale);
+        let told = match next {
+            Next::Exit(record) => Some(record.hpfar),
+            Next::Enter => None,
+        };
+        seen.push((told, recording::get(ESR_EL1) & 0x3f));
+    }
+    assert_eq!(
+        seen,
+        [(Some(0), 0x10); 3],
+        "what is told hangs on HPFAR_EL2"
+    );
+}
+
+/// A5.3.5: RTT_INIT_RIPAS depends on HIPAS alone; B4.3.18: its walk does not stop at
+/// DESTROYED.
+#[test]
+fn what_was_destroyed_while_new_may_become_ram() {
+    let mut h = Host::new(Granule::K4, 16 << 20);
+    h.realm_of(RealmFlags::empty());
+    let rd = h.page(1);
+    for (level, base) in [(2, RAM & !((1 << 30) - 1)), (3, RAM)] {
+        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(40 + level)]);
+        h.ok(fid::RMI_RTT_CREATE, &[rd, h.page(40 + level), base, level]);
+    }
+    h.ok(fid::RMI_RTT_INIT_RIPAS, &[rd, RAM, RAM + 0x1000]);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(50)]);
+    h.ok(fid::RMI_DATA_CREATE_UNKNOWN, &[rd, h.page(50), RAM]);
+    h.ok(fid::RMI_DATA_DESTROY, &[rd, RAM]);
+    let again = h.status(fid::RMI_RTT_INIT_RIPAS, &[rd, RAM, RAM + 0x1000]);
+    assert_eq!(again, Status::Success);
+}
+
+/// B1.2, RKBWJD: "On return from an RMI or RSI command, any of X0 - X16 which are not
+/// specified as output values in the command definition MBZ": of X1 to X3. Those above are
+/// the caller's by SMCCC 1.1, as Linux calls.
+#[test]
+fn rsi_leaves_zero_where_it_has_no_output() {
+    let mut h = machine();
+    let mut left = Vec::new();
+    for (call, outputs) in [
+        (&[fid::RSI_FEATURES, 0][..], 1),
+        (&[fid::RSI_VERSION, 0x1_0000], 2),
+        (&[fid::RSI_MEASUREMENT_EXTEND, 1, 0], 0),
+        (&[fid::RSI_IPA_STATE_GET, RAM, RAM + 0x1000], 2),
+    ] {
+        let state = vcpu(&h);
+        state.gprs.x = [0xa5a5; 31];
+        state.gprs.x[..call.len()].copy_from_slice(call);
+        assert!(matches!(exception(&mut h, SMC, 0), Next::Enter));
+        let x = vcpu(&h).gprs.x;
+        assert_eq!(x[0], 0, "{call:x?}");
+        left.push((outputs + 1..4).filter(|n| x[*n] != 0).collect::<Vec<_>>());
+        assert_eq!(x[4..], [0xa5a5; 27], "{call:x?}");
+    }
+    assert!(left.iter().all(Vec::is_empty), "not zero: {left:?}");
+}
+
+/// The same of RSI_IPA_STATE_SET and RSI_HOST_CALL, when the next entry answers them.
+#[test]
+fn rsi_leaves_zero_where_it_has_no_output_late() {
+    let mut h = machine();
+    let state = vcpu(&h);
+    state.gprs.x = [0xa5a5; 31];
+    state.gprs.x[..5].copy_from_slice(&[fid::RSI_IPA_STATE_SET, RAM, RAM + 0x1000, 1, 0]);
+    assert!(matches!(exception(&mut h, SMC, 0), Next::Exit(_)));
+    let state = vcpu(&h);
+    crate::guest::rsi::finish_ripas(state, EnterFlags::empty());
+    assert_eq!((state.gprs.x[3], state.gprs.x[5]), (0, 0xa5a5));
+}
+
+/// A4.3.4.3: an access of an unprotected IPA that is UNASSIGNED_NS, with ESR_EL2.ISV, is
+/// Emulatable, and the exit's ISV, SAS and WnR hold ESR_EL2's. (ACS:
+/// `mm_unprotected_ipa_boundary`.) Here: a word stored to the first bytes of the host's
+/// page, aligned, behind a page that is mapped.
+#[test]
+fn the_first_word_of_a_shared_page_is_emulatable() {
+    const ISV: u64 = 1 << 24;
+    let mut h = machine();
+    let esr = ABORT | ISV | 2 << 22 | 5 << 16 | 1 << 6;
+    recording::set(SCTLR_EL1, 1);
+    // Behind a page of memory, and Device memory itself.
+    phys::fake::set_translation(Some(0x4000_0000));
+    let first = told(&mut h, esr, SHARED | 0x5000);
+    // Of Normal memory it may be the end of one that is not aligned.
+    phys::fake::set_translation(Some(0xff << 56 | 0x4000_0000));
+    let normal = told(&mut h, esr, SHARED | 0x5000);
+    let other = told(&mut h, esr, SHARED | 0x5004);
+    recording::set(SCTLR_EL1, 0);
+    assert_eq!(other.esr & ISV, ISV);
+    assert_eq!(first.esr & ISV, ISV, "{:#x}", first.esr);
+    assert_eq!(normal.esr & ISV, 0, "{:#x}", normal.esr);
+}
+
+/// A4.3.4.1, RBPYBC: of WFIT and WFET, "exit.gprs[0] contains the timeout value".
+#[test]
+fn a_wait_with_a_timeout_tells_it() {
+    let mut h = machine();
+    vcpu(&h).gprs.x[7] = 0x1234_5678;
+    // RV, RN = 7, TI = WFIT.
+    let exit = told(&mut h, 0x01 << 26 | 1 << 25 | 7 << 5 | 1 << 2 | 2, 0);
+    assert_eq!(exit.gprs[0], 0x1234_5678, "ESR {:#x}", exit.esr);
+}
