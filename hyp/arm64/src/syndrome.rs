@@ -175,6 +175,9 @@ impl Syndrome {
         }
     }
 
+    /// Of an external abort, its kind (EA), which the machine's builder says.
+    pub const EA: u64 = 1 << 9;
+
     /// Abort: FAR is not valid (FnV).
     pub const fn far_not_valid(self) -> bool {
         self.0 >> 10 & 1 != 0

@@ -57,9 +57,13 @@ fn look(esr: Syndrome, pstate: u64) -> Look {
 /// A data abort's syndrome, without its access where that is more than FAR describes:
 /// what runs on into the next page, which may lie anywhere; and what began in the
 /// page before, of which FAR holds the second part's address alone.
-pub fn as_told(esr: Syndrome, pstate: u64) -> Syndrome {
+///
+/// `alone`: nobody looks at the instruction else. Then an access of Device memory is whole:
+/// what comes to it from another page is none of the architecture's (DDI0487, B2.10.2).
+pub fn as_told(esr: Syndrome, pstate: u64, alone: bool) -> Syndrome {
     let far = FAR_EL2.get();
-    let comes_from = |before| page_is_there(before) && !is_device(far, look(esr, pstate));
+    let is_whole = || alone && is_device(far, look(esr, pstate));
+    let comes_from = |before| page_is_there(before) && !is_whole();
     if esr.has_access() && is_parted(esr, far, comes_from) {
         esr.without_access()
     } else {
@@ -96,8 +100,7 @@ fn page_is_there(address: u64) -> bool {
     may_be_unaligned(SCTLR_EL1.get()) && translate(address, Look::BothEl1Read).is_some()
 }
 
-/// Whether stage 1 maps this as Device memory, where all accesses are aligned: what comes
-/// to it from another page is no access of the architecture's (DDI0487, B2.10.2).
+/// Whether stage 1 maps this as Device memory.
 fn is_device(address: u64, look: Look) -> bool {
     /// PAR_EL1.ATTR\[7:4\], as MAIR_EL1 has it: 0, of all kinds of Device memory.
     const NORMAL: u64 = 0xf << 60;

@@ -17,8 +17,6 @@ const SPAN: u64 = bits!(SCTLR_EL1: SPAN);
 /// Value of PSTATE.SSBS.
 const DSSBS: u64 = bits!(SCTLR_EL1: DSSBS);
 const IL: u64 = bits!(ESR_EL1: IL);
-/// Of an external abort, which kind: a realm's is always of this one (DEN0137 1.0, RVKNJW).
-const EA: u64 = 1 << 9;
 
 /// Makes the instruction at `gprs.pc` undefined.
 pub fn undefined(gprs: &mut Gprs) {
@@ -115,7 +113,7 @@ fn take_abort(gprs: &mut Gprs, el1: &mut Registers, cause: Syndrome, far: u64) {
     let fetch = cause.class() == Class::INST_ABORT_LOWER;
     let class = abort_class(fetch, gprs.pstate);
     // That a walk was struck is in the fault code.
-    let keep = cause.0 & abort_flags(fetch);
+    let keep = cause.0 & (abort_flags(fetch) | Syndrome::EA);
     let fault = if cause.on_walk() {
         Fault::EXTERNAL_ON_WALK
     } else {
@@ -125,7 +123,7 @@ fn take_abort(gprs: &mut Gprs, el1: &mut Registers, cause: Syndrome, far: u64) {
     take(
         gprs,
         el1,
-        u64::from(class.0) << 26 | IL | EA | keep | u64::from(fault.0),
+        u64::from(class.0) << 26 | IL | keep | u64::from(fault.0),
     );
 }
 
@@ -184,15 +182,17 @@ mod tests {
             saved.esr
         };
         for (cause, pstate, esr) in [
-            (DATA | ISV | 7, 0x3c5, 0x9600_0210),
-            (DATA | ISV | 1 << 6 | 7, 0x3c5, 0x9600_0250),
-            (DATA | 1 << 6 | 7, 0x000, 0x9200_0250),
+            (DATA | ISV | 7, 0x3c5, 0x9600_0010),
+            (DATA | ISV | 1 << 6 | 7, 0x3c5, 0x9600_0050),
+            (DATA | 1 << 6 | 7, 0x000, 0x9200_0050),
             // An `at`, or maintenance, whose walk was struck.
-            (DATA | S1PTW | 1 << 8 | 1 << 6 | 7, 0x3c5, 0x9600_0357),
-            (DATA | S1PTW | 7, 0x000, 0x9200_0217),
-            (FETCH | 7, 0x3c5, 0x8600_0210),
-            (FETCH | S1PTW | 7, 0x000, 0x8200_0217),
-            (FETCH | 1 << 10 | 1 << 6 | 7, 0x3c5, 0x8600_0610),
+            (DATA | S1PTW | 1 << 8 | 1 << 6 | 7, 0x3c5, 0x9600_0157),
+            (DATA | S1PTW | 7, 0x000, 0x9200_0017),
+            (FETCH | 7, 0x3c5, 0x8600_0010),
+            (FETCH | S1PTW | 7, 0x000, 0x8200_0017),
+            (FETCH | 1 << 10 | 1 << 6 | 7, 0x3c5, 0x8600_0410),
+            // Of an external abort itself, its kind.
+            (DATA | 1 << 9 | 0x10, 0x3c5, 0x9600_0210),
         ] {
             assert_eq!(taken(cause, pstate), esr, "{cause:#x} {pstate:#x}");
         }

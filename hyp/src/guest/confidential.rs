@@ -65,7 +65,7 @@ pub fn abort(vcpu: &RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome, ipa: 
     if !esr.fault().is_translation() && realm.is_protected(ipa) {
         // Its memory is its to use in any way, so what is left is an error of the
         // machine's. The host is told that there was one, not where.
-        inject::external_abort(&mut state.gprs, esr, FAR_EL2.get());
+        inject::external_abort(&mut state.gprs, as_taken(esr), FAR_EL2.get());
         return Next::Exit(Record {
             esr: esr.0 & OF_ABORT,
             ..Record::new(ExitReason::Sync)
@@ -82,7 +82,7 @@ pub fn abort(vcpu: &RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome, ipa: 
     match who {
         Answers::Memory => Next::Enter,
         Answers::Guest => {
-            inject::external_abort(&mut state.gprs, esr, FAR_EL2.get());
+            inject::external_abort(&mut state.gprs, as_taken(esr), FAR_EL2.get());
             Next::Enter
         }
         Answers::Host => Next::Exit(Record {
@@ -102,9 +102,9 @@ fn shared(state: &mut VcpuState, esr: Syndrome, ipa: u64) -> Next {
     };
     let emulatable = esr.is_emulatable();
     state.pending = if emulatable {
-        Pending::Mmio(esr, FAR_EL2.get())
+        Pending::Mmio(as_taken(esr), FAR_EL2.get())
     } else {
-        Pending::Abort(esr, FAR_EL2.get())
+        Pending::Abort(as_taken(esr), FAR_EL2.get())
     };
     let mut record = Record {
         esr: esr.0 & if emulatable { OF_ACCESS } else { OF_ABORT },
@@ -122,6 +122,11 @@ fn shared(state: &mut VcpuState, esr: Syndrome, ipa: u64) -> Next {
         record.gprs[0] = esr.cut(value);
     }
     Next::Exit(record)
+}
+
+/// An abort that a realm takes as an external one has EA set (DEN0137 1.0, RVKNJW).
+const fn as_taken(esr: Syndrome) -> Syndrome {
+    Syndrome(esr.0 | Syndrome::EA)
 }
 
 /// The syndrome of a WFI or WFE, as the host is told of it.

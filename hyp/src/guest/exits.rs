@@ -90,10 +90,12 @@ fn data_abort(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) 
     let Some(ipa) = access::fault_ipa(esr, state.gprs.pstate) else {
         return Next::Enter;
     };
-    let esr = access::as_told(esr, state.gprs.pstate);
+    let frame = gic_frame(vcpu.realm, ipa).filter(|_| esr.fault().is_translation());
+    // The host has no GIC, and sees no instruction of a confidential guest's.
+    let alone = frame.is_some() || vcpu.realm.is_confidential();
+    let esr = access::as_told(esr, state.gprs.pstate, alone);
     if esr.has_access()
-        && esr.fault().is_translation()
-        && let Some((frame, offset)) = gic_frame(vcpu.realm, ipa)
+        && let Some((frame, offset)) = frame
     {
         return gic_access(vcpu, state, esr, frame, offset);
     }

@@ -63,9 +63,13 @@ fn sea_of_empty_has_ea() {
 
 #[test]
 fn sea_of_the_hosts_has_ea() {
-    let h = machine();
+    let mut h = machine();
+    assert_eq!(told(&mut h, ABORT, SHARED).esr, ABORT & !(1 << 25));
     let state = vcpu(&h);
-    state.inject_external_abort(Syndrome(ABORT), 0);
+    let Pending::Abort(esr, far) = state.pending else {
+        panic!("{:?}", state.pending);
+    };
+    state.inject_external_abort(esr, far);
     assert_eq!(state.el1.esr >> 9 & 1, 1, "ESR_EL1 {:#x}", state.el1.esr);
 }
 

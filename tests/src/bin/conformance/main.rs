@@ -7,6 +7,8 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+mod behind;
+#[cfg(target_os = "none")]
 mod cpu_features;
 #[cfg(target_os = "none")]
 mod gic;
@@ -16,6 +18,8 @@ mod irq;
 mod memory;
 #[cfg(target_os = "none")]
 mod mmio;
+#[cfg(target_os = "none")]
+mod power;
 #[cfg(target_os = "none")]
 mod psci;
 #[cfg(target_os = "none")]
@@ -51,6 +55,7 @@ mod image {
         crate::gic::checks(&mut suite);
         crate::memory::checks(&mut suite, bare);
         crate::mmio::checks(&mut suite);
+        crate::behind::checks(&mut suite);
         crate::sequence::checks(&mut suite);
         crate::step::checks(&mut suite);
         crate::cpu_features::checks(&mut suite, bare);
@@ -60,6 +65,9 @@ mod image {
             crate::timer::other_cpus(&mut suite);
             crate::memory::other_cpus(&mut suite);
             crate::cpu_features::other_cpus(&mut suite);
+        }
+        if cpu::count() > 2 {
+            crate::power::other_cpus(&mut suite, bare);
         }
         asm::irq_off();
         suite.finish();
