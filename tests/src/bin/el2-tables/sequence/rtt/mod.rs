@@ -391,9 +391,10 @@ impl Run<'_> {
                 let top = ipa + (1 + self.random.below(6)) * page;
                 let done = self.rtt.init_ripas(Ipa::new(ipa)..Ipa::new(top), |_, _| ());
                 let Ok(next) = done else { return Ok(false) };
-                let fine = self.shadow.pieces(ipa, next.get()).all(
-                    |piece| matches!(piece.state, Is::Blank(ripas) if ripas != Ripas::Destroyed),
-                );
+                let fine = self
+                    .shadow
+                    .pieces(ipa, next.get())
+                    .all(|piece| matches!(piece.state, Is::Blank(_)));
                 ensure!(fine, "{ipa:#x} to {next}: was not unassigned");
                 self.shadow.set(ipa, next.get(), Is::Blank(Ripas::Ram));
             }
