@@ -32,6 +32,7 @@ mod newc;
 mod run;
 mod scratch;
 mod setup;
+mod signals;
 mod size;
 mod suite;
 mod ui;
@@ -185,7 +186,7 @@ fn main() -> ExitCode {
     }));
     let mut cli = Cli::command();
     // Asking git for the commit takes a moment that nothing else needs.
-    if std::env::args().any(|word| word == "--version" || word == "-V") {
+    if std::env::args_os().any(|word| word == "--version" || word == "-V") {
         cli = cli.version(command::version());
     }
     let action = match cli

@@ -69,7 +69,9 @@ pub async fn load(
     };
     let step = if text_offset < LOADER { ALIGN } else { 0 };
     let base = memory.range().start.next_multiple_of(ALIGN) + step;
-    let start = base.saturating_add(text_offset);
+    let start = base
+        .checked_add(text_offset)
+        .ok_or(ImageError::Corrupt("an Image at no address"))?;
     // Before a byte is written, so that the message tells the whole need.
     let whole = check(memory, start, header.image_size)?;
     let size = copy(stream, start, memory, pace).await?;

@@ -123,7 +123,8 @@ fn headers(head: &[u8]) -> Result<(u64, SegmentTable<'_, AnyEndian>), ImageError
 fn layout(head: &[u8], memory: &impl GuestMemory) -> Result<Layout, ImageError> {
     let (e_entry, table) = headers(head)?;
     let mut segments: Vec<Segment> = Vec::new();
-    let mut entry = None;
+    // By the virtual addresses, or, as of kernels that begin without an MMU, by the others.
+    let (mut entry, mut physical) = (None, None);
     let mut range: Option<Range<u64>> = None;
     for segment in table.iter() {
         let ProgramHeader {
@@ -148,6 +149,8 @@ fn layout(head: &[u8], memory: &impl GuestMemory) -> Result<Layout, ImageError> 
         let inside = e_entry.wrapping_sub(p_vaddr);
         if inside < size {
             entry = Some(place.start + inside);
+        } else if place.contains(&e_entry) {
+            physical = Some(e_entry);
         }
         if segments.iter().any(|s| {
             let other = s.ipa + (s.file.end - s.file.start) + s.zeroes;
@@ -166,7 +169,9 @@ fn layout(head: &[u8], memory: &impl GuestMemory) -> Result<Layout, ImageError> 
         });
     }
     let range = range.ok_or(ImageError::Corrupt("an ELF file with nothing to load"))?;
-    let entry = entry.ok_or(ImageError::Corrupt("an ELF entry outside its segments"))?;
+    let entry = entry
+        .or(physical)
+        .ok_or(ImageError::Corrupt("an ELF entry outside its segments"))?;
     if !entry.is_multiple_of(4) {
         return Err(ImageError::Corrupt("an ELF entry that is no instruction"));
     }
@@ -273,5 +278,23 @@ pub(crate) mod tests {
         let mut other = good;
         other[18] = 62;
         assert!(matches!(fail(&other), ImageError::Unsupported(_)));
+    }
+
+    /// As QEMU has it: of a kernel that begins without an MMU the entry is physical.
+    #[test]
+    fn an_entry_may_be_physical() {
+        const BASE: u64 = 0x4000_0000;
+        let mut ram = Ram::new(64 << 10);
+        let mut file = elf(&[(BASE, b"code", 16)], 0);
+        file[24..32].copy_from_slice(&(BASE + 4).to_le_bytes());
+        let placed = load(&file, RawPlace::default(), &mut ram).expect("an ELF file");
+        assert_eq!(placed.entry, BASE + 4);
+        // Nor anywhere else.
+        file[24..32].copy_from_slice(&(BASE + 16).to_le_bytes());
+        let refused = load(&file, RawPlace::default(), &mut ram);
+        assert!(
+            matches!(refused, Err(ImageError::Corrupt(_))),
+            "{refused:?}"
+        );
     }
 }

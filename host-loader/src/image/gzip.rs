@@ -95,7 +95,7 @@ impl<'a> Member<'a> {
 
     fn end(&mut self) -> Result<(), ImageError> {
         self.ended = true;
-        let [a, b, c, d, e, f, g, h, ..] = *self.input else {
+        let [a, b, c, d, e, f, g, h, ref rest @ ..] = *self.input else {
             return Err(ImageError::Corrupt("gzip data is cut off"));
         };
         let crc = core::mem::take(&mut self.crc).finalize();
@@ -104,6 +104,10 @@ impl<'a> Member<'a> {
         }
         if self.size != u32::from_le_bytes([e, f, g, h]) {
             return Err(ImageError::Corrupt("gzip size differs"));
+        }
+        // Other bytes may follow, as they do in a flash or behind a padded file.
+        if is(rest) {
+            return Err(ImageError::Unsupported("more than one gzip member"));
         }
         Ok(())
     }

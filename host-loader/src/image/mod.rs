@@ -446,4 +446,20 @@ pub(crate) mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_kernel_in_two_members_is_not_run_by_half() {
+        let kernel = image(300_000, 0);
+        let (first, second) = kernel.split_at(150_000);
+        let mut ram = Ram::new(4 << 20);
+        let mut load = |file: &[u8]| super::tests::load(file, RawPlace::default(), &mut ram);
+        let both = [gzip(first), gzip(second)].concat();
+        let refused = load(&both);
+        assert!(
+            matches!(refused, Err(ImageError::Unsupported(_))),
+            "{refused:?}"
+        );
+        // What is no member may stand behind one.
+        assert!(load(&[gzip(&kernel), vec![0xff; 100]].concat()).is_ok());
+    }
 }

@@ -61,9 +61,11 @@ pub fn image(options: &Options) -> Result<u8> {
             .replace("@CPUS@", &cpus.to_string())
     };
     let to = &options.output;
+    // All of it before anything is written: it may be the very file that is.
+    let image =
+        fs::read(&image.file).with_context(|| format!("cannot read {}", image.file.display()))?;
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
-    fs::copy(&image.file, to.join("undercroft.img"))
-        .with_context(|| format!("cannot write {}", to.join("undercroft.img").display()))?;
+    write(to, "undercroft.img", &image)?;
     write(to, "bundle.cpio", &bundle)?;
     write(
         to,

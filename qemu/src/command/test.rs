@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::build;
@@ -18,6 +17,7 @@ use crate::guests::catalogue;
 use crate::run::ending::{Ending, FAILED, NO_READER};
 use crate::scratch;
 use crate::setup::qemu;
+use crate::signals;
 use crate::suite::native::TestsFailed;
 use crate::suite::report::{self, Report, Status, Whole};
 use crate::suite::{self, Case, Context, Counts, Lane, Outcome, Queue, Tier, call};
@@ -57,17 +57,21 @@ pub fn test(options: &Options) -> Result<u8> {
         .into_iter()
         .filter(chosen)
         .collect();
-    if options.list {
-        for case in &cases {
-            ui::print(&case.name)?;
-        }
-        return Ok(0);
-    }
     if cases.is_empty() {
         bail!(
             "no case has {} in its name: --list shows all",
             options.filter.join(" or ")
         );
+    }
+    if options.list {
+        for case in &cases {
+            if options.how.json {
+                ui::print(serde_json::json!({ "name": case.name }))?;
+            } else {
+                ui::print(&case.name)?;
+            }
+        }
+        return Ok(0);
     }
     run(workspace, cases, &options.how, None)
 }
@@ -180,8 +184,7 @@ enum Event {
 
 /// Turns signals that would end us into events: what was found out is said first.
 fn watch_signals(to: Sender<Event>) -> Result<()> {
-    let mut signals =
-        Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot watch for signals")?;
+    let mut signals = Signals::new(signals::ending()).context("cannot watch for signals")?;
     thread::spawn(move || {
         for number in signals.forever() {
             if to.send(Event::Signal(number)).is_err() {

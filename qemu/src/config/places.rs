@@ -45,7 +45,8 @@ impl Places {
         let guests = guest_config::parse(text.as_bytes()).unwrap_or_default();
         for (index, guest) in guests.iter().enumerate() {
             for (key, at) in guest.places() {
-                if let Some(place) = self.of(index, key) {
+                // What the user did not set is the guest's all the same.
+                if let Some(place) = self.of(index, key).or_else(|| self.of(index, "name")) {
                     places.insert(at.line, place.to_string());
                 }
             }
@@ -94,6 +95,15 @@ mod tests {
         assert_eq!(
             told("[    0.1] host ERROR guests.toml:9:10: guest \"b\": too little").as_deref(),
             Some("[    0.1] host ERROR my.toml:11:10: guest \"b\": too little")
+        );
+        // Of what was not set, whose it is.
+        let unset = "[[guest]]\nname = \"a\"\nkernel = \"k\"\n";
+        let read = guest_config::parse(unset.as_bytes()).expect("valid");
+        assert_eq!(
+            (Places::in_file(&read, "my.toml").packed(PACKED))
+                .told("[    0.1] host ERROR guests.toml:4:10: guest \"a\": too little")
+                .as_deref(),
+            Some("[    0.1] host ERROR my.toml:2:8: guest \"a\": too little")
         );
         for other in [
             "[    0.1] host ERROR guests.toml:1:1: guest \"a\": of no key",

@@ -291,13 +291,18 @@ impl Cache {
     }
 }
 
-/// Whether this user can put files into a folder, which may not be there yet.
+/// Whether this user can put files into a folder, or make it where it is not there yet;
+/// and is to: of root, whom nothing refuses, what the folder says counts too.
 fn can_be_written(dir: &Path) -> bool {
     use rustix::fs::{Access, access};
-    if dir.is_dir() {
-        return access(dir, Access::WRITE_OK | Access::EXEC_OK).is_ok();
-    }
-    fs::create_dir_all(dir).is_ok()
+    let there = dir.ancestors().find(|dir| dir.exists());
+    // Of a name without a folder, the one that we are in.
+    let there = there.filter(|dir| !dir.as_os_str().is_empty());
+    let there = there.unwrap_or(Path::new("."));
+    let may = there
+        .metadata()
+        .is_ok_and(|about| about.is_dir() && !about.permissions().readonly());
+    may && access(there, Access::WRITE_OK | Access::EXEC_OK).is_ok()
 }
 
 /// The package that holds the kernel: `package` itself or, as Debian has it from
@@ -488,5 +493,18 @@ mod tests {
         let other = Wanted::new(&config, |p| p == "boot/other");
         let why = pick(&tar[..], vec![kernel(), other]).expect_err("one is missing");
         assert!(why.to_string().contains("config"), "{why}");
+    }
+
+    /// Whoever runs this: root may write anywhere.
+    #[test]
+    fn a_folder_that_says_read_only_is_not_written_to() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let there = folder.path().join("there");
+        fs::create_dir(&there).expect("a folder in it");
+        assert!(can_be_written(&there) && can_be_written(&there.join("not/yet")));
+        fs::set_permissions(&there, fs::Permissions::from_mode(0o555)).expect("ours");
+        assert!(!can_be_written(&there) && !can_be_written(&there.join("not/yet")));
+        assert!(!there.join("not").exists());
     }
 }

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rmi::end::Token;
 use rustix::process::{Pid, Signal, kill_process};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::ending::{self, Cut, Ending, Said};
@@ -19,6 +18,7 @@ use super::plan::Style;
 use super::watch::{Manner, Outcome};
 use crate::child::end_with_us;
 use crate::machine::fvp::{Machine, Uarts};
+use crate::signals;
 use crate::ui;
 
 /// How often the files are looked at.
@@ -54,8 +54,7 @@ pub fn run(machine: &Machine, manner: &Manner, folder: &Path) -> Result<Outcome>
         said: None,
         unwritten: None,
     };
-    let mut signals =
-        Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot watch for signals")?;
+    let mut signals = Signals::new(signals::ending()).context("cannot watch for signals")?;
     let words = machine.command(&uarts);
     let (program, arguments) = words.split_first().context("no model")?;
     let mut command = Command::new(program);
@@ -149,7 +148,7 @@ impl Watch<'_> {
         mut signal: impl FnMut() -> Option<i32>,
     ) -> Result<Ending> {
         let begun = Instant::now();
-        let mut deadline = self.manner.timeout.map(|timeout| begun + timeout);
+        let mut deadline = (self.manner.timeout).and_then(|timeout| begun.checked_add(timeout));
         let mut hurried = false;
         loop {
             // What it wrote before it ended is there when its end is seen.

@@ -283,11 +283,14 @@ impl<'a> Wants<'a> {
         let Some(kernel) = &boot.kernel else {
             return Self::of_catalogue(workspace, boot, shell);
         };
+        config::check_file(kernel).context("--kernel")?;
         let head = head(kernel).context("--kernel")?;
         if head.is_empty() {
             bail!("--kernel: {} is empty", kernel.display());
         }
-        let is_linux = is_linux(&head);
+        // U-Boot looks alike: one for whom `--exec` is asked is taken for a Linux.
+        let asked = matches!(shell, Shell::Command(_)) && header::is_image(&head);
+        let is_linux = is_linux(&head) || asked;
         let initrd = match &boot.initrd {
             Some(file) if file.as_os_str() == NONE => Initrd::None,
             Some(file) => {

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rmi::end::Token;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::ending::{self, Cut, Ending, Said};
@@ -22,6 +21,7 @@ use super::session::{Event, Sent, Session};
 use super::terminal::{Terminal, forward};
 use crate::config::places::Packed;
 use crate::machine::virt::{Console, Machine};
+use crate::signals;
 use crate::ui;
 
 /// How long a machine may take to end after its command was done, and after
@@ -221,7 +221,7 @@ impl<'a> Watch<'a> {
 
     fn until_end(mut self, session: &mut Session) -> Result<Outcome> {
         let begun = Instant::now();
-        let mut deadline = self.manner.timeout.map(|timeout| begun + timeout);
+        let mut deadline = (self.manner.timeout).and_then(|timeout| begun.checked_add(timeout));
         let mut hurried = false;
         // Why the machine was stopped; what it had said before still comes.
         let mut stopped = None;
@@ -526,8 +526,7 @@ fn interesting(dump: &str) -> Vec<&str> {
 /// Turns signals that would end the runner into events, so that it can end the
 /// machine first.
 fn watch_signals(to: Sender<Sent>) -> Result<()> {
-    let mut signals =
-        Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot watch for signals")?;
+    let mut signals = Signals::new(signals::ending()).context("cannot watch for signals")?;
     thread::spawn(move || {
         for number in signals.forever() {
             if to.send(Event::Signal(number).into()).is_err() {

@@ -1,7 +1,9 @@
 //! Bad input ends with one clear sentence that names the culprit: told by the
 //! runner where it can know, and by the image where a boot loader brings it.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::Result;
@@ -138,7 +140,12 @@ fn told_by_the_runner() -> Vec<Case> {
             },
         ));
     }
-    let simple: [(&str, &[&str], &[&str]); 12] = [
+    let simple: [(&str, &[&str], &[&str]); 13] = [
+        (
+            "kernel-is-a-device",
+            &["--kernel", "/dev/zero"],
+            &["--kernel", "/dev/zero"],
+        ),
         (
             "guests-is-a-guest",
             &["--guests", "debian13"],
@@ -213,6 +220,13 @@ fn told_by_the_runner() -> Vec<Case> {
             },
         ));
     }
+    cases.push(Case::new("bad-input/runner-no-text", |context| {
+        let word = OsStr::from_bytes(b"n\xff");
+        let file = Call::bare(context).args(["--kernel".as_ref(), word]);
+        told(&file.call()?, &["--kernel", "n"])?;
+        let text = Call::bare(context).args(["--exec".as_ref(), word]);
+        told(&text.call()?, &["UTF-8"])
+    }));
     cases.push(Case::new(
         "bad-input/runner-more-vcpus-than-cpus",
         |context| {

@@ -16,7 +16,27 @@ use crate::size::Size;
 
 /// The cases.
 pub fn cases() -> Vec<Case> {
-    vec![Case::new("runner/image-by-u-boot", by_u_boot).boots(&["u-boot"])]
+    vec![
+        Case::new("runner/image-by-u-boot", by_u_boot).boots(&["u-boot"]),
+        Case::new("runner/image-into-its-own-folder", over_itself),
+    ]
+}
+
+/// The image that is given stands where it is to be written.
+fn over_itself(context: &Context) -> Result<()> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let image = folder.path().join("undercroft.img");
+    let whole = fs::read(&context.image()?.file)?;
+    fs::write(&image, &whole)?;
+    Call::program(&context.runner, call::LIMIT)
+        .args(["image", "--guest", "hello", "--image"])
+        .args([&image])
+        .args(["--output"])
+        .args([folder.path()])
+        .call()?
+        .ended(0)?;
+    ensure!(fs::read(&image)? == whole, "it is another");
+    Ok(())
 }
 
 /// U-Boot for QEMU finds the script on a disk and boots by it, untouched.
