@@ -165,6 +165,9 @@ pub async fn load(
             "a PE file that is neither an arm64 Image nor a zboot image",
         ));
     }
+    if let Some(how) = Packed::otherwise(head) {
+        return Err(ImageError::Unsupported(how));
+    }
     load_raw(raw, &mut stream, memory, pace).await
 }
 
@@ -461,5 +464,25 @@ pub(crate) mod tests {
         );
         // What is no member may stand behind one.
         assert!(load(&[gzip(&kernel), vec![0xff; 100]].concat()).is_ok());
+    }
+
+    #[test]
+    fn what_is_packed_otherwise_is_not_run_as_it_is() {
+        let mut ram = Ram::new(4 << 20);
+        for magic in [
+            &b"\xfd7zXZ\0"[..],
+            b"BZh91AY&SY",
+            b"\x04\x22\x4d\x18",
+            b"\x02\x21\x4c\x18",
+        ] {
+            let file = [magic, &[0x5a; 4096]].concat();
+            let refused = load(&file, RawPlace::default(), &mut ram);
+            let named =
+                matches!(refused, Err(ImageError::Unsupported(what)) if what.contains("unpack"));
+            assert!(named, "{refused:?}");
+        }
+        // Nor is what is alike: code may begin so.
+        let file = [&b"BZh9"[..], &[0x5a; 4096]].concat();
+        assert!(load(&file, RawPlace::default(), &mut ram).is_ok());
     }
 }
