@@ -506,3 +506,20 @@ fn a_subtree_is_discarded_in_steps() {
     }
     assert_eq!((mem.live(), calls), (0, 512));
 }
+
+/// A sweep is of entries, and ends at the one where its budget does, wherever in a table
+/// that is.
+#[test]
+fn a_sweep_ends_where_its_budget_does() {
+    let mem = Plain::new(PAGE);
+    let geometry = geometry();
+    let root = mem.root(geometry.root_align());
+    let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
+    let mut cpu = mem.cpu(tree.regs());
+    furnish(&mut tree, &mut cpu);
+    for units in [1, 2, 100, 511] {
+        let sweep = Sweep::new(Ipa::new(0), SIZE);
+        let done = tree.write_protect(&mut cpu, sweep, &mut Budget::entries(units));
+        assert_eq!(done, Ok(Ipa::new(units * PAGE)));
+    }
+}

@@ -568,6 +568,23 @@ fn foreign_encodings_are_read_as_something_sensible() {
     assert_eq!(read(false, false, 0b01 << 8).share, Share::Inner);
 }
 
+/// Four software bits there are: more in the field that says them reach no other bit.
+#[test]
+fn software_bits_stay_in_their_field() {
+    let geometry = Stage2Config::new(Granule::K4, 40, 48).validate();
+    let geometry = geometry.expect("every CPU has it");
+    let leaf = |soft| {
+        let attrs = Attrs {
+            soft,
+            ..Attrs::MEMORY
+        };
+        geometry.encode_leaf(Pa::new(0), attrs, Level::L3)
+    };
+    for soft in 0..=255 {
+        assert_eq!(leaf(soft), leaf(soft & 0xf));
+    }
+}
+
 #[test]
 fn entries_that_are_no_leaves() {
     let mut config = Stage2Config::new(Granule::K4, 48, 48);

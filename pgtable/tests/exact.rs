@@ -7,10 +7,11 @@
 mod plain;
 
 use pgtable::{
-    Access, Annotation, Attrs, Barrier, Budget, CacheOp, Caches, Change, Device, Dirty, Entry,
-    Errata, Execute, Features, Flush, Geometry, Granule, Ignore, Ipa, Leaves, Level, Map, Memory,
-    Over, Pa, Partial, Permissions, RUNS, RemovedLeaf, Share, Split, Stage2, Stage2Config, Sweep,
-    TlbiKind, Unmap, UnmapLater, Vmid,
+    Access, Age, Annotation, Attrs, Barrier, Budget, CacheOp, Caches, Change, Device, Dirty,
+    El2Attrs, El2Config, El2Map, El2Range, Entry, Errata, Execute, Features, Flush, Geometry,
+    Granule, Ignore, Ipa, Leaves, Level, Maintenance, Map, Memory, Over, Pa, Partial, Permissions,
+    RUNS, RemovedLeaf, RemovedRun, Runs, Share, Split, Stage2, Stage2Config, Stage2Regs, Sweep,
+    Tlbi, TlbiKind, Unmap, UnmapLater, Va, Vmid,
 };
 use plain::{Cpu, Did, MODERN, Plain};
 
@@ -657,6 +658,152 @@ fn large_ranges_are_few_operations() {
     assert_eq!(done, want);
 }
 
+/// Under DS a range begins at a multiple of 64 KiB. What begins beside one goes page by
+/// page up to the next, and not to its end: that would be a TLBI for each page of it.
+#[test]
+fn a_range_beside_64_kib_is_few_operations() {
+    let mut config = Stage2Config::new(Granule::K4, 40, 48);
+    config.features = MODERN;
+    config.lpa2 = true;
+    for first in [1u64, 5, 15] {
+        let mem = Plain::new(PAGE);
+        let tree = mem.tree(config);
+        let mut cpu = mem.cpu(tree.regs());
+        tree.map(&mut cpu, &pages(0, GIB, 2048), &mut all())
+            .expect("mapped");
+        mem.forget();
+        let range = Sweep::new(Ipa::new(first * PAGE), 1024 * PAGE);
+        tree.write_protect(&mut cpu, range, &mut all())
+            .expect("mapped");
+        let done = steps(&mem);
+        let of = |op| done.iter().filter(|step| **step == op).count() as u64;
+        // 64 KiB are 16 pages; what is left at the end is an odd one at most.
+        let odd = (1024 - (16 - first)) % 2;
+        assert_eq!(of(ONE), 16 - first + odd, "{first}");
+        assert!(of(RANGE) <= 2, "{first}");
+    }
+}
+
+/// A row that is replaced ends at a leaf that stays where it is: that one is not broken,
+/// and nobody is told that its memory is free.
+#[test]
+fn what_stays_where_it_is_is_not_told() {
+    let mem = Plain::new(PAGE);
+    let (mut tree, mut cpu) = tree(&mem, MODERN);
+    let elsewhere = |page: u64| pages(page * PAGE, 8 * GIB + page * PAGE, 1);
+    for page in [0, 1, 3] {
+        tree.map(&mut cpu, &elsewhere(page), &mut all())
+            .expect("mapped");
+    }
+    let stays = Map {
+        attrs: Attrs::MEMORY.access(Access::Read),
+        ..pages(2 * PAGE, GIB + 2 * PAGE, 1)
+    };
+    tree.map(&mut cpu, &stays, &mut all()).expect("mapped");
+    mem.forget();
+    let mut told = Vec::new();
+    let mut sink = |leaf: RemovedLeaf| told.push(leaf.pa().get());
+    let over = pages(0, GIB, 4).over(Over::Anything);
+    tree.map_exclusive(&mut cpu, &over, &mut sink, &mut all())
+        .expect("mapped");
+    assert_eq!(told, [0, 1, 3].map(|page| 8 * GIB + page * PAGE));
+    let done = steps(&mem);
+    let of = |what| done.iter().filter(|step| **step == what).count();
+    assert_eq!((of(Break), of(Step::Change)), (3, 1));
+}
+
+/// The operations of a range are counted as they are made: where they have to be short
+/// (`QEMU_RANGE_LENGTH`), a table's number of them comes sooner.
+#[test]
+fn no_erratum_makes_more_operations_than_a_table_has_entries() {
+    let mut config = Stage2Config::new(Granule::K4, 42, 48);
+    config.features = MODERN;
+    config.errata = Errata::QEMU_RANGE_LENGTH;
+    let mem = Plain::new(PAGE);
+    let tree = mem.tree(config);
+    let mut cpu = mem.cpu(tree.regs());
+    // 820 operations of less than 4 GiB, 384 of 8 GiB.
+    let size = 3072 * GIB;
+    let map = Map::new(Ipa::new(0), Pa::new(0), size, Attrs::MEMORY);
+    tree.map(&mut cpu, &map, &mut all()).expect("mapped");
+    mem.forget();
+    tree.write_protect(&mut cpu, Sweep::new(Ipa::new(0), size), &mut all())
+        .expect("mapped");
+    let tlbi = |did: &Did| matches!(did, Did::Tlbi(_));
+    let made = mem.changes().iter().filter(|did| tlbi(did)).count();
+    assert!(made <= 512, "{made}");
+}
+
+/// What other memory takes the place of is cleaned, after its invalidation, where the
+/// guest may have written it past the caches: it goes to somebody else.
+#[test]
+fn replaced_memory_is_cleaned_where_the_cpu_does_not_force_caches() {
+    let features = Features {
+        fwb: false,
+        ..MODERN
+    };
+    for (old, new, cleaned) in [(GIB, 3 * GIB, true), (GIB, GIB, false)] {
+        let mem = Plain::new(PAGE);
+        let (mut tree, mut cpu) = tree(&mem, features);
+        tree.map(&mut cpu, &pages(PAGE, old, 3), &mut all())
+            .expect("mapped");
+        mem.forget();
+        let share = Attrs {
+            share: Share::Outer,
+            ..Attrs::MEMORY
+        };
+        let over = Map {
+            attrs: share,
+            ..pages(PAGE, new, 3).over(Over::Anything)
+        };
+        tree.map_exclusive(&mut cpu, &over, &mut Ignore, &mut all())
+            .expect("mapped");
+        let done = steps(&mem);
+        let last_tlbi = done.iter().rposition(|step| *step == STAGE1);
+        let after = &done[last_tlbi.expect("it takes a break")..];
+        assert_eq!(after.contains(&clean(old, 3 * PAGE)), cleaned);
+    }
+}
+
+/// Blocks that a mapping makes on its way to a larger one are its own, also where hardware
+/// has marked one accessed meanwhile: their memory is mapped as before.
+#[test]
+fn a_block_of_the_mapping_is_not_told_for_its_age() {
+    const AF: u64 = 1 << 10;
+    let mem = Plain::new(PAGE);
+    let (mut tree, mut cpu) = tree(&mem, MODERN);
+    tree.map(&mut cpu, &pages(0, 64 * GIB, 2), &mut all())
+        .expect("mapped");
+    let at = |level| {
+        let found = tree.lookup_to(Ipa::new(0), level).expect("inside");
+        match found.entry {
+            Entry::Table(table) => table.get(),
+            other => panic!("{other:?}"),
+        }
+    };
+    // The first entries of the root and of the table below it.
+    let (root, block) = (tree.root().get(), at(Level::L1));
+    mem.interfere(move |mem, entry| {
+        if entry == root && mem.word(block) & 3 == 1 {
+            mem.poke(block, mem.word(block) | AF);
+        }
+    });
+    let old = Map {
+        attrs: Attrs {
+            age: Age::Old,
+            ..Attrs::MEMORY
+        },
+        ..Map::new(Ipa::new(0), Pa::new(8 * GIB), GIB, Attrs::MEMORY)
+    };
+    let mut told = Vec::new();
+    let mut sink = |leaf: RemovedLeaf| told.push(leaf.pa().get());
+    tree.map_exclusive(&mut cpu, &old.over(Over::Anything), &mut sink, &mut all())
+        .expect("mapped");
+    mem.undisturbed();
+    assert_eq!(tree.lookup(Ipa::new(0)).expect("inside").level, Level::L1);
+    assert_eq!(told, [64 * GIB, 64 * GIB + PAGE]);
+}
+
 /// What lies between two removed leaves is left in the TLBs.
 #[test]
 fn gaps_are_not_invalidated() {
@@ -1042,6 +1189,65 @@ fn hints_say_the_level_of_leaves() {
     }
 }
 
+/// Leaves in a row are told together where they are alike: one that hardware has marked
+/// accessed is told with its mark, and those around it without.
+#[test]
+fn a_mark_is_told_of_the_leaf_that_has_it() {
+    const AF: u64 = 1 << 10;
+    for (level, size) in [(Level::L2, MIB2), (Level::L3, PAGE)] {
+        for young in 0..3 {
+            let mem = Plain::new(PAGE);
+            let (mut tree, mut cpu) = tree(&mem, MODERN);
+            let old = Map {
+                attrs: Attrs {
+                    age: Age::Old,
+                    ..Attrs::MEMORY
+                },
+                ..Map::new(Ipa::new(GIB), Pa::new(GIB), 3 * size, Attrs::MEMORY)
+            };
+            let map = old.leaves(Leaves::Exactly(level));
+            tree.map(&mut cpu, &map, &mut all()).expect("mapped");
+            tree.mark_young(&mut cpu, Ipa::new(GIB + young * size))
+                .expect("mapped");
+            let mut told = Vec::new();
+            let mut sink = |leaf: RemovedLeaf| told.push(leaf.raw() & AF != 0);
+            let range = Unmap::new(Ipa::new(GIB), 3 * size);
+            tree.unmap(&mut cpu, &range, &mut sink, &mut all())
+                .expect("unmapped");
+            assert_eq!(told, [0, 1, 2].map(|leaf| leaf == young), "{level:?}");
+        }
+    }
+}
+
+/// A table that goes whole is told whole, in one run, by every granule: 16K and 64K have
+/// tables of 2048 and 8192 entries.
+#[test]
+fn a_whole_table_is_one_run() {
+    for granule in Granule::ALL {
+        for ends in [false, true] {
+            let mut config = Stage2Config::new(granule, 40, 48);
+            config.features = MODERN;
+            let mem = Plain::new(granule.page_size());
+            let mut tree = mem.tree(config);
+            let mut cpu = mem.cpu(tree.regs());
+            let size = tree.geometry().span(Level::L2);
+            let (ipa, pa) = (Ipa::new(2 * size), Pa::new(16 * size));
+            let map = Map::new(ipa, pa, size, Attrs::MEMORY);
+            let map = map.leaves(Leaves::Exactly(Level::L3));
+            tree.map(&mut cpu, &map, &mut all()).expect("mapped");
+            let mut told = Vec::new();
+            let mut sink = Runs(|run: RemovedRun| told.push((run.ipa(), run.pa(), run.size())));
+            if ends {
+                tree.teardown(&mut cpu, Ipa::new(0), &mut sink, &mut all());
+            } else {
+                tree.unmap(&mut cpu, &Unmap::new(ipa, size), &mut sink, &mut all())
+                    .expect("unmapped");
+            }
+            assert_eq!(told, [(ipa, pa, size)], "{granule:?}");
+        }
+    }
+}
+
 /// The descriptor of a removed leaf is what it last was, hardware's marks
 /// and all.
 #[test]
@@ -1235,6 +1441,65 @@ fn an_erratum_repeats_once() {
     let _synced = tree.invalidate_all(&mut cpu);
     let whole = Tlb(TlbiKind::Vmalls12e1is);
     assert_eq!(steps(&mem), [STORED, whole, DONE, STAGE1, DONE, ISB]);
+}
+
+/// A CPU whose errata the tree was not made for: it came after it.
+struct Late<'m>(Cpu<'m>);
+
+impl Maintenance for Late<'_> {
+    fn barrier(&mut self, barrier: Barrier) {
+        self.0.barrier(barrier);
+    }
+    fn tlbi(&mut self, op: Tlbi) {
+        self.0.tlbi(op);
+    }
+    fn cache(&mut self, op: CacheOp) {
+        self.0.cache(op);
+    }
+    fn stage2(&mut self) -> Stage2Regs {
+        self.0.stage2()
+    }
+    fn set_stage2(&mut self, regs: Stage2Regs) {
+        self.0.set_stage2(regs);
+    }
+    fn errata(&self) -> Errata {
+        Errata::TLBI_SYNC_REPEAT
+    }
+}
+
+/// What a CPU that came late has is asked at each invalidation, of a guest's tables and
+/// of EL2's own, and through whoever lends the CPU.
+#[test]
+fn an_erratum_that_came_late_repeats_too() {
+    let mem = Plain::new(PAGE);
+    let (tree, cpu) = tree(&mem, MODERN);
+    let mut cpu = Late(cpu);
+    tree.map(&mut cpu, &pages(0, GIB, 2), &mut all())
+        .expect("mapped");
+    let repeats = [DONE, STAGE1, DONE, STAGE1, DONE, ISB];
+    mem.forget();
+    let first = Sweep::new(Ipa::new(0), PAGE);
+    tree.write_protect(&mut cpu, first, &mut all())
+        .expect("mapped");
+    assert_eq!(steps(&mem)[3..], repeats);
+    let second = Sweep::new(Ipa::new(PAGE), PAGE);
+    tree.write_protect(&mut &mut cpu, second, &mut all())
+        .expect("mapped");
+    assert_eq!(steps(&mem)[3..], repeats);
+
+    let geometry = El2Config::new(Granule::K4, 48, 48).validate();
+    let root = mem.root(PAGE);
+    let mut el2 = El2Map::new(geometry.expect("every CPU has it"), root, &mem).expect("a root");
+    let range = El2Range::new(Va::new(0), Pa::new(0), PAGE, El2Attrs::DATA);
+    el2.map(&mut cpu, &range).expect("mapped");
+    mem.forget();
+    el2.unmap(&mut cpu, Va::new(0), PAGE).expect("mapped");
+    let kinds = mem.changes().into_iter().filter_map(|did| match did {
+        Did::Tlbi(op) => Some(op.kind()),
+        _ => None,
+    });
+    // The page, its tables with it, and once more.
+    assert_eq!(kinds.collect::<Vec<_>>(), [TlbiKind::Vae2is; 2]);
 }
 
 /// Numbers from a seed.

@@ -5,8 +5,9 @@
 mod plain;
 
 use pgtable::{
-    Attrs, Budget, Entry, Flush, Gather, Granule, Ignore, Ipa, Leaves, Level, Map, Pa, Partial,
-    RUNS, RemovedLeaf, Stage2, Stage2Config, Sweep, Unmap, UnmapLater,
+    Access, Annotation, Attrs, Budget, Entry, Execute, Flush, Gather, Granule, Ignore, Ipa, Leaves,
+    Level, Map, Pa, Partial, Permissions, RUNS, RemovedLeaf, Stage2, Stage2Config, Sweep, Unmap,
+    UnmapLater,
 };
 use plain::{Did, Plain};
 
@@ -221,6 +222,72 @@ fn a_gather_of_changes_waits_for_its_sync() {
         assert!(!mem.changes().iter().any(tlbi), "at place {place}");
     }
     let _synced = tree.sync(&mut cpu, gather).expect("of this tree");
+}
+
+/// Leaves that were taken out beside leaves that were changed: what is emptied is what
+/// was taken out, all of it, whichever came first.
+#[test]
+fn what_is_taken_out_beside_what_is_changed_is_emptied() {
+    for (changed, taken) in [(0, 1), (1, 0)] {
+        let mem = Plain::new(PAGE);
+        let tree = tree(&mem);
+        let mut cpu = mem.cpu(tree.regs());
+        let all = &mut Budget::unlimited();
+        tree.map(&mut cpu, &pages(BASE, 4 * PAGE), all).unwrap();
+        let at = |page| Ipa::new(BASE.get() + page * PAGE);
+        for changed_first in [true, false] {
+            let mut gather = tree.gather();
+            for is_change in [changed_first, !changed_first] {
+                if is_change {
+                    let range = Sweep::new(at(changed), PAGE).later(&mut gather);
+                    tree.write_protect(&mut cpu, range, all).unwrap();
+                } else {
+                    let range = UnmapLater::new(at(taken), PAGE, &mut gather);
+                    tree.unmap_later(&mut cpu, range, all, drop).unwrap();
+                }
+            }
+            let _synced = tree.sync(&mut cpu, gather).expect("of this tree");
+            let empty = tree.lookup(at(taken)).unwrap().entry;
+            assert_eq!(empty, Entry::Invalid(Annotation::EMPTY));
+            assert!(tree.translate(at(changed)).is_some());
+            // And again, the other way round.
+            let again = Map {
+                pa: Pa::new(0x9000_0000),
+                ..pages(at(taken), PAGE)
+            };
+            tree.map(&mut cpu, &again, all).unwrap();
+            let again = Permissions {
+                access: Access::ReadWrite,
+                execute: Execute::All,
+            };
+            tree.relax(&mut cpu, at(changed), again).unwrap();
+        }
+    }
+}
+
+/// A gather that is full of changes has no room for a leaf that is taken out: it is
+/// flushed before, and the leaf is in a place of its own, which the sync empties.
+#[test]
+fn a_gather_full_of_changes_makes_room_for_what_is_taken_out() {
+    let mem = Plain::new(PAGE);
+    let tree = tree(&mem);
+    let mut cpu = mem.cpu(tree.regs());
+    let all = &mut Budget::unlimited();
+    let mut gather = tree.gather();
+    let at = |place: usize| Ipa::new(BASE.get() + place as u64 * 4 * PAGE);
+    for place in 0..=RUNS {
+        tree.map(&mut cpu, &pages(at(place), PAGE), all).unwrap();
+    }
+    for place in 0..RUNS {
+        let range = Sweep::new(at(place), PAGE).later(&mut gather);
+        tree.write_protect(&mut cpu, range, all).unwrap();
+    }
+    let last = UnmapLater::new(at(RUNS), PAGE, &mut gather);
+    tree.unmap_later(&mut cpu, last, all, drop).unwrap();
+    assert_eq!(tree.lookup(at(RUNS)).unwrap().entry, Entry::Frozen);
+    let _synced = tree.sync(&mut cpu, gather).expect("of this tree");
+    let empty = tree.lookup(at(RUNS)).unwrap().entry;
+    assert_eq!(empty, Entry::Invalid(Annotation::EMPTY));
 }
 
 /// Who gathered a leaf was told of it: it is not told again with its table.

@@ -658,6 +658,31 @@ fn ends_inside_a_block() {
     untouched(&bench.mem, "inside a block");
 }
 
+/// What is refused inside a block is refused where the range begins: a caller who goes
+/// on at `next` never goes back.
+#[test]
+fn a_stop_inside_a_block_is_not_before_the_range() {
+    let bench = Bench::new(geometry(Granule::K4, 40, 48, false));
+    let (mut tree, mut cpu) = furnished(&bench);
+    let (ipa, size) = (Ipa::new(3 * 4096), 4096);
+    let (why, next) = (Error::InsideBlock { level: Level::L2 }, ipa);
+    let stopped = Err(Stopped { why, next });
+    let refuse = Partial::Refuse;
+    let sweep = Sweep::new(ipa, size).partial(refuse);
+    assert_eq!(tree.write_protect(&mut cpu, sweep, &mut all()), stopped);
+    let range = Unmap::new(ipa, size).partial(refuse);
+    let done = tree.unmap(&mut cpu, &range, &mut Ignore, &mut all());
+    assert_eq!(done, stopped);
+    // Nor where a block cannot be split.
+    bench.mem.limit.set(0);
+    let stopped = Err(Stopped {
+        why: Error::NoMem,
+        next,
+    });
+    let sweep = Sweep::new(ipa, size).partial(Partial::Split);
+    assert_eq!(tree.write_protect(&mut cpu, sweep, &mut all()), stopped);
+}
+
 /// Tables, groups and entries of a kind that the operation is not for.
 #[test]
 fn entries_of_the_wrong_kind() {

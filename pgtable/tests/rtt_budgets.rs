@@ -125,6 +125,36 @@ fn an_entry_maps_what_one_step_cleans() {
     }
 }
 
+/// What the host maps and takes back is paid: a unit for an entry, and one for each 4 KiB
+/// that is cleaned for it. Whoever does several commands for one budget relies on it.
+#[test]
+fn what_the_host_maps_and_takes_back_is_paid() {
+    for (fwb, memory, maps, takes) in [
+        (true, Memory::Normal, 3, 1),
+        (true, Memory::NormalNonCacheable, 3 + 3, 1),
+        (false, Memory::Normal, 3 + 3, 1 + 1),
+        (false, Memory::Device(Device::NGnRE), 3, 1),
+    ] {
+        let mem = Plain::new(4096);
+        let (mut rtt, mut cpu) = tables(&mem, config(Granule::K4, fwb));
+        let pages = HostPages {
+            ipa: Ipa::new(0),
+            level: Level::L3,
+            pa: Pa::new(MEMORY),
+            attrs: Attrs::MEMORY.memory(memory),
+            count: 3,
+        };
+        let budget = &mut Budget::entries(1000);
+        let end = rtt.map_unprotected(&mut cpu, &pages, budget);
+        assert_eq!(end, Ok(Ipa::new(3 * 4096)));
+        assert_eq!(budget.left(), 1000 - maps, "{fwb}, {memory:?}");
+        let budget = &mut Budget::entries(1000);
+        rtt.unmap_unprotected(&mut cpu, pages.ipa, Level::L3, budget)
+            .expect("mapped");
+        assert_eq!(budget.left(), 1000 - takes, "{fwb}, {memory:?}");
+    }
+}
+
 /// Alike pages become a block only if that is one that a command could map.
 #[test]
 fn pages_fold_to_what_one_step_cleans() {

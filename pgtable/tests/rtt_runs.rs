@@ -354,6 +354,46 @@ fn a_block_stands_where_one_fits() {
     }
 }
 
+/// A block of level 0, which DS has with 4K, is none that folding makes: whoever gives
+/// so much at once is told to make a table, and gets blocks of level 1 in it.
+#[test]
+fn no_data_is_above_level_1() {
+    let mut config = Stage2Config::new(Granule::K4, 48, 52);
+    config.lpa2 = true;
+    config.features.fwb = true;
+    let mem = Plain::new(4096, 8 << 20);
+    let mut realm = Realm::of(&mem, config.validate().expect("some CPU has it"));
+    let (level, block) = (Level::L0, 1 << 39);
+    assert!(realm.rtt.geometry().leaf_ok(level));
+    let top = Ipa::new(1 << 48);
+    let missing = Err(RttError::Rtt { level, top });
+    assert_eq!(realm.map(0, 0, block), missing);
+    realm.down(0, Level::L1);
+    assert_eq!(realm.map(0, 0, block), Ok(block));
+    assert_eq!(realm.read(0).level, Level::L1);
+}
+
+/// As much goes as was allowed, to the page, and `top` is where there is something again:
+/// what is empty behind the run is not to be asked for.
+#[test]
+fn a_run_ends_where_it_was_told_and_names_what_is_next() {
+    let mem = Plain::new(4096, 4 << 20);
+    let mut realm = Realm::new(&mem, Granule::K4, true);
+    realm.down(BASE, Level::L3);
+    let page = realm.page;
+    assert_eq!(realm.map(BASE, MEMORY, 8 * page), Ok(8 * page));
+    let far = BASE + 100 * page;
+    assert_eq!(realm.map(far, MEMORY + 100 * page, page), Ok(page));
+    let mut unmap = |from, most| {
+        let gone = realm.unmap(BASE + from * page, HALF, most).expect("mapped");
+        (gone.size / page, gone.top.get())
+    };
+    assert_eq!(unmap(0, 3 * page), (3, BASE + 3 * page));
+    assert_eq!(unmap(3, 3 * page + page / 2), (3, BASE + 6 * page));
+    assert_eq!(unmap(6, u64::MAX), (2, far));
+    assert_eq!(unmap(100, 0), (1, BASE + (2 << 20)));
+}
+
 /// What is folded above level 2 has more pages than a call may look at.
 #[test]
 fn a_block_above_level_2_is_split_before_it_goes() {

@@ -255,6 +255,25 @@ fn a_large_block_is_split_where_it_is_covered() {
     }
 }
 
+/// A range that begins inside an entry with nothing in it goes on at the end of that
+/// entry, and meets the blocks that come next.
+#[test]
+fn a_split_that_begins_in_nothing() {
+    let mem = Plain::new(PAGE);
+    let (tree, mut cpu) = tree(&mem, MODERN);
+    map(&tree, &mut cpu, (GIB, GIB), 2 * MIB2, ATTRS);
+    let split = Split {
+        ipa: Ipa::new(GIB - PAGE),
+        size: PAGE + 2 * MIB2,
+        to: Level::L3,
+    };
+    let done = tree.split(&mut cpu, &split, |level| mem.alloc(level), &mut all());
+    assert_eq!(done, Ok(Ipa::new(GIB + 2 * MIB2)));
+    maps(&tree, GIB, GIB, Level::L3);
+    maps(&tree, GIB + MIB2, GIB + MIB2, Level::L3);
+    sound(&tree);
+}
+
 /// When pages end, what was built is in use, and it goes on from there.
 #[test]
 fn a_split_that_runs_out_of_pages() {
@@ -507,6 +526,74 @@ fn a_fold_of_annotations() {
     assert_eq!(mem.live(), 0);
 }
 
+/// One entry says what all said: a page that hardware may make writable is not like one
+/// that it may not, and an annotation's bits are its caller's, to the last.
+#[test]
+fn a_fold_loses_no_bit() {
+    let level = Level::L3;
+    for other in [
+        ATTRS.dirty(Dirty::Track),
+        ATTRS.soft(7),
+        ATTRS.execute(Execute::All),
+        ATTRS.access(Access::ReadWrite),
+    ] {
+        for page in [0, 300, 511] {
+            let mem = Plain::new(PAGE);
+            let (mut tree, mut cpu) = tree(&mem, MODERN);
+            pages(&tree, &mut cpu, (0, GIB), page, ATTRS);
+            let at = page * PAGE;
+            pages(&tree, &mut cpu, (at, GIB + at), 1, other);
+            let next = at + PAGE;
+            pages(&tree, &mut cpu, (next, GIB + next), 511 - page, ATTRS);
+            mem.forget();
+            let folded = tree.fold(&mut cpu, Ipa::new(0), Level::L2);
+            assert_eq!(folded, Err(Error::Mismatch { level }), "{other:?}");
+            assert_eq!(mem.changes(), []);
+        }
+    }
+    let bits = [2, 3, 7, 8, 10, 11, 30, 47, 51, 52, 53, 54, 55, 58, 59, 61];
+    for bit in bits.map(|bit| 1u64 << bit) {
+        let mem = Plain::new(PAGE);
+        let (mut tree, mut cpu) = tree(&mem, MODERN);
+        for (size, raw) in [(MIB2, 0x40), (PAGE, 0x40 ^ bit)] {
+            let note = Annotation::new(raw).expect("bits 1:0 are zero");
+            let range = Unmap::new(Ipa::new(0), size).leaving(note);
+            tree.unmap(&mut cpu, &range, &mut Ignore, &mut all())
+                .expect("annotated");
+        }
+        let folded = tree.fold(&mut cpu, Ipa::new(0), Level::L2);
+        assert_eq!(folded, Err(Error::Mismatch { level }), "{bit:#x}");
+    }
+}
+
+/// Hardware that marks pages accessed, and not dirty, marks one that the fold has read
+/// already: the block is as young as that page.
+#[test]
+fn a_fold_keeps_an_age_that_came_late() {
+    const AF: u64 = 1 << 10;
+    let features = Features {
+        hw_dirty: false,
+        ..MODERN
+    };
+    let mem = Plain::new(PAGE);
+    let (mut tree, mut cpu) = tree(&mem, features);
+    pages(&tree, &mut cpu, (0, GIB), 512, ATTRS.age(Age::Old));
+    let entry = tree.lookup_to(Ipa::new(0), Level::L2).expect("inside");
+    let Entry::Table(table) = entry.entry else {
+        panic!("{entry:?}");
+    };
+    let (first, last) = (table.get(), table.get() + 511 * 8);
+    mem.interfere_with_reads(move |mem, at| {
+        if at == last {
+            mem.poke(first, mem.word(first) | AF);
+        }
+    });
+    tree.fold(&mut cpu, Ipa::new(0), Level::L2).expect("alike");
+    mem.undisturbed();
+    let (_, attrs) = tree.translate(Ipa::new(0)).expect("mapped");
+    assert_eq!(attrs.age, Age::Young);
+}
+
 /// A member's hint, and how many around it have it.
 fn hints(tree: &Stage2<&Plain>, from: u64, step: u64, count: u64) -> Vec<bool> {
     let hint = |index: u64| {
@@ -560,6 +647,57 @@ fn a_group_is_removed_whole() {
             &mut all(),
         );
         assert_eq!((done, told), (Ok(Ipa::new(size)), 16));
+    }
+}
+
+/// Blocks that are split together end before a group: it loses its hint first, and
+/// whole, wherever in it the range ends.
+#[test]
+fn a_split_does_not_run_into_a_group() {
+    for bbm2 in [false, true] {
+        let features = Features { bbm2, ..MODERN };
+        let mem = Plain::new(PAGE);
+        let (tree, mut cpu) = tree(&mem, features);
+        let group = 16 * MIB2;
+        let at_most = Leaves::AtMost(Level::L2);
+        let blocks = Map::new(Ipa::new(0), Pa::new(GIB), 2 * group, ATTRS).leaves(at_most);
+        tree.map(&mut cpu, &blocks, &mut all()).expect("mapped");
+        tree.set_contiguous(&mut cpu, Ipa::new(group))
+            .expect("alike");
+        assert_eq!(hints(&tree, group, MIB2, 16), [true; 16]);
+        // The block before it, and two of its members.
+        let split = Split {
+            ipa: Ipa::new(group - MIB2),
+            size: 3 * MIB2,
+            to: Level::L3,
+        };
+        let done = tree.split(&mut cpu, &split, |level| mem.alloc(level), &mut all());
+        assert_eq!(done, Ok(Ipa::new(group + 2 * MIB2)));
+        assert_eq!(hints(&tree, group, MIB2, 16), [false; 16]);
+        for member in 0..16 {
+            let level = if member < 2 { Level::L3 } else { Level::L2 };
+            let at = group + member * MIB2;
+            maps(&tree, at, GIB + at, level);
+        }
+        sound(&tree);
+    }
+}
+
+/// A page that nobody is told of takes a short way, and a member of a group does not: the
+/// others would go on with a hint that is no longer true.
+#[test]
+fn a_page_alone_breaks_its_group() {
+    for member in [0, 3, 15] {
+        let mem = Plain::new(PAGE);
+        let (mut tree, mut cpu) = tree(&mem, MODERN);
+        pages(&tree, &mut cpu, (0, GIB), 17, ATTRS);
+        tree.set_contiguous(&mut cpu, Ipa::new(0)).expect("alike");
+        let page = Unmap::new(Ipa::new(member * PAGE), PAGE);
+        tree.unmap(&mut cpu, &page, &mut Ignore, &mut all())
+            .expect("mapped");
+        assert_eq!(hints(&tree, 0, PAGE, 16), [false; 16]);
+        assert_eq!(tree.translate(page.ipa), None);
+        sound(&tree);
     }
 }
 

@@ -3,9 +3,9 @@
 mod plain;
 
 use pgtable::{
-    Access, Annotation, Attrs, Barrier, Budget, Change, Entry, Error, Features, Geometry, Granule,
-    Ignore, Ipa, Leaves, Level, Map, Next, Over, Pa, Partial, Split, Stage2, Stage2Config, Stopped,
-    Sweep, TableMem, TlbiKind, Unmap, Visit, Vmid,
+    Access, Annotation, Attrs, Barrier, Budget, Caches, Change, Entry, Error, Features, Geometry,
+    Granule, Ignore, Ipa, Leaves, Level, Map, Next, Over, Pa, Partial, Split, Stage2, Stage2Config,
+    Stopped, Sweep, TableMem, TlbiKind, Unmap, Visit, Vmid,
 };
 use plain::{Cpu, Did, Plain};
 
@@ -468,5 +468,37 @@ fn a_flush_keeps_to_its_range() {
             }
         }
         assert_eq!(cleaned, want, "{from:#x}");
+    }
+}
+
+/// A budget is in units of 4 KiB, and a flush ends at a page of the granule all the same:
+/// from there it goes on.
+#[test]
+fn a_flush_ends_at_a_page_of_its_granule() {
+    for granule in Granule::ALL {
+        let page = granule.page_size();
+        let mem = Plain::new(page);
+        let tree = mem.tree(Stage2Config::new(granule, 40, 48));
+        let mut cpu = mem.cpu(tree.regs());
+        let size = 32 << 20;
+        let block = Map::new(
+            Ipa::new(0),
+            Pa::new(1 << 36),
+            tree.geometry().span(Level::L2),
+            Attrs::MEMORY,
+        );
+        tree.map(&mut cpu, &block.caches(Caches::Skip), &mut all())
+            .expect("mapped");
+        let size = size.min(block.size);
+        let mut at = Ipa::new(0);
+        while at.get() < size {
+            // Some units more than 2 MiB, and those for the way down.
+            let budget = &mut Budget::entries(520);
+            let left = size - at.get();
+            at = tree
+                .flush_caches(&mut cpu, at, left, budget)
+                .expect("it goes on");
+            assert_eq!(at.get() % page, 0, "{granule:?}");
+        }
     }
 }
