@@ -6,8 +6,8 @@ mod plain;
 
 use pgtable::{
     Access, Annotation, Attrs, Budget, Entry, Execute, Flush, Gather, Granule, Ignore, Ipa, Leaves,
-    Level, Map, Pa, Partial, Permissions, RUNS, RemovedLeaf, Stage2, Stage2Config, Sweep, Unmap,
-    UnmapLater,
+    Level, Map, Pa, Partial, Permissions, RUNS, RemovedLeaf, Stage2, Stage2Config, Sweep, TableMem,
+    Unmap, UnmapLater,
 };
 use plain::{Did, Plain};
 
@@ -313,4 +313,55 @@ fn what_is_gathered_is_told_once() {
         let _synced = tree.sync(&mut cpu, gather).expect("of this tree");
         assert_eq!(mem.live(), 0);
     }
+}
+
+/// A budget may end before a teardown comes to anything that is mapped: nothing is cut
+/// then. What a gather that was dropped took out of the root is still in TLBs, and
+/// counted, whatever the call that finds it.
+#[test]
+fn a_teardown_that_met_nothing_has_cut_nothing() {
+    const GIB: u64 = 1 << 30;
+    for units in [1, 2, 7, u64::MAX] {
+        let mem = Plain::new(PAGE);
+        let mut tree = tree(&mem);
+        let mut cpu = mem.cpu(tree.regs());
+        let all = &mut Budget::unlimited();
+        let block = Map::new(Ipa::new(5 * GIB), Pa::new(GIB), GIB, Attrs::MEMORY);
+        tree.map(&mut cpu, &block, all).unwrap();
+        drop(gathered(&mem, &tree, block.ipa, GIB));
+        mem.forget();
+        let mut at = Ipa::new(0);
+        while at.get() < 1 << 39 {
+            at = tree.teardown(&mut cpu, at, &mut Ignore, &mut Budget::entries(units));
+        }
+        let tlbi = |did: &Did| matches!(did, Did::Tlbi(_));
+        let whole = mem.changes().iter().filter(|did| tlbi(did)).count();
+        assert_eq!(whole, 1, "{units} at a time");
+        assert_eq!(mem.count(tree.root()), 0, "{units} at a time");
+    }
+}
+
+/// As a leaf that somebody held and forgot: nobody is told of its memory while a TLB
+/// may know it.
+#[test]
+fn a_teardown_tells_what_was_forgotten_after_its_invalidation() {
+    const GIB: u64 = 1 << 30;
+    let mem = Plain::new(PAGE);
+    let mut tree = tree(&mem);
+    let mut cpu = mem.cpu(tree.regs());
+    let all = &mut Budget::unlimited();
+    let block = Map::new(Ipa::new(5 * GIB), Pa::new(GIB), GIB, Attrs::MEMORY);
+    tree.map(&mut cpu, &block, all).unwrap();
+    core::mem::forget(tree.freeze(block.ipa, Level::L1).unwrap());
+    mem.forget();
+    let mut at = Ipa::new(0);
+    let tlbi = |did: &Did| matches!(did, Did::Tlbi(_));
+    let known = || !mem.did.borrow().iter().any(tlbi);
+    let mut told = Vec::new();
+    while at.get() < 1 << 39 {
+        let mut sink = |leaf: RemovedLeaf| told.push((leaf.pa(), known()));
+        at = tree.teardown(&mut cpu, at, &mut sink, &mut Budget::entries(1));
+    }
+    assert_eq!(told, [(block.pa, false)]);
+    assert_eq!(mem.count(tree.root()), 0);
 }

@@ -10,10 +10,11 @@ impl Shape {
     }
 
     /// The index of `ipa` in a table of `level`; at the start level it counts
-    /// through all concatenated tables.
+    /// through all concatenated tables. A level above the start has none:
+    /// what is said of it means nothing.
     pub const fn index(&self, level: Level, ipa: Ipa) -> usize {
         let bits = ipa.get() & ((1 << self.ia_bits()) - 1);
-        let index = (bits >> self.shift(level)) as usize;
+        let index = bits.unbounded_shr(self.shift(level)) as usize;
         if level.get() == self.start().get() {
             index
         } else {

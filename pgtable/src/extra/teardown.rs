@@ -47,7 +47,7 @@ impl<M: TableMem> Stage2<M> {
         sink: &mut S,
         budget: &mut Budget,
     ) -> Ipa {
-        let fresh = !core::mem::replace(&mut self.cut, true);
+        let fresh = !self.cut;
         let core = &self.core;
         let shape = &core.shape;
         let mut work = core.work(maint);
@@ -86,6 +86,7 @@ impl<M: TableMem> Stage2<M> {
                     };
                     let done = core.reclaim_from(table, out, &proof, budget);
                     if let Some(next) = done {
+                        self.cut = true;
                         return next.into();
                     }
                 }
@@ -104,7 +105,8 @@ impl<M: TableMem> Stage2<M> {
                 break;
             }
         }
-        self.cut = index < entries;
+        // A call that met nothing but empty entries has cut nothing.
+        self.cut = (whole || !fresh) && index < entries;
         shape.root_ia(index).into()
     }
 }

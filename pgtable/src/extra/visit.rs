@@ -1,8 +1,8 @@
 //! Looking at what stands in a range, without changing it.
 
 use crate::addr::{Extent, Ipa, Level};
-use crate::desc::Desc;
-use crate::error::{Budget, Stopped};
+use crate::desc::{Desc, Kind};
+use crate::error::{Budget, Error, Stopped};
 use crate::format::Entry;
 use crate::maintenance::{CacheOp, Maintenance};
 use crate::mem::TableMem;
@@ -179,7 +179,7 @@ impl<M: TableMem> Stage2<M> {
     /// ```
     ///
     /// # Errors
-    /// `Range`, `Align`.
+    /// `Range`, `Align`; `Busy` where another CPU is changing what is mapped.
     pub fn flush_caches<T: Maintenance>(
         &self,
         maint: &mut T,
@@ -193,15 +193,27 @@ impl<M: TableMem> Stage2<M> {
         let mut at = ipa;
         loop {
             let mut found = None;
+            let mut busy = false;
             let left = end.get() - at.get();
             at = self.walk(at, left, budget, |seen| {
                 let leaf = Desc::new(seen.raw);
+                // Memory is mapped there again when another CPU is done.
+                if matches!(
+                    leaf.kind(seen.level, &core.shape),
+                    Kind::FrozenLeaf(_) | Kind::FrozenTable(_)
+                ) {
+                    busy = true;
+                    return Next::Stop;
+                }
                 if leaf.is_leaf(seen.level) && core.features.needs_clean(leaf) {
                     found = Some((seen.ipa, seen.level, leaf));
                     return Next::Stop;
                 }
                 Next::Descend
             })?;
+            if busy {
+                return Err(Stopped::at(at)(Error::Busy));
+            }
             let Some((base, level, leaf)) = found else {
                 return Ok(at);
             };
