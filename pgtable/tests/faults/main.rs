@@ -12,7 +12,7 @@ use mutants::{Plan, Test, survivors};
 
 /// The tests of the crate that the copy has, in the order in which they run;
 /// then the model's (`seeds.rs`).
-const TESTS: [&str; 10] = [
+const TESTS: [&str; 12] = [
     "strangers",
     "rtt_rules",
     "exact",
@@ -23,6 +23,8 @@ const TESTS: [&str; 10] = [
     "walks",
     "shape",
     "encodings",
+    "refusals",
+    "rtt_runs",
 ];
 
 #[test]
@@ -37,7 +39,7 @@ fn every_fault_is_noticed() {
          [profile.dev.package.mmu-model]\nopt-level = 3\n"
     );
     let same = |path: String| (path.clone(), path);
-    let folders = ["tests/plain", "tests/judge", "README.md"].map(String::from);
+    let folders = ["tests/plain", "tests/log", "tests/judge", "README.md"].map(String::from);
     let tests = TESTS.map(|test| format!("tests/{test}.rs"));
     let seeds = ("tests/faults/seeds.rs".into(), "tests/seeds.rs".into());
     let copied = folders.into_iter().chain(tests).map(same).chain([seeds]);
