@@ -402,5 +402,10 @@ pub enum Over {
     Invalid,
     /// Anything: other leaves are replaced, blocks above split, and tables
     /// below collapsed (the last needs exclusive access).
+    ///
+    /// Memory that stays where it was and gets another memory type is not cleaned behind
+    /// its break: nobody may use it meanwhile, and who changes the type flushes it before
+    /// (DDI0487, B2.15, mismatched attributes). A subtree that is linked over a leaf
+    /// tells nobody of what was there, and cleans nothing.
     Anything,
 }

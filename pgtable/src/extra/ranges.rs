@@ -73,7 +73,8 @@ impl<M: TableMem> Stage2<M> {
 
     /// As [`map`](Self::map), and with [`Over::Anything`](crate::Over::Anything) collapses tables
     /// into blocks, table by table. `sink` is told of leaves that are gone, and
-    /// not of blocks in a table of tables that say what the new one says.
+    /// not of blocks in a table of tables that say what the new one says. Where a budget
+    /// ends within such a table, what of it is above `next` may have the new mapping.
     ///
     /// ```
     /// # mod example { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/example.rs")); }
