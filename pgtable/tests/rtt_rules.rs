@@ -759,6 +759,29 @@ fn the_end_of_a_realm() {
         .expect("dead");
 }
 
+/// Whatever the RIPAS of what is unassigned: also of what was data, and is destroyed.
+#[test]
+fn what_is_unassigned_can_become_ram() {
+    let mem = Plain::new(PAGE);
+    let (mut rtt, mut cpu) = realm(&mem, true, Level::L1);
+    down(&mut rtt, &mut cpu, &mem, 0);
+    for page in 0..2 {
+        let (ipa, pa) = (Ipa::new(page * PAGE), Pa::new(GIB + page * PAGE));
+        rtt.data_create(&mut cpu, ipa, pa, Fill::Known)
+            .expect("assigned");
+    }
+    rtt.data_destroy(&mut cpu, Ipa::new(0)).expect("data");
+    let destroyed = RttState::Unassigned(Ripas::Destroyed);
+    assert_eq!(state(&rtt, 0, Level::L3), (Level::L3, destroyed));
+    let mut become_ram = |from: u64, to: u64| {
+        let reached = rtt.init_ripas(Ipa::new(from)..Ipa::new(to), |_, _| ());
+        (reached.map(Ipa::get), state(&rtt, from, Level::L3).1)
+    };
+    let ram = RttState::Unassigned(Ripas::Ram);
+    assert_eq!(become_ram(0, 3 * PAGE), (Ok(PAGE), ram));
+    assert_eq!(become_ram(2 * PAGE, 3 * PAGE), (Ok(3 * PAGE), ram));
+}
+
 /// RIPAS is told as far as it holds, inside one table and the range.
 #[test]
 fn how_far_a_ripas_holds() {
