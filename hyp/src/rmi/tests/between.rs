@@ -160,6 +160,36 @@ fn a_physical_timers_line_falls_with_its_vcpus_power() {
     assert_eq!(pends, Read::Value(0), "the timer is off");
 }
 
+/// GICR_WAKER sleeps while the vCPU is off; what others write meanwhile is there when it
+/// comes.
+#[test]
+fn a_redistributor_sleeps_with_its_vcpu_and_keeps_what_comes_meanwhile() {
+    const ENABLED: u64 = 1 << 20;
+    let mut h = plain();
+    let word = |offset| At { offset, size: 4 };
+    let (waker, enable) = (word(0x14), word(0x100));
+    {
+        let (mut vcpu, _) = on(&mut h, 61);
+        vcpu.vgic(|v| v.write(1, Frame::Redistributor(1), waker, 0));
+        vcpu.vgic(|v| v.write(1, Frame::Sgi(1), enable, 1 << 21));
+        let read =
+            |vcpu: &mut RunningVcpu<'_>| vcpu.vgic(|v| v.read(0, Frame::Redistributor(1), waker));
+        assert_eq!(read(&mut vcpu), Read::Value(0));
+        rec::go_off(vcpu.realm, vcpu.rec);
+        // ProcessorSleep and ChildrenAsleep.
+        assert_eq!(read(&mut vcpu), Read::Value(0b110));
+        vcpu.vgic(|v| v.write(0, Frame::Sgi(1), enable, ENABLED));
+    }
+    {
+        let (_, caller) = on(&mut h, 60);
+        caller.pending = Pending::CpuOn(index_mpidr(1), 0x4000_0000, 0);
+    }
+    h.ok(fid::RMI_PSCI_COMPLETE, &[h.page(60), h.page(61), 0]);
+    let (mut vcpu, _) = on(&mut h, 61);
+    let enabled = vcpu.vgic(|v| v.read(1, Frame::Sgi(1), enable));
+    assert_eq!(enabled, Read::Value(0xffff | ENABLED));
+}
+
 /// While the list register stands for the timer's physical interrupt, that is active:
 /// also when the vCPU comes back to a PE.
 #[test]
