@@ -75,7 +75,7 @@ fn first_touch(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit) -
         Ok(Populated::Now) => Some(Next::Enter),
         // EL2 tells of no abort where a confidential guest's own memory is, and takes
         // none for an answer: it was on its way.
-        Ok(Populated::Before) if guest.is_protected() && ipa < guest.shared => Some(Next::Enter),
+        Ok(Populated::Before) if guest.is_protected() => Some(Next::Enter),
         // By another vCPU, since this one aborted.
         Ok(Populated::Before) => (!guest.vcpus[index].spurious.add(ipa)).then_some(Next::Enter),
         Err(error) => {
@@ -294,8 +294,10 @@ impl Tables for View<'_> {
 
 impl Space for View<'_> {
     fn place(&self, ipa: u64) -> Place {
-        if self.guest.memory.contains(ipa) || self.guest.program_at(ipa, 1).is_some() {
+        if self.guest.memory.contains(ipa) {
             Place::Ram
+        } else if self.guest.program_at(ipa, 1).is_some() {
+            Place::Program
         } else if Device::of(self.guest, ipa, 1).is_some() {
             Place::Device
         } else {

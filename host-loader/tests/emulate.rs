@@ -86,7 +86,7 @@ impl Space for Machine {
                 // A byte's value is its offset.
                 Ok((0..size).fold(0, |all, n| all | ((ipa + n) & 0xff) << (8 * n)))
             }
-            Place::Nothing => Err(Nowhere),
+            Place::Program | Place::Nothing => Err(Nowhere),
         }
     }
 
@@ -106,7 +106,7 @@ impl Space for Machine {
                 self.full |= self.seen.len() >= self.most;
                 Ok(())
             }
-            Place::Nothing => Err(Nowhere),
+            Place::Program | Place::Nothing => Err(Nowhere),
         }
     }
 

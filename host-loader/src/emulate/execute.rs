@@ -17,6 +17,8 @@ use arm64::syndrome::{Class, Syndrome};
 pub enum Place {
     /// RAM of the guest's.
     Ram,
+    /// A program in flash: to be read and executed, and written to as a device.
+    Program,
     /// A device that the host models.
     Device,
     /// Nothing that the host serves.

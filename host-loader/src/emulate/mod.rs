@@ -167,7 +167,7 @@ fn fetch(cpu: &Cpu, space: &mut impl Space) -> Result<u32, Unfetched> {
         return Err(Unfetched::Fault);
     }
     let ipa = walk::translate(cpu, space, pc, access).map_err(|_| Unfetched::Fault)?;
-    if space.place(ipa) != Place::Ram {
+    if !matches!(space.place(ipa), Place::Ram | Place::Program) {
         return Err(Unfetched::NoRam(ipa));
     }
     let word = space.read(ipa, 4).map_err(|_| Unfetched::NoRam(ipa))?;

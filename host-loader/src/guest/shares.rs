@@ -34,6 +34,8 @@ pub struct Shares {
     parts: Vec<Part>,
     /// Tables that the realm got since it runs.
     pub tables: usize,
+    /// Which vCPU's change has stopped short, and where: it goes on there.
+    pub stopped: Option<(u64, u64)>,
 }
 
 impl Shares {
@@ -48,6 +50,7 @@ impl Shares {
             mapped: Bits::new(count),
             parts: Vec::with_capacity(if size == 0 { 0 } else { PARTS }),
             tables: 0,
+            stopped: None,
         }
     }
 

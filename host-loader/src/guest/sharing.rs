@@ -57,10 +57,14 @@ impl Sharing<'_> {
         const CALL: &str = "RTT_SET_RIPAS";
         let Range { start: mut at, end } = ipas;
         let mut shares = self.ram.shares().lock();
+        // Where what the realm has asked for begins, it may be amid a granule: not where a
+        // change goes on.
+        let begins = shares.stopped.take() != Some((rec, at));
+        let ends = [begins.then_some(at), Some(end - shares.granule())];
         for _ in 0..CALLS {
             let (step, moves) = self.step(&shares, at..end, to);
             if moves && to == Asked::Ram {
-                self.hide(&mut shares, at..step)?;
+                self.hide(&mut shares, at..step, ends)?;
             }
             match rmi_call::rtt_set_ripas(self.stage2.rd(), rec, at, step) {
                 Ok(next) if next > at && next <= step => {
@@ -87,6 +91,7 @@ impl Sharing<'_> {
                 break;
             }
         }
+        shares.stopped = (at < end).then_some((rec, at));
         Ok(())
     }
 
@@ -96,9 +101,8 @@ impl Sharing<'_> {
         while at < ipas.end {
             let end = (at + 1).next_multiple_of(PIECE_SIZE).min(ipas.end);
             let moves = match to {
-                Asked::Empty => {
-                    (self.ram.piece_at(at)).is_some_and(|piece| self.ram.pieces().is_mapped(piece))
-                }
+                // A piece that it never had may hold what others left there.
+                Asked::Empty => shares.first_own(&(at..end)).is_some(),
                 Asked::Ram => shares.any_empty(&(at..end)),
             };
             if moves {
@@ -116,16 +120,26 @@ impl Sharing<'_> {
     /// What was changed changes hands. Of what is populated at first touch the realm
     /// gets nothing yet.
     fn hand_over(self, shares: &Shares, ipas: Range<u64>, to: Asked) -> Result<(), RealmError> {
+        let populated =
+            (self.ram.piece_at(ipas.start)).is_some_and(|piece| self.ram.pieces().is_mapped(piece));
         match to {
             Asked::Empty => {
-                let heir = self.stage2.heir();
-                let back = at_once(heir.take_back(ipas.clone(), &Pace::new()));
-                back.inspect_err(|_| self.ram.lose())?;
+                if populated {
+                    let heir = self.stage2.heir();
+                    let back = at_once(heir.take_back(ipas.clone(), &Pace::new()));
+                    back.inspect_err(|_| self.ram.lose())?;
+                } else {
+                    let mut rest = ipas.clone();
+                    while let Some(own) = shares.first_own(&rest) {
+                        rest.start = own.end;
+                        for part in self.ram.parts(own) {
+                            zero(part.pa, part.size, self.coherent);
+                        }
+                    }
+                }
                 shares.set_empty(&ipas, true);
             }
             Asked::Ram => {
-                let populated = (self.ram.piece_at(ipas.start))
-                    .is_some_and(|piece| self.ram.pieces().is_mapped(piece));
                 let mut rest = ipas;
                 while let Some(was) = shares.first_empty(&rest) {
                     shares.set_empty(&was, false);
@@ -139,12 +153,15 @@ impl Sharing<'_> {
         Ok(())
     }
 
-    /// Takes EMPTY granules out of the other half. Where the realm may have asked about
-    /// a part of one (RSI counts in less), what it shares of the rest stays, in other
-    /// memory.
-    fn hide(self, shares: &mut Shares, ipas: Range<u64>) -> Result<(), RealmError> {
+    /// Takes EMPTY granules out of the other half. Of `ends` the realm may have asked about
+    /// a part (RSI counts in less): what it shares of the rest stays, in other memory.
+    fn hide(
+        self,
+        shares: &mut Shares,
+        ipas: Range<u64>,
+        ends: [Option<u64>; 2],
+    ) -> Result<(), RealmError> {
         let granule = shares.granule();
-        let ends = [ipas.start, ipas.end - granule];
         let mut rest = ipas;
         while let Some(ipa) = shares.first_mapped(&rest) {
             rest.start = ipa + granule;
@@ -152,7 +169,7 @@ impl Sharing<'_> {
                 continue;
             }
             self.unmap(shares, ipa)?;
-            if granule > GRANULE && ends.contains(&ipa) {
+            if granule > GRANULE && ends.contains(&Some(ipa)) {
                 self.keep(shares, ipa)?;
             } else if let Some(pa) = shares.take_part(Some(ipa)) {
                 self.granules.lock().give(pa, granule);
@@ -288,10 +305,10 @@ impl Sharing<'_> {
     }
 }
 
-/// Zeroes a free granule, as a guest is to find it.
+/// Zeroes memory, as a guest is to find it.
 fn zero(pa: u64, size: u64, coherent: bool) {
     let to = core::ptr::with_exposed_provenance_mut::<u8>(pa as usize);
-    // SAFETY: it was taken from what is free: mapped, and nobody else's.
+    // SAFETY: mapped; free, or of a guest that has not got it yet.
     unsafe { bytes::zero_bytes(to, size as usize) };
     if !coherent {
         instr::clean_to_poc(pa, size);
