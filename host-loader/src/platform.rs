@@ -158,9 +158,7 @@ fn integer(value: &[u8]) -> Option<u64> {
 
 /// The `index`-th interrupt of a node below a GIC with `width` cells each.
 fn interrupt(node: FdtNode<'_>, index: usize, width: usize) -> Option<u32> {
-    let property = node.property("interrupts")?;
-    let mut cells = cells(property.value()).skip(index * width);
-    let (kind, number) = (cells.next()?, cells.next()?);
+    let [kind, number] = devtree::interrupt(node, index, Some(width))?;
     let (first, kind) = match kind {
         0 => (32, Kind::Spi),
         1 => (16, Kind::Ppi),
@@ -410,8 +408,10 @@ impl Platform {
         }
         if node.is_compatible("arm,armv8-timer") {
             let ours = [&mut self.timer_intid, &mut self.virtual_timer_intid];
-            for (place, at) in ours.into_iter().zip([1, 2]) {
-                *place = interrupt(node, at, width).unwrap_or(*place);
+            for (place, (name, at)) in ours.into_iter().zip([("phys", 1), ("virt", 2)]) {
+                let at = devtree::named(node, name, at);
+                let found = at.and_then(|at| interrupt(node, at, width));
+                *place = found.unwrap_or(*place);
             }
         }
         Ok(())

@@ -23,11 +23,6 @@
     b.eq    .Lnewer3_\@
     msr     gcscr_el2, xzr
 .Lnewer3_\@:
-    mrs     x6, id_aa64dfr0_el1
-    tst     x6, #(0xf << 40)            // TraceFilt
-    b.eq    .Lnewer4_\@
-    msr     trfcr_el2, xzr
-.Lnewer4_\@:
     isb
     .endm
 
@@ -48,7 +43,9 @@ primary_entry:
     mrs     x0, CurrentEL
     cmp     x0, #(2 << 2)
     b.ne    2f                          // Rust says why this will not do
-    mov     x0, #(1 << 31)              // HCR_EL2.RW, E2H and TGE clear
+    // HCR_EL2: RW, E2H and TGE clear; AMO, so that a system error from before is EL2's
+    // to pass over when it takes any.
+    ldr     x0, =((1 << 31) | (1 << 5))
     set_hcr x0
     ldr     x0, =0x30c50830             // SCTLR_EL2: RES1, MMU and caches off
     msr     sctlr_el2, x0
@@ -77,7 +74,7 @@ take_up:
     msr     daifset, #0xf
     mov     x20, x1
     mov     x19, x0
-    mov     x0, #(1 << 31)
+    ldr     x0, =((1 << 31) | (1 << 5)) // as at the image's entry
     set_hcr x0
     newer_controls
     add     x0, x19, #{pe_regime}

@@ -138,10 +138,12 @@ table! {
         "Kryo" QUALCOMM 0x200..=0x2ff, ANY, "Qualcomm E1009";
         "Kryo 4xx Gold" QUALCOMM only(0x804), 0xce..=0xfe, "Arm 1286807";
     SpeculativeAt =>
+        "Cortex-A53" ARM only(0xd03), ANY, "Arm 1530924";
         "Cortex-A55" ARM only(0xd05), 0..=0x20, "Arm 1530923";
         "Cortex-A57" ARM only(0xd07), ANY, "Arm 1319537";
         "Cortex-A72" ARM only(0xd08), ANY, "Arm 1319367";
         "Cortex-A76" ARM only(0xd0b), 0..=0x20, "Arm 1165522";
+        "Neoverse-N1" ARM only(0xd0c), 0..=0x20, "Arm 1165522";
         "Kryo 4xx Silver" QUALCOMM only(0x805), only(0xde), "Arm 1530923";
     HcrApart =>
         "AmpereOne AC04" AMPERE only(0xac4), ANY, "Ampere AC04_CPU_23";

@@ -159,9 +159,13 @@ mod image {
         let (image, appendix) = find_image(base, flat_end)?;
         let layout = Layout::plan(machine, &features, granules, &image, &appendix)?;
         let entry = started_main as *const () as u64;
-        let pe = layout.build_pes(machine, &features, &image, entry)?;
         let early = layout.written_early();
         let line = features.dcache_line;
+        // What a boot loader has left of it in a cache is not to come over what is written.
+        for region in early {
+            instr::clean_invalidate(region.base(), region.size(), line);
+        }
+        let pe = layout.build_pes(machine, &features, &image, entry)?;
         let data = image.data;
         FOUND.call_once(|| {
             SpinMutex::new(Some(Found {

@@ -36,10 +36,11 @@ impl Width {
         }
     }
 
+    /// The highest of them is EL2's.
     const fn last(self) -> u16 {
         match self {
-            Self::Eight => u8::MAX as u16,
-            Self::Sixteen => u16::MAX,
+            Self::Eight => u8::MAX as u16 - 1,
+            Self::Sixteen => u16::MAX - 1,
         }
     }
 }

@@ -137,7 +137,7 @@ fn check(memory: &impl GuestMemory, start: u64, size: u64) -> Result<Range<u64>,
 pub fn is_raw(file: &[u8]) -> bool {
     let is_plain =
         matches!(zboot::payload(file), Ok(None)) && matches!(Packed::detect(file), Packed::Not(_));
-    let is_known = elf::is(file) || file.starts_with(b"MZ");
+    let is_known = elf::is(file) || file.starts_with(b"MZ") || Packed::otherwise(file).is_some();
     is_plain && !is_known && matches!(arm64::Header::parse(file), Ok(None))
 }
 
@@ -474,12 +474,14 @@ pub(crate) mod tests {
             b"BZh91AY&SY",
             b"\x04\x22\x4d\x18",
             b"\x02\x21\x4c\x18",
+            b"\x89LZO\0\r\n\x1a\n",
+            b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff",
         ] {
             let file = [magic, &[0x5a; 4096]].concat();
             let refused = load(&file, RawPlace::default(), &mut ram);
             let named =
                 matches!(refused, Err(ImageError::Unsupported(what)) if what.contains("unpack"));
-            assert!(named, "{refused:?}");
+            assert!(named && !is_raw(&file), "{refused:?}");
         }
         // Nor is what is alike: code may begin so.
         let file = [&b"BZh9"[..], &[0x5a; 4096]].concat();

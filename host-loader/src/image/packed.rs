@@ -25,6 +25,10 @@ impl<'a> Packed<'a> {
             Some("packed by xz: unpack it, or pack it by gzip or zstd")
         } else if of(b"\x04\x22\x4d\x18") || of(b"\x02\x21\x4c\x18") {
             Some("packed by LZ4: unpack it, or pack it by gzip or zstd")
+        } else if of(b"\x89LZO\0\r\n\x1a\n") {
+            Some("packed by LZO: unpack it, or pack it by gzip or zstd")
+        } else if is_lzma(file) {
+            Some("packed by LZMA: unpack it, or pack it by gzip or zstd")
         } else {
             None
         }
@@ -40,4 +44,15 @@ impl<'a> Packed<'a> {
             Self::Not(file)
         }
     }
+}
+
+/// Whether a file begins as `lzma` writes one: its usual properties, a dictionary of a
+/// power of two, and a size that is unknown or less than 2^40.
+fn is_lzma(file: &[u8]) -> bool {
+    let Some([0x5d, d0, d1, d2, d3, size @ ..]) = file.first_chunk::<13>() else {
+        return false;
+    };
+    let dictionary = u32::from_le_bytes([*d0, *d1, *d2, *d3]);
+    let size = u64::from_le_bytes(*size);
+    dictionary.is_power_of_two() && (size == u64::MAX || size < 1 << 40)
 }

@@ -175,6 +175,13 @@ impl Syndrome {
         }
     }
 
+    /// Abort of a lower level: HPFAR_EL2 was written for it (DDI0487, HPFAR_EL2). Else it
+    /// holds what it held before.
+    pub const fn has_hpfar(self) -> bool {
+        let permission = matches!(self.fault().0, 0x0c..=0x0f);
+        self.fault().is_of_address() && (!permission || self.on_walk())
+    }
+
     /// Of an external abort, its kind (EA), which the machine's builder says.
     pub const EA: u64 = 1 << 9;
 
@@ -278,7 +285,7 @@ impl Fault {
     }
 
     /// One of translation itself, at any level: of the address, the entry, the access flag
-    /// or the permission. Of any other, HPFAR_EL2 holds what it held before.
+    /// or the permission.
     pub const fn is_of_address(self) -> bool {
         matches!(self.0, 0x00..=0x0f | 0x29..=0x2b)
     }

@@ -9,9 +9,11 @@
 #![forbid(unsafe_code)]
 
 mod guess;
+mod interrupts;
 
 pub use dtoolkit::fdt::Fdt;
 pub use guess::guess_uart;
+pub use interrupts::{interrupt, named};
 
 use core::fmt;
 

@@ -101,7 +101,12 @@ pub const GICR_IPA: u64 = 0x080A_0000;
 /// until a vCPU is looked at or entered, and not while the PE runs another vCPU:
 /// so a host asks for those that wait whenever one comes out, and bounds by a timer
 /// how long one runs while others wait. EL2 keeps this SGI enabled.
-pub const KICK_SGI: u32 = 8;
+///
+/// One of the lower eight: Arm's firmware keeps 8 to 15 for the secure world, and drops
+/// what others send by them.
+pub const KICK_SGI: u32 = 7;
+
+const _: () = assert!(KICK_SGI < 8);
 
 /// What a range of [`Vendor::MemoryRange`] is taken by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

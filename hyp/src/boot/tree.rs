@@ -121,6 +121,9 @@ errors! {
 /// Device trees larger than this are refused (the boot protocol's limit, 2 MiB).
 const MAX_TREE: usize = 2 << 20;
 
+/// Bytes of a tree's header, of which the first say what it is.
+const HEADER: u64 = 40;
+
 /// In what steps rights are given, in bytes, and how far they reach.
 #[derive(Clone, Copy, Debug)]
 pub struct Steps {
@@ -296,7 +299,8 @@ impl Machine {
                 "arm,armv8-timer" | "arm,armv7-timer" => {
                     // Order of the binding: secure, non-secure, virtual, EL2
                     // physical.
-                    let both = ppi(node, 2).zip(ppi(node, 3));
+                    let of = |name, n| ppi(node, devtree::named(node, name, n)?);
+                    let both = of("virt", 2).zip(of("hyp-phys", 3));
                     (self.gic.ppi.virtual_timer, self.gic.ppi.hyp_timer) = both.unwrap_or((0, 0));
                 }
                 // The first, where no stdout-path names another.
@@ -327,7 +331,8 @@ impl Machine {
             .filter_map(|n| place.registers(n))
             .take(8)
             .collect();
-        self.gic.stride = node.property("redistributor-stride").and_then(cells);
+        let stride = node.property("redistributor-stride").and_then(cells);
+        self.gic.stride = stride.filter(|stride| *stride != 0);
         self.gic.ppi.maintenance = ppi(node, 0).unwrap_or(0);
     }
 }
@@ -353,23 +358,10 @@ impl Default for Machine {
     }
 }
 
-/// INTID of the `n`-th interrupt of a node, three cells each (type, number,
-/// flags); GIC parents with four cells say so by the property's length.
+/// INTID of a node's `n`-th interrupt.
 fn ppi(node: FdtNode<'_>, n: usize) -> Option<u32> {
-    let property = node.property("interrupts")?;
-    let value = property.value();
-    let cells = if value.len() % 16 == 0 && value.len() % 12 != 0 {
-        4
-    } else {
-        3
-    };
-    let at = n * cells * 4;
-    let cell = |i: usize| {
-        let bytes = value.get(at + i * 4..at + i * 4 + 4)?;
-        Some(u32::from_be_bytes(bytes.try_into().ok()?))
-    };
-    match (cell(0)?, cell(1)?) {
-        (1, number) if number < 16 => Some(16 + number),
+    match devtree::interrupt(node, n, None)? {
+        [1, number] if number < 16 => Some(16 + number),
         _ => None,
     }
 }
@@ -481,6 +473,9 @@ pub unsafe fn bytes<'a>(pa: u64) -> Result<&'a [u8], TreeError> {
     if pa == 0 || !pa.is_multiple_of(8) {
         return Err(TreeError::NoPointer);
     }
+    // The boot protocol has the image cleaned, and says nothing of the tree: a loader with
+    // its caches on may have left it there.
+    instr::clean_to_poc(pa, HEADER);
     let header = pa as *const u32;
     // SAFETY: the caller's promise.
     let (magic, length) = unsafe { (header.read(), header.add(1).read()) };
@@ -488,6 +483,7 @@ pub unsafe fn bytes<'a>(pa: u64) -> Result<&'a [u8], TreeError> {
         return Err(TreeError::NoTree);
     }
     let length = (u32::from_be(length) as usize).min(MAX_TREE);
+    instr::clean_to_poc(pa, length as u64);
     // SAFETY: the caller's promise, for the length that the tree itself states.
     let data = unsafe { core::slice::from_raw_parts_mut(pa as *mut u8, length) };
     if devtree::mend_names(data) {

@@ -19,11 +19,7 @@ const SCTLR_A: u64 = 1 << 1;
 /// tables do not lead there any more: what it does again meets what they say now. An
 /// error of the machine's has struck none that is known: 0.
 pub fn fault_ipa(esr: Syndrome, pstate: u64) -> Option<u64> {
-    if !esr.fault().is_of_address() {
-        return Some(0);
-    }
-    let permission = matches!(esr.fault().0, 0x0c..=0x0f) && !esr.on_walk();
-    if !permission {
+    if esr.has_hpfar() || !esr.fault().is_of_address() {
         return Some(faulting_ipa(esr));
     }
     let far = FAR_EL2.get();
@@ -64,7 +60,9 @@ pub fn as_told(esr: Syndrome, pstate: u64, alone: bool) -> Syndrome {
     let far = FAR_EL2.get();
     let is_whole = || alone && is_device(far, look(esr, pstate));
     let comes_from = |before| page_is_there(before) && !is_whole();
-    if esr.has_access() && is_parted(esr, far, comes_from) {
+    // An error of the machine's has no address that an access could be served at.
+    let nowhere = !esr.fault().is_of_address();
+    if esr.has_access() && (nowhere || is_parted(esr, far, comes_from)) {
         esr.without_access()
     } else {
         esr

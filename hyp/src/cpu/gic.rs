@@ -269,7 +269,7 @@ mod tests {
     /// What was written before is seen by whoever takes the kick.
     #[test]
     fn a_kick_goes_to_its_pe_alone_and_behind_what_it_tells() {
-        let sgi = 0x12 << 48 | 7 << 44 | 0x34 << 32 | 8 << 24 | 0x56 << 16 | 1 << 8;
+        let sgi = 0x12 << 48 | 7 << 44 | 0x34 << 32 | 7 << 24 | 0x56 << 16 | 1 << 8;
         assert_eq!(
             recording::of(|| send_kick(0x12_0034_5678)),
             [
@@ -317,7 +317,7 @@ mod tests {
         for (intid, what) in [
             (25, Taken::Maintenance),
             (26, Taken::HypTimer),
-            (8, Taken::Kick),
+            (7, Taken::Kick),
         ] {
             let (drop, end) = (
                 Event::Msr("ICC_EOIR1_EL1", intid),

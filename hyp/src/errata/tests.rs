@@ -20,7 +20,7 @@ use pgtable::{El2Attrs, El2Config, El2Map, El2Range, Granule, Pa, Va};
 use std::vec::Vec;
 use std::{assert_eq, format};
 
-const A53: u64 = 0x410f_d034;
+const A35: u64 = 0x411f_d040;
 const A72: u64 = 0x410f_d083;
 const A76_R3P1: u64 = 0x413f_d0b1;
 
@@ -34,10 +34,10 @@ fn names(midr: u64) -> Vec<&'static str> {
 fn a_cpu_has_the_errata_of_its_part_and_version() {
     const REPEAT: &str = "Arm 4193800, CVE-2025-10263";
     let cases: [(u64, &[&str]); 16] = [
-        // QEMU's max, Cortex-A53 and A35.
+        // QEMU's max, Cortex-A35 and A53.
         (0x000f_0510, &[]),
-        (A53, &[]),
-        (0x411f_d040, &[]),
+        (A35, &[]),
+        (0x410f_d034, &["Arm 1530924"]),
         (A72, &["Arm 1319367"]),
         (0x411f_d070, &["Arm 1319537", "Arm 832075"]),
         // Cortex-A76 r2p0, r2p1, r3p0, r3p1.
@@ -64,6 +64,7 @@ fn a_cpu_has_the_errata_of_its_part_and_version() {
 /// Implementer and part, first and last version, source: what CPU has which erratum,
 /// from its designer's notices.
 const RIGHT: &[(u64, [u64; 2], &str)] = &[
+    (0x41_d03, [0, 0xff], "Arm 1530924"),
     (0x41_d05, [0, 0xff], "Arm 2441007"),
     (0x41_d05, [0, 0x20], "Arm 1530923"),
     (0x41_d07, [0, 0xff], "Arm 1319537"),
@@ -73,6 +74,7 @@ const RIGHT: &[(u64, [u64; 2], &str)] = &[
     (0x41_d0b, [0, 0x20], "Arm 1165522"),
     (0x41_d0b, [0, 0xff], "Arm 4193800, CVE-2025-10263"),
     (0x41_d0c, [0, 0xff], "Arm 4193800, CVE-2025-10263"),
+    (0x41_d0c, [0, 0x20], "Arm 1165522"),
     (0x41_d0d, [0, 0xff], "Arm 4193798, CVE-2025-10263"),
     (0x41_d0d, [0, 0x10], "Arm 1508412"),
     (0x41_d0e, [0, 0xff], "Arm 4193801, CVE-2025-10263"),
@@ -151,7 +153,7 @@ fn each_row_says_what_it_is_in_one_line() {
 #[test]
 fn a_cpu_that_comes_late_brings_its_errata() {
     let errata = InForce::new();
-    errata.begin(A53, |row| panic!("{row}"));
+    errata.begin(A35, |row| panic!("{row}"));
     assert!(!errata.need(WorkAround::TlbiSyncRepeat));
     let mut told = 0;
     let events = recording::of(|| errata.add(A76_R3P1, |_| told += 1));
@@ -160,7 +162,7 @@ fn a_cpu_that_comes_late_brings_its_errata() {
     assert_eq!(told, 1);
     assert!(errata.need(WorkAround::TlbiSyncRepeat));
     assert!(!errata.need(WorkAround::SpeculativeAt));
-    errata.add(A53, |row| panic!("{row}"));
+    errata.add(A35, |row| panic!("{row}"));
     assert!(
         errata.need(WorkAround::TlbiSyncRepeat),
         "that one is still there"
@@ -186,7 +188,7 @@ fn what_is_taken_from_the_host_is_invalidated_twice_under_the_erratum() {
     let once = ["tlbi ipas2e1is", "dsb ish", "tlbi vmalle1is", "dsb ish"];
     let twice = ["tlbi vmalle1is", "dsb ish", "tlbi vmalle1is", "dsb ish"];
     for granule in Granule::ALL {
-        let host = fake::Host::with(granule, 1 << 24, |f| f.midr = A53);
+        let host = fake::Host::with(granule, 1 << 24, |f| f.midr = A35);
         assert_eq!(invalidations(&host), once);
         // Realms' trees are changed by the same.
         host.system.errata.add(A76_R3P1, |_| {});
@@ -199,7 +201,7 @@ fn what_is_taken_from_the_host_is_invalidated_twice_under_the_erratum() {
 
 #[test]
 fn el2s_own_map_is_invalidated_twice_under_the_erratum() {
-    for (midr, tlbis) in [(A53, 1), (A76_R3P1, 2)] {
+    for (midr, tlbis) in [(A35, 1), (A76_R3P1, 2)] {
         let errata: &'static InForce = std::boxed::Box::leak(std::boxed::Box::default());
         errata.begin(midr, |_| {});
         let mut pe = crate::memory::maintenance::Pe::new(64, errata);
@@ -233,7 +235,7 @@ fn el2s_own_map_is_invalidated_twice_under_the_erratum() {
 fn a_host_begins_with_its_tlbs_invalidated_twice_under_the_erratum() {
     for (midr, times) in [(0x410f_d034, 1), (0x413f_d0b1, 2)] {
         let begin: fn(&mut _) = match times {
-            1 => |f: &mut crate::features::Features| f.midr = A53,
+            1 => |f: &mut crate::features::Features| f.midr = A35,
             _ => |f: &mut crate::features::Features| f.midr = A76_R3P1,
         };
         let mut host = fake::Host::with(Granule::K4, 1 << 20, begin);
@@ -380,7 +382,7 @@ fn a_sound_cpu_pays_nothing() {
             of(|event| *event == Event::Instruction("isb", None)),
         ]
     };
-    let [writes, waits] = changes(|f| f.midr = A53);
+    let [writes, waits] = changes(|f| f.midr = A35);
     assert_eq!(writes, 4);
     assert_eq!(changes(|f| f.midr = A72), [8, waits + 8]);
 }
@@ -410,7 +412,7 @@ fn no_access_is_under_way_while_hcr_changes_under_the_erratum() {
         [all, apart.count()]
     };
     assert_eq!(writes(|f| f.midr = AMPEREONE_AC04), [4, 4]);
-    assert_eq!(writes(|f| f.midr = A53), [4, 0]);
+    assert_eq!(writes(|f| f.midr = A35), [4, 0]);
     let code = include_str!("../asm.S");
     let code: Vec<_> = code.lines().map(|line| line.trim()).collect();
     let writes = |line: &&str| line.starts_with("msr     hcr_el2");

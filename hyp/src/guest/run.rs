@@ -23,7 +23,7 @@ use arm64::syndrome::Syndrome;
 use core::sync::atomic::Ordering;
 
 /// Begins a call that runs the vCPU in the REC granule at `pa`, which this PE holds:
-/// before anything is written to the REC. Whoever ends the machine waits until it
+/// before anything of the guest's is written to the REC. Whoever ends the machine waits until it
 /// [`run`]s no more, or was [`not_entered`]; a machine that ends is not begun in.
 ///
 /// Published before the vCPU's interrupts are looked at, so that a kick that comes after
@@ -86,8 +86,8 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
         state.exit.pc = [state.gprs.pc, state.gprs.pstate];
     }
     tell(realm, state, now, &record);
-    // Last: whoever ends the machine scrubs the REC when nothing is written to it any
-    // more. A kick meanwhile comes to the host, which looks.
+    // Last: whoever ends the machine scrubs the REC when nothing of the guest's is written
+    // to it any more. A kick meanwhile comes to the host, which looks.
     rec.kicks.leaves(cpu.pe.runs());
     record
 }

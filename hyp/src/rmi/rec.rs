@@ -168,7 +168,7 @@ pub fn enter(system: &System, cpu: &mut Cpu, rec: u64, page: u64) -> Outcome {
         written = written.and(unsafe { host_lrs::write_exit(page, state) });
     }
     if exits::is_cpu_off(&record) {
-        go_off(realm, vcpu);
+        go_off(realm, vcpu, state);
     }
     granule.put();
     // A page that was read and cannot be written: the vCPU has run, and the host
@@ -258,9 +258,11 @@ pub fn psci_complete(system: &System, calling: u64, target: u64, status: i64) ->
 }
 
 /// A vCPU is off from here on: its redistributor sleeps, and what others write there stays
-/// when it comes; its timers are off, and so are their lines.
-pub(super) fn go_off(realm: &Realm, vcpu: &Rec) {
+/// when it comes; its timers are off, and so are their lines. Whoever ends the machine may
+/// have scrubbed the REC by now: nothing of the guest's is written.
+pub(super) fn go_off(realm: &Realm, vcpu: &Rec, state: &mut VcpuState) {
     let index = vcpu.index;
+    (state.vtimer, state.ptimer) = Default::default();
     realm.with_vgic(Some(index), |vgic| {
         vgic.reset_vcpu(index);
         for timer in [intid::VIRTUAL_TIMER, intid::PHYSICAL_TIMER] {

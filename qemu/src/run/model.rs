@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -63,6 +64,8 @@ pub fn run(machine: &Machine, manner: &Manner, folder: &Path) -> Result<Outcome>
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(io::stderr());
+    // What a terminal sends to all of a job is ours to pass on.
+    command.process_group(0);
     end_with_us(&mut command);
     let child = command
         .spawn()

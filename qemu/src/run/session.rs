@@ -8,6 +8,7 @@ use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -144,6 +145,8 @@ impl Session {
                 },
             ])
             .context("two sockets for one number")?;
+        // What a terminal or a shell sends to all of a job is ours to pass on, or not.
+        command.process_group(0);
         end_with_us(&mut command);
         let mut child = command
             .spawn()

@@ -15,7 +15,7 @@ const PPI: Ppis = Ppis {
 
 /// The bits of EL2's own: two PPIs, and the SGI of kicks.
 const HIDDEN: u64 = 1 << 25 | 1 << 26;
-const KEPT: u64 = HIDDEN | 1 << 8;
+const KEPT: u64 = HIDDEN | 1 << 7;
 
 /// The redistributor under test, with its registers all zero.
 fn frame() -> Redistributor {
@@ -123,7 +123,7 @@ fn el2s_interrupts_are_neither_seen_nor_changed() {
     }
     // Priorities: a byte each, by byte or word. The kick's is read, not written.
     let priority = gicr::SGI_BASE + 0x400;
-    for (intid, seen_as, kept) in [(24, 0xff, 0), (25, 0, 0x5a), (26, 0, 0x5a), (8, 0xff, 0x5a)] {
+    for (intid, seen_as, kept) in [(24, 0xff, 0), (25, 0, 0x5a), (26, 0, 0x5a), (7, 0xff, 0x5a)] {
         assert_eq!(seen(priority + intid, 1), seen_as, "{intid}");
         let written = after(priority + intid, 1, 0x5a, 0);
         assert_eq!(written, kept, "{intid}");
@@ -142,7 +142,7 @@ fn el2s_interrupts_are_neither_seen_nor_changed() {
     );
     // Configuration: two bits each.
     let config = gicr::SGI_BASE + 0xc00;
-    assert_eq!(after(config, 4, 0, ones), ones & !(3 << 16));
+    assert_eq!(after(config, 4, 0, ones), ones & !(3 << 14));
     assert_eq!(after(config + 4, 4, 0, ones), ones & !(0xf << 18));
     assert_eq!(after(config + 0x14, 4, 0, ones), ones);
 }
@@ -255,11 +255,11 @@ proptest! {
             };
             prop_assert!(harmless, "{:#x} at {:#x}", value, offset);
         }
-        let own = [(0x1_0c00u64, 3u64 << 16), (0x1_0c04, 0xf << 18), (0x1_0f80, KEPT)];
+        let own = [(0x1_0c00u64, 3u64 << 14), (0x1_0c04, 0xf << 18), (0x1_0f80, KEPT)];
         for (offset, bits) in own {
             prop_assert_eq!(recording::device(BASE + offset, 4) & bits, 0);
         }
-        for id in [8, 25, 26] {
+        for id in [7, 25, 26] {
             prop_assert_eq!(recording::device(BASE + 0x1_0400 + id, 1), 0);
         }
     }

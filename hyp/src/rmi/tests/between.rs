@@ -129,17 +129,31 @@ fn on<'a>(h: &'a mut Host, page: u64) -> (RunningVcpu<'a>, &'static mut VcpuStat
     )
 }
 
-/// The physical timer is off after CPU_OFF and CPU_ON, and so is its line.
+/// GICR_ISPENDR0.
+const PENDING: At = At {
+    offset: 0x200,
+    size: 4,
+};
+
+/// The timers are off after CPU_OFF and CPU_ON, and so are their lines, whoever asks
+/// meanwhile.
 #[test]
-fn a_physical_timers_line_falls_with_its_vcpus_power() {
+fn the_timers_lines_fall_with_their_vcpus_power() {
     let mut h = plain();
     recording::set(CNTPCT_EL0, 100);
     {
         let (mut vcpu, state) = on(&mut h, 61);
         state.ptimer = PhysicalTimer { ctl: 1, cval: 50 };
         vcpu.physical_timer(state);
-        rec::go_off(vcpu.realm, vcpu.rec);
+        vcpu.vgic(|v| v.set_ppi(1, intid::VIRTUAL_TIMER, true))
+            .expect("a PPI");
+        let pends = vcpu.vgic(|v| v.read(1, Frame::Sgi(1), PENDING));
+        assert_eq!(pends, Read::Value(1 << 27 | 1 << 30));
+        rec::go_off(vcpu.realm, vcpu.rec, state);
+        let pends = vcpu.vgic(|v| v.read(1, Frame::Sgi(1), PENDING));
+        assert_eq!(pends, Read::Value(0), "the timers are off");
     }
+    h.ok(vendor::REC_PENDING, &[h.page(61)]);
     {
         let (_, caller) = on(&mut h, 60);
         caller.pending = Pending::CpuOn(index_mpidr(1), 0x4000_0000, 0);
@@ -147,17 +161,8 @@ fn a_physical_timers_line_falls_with_its_vcpus_power() {
     h.ok(fid::RMI_PSCI_COMPLETE, &[h.page(60), h.page(61), 0]);
     let (mut vcpu, state) = on(&mut h, 61);
     assert_eq!(state.ptimer.ctl, 0);
-    let pends = vcpu.vgic(|v| {
-        v.read(
-            1,
-            Frame::Sgi(1),
-            At {
-                offset: 0x200,
-                size: 4,
-            },
-        )
-    });
-    assert_eq!(pends, Read::Value(0), "the timer is off");
+    let pends = vcpu.vgic(|v| v.read(1, Frame::Sgi(1), PENDING));
+    assert_eq!(pends, Read::Value(0), "the timers are off");
 }
 
 /// GICR_WAKER sleeps while the vCPU is off; what others write meanwhile is there when it
@@ -169,13 +174,13 @@ fn a_redistributor_sleeps_with_its_vcpu_and_keeps_what_comes_meanwhile() {
     let word = |offset| At { offset, size: 4 };
     let (waker, enable) = (word(0x14), word(0x100));
     {
-        let (mut vcpu, _) = on(&mut h, 61);
+        let (mut vcpu, state) = on(&mut h, 61);
         vcpu.vgic(|v| v.write(1, Frame::Redistributor(1), waker, 0));
         vcpu.vgic(|v| v.write(1, Frame::Sgi(1), enable, 1 << 21));
         let read =
             |vcpu: &mut RunningVcpu<'_>| vcpu.vgic(|v| v.read(0, Frame::Redistributor(1), waker));
         assert_eq!(read(&mut vcpu), Read::Value(0));
-        rec::go_off(vcpu.realm, vcpu.rec);
+        rec::go_off(vcpu.realm, vcpu.rec, state);
         // ProcessorSleep and ChildrenAsleep.
         assert_eq!(read(&mut vcpu), Read::Value(0b110));
         vcpu.vgic(|v| v.write(0, Frame::Sgi(1), enable, ENABLED));

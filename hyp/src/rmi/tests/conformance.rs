@@ -138,11 +138,11 @@ fn an_external_abort_of_the_machines_tells_no_stale_address() {
             Next::Exit(record) => Some(record.hpfar),
             Next::Enter => None,
         };
-        seen.push((told, recording::get(ESR_EL1) & 0x3f));
+        seen.push((told, recording::get(ESR_EL1) & 0x23f));
     }
     assert_eq!(
         seen,
-        [(Some(0), 0x10); 3],
+        [(Some(0), 0x210); 3],
         "what is told hangs on HPFAR_EL2"
     );
 }

@@ -309,7 +309,7 @@ fn interrupts_of_the_host_and_maintenance_are_exits() {
         (26, false),
         (27, false),
         (40, true),
-        (8, false),
+        (7, false),
         (1023, false),
     ] {
         recording::set(ICC_HPPIR1_EL1, intid);

@@ -59,7 +59,10 @@ fn kept(root: &Path) -> Result<Vec<PathBuf>> {
         .call();
     if let Ok(listed) = listed.and_then(|called| called.ended(0)) {
         let files = listed.stdout.split('\0').filter(|name| !name.is_empty());
-        return Ok(files.map(PathBuf::from).collect());
+        let files: Vec<_> = files.map(PathBuf::from).collect();
+        if !files.is_empty() {
+            return Ok(files);
+        }
     }
     let files = super::files(root)?.into_iter();
     Ok(files

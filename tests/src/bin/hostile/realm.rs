@@ -145,7 +145,12 @@ fn create(suite: &mut Suite<Console>) {
         ("realm/s2sz-0", offset_of!(RealmParams, s2sz), 0, 1),
         ("realm/s2sz-255", offset_of!(RealmParams, s2sz), 255, 1),
         ("realm/s2sz-64", offset_of!(RealmParams, s2sz), 64, 1),
-        ("realm/vmid-0", offset_of!(RealmParams, vmid), 0, 2),
+        (
+            "realm/vmid-of-el2",
+            offset_of!(RealmParams, vmid),
+            0xffff,
+            2,
+        ),
         (
             "realm/root-unaligned",
             offset_of!(RealmParams, rtt_base),
