@@ -20,6 +20,8 @@ fn main() {
         "-znotext",
         "-Bsymbolic",
         "-zmax-page-size=0x10000",
+        // An ADRP at a page's end, and the load behind it (Cortex-A53, Arm 843419).
+        "--fix-cortex-a53-843419",
         // The relocation loop at the entry (hyp/arm64/src/image.s) applies
         // R_AARCH64_RELATIVE and nothing else.
         "--no-apply-dynamic-relocs",

@@ -261,7 +261,7 @@ fn own_interrupts(suite: &mut Suite<Console>) {
         enabled == Ok(1 << KICK_SGI),
         format_args!("{enabled:x?}"),
     );
-    for intid in [8u64, 25, 26] {
+    for intid in [u64::from(KICK_SGI), 25, 26] {
         // SAFETY: As above.
         let seen = unsafe {
             let before = read8(frame + PRIORITY + intid);
