@@ -2,8 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// The identifier of the host's own stage 2.
-pub const OF_HOST: u16 = 0;
+use crate::memory::host::HOST_VMID;
 
 /// The identifier of a tree that the host calls by this number. Any number is a realm's
 /// to have (DEN0137 1.0, B3.82), and 0 is what a host begins with: there the highest
@@ -12,7 +11,7 @@ pub const OF_HOST: u16 = 0;
 pub const fn of_number(number: u16, wide: bool) -> Option<u16> {
     let highest = if wide { u16::MAX } else { 0xff };
     match number {
-        OF_HOST => Some(highest),
+        HOST_VMID => Some(highest),
         number if number < highest => Some(number),
         _ => None,
     }

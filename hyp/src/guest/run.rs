@@ -23,8 +23,8 @@ use arm64::syndrome::Syndrome;
 use core::sync::atomic::Ordering;
 
 /// Begins a call that runs the vCPU in the REC granule at `pa`, which this PE holds:
-/// before anything of the guest's is written to the REC. Whoever ends the machine waits until it
-/// [`run`]s no more, or was [`not_entered`]; a machine that ends is not begun in.
+/// before anything of the guest's is written to the REC. Whoever ends the machine waits
+/// until it [`run`]s no more, or was [`not_entered`]; a machine that ends is not begun in.
 ///
 /// Published before the vCPU's interrupts are looked at, so that a kick that comes after
 /// the look finds this PE.

@@ -21,7 +21,9 @@ use super::pool::Pool;
 use super::region::{Region, Regions};
 use crate::errors::errors;
 use crate::features::Features;
-use crate::vmid;
+
+/// The VMID of the host's own stage 2.
+pub const HOST_VMID: u16 = 0;
 
 /// What the host's stage 2 maps at first.
 #[derive(Clone, Copy, Debug)]
@@ -109,8 +111,8 @@ impl HostMemory {
         let root = pool
             .take_root(geometry.root_tables() as u64)
             .ok_or(HostError::Pool)?;
-        let tree = Stage2::new(geometry, root, Vmid::new(vmid::OF_HOST), pool)
-            .map_err(|_| HostError::Root)?;
+        let tree =
+            Stage2::new(geometry, root, Vmid::new(HOST_VMID), pool).map_err(|_| HostError::Root)?;
         let host = Self {
             regs: Stage2Regs {
                 vttbr: tree.vttbr(),
