@@ -30,12 +30,33 @@ pub struct Pty {
     searched: usize,
 }
 
+/// The same program, with the signals of a terminal as a login has them: whoever runs the
+/// suite may ignore them, as `nohup` does, and what is started inherits that.
+fn as_at_login(command: &Command) -> Command {
+    let mut login = Command::new("env");
+    login
+        .arg("--default-signal=INT,HUP,TERM")
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => login.env(name, value),
+            None => login.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        login.current_dir(folder);
+    }
+    login
+}
+
 impl Pty {
     /// Starts a program, which may take `limit` in all.
     ///
     /// # Errors
     /// When there is no terminal, or the program cannot be started.
-    pub fn start(mut command: Command, limit: Duration) -> Result<Self> {
+    pub fn start(command: Command, limit: Duration) -> Result<Self> {
+        let mut command = as_at_login(&command);
         let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).context("no terminal")?;
         grantpt(&ours)?;
         unlockpt(&ours)?;
