@@ -1228,37 +1228,49 @@ fn whichever_call_fails_flash_is_given_back_or_lost() {
     }
 }
 
+/// Calls `f` with a realm that is populated at its first touch, whose RAM holds what
+/// others left.
+fn with_lazy_realm(
+    arena: &Arena,
+    granule_shift: u32,
+    f: impl FnOnce(&LiveRam, &Resources<'_>, &RefCell<El2>, u64),
+) {
+    let way = Way {
+        granule_shift,
+        mode: Mode::Realm,
+        populate: Populate::Lazy,
+    };
+    let case = Case {
+        granule_shift,
+        arena,
+        failing: None,
+        toml: &format!("{TOML}{}", way.toml()),
+        kernel: &kernel(),
+    };
+    with_host(&case, |resources, el2| {
+        let config = &resources.bundle.guests[0];
+        let mut memory = build::allocate(config, resources).unwrap();
+        for extent in memory.ram.shared().extents() {
+            fill(extent.pa..extent.pa + extent.size, LEFT);
+        }
+        let realm = at_once(build::build(config, resources, &mut memory)).unwrap();
+        let live = LiveRam::new(memory.ram.shared().clone(), realm.stage2(), false);
+        f(&live, resources, el2, realm.shared());
+        at_once(realm.destroy(resources.build_context()));
+    });
+}
+
 /// What a realm shares before it ever had it holds nobody's leftovers.
 #[test]
 fn what_is_shared_before_it_is_touched_is_zero() {
     let arena = arena();
     for granule_shift in [12, 14, 16] {
-        let way = Way {
-            granule_shift,
-            mode: Mode::Realm,
-            populate: Populate::Lazy,
-        };
-        let case = Case {
-            granule_shift,
-            arena: &arena,
-            failing: None,
-            toml: &format!("{TOML}{}", way.toml()),
-            kernel: &kernel(),
-        };
-        with_host(&case, |resources, el2| {
-            let config = &resources.bundle.guests[0];
-            let mut memory = build::allocate(config, resources).unwrap();
-            for extent in memory.ram.shared().extents() {
-                fill(extent.pa..extent.pa + extent.size, LEFT);
-            }
-            let realm = at_once(build::build(config, resources, &mut memory)).unwrap();
-            let live = LiveRam::new(memory.ram.shared().clone(), realm.stage2(), false);
+        with_lazy_realm(&arena, granule_shift, |live, resources, el2, shared| {
             let ipas = RAM.start + PIECE_SIZE..RAM.start + 2 * PIECE_SIZE;
-            asks(&live, resources, el2, &ipas, Asked::Empty).unwrap();
-            let other = ipas.start + realm.shared();
+            asks(live, resources, el2, &ipas, Asked::Empty).unwrap();
+            let other = ipas.start + shared;
             live.touch(resources.granules, other).unwrap().unwrap();
             let found = el2.borrow().guest_reads(other).unwrap();
-            at_once(realm.destroy(resources.build_context()));
             assert!(found.iter().all(|&byte| byte == 0), "{granule_shift}");
         });
     }
@@ -1270,35 +1282,19 @@ fn what_is_shared_before_it_is_touched_is_zero() {
 fn of_what_is_taken_back_nothing_amid_it_stays_shared() {
     let arena = arena();
     for granule_shift in [14, 16] {
-        let way = Way {
-            granule_shift,
-            mode: Mode::Realm,
-            populate: Populate::Lazy,
-        };
-        let case = Case {
-            granule_shift,
-            arena: &arena,
-            failing: None,
-            toml: &format!("{TOML}{}", way.toml()),
-            kernel: &kernel(),
-        };
-        with_host(&case, |resources, el2| {
-            let config = &resources.bundle.guests[0];
-            let mut memory = build::allocate(config, resources).unwrap();
-            let realm = at_once(build::build(config, resources, &mut memory)).unwrap();
-            let live = LiveRam::new(memory.ram.shared().clone(), realm.stage2(), false);
+        with_lazy_realm(&arena, granule_shift, |live, resources, el2, shared| {
             let granule = 1u64 << granule_shift;
             let ipas = RAM.end - 2 * PIECE_SIZE..RAM.end;
             let middle = RAM.end - PIECE_SIZE;
-            asks(&live, resources, el2, &ipas, Asked::Empty).unwrap();
+            asks(live, resources, el2, &ipas, Asked::Empty).unwrap();
             for ipa in ipas.clone().step_by(granule as usize) {
-                let other = ipa + realm.shared();
-                live.touch(resources.granules, other).unwrap().unwrap();
+                live.touch(resources.granules, ipa + shared)
+                    .unwrap()
+                    .unwrap();
             }
-            asks(&live, resources, el2, &ipas, Asked::Ram).unwrap();
-            let is_shared = |ipa: u64| el2.borrow().guest_reads(ipa + realm.shared()).is_some();
+            asks(live, resources, el2, &ipas, Asked::Ram).unwrap();
+            let is_shared = |ipa: u64| el2.borrow().guest_reads(ipa + shared).is_some();
             let found = [ipas.start, middle - granule, middle, ipas.end - granule].map(is_shared);
-            at_once(realm.destroy(resources.build_context()));
             assert_eq!(found, [true, false, false, true], "{granule_shift}");
         });
     }

@@ -203,13 +203,12 @@ impl Realm {
         ipa >> self.ipa_bits == 0 && (!self.is_confidential() || self.is_protected(ipa))
     }
 
-    /// Whether an address of the half that it shares is mapped, once whoever changes the
-    /// tables is done.
-    pub fn has_memory(&self, ipa: u64) -> bool {
+    /// What stands at an address, once whoever changes the tables is done; `None` outside
+    /// of the realm, and at its end.
+    pub fn entry(&self, ipa: u64) -> Option<RttState> {
         let rtt = self.rtt.lock();
-        let entry = rtt.as_ref().map(|tables| tables.find(Ipa::new(ipa)));
-        let state = entry.and_then(|entry| entry.ok()).map(|entry| entry.state);
-        matches!(state, Some(RttState::AssignedNs { .. }))
+        let entry = rtt.as_ref()?.find(Ipa::new(ipa)).ok()?;
+        Some(entry.state)
     }
 
     /// RECs that it may have: by RMI 1.0 (DEN0137, B4.4.6) one less than the power of two,

@@ -3,7 +3,7 @@
 
 use arm64::regs::{FAR_EL2, SCTLR_EL1};
 use arm64::syndrome::{Class, Syndrome};
-use pgtable::{Ipa, Ripas, RttState};
+use pgtable::{Ripas, RttState};
 use rmi::psci::Psci;
 use rmi::run::ExitReason;
 
@@ -42,19 +42,17 @@ enum Answers {
 }
 
 fn answers(realm: &Realm, ipa: u64) -> Answers {
-    let rtt = realm.rtt.lock();
-    let entry = rtt.as_ref().map(|tables| tables.find(Ipa::new(ipa)));
-    match entry.map(|entry| entry.map(|entry| entry.state)) {
-        Some(Ok(RttState::Assigned {
+    match realm.entry(ipa) {
+        Some(RttState::Assigned {
             ripas: Ripas::Ram, ..
-        })) => Answers::Memory,
-        Some(Ok(
+        }) => Answers::Memory,
+        Some(
             RttState::Unassigned(Ripas::Ram | Ripas::Destroyed)
             | RttState::Assigned {
                 ripas: Ripas::Destroyed,
                 ..
             },
-        )) => Answers::Host,
+        ) => Answers::Host,
         _ => Answers::Guest,
     }
 }

@@ -9,6 +9,7 @@ use arm64::regs::{
 use core::fmt;
 use core::sync::atomic::Ordering;
 use log::warn;
+use pgtable::RttState;
 use rmi::psci::{self as codes, Psci};
 use rmi::run::ExitReason;
 use rmi::smccc::Smccc;
@@ -104,7 +105,8 @@ fn data_abort(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) 
         // By address, of what is not memory: there is nothing to maintain. A protected
         // guest's own memory may be there, and in the host's hands for a moment; and the
         // host's may, whose entry another PE has broken to make another of it.
-        if !vcpu.realm.has_memory(ipa) {
+        let entry = vcpu.realm.entry(ipa);
+        if !matches!(entry, Some(RttState::AssignedNs { .. })) {
             state.gprs.step_over(esr);
         }
         return Next::Enter;

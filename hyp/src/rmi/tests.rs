@@ -96,15 +96,33 @@ impl Host {
 
     /// The same, of another mode.
     pub(crate) fn realm_of(&mut self, mode: RealmFlags) {
-        self.ok(fid::RMI_GRANULE_DELEGATE, &[self.page(1)]);
-        let roots = self.geometry().root_tables() as u64;
-        for n in 0..roots {
-            self.ok(fid::RMI_GRANULE_DELEGATE, &[self.page(16 + n)]);
-        }
+        self.realm_with(|params| params.flags = (mode | RealmFlags::EL2_VGIC).bits());
+    }
+
+    /// The same, of these parameters.
+    fn realm_with(&mut self, change: impl FnOnce(&mut RealmParams)) {
         let mut params = self.realm_params(1, 16);
-        params.flags = (mode | RealmFlags::EL2_VGIC).bits();
+        change(&mut params);
+        let roots = u64::from(params.rtt_num_start);
+        for n in (16..16 + roots).chain([1]) {
+            self.ok(fid::RMI_GRANULE_DELEGATE, &[self.page(n)]);
+        }
         self.write(2, params);
         self.ok(fid::RMI_REALM_CREATE, &[self.page(1), self.page(2)]);
+    }
+
+    /// Gives the realm so many RECs; one more is refused.
+    fn fill_with_recs(&mut self, most: u64) {
+        for index in 0..most {
+            self.rec(index, 100 + index);
+        }
+        let mut p = RecParams::new_zeroed();
+        p.mpidr = index_mpidr(most);
+        self.write(2, p);
+        self.ok(fid::RMI_GRANULE_DELEGATE, &[self.page(60)]);
+        let args = [self.page(1), self.page(60), self.page(2)];
+        let refused = self.status(fid::RMI_REC_CREATE, &args);
+        assert_eq!(refused, Status::ErrorRealm(0));
     }
 
     pub(crate) fn rec(&mut self, index: u64, page: u64) {

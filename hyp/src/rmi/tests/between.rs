@@ -11,22 +11,6 @@ use arm64::recording::{self, Event};
 use arm64::regs::*;
 use vgic::{At, Frame, Read};
 
-/// The suite's realms have VMID 0 (val_host_realm_params), as TF-RMM takes it.
-#[test]
-fn a_realm_may_have_vmid_0() {
-    let mut h = Host::new(Granule::K4, RAM_SIZE);
-    for n in (16..18).chain([1]) {
-        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(n)]);
-    }
-    let mut params = h.realm_params(0, 16);
-    params.flags = 0;
-    h.write(2, params);
-    assert_eq!(
-        h.status(fid::RMI_REALM_CREATE, &[h.page(1), h.page(2)]),
-        Status::Success
-    );
-}
-
 /// REALM_DESTROY of many root tables takes several turns: what comes between them.
 #[test]
 fn a_realm_that_ends_takes_no_vcpu() {
@@ -35,14 +19,11 @@ fn a_realm_that_ends_takes_no_vcpu() {
         f.fwb = true;
     });
     let rd = h.page(1);
-    for n in (16..32).chain([1, 60, 61, 62]) {
-        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(n)]);
-    }
-    let mut params = h.realm_params(1, 16);
-    params.flags = 0;
-    (params.s2sz, params.rtt_level_start, params.rtt_num_start) = (43, 1, 16);
-    h.write(2, params);
-    h.ok(fid::RMI_REALM_CREATE, &[rd, h.page(2)]);
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(60)]);
+    h.realm_with(|params| {
+        params.flags = 0;
+        (params.s2sz, params.rtt_level_start, params.rtt_num_start) = (43, 1, 16);
+    });
     // One turn: the host's interrupt comes, or another CPU's call.
     assert!(h.turn(raw(fid::RMI_REALM_DESTROY, &[rd])).is_none());
     let mut p = RecParams::new_zeroed();

@@ -105,24 +105,17 @@ fn a_psci_exit_tells_the_identifier_alone() {
 #[test]
 fn a_realm_has_one_rec_less_than_two_to_the_order() {
     let mut h = Host::new(Granule::K4, RAM_SIZE);
-    for n in (16..32).chain([1]) {
-        h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(n)]);
-    }
-    let mut params = h.realm_params(1, 16);
-    params.flags = 0;
-    h.write(2, params);
-    h.ok(fid::RMI_REALM_CREATE, &[h.page(1), h.page(2)]);
+    h.realm_with(|params| params.flags = 0);
     let features = h.call(raw(fid::RMI_FEATURES, &[0]))[1];
-    let most = (1 << (features >> 38 & 0xf)) - 1;
-    for index in 0..most {
-        h.rec(index, 100 + index);
-    }
-    let mut p = RecParams::new_zeroed();
-    p.mpidr = index_mpidr(most);
-    h.write(2, p);
-    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(60)]);
-    let args = [h.page(1), h.page(60), h.page(2)];
-    assert_eq!(h.status(fid::RMI_REC_CREATE, &args), Status::ErrorRealm(0));
+    h.fill_with_recs((1 << (features >> 38 & 0xf)) - 1);
+}
+
+/// B3.82, VmidIsValid: any of the CPU's. Arm's suite begins with 0.
+#[test]
+fn a_realm_may_have_vmid_0() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm_with(|params| (params.flags, params.vmid) = (0, 0));
+    assert_eq!(h.state(1), State::Rd);
 }
 
 /// A walk of stage 2 that meets an external abort (DFSC 0x17): HPFAR_EL2 is UNKNOWN then

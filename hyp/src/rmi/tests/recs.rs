@@ -72,16 +72,7 @@ fn a_rec_begins_as_its_parameters_say() {
 fn a_realm_has_no_more_recs_than_it_can_list() {
     let mut h = Host::new(Granule::K4, RAM_SIZE);
     h.realm();
-    let most = crate::realm::MAX_RECS as u64;
-    for index in 0..most {
-        h.rec(index, 100 + index);
-    }
-    let mut p = RecParams::new_zeroed();
-    p.mpidr = index_mpidr(most);
-    h.write(2, p);
-    h.ok(fid::RMI_GRANULE_DELEGATE, &[h.page(60)]);
-    let args = [h.page(1), h.page(60), h.page(2)];
-    assert_eq!(h.status(fid::RMI_REC_CREATE, &args), Status::ErrorRealm(0));
+    h.fill_with_recs(crate::realm::MAX_RECS as u64);
 }
 
 /// Parameters that do not fit are told only of a realm that takes vCPUs at all.
