@@ -28,6 +28,15 @@ fn geometry() -> Geometry {
     config.validate().expect("legal")
 }
 
+/// An empty tree, and the CPU that has it.
+fn tree(mem: &Plain) -> (Stage2<&Plain>, Cpu<'_>) {
+    let geometry = geometry();
+    let root = mem.root(geometry.root_align());
+    let tree = Stage2::new(geometry, root, Vmid::new(3), mem).expect("a root");
+    let cpu = mem.cpu(tree.regs());
+    (tree, cpu)
+}
+
 /// Four tables of pages, two blocks, holes, a note: what a range may meet.
 fn furnish(tree: &mut Stage2<&Plain>, cpu: &mut Cpu<'_>) {
     let all = &mut Budget::unlimited();
@@ -193,10 +202,7 @@ struct Outcome {
 
 fn run(operation: Operation, units: Option<u64>) -> Outcome {
     let mem = Plain::new(PAGE);
-    let geometry = geometry();
-    let root = mem.root(geometry.root_align());
-    let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.regs());
+    let (mut tree, mut cpu) = tree(&mem);
     furnish(&mut tree, &mut cpu);
     let mut told = Vec::new();
     let (mut calls, mut most) = (0, 0);
@@ -263,10 +269,7 @@ fn in_pieces_or_at_once() {
 #[test]
 fn what_is_spent() {
     let mem = Plain::new(PAGE);
-    let geometry = geometry();
-    let root = mem.root(geometry.root_align());
-    let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.regs());
+    let (mut tree, mut cpu) = tree(&mem);
     let pages = Leaves::Exactly(Level::L3);
     let most = 1_000_000;
     let mut budget = Budget::entries(most);
@@ -306,7 +309,7 @@ fn what_is_spent() {
         .expect("mapped");
     spent(&mut budget);
     // The root's entries, each table with its entries, if they are told.
-    let roots = geometry.shape().root_entries() as u64;
+    let roots = geometry().shape().root_entries() as u64;
     let mut told = 0;
     let mut sink = |_: RemovedLeaf| told += 1;
     let end = tree.teardown(&mut cpu, ipa, &mut sink, &mut budget);
@@ -325,10 +328,7 @@ fn what_is_left() {
     assert_eq!(Budget::entries(7).left(), 7);
     assert_eq!(Budget::unlimited().left(), u64::MAX);
     let mem = Plain::new(PAGE);
-    let geometry = geometry();
-    let root = mem.root(geometry.root_align());
-    let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.regs());
+    let (mut tree, mut cpu) = tree(&mem);
     let map = |size| {
         Map::new(Ipa::new(0), Pa::new(0), size, Attrs::MEMORY).leaves(Leaves::Exactly(Level::L3))
     };
@@ -393,10 +393,7 @@ fn a_table_that_goes_in_steps_is_seen_once() {
 #[test]
 fn a_table_that_went_is_behind() {
     let mem = Plain::new(PAGE);
-    let geometry = geometry();
-    let root = mem.root(geometry.root_align());
-    let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.regs());
+    let (mut tree, mut cpu) = tree(&mem);
     let map = Map::new(Ipa::new(0), Pa::new(0), 2 * MIB2, Attrs::MEMORY)
         .leaves(Leaves::Exactly(Level::L3));
     tree.map(&mut cpu, &map, &mut Budget::unlimited())
@@ -453,10 +450,7 @@ fn what_is_split_on_the_way_is_not_behind() {
 #[test]
 fn tables_that_are_replaced_go_as_the_budget_says() {
     let mem = Plain::new(PAGE);
-    let geometry = geometry();
-    let root = mem.root(geometry.root_align());
-    let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.regs());
+    let (mut tree, mut cpu) = tree(&mem);
     let blocks = 8;
     let map = |leaves| {
         Map::new(Ipa::new(0), Pa::new(64 * GIB), blocks * MIB2, Attrs::MEMORY).leaves(leaves)
@@ -512,10 +506,7 @@ fn a_subtree_is_discarded_in_steps() {
 #[test]
 fn a_sweep_ends_where_its_budget_does() {
     let mem = Plain::new(PAGE);
-    let geometry = geometry();
-    let root = mem.root(geometry.root_align());
-    let mut tree = Stage2::new(geometry, root, Vmid::new(3), &mem).expect("a root");
-    let mut cpu = mem.cpu(tree.regs());
+    let (mut tree, mut cpu) = tree(&mem);
     furnish(&mut tree, &mut cpu);
     for units in [1, 2, 100, 511] {
         let sweep = Sweep::new(Ipa::new(0), SIZE);
