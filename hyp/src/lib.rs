@@ -30,6 +30,7 @@
 
 pub mod boot;
 pub mod cpu;
+pub mod early;
 pub mod ending;
 pub mod errata;
 mod errors;

@@ -27,6 +27,7 @@ use ::rmi::end::{End, How, Token};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
+use crate::early::Early;
 use drain::{Drain, Patience};
 use line::Text;
 use ring::{Ring, Taken};
@@ -68,7 +69,7 @@ static REFUSED: AtomicU64 = AtomicU64::new(0);
 static AT_UART: AtomicU64 = AtomicU64::new(0);
 /// The spare UART, and 0 once it was used.
 static SPARE: AtomicU64 = AtomicU64::new(0);
-static TOKEN: spin::Once<Token> = spin::Once::new();
+static TOKEN: Early<Token> = Early::new();
 
 struct Facade;
 
@@ -90,14 +91,15 @@ impl Log for Facade {
 /// the machine's last line.
 ///
 /// # Safety
-/// The addresses are those of PL011s that nobody else in EL2 drives, and they
-/// stay mapped where they are.
+/// No other PE runs. The addresses are those of PL011s that nobody else in EL2
+/// drives, and they stay mapped where they are.
 pub unsafe fn start(uarts: Uarts, token: Option<Token>) {
-    if let Some(token) = token {
-        TOKEN.call_once(|| token);
-    }
+    // SAFETY: the caller's promise. Beginning once more changes nothing.
+    let _ = unsafe {
+        token.map(|token| TOKEN.set(token));
+        log::set_logger_racy(&Facade)
+    };
     SPARE.store(uarts.spare.unwrap_or(0), Ordering::Relaxed);
-    let _ = log::set_logger(&Facade);
     log::set_max_level(LevelFilter::Info);
     if let Some((base, owner)) = uarts.log {
         // SAFETY: the caller's promise.

@@ -17,13 +17,14 @@ mod image {
     use arm64::regs::{CurrentEL, TCR_EL2, TTBR0_EL2};
     use arm64::steering::{dc_ivac, hvc};
     use hyp::boot::seed;
-    use hyp::boot::tree::{self, Machine, TreeError};
+    use hyp::boot::tree::{self, Conduit, Machine, TreeError};
     use hyp::boot::{BootError, ERRATA, Layout, TableGranules};
     use hyp::cpu::Cpu;
     use hyp::cpu::context::Served;
     use hyp::cpu::dying::halt;
     use hyp::cpu::pe::{self, Pe};
     use hyp::cpu::system_error;
+    use hyp::early::Early;
     use hyp::exception::{host, report};
     use hyp::features::{Features, IdRegisters};
     use hyp::guest::fast;
@@ -38,8 +39,7 @@ mod image {
     use log::{debug, error, info, warn};
     use rmi::end::How;
     use rmi::run::RecExit;
-    use spin::Once;
-    use spin::mutex::{SpinMutex, SpinMutexGuard};
+    use spin::mutex::SpinMutex;
 
     global_asm!(
         include_str!("../arm64/src/image.s"),
@@ -85,8 +85,8 @@ mod image {
         layout: Layout,
     }
 
-    static FOUND: Once<SpinMutex<Option<Found>>> = Once::new();
-    /// Locked for ever by the boot, which fills it in its place: it is large.
+    static FOUND: Early<SpinMutex<Option<Found>>> = Early::new();
+    /// The boot's, which fills it in its place: it is large.
     static MACHINE: SpinMutex<Machine> = SpinMutex::new(Machine::new());
 
     /// The boot PE, MMU off: finds the machine, builds EL2's own map.
@@ -94,7 +94,8 @@ mod image {
     extern "C" fn primary_start(dtb: u64, base: u64) -> ! {
         // SAFETY: x0 as the boot protocol has it.
         let tree = unsafe { tree::bytes(dtb) };
-        let machine = SpinMutexGuard::leak(MACHINE.lock());
+        // SAFETY: this is done once, and nobody else names it.
+        let machine = unsafe { &mut *MACHINE.as_mut_ptr() };
         let read = tree.and_then(|data| machine.read(dtb, data).map(|()| data));
         let tree = match read {
             Ok(tree) => tree,
@@ -102,20 +103,20 @@ mod image {
         };
         // From here on a fault has a report, of the log's UART too.
         report::set_image(base, &raw const __image_end as u64);
-        // SAFETY: the device tree calls them PL011s, and EL2 maps them at their
-        // own addresses.
+        // SAFETY: this PE has started no other. The device tree calls them PL011s,
+        // and EL2 maps them at their own addresses.
         unsafe { hyp::log::start(machine.uarts(), machine.settings.end) };
         log::set_max_level(machine.settings.level);
         let traced = machine.settings.level == log::LevelFilter::Trace;
         hyp::log::trace::set_calls(traced || machine.settings.trace_calls);
-        let by_hvc = machine.psci_by_hvc;
+        let psci = machine.psci;
         if level() != 2 {
             find_uart(machine.uarts(), tree);
             error!(
                 "entered at EL{}: Undercroft needs EL2 (QEMU: -M virt,virtualization=on)",
                 level()
             );
-            stop(by_hvc);
+            stop(psci);
         }
         info!("Undercroft {} at {base:#x}", env!("CARGO_PKG_VERSION"));
         let uarts = machine.uarts();
@@ -124,7 +125,7 @@ mod image {
             Err(why) => {
                 find_uart(uarts, tree);
                 error!("{why}");
-                stop(by_hvc);
+                stop(psci);
             }
         };
         // SAFETY: asm.S loads the map just built, in which this code stands at
@@ -167,15 +168,15 @@ mod image {
         }
         let pe = layout.build_pes(machine, &features, &image, entry)?;
         let data = image.data;
-        FOUND.call_once(|| {
-            SpinMutex::new(Some(Found {
-                machine,
-                features,
-                image,
-                appendix,
-                layout,
-            }))
-        });
+        let found = Found {
+            machine,
+            features,
+            image,
+            appendix,
+            layout,
+        };
+        // SAFETY: this PE has started no other.
+        unsafe { FOUND.set(SpinMutex::new(Some(found))) };
         // What was written past the caches must not be hidden by what they held.
         for region in early.into_iter().chain([data]) {
             for at in (region.base()..region.end()).step_by(line as usize) {
@@ -327,12 +328,16 @@ mod image {
     /// likely.
     fn no_machine(machine: &Machine, data: &[u8], why: TreeError) -> ! {
         let uarts = machine.uarts();
-        // SAFETY: the device tree calls them PL011s; with the MMU off, they are at
-        // their own addresses.
+        // SAFETY: as in `primary_start`, with the MMU off.
         unsafe { hyp::log::start(uarts, machine.settings.end) };
         find_uart(uarts, data);
         error!("{why}");
-        stop(machine.psci_by_hvc || level() != 2)
+        let likely = if level() == 2 {
+            Conduit::Smc
+        } else {
+            Conduit::Hvc
+        };
+        stop(machine.psci.or(Some(likely)))
     }
 
     /// Where QEMU's virt machine has its UART.
@@ -363,14 +368,17 @@ mod image {
     }
 
     /// The same before there is anything but a device tree.
-    fn stop(psci_by_hvc: bool) -> ! {
+    fn stop(psci: Option<Conduit>) -> ! {
         hyp::log::end(How::Status(2));
-        if psci_by_hvc {
-            let off = rmi::fid::PSCI_SYSTEM_OFF.into();
-            // SAFETY: it does not come back, or changes nothing.
-            unsafe { hvc([off, 0, 0, 0, 0, 0]) };
-        } else if level() == 2 {
-            psci::system_off();
+        match psci {
+            // At EL2 it would be EL2's own.
+            Some(Conduit::Hvc) if level() != 2 => {
+                let off = rmi::fid::PSCI_SYSTEM_OFF.into();
+                // SAFETY: it does not come back, or changes nothing.
+                unsafe { hvc([off, 0, 0, 0, 0, 0]) };
+            }
+            Some(Conduit::Smc) if level() == 2 => psci::system_off(),
+            _ => {}
         }
         halt()
     }

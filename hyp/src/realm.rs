@@ -25,7 +25,7 @@ use crate::measure::Measurements;
 use crate::memory::granule::{self, GranuleWord, Granules, Spans};
 use crate::memory::order::{MeasuredLock, RealmLock};
 use crate::memory::phys;
-use crate::memory::pool::entries_in_ram;
+use crate::memory::pool::{entries_in_ram, exchange};
 use crate::posting::Device;
 use crate::rec::Rec;
 
@@ -354,7 +354,7 @@ pub struct RttMem {
 }
 
 impl TableMem for RttMem {
-    entries_in_ram!();
+    entries_in_ram!(exchange);
 
     fn alloc(&self, _level: Level) -> Option<Pa> {
         None

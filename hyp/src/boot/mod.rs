@@ -18,7 +18,7 @@ use crate::memory::granule::Granules;
 use crate::memory::host::{self, HostError, HostMemory};
 use crate::memory::maintenance;
 use crate::memory::phys;
-use crate::memory::pool::Pool;
+use crate::memory::pool::{BootPool, Pool};
 use crate::memory::region::{Region, Regions};
 use crate::memory::stage1::{self, Image, MapError};
 use crate::system::System;
@@ -222,7 +222,8 @@ impl Layout {
         let own = machine.settings.el2_bits;
         let geometry = stage1::geometry(features, self.granules.el2, own)
             .map_err(|_| CpuError::NarrowStage1)?;
-        let tables = pool(&EL2_TABLES, self.el2_tables, self.granules.el2);
+        // SAFETY: the layout gave it this region, and this PE is alone.
+        let tables = unsafe { BootPool::new(self.el2_tables, self.granules.el2.page_size()) };
         // Two of them may share a page.
         let (mut devices, page) = (Regions::new(), self.granules.el2.page_size());
         let gic = &machine.gic;
@@ -240,7 +241,7 @@ impl Layout {
             devices: &devices,
         };
         let pe = maintenance::Pe::new(features.dcache_line, &ERRATA);
-        let regime = stage1::build(parts, geometry, pe, tables)?;
+        let regime = stage1::build(parts, geometry, pe, &tables)?;
         let boot = affinity();
         let list = phys::pointer::<Pe>(self.pes.base());
         for (index, &mpidr) in machine.pes.iter().enumerate() {
@@ -256,7 +257,8 @@ impl Layout {
         }
         // SAFETY: so many were just written, and nobody takes them away.
         let list = unsafe { core::slice::from_raw_parts(list, machine.pes.len()) };
-        pe::set_all(list, self.stacks);
+        // SAFETY: this PE has started no other.
+        unsafe { pe::set_all(list, self.stacks) };
         pe::find(boot).ok_or(BootError::NoBootCpu)
     }
 
@@ -286,7 +288,9 @@ impl Layout {
             taken.insert(region).map_err(|_| TreeError::ManyReserved)?;
         }
         let geometry = host_geometry(&features, self.granules.stage2)?;
-        let tables = pool(&HOST_TABLES, self.host_tables, self.granules.stage2);
+        // SAFETY: the layout gave this region to this pool alone.
+        let tables = HOST_TABLES
+            .call_once(|| unsafe { Pool::new(self.host_tables, self.granules.stage2.page_size()) });
         let ranges = host::Ranges {
             ram: &machine.ram,
             taken: &taken,
@@ -335,10 +339,4 @@ impl Layout {
 /// Errata of the machine's CPUs.
 pub static ERRATA: InForce = InForce::new();
 
-static EL2_TABLES: spin::Once<Pool> = spin::Once::new();
 static HOST_TABLES: spin::Once<Pool> = spin::Once::new();
-
-fn pool(place: &'static spin::Once<Pool>, region: Region, granule: Granule) -> &'static Pool {
-    // SAFETY: the layout gave this region to this pool alone.
-    place.call_once(|| unsafe { Pool::new(region, granule.page_size()) })
-}

@@ -58,10 +58,19 @@ pub struct Machine {
     pub pes: ArrayVec<u64, MAX_PES>,
     /// PEs of the tree beyond these: they stay off and cannot be started.
     pub pes_left: usize,
-    /// PSCI is called by HVC, as on a machine without EL2.
-    pub psci_by_hvc: bool,
+    /// How PSCI is called, where there is one of version 0.2 or later.
+    pub psci: Option<Conduit>,
     /// What the command line asks for.
     pub settings: Settings,
+}
+
+/// How a firmware is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conduit {
+    /// By SMC.
+    Smc,
+    /// By HVC, as on a machine without EL2.
+    Hvc,
 }
 
 /// `undercroft.…` words of the command line.
@@ -114,6 +123,7 @@ errors! {
         NoMaintenance: "the GIC has no maintenance interrupt (QEMU: -M virt,virtualization=on)",
         NoTimer: "the device tree has no arm,armv8-timer with interrupts for EL2",
         NoCpus: "the device tree has no CPUs",
+        NoPsci: "the device tree has no arm,psci-0.2 or arm,psci-1.0 called by smc: CPUs are started by it (no spin-table), and the machine is turned off",
     }
     Damaged(Damage),
 }
@@ -153,7 +163,7 @@ impl Machine {
             gic: Frames::NONE,
             pes: ArrayVec::new_const(),
             pes_left: 0,
-            psci_by_hvc: false,
+            psci: None,
             settings: Settings::DEFAULT,
         }
     }
@@ -169,10 +179,6 @@ impl Machine {
         })?;
         self.dtb = Region::new(dtb, data.len() as u64).ok_or(TreeError::Wraps)?;
         self.settings = Settings::parse(bootargs(fdt));
-        self.psci_by_hvc = fdt
-            .find_node("/psci")
-            .and_then(|psci| psci.property("method"))
-            .is_some_and(|p| p.value() == b"hvc\0");
         // Before there is anything to refuse, so that it can be said.
         self.console = stdout(fdt);
         self.uart = log_uart(fdt, self.settings.log_on_serial1).or(self.console);
@@ -262,6 +268,9 @@ impl Machine {
         if self.pes.is_empty() {
             return Err(TreeError::NoCpus);
         }
+        if self.psci != Some(Conduit::Smc) {
+            return Err(TreeError::NoPsci);
+        }
         Ok(())
     }
 
@@ -302,6 +311,14 @@ impl Machine {
                     let of = |name, n| ppi(node, devtree::named(node, name, n)?);
                     let both = of("virt", 2).zip(of("hyp-phys", 3));
                     (self.gic.ppi.virtual_timer, self.gic.ppi.hyp_timer) = both.unwrap_or((0, 0));
+                }
+                "arm,psci-0.2" | "arm,psci-1.0" => {
+                    let method = node.property("method");
+                    self.psci = match method.as_ref().map(Property::value) {
+                        Some(b"smc\0") => Some(Conduit::Smc),
+                        Some(b"hvc\0") => Some(Conduit::Hvc),
+                        _ => None,
+                    };
                 }
                 // The first, where no stdout-path names another.
                 "arm,pl011" => self.console = self.console.or_else(|| place.registers(0)),

@@ -8,9 +8,9 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arm64::frame::Regime;
 use arm64::regs::{AFFINITY, affinity};
-use spin::Once;
 
 use crate::cpu::gic::{self, Redistributor};
+use crate::early::Early;
 use crate::memory::region::Region;
 use crate::speculation::Steps;
 
@@ -97,8 +97,8 @@ pub struct Pe {
     start_context: AtomicU64,
 }
 
-static PES: Once<&'static [Pe]> = Once::new();
-static STACKS: Once<Stacks> = Once::new();
+static PES: Early<&'static [Pe]> = Early::new();
+static STACKS: Early<Stacks> = Early::new();
 
 /// Where the stacks are: for each PE a guard, the stack, a guard, and the
 /// emergency stack, each a multiple of EL2's granule.
@@ -275,10 +275,16 @@ impl Pe {
     }
 }
 
-/// Makes the list known, once, before any other PE is started.
-pub fn set_all(pes: &'static [Pe], stacks: Stacks) {
-    PES.call_once(|| pes);
-    STACKS.call_once(|| stacks);
+/// Makes the list known, once.
+///
+/// # Safety
+/// No other PE has been started.
+pub unsafe fn set_all(pes: &'static [Pe], stacks: Stacks) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        PES.set(pes);
+        STACKS.set(stacks);
+    }
 }
 
 /// All PEs.

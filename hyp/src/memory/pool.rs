@@ -1,5 +1,6 @@
 //! Pages for EL2's own tables, from memory that boot set aside.
 
+use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use pgtable::{Level, Pa, Synced, TableMem};
@@ -33,11 +34,27 @@ impl Table {
     }
 }
 
+/// Writes `new` to an entry that is `old`, or says what it is.
+#[inline(always)]
+pub fn exchange(entry: &AtomicU64, old: u64, new: u64) -> Result<u64, u64> {
+    entry.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
+}
+
+/// The same where nobody else writes entries ([`crate::early`]).
+fn exchange_alone(entry: &AtomicU64, old: u64, new: u64) -> Result<u64, u64> {
+    let now = entry.load(Ordering::Acquire);
+    if now != old {
+        return Err(now);
+    }
+    entry.store(new, Ordering::Release);
+    Ok(old)
+}
+
 /// Reads and writes of table entries, shared by every kind of table memory: of the
 /// tables that pgtable was given, which are EL2's for as long as they are linked,
-/// and it stays inside them.
+/// and it stays inside them. `$exchange` is one of the functions above.
 macro_rules! entries_in_ram {
-    () => {
+    ($exchange:path) => {
         type Table = $crate::memory::pool::Table;
 
         #[inline(always)]
@@ -62,12 +79,9 @@ macro_rules! entries_in_ram {
 
         #[inline(always)]
         fn cas(&self, table: Self::Table, index: usize, old: u64, new: u64) -> Result<(), u64> {
-            use core::sync::atomic::Ordering::{AcqRel, Acquire};
             // SAFETY: inside it.
             let entry = unsafe { table.entry(index) };
-            entry
-                .compare_exchange(old, new, AcqRel, Acquire)
-                .map(|_| ())
+            $exchange(entry, old, new).map(|_| ())
         }
     };
 }
@@ -97,6 +111,34 @@ struct Counts {
     shift: u32,
 }
 
+impl Counts {
+    /// Splits `region` in as many pages as leave room for their counts, which are
+    /// zeroed, and these.
+    ///
+    /// # Safety
+    /// The region is mapped RAM, aligned to the granule, and the pool's for ever.
+    unsafe fn split(region: Region, granule: u64) -> (Region, Self) {
+        let pages = region.size() / granule;
+        let pages = pages - (pages * 8).div_ceil(granule);
+        let counts = Self {
+            words: region.base() + pages * granule,
+            base: region.base(),
+            shift: granule.trailing_zeros(),
+        };
+        // SAFETY: the caller's promise.
+        unsafe { phys::zero(counts.words, pages * 8) };
+        let pages = Region::new(region.base(), pages * granule);
+        (pages.unwrap_or(Region::EMPTY), counts)
+    }
+
+    fn of(&self, pa: Pa) -> &AtomicU64 {
+        let page = (pa.get() - self.base) >> self.shift;
+        // SAFETY: `pa` is a page of the pool (pgtable got it here), and the
+        // words behind the pages are the pool's.
+        unsafe { &*phys::pointer::<AtomicU64>(self.words + page * 8) }
+    }
+}
+
 impl Pool {
     /// Bytes that a pool of `pages` granules takes, counts included.
     pub fn bytes_for(pages: u64, granule: u64) -> u64 {
@@ -108,23 +150,15 @@ impl Pool {
     /// # Safety
     /// The region is mapped RAM, aligned to the granule, and the pool's for ever.
     pub unsafe fn new(region: Region, granule: u64) -> Self {
-        let pages = region.size() / granule;
-        // As many pages as leave room for their counts.
-        let pages = pages - (pages * 8).div_ceil(granule);
-        let words = region.base() + pages * granule;
         // SAFETY: the caller's promise.
-        unsafe { phys::zero(words, pages * 8) };
+        let (fresh, counts) = unsafe { Counts::split(region, granule) };
         Self {
             state: PoolLock::new(Free {
-                fresh: Region::new(region.base(), pages * granule).unwrap_or(Region::EMPTY),
+                fresh,
                 returned: 0,
-                left: pages,
+                left: fresh.size() / granule,
             }),
-            counts: Counts {
-                words,
-                base: region.base(),
-                shift: granule.trailing_zeros(),
-            },
+            counts,
             granule,
         }
     }
@@ -150,17 +184,10 @@ impl Pool {
         unsafe { phys::zero(base, size) };
         Some(Pa::new(base))
     }
-
-    fn count_of(&self, pa: Pa) -> &AtomicU64 {
-        let page = (pa.get() - self.counts.base) >> self.counts.shift;
-        // SAFETY: `pa` is a page of this pool (pgtable got it here), and the
-        // words behind the pages are the pool's.
-        unsafe { &*phys::pointer::<AtomicU64>(self.counts.words + page * 8) }
-    }
 }
 
 impl TableMem for &Pool {
-    entries_in_ram!();
+    entries_in_ram!(exchange);
 
     fn alloc(&self, _level: Level) -> Option<Pa> {
         let mut free = self.state.lock();
@@ -181,7 +208,7 @@ impl TableMem for &Pool {
         drop(free);
         // SAFETY: the page has just become ours alone.
         unsafe { phys::zero(page, self.granule) };
-        self.count_of(Pa::new(page)).store(0, Ordering::Relaxed);
+        self.counts.of(Pa::new(page)).store(0, Ordering::Relaxed);
         Some(Pa::new(page))
     }
 
@@ -194,12 +221,66 @@ impl TableMem for &Pool {
     }
 
     fn count(&self, table: Pa) -> u32 {
-        self.count_of(table).load(Ordering::Relaxed) as u32
+        self.counts.of(table).load(Ordering::Relaxed) as u32
     }
 
     fn add_count(&self, table: Pa, by: i32) {
-        self.count_of(table)
-            .fetch_add(by as i64 as u64, Ordering::Relaxed);
+        (self.counts.of(table)).fetch_add(by as i64 as u64, Ordering::Relaxed);
+    }
+}
+
+/// Pages for EL2's own map, which the boot PE builds while it is alone
+/// ([`crate::early`]): none comes back.
+#[derive(Debug)]
+pub struct BootPool {
+    fresh: Cell<Region>,
+    counts: Counts,
+    granule: u64,
+}
+
+impl BootPool {
+    /// A pool in `region`.
+    ///
+    /// # Safety
+    /// As for [`Pool::new`], and no other PE runs while it is used.
+    pub unsafe fn new(region: Region, granule: u64) -> Self {
+        // SAFETY: the caller's promise.
+        let (fresh, counts) = unsafe { Counts::split(region, granule) };
+        Self {
+            fresh: Cell::new(fresh),
+            counts,
+            granule,
+        }
+    }
+
+    /// Takes a page, zeroed.
+    pub fn take(&self) -> Option<Pa> {
+        let (page, size) = (self.fresh.get().base(), self.fresh.get().size());
+        let left = size.checked_sub(self.granule)?;
+        self.fresh.set(Region::new(page + self.granule, left)?);
+        // SAFETY: the page has just become the caller's alone.
+        unsafe { phys::zero(page, self.granule) };
+        Some(Pa::new(page))
+    }
+}
+
+impl TableMem for &BootPool {
+    entries_in_ram!(exchange_alone);
+
+    fn alloc(&self, _level: Level) -> Option<Pa> {
+        self.take()
+    }
+
+    fn free(&self, _table: Pa, _level: Level, _proof: &Synced) {}
+
+    fn count(&self, table: Pa) -> u32 {
+        self.counts.of(table).load(Ordering::Relaxed) as u32
+    }
+
+    fn add_count(&self, table: Pa, by: i32) {
+        let count = self.counts.of(table);
+        let now = count.load(Ordering::Relaxed);
+        count.store(now.wrapping_add(by as i64 as u64), Ordering::Relaxed);
     }
 }
 
@@ -227,5 +308,26 @@ mod tests {
         pool.add_count(pages[0], 5);
         pool.add_count(pages[0], -2);
         assert_eq!(pool.count(pages[0]), 3);
+    }
+
+    #[test]
+    fn the_boot_pe_has_pages_without_exclusive_accesses() {
+        phys::fake::install(0x10_0000, 0x10_0000);
+        let region = Region::new(0x10_0000, 0x4000).unwrap();
+        // SAFETY: the fake memory is this test's.
+        unsafe { phys::write(0x10_1000, 7u64) };
+        // SAFETY: as above.
+        let pool = &unsafe { BootPool::new(region, 0x1000) };
+        let pages: arrayvec::ArrayVec<Pa, 4> = core::iter::from_fn(|| pool.take()).collect();
+        let bases = [0x10_0000, 0x10_1000, 0x10_2000].map(Pa::new);
+        assert_eq!(*pages, bases, "4 pages less the counts");
+        let table = pool.locate(pages[1]);
+        assert_eq!(pool.load(table, 0), 0, "zeroed");
+        assert_eq!(pool.cas(table, 0, 1, 2), Err(0));
+        assert_eq!(pool.cas(table, 0, 0, 2), Ok(()));
+        assert_eq!(pool.load(table, 0), 2);
+        pool.add_count(pages[2], 5);
+        pool.add_count(pages[2], -2);
+        assert_eq!((pool.count(pages[2]), pool.count(pages[1])), (3, 0));
     }
 }

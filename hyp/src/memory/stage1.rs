@@ -8,7 +8,7 @@
 use pgtable::{El2Attrs, El2Config, El2Geometry, El2Map, El2Range, Errata, Pa, Va};
 
 use super::maintenance;
-use super::pool::Pool;
+use super::pool::BootPool;
 use super::region::{Region, Regions};
 use crate::errors::errors;
 use crate::features::{Features, GranuleSupport};
@@ -104,9 +104,9 @@ pub fn build(
     parts: Parts<'_, impl Iterator<Item = Region>>,
     geometry: El2Geometry,
     mut pe: maintenance::Pe,
-    pool: &'static Pool,
+    pool: &BootPool,
 ) -> Result<Regime, MapError> {
-    let root = pool.take_root(1).ok_or(MapError::Pool)?;
+    let root = pool.take().ok_or(MapError::Pool)?;
     let mut map = El2Map::new(geometry, root, pool).map_err(|_| MapError::Root)?;
     let granule = geometry.shape().granule().page_size();
     let mut add = |region: Region, attrs: El2Attrs| {

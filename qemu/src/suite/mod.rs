@@ -13,6 +13,7 @@ pub mod boots;
 pub mod call;
 pub mod console;
 pub mod devices;
+pub mod early;
 pub mod log;
 pub mod native;
 pub mod nightly;
@@ -352,6 +353,7 @@ pub fn all(workspace: &Workspace, tier: Tier) -> Vec<Case> {
     cases.extend(trees::cases());
     cases.extend(placement::cases());
     cases.extend(pages::cases());
+    cases.extend(early::cases());
     cases.extend(matrix::cases(tier));
     cases.extend(matrix::faults::cases());
     tiers::settle(&mut cases);

@@ -78,6 +78,7 @@ impl Board {
         self.cpus(&mut w)?;
 
         let node = w.begin_node("psci")?;
+        w.property_string("compatible", "arm,psci-1.0")?;
         w.property_string("method", "smc")?;
         w.end_node(node)?;
         let node = w.begin_node("timer")?;
@@ -223,7 +224,7 @@ fn boards_that_say_it_differently_are_understood_alike() {
                 hyp_timer: 26
             }
         );
-        assert!(!m.psci_by_hvc);
+        assert_eq!(m.psci, Some(Conduit::Smc));
     }
 }
 
@@ -452,6 +453,32 @@ proptest! {
 }
 
 #[test]
+fn psci_is_found_by_what_it_is_called_and_must_be_called_by_smc() {
+    let psci = |compatible: &'static [u8], method: &'static [u8]| {
+        let tree = Tree::with_ram().node("firmware", |t| {
+            t.node("psci", |t| {
+                t.bytes("compatible", compatible).bytes("method", method)
+            })
+        });
+        machine(&tree.finish()).expect("a machine").psci
+    };
+    for compatible in [&b"arm,psci-0.2\0"[..], b"arm,psci-1.0\0arm,psci\0"] {
+        assert_eq!(psci(compatible, b"smc\0"), Some(Conduit::Smc));
+        assert_eq!(psci(compatible, b"hvc\0"), Some(Conduit::Hvc));
+        assert_eq!(psci(compatible, b"none\0"), None);
+    }
+    // The numbers of its functions are its own.
+    assert_eq!(psci(b"arm,psci\0", b"smc\0"), None);
+    for method in ["hvc", "none"] {
+        let mut tree = VIRT.tree();
+        let at = (tree.windows(4).position(|w| w == b"smc\0")).expect("it is there");
+        tree[at..at + 3].copy_from_slice(&method.as_bytes()[..3]);
+        let refused = machine(&tree).expect("a machine").check();
+        assert!(matches!(refused, Err(TreeError::NoPsci)), "{refused:?}");
+    }
+}
+
+#[test]
 fn texts_that_are_none_are_as_if_not_there() {
     let tree = Tree::with_ram()
         .node("chosen", |t| {
@@ -463,11 +490,14 @@ fn texts_that_are_none_are_as_if_not_there() {
             t.bytes("device_type", b"memory\xff\0")
                 .numbers("reg", &[0x5000_0000, 0x1000])
         })
-        .node("psci", |t| t.bytes("method", b"\xff\0"));
+        .node("psci", |t| {
+            t.bytes("compatible", b"arm,psci-1.0\0")
+                .bytes("method", b"\xff\0")
+        });
     let machine = machine(&tree.finish()).expect("a machine");
     assert_eq!(machine.console.map(|uart| uart.base()), Some(0x900_0000));
     assert_eq!(machine.settings.granule, None);
-    assert!(!machine.psci_by_hvc);
+    assert_eq!(machine.psci, None);
     assert_eq!(ranges(&machine.memory), [(0x4000_0000, 0x5000_0000)]);
 }
 

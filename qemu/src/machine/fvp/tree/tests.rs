@@ -1,6 +1,6 @@
 use dtoolkit::fdt::Fdt;
 use dtoolkit::{Node, Property};
-use hyp::boot::tree::{Machine, Steps};
+use hyp::boot::tree::{Conduit, Machine, Steps};
 use hyp::memory::region::Region;
 
 use super::super::parts::{self, BUNDLE};
@@ -66,7 +66,7 @@ fn the_hypervisor_finds_all_that_it_needs() {
         assert_eq!(machine.initrd, Some(region(BUNDLE, 3 << 20)));
         assert_eq!(machine.console, Some(region(0x1c09_0000, 0x1000)));
         assert_eq!(machine.uart, Some(region(0x1c0a_0000, 0x1000)));
-        assert!(!machine.psci_by_hvc);
+        assert!(machine.psci == Some(Conduit::Smc));
         let gic = &machine.gic;
         assert_eq!(gic.distributor, region(0x2f00_0000, 0x1_0000));
         assert_eq!(gic.redistributors[..], [region(0x2f10_0000, 0x20_0000)]);
