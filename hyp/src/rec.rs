@@ -19,6 +19,7 @@ use arm64::frame::{FpState, Gprs};
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::cpu::context::{El1, Exception, VirtualTimer, leave_el2};
+use crate::cpu::debug::Debug;
 use crate::cpu::gic::VirtualInterface;
 use crate::cpu::inject;
 use crate::kicks::Kicks;
@@ -59,6 +60,8 @@ pub struct VcpuState {
     pub index: usize,
     /// EL1's system registers.
     pub el1: El1,
+    /// Its breakpoints and watchpoints.
+    pub debug: Debug,
     /// FP/SIMD registers, when no PE holds them.
     pub fp: FpState,
     /// PE that last loaded `fp`.
@@ -212,6 +215,7 @@ impl Rec {
                 gprs: Gprs::reset(0),
                 index,
                 el1: El1::reset(),
+                debug: Debug::RESET,
                 fp: FpState::ZERO,
                 fp_pe: NO_PE,
                 vtimer: VirtualTimer::default(),
@@ -269,6 +273,7 @@ impl VcpuState {
         self.gprs = Gprs::reset(pc);
         self.gprs.x[0] = context;
         self.el1 = El1::reset();
+        self.debug = Debug::RESET;
         self.fp = FpState::ZERO;
         self.fp_pe = NO_PE;
         self.vtimer = VirtualTimer::default();
@@ -298,6 +303,23 @@ impl VcpuState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_vcpu_that_is_turned_on_has_no_breakpoints_of_before() {
+        use arm64::regs::{DBGBCR0_EL1, MDSCR_EL1, OSLAR_EL1, OSLSR_EL1};
+        let mut rec = Rec::new(0, 0, 0, 4);
+        let state = rec.state.get_mut();
+        let locked = state.debug.read(OSLSR_EL1::ENCODING);
+        state.debug.write(OSLAR_EL1::ENCODING, 0);
+        for register in [DBGBCR0_EL1::ENCODING, MDSCR_EL1::ENCODING] {
+            state.debug.write(register, 1);
+            assert_eq!(state.debug.read(register), 1);
+        }
+        state.reset(0x4000_0000, 0);
+        assert_eq!(state.debug.read(DBGBCR0_EL1::ENCODING), 0);
+        assert_eq!(state.debug.read(MDSCR_EL1::ENCODING), 0);
+        assert_eq!(state.debug.read(OSLSR_EL1::ENCODING), locked);
+    }
 
     #[test]
     fn the_physical_timer_follows_the_manual() {

@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod context;
+pub mod debug;
 pub mod dying;
 pub mod fault;
 pub mod gic;

@@ -3,8 +3,7 @@
 use arm64::bits;
 use arm64::regs::{
     ACTLR_EL1, CNTP_CTL_EL0, CNTP_CVAL_EL0, CNTP_TVAL_EL0, CNTPCT_EL0, FAR_EL2, ICC_ASGI1R_EL1,
-    ICC_DIR_EL1, ICC_SGI0R_EL1, ICC_SGI1R_EL1, ICC_SRE_EL1, ICH_VMCR_EL2, MDSCR_EL1, OSLSR_EL1,
-    SCTLR_EL1, TCR_EL1,
+    ICC_DIR_EL1, ICC_SGI0R_EL1, ICC_SGI1R_EL1, ICC_SRE_EL1, ICH_VMCR_EL2, SCTLR_EL1, TCR_EL1,
 };
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -342,16 +341,10 @@ fn read(vcpu: &RunningVcpu<'_>, state: &VcpuState, register: Sysreg) -> Option<u
         CNTP_CTL_EL0::ENCODING => state.ptimer.read_ctl(CNTPCT_EL0.get()),
         CNTP_CVAL_EL0::ENCODING => state.ptimer.cval,
         CNTP_TVAL_EL0::ENCODING => state.ptimer.cval.wrapping_sub(CNTPCT_EL0.get()) & 0xffff_ffff,
-        MDSCR_EL1::ENCODING => MDSCR_EL1.get(),
-        OSLSR_EL1::ENCODING => bits!(OSLSR_EL1: OSLM_1),
-        r if r.is_debug() => 0,
+        r if r.is_debug() => state.debug.read(r),
         _ => return None,
     })
 }
-
-/// MDSCR_EL1 bits that a guest may set: single step, which needs nothing but
-/// PSTATE, of EL1 by itself too, and access of EL0 to the (empty) debug channel.
-const MDSCR: u64 = bits!(MDSCR_EL1: SS, KDE, TDCC);
 
 /// A trapped MSR: false for a register that the guest does not have.
 fn write(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, register: Sysreg, value: u64) -> bool {
@@ -377,10 +370,9 @@ fn write(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, register: Sysreg, va
             state.ptimer.cval = CNTPCT_EL0.get().wrapping_add(ticks);
             vcpu.physical_timer(state);
         }
-        MDSCR_EL1::ENCODING => MDSCR_EL1.set(value & MDSCR),
         TCR_EL1::ENCODING => errata::set_tcr(value),
         ACTLR_EL1::ENCODING | ICC_SRE_EL1::ENCODING => {}
-        r if r.is_debug() => {}
+        r if r.is_debug() => state.debug.write(r, value),
         _ => return false,
     }
     true

@@ -64,6 +64,7 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
         },
         trap,
     );
+    state.debug.load(state.el1.mdscr);
     if realm.host_lrs {
         host_lrs::load(cpu, state);
     }

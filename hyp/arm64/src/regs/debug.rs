@@ -5,6 +5,10 @@ super::registers! {
     DBGBVR0_EL1 2 0 0 0 4 [r w] "breakpoint 0, value";
     DBGBCR0_EL1 2 0 0 0 5 [r w] "breakpoint 0, control";
     DBGWVR0_EL1 2 0 0 0 6 [r w] "watchpoint 0, value";
+    DBGWCR0_EL1 2 0 0 0 7 [r w] "watchpoint 0, control";
+    DBGBVR1_EL1 2 0 0 1 4 [r w] "breakpoint 1, value";
+    DBGBCR1_EL1 2 0 0 1 5 [r w] "breakpoint 1, control";
+    DBGWVR1_EL1 2 0 0 1 6 [r w] "watchpoint 1, value";
     DBGWCR1_EL1 2 0 0 1 7 [r w] "watchpoint 1, control";
     OSLAR_EL1 2 0 1 0 4 [w] "OS lock, to write", cpu;
     OSLSR_EL1 2 0 1 1 4 [r] "OS lock, to read", ours;

@@ -2,9 +2,8 @@
 //! what is kept over exits.
 
 use arm64::regs::{
-    ACTLR_EL1, CPACR_EL1, DBGBCR0_EL1, DBGBVR0_EL1, DBGWCR1_EL1, DBGWVR0_EL1, ID_AA64DFR0_EL1,
-    ID_AA64MMFR0_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, ID_AA64SMFR0_EL1, ID_AA64ZFR0_EL1,
-    OSDLR_EL1, OSLAR_EL1, OSLSR_EL1,
+    ACTLR_EL1, CPACR_EL1, ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1,
+    ID_AA64SMFR0_EL1, ID_AA64ZFR0_EL1,
 };
 use arm64::sysreg::sysreg;
 use core::arch::asm;
@@ -98,33 +97,6 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
         suite.check(name, right, format_args!("{met:x?}"));
     }
     instr::irq_on();
-
-    // Debug: there, and dead.
-    let dead = exception::probe(|| {
-        set(DBGBVR0_EL1, 0x4000_0000);
-        set(DBGBCR0_EL1, 0x1e5);
-        set(DBGWVR0_EL1, 0x4000_0000);
-        let dead = [
-            DBGBVR0_EL1.get(),
-            DBGBCR0_EL1.get(),
-            DBGWVR0_EL1.get(),
-            DBGWCR1_EL1.get(),
-        ];
-        set(OSLAR_EL1, 0);
-        set(OSDLR_EL1, 0);
-        dead
-    });
-    suite.check(
-        "debug/raz-wi",
-        dead == Ok([0; 4]),
-        format_args!("{dead:x?}"),
-    );
-    let lock = exception::probe(|| OSLSR_EL1.get());
-    suite.check(
-        "debug/oslsr",
-        lock.is_ok_and(|lock| lock & 2 == 0),
-        format_args!("{lock:x?}"),
-    );
 
     // Cache maintenance and TLB maintenance are the guest's own affair.
     let own = exception::probe(|| {

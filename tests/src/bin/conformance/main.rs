@@ -11,6 +11,8 @@ mod behind;
 #[cfg(target_os = "none")]
 mod cpu_features;
 #[cfg(target_os = "none")]
+mod debug;
+#[cfg(target_os = "none")]
 mod gic;
 #[cfg(target_os = "none")]
 mod irq;
@@ -58,12 +60,14 @@ mod image {
         crate::behind::checks(&mut suite);
         crate::sequence::checks(&mut suite);
         crate::step::checks(&mut suite);
+        crate::debug::checks(&mut suite, bare);
         crate::cpu_features::checks(&mut suite, bare);
         if cpu::count() > 1 {
             crate::psci::other_cpus(&mut suite, bare);
             crate::gic::other_cpus(&mut suite);
             crate::timer::other_cpus(&mut suite);
             crate::memory::other_cpus(&mut suite);
+            crate::debug::other_cpus(&mut suite);
             crate::cpu_features::other_cpus(&mut suite);
         }
         if cpu::count() > 2 {

@@ -1,0 +1,203 @@
+//! A guest's self-hosted debug (DDI0487, D2): its two breakpoints and two watchpoints,
+//! what it sets of MDSCR_EL1, and its OS lock. All of it is trapped (MDCR_EL2.TDA and
+//! TDOSA). The PE's own registers hold a vCPU's from when it is entered with its
+//! debug exceptions on (MDSCR_EL1.MDE) until another's is: nobody reads them, and they
+//! match for nobody else, for MDE is clear of a vCPU that uses none, and of the host. At
+//! EL2 they raise nothing, as exceptions that were for EL1 (MDCR_EL2.TDE is clear).
+
+use arm64::bits;
+use arm64::regs::{
+    DBGBCR0_EL1, DBGBCR1_EL1, DBGBVR0_EL1, DBGBVR1_EL1, DBGWCR0_EL1, DBGWCR1_EL1, DBGWVR0_EL1,
+    DBGWVR1_EL1, MDSCR_EL1, OSLAR_EL1, OSLSR_EL1,
+};
+use arm64::sysreg::Sysreg;
+
+/// MDSCR_EL1 bits that a guest may set: single step, debug exceptions of EL1 to
+/// itself, breakpoints and watchpoints, and traps of EL0 from the (empty) debug channel.
+const MDSCR: u64 = bits!(MDSCR_EL1: SS, KDE, MDE, TDCC);
+
+/// DBGBCR_EL1 but what matches a context or links to one that does (BT, LBN): E, PMC,
+/// BAS, HMC, SSC.
+const BREAKPOINT: u64 = 0xe1e7;
+
+/// DBGWCR_EL1 but what links (WT, LBN): E, PAC, LSC, BAS, HMC, SSC, MASK.
+const WATCHPOINT: u64 = 0x1f00_ffff;
+
+/// A vCPU's debug registers.
+#[derive(Clone, Debug)]
+pub struct Debug {
+    mdscr: u64,
+    locked: bool,
+    breakpoints: [Comparator; 2],
+    watchpoints: [Comparator; 2],
+}
+
+/// A breakpoint or watchpoint: its value and its control.
+type Comparator = [u64; 2];
+
+impl Debug {
+    /// Out of reset: the OS lock is locked, and nothing matches.
+    pub const RESET: Self = Self {
+        mdscr: 0,
+        locked: true,
+        breakpoints: [[0; 2]; 2],
+        watchpoints: [[0; 2]; 2],
+    };
+
+    /// What a register of debug reads; those that are not there are zero.
+    pub fn read(&self, register: Sysreg) -> u64 {
+        match register {
+            MDSCR_EL1::ENCODING => self.mdscr,
+            OSLSR_EL1::ENCODING => {
+                bits!(OSLSR_EL1: OSLM_1) | u64::from(self.locked) << OSLSR_EL1::OSLK.shift
+            }
+            _ => match place(register) {
+                Some((true, n, part)) => self.watchpoints[n][part],
+                Some((false, n, part)) => self.breakpoints[n][part],
+                None => 0,
+            },
+        }
+    }
+
+    /// Writes one, on the PE that the vCPU runs on.
+    pub fn write(&mut self, register: Sysreg, value: u64) {
+        match register {
+            MDSCR_EL1::ENCODING => self.mdscr = value & MDSCR,
+            OSLAR_EL1::ENCODING => self.locked = value & 1 != 0,
+            _ => match place(register) {
+                Some((true, n, part)) => {
+                    self.watchpoints[n][part] = value & [!0b11, WATCHPOINT][part];
+                }
+                Some((false, n, part)) => {
+                    self.breakpoints[n][part] = value & [!0b11, BREAKPOINT][part];
+                }
+                None => return,
+            },
+        }
+        // While it is locked no debug exception is taken.
+        let unlocked = if self.locked {
+            bits!(MDSCR_EL1: TDCC)
+        } else {
+            !0
+        };
+        MDSCR_EL1.set(self.mdscr & unlocked);
+        self.load(self.mdscr & unlocked);
+    }
+
+    /// Has them match, on a vCPU that runs with this MDSCR_EL1.
+    #[inline(always)]
+    pub fn load(&self, mdscr: u64) {
+        if mdscr & bits!(MDSCR_EL1: MDE) != 0 {
+            self.match_here();
+        }
+    }
+
+    #[cold]
+    fn match_here(&self) {
+        let [[value, control], [other, others]] = self.breakpoints;
+        DBGBVR0_EL1.set(value);
+        DBGBCR0_EL1.set(control);
+        DBGBVR1_EL1.set(other);
+        DBGBCR1_EL1.set(others);
+        let [[value, control], [other, others]] = self.watchpoints;
+        DBGWVR0_EL1.set(value);
+        DBGWCR0_EL1.set(control);
+        DBGWVR1_EL1.set(other);
+        DBGWCR1_EL1.set(others);
+    }
+}
+
+/// Whether it is a watchpoint's, which one's, and whether its value (0) or its control
+/// (1): Op0 2, Op1 0, CRn 0, CRm its number, Op2 4 to 7.
+fn place(register: Sysreg) -> Option<(bool, usize, usize)> {
+    let (n, part) = (register.crm() as usize, register.op2() as usize);
+    let is_one = register.op0() == 2 && register.op1() == 0 && register.crn() == 0;
+    (is_one && n < 2 && part >= 4).then_some((part >= 6, n, part & 1))
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use arm64::recording::{self, Event};
+    use arm64::sysreg::sysreg;
+    use std::vec::Vec;
+
+    const MDE: u64 = bits!(MDSCR_EL1: MDE);
+
+    /// What the PE's registers were written with.
+    fn written(what: impl FnOnce()) -> Vec<(&'static str, u64)> {
+        let msr = |event: &Event| match event {
+            Event::Msr(name, value) => Some((*name, *value)),
+            _ => None,
+        };
+        recording::of(what).iter().filter_map(msr).collect()
+    }
+
+    #[test]
+    fn a_guest_sets_what_its_two_of_each_have_and_no_more() {
+        let mut debug = Debug::RESET;
+        for (op2, kept) in [(4, !0b11), (5, 0xe1e7), (6, !0b11), (7, 0x1f00_ffff)] {
+            for n in 0..16 {
+                let register = sysreg(2, 0, 0, n, op2);
+                debug.write(register, u64::MAX);
+                assert_eq!(debug.read(register), if n < 2 { kept } else { 0 });
+            }
+        }
+        debug.write(MDSCR_EL1::ENCODING, u64::MAX);
+        let all = bits!(MDSCR_EL1: SS, KDE, MDE, TDCC);
+        assert_eq!(debug.read(MDSCR_EL1::ENCODING), all);
+        // Whose CRn or Op1 is another.
+        for other in [
+            sysreg(2, 0, 1, 0, 4),
+            sysreg(2, 3, 0, 0, 4),
+            sysreg(2, 0, 7, 8, 6),
+        ] {
+            debug.write(other, 0);
+            assert_eq!(debug.read(other), 0);
+        }
+        assert_eq!(debug.read(DBGBVR0_EL1::ENCODING), !0b11);
+    }
+
+    #[test]
+    fn they_are_the_pes_only_while_debug_exceptions_are_on() {
+        let mut debug = Debug::RESET;
+        let mut write = |register, value| written(|| debug.write(register, value));
+        // Out of reset the OS lock is locked.
+        assert_eq!(write(MDSCR_EL1::ENCODING, MDE | 1), [("MDSCR_EL1", 0)]);
+        assert_eq!(write(DBGBVR1_EL1::ENCODING, 0x8000), [("MDSCR_EL1", 0)]);
+        let open = write(OSLAR_EL1::ENCODING, 0);
+        assert_eq!(open[0], ("MDSCR_EL1", MDE | 1));
+        assert_eq!(open.len(), 9, "and all of them: {open:x?}");
+        assert!(open.contains(&("DBGBVR1_EL1", 0x8000)));
+        let more = write(DBGWCR0_EL1::ENCODING, 0xff);
+        assert!(more.contains(&("DBGWCR0_EL1", 0xff)), "{more:x?}");
+        assert_eq!(write(OSLAR_EL1::ENCODING, 1), [("MDSCR_EL1", 0)]);
+        assert_eq!(write(MDSCR_EL1::ENCODING, 1), [("MDSCR_EL1", 0)]);
+        assert_eq!(write(OSLAR_EL1::ENCODING, 0), [("MDSCR_EL1", 1)]);
+    }
+
+    #[test]
+    fn each_register_gets_its_own_when_the_vcpu_is_entered() {
+        let debug = Debug {
+            breakpoints: [[4, 5], [6, 7]],
+            watchpoints: [[8, 9], [10, 11]],
+            ..Debug::RESET
+        };
+        assert_eq!(written(|| debug.load(!MDE)), []);
+        let mut all = written(|| debug.load(MDE));
+        all.sort_unstable_by_key(|(_, value)| *value);
+        let names = [
+            "DBGBVR0_EL1",
+            "DBGBCR0_EL1",
+            "DBGBVR1_EL1",
+            "DBGBCR1_EL1",
+            "DBGWVR0_EL1",
+            "DBGWCR0_EL1",
+            "DBGWVR1_EL1",
+            "DBGWCR1_EL1",
+        ];
+        let expected: Vec<_> = names.into_iter().zip(4..).collect();
+        assert_eq!(all, expected);
+    }
+}
