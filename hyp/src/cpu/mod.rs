@@ -300,6 +300,13 @@ impl Cpu {
         instr::isb();
     }
 
+    /// Has the guest's WFI trap until the host has been there.
+    pub fn trap_wfi(&self) {
+        // SAFETY: one trap more of the guest that has just left the PE.
+        unsafe { steer_hcr(self.errata, HCR_EL2.get() | bits!(HCR_EL2: TWI)) };
+        instr::isb();
+    }
+
     /// Takes the PE back from a guest for the host, saving the guest's state.
     pub fn switch_to_host(&mut self, guest: SavedState<'_>) {
         let features = self.features;

@@ -188,14 +188,20 @@ fn abort_exit(vcpu: &RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome, ipa:
 
 /// WFI or WFE that the host had trapped.
 fn wait(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome) -> Next {
-    state.gprs.step_over(esr);
+    let wfe = esr.0 & 1 != 0;
     if !vcpu.realm.host_lrs {
         vcpu.fold(state);
-        let wfe = esr.0 & 1 != 0;
         if !wfe && vcpu.deliverable() {
+            state.gprs.step_over(esr);
             return Next::Enter;
         }
+        if !wfe && state.call_host_at.is_some() {
+            // The host is about to be called: now, as the guest has nothing to do. It
+            // waits after that.
+            return Next::Exit(Record::new(ExitReason::Irq));
+        }
     }
+    state.gprs.step_over(esr);
     let mut record = Record {
         esr: confidential::of_wait(vcpu.realm, esr),
         ..Record::new(ExitReason::Sync)

@@ -233,6 +233,11 @@ impl RunningVcpu<'_> {
             state.call_host_at = Some(now.saturating_add(ticks));
             state.gprs.host_is_called = true;
             set_cnthp(state, state.ptimer.level(now));
+            // What calls the host would end a wait of the guest's before its time. A host
+            // with list registers of its own is told of waits as it asks.
+            if !self.realm.host_lrs {
+                self.cpu.trap_wfi();
+            }
         }
     }
 

@@ -178,6 +178,31 @@ pub fn cases() -> Vec<Case> {
             },
         ));
     }
+    cases.push(Case::new("tests/units-bare", |context| {
+        let program = build::program(&context.workspace, "units")?;
+        let called = Call::bare(context)
+            .args(["--bare", "--initrd", "none", "--smp", "2"])
+            .args(["--append", "bare", "--kernel"])
+            .args([program])
+            .call()?;
+        all_passed(called)
+    }));
+    for (name, options) in [
+        ("smp1", ["--smp", "1", "--mode", "plain", "--granule", "4k"]),
+        ("smp8", ["--smp", "8", "--mode", "plain", "--granule", "4k"]),
+        (
+            "protected",
+            ["--smp", "2", "--mode", "protected", "--granule", "64k"],
+        ),
+        (
+            "realm",
+            ["--smp", "2", "--mode", "realm", "--granule", "4k"],
+        ),
+    ] {
+        cases.push(Case::new(format!("tests/units-{name}"), move |context| {
+            all_passed(guest(context, "units", &options)?)
+        }));
+    }
     for (how, words, frame) in [
         (
             "panic",
