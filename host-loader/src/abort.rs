@@ -9,6 +9,7 @@ use crate::asks;
 use crate::console::Console;
 use crate::device::bus::{self, Joined, PAGE};
 use crate::device::flash::erased;
+use crate::device::transport;
 use crate::emulate::execute::{Abort, By, Nowhere, Place, Space};
 use crate::emulate::state::Cpu;
 use crate::emulate::walk::{self, Access, Kind, Miss, Tables};
@@ -318,6 +319,7 @@ impl Space for View<'_> {
             }
             Device::Flash(devices) => Ok(devices.lock().read(ipa, size)),
             Device::Erased => Ok(erased(size)),
+            Device::Transports(offset) => Ok(bus::read_piece(offset, size, transport::read)),
         }
     }
 
@@ -334,7 +336,7 @@ impl Space for View<'_> {
                 }
             }
             Device::Flash(devices) => devices.lock().write(ipa, size, value),
-            Device::Erased => {}
+            Device::Erased | Device::Transports(_) => {}
         }
         Ok(())
     }
@@ -353,6 +355,8 @@ enum Device<'a> {
     Flash(&'a Mutex<Devices>),
     /// Erased, and not to be written.
     Erased,
+    /// The virtio transports, from this offset.
+    Transports(u64),
 }
 
 impl<'a> Device<'a> {
@@ -365,6 +369,9 @@ impl<'a> Device<'a> {
         }
         if map::UART.contains(&ipa) {
             return Some(Self::Uart(ipa - map::UART.start));
+        }
+        if map::TRANSPORTS.contains(&ipa) {
+            return Some(Self::Transports(ipa - map::TRANSPORTS.start));
         }
         match &guest.flash {
             Some(devices) => Devices::have(ipa).then_some(Self::Flash(devices)),
@@ -404,6 +411,11 @@ pub fn device_read(guest: &Guest, ipa: u64, size: u64) -> Option<u64> {
             }
         }
         Device::Erased => return Some(erased(size)),
+        Device::Transports(offset) => {
+            for (at, bytes) in bus::pieces(offset, size) {
+                joined.add(bus::read_piece(offset + at, bytes, transport::read), bytes);
+            }
+        }
     }
     Some(joined.value(size))
 }
@@ -435,7 +447,7 @@ pub fn device_write(guest: &Guest, ipa: u64, size: u64, value: u64) -> Written {
             }
             Written::Done
         }
-        Some(Device::Erased) => Written::Done,
+        Some(Device::Erased | Device::Transports(_)) => Written::Done,
         None => Written::Nowhere,
     }
 }

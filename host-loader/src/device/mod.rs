@@ -5,3 +5,4 @@ pub mod clock;
 pub mod flash;
 pub mod owed;
 pub mod pl011;
+pub mod transport;

@@ -15,6 +15,8 @@ pub const GICR_STRIDE: u64 = 0x2_0000;
 pub const UART: Range<u64> = 0x0900_0000..0x0900_1000;
 /// The UART's interrupt, an SPI number.
 pub const UART_SPI: u32 = 1;
+/// The virtio transports, all empty.
+pub const TRANSPORTS: Range<u64> = 0x0a00_0000..0x0a00_4000;
 /// The first flash bank: the program of a guest that starts from it.
 pub const FLASH_CODE: Range<u64> = 0..0x0400_0000;
 /// The second flash bank, where firmware keeps its variables. A guest that starts from

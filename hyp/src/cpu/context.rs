@@ -1,6 +1,7 @@
 //! What a lower exception level has in EL1's registers and timers, and the way
 //! to it and back.
 
+use arm64::bits;
 use arm64::frame::Gprs;
 use arm64::instr;
 use arm64::regs::*;
@@ -115,8 +116,10 @@ impl El1 {
         }
     }
 
-    /// SCTLR_EL1 out of reset: RES1 of an Armv8.0 CPU, MMU and caches off.
-    pub const SCTLR_RESET: u64 = 0x30d0_0800;
+    /// SCTLR_EL1 out of reset: RES1 of an Armv8.0 CPU, MMU and caches off, SP aligned;
+    /// WFI, WFE and AArch32's barriers are EL0's to use, where the reset value is the
+    /// implementation's own.
+    pub const SCTLR_RESET: u64 = 0x30d0_0800 | bits!(SCTLR_EL1: SA, SA0, CP15BEN, nTWI, nTWE);
 
     /// As a CPU comes out of reset.
     pub fn reset() -> Self {

@@ -10,7 +10,7 @@ use rmi::run::ExitReason;
 use super::record::{Next, Record};
 use super::vcpu::RunningVcpu;
 use crate::cpu::inject;
-use crate::realm::Realm;
+use crate::realm::{Mode, Realm};
 use crate::rec::{Pending, VcpuState};
 
 /// ESR_EL2 of an abort that is not emulated: EC, SET, FnV, EA, DFSC.
@@ -63,7 +63,7 @@ pub fn abort(vcpu: &RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome, ipa: 
     if !esr.fault().is_translation() && realm.is_protected(ipa) {
         // Its memory is its to use in any way, so what is left is an error of the
         // machine's. The host is told that there was one, not where.
-        inject::external_abort(&mut state.gprs, as_taken(esr), FAR_EL2.get());
+        inject::external_abort(&mut state.gprs, as_taken(realm, esr), FAR_EL2.get());
         return Next::Exit(Record {
             esr: esr.0 & OF_ABORT,
             ..Record::new(ExitReason::Sync)
@@ -75,12 +75,12 @@ pub fn abort(vcpu: &RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome, ipa: 
         true => answers(realm, ipa),
         // What the host can write is not executed.
         false if outside || fetches => Answers::Guest,
-        false => return shared(state, esr, ipa),
+        false => return shared(realm, state, esr, ipa),
     };
     match who {
         Answers::Memory => Next::Enter,
         Answers::Guest => {
-            inject::external_abort(&mut state.gprs, as_taken(esr), FAR_EL2.get());
+            inject::external_abort(&mut state.gprs, as_taken(realm, esr), FAR_EL2.get());
             Next::Enter
         }
         Answers::Host => Next::Exit(Record {
@@ -92,7 +92,7 @@ pub fn abort(vcpu: &RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome, ipa: 
 }
 
 /// An access to the half that the guest shares: the host's to emulate.
-fn shared(state: &mut VcpuState, esr: Syndrome, ipa: u64) -> Next {
+fn shared(realm: &Realm, state: &mut VcpuState, esr: Syndrome, ipa: u64) -> Next {
     let esr = if state.gprs.pstate & AARCH32 != 0 {
         esr.without_access()
     } else {
@@ -100,9 +100,9 @@ fn shared(state: &mut VcpuState, esr: Syndrome, ipa: u64) -> Next {
     };
     let emulatable = esr.is_emulatable();
     state.pending = if emulatable {
-        Pending::Mmio(as_taken(esr), FAR_EL2.get())
+        Pending::Mmio(as_taken(realm, esr), FAR_EL2.get())
     } else {
-        Pending::Abort(as_taken(esr), FAR_EL2.get())
+        Pending::Abort(as_taken(realm, esr), FAR_EL2.get())
     };
     let mut record = Record {
         esr: esr.0 & if emulatable { OF_ACCESS } else { OF_ABORT },
@@ -122,9 +122,15 @@ fn shared(state: &mut VcpuState, esr: Syndrome, ipa: u64) -> Next {
     Next::Exit(record)
 }
 
-/// An abort that a realm takes as an external one has EA set (DEN0137 1.0, RVKNJW).
-const fn as_taken(esr: Syndrome) -> Syndrome {
-    Syndrome(esr.0 | Syndrome::EA)
+/// An abort that a realm takes as an external one has EA set (DEN0137 1.0, RVKNJW). In
+/// others the bit, the implementation's own, is as QEMU's CPUs have it.
+fn as_taken(realm: &Realm, esr: Syndrome) -> Syndrome {
+    let ea = if realm.mode == Mode::Realm {
+        Syndrome::EA
+    } else {
+        0
+    };
+    Syndrome(esr.0 | ea)
 }
 
 /// The syndrome of a WFI or WFE, as the host is told of it.

@@ -33,8 +33,8 @@ mod image {
     use tests::bare::{asm as instr, code, cpu, exception, machine, mmu};
     use tests::println;
 
-    /// A virtio transport of QEMU's virt machine.
-    const HOLE: u64 = 0x0a00_0000;
+    /// fw_cfg of QEMU's virt machine.
+    const HOLE: u64 = 0x0902_0000;
     const BEYOND: u64 = 0xf000_0000;
     /// Identification of the UART.
     const ID: u64 = 0xfe0;

@@ -61,6 +61,17 @@ fn sea_of_empty_has_ea() {
     }
 }
 
+/// On QEMU's CPUs the bit is clear, and a guest that is no realm need not tell them apart.
+#[test]
+fn sea_of_a_guest_that_is_no_realm_is_as_on_qemu() {
+    let mut h = Host::new(Granule::K4, 16 << 20);
+    h.realm_of(RealmFlags::PROTECTED);
+    h.rec(0, REC);
+    assert!(matches!(exception(&mut h, ABORT, RAM), Next::Enter));
+    let taken = recording::get(ESR_EL1);
+    assert_eq!((taken & 0x3f, taken >> 9 & 1), (0x10, 0));
+}
+
 #[test]
 fn sea_of_the_hosts_has_ea() {
     let mut h = machine();

@@ -263,7 +263,7 @@ pub fn other_cpus(suite: &mut Suite<Console>) {
     suite.check("power/others-on", on, "not all");
     GO.store(1, Ordering::SeqCst);
     cpu::eventually(|| DONE.load(Ordering::SeqCst) as usize == cpu::count() - 1);
-    delay(500);
+    delay(50);
     suite.equal("power/gone", CAME_BACK.load(Ordering::SeqCst).into(), 0);
     let off = mpidrs.iter().all(|mpidr| affinity_info(*mpidr) == 1);
     suite.check("power/gone-are-off", off, "not all");
@@ -282,10 +282,15 @@ fn began(suite: &mut Suite<Console>) {
         from,
     );
     suite.check("power/begins", on == 0, on);
-    delay(20);
     let off = cpu::eventually(|| affinity_info(machine::get().mpidrs[1]) == 1);
     suite.check("power/begins-and-goes", off, "it is on");
     clean(from, from + 128);
+    // MMU and caches off; SP aligned, and CP15BEN, nTWI and nTWE set.
+    suite.equal(
+        "power/begins-with-sctlr",
+        BEGAN.0[1].load(Ordering::SeqCst) & 0x5_103d,
+        0x5_0038,
+    );
     for (name, word) in [
         "",
         "sctlr",
