@@ -23,7 +23,7 @@ const SAYS: &str = "What is said";
 pub struct Boot {
     /// A guest of the catalogue: see `cargo qemu guests`
     #[arg(long, value_name = "NAME", default_value = "debian13")]
-    #[arg(conflicts_with_all = ["kernel", "guests", "bundle"])]
+    #[arg(conflicts_with_all = ["kernel", "initrd", "guests", "bundle"])]
     #[arg(help_heading = WHAT)]
     pub guest: String,
 

@@ -168,6 +168,16 @@ fn any_input() -> Vec<Case> {
             ensure!(!called.stdout.contains("-append"), "{}", called.stdout);
             Ok(())
         }),
+        Case::new("runner/initrd-of-a-catalogue-guest", |context| {
+            // Clap asks for no --kernel where --guest rules it out.
+            Call::bare(context)
+                .args(["--bare", "--dry-run", "--guest", "debian13"])
+                .args(["--initrd", "initrd"])
+                .call()?
+                .ended(125)?
+                .tells(&["--guest", "--initrd"])?;
+            Ok(())
+        }),
         Case::new("runner/cpu-without-el2", |context| {
             Call::run(context)?
                 .args(["--bundle", "none", "--cpu", "cortex-a15"])
