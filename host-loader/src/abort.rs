@@ -317,6 +317,7 @@ impl Space for View<'_> {
                 let read = |at| self.console.read(at);
                 Ok(bus::read_piece(offset, size, read))
             }
+            Device::Clock(offset) => Ok(self.guest.clock.read(offset, size)),
             Device::Flash(devices) => Ok(devices.lock().read(ipa, size)),
             Device::Erased => Ok(erased(size)),
             Device::Transports(offset) => Ok(bus::read_piece(offset, size, transport::read)),
@@ -335,6 +336,7 @@ impl Space for View<'_> {
                     self.console.write(at, value);
                 }
             }
+            Device::Clock(offset) => self.guest.clock.write(offset, size, value),
             Device::Flash(devices) => devices.lock().write(ipa, size, value),
             Device::Erased | Device::Transports(_) => {}
         }
@@ -351,7 +353,9 @@ impl Space for View<'_> {
 enum Device<'a> {
     /// The PL011, at this offset.
     Uart(u64),
-    /// Of a guest that starts from flash: where its variables are, or its clock.
+    /// The PL031, at this offset.
+    Clock(u64),
+    /// Of a guest that starts from flash.
     Flash(&'a Mutex<Devices>),
     /// Erased, and not to be written.
     Erased,
@@ -369,6 +373,9 @@ impl<'a> Device<'a> {
         }
         if map::UART.contains(&ipa) {
             return Some(Self::Uart(ipa - map::UART.start));
+        }
+        if map::CLOCK.contains(&ipa) {
+            return Some(Self::Clock(ipa - map::CLOCK.start));
         }
         if map::TRANSPORTS.contains(&ipa) {
             return Some(Self::Transports(ipa - map::TRANSPORTS.start));
@@ -404,6 +411,11 @@ pub fn device_read(guest: &Guest, ipa: u64, size: u64) -> Option<u64> {
                 joined.add(bus::read_piece(offset + at, bytes, read), bytes);
             }
         }
+        Device::Clock(offset) => {
+            for (at, bytes) in bus::pieces(offset, size) {
+                joined.add(guest.clock.read(offset + at, bytes), bytes);
+            }
+        }
         Device::Flash(devices) => {
             let devices = devices.lock();
             for (at, bytes) in bus::pieces(ipa, size) {
@@ -437,6 +449,12 @@ pub fn device_write(guest: &Guest, ipa: u64, size: u64, value: u64) -> Written {
                 for (at, value) in bus::writes_of_piece(offset + at, bytes, value >> (8 * at)) {
                     console.write(at, value);
                 }
+            }
+            Written::Done
+        }
+        Some(Device::Clock(offset)) => {
+            for (at, bytes) in bus::pieces(offset, size) {
+                guest.clock.write(offset + at, bytes, value >> (8 * at));
             }
             Written::Done
         }

@@ -19,7 +19,6 @@ use host_loader::gic::{Controller, GicError};
 use host_loader::granules::Granules;
 use host_loader::guest::build;
 use host_loader::guest::error::Refusal;
-use host_loader::guest::map;
 use host_loader::machine::{self, Cpu, Machine};
 use host_loader::pace::{Pace, at_once};
 use host_loader::platform::{Platform, Uart, boot_arguments};
@@ -117,12 +116,8 @@ fn boot(dtb: u64) -> Result<&'static Machine, BootError> {
         cpus.len(),
         bundle.guests.len()
     );
-    let asked = bundle
-        .guests
-        .iter()
-        .any(|guest| map::is_flash(guest.guest.load));
     // SAFETY: The registers are mapped as Device; nobody else reads them.
-    let time = unsafe { Time::of_machine(platform.clock.filter(|_| asked)) };
+    let time = unsafe { Time::of_machine(platform.clock) };
     let paces = bundle.guests.iter().map(|_| Pace::new()).collect();
     let seeds = Seeds::new(&platform.rng_seed);
     if seeds.next().is_none() {

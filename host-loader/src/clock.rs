@@ -20,10 +20,17 @@ impl Time {
     }
 
     /// The seconds since 1970.
-    pub fn now(&self) -> u32 {
+    pub fn now(&self) -> u64 {
         let ticks = CNTPCT_EL0.get().saturating_sub(self.counter);
         let since = ticks.checked_div(CNTFRQ_EL0.get()).unwrap_or(0);
-        self.seconds.wrapping_add(since as u32)
+        u64::from(self.seconds).saturating_add(since)
+    }
+
+    /// What the physical counter counts when it comes to be so many seconds after 1970.
+    pub fn counter_at(&self, seconds: u64) -> u64 {
+        let from = seconds.saturating_sub(self.seconds.into());
+        let ticks = from.saturating_mul(CNTFRQ_EL0.get());
+        self.counter.saturating_add(ticks)
     }
 
     /// That of the machine's PL031; 1970 without one.

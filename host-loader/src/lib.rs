@@ -52,6 +52,8 @@ pub mod turns;
 #[cfg(target_os = "none")]
 pub mod abort;
 #[cfg(target_os = "none")]
+pub mod alarm;
+#[cfg(target_os = "none")]
 pub mod asks;
 #[cfg(target_os = "none")]
 pub mod console;

@@ -7,6 +7,7 @@
 //! ([`crate::pace`]), which its CPU does between the turns of others and on the
 //! account of the vCPU that left.
 
+use crate::alarm::WallClock;
 use crate::console::{self, Console, PostedPage};
 use crate::guest::build::{self, Memory, Resources};
 use crate::guest::error::GuestError;
@@ -209,9 +210,13 @@ pub async fn create(
         vcpus,
         console: Mutex::new(console),
         posted,
-        flash: (memory.flash.as_ref()).map(|banks| {
-            Mutex::new(banks.devices(realm.stage2(), machine.features.fwb, machine.time))
-        }),
+        clock: WallClock::new(
+            memory.clock.clone(),
+            machine.time,
+            (realm.rd(), map::CLOCK_INTID),
+        ),
+        flash: (memory.flash.as_ref())
+            .map(|banks| Mutex::new(banks.devices(realm.stage2(), machine.features.fwb))),
         stop: AtomicU8::new(0),
         attached: AtomicUsize::new(cpus.len()),
         parts: Mutex::new(Some((realm, memory))),

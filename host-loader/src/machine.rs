@@ -59,7 +59,7 @@ pub struct Machine {
     pub seeds: Seeds,
     /// The CPUs, in the device tree's order.
     pub cpus: Vec<Cpu>,
-    /// What time it is, if a guest can ask.
+    /// What time it is.
     pub time: Time,
     /// The interrupt controller.
     pub gic: Mutex<Controller>,

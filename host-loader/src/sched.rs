@@ -12,6 +12,7 @@
 //! and ends the sleep. A vCPU that is off is tried again when its `starts` have
 //! moved since before the entry that found it off.
 
+use crate::alarm::{self, WallClock};
 use crate::arch::local;
 use crate::guest::handle::{Guest, Vcpu};
 use crate::life::{self, Job};
@@ -216,10 +217,32 @@ impl Schedule {
         true
     }
 
+    /// The next alarm of a guest's clock that is not due `now`; those that are have come.
+    fn alarm(&self, now: u64) -> Option<u64> {
+        if !alarm::is_any() {
+            return None;
+        }
+        let clocks = || {
+            self.slots
+                .iter()
+                .filter_map(Slot::held)
+                .map(|held| &held.guest.clock)
+        };
+        clocks()
+            .filter(|clock| clock.due() <= now)
+            .for_each(WallClock::look);
+        clocks()
+            .map(WallClock::due)
+            .min()
+            .filter(|due| *due != u64::MAX)
+    }
+
     /// Gives whoever's turn it is a turn, or sleeps.
     fn turn(&mut self) {
-        let choice = self.turns.choose(&mut self.slots, CNTPCT_EL0.get());
-        set_timer(choice.timer);
+        let now = CNTPCT_EL0.get();
+        let alarm = self.alarm(now);
+        let choice = self.turns.choose(&mut self.slots, now);
+        set_timer(choice.timer.into_iter().chain(alarm).min());
         let Some(at) = choice.next else {
             instr::dsb_sy();
             instr::wfi();

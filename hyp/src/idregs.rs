@@ -305,9 +305,18 @@ macro_rules! id_registers {
                 $($name::ENCODING => $name.get(),)*
                 _ => 0,
             };
-            masked(register, value)
+            masked(register, value | history(register))
         }
     };
+}
+
+/// ID_AA64MMFR1_EL1.ECBHB of a CPU that has FEAT_CSV2_3: branches of one context, and
+/// their history, steer none of another's, so none of a higher level's either. Lower
+/// levels are shown no such CSV2, which has registers, and know of it by this field.
+fn history(register: Sysreg) -> u64 {
+    let has =
+        register == ID_AA64MMFR1_EL1::ENCODING && ID_AA64PFR0_EL1.read(ID_AA64PFR0_EL1::CSV2) >= 3;
+    ID_AA64MMFR1_EL1::ECBHB.val(has.into()).value
 }
 
 id_registers! {
@@ -433,6 +442,23 @@ mod tests {
         a_cpu_has([0, 0, 0xf, 0, 1]);
         assert_eq!(common.add(stands(SAFE.0, SAFE.1)), Err(Unfit::Told("CSV2")));
         assert_eq!(told(), [1, 0, 0xf, 0, 1], "as before");
+    }
+
+    #[test]
+    fn who_is_shown_less_of_csv2_knows_of_branch_history_all_the_same() {
+        recording::reset();
+        for (csv2, ecbhb, told) in [(3, 0, 1), (2, 0, 0), (1, 1, 1), (0, 0, 0)] {
+            a_cpu_has([csv2, 0, 0, 0, ecbhb]);
+            let common = Common::default();
+            assert!(common.add(stands(SAFE.0, SAFE.1)).is_ok());
+            assert_eq!(common.tell(ID_AA64MMFR1_EL1::ENCODING, 48) >> 60, told);
+            let host = view(
+                ID_AA64MMFR1_EL1::ENCODING,
+                of_cpu(ID_AA64MMFR1_EL1::ENCODING),
+                48,
+            );
+            assert_eq!(host >> 60, told);
+        }
     }
 
     /// The host is told by the trap of its MRS, a guest by [`Common`].

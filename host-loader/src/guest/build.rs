@@ -11,11 +11,13 @@ use super::realm::{BuildContext, Kind, Realm, Rights, Shape};
 use super::shares;
 use super::{fdt, map};
 use crate::bundle::Bundle;
+use crate::device::clock::Clock;
 use crate::granules::Granules;
 use crate::image::stream::Unpacker;
 use crate::image::{self, GuestMemory, ImageError, Placed, RawPlace};
 use crate::pace::Pace;
 use crate::seed::{Seed, Seeds};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arm64::regs::CNTFRQ_EL0;
 use core::ops::Range;
@@ -30,6 +32,8 @@ pub struct Memory {
     pub ram: GuestRam,
     /// Its flash, if it starts from that.
     pub flash: Option<Banks>,
+    /// Its clock, which no reset sets.
+    pub clock: Arc<Mutex<Clock>>,
     /// The guest's device tree, which no reset changes; empty until the first
     /// start.
     tree: Vec<u8>,
@@ -106,6 +110,7 @@ pub fn allocate(config: &Located, resources: &Resources<'_>) -> Result<Memory, G
     Ok(Memory {
         ram,
         flash,
+        clock: Arc::default(),
         tree: Vec::new(),
     })
 }

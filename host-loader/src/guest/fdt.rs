@@ -42,6 +42,7 @@ const LEVEL_HIGH: u32 = 4;
 
 const GIC: u32 = 1;
 const CLOCK: u32 = 2;
+const FIRST_CPU: u32 = 3;
 
 fn strings(list: &[&str]) -> Vec<String> {
     list.iter().map(|s| String::from(*s)).collect()
@@ -111,9 +112,9 @@ pub fn write(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
     fdt.property_null("always-on")?;
     fdt.end_node(node)?;
 
-    uart_and_clock(&mut fdt, machine.devices_at)?;
+    uart_and_time(&mut fdt, machine.devices_at)?;
     if machine.flash {
-        flash_and_time(&mut fdt)?;
+        flash(&mut fdt)?;
     }
     interrupt_controller(&mut fdt, machine)?;
 
@@ -121,7 +122,7 @@ pub fn write(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
     fdt.finish()
 }
 
-fn uart_and_clock(fdt: &mut FdtWriter, at: u64) -> Result<(), Error> {
+fn uart_and_time(fdt: &mut FdtWriter, at: u64) -> Result<(), Error> {
     let node = fdt.begin_node("apb-pclk")?;
     fdt.property_string("compatible", "fixed-clock")?;
     fdt.property_u32("#clock-cells", 0)?;
@@ -136,24 +137,24 @@ fn uart_and_clock(fdt: &mut FdtWriter, at: u64) -> Result<(), Error> {
     fdt.property_array_u32("interrupts", &[SPI, map::UART_SPI, LEVEL_HIGH])?;
     fdt.property_array_u32("clocks", &[CLOCK, CLOCK])?;
     fdt.property_string_list("clock-names", strings(&["uartclk", "apb_pclk"]))?;
+    fdt.end_node(node)?;
+
+    let node = fdt.begin_node(&format!("pl031@{:x}", at + map::CLOCK.start))?;
+    fdt.property_string_list("compatible", strings(&["arm,pl031", "arm,primecell"]))?;
+    registers(fdt, at, &[map::CLOCK])?;
+    fdt.property_array_u32("interrupts", &[SPI, map::CLOCK_SPI, LEVEL_HIGH])?;
+    fdt.property_u32("clocks", CLOCK)?;
+    fdt.property_string("clock-names", "apb_pclk")?;
     fdt.end_node(node)
 }
 
 /// What a guest that starts from flash has besides.
-fn flash_and_time(fdt: &mut FdtWriter) -> Result<(), Error> {
+fn flash(fdt: &mut FdtWriter) -> Result<(), Error> {
     // The first bank takes no commands.
     let node = fdt.begin_node(&format!("flash@{:x}", map::FLASH.start))?;
     fdt.property_string("compatible", "cfi-flash")?;
     registers(fdt, 0, &[map::FLASH])?;
     fdt.property_u32("bank-width", 4)?;
-    fdt.end_node(node)?;
-
-    let node = fdt.begin_node(&format!("pl031@{:x}", map::CLOCK.start))?;
-    fdt.property_string_list("compatible", strings(&["arm,pl031", "arm,primecell"]))?;
-    registers(fdt, 0, &[map::CLOCK])?;
-    fdt.property_array_u32("interrupts", &[SPI, map::CLOCK_SPI, LEVEL_HIGH])?;
-    fdt.property_u32("clocks", CLOCK)?;
-    fdt.property_string("clock-names", "apb_pclk")?;
     fdt.end_node(node)
 }
 
@@ -216,7 +217,7 @@ fn cpus(fdt: &mut FdtWriter, mpidrs: &[u64]) -> Result<(), Error> {
     let wide = mpidrs.iter().any(|&mpidr| mpidr >> 32 != 0);
     fdt.property_u32("#address-cells", if wide { 2 } else { 1 })?;
     fdt.property_u32("#size-cells", 0)?;
-    for &mpidr in mpidrs {
+    for (&mpidr, phandle) in mpidrs.iter().zip(FIRST_CPU..) {
         let node = fdt.begin_node(&format!("cpu@{mpidr:x}"))?;
         fdt.property_string("device_type", "cpu")?;
         fdt.property_string("compatible", "arm,armv8")?;
@@ -226,8 +227,21 @@ fn cpus(fdt: &mut FdtWriter, mpidrs: &[u64]) -> Result<(), Error> {
             fdt.property_u32("reg", mpidr as u32)?;
         }
         fdt.property_string("enable-method", "psci")?;
+        fdt.property_phandle(phandle)?;
         fdt.end_node(node)?;
     }
+    // All are near to each other.
+    let map = fdt.begin_node("cpu-map")?;
+    let socket = fdt.begin_node("socket0")?;
+    let cluster = fdt.begin_node("cluster0")?;
+    for (n, phandle) in (0..mpidrs.len()).zip(FIRST_CPU..) {
+        let core = fdt.begin_node(&format!("core{n}"))?;
+        fdt.property_u32("cpu", phandle)?;
+        fdt.end_node(core)?;
+    }
+    fdt.end_node(cluster)?;
+    fdt.end_node(socket)?;
+    fdt.end_node(map)?;
     fdt.end_node(cpus)
 }
 

@@ -8,9 +8,6 @@ use super::map;
 use super::pieces::PIECE_SIZE;
 use super::ram::{Extent, GuestRam, Ram, Spot};
 use super::realm::Stage2;
-use crate::clock::Time;
-use crate::device::bus;
-use crate::device::clock::Clock;
 use crate::device::flash::{Cells, Flash, erased};
 use crate::granules::Granules;
 use crate::image::{self, GuestMemory};
@@ -27,8 +24,6 @@ pub struct Banks {
     /// The program's.
     pub code: GuestRam,
     variables: GuestRam,
-    /// No reset sets it.
-    clock: Arc<Mutex<Clock>>,
 }
 
 /// Bytes that the second bank keeps, from its begin on.
@@ -77,11 +72,7 @@ impl Banks {
         for at in variables.range().step_by(erased.len()) {
             variables.write(at, &erased);
         }
-        Ok(Some(Self {
-            code,
-            variables,
-            clock: Arc::default(),
-        }))
+        Ok(Some(Self { code, variables }))
     }
 
     /// Gives the memory back.
@@ -103,9 +94,9 @@ impl Banks {
         both.flat_map(|bank| bank.shared().extents().iter().copied())
     }
 
-    /// The devices that stand for it and beside it, as after a reset.
+    /// The devices that stand for it, as after a reset.
     /// `coherent`: all of the guest's accesses are cached (FEAT_S2FWB).
-    pub fn devices(&self, stage2: Stage2, coherent: bool, time: Time) -> Devices {
+    pub fn devices(&self, stage2: Stage2, coherent: bool) -> Devices {
         Devices {
             stage2,
             kept: self.variables.shared().extents().to_vec(),
@@ -115,8 +106,6 @@ impl Banks {
                 ram: self.variables.shared().clone(),
                 coherent,
             }),
-            clock: self.clock.clone(),
-            time,
         }
     }
 }
@@ -154,14 +143,12 @@ pub struct Devices {
     shown: bool,
     program: Arc<Ram>,
     variables: Flash<Kept>,
-    clock: Arc<Mutex<Clock>>,
-    time: Time,
 }
 
 impl Devices {
     /// Whether there is one of them.
     pub fn have(ipa: u64) -> bool {
-        [map::FLASH_CODE, map::FLASH, map::CLOCK]
+        [map::FLASH_CODE, map::FLASH]
             .iter()
             .any(|range| range.contains(&ipa))
     }
@@ -171,14 +158,8 @@ impl Devices {
         self.program.find(ipa, size)
     }
 
-    /// Reads 1, 2, 4 or 8 aligned bytes at `ipa`: of flash as they are, of the clock as
-    /// of a register.
+    /// Reads 1, 2, 4 or 8 aligned bytes at `ipa`.
     pub fn read(&self, ipa: u64, size: u64) -> u64 {
-        if map::CLOCK.contains(&ipa) {
-            let (clock, now) = (self.clock.lock(), self.time.now());
-            let offset = ipa - map::CLOCK.start;
-            return bus::read_piece(offset, size, |at| clock.read(at & !3, now));
-        }
         let Some(offset) = ipa.checked_sub(map::FLASH.start) else {
             let program = self.program_at(ipa, size);
             return program.map_or(erased(size), |at| at.load(size, true));
@@ -192,14 +173,6 @@ impl Devices {
 
     /// Writes them. What is written to the program is lost.
     pub fn write(&mut self, ipa: u64, size: u64, value: u64) {
-        if map::CLOCK.contains(&ipa) {
-            let (mut clock, now) = (self.clock.lock(), self.time.now());
-            let offset = ipa - map::CLOCK.start;
-            for (at, value) in bus::writes_of_piece(offset, size, value) {
-                clock.write(at & !3, value, now);
-            }
-            return;
-        }
         let Some(offset) = ipa.checked_sub(map::FLASH.start) else {
             return;
         };

@@ -5,6 +5,7 @@ use super::flash;
 use super::live::LiveRam;
 use super::ram::Spot;
 use super::realm::Realm;
+use crate::alarm::WallClock;
 use crate::console::{Console, PostedPage};
 use crate::logger;
 use alloc::sync::Arc;
@@ -78,6 +79,8 @@ pub struct Guest {
     /// The UART's page; under the console's lock, but for a look whether anything
     /// waits.
     pub posted: PostedPage,
+    /// Its clock.
+    pub clock: WallClock,
     /// The devices of one that starts from flash.
     pub flash: Option<Mutex<flash::Devices>>,
     /// A [`Stop`], or 0.

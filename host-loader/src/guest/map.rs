@@ -25,9 +25,9 @@ pub const FLASH: Range<u64> = 0x0400_0000..0x0800_0000;
 /// The part of it that firmware finds as memory.
 pub const FLASH_VARIABLES: Range<u64> = 0x0400_0000..0x0408_0000;
 
-/// The PL031 of a guest that starts from flash, modelled by the host.
+/// The PL031, modelled by the host.
 pub const CLOCK: Range<u64> = 0x0901_0000..0x0901_1000;
-/// Its interrupt, an SPI number; it never comes.
+/// Its interrupt, an SPI number.
 pub const CLOCK_SPI: u32 = 2;
 
 /// Whether a program that is loaded there starts from flash.
@@ -39,6 +39,8 @@ pub fn is_flash(load: Option<u64>) -> bool {
 pub const FIRST_SPI: u32 = 32;
 /// The UART's interrupt.
 pub const UART_INTID: u32 = FIRST_SPI + UART_SPI;
+/// The clock's.
+pub const CLOCK_INTID: u32 = FIRST_SPI + CLOCK_SPI;
 
 /// PPIs of the timers: secure physical, physical, virtual, hypervisor.
 pub const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];

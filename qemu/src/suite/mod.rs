@@ -30,6 +30,7 @@ pub mod shares;
 pub mod source;
 pub mod stays_up;
 pub mod tiers;
+pub mod time;
 pub mod trees;
 pub mod tsm;
 
@@ -354,6 +355,7 @@ pub fn all(workspace: &Workspace, tier: Tier) -> Vec<Case> {
     cases.extend(placement::cases());
     cases.extend(pages::cases());
     cases.extend(early::cases());
+    cases.extend(time::cases());
     cases.extend(matrix::cases(tier));
     cases.extend(matrix::faults::cases());
     tiers::settle(&mut cases);
