@@ -166,6 +166,16 @@ impl Guest {
         matches!(self.origin, Origin::Linux { .. } | Origin::Tiny { .. })
     }
 
+    /// Whether it can find that it is a realm: Linux does from 6.13 on, and Debian's
+    /// releases stay with what they came with.
+    pub fn knows_realms(&self) -> bool {
+        match self.origin {
+            Origin::Linux { release, .. } => !matches!(release, "bookworm" | "trixie"),
+            Origin::Firmware { .. } => false,
+            Origin::Tiny { .. } | Origin::Ours { .. } => true,
+        }
+    }
+
     /// What to do where a tiny kernel is not there: building takes too long to be
     /// begun unasked.
     pub fn not_built(&self) -> String {

@@ -344,6 +344,13 @@ impl<'a> Wants<'a> {
                 guest.name
             );
         }
+        if boot.mode == Mode::Realm && !guest.knows_realms() {
+            bail!(
+                "guest `{}` knows nothing of realms (Linux does from 6.13), and would not \
+                 find its devices: use --guest debian-backports, or --mode protected",
+                guest.name
+            );
+        }
         let kernel = match guest.origin {
             Origin::Ours { program } => build::program(workspace, program)?,
             Origin::Linux { .. } | Origin::Tiny { .. } | Origin::Firmware { .. } => {

@@ -140,7 +140,7 @@ fn told_by_the_runner() -> Vec<Case> {
             },
         ));
     }
-    let simple: [(&str, &[&str], &[&str]); 13] = [
+    let simple: [(&str, &[&str], &[&str]); 14] = [
         (
             "kernel-is-a-device",
             &["--kernel", "/dev/zero"],
@@ -175,6 +175,11 @@ fn told_by_the_runner() -> Vec<Case> {
             "protected-firmware",
             &["--guest", "u-boot", "--mode", "protected"],
             &["u-boot", "protected guest", "--mode plain"],
+        ),
+        (
+            "realm-of-an-older-linux",
+            &["--guest", "debian13", "--mode", "realm"],
+            &["debian13", "realms", "--guest debian-backports"],
         ),
         // What is said is what is allowed, and not of another machine.
         (
