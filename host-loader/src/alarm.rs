@@ -4,10 +4,10 @@
 use crate::clock::Time;
 use crate::device::bus;
 use crate::device::clock::Clock;
-use crate::gic;
 use crate::rmi_call;
 use alloc::sync::Arc;
-use arm64::regs::affinity;
+use arm64::instr;
+use arm64::regs::{CNTP_CTL_EL0, CNTP_CVAL_EL0};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use spin::Mutex;
 
@@ -18,6 +18,16 @@ static ARMED: AtomicUsize = AtomicUsize::new(0);
 #[inline]
 pub fn is_any() -> bool {
     ARMED.load(Ordering::Acquire) != 0
+}
+
+/// Has this CPU's timer, which calls the host out of a guest, call by then.
+fn call_by(at: u64) {
+    let on = CNTP_CTL_EL0.get() & 1 != 0;
+    if at != u64::MAX && !(on && CNTP_CVAL_EL0.get() <= at) {
+        CNTP_CVAL_EL0.set(at);
+        CNTP_CTL_EL0.set(1);
+        instr::isb();
+    }
 }
 
 /// A guest's clock.
@@ -63,22 +73,21 @@ impl WallClock {
 
     /// Reads a piece of its registers.
     pub fn read(&self, offset: u64, size: u64) -> u64 {
-        let (device, now) = (self.device.lock(), self.time.now());
+        let (mut device, now) = (self.device.lock(), self.time.now());
+        device.pass(now);
+        self.settle(&device);
         bus::read_piece(offset, size, |at| device.read(at & !3, now))
     }
 
-    /// Writes one. This CPU is called, so that it chooses its turn anew.
+    /// Writes one. This CPU is called for its alarm at the latest when that is due.
     pub fn write(&self, offset: u64, size: u64, value: u64) {
         let mut device = self.device.lock();
         let now = self.time.now();
         for (at, value) in bus::writes_of_piece(offset, size, value) {
             device.write(at & !3, value, now);
         }
-        let before = self.due();
         self.settle(&device);
-        if self.due() < before {
-            gic::send(gic::CALL_SGI, affinity());
-        }
+        call_by(self.due());
     }
 
     fn set_due(&self, due: u64) {
@@ -95,10 +104,11 @@ impl WallClock {
         self.set_due(due.unwrap_or(u64::MAX));
         let level = device.line();
         let (rd, intid) = self.line;
-        if self.told.swap(level, Ordering::Relaxed) != level
-            && let Err(error) = rmi_call::set_spi(rd, intid, level)
-        {
-            log::error!("the interrupt of a guest's clock: {error}");
+        if self.told.load(Ordering::Relaxed) != level {
+            match rmi_call::set_spi(rd, intid, level) {
+                Ok(()) => self.told.store(level, Ordering::Relaxed),
+                Err(error) => log::error!("the interrupt of a guest's clock: {error}"),
+            }
         }
     }
 }

@@ -47,3 +47,23 @@ impl Time {
         Self::from_unix(seconds)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arm64::recording;
+
+    #[test]
+    fn a_second_begins_where_the_counter_says() {
+        recording::set(CNTFRQ_EL0, 1000);
+        recording::set(CNTPCT_EL0, 500);
+        let time = Time::from_unix(1_800_000_000);
+        assert_eq!(time.counter_at(1_800_000_003), 3500);
+        assert_eq!(time.counter_at(7), 500, "before it began");
+        for (count, seconds) in [(3499, 2), (3500, 3), (u64::MAX, (u64::MAX - 500) / 1000)] {
+            recording::set(CNTPCT_EL0, count);
+            assert_eq!(time.now(), 1_800_000_000 + seconds);
+        }
+        assert_eq!(time.counter_at(u64::MAX), u64::MAX);
+    }
+}

@@ -219,6 +219,25 @@ impl Bus {
     }
 }
 
+/// What a walk through the tree meets before it is known which of it is used.
+#[derive(Default)]
+struct Found {
+    uarts: Vec<Uart>,
+    /// PL031s, by address, and by which clock each goes, if the tree says so.
+    clocks: Vec<(u64, Option<u32>)>,
+    /// Clocks that nobody stops.
+    fixed: Vec<u32>,
+}
+
+impl Found {
+    /// The first PL031 that answers: not one whose clock somebody has to start.
+    fn clock(&self) -> Option<u64> {
+        let runs = |by: &u32| self.fixed.contains(by);
+        let mut clocks = self.clocks.iter();
+        clocks.find_map(|(at, by)| by.as_ref().is_none_or(runs).then_some(*at))
+    }
+}
+
 /// A node with all that is above it.
 struct Place<'a, 'b> {
     node: FdtNode<'a>,
@@ -336,20 +355,21 @@ impl Platform {
                 width = cells.and_then(|p| integer(p.value())).unwrap_or(3) as usize;
             }
         });
-        let mut uarts = Vec::new();
+        let mut found = Found::default();
         let mut failed = Ok(());
         visit(root, "", &mut Vec::new(), &mut |place| {
             if !usable(&place.node) {
                 return;
             }
-            if let Err(e) = platform.visit_node(place, width, &mut uarts)
+            if let Err(e) = platform.visit_node(place, width, &mut found)
                 && failed.is_ok()
             {
                 failed = Err(e);
             }
         });
         failed?;
-        platform.choose_uarts(&aliases, stdout.as_deref(), uarts);
+        platform.clock = found.clock();
+        platform.choose_uarts(&aliases, stdout.as_deref(), found.uarts);
         platform.check()
     }
 
@@ -357,7 +377,7 @@ impl Platform {
         &mut self,
         place: &Place<'_, '_>,
         width: usize,
-        uarts: &mut Vec<Uart>,
+        found: &mut Found,
     ) -> Result<(), PlatformError> {
         let (node, path) = (place.node, place.path);
         let device_type = node
@@ -395,7 +415,7 @@ impl Platform {
         if node.is_compatible("arm,pl011")
             && let Some(range) = place.registers()?.first()
         {
-            uarts.push(Uart {
+            found.uarts.push(Uart {
                 path: path.to_string(),
                 base: range.start,
                 intid: interrupt(node, 0, width),
@@ -404,7 +424,15 @@ impl Platform {
         if node.is_compatible("arm,pl031")
             && let Some(range) = place.registers()?.first()
         {
-            self.clock = Some(range.start);
+            let clocked = node.property("clocks");
+            let by = clocked.and_then(|p| cells(p.value()).next());
+            found.clocks.push((range.start, by));
+        }
+        if node.is_compatible("fixed-clock") {
+            let handle = node.property("phandle");
+            found
+                .fixed
+                .extend(handle.and_then(|p| cells(p.value()).next()));
         }
         if node.is_compatible("arm,armv8-timer") {
             let ours = [&mut self.timer_intid, &mut self.virtual_timer_intid];
@@ -448,6 +476,26 @@ impl Platform {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A clock that nobody has started may hang whoever reads it.
+    #[test]
+    fn the_first_clock_that_runs_by_itself_counts() {
+        let clock = |clocks: &[(u64, Option<u32>)], fixed: &[u32]| {
+            let found = Found {
+                clocks: clocks.to_vec(),
+                fixed: fixed.to_vec(),
+                ..Found::default()
+            };
+            found.clock()
+        };
+        assert_eq!(clock(&[], &[7]), None);
+        assert_eq!(
+            clock(&[(1, Some(6)), (2, Some(7)), (3, None)], &[7]),
+            Some(2)
+        );
+        assert_eq!(clock(&[(1, Some(6)), (3, None)], &[7]), Some(3));
+        assert_eq!(clock(&[(1, Some(6))], &[]), None);
+    }
 
     #[test]
     fn the_last_boot_argument_counts() {

@@ -4,7 +4,8 @@
 //! A CPU with one vCPU lets it wait for interrupts in hardware. A CPU with
 //! several traps WFI, gives each its share by the physical timer ([`crate::turns`]), and
 //! sleeps only when none can run; then the timer is set to the first of their
-//! deadlines, and EL2's kick signals interrupts that come before. All time is on
+//! deadlines, and EL2's kick signals interrupts that come before. Alarms of guests'
+//! clocks are deadlines too, whoever runs ([`crate::alarm`]). All time is on
 //! somebody's account: what passes between two turns, on that of the next.
 //!
 //! No wake-up is lost: interrupts are masked and acknowledged only at the head

@@ -54,8 +54,7 @@ table! {
     /// without SCXTNUM, Atomic without 128 bits, LRCPC to LRCPC2, CSSC without
     /// compare-and-branch, VARange without the 56 bits of 128-bit descriptors.
     /// HAFDBS is access flag and dirty state of leaves: tables' and the dirty log
-    /// need TCR2_EL1. Debug is v8.0, with 2 breakpoints and 2 watchpoints, which
-    /// read as zero.
+    /// need TCR2_EL1. Debug is v8.0, with 2 breakpoints and 2 watchpoints.
     TABLE =
     ID_AA64PFR0_EL1: EL0 AtMost(2), EL1 Fixed(1), FP Signed(1), AdvSIMD Signed(1),
         GIC Fixed(1), DIT AtMost(1), CSV2 AtMost(1), CSV3 AtMost(1);

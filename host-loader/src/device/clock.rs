@@ -66,9 +66,9 @@ impl Clock {
         }
     }
 
-    /// When it has to be told of the time, by the other clock.
-    pub const fn alarm(&self) -> Option<u64> {
-        self.alarm
+    /// When it has to be told of the time, by the other clock, for its interrupt.
+    pub fn alarm(&self) -> Option<u64> {
+        self.alarm.filter(|_| self.masked_in)
     }
 
     /// The level of its interrupt.
@@ -110,7 +110,10 @@ mod tests {
         let mut clock = Clock::default();
         let raw = |clock: &Clock| (clock.read(RIS, 0), clock.read(MIS, 0), clock.line());
         clock.write(MR, 1010, 1000);
+        assert_eq!(clock.alarm(), None, "nobody would hear of it");
+        clock.write(IMSC, 1, 1000);
         assert_eq!(clock.alarm(), Some(1010));
+        clock.write(IMSC, 0, 1000);
         clock.pass(1009);
         assert_eq!(raw(&clock), (0, 0, false));
         clock.pass(1010);

@@ -53,6 +53,8 @@ pub fn nearest(ipa: u64, ram: &Range<u64>) -> (&'static str, Range<u64>, bool) {
         ("GIC distributor", GICD),
         ("GIC redistributors", GICR),
         ("PL011", UART),
+        ("PL031", CLOCK),
+        ("virtio transports", TRANSPORTS),
         ("RAM", ram.clone()),
     ];
     let distance = |range: &Range<u64>| {

@@ -312,7 +312,7 @@ impl Machine {
                     let both = of("virt", 2).zip(of("hyp-phys", 3));
                     (self.gic.ppi.virtual_timer, self.gic.ppi.hyp_timer) = both.unwrap_or((0, 0));
                 }
-                "arm,psci-0.2" | "arm,psci-1.0" => {
+                "arm,psci-0.2" | "arm,psci-1.0" if self.psci.is_none() => {
                     let method = node.property("method");
                     self.psci = match method.as_ref().map(Property::value) {
                         Some(b"smc\0") => Some(Conduit::Smc),

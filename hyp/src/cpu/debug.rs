@@ -6,10 +6,7 @@
 //! EL2 they raise nothing, as exceptions that were for EL1 (MDCR_EL2.TDE is clear).
 
 use arm64::bits;
-use arm64::regs::{
-    DBGBCR0_EL1, DBGBCR1_EL1, DBGBVR0_EL1, DBGBVR1_EL1, DBGWCR0_EL1, DBGWCR1_EL1, DBGWVR0_EL1,
-    DBGWVR1_EL1, MDSCR_EL1, OSLAR_EL1, OSLSR_EL1,
-};
+use arm64::regs::*;
 use arm64::sysreg::Sysreg;
 
 /// MDSCR_EL1 bits that a guest may set: single step, debug exceptions of EL1 to
@@ -22,6 +19,46 @@ const BREAKPOINT: u64 = 0xe1e7;
 
 /// DBGWCR_EL1 but what links (WT, LBN): E, PAC, LSC, BAS, HMC, SSC, MASK.
 const WATCHPOINT: u64 = 0x1f00_ffff;
+
+/// BT, and WT: by what else than an address it matches. Such a one is never enabled.
+const KIND: u64 = 0xf << 20;
+const ENABLED: u64 = 1;
+
+/// Disables each comparator that this CPU has: what a reset or somebody else has left in
+/// them would match in a guest that has two of its own.
+pub fn begin() {
+    let has = ID_AA64DFR0_EL1.get();
+    let least = |field: Field<u64, ID_AA64DFR0_EL1::Register>| field.read(has);
+    let (breakpoints, watchpoints) = (least(ID_AA64DFR0_EL1::BRPs), least(ID_AA64DFR0_EL1::WRPs));
+    macro_rules! disable {
+        ($($n:literal $breakpoint:ident $watchpoint:ident)*) => {$(
+            if (0..=breakpoints).contains(&$n) {
+                $breakpoint.set(0);
+            }
+            if (0..=watchpoints).contains(&$n) {
+                $watchpoint.set(0);
+            }
+        )*};
+    }
+    disable!(
+        0 DBGBCR0_EL1 DBGWCR0_EL1
+        1 DBGBCR1_EL1 DBGWCR1_EL1
+        2 DBGBCR2_EL1 DBGWCR2_EL1
+        3 DBGBCR3_EL1 DBGWCR3_EL1
+        4 DBGBCR4_EL1 DBGWCR4_EL1
+        5 DBGBCR5_EL1 DBGWCR5_EL1
+        6 DBGBCR6_EL1 DBGWCR6_EL1
+        7 DBGBCR7_EL1 DBGWCR7_EL1
+        8 DBGBCR8_EL1 DBGWCR8_EL1
+        9 DBGBCR9_EL1 DBGWCR9_EL1
+        10 DBGBCR10_EL1 DBGWCR10_EL1
+        11 DBGBCR11_EL1 DBGWCR11_EL1
+        12 DBGBCR12_EL1 DBGWCR12_EL1
+        13 DBGBCR13_EL1 DBGWCR13_EL1
+        14 DBGBCR14_EL1 DBGWCR14_EL1
+        15 DBGBCR15_EL1 DBGWCR15_EL1
+    );
+}
 
 /// A vCPU's debug registers.
 #[derive(Clone, Debug)]
@@ -64,15 +101,18 @@ impl Debug {
         match register {
             MDSCR_EL1::ENCODING => self.mdscr = value & MDSCR,
             OSLAR_EL1::ENCODING => self.locked = value & 1 != 0,
-            _ => match place(register) {
-                Some((true, n, part)) => {
-                    self.watchpoints[n][part] = value & [!0b11, WATCHPOINT][part];
+            _ => {
+                let control = if value & KIND == 0 { !0 } else { !ENABLED };
+                match place(register) {
+                    Some((true, n, part)) => {
+                        self.watchpoints[n][part] = value & [!0b11, control & WATCHPOINT][part];
+                    }
+                    Some((false, n, part)) => {
+                        self.breakpoints[n][part] = value & [!0b11, control & BREAKPOINT][part];
+                    }
+                    None => return,
                 }
-                Some((false, n, part)) => {
-                    self.breakpoints[n][part] = value & [!0b11, BREAKPOINT][part];
-                }
-                None => return,
-            },
+            }
         }
         // While it is locked no debug exception is taken.
         let unlocked = if self.locked {
@@ -140,8 +180,16 @@ mod tests {
         for (op2, kept) in [(4, !0b11), (5, 0xe1e7), (6, !0b11), (7, 0x1f00_ffff)] {
             for n in 0..16 {
                 let register = sysreg(2, 0, 0, n, op2);
-                debug.write(register, u64::MAX);
+                debug.write(register, !KIND);
+                let kept = if op2 & 1 == 0 { kept & !KIND } else { kept };
                 assert_eq!(debug.read(register), if n < 2 { kept } else { 0 });
+                // What matches by more than an address stays off.
+                for kind in [1 << 20, 1 << 21, 1 << 23] {
+                    debug.write(register, !KIND | kind);
+                    let off = if op2 & 1 == 0 { kept | kind } else { kept & !1 };
+                    assert_eq!(debug.read(register), if n < 2 { off } else { 0 });
+                }
+                debug.write(register, !KIND);
             }
         }
         debug.write(MDSCR_EL1::ENCODING, u64::MAX);
@@ -156,7 +204,27 @@ mod tests {
             debug.write(other, 0);
             assert_eq!(debug.read(other), 0);
         }
-        assert_eq!(debug.read(DBGBVR0_EL1::ENCODING), !0b11);
+        assert_eq!(debug.read(DBGBVR0_EL1::ENCODING), !0b11 & !KIND);
+    }
+
+    #[test]
+    fn what_was_left_in_a_cpus_comparators_matches_nowhere() {
+        for (breakpoints, watchpoints) in [(1u64, 1u64), (5, 3), (15, 15)] {
+            recording::reset();
+            recording::set(ID_AA64DFR0_EL1, breakpoints << 12 | watchpoints << 20);
+            let mut all = written(begin);
+            all.sort_unstable();
+            let names =
+                |letter, last| (0..=last).map(move |n| std::format!("DBG{letter}CR{n}_EL1"));
+            let mut expected: Vec<_> = names('B', breakpoints)
+                .chain(names('W', watchpoints))
+                .collect();
+            expected.sort_unstable();
+            assert_eq!(all.len(), expected.len(), "{all:?}");
+            for ((name, value), expected) in all.iter().zip(&expected) {
+                assert_eq!((*name, *value), (expected.as_str(), 0));
+            }
+        }
     }
 
     #[test]

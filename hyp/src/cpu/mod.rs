@@ -137,6 +137,7 @@ impl Cpu {
         HSTR_EL2.set(0);
         // Locked by a reset, it keeps guests from stepping; what EL2 traps stays trapped.
         OSLAR_EL1.set(0);
+        debug::begin();
         // Whatever the firmware waited for.
         CNTHP_CTL_EL2.set(0);
         CNTVOFF_EL2.set(0);

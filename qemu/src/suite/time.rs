@@ -17,7 +17,8 @@ pub fn cases() -> Vec<Case> {
 /// The machine's clock is the guest's too, and calls it when it is asked to.
 fn time_of_day(context: &Context, mode: &str) -> Result<()> {
     const TASK: &str = "date +%Y-%m-%d; echo +2 >/sys/class/rtc/rtc0/wakealarm; \
-         while ! awk '/rtc-pl031/ { exit $2 + $3 != 1 }' /proc/interrupts; do sleep 1; done; \
+         until awk '/rtc-pl031/ && $2 + $3 == 1 { came = 1 } END { exit !came }' \
+             /proc/interrupts; do sleep 1; done; \
          cat /sys/devices/system/cpu/cpu1/topology/cluster_cpus";
     Call::run(context)?
         .args(["--mode", mode, "--smp", "2", "--exec", TASK])

@@ -467,6 +467,25 @@ fn psci_is_found_by_what_it_is_called_and_must_be_called_by_smc() {
         assert_eq!(psci(compatible, b"hvc\0"), Some(Conduit::Hvc));
         assert_eq!(psci(compatible, b"none\0"), None);
     }
+    // The first counts, of those that are there.
+    let nodes = Tree::with_ram()
+        .node("off", |t| {
+            t.bytes("compatible", b"arm,psci-1.0\0")
+                .bytes("method", b"hvc\0")
+                .bytes("status", b"disabled\0")
+        })
+        .node("psci", |t| {
+            t.bytes("compatible", b"arm,psci-1.0\0")
+                .bytes("method", b"smc\0")
+        })
+        .node("more", |t| {
+            t.bytes("compatible", b"arm,psci-1.0\0")
+                .bytes("method", b"hvc\0")
+        });
+    assert_eq!(
+        machine(&nodes.finish()).expect("a machine").psci,
+        Some(Conduit::Smc)
+    );
     // The numbers of its functions are its own.
     assert_eq!(psci(b"arm,psci\0", b"smc\0"), None);
     for method in ["hvc", "none"] {

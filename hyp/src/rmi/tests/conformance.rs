@@ -4,6 +4,7 @@ use super::*;
 use crate::guest::exits::synchronous;
 use crate::guest::record::{Next, Record};
 use crate::guest::vcpu::RunningVcpu;
+use ::rmi::run::ExitReason;
 use arm64::recording;
 use arm64::regs::*;
 
@@ -58,6 +59,23 @@ fn sea_of_empty_has_ea() {
         let taken = recording::get(ESR_EL1);
         assert_eq!(taken & 0x3f, 0x10);
         assert_eq!(taken >> 9 & 1, 1, "ESR_EL1 {taken:#x}: EA is clear");
+    }
+}
+
+/// What the guest has posted is the host's to take soon: a WFI has it come now, and the
+/// guest then waits in the same WFI. WFE is a hint, and ends.
+#[test]
+fn a_wait_begins_when_the_host_has_taken_what_was_posted() {
+    let mut h = machine();
+    let (wfi, wfe) = (0x01 << 26 | 1 << 25, 0x01 << 26 | 1 << 25 | 1);
+    for (esr, called, reason, pc) in [
+        (wfi, None, ExitReason::Sync, 0x1004),
+        (wfi, Some(0), ExitReason::Irq, 0x1000),
+        (wfe, Some(0), ExitReason::Sync, 0x1004),
+    ] {
+        vcpu(&h).call_host_at = called;
+        assert_eq!(told(&mut h, esr, 0).reason, reason as u64);
+        assert_eq!(vcpu(&h).gprs.pc, pc);
     }
 }
 
