@@ -118,3 +118,116 @@ impl Drop for WallClock {
         self.set_due(u64::MAX);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use alloc::boxed::Box;
+    use alloc::rc::Rc;
+    use alloc::vec::Vec;
+    use arm64::recording;
+    use arm64::regs::{CNTFRQ_EL0, CNTPCT_EL0};
+    use core::cell::{Cell, RefCell};
+    use rmi::vendor::Vendor;
+
+    const DR: u64 = 0;
+    const MR: u64 = 4;
+    const IMSC: u64 = 0x10;
+    const ICR: u64 = 0x1c;
+
+    /// The levels of interrupt 34 of the RD at 0x5000 that EL2 has been told, and whether
+    /// it refuses to be told.
+    #[derive(Clone, Default)]
+    struct El2 {
+        told: Rc<RefCell<Vec<bool>>>,
+        refuses: Rc<Cell<bool>>,
+    }
+
+    /// One tick of the counter a second, from 100 on.
+    fn clock(device: &Arc<Mutex<Clock>>) -> (WallClock, El2) {
+        recording::reset();
+        recording::set(CNTFRQ_EL0, 1);
+        recording::set(CNTPCT_EL0, 100);
+        let el2 = El2::default();
+        let el2s = el2.clone();
+        let line = |level: u64| {
+            Vendor::SetSpi {
+                rd: 0x5000,
+                intid: 34,
+                level,
+            }
+            .encode()
+        };
+        recording::answer_calls(Box::new(move |call| {
+            let level = [0, 1].map(line).iter().position(|of| of[..4] == call[..4]);
+            let level = level.expect("a call for this interrupt") == 1;
+            if el2s.refuses.get() {
+                return [1; 5];
+            }
+            el2s.told.borrow_mut().push(level);
+            [0; 5]
+        }));
+        let time = Time::from_unix(1000);
+        (WallClock::new(device.clone(), time, (0x5000, 34)), el2)
+    }
+
+    #[test]
+    fn an_alarm_is_told_once_when_it_is_due_and_once_when_it_is_cleared() {
+        let (clock, el2) = clock(&Arc::default());
+        assert_eq!(clock.read(DR, 4), 1000);
+        clock.write(MR, 4, 1010);
+        assert_eq!(clock.due(), u64::MAX, "it is masked");
+        clock.write(IMSC, 4, 1);
+        assert_eq!(clock.due(), 110);
+        assert!(is_any());
+        for (now, told) in [(109, 0), (110, 1), (111, 1)] {
+            recording::set(CNTPCT_EL0, now);
+            clock.look();
+            assert_eq!(el2.told.borrow().len(), told, "at {now}");
+        }
+        assert_eq!(clock.due(), u64::MAX);
+        clock.write(ICR, 4, 1);
+        assert_eq!(*el2.told.borrow(), [true, false]);
+    }
+
+    #[test]
+    fn what_el2_refused_is_told_again() {
+        let (clock, el2) = clock(&Arc::default());
+        el2.refuses.set(true);
+        clock.write(IMSC, 4, 1);
+        clock.write(MR, 4, 1000);
+        assert!(el2.told.borrow().is_empty());
+        el2.refuses.set(false);
+        clock.read(DR, 4);
+        assert_eq!(*el2.told.borrow(), [true]);
+    }
+
+    /// Its clock goes on over a reset, and the next realm hears of what has come.
+    #[test]
+    fn a_guest_that_begins_anew_is_told_of_what_has_come() {
+        let device = Arc::default();
+        let (before, el2) = clock(&device);
+        before.write(IMSC, 4, 1);
+        before.write(MR, 4, 1000);
+        assert_eq!(*el2.told.borrow(), [true]);
+        drop(before);
+        let (_clock, el2) = clock(&device);
+        assert_eq!(*el2.told.borrow(), [true]);
+    }
+
+    #[test]
+    fn who_sets_an_alarm_is_called_for_it_if_nothing_calls_before() {
+        let timer = || (CNTP_CTL_EL0.get(), CNTP_CVAL_EL0.get());
+        let (clock, _) = clock(&Arc::default());
+        clock.write(IMSC, 4, 1);
+        assert_eq!(timer(), (0, 0), "there is no alarm");
+        clock.write(MR, 4, 1010);
+        assert_eq!(timer(), (1, 110));
+        clock.write(MR, 4, 1020);
+        assert_eq!(timer(), (1, 110), "what was to come before still does");
+        recording::set(CNTP_CVAL_EL0, 115);
+        clock.write(MR, 4, 1012);
+        assert_eq!(timer(), (1, 112));
+    }
+}

@@ -32,6 +32,7 @@
 
 extern crate alloc;
 
+pub mod alarm;
 pub mod arch;
 pub mod bundle;
 pub mod clock;
@@ -51,8 +52,6 @@ pub mod turns;
 
 #[cfg(target_os = "none")]
 pub mod abort;
-#[cfg(target_os = "none")]
-pub mod alarm;
 #[cfg(target_os = "none")]
 pub mod asks;
 #[cfg(target_os = "none")]
