@@ -96,7 +96,7 @@ pub fn checks(suite: &mut Suite<Console>) {
     let took = (cpu::now() - from) * 10 / CNTFRQ_EL0.get();
     suite.check(
         "clock/ticks",
-        took >= 19,
+        took >= 10,
         format_args!("2 s in {took} tenths"),
     );
     suite.check(
