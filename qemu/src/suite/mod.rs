@@ -33,6 +33,7 @@ pub mod tiers;
 pub mod time;
 pub mod trees;
 pub mod tsm;
+pub mod units;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -356,6 +357,7 @@ pub fn all(workspace: &Workspace, tier: Tier) -> Vec<Case> {
     cases.extend(pages::cases());
     cases.extend(early::cases());
     cases.extend(time::cases());
+    cases.extend(units::cases());
     cases.extend(matrix::cases(tier));
     cases.extend(matrix::faults::cases());
     tiers::settle(&mut cases);

@@ -178,31 +178,6 @@ pub fn cases() -> Vec<Case> {
             },
         ));
     }
-    cases.push(Case::new("tests/units-bare", |context| {
-        let program = build::program(&context.workspace, "units")?;
-        let called = Call::bare(context)
-            .args(["--bare", "--initrd", "none", "--smp", "2"])
-            .args(["--append", "bare", "--kernel"])
-            .args([program])
-            .call()?;
-        all_passed(called)
-    }));
-    for (name, options) in [
-        ("smp1", ["--smp", "1", "--mode", "plain", "--granule", "4k"]),
-        ("smp8", ["--smp", "8", "--mode", "plain", "--granule", "4k"]),
-        (
-            "protected",
-            ["--smp", "2", "--mode", "protected", "--granule", "64k"],
-        ),
-        (
-            "realm",
-            ["--smp", "2", "--mode", "realm", "--granule", "4k"],
-        ),
-    ] {
-        cases.push(Case::new(format!("tests/units-{name}"), move |context| {
-            all_passed(guest(context, "units", &options)?)
-        }));
-    }
     for (how, words, frame) in [
         (
             "panic",
@@ -486,7 +461,7 @@ fn reported_once(called: &Called) -> Result<()> {
 }
 
 /// Runs a program as the one guest.
-fn guest(context: &Context, program: &str, options: &[&str]) -> Result<Called> {
+pub fn guest(context: &Context, program: &str, options: &[&str]) -> Result<Called> {
     let kernel = build::program(&context.workspace, program)?;
     Call::run(context)?
         .args(["--initrd", "none", "--kernel"])
@@ -559,7 +534,7 @@ fn tables(context: &Context, cpu: &str, smp: &str, options: &[&str]) -> Result<(
 }
 
 /// A program that counts its checks ended well, and none of them failed.
-fn all_passed(called: Called) -> Result<()> {
+pub fn all_passed(called: Called) -> Result<()> {
     // First which: the end of what it says may not hold it.
     failed_none(&called)?;
     called.ended(0)?.shows(&[" passed, 0 failed"])?;
