@@ -10,6 +10,34 @@ pub use arm64::regs::affinity as mpidr;
 use arm64::regs::{CurrentEL, Reg, Writable};
 use arm64::steering::Steering;
 
+/// Code that puts on the stack what a function keeps: X19 to X30. Behind it any register
+/// may change, but SP.
+#[macro_export]
+macro_rules! keep_registers {
+    () => {
+        "stp x29, x30, [sp, #-96]!
+        stp x19, x20, [sp, #16]
+        stp x21, x22, [sp, #32]
+        stp x23, x24, [sp, #48]
+        stp x25, x26, [sp, #64]
+        stp x27, x28, [sp, #80]"
+    };
+}
+
+/// Code that returns from that function.
+#[macro_export]
+macro_rules! return_with_registers {
+    () => {
+        "ldp x27, x28, [sp, #80]
+        ldp x25, x26, [sp, #64]
+        ldp x23, x24, [sp, #48]
+        ldp x21, x22, [sp, #32]
+        ldp x19, x20, [sp, #16]
+        ldp x29, x30, [sp], #96
+        ret"
+    };
+}
+
 /// Writes a register, then `isb`.
 pub fn set<T: Writable>(register: Reg<T>, value: u64) {
     register.set(value);

@@ -90,25 +90,14 @@ global_asm!(
     // stack while EL1 runs; the exception comes back to `el1_back`.
     ".global el1_enter",
     "el1_enter:",
-    "stp x29, x30, [sp, #-96]!",
-    "stp x19, x20, [sp, #16]",
-    "stp x21, x22, [sp, #32]",
-    "stp x23, x24, [sp, #48]",
-    "stp x25, x26, [sp, #64]",
-    "stp x27, x28, [sp, #80]",
+    tests::keep_registers!(),
     "msr elr_el2, x2",
     "msr spsr_el2, x3",
     "isb",
     "eret",
     ".global el1_back",
     "el1_back:",
-    "ldp x27, x28, [sp, #80]",
-    "ldp x25, x26, [sp, #64]",
-    "ldp x23, x24, [sp, #48]",
-    "ldp x21, x22, [sp, #32]",
-    "ldp x19, x20, [sp, #16]",
-    "ldp x29, x30, [sp], #96",
-    "ret",
+    tests::return_with_registers!(),
 );
 
 /// Where EL1's vectors are in its code.

@@ -38,12 +38,7 @@ global_asm!(
     "svc #7",
     ".global units_enter",
     "units_enter:",
-    "stp x29, x30, [sp, #-96]!",
-    "stp x19, x20, [sp, #16]",
-    "stp x21, x22, [sp, #32]",
-    "stp x23, x24, [sp, #48]",
-    "stp x25, x26, [sp, #64]",
-    "stp x27, x28, [sp, #80]",
+    tests::keep_registers!(),
     "msr elr_el1, x1",
     "msr spsr_el1, x2",
     "isb",
@@ -76,13 +71,7 @@ global_asm!(
     "eret",
     ".global units_back",
     "units_back:",
-    "ldp x27, x28, [sp, #80]",
-    "ldp x25, x26, [sp, #64]",
-    "ldp x23, x24, [sp, #48]",
-    "ldp x21, x22, [sp, #32]",
-    "ldp x19, x20, [sp, #16]",
-    "ldp x29, x30, [sp], #96",
-    "ret",
+    tests::return_with_registers!(),
 );
 
 unsafe extern "C" {
