@@ -13,50 +13,25 @@ use arm64::sysreg::Sysreg;
 /// itself, breakpoints and watchpoints, and traps of EL0 from the (empty) debug channel.
 const MDSCR: u64 = bits!(MDSCR_EL1: SS, KDE, MDE, TDCC);
 
-/// DBGBCR_EL1 but what matches a context or links to one that does (BT, LBN): E, PMC,
-/// BAS, HMC, SSC.
+/// What a guest may set of a value; of a breakpoint's control all but what matches a
+/// context or links to one that does (BT, LBN): E, PMC, BAS, HMC, SSC; of a watchpoint's
+/// all but what links (WT, LBN): E, PAC, LSC, BAS, HMC, SSC, MASK.
+const VALUE: u64 = !0b11;
 const BREAKPOINT: u64 = 0xe1e7;
-
-/// DBGWCR_EL1 but what links (WT, LBN): E, PAC, LSC, BAS, HMC, SSC, MASK.
 const WATCHPOINT: u64 = 0x1f00_ffff;
 
-/// BT, and WT: by what else than an address it matches. Such a one is never enabled.
+/// BT and WT of a control: by what else than an address it matches. Such a one is never
+/// enabled.
 const KIND: u64 = 0xf << 20;
 const ENABLED: u64 = 1;
 
 /// Disables each comparator that this CPU has: what a reset or somebody else has left in
 /// them would match in a guest that has two of its own.
 pub fn begin() {
-    let has = ID_AA64DFR0_EL1.get();
-    let least = |field: Field<u64, ID_AA64DFR0_EL1::Register>| field.read(has);
-    let (breakpoints, watchpoints) = (least(ID_AA64DFR0_EL1::BRPs), least(ID_AA64DFR0_EL1::WRPs));
-    macro_rules! disable {
-        ($($n:literal $breakpoint:ident $watchpoint:ident)*) => {$(
-            if (0..=breakpoints).contains(&$n) {
-                $breakpoint.set(0);
-            }
-            if (0..=watchpoints).contains(&$n) {
-                $watchpoint.set(0);
-            }
-        )*};
-    }
-    disable!(
-        0 DBGBCR0_EL1 DBGWCR0_EL1
-        1 DBGBCR1_EL1 DBGWCR1_EL1
-        2 DBGBCR2_EL1 DBGWCR2_EL1
-        3 DBGBCR3_EL1 DBGWCR3_EL1
-        4 DBGBCR4_EL1 DBGWCR4_EL1
-        5 DBGBCR5_EL1 DBGWCR5_EL1
-        6 DBGBCR6_EL1 DBGWCR6_EL1
-        7 DBGBCR7_EL1 DBGWCR7_EL1
-        8 DBGBCR8_EL1 DBGWCR8_EL1
-        9 DBGBCR9_EL1 DBGWCR9_EL1
-        10 DBGBCR10_EL1 DBGWCR10_EL1
-        11 DBGBCR11_EL1 DBGWCR11_EL1
-        12 DBGBCR12_EL1 DBGWCR12_EL1
-        13 DBGBCR13_EL1 DBGWCR13_EL1
-        14 DBGBCR14_EL1 DBGWCR14_EL1
-        15 DBGBCR15_EL1 DBGWCR15_EL1
+    let id = ID_AA64DFR0_EL1;
+    disable_comparators(
+        id.read(ID_AA64DFR0_EL1::BRPs),
+        id.read(ID_AA64DFR0_EL1::WRPs),
     );
 }
 
@@ -65,20 +40,21 @@ pub fn begin() {
 pub struct Debug {
     mdscr: u64,
     locked: bool,
-    breakpoints: [Comparator; 2],
-    watchpoints: [Comparator; 2],
+    /// Value and control of breakpoint 0, breakpoint 1, watchpoint 0 and watchpoint 1.
+    comparators: [u64; 8],
 }
 
-/// A breakpoint or watchpoint: its value and its control.
-type Comparator = [u64; 2];
+/// The bits that each has.
+const KEPT: [u64; 8] = [
+    VALUE, BREAKPOINT, VALUE, BREAKPOINT, VALUE, WATCHPOINT, VALUE, WATCHPOINT,
+];
 
 impl Debug {
     /// Out of reset: the OS lock is locked, and nothing matches.
     pub const RESET: Self = Self {
         mdscr: 0,
         locked: true,
-        breakpoints: [[0; 2]; 2],
-        watchpoints: [[0; 2]; 2],
+        comparators: [0; 8],
     };
 
     /// What a register of debug reads; those that are not there are zero.
@@ -88,11 +64,7 @@ impl Debug {
             OSLSR_EL1::ENCODING => {
                 bits!(OSLSR_EL1: OSLM_1) | u64::from(self.locked) << OSLSR_EL1::OSLK.shift
             }
-            _ => match place(register) {
-                Some((true, n, part)) => self.watchpoints[n][part],
-                Some((false, n, part)) => self.breakpoints[n][part],
-                None => 0,
-            },
+            _ => place(register).map_or(0, |at| self.comparators[at]),
         }
     }
 
@@ -102,16 +74,14 @@ impl Debug {
             MDSCR_EL1::ENCODING => self.mdscr = value & MDSCR,
             OSLAR_EL1::ENCODING => self.locked = value & 1 != 0,
             _ => {
-                let control = if value & KIND == 0 { !0 } else { !ENABLED };
-                match place(register) {
-                    Some((true, n, part)) => {
-                        self.watchpoints[n][part] = value & [!0b11, control & WATCHPOINT][part];
-                    }
-                    Some((false, n, part)) => {
-                        self.breakpoints[n][part] = value & [!0b11, control & BREAKPOINT][part];
-                    }
-                    None => return,
-                }
+                let Some(at) = place(register) else { return };
+                let is_control = at & 1 != 0;
+                let off = if is_control && value & KIND != 0 {
+                    ENABLED
+                } else {
+                    0
+                };
+                self.comparators[at] = value & KEPT[at] & !off;
             }
         }
         // While it is locked no debug exception is taken.
@@ -134,25 +104,24 @@ impl Debug {
 
     #[cold]
     fn match_here(&self) {
-        let [[value, control], [other, others]] = self.breakpoints;
-        DBGBVR0_EL1.set(value);
-        DBGBCR0_EL1.set(control);
-        DBGBVR1_EL1.set(other);
-        DBGBCR1_EL1.set(others);
-        let [[value, control], [other, others]] = self.watchpoints;
-        DBGWVR0_EL1.set(value);
-        DBGWCR0_EL1.set(control);
-        DBGWVR1_EL1.set(other);
-        DBGWCR1_EL1.set(others);
+        let [bvr0, bcr0, bvr1, bcr1, wvr0, wcr0, wvr1, wcr1] = self.comparators;
+        DBGBVR0_EL1.set(bvr0);
+        DBGBCR0_EL1.set(bcr0);
+        DBGBVR1_EL1.set(bvr1);
+        DBGBCR1_EL1.set(bcr1);
+        DBGWVR0_EL1.set(wvr0);
+        DBGWCR0_EL1.set(wcr0);
+        DBGWVR1_EL1.set(wvr1);
+        DBGWCR1_EL1.set(wcr1);
     }
 }
 
-/// Whether it is a watchpoint's, which one's, and whether its value (0) or its control
-/// (1): Op0 2, Op1 0, CRn 0, CRm its number, Op2 4 to 7.
-fn place(register: Sysreg) -> Option<(bool, usize, usize)> {
-    let (n, part) = (register.crm() as usize, register.op2() as usize);
+/// Where it stands among the comparators: Op0 2, Op1 0, CRn 0, CRm which of two, Op2 4
+/// and 5 a breakpoint's value and control, 6 and 7 a watchpoint's.
+fn place(register: Sysreg) -> Option<usize> {
+    let (n, op2) = (register.crm() as usize, register.op2() as usize);
     let is_one = register.op0() == 2 && register.op1() == 0 && register.crn() == 0;
-    (is_one && n < 2 && part >= 4).then_some((part >= 6, n, part & 1))
+    (is_one && n < 2 && op2 >= 4).then_some((op2 & 2) * 2 + n * 2 + (op2 & 1))
 }
 
 #[cfg(test)]
@@ -248,8 +217,7 @@ mod tests {
     #[test]
     fn each_register_gets_its_own_when_the_vcpu_is_entered() {
         let debug = Debug {
-            breakpoints: [[4, 5], [6, 7]],
-            watchpoints: [[8, 9], [10, 11]],
+            comparators: [4, 5, 6, 7, 8, 9, 10, 11],
             ..Debug::RESET
         };
         assert_eq!(written(|| debug.load(!MDE)), []);

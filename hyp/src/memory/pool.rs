@@ -271,6 +271,7 @@ impl TableMem for &BootPool {
         self.take()
     }
 
+    // Only who loses a race to link a page has one to give back.
     fn free(&self, _table: Pa, _level: Level, _proof: &Synced) {}
 
     fn count(&self, table: Pa) -> u32 {
