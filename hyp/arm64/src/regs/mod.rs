@@ -14,6 +14,7 @@ pub use tock_registers::fields::{Field, FieldValue};
 
 use crate::sysreg::Sysreg;
 
+mod comparators;
 mod debug;
 mod el1;
 mod el2;
@@ -21,6 +22,7 @@ mod gic;
 mod id;
 mod timer;
 
+pub use comparators::*;
 pub use debug::*;
 pub use el1::*;
 pub use el2::*;
@@ -215,6 +217,7 @@ mod tests {
     #[test]
     fn every_register_is_where_the_assembler_has_its_name() {
         let tables = [
+            comparators::ALL,
             debug::ALL,
             el1::ALL,
             el2::ALL,
