@@ -15,6 +15,7 @@
 //! | [`seed`] | randomness for guests |
 //! | [`clock`] | what time it is |
 //! | [`turns`] | whose turn it is on a CPU |
+//! | [`wait`] | when a vCPU's wait ends |
 //! | [`pace`] | long work in steps |
 //! | [`rmi_call`] | calls to EL2 |
 //! | [`logger`] | the log |
@@ -49,6 +50,7 @@ pub mod seed;
 pub mod trace;
 pub mod transcript;
 pub mod turns;
+pub mod wait;
 
 #[cfg(target_os = "none")]
 pub mod abort;

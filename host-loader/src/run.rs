@@ -6,6 +6,7 @@ use crate::guest::handle::{Guest, Stop};
 use crate::machine::Machine;
 use crate::rmi_call::{self, CallError};
 use crate::trace;
+use crate::wait;
 use arm64::syndrome::{Class, Syndrome};
 use core::fmt;
 use log::Level;
@@ -74,7 +75,7 @@ pub fn run(
                 }
                 // The guest executes it again, after whoever else has a turn.
                 Sync::Again => return Outcome::Interrupted,
-                Sync::Wait => return Outcome::Waits(deadline(exit)),
+                Sync::Wait => return Outcome::Waits(wait::ends_at(exit)),
                 Sync::Abort(Next::Enter | Next::Later) => {}
                 Sync::Abort(Next::External) => *pending = EnterFlags::INJECT_SEA,
                 Sync::Abort(Next::Stopped) => return Outcome::Stopping,
@@ -110,19 +111,6 @@ pub fn run(
             }
         }
     }
-}
-
-/// When a waiting vCPU's timers fire next, in ticks of the physical counter.
-fn deadline(exit: &RecExit) -> Option<u64> {
-    // CNTx_CTL: 0 enable, 1 mask.
-    let armed = |ctl: u64, cval: u64| (ctl & 3 == 1).then_some(cval);
-    [
-        armed(exit.cntv_ctl, exit.cntv_cval),
-        armed(exit.cntp_ctl, exit.cntp_cval),
-    ]
-    .into_iter()
-    .flatten()
-    .min()
 }
 
 enum Sync {
@@ -196,7 +184,7 @@ fn psci_call(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit) -> 
             None
         }
         Some(Psci::CpuOff) => Some(Outcome::Off),
-        Some(Psci::CpuSuspend { .. }) => Some(Outcome::Waits(deadline(exit))),
+        Some(Psci::CpuSuspend { .. }) => Some(Outcome::Waits(wait::ends_at(exit))),
         Some(Psci::SystemOff) => {
             machine.stop(guest, Stop::Off);
             Some(Outcome::Stopping)

@@ -25,7 +25,7 @@ use attest::{Attester, Generator};
 
 use crate::errata::{InForce, Walks, WorkAround, steer_hcr, trapped_writes};
 use crate::features::Features;
-use crate::idregs::Common;
+use crate::idregs::{Common, of_cpu};
 use crate::log::once::Once;
 use crate::memory::guarded::Look;
 use crate::speculation::Steps;
@@ -143,7 +143,9 @@ impl Cpu {
         CNTVOFF_EL2.set(0);
         VPIDR_EL2.set(MIDR_EL1.get());
         if features.hcx {
-            HCRX_EL2.set(0);
+            // Memory copies are for all where they are; what else there is has registers.
+            let mops = of_cpu(ID_AA64ISAR2_EL1::ENCODING) & bits!(ID_AA64ISAR2_EL1: MOPS);
+            HCRX_EL2.write(HCRX_EL2::MSCEn.val((mops != 0).into()));
         }
         if features.fgt > 0 {
             // No fine-grained traps, but those that errata need; the inverted bits

@@ -218,6 +218,18 @@ fn each_world_finds_its_deferred_error_and_its_keys() {
     assert_eq!((el1.vdisr, el1.keys[0], el1.keys[9]), (0, 0xcccc, 0xdddd));
 }
 
+/// FEAT_MOPS is for lower levels where the CPU has it; nothing else of HCRX_EL2 is.
+#[test]
+fn memory_copies_are_enabled_where_they_are() {
+    for (mops, hcrx) in [(0, 0), (1, 1 << 11), (15, 1 << 11)] {
+        recording::reset();
+        recording::set(ID_AA64ISAR2_EL1, mops << 16 | 0xffff);
+        recording::set(HCRX_EL2, u64::MAX);
+        fake::Host::with(pgtable::Granule::K4, 1 << 20, |f| f.hcx = true);
+        assert_eq!(recording::get(HCRX_EL2), hcrx, "MOPS {mops}");
+    }
+}
+
 /// FP/SIMD registers are reached where CPTR_EL2 has been opened and that is seen.
 #[test]
 fn fp_state_moves_while_its_trap_is_open() {
@@ -262,7 +274,7 @@ fn a_register_is_touched_where_its_feature_is() {
     let none = touched(|_| {});
     type Case = (fn(&mut crate::features::Features), &'static [&'static str]);
     let cases: [Case; 6] = [
-        (|f| f.hcx = true, &["HCRX_EL2"]),
+        (|f| f.hcx = true, &["HCRX_EL2", "ID_AA64ISAR2_EL1"]),
         (
             |f| f.fgt = 1,
             &[

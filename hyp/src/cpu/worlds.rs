@@ -42,8 +42,8 @@ pub enum Trap {
     Mdcr(u64),
     /// Bits of MDCR_EL2 that are clear.
     MdcrClear(u64),
-    /// HCRX_EL2 is zero.
-    HcrxZero,
+    /// HCRX_EL2 is zero, but for MSCEn.
+    HcrxClear,
     /// HFGRTR_EL2 and the like are zero: their inverted bits trap.
     FgtZero,
     /// CNTHCTL_EL2.EL1PCEN is clear.
@@ -87,7 +87,7 @@ const fn at(register: Sysreg) -> [u8; 5] {
 }
 
 use Fate::{El1, Emulated, Switched, Trapped};
-use Trap::{Cptr, FgtZero, Hcr, HcrClear, HcrxZero, Mdcr, MdcrClear, Mpam, Sre, Timer};
+use Trap::{Cptr, FgtZero, Hcr, HcrClear, HcrxClear, Mdcr, MdcrClear, Mpam, Sre, Timer};
 
 /// The program status goes by SPSR_EL2.
 const PSTATE: Fate = Switched("Gprs::pstate");
@@ -159,7 +159,7 @@ table! {
     Trapped(Cptr(bits!(CPTR_EL2: TSM))) =>
         "SMPRI_EL1, SMCR_EL1" [3 0 1 2 _],
         "SVCR" [3 3 4 2 2];
-    Trapped(HcrxZero) =>
+    Trapped(HcrxClear) =>
         "SCTLR2_EL1" [3 0 1 0 3],
         "TCR2_EL1" [3 0 2 0 3],
         "FPMR" [3 3 4 4 2];
@@ -223,7 +223,7 @@ pub fn is_set(trap: Trap) -> bool {
         Mdcr(bits) => MDCR & bits == bits,
         MdcrClear(bits) => MDCR & bits == 0,
         // Written with constants: `Cpu::new`, `Cpu::guest_traps`, `Gic::borrow`.
-        HcrxZero | FgtZero | Timer | Sre | Mpam => true,
+        HcrxClear | FgtZero | Timer | Sre | Mpam => true,
     }
 }
 
@@ -269,7 +269,7 @@ mod tests {
             Hcr(_) | HcrClear(_) => "HCR_EL2",
             Cptr(_) => "CPTR_EL2",
             Mdcr(_) | MdcrClear(_) => "MDCR_EL2",
-            HcrxZero => "HCRX_EL2",
+            HcrxClear => "HCRX_EL2",
             FgtZero => "HFGxTR_EL2",
             Timer => "CNTHCTL_EL2",
             Sre => "ICC_SRE_EL2",

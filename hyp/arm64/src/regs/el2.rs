@@ -13,7 +13,7 @@ super::registers! {
     HFGWTR_EL2 3 4 1 1 5 [r w] "traps of register writes, FEAT_FGT", cpu;
     HFGITR_EL2 3 4 1 1 6 [r w] "traps of instructions, FEAT_FGT", cpu;
     TRFCR_EL2 3 4 1 2 1 [r w] "trace filter, FEAT_TRF";
-    HCRX_EL2 3 4 1 2 2 [r w] "extended configuration, FEAT_HCX";
+    HCRX_EL2 3 4 1 2 2 [r w] "extended configuration, FEAT_HCX", ours;
     TTBR0_EL2 3 4 2 0 0 [r steer] "translation table base", cpu;
     TCR_EL2 3 4 2 0 2 [r steer] "translation control", ours;
     TCR2_EL2 3 4 2 0 3 [r steer] "translation control, FEAT_TCR2";

@@ -2,8 +2,8 @@
 //! what is kept over exits.
 
 use arm64::regs::{
-    ACTLR_EL1, CPACR_EL1, ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1,
-    ID_AA64SMFR0_EL1, ID_AA64ZFR0_EL1,
+    ACTLR_EL1, CNTFRQ_EL0, CNTVCT_EL0, CPACR_EL1, ID_AA64DFR0_EL1, ID_AA64ISAR2_EL1,
+    ID_AA64MMFR0_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, ID_AA64SMFR0_EL1, ID_AA64ZFR0_EL1,
 };
 use arm64::sysreg::sysreg;
 use core::arch::asm;
@@ -98,6 +98,8 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
     }
     instr::irq_on();
 
+    optional(suite);
+
     // Cache maintenance and TLB maintenance are the guest's own affair.
     let own = exception::probe(|| {
         // SAFETY: Neither changes a value.
@@ -115,6 +117,48 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
     suite.check("cpu/set-way", set_way.is_ok(), format_args!("{set_way:x?}"));
     let actlr = exception::probe(|| ACTLR_EL1.get());
     suite.check("cpu/actlr", actlr.is_ok(), format_args!("{actlr:x?}"));
+}
+
+/// What is there as ID_AA64ISAR2_EL1 tells, and not otherwise: FEAT_MOPS and FEAT_WFxT.
+fn optional(suite: &mut Suite<Console>) {
+    let isar2 = ID_AA64ISAR2_EL1.get();
+    let (from, mut to) = ([0x5a_u8; 100], [0_u8; 100]);
+    let copy = exception::probe(|| {
+        // SAFETY: it writes `to`, and no more than it is long; where it is undefined,
+        // each part is skipped.
+        unsafe {
+            asm!(
+                ".arch_extension mops",
+                "cpyfp [{to}]!, [{from}]!, {n}!",
+                "cpyfm [{to}]!, [{from}]!, {n}!",
+                "cpyfe [{to}]!, [{from}]!, {n}!",
+                to = inout(reg) to.as_mut_ptr() => _,
+                from = inout(reg) from.as_ptr() => _,
+                n = inout(reg) to.len() => _,
+            );
+        }
+    });
+    let copied = match isar2 >> 16 & 0xf {
+        0 => copy.is_err_and(|caught| caught.is_undefined()),
+        _ => copy.is_ok() && to == from,
+    };
+    suite.check("id/mops", copied, format_args!("{copy:x?}"));
+    if isar2 & 0xf == 0 {
+        return;
+    }
+    // The one before and the one to come, with no timer armed that could end it.
+    for ticks in [0, CNTFRQ_EL0.get() / 1000] {
+        instr::isb();
+        let until = CNTVCT_EL0.get() + ticks;
+        loop {
+            // SAFETY: it waits, no more.
+            unsafe { asm!(".arch_extension wfxt", "wfit {}", "isb", in(reg) until) };
+            if CNTVCT_EL0.get() >= until {
+                break;
+            }
+        }
+    }
+    suite.check("id/wfit-ends", true, "");
 }
 
 /// Writes all 32 vector registers, leaves for the hypervisor in several ways, and

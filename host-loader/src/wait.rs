@@ -1,0 +1,50 @@
+//! When a vCPU's wait ends by itself.
+
+use arm64::syndrome::{Class, Syndrome};
+use rmi::run::RecExit;
+
+/// When a waiting vCPU's timers fire next, or its WFIT ends, in ticks of the physical
+/// counter, which is the virtual one too.
+pub fn ends_at(exit: &RecExit) -> Option<u64> {
+    // CNTx_CTL: 0 enable, 1 mask.
+    let armed = |ctl: u64, cval: u64| (ctl & 3 == 1).then_some(cval);
+    let esr = Syndrome(exit.esr);
+    let timed = esr.class() == Class::WFX && esr.timeout().is_some();
+    [
+        armed(exit.cntv_ctl, exit.cntv_cval),
+        armed(exit.cntp_ctl, exit.cntp_cval),
+        timed.then_some(exit.gprs[0]),
+    ]
+    .into_iter()
+    .flatten()
+    .min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::FromZeros;
+
+    /// WF*, with what its ISS says.
+    const WFX: u64 = 1 << 26 | 1 << 25;
+
+    #[test]
+    fn a_wait_ends_by_the_first_of_its_timers_and_its_own_time() {
+        let (wfi, wfit) = (WFX, WFX | 0b110);
+        for (esr, cntv_ctl, cntp_ctl, ends) in [
+            (wfi, 0, 0, None),
+            (wfi, 1, 0, Some(300)),
+            (wfi, 3, 1, Some(200)),
+            (wfit, 0, 0, Some(100)),
+            (wfit, 1, 1, Some(100)),
+            // HVC: CPU_SUSPEND has no time of its own.
+            (0x16 << 26 | 0b110, 1, 0, Some(300)),
+        ] {
+            let mut exit = RecExit::new_zeroed();
+            (exit.esr, exit.gprs[0]) = (esr, 100);
+            (exit.cntp_ctl, exit.cntp_cval) = (cntp_ctl, 200);
+            (exit.cntv_ctl, exit.cntv_cval) = (cntv_ctl, 300);
+            assert_eq!(ends_at(&exit), ends, "{esr:#x} {cntv_ctl} {cntp_ctl}");
+        }
+    }
+}
