@@ -15,13 +15,13 @@ import hashlib
 import sys
 
 import cbor2
-from pycose.algorithms import Es384
 from pycose.keys import CoseKey, EC2Key
 from pycose.keys.curves import P384
 from pycose.keys.keyops import VerifyOp
 from pycose.messages import CoseMessage, Sign1Message
 
 COLLECTION, PLATFORM, REALM = 399, 44234, 44241
+KID, PROTECTED = 4, bytes.fromhex("a1013822")
 HASHES = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
 REALM_CLAIMS = {
     10: "challenge",
@@ -43,6 +43,9 @@ PLATFORM_CLAIMS = {
     2401: "config",
     2402: "hash",
 }
+# What is not here is bytes.
+TYPES = {265: str, 2395: int, 2399: list, 2402: str, 44236: str, 44239: list, 44240: str}
+COMPONENT = {1: str, 2: bytes, 4: str, 5: bytes, 6: str}
 
 
 class Wrong(Exception):
@@ -55,8 +58,17 @@ def hold(condition, why):
         raise Wrong(why)
 
 
+def decoded(encoded, what):
+    """The value of CBOR that is all there is and written in one way: lengths are there
+    and no longer than they must be, and no label stands twice (RFC 9052, 3)."""
+    value = cbor2.loads(encoded)
+    hold(encoded == cbor2.dumps(value), f"{what} is not all there is, or not canonical")
+    return value
+
+
 def key_of(encoded, whose):
     """A public key of P-384 from a COSE_Key."""
+    decoded(encoded, f"{whose} key")
     key = CoseKey.decode(encoded)
     hold(isinstance(key, EC2Key) and key.crv is P384, f"{whose} key is not of P-384")
     hold(len(key.x) == len(key.y) == 48, f"{whose} key is cut short")
@@ -64,21 +76,27 @@ def key_of(encoded, whose):
     return key
 
 
-def signed(encoded, whose, find_key):
-    """The claims of a COSE_Sign1, once its signature holds."""
+def signed(encoded, whose, unprotected, find_key):
+    """The claims of a COSE_Sign1, once its signature holds; `unprotected` are the labels
+    of the header that no signature covers."""
+    envelope = decoded(encoded, f"{whose} token")
     message = CoseMessage.decode(encoded)
     hold(isinstance(message, Sign1Message), f"{whose} token is no COSE_Sign1")
-    algorithms = list(message.phdr.values())
-    hold(algorithms == [Es384], f"{whose} token is not signed by ES384 alone")
-    claims = cbor2.loads(message.payload)
-    message.key = key_of(find_key(message, claims), whose)
+    protected, header = envelope.value[:2]
+    hold(protected == PROTECTED, f"{whose} token is not signed by ES384 alone")
+    hold(list(header) == unprotected, f"{whose} token's unprotected header is another")
+    claims = decoded(message.payload, f"{whose} claims")
+    message.key = key_of(find_key(header, claims), whose)
     hold(message.verify_signature(), f"{whose} token's signature does not hold")
     return claims, message.key
 
 
 def named(claims, names, whose):
-    """Claims by name: each of them once, and no other."""
+    """Claims by name: each of them once, no other, and each of its type."""
     hold(set(claims) == set(names), f"{whose} claims are {sorted(claims)}")
+    for number, value in claims.items():
+        kind = TYPES.get(number, bytes)
+        hold(type(value) is kind, f"{whose} {names[number]} is no {kind.__name__}")
     return {names[number]: value for number, value in claims.items()}
 
 
@@ -94,6 +112,11 @@ def check_platform(claims, key):
     hold(len(claims["implementation id"]) == 32, "the implementation id is not 32 bytes")
     hold(claims["lifecycle"] == 0, "the lifecycle claims to be known")
     hold(len(claims["software components"]) == 1, "there is more than EL2")
+    el2 = claims["software components"][0]
+    hold(set(el2) == set(COMPONENT), f"EL2's claims are {sorted(el2)}")
+    for number, kind in COMPONENT.items():
+        hold(type(el2[number]) is kind, f"EL2's {number} is no {kind.__name__}")
+    hold(len(el2[2]) == len(el2[5]) == 32, "EL2's measurement or signer is not 32 bytes")
     hold(claims["hash"] in HASHES, "the platform's hash is unknown")
 
 
@@ -107,6 +130,7 @@ def check_realm(claims, platform):
     extensible = claims["extensible measurements"]
     hold(len(extensible) == 4, "there are not four extensible measurements")
     for measurement in [claims["initial measurement"], *extensible]:
+        hold(type(measurement) is bytes, "a measurement is not bytes")
         hold(len(measurement) == length, f"a measurement is not {length} bytes")
     hash_of_key = HASHES[claims["public key hash"]](claims["public key"]).digest()
     hold(platform["challenge"] == hash_of_key, "the platform does not name the realm's key")
@@ -114,29 +138,21 @@ def check_realm(claims, platform):
 
 def verify(token):
     """Both sets of claims of a token, once all that must hold does."""
-    collection = cbor2.loads(token)
+    collection = decoded(token, "the token")
     hold(isinstance(collection, cbor2.CBORTag), "the token has no tag")
     hold(collection.tag == COLLECTION, f"the token's tag is {collection.tag}")
     hold(set(collection.value) == {PLATFORM, REALM}, "the token is not of two tokens")
-    hold(token == cbor2.dumps(collection), "the token is not all there is, or not canonical")
     claims, key = signed(
-        collection.value[PLATFORM], "the platform's", lambda message, _: kid(message)
+        collection.value[PLATFORM], "the platform's", [KID], lambda header, _: header[KID]
     )
     platform = named(claims, PLATFORM_CLAIMS, "the platform's")
     check_platform(platform, key)
     claims, _ = signed(
-        collection.value[REALM], "the realm's", lambda _, claims: claims[44237]
+        collection.value[REALM], "the realm's", [], lambda _, claims: claims[44237]
     )
     realm = named(claims, REALM_CLAIMS, "the realm's")
     check_realm(realm, platform)
     return platform, realm
-
-
-def kid(message):
-    """What the unprotected header says of the key."""
-    values = list(message.uhdr.values())
-    hold(len(values) == 1, "the platform token does not say whose it is")
-    return values[0]
 
 
 def expected(arguments, platform, realm):
@@ -167,7 +183,7 @@ def show(title, claims):
             return "[" + ", ".join(map(text, value)) + "]"
         if isinstance(value, dict):
             return "{" + ", ".join(f"{k}: {text(v)}" for k, v in value.items()) + "}"
-        return str(value)
+        return ascii(value)[1:-1] if isinstance(value, str) else str(value)
 
     for name, value in claims.items():
         print(f"{title} {name}: {text(value)}")

@@ -164,5 +164,58 @@ fn example(context: &Context) -> Result<Outcome> {
         let called = verifier.verify(&file, &[])?;
         ensure!(called.code == Some(1), "byte {at} may change: {called:?}");
     }
+    for (what, changed) in unsigned(&token) {
+        fs::write(&file, &changed)?;
+        let called = verifier.verify(&file, &[])?;
+        ensure!(called.code == Some(1), "{what}: a token: {called:?}");
+    }
     Ok(Counts::ONE.into())
+}
+
+/// A token with other bytes where no signature covers them: what RFC 9052 (3, 4.2) calls
+/// malformed, and what stands behind an envelope.
+fn unsigned(token: &[u8]) -> [(&'static str, Vec<u8>); 8] {
+    // Tag 399, a map of two, 44234, a byte string; 44241, another.
+    let length = usize::from(u16::from_be_bytes([token[8], token[9]]));
+    let (platform, realm) = (&token[10..10 + length], &token[16 + length..]);
+    let with = |platform: &[u8], realm: &[u8]| {
+        let mut out = token[..7].to_vec();
+        for (key, part) in [(&[][..], platform), (&[0x19, 0xac, 0xd1], realm)] {
+            out.extend(key);
+            out.push(0x59);
+            out.extend((part.len() as u16).to_be_bytes());
+            out.extend(part);
+        }
+        out
+    };
+    // Tag 18, an array of four, the protected header: then the other one.
+    let (before, kid, rest) = (&platform[..7], &platform[8..118], &platform[118..]);
+    let of_platform = |header: &[&[u8]]| {
+        let envelope = [before, &header.concat(), rest].concat();
+        with(&envelope, realm)
+    };
+    let of_realm = |header: &[u8]| {
+        let envelope = [&realm[..7], header, &realm[8..]].concat();
+        with(platform, &envelope)
+    };
+    assert_eq!(with(platform, realm), token, "the example is laid out so");
+    [
+        ("bytes behind", with(&[platform, &[0; 64]].concat(), realm)),
+        (
+            "bytes behind the other",
+            with(platform, &[realm, &[0]].concat()),
+        ),
+        ("two kids", of_platform(&[&[0xa2, 4, 0x41, 7], kid])),
+        ("no kid", of_platform(&[&[0xa1, 0x18, 0x4d], &kid[1..]])),
+        ("a header more", of_realm(&[0xa1, 0x18, 0x63, 0x41, 7])),
+        ("what is critical", of_realm(&[0xa1, 2, 0x81, 0x18, 0x63])),
+        (
+            "no length",
+            with(&[&[0xd2, 0x9f], &platform[2..], &[0xff]].concat(), realm),
+        ),
+        (
+            "a length in more bytes",
+            with(&[&[0xd2, 0x98, 4], &platform[2..]].concat(), realm),
+        ),
+    ]
 }
