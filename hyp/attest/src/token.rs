@@ -128,8 +128,8 @@ impl fmt::Display for Attester {
     }
 }
 
-/// A token on its way to a realm, in steps: RSI_ATTEST_TOKEN_INIT begins one, each
-/// RSI_ATTEST_TOKEN_CONTINUE takes a part. It is a REC's.
+/// A token on its way to a realm, in steps: RSI_ATTESTATION_TOKEN_INIT begins one, each
+/// RSI_ATTESTATION_TOKEN_CONTINUE takes a part. It is a REC's.
 ///
 /// The rest of a token is written from the measurements as they were when it was
 /// signed, whatever the realm adds to them meanwhile.

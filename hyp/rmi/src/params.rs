@@ -54,7 +54,7 @@ pub struct RealmParams {
     /// Realm personalisation value.
     pub rpv: [u8; 64],
     _pad6: [u8; 0x800 - 0x440],
-    /// Virtual machine identifier, not 0, unused.
+    /// Virtual machine identifier, unused.
     pub vmid: u16,
     _pad7: [u8; 6],
     /// PA of the first root RTT.

@@ -7,7 +7,7 @@
 //! on what is given away at the moment and on nothing before.
 //!
 //! Lock protocol: one lock for the tree, taken after a granule's lock and
-//! before nothing. The pool has as many pages as mapping every granule of RAM
+//! before the pool's. The pool has as many pages as mapping every granule of RAM
 //! apart takes, and those of the devices ([`pool_pages`]): no call runs out.
 
 use pgtable::{

@@ -45,23 +45,21 @@ pub struct Options {
 /// When it does not come to a test.
 pub fn test(options: &Options) -> Result<u8> {
     let workspace = Workspace::find()?;
-    let chosen = |case: &Case| {
-        case.tier <= options.how.tier
-            && (options.filter.is_empty()
-                || options
-                    .filter
-                    .iter()
-                    .any(|text| case.name.contains(text.as_str())))
+    let filter = &options.filter;
+    let named = |case: &Case| filter.iter().any(|text| case.name.contains(text.as_str()));
+    let of = |tier| {
+        let mut cases = suite::all(&workspace, tier);
+        cases.retain(|case| case.tier <= tier && (filter.is_empty() || named(case)));
+        cases
     };
-    let cases: Vec<Case> = suite::all(&workspace, options.how.tier)
-        .into_iter()
-        .filter(chosen)
-        .collect();
+    let cases = of(options.how.tier);
     if cases.is_empty() {
-        bail!(
-            "no case has {} in its name: --list shows all",
-            options.filter.join(" or ")
-        );
+        let names = filter.join(" or ");
+        match of(Tier::Full).len() {
+            0 => bail!("no case has {names} in its name: --tier full --list shows all"),
+            1 => bail!("no case of this tier has {names} in its name; of --tier full 1 does"),
+            n => bail!("no case of this tier has {names} in its name; of --tier full {n} do"),
+        }
     }
     if options.list {
         for case in &cases {

@@ -273,6 +273,19 @@ fn of_the_log() -> Vec<Case> {
 fn for_programs() -> Vec<Case> {
     vec![
         Case::new("runner/help", help),
+        Case::new("runner/case-of-the-other-tier", |context| {
+            for (name, says) in [
+                ("proof/mutants-rmi", "of --tier full 1 does"),
+                ("proof/none", "--list"),
+            ] {
+                Call::program(&context.runner, LIMIT)
+                    .args(["test", "--filter", name])
+                    .call()?
+                    .ended(125)?
+                    .tells(&[name, "--tier full", says])?;
+            }
+            Ok(())
+        }),
         Case::new("runner/json-of-bench-boot", |context| {
             let called = Call::program(&context.runner, super::LIMIT * 3)
                 .args(["bench", "boot", "--seeds", "1", "--json", "--image"])
