@@ -10,7 +10,7 @@ tests::program!(image::main, 1);
 
 #[cfg(target_os = "none")]
 mod image {
-    use arm64::regs::{CNTFRQ_EL0, PAR_EL1};
+    use arm64::regs::{CNTFRQ_EL0, ID_AA64ISAR2_EL1, PAR_EL1};
     use core::arch::asm;
     use core::ops::Range;
     use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -178,6 +178,54 @@ mod image {
         let halves = [(edge - 8, VALUE), (edge, VALUE)];
         clean_but(suite, "pair-across", pieces[0], &halves);
         clean_but(suite, "pair-across-above", pieces[1], &[]);
+    }
+
+    /// FEAT_MOPS, where it is told of: one instruction meets an abort in each piece.
+    fn copies(suite: &mut Suite<Console>) {
+        if ID_AA64ISAR2_EL1.get() >> 16 & 0xf == 0 {
+            return;
+        }
+        let (from, to) = ([fresh(), fresh()], [fresh(), fresh()]);
+        let (begin, at) = (from[0] + PIECE / 2 + 3, from[1] + 0x1000);
+        let copied = to[0] + PIECE / 2 + 5 + (at - begin);
+        store(at, VALUE);
+        // SAFETY: RAM that is this check's.
+        unsafe {
+            asm!(
+                ".arch_extension mops",
+                "cpyfp [{to}]!, [{from}]!, {n}!",
+                "cpyfm [{to}]!, [{from}]!, {n}!",
+                "cpyfe [{to}]!, [{from}]!, {n}!",
+                from = inout(reg) begin => _,
+                to = inout(reg) to[0] + PIECE / 2 + 5 => _,
+                n = inout(reg) PIECE => _,
+            );
+        }
+        clean_but(suite, "copy-from", from[1], &[(at, VALUE)]);
+        clean_but(suite, "copy-to", to[1], &[(copied, VALUE)]);
+        clean_but(suite, "copy-to-below", to[0], &[]);
+        let [low, high] = [fresh(), fresh()];
+        let edge = high - 0x2001;
+        // SAFETY: As above.
+        unsafe {
+            asm!(
+                ".arch_extension mops",
+                "setp [{to}]!, {n}!, {value}",
+                "setm [{to}]!, {n}!, {value}",
+                "sete [{to}]!, {n}!, {value}",
+                to = inout(reg) edge => _,
+                n = inout(reg) 0x4000_u64 => _,
+                value = in(reg) 0x11_u64,
+            );
+        }
+        // What the ends have beside zeros.
+        let ends = [(edge - 7, 0x11 << 56), (edge + 0x4000 - 1, 0x11)];
+        let right = ends.iter().all(|&(at, value)| load(at) == value);
+        let whole = edge + 7..edge + 0x4000 - 8;
+        let set = whole.step_by(8).all(|at| load(at) == 0x1111_1111_1111_1111);
+        let beside = dirty(low..edge & !7).or(dirty(high + 0x2000..high + PIECE));
+        let seen = format_args!("ends {right}, between {set}, beside {beside:x?}");
+        suite.check("set", right && set && beside.is_none(), seen);
     }
 
     /// The host executes a store to a device, the rest of which is fresh RAM.
@@ -350,6 +398,7 @@ mod image {
         cost();
         accesses(&mut suite);
         across(&mut suite);
+        copies(&mut suite);
         from_a_device(&mut suite);
         fetch(&mut suite);
         walks(&mut suite);
