@@ -5,19 +5,17 @@ use rmi::run::RecExit;
 
 /// When a waiting vCPU's timers fire next, or its WFIT ends, in ticks of the physical
 /// counter, which is the virtual one too.
+#[inline]
 pub fn ends_at(exit: &RecExit) -> Option<u64> {
+    const NEVER: u64 = u64::MAX;
     // CNTx_CTL: 0 enable, 1 mask.
-    let armed = |ctl: u64, cval: u64| (ctl & 3 == 1).then_some(cval);
+    let fires = |ctl: u64, cval: u64| if ctl & 3 == 1 { cval } else { NEVER };
     let esr = Syndrome(exit.esr);
     let timed = esr.class() == Class::WFX && esr.timeout().is_some();
-    [
-        armed(exit.cntv_ctl, exit.cntv_cval),
-        armed(exit.cntp_ctl, exit.cntp_cval),
-        timed.then_some(exit.gprs[0]),
-    ]
-    .into_iter()
-    .flatten()
-    .min()
+    let ends = fires(exit.cntv_ctl, exit.cntv_cval)
+        .min(fires(exit.cntp_ctl, exit.cntp_cval))
+        .min(if timed { exit.gprs[0] } else { NEVER });
+    (ends != NEVER).then_some(ends)
 }
 
 #[cfg(test)]

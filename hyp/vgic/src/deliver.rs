@@ -229,10 +229,9 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             return Synced::default();
         };
         let less = redist.learn(vmcr);
-        let (held, used) = redist.held();
         // Those that are kept quiet without a list register.
         let mut resample = redist.linked;
-        if used == 0 && redist.notices == 0 {
+        if redist.used == 0 && redist.notices == 0 {
             let physical_active = redist.physical_active();
             if less {
                 self.find_others();
@@ -242,6 +241,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
                 physical_active,
             };
         }
+        let (held, used) = redist.held();
         // With EOImode 1 the count is none of deactivations: those were trapped.
         if vmcr & vmcr::VEOIM == 0 {
             for _ in 0..hcr::eoi_count(lrs.hcr) {
