@@ -2,8 +2,8 @@
 //! what is kept over exits.
 
 use arm64::regs::{
-    ACTLR_EL1, CNTFRQ_EL0, CNTVCT_EL0, CPACR_EL1, ID_AA64DFR0_EL1, ID_AA64ISAR2_EL1,
-    ID_AA64MMFR0_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, ID_AA64SMFR0_EL1, ID_AA64ZFR0_EL1,
+    ACTLR_EL1, CPACR_EL1, ID_AA64DFR0_EL1, ID_AA64ISAR2_EL1, ID_AA64MMFR0_EL1, ID_AA64PFR0_EL1,
+    ID_AA64PFR1_EL1, ID_AA64SMFR0_EL1, ID_AA64ZFR0_EL1,
 };
 use arm64::sysreg::sysreg;
 use core::arch::asm;
@@ -98,7 +98,7 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
     }
     instr::irq_on();
 
-    optional(suite);
+    memory_copies(suite);
 
     // Cache maintenance and TLB maintenance are the guest's own affair.
     let own = exception::probe(|| {
@@ -119,9 +119,8 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
     suite.check("cpu/actlr", actlr.is_ok(), format_args!("{actlr:x?}"));
 }
 
-/// What is there as ID_AA64ISAR2_EL1 tells, and not otherwise: FEAT_MOPS and FEAT_WFxT.
-fn optional(suite: &mut Suite<Console>) {
-    let isar2 = ID_AA64ISAR2_EL1.get();
+/// FEAT_MOPS is there as ID_AA64ISAR2_EL1 tells, and not otherwise.
+fn memory_copies(suite: &mut Suite<Console>) {
     let (from, mut to) = ([0x5a_u8; 100], [0_u8; 100]);
     let copy = exception::probe(|| {
         // SAFETY: it writes `to`, and no more than it is long; where it is undefined,
@@ -138,27 +137,11 @@ fn optional(suite: &mut Suite<Console>) {
             );
         }
     });
-    let copied = match isar2 >> 16 & 0xf {
+    let copied = match ID_AA64ISAR2_EL1.get() >> 16 & 0xf {
         0 => copy.is_err_and(|caught| caught.is_undefined()),
         _ => copy.is_ok() && to == from,
     };
     suite.check("id/mops", copied, format_args!("{copy:x?}"));
-    if isar2 & 0xf == 0 {
-        return;
-    }
-    // The one before and the one to come, with no timer armed that could end it.
-    for ticks in [0, CNTFRQ_EL0.get() / 1000] {
-        instr::isb();
-        let until = CNTVCT_EL0.get() + ticks;
-        loop {
-            // SAFETY: it waits, no more.
-            unsafe { asm!(".arch_extension wfxt", "wfit {}", "isb", in(reg) until) };
-            if CNTVCT_EL0.get() >= until {
-                break;
-            }
-        }
-    }
-    suite.check("id/wfit-ends", true, "");
 }
 
 /// Writes all 32 vector registers, leaves for the hypervisor in several ways, and
