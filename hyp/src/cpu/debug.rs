@@ -153,7 +153,7 @@ mod tests {
                 let kept = if op2 & 1 == 0 { kept & !KIND } else { kept };
                 assert_eq!(debug.read(register), if n < 2 { kept } else { 0 });
                 // What matches by more than an address stays off.
-                for kind in [1 << 20, 1 << 21, 1 << 23] {
+                for kind in [1 << 20, 1 << 21, 1 << 22, 1 << 23] {
                     debug.write(register, !KIND | kind);
                     let off = if op2 & 1 == 0 { kept | kind } else { kept & !1 };
                     assert_eq!(debug.read(register), if n < 2 { off } else { 0 });
@@ -212,6 +212,20 @@ mod tests {
         assert_eq!(write(OSLAR_EL1::ENCODING, 1), [("MDSCR_EL1", 0)]);
         assert_eq!(write(MDSCR_EL1::ENCODING, 1), [("MDSCR_EL1", 0)]);
         assert_eq!(write(OSLAR_EL1::ENCODING, 0), [("MDSCR_EL1", 1)]);
+    }
+
+    /// OSLAR_EL1 has one bit. OSLSR_EL1 tells of it, and that there is such a lock. The
+    /// traps of EL0 are no debug exceptions: they stay.
+    #[test]
+    fn the_os_lock_is_one_bit_and_leaves_el0s_traps() {
+        const TDCC: u64 = bits!(MDSCR_EL1: TDCC);
+        let mut debug = Debug::RESET;
+        let set = written(|| debug.write(MDSCR_EL1::ENCODING, u64::MAX));
+        assert_eq!(set, [("MDSCR_EL1", TDCC)]);
+        for (value, told) in [(!1, 0b1000), (1, 0b1010), (2, 0b1000), (u64::MAX, 0b1010)] {
+            debug.write(OSLAR_EL1::ENCODING, value);
+            assert_eq!(debug.read(OSLSR_EL1::ENCODING), told, "{value:#x}");
+        }
     }
 
     #[test]

@@ -218,6 +218,19 @@ fn each_world_finds_its_deferred_error_and_its_keys() {
     assert_eq!((el1.vdisr, el1.keys[0], el1.keys[9]), (0, 0xcccc, 0xdddd));
 }
 
+/// What firmware left in them would match in a guest that turns its debug exceptions on.
+#[test]
+fn a_cpu_that_comes_matches_nothing_of_before() {
+    let events = recording::of(|| drop(host(|_| {})));
+    for name in ["DBGBCR0_EL1", "DBGWCR0_EL1"] {
+        assert_eq!(
+            events[first(&events, writes(name))],
+            Event::Msr(name, 0),
+            "{name}"
+        );
+    }
+}
+
 /// FEAT_MOPS is for lower levels where the CPU has it; nothing else of HCRX_EL2 is.
 #[test]
 fn memory_copies_are_enabled_where_they_are() {

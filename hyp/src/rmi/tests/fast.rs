@@ -289,6 +289,33 @@ fn a_vcpu_finds_list_registers_as_it_left_them() {
     assert_eq!(written(&mut h, REC), [lr::PENDING | 5]);
 }
 
+/// Whoever ran here before may have left theirs in the CPU.
+#[test]
+fn a_vcpu_is_entered_with_its_own_breakpoints() {
+    const MDE: u64 = arm64::bits!(MDSCR_EL1: MDE);
+    let mut h = machine(RealmFlags::NONCONF);
+    h.ok(fid::RMI_REALM_ACTIVATE, &[h.page(1)]);
+    // SAFETY: the fake machine's vCPU, which nobody runs.
+    let state = unsafe { &mut *Rec::at(h.page(REC)).state.get() };
+    for (register, value) in [
+        (OSLAR_EL1::ENCODING, 0),
+        (MDSCR_EL1::ENCODING, MDE),
+        (DBGBVR0_EL1::ENCODING, 0x8000),
+    ] {
+        state.debug.write(register, value);
+    }
+    state.el1.mdscr = MDE;
+    recording::set(DBGBVR0_EL1, 0x1234);
+    // An abort that is the host's.
+    recording::set(ESR_EL2, 0x24 << 26 | 1 << 25 | 0x07);
+    recording::set(HPFAR_EL2, 0x0b00_0000 >> 12 << 4);
+    let (rec, page) = (h.page(REC), h.page(3));
+    let events = recording::of(|| {
+        h.ok(fid::RMI_REC_ENTER, &[rec, page]);
+    });
+    assert!(events.contains(&Event::Msr("DBGBVR0_EL1", 0x8000)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1024))]
 
