@@ -12,6 +12,8 @@ const SHARED: u64 = 1 << 39;
 const REC: u64 = 60;
 const ABORT: u64 = 0x24 << 26 | 1 << 25 | 0x07;
 const SMC: u64 = 0x17 << 26 | 1 << 25;
+/// The syndrome names the register of the access.
+const ISV: u64 = 1 << 24;
 
 /// A realm of RMI 1.0 (but that EL2 has its vGIC), all of it EMPTY, and a vCPU.
 fn machine() -> Host {
@@ -79,6 +81,52 @@ fn a_wait_begins_when_the_host_has_taken_what_was_posted() {
     }
 }
 
+/// Of an interrupt that is there by then: it goes on behind the WFI, which would trap again
+/// for as long as the guest leaves the interrupt where it is.
+#[test]
+fn a_wait_for_what_is_there_is_over() {
+    const VMCR: u64 = vgic::vmcr::VENG0 | vgic::vmcr::VENG1 | 0xf8 << 24;
+    let mut h = Host::new(Granule::K4, 16 << 20);
+    h.realm_of(RealmFlags::PROTECTED);
+    h.rec(0, REC);
+    recording::set(ICH_VMCR_EL2, VMCR);
+    let wfi = 0x01 << 26 | 1 << 25;
+    assert!(matches!(exception(&mut h, wfi, 0), Next::Exit(_)));
+    // SAFETY: the fake machine's realm, which nobody else uses.
+    let realm = unsafe { Realm::at(h.page(1)) };
+    realm.with_vgic(Some(0), |vgic| {
+        let control = vgic::At { offset: 0, size: 4 };
+        vgic.write(0, vgic::Frame::Distributor, control, 0b11);
+        vgic.send_sgi(0, vgic::SgiRegister::Sgi1, 5 << 24 | 1);
+    });
+    assert!(matches!(exception(&mut h, wfi, 0), Next::Enter));
+    assert_eq!(vcpu(&h).gprs.pc, 0x1004);
+}
+
+/// What calls the host ends no WFI of the guest's: it traps until then. In one whose host
+/// has the list registers the host alone says whether it does.
+#[test]
+fn who_has_posted_waits_at_el2() {
+    for (flags, traps) in [(RealmFlags::EL2_VGIC, true), (RealmFlags::empty(), false)] {
+        let mut h = Host::new(Granule::K4, 16 << 20);
+        h.realm_with(|params| params.flags = flags.bits());
+        h.rec(0, REC);
+        // SAFETY: the fake machine's realm and vCPU, which nobody runs.
+        let (realm, rec) = unsafe { (Realm::at(h.page(1)), Rec::at(h.page(REC))) };
+        let state = vcpu(&h);
+        let cpu = &mut h.cpu;
+        recording::set(HCR_EL2, arm64::bits!(HCR_EL2: VM, TSC));
+        RunningVcpu { cpu, realm, rec }.call_host_in(state, 7);
+        let twi = if traps { arm64::bits!(HCR_EL2: TWI) } else { 0 };
+        assert_eq!(realm.host_lrs, !traps);
+        assert_eq!(
+            recording::get(HCR_EL2),
+            arm64::bits!(HCR_EL2: VM, TSC) | twi,
+            "{flags:?}"
+        );
+    }
+}
+
 /// On QEMU's CPUs the bit is clear, and a guest that is no realm need not tell them apart.
 #[test]
 fn sea_of_a_guest_that_is_no_realm_is_as_on_qemu() {
@@ -96,6 +144,15 @@ fn sea_of_the_hosts_has_ea() {
     assert_eq!(told(&mut h, ABORT, SHARED).esr, ABORT & !(1 << 25));
     let state = vcpu(&h);
     let Pending::Abort(esr, far) = state.pending else {
+        panic!("{:?}", state.pending);
+    };
+    state.inject_external_abort(esr, far);
+    assert_eq!(state.el1.esr >> 9 & 1, 1, "ESR_EL1 {:#x}", state.el1.esr);
+    // And of an access that the host could have emulated.
+    let exit = told(&mut h, ABORT | ISV | 2 << 22, SHARED);
+    assert_eq!(exit.esr & ISV, ISV);
+    let state = vcpu(&h);
+    let Pending::Mmio(esr, far) = state.pending else {
         panic!("{:?}", state.pending);
     };
     state.inject_external_abort(esr, far);
@@ -232,7 +289,6 @@ fn rsi_leaves_zero_where_it_has_no_output_late() {
 /// page, aligned, behind a page that is mapped.
 #[test]
 fn the_first_word_of_a_shared_page_is_emulatable() {
-    const ISV: u64 = 1 << 24;
     let mut h = machine();
     let esr = ABORT | ISV | 2 << 22 | 5 << 16 | 1 << 6;
     recording::set(SCTLR_EL1, 1);
@@ -257,4 +313,15 @@ fn a_wait_with_a_timeout_tells_it() {
     // RV, RN = 7, TI = WFIT.
     let exit = told(&mut h, 0x01 << 26 | 1 << 25 | 7 << 5 | 1 << 2 | 2, 0);
     assert_eq!(exit.gprs[0], 0x1234_5678, "ESR {:#x}", exit.esr);
+}
+
+/// A4.3.4.1: of WFI, WFE, WFIT and WFET, EC and TI, which of them it is.
+#[test]
+fn a_wait_tells_which_it_is_and_no_more() {
+    let mut h = machine();
+    for ti in 0..4 {
+        let rn_and_rv = if ti & 2 != 0 { 7 << 5 | 1 << 2 } else { 0 };
+        let exit = told(&mut h, 0x01 << 26 | 1 << 25 | rn_and_rv | ti, 0);
+        assert_eq!(exit.esr, 0x01 << 26 | ti, "TI {ti}");
+    }
 }
