@@ -458,6 +458,10 @@ mod tests {
                 48,
             );
             assert_eq!(host >> 60, told);
+            // Of no other register's the same bits: RNDR, and what is reserved.
+            for register in [ID_AA64ISAR0_EL1::ENCODING, ID_AA64MMFR2_EL1::ENCODING] {
+                assert_eq!(of_cpu(register), 0, "CSV2 {csv2}");
+            }
         }
     }
 

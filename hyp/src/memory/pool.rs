@@ -316,7 +316,11 @@ mod tests {
         phys::fake::install(0x10_0000, 0x10_0000);
         let region = Region::new(0x10_0000, 0x4000).unwrap();
         // SAFETY: the fake memory is this test's.
-        unsafe { phys::write(0x10_1000, 7u64) };
+        unsafe {
+            phys::write(0x10_1000, 7u64);
+            // Where the counts are to be.
+            phys::write(0x10_3000, [9u64; 3]);
+        }
         // SAFETY: as above.
         let pool = &unsafe { BootPool::new(region, 0x1000) };
         let pages: arrayvec::ArrayVec<Pa, 4> = core::iter::from_fn(|| pool.take()).collect();
