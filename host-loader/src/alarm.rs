@@ -134,6 +134,7 @@ mod tests {
     const DR: u64 = 0;
     const MR: u64 = 4;
     const IMSC: u64 = 0x10;
+    const RIS: u64 = 0x14;
     const ICR: u64 = 0x1c;
 
     /// The levels of interrupt 34 of the RD at 0x5000 that EL2 has been told, and whether
@@ -189,6 +190,28 @@ mod tests {
         assert_eq!(clock.due(), u64::MAX);
         clock.write(ICR, 4, 1);
         assert_eq!(*el2.told.borrow(), [true, false]);
+    }
+
+    /// Who waits for it by looking needs nobody else to look.
+    #[test]
+    fn a_read_finds_the_alarm_that_has_come() {
+        let (clock, el2) = clock(&Arc::default());
+        clock.write(IMSC, 4, 1);
+        clock.write(MR, 4, 1010);
+        recording::set(CNTPCT_EL0, 110);
+        assert_eq!(clock.read(RIS, 4), 1);
+        assert_eq!(*el2.told.borrow(), [true]);
+    }
+
+    /// A register answers, and takes, an access of any of its bytes.
+    #[test]
+    fn a_byte_is_its_registers() {
+        let (clock, _) = clock(&Arc::default());
+        clock.write(MR + 1, 1, 0x1234);
+        for byte in 0..4 {
+            assert_eq!(clock.read(MR + byte, 1), 0x1234);
+            assert_eq!(clock.read(DR + byte, 1), 1000);
+        }
     }
 
     #[test]

@@ -34,6 +34,7 @@ fn tree(log: &str) -> Vec<u8> {
             fdt.end_node(node)?;
         }
         reserved(&mut fdt)?;
+        clocks(&mut fdt)?;
         let cpus = fdt.begin_node("cpus")?;
         fdt.property_u32("#address-cells", 2)?;
         fdt.property_u32("#size-cells", 0)?;
@@ -98,6 +99,25 @@ fn reserved(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
     fdt.end_node(reserved)
 }
 
+/// Two clocks of the day: one that goes by what somebody starts and then by what runs, one
+/// by what runs alone.
+fn clocks(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
+    for (handle, kind) in [(5, "vendor,gate"), (6, "fixed-clock")] {
+        let node = fdt.begin_node(&format!("clock-{handle}"))?;
+        fdt.property_string("compatible", kind)?;
+        fdt.property_phandle(handle)?;
+        fdt.end_node(node)?;
+    }
+    for (base, by) in [(0x1c17_0000u64, &[5u32, 6][..]), (0x1c18_0000, &[6])] {
+        let node = fdt.begin_node(&format!("rtc@{base:x}"))?;
+        fdt.property_string("compatible", "arm,pl031")?;
+        fdt.property_array_u64("reg", &[base, 0x1000])?;
+        fdt.property_array_u32("clocks", by)?;
+        fdt.end_node(node)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_board_is_read_as_it_is() {
     let platform = Platform::parse(&tree("serial1")).unwrap();
@@ -134,6 +154,18 @@ fn a_board_is_read_as_it_is() {
 #[test]
 fn without_the_word_the_log_has_no_uart_of_its_own() {
     assert_eq!(Platform::parse(&tree("serial0")).unwrap().log, None);
+}
+
+/// One that nobody has started may hang whoever reads it.
+#[test]
+fn a_clock_that_somebody_has_to_start_is_passed_over() {
+    let mut bytes = tree("serial1");
+    let platform = Platform::parse(&bytes).unwrap();
+    assert_eq!(platform.clock, Some(0x1c18_0000));
+    let kind = b"fixed-clock";
+    let at = bytes.windows(kind.len()).position(|part| part == kind);
+    bytes[at.expect("it is there")] = b'm';
+    assert_eq!(Platform::parse(&bytes).unwrap().clock, None);
 }
 
 /// Cells of an interrupt: 0 and 1 are SPIs and PPIs, 2 and 3 those of GICv3.1.

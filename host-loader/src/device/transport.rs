@@ -27,6 +27,12 @@ pub const fn read(offset: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::map::TRANSPORTS;
+
+    #[test]
+    fn there_are_as_many_as_on_qemus_machine() {
+        assert_eq!(TRANSPORTS, 0x0a00_0000..0x0a00_0000 + 32 * STRIDE);
+    }
 
     #[test]
     fn each_is_there_and_has_no_device() {

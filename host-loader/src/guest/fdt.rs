@@ -296,6 +296,44 @@ mod tests {
         assert_eq!((uart.base, uart.intid), (map::UART.start, Some(33)));
     }
 
+    /// Linux asks the map who is near to whom, and the clock's interrupt is its alarm.
+    #[test]
+    fn the_tree_names_each_cpu_in_its_map_and_the_clocks_interrupt() {
+        let machine = Machine {
+            ram: map::RAM_BASE..map::RAM_BASE + (512 << 20),
+            devices_at: 0,
+            conduit: "hvc",
+            mpidrs: &[0, 1, 0x100],
+            cmdline: "",
+            flash: false,
+            initrd: None,
+            seed: None,
+        };
+        let tree = write(&machine).unwrap();
+        let fdt = devtree::open(&tree).unwrap();
+        let cells = |path: &str, name: &str| -> Vec<u32> {
+            let property = fdt.find_node(path).unwrap().property(name).unwrap();
+            let words = property.value().as_chunks().0.iter();
+            words.map(|cell| u32::from_be_bytes(*cell)).collect()
+        };
+        let mut handles = Vec::new();
+        for (n, mpidr) in machine.mpidrs.iter().enumerate() {
+            let handle = cells(&format!("/cpus/cpu@{mpidr:x}"), "phandle");
+            let core = format!("/cpus/cpu-map/socket0/cluster0/core{n}");
+            assert_eq!(cells(&core, "cpu"), handle);
+            handles.extend(handle);
+        }
+        let clock = "/pl031@9010000";
+        assert_eq!(cells(clock, "interrupts"), [SPI, 2, LEVEL_HIGH]);
+        handles.extend(cells("/apb-pclk", "phandle"));
+        handles.extend(cells("/intc@8000000", "phandle"));
+        assert_eq!(cells(clock, "clocks"), cells("/apb-pclk", "phandle"));
+        handles.sort_unstable();
+        let all = handles.len();
+        handles.dedup();
+        assert_eq!(handles.len(), all, "each is another's: {handles:?}");
+    }
+
     /// What a protected guest touches of the host's stands in the half that it shares,
     /// and nothing else does.
     #[test]
@@ -322,6 +360,7 @@ mod tests {
         let first = SHARED + 0x080a_0000;
         let frames = first..first + 2 * 0x2_0000;
         assert_eq!(read.gic.redistributors, core::slice::from_ref(&frames));
+        assert_eq!(read.clock, Some(SHARED + 0x0901_0000));
         // By their names too, and where they are named.
         let fdt = devtree::open(&tree).unwrap();
         assert!(fdt.find_node("/intc@8008000000").is_some());
