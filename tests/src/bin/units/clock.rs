@@ -1,6 +1,6 @@
 //! A PL031, where the machine has one.
 
-use arm64::regs::CNTFRQ_EL0;
+use arm64::regs::{CNTFRQ_EL0, CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVCT_EL0};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
@@ -8,6 +8,7 @@ use dtoolkit::{Node, Property};
 use tests::bare::asm::{self, read8, read16, read32, write8, write16, write32};
 use tests::bare::console::Console;
 use tests::bare::gic::{self, gicd};
+use tests::bare::psci::{fid, psci};
 use tests::bare::{cpu, exception, machine};
 use tests::println;
 use tests::suite::Suite;
@@ -121,7 +122,25 @@ pub fn checks(suite: &mut Suite<Console>) {
         !gic::get(gicd::ISPENDR, intid),
         "pending",
     );
+    asm::irq_off();
+    suspended(suite);
     gic::put(gicd::ICENABLER, intid);
     w(IMSC, 0);
-    asm::irq_off();
+}
+
+/// Whose CPU sleeps is woken by the alarm: the host has nothing else to wake it for, until
+/// a timer that is there so that the check ends.
+fn suspended(suite: &mut Suite<Console>) {
+    w(MR, r(0) + 2);
+    asm::set(CNTV_CVAL_EL0, CNTVCT_EL0.get() + 6 * CNTFRQ_EL0.get());
+    asm::set(CNTV_CTL_EL0, 1);
+    psci(fid::CPU_SUSPEND_64, 0, 0, 0);
+    let late = CNTV_CTL_EL0.get() & 0b100 != 0;
+    asm::set(CNTV_CTL_EL0, 0);
+    suite.check(
+        "clock/ends-a-suspend",
+        !late && r(MIS) == 1,
+        format_args!("late {late}, MIS {}", r(MIS)),
+    );
+    w(ICR, 1);
 }
