@@ -113,7 +113,8 @@ mod tests {
         assert_eq!(clock.alarm(), None, "nobody would hear of it");
         clock.write(IMSC, 1, 1000);
         assert_eq!(clock.alarm(), Some(1010));
-        clock.write(IMSC, 0, 1000);
+        clock.write(IMSC, !1, 1000);
+        assert_eq!((clock.read(IMSC, 1000), clock.alarm()), (0, None));
         clock.pass(1009);
         assert_eq!(raw(&clock), (0, 0, false));
         clock.pass(1010);

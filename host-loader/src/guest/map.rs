@@ -86,6 +86,8 @@ mod tests {
         let ram = RAM_BASE..RAM_BASE + (512 << 20);
         assert_eq!(nearest(0x0900_0004, &ram).0, "PL011");
         assert!(nearest(0x0900_0004, &ram).2);
+        assert_eq!(nearest(0x0901_0ffc, &ram).0, "PL031");
+        assert_eq!(nearest(0x0a00_4000, &ram).0, "virtio transports");
         assert_eq!(nearest(0x6000_0000, &ram).0, "RAM");
         assert!(!nearest(0x6000_0000, &ram).2);
         assert_eq!(nearest(0, &ram).0, "flash");
