@@ -132,7 +132,7 @@ pub fn checks(suite: &mut Suite<Console>) {
 /// a timer that is there so that the check ends.
 fn suspended(suite: &mut Suite<Console>) {
     w(MR, r(0) + 2);
-    asm::set(CNTV_CVAL_EL0, CNTVCT_EL0.get() + 6 * CNTFRQ_EL0.get());
+    asm::set(CNTV_CVAL_EL0, CNTVCT_EL0.get() + 60 * CNTFRQ_EL0.get());
     asm::set(CNTV_CTL_EL0, 1);
     psci(fid::CPU_SUSPEND_64, 0, 0, 0);
     let late = CNTV_CTL_EL0.get() & 0b100 != 0;
