@@ -69,8 +69,8 @@ table! {
         FCMA AtMost(1), LRCPC AtMost(2), GPA AtMost(1), GPI AtMost(1), FRINTTS AtMost(1),
         SB AtMost(1), SPECRES AtMost(2), BF16 AtMost(2), DGH AtMost(1), I8MM AtMost(1);
     ID_AA64ISAR2_EL1: RPRES AtMost(1), GPA3 AtMost(1), APA3 AtMost(5),
-        MOPS AtMost(1), BC AtMost(1), PAC_frac AtMost(1), CLRBHB AtMost(1), PRFMSLC AtMost(1), RPRFM AtMost(1),
-        CSSC AtMost(1);
+        MOPS AtMost(1), BC AtMost(1), PAC_frac AtMost(1), CLRBHB AtMost(1),
+        PRFMSLC AtMost(1), RPRFM AtMost(1), CSSC AtMost(1);
     ID_AA64MMFR0_EL1: PARange IpaRange, ASIDBits AtMost(2), BigEnd AtMost(1),
         BigEndEL0 AtMost(1), TGran16 AtMost(2), TGran64 Signed(0), TGran4 Signed(1);
     ID_AA64MMFR1_EL1: HAFDBS AtMost(2), HPDS AtMost(2), PAN AtMost(3), ETS AtMost(3),

@@ -7,7 +7,7 @@ use arm64::instr;
 pub use arm64::instr::{dsb_sy as dsb, irq_off, irq_on, isb, wfe, wfi};
 use arm64::mmio::Word;
 pub use arm64::regs::affinity as mpidr;
-use arm64::regs::{CurrentEL, Reg, Writable};
+use arm64::regs::{CurrentEL, ID_AA64ISAR2_EL1, Reg, Writable};
 use arm64::steering::Steering;
 
 /// Code that puts on the stack what a function keeps: X19 to X30. Behind it any register
@@ -150,4 +150,27 @@ pub fn call(conduit: Conduit, x: [u64; 8]) -> [u64; 18] {
         Conduit::Smc => with!("smc #0"),
     }
     out
+}
+
+/// ID_AA64ISAR2_EL1 tells of FEAT_MOPS.
+pub fn has_memory_copies() -> bool {
+    ID_AA64ISAR2_EL1.read(ID_AA64ISAR2_EL1::MOPS) != 0
+}
+
+/// Copies `n` bytes by FEAT_MOPS.
+///
+/// # Safety
+/// `n` bytes at `from` may be read and as many at `to` written, by nobody else meanwhile.
+pub unsafe fn copy(from: u64, to: u64, n: u64) {
+    // SAFETY: the caller's promise. Where they are undefined, each traps by itself and
+    // touches nothing.
+    unsafe {
+        asm!(
+            ".arch_extension mops",
+            "cpyfp [{to}]!, [{from}]!, {n}!",
+            "cpyfm [{to}]!, [{from}]!, {n}!",
+            "cpyfe [{to}]!, [{from}]!, {n}!",
+            from = inout(reg) from => _, to = inout(reg) to => _, n = inout(reg) n => _,
+        );
+    }
 }

@@ -10,7 +10,7 @@ tests::program!(image::main, 1);
 
 #[cfg(target_os = "none")]
 mod image {
-    use arm64::regs::{CNTFRQ_EL0, ID_AA64ISAR2_EL1, PAR_EL1};
+    use arm64::regs::{CNTFRQ_EL0, PAR_EL1};
     use core::arch::asm;
     use core::ops::Range;
     use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -182,7 +182,7 @@ mod image {
 
     /// FEAT_MOPS, where it is told of: one instruction meets an abort in each piece.
     fn copies(suite: &mut Suite<Console>) {
-        if ID_AA64ISAR2_EL1.get() >> 16 & 0xf == 0 {
+        if !instr::has_memory_copies() {
             return;
         }
         let (from, to) = ([fresh(), fresh()], [fresh(), fresh()]);
@@ -190,17 +190,7 @@ mod image {
         let copied = to[0] + PIECE / 2 + 5 + (at - begin);
         store(at, VALUE);
         // SAFETY: RAM that is this check's.
-        unsafe {
-            asm!(
-                ".arch_extension mops",
-                "cpyfp [{to}]!, [{from}]!, {n}!",
-                "cpyfm [{to}]!, [{from}]!, {n}!",
-                "cpyfe [{to}]!, [{from}]!, {n}!",
-                from = inout(reg) begin => _,
-                to = inout(reg) to[0] + PIECE / 2 + 5 => _,
-                n = inout(reg) PIECE => _,
-            );
-        }
+        unsafe { instr::copy(begin, to[0] + PIECE / 2 + 5, PIECE) };
         clean_but(suite, "copy-from", from[1], &[(at, VALUE)]);
         clean_but(suite, "copy-to", to[1], &[(copied, VALUE)]);
         clean_but(suite, "copy-to-below", to[0], &[]);

@@ -2,8 +2,8 @@
 //! what is kept over exits.
 
 use arm64::regs::{
-    ACTLR_EL1, CPACR_EL1, ID_AA64DFR0_EL1, ID_AA64ISAR2_EL1, ID_AA64MMFR0_EL1, ID_AA64PFR0_EL1,
-    ID_AA64PFR1_EL1, ID_AA64SMFR0_EL1, ID_AA64ZFR0_EL1,
+    ACTLR_EL1, CPACR_EL1, ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1,
+    ID_AA64SMFR0_EL1, ID_AA64ZFR0_EL1,
 };
 use arm64::sysreg::sysreg;
 use core::arch::asm;
@@ -122,26 +122,15 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
 /// FEAT_MOPS is there as ID_AA64ISAR2_EL1 tells, and not otherwise.
 fn memory_copies(suite: &mut Suite<Console>) {
     let (from, mut to) = ([0x5a_u8; 100], [0_u8; 100]);
-    let copy = exception::probe(|| {
-        // SAFETY: it writes `to`, and no more than it is long; where it is undefined,
-        // each part is skipped.
-        unsafe {
-            asm!(
-                ".arch_extension mops",
-                "cpyfp [{to}]!, [{from}]!, {n}!",
-                "cpyfm [{to}]!, [{from}]!, {n}!",
-                "cpyfe [{to}]!, [{from}]!, {n}!",
-                to = inout(reg) to.as_mut_ptr() => _,
-                from = inout(reg) from.as_ptr() => _,
-                n = inout(reg) to.len() => _,
-            );
-        }
-    });
-    let copied = match ID_AA64ISAR2_EL1.get() >> 16 & 0xf {
-        0 => copy.is_err_and(|caught| caught.is_undefined()),
-        _ => copy.is_ok() && to == from,
+    let (source, target) = (from.as_ptr() as u64, to.as_mut_ptr() as u64);
+    // SAFETY: both are here, and as long as that.
+    let copy = exception::probe(|| unsafe { instr::copy(source, target, 100) });
+    let right = if instr::has_memory_copies() {
+        copy.is_ok() && to == from
+    } else {
+        copy.is_err_and(|caught| caught.is_undefined())
     };
-    suite.check("id/mops", copied, format_args!("{copy:x?}"));
+    suite.check("id/mops", right, format_args!("{copy:x?}"));
 }
 
 /// Writes all 32 vector registers, leaves for the hypervisor in several ways, and
