@@ -31,7 +31,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut session = Session::NONE;
     session.begin(&challenge);
     let mut token = vec![0; attester.token_length(algorithm)];
-    session.step(&attester, &realm, &mut token);
+    while session.is_begun() {
+        session.step(&attester, &realm, &mut token);
+    }
     std::fs::write(file, token)?;
     Ok(())
 }

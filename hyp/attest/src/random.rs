@@ -3,7 +3,7 @@
 
 use chacha20::ChaCha20Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
-use p384::ecdsa::SigningKey;
+use p384::SecretKey;
 use p384::elliptic_curve::Generate;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
@@ -62,8 +62,8 @@ impl Generator {
     }
 
     /// A key for ES384.
-    pub(crate) fn key(&mut self) -> SigningKey {
-        let key = SigningKey::generate_from_rng(&mut self.0);
+    pub(crate) fn key(&mut self) -> SecretKey {
+        let key = SecretKey::generate_from_rng(&mut self.0);
         self.renew();
         key
     }

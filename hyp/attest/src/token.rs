@@ -3,9 +3,12 @@
 use core::fmt;
 
 use minicbor::data::Tag;
+use p384::SecretKey;
 use p384::ecdsa::SigningKey;
 use sha2::digest::typenum::U32;
 use sha2::{Digest, Sha256};
+use spin::Once;
+use spin::mutex::SpinMutex;
 
 use crate::claims::{Algorithm, Measurements, PlatformClaims, Realm, RealmClaims};
 use crate::cose::{self, Done, KEY_LENGTH, Out, Sign1, SignatureBytes, Window};
@@ -19,66 +22,151 @@ const REALM: u16 = 44241;
 /// Who signs the tokens of one boot: the realms' key, and what the platform's key
 /// said of it.
 ///
-/// The platform's key signs one token, which names the realms' key, and is forgotten.
+/// Both keys are drawn at once, and what a boot is known by is the platform's. The rest
+/// is made when the first realm asks ([`Self::realms`]): it takes as long as two
+/// signatures, and most boots have no realm. The platform's key then signs one token,
+/// which names the realms' key, and is forgotten.
 #[derive(Debug)]
 pub struct Attester {
-    key: SigningKey,
-    public: [u8; KEY_LENGTH],
     platform: Platform,
+    drawn: SpinMutex<Option<Drawn>>,
+    realms: Once<Realms>,
 }
 
-/// The platform token's parts.
+/// The platform, as its token tells of it.
 #[derive(Debug)]
 struct Platform {
     public: [u8; KEY_LENGTH],
     instance: [u8; 32],
-    challenge: [u8; 32],
     image: [u8; 32],
     measured: usize,
+}
+
+/// Keys of which nobody has the public half of the realms' yet, nor a signature.
+#[derive(Debug)]
+struct Drawn {
+    platform: SigningKey,
+    realms: SecretKey,
+    known: Option<SigningKey>,
+}
+
+/// What all realms' tokens are made with.
+#[derive(Debug)]
+struct Realms {
+    key: SigningKey,
+    vouched: Vouched,
+}
+
+/// What each token says of the realms' key, and the platform's token of it.
+#[derive(Debug)]
+struct Vouched {
+    public: [u8; KEY_LENGTH],
+    challenge: [u8; 32],
     signature: SignatureBytes,
 }
 
 impl Platform {
-    fn encode(&self, out: &mut Out<'_>) -> Done {
-        self.signed(|token| token.encode(&self.signature, out))
-    }
-
-    fn signed<R>(&self, then: impl FnOnce(Sign1<'_>) -> R) -> R {
+    fn token<R>(&self, challenge: &[u8; 32], then: impl FnOnce(Sign1<'_>) -> R) -> R {
         then(Sign1 {
             claims: &PlatformClaims {
-                challenge: &self.challenge,
+                challenge,
                 instance: &self.instance,
                 image: &self.image,
             },
             kid: &self.public,
         })
     }
+
+    /// Says with its key that this one is the realms'.
+    fn vouch(&self, own: &SigningKey, key: &SigningKey) -> Vouched {
+        let (public, _) = cose::public(key);
+        let challenge = Sha256::digest(public).into();
+        Vouched {
+            public,
+            challenge,
+            signature: self.token(&challenge, |token| token.sign(own)),
+        }
+    }
+
+    /// Writes a whole token: this platform's and a realm's.
+    fn encode(
+        &self,
+        vouched: &Vouched,
+        claims: &RealmClaims<'_>,
+        signature: &SignatureBytes,
+        out: &mut Out<'_>,
+    ) -> Done {
+        out.tag(Tag::new(TAG_COLLECTION))?.map(2)?.u16(PLATFORM)?;
+        self.token(&vouched.challenge, |token| {
+            cose::wrap(out, |out| token.encode(&vouched.signature, out))
+        })?;
+        out.u16(REALM)?;
+        let token = Sign1 { claims, kid: &[] };
+        cose::wrap(out, |out| token.encode(signature, out))
+    }
+}
+
+impl Vouched {
+    /// Of no key: as long as any.
+    const NONE: Self = Self {
+        public: [0; KEY_LENGTH],
+        challenge: [0; 32],
+        signature: [0; 96],
+    };
+
+    fn claims<'a>(&'a self, challenge: &'a [u8; 64], realm: Realm<'a>) -> RealmClaims<'a> {
+        RealmClaims {
+            challenge,
+            realm,
+            public: &self.public,
+        }
+    }
 }
 
 impl Attester {
-    /// Makes the keys of this boot, and the platform's token. `code` is what runs at EL2,
-    /// and is measured by `Hash`, a SHA-256.
+    /// Draws the keys of this boot. `code` is what runs at EL2, and is measured by
+    /// `Hash`, a SHA-256.
     pub fn new<Hash>(generator: &mut Generator, code: &[u8]) -> Self
     where
         Hash: Digest<OutputSize = U32>,
     {
-        let (key, of_platform) = (generator.key(), generator.key());
-        let (public, _) = cose::public(&key);
-        let (of_platform_public, instance) = cose::public(&of_platform);
-        let mut platform = Platform {
-            public: of_platform_public,
-            instance,
-            challenge: Sha256::digest(public).into(),
-            image: Hash::digest(code).into(),
-            measured: code.len(),
-            signature: [0; 96],
-        };
-        platform.signature = platform.signed(|token| token.sign(&of_platform));
+        let (realms, of_platform) = (generator.key(), SigningKey::from(generator.key()));
+        let (public, instance) = cose::public(&of_platform);
         Self {
-            key,
-            public,
-            platform,
+            platform: Platform {
+                public,
+                instance,
+                image: Hash::digest(code).into(),
+                measured: code.len(),
+            },
+            drawn: SpinMutex::new(Some(Drawn {
+                platform: of_platform,
+                realms,
+                known: None,
+            })),
+            realms: Once::new(),
         }
+    }
+
+    /// What realms' tokens are made with. Each call before that is complete does a part,
+    /// no longer than a signature; while another CPU does one, none.
+    fn realms(&self) -> Option<&Realms> {
+        if let Some(realms) = self.realms.get() {
+            return Some(realms);
+        }
+        let mut kept = self.drawn.try_lock()?;
+        let drawn = kept.as_mut()?;
+        let Some(key) = &drawn.known else {
+            drawn.known = Some(SigningKey::from(&drawn.realms));
+            return None;
+        };
+        self.realms.call_once(|| Realms {
+            key: key.clone(),
+            vouched: self.platform.vouch(&drawn.platform, key),
+        });
+        // Where they are: a key that is moved away is still where it was.
+        *kept = None;
+        None
     }
 
     /// Bytes of a token of a realm that is measured so.
@@ -88,29 +176,12 @@ impl Attester {
             algorithm,
             measurements: &[[0; 64]; 5],
         };
-        let claims = self.claims(&[0; 64], realm);
-        cose::length(|out| self.encode(&claims, &[0; 96], out))
-    }
-
-    fn claims<'a>(&'a self, challenge: &'a [u8; 64], realm: Realm<'a>) -> RealmClaims<'a> {
-        RealmClaims {
-            challenge,
-            realm,
-            public: &self.public,
-        }
-    }
-
-    fn encode(
-        &self,
-        claims: &RealmClaims<'_>,
-        signature: &SignatureBytes,
-        out: &mut Out<'_>,
-    ) -> Done {
-        out.tag(Tag::new(TAG_COLLECTION))?.map(2)?.u16(PLATFORM)?;
-        cose::wrap(out, |out| self.platform.encode(out))?;
-        out.u16(REALM)?;
-        let token = Sign1 { claims, kid: &[] };
-        cose::wrap(out, |out| token.encode(signature, out))
+        let claims = Vouched::NONE.claims(&[0; 64], realm);
+        cose::length(|out| {
+            let signature = &[0; 96];
+            self.platform
+                .encode(&Vouched::NONE, &claims, signature, out)
+        })
     }
 }
 
@@ -178,30 +249,43 @@ impl Session {
         self.stage != Stage::None
     }
 
-    /// Writes the next bytes of the token, as many as there is room for; the first step
-    /// signs. The realm's personalization and algorithm are the same at each. `None`
-    /// without a session.
+    /// Whether the token is signed, so that what is left is to write it.
+    pub fn is_signed(&self) -> bool {
+        matches!(self.stage, Stage::Signed(_))
+    }
+
+    /// Writes the next bytes of the token, as many as there is room for. The first step
+    /// signs, and writes nothing while there is more to do for the key that does. The
+    /// realm's personalization and algorithm are the same at each. `None` without a
+    /// session.
     pub fn step(&mut self, attester: &Attester, realm: &Realm<'_>, to: &mut [u8]) -> Option<Step> {
-        if self.stage == Stage::Begun {
-            self.measurements = *realm.measurements;
-            let claims = &attester.claims(&self.challenge, *realm);
-            self.signature = Sign1 { claims, kid: &[] }.sign(&attester.key);
-            self.stage = Stage::Signed(0);
-        }
-        let Stage::Signed(skip) = self.stage else {
+        if self.stage == Stage::None {
             return None;
+        }
+        let Some(Realms { key, vouched }) = attester.realms() else {
+            let (written, complete) = (0, false);
+            return Some(Step { written, complete });
+        };
+        let skip = if let Stage::Signed(skip) = self.stage {
+            skip
+        } else {
+            self.measurements = *realm.measurements;
+            let claims = &vouched.claims(&self.challenge, *realm);
+            self.signature = Sign1 { claims, kid: &[] }.sign(key);
+            0
         };
         let measurements = &self.measurements;
         let realm = Realm {
             measurements,
             ..*realm
         };
-        let claims = attester.claims(&self.challenge, realm);
+        let claims = vouched.claims(&self.challenge, realm);
         let room = to.len();
         let (free, total) = (to, 0);
         let mut window = Window { skip, free, total };
+        let platform = &attester.platform;
         cose::write(&mut window, |out| {
-            attester.encode(&claims, &self.signature, out)
+            platform.encode(vouched, &claims, &self.signature, out)
         });
         let written = room - window.free.len();
         let complete = skip + written == window.total;

@@ -70,24 +70,34 @@ mod tests {
         assert!(none < FRAMES, "{none} bytes are left of {plain}");
     }
 
+    /// Nor the steps before the first, which make what it needs.
     #[test]
     fn no_signature_leaves_its_key() {
-        let mut generator = Generator::from_entropy(&[1; 32]).expect("enough");
-        let attester = Attester::new::<sha2::Sha256>(&mut generator, &[]);
         let realm = Realm {
             personalization: &[0; 64],
             algorithm: Algorithm::Sha256,
             measurements: &[[0; 64]; 5],
         };
-        let sign = || {
+        let [mut plain, mut leaving] = [1, 2].map(|seed| {
+            let mut generator = Generator::from_entropy(&[seed; 32]).expect("enough");
+            let attester = Attester::new::<sha2::Sha256>(&mut generator, &[]);
             let mut session = Session::NONE;
             session.begin(&[2; 64]);
-            session.step(&attester, &realm, &mut []).is_some()
-        };
-        compare(
-            || assert!(apart(sign)),
-            || assert!(leaving_none::<{ 2 * OF_A_SIGNATURE }, _>(sign)),
-        );
+            move || {
+                let step = session.step(&attester, &realm, &mut []);
+                assert!(step.is_some());
+                session.is_signed()
+            }
+        });
+        for signed in [false, false, true] {
+            compare(
+                || assert_eq!(apart(&mut plain), signed),
+                || {
+                    let done = leaving_none::<{ 2 * OF_A_SIGNATURE }, _>(&mut leaving);
+                    assert_eq!(done, signed);
+                },
+            );
+        }
     }
 
     #[test]

@@ -58,6 +58,9 @@ pub(super) fn continue_token(
     let sign = || token.step(attester, &shown, &mut []);
     let begun = residue::leaving_none::<{ residue::OF_A_SIGNATURE }, _>(sign);
     let mut last = begun.ok_or(Code::ErrorState)?;
+    if !token.is_signed() {
+        return Ok((Code::Incomplete, 0));
+    }
     let written = with_memory(vcpu, ipa, GRANULE, |pa| {
         let mut at = part.start;
         let mut bytes = [0; 512];
