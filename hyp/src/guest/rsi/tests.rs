@@ -423,6 +423,11 @@ fn a_call_that_fails_signs_nothing() {
     assert_eq!(answered(&mut h, &[CONTINUE, RAM, 0, size]), [2]);
     let [code, length] = answered(&mut h, &[INIT, 7]);
     assert_eq!(code, 0);
+    // What all tokens are made with takes a call for each half of it.
+    for _ in 0..2 {
+        assert_eq!(answered(&mut h, &[CONTINUE, empty, 0, size]), [1]);
+        assert_eq!(answered(&mut h, &[CONTINUE, RAM, 0, size]), [3, 0]);
+    }
     assert_eq!(answered(&mut h, &[CONTINUE, empty, 0, size]), [1]);
     let (record, _) = exit(&mut h, &[CONTINUE, missing, 0, size]);
     assert_eq!(record.hpfar, missing >> 12 << 4);
