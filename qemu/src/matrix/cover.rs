@@ -6,16 +6,18 @@ use super::cell::{AXES, Cell, SIZES};
 /// A configuration by the places of its values.
 type Places = [u8; AXES];
 
-/// All combinations of values.
+/// All combinations of values, the last axis' first.
 pub fn all() -> impl Iterator<Item = Places> {
-    let count: usize = SIZES.iter().product();
-    (0..count).map(|mut number| {
-        let mut places = [0; AXES];
+    std::iter::successors(Some([0; AXES]), |places| {
+        let mut next = *places;
         for axis in (0..AXES).rev() {
-            places[axis] = (number % SIZES[axis]) as u8;
-            number /= SIZES[axis];
+            next[axis] += 1;
+            if usize::from(next[axis]) < SIZES[axis] {
+                return Some(next);
+            }
+            next[axis] = 0;
         }
-        places
+        None
     })
 }
 
@@ -82,10 +84,18 @@ impl Tuples {
         }
     }
 
-    /// One that is left: its set, and its place there.
-    fn first(&self) -> Option<(usize, usize)> {
-        let mut sets = self.left.iter().enumerate();
-        sets.find_map(|(n, left)| Some((n, left.iter().position(|left| *left)?)))
+    /// One that is left: its axes with their values.
+    fn first(&self) -> Option<Vec<(usize, u8)>> {
+        let mut sets = self.axes.iter().zip(&self.left);
+        sets.find_map(|(axes, left)| {
+            let mut at = left.iter().position(|left| *left)?;
+            let values = axes.iter().rev().map(|&axis| {
+                let value = at % SIZES[axis];
+                at /= SIZES[axis];
+                (axis, value as u8)
+            });
+            Some(values.collect())
+        })
     }
 }
 
@@ -101,11 +111,9 @@ pub fn cover(legal: &[Places], strength: usize, there: &[Places]) -> Vec<Places>
     let mut chosen = Vec::new();
     // A generator of Marsaglia's, so that those looked at are of all kinds.
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    while let Some((set, at)) = tuples.first() {
-        let has: Vec<&Places> = legal
-            .iter()
-            .filter(|places| tuples.place(set, places) == at)
-            .collect();
+    while let Some(values) = tuples.first() {
+        let meet = |places: &&Places| values.iter().all(|&(axis, value)| places[axis] == value);
+        let has: Vec<&Places> = legal.iter().filter(meet).collect();
         let looked_at = (0..LOOKED_AT).map(|_| {
             random ^= random << 13;
             random ^= random >> 7;

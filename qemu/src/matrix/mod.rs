@@ -45,39 +45,38 @@ const IPA_BITS_OF_QUICK: [u8; 7] = [32, 36, 40, 44, 48, 49, 52];
 
 /// The configurations of a tier, in the order in which they are booted.
 pub fn cells(tier: Tier) -> Vec<Cell> {
+    let [quick, more] = cells_by_tier(tier);
+    [quick, more].concat()
+}
+
+/// Those of the quick tier, and those of this tier beside them.
+fn cells_by_tier(tier: Tier) -> [Vec<Cell>; 2] {
     let all = cover::legal();
     let quick: Vec<_> = all
         .iter()
         .copied()
         .filter(|places| IPA_BITS_OF_QUICK.contains(&Cell::of(*places).ipa))
         .collect();
-    let mut chosen = cover::cover(&quick, 2, &[]);
+    let chosen = cover::cover(&quick, 2, &[]);
+    let quick: Vec<_> = chosen.iter().copied().map(Cell::of).collect();
+    let mut more = Vec::new();
     if tier == Tier::Full {
-        let more = cover::cover(&all, 3, &chosen);
-        chosen.extend(more);
-    }
-    let mut cells: Vec<_> = chosen.into_iter().map(Cell::of).collect();
-    if tier == Tier::Full {
+        more.extend(cover::cover(&all, 3, &chosen).into_iter().map(Cell::of));
         for row in reference::rows() {
-            if !cells.contains(&row.cell) {
-                cells.push(row.cell);
+            if !quick.contains(&row.cell) && !more.contains(&row.cell) {
+                more.push(row.cell);
             }
         }
     }
-    cells
+    [quick, more]
 }
 
 /// The cases of the suite.
 pub fn cases(tier: Tier) -> Vec<Case> {
-    let quick = cells(Tier::Quick).len();
-    cells(tier)
-        .into_iter()
-        .enumerate()
-        .map(|(n, cell)| {
-            let case = case(cell, Manner::default());
-            if n < quick { case } else { case.full() }
-        })
-        .collect()
+    let [quick, more] = cells_by_tier(tier);
+    let case = |cell| case(cell, Manner::default());
+    let more = more.into_iter().map(|cell| case(cell).full());
+    quick.into_iter().map(case).chain(more).collect()
 }
 
 /// How a configuration is booted.
