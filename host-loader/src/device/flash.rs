@@ -68,6 +68,12 @@ pub trait Cells {
     fn load(&self, offset: u64, size: u64) -> u32;
     /// Writes them.
     fn store(&self, offset: u64, size: u64, value: u32);
+    /// Sets all bits of so many bytes, a multiple of 8.
+    fn fill(&self, bytes: Range<u64>) {
+        for at in bytes.step_by(WIDTH as usize) {
+            self.store(at, WIDTH, u32::MAX);
+        }
+    }
 }
 
 /// A bank.
@@ -171,8 +177,8 @@ impl<C: Cells> Flash<C> {
     fn erase(&mut self, offset: u64) {
         let start = offset & !(BLOCK - 1);
         let Range { start, end } = start..(start + BLOCK).min(self.cells.size());
-        for at in (start..end).step_by(WIDTH as usize) {
-            self.cells.store(at, WIDTH, u32::MAX);
+        if start < end {
+            self.cells.fill(start..end);
         }
         let wrong = if start < end {
             Status::empty()

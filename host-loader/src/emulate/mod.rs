@@ -27,6 +27,10 @@ use walk::{Access, Kind};
 /// Instructions that are executed behind a load-exclusive, at most.
 const SEQUENCE: usize = 64;
 
+/// Loads and stores among them, at most: each may have the host erase flash, or populate
+/// RAM, and no guest chooses how long.
+const ACCESSES: usize = 4;
+
 /// What became of an instruction that the host was asked to execute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -118,6 +122,7 @@ fn finished(cpu: &mut Cpu, done: Result<(), Undone>) -> Outcome {
 /// whatever becomes of the rest: a load of a device may not be made twice. Of
 /// alignment, the guest's CPU is the judge.
 fn sequence(cpu: &mut Cpu, space: &mut impl Space, mark: &mut Mark) -> Outcome {
+    let mut accesses = 0;
     for _ in 0..SEQUENCE {
         let Ok(word) = fetch(cpu, space) else {
             return Outcome::Done;
@@ -139,6 +144,10 @@ fn sequence(cpu: &mut Cpu, space: &mut impl Space, mark: &mut Mark) -> Outcome {
         if !execute::is_aligned(cpu, &instruction, *mark) {
             return Outcome::Parted(word);
         }
+        if !is_store && accesses == ACCESSES {
+            return Outcome::Done;
+        }
+        accesses += 1;
         let done = execute::execute(cpu, space, &instruction, OfRam::Done, mark);
         match finished(cpu, done) {
             Outcome::Done if !is_store => {}

@@ -132,6 +132,12 @@ impl Cells for Kept {
             spot.store(size, value.into(), self.coherent);
         }
     }
+
+    // One instruction may erase eight blocks: not word by word.
+    fn fill(&self, bytes: Range<u64>) {
+        let ipas = map::FLASH.start + bytes.start..map::FLASH.start + bytes.end;
+        self.ram.fill_with_ones(ipas, self.coherent);
+    }
 }
 
 /// The devices of a guest that starts from flash.

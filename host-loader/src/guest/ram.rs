@@ -225,6 +225,28 @@ impl Ram {
         }
     }
 
+    /// Sets all bits of these IPAs, multiples of 8, which the guest may read meanwhile.
+    pub fn fill_with_ones(&self, ipas: Range<u64>, coherent: bool) {
+        for part in self.parts(ipas) {
+            if !coherent {
+                instr::clean_to_poc(part.pa, part.size);
+            }
+            fence(SeqCst);
+            for pa in (part.pa..part.pa + part.size).step_by(8) {
+                // SAFETY: a part of an extent, which `GuestRam::new`'s caller answers
+                // for; aligned. Atomic, since the guest may access it at the same time.
+                let word = unsafe {
+                    AtomicU64::from_ptr(core::ptr::with_exposed_provenance_mut(pa as usize))
+                };
+                word.store(u64::MAX, Relaxed);
+            }
+            fence(SeqCst);
+            if !coherent {
+                instr::clean_to_poc(part.pa, part.size);
+            }
+        }
+    }
+
     /// Cleans a piece to the point of coherency, for a guest whose accesses may not
     /// be cached (without FEAT_S2FWB): dirty lines of before could be written back
     /// over what it writes.
