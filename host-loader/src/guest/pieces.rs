@@ -110,12 +110,21 @@ impl Bits {
 
     /// Whether any of a range is set.
     pub(super) fn any(&self, range: core::ops::Range<usize>) -> bool {
+        self.any_of(range, |word| word)
+    }
+
+    /// Whether any of a range is clear.
+    pub(super) fn any_clear(&self, range: core::ops::Range<usize>) -> bool {
+        self.any_of(range, |word| !word)
+    }
+
+    fn any_of(&self, range: core::ops::Range<usize>, of: impl Fn(u64) -> u64) -> bool {
         let mut at = range.start;
         while at < range.end {
             let end = (at / 64 + 1) * 64;
             let few = end.min(range.end) - at;
             let mask = u64::MAX >> (64 - few) << (at % 64);
-            if self.0[at / 64].load(Ordering::Acquire) & mask != 0 {
+            if of(self.0[at / 64].load(Ordering::Acquire)) & mask != 0 {
                 return true;
             }
             at = end;
@@ -162,6 +171,8 @@ mod tests {
             for end in start..=200 {
                 let each = (start..end).any(|bit| bits.get(bit));
                 assert_eq!(bits.any(start..end), each, "{start}..{end}");
+                let clear = (start..end).any(|bit| !bits.get(bit));
+                assert_eq!(bits.any_clear(start..end), clear, "{start}..{end}");
             }
         }
     }

@@ -95,6 +95,11 @@ impl Shares {
         self.empty.any(self.indices(ipas))
     }
 
+    /// Whether any granule of a range is the realm's own.
+    pub fn any_own(&self, ipas: &Range<u64>) -> bool {
+        self.empty.any_clear(self.indices(ipas))
+    }
+
     /// The first run of granules in a range that are.
     pub fn first_empty(&self, ipas: &Range<u64>) -> Option<Range<u64>> {
         let run = first_run(self.indices(ipas), |granule| self.empty.get(granule));
@@ -197,6 +202,7 @@ mod tests {
         assert_eq!(shares.first_own(&shared), None);
         assert_eq!(shares.first_empty(&all), Some(shared.clone()));
         assert!(shares.any_empty(&all) && !shares.any_empty(&behind));
+        assert!(shares.any_own(&all) && !shares.any_own(&shared));
         let half = BASE + 0xc000..BASE + 0x1_0000;
         shares.set_empty(&half, false);
         assert_eq!(shares.first_own(&shared), Some(half));

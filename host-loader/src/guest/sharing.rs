@@ -61,8 +61,12 @@ impl Sharing<'_> {
         // change goes on.
         let begins = shares.stopped.take() != Some((rec, at));
         let ends = [begins.then_some(at), Some(end - shares.granule())];
+        let (mut step, mut moves) = (at, false);
         for _ in 0..CALLS {
-            let (step, moves) = self.step(&shares, at..end, to);
+            // All of a step is alike: it is looked for once, however many calls it takes.
+            if at == step {
+                (step, moves) = self.step(&shares, at..end, to);
+            }
             if moves && to == Asked::Ram {
                 self.hide(&mut shares, at..step, ends)?;
             }
@@ -102,7 +106,7 @@ impl Sharing<'_> {
             let end = (at + 1).next_multiple_of(PIECE_SIZE).min(ipas.end);
             let moves = match to {
                 // A piece that it never had may hold what others left there.
-                Asked::Empty => shares.first_own(&(at..end)).is_some(),
+                Asked::Empty => shares.any_own(&(at..end)),
                 Asked::Ram => shares.any_empty(&(at..end)),
             };
             if moves {
