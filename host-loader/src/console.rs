@@ -116,12 +116,14 @@ impl Console {
         self.owed.pay(|byte| port.put(byte))
     }
 
-    /// Waits, not for long, until nothing is owed: the guest is gone.
-    pub fn settle(&mut self) {
-        let Some(port) = self.port else {
-            return;
-        };
-        within_bounds(|| port.lock().as_mut().is_none_or(|port| self.pay(port)));
+    /// Bytes that are owed, when what there is room for has been sent.
+    pub fn owes(&mut self) -> u64 {
+        if let Some(port) = self.port
+            && let Some(port) = port.lock().as_mut()
+        {
+            self.pay(port);
+        }
+        self.owed.count()
     }
 
     /// Logs what the guest wrote of a line.

@@ -256,7 +256,7 @@ async fn drain(machine: &Machine, guest: &Guest) {
         let waiting = {
             let mut console = guest.console.lock();
             console.catch_up();
-            guest.posted.get().map_or(0, Page::waiting)
+            guest.posted.get().map_or(0, Page::waiting) + console.owes()
         };
         let now = CNTPCT_EL0.get();
         if waiting < before {
@@ -279,11 +279,7 @@ async fn drain(machine: &Machine, guest: &Guest) {
 /// was reset.
 async fn finish(machine: &'static Machine, guest: Arc<Guest>) {
     drain(machine, &guest).await;
-    {
-        let mut console = guest.console.lock();
-        console.flush();
-        console.settle();
-    }
+    guest.console.lock().flush();
     {
         let mut owner = machine.console_guest.lock();
         if owner.as_ref().is_some_and(|o| Arc::ptr_eq(o, &guest)) {

@@ -19,6 +19,11 @@ impl Owed {
         count: 0,
     };
 
+    /// How many bytes are owed.
+    pub const fn count(&self) -> u64 {
+        self.count as u64
+    }
+
     /// Puts what is owed: whether that was all.
     #[inline]
     pub fn pay(&mut self, mut put: impl FnMut(u8) -> bool) -> bool {
@@ -72,6 +77,7 @@ mod tests {
         }
         assert_eq!(fifo.0, [1, 2]);
         assert!(!owed.pay(|byte| fifo.put(byte)));
+        assert_eq!(owed.count(), 2);
         fifo.1 = 1;
         assert!(!owed.pay(|byte| fifo.put(byte)));
         // Nothing overtakes what waits.
