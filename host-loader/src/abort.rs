@@ -63,7 +63,13 @@ pub fn serve(machine: &Machine, guest: &Guest, index: usize, exit: &RecExit) -> 
     if by_registers && !guest.is_protected() {
         return with_registers(machine, guest, index, exit);
     }
-    trespass(machine, guest, index, exit, None)
+    let next = trespass(machine, guest, index, exit, None);
+    // An error of the machine's in its own half: EL2 has told it, and takes no answer.
+    let told = ipa(exit) < guest.shared && !esr.fault().is_translation();
+    if told && next == Next::External {
+        return Next::Enter;
+    }
+    next
 }
 
 /// Serves a touch of RAM that the guest has not got yet; `None` if there is none, or
