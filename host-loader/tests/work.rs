@@ -143,7 +143,7 @@ const MOST: u64 = PIECE;
 fn a_sequence_of_stores_to_flash_erases_no_more_than_a_piece() {
     // stp x4, x5, [x1], again and again.
     let (work, outcome) = one_exit(core::iter::repeat_n(0xa900_1424, 100));
-    assert_eq!(outcome, Outcome::Done);
+    assert!(matches!(outcome, Outcome::Done | Outcome::Parted(_)));
     assert!(work <= MOST, "{} KiB for one exit", work >> 10);
 }
 
@@ -152,6 +152,6 @@ fn a_sequence_of_loads_populates_few_pieces() {
     // ldrb w6, [x2]; add x2, x2, x3, again and again.
     let pair = [0x3940_0046, 0x8b03_0042];
     let (work, outcome) = one_exit(pair.into_iter().cycle().take(100));
-    assert_eq!(outcome, Outcome::Done);
+    assert!(matches!(outcome, Outcome::Done | Outcome::Parted(_)));
     assert!(work <= 8 * MOST, "{} KiB for one exit", work >> 10);
 }

@@ -145,7 +145,7 @@ fn sequence(cpu: &mut Cpu, space: &mut impl Space, mark: &mut Mark) -> Outcome {
             return Outcome::Parted(word);
         }
         if !is_store && accesses == ACCESSES {
-            return Outcome::Done;
+            return Outcome::Parted(word);
         }
         accesses += 1;
         let done = execute::execute(cpu, space, &instruction, OfRam::Done, mark);
