@@ -34,9 +34,12 @@ pub struct Shares {
     parts: Vec<Part>,
     /// Tables that the realm got since it runs.
     pub tables: usize,
-    /// Which vCPU's change has stopped short, and where: it goes on there.
-    pub stopped: Option<(u64, u64)>,
+    /// Which vCPUs' changes have stopped short, and where: each goes on there.
+    stopped: Vec<(u64, u64)>,
 }
+
+/// The most vCPUs whose changes are remembered.
+const STOPPED: usize = 64;
 
 impl Shares {
     /// Those of RAM of `size` bytes from `base` on, in granules of `1 << shift`: none
@@ -50,7 +53,7 @@ impl Shares {
             mapped: Bits::new(count),
             parts: Vec::with_capacity(if size == 0 { 0 } else { PARTS }),
             tables: 0,
-            stopped: None,
+            stopped: Vec::with_capacity(if size == 0 { 0 } else { STOPPED }),
         }
     }
 
@@ -60,6 +63,20 @@ impl Shares {
         self.empty.clear_all();
         self.mapped.clear_all();
         self.tables = 0;
+        self.stopped.clear();
+    }
+
+    /// Where the change of the vCPU `rec` stopped short, if it did: it is forgotten.
+    pub fn take_stopped(&mut self, rec: u64) -> Option<u64> {
+        let at = self.stopped.iter().position(|stopped| stopped.0 == rec)?;
+        Some(self.stopped.swap_remove(at).1)
+    }
+
+    /// The change of the vCPU `rec`, of which none is remembered, has stopped short.
+    pub fn set_stopped(&mut self, rec: u64, at: u64) {
+        if self.stopped.len() < self.stopped.capacity().min(STOPPED) {
+            self.stopped.push((rec, at));
+        }
     }
 
     /// Bytes of a granule.

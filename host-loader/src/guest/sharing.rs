@@ -59,7 +59,7 @@ impl Sharing<'_> {
         let mut shares = self.ram.shares().lock();
         // Where what the realm has asked for begins, it may be amid a granule: not where a
         // change goes on.
-        let begins = shares.stopped.take() != Some((rec, at));
+        let begins = shares.take_stopped(rec) != Some(at);
         let ends = [begins.then_some(at), Some(end - shares.granule())];
         let (mut step, mut moves) = (at, false);
         for _ in 0..CALLS {
@@ -95,7 +95,9 @@ impl Sharing<'_> {
                 break;
             }
         }
-        shares.stopped = (at < end).then_some((rec, at));
+        if at < end {
+            shares.set_stopped(rec, at);
+        }
         Ok(())
     }
 
