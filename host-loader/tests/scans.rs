@@ -124,5 +124,8 @@ fn look_once(granules: &Mutex<Granules>, realm: &Realm) {
         let changed = live.change(granules, 0x1000, all.clone(), Asked::Empty);
         changed.expect("all RAM").expect("EL2 refuses nothing");
     });
-    assert!(exit < 8 * once, "{exit:?} for an exit, {once:?} for a look at all");
+    assert!(
+        exit < 8 * once,
+        "{exit:?} for an exit, {once:?} for a look at all"
+    );
 }
