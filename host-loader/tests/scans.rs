@@ -81,7 +81,9 @@ fn a_change_goes_on_beside_anothers() {
             let mut bytes = vec![0u8; 6 << 20];
             let at = (bytes.as_mut_ptr().expose_provenance() as u64).next_multiple_of(TABLE);
             // SAFETY: nobody else's.
-            let ram = unsafe { GuestRam::of_realm(BASE, &[at..at + 2 * TABLE], 16) };
+            let ram = unsafe {
+                GuestRam::of_realm(BASE, std::slice::from_ref(&(at..at + 2 * TABLE)), 16)
+            };
             let ram = ram.shared().clone();
             let (all, second) = (BASE..BASE + 2 * TABLE, BASE + TABLE);
             ram.shares().lock().set_empty(&all, true);
