@@ -191,6 +191,28 @@ fn each_world_finds_what_it_left() {
     assert_eq!(recording::get(CNTV_CTL_EL0), 1);
 }
 
+/// DEN0137 1.0, A6.1, RLNQRL: "A REC exit due to IRQ is not generated for an interrupt which is
+/// masked by the value of ICC_PMR_EL1 at the time of REC entry" (and UGXCHC: that it should be
+/// preserved). One that is pending and masked would end each entry at once, and the host,
+/// which masks it, would never take it. What is EL2's own, at priority 0x80, passes.
+#[test]
+fn what_the_host_masks_ends_no_entry() {
+    for pmr in [0xf0, 0xa0, 0x90] {
+        let mut host = host(|_| {});
+        recording::set(ICC_PMR_EL1, pmr);
+        let mut el1 = guest_el1();
+        enter(&mut host.cpu, &el1, false);
+        assert_eq!(recording::get(ICC_PMR_EL1), pmr, "ICC_PMR_EL1");
+        leave(&mut host.cpu, &mut el1);
+        assert_eq!(recording::get(ICC_PMR_EL1), pmr);
+    }
+    let mut host = host(|_| {});
+    recording::set(ICC_PMR_EL1, 0x60);
+    enter(&mut host.cpu, &guest_el1(), false);
+    let passes = 0x81..=0x90;
+    assert!(passes.contains(&recording::get(ICC_PMR_EL1)), "EL2's own");
+}
+
 /// A guest's DISR_EL1 is VDISR_EL2: an error that it has deferred is not another's.
 /// The like for keys.
 #[test]
