@@ -176,6 +176,29 @@ fn psci_complete_leaves_zero_behind_x0() {
     }
 }
 
+/// DEN0022F, 6.4.3 (the state of a core that is powered up): data accesses of a CPU that
+/// is turned on are as its caller's were, big-endian or not. TF-RMM (psci_reset_rec),
+/// TF-A (psci_get_ns_ep_info) and KVM (kvm_psci_vcpu_on) hand SCTLR_EL1.EE on, and no more.
+#[test]
+fn a_cpu_that_is_turned_on_has_its_callers_endianness() {
+    const EE: u64 = 1 << 25;
+    let mut h = machine();
+    h.rec(1, 61);
+    // SAFETY: the fake machine's REC, which nobody runs.
+    let other = unsafe { Rec::at(h.page(61)) };
+    for ee in [0, EE] {
+        other.set_runnable(false);
+        let state = vcpu(&h);
+        // With its MMU on, and E0E.
+        state.el1.sctlr = El1::SCTLR_RESET | ee | 1 << 24 | 1;
+        state.pending = Pending::CpuOn(1, RAM, 7);
+        h.ok(fid::RMI_PSCI_COMPLETE, &[h.page(REC), h.page(61), 0]);
+        // SAFETY: as above.
+        let sctlr = unsafe { &*other.state.get() }.el1.sctlr;
+        assert_eq!(sctlr, El1::SCTLR_RESET | ee, "{sctlr:#x}");
+    }
+}
+
 /// A4.3.3, RPBKVB: exit.gprs[0] contains the PSCI FID. W0 is the identifier.
 #[test]
 fn a_psci_exit_tells_the_identifier_alone() {
