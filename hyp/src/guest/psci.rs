@@ -228,6 +228,22 @@ mod tests {
         );
     }
 
+    /// DEN0098, 2.4: of TRNG_RND that fails, the registers of the entropy are zero.
+    #[test]
+    fn no_random_bits_are_zero_bits() {
+        let wrong = Answer::Random([-2i64 as u64, 0, 0, 0]);
+        for (function, bits) in [
+            (fid::TRNG_RND, 0),
+            (fid::TRNG_RND, 193),
+            (fid::TRNG_RND, u64::MAX),
+            (narrow(fid::TRNG_RND), 0),
+            (narrow(fid::TRNG_RND), 97),
+        ] {
+            let answer = ask([function.into(), bits, 0x5ec, 0x5ec]);
+            assert_eq!(answer, wrong, "{function:#x} {bits}");
+        }
+    }
+
     #[test]
     fn what_is_not_there_is_not_told() {
         let invalid = Answer::Return(psci::INVALID_PARAMETERS as u64);
