@@ -134,4 +134,19 @@ mod tests {
             }
         }
     }
+
+    /// IHI0069H, 12.2.22: "When ICC_CTLR_EL1.RSS == 0, RS is RES0", and with
+    /// GICD_TYPER.RSS == 0 it may be treated as 0 where it is not. No GICD_TYPER here says
+    /// RSS, and QEMU's virtual ICC_CTLR_EL1 does not.
+    #[test]
+    fn a_range_that_nobody_has_is_none() {
+        let typer = crate::fixed(crate::At { offset: 4, size: 4 });
+        assert_eq!(typer.map(|typer| typer >> 26 & 1), Some(0), "GICD_TYPER.RSS");
+        for affinity in [Affinity::new(0, 0, 0, 3), Affinity::new(4, 3, 2, 15)] {
+            for rs in 1..16 {
+                let value = sgi_to(affinity) | rs << 44;
+                assert_eq!(reach(value, affinity), Reach::Itself, "RS {rs}");
+            }
+        }
+    }
 }
