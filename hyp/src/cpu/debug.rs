@@ -176,6 +176,26 @@ mod tests {
         assert_eq!(debug.read(DBGBVR0_EL1::ENCODING), !0b11 & !KIND);
     }
 
+    /// DDI0487, DBGCLAIMSET_EL1 and DBGCLAIMCLR_EL1: eight claim tags, which are no matter of
+    /// the hardware. The first register reads as all ones, the second as those that are set.
+    #[test]
+    fn a_guest_has_eight_claim_tags() {
+        let (set, clear) = (sysreg(2, 0, 7, 8, 6), sysreg(2, 0, 7, 9, 6));
+        let mut debug = Debug::RESET;
+        for (register, value, tags) in [
+            (set, 0, 0),
+            (set, 0x1_0005, 0x05),
+            (set, 0x82, 0x87),
+            (clear, 0, 0x87),
+            (clear, !0xf0, 0x80),
+            (clear, u64::MAX, 0),
+        ] {
+            debug.write(register, value);
+            assert_eq!(debug.read(set), 0xff, "{register} {value:#x}");
+            assert_eq!(debug.read(clear), tags, "{register} {value:#x}");
+        }
+    }
+
     #[test]
     fn what_was_left_in_a_cpus_comparators_matches_nowhere() {
         for (breakpoints, watchpoints) in [(1u64, 1u64), (5, 3), (15, 15)] {
