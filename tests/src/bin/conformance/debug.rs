@@ -175,6 +175,18 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
     set(OSLAR_EL1, 0);
     suite.equal("debug/os-lock-open", OSLSR_EL1.get() & 0b10, 0);
     registers(suite);
+    let (set_tags, tags): (u64, u64);
+    // SAFETY: DBGCLAIMSET_EL1 and DBGCLAIMCLR_EL1: tags that are nobody else's.
+    unsafe {
+        asm!(
+            "msr S2_0_C7_C8_6, {tag}", "isb",
+            "mrs {set}, S2_0_C7_C8_6", "mrs {tags}, S2_0_C7_C9_6",
+            "msr S2_0_C7_C9_6, {tag}", "isb",
+            tag = in(reg) 0x22_u64, set = out(reg) set_tags, tags = out(reg) tags
+        );
+    }
+    suite.equal("debug/claim-set", set_tags, 0xff);
+    suite.equal("debug/claim-tags", tags & 0x22, 0x22);
     set(MDSCR_EL1, KDE | MDE);
     suite.equal("debug/mdscr", MDSCR_EL1.get() & (KDE | MDE), KDE | MDE);
     let met = |suite: &mut Suite<Console>, name: &str, seen, expected| {

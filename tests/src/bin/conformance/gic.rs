@@ -1,8 +1,8 @@
 //! The GICv3's distributor, redistributors and CPU interface (IHI0069).
 
 use arm64::regs::{
-    ELR_EL1, ICC_CTLR_EL1, ICC_HPPIR1_EL1, ICC_IGRPEN1_EL1, ICC_PMR_EL1, ICC_RPR_EL1, ICC_SRE_EL1,
-    SPSR_EL1,
+    ELR_EL1, ICC_CTLR_EL1, ICC_HPPIR1_EL1, ICC_IGRPEN1_EL1, ICC_PMR_EL1, ICC_RPR_EL1,
+    ICC_SGI1R_EL1, ICC_SRE_EL1, SPSR_EL1,
 };
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use tests::bare::asm::set;
@@ -105,6 +105,13 @@ fn sgis(suite: &mut Suite<Console>) {
     gic::send_sgi_to_others(1);
     irq::settle();
     suite.equal("gic/irm-not-self", u64::from(irq::taken(1)), 0);
+
+    // RS of ICC_SGI1R_EL1, where neither side has it (GICD_TYPER.RSS, ICC_CTLR_EL1.RSS).
+    if (gic::d(gicd::TYPER) >> 26 & 1) == 0 && ICC_CTLR_EL1.get() >> 18 & 1 == 0 {
+        asm::dsb();
+        set(ICC_SGI1R_EL1, 1 << 44 | 2 << 24 | 1 << (asm::mpidr() & 0xf));
+        suite.check("gic/sgi-range-is-none", irq::arrives(2, 1), irq::taken(2));
+    }
 
     // ISPENDR and ICPENDR of an SGI.
     asm::irq_off();
