@@ -111,6 +111,25 @@ fn an_abort_of_its_own_memory_tells_the_page() {
     }
 }
 
+/// DDI0487, AArch64.S1DisabledOutput: an output address that is beyond PAMax is an Address
+/// size fault of level 0; so KVM answers (kvm_inject_size_fault) what is beyond the
+/// ID_AA64MMFR0_EL1.PARange that it tells a guest. Here that is 40 bits.
+#[test]
+fn what_is_beyond_the_range_that_a_plain_guest_is_told_is_an_address_size_fault() {
+    let mut h = machine(RealmFlags::NONCONF);
+    for (esr, class, flags) in [
+        (ABORT, 0x25, 0),
+        (ABORT | WRITE, 0x25, 1 << 6),
+        (FETCH, 0x21, 0),
+    ] {
+        let injected = to_guest(&mut h, esr, 1 << 40 | 0x238).expect("an abort");
+        assert_eq!(injected, class << 26 | 1 << 25 | flags, "{injected:#x}");
+        assert_eq!(recording::get(FAR_EL1), 0xffff_8000_0000_0238);
+    }
+    // What is in it, and nothing there, is the host's to say.
+    to_host(&mut h, ABORT, (1 << 40) - 0x1000);
+}
+
 #[test]
 fn an_access_of_a_device_tells_itself_and_no_register() {
     let mut h = machine(RealmFlags::PROTECTED);
