@@ -176,7 +176,7 @@ fn each_world_finds_what_it_left() {
         recording::get(CNTV_CVAL_EL0),
         recording::get(ICC_PMR_EL1),
     ];
-    assert_eq!(seen, [0x2222, 9 << 48 | 0x5000, 0x777, 0xff]);
+    assert_eq!(seen, [0x2222, 9 << 48 | 0x5000, 0x777, 0xf0]);
     recording::set(TTBR0_EL1, 0x6666);
     leave(&mut host.cpu, &mut el1);
     assert_eq!((el1.ttbr0, el1.vbar), (0x6666, 0x4444));

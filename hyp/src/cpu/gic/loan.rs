@@ -6,6 +6,9 @@ use arm64::regs::*;
 use super::Gic;
 use super::redistributor::{Line, gicr};
 
+/// The least mask that EL2's own interrupts pass, with four bits of priority or more.
+const PASSES_OURS: u64 = Line::OURS.priority() as u64 + 0x10;
+
 /// What the host's CPU interface and the virtual timer's interrupt had before EL2
 /// borrowed them for a guest.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,15 +23,16 @@ pub struct HostInterface {
 }
 
 impl Gic {
-    /// Borrows from the host, for a guest: the CPU interface, so that every
-    /// priority passes, group 1 is on, and EOI only drops priority (the virtual
-    /// timer's interrupt stays active until the guest deactivates it); and that
+    /// Borrows from the host, for a guest: the CPU interface, so that EL2's own
+    /// interrupts pass and what else the host lets through (what it masks by priority
+    /// stays masked: DEN0137, A6.1), group 1 is on, and EOI only drops priority (the
+    /// virtual timer's interrupt stays active until the guest deactivates it); and that
     /// interrupt. `changed`: the host may have changed it since the last time.
     pub fn borrow(&self, host: &mut HostInterface, changed: bool) {
         host.pmr = ICC_PMR_EL1.get();
         host.ctlr = ICC_CTLR_EL1.get();
         host.igrpen1 = ICC_IGRPEN1_EL1.get();
-        ICC_PMR_EL1.set(0xff);
+        ICC_PMR_EL1.set(host.pmr.max(PASSES_OURS));
         ICC_CTLR_EL1.set(host.ctlr | bits!(ICC_CTLR_EL1: EOImode));
         ICC_IGRPEN1_EL1.write(ICC_IGRPEN1_EL1::Enable::SET);
         // Without Enable, EL1's access to ICC_SRE_EL1 traps: it is shared.

@@ -253,6 +253,11 @@ impl Line {
         priority: 0x80,
         edge: false,
     };
+
+    /// Its priority.
+    pub(super) const fn priority(self) -> u8 {
+        self.priority
+    }
 }
 
 #[cfg(test)]
