@@ -238,7 +238,7 @@ pub fn psci_complete(system: &System, calling: u64, target: u64, status: i64) ->
                 psci::ALREADY_ON
             } else {
                 if status == psci::SUCCESS {
-                    start(other, entry, context);
+                    start(other, entry, context, state.el1.sctlr);
                 }
                 status
             }
@@ -273,9 +273,14 @@ pub(super) fn go_off(realm: &Realm, vcpu: &Rec, state: &mut VcpuState) {
     vcpu.set_runnable(false);
 }
 
-/// Turns a vCPU on. Its granule is locked and it does not run.
-fn start(vcpu: &Rec, entry: u64, context: u64) {
+/// Turns a vCPU on, with data as big-endian as its caller's, by whose SCTLR_EL1. Its
+/// granule is locked and it does not run.
+fn start(vcpu: &Rec, entry: u64, context: u64, sctlr: u64) {
+    /// SCTLR_EL1.EE
+    const EE: u64 = 1 << 25;
     // SAFETY: as the caller says.
-    unsafe { &mut *vcpu.state.get() }.reset(entry, context);
+    let state = unsafe { &mut *vcpu.state.get() };
+    state.reset(entry, context);
+    state.el1.sctlr |= sctlr & EE;
     vcpu.set_runnable(true);
 }
