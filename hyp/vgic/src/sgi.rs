@@ -49,15 +49,11 @@ pub const fn reach(value: u64, from: Affinity) -> Reach {
     }
 }
 
-/// Aff3, Aff2 and Aff1 name the cluster, RS which 16 of its PEs: the first of them.
+/// Aff3, Aff2 and Aff1 name the cluster: the first of its PEs. RS, which would say which 16
+/// of them, is RES0: `GICD_TYPER.RSS` is 0 (IHI0069H, 12.2.22).
 const fn cluster(value: u64) -> u32 {
-    Affinity::new(
-        (value >> 48) as u8,
-        (value >> 32) as u8,
-        (value >> 16) as u8,
-        (value >> 40) as u8 & 0xf0,
-    )
-    .bits()
+    let [aff3, aff2, aff1] = [(value >> 48) as u8, (value >> 32) as u8, (value >> 16) as u8];
+    Affinity::new(aff3, aff2, aff1, 0).bits()
 }
 
 /// `IRM`: to all but the sender.
@@ -107,8 +103,7 @@ mod tests {
     /// SGI 5 to the PE at `to`.
     fn sgi_to(to: Affinity) -> u64 {
         let [aff3, aff2, aff1, aff0] = to.bits().to_be_bytes().map(u64::from);
-        let cluster = aff3 << 48 | aff2 << 32 | aff1 << 16 | aff0 >> 4 << 44;
-        cluster | 5 << 24 | 1 << (aff0 & 0xf)
+        aff3 << 48 | aff2 << 32 | aff1 << 16 | 5 << 24 | 1 << aff0
     }
 
     #[test]
@@ -116,7 +111,7 @@ mod tests {
         let pes = [
             Affinity::new(0, 0, 0, 0),
             Affinity::new(0, 0, 1, 15),
-            Affinity::new(4, 3, 2, 0x37),
+            Affinity::new(4, 3, 2, 7),
         ];
         for from in pes {
             for to in pes {
