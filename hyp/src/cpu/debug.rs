@@ -7,7 +7,7 @@
 
 use arm64::bits;
 use arm64::regs::*;
-use arm64::sysreg::Sysreg;
+use arm64::sysreg::{Sysreg, sysreg};
 
 /// MDSCR_EL1 bits that a guest may set: single step, debug exceptions of EL1 to
 /// itself, breakpoints and watchpoints, and traps of EL0 from the (empty) debug channel.
@@ -40,6 +40,8 @@ pub fn begin() {
 pub struct Debug {
     mdscr: u64,
     locked: bool,
+    /// The claim tags that are set.
+    claimed: u8,
     /// Value and control of breakpoint 0, breakpoint 1, watchpoint 0 and watchpoint 1.
     comparators: [u64; 8],
 }
@@ -54,8 +56,13 @@ impl Debug {
     pub const RESET: Self = Self {
         mdscr: 0,
         locked: true,
+        claimed: 0,
         comparators: [0; 8],
     };
+
+    /// DBGCLAIMSET_EL1, which reads as the tags that there are, and DBGCLAIMCLR_EL1.
+    const CLAIM_SET: Sysreg = sysreg(2, 0, 7, 8, 6);
+    const CLAIM_CLEAR: Sysreg = sysreg(2, 0, 7, 9, 6);
 
     /// What a register of debug reads; those that are not there are zero.
     pub fn read(&self, register: Sysreg) -> u64 {
@@ -64,6 +71,8 @@ impl Debug {
             OSLSR_EL1::ENCODING => {
                 bits!(OSLSR_EL1: OSLM_1) | u64::from(self.locked) << OSLSR_EL1::OSLK.shift
             }
+            Self::CLAIM_SET => 0xff,
+            Self::CLAIM_CLEAR => self.claimed.into(),
             _ => place(register).map_or(0, |at| self.comparators[at]),
         }
     }
@@ -73,6 +82,8 @@ impl Debug {
         match register {
             MDSCR_EL1::ENCODING => self.mdscr = value & MDSCR,
             OSLAR_EL1::ENCODING => self.locked = value & 1 != 0,
+            Self::CLAIM_SET => self.claimed |= value as u8,
+            Self::CLAIM_CLEAR => self.claimed &= !(value as u8),
             _ => {
                 let Some(at) = place(register) else { return };
                 let is_control = at & 1 != 0;
@@ -129,7 +140,6 @@ mod tests {
     extern crate std;
     use super::*;
     use arm64::recording::{self, Event};
-    use arm64::sysreg::sysreg;
     use std::vec::Vec;
 
     const MDE: u64 = bits!(MDSCR_EL1: MDE);
@@ -168,7 +178,7 @@ mod tests {
         for other in [
             sysreg(2, 0, 1, 0, 4),
             sysreg(2, 3, 0, 0, 4),
-            sysreg(2, 0, 7, 8, 6),
+            sysreg(2, 0, 7, 10, 6),
         ] {
             debug.write(other, 0);
             assert_eq!(debug.read(other), 0);
