@@ -107,6 +107,12 @@ const fn pa_range(bits: u8) -> u64 {
     }
 }
 
+/// Bits of address that a guest with `ipa_bits` of IPA space is told: those of the range
+/// that [`pa_range`] names.
+pub const fn told_bits(ipa_bits: u8) -> u32 {
+    [32, 36, 40, 42, 44, 48, 52][pa_range(ipa_bits) as usize]
+}
+
 /// The value that a guest with `ipa_bits` of IPA space reads from an ID register
 /// whose value on the CPU is `cpu`.
 pub fn view(register: Sysreg, cpu: u64, ipa_bits: u8) -> u64 {

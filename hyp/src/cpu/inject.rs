@@ -34,7 +34,19 @@ pub fn external_abort(gprs: &mut Gprs, cause: Syndrome, far: u64) {
     el1.commit();
 }
 
-/// The same for a vCPU that is not loaded.
+/// Answers an access of what is beyond the range that the level is told, as if it were
+/// beyond the CPU's own: an address size fault, of level 0.
+pub fn address_size(gprs: &mut Gprs, cause: Syndrome, far: u64) {
+    let mut el1 = Registers::live();
+    let fetch = cause.class() == Class::INST_ABORT_LOWER;
+    let class = abort_class(fetch, gprs.pstate);
+    let keep = cause.0 & abort_flags(fetch);
+    take(gprs, &mut el1, u64::from(class.0) << 26 | IL | keep);
+    FAR_EL1.set(far);
+    el1.commit();
+}
+
+/// As [`external_abort`], for a vCPU that is not loaded.
 pub fn external_abort_saved(gprs: &mut Gprs, saved: &mut El1, cause: Syndrome, far: u64) {
     saved_registers(saved, |el1| take_abort(gprs, el1, cause, far));
 }

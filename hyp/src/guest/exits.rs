@@ -23,6 +23,7 @@ use super::rsi;
 use super::vcpu::RunningVcpu;
 use crate::cpu::{Cpu, access, inject};
 use crate::errata;
+use crate::idregs;
 use crate::log::trace;
 use crate::realm::{Mode, Realm, State};
 use crate::rec::{Pending, VcpuState};
@@ -167,6 +168,10 @@ fn abort_exit(vcpu: &RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome, ipa:
         return confidential::abort(vcpu, state, esr, ipa);
     }
     let far = FAR_EL2.get();
+    if ipa >> idregs::told_bits(vcpu.realm.ipa_bits) != 0 {
+        inject::address_size(&mut state.gprs, esr, far);
+        return Next::Enter;
+    }
     let emulatable = esr.is_emulatable();
     state.pending = if emulatable {
         Pending::Mmio(esr, far)
