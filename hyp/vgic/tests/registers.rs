@@ -343,11 +343,11 @@ fn sgis_go_where_the_register_says() {
     for (value, expected) in [
         (cluster | 7 << 24 | 0b1010, [0, 0x80, 0, 0x80]),
         (cluster | 15 << 24 | 0xffff, [0x8000; 4]),
-        // Another Aff1, Aff2, Aff3, and the next 16 of the cluster.
+        // RS is RES0. Another Aff1, Aff2, Aff3.
+        (cluster | 1 << 44 | 0xf, [1; 4]),
         (cluster | 2 << 16 | 0xf, [0; 4]),
         (cluster | 1 << 33 | 0xf, [0; 4]),
         (cluster | 1 << 48 | 0xf, [0; 4]),
-        (cluster | 1 << 44 | 0xf, [0; 4]),
         // All but the sender, whatever the rest says.
         (1 << 40 | 2 << 24, [4, 4, 0, 4]),
     ] {
