@@ -168,7 +168,8 @@ fn abort_exit(vcpu: &RunningVcpu<'_>, state: &mut VcpuState, esr: Syndrome, ipa:
         return confidential::abort(vcpu, state, esr, ipa);
     }
     let far = FAR_EL2.get();
-    if ipa >> idregs::told_bits(vcpu.realm.ipa_bits) != 0 {
+    // No guest is told of fewer than 32 bits, and most devices stand there.
+    if ipa >> 32 != 0 && ipa >> idregs::told_bits(vcpu.realm.ipa_bits) != 0 {
         inject::address_size(&mut state.gprs, esr, far);
         return Next::Enter;
     }
