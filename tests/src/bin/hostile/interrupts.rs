@@ -93,6 +93,9 @@ const MODE_1: u64 = 2;
 /// The virtual timer's PPI on QEMU's virt machine.
 const TIMER: u32 = 27;
 
+/// An SPI that no device drives.
+const MASKED: u32 = 96;
+
 /// All that a host sees of the GIC and the timers on this CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct View {
@@ -143,7 +146,7 @@ impl View {
 
 /// What a host may have made of the timer's interrupt and of its CPU interface
 /// before it enters a guest.
-const SETTINGS: [(&str, fn()); 8] = [
+const SETTINGS: [(&str, fn()); 9] = [
     ("usual", || ()),
     ("disabled", || gic::put(gicd::ICENABLER, TIMER)),
     ("group-0", || gic::change(gicd::IGROUPR, TIMER, false)),
@@ -163,11 +166,21 @@ const SETTINGS: [(&str, fn()); 8] = [
         set(ICC_BPR1_EL1, 5);
         set(ICC_IGRPEN1_EL1, 0);
     }),
+    // DEN0137, A6.1: what the host masks by priority ends no entry.
+    ("masked", || {
+        set(ICC_PMR_EL1, 0xa0);
+        gic::set_edge(MASKED, true);
+        gic::route(MASKED, 0);
+        gic::enable(MASKED, 0xc0);
+        gic::put(gicd::ISPENDR, MASKED);
+        gic::sync();
+    }),
 ];
 
 /// This CPU's GIC as a host has it that uses its virtual timer, which does not
 /// fire for now.
 fn begin() {
+    gic::disable(MASKED);
     gic::start_cpu();
     let at = gicr::SGI + gicd::ICFGR + 4;
     gic::set_r(at, gic::r(at) & !(2 << (TIMER % 16 * 2)));
