@@ -52,7 +52,11 @@ pub const fn reach(value: u64, from: Affinity) -> Reach {
 /// Aff3, Aff2 and Aff1 name the cluster: the first of its PEs. RS, which would say which 16
 /// of them, is RES0: `GICD_TYPER.RSS` is 0 (IHI0069H, 12.2.22).
 const fn cluster(value: u64) -> u32 {
-    let [aff3, aff2, aff1] = [(value >> 48) as u8, (value >> 32) as u8, (value >> 16) as u8];
+    let [aff3, aff2, aff1] = [
+        (value >> 48) as u8,
+        (value >> 32) as u8,
+        (value >> 16) as u8,
+    ];
     Affinity::new(aff3, aff2, aff1, 0).bits()
 }
 
@@ -136,7 +140,11 @@ mod tests {
     #[test]
     fn a_range_that_nobody_has_is_none() {
         let typer = crate::fixed(crate::At { offset: 4, size: 4 });
-        assert_eq!(typer.map(|typer| typer >> 26 & 1), Some(0), "GICD_TYPER.RSS");
+        assert_eq!(
+            typer.map(|typer| typer >> 26 & 1),
+            Some(0),
+            "GICD_TYPER.RSS"
+        );
         for affinity in [Affinity::new(0, 0, 0, 3), Affinity::new(4, 3, 2, 15)] {
             for rs in 1..16 {
                 let value = sgi_to(affinity) | rs << 44;

@@ -109,7 +109,10 @@ fn sgis(suite: &mut Suite<Console>) {
     // RS of ICC_SGI1R_EL1, where neither side has it (GICD_TYPER.RSS, ICC_CTLR_EL1.RSS).
     if (gic::d(gicd::TYPER) >> 26 & 1) == 0 && ICC_CTLR_EL1.get() >> 18 & 1 == 0 {
         asm::dsb();
-        set(ICC_SGI1R_EL1, 1 << 44 | 14 << 24 | 1 << (asm::mpidr() & 0xf));
+        set(
+            ICC_SGI1R_EL1,
+            1 << 44 | 14 << 24 | 1 << (asm::mpidr() & 0xf),
+        );
         suite.check("gic/sgi-range-is-none", irq::arrives(14, 1), irq::taken(14));
     }
 
