@@ -237,8 +237,16 @@ impl Spec {
                 }
             };
         }
-        // A plain guest's host hears of it wherever it is.
-        if ipa >> realm.ipa_bits != 0 && realm.shared_from != 0 {
+        // A plain guest's host hears of what is beyond its space, but not beyond the range
+        // of addresses that it is told, the narrowest that there is for that space.
+        let bits = match realm.shared_from {
+            0 => [32, 36, 40, 42, 44, 48, 52]
+                .into_iter()
+                .find(|bits| *bits >= realm.ipa_bits)
+                .unwrap_or(52),
+            _ => realm.ipa_bits,
+        };
+        if ipa >> bits != 0 {
             rec.takes(ABORT);
             return None;
         }
