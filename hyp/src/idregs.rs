@@ -107,8 +107,8 @@ const fn pa_range(bits: u8) -> u64 {
     }
 }
 
-/// Bits of address that a guest with `ipa_bits` of IPA space is told: those of the range
-/// that [`pa_range`] names.
+/// Bits of address that a guest with `ipa_bits` of IPA space is told: the narrowest range
+/// of PARange that holds it.
 pub const fn told_bits(ipa_bits: u8) -> u32 {
     [32, 36, 40, 42, 44, 48, 52][pa_range(ipa_bits) as usize]
 }
