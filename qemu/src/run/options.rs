@@ -27,7 +27,8 @@ pub struct Boot {
     #[arg(help_heading = WHAT)]
     pub guest: String,
 
-    /// A kernel of your own: arm64 Image, gzip, EFI zboot, ELF or raw binary
+    /// A kernel of your own: arm64 Image (plain, gzip, zstd, EFI zboot), ELF or raw
+    /// binary
     #[arg(long, value_name = "FILE", conflicts_with_all = ["guests", "bundle"])]
     #[arg(help_heading = WHAT, value_hint = ValueHint::FilePath)]
     pub kernel: Option<PathBuf>,

@@ -39,6 +39,11 @@ const FLASH: u64 = 0x0400_0000;
 /// The word that asks for no file.
 const NONE: &str = "none";
 
+/// How files begin: A64's NOP, and what gzip (RFC 1952) and zstd (RFC 8878) pack.
+const NOP: [u8; 4] = 0xd503_201f_u32.to_le_bytes();
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+const ZSTD: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
+
 /// How the user and the guests' console meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Style {
@@ -388,10 +393,12 @@ fn head(file: &Path) -> Result<Vec<u8>> {
 
 /// Whether a file that begins with `head` is surely a Linux, or packed as one.
 fn is_linux(head: &[u8]) -> bool {
-    let mz_image = header::is_image(head) && head.starts_with(b"MZ");
+    // An EFI program begins with "MZ", one without EFI with a NOP (from Linux 5.10 on);
+    // U-Boot with a branch, as older ones did.
+    let image = header::is_image(head) && [&b"MZ"[..], &NOP].iter().any(|b| head.starts_with(b));
     let zboot = head.starts_with(b"MZ\0\0zimg");
-    let gzip = head.starts_with(&[0x1f, 0x8b]);
-    mz_image || zboot || gzip
+    let packed = [&GZIP[..], &ZSTD].iter().any(|b| head.starts_with(b));
+    image || zboot || packed
 }
 
 /// The style where the guests have no first process of ours.
@@ -584,4 +591,38 @@ pub fn bare_machine(qemu: Qemu, options: &Run, guests: &Guests) -> Result<Machin
         debugger: None,
         extra,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An Image's header that begins with `code`.
+    fn image(code: &[u8]) -> Vec<u8> {
+        let mut head = vec![0; 64];
+        head[..code.len()].copy_from_slice(code);
+        head[56..60].copy_from_slice(b"ARM\x64");
+        head
+    }
+
+    #[test]
+    fn a_linux_is_known_by_how_it_begins() {
+        for (what, head) in [
+            ("with EFI", image(b"MZ")),
+            ("without EFI", image(&[0x1f, 0x20, 0x03, 0xd5])),
+            ("zboot", b"MZ\0\0zimg".to_vec()),
+            ("gzip", vec![0x1f, 0x8b, 8]),
+            ("zstd", vec![0x28, 0xb5, 0x2f, 0xfd]),
+        ] {
+            assert!(is_linux(&head), "{what}");
+        }
+        for (what, head) in [
+            ("U-Boot", image(&[0x0a, 0, 0, 0x14])),
+            ("a raw binary", vec![0x1f, 0x20, 0x03, 0xd5]),
+            ("an x86 kernel", b"MZ\xea\x07".to_vec()),
+            ("nothing", Vec::new()),
+        ] {
+            assert!(!is_linux(&head), "{what}");
+        }
+    }
 }
