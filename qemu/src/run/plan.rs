@@ -296,6 +296,13 @@ impl<'a> Wants<'a> {
         // U-Boot looks alike: one for whom `--exec` is asked is taken for a Linux.
         let asked = matches!(shell, Shell::Command(_)) && header::is_image(&head);
         let is_linux = is_linux(&head) || asked;
+        if let (Shell::Command(_), false) = (shell, is_linux) {
+            bail!(
+                "--exec needs a Linux, and {} does not begin like one: give --kernel an arm64 \
+                 Image, plain or packed by gzip or zstd, or an EFI zboot image",
+                kernel.display()
+            );
+        }
         let initrd = match &boot.initrd {
             Some(file) if file.as_os_str() == NONE => Initrd::None,
             Some(file) => {
@@ -311,9 +318,6 @@ impl<'a> Wants<'a> {
             }
             None => Initrd::None,
         };
-        if let (Shell::Command(_), Initrd::Theirs(_), false) = (shell, &initrd, is_linux) {
-            as_they_are(shell)?;
-        }
         // What is no Linux may mean anything by its command line.
         let ours = is_linux && !matches!(initrd, Initrd::None) && append.is_none();
         Ok(Self {
@@ -595,7 +599,37 @@ pub fn bare_machine(qemu: Qemu, options: &Run, guests: &Guests) -> Result<Machin
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::io::Write as _;
+
+    use clap::Parser as _;
+
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Words {
+        #[command(flatten)]
+        boot: Boot,
+    }
+
+    /// What `--exec` says to these further words.
+    fn refused(words: &[&OsStr]) -> String {
+        let words = [&[OsStr::new("run")], words].concat();
+        let boot = Words::try_parse_from(words).expect("options").boot;
+        let workspace = Workspace::find().expect("a workspace");
+        let shell = Shell::Command("true".into());
+        let error = guests(&workspace, &boot, &shell, Path::new("/nonexistent"));
+        format!("{:#}", error.expect_err("no guests"))
+    }
+
+    #[test]
+    fn a_command_for_what_is_no_linux_is_refused_with_its_name() {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        file.write_all(b"\xfd7zXZ\0").expect("writes");
+        let said = refused(&["--kernel".as_ref(), file.path().as_ref()]);
+        assert!(said.contains(&file.path().display().to_string()), "{said}");
+        assert!(said.contains("gzip or zstd"), "{said}");
+    }
 
     /// An Image's header that begins with `code`.
     fn image(code: &[u8]) -> Vec<u8> {
