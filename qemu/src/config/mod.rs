@@ -201,7 +201,7 @@ fn parse(bytes: &[u8], file: &str, folder: &Path) -> Result<(Vec<Guest>, Places)
 /// What is wrong with a file that a guest is to get.
 ///
 /// # Errors
-/// When there is none, or it is empty.
+/// When there is none, it is empty, or no archive holds it.
 pub fn check_file(path: &Path) -> Result<()> {
     let Ok(file) = path.metadata() else {
         bail!("there is no file {}", path.display());
@@ -211,6 +211,14 @@ pub fn check_file(path: &Path) -> Result<()> {
     }
     if file.len() == 0 {
         bail!("{} is empty", path.display());
+    }
+    // It is read whole, so that is told before.
+    if u32::try_from(file.len()).is_err() {
+        bail!(
+            "{} is {} MiB large, and the archive that Undercroft gets holds files below 4096",
+            path.display(),
+            file.len() >> 20
+        );
     }
     Ok(())
 }
@@ -278,6 +286,17 @@ mod tests {
             let hosts = guest_config::parse(text.as_bytes()).expect(line);
             assert_eq!(hosts[0].guest, guests[0].packed(), "{line}");
         }
+    }
+
+    #[test]
+    fn a_file_that_no_archive_holds_is_not_read() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let most = u64::from(u32::MAX);
+        file.as_file().set_len(most).expect("a hole");
+        check_file(file.path()).expect("an archive holds it");
+        file.as_file().set_len(most + 1).expect("a hole");
+        let error = check_file(file.path()).expect_err("too large").to_string();
+        assert!(error.contains("is 4096 MiB large"), "{error}");
     }
 
     #[test]

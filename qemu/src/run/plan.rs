@@ -129,8 +129,8 @@ impl Shell {
 pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) -> Result<Guests> {
     if let Some(bundle) = &boot.bundle {
         let bundle = (bundle.as_os_str() != NONE).then(|| bundle.clone());
-        if let Some(file) = bundle.as_ref().filter(|file| !file.is_file()) {
-            bail!("--bundle: there is no file {}", file.display());
+        if let Some(file) = &bundle {
+            config::check_file(file).context("--bundle")?;
         }
         return Ok(Guests {
             list: Vec::new(),
@@ -629,6 +629,18 @@ mod tests {
         let said = refused(&["--kernel".as_ref(), file.path().as_ref()]);
         assert!(said.contains(&file.path().display().to_string()), "{said}");
         assert!(said.contains("gzip or zstd"), "{said}");
+    }
+
+    #[test]
+    fn a_bundle_of_nothing_is_refused() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let said = refused(&["--bundle".as_ref(), file.path().as_ref()]);
+        assert!(
+            said.starts_with("--bundle: ") && said.ends_with("is empty"),
+            "{said}"
+        );
+        let said = refused(&["--bundle".as_ref(), "/".as_ref()]);
+        assert_eq!(said, "--bundle: / is no file");
     }
 
     /// An Image's header that begins with `code`.
