@@ -12,6 +12,7 @@ use crate::matrix::cell::KEYS;
 use crate::matrix::known::List;
 use crate::matrix::{self, Cell, Manner, reference, report};
 use crate::run::ending::FAILED;
+use crate::run::options::port;
 use crate::ui;
 use crate::workspace::Workspace;
 
@@ -53,7 +54,7 @@ pub struct Options {
     case: Option<String>,
 
     /// Let its machine wait for a debugger, on a socket of its own or this TCP port
-    #[arg(long, value_name = "PORT", requires = "case")]
+    #[arg(long, value_name = "PORT", requires = "case", value_parser = port)]
     #[allow(clippy::option_option, reason = "an option with an optional value")]
     gdb: Option<Option<u16>>,
 

@@ -141,13 +141,13 @@ pub struct Run {
 
     /// End the machine after this many seconds (0: never) [default: 300, or
     /// never at a terminal]
-    #[arg(long, value_name = "SECONDS", overrides_with = "timeout")]
+    #[arg(long, value_name = "SECONDS", overrides_with = "timeout", value_parser = seconds)]
     #[arg(help_heading = HOW)]
     pub timeout: Option<u64>,
 
     /// Wait for a debugger, and print the line that starts one; with PORT it
     /// connects there, where every user of this machine can
-    #[arg(long, value_name = "PORT", num_args = 0..=1)]
+    #[arg(long, value_name = "PORT", num_args = 0..=1, value_parser = port)]
     #[arg(help_heading = HOW)]
     pub gdb: Option<Option<u16>>,
 
@@ -220,6 +220,18 @@ fn cpus(text: &str) -> Result<u32, String> {
              several guests (--guests, --bundle) as many as QEMU allows"
         )
     })
+}
+
+/// A time in seconds.
+fn seconds(text: &str) -> Result<u64, String> {
+    let seconds = text.parse();
+    seconds.map_err(|_| "expected a whole number of seconds, such as 60; 0: never".into())
+}
+
+/// A TCP port. At 0 QEMU would take one that nobody is told.
+pub fn port(text: &str) -> Result<u16, String> {
+    let port = text.parse().ok().filter(|port| *port > 0);
+    port.ok_or_else(|| "expected a TCP port, 1 to 65535, or --gdb alone, which needs none".into())
 }
 
 /// What is traced.
@@ -295,5 +307,28 @@ impl Boot {
             text += " undercroft.log=serial1";
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_options_are_read_or_told() {
+        assert_eq!((seconds("0"), seconds("60")), (Ok(0), Ok(60)));
+        for text in ["", "5s", "1.5", "-1", "99999999999999999999"] {
+            assert!(
+                seconds(text).is_err_and(|said| said.contains("such as 60")),
+                "{text}"
+            );
+        }
+        assert_eq!(port("1234"), Ok(1234));
+        for text in ["", "0", "65536", "22x", "-1"] {
+            assert!(
+                port(text).is_err_and(|said| said.contains("1 to 65535")),
+                "{text}"
+            );
+        }
     }
 }
