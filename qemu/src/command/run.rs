@@ -38,6 +38,14 @@ pub fn run(options: &Run) -> Result<u8> {
         bail!("--firmware is for --machine fvp: QEMU's machine begins without any");
     }
     let qemu = qemu::ensure(&workspace.scratch())?;
+    // QEMU would print its list where the guest's console is, and end.
+    if ["help", "?"].contains(&options.cpu.as_str()) {
+        bail!(
+            "--cpu {}: `{} -cpu help` lists QEMU's CPUs",
+            options.cpu,
+            qemu.program.display()
+        );
+    }
     let shell = Shell::of(options);
     if options.dry_run {
         // Its files must outlive this process, or the command would not work.
