@@ -174,23 +174,30 @@ impl fmt::Display for Row {
 /// The head of the table.
 pub const HEAD: &str = "guest         console            bare     undercroft    ratio     gate";
 
+/// The guest of this name, which boots to an `/init` of ours.
+fn booted(name: &str) -> Result<&'static catalogue::Guest> {
+    let guest = catalogue::find(name)?;
+    if !guest.has_shell() {
+        bail!("guest `{name}` has no /init to boot to");
+    }
+    Ok(guest)
+}
+
 /// Measures all rows.
 ///
 /// # Errors
 /// When something cannot be built, fetched or booted, or a count differs from
 /// the same count before.
 pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<Vec<Row>> {
-    let plugin = build::plugin(workspace, qemu)?;
+    // What may be a mistake comes before minutes of building.
+    let guests: Vec<_> = (options.guests.iter().map(|name| booted(name))).collect::<Result<_>>()?;
     let image = build::image_or(workspace, options.image.as_deref())?;
+    let plugin = build::plugin(workspace, qemu)?;
     let folder = scratch::folder(workspace)?;
     let initrd = folder.path().join("initrd");
     fs::write(&initrd, first_process::ramdisk()?).context("cannot write the initial RAM disk")?;
     let mut rows = Vec::new();
-    for name in &options.guests {
-        let guest = catalogue::find(name)?;
-        if !guest.has_shell() {
-            bail!("guest `{name}` has no /init to boot to");
-        }
+    for (name, guest) in options.guests.iter().zip(guests) {
         let kernel = Cache::of(workspace).kernel(guest)?;
         for chatter in [Chatter::Quiet, Chatter::Full] {
             if !options.has(chatter) {

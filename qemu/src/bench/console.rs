@@ -137,8 +137,8 @@ impl fmt::Display for Row {
 /// # Errors
 /// When something cannot be built, fetched or booted.
 pub fn measure(workspace: &Workspace, qemu: &Qemu, options: &Options) -> Result<Row> {
-    let plugin = build::plugin(workspace, qemu)?;
     let image = build::image_or(workspace, options.image.as_deref())?;
+    let plugin = build::plugin(workspace, qemu)?;
     let folder = scratch::folder(workspace)?;
     let name = "debian13";
     let kernel = Cache::of(workspace).kernel(catalogue::find(name)?)?;

@@ -138,6 +138,16 @@ fn prepare(workspace: Workspace, how: &How, cases: &[Case], folder: &Path) -> Re
     let mut missing = Vec::new();
     if cases.iter().any(Case::needs_machine) {
         found = Some(qemu::ensure(&workspace.scratch())?);
+        let given = how.image.as_deref().map(path::absolute).transpose()?;
+        let built = build::image_or(&workspace, given.as_deref());
+        // What was asked for is the caller's to mend, before minutes of fetching.
+        image = match built {
+            Err(error) if given.is_some() => return Err(error),
+            built => built.map_err(|error| format!("{error:#}")),
+        };
+        if let Err(why) = &image {
+            ui::warn(format_args!("no image: {why}"));
+        }
         let mut names: Vec<_> = cases.iter().flat_map(|case| &case.guests).collect();
         names.sort();
         names.dedup();
@@ -147,16 +157,6 @@ fn prepare(workspace: Workspace, how: &How, cases: &[Case], folder: &Path) -> Re
                 ui::warn(format_args!("no guest {name}: {error:#}"));
                 missing.push((*name, format!("{error:#}")));
             }
-        }
-        let given = how.image.as_deref().map(path::absolute).transpose()?;
-        let built = build::image_or(&workspace, given.as_deref());
-        // What was asked for is the caller's to mend.
-        image = match built {
-            Err(error) if given.is_some() => return Err(error),
-            built => built.map_err(|error| format!("{error:#}")),
-        };
-        if let Err(why) = &image {
-            ui::warn(format_args!("no image: {why}"));
         }
     }
     Ok(Context {
