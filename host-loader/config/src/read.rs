@@ -89,12 +89,24 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Located>, Error> {
     Ok(guests)
 }
 
+/// What the parser calls as Rust does, and what it is to who writes the file. Guests
+/// are its only sequence.
+const NAMES: [(&str, &str); 4] = [
+    ("invalid type: map", "invalid type: one table"),
+    ("expected a sequence", "expected [[guest]]"),
+    (" as i128", ""),
+    ("expected i64", "expected a whole number"),
+];
+
 /// What the parser says, with the line that it says it of.
 fn not_a_file(text: &str, error: &toml::de::Error) -> Error {
     let at = error.span().map_or(0, |span| span.start);
     let place = Mark::BEGIN.at(text, at).place;
     let source = text.lines().nth(place.line as usize - 1).unwrap_or("");
-    let message = error.message().trim().replace('\n', ", ");
+    let mut message = error.message().trim().replace('\n', ", ");
+    for (theirs, ours) in NAMES {
+        message = message.replace(theirs, ours);
+    }
     let message = Words(&message);
     let what = match source.trim() {
         "" => format!("{message}"),
@@ -285,6 +297,31 @@ mod tests {
     }
 
     const MINIMAL: &str = "[[guest]]\nname = \"a\"\nkernel = \"k\"\n";
+
+    #[test]
+    fn a_wrong_type_is_told_in_words_of_the_file() {
+        for (text, expected) in [
+            (
+                "[guest]\nname = \"a\"\n",
+                "one table, expected [[guest]], in `[guest]`",
+            ),
+            (
+                "guest = 3\n",
+                "integer `3`, expected [[guest]], in `guest = 3`",
+            ),
+        ] {
+            let error = error(text);
+            assert!(error.ends_with(expected), "{error}");
+        }
+        for value in ["\"2\"", "2.5", "true", "99999999999999999999"] {
+            let error = error(&format!("{MINIMAL}vcpus = {value}\n"));
+            assert!(
+                error.contains(", expected a whole number, in `vcpus = "),
+                "{error}"
+            );
+            assert!(!error.contains("i64") && !error.contains("i128"), "{error}");
+        }
+    }
 
     #[test]
     fn defaults() {
