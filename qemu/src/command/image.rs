@@ -36,6 +36,7 @@ pub fn image(options: &Options) -> Result<u8> {
         &workspace,
         &options.boot,
         &Shell::Interactive,
+        false,
         folder.path(),
     )?;
     let image = build::image_or(&workspace, options.boot.image.as_deref())?;

@@ -102,7 +102,7 @@ fn prepare(
     shell: &Shell,
     folder: &Path,
 ) -> Result<(Machine, Guests, Option<Image>)> {
-    let mut guests = plan::guests(workspace, &options.boot, shell, folder)?;
+    let mut guests = plan::guests(workspace, &options.boot, shell, options.verbose, folder)?;
     if let Some(file) = &options.guest_symbols {
         plan::debugged(&mut guests, file)?;
     }

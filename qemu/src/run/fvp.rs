@@ -95,7 +95,13 @@ fn prepare(
     shell: &Shell,
     means: &Means<'_>,
 ) -> Result<(Machine, Guests)> {
-    let guests = plan::guests(workspace, &options.boot, shell, means.folder)?;
+    let guests = plan::guests(
+        workspace,
+        &options.boot,
+        shell,
+        options.verbose,
+        means.folder,
+    )?;
     let image = || build::image_or(workspace, options.boot.image.as_deref());
     let (described, _) = plan::describe(options, &guests, image, means.folder, true)?;
     let machine = Machine::of(described, means.clone(), !options.dry_run)?;

@@ -122,11 +122,18 @@ impl Shell {
 }
 
 /// Finds, fetches and builds what `boot` asks for. Files of this run alone go
-/// into `folder`.
+/// into `folder`. A command's guest keeps its boot messages to itself unless it is to be
+/// `verbose`.
 ///
 /// # Errors
 /// When something is missing or makes no sense; the message names it.
-pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) -> Result<Guests> {
+pub fn guests(
+    workspace: &Workspace,
+    boot: &Boot,
+    shell: &Shell,
+    verbose: bool,
+    folder: &Path,
+) -> Result<Guests> {
     if let Some(bundle) = &boot.bundle {
         let bundle = (bundle.as_os_str() != NONE).then(|| bundle.clone());
         if let Some(file) = &bundle {
@@ -162,17 +169,17 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
     let cache = Cache::of(workspace);
     let (initrd, style) = match wants.initrd {
         Initrd::None => (None, as_they_are(shell)?),
-        Initrd::Theirs(file) => match shell {
+        Initrd::Theirs(ref file) => match shell {
             Shell::Command(_) => {
                 let (task, style) = task(shell)?;
                 let mut data =
-                    fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+                    fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
                 // Linux unpacks one archive behind the other; later files win.
                 data.resize(data.len().next_multiple_of(4), 0);
                 data.extend(initrd::build(&cache.busybox()?, &wants.name, &task)?);
                 (Some(write(folder, "initrd", &data)?), style)
             }
-            Shell::Interactive | Shell::Script => (Some(file), as_they_are(shell)?),
+            Shell::Interactive | Shell::Script => (Some(file.clone()), as_they_are(shell)?),
         },
         Initrd::Ours => {
             let (task, style) = task(shell)?;
@@ -180,19 +187,7 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
             (Some(write(folder, "initrd", &data)?), style)
         }
     };
-    // Boot messages are of use to a person who watches, not to a command.
-    let quiet = matches!(style, Style::Command { .. }) && wants.ours;
-    let cmdline = [
-        wants.cmdline.as_deref(),
-        quiet.then_some("quiet nowatchdog"),
-        wants.append,
-    ]
-    .into_iter()
-    .flatten()
-    .filter(|text| !text.is_empty())
-    .collect::<Vec<_>>()
-    .join(" ");
-    config::check_cmdline(&cmdline).context("--append")?;
+    let cmdline = cmdline(&wants, &style, verbose)?;
     Ok(Guests {
         list: vec![Guest {
             initrd,
@@ -210,6 +205,28 @@ pub fn guests(workspace: &Workspace, boot: &Boot, shell: &Shell, folder: &Path) 
         firmware: wants.firmware,
         symbols: None,
     })
+}
+
+/// The command line of a guest that options describe.
+fn cmdline(wants: &Wants<'_>, style: &Style, verbose: bool) -> Result<String> {
+    // Boot messages are of use to a person who watches, not to a command.
+    let ours = match (style, verbose) {
+        (Style::Command { .. }, false) => Some("quiet nowatchdog"),
+        (Style::Command { .. }, true) => Some("nowatchdog"),
+        (Style::Terminal | Style::Raw, _) => None,
+    };
+    let cmdline = [
+        wants.cmdline.as_deref(),
+        ours.filter(|_| wants.ours),
+        wants.append,
+    ]
+    .into_iter()
+    .flatten()
+    .filter(|text| !text.is_empty())
+    .collect::<Vec<_>>()
+    .join(" ");
+    config::check_cmdline(&cmdline).context("--append")?;
+    Ok(cmdline)
 }
 
 /// Lets the first guest be debugged with the symbols in `file`: a Linux then
@@ -618,7 +635,7 @@ mod tests {
         let boot = Words::try_parse_from(words).expect("options").boot;
         let workspace = Workspace::find().expect("a workspace");
         let shell = Shell::Command("true".into());
-        let error = guests(&workspace, &boot, &shell, Path::new("/nonexistent"));
+        let error = guests(&workspace, &boot, &shell, false, Path::new("/nonexistent"));
         format!("{:#}", error.expect_err("no guests"))
     }
 
@@ -649,6 +666,30 @@ mod tests {
         head[..code.len()].copy_from_slice(code);
         head[56..60].copy_from_slice(b"ARM\x64");
         head
+    }
+
+    #[test]
+    fn a_verbose_guest_is_not_told_to_be_quiet() {
+        let wants = Wants {
+            name: "a".into(),
+            kernel: PathBuf::from("a"),
+            initrd: Initrd::Ours,
+            cmdline: Some("console=ttyAMA0".into()),
+            append: Some("x"),
+            ours: true,
+            firmware: false,
+            load: None,
+        };
+        let command = Style::Command {
+            mark: "mark".into(),
+        };
+        for (style, verbose, expected) in [
+            (&command, false, "console=ttyAMA0 quiet nowatchdog x"),
+            (&command, true, "console=ttyAMA0 nowatchdog x"),
+            (&Style::Terminal, false, "console=ttyAMA0 x"),
+        ] {
+            assert_eq!(cmdline(&wants, style, verbose).expect("short"), expected);
+        }
     }
 
     #[test]
