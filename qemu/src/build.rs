@@ -5,10 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use qemu_start::At;
 use serde::Deserialize;
 
+use crate::config;
 use crate::image::{assemble, flat, header};
 use crate::setup::qemu::Qemu;
 use crate::setup::rust::{self, TARGET};
@@ -35,11 +36,14 @@ pub fn image_or(workspace: &Workspace, file: Option<&Path>) -> Result<Image> {
     let Some(file) = file else {
         return image(workspace);
     };
-    ensure!(
-        file.is_file(),
-        "--image: there is no file {}",
-        file.display()
-    );
+    config::check_file(file).context("--image")?;
+    if !header::is_image(&header::read(file)?) {
+        bail!(
+            "--image: {} is none of Undercroft's, which begin with the header of an arm64 \
+             Image: `cargo qemu image` makes one",
+            file.display()
+        );
+    }
     Ok(Image {
         file: file.to_path_buf(),
         hyp: None,

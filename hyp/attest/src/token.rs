@@ -23,7 +23,7 @@ const REALM: u16 = 44241;
 /// said of it.
 ///
 /// Both keys are drawn at once, and what a boot is known by is the platform's. The rest
-/// is made when the first realm asks ([`Self::realms`]): it takes as long as two
+/// is made when the first realm asks ([`Session::step`]): it takes as long as two
 /// signatures, and most boots have no realm. The platform's key then signs one token,
 /// which names the realms' key, and is forgotten.
 #[derive(Debug)]

@@ -2,7 +2,11 @@
 //! 64 bytes, little-endian, `text_offset` at 8, `image_size` at 16, `flags` at
 //! 24 and the magic `ARM\x64` at 56.
 
-use anyhow::{Result, ensure};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
 
 const LEN: usize = 64;
 const TEXT_OFFSET: usize = 8;
@@ -10,6 +14,18 @@ const IMAGE_SIZE: usize = 16;
 const OLD_TEXT_OFFSET: u64 = 0x8_0000;
 const MAGIC_AT: usize = 56;
 const MAGIC: &[u8] = b"ARM\x64";
+
+/// The beginning of a file, as far as it tells what the file is.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read(file: &Path) -> Result<Vec<u8>> {
+    let mut head = Vec::new();
+    File::open(file)
+        .and_then(|from| from.take(LEN as u64).read_to_end(&mut head))
+        .with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(head)
+}
 
 /// Whether `data` begins with an arm64 Image header.
 pub fn is_image(data: &[u8]) -> bool {

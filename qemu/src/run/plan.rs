@@ -239,7 +239,7 @@ pub fn debugged(guests: &mut Guests, file: &Path) -> Result<()> {
     let Some(guest) = guests.list.first_mut() else {
         bail!("--guest-symbols: which guests the bundle holds is not known here");
     };
-    if is_linux(&head(&guest.kernel)?) {
+    if is_linux(&header::read(&guest.kernel)?) {
         let cmdline = guest.cmdline.get_or_insert_default();
         *cmdline = format!("{cmdline} {NO_KASLR}").trim_start().to_string();
         config::check_cmdline(cmdline).with_context(|| format!("with {NO_KASLR}"))?;
@@ -306,7 +306,7 @@ impl<'a> Wants<'a> {
             return Self::of_catalogue(workspace, boot, shell);
         };
         config::check_file(kernel).context("--kernel")?;
-        let head = head(kernel).context("--kernel")?;
+        let head = header::read(kernel).context("--kernel")?;
         if head.is_empty() {
             bail!("--kernel: {} is empty", kernel.display());
         }
@@ -401,15 +401,6 @@ impl<'a> Wants<'a> {
             },
         })
     }
-}
-
-/// The beginning of a file, as far as it tells what the file is.
-fn head(file: &Path) -> Result<Vec<u8>> {
-    let mut head = Vec::new();
-    fs::File::open(file)
-        .and_then(|from| from.take(64).read_to_end(&mut head))
-        .with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(head)
 }
 
 /// Whether a file that begins with `head` is surely a Linux, or packed as one.

@@ -107,6 +107,26 @@ fn whose_fault() -> Vec<Case> {
             Ok(())
         })
         .boots(LINUX),
+        Case::new("runner/wrong-image", |context| {
+            let folder = tempfile::tempdir_in(&context.folder)?;
+            fs::write(folder.path().join("text"), "nothing that boots\n".repeat(9))?;
+            fs::write(folder.path().join("empty"), "")?;
+            for (file, says) in [
+                ("text", "arm64 Image"),
+                ("empty", "is empty"),
+                (".", "is no file"),
+                ("none", "there is no file"),
+            ] {
+                Call::bare(context)
+                    .args(["--guest", "hello", "--image", file])
+                    .within(folder.path())
+                    .call()?
+                    .ended(125)?
+                    .tells(&["--image", says])?
+                    .printed("")?;
+            }
+            Ok(())
+        }),
         Case::new("runner/kernel-without-a-word", |context| {
             let folder = tempfile::tempdir_in(&context.folder)?;
             let kernel = folder.path().join("silent");
