@@ -103,8 +103,8 @@ impl Gic {
         self.redistributor.stop_lpis();
     }
 
-    /// Makes EL2's own interrupts deliverable on this PE: enabled, group 1, with
-    /// a priority that is not below the usual. The host cannot change them after that
+    /// Makes EL2's own interrupts deliverable on this PE: enabled, group 1, with the
+    /// highest priority. The host cannot change them after that
     /// (exception/redistributor.rs).
     pub fn enable_own(&self) {
         self.redistributor.wake();
@@ -369,6 +369,7 @@ mod tests {
     fn the_timers_interrupt_is_borrowed_disabled_first_and_enabled_last() {
         let gic = gic();
         recording::set_device(GICR + gicr::ICFGR + 4, 4, 2 << 22);
+        recording::set_device(GICR + gicr::IPRIORITYR + 27, 1, 0xa0);
         let mut host = HostInterface::default();
         let stores: Vec<_> = recording::of(|| gic.borrow(&mut host, true))
             .into_iter()
@@ -380,7 +381,7 @@ mod tests {
             [
                 Event::Store(GICR + gicr::ICENABLER0, 4, bit),
                 Event::Store(GICR + gicr::IGROUPR0, 4, bit),
-                Event::Store(GICR + gicr::IPRIORITYR + 27, 1, 0x80),
+                Event::Store(GICR + gicr::IPRIORITYR + 27, 1, 0),
                 Event::Store(GICR + gicr::ICFGR + 4, 4, 0),
                 Event::Store(GICR + gicr::ISENABLER0, 4, bit),
             ]

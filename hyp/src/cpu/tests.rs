@@ -194,7 +194,7 @@ fn each_world_finds_what_it_left() {
 /// DEN0137 1.0, A6.1, RLNQRL: "A REC exit due to IRQ is not generated for an interrupt which is
 /// masked by the value of ICC_PMR_EL1 at the time of REC entry" (and UGXCHC: that it should be
 /// preserved). One that is pending and masked would end each entry at once, and the host,
-/// which masks it, would never take it. What is EL2's own, at priority 0x80, passes.
+/// which masks it, would never take it. What is EL2's own passes, also where it is at 0x80.
 #[test]
 fn what_the_host_masks_ends_no_entry() {
     for pmr in [0xf0, 0xa0, 0x90] {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::build;
@@ -42,7 +42,7 @@ pub fn image(options: &Options) -> Result<u8> {
     let image = build::image_or(&workspace, options.boot.image.as_deref())?;
     let bundle = match &guests.bundle {
         None => bundle::pack(&guests.list)?,
-        Some(None) => Vec::new(),
+        Some(None) => bail!("--bundle none: a bundle is what is written here"),
         Some(Some(file)) => {
             fs::read(file).with_context(|| format!("cannot read {}", file.display()))?
         }

@@ -558,7 +558,8 @@ fn ram(options: &Run, guests: &Guests, bundle: u64) -> Result<Size> {
         }
         if sum >= ram.bytes() {
             bail!(
-                "the guests want {} MiB of memory together and the machine has {ram}",
+                "the guests want {} MiB of memory together and the machine has {ram}: give \
+                 them less, or the machine more with --ram",
                 sum >> 20
             );
         }

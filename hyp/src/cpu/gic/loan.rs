@@ -6,8 +6,10 @@ use arm64::regs::*;
 use super::Gic;
 use super::redistributor::{Line, gicr};
 
-/// The least mask that EL2's own interrupts pass, with four bits of priority or more.
-const PASSES_OURS: u64 = Line::OURS.priority() as u64 + 0x10;
+/// A mask that EL2's own interrupts pass, with four bits of priority or more. Theirs is 0;
+/// where there is a Secure state and EL3 leaves group 0 to us (SCR_EL3.FIQ = 0), the mask is
+/// as the hardware has it, and of ours that is 0x80 (IHI0069H, 4.8.6).
+const PASSES_OURS: u64 = 0x90;
 
 /// What the host's CPU interface and the virtual timer's interrupt had before EL2
 /// borrowed them for a guest.

@@ -245,19 +245,14 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// What EL2 needs of an interrupt that it takes: a priority that is not below the
-    /// usual, and level-sensitive as timers are.
+    /// What EL2 needs of an interrupt that it takes: the highest priority, which the host
+    /// cannot mask ([`super::loan`]), and level-sensitive as timers are.
     pub(super) const OURS: Self = Self {
         enabled: true,
         group1: true,
-        priority: 0x80,
+        priority: 0,
         edge: false,
     };
-
-    /// Its priority.
-    pub(super) const fn priority(self) -> u8 {
-        self.priority
-    }
 }
 
 #[cfg(test)]
