@@ -344,7 +344,9 @@ impl Machine {
             .property("#redistributor-regions")
             .and_then(|p| p.value_as::<u32>().ok())
             .unwrap_or(1);
-        self.gic.redistributors = (1..=regions as usize)
+        // The count may be any number; the first range is the distributor's.
+        let there = place.entries().count().saturating_sub(1);
+        self.gic.redistributors = (1..=there.min(regions as usize))
             .filter_map(|n| place.registers(n))
             .take(8)
             .collect();

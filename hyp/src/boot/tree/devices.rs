@@ -36,7 +36,7 @@ enum Share {
 }
 
 /// The kinds: a `compatible` string, how much of it, and the reason.
-const KINDS: [(&str, Share, &str); 20] = [
+const KINDS: [(&str, Share, &str); 18] = [
     ("arm,pl011", Share::All, "UART: at most asks a DMA engine"),
     ("arm,sbsa-uart", Share::All, "UART: a part of a PL011"),
     ("brcm,bcm2835-pl011", Share::All, "UART: a PL011"),
@@ -55,12 +55,6 @@ const KINDS: [(&str, Share, &str); 20] = [
     ("arm,pl031", Share::All, "clock: registers alone"),
     ("arm,pl061", Share::All, "GPIO: registers alone"),
     ("arm,sp804", Share::All, "timer: registers alone"),
-    ("arm,sp805", Share::All, "watchdog: resets, as the host may"),
-    (
-        "arm,sbsa-gwdt",
-        Share::All,
-        "watchdog: resets, as the host may",
-    ),
     ("arm,pl050", Share::All, "keyboard: registers alone"),
     // Its distributor holds settings of SPIs. Redistributors are trapped.
     ("arm,gic-v3", Share::First, "SPIs are the host's"),

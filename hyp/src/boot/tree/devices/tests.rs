@@ -484,3 +484,28 @@ fn a_name_that_is_no_text_is_an_unknown_one() {
         assert_eq!(of(tree, K4), expected, "{names:x?}");
     }
 }
+
+/// What resets the machine past EL2 would leave guests' memory to who comes next.
+#[test]
+fn a_watchdog_is_not_the_hosts() {
+    for kind in ["arm,sp805", "arm,sbsa-gwdt"] {
+        let tree = uart(Tree::with_ram()).device("wdt@a000000", kind, &[0xa00_0000, 0x1000]);
+        assert_eq!(of(tree, K4), [UART], "{kind}");
+    }
+}
+
+/// The count says more regions than there are registers of.
+#[test]
+fn redistributor_regions_are_those_that_there_are() {
+    let tree = Tree::with_ram()
+        .node("gic", |t| {
+            t.compatible(&["arm,gic-v3"])
+                .bytes("#redistributor-regions", &[0xff; 4])
+                .numbers("reg", &[0x800_0000, 0x1_0000, 0x80a_0000, 0xf6_0000])
+        })
+        .finish();
+    let begun = std::time::Instant::now();
+    let machine = super::super::builder::machine(&tree).expect("a machine");
+    assert_eq!(machine.gic.redistributors.len(), 1);
+    assert!(begun.elapsed().as_secs() < 60);
+}
