@@ -168,7 +168,8 @@ impl Walk<'_> {
             let token = word(self.structure, at).ok_or(damaged)?;
             let next = at + 4;
             at = match token {
-                NOP => next,
+                // dtoolkit looks for the root node in the first word.
+                NOP if depth > 0 => next,
                 BEGIN_NODE => {
                     depth += 1;
                     properties = true;

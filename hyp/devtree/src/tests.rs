@@ -229,3 +229,16 @@ proptest! {
         guess_uart(&data);
     }
 }
+
+/// It is told, rather than met by who reads the tree.
+#[test]
+fn a_nop_before_the_root_is_damage() {
+    let mut data = tree("a", "b");
+    let root = u32::from_be_bytes(data[8..12].try_into().expect("four")) as usize;
+    data.splice(root..root, NOP.to_be_bytes());
+    let total = data.len() as u32;
+    data[4..8].copy_from_slice(&total.to_be_bytes());
+    let size = u32::from_be_bytes(data[36..40].try_into().expect("four")) + 4;
+    data[36..40].copy_from_slice(&size.to_be_bytes());
+    assert!(open(&data).is_err());
+}
