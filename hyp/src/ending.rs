@@ -14,7 +14,7 @@ use core::sync::atomic::Ordering;
 use ::rmi::fid;
 use ::rmi::psci::{MEM_PROTECT, MEM_PROTECT_CHECK_RANGE, SUCCESS};
 use arm64::instr;
-use arm64::regs::{CNTFRQ_EL0, CNTPCT_EL0, affinity};
+use arm64::regs::{CNTPCT_EL0, affinity};
 use arm64::steering::smc;
 use log::info;
 
@@ -23,6 +23,7 @@ use crate::cpu::pe::{self, NO_REC, Pe};
 use crate::memory::granule::{Spans, State};
 use crate::memory::phys;
 use crate::memory::region::Region;
+use crate::psci::ticks;
 use crate::system::System;
 
 /// Seconds that a PE has to come out of its guest.
@@ -113,10 +114,7 @@ fn scrub_granule(system: &System, pa: u64) {
 
 /// Waits until none of the others runs a guest.
 fn wait_for(pes: &[Pe]) -> Result<(), StillRuns> {
-    let second = CNTFRQ_EL0.get().max(1);
-    let end = CNTPCT_EL0
-        .get()
-        .saturating_add(PATIENCE.saturating_mul(second));
+    let end = CNTPCT_EL0.get().saturating_add(ticks(PATIENCE));
     let me = affinity();
     let runs = |pe: &&Pe| pe.mpidr != me && pe.runs().load(Ordering::SeqCst) != NO_REC;
     while let Some(pe) = pes.iter().find(runs) {

@@ -101,6 +101,16 @@ pub trait Firmware {
 /// for who starts it.
 const PATIENCE: u64 = 5;
 
+/// Ticks of the counter in so many seconds.
+pub fn ticks(seconds: u64) -> u64 {
+    let second = match CNTFRQ_EL0.get() {
+        // Not set by the firmware: no counter is faster than 1 GHz.
+        0 => 1_000_000_000,
+        second => second,
+    };
+    seconds.saturating_mul(second)
+}
+
 /// The firmware under EL2.
 struct Smc;
 
@@ -134,11 +144,7 @@ impl Firmware for Smc {
     }
 
     fn patience(&self) -> u64 {
-        match CNTFRQ_EL0.get() {
-            // Not set by the firmware: no counter is faster than 1 GHz.
-            0 => PATIENCE * 1_000_000_000,
-            second => PATIENCE.saturating_mul(second),
-        }
+        ticks(PATIENCE)
     }
 
     /// Not by WFE: nothing need ever wake a PE whose firmware loses the other.

@@ -154,6 +154,8 @@ fn registers(log: &mut impl Write, frame: &Frame, system: Option<&System>) {
 
 /// What guests have written that the host will not take any more.
 fn left_behind(log: &mut LastWords) {
+    // The report first: many guests' words would push it out of the ring.
+    log.send();
     if let Some(system) = System::installed() {
         crate::realm::report_posted(&system.granules, log);
     }
