@@ -25,9 +25,9 @@ use safe_mmio::UniqueMmioPointer;
 /// [`rmi::vendor::KICK_SGI`] itself while a guest runs, and hands this one on.
 pub const CALL_SGI: u32 = 1;
 
-/// Priority of all the host's interrupts: the middle of the non-secure range, and what
-/// EL2 gives the virtual timer's for a guest's turn, so that nothing changes with it.
-const PRIORITY: u8 = 0x80;
+/// Priority of all the host's interrupts: the highest, and what EL2 gives the virtual
+/// timer's for a guest's turn, so that nothing changes with it.
+const PRIORITY: u8 = 0;
 
 /// The distributor and where the redistributors are.
 pub struct Controller {
