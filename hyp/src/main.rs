@@ -258,6 +258,9 @@ mod image {
         if let Some(attester) = system.attester() {
             info!("attestation: {attester}");
         }
+        if machine.settings.log_on_serial1 && machine.own_uart().is_none() {
+            warn!("undercroft.log=serial1: there is none, and the host writes here too");
+        }
         for region in machine.ram.iter() {
             info!("ram {region}");
         }

@@ -320,8 +320,11 @@ impl Machine {
                         _ => None,
                     };
                 }
-                // The first, where no stdout-path names another.
-                "arm,pl011" => self.console = self.console.or_else(|| place.registers(0)),
+                // The first, where no stdout-path names another: not the log's own.
+                "arm,pl011" => {
+                    let found = place.registers(0).filter(|at| self.uart != Some(*at));
+                    self.console = self.console.or(found);
+                }
                 _ => {}
             }
         }

@@ -509,3 +509,16 @@ fn redistributor_regions_are_those_that_there_are() {
     assert_eq!(machine.gic.redistributors.len(), 1);
     assert!(begun.elapsed().as_secs() < 60);
 }
+
+/// Where nothing names the console, it is the first UART that is not the log's.
+#[test]
+fn the_logs_own_uart_is_no_console() {
+    let tree = Tree::with_ram()
+        .node("chosen", |t| t.text("bootargs", "undercroft.log=serial1"))
+        .node("aliases", |t| t.text("serial1", "/pl011@9040000"))
+        .device("pl011@9040000", "arm,pl011", &[0x904_0000, 0x1000]);
+    let machine = settled(&uart(tree).finish(), &steps(K4), &transports).expect("a machine");
+    let own = machine.own_uart().map(|own| own.base());
+    assert_eq!(own, Some(0x904_0000));
+    assert_eq!(ranges(&machine.devices), [UART]);
+}
