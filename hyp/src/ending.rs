@@ -19,11 +19,10 @@ use arm64::steering::smc;
 use log::info;
 
 use crate::cpu::dying;
-use crate::cpu::pe::{self, NO_REC, Pe};
+use crate::cpu::pe::{self, NO_REC, Pe, ticks};
 use crate::memory::granule::{Spans, State};
 use crate::memory::phys;
 use crate::memory::region::Region;
-use crate::psci::ticks;
 use crate::system::System;
 
 /// Seconds that a PE has to come out of its guest.

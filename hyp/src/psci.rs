@@ -13,12 +13,12 @@ pub mod fake;
 mod tests;
 
 use arm64::instr;
-use arm64::regs::{CNTFRQ_EL0, CNTPCT_EL0, ID_AA64PFR0_EL1, affinity};
+use arm64::regs::{CNTPCT_EL0, ID_AA64PFR0_EL1, affinity};
 use arm64::steering::smc;
 use log::warn;
 
 use crate::cpu::dying::stop_if_dying;
-use crate::cpu::pe::{self, Pe, Power};
+use crate::cpu::pe::{self, Pe, Power, ticks};
 
 /// Calls the firmware with SMC64's arguments; X0 of the answer.
 fn firmware(function: u32, [a, b, c]: [u64; 3]) -> u64 {
@@ -100,16 +100,6 @@ pub trait Firmware {
 /// Seconds that a PE that was started is waited for: more than any takes, few enough
 /// for who starts it.
 const PATIENCE: u64 = 5;
-
-/// Ticks of the counter in so many seconds.
-pub fn ticks(seconds: u64) -> u64 {
-    let second = match CNTFRQ_EL0.get() {
-        // Not set by the firmware: no counter is faster than 1 GHz.
-        0 => 1_000_000_000,
-        second => second,
-    };
-    seconds.saturating_mul(second)
-}
 
 /// The firmware under EL2.
 struct Smc;

@@ -7,7 +7,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arm64::frame::Regime;
-use arm64::regs::{AFFINITY, affinity};
+use arm64::regs::{AFFINITY, CNTFRQ_EL0, affinity};
 
 use crate::cpu::gic::{self, Redistributor};
 use crate::early::Early;
@@ -332,6 +332,16 @@ pub fn is_guard_page(address: u64) -> bool {
     STACKS
         .get()
         .is_some_and(|s| s.region.contains(address) && !s.is_mapped(address))
+}
+
+/// Ticks of the counter in so many seconds.
+pub fn ticks(seconds: u64) -> u64 {
+    let second = match CNTFRQ_EL0.get() {
+        // Not set by the firmware: no counter is faster than 1 GHz.
+        0 => 1_000_000_000,
+        second => second,
+    };
+    seconds.saturating_mul(second)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use crate::cpu::pe::{Entry, Stacks};
 use crate::memory::region::Region;
 use arm64::frame::Regime;
 use arm64::recording::{self, Event};
+use arm64::regs::CNTFRQ_EL0;
 use core::cell::{Cell, RefCell};
 use proptest::prelude::*;
 use rmi::smccc::narrow;
