@@ -80,7 +80,7 @@ fn a_change_goes_on_beside_anothers() {
         with_realm(16, |granules, realm| {
             let mut bytes = vec![0u8; 6 << 20];
             let at = (bytes.as_mut_ptr().expose_provenance() as u64).next_multiple_of(TABLE);
-            // SAFETY: nobody else's.
+            // SAFETY: a part of `bytes`, which outlives it and which nobody else accesses.
             let ram = unsafe {
                 GuestRam::of_realm(BASE, std::slice::from_ref(&(at..at + 2 * TABLE)), 16)
             };
@@ -115,7 +115,7 @@ fn what_is_empty_already_is_looked_at_once_for_an_exit() {
 fn look_once(granules: &Mutex<Granules>, realm: &Realm) {
     // Nobody touches it: all of it is EMPTY, and never was the realm's.
     let elsewhere = 0x100_0000_0000..0x100_0000_0000 + SIZE;
-    // SAFETY: as above.
+    // SAFETY: it is never accessed: no granule of it has been the realm's.
     let ram = unsafe { GuestRam::of_realm(BASE, &[elsewhere], 12) };
     let ram = ram.shared().clone();
     let all = BASE..BASE + SIZE;

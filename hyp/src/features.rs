@@ -141,6 +141,9 @@ impl IdRegisters {
     }
 }
 
+/// Bits of physical address by the codes of ID_AA64MMFR0_EL1.PARange.
+pub const PA_BITS: [u8; 8] = [32, 36, 40, 42, 44, 48, 52, 56];
+
 impl Features {
     /// Reads the ID registers of this CPU.
     pub fn read() -> Self {
@@ -154,7 +157,7 @@ impl Features {
         let [pfr0, pfr1] = registers.pfr;
         let (stage1, stage2) = granules(mmfr0);
         Self {
-            pa_bits: [32, 36, 40, 42, 44, 48, 52, 56]
+            pa_bits: PA_BITS
                 .get(ID_AA64MMFR0_EL1::PARange.read(mmfr0) as usize)
                 .copied()
                 .unwrap_or(48)

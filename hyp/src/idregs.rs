@@ -15,7 +15,7 @@ use arm64::sysreg::Sysreg;
 use rmi::smccc::{Smccc, VERSION_1_2};
 use spin::mutex::SpinMutex;
 
-use crate::features::Unfit;
+use crate::features::{PA_BITS, Unfit};
 use crate::mask::masked;
 use crate::speculation::{Defence, Speculation};
 
@@ -95,22 +95,15 @@ table! {
 
 /// The code of ID_AA64MMFR0_EL1.PARange for the narrowest range that holds an
 /// IPA space of `bits`: a guest that sees less cannot reach all it has.
-const fn pa_range(bits: u8) -> u64 {
-    match bits {
-        0..=32 => 0,
-        33..=36 => 1,
-        37..=40 => 2,
-        41..=42 => 3,
-        43..=44 => 4,
-        45..=48 => 5,
-        _ => 6,
-    }
+fn pa_range(bits: u8) -> u64 {
+    let narrower = PA_BITS.iter().filter(|range| **range < bits);
+    narrower.count() as u64
 }
 
 /// Bits of address that a guest with `ipa_bits` of IPA space is told: the narrowest range
 /// of PARange that holds it.
-pub const fn told_bits(ipa_bits: u8) -> u32 {
-    [32, 36, 40, 42, 44, 48, 52][pa_range(ipa_bits) as usize]
+pub fn told_bits(ipa_bits: u8) -> u8 {
+    PA_BITS[pa_range(ipa_bits) as usize]
 }
 
 /// The value that a guest with `ipa_bits` of IPA space reads from an ID register

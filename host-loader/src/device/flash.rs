@@ -177,10 +177,8 @@ impl<C: Cells> Flash<C> {
     fn erase(&mut self, offset: u64) {
         let start = offset & !(BLOCK - 1);
         let Range { start, end } = start..(start + BLOCK).min(self.cells.size());
-        if start < end {
-            self.cells.fill(start..end);
-        }
         let wrong = if start < end {
+            self.cells.fill(start..end);
             Status::empty()
         } else {
             Status::ERASE

@@ -7,7 +7,7 @@
 
 use arm64::bits;
 use arm64::regs::*;
-use arm64::sysreg::{Sysreg, sysreg};
+use arm64::sysreg::Sysreg;
 
 /// MDSCR_EL1 bits that a guest may set: single step, debug exceptions of EL1 to
 /// itself, breakpoints and watchpoints, and traps of EL0 from the (empty) debug channel.
@@ -60,10 +60,6 @@ impl Debug {
         comparators: [0; 8],
     };
 
-    /// DBGCLAIMSET_EL1, which reads as the tags that there are, and DBGCLAIMCLR_EL1.
-    const CLAIM_SET: Sysreg = sysreg(2, 0, 7, 8, 6);
-    const CLAIM_CLEAR: Sysreg = sysreg(2, 0, 7, 9, 6);
-
     /// What a register of debug reads; those that are not there are zero.
     pub fn read(&self, register: Sysreg) -> u64 {
         match register {
@@ -71,8 +67,8 @@ impl Debug {
             OSLSR_EL1::ENCODING => {
                 bits!(OSLSR_EL1: OSLM_1) | u64::from(self.locked) << OSLSR_EL1::OSLK.shift
             }
-            Self::CLAIM_SET => 0xff,
-            Self::CLAIM_CLEAR => self.claimed.into(),
+            DBGCLAIMSET_EL1::ENCODING => 0xff,
+            DBGCLAIMCLR_EL1::ENCODING => self.claimed.into(),
             _ => place(register).map_or(0, |at| self.comparators[at]),
         }
     }
@@ -82,8 +78,8 @@ impl Debug {
         match register {
             MDSCR_EL1::ENCODING => self.mdscr = value & MDSCR,
             OSLAR_EL1::ENCODING => self.locked = value & 1 != 0,
-            Self::CLAIM_SET => self.claimed |= value as u8,
-            Self::CLAIM_CLEAR => self.claimed &= !(value as u8),
+            DBGCLAIMSET_EL1::ENCODING => self.claimed |= value as u8,
+            DBGCLAIMCLR_EL1::ENCODING => self.claimed &= !(value as u8),
             _ => {
                 let Some(at) = place(register) else { return };
                 let is_control = at & 1 != 0;
@@ -140,6 +136,7 @@ mod tests {
     extern crate std;
     use super::*;
     use arm64::recording::{self, Event};
+    use arm64::sysreg::sysreg;
     use std::vec::Vec;
 
     const MDE: u64 = bits!(MDSCR_EL1: MDE);

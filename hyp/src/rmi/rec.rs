@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 use ::rmi::params::{MAX_REC_AUX, RecFlags, RecParams, mpidr_index};
 use ::rmi::run::{EnterFlags, ExitReason, RecEnter, RecExit, RecRun};
 use ::rmi::{Status, psci};
+use arm64::bits;
 use zerocopy::transmute_ref;
 
 use super::Outcome;
@@ -276,11 +277,9 @@ pub(super) fn go_off(realm: &Realm, vcpu: &Rec, state: &mut VcpuState) {
 /// Turns a vCPU on, with data as big-endian as its caller's, by whose SCTLR_EL1. Its
 /// granule is locked and it does not run.
 fn start(vcpu: &Rec, entry: u64, context: u64, sctlr: u64) {
-    /// SCTLR_EL1.EE
-    const EE: u64 = 1 << 25;
     // SAFETY: as the caller says.
     let state = unsafe { &mut *vcpu.state.get() };
     state.reset(entry, context);
-    state.el1.sctlr |= sctlr & EE;
+    state.el1.sctlr |= sctlr & bits!(SCTLR_EL1: EE);
     vcpu.set_runnable(true);
 }

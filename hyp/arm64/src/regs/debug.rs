@@ -9,4 +9,6 @@ super::registers! {
     OSLAR_EL1 2 0 1 0 4 [w] "OS lock, to write", cpu;
     OSLSR_EL1 2 0 1 1 4 [r] "OS lock, to read", ours;
     OSDLR_EL1 2 0 1 3 4 [r w] "OS double lock";
+    DBGCLAIMSET_EL1 2 0 7 8 6 [r w] "claim tags: sets, and reads as those that there are";
+    DBGCLAIMCLR_EL1 2 0 7 9 6 [r w] "claim tags: clears, and reads as those that are set";
 }

@@ -181,7 +181,7 @@ fn psci_complete_leaves_zero_behind_x0() {
 /// TF-A (psci_get_ns_ep_info) and KVM (kvm_psci_vcpu_on) hand SCTLR_EL1.EE on, and no more.
 #[test]
 fn a_cpu_that_is_turned_on_has_its_callers_endianness() {
-    const EE: u64 = 1 << 25;
+    const EE: u64 = arm64::bits!(SCTLR_EL1: EE);
     let mut h = machine();
     h.rec(1, 61);
     // SAFETY: the fake machine's REC, which nobody runs.

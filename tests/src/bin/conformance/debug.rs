@@ -3,8 +3,9 @@
 //! that set them alone, whatever comes between, and not while the OS lock is locked.
 
 use arm64::regs::{
-    DBGBCR0_EL1, DBGBCR1_EL1, DBGBVR0_EL1, DBGBVR1_EL1, DBGWCR0_EL1, DBGWCR1_EL1, DBGWVR0_EL1,
-    DBGWVR1_EL1, MDSCR_EL1, OSDLR_EL1, OSLAR_EL1, OSLSR_EL1, Reg, Writable,
+    DBGBCR0_EL1, DBGBCR1_EL1, DBGBVR0_EL1, DBGBVR1_EL1, DBGCLAIMCLR_EL1, DBGCLAIMSET_EL1,
+    DBGWCR0_EL1, DBGWCR1_EL1, DBGWVR0_EL1, DBGWVR1_EL1, MDSCR_EL1, OSDLR_EL1, OSLAR_EL1, OSLSR_EL1,
+    Reg, Writable,
 };
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -175,18 +176,10 @@ pub fn checks(suite: &mut Suite<Console>, bare: bool) {
     set(OSLAR_EL1, 0);
     suite.equal("debug/os-lock-open", OSLSR_EL1.get() & 0b10, 0);
     registers(suite);
-    let (set_tags, tags): (u64, u64);
-    // SAFETY: DBGCLAIMSET_EL1 and DBGCLAIMCLR_EL1: tags that are nobody else's.
-    unsafe {
-        asm!(
-            "msr S2_0_C7_C8_6, {tag}", "isb",
-            "mrs {set}, S2_0_C7_C8_6", "mrs {tags}, S2_0_C7_C9_6",
-            "msr S2_0_C7_C9_6, {tag}", "isb",
-            tag = in(reg) 0x22_u64, set = out(reg) set_tags, tags = out(reg) tags
-        );
-    }
-    suite.equal("debug/claim-set", set_tags, 0xff);
-    suite.equal("debug/claim-tags", tags & 0x22, 0x22);
+    set(DBGCLAIMSET_EL1, 0x22);
+    suite.equal("debug/claim-set", DBGCLAIMSET_EL1.get(), 0xff);
+    suite.equal("debug/claim-tags", DBGCLAIMCLR_EL1.get() & 0x22, 0x22);
+    set(DBGCLAIMCLR_EL1, 0x22);
     set(MDSCR_EL1, KDE | MDE);
     suite.equal("debug/mdscr", MDSCR_EL1.get() & (KDE | MDE), KDE | MDE);
     let met = |suite: &mut Suite<Console>, name: &str, seen, expected| {
