@@ -258,6 +258,8 @@ impl Syndrome {
 pub struct Fault(pub u8);
 
 impl Fault {
+    /// Address size fault, level 0.
+    pub const ADDRESS_SIZE: Self = Self(0);
     /// Synchronous external abort.
     pub const EXTERNAL: Self = Self(0x10);
     /// Synchronous external abort on a walk, level 3.

@@ -28,27 +28,19 @@ pub fn undefined(gprs: &mut Gprs) {
 /// Answers an access with a synchronous external abort, at the address that the
 /// level itself used.
 pub fn external_abort(gprs: &mut Gprs, cause: Syndrome, far: u64) {
-    let mut el1 = Registers::live();
-    take_abort(gprs, &mut el1, cause, far);
-    FAR_EL1.set(el1.far);
-    el1.commit();
+    live_abort(gprs, cause, far, external(cause));
 }
 
 /// Answers an access of what is beyond the range that the level is told, as if it were
 /// beyond the CPU's own: an address size fault, of level 0.
 pub fn address_size(gprs: &mut Gprs, cause: Syndrome, far: u64) {
-    let mut el1 = Registers::live();
-    let fetch = cause.class() == Class::INST_ABORT_LOWER;
-    let class = abort_class(fetch, gprs.pstate);
-    let keep = cause.0 & abort_flags(fetch);
-    take(gprs, &mut el1, u64::from(class.0) << 26 | IL | keep);
-    FAR_EL1.set(far);
-    el1.commit();
+    live_abort(gprs, cause, far, Fault::ADDRESS_SIZE);
 }
 
 /// As [`external_abort`], for a vCPU that is not loaded.
 pub fn external_abort_saved(gprs: &mut Gprs, saved: &mut El1, cause: Syndrome, far: u64) {
-    saved_registers(saved, |el1| take_abort(gprs, el1, cause, far));
+    let fault = external(cause);
+    saved_registers(saved, |el1| take_abort(gprs, el1, cause, far, fault));
 }
 
 /// An abort with these parts of a syndrome (WnR, CM, FnV, fault status), of a
@@ -121,16 +113,26 @@ impl Registers {
     }
 }
 
-fn take_abort(gprs: &mut Gprs, el1: &mut Registers, cause: Syndrome, far: u64) {
-    let fetch = cause.class() == Class::INST_ABORT_LOWER;
-    let class = abort_class(fetch, gprs.pstate);
-    // That a walk was struck is in the fault code.
-    let keep = cause.0 & (abort_flags(fetch) | Syndrome::EA);
-    let fault = if cause.on_walk() {
+/// That a walk was struck is in the fault code.
+fn external(cause: Syndrome) -> Fault {
+    if cause.on_walk() {
         Fault::EXTERNAL_ON_WALK
     } else {
         Fault::EXTERNAL
-    };
+    }
+}
+
+fn live_abort(gprs: &mut Gprs, cause: Syndrome, far: u64, fault: Fault) {
+    let mut el1 = Registers::live();
+    take_abort(gprs, &mut el1, cause, far, fault);
+    FAR_EL1.set(el1.far);
+    el1.commit();
+}
+
+fn take_abort(gprs: &mut Gprs, el1: &mut Registers, cause: Syndrome, far: u64, fault: Fault) {
+    let fetch = cause.class() == Class::INST_ABORT_LOWER;
+    let class = abort_class(fetch, gprs.pstate);
+    let keep = cause.0 & (abort_flags(fetch) | Syndrome::EA);
     el1.far = far;
     take(
         gprs,

@@ -60,7 +60,7 @@ const EXITS: [Exit; 9] = [
     exit(("hvc", "SMCCC_VERSION by HVC"), [Some(1835), Some(448)], 120, 82),
     exit(("id-register", "trapped ID register"), [Some(2221), Some(433)], 160, 104),
     exit(("gicd", "read of GICD_IIDR"), [Some(2607), Some(572)], 220, 114),
-    exit(("device", "read of the host's device"), [Some(6691), Some(626)], 1200, 1971),
+    exit(("device", "read of the host's device"), [Some(6691), Some(626)], 1200, 1973),
     exit(("timer", "virtual timer, guest busy"), [Some(3134), Some(1085)], 450, 430),
     exit(("blocked", "the same, blocked"), [Some(8645), Some(4197)], 1500, 1375),
     exit(("sgi", "SGI to itself"), [Some(3213), Some(1027)], 400, 371),

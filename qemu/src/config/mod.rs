@@ -167,7 +167,7 @@ fn parse(bytes: &[u8], file: &str, folder: &Path) -> Result<(Vec<Guest>, Places)
             let path = folder.join(path);
             let place = located.place(key);
             let name = &located.guest.name;
-            check_file(&path)
+            check_packed(&path)
                 .with_context(|| format!("{file}:{place}: `{key}` of guest `{name}`"))?;
             anyhow::Ok(path)
         };
@@ -201,8 +201,25 @@ fn parse(bytes: &[u8], file: &str, folder: &Path) -> Result<(Vec<Guest>, Places)
 /// What is wrong with a file that a guest is to get.
 ///
 /// # Errors
-/// When there is none, it is empty, or no archive holds it.
-pub fn check_file(path: &Path) -> Result<()> {
+/// As [`check_file`], and when no archive holds it.
+pub fn check_packed(path: &Path) -> Result<()> {
+    let size = check_file(path)?;
+    // It is read whole, so that is told before.
+    if u32::try_from(size).is_err() {
+        bail!(
+            "{} is {} MiB large, and the archive that Undercroft gets holds files below 4096",
+            path.display(),
+            size >> 20
+        );
+    }
+    Ok(())
+}
+
+/// The size of a file that is to be used, or what is wrong with it.
+///
+/// # Errors
+/// When there is none, or it is empty.
+pub fn check_file(path: &Path) -> Result<u64> {
     let Ok(file) = path.metadata() else {
         bail!("there is no file {}", path.display());
     };
@@ -212,15 +229,7 @@ pub fn check_file(path: &Path) -> Result<()> {
     if file.len() == 0 {
         bail!("{} is empty", path.display());
     }
-    // It is read whole, so that is told before.
-    if u32::try_from(file.len()).is_err() {
-        bail!(
-            "{} is {} MiB large, and the archive that Undercroft gets holds files below 4096",
-            path.display(),
-            file.len() >> 20
-        );
-    }
-    Ok(())
+    Ok(file.len())
 }
 
 /// The `guests.toml` that goes into the bundle of these guests.
@@ -293,9 +302,11 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let most = u64::from(u32::MAX);
         file.as_file().set_len(most).expect("a hole");
-        check_file(file.path()).expect("an archive holds it");
+        check_packed(file.path()).expect("an archive holds it");
         file.as_file().set_len(most + 1).expect("a hole");
-        let error = check_file(file.path()).expect_err("too large").to_string();
+        let error = check_packed(file.path())
+            .expect_err("too large")
+            .to_string();
         assert!(error.contains("is 4096 MiB large"), "{error}");
     }
 

@@ -305,7 +305,7 @@ impl<'a> Wants<'a> {
         let Some(kernel) = &boot.kernel else {
             return Self::of_catalogue(workspace, boot, shell);
         };
-        config::check_file(kernel).context("--kernel")?;
+        config::check_packed(kernel).context("--kernel")?;
         let head = header::read(kernel).context("--kernel")?;
         if head.is_empty() {
             bail!("--kernel: {} is empty", kernel.display());
@@ -323,7 +323,7 @@ impl<'a> Wants<'a> {
         let initrd = match &boot.initrd {
             Some(file) if file.as_os_str() == NONE => Initrd::None,
             Some(file) => {
-                config::check_file(file).context("--initrd")?;
+                config::check_packed(file).context("--initrd")?;
                 Initrd::Theirs(file.clone())
             }
             None if is_linux => {
