@@ -86,9 +86,14 @@ fn acked(mask: usize) -> bool {
     let want = |index: usize| (mask >> index & 1) as u32;
     cpu::eventually(|| (0..cpu::count()).all(|index| seen(index) >= want(index)));
     delay(20);
-    let right =
-        |index: usize| seen(index) == want(index) && NUMBER[index].load(Ordering::SeqCst) == IPI;
-    (0..cpu::count()).all(right)
+    let number = |index: usize| NUMBER[index].load(Ordering::SeqCst);
+    let wrong = |index: &usize| seen(*index) != want(*index) || number(*index) != IPI;
+    let first = (0..cpu::count()).find(wrong);
+    if let Some(index) = first {
+        let (seen, number) = (seen(index), number(index));
+        println!("= gic/acked CPU {index}: {seen} of {mask:#b}, the last {number}");
+    }
+    first.is_none()
 }
 
 /// One CPU's checks.
