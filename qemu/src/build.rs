@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 use qemu_start::At;
@@ -49,6 +51,17 @@ pub fn image_or(workspace: &Workspace, file: Option<&Path>) -> Result<Image> {
         hyp: None,
         host: None,
     })
+}
+
+/// As [`image_or`], begun now, while other things are made ready: what is returned waits
+/// for it. An error of theirs does not; what is being built then ends with the runner.
+pub fn begin_image_or(
+    workspace: &Workspace,
+    file: Option<&Path>,
+) -> impl FnOnce() -> Result<Image> + use<> {
+    let (workspace, file) = (workspace.clone(), file.map(Path::to_path_buf));
+    let image = thread::spawn(move || image_or(&workspace, file.as_deref()));
+    || image.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// Builds `hyp` and `host-loader` and puts the image together.

@@ -1,45 +1,63 @@
 //! Archives in cpio's `newc` format, which Linux takes as an initial RAM disk
 //! and `host-loader` as its bundle.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use cpio::newc::{self, Builder};
 
-/// An archive under construction, in memory.
+/// Bytes of a file that are in memory while it is copied.
+const PIECE: usize = 256 << 10;
+
+/// An archive under construction, in memory or in a file.
 #[derive(Debug, Default)]
-pub struct Archive {
-    bytes: Vec<u8>,
+pub struct Archive<W = Vec<u8>> {
+    to: W,
     /// Inode numbers differ, so that no reader takes two files for one.
     entries: u32,
 }
 
 impl Archive {
-    /// An archive of nothing.
+    /// An archive of nothing, in memory.
     pub fn new() -> Self {
         Self::default()
     }
+}
+
+impl<W: Write> Archive<W> {
+    /// An archive of nothing, to be written to `to`.
+    pub fn to(to: W) -> Self {
+        Self { to, entries: 0 }
+    }
 
     /// Adds a folder; those above it must have been added before.
-    pub fn folder(&mut self, path: &str) {
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn folder(&mut self, path: &str) -> Result<()> {
         let entry = self.entry(path).mode(0o040_755).nlink(2);
-        self.put(entry, &[]).expect("no data, no limit");
+        self.put(entry, &[])
     }
 
     /// Adds a character device.
-    pub fn device(&mut self, path: &str, major: u32, minor: u32) {
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn device(&mut self, path: &str, major: u32, minor: u32) -> Result<()> {
         let entry = self
             .entry(path)
             .mode(0o020_600)
             .rdev_major(major)
             .rdev_minor(minor);
-        self.put(entry, &[]).expect("no data, no limit");
+        self.put(entry, &[])
     }
 
     /// Adds a file that can be run.
     ///
     /// # Errors
-    /// When it has 4 GiB or more.
+    /// When it has 4 GiB or more, or cannot be written.
     pub fn program(&mut self, path: &str, data: &[u8]) -> Result<()> {
         let entry = self.entry(path).mode(0o100_755);
         self.put(entry, data).with_context(|| path.to_string())
@@ -48,18 +66,31 @@ impl Archive {
     /// Adds a file.
     ///
     /// # Errors
-    /// When it has 4 GiB or more.
+    /// When it has 4 GiB or more, or cannot be written.
     pub fn file(&mut self, path: &str, data: &[u8]) -> Result<()> {
         let entry = self.entry(path).mode(0o100_644);
         self.put(entry, data).with_context(|| path.to_string())
     }
 
+    /// Adds a file that holds what the one at `from` does, of which little is in memory at
+    /// a time.
+    ///
+    /// # Errors
+    /// When that one cannot be read, or has 4 GiB or more, or when it cannot be written.
+    pub fn copy(&mut self, path: &str, from: &Path) -> Result<()> {
+        let cannot = || format!("cannot read {}", from.display());
+        let mut data = File::open(from).with_context(cannot)?;
+        let size = data.metadata().with_context(cannot)?.len();
+        let entry = self.entry(path).mode(0o100_644);
+        self.put_from(entry, size, &mut data).with_context(cannot)
+    }
+
     /// Closes the archive.
     ///
     /// # Errors
-    /// None in practice: memory takes all that is written.
-    pub fn finish(self) -> Result<Vec<u8>> {
-        Ok(newc::trailer(self.bytes)?)
+    /// When it cannot be written.
+    pub fn finish(self) -> Result<W> {
+        Ok(newc::trailer(self.to)?)
     }
 
     fn entry(&mut self, path: &str) -> Builder {
@@ -67,11 +98,24 @@ impl Archive {
         Builder::new(path).ino(self.entries).nlink(1)
     }
 
-    fn put(&mut self, entry: Builder, data: &[u8]) -> Result<()> {
-        let size = u32::try_from(data.len())
+    fn put(&mut self, entry: Builder, mut data: &[u8]) -> Result<()> {
+        self.put_from(entry, data.len() as u64, &mut data)
+    }
+
+    fn put_from(&mut self, entry: Builder, size: u64, data: &mut impl Read) -> Result<()> {
+        let size = u32::try_from(size)
             .map_err(|_| anyhow!("the file is larger than an archive's 4 GiB"))?;
-        let mut writer = entry.write(&mut self.bytes, size);
-        writer.write_all(data)?;
+        let mut writer = entry.write(&mut self.to, size);
+        // Its own buffer: `io::copy` would take 8 KiB at a time.
+        let mut piece = vec![0; PIECE.min(size as usize)];
+        let mut left = size as usize;
+        while left > 0 {
+            let count = left.min(piece.len());
+            let piece = &mut piece[..count];
+            data.read_exact(piece)?;
+            writer.write_all(piece)?;
+            left -= count;
+        }
         writer.finish()?;
         Ok(())
     }
@@ -84,9 +128,11 @@ mod tests {
     #[test]
     fn what_goes_in_comes_out() {
         let mut archive = Archive::new();
-        archive.folder("dir");
-        archive.file("dir/a", b"abc").expect("fits");
-        archive.device("tty", 204, 64);
+        archive.folder("dir").expect("fits");
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        file.write_all(b"abc").expect("writes");
+        archive.copy("dir/a", file.path()).expect("fits");
+        archive.device("tty", 204, 64).expect("fits");
         let bytes = archive.finish().expect("closes");
         assert_eq!(bytes.len() % 4, 0);
 

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use rmi::end::Token;
 
 use crate::build::Image;
@@ -62,8 +62,7 @@ pub fn under(
     folder: &Path,
 ) -> Result<Machine> {
     let file = folder.join("bundle.cpio");
-    fs::write(&file, bundle::pack(std::slice::from_ref(guest))?)
-        .with_context(|| format!("cannot write {}", file.display()))?;
+    bundle::write(std::slice::from_ref(guest), &file)?;
     let log_uart = Machine::can_have_log_uart(qemu);
     let log = if log_uart {
         " undercroft.log=serial1"

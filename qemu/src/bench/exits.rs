@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -176,8 +175,7 @@ pub fn measure(workspace: &Workspace, qemu: &Qemu) -> Result<Vec<Row>> {
         for what in ["exits", "ipi", "blocked", "touch"] {
             let (guests, cpus) = guests(what, &program, scale);
             let file = folder.path().join("bundle.cpio");
-            fs::write(&file, bundle::pack(&guests)?)
-                .with_context(|| format!("cannot write {}", file.display()))?;
+            bundle::write(&guests, &file)?;
             let machine = Machine {
                 qemu: qemu.clone(),
                 cpu: DEFAULT_CPU.into(),

@@ -37,6 +37,8 @@ pub fn run(options: &Run) -> Result<u8> {
     if options.firmware.is_some() {
         bail!("--firmware is for --machine fvp: QEMU's machine begins without any");
     }
+    let file = options.boot.image.as_deref();
+    let image = (!options.bare).then(|| build::begin_image_or(&workspace, file));
     let qemu = qemu::ensure(&workspace.scratch())?;
     // QEMU would print its list where the guest's console is, and end.
     if ["help", "?"].contains(&options.cpu.as_str()) {
@@ -46,7 +48,6 @@ pub fn run(options: &Run) -> Result<u8> {
             qemu.program.display()
         );
     }
-    let shell = Shell::of(options);
     if options.dry_run {
         // Its files must outlive this process, or the command would not work.
         let folder = workspace.scratch().join("dry-run");
@@ -54,7 +55,7 @@ pub fn run(options: &Run) -> Result<u8> {
         // Whoever can look into it can connect to the debugger's socket.
         fs::set_permissions(&folder, Permissions::from_mode(0o700))
             .with_context(|| format!("cannot keep others out of {}", folder.display()))?;
-        let mut prepared = prepare(&workspace, qemu, options, &shell, &folder)?;
+        let mut prepared = prepare(&workspace, (qemu, image), options, &folder)?;
         let (gdb, ready) = debugger(options, &mut prepared, &folder)?.unzip();
         ready.iter().for_each(ui::say);
         let (machine, guests, _) = prepared;
@@ -66,7 +67,7 @@ pub fn run(options: &Run) -> Result<u8> {
         return Ok(0);
     }
     let folder = scratch::folder(&workspace)?;
-    let mut prepared = prepare(&workspace, qemu, options, &shell, folder.path())?;
+    let mut prepared = prepare(&workspace, (qemu, image), options, folder.path())?;
     let (_gdb, ready) = debugger(options, &mut prepared, folder.path())?.unzip();
     let (machine, guests, _) = prepared;
     tell_consoles(&guests);
@@ -97,21 +98,20 @@ fn manner(options: &Run, guests: &Guests, ready: Option<String>) -> Result<Manne
 
 fn prepare(
     workspace: &Workspace,
-    qemu: Qemu,
+    (qemu, image): (Qemu, Option<impl FnOnce() -> Result<Image>>),
     options: &Run,
-    shell: &Shell,
     folder: &Path,
 ) -> Result<(Machine, Guests, Option<Image>)> {
-    let mut guests = plan::guests(workspace, &options.boot, shell, options.verbose, folder)?;
+    let shell = Shell::of(options);
+    let mut guests = plan::guests(workspace, &options.boot, &shell, options.verbose, folder)?;
     if let Some(file) = &options.guest_symbols {
         plan::debugged(&mut guests, file)?;
     }
-    if options.bare {
+    let Some(image) = image else {
         let machine = plan::bare_machine(qemu, options, &guests)?;
         return Ok((machine, guests, None));
-    }
+    };
     guests.suit_qemu(options.boot.granule);
-    let image = || build::image_or(workspace, options.boot.image.as_deref());
     let (machine, image) = plan::machine(qemu, options, &guests, image, folder)?;
     Ok((machine, guests, Some(image)))
 }

@@ -44,11 +44,11 @@ pub fn build(busybox: &Path, name: &str, task: &Task) -> Result<Vec<u8>> {
         fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
     let mut archive = Archive::new();
     for folder in ["bin", "dev", "etc", "undercroft"] {
-        archive.folder(folder);
+        archive.folder(folder)?;
     }
-    archive.device("dev/console", 5, 1);
-    archive.device("dev/null", 1, 3);
-    archive.device("dev/ttyAMA0", 204, 64);
+    archive.device("dev/console", 5, 1)?;
+    archive.device("dev/null", 1, 3)?;
+    archive.device("dev/ttyAMA0", 204, 64)?;
     archive.program("bin/busybox", &busybox)?;
     archive.program("init", INIT)?;
     archive.program("undercroft/session", SESSION)?;
@@ -69,8 +69,8 @@ pub fn build(busybox: &Path, name: &str, task: &Task) -> Result<Vec<u8>> {
 /// None in practice: programs are small.
 pub fn of_program(program: &[u8]) -> Result<Vec<u8>> {
     let mut archive = Archive::new();
-    archive.folder("dev");
-    archive.device("dev/console", 5, 1);
+    archive.folder("dev")?;
+    archive.device("dev/console", 5, 1)?;
     archive.program("init", program)?;
     archive.finish()
 }

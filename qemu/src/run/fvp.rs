@@ -95,6 +95,7 @@ fn prepare(
     shell: &Shell,
     means: &Means<'_>,
 ) -> Result<(Machine, Guests)> {
+    let image = build::begin_image_or(workspace, options.boot.image.as_deref());
     let guests = plan::guests(
         workspace,
         &options.boot,
@@ -102,7 +103,6 @@ fn prepare(
         options.verbose,
         means.folder,
     )?;
-    let image = || build::image_or(workspace, options.boot.image.as_deref());
     let (described, _) = plan::describe(options, &guests, image, means.folder, true)?;
     let machine = Machine::of(described, means.clone(), !options.dry_run)?;
     Ok((machine, guests))

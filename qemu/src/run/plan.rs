@@ -3,9 +3,7 @@
 use std::fmt::Display;
 use std::fs;
 use std::io::{IsTerminal, Read};
-use std::panic::resume_unwind;
 use std::path::{self, Path, PathBuf};
-use std::thread;
 
 use anyhow::{Context, Result, bail};
 
@@ -461,7 +459,7 @@ pub fn machine(
     qemu: Qemu,
     options: &Run,
     guests: &Guests,
-    image: impl FnOnce() -> Result<Image> + Send,
+    image: impl FnOnce() -> Result<Image>,
     folder: &Path,
 ) -> Result<(Machine, Image)> {
     let log_uart = Machine::can_have_log_uart(&qemu) && !options.one_uart;
@@ -470,15 +468,15 @@ pub fn machine(
     Ok((machine, image))
 }
 
-/// What any machine for `guests` under Undercroft has, with a bundle in `folder`, which is
-/// packed while the image is built.
+/// What any machine for `guests` under Undercroft has, with a bundle in `folder`; `image`
+/// is asked for when that is packed.
 ///
 /// # Errors
 /// When the guests do not fit the machine that the options describe.
 pub fn describe(
     options: &Run,
     guests: &Guests,
-    image: impl FnOnce() -> Result<Image> + Send,
+    image: impl FnOnce() -> Result<Image>,
     folder: &Path,
     log_uart: bool,
 ) -> Result<(Description, Image)> {
@@ -495,15 +493,8 @@ pub fn describe(
             );
         }
     }
-    let (image, packed) = thread::scope(|scope| {
-        let image = scope.spawn(image);
-        let packed = pack(guests, folder);
-        (
-            image.join().unwrap_or_else(|panic| resume_unwind(panic)),
-            packed,
-        )
-    });
-    let (image, (initrd, packed)) = (image?, packed?);
+    let (initrd, packed) = pack(guests, folder)?;
+    let image = image()?;
     let ram = ram(options, guests, packed)?;
     // What a machine that is watched says of resets and of its last exits, we
     // need; what of it is shown is the user's choice.
@@ -526,9 +517,9 @@ pub fn describe(
 /// The guests' bundle, in `folder` if it is made here, and its bytes.
 fn pack(guests: &Guests, folder: &Path) -> Result<(Option<PathBuf>, u64)> {
     let Some(bundle) = &guests.bundle else {
-        let bundle = bundle::pack(&guests.list)?;
-        let file = write(folder, "bundle.cpio", &bundle)?;
-        return Ok((Some(file), bundle.len() as u64));
+        let file = folder.join("bundle.cpio");
+        let size = bundle::write(&guests.list, &file)?;
+        return Ok((Some(file), size));
     };
     let size = (bundle.as_ref()).map_or(Ok(0), |file| file.metadata().map(|m| m.len()))?;
     Ok((bundle.clone(), size))

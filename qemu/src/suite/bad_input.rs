@@ -373,7 +373,7 @@ fn told_by_the_image() -> Vec<Case> {
             let kernel = fs::read(runner::kernel(context)?)?;
             let mut archive = Archive::new();
             archive.file(CONFIGURATION, text.as_bytes())?;
-            archive.folder("a");
+            archive.folder("a")?;
             archive.file("a/kernel", &kernel)?;
             archive.file("a/initrd", &vec![0x11; 80 << 20])?;
             image_tells(
@@ -484,7 +484,7 @@ fn in_little_memory() -> Vec<Case> {
 fn bundle(configuration: &str, kernel: &[u8]) -> Result<Vec<u8>> {
     let mut archive = Archive::new();
     archive.file(CONFIGURATION, configuration.as_bytes())?;
-    archive.folder("a");
+    archive.folder("a")?;
     archive.file("a/kernel", kernel)?;
     archive.finish()
 }

@@ -498,7 +498,7 @@ fn in_flash(context: &Context, granule: &str, cpu: &str) -> Result<()> {
 /// When something cannot be had.
 pub fn machine(context: &Context, folder: &Path, guests: &[Guest]) -> Result<Machine> {
     let bundle = folder.join("bundle.cpio");
-    fs::write(&bundle, bundle::pack(guests)?)?;
+    bundle::write(guests, &bundle)?;
     let qemu = context.qemu()?.clone();
     let log_uart = Machine::can_have_log_uart(&qemu);
     let log = if log_uart {

@@ -155,7 +155,7 @@ fn guest(context: &Context, program: &str, cmdline: &str, console: bool) -> Resu
 /// A machine of one CPU for these guests.
 fn machine(context: &Context, folder: &Path, guests: &[Guest], log_uart: bool) -> Result<Machine> {
     let file = folder.join("bundle.cpio");
-    fs::write(&file, bundle::pack(guests)?)?;
+    bundle::write(guests, &file)?;
     let log = if log_uart {
         " undercroft.log=serial1"
     } else {

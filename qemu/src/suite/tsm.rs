@@ -156,7 +156,7 @@ fn initrd(busybox: &Path, modules: &[PathBuf]) -> Result<Vec<u8>> {
     // Linux unpacks one archive behind the other.
     data.resize(data.len().next_multiple_of(4), 0);
     let mut archive = Archive::new();
-    archive.folder("modules");
+    archive.folder("modules")?;
     for (name, file) in MODULES.iter().zip(modules) {
         archive.file(&format!("modules/{name}.ko.xz"), &fs::read(file)?)?;
     }
