@@ -2,14 +2,38 @@
 
 use arm64::regs::DCZID_EL0;
 
-/// Copies `lines` times 64 bytes, with paired loads and stores.
+/// Whether CPUs copy and fill by an instruction (FEAT_MOPS), as EL2 says of all of them.
+#[cfg(target_os = "none")]
+fn has_mops() -> bool {
+    use arm64::regs::ID_AA64ISAR2_EL1;
+
+    static SAID: spin::Once<bool> = spin::Once::new();
+    // Asked for once: EL2 answers each time.
+    *SAID.call_once(|| ID_AA64ISAR2_EL1.is_set(ID_AA64ISAR2_EL1::MOPS))
+}
+
+/// Copies `lines` times 64 bytes, by what a CPU has for that, else with paired loads and
+/// stores.
 ///
 /// # Safety
 /// `from` is readable and `to` writable for `lines * 64` bytes; they do not
 /// overlap.
 pub unsafe fn copy_lines(to: *mut u8, from: *const u8, lines: usize) {
     #[cfg(target_os = "none")]
-    if lines > 0 {
+    if has_mops() {
+        // SAFETY: The caller's contract.
+        unsafe {
+            core::arch::asm!(
+                ".arch_extension mops",
+                "cpyfp [{to}]!, [{from}]!, {n}!",
+                "cpyfm [{to}]!, [{from}]!, {n}!",
+                "cpyfe [{to}]!, [{from}]!, {n}!",
+                to = inout(reg) to => _, from = inout(reg) from => _,
+                n = inout(reg) lines * 64 => _,
+                options(nostack),
+            );
+        }
+    } else if lines > 0 {
         // SAFETY: The caller's contract. Normal memory takes unaligned pairs.
         unsafe {
             core::arch::asm!(
@@ -38,12 +62,27 @@ pub unsafe fn copy_lines(to: *mut u8, from: *const u8, lines: usize) {
     }
 }
 
-/// Fills `size` bytes with zeroes, by `dc zva` where the CPU has it and whole
-/// blocks of it are inside.
+/// Fills `size` bytes with zeroes, by what a CPU has for that, else by `dc zva` where it
+/// is allowed and whole blocks of it are inside.
 ///
 /// # Safety
 /// `to` is writable for `size` bytes of Normal memory.
 pub unsafe fn zero_bytes(to: *mut u8, size: usize) {
+    #[cfg(target_os = "none")]
+    if has_mops() {
+        // SAFETY: The caller's contract.
+        unsafe {
+            core::arch::asm!(
+                ".arch_extension mops",
+                "setp [{to}]!, {n}!, xzr",
+                "setm [{to}]!, {n}!, xzr",
+                "sete [{to}]!, {n}!, xzr",
+                to = inout(reg) to => _, n = inout(reg) size => _,
+                options(nostack),
+            );
+        }
+        return;
+    }
     let block = 4usize << DCZID_EL0.read(DCZID_EL0::BS);
     let head = to.addr().next_multiple_of(block) - to.addr();
     let blocks = size.saturating_sub(head) / block;
