@@ -51,14 +51,6 @@ const CPTR: u64 = bits!(CPTR_EL2: RES1_0, RES1_9, RES1_13, TZ, TSM, TTA, TAM);
 /// trace and profiling buffers are EL2's; HPMN is the CPU's.
 const MDCR: u64 = bits!(MDCR_EL2: TTRF, TPMS, TDRA, TDOSA, TDA, TPM, TPMCR);
 
-/// Whose FP/SIMD registers the PE holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FpOwner {
-    Host,
-    /// PA of the REC.
-    Rec(u64),
-}
-
 /// The host's state on this PE while a guest runs.
 #[derive(Debug)]
 pub struct Host {
@@ -111,7 +103,10 @@ pub struct Cpu {
     pub gic: Gic,
     /// The host.
     pub host: Host,
-    fp_owner: FpOwner,
+    /// Whose FP/SIMD registers the PE holds: PA of the REC, or the host's.
+    fp_owner: Option<u64>,
+    /// Whether the guest that runs may use them, which are its own.
+    guest_has_fp: bool,
     /// While a guest runs: the virtual timer's PPI is active at the physical GIC.
     pub timer_active: bool,
     /// The list registers are known to be zero.
@@ -193,7 +188,8 @@ impl Cpu {
                 fp: FpState::ZERO,
                 error: 0,
             },
-            fp_owner: FpOwner::Host,
+            fp_owner: None,
+            guest_has_fp: false,
             timer_active: false,
             lrs_are_zero: false,
             logged: Once::new(),
@@ -205,7 +201,7 @@ impl Cpu {
     fn host_traps(&self) {
         CNTHCTL_EL2.set(bits!(CNTHCTL_EL2: EL1PCTEN, EL1PCEN));
         VMPIDR_EL2.set(bits!(VMPIDR_EL2: RES1) | self.pe.mpidr);
-        self.set_fp_trap(self.fp_owner != FpOwner::Host);
+        self.set_fp_trap(self.fp_owner.is_some());
         let host = self.host_stage2;
         // SAFETY: EL2 translates by neither. The host is kept to its own stage 2,
         // by traps that are its world's.
@@ -279,7 +275,8 @@ impl Cpu {
         self.guest_traps(guest, trap);
         guest.el1.load(features);
         guest.el1.load_walks(held);
-        self.set_fp_trap(!self.holds_fp(guest.rec, guest.fp_pe));
+        self.guest_has_fp = self.holds_fp(guest.rec, guest.fp_pe);
+        self.set_fp_trap(!self.guest_has_fp);
         self.gic.load(guest.interface);
         guest.vtimer.give();
         if guest.other_vcpu_ran_here {
@@ -316,11 +313,9 @@ impl Cpu {
         guest.vtimer.take();
         CNTHP_CTL_EL2.set(0);
         self.gic.save(guest.interface);
-        if self.fp_owner == FpOwner::Rec(guest.rec) && *guest.fp_pe == self.pe.index as u32 {
-            // Access is open if this guest used it; the registers stay here, so
-            // that it need not load them again if it comes straight back.
-            self.set_fp_trap(false);
-            instr::isb();
+        if self.guest_has_fp {
+            // They stay here too, so that it need not load them again if it comes
+            // straight back.
             guest.fp.save();
         }
         guest.el1.save(features);
@@ -344,7 +339,12 @@ impl Cpu {
     }
 
     fn holds_fp(&self, rec: u64, fp_pe: u32) -> bool {
-        self.fp_owner == FpOwner::Rec(rec) && fp_pe == self.pe.index as u32
+        self.fp_owner == Some(rec) && fp_pe == self.pe.index as u32
+    }
+
+    /// Whether no guest's FP/SIMD registers are in the PE.
+    pub fn has_hosts_fp(&self) -> bool {
+        self.fp_owner.is_none()
     }
 
     /// The host used FP/SIMD while the PE held a guest's (saved at its exit).
@@ -352,18 +352,19 @@ impl Cpu {
         self.set_fp_trap(false);
         instr::isb();
         self.host.fp.restore();
-        self.fp_owner = FpOwner::Host;
+        self.fp_owner = None;
     }
 
     /// The guest used FP/SIMD for the first time since another did.
     pub fn fp_to_guest(&mut self, rec: u64, fp: &FpState, fp_pe: &mut u32) {
         self.set_fp_trap(false);
         instr::isb();
-        if self.fp_owner == FpOwner::Host {
+        if self.fp_owner.is_none() {
             self.host.fp.save();
         }
         fp.restore();
-        self.fp_owner = FpOwner::Rec(rec);
+        self.fp_owner = Some(rec);
+        self.guest_has_fp = true;
         *fp_pe = self.pe.index as u32;
     }
 }
@@ -394,8 +395,6 @@ pub struct GuestState<'a> {
 /// Where [`Cpu::switch_to_host`] saves.
 #[derive(Debug)]
 pub struct SavedState<'a> {
-    /// PA of the REC.
-    pub rec: u64,
     /// EL1's registers.
     pub el1: &'a mut El1,
     /// The virtual timer.
@@ -404,8 +403,6 @@ pub struct SavedState<'a> {
     pub interface: &'a mut gic::VirtualInterface,
     /// FP/SIMD registers.
     pub fp: &'a mut FpState,
-    /// PE that holds them.
-    pub fp_pe: &'a u32,
 }
 
 /// PAR_EL1 of a translation of `address` by the current EL1's own tables, or

@@ -54,12 +54,10 @@ pub(crate) fn leave(cpu: &mut Cpu, el1: &mut El1) -> Vec<Event> {
     let mut interface = gic::VirtualInterface::default();
     recording::of(|| {
         cpu.switch_to_host(SavedState {
-            rec: 0x1000,
             el1,
             vtimer: &mut vtimer,
             interface: &mut interface,
             fp: &mut fp,
-            fp_pe: &u32::MAX,
         });
     })
 }
@@ -117,10 +115,7 @@ fn a_cpu_that_comes_has_no_vectors_of_who_was_there() {
     let zeros = first(&events, issues("fp restore"));
     assert!(open < zeros, "what it loads must not trap");
     // As the host sees it, by its own save.
-    assert_eq!(
-        (cpu.host.fp.q(), cpu.fp_owner),
-        (FpState::ZERO.q(), FpOwner::Host)
-    );
+    assert_eq!((cpu.host.fp.q(), cpu.fp_owner), (FpState::ZERO.q(), None));
     let reset = Gprs::reset(0x4000_0000);
     assert_eq!(
         (cpu.host.gprs.x[0], &cpu.host.gprs.x[1..]),
@@ -282,6 +277,11 @@ fn fp_state_moves_while_its_trap_is_open() {
             Event::Instruction("fp restore", None),
         ]
     );
+    let saved = |events: &[Event]| events.contains(&Event::Instruction("fp save", None));
+    assert!(saved(&leave(&mut host.cpu, &mut guest_el1())));
+    // Another's are there still, which it may not use and which are not its own.
+    enter(&mut host.cpu, &guest_el1(), false);
+    assert!(!saved(&leave(&mut host.cpu, &mut guest_el1())));
 }
 
 /// Registers that a switch, or the start of a CPU, reads or writes.

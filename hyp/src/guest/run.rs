@@ -64,6 +64,11 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
         },
         trap,
     );
+    if cpu.has_hosts_fp() {
+        // Without a trap: most guests use them soon, and QEMU translates a guest's code
+        // once with the trap and once without.
+        cpu.fp_to_guest(pa, &state.fp, &mut state.fp_pe);
+    }
     state.debug.load(state.el1.mdscr);
     if realm.host_lrs {
         host_lrs::load(cpu, state);
@@ -76,12 +81,10 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
     let cpu = &mut *vcpu.cpu;
     let now = CNTPCT_EL0.get();
     cpu.switch_to_host(SavedState {
-        rec: pa,
         el1: &mut state.el1,
         vtimer: &mut state.vtimer,
         interface: &mut state.interface,
         fp: &mut state.fp,
-        fp_pe: &state.fp_pe,
     });
     if !realm.is_confidential() {
         state.exit.pc = [state.gprs.pc, state.gprs.pstate];
