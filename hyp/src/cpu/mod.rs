@@ -104,7 +104,7 @@ pub struct Cpu {
     /// The host.
     pub host: Host,
     /// Whose FP/SIMD registers the PE holds: PA of the REC, or the host's.
-    fp_owner: Option<u64>,
+    pub fp_owner: Option<u64>,
     /// Whether the guest that runs may use them, which are its own.
     guest_has_fp: bool,
     /// While a guest runs: the virtual timer's PPI is active at the physical GIC.
@@ -340,11 +340,6 @@ impl Cpu {
 
     fn holds_fp(&self, rec: u64, fp_pe: u32) -> bool {
         self.fp_owner == Some(rec) && fp_pe == self.pe.index as u32
-    }
-
-    /// Whether no guest's FP/SIMD registers are in the PE.
-    pub fn has_hosts_fp(&self) -> bool {
-        self.fp_owner.is_none()
     }
 
     /// The host used FP/SIMD while the PE held a guest's (saved at its exit).

@@ -64,7 +64,7 @@ pub fn run(vcpu: &mut RunningVcpu<'_>, pa: u64, state: &mut VcpuState, entry: &E
         },
         trap,
     );
-    if cpu.has_hosts_fp() {
+    if cpu.fp_owner.is_none() {
         // Without a trap: most guests use them soon, and QEMU translates a guest's code
         // once with the trap and once without.
         cpu.fp_to_guest(pa, &state.fp, &mut state.fp_pe);
