@@ -2,17 +2,16 @@
 
 use arm64::regs::DCZID_EL0;
 
-/// Whether CPUs copy and fill by an instruction (FEAT_MOPS), as EL2 says of all of them.
+/// Whether so many bytes are copied or filled by this CPU's instruction for it
+/// (FEAT_MOPS). CPUs may differ, and EL2 answers for each: a few bytes are not worth that.
 #[cfg(target_os = "none")]
-fn has_mops() -> bool {
+fn by_mops(bytes: usize) -> bool {
     use arm64::regs::ID_AA64ISAR2_EL1;
 
-    static SAID: spin::Once<bool> = spin::Once::new();
-    // Asked for once: EL2 answers each time.
-    *SAID.call_once(|| ID_AA64ISAR2_EL1.is_set(ID_AA64ISAR2_EL1::MOPS))
+    bytes >= 4096 && ID_AA64ISAR2_EL1.is_set(ID_AA64ISAR2_EL1::MOPS)
 }
 
-/// Copies `lines` times 64 bytes, by what a CPU has for that, else with paired loads and
+/// Copies `lines` times 64 bytes, by what the CPU has for that, else with paired loads and
 /// stores.
 ///
 /// # Safety
@@ -20,7 +19,7 @@ fn has_mops() -> bool {
 /// overlap.
 pub unsafe fn copy_lines(to: *mut u8, from: *const u8, lines: usize) {
     #[cfg(target_os = "none")]
-    if has_mops() {
+    if by_mops(lines * 64) {
         // SAFETY: The caller's contract.
         unsafe {
             core::arch::asm!(
@@ -62,14 +61,14 @@ pub unsafe fn copy_lines(to: *mut u8, from: *const u8, lines: usize) {
     }
 }
 
-/// Fills `size` bytes with zeroes, by what a CPU has for that, else by `dc zva` where it
+/// Fills `size` bytes with zeroes, by what the CPU has for that, else by `dc zva` where it
 /// is allowed and whole blocks of it are inside.
 ///
 /// # Safety
 /// `to` is writable for `size` bytes of Normal memory.
 pub unsafe fn zero_bytes(to: *mut u8, size: usize) {
     #[cfg(target_os = "none")]
-    if has_mops() {
+    if by_mops(size) {
         // SAFETY: The caller's contract.
         unsafe {
             core::arch::asm!(

@@ -204,7 +204,7 @@ fn parse(bytes: &[u8], file: &str, folder: &Path) -> Result<(Vec<Guest>, Places)
 /// As [`check_file`], and when no archive holds it.
 pub fn check_packed(path: &Path) -> Result<()> {
     let size = check_file(path)?;
-    // It is read whole, so that is told before.
+    // Told before anything is built for it.
     if u32::try_from(size).is_err() {
         bail!(
             "{} is {} MiB large, and the archive that Undercroft gets holds files below 4096",

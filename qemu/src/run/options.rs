@@ -181,6 +181,7 @@ pub struct Run {
 
     /// Boot the guest on QEMU itself, without Undercroft, to compare
     #[arg(long, conflicts_with_all = ["guests", "bundle", "image", "gdb", "trace"])]
+    #[arg(conflicts_with_all = ["ram", "mode", "populate", "strict", "granule", "log", "one_uart"])]
     #[arg(help_heading = HOW)]
     pub bare: bool,
 
@@ -313,6 +314,37 @@ impl Boot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A machine without Undercroft has none of what these ask for.
+    #[test]
+    fn bare_goes_with_nothing_of_undercrofts() {
+        #[derive(clap::Parser)]
+        struct Words {
+            #[command(flatten)]
+            run: Run,
+        }
+        let read = |words: &str| {
+            let words = ["run --bare", words].join(" ");
+            let read = <Words as clap::Parser>::try_parse_from(words.split_whitespace());
+            read.map(|words| words.run.bare)
+        };
+        assert!(read("--guest debian12 --smp 2 --memory 1G --verbose").expect("read"));
+        for words in [
+            "--ram 1G",
+            "--mode realm",
+            "--populate eager",
+            "--strict",
+            "--granule 64k",
+            "--log debug",
+            "--one-uart",
+            "--image undercroft.img",
+            "--trace calls",
+        ] {
+            let said = read(words).expect_err(words).to_string();
+            let (option, _) = words.split_once(' ').unwrap_or((words, ""));
+            assert!(said.contains("--bare") && said.contains(option), "{said}");
+        }
+    }
 
     #[test]
     fn numbers_of_options_are_read_or_told() {
