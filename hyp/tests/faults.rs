@@ -56,7 +56,6 @@ fn every_fault_is_noticed() {
             },
             Test {
                 name: "hyp",
-                arguments: &["rmi::", "memory::", "guest::", "measure::", "ending::"],
                 ..Test::default()
             },
         ],

@@ -67,18 +67,7 @@ pub mod fault {
 /// When a fault no longer fits the source, when the copy does not build, or when its
 /// tests fail without a fault.
 pub fn survivors(plan: &Plan) -> Vec<String> {
-    let mut files: Vec<PathBuf> = fs::read_dir(plan.root.join("tests/mutants"))
-        .expect("the faults")
-        .map(|entry| entry.expect("a file").path())
-        .collect();
-    files.sort();
-    let faults: Vec<Fault> = files
-        .iter()
-        .map(|file| {
-            let name = file.file_stem().expect("a name").to_string_lossy();
-            Fault::parse(&name, &fs::read_to_string(file).expect("a fault"))
-        })
-        .collect();
+    let faults = faults(&plan.root);
     let programs = build(plan, &faults);
     assert_eq!(run(&programs, 0), None, "without a fault");
     let only = std::env::var("MUTANT").ok();
@@ -114,6 +103,22 @@ pub fn survivors(plan: &Plan) -> Vec<String> {
     let count = count.into_inner().expect("no panic");
     println!("{count} faults, {} survive", survivors.len());
     survivors
+}
+
+/// The faults of the crate in this folder, in order.
+fn faults(root: &Path) -> Vec<Fault> {
+    let mut files: Vec<PathBuf> = fs::read_dir(root.join("tests/mutants"))
+        .expect("the faults")
+        .map(|entry| entry.expect("a file").path())
+        .collect();
+    files.sort();
+    files
+        .iter()
+        .map(|file| {
+            let name = file.file_stem().expect("a name").to_string_lossy();
+            Fault::parse(&name, &fs::read_to_string(file).expect("a fault"))
+        })
+        .collect()
 }
 
 /// Builds a copy of the crate with all faults in it: its tests' programs, in order.
@@ -186,8 +191,18 @@ fn run(programs: &[(Test, PathBuf)], number: usize) -> Option<String> {
     })
 }
 
-/// Puts all faults into the copy's source; they are numbered from 1 on.
+/// Puts all faults into the copy's source.
 fn spoil(root: &Path, faults: &[Fault]) {
+    for (path, text) in spoilt(root, faults) {
+        fs::write(root.join(path), text).expect("a source");
+    }
+    let lib = root.join("src/lib.rs");
+    let text = fs::read_to_string(&lib).expect("a source");
+    fs::write(lib, text + SWITCH).expect("a source");
+}
+
+/// The files that have faults, with them; they are numbered from 1 on.
+fn spoilt<'a>(root: &Path, faults: &'a [Fault]) -> BTreeMap<&'a str, String> {
     let mut changes: BTreeMap<&str, Vec<(usize, Change)>> = BTreeMap::new();
     let mut sources: BTreeMap<&str, String> = BTreeMap::new();
     for (index, fault) in faults.iter().enumerate() {
@@ -202,14 +217,11 @@ fn spoil(root: &Path, faults: &[Fault]) {
                 .push((1 + index, change));
         }
     }
-    for (path, changes) in changes {
+    let with = |(path, changes): (&'a str, Vec<_>)| {
         let text = instrument::instrument(&sources[path], &changes);
-        let text = text.unwrap_or_else(|what| panic!("{path}: {what}"));
-        fs::write(root.join(path), text).expect("a source");
-    }
-    let lib = root.join("src/lib.rs");
-    let text = fs::read_to_string(&lib).expect("a source");
-    fs::write(lib, text + SWITCH).expect("a source");
+        (path, text.unwrap_or_else(|what| panic!("{path}: {what}")))
+    };
+    changes.into_iter().map(with).collect()
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -243,4 +255,22 @@ fn rendered(line: &str) -> String {
         .split_once("\"rendered\":\"")
         .map_or(line, |(_, text)| text);
     text.replace("\\n", "\n").replace("\\\"", "\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As long as they are only tried now and then, nobody else would notice one that
+    /// no longer fits, or that stands in no function.
+    #[test]
+    fn the_projects_faults_fit_its_sources() {
+        let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        for (package, least) in [("hyp", 150), ("pgtable", 150)] {
+            let root = project.join(package);
+            let faults = faults(&root);
+            assert!(faults.len() >= least, "{package} has {}", faults.len());
+            assert!(!spoilt(&root, &faults).is_empty());
+        }
+    }
 }
