@@ -51,30 +51,29 @@ mod tests {
         black_box(&mut [PAINT; SEEN]);
     }
 
-    /// Bytes below this frame that are neither paint nor zero.
+    /// Of so many bytes below this frame, those that are neither paint nor zero.
     #[inline(never)]
-    fn left() -> usize {
+    fn left(depth: usize) -> usize {
         let mut stack = MaybeUninit::<[u8; SEEN]>::uninit();
         let at = black_box(&mut stack).as_mut_ptr().cast::<u8>();
         // SAFETY: this function's own stack, which others have written before.
         let used = |n: &usize| !matches!(unsafe { at.add(*n).read_volatile() }, 0 | PAINT);
-        (0..SEEN).filter(used).count()
+        (SEEN - depth..SEEN).filter(used).count()
     }
 
-    /// What each way of doing the same leaves behind.
-    fn compare(mut plainly: impl FnMut(), mut leaving: impl FnMut()) {
+    /// What each way of doing the same leaves behind, so far below. What overwrites cleans
+    /// lines, and has frames of its own for that below what it overwrites.
+    fn compare(depth: usize, mut plainly: impl FnMut(), mut leaving: impl FnMut()) {
         // Return addresses and saved registers of the frames that overwrite and look.
-        paint();
-        overwrite::<{ SEEN / 2 }>();
-        let frames = left() + 60;
+        const FRAMES: usize = 130;
         paint();
         plainly();
-        let plain = left();
-        assert!(plain > frames, "{plain} bytes were left");
+        let plain = left(depth);
+        assert!(plain > 2 * FRAMES, "{plain} bytes were left");
         paint();
         leaving();
-        let none = left();
-        assert!(none < frames, "{none} bytes are left of {plain}");
+        let none = left(depth);
+        assert!(none < FRAMES, "{none} bytes are left of {plain}");
     }
 
     /// Nor the steps before the first, which make what it needs.
@@ -98,6 +97,7 @@ mod tests {
         });
         for signed in [false, false, true] {
             compare(
+                OF_A_SIGNATURE,
                 || assert_eq!(apart(&mut plain), signed),
                 || {
                     let done = leaving_none::<{ 2 * OF_A_SIGNATURE }, _>(&mut leaving);
@@ -122,6 +122,7 @@ mod tests {
         let mut generator = Generator::from_entropy(&[1; 32]).expect("enough");
         let mut other = Generator::from_entropy(&[2; 32]).expect("enough");
         compare(
+            OF_RANDOM_NUMBERS,
             || assert_ne!(apart(|| generator.words()), [0; 3]),
             || {
                 let words = leaving_none::<{ 2 * OF_RANDOM_NUMBERS }, _>(|| other.words());
