@@ -219,6 +219,10 @@ impl<F: Firmware> Relay<'_, F> {
             self.firmware.entry(),
             core::ptr::from_ref(pe) as u64,
         ];
+        // Where it begins is a store that has been made, but need not be seen: a store
+        // does not wait for those before it that release, and what turns the PE on is
+        // the firmware's store to a device.
+        instr::dsb_ishst();
         let answer = self.firmware.call(fid::PSCI_CPU_ON, start);
         if answer != psci::SUCCESS {
             pe.give_up_start(claim);

@@ -341,3 +341,25 @@ fn a_claim_outlives_a_denied_cpu_off() {
     ];
     fake::run(2, &input);
 }
+
+/// Neither a call of the firmware's nor its stores to a device wait for EL2's.
+#[test]
+fn where_a_pe_begins_is_seen_before_it_is_turned_on() {
+    let pes = two();
+    let relay = Relay {
+        pes: &pes,
+        me: pes.first(),
+        firmware: &Smc,
+    };
+    let call = Psci::CpuOn {
+        target: 1,
+        entry: 0x4000_0000,
+        context: 7,
+    };
+    let events = recording::of(|| assert_ne!(relay.call(call), psci::SUCCESS));
+    let order = [
+        Event::Instruction("dsb ishst", None),
+        Event::Call("smc", fid::PSCI_CPU_ON.into()),
+    ];
+    assert_eq!(events, order);
+}
