@@ -156,6 +156,20 @@ fn what_a_vcpu_leaves_in_tlbs_goes_by_its_own_vmid() {
     assert!(!events.iter().any(issues("tlbi vmalle1")));
 }
 
+/// A level-sensitive interrupt is pending while its line is high: of a timer that still
+/// runs that says nothing of what the host wrote.
+#[test]
+fn the_hosts_timer_is_off_before_its_interrupt_is_looked_at() {
+    let mut host = host(|_| {});
+    host.cpu.pe.note_redistributor_change();
+    let events = enter(&mut host.cpu, &guest_el1(), false);
+    let stopped = first(&events, writes("CNTV_CTL_EL0"));
+    assert_eq!(events[stopped], Event::Msr("CNTV_CTL_EL0", 0));
+    let ispendr = |event: &Event| matches!(event, Event::Load(at, 4) if at % gic::gicr::SIZE == gic::gicr::ISPENDR0);
+    let asked = first(&events, ispendr);
+    assert!(events[stopped..asked].contains(&Event::Instruction("isb", None)));
+}
+
 #[test]
 fn each_world_finds_what_it_left() {
     let mut host = host(|_| {});

@@ -1,7 +1,7 @@
 //! What EL2 borrows of the host's interrupts for a guest's turn, and gives back.
 
-use arm64::bits;
 use arm64::regs::*;
+use arm64::{bits, instr};
 
 use super::Gic;
 use super::redistributor::{Line, gicr};
@@ -44,6 +44,9 @@ impl Gic {
             host.timer = frame.line(timer);
         }
         if changed || host.timer_pending {
+            // The host's timer was stopped by a write that counts from here on: before,
+            // what is pending may be its line, and comes back for good as the host's write.
+            instr::isb();
             host.timer_pending = frame.is_pending(timer);
             if host.timer_pending {
                 frame.put(gicr::ICPENDR0, timer);
