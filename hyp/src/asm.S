@@ -428,7 +428,10 @@ guarded_looks_end:
     mrs     x2, par_el1
     str     x2, [x1]
 
-// What an access met late comes here, and is still the routine's.
+// What an access met late comes here, and is still the routine's. A vCPU's turn ends
+// here too, by guarded_exit, before another PE may have it: TLB and cache maintenance that
+// its guest has begun is completed by a DSB of this PE alone, and the guest's own may come
+// on that other.
 guarded_done:
     dsb     sy
     esb
