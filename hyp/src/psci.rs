@@ -12,9 +12,9 @@ pub mod fake;
 #[cfg(test)]
 mod tests;
 
-use arm64::instr;
-use arm64::regs::{CNTPCT_EL0, ID_AA64PFR0_EL1, affinity};
+use arm64::regs::{CNTPCT_EL0, HCR_EL2, ID_AA64PFR0_EL1, affinity};
 use arm64::steering::smc;
+use arm64::{bits, instr};
 use log::warn;
 
 use crate::cpu::dying::stop_if_dying;
@@ -125,8 +125,18 @@ impl Firmware for Smc {
         0
     }
 
+    /// Only what is this level's to take, masked or not, wakes it (DDI0487, Wait for
+    /// Interrupt): the host's interrupts are, meanwhile.
     fn standby(&self) {
+        let hcr = HCR_EL2.get();
+        instr::dsb_sy();
+        // SAFETY: it is the host's again before the host runs.
+        unsafe { HCR_EL2.steer(hcr | bits!(HCR_EL2: FMO, IMO)) };
+        instr::isb();
         instr::wfi();
+        // SAFETY: as above.
+        unsafe { HCR_EL2.steer(hcr) };
+        instr::isb();
     }
 
     fn now(&self) -> u64 {

@@ -315,6 +315,28 @@ fn a_suspended_pe_waits() {
     );
 }
 
+/// An interrupt that is EL1's to take need not wake a level above it.
+#[test]
+fn who_waits_for_the_hosts_interrupts_has_them_meanwhile() {
+    recording::reset();
+    let hosts = bits!(HCR_EL2: VM, RW, AMO, VSE);
+    recording::set(HCR_EL2, hosts);
+    let waits = recording::of(|| Smc.standby());
+    let instruction = |name| Event::Instruction(name, None);
+    assert_eq!(
+        waits,
+        [
+            Event::Mrs("HCR_EL2"),
+            instruction("dsb sy"),
+            Event::Msr("HCR_EL2", hosts | 0b11 << 3),
+            instruction("isb"),
+            instruction("wfi"),
+            Event::Msr("HCR_EL2", hosts),
+            instruction("isb"),
+        ]
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
