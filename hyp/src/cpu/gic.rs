@@ -115,7 +115,8 @@ impl Gic {
     }
 
     /// Sets or clears the active state of the virtual timer's PPI: while active
-    /// it is not signalled again.
+    /// it is not signalled again. It is when this returns: read back, for a
+    /// deactivation by a register could else come before a write that is still on its way.
     pub fn set_timer_active(&self, active: bool) {
         let register = if active {
             gicr::ISACTIVER0
@@ -123,6 +124,9 @@ impl Gic {
             gicr::ICACTIVER0
         };
         self.redistributor.put(register, self.ppi.virtual_timer);
+        if active {
+            self.redistributor.is_active(self.ppi.virtual_timer);
+        }
     }
 
     /// Sets the pending state of an interrupt that has any.
@@ -362,6 +366,16 @@ mod tests {
             let (taken, events) = takes(26, gone);
             assert_eq!((taken, events.len()), (Taken::Host, 3), "it has gone");
         }
+    }
+
+    #[test]
+    fn the_timers_interrupt_is_active_before_anybody_can_deactivate_it() {
+        let (gic, bit) = (gic(), 1 << 27);
+        let set = recording::of(|| gic.set_timer_active(true));
+        let store = Event::Store(GICR + gicr::ISACTIVER0, 4, bit);
+        assert_eq!(set, [store, Event::Load(GICR + gicr::ISACTIVER0, 4)]);
+        let clear = recording::of(|| gic.set_timer_active(false));
+        assert_eq!(clear, [Event::Store(GICR + gicr::ICACTIVER0, 4, bit)]);
     }
 
     /// How an interrupt is triggered changes while it is disabled (IHI0069H, 12.9.9).
