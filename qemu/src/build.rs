@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use qemu_start::At;
 use serde::Deserialize;
 
+use crate::child::end_with_us;
 use crate::config;
 use crate::image::{assemble, flat, header};
 use crate::setup::qemu::Qemu;
@@ -173,6 +174,7 @@ fn cargo_build(
 /// Runs a build, silent unless it fails, and returns cargo's messages.
 fn call(command: &mut Command, title: &str) -> Result<Vec<u8>> {
     command.args(MESSAGES);
+    end_with_us(command);
     let mut step = None;
     let colour = console::colors_enabled_stderr();
     let built = qemu_start::build(command, colour, |at| {

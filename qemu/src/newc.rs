@@ -2,10 +2,10 @@
 //! and `host-loader` as its bundle.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use cpio::newc::{self, Builder};
 
 /// Bytes of a file that are in memory while it is copied.
@@ -78,10 +78,11 @@ impl<W: Write> Archive<W> {
     /// # Errors
     /// When that one cannot be read, or has 4 GiB or more, or when it cannot be written.
     pub fn copy(&mut self, path: &str, from: &Path) -> Result<()> {
-        let cannot = || format!("cannot read {}", from.display());
-        let mut data = File::open(from).with_context(cannot)?;
+        let cannot = || format!("cannot pack {}", from.display());
+        let data = File::open(from).with_context(cannot)?;
         let size = data.metadata().with_context(cannot)?.len();
         let entry = self.entry(path).mode(0o100_644);
+        let mut data = BufReader::with_capacity(PIECE, data.take(size));
         self.put_from(entry, size, &mut data).with_context(cannot)
     }
 
@@ -106,16 +107,12 @@ impl<W: Write> Archive<W> {
         let size = u32::try_from(size)
             .map_err(|_| anyhow!("the file is larger than an archive's 4 GiB"))?;
         let mut writer = entry.write(&mut self.to, size);
-        // Its own buffer: `io::copy` would take 8 KiB at a time.
-        let mut piece = vec![0; PIECE.min(size as usize)];
-        let mut left = size as usize;
-        while left > 0 {
-            let count = left.min(piece.len());
-            let piece = &mut piece[..count];
-            data.read_exact(piece)?;
-            writer.write_all(piece)?;
-            left -= count;
-        }
+        // By pieces of whatever buffer the data has.
+        let copied = io::copy(data, &mut writer)?;
+        ensure!(
+            copied == u64::from(size),
+            "{copied} bytes came instead of {size}"
+        );
         writer.finish()?;
         Ok(())
     }
@@ -124,6 +121,18 @@ impl<W: Write> Archive<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Neither a full disk nor an unreadable file is told as the other.
+    #[test]
+    fn what_cannot_be_packed_is_told() {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        file.write_all(&[7; 1000]).expect("writes");
+        let mut room = [0u8; 500];
+        let error = Archive::to(&mut room[..]).copy("a", file.path());
+        let said = format!("{:#}", error.expect_err("no room"));
+        let named = format!("cannot pack {}: ", file.path().display());
+        assert!(said.starts_with(&named) && !said.contains("read"), "{said}");
+    }
 
     #[test]
     fn what_goes_in_comes_out() {
