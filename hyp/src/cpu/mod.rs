@@ -275,7 +275,8 @@ impl Cpu {
         self.guest_traps(guest, trap);
         guest.el1.load(features);
         guest.el1.load_walks(held);
-        self.guest_has_fp = self.holds_fp(guest.rec, guest.fp_pe);
+        let here = guest.fp_pe == self.pe.index as u32;
+        self.guest_has_fp = here && self.fp_owner == Some(guest.rec);
         self.set_fp_trap(!self.guest_has_fp);
         self.gic.load(guest.interface);
         guest.vtimer.give();
@@ -338,10 +339,6 @@ impl Cpu {
         unsafe { steer_hcr(self.errata, HCR_EL2.get() | bits!(HCR_EL2: VSE)) };
     }
 
-    fn holds_fp(&self, rec: u64, fp_pe: u32) -> bool {
-        self.fp_owner == Some(rec) && fp_pe == self.pe.index as u32
-    }
-
     /// The host used FP/SIMD while the PE held a guest's (saved at its exit).
     pub fn fp_to_host(&mut self) {
         self.set_fp_trap(false);
@@ -350,7 +347,8 @@ impl Cpu {
         self.fp_owner = None;
     }
 
-    /// The guest used FP/SIMD for the first time since another did.
+    /// The guest that runs gets its FP/SIMD registers: it used them for the first time
+    /// since another did, or nobody else's are there.
     pub fn fp_to_guest(&mut self, rec: u64, fp: &FpState, fp_pe: &mut u32) {
         self.set_fp_trap(false);
         instr::isb();
