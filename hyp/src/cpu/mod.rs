@@ -165,7 +165,13 @@ impl Cpu {
             DISR_EL1.set(0);
         }
         if features.mpam {
+            // What nobody below can set either is in the default partition.
             MPAM2_EL2.set(bits!(MPAM2_EL2: TRAPMPAM0EL1, TRAPMPAM1EL1));
+            MPAM1_EL1.set(0);
+            MPAM0_EL1.set(0);
+            if MPAMIDR_EL1.is_set(MPAMIDR_EL1::HAS_HCR) {
+                MPAMHCR_EL2.set(0);
+            }
         }
         instr::isb();
         // SAFETY: the device tree's distributor, which EL2 maps. What is written to

@@ -334,7 +334,10 @@ fn a_register_is_touched_where_its_feature_is() {
                 "HFGWTR_EL2",
             ],
         ),
-        (|f| f.mpam = true, &["MPAM2_EL2"]),
+        (
+            |f| f.mpam = true,
+            &["MPAM0_EL1", "MPAM1_EL1", "MPAM2_EL2", "MPAMIDR_EL1"],
+        ),
         (|f| f.ras = true, &["DISR_EL1", "VDISR_EL2"]),
         (
             |f| f.pauth = true,
@@ -357,6 +360,31 @@ fn a_register_is_touched_where_its_feature_is() {
         let mut more = touched(change);
         more.retain(|name| !none.contains(name));
         assert_eq!(format!("{more:?}"), format!("{registers:?}"));
+    }
+}
+
+/// Out of reset they hold anything; MPAMHCR_EL2 is not on every CPU that has the others.
+#[test]
+fn lower_levels_are_in_the_default_partition() {
+    type Case = (fn(&mut crate::features::Features), &'static [&'static str]);
+    let cases: [Case; 2] = [
+        (|f| f.mpam = true, &[]),
+        (
+            |f| {
+                f.mpam = true;
+                recording::set(MPAMIDR_EL1, 1 << 17);
+            },
+            &["MPAMHCR_EL2"],
+        ),
+    ];
+    for (change, more) in cases {
+        let events = recording::of(|| drop(host(change)));
+        let set = events.iter().filter_map(|event| match event {
+            Event::Msr(name, 0) if name.starts_with("MPAM") => Some(*name),
+            _ => None,
+        });
+        let all = ["MPAM1_EL1", "MPAM0_EL1"].iter().chain(more).copied();
+        assert_eq!(set.collect::<Vec<_>>(), all.collect::<Vec<_>>());
     }
 }
 

@@ -34,6 +34,9 @@ super::registers! {
     PAR_EL1 3 0 7 4 0 [r w] "result of an address translation", cpu;
     MAIR_EL1 3 0 10 2 0 [r steer] "memory attributes", cpu;
     AMAIR_EL1 3 0 10 3 0 [r steer] "auxiliary memory attributes";
+    MPAMIDR_EL1 3 0 10 4 4 [r] "shape of partitions, FEAT_MPAM", ours;
+    MPAM1_EL1 3 0 10 5 0 [r w] "partition numbers of EL1, FEAT_MPAM";
+    MPAM0_EL1 3 0 10 5 1 [r w] "partition numbers of EL0, FEAT_MPAM";
     ISR_EL1 3 0 12 1 0 [r] "pending interrupts", ours;
     DISR_EL1 3 0 12 1 1 [r w] "system error that `esb` has taken, FEAT_RAS";
     VBAR_EL1 3 0 12 0 0 [r steer] "vectors of EL1";

@@ -33,6 +33,7 @@ super::registers! {
     FAR_EL2 3 4 6 0 0 [r w] "fault address of EL2";
     HPFAR_EL2 3 4 6 0 4 [r w] "faulting IPA", cpu;
     MAIR_EL2 3 4 10 2 0 [r steer] "memory attributes", cpu;
+    MPAMHCR_EL2 3 4 10 4 0 [r w] "virtual partition numbers, FEAT_MPAM";
     MPAM2_EL2 3 4 10 5 0 [r w] "partition numbers, and traps of EL1's", ours;
     VBAR_EL2 3 4 12 0 0 [r steer] "vectors of EL2";
     VSESR_EL2 3 4 5 2 3 [r w] "syndrome of a lower level's virtual SError, FEAT_RAS";
