@@ -16,14 +16,16 @@ mod interface;
 mod loan;
 mod redistributor;
 
-pub use interface::{VirtualInterface, read_lr, read_lrs, write_lr, write_lrs};
+pub use interface::{
+    VirtualInterface, read_common, read_lr, read_lrs, write_common, write_lr, write_lrs,
+};
 pub use loan::HostInterface;
 pub use redistributor::{Redistributor, gicr};
 
 use interface::active_words;
 use redistributor::Line;
 use rmi::vendor::KICK_SGI;
-use vgic::Interface;
+use vgic::{Interface, hcr};
 
 /// The distributor's frame.
 pub type Distributor = Frame<0x1_0000>;
@@ -78,6 +80,8 @@ pub struct Gic {
     pub list_registers: usize,
     /// Words of active priorities: 1, 2 or 4.
     active_words: usize,
+    /// A guest's ICC_DIR_EL1 has a trap of its own, ICH_VTR_EL2.TDS.
+    dir_traps: bool,
 }
 
 impl Gic {
@@ -95,6 +99,7 @@ impl Gic {
             ppi,
             list_registers: ICH_VTR_EL2::ListRegs.read(vtr) as usize + 1,
             active_words: active_words(vtr),
+            dir_traps: vtr >> 19 & 1 != 0,
         }
     }
 
@@ -152,6 +157,13 @@ impl Gic {
     /// Saves what [`Self::load`] loads, and turns the virtual interface off.
     pub fn save(&self, interface: &mut VirtualInterface) {
         interface.save(self.active_words);
+    }
+
+    /// Turns the virtual interface on. Where ICC_DIR_EL1 does not trap alone, as on the
+    /// first Armv8 CPUs, what traps with it does ([`read_common`], [`write_common`]).
+    pub fn turn_on(&self, hcr: u64) {
+        let together = hcr & hcr::TDIR != 0 && !self.dir_traps;
+        ICH_HCR_EL2.set(hcr | if together { hcr::TC } else { 0 });
     }
 
     /// What is pending, of EL2's own interrupts, acknowledged; or that it is for

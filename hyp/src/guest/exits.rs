@@ -21,7 +21,7 @@ use super::psci::{self, Answer, Cpus};
 use super::record::{Next, Record};
 use super::rsi;
 use super::vcpu::RunningVcpu;
-use crate::cpu::{Cpu, access, inject};
+use crate::cpu::{Cpu, access, gic, inject};
 use crate::errata;
 use crate::idregs;
 use crate::log::trace;
@@ -354,7 +354,7 @@ fn read(vcpu: &RunningVcpu<'_>, state: &VcpuState, register: Sysreg) -> Option<u
         CNTP_CVAL_EL0::ENCODING => state.ptimer.cval,
         CNTP_TVAL_EL0::ENCODING => state.ptimer.cval.wrapping_sub(CNTPCT_EL0.get()) & 0xffff_ffff,
         r if r.is_debug() => state.debug.read(r),
-        _ => return None,
+        r => return gic::read_common(r),
     })
 }
 
@@ -385,7 +385,7 @@ fn write(vcpu: &mut RunningVcpu<'_>, state: &mut VcpuState, register: Sysreg, va
         TCR_EL1::ENCODING => errata::set_tcr(value),
         ACTLR_EL1::ENCODING | ICC_SRE_EL1::ENCODING => {}
         r if r.is_debug() => state.debug.write(r, value),
-        _ => return false,
+        r => return gic::write_common(r, value),
     }
     true
 }

@@ -74,7 +74,7 @@ impl Given {
 pub fn load(cpu: &mut Cpu, state: &VcpuState) {
     cpu.lrs_are_zero = false;
     gic::write_lrs(cpu.gic.list_registers, &state.lrs.lr);
-    ICH_HCR_EL2.set(state.lrs.hcr);
+    cpu.gic.turn_on(state.lrs.hcr);
 }
 
 /// Reads them back as they stand, before the virtual interface is turned off.

@@ -96,7 +96,7 @@ impl RunningVcpu<'_> {
         self.set_timer_active(state.lrs.physical_active & timer != 0);
         gic::write_lrs(self.cpu.gic.list_registers, &state.lrs.lr);
         self.cpu.lrs_are_zero = state.lrs.used() == 0;
-        ICH_HCR_EL2.set(state.lrs.hcr);
+        self.cpu.gic.turn_on(state.lrs.hcr);
         state.lrs_loaded = true;
         true
     }
@@ -112,7 +112,7 @@ impl RunningVcpu<'_> {
             self.cpu.lrs_are_zero = true;
         }
         self.set_timer_active(false);
-        ICH_HCR_EL2.set(state.lrs.hcr);
+        self.cpu.gic.turn_on(state.lrs.hcr);
         state.lrs_loaded = true;
         true
     }

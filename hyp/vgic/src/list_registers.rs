@@ -137,6 +137,9 @@ pub mod hcr {
     pub const VGRP1DIE: u64 = 1 << 7;
     /// All of the above that ask for a maintenance interrupt.
     pub const MAINTENANCE: u64 = UIE | LRENPIE | NPIE | VGRP0EIE | VGRP0DIE | VGRP1EIE | VGRP1DIE;
+    /// Trap the registers that both groups have: `ICC_DIR_EL1`, `ICC_PMR_EL1`,
+    /// `ICC_CTLR_EL1`, `ICC_RPR_EL1` and the SGIs'.
+    pub const TC: u64 = 1 << 10;
     /// Trap the guest's `ICC_DIR_EL1`.
     pub const TDIR: u64 = 1 << 14;
     /// The guest's deactivations of interrupts that no list register had, modulo 32.

@@ -1,6 +1,7 @@
 //! The virtual CPU interface: what of it a vCPU carries, and its list registers.
 
 use arm64::regs::*;
+use arm64::sysreg::Sysreg;
 use vgic::Interface;
 
 /// The virtual CPU interface of a vCPU while it does not run.
@@ -57,6 +58,18 @@ macro_rules! active_priorities {
                 })*
             }
         }
+
+        /// The highest priority that is active (ICV_RPR_EL1), by each bit of preemption.
+        fn running(vtr: u64) -> u64 {
+            let shift = 7 - ICH_VTR_EL2::PREbits.read(vtr);
+            $(if active_words(vtr) > $n {
+                let active = ($group0.get() | $group1.get()) as u32;
+                if active != 0 {
+                    return u64::from($n * 32 + active.trailing_zeros()) << shift;
+                }
+            })*
+            0xff
+        }
     };
 }
 
@@ -65,6 +78,37 @@ active_priorities! {
     1 ICH_AP0R1_EL2 ICH_AP1R1_EL2
     2 ICH_AP0R2_EL2 ICH_AP1R2_EL2
     3 ICH_AP0R3_EL2 ICH_AP1R3_EL2
+}
+
+/// ICH_VMCR_EL2: VCBPR and VEOIM, and VPMR.
+const VMCR_CTLR: u64 = 1 << 9 | 1 << 4;
+const VMCR_PMR: u64 = 0xff << 24;
+
+/// A register of the virtual interface that both groups have, where its read traps
+/// (ICH_HCR_EL2.TC).
+pub fn read_common(register: Sysreg) -> Option<u64> {
+    let (vmcr, vtr) = (ICH_VMCR_EL2.get(), ICH_VTR_EL2.get());
+    Some(match register {
+        ICC_PMR_EL1::ENCODING => (vmcr & VMCR_PMR) >> 24,
+        // EOImode and CBPR; A3V, SEIS, IDbits and PRIbits.
+        ICC_CTLR_EL1::ENCODING => {
+            let shape = (vtr >> 21 & 1) << 15 | (vtr >> 22 & 1) << 14;
+            vmcr >> 8 & 2 | vmcr >> 4 & 1 | shape | (vtr >> 23 & 7) << 11 | (vtr >> 29 & 7) << 8
+        }
+        ICC_RPR_EL1::ENCODING => running(vtr),
+        _ => return None,
+    })
+}
+
+/// The same of its write; false for what cannot be written.
+pub fn write_common(register: Sysreg, value: u64) -> bool {
+    let (mask, to) = match register {
+        ICC_PMR_EL1::ENCODING => (VMCR_PMR, value << 24),
+        ICC_CTLR_EL1::ENCODING => (VMCR_CTLR, (value & 2) << 8 | (value & 1) << 4),
+        _ => return false,
+    };
+    ICH_VMCR_EL2.set(ICH_VMCR_EL2.get() & !mask | to & mask);
+    true
 }
 
 macro_rules! list_registers {
@@ -107,6 +151,7 @@ list_registers! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arm64::recording;
 
     /// ICH_VTR_EL2.PREbits of 4, 5 and 6: 5, 6 and 7 bits of preemption.
     #[test]
@@ -114,6 +159,46 @@ mod tests {
         for (field, words) in [(4, 1), (5, 2), (6, 4)] {
             assert_eq!(active_words(field << 26 | 0x9000_000f), words, "{field}");
         }
+    }
+
+    /// IHI0069H, 12.3 and 12.4: what a guest writes and reads by way of EL2 is where the
+    /// interface would have it.
+    #[test]
+    fn what_traps_of_the_interface_is_the_interfaces() {
+        recording::reset();
+        // Five bits of priority and of preemption, INTIDs of 16, SEIS and A3V.
+        recording::set(ICH_VTR_EL2, 4 << 29 | 4 << 26 | 0b11 << 21 | 3);
+        recording::set(ICH_VMCR_EL2, 0xf002_0003);
+        let [pmr, ctlr, rpr] = [
+            ICC_PMR_EL1::ENCODING,
+            ICC_CTLR_EL1::ENCODING,
+            ICC_RPR_EL1::ENCODING,
+        ];
+        assert_eq!(read_common(pmr), Some(0xf0));
+        assert_eq!(read_common(ctlr), Some(0b11 << 14 | 4 << 8));
+        for (register, value, vmcr) in [
+            (ctlr, 0b10, 0xf002_0203),
+            (ctlr, !0b10, 0xf002_0013),
+            (ctlr, 0b11, 0xf002_0213),
+            (pmr, 0x1_00a0, 0xa002_0213),
+        ] {
+            assert!(write_common(register, value));
+            assert_eq!(recording::get(ICH_VMCR_EL2), vmcr, "{register} {value:#x}");
+        }
+        assert_eq!(read_common(ctlr), Some(0b11 << 14 | 4 << 8 | 0b11));
+        // Either group's; none.
+        assert_eq!(read_common(rpr), Some(0xff));
+        recording::set(ICH_AP0R0_EL2, 1 << 20);
+        assert_eq!(read_common(rpr), Some(0xa0));
+        recording::set(ICH_AP1R0_EL2, 1 << 4 | 1 << 31);
+        assert_eq!(read_common(rpr), Some(0x20));
+        recording::set(ICH_VTR_EL2, 6 << 29 | 6 << 26);
+        recording::set(ICH_AP0R0_EL2, 0);
+        recording::set(ICH_AP1R0_EL2, 0);
+        recording::set(ICH_AP1R2_EL2, 1 << 3);
+        assert_eq!(read_common(rpr), Some(67 << 1));
+        assert_eq!(read_common(ICC_BPR1_EL1::ENCODING), None);
+        assert!(!write_common(rpr, 0) && !write_common(ICC_BPR1_EL1::ENCODING, 0));
     }
 
     /// IHI0069H, 12.4.10 and 12.2.6.

@@ -2,7 +2,7 @@
 //! loaded, what an exit tells, and what is an exit.
 
 use super::*;
-use crate::cpu::gic::gicr;
+use crate::cpu::gic::{self, gicr};
 use crate::guest::exits::synchronous;
 use crate::guest::record::{Next, Record};
 use crate::guest::vcpu::RunningVcpu;
@@ -15,9 +15,11 @@ use vgic::{hcr, lr};
 const SHARED: u64 = 1 << 39;
 const REC: u64 = 60;
 const RUN: u64 = 3;
-/// List registers of the machine: `ICH_VTR_EL2` with 5 bits of priority, 16 of INTID.
+/// List registers of the machine: `ICH_VTR_EL2` with 5 bits of priority, 16 of INTID, TDS.
 const COUNT: usize = 4;
-const VTR: u64 = 4 << 29 | 4 << 26 | (COUNT as u64 - 1);
+const VTR: u64 = 4 << 29 | 4 << 26 | TDS | (COUNT as u64 - 1);
+/// ICC_DIR_EL1 has a trap of its own.
+const TDS: u64 = 1 << 19;
 /// A WFI that was trapped.
 const WFI: u64 = 0x01 << 26 | 1 << 25;
 const GIVEN: [u64; 4] = [
@@ -206,6 +208,29 @@ fn list_registers_go_in_whole_and_come_out_as_they_stand() {
         (offset_of!(RecExit, gicv3_lrs) + 8 * COUNT, 0),
     ] {
         assert_eq!(told(&h, offset), value, "{offset:#x}");
+    }
+}
+
+/// Cortex-A53, A57, A72 and A73 have no trap of ICC_DIR_EL1 alone: their TDIR is RES0.
+#[test]
+fn a_deactivation_traps_on_each_cpu() {
+    for (vtr, own) in [(VTR, true), (VTR & !TDS, false)] {
+        let mut h = machine();
+        let of_cpu = h.cpu.gic;
+        recording::set(ICH_VTR_EL2, vtr);
+        // SAFETY: a record is behind it, and no GIC.
+        let distributor = unsafe { arm64::mmio::Frame::new(0x800_0000) };
+        h.cpu.gic = gic::Gic::init(distributor, h.cpu.pe.gicr, of_cpu.ppi);
+        for host in [0, hcr::UIE, hcr::TDIR] {
+            let mut status = Status::ErrorInput;
+            let events =
+                recording::of(|| status = enter(&mut h, EnterFlags::TRAP_WFI, host, &GIVEN));
+            assert_eq!(status, Status::Success);
+            let common = if own || host != hcr::TDIR { 0 } else { hcr::TC };
+            let on = Event::Msr("ICH_HCR_EL2", hcr::EN | host | common);
+            assert!(events.contains(&on), "{host:#x} {own}");
+            assert_eq!(told(&h, offset_of!(RecExit, gicv3_hcr)), host);
+        }
     }
 }
 
