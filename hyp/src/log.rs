@@ -7,7 +7,7 @@
 //!
 //! Lock protocol: one lock around the ring, held while bytes are copied and no
 //! longer; one around the sender, which is only tried: who does not get it leaves
-//! its line to the one who has it, or to the next turn. The sender takes the
+//! its line to the one who has it, who looks again behind it. The sender takes the
 //! ring's lock, never the other way round. Before there is a second CPU (and
 //! before the MMU is on, when exclusive accesses need not work) neither is taken.
 //! A report of EL2's own death breaks both.
@@ -21,7 +21,7 @@ pub mod uart;
 
 use arm64::regs::{CNTFRQ_EL0, CNTPCT_EL0, affinity};
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use ::rmi::end::{End, How, Token};
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -195,16 +195,22 @@ pub fn of_host(level: Level, text: &str) {
 /// waits is sent.
 #[inline]
 pub fn turn() {
-    if WRITTEN.load(Ordering::Relaxed) != SENT.load(Ordering::Relaxed) {
+    if is_behind() {
         send(Patience::TURN);
     }
 }
 
 /// The same for a call that has written a line, which pays for it.
 pub fn written() {
-    if WRITTEN.load(Ordering::Relaxed) != SENT.load(Ordering::Relaxed) {
+    if is_behind() {
         send(Patience::CALL);
     }
+}
+
+/// Something waits to be sent.
+#[inline]
+pub fn is_behind() -> bool {
+    WRITTEN.load(Ordering::Relaxed) != SENT.load(Ordering::Relaxed)
 }
 
 /// Sends all that waits, does what turns the machine off, and goes on if the
@@ -248,13 +254,34 @@ pub fn receive(to: &mut [u8]) -> Option<usize> {
     let received = with(&SENDER, |sender| {
         at_uart(|| sender.port.as_mut().and_then(|port| port.receive(to)))
     });
+    // A line that was left to this CPU meanwhile is for the turn behind this call.
+    fence(Ordering::SeqCst);
     received.unwrap_or(Some(0))
 }
 
-fn send(patience: Patience) {
-    let Some(mut sender) = sole(&SENDER, 1) else {
-        return;
-    };
+/// Sends some of what waits, or leaves it to whoever is at it.
+///
+/// That one may have looked for the last time, and no other turn may come for long. So
+/// who leaves a line has stored it before it looks at the lock, and who lets go of the
+/// lock looks for lines behind that: one of them sees the other. The fences have each
+/// look behind the store before it.
+fn send(mut patience: Patience) {
+    while let Some(bytes) = send_once(patience) {
+        fence(Ordering::SeqCst);
+        if !is_behind() {
+            return;
+        }
+        // Others' lines, time and again, are not paid for without a bound.
+        patience.bytes = patience.bytes.saturating_sub(bytes.max(1));
+    }
+}
+
+/// The same once: how many bytes have gone, or `None` if somebody else is at it, or the
+/// UART calls when it has room for what is left.
+fn send_once(patience: Patience) -> Option<usize> {
+    fence(Ordering::SeqCst);
+    let mut sender = sole(&SENDER, 1)?;
+    let (before, there) = (sender.sent(), WRITTEN.load(Ordering::Relaxed));
     at_uart(|| {
         sender.drain(&mut Lines(|| sole(&RING, TRIES)), &Counter, patience);
         let left = sender.sent() != WRITTEN.load(Ordering::Relaxed);
@@ -263,6 +290,8 @@ fn send(patience: Patience) {
         }
     });
     SENT.store(sender.sent(), Ordering::Relaxed);
+    let went = (sender.sent() - before) as usize;
+    (sender.sent() >= there).then_some(went)
 }
 
 /// Access to what a lock guards, by the lock or because nobody else is there.
