@@ -165,6 +165,9 @@ pub fn take_all(mut handle: impl FnMut(u32)) {
     while let Some(id) = GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1)
         && Kind::of(id.raw_value()) != Kind::Special
     {
+        // It is acknowledged before the device is asked why (IHI0069H, observability of
+        // the effects of accesses to the GIC registers).
+        instr::dsb_sy();
         handle(id.raw_value());
         GicCpuInterface::end_interrupt(id, InterruptGroup::Group1);
     }
