@@ -348,3 +348,83 @@ fn a_wait_tells_which_it_is_and_no_more() {
         assert_eq!(exit.esr, 0x01 << 26 | ti, "TI {ti}");
     }
 }
+
+/// A realm of RMI 1.0 with a gigabyte of the host's at [`GIGABYTE`], and a granule for a
+/// table of level 2.
+fn with_a_gigabyte() -> (Host, u64, u64) {
+    let mut h = Host::with(Granule::K4, 2 << 30, |features| features.fwb = true);
+    h.realm_of(RealmFlags::empty());
+    assert_eq!(h.geometry().start(), pgtable::Level::L1);
+    let (rd, table) = (h.page(1), h.page(40));
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[table]);
+    (h, rd, table)
+}
+
+const GIGABYTE: u64 = RAM + (1 << 30);
+
+/// Where the host's memory stands, and what is told of it.
+fn shared_entry(h: &mut Host, rd: u64) -> [u64; 3] {
+    let read = h.ok(fid::RMI_RTT_READ_ENTRY, &[rd, SHARED, 3]);
+    [read[1], read[2], read[3]]
+}
+
+/// Whether a granule in the middle can be given away: not while a realm has it.
+fn is_free(h: &mut Host) -> bool {
+    let amid = GIGABYTE + 0x1234_5000;
+    let free = h.status(fid::RMI_GRANULE_DELEGATE, &[amid]) == Status::Success;
+    if free {
+        h.ok(fid::RMI_GRANULE_UNDELEGATE, &[amid]);
+    }
+    free
+}
+
+/// A5.5.6: of the host's memory a table of "level 2 or 3" folds, as one of data does.
+#[test]
+fn blocks_of_the_hosts_memory_fold_to_level_1() {
+    let (mut h, rd, table) = with_a_gigabyte();
+    h.ok(fid::RMI_RTT_CREATE, &[rd, table, SHARED, 2]);
+    for at in (0..1 << 30).step_by(2 << 20) {
+        let map = [rd, SHARED + at, 2, (GIGABYTE + at) | DESC];
+        h.ok(fid::RMI_RTT_MAP_UNPROTECTED, &map);
+    }
+    let folded = h.ok(fid::RMI_RTT_FOLD, &[rd, SHARED, 2]);
+    assert_eq!(folded[1], table);
+    assert_eq!(shared_entry(&mut h, rd), [1, 1, GIGABYTE | DESC]);
+    assert!(!is_free(&mut h));
+    // And unfolds.
+    h.ok(fid::RMI_RTT_CREATE, &[rd, table, SHARED, 2]);
+    assert_eq!(shared_entry(&mut h, rd), [2, 1, GIGABYTE | DESC]);
+    for at in (0..1 << 30).step_by(2 << 20) {
+        h.ok(fid::RMI_RTT_UNMAP_UNPROTECTED, &[rd, SHARED + at, 2]);
+    }
+    assert!(is_free(&mut h));
+}
+
+/// A5.5.4, IQWQSB: an entry of level 1 may be ASSIGNED_NS. B4.3.19.2 and B4.3.22.2,
+/// level_bound, have "a block or page RTT level": level 1 is one.
+#[test]
+fn an_entry_of_level_1_maps_the_hosts_memory() {
+    let (mut h, rd, table) = with_a_gigabyte();
+    let map = [rd, SHARED, 1, GIGABYTE | DESC];
+    h.ok(fid::RMI_RTT_MAP_UNPROTECTED, &map);
+    assert_eq!(shared_entry(&mut h, rd), [1, 1, GIGABYTE | DESC]);
+    assert!(!is_free(&mut h));
+    let unmapped = h.ok(fid::RMI_RTT_UNMAP_UNPROTECTED, &[rd, SHARED, 1]);
+    assert!(unmapped[1] >= SHARED + (1 << 30));
+    assert!(is_free(&mut h));
+    // One that is not all the host's is refused whole.
+    h.ok(fid::RMI_GRANULE_DELEGATE, &[GIGABYTE + 0x3fff_f000]);
+    let refused = h.status(fid::RMI_RTT_MAP_UNPROTECTED, &map);
+    assert_eq!(refused, Status::ErrorInput);
+    assert!(is_free(&mut h));
+    h.ok(fid::RMI_GRANULE_UNDELEGATE, &[GIGABYTE + 0x3fff_f000]);
+    // A table below it that goes takes the memory along.
+    h.ok(fid::RMI_RTT_MAP_UNPROTECTED, &map);
+    h.ok(fid::RMI_RTT_CREATE, &[rd, table, SHARED, 2]);
+    h.ok(fid::RMI_RTT_DESTROY, &[rd, SHARED, 2]);
+    assert!(is_free(&mut h));
+    // And so does the realm.
+    h.ok(fid::RMI_RTT_MAP_UNPROTECTED, &map);
+    h.ok(fid::RMI_REALM_DESTROY, &[rd]);
+    assert!(is_free(&mut h));
+}
