@@ -425,6 +425,13 @@ impl Shape {
         }
     }
 
+    /// Blocks of level 2 that a leaf of `level` is, one at least: whoever is told
+    /// of it may have work with each.
+    pub(crate) const fn blocks(&self, level: Level) -> u64 {
+        let more = self.shift(level).saturating_sub(self.shift(Level::L2));
+        1u64.wrapping_shl(more)
+    }
+
     /// The level of the largest leaves whose memory is cleaned in one step of
     /// [`CACHE_STEP`] at most.
     pub(crate) const fn cleaned_top(&self) -> Level {

@@ -228,7 +228,7 @@ impl Reference {
                         && *to == pa + index as u64 * step
                 }
                 (Node::AssignedNs(pa), Node::AssignedNs(to)) => {
-                    leaf_ok(2) && pa % self.span(level - 1) == 0 && *to == pa + index as u64 * step
+                    leaf_ok(1) && pa % self.span(level - 1) == 0 && *to == pa + index as u64 * step
                 }
                 (Node::Table(_), _) => false,
                 (one, other) => !one.live() && one == other,
@@ -280,7 +280,7 @@ impl Reference {
 
     fn map(&mut self, ipa: u64, level: i8, pa: u64) -> Reply<()> {
         let usable = self.geometry.leaf_ok(Level::new(level).unwrap());
-        if !self.valid(ipa, level) || ipa < self.protected_end || level < 2 || !usable {
+        if !self.valid(ipa, level) || ipa < self.protected_end || level < 1 || !usable {
             return Err(RttError::Input);
         }
         let (node, at) = self.node(ipa, level);
@@ -293,7 +293,7 @@ impl Reference {
 
     fn unmap(&mut self, ipa: u64, level: i8) -> Reply<(u64, u64)> {
         let usable = self.geometry.leaf_ok(Level::new(level).unwrap());
-        if !self.valid(ipa, level) || ipa < self.protected_end || level < 2 || !usable {
+        if !self.valid(ipa, level) || ipa < self.protected_end || level < 1 || !usable {
             return Err(RttError::Input);
         }
         let (node, at) = self.node(ipa, level);

@@ -141,8 +141,8 @@ fn pages_that_cannot_be() {
             (block, Level::L2, end - MIB2, 2),
             (block, Level::L2, 0, usize::MAX),
             (block, Level::L2, 0, 1 << 43),
-            // Level 1 is protected memory's, and so is the lower half.
-            (Ipa::new(HALF), Level::L1, 0, 1),
+            // Above the root; the lower half is protected memory's.
+            (Ipa::new(HALF), Level::L0, 0, 1),
             (Ipa::new(0), Level::L3, 0, 1),
             (Ipa::new(HALF - MIB2), Level::L2, 0, 1),
             // Not aligned to the level, outside the space.
@@ -348,7 +348,7 @@ fn folds_are_aligned() {
     }
 }
 
-/// Blocks: at level 1 for protected data, at level 2 for the host's memory.
+/// Blocks: at level 1, of protected data and of the host's memory.
 #[test]
 fn how_large_folds_may_be() {
     for protected in [true, false] {
@@ -393,17 +393,16 @@ fn how_large_folds_may_be() {
             assert_eq!(next, Ok(Ipa::new(base + GIB)));
         }
         let folded = rtt.fold(&mut cpu, RttAt::new(Ipa::new(base), Level::L2));
-        if protected {
-            assert!(folded.is_ok());
-            let block = RttState::Assigned {
-                ripas: Ripas::Ram,
-                pa: Pa::new(4 * GIB),
-            };
-            assert_eq!(state(&rtt, 0, Level::L3), (Level::L1, block));
+        assert!(folded.is_ok());
+        let pa = Pa::new(4 * GIB);
+        let block = if protected {
+            let ripas = Ripas::Ram;
+            RttState::Assigned { ripas, pa }
         } else {
-            let (level, top) = (Level::L2, Ipa::new(base));
-            assert_eq!(folded, Err(RttError::Rtt { level, top }));
-        }
+            let attrs = Attrs::MEMORY.soft(1);
+            RttState::AssignedNs { pa, attrs }
+        };
+        assert_eq!(state(&rtt, base, Level::L3), (Level::L1, block));
     }
 }
 

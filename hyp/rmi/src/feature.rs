@@ -96,8 +96,9 @@ impl VendorFeatures {
         }
     }
 
-    /// The level of the largest entries that `RTT_MAP_UNPROTECTED` takes: 2
-    /// where blocks are, else 3.
+    /// The level of the largest entries that fit into RAM of any size, and that
+    /// `RTT_MAP_UNPROTECTED` takes: 2 where blocks are, else 3. With FEAT_S2FWB it
+    /// takes those of level 1, too.
     pub const fn largest_level(&self) -> i64 {
         if self.fwb || self.granule_shift == 12 {
             2

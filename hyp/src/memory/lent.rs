@@ -6,10 +6,17 @@ use super::granule::{Granules, State};
 
 impl Granules {
     /// Counts a mapping of `[pa, pa + size)`, a page or a block: false, and nothing
-    /// counted, unless all of it is the host's RAM.
+    /// counted, unless all of it is the host's RAM. A block of level 1 is counted as
+    /// the blocks of level 2 that it could be.
     pub fn lend(&self, pa: u64, size: u64) -> bool {
-        if size == self.span_size() {
-            return self.get_block(pa);
+        let block = self.span_size();
+        if size >= block && size.is_multiple_of(block) {
+            let mut blocks = (pa..pa + size).step_by(block as usize);
+            let refused = blocks.find(|pa| !self.get_block(*pa));
+            if let Some(refused) = refused {
+                self.take_back_blocks(pa, refused);
+            }
+            return refused.is_none();
         }
         match self.get(pa).and_then(|page| page.pin(State::Ns)) {
             Some(pin) if size == self.size() => {
@@ -22,10 +29,16 @@ impl Granules {
 
     /// Takes the count of [`Self::lend`] back.
     pub fn take_back(&self, pa: u64, size: u64) {
-        if size == self.span_size() {
-            self.put_block(pa);
+        if size >= self.span_size() {
+            self.take_back_blocks(pa, pa + size);
         } else if let Some(page) = self.get(pa) {
             page.put();
+        }
+    }
+
+    fn take_back_blocks(&self, from: u64, to: u64) {
+        for block in (from..to).step_by(self.span_size() as usize) {
+            self.put_block(block);
         }
     }
 

@@ -351,6 +351,7 @@ impl<M: TableMem> Rtt<M> {
         if let Kind::FrozenLeaf(leaf) = now.kind(entry.level, &core.shape) {
             let leaf = RemovedLeaf::new(&core.shape, entry.ia, entry.level, leaf);
             budget.spend_bytes(core.work(maint).clean_removed(&leaf));
+            budget.spend(core.shape.blocks(entry.level).saturating_sub(1));
             sink.leaf(leaf);
             core.put(entry, UNASSIGNED_NS);
         }
@@ -365,7 +366,8 @@ impl<M: TableMem> Rtt<M> {
     /// The end of the tree: cuts what the root maps, invalidates the VMID on
     /// all CPUs once, cleans the host's blocks that were cut if there is no
     /// FWB, and tells `sink` of them. Each entry of the root costs a unit of
-    /// the budget when it is cut and when it is released. Returns the first
+    /// the budget when it is cut and when it is released, one of level 1 as many
+    /// as it has blocks of level 2. Returns the first
     /// IPA not done: call again until it is the end of the space. The root's
     /// pages and the VMID are free then, and not before. From the first call
     /// on, commands that change entries answer `Input`.

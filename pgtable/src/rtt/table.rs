@@ -1,10 +1,8 @@
 //! Tables of a realm: made under an entry, destroyed empty, folded into an
 //! entry that says the same.
 
-use super::{
-    HIPAS_ASSIGNED, Removed, Ripas, Rtt, RttAt, RttError, UNASSIGNED_NS, UNPROTECTED, live,
-};
-use crate::addr::Pa;
+use super::{HIPAS_ASSIGNED, Removed, Ripas, Rtt, RttAt, RttError, UNASSIGNED_NS, live};
+use crate::addr::{Level, Pa};
 use crate::desc::{Desc, Kind};
 use crate::error::Budget;
 use crate::maintenance::Maintenance;
@@ -170,10 +168,11 @@ impl<M: TableMem> Rtt<M> {
 
     /// What releasing a leaf of the host's costs.
     fn units(&self, leaf: &Slot<M::Table>) -> u64 {
+        let told = self.tree.core.shape.blocks(leaf.level);
         if self.tree.core.features.fwb {
-            1
+            told
         } else {
-            1 + Budget::of_bytes(leaf.size())
+            told + Budget::of_bytes(leaf.size())
         }
     }
 
@@ -191,9 +190,8 @@ impl<M: TableMem> Rtt<M> {
         let count = core.mem.count(rtt);
         let new = core.uniform(rtt, level).ok_or(refuse)?;
         if live(new) {
-            // Blocks at level 1 for protected data, level 2 for the host's.
-            let least = if new.has(UNPROTECTED) { 2 } else { 1 };
-            if !core.shape.leaf_ok(slot.level) || slot.level.get() < least {
+            // Blocks begin at level 1.
+            if !core.shape.leaf_ok(slot.level) || slot.level < Level::L1 {
                 return Err(refuse);
             }
         }

@@ -116,7 +116,7 @@ impl<M: TableMem> Rtt<M> {
     fn unprotected(&self, ipa: Ipa, level: Level) -> Result<Slot<M::Table>, RttError> {
         self.check(ipa, level)?;
         let core = &self.tree.core;
-        if self.is_protected(ipa) || level < Level::L2 || !core.shape.leaf_ok(level) {
+        if self.is_protected(ipa) || level < Level::L1 || !core.shape.leaf_ok(level) {
             return Err(RttError::Input);
         }
         Ok(core.walk_to(ipa.into(), level))

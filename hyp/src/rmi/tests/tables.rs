@@ -48,9 +48,9 @@ fn blocks_and_pages_of_them_are_counted_alike() {
     }
 }
 
-/// A gigabyte, of which EL2 would count the first page.
+/// A gigabyte, of which the host has not all, and which could not be cleaned in one turn.
 #[test]
-fn blocks_that_nobody_can_count_are_refused() {
+fn a_gigabyte_of_less_ram_is_refused() {
     let mut h = Host::new(Granule::K4, RAM_SIZE);
     h.realm();
     assert_eq!(h.geometry().start(), pgtable::Level::L1);

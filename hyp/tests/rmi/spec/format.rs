@@ -45,11 +45,14 @@ impl Machine {
     }
 
     /// Memory may be mapped by an entry of this level, as RMI has it: pages, and
-    /// blocks of level 2. Where what an entry maps has to be cleaned (all without
-    /// FEAT_S2FWB; what a guest may reach past the caches with it), that is done in
-    /// one step, and is at most 2 MiB.
+    /// blocks of levels 1 and 2 (A5.5.4; of level 1 here where 4K granules have them).
+    /// Where what an entry maps has to be cleaned (all without FEAT_S2FWB; what a guest
+    /// may reach past the caches with it), that is done in one step, and is at most
+    /// 2 MiB.
     pub fn maps_memory(&self, level: i8, is_cleaned: bool) -> bool {
-        level == 3 || level == 2 && (self.fwb && !is_cleaned || self.span(2) <= 2 << 20)
+        let has_blocks = level == 2 || level == 1 && self.page_bits == 12;
+        let at_once = self.fwb && !is_cleaned || self.span(level) <= 2 << 20;
+        level == 3 || has_blocks && at_once
     }
 
     /// Widest addresses of a realm.

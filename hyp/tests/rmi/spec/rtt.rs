@@ -1,5 +1,7 @@
 //! A realm's tables, and the host's memory in them.
 
+use std::ops::Range;
+
 use super::tables::{ATTRIBUTES, Entry, Ripas, Slot, Table};
 use super::{Content, NOTHING, Outcome, Realm, Refusal, Spec, State, Status, ask, one};
 
@@ -28,7 +30,7 @@ fn parent(realm: &Realm, ipa: u64, level: i64) -> Result<(Slot, i8), Status> {
 
 /// Where a walk for the host's memory at `ipa` ends.
 fn shared(realm: &Realm, ipa: u64, level: i64) -> Result<(Slot, i8), Status> {
-    let below = i64::from(realm.tables.start).max(2);
+    let below = i64::from(realm.tables.start).max(1);
     ask((below..=3).contains(&level), Status::Input)?;
     let level = level as i8;
     let maps = realm.tables.machine.maps_memory(level, false);
@@ -206,7 +208,9 @@ impl Spec {
             if level == 3 {
                 self.granule_mut(pa).uses += 1;
             } else {
-                *self.blocks.entry(pa / self.machine.span(2)).or_default() += 1;
+                for block in self.blocks_of(pa, level) {
+                    *self.blocks.entry(block).or_default() += 1;
+                }
             }
         }
     }
@@ -220,8 +224,16 @@ impl Spec {
         if level == 3 {
             self.granule_mut(pa).uses -= 1;
         } else {
-            let block = self.blocks.entry(pa / self.machine.span(2));
-            block.and_modify(|count| *count -= 1);
+            for block in self.blocks_of(pa, level) {
+                let block = self.blocks.entry(block);
+                block.and_modify(|count| *count -= 1);
+            }
         }
+    }
+
+    /// The spans of level-2 entries in a block.
+    fn blocks_of(&self, pa: u64, level: i8) -> Range<u64> {
+        let span = self.machine.span(2);
+        pa / span..(pa + self.machine.span(level)) / span
     }
 }
