@@ -173,23 +173,31 @@ impl Gic {
         if Kind::of(pending) == Kind::Special {
             return Taken::Nothing;
         }
-        let taken = match pending {
+        let own = |intid| match intid {
             p if p == self.ppi.virtual_timer => Taken::VirtualTimer,
             p if p == self.ppi.hyp_timer => Taken::HypTimer,
             p if p == self.ppi.maintenance => Taken::Maintenance,
             KICK_SGI => Taken::Kick,
-            _ => return Taken::Host,
+            _ => Taken::Host,
         };
+        let mut taken = own(pending);
+        if taken == Taken::Host {
+            return taken;
+        }
         let intid = ICC_IAR1_EL1.read(ICC_IAR1_EL1::INTID) as u32;
         instr::dsb_sy();
         if intid != pending {
-            // Another of that priority or a higher came between: it goes back to pending.
-            if Kind::of(intid) != Kind::Special {
+            // Another of that priority or a higher came between: of EL2's own, too.
+            taken = own(intid);
+            if taken == Taken::Host && Kind::of(intid) != Kind::Special {
+                // It goes back to pending.
                 ICC_EOIR1_EL1.set(intid.into());
                 ICC_DIR_EL1.set(intid.into());
                 self.make_pending(intid);
             }
-            return Taken::Host;
+            if taken == Taken::Host {
+                return taken;
+            }
         }
         ICC_EOIR1_EL1.set(intid.into()); // drops the priority
         if taken != Taken::VirtualTimer {
@@ -380,6 +388,27 @@ mod tests {
         }
     }
 
+    /// All of EL2's own have one priority, of which the lowest INTID is acknowledged first:
+    /// one that comes between the look and that is served, and none of the host's, which is
+    /// not to see it.
+    #[test]
+    fn an_own_interrupt_that_came_between_is_not_the_hosts() {
+        for (pending, intid, what) in [
+            (27, 26, Taken::HypTimer),
+            (27, 25, Taken::Maintenance),
+            (26, 25, Taken::Maintenance),
+            (26, 7, Taken::Kick),
+            (25, 27, Taken::VirtualTimer),
+        ] {
+            let (taken, events) = takes(pending, intid);
+            assert_eq!(taken, what, "{intid} before {pending}");
+            let stored = |event: &Event| matches!(event, Event::Store(..));
+            assert!(!events.iter().any(stored), "{intid} is pending again");
+            let ended = events.contains(&Event::Msr("ICC_DIR_EL1", intid));
+            assert_eq!(ended, intid != 27, "{intid}");
+        }
+    }
+
     #[test]
     fn the_timers_interrupt_is_active_before_anybody_can_deactivate_it() {
         let (gic, bit) = (gic(), 1 << 27);
@@ -388,6 +417,93 @@ mod tests {
         assert_eq!(set, [store, Event::Load(GICR + gicr::ISACTIVER0, 4)]);
         let clear = recording::of(|| gic.set_timer_active(false));
         assert_eq!(clear, [Event::Store(GICR + gicr::ICACTIVER0, 4, bit)]);
+    }
+
+    /// The CPU interface is EL2's while a guest runs, by settings that let its interrupts
+    /// in; and the host's again as it was, with whatever is the host's of the timer's.
+    #[test]
+    fn what_is_borrowed_of_the_host_is_given_back() {
+        const BIT: u64 = 1 << 27;
+        let sre_el2 = |enable: u64| 0b111 | enable << 3;
+        for (active, pending) in [(false, false), (false, true), (true, false), (true, true)] {
+            // What the host wrote to the redistributor is looked at once, and what it wrote
+            // pending is pending until it takes it.
+            let (gic, mut host) = (gic(), HostInterface::default());
+            recording::set(ICC_CTLR_EL1, 0x400);
+            recording::set(ICC_IGRPEN1_EL1, 0);
+            let state = |is| if is { BIT } else { 0 };
+            recording::set_device(GICR + gicr::ISACTIVER0, 4, state(active));
+            recording::set_device(GICR + gicr::ISPENDR0, 4, state(pending));
+            for changed in [true, false] {
+                let borrowed = recording::of(|| gic.borrow(&mut host, changed));
+                let put = |events: &[Event], at| events.contains(&Event::Store(GICR + at, 4, BIT));
+                assert_eq!(put(&borrowed, gicr::ICACTIVER0), active, "{changed}");
+                assert_eq!(put(&borrowed, gicr::ICPENDR0), pending, "{changed}");
+                assert_eq!(
+                    recording::get(ICC_CTLR_EL1),
+                    0x400 | 1 << 1,
+                    "EOI drops the priority alone"
+                );
+                assert_eq!(recording::get(ICC_IGRPEN1_EL1), 1);
+                assert_eq!(
+                    recording::get(ICC_SRE_EL2),
+                    sre_el2(0),
+                    "ICC_SRE_EL1 is the host's"
+                );
+                let given = recording::of(|| gic.give_back(&host));
+                assert_eq!(put(&given, gicr::ISACTIVER0), active);
+                assert_eq!(put(&given, gicr::ICACTIVER0), !active);
+                assert_eq!(put(&given, gicr::ISPENDR0), pending);
+                assert_eq!(recording::get(ICC_CTLR_EL1), 0x400);
+                assert_eq!(recording::get(ICC_IGRPEN1_EL1), 0);
+                assert_eq!(recording::get(ICC_SRE_EL2), sre_el2(1));
+            }
+        }
+    }
+
+    /// One that is disabled is disabled when that is seen by the redistributor.
+    #[test]
+    fn the_hosts_timer_line_is_the_hosts_again() {
+        let gic = gic();
+        recording::set_device(GICR + gicr::IPRIORITYR + 27, 1, 0xa0);
+        let mut host = HostInterface::default();
+        gic.borrow(&mut host, true);
+        assert_eq!(recording::device(GICR + gicr::IPRIORITYR + 27, 1), 0);
+        let given = recording::of(|| gic.give_back(&host));
+        let disabled = Event::Store(GICR + gicr::ICENABLER0, 4, 1 << 27);
+        let at = given.iter().position(|event| *event == disabled);
+        let at = at.expect("the host has it disabled");
+        assert_eq!(given[at + 1], Event::Load(GICR + gicr::CTLR, 4), "RWP");
+        let enabled = Event::Store(GICR + gicr::ISENABLER0, 4, 1 << 27);
+        assert!(!given.contains(&enabled));
+        assert_eq!(recording::device(GICR + gicr::IPRIORITYR + 27, 1), 0xa0);
+        assert_eq!(recording::device(GICR + gicr::IGROUPR0, 4), 0);
+    }
+
+    /// What a firmware has left: list registers and a virtual interface that are on, a
+    /// redistributor that sleeps, EL2's interrupts as they are out of reset.
+    #[test]
+    fn a_pe_begins_with_its_own_interrupts_and_none_of_a_guests() {
+        let Gic {
+            distributor,
+            redistributor,
+            ppi,
+            ..
+        } = gic();
+        recording::set(ICH_HCR_EL2, 1);
+        recording::set(ICC_SRE_EL1, 0);
+        let gic = Gic::init(distributor, redistributor, ppi);
+        assert_eq!(recording::get(ICH_HCR_EL2), 0);
+        assert_eq!(recording::get(ICC_SRE_EL1), 0b111);
+        recording::set_device(GICR + gicr::WAKER, 4, 0b110);
+        let events = recording::of(|| gic.enable_own());
+        assert_eq!(recording::device(GICR + gicr::WAKER, 4), 0b100);
+        for intid in [25, 26, 7] {
+            let on = Event::Store(GICR + gicr::ISENABLER0, 4, 1 << intid);
+            assert!(events.contains(&on), "{intid}");
+        }
+        let group1 = recording::device(GICR + gicr::IGROUPR0, 4);
+        assert_eq!(group1, 1 << 25 | 1 << 26 | 1 << 7);
     }
 
     /// How an interrupt is triggered changes while it is disabled (IHI0069H, 12.9.9).

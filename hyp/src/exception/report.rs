@@ -14,8 +14,7 @@ use crate::memory::granule::Spans;
 use crate::system::System;
 use ::rmi::end::{End, How};
 use appendix::{Appendix, Header, Symbols};
-#[cfg(target_os = "none")]
-use arm64::syndrome::Syndrome;
+use arm64::syndrome::{Class, Syndrome};
 
 /// How often the CPU that reports has died while it did.
 static AGAIN: AtomicU64 = AtomicU64::new(0);
@@ -111,14 +110,7 @@ extern "C" fn el2_exception(frame: &Frame) -> ! {
     let _ = writeln!(log, "\n*** EL2 exception: {kind}");
     let esr = ESR_EL2.get();
     let _ = writeln!(log, "    esr {esr:#010x} ({})", Syndrome(esr));
-    let far = FAR_EL2.get();
-    let _ = writeln!(log, "    far {far:#018x}");
-    if pe::is_guard_page(far) {
-        let _ = writeln!(
-            log,
-            "    this is a stack's guard page: the stack overflowed"
-        );
-    }
+    struck(&mut log, frame.kind, Syndrome(esr));
     let _ = writeln!(
         log,
         "    pc  {:#018x} sp  {:#018x} spsr {:#x}",
@@ -131,6 +123,24 @@ extern "C" fn el2_exception(frame: &Frame) -> ! {
     backtrace(&mut log, Some(frame.pc), frame.x[29]);
     left_behind(&mut log);
     end(log)
+}
+
+/// FAR_EL2 where EL2's own abort has written it. Else it holds where a guest's last struck,
+/// which may be a confidential one's.
+#[cfg_attr(not(any(target_os = "none", test)), expect(dead_code))]
+fn struck(log: &mut impl Write, kind: u64, esr: Syndrome) {
+    let aborts = matches!(esr.class(), Class::INST_ABORT | Class::DATA_ABORT);
+    if kind & 3 != 0 || !(aborts || esr.class() == Class::PC_ALIGNMENT) || esr.far_not_valid() {
+        return;
+    }
+    let far = FAR_EL2.get();
+    let _ = writeln!(log, "    far {far:#018x}");
+    if pe::is_guard_page(far) {
+        let _ = writeln!(
+            log,
+            "    this is a stack's guard page: the stack overflowed"
+        );
+    }
 }
 
 /// X0 to X30 and HPFAR_EL2, unless they may hold what a confidential guest's registers
@@ -285,5 +295,31 @@ mod tests {
         let mut host = Host::new(Granule::K4, 8 << 20);
         host.realm_of(RealmFlags::PROTECTED);
         assert_eq!(told(Some(host.system)), 0);
+    }
+
+    /// A system error, and what has no address, leave FAR_EL2 as a guest's abort wrote it:
+    /// the log is the host's, which learns of a confidential guest's where in a page it was.
+    #[test]
+    fn a_report_tells_no_address_of_a_guests() {
+        const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
+        recording::set(FAR_EL2, SECRET);
+        for (kind, esr, is_told) in [
+            (0, 0x25 << 26 | 0x07, true),
+            (0, 0x21 << 26 | 0x0f, true),
+            (0, 0x22 << 26, true),
+            // Not valid; BRK, an undefined instruction, SP; a system error; interrupts.
+            (0, 0x25 << 26 | 1 << 10 | 0x10, false),
+            (0, 0x3c << 26, false),
+            (0, 0, false),
+            (0, 0x26 << 26, false),
+            (3, 0x2f << 26 | 0x11, false),
+            (3, 0x25 << 26 | 0x07, false),
+            (1, 0x24 << 26 | 0x07, false),
+        ] {
+            let mut text = String::new();
+            struck(&mut text, kind, Syndrome(esr));
+            let told = text.contains("5ec2e75ec2e75ec2");
+            assert_eq!(told, is_told, "{kind} {esr:#x}: {text}");
+        }
     }
 }
