@@ -302,6 +302,8 @@ impl VcpuState {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use super::*;
 
     #[test]
@@ -319,6 +321,44 @@ mod tests {
         assert_eq!(state.debug.read(DBGBCR0_EL1::ENCODING), 0);
         assert_eq!(state.debug.read(MDSCR_EL1::ENCODING), 0);
         assert_eq!(state.debug.read(OSLSR_EL1::ENCODING), locked);
+    }
+
+    /// Of what it was before it went off nothing is left: active priorities of the virtual
+    /// interface would keep its interrupts away for ever, and FP/SIMD registers be another
+    /// kernel's.
+    #[test]
+    fn a_vcpu_that_is_turned_on_is_as_out_of_reset() {
+        use std::{format, string::String};
+        let all = |state: &VcpuState| -> String {
+            let debugged = (
+                (&state.gprs.x, state.gprs.pc, state.gprs.pstate),
+                (&state.el1, &state.debug, &state.fp, state.fp_pe),
+                (state.vtimer, state.ptimer, state.call_host_at),
+                (state.interface, &state.lrs, state.lrs_loaded),
+                (state.told, state.pending),
+            );
+            format!("{debugged:?}")
+        };
+        let mut fresh = Rec::new(0, 0, 0, 4);
+        let mut rec = Rec::new(0, 0, 0, 4);
+        let fresh = fresh.state.get_mut();
+        (fresh.gprs.pc, fresh.gprs.x[0]) = (0x4000_0000, 7);
+        let state = rec.state.get_mut();
+        (state.gprs.x, state.gprs.pc, state.gprs.pstate) = ([1; 31], 2, 3);
+        (state.el1.ttbr0, state.el1.keys) = (4, [5; 10]);
+        state.fp.set_q([6; 32]);
+        state.fp_pe = 0;
+        state.vtimer = VirtualTimer { ctl: 1, cval: 7 };
+        state.ptimer = PhysicalTimer { ctl: 1, cval: 8 };
+        state.call_host_at = Some(9);
+        state.interface.vmcr = 10;
+        state.lrs.hcr = 11;
+        state.lrs_loaded = true;
+        state.told.misr = 12;
+        state.pending = Pending::Ripas;
+        assert_ne!(all(state), all(fresh));
+        state.reset(0x4000_0000, 7);
+        assert_eq!(all(state), all(fresh));
     }
 
     #[test]

@@ -222,6 +222,56 @@ mod tests {
         }
     }
 
+    /// By the level's own SCTLR_EL1 and VBAR_EL1, in the CPU or in memory: where it goes on,
+    /// with which PSTATE, and where it came from.
+    #[test]
+    fn an_exception_is_taken_by_the_levels_own_registers() {
+        use arm64::recording;
+        const DIT: u64 = 1 << 24;
+        const SSBS: u64 = 1 << 12;
+        const DATA: Syndrome = Syndrome(0x24 << 26 | 1 << 6 | 7);
+        // Low bits of VBAR_EL1 are RES0, and may read as written.
+        const VBAR: u64 = 0xffff_8000_0010_0000;
+        for (sctlr, pstate, new) in [
+            (0, 0x8000_0005 | DIT, 0x8000_03c5 | DIT | PAN),
+            (SPAN, 0x5 | DIT, 0x3c5 | DIT),
+            (SPAN, 0x5, 0x3c5),
+            (SPAN | DSSBS, 0x5, 0x3c5 | SSBS),
+            (SPAN, 0x5 | SSBS, 0x3c5),
+        ] {
+            let mut gprs = Gprs::reset(0x1234);
+            gprs.pstate = pstate;
+            let mut el1 = El1::reset();
+            (el1.sctlr, el1.vbar) = (sctlr, VBAR | 0x7ff);
+            external_abort_saved(&mut gprs, &mut el1, DATA, 0x77);
+            let expected = (VBAR + 0x200, new);
+            assert_eq!((gprs.pc, gprs.pstate), expected, "{sctlr:#x} {pstate:#x}");
+            let saved = [el1.esr, el1.elr, el1.spsr, el1.far];
+            assert_eq!(saved, [0x9600_0050, 0x1234, pstate, 0x77]);
+
+            recording::reset();
+            recording::set(SCTLR_EL1, sctlr);
+            recording::set(VBAR_EL1, VBAR | 0x7ff);
+            let mut gprs = Gprs::reset(0x1234);
+            gprs.pstate = pstate;
+            external_abort(&mut gprs, DATA, 0x77);
+            assert_eq!((gprs.pc, gprs.pstate), expected, "{sctlr:#x} {pstate:#x}");
+            let esr = recording::get(ESR_EL1);
+            let [elr, spsr] = [recording::get(ELR_EL1), recording::get(SPSR_EL1)];
+            assert_eq!([esr, elr, spsr, recording::get(FAR_EL1)], saved);
+
+            let mut gprs = Gprs::reset(0x5678);
+            gprs.pstate = pstate;
+            undefined(&mut gprs);
+            assert_eq!((gprs.pc, gprs.pstate), expected, "{sctlr:#x} {pstate:#x}");
+            assert_eq!(recording::get(ESR_EL1), 1 << 25);
+            assert_eq!(recording::get(ELR_EL1), 0x5678);
+            assert_eq!(recording::get(SPSR_EL1), pstate);
+            // Of what is undefined there is no address.
+            assert_eq!(recording::get(FAR_EL1), 0x77);
+        }
+    }
+
     #[test]
     fn pan_follows_span() {
         assert_eq!(target(0x5, 0).1 & PAN, PAN);

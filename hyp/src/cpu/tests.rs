@@ -28,22 +28,35 @@ fn host(change: fn(&mut crate::features::Features)) -> fake::Host {
     fake::Host::with(pgtable::Granule::K4, 1 << 20, change)
 }
 
+/// What is loaded of the vCPU at `rec`, whose FP/SIMD registers are or were a PE's.
+fn of<'a>(
+    rec: u64,
+    fp_pe: u32,
+    el1: &'a El1,
+    interface: &'a gic::VirtualInterface,
+) -> GuestState<'a> {
+    GuestState {
+        rec,
+        el1,
+        vtimer: VirtualTimer {
+            ctl: 1,
+            cval: 0x777,
+        },
+        interface,
+        fp_pe,
+        vmpidr: 1 << 31 | 5,
+        vttbr: 9 << 48 | 0x5000,
+        vtcr: 0x8000_3558,
+        other_vcpu_ran_here: false,
+    }
+}
+
 pub(crate) fn enter(cpu: &mut Cpu, el1: &El1, other_vcpu_ran_here: bool) -> Vec<Event> {
     let interface = gic::VirtualInterface::default();
     recording::of(|| {
         let state = GuestState {
-            rec: 0x1000,
-            el1,
-            vtimer: VirtualTimer {
-                ctl: 1,
-                cval: 0x777,
-            },
-            interface: &interface,
-            fp_pe: u32::MAX,
-            vmpidr: 1 << 31 | 5,
-            vttbr: 9 << 48 | 0x5000,
-            vtcr: 0x8000_3558,
             other_vcpu_ran_here,
+            ..of(0x1000, u32::MAX, el1, &interface)
         };
         cpu.switch_to_guest(&state, 0);
     })
@@ -146,6 +159,7 @@ fn what_a_vcpu_leaves_in_tlbs_goes_by_its_own_vmid() {
         first(&events, writes("VTTBR_EL2")),
         first(&events, writes("TTBR0_EL1")),
         first(&events, issues("tlbi vmalle1")),
+        first(&events, issues("ic iallu")),
         first(&events, issues("dsb nsh")),
     ];
     assert!(order.is_sorted(), "{order:?}");
@@ -298,6 +312,55 @@ fn fp_state_moves_while_its_trap_is_open() {
     assert!(!saved(&leave(&mut host.cpu, &mut guest_el1())));
 }
 
+/// Whose FP/SIMD registers a PE holds, and who may use them: each turn of a vCPU at an
+/// address, or of the host. What is saved or restored is somebody's by what they hold.
+#[test]
+fn fp_registers_are_used_by_whose_they_are() {
+    const NO_PE: u32 = u32::MAX;
+    let is_open = || recording::get(CPTR_EL2) & bits!(CPTR_EL2: TFP) == 0;
+    let mut host = host(|_| {});
+    let cpu = &mut host.cpu;
+    // A vCPU at an address that last loaded its registers on some PE: whether it has them at
+    // once; and then whether they are saved when it comes out, if it uses none.
+    let turn = |cpu: &mut Cpu, rec, fp_pe| {
+        let (el1, interface) = (guest_el1(), gic::VirtualInterface::default());
+        cpu.switch_to_guest(&of(rec, fp_pe, &el1, &interface), 0);
+        is_open()
+    };
+    let saves = |cpu: &mut Cpu| {
+        let did = leave(cpu, &mut guest_el1());
+        did.contains(&Event::Instruction("fp save", None))
+    };
+    let uses = |cpu: &mut Cpu, rec| {
+        let mut fp_pe = NO_PE;
+        let did = recording::of(|| cpu.fp_to_guest(rec, &FpState::ZERO, &mut fp_pe));
+        assert!(is_open() && did.contains(&Event::Instruction("fp restore", None)));
+        assert_eq!(fp_pe, cpu.pe.index as u32);
+        did.contains(&Event::Instruction("fp save", None))
+    };
+    let here = cpu.pe.index as u32;
+    assert!(!turn(cpu, 0x1000, NO_PE));
+    assert!(uses(cpu, 0x1000), "the host's are there");
+    assert!(saves(cpu) && !is_open(), "the host may not use a guest's");
+    // Straight back; and with another's there, though it loaded its own here before.
+    assert!(turn(cpu, 0x1000, here) && saves(cpu));
+    assert!(!turn(cpu, 0x2000, here), "another vCPU's");
+    assert!(!saves(cpu), "they are not its own");
+    // It was on another PE meanwhile, or another vCPU was at its address.
+    for fp_pe in [here + 1, NO_PE] {
+        assert!(!turn(cpu, 0x1000, fp_pe) && !saves(cpu), "{fp_pe}");
+    }
+    // What is there is a guest's, and none of the host's to keep.
+    assert!(!turn(cpu, 0x2000, NO_PE));
+    assert!(!uses(cpu, 0x2000) && saves(cpu));
+    // The host uses its own: whoever was here has none any more.
+    let did = recording::of(|| cpu.fp_to_host());
+    assert_eq!(did.last(), Some(&Event::Instruction("fp restore", None)));
+    assert!(is_open());
+    assert!(!turn(cpu, 0x2000, here), "the host's");
+    assert!(!saves(cpu) && is_open(), "and they stay its own");
+}
+
 /// Registers that a switch, or the start of a CPU, reads or writes.
 fn touched(change: fn(&mut crate::features::Features)) -> Vec<String> {
     let mut all = Vec::new();
@@ -406,6 +469,88 @@ fn a_host_begins_with_nothing_of_before() {
     assert!(between.contains(&Event::Instruction("isb", None)));
     assert_eq!(events.last(), Some(&Event::Instruction("isb", None)));
     assert_eq!(recording::get(SCTLR_EL1), El1::SCTLR_RESET);
+}
+
+/// A PE that was off and comes again: its redistributor accesses no memory and has EL2's own
+/// interrupts on, whatever it had is looked at anew, and an error that waited is none of the
+/// host's that begins.
+#[test]
+fn a_pe_that_comes_again_has_interrupts_and_no_error_of_before() {
+    use gic::gicr;
+    let mut host = host(|_| {});
+    let cpu = &mut host.cpu;
+    cpu.pe.take_redistributor_change();
+    recording::set_device(gicr::CTLR, 4, gicr::CTLR_ENABLE_LPIS);
+    cpu.host.error = bits!(HCR_EL2: VSE);
+    let events = recording::of(|| cpu.begin_host(0x8000, 0));
+    let lpis = recording::device(gicr::CTLR, 4) & gicr::CTLR_ENABLE_LPIS;
+    assert_eq!(lpis, 0);
+    for intid in [25, 26, 7] {
+        let on = Event::Store(gicr::ISENABLER0, 4, 1 << intid);
+        assert!(events.contains(&on), "{intid}");
+    }
+    assert!(cpu.pe.take_redistributor_change());
+    assert_eq!(recording::get(HCR_EL2) & bits!(HCR_EL2: VSE), 0);
+}
+
+/// Traps of what guests have not: all of them, and the counters that EL1 would have stay the
+/// CPU's (MDCR_EL2.HPMN).
+#[test]
+fn a_cpu_traps_what_lower_levels_have_not() {
+    recording::reset();
+    recording::set(MDCR_EL2, u64::MAX);
+    recording::set(HSTR_EL2, u64::MAX);
+    drop(fake::Host::with(pgtable::Granule::K4, 1 << 20, |f| {
+        f.mpam = true;
+    }));
+    assert_eq!(recording::get(MDCR_EL2), MDCR | bits!(MDCR_EL2: HPMN));
+    assert_eq!(recording::get(HSTR_EL2), 0);
+    let both = bits!(MPAM2_EL2: TRAPMPAM0EL1, TRAPMPAM1EL1);
+    assert_eq!(recording::get(MPAM2_EL2), both);
+}
+
+/// A look through a guest's tables is none of the guest's own: PAR_EL1 is as it was.
+#[test]
+fn a_translation_leaves_the_guests_own() {
+    use crate::memory::phys;
+    phys::fake::install(0x1_0000, 0x1_0000);
+    recording::set(PAR_EL1, 0x77);
+    for (par, found) in [
+        (Some(0x1000), Some(0x1000)),
+        (Some(0x1001), None),
+        (None, None),
+    ] {
+        phys::fake::set_translation(par);
+        assert_eq!(translate(0x8000, Look::El1Read), found);
+        assert_eq!(recording::get(PAR_EL1), 0x77, "{par:?}");
+    }
+    phys::fake::set_translation(None);
+}
+
+/// The timers: a guest's reach is its own virtual one, and the counters. What a firmware has
+/// left running interrupts nobody, and what EL2 played a guest's with stops with its turn.
+#[test]
+fn each_timer_is_of_who_runs() {
+    const COUNTER: u64 = bits!(CNTHCTL_EL2: EL1PCTEN);
+    recording::reset();
+    recording::set(CNTVOFF_EL2, 77);
+    recording::set(CNTHP_CTL_EL2, 1);
+    let mut host = fake::Host::with(pgtable::Granule::K4, 1 << 20, |_| {});
+    assert_eq!(recording::get(CNTVOFF_EL2), 0);
+    assert_eq!(recording::get(CNTHP_CTL_EL2), 0);
+    recording::set(CNTV_CTL_EL0, 1);
+    recording::set(CNTP_CTL_EL0, 1);
+    host.cpu.begin_host(0x8000, 0);
+    let both = || [recording::get(CNTV_CTL_EL0), recording::get(CNTP_CTL_EL0)];
+    assert_eq!(both(), [0, 0]);
+    let own = COUNTER | bits!(CNTHCTL_EL2: EL1PCEN);
+    assert_eq!(recording::get(CNTHCTL_EL2), own);
+    enter(&mut host.cpu, &guest_el1(), false);
+    assert_eq!(recording::get(CNTHCTL_EL2), COUNTER);
+    recording::set(CNTHP_CTL_EL2, 1);
+    leave(&mut host.cpu, &mut guest_el1());
+    assert_eq!(recording::get(CNTHP_CTL_EL2), 0);
+    assert_eq!(recording::get(CNTHCTL_EL2), own);
 }
 
 /// MIDR_EL1 of another CPU, and what a lower level sees.

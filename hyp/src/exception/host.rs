@@ -187,3 +187,6 @@ fn system_register(cpu: &mut Cpu, esr: Syndrome) {
     }
     gprs.step();
 }
+
+#[cfg(test)]
+mod tests;

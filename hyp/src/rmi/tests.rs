@@ -12,6 +12,7 @@ mod exits;
 mod fast;
 mod host_lrs;
 mod hostile;
+mod interrupts;
 mod locks;
 mod posted;
 mod protected;
@@ -177,6 +178,97 @@ fn random_numbers_are_never_the_same() {
     words.sort_unstable();
     words.dedup();
     assert_eq!(words.len(), 80);
+}
+
+/// What they were drawn from is on no stack, in memory.
+#[test]
+fn who_asks_for_random_numbers_leaves_none_of_their_state() {
+    use crate::memory::residue::OF_RANDOM_NUMBERS;
+    use arm64::recording::{Event, of};
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    let events = of(|| {
+        h.ok(vendor::RANDOM, &[]);
+    });
+    let cleaned = |event: &&Event| matches!(event, Event::Instruction("dc civac", Some(_)));
+    assert!(events.iter().filter(cleaned).count() >= OF_RANDOM_NUMBERS / 64);
+}
+
+/// Of exits there are as many as are kept, the oldest of those first: what is behind them
+/// in the host's page stays, and what is behind the page.
+#[test]
+fn of_a_history_no_more_is_told_than_is_kept() {
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm();
+    h.rec(0, 60);
+    // SAFETY: the fake machine's vCPU, which nobody runs.
+    let run = unsafe { &mut *Rec::at(h.page(60)).state.get() };
+    let (kept, size) = (vendor::HISTORY_LEN as u64, size_of::<vendor::Exit>() as u64);
+    for exits in [3, kept, kept + 1, 20, 1000] {
+        run.exits = 0;
+        for n in 0..exits {
+            run.note(vendor::Exit {
+                time: n,
+                ..Default::default()
+            });
+        }
+        h.write(3, [0xa5u8; 4096]);
+        h.write(4, [0xa5u8; 4096]);
+        let told = exits.min(kept);
+        let answer = h.ok(vendor::REC_HISTORY, &[h.page(60), h.page(3)]);
+        assert_eq!(answer[1], told);
+        // SAFETY: the fake machine's pages.
+        let word = |at: u64| unsafe { phys::read::<u64>(h.page(3) + at) };
+        let times: Vec<_> = (0..told).map(|n| word(n * size)).collect();
+        let last: Vec<_> = (exits - told..exits).collect();
+        assert_eq!(times, last);
+        let rest = (told * size..8192).step_by(8);
+        assert!(rest.map(word).all(|word| word == 0xa5a5_a5a5_a5a5_a5a5));
+    }
+}
+
+/// CNTx_CTL_EL0: what is off, or masked, wakes nobody; nor is there a third level of a line.
+#[test]
+fn who_waits_is_woken_by_a_timer_that_asserts() {
+    use arm64::regs::CNTPCT_EL0;
+    use vgic::{At, Frame};
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    h.realm();
+    h.rec(0, 60);
+    let rd = h.page(1);
+    // SAFETY: the fake machine's realm and vCPU, which nobody runs.
+    let (realm, run) = unsafe { (Realm::at(rd), &mut *Rec::at(h.page(60)).state.get()) };
+    run.interface.vmcr = vgic::vmcr::VENG0 | vgic::vmcr::VENG1 | 0xf8 << 24;
+    realm.with_vgic(Some(0), |v| {
+        v.write(0, Frame::Distributor, At { offset: 0, size: 4 }, 0b11);
+        let at = At {
+            offset: 0x100,
+            size: 4,
+        };
+        v.write(0, Frame::Sgi(0), at, 1 << 27 | 1 << 30);
+    });
+    arm64::recording::set(CNTPCT_EL0, 100);
+    for (ctl, cval, woken) in [
+        (0, 0, 0),
+        (1, 100, 1),
+        (1, 101, 0),
+        (2, 100, 0),
+        (3, 100, 0),
+    ] {
+        for of_virtual in [true, false] {
+            (run.vtimer, run.ptimer) = Default::default();
+            if of_virtual {
+                (run.vtimer.ctl, run.vtimer.cval) = (ctl, cval);
+            } else {
+                (run.ptimer.ctl, run.ptimer.cval) = (ctl, cval);
+            }
+            let pending = h.ok(vendor::REC_PENDING, &[h.page(60)])[1];
+            assert_eq!(pending, woken, "{ctl} {cval} {of_virtual}");
+        }
+    }
+    for level in [2, u64::MAX] {
+        let set = h.status(vendor::SET_SPI, &[rd, 32, level]);
+        assert_eq!(set, Status::ErrorInput);
+    }
 }
 
 #[test]

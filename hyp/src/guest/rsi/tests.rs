@@ -439,3 +439,21 @@ fn a_call_that_fails_signs_nothing() {
     let measured = zerocopy::IntoBytes::as_bytes(&measured[1..5]);
     assert!(token.windows(32).any(|part| part == measured));
 }
+
+/// Neither the step that makes the keys, nor one that vouches for them or signs: what a
+/// token is made with is on no stack, in memory, when the realm goes on.
+#[test]
+fn a_token_leaves_no_key_behind() {
+    use crate::memory::residue::OF_A_SIGNATURE;
+    use arm64::recording::{Event, of};
+    let mut h = machine(Granule::K4);
+    assert_eq!(answered::<2>(&mut h, &[0xC400_0194, 7])[0], 0);
+    for step in 0..3 {
+        let events = of(|| {
+            answered::<1>(&mut h, &[0xC400_0195, RAM, 0, GRANULE]);
+        });
+        let cleaned = |event: &&Event| matches!(event, Event::Instruction("dc civac", Some(_)));
+        let lines = events.iter().filter(cleaned).count();
+        assert!(lines >= OF_A_SIGNATURE / 64, "{step}: {lines}");
+    }
+}

@@ -44,13 +44,18 @@ fn machine(mode: RealmFlags) -> Host {
 
 /// What becomes of an exception of its vCPU's, all of whose registers are secret.
 fn exit(h: &mut Host, esr: u64, ipa: u64) -> (Next, &'static mut VcpuState) {
+    exit_at(h, esr, ipa, 0x3c5)
+}
+
+/// The same at this PSTATE.
+fn exit_at(h: &mut Host, esr: u64, ipa: u64, pstate: u64) -> (Next, &'static mut VcpuState) {
     let pa = h.page(REC);
     // SAFETY: the fake machine's realm and vCPU, which nobody runs.
     let (realm, rec) = unsafe { (Realm::at(h.page(1)), Rec::at(pa)) };
     // SAFETY: as above.
     let state = unsafe { &mut *rec.state.get() };
     state.pending = Pending::Nothing;
-    (state.gprs.pc, state.gprs.pstate) = (0xffff_8000_1234_5678, 0x3c5);
+    (state.gprs.pc, state.gprs.pstate) = (0xffff_8000_1234_5678, pstate);
     recording::set(HPFAR_EL2, ipa >> 12 << 4);
     recording::set(FAR_EL2, 0xffff_8000_0000_0000 | ipa & 0xfff);
     recording::set(ESR_EL2, esr);
@@ -160,6 +165,46 @@ fn an_access_of_a_device_tells_itself_and_no_register() {
     assert!(to_guest(&mut h, FETCH, ipa).is_some());
 }
 
+/// DEN0137 1.0, A4.3.4.3: what AArch32 accesses is not emulatable.
+#[test]
+fn an_access_of_aarch32_tells_nothing_of_itself() {
+    let mut h = machine(RealmFlags::PROTECTED);
+    let ipa = SHARED | 0x900_0018;
+    // SAFETY: the fake machine's vCPU, which nobody runs.
+    let gprs = unsafe { &mut (*Rec::at(h.page(REC)).state.get()).gprs };
+    gprs.x = [SECRET; 31];
+    for pstate in [0x10, 0x30] {
+        let (next, state) = exit_at(&mut h, ABORT | WRITE, ipa, pstate);
+        let Next::Exit(record) = next else {
+            panic!("it is the host's")
+        };
+        assert_eq!(
+            (record.esr & 1 << 24, record.gprs, record.far),
+            (0, [0; 4], 0)
+        );
+        assert!(matches!(state.pending, Pending::Abort(..)));
+    }
+}
+
+/// An error of the machine's has an address in no device of the host's, whatever the
+/// syndrome says of the access.
+#[test]
+fn an_error_of_the_machines_is_not_emulated() {
+    let mut h = machine(RealmFlags::NONCONF);
+    for status in [0x10, 0x17, 0x18, 0x30, 0x35] {
+        let (next, state) = exit(&mut h, ABORT & !0x3f | WRITE | status, 0x900_0018);
+        let Next::Exit(record) = next else {
+            panic!("it is the host's")
+        };
+        assert_eq!(
+            (record.esr & 1 << 24, record.gprs),
+            (0, [0; 4]),
+            "{status:#x}"
+        );
+        assert!(matches!(state.pending, Pending::Abort(..)), "{status:#x}");
+    }
+}
+
 /// ESR_EL2.CM: cache maintenance by address, which writes.
 const MAINTAINS: u64 = 1 << 8 | 1 << 6;
 
@@ -227,6 +272,102 @@ fn a_vcpu_begins_in_memory_of_its_own() {
         if !begins {
             assert_eq!(gprs.x[0], psci::INVALID_ADDRESS as u64);
         }
+    }
+}
+
+/// The guest's own registers of its physical timer, which EL2 plays with CNTHP: what it
+/// writes is what it reads, and moves the timer at once.
+#[test]
+fn a_physical_timer_is_read_and_set_by_its_registers() {
+    const CTL: u64 = 1 << 17;
+    const CVAL: u64 = 2 << 17;
+    const TVAL: u64 = 0;
+    let access = |register: u64, reads: u64| {
+        0x18 << 26 | 1 << 25 | 3 << 20 | 3 << 14 | register | 14 << 10 | 5 << 5 | 2 << 1 | reads
+    };
+    let mut h = machine(RealmFlags::NONCONF);
+    // SAFETY: the fake machine's vCPU, which nobody runs.
+    let gprs = unsafe { &mut (*Rec::at(h.page(REC)).state.get()).gprs };
+    let mut write = |h: &mut Host, register, value| {
+        gprs.x[5] = value;
+        assert!(matches!(exit(h, access(register, 0), 0).0, Next::Enter));
+    };
+    let read = |h: &mut Host, register| exit(h, access(register, 1), 0).1.gprs.x[5];
+    let set = || {
+        [
+            recording::get(CNTHP_CTL_EL2),
+            recording::get(CNTHP_CVAL_EL2),
+        ]
+    };
+    recording::set(CNTPCT_EL0, 1000);
+    write(&mut h, CVAL, 5000);
+    assert_eq!(set()[0], 0, "it is off");
+    // ISTATUS is read-only.
+    write(&mut h, CTL, 0b101);
+    assert_eq!((set(), read(&mut h, CTL)), ([1, 5000], 0b001));
+    write(&mut h, CVAL, 6000);
+    assert_eq!((set(), read(&mut h, CVAL)), ([1, 6000], 6000));
+    write(&mut h, TVAL, 300);
+    assert_eq!((set(), read(&mut h, CVAL)), ([1, 1300], 1300));
+    assert_eq!(read(&mut h, TVAL), 300);
+    // 32 bits with a sign, above which nothing counts.
+    write(&mut h, TVAL, 0xffff_ffff_ffff_ff00);
+    assert_eq!((read(&mut h, CVAL), read(&mut h, TVAL)), (744, 0xffff_ff00));
+    assert_eq!((read(&mut h, CTL), set()[0]), (0b101, 0));
+    write(&mut h, TVAL, 0x1_0000_0010);
+    assert_eq!(read(&mut h, CVAL), 1016);
+    write(&mut h, CTL, 0b111);
+    assert_eq!((read(&mut h, CTL), set()[0]), (0b011, 0));
+}
+
+/// IHI0069H, 12.2: what ICC_SGI0R_EL1 and ICC_ASGI1R_EL1 send is of group 0.
+#[test]
+fn an_sgi_is_of_the_group_of_its_register() {
+    use vgic::{At, Frame, Read};
+    let mut h = machine(RealmFlags::NONCONF);
+    h.rec(1, REC + 1);
+    // SAFETY: the fake machine's realm and vCPU, which nobody runs.
+    let (realm, gprs) = unsafe {
+        let state = &mut *Rec::at(h.page(REC)).state.get();
+        (Realm::at(h.page(1)), &mut state.gprs)
+    };
+    let sgi = |offset| (Frame::Sgi(1), At { offset, size: 4 });
+    let pending = || {
+        let (frame, at) = sgi(0x200);
+        realm.with_vgic(None, |v| v.read(1, frame, at))
+    };
+    for (op2, group1, comes) in [
+        (5, 0, true),
+        (5, 1 << 3, true),
+        (6, 0, true),
+        (6, 1 << 3, false),
+        (7, 0, true),
+        (7, 1 << 3, false),
+    ] {
+        let ((frame, group), (_, clear)) = (sgi(0x80), sgi(0x280));
+        realm.with_vgic(None, |v| {
+            v.write(1, frame, clear, 0xffff);
+            v.write(1, frame, group, group1);
+        });
+        gprs.x[5] = 3 << 24 | 2;
+        let msr = 0x18 << 26 | 1 << 25 | 3 << 20 | op2 << 17 | 12 << 10 | 5 << 5 | 11 << 1;
+        assert!(matches!(exit(&mut h, msr, 0).0, Next::Enter));
+        let bit = if comes { 1 << 3 } else { 0 };
+        assert_eq!(pending(), Read::Value(bit), "{op2} {group1}");
+    }
+}
+
+/// A store of a big-endian guest's is the host's in the order of the bus, as its load is.
+#[test]
+fn a_plain_guests_store_is_told_in_the_order_of_the_bus() {
+    let mut h = machine(RealmFlags::NONCONF);
+    // SAFETY: the fake machine's vCPU, which nobody runs.
+    let gprs = unsafe { &mut (*Rec::at(h.page(REC)).state.get()).gprs };
+    gprs.x[3] = 0x1122_3344_5566_7788;
+    for (sctlr, told) in [(0, 0x5566_7788), (1 << 25, 0x8877_6655)] {
+        recording::set(SCTLR_EL1, sctlr);
+        let record = to_host(&mut h, ABORT | WRITE, 0x900_0000);
+        assert_eq!(record.gprs[0] & 0xffff_ffff, told, "{sctlr:#x}");
     }
 }
 

@@ -421,3 +421,25 @@ fn a_reset_vcpu_has_told_nothing() {
     assert_eq!(enter(&mut h, EnterFlags::TRAP_WFI, 0, &[]), Status::Success);
     assert_eq!(reason(&h), ExitReason::Sync as u64);
 }
+
+/// An SGI to whomever is the host's to send: EL2 models no redistributor for it, and nobody
+/// would hear of one that it took at the vector.
+#[test]
+fn no_sgi_is_sent_at_the_vector() {
+    let mut h = machine();
+    let state = vcpu(&h);
+    // SAFETY: the fake machine's realm.
+    let realm = unsafe { Realm::at(h.page(1)) };
+    const MSR: u64 = 0x18 << 26 | 1 << 25 | 3 << 20 | 5 << 17 | 12 << 10 | 5 << 5 | 11 << 1;
+    recording::set(ESR_EL2, MSR);
+    recording::set(SPSR_EL2, 0x3c5);
+    recording::set(ELR_EL2, 0x1000);
+    state.lrs_loaded = true;
+    for value in [5 << 24 | 1, 5 << 24 | 2, 5 << 24 | 3, 1 << 40] {
+        state.gprs.x[5] = value;
+        let served = crate::guest::fast::serve(state, realm);
+        assert_eq!(served, crate::cpu::context::Served::No, "{value:#x}");
+        assert_eq!(recording::get(ELR_EL2), 0x1000);
+        assert!(matches!(exit(&mut h, MSR), Next::Exit(_)));
+    }
+}

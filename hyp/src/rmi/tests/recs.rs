@@ -283,3 +283,117 @@ fn a_change_that_another_realms_vcpu_is_named_for_is_the_vcpus_error() {
         assert_eq!(h.status(fid::RMI_RTT_SET_RIPAS, &args), told);
     }
 }
+
+/// What a host answers a load with reaches the register as the access takes it: of so many
+/// bytes, in the guest's order, extended as the instruction has it. A store's register
+/// stays.
+#[test]
+fn what_a_load_is_answered_with_is_as_wide_as_it_is() {
+    use arm64::recording;
+    const VALUE: u64 = 0x8899_aabb_ccdd_eef0;
+    const SSE: u64 = 1 << 21;
+    const SF: u64 = 1 << 15;
+    const WNR: u64 = 1 << 6;
+    const EE: u64 = 1 << 25;
+    let of = |shift: u64| 0x24 << 26 | 1 << 25 | 1 << 24 | shift << 22 | 2 << 16 | 7;
+    for (esr, sctlr, register) in [
+        (of(0), 0, 0xf0),
+        (of(1), 0, 0xeef0),
+        (of(2), 0, 0xccdd_eef0),
+        (of(3) | SF, 0, VALUE),
+        (of(0) | SSE, 0, 0xffff_fff0),
+        (of(0) | SSE | SF, 0, 0xffff_ffff_ffff_fff0),
+        (of(1) | SSE | SF, 0, 0xffff_ffff_ffff_eef0),
+        (of(1), EE, 0xf0ee),
+        (of(2), EE, 0xf0ee_ddcc),
+        (of(3) | SF, EE, 0xf0ee_ddcc_bbaa_9988),
+        (of(3) | SF | WNR, 0, 5),
+    ] {
+        let mut h = Host::new(Granule::K4, RAM_SIZE);
+        recording::reset();
+        let run = aborted(&mut h);
+        run.pending = Pending::Mmio(Syndrome(esr), 0x18);
+        (run.gprs.x[2], run.gprs.pstate, run.el1.sctlr) = (5, 0x3c5, sctlr);
+        let (rd, rec, page) = (h.page(1), h.page(60), h.page(3));
+        h.ok(fid::RMI_REALM_ACTIVATE, &[rd]);
+        h.write(3, [EnterFlags::EMUL_MMIO.bits(); 0x40]);
+        // SAFETY: the page is the fake host's: gprs[0].
+        unsafe { phys::write(page + 0x200, VALUE) };
+        h.ok(vendor::KICK, &[rec]); // it comes out before it runs
+        h.ok(fid::RMI_REC_ENTER, &[rec, page]);
+        assert_eq!(run.pending, Pending::Nothing);
+        assert_eq!(
+            (run.gprs.x[2], run.gprs.pc),
+            (register, 0x4000_0004),
+            "{esr:#x} {sctlr:#x}"
+        );
+    }
+}
+
+/// Each is trapped as the host has asked, and nothing that was asked for the entry before.
+#[test]
+fn a_vcpu_is_entered_with_the_traps_that_are_asked_for() {
+    use arm64::recording;
+    use arm64::regs::HCR_EL2;
+    use std::cell::Cell;
+    use std::rc::Rc;
+    const TWI: u64 = 1 << 13;
+    const TWE: u64 = 1 << 14;
+    let mut h = Host::new(Granule::K4, RAM_SIZE);
+    recording::reset();
+    let run = aborted(&mut h);
+    let (rd, rec, page) = (h.page(1), h.page(60), h.page(3));
+    h.ok(fid::RMI_REALM_ACTIVATE, &[rd]);
+    let seen = Rc::new(Cell::new((0, true)));
+    let tell = seen.clone();
+    recording::run_as(std::boxed::Box::new(move |gprs| {
+        tell.set((recording::get(HCR_EL2) & (TWI | TWE), gprs.host_is_called));
+        2 // an FIQ, which is the host's
+    }));
+    let (wfi, wfe) = (EnterFlags::TRAP_WFI, EnterFlags::TRAP_WFE);
+    for (flags, trapped) in [
+        (EnterFlags::empty(), 0),
+        (wfi, TWI),
+        (wfe, TWE),
+        (wfi | wfe, TWI | TWE),
+        (EnterFlags::empty(), 0),
+    ] {
+        // The host has been called, and is there: it is called anew.
+        (run.pending, run.call_host_at) = (Pending::Nothing, Some(5));
+        run.gprs.host_is_called = true;
+        h.write(3, flags.bits());
+        h.ok(fid::RMI_REC_ENTER, &[rec, page]);
+        assert_eq!(seen.get(), (trapped, false), "{flags:?}");
+        assert_eq!(run.call_host_at, None);
+    }
+    recording::reset();
+}
+
+/// Of a system error a confidential guest's host learns what RMI 1.0 says (DEN0137, A4.3.6):
+/// its kind, and no more of its syndrome.
+#[test]
+fn of_a_system_error_its_kind_is_told() {
+    use arm64::recording;
+    use arm64::regs::ESR_EL2;
+    const TOLD: u64 = 0x3f << 26 | 1 << 24 | 0b111 << 10 | 1 << 9 | 0x3f;
+    let esr = 0x2f << 26 | 0x1ff_ffff | 1 << 25;
+    for (mode, told) in [
+        (RealmFlags::NONCONF, esr),
+        (RealmFlags::PROTECTED, esr & TOLD),
+    ] {
+        let mut h = Host::new(Granule::K4, RAM_SIZE);
+        recording::reset();
+        h.realm_of(mode);
+        h.rec(0, 60);
+        let (rd, rec, page) = (h.page(1), h.page(60), h.page(3));
+        h.ok(fid::RMI_REALM_ACTIVATE, &[rd]);
+        h.write(3, [0u64; 512]);
+        recording::set(ESR_EL2, esr);
+        recording::run_as(std::boxed::Box::new(|_| 3));
+        h.ok(fid::RMI_REC_ENTER, &[rec, page]);
+        recording::reset();
+        // SAFETY: the page is the fake host's: what it is told.
+        let word = |at: u64| unsafe { phys::read::<u64>(page + 0x800 + at) };
+        assert_eq!(word(0x100), told, "{mode:?}");
+    }
+}
