@@ -51,6 +51,8 @@ mod remains;
 #[cfg(target_os = "none")]
 mod sealed;
 #[cfg(target_os = "none")]
+mod simd;
+#[cfg(target_os = "none")]
 mod tiny;
 #[cfg(target_os = "none")]
 mod tries;
@@ -96,7 +98,10 @@ mod image {
                 "canary-of-vcpu" => crate::remains::checks(&mut suite),
                 "host-lrs" => crate::host_lrs::checks(&mut suite),
                 "tries" => crate::tries::checks(&mut suite),
-                "worlds" => crate::worlds::checks(&mut suite),
+                "worlds" => {
+                    crate::worlds::checks(&mut suite);
+                    crate::simd::checks(&mut suite);
+                }
                 _ => {
                     suite.check("hostile/do", false, only);
                 }
@@ -114,6 +119,7 @@ mod image {
         crate::protected::checks(&mut suite);
         crate::tries::checks(&mut suite);
         crate::worlds::checks(&mut suite);
+        crate::simd::checks(&mut suite);
         crate::interrupts::checks(&mut suite);
         crate::kicks::checks(&mut suite);
         crate::posted::checks(&mut suite);
