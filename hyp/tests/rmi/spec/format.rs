@@ -45,12 +45,17 @@ impl Machine {
     }
 
     /// Memory may be mapped by an entry of this level, as RMI has it: pages, and
-    /// blocks of levels 1 and 2 (A5.5.4; of level 1 here where 4K granules have them).
-    /// Where what an entry maps has to be cleaned (all without FEAT_S2FWB; what a guest
-    /// may reach past the caches with it), that is done in one step, and is at most
-    /// 2 MiB.
-    pub fn maps_memory(&self, level: i8, is_cleaned: bool) -> bool {
-        let has_blocks = level == 2 || level == 1 && self.page_bits == 12;
+    /// blocks of levels 1 and 2 (A5.5.4), of level 1 where the translation has them
+    /// (DDI0487, D8.3.1), `wide` being what FEAT_LPA2 adds. Where what an entry maps has
+    /// to be cleaned (all without FEAT_S2FWB; what a guest may reach past the caches with
+    /// it), that is done in one step, and is at most 2 MiB.
+    pub fn maps_memory(&self, level: i8, is_cleaned: bool, wide: bool) -> bool {
+        let level_1 = match self.page_bits {
+            12 => true,
+            14 => wide,
+            _ => self.pa_bits == 52,
+        };
+        let has_blocks = level == 2 || level == 1 && level_1;
         let at_once = self.fwb && !is_cleaned || self.span(level) <= 2 << 20;
         level == 3 || has_blocks && at_once
     }

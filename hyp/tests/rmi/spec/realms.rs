@@ -117,6 +117,7 @@ impl Spec {
             vmid,
             roots,
             tables: Tables {
+                wide: lpa2,
                 machine: self.machine,
                 start,
                 all: BTreeMap::from([((start, 0), root)]),

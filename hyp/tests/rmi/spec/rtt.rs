@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::tables::{ATTRIBUTES, Entry, Ripas, Slot, Table};
+use super::tables::{ATTRIBUTES, Entry, Ripas, Slot, Table, Tables};
 use super::{Content, NOTHING, Outcome, Realm, Refusal, Spec, State, Status, ask, one};
 
 /// Bits of a host's descriptor: address, memory type, read, write (B4.4.20).
@@ -33,10 +33,34 @@ fn shared(realm: &Realm, ipa: u64, level: i64) -> Result<(Slot, i8), Status> {
     let below = i64::from(realm.tables.start).max(1);
     ask((below..=3).contains(&level), Status::Input)?;
     let level = level as i8;
-    let maps = realm.tables.machine.maps_memory(level, false);
+    let maps = realm.tables.maps_memory(level, false);
     ask(maps && realm.has(ipa, level), Status::Input)?;
     ask(!realm.is_protected(ipa), Status::Input)?;
     Ok((realm.tables.walk(ipa, level), level))
+}
+
+impl Tables {
+    /// The one entry of the level above that says the same.
+    pub(super) fn folded(&self, table: &Table, level: i8) -> Option<Entry> {
+        let first = table.entries()[0];
+        let pa = match first {
+            Entry::Table(_) => return None,
+            Entry::Assigned(_, pa) => Some(pa),
+            Entry::AssignedNs(desc) => Some(desc & !ATTRIBUTES),
+            _ => None,
+        };
+        if let Some(pa) = pa {
+            let aligned = pa.is_multiple_of(self.machine.span(level - 1));
+            // It was cleaned as pages.
+            if !aligned || !self.maps_memory(level - 1, false) {
+                return None;
+            }
+        }
+        let span = self.machine.span(level);
+        let alike = (0..).zip(table.entries());
+        let alike = alike.fold(true, |all, (n, entry)| all && *entry == first.part(n, span));
+        alike.then_some(first)
+    }
 }
 
 impl Spec {
@@ -88,34 +112,12 @@ impl Spec {
         let Entry::Table(rtt) = slot.entry else {
             return Err(Status::Rtt(slot.level).into());
         };
-        let one_entry = self.folded(&realm.tables.all[&(level, ipa)], level);
+        let one_entry = realm.tables.folded(&realm.tables.all[&(level, ipa)], level);
         let entry = one_entry.ok_or(Status::Rtt(level))?;
         self.take(&Table::new(0, vec![entry]), level - 1);
         self.remove_table(rd, (level, ipa));
         self.put(rd, &slot, entry);
         Ok(one(rtt))
-    }
-
-    /// The one entry of the level above that says the same.
-    fn folded(&self, table: &Table, level: i8) -> Option<Entry> {
-        let first = table.entries()[0];
-        let pa = match first {
-            Entry::Table(_) => return None,
-            Entry::Assigned(_, pa) => Some(pa),
-            Entry::AssignedNs(desc) => Some(desc & !ATTRIBUTES),
-            _ => None,
-        };
-        if let Some(pa) = pa {
-            let aligned = pa.is_multiple_of(self.machine.span(level - 1));
-            // It was cleaned as pages.
-            if !aligned || !self.machine.maps_memory(level - 1, false) {
-                return None;
-            }
-        }
-        let span = self.machine.span(level);
-        let alike = (0..).zip(table.entries());
-        let alike = alike.fold(true, |all, (n, entry)| all && *entry == first.part(n, span));
-        alike.then_some(first)
     }
 
     /// RMI_RTT_READ_ENTRY.
@@ -157,8 +159,9 @@ impl Spec {
         let known = ADDRESS | MEMORY | ACCESS;
         ask(desc & !known == 0, Status::Input)?;
         ask(NORMAL.contains(&(desc & MEMORY)), Status::Input)?;
-        let (slot, level) = shared(self.realm(rd)?, ipa, level)?;
-        let maps = self.machine.maps_memory(level, is_cleaned(desc));
+        let realm = self.realm(rd)?;
+        let (slot, level) = shared(realm, ipa, level)?;
+        let maps = realm.tables.maps_memory(level, is_cleaned(desc));
         ask(maps, Status::Input)?;
         let (pa, size) = (desc & ADDRESS, self.machine.span(level));
         ask(pa.is_multiple_of(size), Status::Input)?;

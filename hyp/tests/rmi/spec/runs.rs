@@ -71,7 +71,7 @@ impl Spec {
         let end = ipas.end.min(ipas.start + most);
         let slot = realm.tables.walk(ipas.start, 3);
         let span = machine.span(slot.level);
-        let fits = machine.maps_memory(slot.level, false)
+        let fits = realm.tables.maps_memory(slot.level, false)
             && ipas.start.is_multiple_of(span)
             && pa.is_multiple_of(span);
         let vacant = |(slot, at): &(Slot, Range<u64>)| {

@@ -92,11 +92,18 @@ pub struct Slot {
 #[derive(Clone, Debug)]
 pub struct Tables {
     pub machine: Machine,
+    /// By the format of FEAT_LPA2.
+    pub wide: bool,
     pub start: i8,
     pub all: BTreeMap<Key, Table>,
 }
 
 impl Tables {
+    /// As [`Machine::maps_memory`].
+    pub fn maps_memory(&self, level: i8, is_cleaned: bool) -> bool {
+        self.machine.maps_memory(level, is_cleaned, self.wide)
+    }
+
     /// Where the table of `level` is that translates `ipa`.
     pub fn key(&self, ipa: u64, level: i8) -> Key {
         if level == self.start {
