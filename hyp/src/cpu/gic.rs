@@ -473,6 +473,8 @@ mod tests {
         let disabled = Event::Store(GICR + gicr::ICENABLER0, 4, 1 << 27);
         let at = given.iter().position(|event| *event == disabled);
         let at = at.expect("the host has it disabled");
+        // The guest's timer was stopped, and that counts by now.
+        assert!(given[..at].contains(&Event::Instruction("isb", None)));
         assert_eq!(given[at + 1], Event::Load(GICR + gicr::CTLR, 4), "RWP");
         let enabled = Event::Store(GICR + gicr::ISENABLER0, 4, 1 << 27);
         assert!(!given.contains(&enabled));

@@ -67,6 +67,8 @@ impl Gic {
         self.set_timer_active(host.timer_active);
         let (frame, timer) = (self.redistributor, self.ppi.virtual_timer);
         if host.timer != Line::OURS {
+            // The guest's timer is off before an edge of its line could be the host's.
+            instr::isb();
             frame.set_line(timer, Line::OURS, host.timer);
         }
         if host.timer_pending {
