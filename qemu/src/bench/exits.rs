@@ -60,10 +60,10 @@ const EXITS: [Exit; 9] = [
     exit(("id-register", "trapped ID register"), [Some(2221), Some(433)], 160, 104),
     exit(("gicd", "read of GICD_IIDR"), [Some(2607), Some(572)], 220, 114),
     exit(("device", "read of the host's device"), [Some(6691), Some(626)], 1200, 2007),
-    exit(("timer", "virtual timer, guest busy"), [Some(3134), Some(1085)], 450, 430),
-    exit(("blocked", "the same, blocked"), [Some(8645), Some(4197)], 1500, 1418),
+    exit(("timer", "virtual timer, guest busy"), [Some(3134), Some(1085)], 450, 431),
+    exit(("blocked", "the same, blocked"), [Some(8645), Some(4197)], 1500, 1419),
     exit(("sgi", "SGI to itself"), [Some(3213), Some(1027)], 400, 371),
-    exit(("ipi", "IPI there and back, WFI"), [Some(12435), Some(15448)], 1500, 1414),
+    exit(("ipi", "IPI there and back, WFI"), [Some(12435), Some(15448)], 1500, 1412),
     exit(("touch", "first touch of a 4K page"), [Some(8266), None], 3000, 11),
 ];
 
