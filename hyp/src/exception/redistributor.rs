@@ -26,6 +26,8 @@ enum Rule {
     Read,
     /// GICR_TYPER: as `Read`, but for what is of LPIs.
     Type,
+    /// GICR_PIDR2: of a GICv3, whose redistributors have no frames for virtual LPIs.
+    Revision,
     /// GICR_CTLR: interrupts that choose among CPUs are the host's setting.
     Control,
     /// GICR_WAKER: the host may wake the redistributor; it never sleeps again.
@@ -45,17 +47,22 @@ const CTLR_SEEN: u64 = CTLR_DPG | 1 << 3 | 1 << 31;
 /// Affinity_Value. PLPIS, VLPIS, Dirty, DirectLPI, RVPEID, CommonLPIAff and VSGI
 /// are of LPIs; MPAM tags accesses to memory.
 const TYPER_SEEN: u64 = !0 << 27 | 0xffff << 8 | 1 << 5 | 1 << 4;
+/// GICR_PIDR2.ArchRev, and what it is of a GICv3.
+const PIDR2_ARCH_REV: u64 = 0xf << 4;
+const PIDR2_GICV3: u64 = 3 << 4;
 
-/// The registers that do something, by offset from RD_base; all others are
+/// The registers that do something, by offset from RD_base; the first that has it, where
+/// two do. All others are
 /// RAZ/WI: LPIs (PROPBASER, PENDBASER, SETLPIR, CLRLPIR, INVLPIR, INVALLR,
 /// SYNCR), MPAM, the secure world's (IGRPMODR, NSACR), implementation-defined.
 /// Those of extended PPIs (GICv3.1) follow the ones of SGIs and PPIs.
-const REGISTERS: [(Range<u64>, Rule); 17] = [
+const REGISTERS: [(Range<u64>, Rule); 18] = [
     (gicr::CTLR..0x04, Rule::Control),
     (0x04..gicr::TYPER, Rule::Read), // IIDR
     (gicr::TYPER..0x10, Rule::Type),
     (gicr::STATUSR..0x14, Rule::Pass),
     (gicr::WAKER..0x18, Rule::Waker),
+    (0xffe8..0xffec, Rule::Revision),
     (0xffd0..0x1_0000, Rule::Read),  // PIDR, CIDR
     sgi(0x080, 3, Rule::Fields(1)),  // IGROUPR
     sgi(0x100, 3, Rule::Ones),       // ISENABLER
@@ -148,6 +155,7 @@ fn perform(frame: Redistributor, own: Own, access: Access) -> u64 {
         let seen = match *rule {
             Rule::Pass | Rule::Read | Rule::Waker => !0,
             Rule::Type => TYPER_SEEN >> (8 * (access.offset - row.start)),
+            Rule::Revision => return frame.read(offset, size) & !PIDR2_ARCH_REV | PIDR2_GICV3,
             Rule::Control => CTLR_SEEN,
             Rule::Fields(bits) => !fields(bits, own.hidden),
             Rule::Ones => !fields(1, own.hidden),
@@ -159,7 +167,7 @@ fn perform(frame: Redistributor, own: Own, access: Access) -> u64 {
     };
     match *rule {
         Rule::Pass => frame.write(offset, size, value),
-        Rule::Read | Rule::Type => {}
+        Rule::Read | Rule::Type | Rule::Revision => {}
         Rule::Control => replace(CTLR_DPG),
         Rule::Waker => replace(gicr::WAKER_PROCESSOR_SLEEP & !value),
         Rule::Fields(bits) => replace(!fields(bits, own.kept)),

@@ -55,6 +55,11 @@ pub fn cases() -> Vec<Case> {
             move |context| odd_memory(context, granule),
         ));
     }
+    for smp in ["1", "3"] {
+        cases.push(Case::new(format!("boots/gicv4-smp{smp}"), move |context| {
+            gicv4(context, smp)
+        }));
+    }
     cases.push(Case::new("tests/hostile-secure-world", secure));
     cases.push(Case::new("tests/hostile-smmu-unnamed-ram", |context| {
         let smmu = ["-machine", "iommu=smmuv3", "-m", "1G"].map(String::from);
@@ -144,6 +149,18 @@ fn odd_memory(context: &Context, granule: &str) -> Result<()> {
         .call()?
         .ended(0)?
         .shows(&["hello from EL1, 2 vcpus"])?
+        .calmly()?;
+    Ok(())
+}
+
+/// A GICv4, whose redistributors are larger than what the host has of them.
+fn gicv4(context: &Context, smp: &str) -> Result<()> {
+    Call::run(context)?
+        .args(["--guest", "hello", "--smp", smp])
+        .args(["--", "-machine", "gic-version=4"])
+        .call()?
+        .ended(0)?
+        .shows(&[&format!("hello from EL1, {smp} vcpus")])?
         .calmly()?;
     Ok(())
 }

@@ -94,6 +94,28 @@ fn lpis_are_not_there() {
     }
 }
 
+/// Who reads that it is a GICv4 looks for TYPER.VLPIS, or takes frames for virtual LPIs as
+/// there: neither is.
+#[test]
+fn a_gicv4_is_a_gicv3_to_the_host() {
+    for revision in [3, 4] {
+        let frame = frame();
+        recording::set_device(BASE + 0xffe8, 4, 0xb | revision << 4);
+        let access = |write| Access {
+            offset: 0xffe8,
+            size: 4,
+            write,
+        };
+        assert_eq!(perform(frame, Own::new(&PPI), access(None)), 0x3b);
+        perform(frame, Own::new(&PPI), access(Some(0)));
+        assert_eq!(recording::device(BASE + 0xffe8, 4), 0xb | revision << 4);
+    }
+    // The others are the machine's.
+    for at in [0xffd0, 0xffe0, 0xffe4, 0xffec, 0xfffc] {
+        assert_eq!(seen(at, 4), 0xffff_ffff, "{at:#x}");
+    }
+}
+
 #[test]
 fn a_redistributor_is_woken_and_never_put_to_sleep() {
     assert_eq!(after(0x14, 4, 0b110, 0), 0b100);
@@ -175,7 +197,7 @@ fn accesses_of_other_sizes_do_nothing() {
 
 #[test]
 fn what_is_read_only_stays() {
-    for at in [0x4, 0xffe8, gicr::SGI_BASE + 0xffe8] {
+    for at in [0x4, 0xffec, gicr::SGI_BASE + 0xffe8] {
         assert_eq!(seen(at, 4), 0xffff_ffff, "{at:#x}");
         assert_eq!(after(at, 4, 0x3b, 0), 0x3b, "{at:#x}");
     }
