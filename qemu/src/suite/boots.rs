@@ -252,6 +252,9 @@ pub fn cases() -> Vec<Case> {
                 .shows(&["hello", "end: status 0"])?;
             Ok(())
         }),
+        // Another board: RAM from address 0 on, in two pieces, and no randomness.
+        Case::new("boots/xlnx-versal-4k", |context| versal(context, "4k")),
+        Case::new("boots/xlnx-versal-64k", |context| versal(context, "64k")),
         Case::new("boots/hello", |context| {
             Call::run(context)?
                 .args(["--guest", "hello"])
@@ -461,6 +464,29 @@ pub fn talk_to_u_boot(mut capture: Capture) -> Result<()> {
 
 /// What names a variable of nobody else's in UEFI's shell.
 const VARIABLE: &str = "setvar Undercroft -guid 12345678-1234-1234-1234-123456789abc";
+
+/// QEMU's model of a Xilinx Versal board, which knows nothing of the runner's machine.
+fn versal(context: &Context, granule: &str) -> Result<()> {
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    Call::program(&context.runner, LIMIT)
+        .args(["image", "--guest", "hello", "--mode", "protected"])
+        .args(["--smp", "2", "--image"])
+        .args([&context.image()?.file])
+        .args(["-o"])
+        .args([folder.path()])
+        .call()?
+        .ended(0)?;
+    Call::program(&context.qemu()?.program, LIMIT)
+        .args(["-machine", "xlnx-versal-virt", "-m", "4G"])
+        .args(["-nographic", "-monitor", "none", "-no-reboot"])
+        .args(["-kernel", "undercroft.img", "-initrd", "bundle.cpio"])
+        .args(["-append", &format!("undercroft.granule={granule}")])
+        .within(folder.path())
+        .call()?
+        .ended(0)?
+        .shows(&["hello from EL1, 2 vcpus", "end: status 0"])?;
+    Ok(())
+}
 
 /// EDK2 from flash: it comes to its shell, a variable outlives a reset, and it powers
 /// off.
