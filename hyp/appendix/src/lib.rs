@@ -50,18 +50,13 @@ impl Part {
     }
 
     /// Bytes.
-    pub const fn len(&self) -> u64 {
+    pub const fn size(&self) -> u64 {
         self.len.get()
-    }
-
-    /// There is no such part.
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     fn of<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
         let offset = usize::try_from(self.offset.get()).ok()?;
-        bytes.get(offset..offset.checked_add(usize::try_from(self.len()).ok()?)?)
+        bytes.get(offset..offset.checked_add(usize::try_from(self.size()).ok()?)?)
     }
 }
 
@@ -165,5 +160,10 @@ mod tests {
         assert!(Appendix::split(&block(Part::new(u64::MAX, 2))).is_none());
         assert!(Header::read(&[0; 64]).is_none());
         assert!(Header::read(b"UCAPPEND").is_none());
+        for another in [0, 8] {
+            let mut bytes = good;
+            bytes[another] ^= 1;
+            assert!(Header::read(&bytes).is_none(), "{another}");
+        }
     }
 }

@@ -140,6 +140,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_table_of_another_kind_or_version_names_nothing() {
+        for another in [0, 8] {
+            let mut table = table();
+            table[another] ^= 2;
+            assert_eq!(Symbols::new(&table).find(0x100), None, "{another}");
+        }
+    }
+
     proptest! {
         #[test]
         fn damage_is_never_more_than_a_missing_name(

@@ -166,3 +166,21 @@ impl Claims for PlatformClaims<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_algorithms_have_their_numbers() {
+        for raw in 0..=u8::MAX {
+            let right = match raw {
+                0 => Some((Algorithm::Sha256, 32, "sha-256")),
+                1 => Some((Algorithm::Sha512, 64, "sha-512")),
+                _ => None,
+            };
+            let found = Algorithm::from_raw(raw);
+            assert_eq!(found.map(|of| (of, of.length(), of.name())), right, "{raw}");
+        }
+    }
+}

@@ -143,6 +143,51 @@ fn half_a_ring_calls_the_host_and_a_full_one_takes_nothing() {
     assert_eq!(page.next(), None);
 }
 
+#[test]
+fn half_a_ring_is_counted_from_what_the_host_has_taken() {
+    let (page, mut poster) = (Page::new(), Poster::new());
+    page.show(&open());
+    for n in 0..CALL_AT - 1 {
+        assert_eq!(post(&mut poster, &page, n), Post::Done, "{n}");
+    }
+    for _ in 0..100 {
+        page.taken();
+    }
+    for n in 0..100 {
+        assert_eq!(post(&mut poster, &page, n), Post::Done, "{n}");
+    }
+    assert_eq!(page.waiting(), CALL_AT - 1);
+    assert_eq!(post(&mut poster, &page, 0), Post::Call);
+}
+
+#[test]
+fn a_write_waits_where_its_own_register_may() {
+    let (page, mut poster) = (Page::new(), Poster::new());
+    let mut view = View::CLOSED;
+    view.waits(0x14);
+    page.show(&view);
+    for register in 0..REGISTERS as u64 {
+        let access = Access::new(4 * register, 2).unwrap();
+        let right = if register == 5 {
+            Post::Done
+        } else {
+            Post::Refused
+        };
+        assert_eq!(poster.write(&mut &page, access, 1), right, "{register}");
+    }
+}
+
+/// The last word counts for its value, and what may be read remains so.
+#[test]
+fn a_register_may_be_named_twice() {
+    let (page, mut poster) = (Page::new(), Poster::new());
+    let mut view = View::CLOSED;
+    view.reads(0x18, 1, true);
+    view.reads(0x18, 2, false);
+    page.show(&view);
+    assert_eq!(read(&mut poster, &page, 0x18, 4), Some(2));
+}
+
 /// A page that remembers what is done to it, in order.
 struct Ordered<'a>(&'a Page, Vec<(char, usize)>);
 

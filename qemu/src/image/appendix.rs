@@ -37,7 +37,7 @@ pub fn append(image: &mut Vec<u8>, payload: &[u8], symbols: &[u8]) {
 /// The length of the payload in an image file, if it has an appendix.
 pub fn payload_len(image: &[u8]) -> Option<u64> {
     let header = image.chunks(UNIT).find(|unit| unit.starts_with(&MAGIC))?;
-    Some(Header::read(header)?.payload().len())
+    Some(Header::read(header)?.payload().size())
 }
 
 fn pad(image: &mut Vec<u8>, unit: usize) {
