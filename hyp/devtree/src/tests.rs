@@ -126,6 +126,55 @@ fn what_is_damaged_is_said() {
     assert!(std::format!("{}", Damage::Name(name)).contains("no text, at byte"));
 }
 
+#[test]
+fn a_header_that_is_cut_short_is_no_tree() {
+    let header = |length: usize, version: u32| {
+        let mut data = std::vec![0; length];
+        data[..4].copy_from_slice(&MAGIC.to_be_bytes());
+        data[4..8].copy_from_slice(&(length as u32).to_be_bytes());
+        data[20..24].copy_from_slice(&version.to_be_bytes());
+        open(&data).expect_err("damaged")
+    };
+    for length in [24, HEADER - 4, HEADER - 1] {
+        assert_eq!(header(length, OLDEST), Damage::NoTree, "{length}");
+    }
+    assert_eq!(header(HEADER, OLDEST - 1), Damage::Version(0));
+}
+
+#[test]
+fn a_tree_that_is_compatible_with_no_older_one_is_read() {
+    let mut data = tree("a", "b");
+    data[24..28].copy_from_slice(&VERSION.to_be_bytes());
+    assert!(open(&data).is_ok());
+}
+
+/// dtoolkit reads a node's properties up to its first child (Devicetree Specification 0.4,
+/// 5.4.2).
+#[test]
+fn a_property_behind_a_child_is_damage() {
+    let mut data = tree("a", "b");
+    let end = data.len() - 16;
+    let words = [END_NODE, NOP, END_NODE, NOP, END];
+    let expected: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+    assert!(data.ends_with(&expected));
+    let property: Vec<u8> = [PROP, 0, 0].iter().flat_map(|w| w.to_be_bytes()).collect();
+    data.splice(end..end, property);
+    for (at, more) in [(4, 0), (36, 0)] {
+        let old = u32::from_be_bytes(data[at..at + 4].try_into().expect("four"));
+        data[at..at + 4].copy_from_slice(&(old + 12 + more).to_be_bytes());
+    }
+    assert_eq!(open(&data).err(), Some(Damage::Structure(end)));
+}
+
+#[test]
+fn a_name_that_is_no_text_is_named_by_its_place() {
+    let mut data = tree("a", "property");
+    let name = data.windows(8).position(|window| window == b"property");
+    let name = name.expect("there");
+    data[name + 1] = 0xff;
+    assert_eq!(open(&data).err(), Some(Damage::Name(name)));
+}
+
 /// Names that Linux takes as they are: of nodes and of properties, as many as are
 /// looked for.
 #[test]
