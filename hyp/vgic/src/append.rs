@@ -57,11 +57,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         let groups = self.dist.groups();
         let redist = self.vcpus.redistributor(vcpu)?;
         let bit = intid as usize & 31;
-        let (index, old) = redist.place(bit, groups, &loaded)?;
-        let Loaded { lrs, vmcr, .. } = loaded;
-        if let Some(value) = old {
-            redist.take_back(bit, index, value, vmcr);
-        }
+        let index = redist.place(bit, groups, &loaded)?;
         let physical = match rise {
             Rise::Sgi => {
                 redist.bank.set_pending(1 << bit);
@@ -74,7 +70,7 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
             }
         };
         let value = redist.lend(bit, index, groups, physical);
-        lrs.put(index, value);
+        loaded.lrs.put(index, value);
         Some(Appended { index, value })
     }
 
@@ -96,13 +92,10 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
         // What a write took back is pending no more.
         let sent = core::mem::take(&mut redist.sent) & redist.bank.pending();
         for bit in bits(sent) {
-            let Some((index, old)) = redist.place(bit, groups, &loaded) else {
+            let Some(index) = redist.place(bit, groups, &loaded) else {
                 redist.dirty = 1;
                 return false;
             };
-            if let Some(value) = old {
-                redist.take_back(bit, index, value, loaded.vmcr);
-            }
             let value = redist.lend(bit, index, groups, None);
             loaded.lrs.put(index, value);
             write(Appended { index, value });
@@ -112,14 +105,14 @@ impl<S: VcpuSet + ?Sized> Vgic<'_, S> {
 }
 
 impl Redistributor {
-    /// The list register that the interrupt may go to, and its value if it was there
-    /// before and the guest is done with it.
+    /// The list register that the interrupt may go to; taken back, as `sync` does, if it
+    /// was there before and the guest is done with it.
     fn place<R: Fn(usize) -> u64>(
-        &self,
+        &mut self,
         bit: usize,
         groups: Groups,
         loaded: &Loaded<'_, R>,
-    ) -> Option<(usize, Option<u64>)> {
+    ) -> Option<usize> {
         const GROUPS: u64 = vmcr::VENG0 | vmcr::VENG1;
         let mask = 1_u32 << bit;
         let Bank {
@@ -141,7 +134,7 @@ impl Redistributor {
             // While there is room, all that is active is held.
             let has_room = used < loaded.lrs.count();
             debug_assert!(!has_room || active & mask == 0);
-            return has_room.then_some((used, None));
+            return has_room.then_some(used);
         }
         let index = self.lr[..used]
             .iter()
@@ -151,15 +144,12 @@ impl Redistributor {
         let asks = value & (lr::HW | lr::EOI) == lr::EOI;
         // A write to its state leaves the vCPU dirty.
         debug_assert!(edited & mask == 0);
-        let done = value & (lr::PENDING | lr::ACTIVE) == 0 && !asks;
-        done.then_some((index, Some(value)))
-    }
-
-    /// Takes back what the guest is done with, as `sync` does.
-    #[inline(always)]
-    fn take_back(&mut self, bit: usize, index: usize, value: u64, vmcr: u64) {
-        let taken = self.filled_pending & 1 << index != 0;
-        take_back(&mut self.bank, bit, value, taken, vmcr & vmcr::VEOIM != 0);
+        if value & (lr::PENDING | lr::ACTIVE) != 0 || asks {
+            return None;
+        }
+        // How it came to be neither pending nor active makes no difference.
+        take_back(&mut self.bank, bit, 0, false, false);
+        Some(index)
     }
 
     /// Lends an interrupt that is pending, as `fill` does: its list register.

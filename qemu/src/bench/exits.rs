@@ -59,11 +59,11 @@ const EXITS: [Exit; 9] = [
     exit(("hvc", "SMCCC_VERSION by HVC"), [Some(1835), Some(448)], 120, 82),
     exit(("id-register", "trapped ID register"), [Some(2221), Some(433)], 160, 104),
     exit(("gicd", "read of GICD_IIDR"), [Some(2607), Some(572)], 220, 114),
-    exit(("device", "read of the host's device"), [Some(6691), Some(626)], 1200, 2007),
-    exit(("timer", "virtual timer, guest busy"), [Some(3134), Some(1085)], 450, 431),
-    exit(("blocked", "the same, blocked"), [Some(8645), Some(4197)], 1500, 1419),
-    exit(("sgi", "SGI to itself"), [Some(3213), Some(1027)], 400, 371),
-    exit(("ipi", "IPI there and back, WFI"), [Some(12435), Some(15448)], 1500, 1412),
+    exit(("device", "read of the host's device"), [Some(6691), Some(626)], 1200, 2005),
+    exit(("timer", "virtual timer, guest busy"), [Some(3134), Some(1085)], 450, 408),
+    exit(("blocked", "the same, blocked"), [Some(8645), Some(4197)], 1500, 1402),
+    exit(("sgi", "SGI to itself"), [Some(3213), Some(1027)], 400, 349),
+    exit(("ipi", "IPI there and back, WFI"), [Some(12435), Some(15448)], 1500, 1373),
     exit(("touch", "first touch of a 4K page"), [Some(8266), None], 3000, 11),
 ];
 

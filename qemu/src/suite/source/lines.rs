@@ -15,7 +15,7 @@ use crate::setup::rust::TARGET;
 /// The lines of code that may run at EL2, without comments, blank lines, tests
 /// and stand-ins for the machine. It goes down with what is made smaller: 12,500
 /// is where it is to be.
-const LIMIT: usize = 21_487;
+const LIMIT: usize = 21_478;
 
 /// The crate whose program the image is.
 const PROGRAM: &str = "hyp";
