@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::child::end_with_us;
 use crate::config;
-use crate::image::{assemble, flat, header};
+use crate::image::{appendix, assemble, flat, header};
 use crate::setup::qemu::Qemu;
 use crate::setup::rust::{self, TARGET};
 use crate::ui::{self, Step};
@@ -40,10 +40,13 @@ pub fn image_or(workspace: &Workspace, file: Option<&Path>) -> Result<Image> {
         return image(workspace);
     };
     config::check_file(file).context("--image")?;
-    if !header::is_image(&header::read(file)?) {
+    // A kernel is an arm64 Image, too, but has no host behind it.
+    let ours = header::is_image(&header::read(file)?)
+        && appendix::payload_len(&read(file)?).is_some_and(|len| len > 0);
+    if !ours {
         bail!(
-            "--image: {} is none of Undercroft's, which begin with the header of an arm64 \
-             Image: `cargo qemu image` makes one",
+            "--image: {} is no image of Undercroft's, which `cargo qemu image` makes; a \
+             guest's kernel is for --kernel",
             file.display()
         );
     }

@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use super::super::call::{Call, Called};
 use super::super::{Case, Context};
 use super::{LINUX, bare};
+use crate::image::appendix;
 
 /// What marks of the runner's own begin with.
 const MARK: &str = "undercroft-";
@@ -111,8 +112,16 @@ fn whose_fault() -> Vec<Case> {
             let folder = tempfile::tempdir_in(&context.folder)?;
             fs::write(folder.path().join("text"), "nothing that boots\n".repeat(9))?;
             fs::write(folder.path().join("empty"), "")?;
+            // A kernel, as it is and where something stands behind it.
+            let mut kernel = vec![0u8; 256 << 10];
+            kernel[0x38..0x3c].copy_from_slice(b"ARM\x64");
+            fs::write(folder.path().join("kernel"), &kernel)?;
+            appendix::append(&mut kernel, b"", b"names");
+            fs::write(folder.path().join("host"), &kernel)?;
             for (file, says) in [
-                ("text", "arm64 Image"),
+                ("text", "no image of Undercroft's"),
+                ("kernel", "--kernel"),
+                ("host", "--kernel"),
                 ("empty", "is empty"),
                 (".", "is no file"),
                 ("none", "there is no file"),
