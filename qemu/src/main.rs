@@ -40,7 +40,7 @@ mod workspace;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::run::ending::{FAILED, NO_READER};
 use crate::ui::Unwritten;
@@ -173,6 +173,25 @@ Examples:
   cargo qemu completions zsh > ~/.zfunc/_cargo-qemu   a folder of your fpath
   cargo qemu completions fish > ~/.config/fish/conf.d/cargo-qemu.fish";
 
+/// All commands and options.
+fn every_command() -> Command {
+    telling_negative_numbers(Cli::command())
+}
+
+/// Lets a number below zero be the wrong value of an option, which tells what it takes,
+/// and not an unknown option, for which clap recommends `--`: what is there goes to QEMU.
+fn telling_negative_numbers(command: Command) -> Command {
+    let command = command.mut_args(|arg| {
+        let is_option = arg.get_action().takes_values() && !arg.is_positional();
+        if is_option {
+            arg.allow_negative_numbers(true)
+        } else {
+            arg
+        }
+    });
+    command.mut_subcommands(telling_negative_numbers)
+}
+
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         // A mistake of ours: where it happened is all that helps.
@@ -184,7 +203,7 @@ fn main() -> ExitCode {
             "cargo qemu itself failed{place}: {said}; please report this"
         ));
     }));
-    let mut cli = Cli::command();
+    let mut cli = every_command();
     // Asking git for the commit takes a moment that nothing else needs.
     if std::env::args_os().any(|word| word == "--version" || word == "-V") {
         cli = cli.version(command::version());
@@ -208,7 +227,9 @@ fn main() -> ExitCode {
         Action::Test(options) => command::test::test(&options),
         Action::Matrix(options) => command::matrix::matrix(&options),
         Action::Bench(options) => command::bench::bench(&options),
-        Action::Completions(options) => command::completions::completions(&options, Cli::command()),
+        Action::Completions(options) => {
+            command::completions::completions(&options, every_command())
+        }
     };
     match done {
         Ok(status) => ExitCode::from(status),
@@ -243,6 +264,33 @@ mod tests {
                 format!("cargo {}", typed.trim())
             })
             .collect()
+    }
+
+    #[test]
+    fn a_number_below_zero_is_a_wrong_value_of_its_option() {
+        for (words, says) in [
+            ("run --smp -1", "expected 1 to 64"),
+            ("run --timeout -1", "such as 60"),
+            ("run --memory -1", "such as \"512M\""),
+            ("run --ram -2", "such as \"512M\""),
+            ("run --gdb -1", "a TCP port"),
+            ("test --jobs -1", "1..=64"),
+            ("matrix --patience -1", "1..="),
+            ("bench boot --seeds -1", "1..=100"),
+        ] {
+            let read = every_command().try_get_matches_from(
+                [&["cargo qemu"], &words.split(' ').collect::<Vec<_>>()[..]].concat(),
+            );
+            let said = read.expect_err(words).to_string();
+            let option = words
+                .split(' ')
+                .find(|word| word.starts_with("--"))
+                .expect("an option");
+            assert!(
+                said.contains(option) && said.contains(says) && !said.contains("-- -"),
+                "{words}: {said}"
+            );
+        }
     }
 
     #[test]
