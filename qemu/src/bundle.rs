@@ -26,7 +26,8 @@ pub fn pack(guests: &[Guest]) -> Result<Vec<u8>> {
 /// When a file cannot be read or is too large, or when this one cannot be written.
 pub fn write(guests: &[Guest], file: &Path) -> Result<u64> {
     let cannot = || format!("cannot write {}", file.display());
-    let packed = pack_to(guests, File::create(file).with_context(cannot)?)?;
+    let to = File::create(file).with_context(cannot)?;
+    let packed = pack_to(guests, to).with_context(cannot)?;
     Ok(packed.metadata().with_context(cannot)?.len())
 }
 
@@ -45,4 +46,22 @@ fn pack_to<W: Write>(guests: &[Guest], to: W) -> Result<W> {
         }
     }
     archive.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::size::Size;
+
+    /// What is full is where the bundle goes to, not where its kernel is.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_full_disk_is_named() {
+        let kernel = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(kernel.path(), [7; 100_000]).expect("writes");
+        let guest = Guest::new("a", kernel.path(), Size::mib(64));
+        let full = Path::new("/dev/full");
+        let said = format!("{:#}", write(&[guest], full).expect_err("no room"));
+        assert!(said.starts_with("cannot write /dev/full: "), "{said}");
+    }
 }
