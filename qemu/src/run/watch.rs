@@ -460,11 +460,13 @@ impl<'a> Watch<'a> {
             }
             return;
         }
-        if let Style::Command { mark } = &self.manner.style
-            && !self.tail.is_empty()
-        {
+        let last = match &self.manner.style {
+            Style::Command { mark } => last_words(&self.tail, mark),
+            Style::Terminal | Style::Raw => Vec::new(),
+        };
+        if !last.is_empty() {
             ui::say(format_args!("{line}the guest's console said last:"));
-            for line in last_words(&self.tail, mark) {
+            for line in last {
                 ui::say(format_args!("  | {line}"));
             }
         } else if !line.is_empty() {
@@ -494,8 +496,8 @@ fn has_panic(console: &VecDeque<u8>) -> bool {
     })
 }
 
-/// What a console said last, for people: without marks of ours, and without what
-/// would steer a terminal.
+/// What a console said last, for people: without marks of ours, blank lines around it,
+/// and what would steer a terminal.
 fn last_words(tail: &VecDeque<u8>, mark: &str) -> Vec<String> {
     let bytes: Vec<u8> = tail.iter().copied().collect();
     let text = String::from_utf8_lossy(&bytes);
@@ -507,7 +509,11 @@ fn last_words(tail: &VecDeque<u8>, mark: &str) -> Vec<String> {
         .filter(|line| !line.contains(mark) && (line.is_empty() || !mark.starts_with(line)))
         .map(|line| ui::plain(line).trim_end().to_string())
         .collect();
-    lines[lines.len().saturating_sub(20)..].to_vec()
+    let said = |line: &String| !line.is_empty();
+    let end = lines.iter().rposition(said).map_or(0, |last| last + 1);
+    let lines = &lines[end.saturating_sub(20)..end];
+    let begin = lines.iter().position(said).unwrap_or(0);
+    lines[begin..].to_vec()
 }
 
 /// The lines of QEMU's register dump that say where a CPU is.
@@ -593,5 +599,8 @@ mod tests {
     fn last_words_have_no_marks_and_steer_no_terminal() {
         let words = last_words(&tail("one\r\nM-1 begin\n\u{1b}[31mtwo\u{7}\nM-"), "M-1");
         assert_eq!(words, ["one", "two"]);
+        let words = last_words(&tail("\r\n\r\none\r\n\r\ntwo\r\n\r\n"), "M-1");
+        assert_eq!(words, ["one", "", "two"]);
+        assert_eq!(last_words(&tail("\r\n"), "M-1"), [""; 0]);
     }
 }
