@@ -234,6 +234,12 @@ fn cmdline(wants: &Wants<'_>, style: &Style, verbose: bool) -> Result<String> {
 /// When there is no such file, or no such guest.
 pub fn debugged(guests: &mut Guests, file: &Path) -> Result<()> {
     config::check_file(file).context("--guest-symbols")?;
+    if !header::read(file)?.starts_with(&object::elf::ELFMAG) {
+        bail!(
+            "--guest-symbols: {} is no ELF file; a kernel's names are in its vmlinux",
+            file.display()
+        );
+    }
     let Some(guest) = guests.list.first_mut() else {
         bail!("--guest-symbols: which guests the bundle holds is not known here");
     };

@@ -232,6 +232,18 @@ fn told_by_the_runner() -> Vec<Case> {
         let text = Call::bare(context).args(["--exec".as_ref(), word]);
         told(&text.call()?, &["UTF-8"])
     }));
+    cases.push(Case::new("bad-input/runner-no-symbols", |context| {
+        // A kernel's Image has no names; what it was linked as has.
+        let folder = tempfile::tempdir_in(&context.folder)?;
+        let file = folder.path().join("Image");
+        fs::write(&file, [0x11; 4096])?;
+        let called = Call::run(context)?
+            .args(["--guest", "hello", "--gdb", "--dry-run", "--guest-symbols"])
+            .args([&file])
+            .call()?
+            .ended(125)?;
+        told(&called, &["--guest-symbols", "Image", "ELF", "vmlinux"])
+    }));
     cases.push(Case::new(
         "bad-input/runner-more-vcpus-than-cpus",
         |context| {
