@@ -9,10 +9,11 @@
 //! `Release` file in it, by `Origin`; apt knows that of what it has fetched.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::apt::{self, Apt, Release};
 use crate::ui::Step;
@@ -127,9 +128,9 @@ pub fn of_machine(dir: &Path) -> Result<Vec<Source>> {
 /// # Errors
 /// When apt cannot be run.
 pub fn mirrors() -> Result<Vec<Source>> {
-    if let Some(uri) = env::var(VARIABLE).ok().filter(|uri| !uri.is_empty()) {
+    if let Some(uri) = env::var_os(VARIABLE).filter(|uri| !uri.is_empty()) {
         return Ok(vec![Source {
-            uri,
+            uri: address(&uri)?,
             suites: Vec::new(),
             components: vec!["main".into()],
             signed_by: Path::new(KEYRING).is_file().then(|| KEYRING.into()),
@@ -140,6 +141,23 @@ pub fn mirrors() -> Result<Vec<Source>> {
     own.retain(Source::is_release);
     own.sort_by_key(|source| !is_known(source, &known));
     Ok(own)
+}
+
+/// The address of an archive, which is one by its looks: for apt a word of another kind
+/// is a mistake in a file of ours.
+fn address(uri: &OsStr) -> Result<String> {
+    let is_address = |uri: &&str| {
+        let path = uri.split_once(':').map(|(_, path)| path);
+        path.is_some_and(|path| path.starts_with('/')) && !uri.contains(char::is_whitespace)
+    };
+    let address = uri.to_str().filter(is_address).with_context(|| {
+        format!(
+            "{VARIABLE}: {} is no address of an archive, such as \
+             https://deb.debian.org/debian",
+            uri.display()
+        )
+    })?;
+    Ok(address.to_string())
 }
 
 /// Those sources that may be Debian's by their suites, and of which apt does not
@@ -301,6 +319,27 @@ mod tests {
         assert_eq!(read[0].suites, ["bookworm", "bookworm-updates"]);
         let again = deb822(&read[0].stanza(Some("arm64")));
         assert_eq!(again, read, "a stanza says what was read");
+    }
+
+    #[test]
+    fn an_archive_has_an_address() {
+        for uri in [
+            "http://m/debian",
+            "file:/srv/debian",
+            "mirror+file:/etc/mirrors",
+        ] {
+            assert_eq!(address(uri.as_ref()).expect("one"), uri);
+        }
+        for word in [
+            "nonsense",
+            "/srv/debian",
+            "m/debian",
+            "localhost:80",
+            "http://m/a b",
+        ] {
+            let said = address(word.as_ref()).expect_err(word).to_string();
+            assert!(said.contains(VARIABLE) && said.contains(word), "{said}");
+        }
     }
 
     #[test]

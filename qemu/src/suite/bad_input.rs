@@ -8,10 +8,12 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::call::{Call, Called};
+use super::call::{Call, Called, LIMIT};
 use super::{Case, Context, runner};
 use crate::bundle::CONFIGURATION;
 use crate::newc::Archive;
+use crate::setup::sources::VARIABLE as MIRROR;
+use crate::workspace::GUESTS;
 
 const GUEST: &str = "[[guest]]\nname = \"a\"\nkernel = \"a/kernel\"\nmemory = \"64M\"\nvcpus = 1\n";
 
@@ -231,6 +233,16 @@ fn told_by_the_runner() -> Vec<Case> {
         told(&file.call()?, &["--kernel", "n"])?;
         let text = Call::bare(context).args(["--exec".as_ref(), word]);
         told(&text.call()?, &["UTF-8"])
+    }));
+    cases.push(Case::new("bad-input/runner-no-mirror", |context| {
+        let folder = tempfile::tempdir_in(&context.folder)?;
+        let called = Call::program(&context.runner, LIMIT)
+            .args(["guests", "fetch", "debian12"])
+            .env(GUESTS, folder.path())
+            .env(MIRROR, "nonsense")
+            .call()?
+            .ended(125)?;
+        told(&called, &[MIRROR, "nonsense", "https://"])
     }));
     cases.push(Case::new("bad-input/runner-no-symbols", |context| {
         // A kernel's Image has no names; what it was linked as has.
