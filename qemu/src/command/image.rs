@@ -48,17 +48,12 @@ pub fn image(options: &Options) -> Result<u8> {
         }
     };
     let bootargs = options.boot.bootargs(false, options.boot.log);
-    let memory: u64 = guests.list.iter().map(|guest| guest.memory.as_mib()).sum();
-    let cpus = guests
-        .list
-        .iter()
-        .map(|guest| guest.vcpus)
-        .max()
-        .unwrap_or(1);
+    let cpus = plan::cpus(&options.boot, &guests)?;
+    let ram = plan::ram(&options.boot, &guests, bundle.len() as u64)?;
     let fill = |template: &str| {
         template
             .replace("@BOOTARGS@", &bootargs)
-            .replace("@MEMORY@", &(memory + 512).to_string())
+            .replace("@MEMORY@", &ram.as_mib().to_string())
             .replace("@CPUS@", &cpus.to_string())
     };
     let to = &options.output;

@@ -486,22 +486,10 @@ pub fn describe(
     folder: &Path,
     log_uart: bool,
 ) -> Result<(Description, Image)> {
-    let most = guests.list.iter().map(|guest| guest.vcpus).max();
-    let cpus = options.boot.smp.or(most).unwrap_or(1);
-    for (index, guest) in guests.list.iter().enumerate() {
-        if guest.vcpus > cpus {
-            bail!(
-                "{}guest `{}` wants {} vCPUs and the machine has {cpus} CPUs: give it \
-                 more with --smp",
-                at(guests.places.of(index, "vcpus")),
-                guest.name,
-                guest.vcpus
-            );
-        }
-    }
+    let cpus = cpus(&options.boot, guests)?;
     let (initrd, packed) = pack(guests, folder)?;
     let image = image()?;
-    let ram = ram(options, guests, packed)?;
+    let ram = ram(&options.boot, guests, packed)?;
     // What a machine that is watched says of resets and of its last exits, we
     // need; what of it is shown is the user's choice.
     let level = match options.dry_run {
@@ -520,6 +508,27 @@ pub fn describe(
     Ok((description, image))
 }
 
+/// As many CPUs as the largest guest has, or as the user says, if that is enough.
+///
+/// # Errors
+/// When a guest has more.
+pub fn cpus(boot: &Boot, guests: &Guests) -> Result<u32> {
+    let most = guests.list.iter().map(|guest| guest.vcpus).max();
+    let cpus = boot.smp.or(most).unwrap_or(1);
+    for (index, guest) in guests.list.iter().enumerate() {
+        if guest.vcpus > cpus {
+            bail!(
+                "{}guest `{}` wants {} vCPUs and the machine has {cpus} CPUs: give it \
+                 more with --smp",
+                at(guests.places.of(index, "vcpus")),
+                guest.name,
+                guest.vcpus
+            );
+        }
+    }
+    Ok(cpus)
+}
+
 /// The guests' bundle, in `folder` if it is made here, and its bytes.
 fn pack(guests: &Guests, folder: &Path) -> Result<(Option<PathBuf>, u64)> {
     let Some(bundle) = &guests.bundle else {
@@ -536,14 +545,18 @@ fn at(place: Option<&str>) -> String {
     place.map_or_else(String::new, |place| format!("{place}: "))
 }
 
-/// As much RAM as the guests need, or what the user says, if they fit.
-fn ram(options: &Run, guests: &Guests, bundle: u64) -> Result<Size> {
+/// As much RAM as the guests and a bundle of so many bytes need, or what the user says, if
+/// they fit.
+///
+/// # Errors
+/// When they do not.
+pub fn ram(boot: &Boot, guests: &Guests, bundle: u64) -> Result<Size> {
     let (list, places) = (&guests.list, &guests.places);
     let sum: u64 = list
         .iter()
         .try_fold(0u64, |sum, guest| sum.checked_add(guest.memory.bytes()))
         .context("the guests' memory is more than any machine has")?;
-    if let Some(ram) = options.boot.ram {
+    if let Some(ram) = boot.ram {
         if let Some((index, guest)) = list.iter().enumerate().find(|(_, g)| g.memory >= ram) {
             bail!(
                 "{}guest `{}` wants {} of memory and the machine has {ram}: give \
@@ -563,7 +576,7 @@ fn ram(options: &Run, guests: &Guests, bundle: u64) -> Result<Size> {
         return Ok(ram);
     }
     let sum = if list.is_empty() {
-        options.boot.memory.bytes()
+        boot.memory.bytes()
     } else {
         sum
     };

@@ -1,8 +1,9 @@
 //! The files that `cargo qemu image` writes, booted as their README says.
 
+use std::ffi::OsStr;
 use std::fs;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::super::boots::LIMIT;
 use super::super::call::{self, Call};
@@ -19,6 +20,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new("runner/image-by-u-boot", by_u_boot).boots(&["u-boot"]),
         Case::new("runner/image-into-its-own-folder", over_itself),
+        Case::new("runner/image-says-its-machine", its_machine),
     ]
 }
 
@@ -36,6 +38,44 @@ fn over_itself(context: &Context) -> Result<()> {
         .call()?
         .ended(0)?;
     ensure!(fs::read(&image)? == whole, "it is another");
+    Ok(())
+}
+
+/// The machine that the files want is the one that `run` makes for the same guests.
+fn its_machine(context: &Context) -> Result<()> {
+    let image = &context.image()?.file;
+    let folder = tempfile::tempdir_in(&context.folder)?;
+    let of = |name: &str| folder.path().join(name);
+    fs::write(of("initrd"), vec![0x11; 200 << 20])?;
+    let bundle = of("first/bundle.cpio");
+    let initrd = of("initrd");
+    let words: [&[&OsStr]; 3] = [
+        &["--guest".as_ref(), "hello".as_ref()],
+        &[
+            "--bundle".as_ref(),
+            bundle.as_ref(),
+            "--smp".as_ref(),
+            "3".as_ref(),
+        ],
+        &[
+            "--kernel".as_ref(),
+            image.as_ref(),
+            "--initrd".as_ref(),
+            initrd.as_ref(),
+        ],
+    ];
+    for (words, to) in words.into_iter().zip(["first", "second", "third"]) {
+        let call = Call::program(&context.runner, call::LIMIT).args(["image", "--image"]);
+        let call = call.args([image]).args(["--output"]).args([of(to)]);
+        call.args(words).call()?.ended(0)?;
+        let dry = Call::run(context)?.args(["--dry-run"]).args(words);
+        let command = dry.call()?.ended(0)?.stdout;
+        let machine = (command.find("-smp ").zip(command.find(" -nodefaults")))
+            .map(|(from, to)| &command[from..to])
+            .with_context(|| format!("no machine in {command}"))?;
+        let told = fs::read_to_string(of(to).join("README.txt"))?;
+        ensure!(told.contains(machine), "{machine} is not in\n{told}");
+    }
     Ok(())
 }
 
